@@ -1,0 +1,1 @@
+"""Sheen: your own voice model on Ray."""

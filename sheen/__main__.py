@@ -1,0 +1,61 @@
+"""Speak one text from a checkpoint, without Ray: `python -m sheen "four two" --model DIR`."""
+
+import argparse
+import sys
+import time
+
+import numpy as np
+import soundfile
+
+from sheen.config import fail
+from sheen.core.engine import Engine, Finished, stream
+from sheen.core.sampling import Sampling
+from sheen.core.voice import load_voice
+
+PROG = "python -m sheen"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(PROG, description=__doc__)
+    parser.add_argument("text")
+    parser.add_argument("--model", required=True, help="checkpoint folder, path or URI")
+    parser.add_argument("--voice", help="one of the model's voices")
+    parser.add_argument("-o", "--output", default="out.wav", help="WAV file (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument(
+        "--temperature", type=float, default=Sampling.temperature, help="(default: %(default)s)"
+    )
+    parser.add_argument("--top-k", type=int, default=Sampling.top_k, help="(default: off)")
+    parser.add_argument(
+        "--top-p", type=float, default=Sampling.top_p, help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, default=30.0, help="longest audio (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    options = parser.parse_args(argv)
+    try:
+        voice = load_voice(options.model, options.device)
+        sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+        request = voice.request(options.text, options.voice, sampling, options.max_seconds)
+    except ValueError as error:
+        return fail(PROG, error)
+    engine = Engine(voice.model, voice.codec, max_batch=1)
+    started = time.monotonic()
+    pieces, reason = [np.zeros(0, np.float32)], ""
+    for item in stream(engine, request):
+        if isinstance(item, Finished):
+            reason = item.reason
+        else:
+            pieces.append(item)
+    samples = np.concatenate(pieces)
+    soundfile.write(options.output, samples, voice.codec.sample_rate, subtype="PCM_16")
+    print(
+        f"{options.output}: {len(samples) / voice.codec.sample_rate:.2f} s of audio in "
+        f"{time.monotonic() - started:.2f} s, ended by {reason}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,122 @@
+"""How a job reads its configuration: one pydantic model, a YAML file, flags, `SHEEN_` variables.
+
+Owns the order (flags over environment over file over defaults) and the messages: an unknown key
+or flag is an error that names the near ones. What the fields mean is each job's.
+"""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+Config = TypeVar("Config", bound="JobConfig")
+
+
+class JobConfig(BaseSettings):
+    """Base of every job's configuration; see `load_config`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SHEEN_",  # without it, MODEL or OUTPUT in a shell would override a field
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    config: str | None = Field(None, description="YAML file with any of the fields below")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says which key and what was expected."""
+
+
+def load_config(cls: type[Config], argv: list[str], prog: str) -> Config:
+    """Build a job's configuration from its command line. Raises ConfigError.
+
+    `--help` prints every field with its unit and default and exits.
+    """
+    path = _config_path(argv)
+    known = [name for name in cls.model_fields if name != "config"]
+    if path is not None:
+        _check_file(path, known)
+    flags = ["--" + name.replace("_", "-") for name in [*known, "config", "help"]]
+    for word in argv:
+        flag = word.split("=")[0]
+        if flag.startswith("--") and flag not in flags and flag.replace("--no-", "--") not in flags:
+            raise ConfigError(f"unknown flag {flag}{_near(flag, flags)}")
+
+    class Loaded(cls):  # type: ignore[valid-type, misc]
+        model_config = SettingsConfigDict(yaml_file=path, cli_prog_name=prog)
+
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                sources["init_settings"],
+                sources["env_settings"],
+                YamlConfigSettingsSource(settings_cls),
+            )
+
+    Loaded.__doc__ = cls.__doc__
+    try:
+        loaded = CliApp.run(Loaded, cli_args=argv)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in problem['loc']) or 'config'}: {problem['msg']}"
+            + (f" (got {problem['input']!r})" if problem["type"] != "missing" else _how(problem))
+            for problem in error.errors()
+        ]
+        raise ConfigError("; ".join(lines)) from error
+    return cast(Config, cls.model_construct(**loaded.model_dump()))
+
+
+def _how(problem: Any) -> str:
+    name = str(problem["loc"][0])
+    return f": give --{name.replace('_', '-')} or the key {name!r} in the file"
+
+
+def _config_path(argv: list[str]) -> str | None:
+    for index, word in enumerate(argv):
+        if word == "--config" and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+    return None
+
+
+def _check_file(path: str, known: list[str]) -> None:
+    try:
+        values = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not YAML ({error})") from error
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: expected `key: value` lines")
+    for key in values or {}:
+        if key not in known:
+            raise ConfigError(f"--config {path}: unknown key {key!r}{_near(str(key), known)}")
+
+
+def _near(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{hint} (known: {', '.join(known)})" if not near else hint
+
+
+def fail(prog: str, error: Exception) -> int:
+    """Print a user's error the way every job does, and return the exit status."""
+    print(f"{prog}: error: {error}", file=sys.stderr)
+    return 2

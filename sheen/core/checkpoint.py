@@ -1,0 +1,92 @@
+"""The checkpoint folder: a model that bare transformers opens, plus one small JSON.
+
+Owns `sheen.json`: the token layout, the codec, the sample rate, the versions of prompt template
+and text normaliser, and the voices. Training writes it, serving reads it, and nothing about tokens
+is configured twice. Refuses another format, template or normaliser version by name.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ValidationError
+
+from sheen.core import prompt
+from sheen.core.codec import CodecInfo, describe_codec
+from sheen.core.tokens import TokenLayout
+
+FORMAT_VERSION = 1
+INFO_FILE = "sheen.json"
+
+
+class LayoutInfo(BaseModel, extra="forbid"):
+    first_id: int
+    codebook_size: int
+    strides: tuple[int, ...]
+
+
+class CheckpointInfo(BaseModel, extra="forbid"):
+    """What `sheen.json` says."""
+
+    format_version: int = FORMAT_VERSION
+    layout: LayoutInfo
+    codec: CodecInfo
+    sample_rate: int
+    """Hz."""
+    template: str = prompt.TEMPLATE_VERSION
+    normaliser: str = prompt.NORMALISER_VERSION
+    objective: Literal["legal rows"] = "legal rows"
+    """Logits are trained among the rows legal at a slot only: every decoder must mask to them."""
+    voices: list[str] = []
+    """Speakers the model was trained on, in alphabetical order; empty for a single voice."""
+    max_positions: int
+    """Tokens of the longest sequence, prompt and audio, that the model may be given."""
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        return TokenLayout(self.layout.first_id, self.layout.codebook_size, self.layout.strides)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return (folder / INFO_FILE).is_file()
+
+
+def write_info(folder: Path, info: CheckpointInfo) -> None:
+    (folder / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """Read `sheen.json`; ValueError says what is missing or which version was found."""
+    path = folder / INFO_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: {folder} is not a Sheen checkpoint. "
+            "Make one with jobs/train.py; `make demo` trains a small one."
+        )
+    data = json.loads(path.read_text("utf-8"))
+    known = {
+        "format_version": FORMAT_VERSION,
+        "template": prompt.TEMPLATE_VERSION,
+        "normaliser": prompt.NORMALISER_VERSION,
+    }
+    for key, expected in known.items():
+        if data.get(key) != expected:
+            raise ValueError(
+                f"{path}: {key} is {data.get(key)!r}, this Sheen knows {expected!r}. "
+                "Use the version of Sheen that wrote the checkpoint, or train again."
+            )
+    try:
+        return CheckpointInfo.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_codec(info: CheckpointInfo, source: str) -> None:
+    """Refuse a codec other than the one whose codes the model was trained on."""
+    found = describe_codec(source)
+    if found.sha256 != info.codec.sha256:
+        raise ValueError(
+            f"codec {source!r} has weights {found.sha256[:12]}, the checkpoint was trained on "
+            f"codes of {info.codec.source!r} with weights {info.codec.sha256[:12]}: "
+            "their codes do not mean the same sounds"
+        )

@@ -1,0 +1,52 @@
+"""The one prompt template, used by training and serving alike.
+
+Owns the normalisation of text, the place of the speaker, and how both become token ids. The two
+versions below are recorded in every checkpoint; changing either behaviour means a new version.
+User text is encoded with special tokens switched off: `<audio_start>` typed into a text or a
+speaker's name stays the letters it is.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and encoding workers do without it
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATE_VERSION = "speaker-text-1"
+"""`{speaker}: {text}` or `{text}`, directly followed by `<audio_start>`."""
+NORMALISER_VERSION = "nfc-space-1"
+"""Unicode NFC; every run of white space becomes one space; none at either end."""
+
+_WHITE_SPACE = re.compile(r"\s+")
+
+
+def normalise(text: str) -> str:
+    """Text as the model sees it, see NORMALISER_VERSION."""
+    return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
+
+
+def prompt_text(text: str, speaker: str | None) -> str:
+    """The template's text part. ValueError when nothing is left to say."""
+    words = normalise(text)
+    if not words:
+        raise ValueError("the text is empty")
+    name = normalise(speaker) if speaker else ""
+    return f"{name}: {words}" if name else words
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, start_id: int, text: str, speaker: str | None = None
+) -> list[int]:
+    """Token ids of a prompt, ending in `<audio_start>`.
+
+    A base that was trained with a begin token in front of every text gets it here too.
+    """
+    ids = tokenizer(
+        prompt_text(text, speaker), add_special_tokens=False, split_special_tokens=True
+    )["input_ids"]
+    begin = tokenizer("")["input_ids"][:1]
+    first = [int(i) for i in begin if i == tokenizer.bos_token_id]
+    return [*first, *(int(i) for i in ids), start_id]

@@ -1,0 +1,83 @@
+"""A loaded checkpoint with its codec: text and a voice's name -> a request the engine can run.
+
+Owns what serving, the command line and batch synthesis share: opening the folder, refusing a codec
+other than the recorded one, and the budget of a request.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from sheen.core import checkpoint, files
+from sheen.core.codec import Codec, load_codec
+from sheen.core.dataset import codec_source
+from sheen.core.engine import Request
+from sheen.core.model import SpeechLM, load_model
+from sheen.core.prompt import normalise, prompt_ids
+from sheen.core.sampling import Sampling
+
+
+class RequestError(ValueError):
+    """A request that cannot be spoken; `field` is `input` or `voice`."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speech model and its codec on one device; see `load_voice`."""
+
+    info: checkpoint.CheckpointInfo
+    model: SpeechLM
+    tokenizer: PreTrainedTokenizerBase
+    codec: Codec
+
+    def request(
+        self, text: str, speaker: str | None, sampling: Sampling, max_seconds: float
+    ) -> Request:
+        """A request of at most `max_seconds` of audio, or what the model's context leaves.
+
+        Raises RequestError for an empty text, a speaker the model does not know, and a text that
+        leaves no room for audio.
+        """
+        voices = self.info.voices
+        if voices and speaker not in voices:
+            known = ", ".join(voices)
+            raise RequestError("voice", f"unknown voice {speaker!r}; this model has: {known}")
+        if not voices and speaker is not None:
+            raise RequestError(
+                "voice", f"unknown voice {speaker!r}; this model has one voice, without a name"
+            )
+        if not normalise(text):
+            raise RequestError("input", "the text is empty")
+        layout = self.model.layout
+        prompt = prompt_ids(self.tokenizer, layout.start_id, text, speaker)
+        room = (self.model.max_positions - len(prompt)) // layout.tokens_per_frame
+        frames_per_second = self.codec.sample_rate / self.codec.frame_samples
+        if room < 1:
+            raise RequestError(
+                "input",
+                f"the text takes {len(prompt)} of the model's {self.model.max_positions} positions "
+                "and leaves none for audio; give a shorter text",
+            )
+        budget = max(1, int(max_seconds * frames_per_second))
+        return Request(prompt, min(budget, room), sampling)
+
+
+def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
+    """Open a checkpoint folder (path or URI) for synthesis on one device."""
+    folder = files.local_folder(location)
+    if not folder.is_dir():
+        raise ValueError(
+            f"checkpoint {location}: no such folder. Train one with jobs/train.py; `make demo` "
+            "trains a small one under runs/demo/train/checkpoint."
+        )
+    info = checkpoint.read_info(folder)
+    source = codec_source(str(folder), info.codec)
+    checkpoint.check_codec(info, source)
+    model, tokenizer = load_model(folder, info.token_layout)
+    model.lm.eval().requires_grad_(False).to(device)
+    return Voice(info, model, tokenizer, load_codec(source, device))

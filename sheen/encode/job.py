@@ -1,0 +1,126 @@
+"""The encode job: recordings -> a dataset folder of codes, with a report that accounts for all.
+
+Owns the Ray Data pipeline, the output folder and `report.json`. `dataset.json` is written last: a
+folder without it is not finished.
+"""
+
+import json
+import time
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import ray
+from ray.data import ActorPoolStrategy
+
+from sheen import cluster
+from sheen.core import dataset, files
+from sheen.core.codec import describe_codec, find_codec, load_codec
+from sheen.encode.config import EncodeConfig
+from sheen.encode.sources import read_manifest
+from sheen.encode.stages import EncodeWorker, read_and_decode
+
+ROWS_PER_BLOCK = 64
+EXAMPLES_PER_REASON = 5
+
+
+def run(config: EncodeConfig) -> dict[str, Any]:
+    """Encode; returns the report. Raises ValueError for what the user must change."""
+    output = cluster.output_folder("--output", config.output)
+    jsonl = cluster.output_folder("--jsonl", config.jsonl) if config.jsonl else None
+    manifest = read_manifest(files.absolute(config.input), config.limit)
+    info = describe_codec(config.codec)
+    codec = load_codec(config.codec)
+    if not files.is_empty(output):
+        if not config.overwrite:
+            raise ValueError(
+                f"--output {output} is not empty; give --overwrite to replace it, or another folder"
+            )
+        files.delete_folder(output)
+    started = time.monotonic()
+    cluster.connect()
+    _encode(manifest, codec, config, files.join(output, dataset.ROWS))
+    report = _report(output, codec.sample_rate, time.monotonic() - started)
+    files.write_bytes(
+        files.join(output, dataset.REPORT_FILE), json.dumps(report, indent=2).encode() + b"\n"
+    )
+    if report["rows_out"]:
+        if info.embedded:
+            source = str(find_codec(config.codec).resolve())
+            files.copy_folder(source, files.join(output, dataset.CODEC_FOLDER))
+        if jsonl:
+            _export(output, jsonl)
+        written = dataset.DatasetInfo(
+            format_version=dataset.FORMAT_VERSION, codec=info, sample_rate=codec.sample_rate
+        )
+        dataset.write_info(output, written)
+    return report
+
+
+def _encode(manifest: pa.Table, codec: Any, config: EncodeConfig, rows: str) -> None:
+    gpu = cluster.use_gpus(config.gpu)
+    workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
+    # Small manifests too must reach every worker: cut them finer than workers * 2 blocks.
+    rows_per_block = max(1, min(ROWS_PER_BLOCK, len(manifest) // (workers * 2)))
+    blocks = [
+        manifest.slice(start, rows_per_block) for start in range(0, len(manifest), rows_per_block)
+    ]
+    filesystem, path = files.open_filesystem(rows)
+    decode = partial(read_and_decode, sample_rate=codec.sample_rate, min_seconds=config.min_seconds)
+    ray.data.from_arrow(list(blocks)).map_batches(
+        decode,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0.25,  # a fraction: whole CPUs would wait forever behind the encoding workers
+    ).map_batches(
+        EncodeWorker,
+        fn_constructor_kwargs={"codec": ray.put(codec)},
+        compute=ActorPoolStrategy(size=workers),
+        batch_size=config.batch_size,
+        batch_format="pyarrow",
+        num_cpus=config.cpus_per_worker,
+        num_gpus=1 if gpu else 0,
+    ).write_parquet(path, filesystem=filesystem, partition_cols=["status"])
+
+
+def _report(output: str, sample_rate: int, seconds: float) -> dict[str, Any]:
+    filesystem, path = files.open_filesystem(files.join(output, dataset.ROWS))
+    source = pads.dataset(path, filesystem=filesystem, format="parquet", partitioning="hive")
+    columns = ["id", "n_samples", "status", "source", "reason", "detail"]
+    table = source.to_table(columns=columns).sort_by("source")
+    samples = 0
+    encoded = 0
+    rejects: dict[str, dict[str, Any]] = defaultdict(lambda: {"rows": 0, "ids": [], "examples": []})
+    for row in table.to_pylist():
+        if row["status"] == "encoded":
+            encoded += 1
+            samples += row["n_samples"]
+            continue
+        entry = rejects[row["reason"]]
+        entry["rows"] += 1
+        entry["ids"].append(row["id"])
+        if len(entry["examples"]) < EXAMPLES_PER_REASON:
+            entry["examples"].append(f"{row['source']}: {row['detail']}")
+    hours = samples / sample_rate / 3600
+    return {
+        "rows_in": len(table),
+        "rows_out": encoded,
+        "hours": round(hours, 6),
+        "seconds": round(seconds, 2),
+        "audio_seconds_per_second": round(hours * 3600 / seconds, 2),
+        "rejects": dict(rejects),
+    }
+
+
+def _export(output: str, jsonl: str) -> None:
+    filesystem, path = files.open_filesystem(files.join(output, dataset.ENCODED))
+    source = pads.dataset(path, filesystem=filesystem, format="parquet")
+    target_fs, target = files.open_filesystem(jsonl)
+    if "/" in target:
+        target_fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+    with target_fs.open_output_stream(target) as stream:
+        for batch in source.to_batches(columns=["text", "snac_codes"]):
+            for row in batch.to_pylist():
+                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")

@@ -1,0 +1,184 @@
+"""The Ray Serve application: a checkpoint behind `POST /v1/audio/speech`.
+
+Owns the replica: it loads the checkpoint, runs the engine in its own thread, and turns what the
+engine emits into bytes on the wire. HTTP, engine and codec live in one replica, because each hop
+between deployments would add to the time to first audio; scale by replicas.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+import torch
+from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from ray import serve
+
+from sheen.core.audio import to_pcm16, wav_header
+from sheen.core.engine import Engine, EngineBusy, Finished, Samples, Ticket
+from sheen.core.sampling import Sampling
+from sheen.core.voice import RequestError, load_voice
+from sheen.serve.api import MEDIA_TYPES, APIError, SpeechRequest, install_error_handlers
+from sheen.serve.config import ServeArgs, checkpoint_location
+
+logger = logging.getLogger(__name__)
+
+UNNAMED_VOICE = "default"
+"""What a model that was trained without speakers calls its one voice."""
+
+app = FastAPI(title="Sheen", description="Speech from your own voice model.")
+install_error_handlers(app)
+
+
+def _log_like_serve() -> None:
+    """Let Sheen's own log lines (batch fill, endings) go where Serve's go.
+
+    It stands before the class because Serve pickles the class as it is decorated, with the names
+    that exist by then.
+    """
+    ours = logging.getLogger("sheen")
+    ours.setLevel(logging.INFO)
+    for handler in logging.getLogger("ray.serve").handlers:
+        ours.addHandler(handler)
+
+
+@serve.deployment
+@serve.ingress(app)
+class SpeechService:
+    """One replica: one checkpoint on one device."""
+
+    def __init__(self, args: ServeArgs, location: str) -> None:
+        _log_like_serve()
+        torch.set_num_threads(args.torch_threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._args = args
+        self._started = int(time.time())
+        self._voice = load_voice(location, device)
+        self._engine = Engine(
+            self._voice.model,
+            self._voice.codec,
+            max_batch=args.max_batch,
+            max_queue=args.max_queue,
+            batch_wait_s=args.batch_wait_ms / 1000,
+            noise=args.noise,
+        )
+        logger.info("serving %s on %s, voices %s", location, device, self._voices())
+
+    def check_health(self) -> None:
+        """Called by Serve: a replica whose engine died is replaced."""
+        if not self._engine.alive():
+            raise RuntimeError("the engine's thread has ended")
+
+    @app.get("/health", response_class=PlainTextResponse)
+    async def health(self) -> str:
+        if not self._engine.alive():
+            raise APIError(503, "the engine has stopped", retry_after_s=1)
+        return "OK"
+
+    @app.get("/v1/models")
+    async def models(self) -> dict[str, object]:
+        model = {
+            "id": self._args.model_id,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "sheen",
+        }
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/audio/voices")
+    async def voices(self) -> dict[str, object]:
+        return {"voices": [{"id": name, "name": name} for name in self._voices()]}
+
+    @app.post(
+        "/v1/audio/speech",
+        response_class=StreamingResponse,
+        responses={200: {"content": {media: {} for media in MEDIA_TYPES.values()}}},
+    )
+    async def speech(self, body: SpeechRequest, http: Request) -> StreamingResponse:
+        request_id = http.headers.get("x-request-id") or secrets.token_hex(12)
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        speaker: str | None = body.voice_name
+        if not self._voice.info.voices and speaker == UNNAMED_VOICE:
+            speaker = None
+        try:
+            request = self._voice.request(
+                body.input,
+                speaker,
+                Sampling(body.temperature, body.top_k, body.top_p, seed),
+                self._args.default_max_seconds,
+            )
+        except RequestError as error:
+            raise APIError(400, str(error), param=error.field) from error
+        items: asyncio.Queue[Samples | Finished] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        try:
+            ticket = self._engine.submit(
+                request, lambda item: loop.call_soon_threadsafe(items.put_nowait, item)
+            )
+        except EngineBusy as busy:
+            raise APIError(429, str(busy), retry_after_s=1) from busy
+        try:
+            # Headers wait for the first samples: until then a failure still has a status code.
+            first = await items.get()
+        except asyncio.CancelledError:
+            ticket.cancel()
+            raise
+        if isinstance(first, Finished) and first.reason == "error":
+            raise APIError(500, f"synthesis failed: {first.error}")
+        sample_rate = self._voice.codec.sample_rate
+        header = wav_header(sample_rate) if body.response_format == "wav" else b""
+        return StreamingResponse(
+            self._body(request_id, header, first, items, ticket),
+            media_type=MEDIA_TYPES[body.response_format],
+            headers={"x-request-id": request_id, "x-sample-rate": str(sample_rate)},
+        )
+
+    async def _body(
+        self,
+        request_id: str,
+        header: bytes,
+        item: Samples | Finished,
+        items: "asyncio.Queue[Samples | Finished]",
+        ticket: Ticket,
+    ) -> AsyncIterator[bytes]:
+        """The audio's bytes. A client that leaves closes this generator, which cancels."""
+        started = time.monotonic()
+        finished: Finished | None = None
+        pending = header
+        try:
+            while not isinstance(item, Finished):
+                yield pending + to_pcm16(item).tobytes()
+                pending = b""
+                item = await items.get()
+            finished = item
+            if pending:
+                yield pending
+            if finished.reason == "error":
+                # The status is long sent: only a cut stream can tell the client.
+                raise RuntimeError(f"synthesis failed: {finished.error}")
+        finally:
+            ticket.cancel()
+            logger.info(
+                "request %s: %s, %d frames, %.2f s after the first audio",
+                request_id,
+                finished.reason if finished else "client left",
+                finished.frames if finished else -1,
+                time.monotonic() - started,
+            )
+
+    def _voices(self) -> list[str]:
+        return self._voice.info.voices or [UNNAMED_VOICE]
+
+
+def build(args: ServeArgs) -> serve.Application:
+    """What `import_path` in serve_config.yaml names.
+
+    Ray decides by this annotation whether `args` becomes a ServeArgs: keep it a class, and this
+    file free of postponed annotations.
+    """
+    application: serve.Application = SpeechService.bind(  # type: ignore[attr-defined]
+        args, checkpoint_location(args.model)
+    )
+    return application

@@ -1,0 +1,51 @@
+"""The serving application's arguments: `args` in serve_config.yaml."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+import sheen
+from sheen.core import checkpoint, files
+
+CHECKOUT = Path(sheen.__file__).resolve().parent.parent
+
+
+class ServeArgs(BaseModel, extra="forbid"):
+    """What one application serves, and how much at a time."""
+
+    model: Annotated[
+        str,
+        Field(
+            description="checkpoint folder: absolute path, URI, or a path relative to the folder "
+            "that holds the sheen package"
+        ),
+    ] = "runs/demo/train/checkpoint"
+    model_id: Annotated[str, Field(description="name shown by /v1/models")] = "sheen"
+    default_max_seconds: Annotated[
+        float, Field(gt=0.0, description="longest audio of one request, seconds")
+    ] = 30.0
+    max_batch: Annotated[int, Field(ge=1, description="requests generated together")] = 8
+    max_queue: Annotated[
+        int, Field(ge=1, description="requests that may wait; beyond it clients get 429")
+    ] = 64
+    batch_wait_ms: Annotated[
+        float, Field(ge=0.0, description="how long a first request waits for others")
+    ] = 20.0
+    torch_threads: Annotated[int, Field(ge=1, description="threads that compute, on a CPU")] = 2
+    noise: Annotated[
+        bool, Field(description="the codec's own noise, drawn from the request's seed")
+    ] = True
+
+
+def checkpoint_location(model: str) -> str:
+    """`args.model` made absolute. ValueError says which command makes a missing checkpoint."""
+    if files.is_uri(model):
+        return model
+    folder = CHECKOUT / Path(model).expanduser()
+    if not checkpoint.is_checkpoint(folder):
+        raise ValueError(
+            f"args.model {model}: no checkpoint in {folder}. `make demo` trains the small default; "
+            "`python jobs/train.py --output DIR` writes one to DIR/checkpoint."
+        )
+    return str(folder)

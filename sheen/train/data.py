@@ -1,0 +1,139 @@
+"""What the workers train on: utterances with their prompts, split and counted.
+
+Owns the step from a dataset on disk to arrays that all workers of a node share. The driver makes
+it once and puts it into Ray's object store, so workers need no disk of the driver's and every
+fault of the data is found before a worker starts.
+"""
+
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from sheen.core.batches import Batch, collate, is_held_out, sequence_lengths
+from sheen.core.dataset import Utterances, read_utterances
+from sheen.core.prompt import prompt_ids
+from sheen.core.tokens import TokenLayout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Arrays only, so that workers read them in shared memory.
+
+    `prompts` are all prompts' ids end to end, `prompt_offsets` `[N + 1]` their bounds; `frames`
+    and `frame_offsets` likewise (see `Utterances`). `lengths` `[N]` counts whole sequences.
+    """
+
+    layout: TokenLayout
+    prompts: NDArray[np.int32]
+    prompt_offsets: NDArray[np.int64]
+    frames: NDArray[np.int16]
+    frame_offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    train: NDArray[np.int64]
+    evaluation: NDArray[np.int64]
+    voices: list[str]
+    summary: dict[str, Any]
+
+    def batch(self, indices: NDArray[np.int64], pad_id: int) -> Batch:
+        prompts = [
+            self.prompts[self.prompt_offsets[i] : self.prompt_offsets[i + 1]] for i in indices
+        ]
+        frames = [self.frames[self.frame_offsets[i] : self.frame_offsets[i + 1]] for i in indices]
+        return collate(prompts, frames, self.layout, pad_id)
+
+
+def build_training_set(
+    location: str,
+    layout: TokenLayout,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    eval_share: float,
+    eval_rows: int,
+    seed: int,
+) -> TrainingSet:
+    """Read, tokenise, split and count. Raises ValueError when nothing is left to train on."""
+    utterances = read_utterances(location, layout)
+    prompts = [
+        prompt_ids(tokenizer, layout.start_id, text, speaker)
+        for text, speaker in zip(utterances.texts, utterances.speakers, strict=True)
+    ]
+    lengths = sequence_lengths(prompts, utterances.offsets, layout)
+    fits = lengths <= max_tokens
+    if not fits.any():
+        raise ValueError(
+            f"{location}: all {len(lengths)} utterances are longer than --max-tokens {max_tokens} "
+            f"(the shortest has {lengths.min()})"
+        )
+    held_out = np.array([is_held_out(text, eval_share, seed) for text in utterances.texts])
+    train, evaluation = np.flatnonzero(fits & ~held_out), np.flatnonzero(fits & held_out)
+    if len(train) == 0 or len(evaluation) == 0:
+        # With few rows a side of the split can be empty; a run must neither crash nor starve.
+        if eval_share > 0:
+            logger.warning(
+                "evaluation is off: --eval-share %g of %d usable utterances leaves %d for "
+                "training and %d for evaluation",
+                eval_share,
+                fits.sum(),
+                len(train),
+                len(evaluation),
+            )
+        train, evaluation = np.flatnonzero(fits), evaluation[:0]
+    evaluation = evaluation[:eval_rows]
+    return TrainingSet(
+        layout=layout,
+        prompts=np.concatenate([np.array(prompt, np.int32) for prompt in prompts]),
+        prompt_offsets=np.cumsum([0, *map(len, prompts)]),
+        frames=utterances.frames,
+        frame_offsets=utterances.offsets,
+        lengths=lengths,
+        train=train,
+        evaluation=evaluation,
+        voices=sorted({speaker for speaker in utterances.speakers if speaker}),
+        summary=_summary(utterances, lengths, fits, train, evaluation),
+    )
+
+
+def _summary(
+    utterances: Utterances,
+    lengths: NDArray[np.int64],
+    fits: NDArray[np.bool_],
+    train: NDArray[np.int64],
+    evaluation: NDArray[np.int64],
+) -> dict[str, Any]:
+    """The first line of metrics.jsonl: what the run was given."""
+    counts, edges = np.histogram(lengths, bins=20)
+    dropped: Counter[str] = utterances.dropped
+    return {
+        "event": "data",
+        "utterances": len(lengths),
+        "train_utterances": len(train),
+        "eval_utterances": len(evaluation),
+        "train_tokens": int(lengths[train].sum()),
+        "over_length_limit": int((~fits).sum()),
+        "dropped": dict(dropped),
+        "dropped_examples": utterances.examples,
+        "length_histogram": {
+            "tokens": [round(float(edge), 1) for edge in edges],
+            "utterances": counts.tolist(),
+        },
+    }
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary as a line for the console."""
+    text = (
+        f"{summary['train_utterances']} utterances to train on ({summary['train_tokens']} tokens), "
+        f"{summary['eval_utterances']} to evaluate on, "
+        f"{summary['over_length_limit']} over the length limit"
+    )
+    if summary["dropped"]:
+        text += f", dropped {json.dumps(summary['dropped'])}"
+    return text

@@ -1,0 +1,258 @@
+"""The digits example: what its committed files promise, and what its scripts draw and build."""
+
+import importlib.util
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import numpy
+import pytest
+import soundfile
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
+
+
+def load(name: str) -> ModuleType:
+    """The script of this name, which is in no package, as a module."""
+    spec = importlib.util.spec_from_file_location(f"digits_{name}", DIGITS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_corpus = load("make_corpus")
+make_base = load("make_base")
+
+
+def read_rows() -> list[list[str]]:
+    lines = (DIGITS / "corpus" / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    return [line.split("|") for line in lines]
+
+
+def texts_of(voice: str) -> list[str]:
+    return [text for _, text, _, speaker in read_rows() if speaker == voice]
+
+
+# The committed files
+
+
+def test_rows_are_digit_strings_in_balanced_voices() -> None:
+    rows = read_rows()
+    assert Counter(row[3] for row in rows) == dict.fromkeys(make_corpus.VOICES, 80)
+    for name, text, normalised, speaker in rows:
+        assert name.startswith(f"{speaker}-")
+        assert normalised == text
+        assert 2 <= len(text.split(" ")) <= 6
+        assert set(text.split(" ")) <= set(make_corpus.WORDS)
+
+
+def test_no_row_holds_a_held_out_string() -> None:
+    heldout = set((DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines())
+    assert len(heldout) == 400
+    assert not heldout & {text for _, text, _, _ in read_rows()}
+
+
+def test_every_id_is_unique_and_has_its_audio() -> None:
+    names = [row[0] for row in read_rows()]
+    assert len(set(names)) == len(names)
+    assert {path.name for path in (DIGITS / "corpus" / "wavs").iterdir()} == {
+        f"{name}.flac" for name in names
+    }
+
+
+def test_audio_is_speech_and_not_silence() -> None:
+    for name, text, _, _ in read_rows():
+        path = DIGITS / "corpus" / "wavs" / f"{name}.flac"
+        info = soundfile.info(path)
+        assert (info.format, info.subtype, info.channels) == ("FLAC", "PCM_16", 1), name
+        assert info.samplerate == 16_000, name
+        assert 0.25 < info.duration / len(text.split()) < 0.75, name
+        peak = numpy.abs(soundfile.read(path)[0]).max()
+        assert 0.2 < peak < 0.99, name
+
+
+def test_corpus_is_small_enough_to_commit() -> None:
+    files = [path for path in (DIGITS / "corpus").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 9_500_000
+
+
+def test_script_draws_the_committed_strings_again() -> None:
+    heldout = make_corpus.read_heldout(DIGITS / "heldout.txt")
+    for voice in make_corpus.VOICES:
+        assert make_corpus.draw_strings(voice, 80, 0, heldout) == texts_of(voice)
+
+
+def test_held_out_list_is_the_one_the_script_draws() -> None:
+    drawn = make_corpus.draw_heldout()
+    assert (DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines() == drawn
+    assert Counter(len(text.split()) for text in drawn) == {2: 20, 3: 95, 4: 95, 5: 95, 6: 95}
+
+
+# Drawing strings
+
+
+def test_same_seed_draws_the_same_strings() -> None:
+    drawn = make_corpus.draw_strings("slt", 50, 3, frozenset())
+    assert make_corpus.draw_strings("slt", 50, 3, frozenset()) == drawn
+    assert make_corpus.draw_strings("slt", 20, 3, frozenset()) == drawn[:20]
+    assert make_corpus.draw_strings("slt", 50, 4, frozenset()) != drawn
+    assert make_corpus.draw_strings("awb", 50, 3, frozenset()) != drawn
+
+
+def test_a_held_out_string_is_never_drawn() -> None:
+    # All pairs of digits but one: any slip would show at the first string of two digits.
+    pairs = {f"{a} {b}" for a in make_corpus.WORDS for b in make_corpus.WORDS}
+    drawn = make_corpus.draw_strings("slt", 500, 0, pairs - {"nine one"})
+    assert [text for text in drawn if len(text.split()) == 2] == ["nine one"]
+
+
+def test_strings_are_distinct_when_a_length_runs_out() -> None:
+    drawn = make_corpus.draw_strings("slt", 600, 0, frozenset())
+    assert len(set(drawn)) == 600
+    assert Counter(len(text.split()) for text in drawn) == {2: 100, 3: 125, 4: 125, 5: 125, 6: 125}
+
+
+def test_more_strings_than_there_are_is_an_error() -> None:
+    with pytest.raises(ValueError, match="only 1111100 are not held out"):
+        make_corpus.draw_strings("slt", 1_111_101, 0, frozenset())
+
+
+# Refusals
+
+
+def test_an_output_folder_in_use_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    with pytest.raises(SystemExit) as exit_info:
+        make_corpus.main(["--output", str(tmp_path)])
+    assert exit_info.value.code == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_missing_flite_is_said_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as exit_info:
+        make_corpus.main(["--output", str(tmp_path / "corpus")])
+    assert exit_info.value.code == 2
+    assert "apt-get install flite" in capsys.readouterr().err
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_held_out_list_is_never_written_twice(tmp_path: Path) -> None:
+    path = tmp_path / "heldout.txt"
+    make_corpus.write_heldout(path)
+    assert path.read_bytes() == (DIGITS / "heldout.txt").read_bytes()
+    path.write_text("one two\n")
+    with pytest.raises(ValueError, match="exists"):
+        make_corpus.write_heldout(path)
+    assert path.read_text() == "one two\n"
+
+
+@pytest.mark.parametrize("line", ["one", "one  two", "one two ", "one ten", "1 2", ""])
+def test_a_held_out_line_that_would_match_nothing_is_an_error(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "heldout.txt"
+    path.write_text(f"one two\n{line}\n")
+    with pytest.raises(ValueError, match="line 2"):
+        make_corpus.read_heldout(path)
+
+
+# flite is a system package that only making a corpus needs, so it may be absent.
+needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+
+
+@needs_flite
+def test_flite_makes_the_first_rows_of_the_committed_corpus(tmp_path: Path) -> None:
+    output = tmp_path / "corpus"
+    make_corpus.main(["--output", str(output), "--voices", "awb", "slt", "--per-voice", "2"])
+    rows = [line.split("|") for line in (output / "metadata.csv").read_text().splitlines()]
+    committed = {name: row for name, *row in read_rows()}
+    assert [name for name, *_ in rows] == ["awb-0001", "awb-0002", "slt-0001", "slt-0002"]
+    assert all(committed[name] == row for name, *row in rows)
+    assert len(list((output / "wavs").iterdir())) == 4
+
+
+@needs_flite
+def test_a_voice_flite_would_replace_by_its_default_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no voice nobody: it has .*slt"):
+        make_corpus.check_flite(["slt", "nobody"])
+
+
+# The base model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "model"
+    make_base.main(["--output", str(folder), "--hidden-size", "64", "--layers", "1"])
+    return folder
+
+
+def test_tokenizer_gives_any_text_back(base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    @settings(deadline=None, database=None)
+    @given(st.text())
+    @example("four  two   seven ")
+    @example("Grüße, 你好 🙂\t!\r\n do n't , stop .")
+    def check(text: str) -> None:
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids) == text
+        assert len(ids) == len(text.encode())
+
+    check()
+
+
+def test_one_ascii_character_is_one_token_of_its_own(base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    encoded = [tokenizer.encode(chr(code)) for code in range(128)]
+    assert all(len(ids) == 1 for ids in encoded)
+    special = {tokenizer.pad_token_id, tokenizer.eos_token_id}
+    assert len({ids[0] for ids in encoded} | special) == 130
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<pad>", "<eos>")
+
+
+def test_base_opens_with_the_auto_classes_and_has_a_row_per_token(base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    inputs = tokenizer("four two", return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, 8, len(tokenizer))
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_seed_decides_the_weights() -> None:
+    tokenizer = make_base.build_tokenizer()
+
+    def first_row(seed: int) -> torch.Tensor:
+        model = make_base.build_model(tokenizer, 64, 1, seed)
+        weight: torch.Tensor = model.get_input_embeddings().weight
+        return weight[0]
+
+    assert torch.equal(first_row(0), first_row(0))
+    assert not torch.equal(first_row(0), first_row(1))
+
+
+def test_default_base_has_a_few_million_parameters() -> None:
+    model = make_base.build_model(make_base.build_tokenizer(), 256, 6, 0)
+    assert model.num_parameters() == 4_493_824
+
+
+def test_base_refuses_a_width_that_heads_do_not_divide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        make_base.main(["--output", str(tmp_path / "model"), "--hidden-size", "100"])
+    assert exit_info.value.code == 2
+    assert "multiple of 64" in capsys.readouterr().err
