@@ -110,15 +110,13 @@ def plan_epoch(
     lengths: NDArray[np.int64],
     indices: NDArray[np.int64],
     budget: int,
-    world: int,
     seed: int,
     epoch: int,
-) -> list[list[NDArray[np.int64]]]:
-    """An epoch's steps; each holds one batch per rank, so every rank takes equally many steps.
+) -> list[NDArray[np.int64]]:
+    """An epoch's batches, in order.
 
     Utterances are shuffled and sorted by length within pools of about 50 batches, which keeps
-    padding low without tying the same neighbours together in every epoch. When the number of
-    batches is no multiple of `world`, the last step repeats batches from the front.
+    padding low without tying the same neighbours together in every epoch.
     """
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(indices)
@@ -128,6 +126,22 @@ def plan_epoch(
         for start in range(0, len(shuffled), pool)
         for batch in plan_batches(lengths, shuffled[start : start + pool], budget)
     ]
-    order = generator.permutation(len(batches))
-    padded = np.resize(order, -(-len(order) // world) * world)
-    return [[batches[i] for i in step] for step in padded.reshape(-1, world)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+Step = list[list[NDArray[np.int64]]]
+"""`step[a][rank]`: the utterances of accumulated batch a on a rank."""
+
+
+def plan_steps(batches: list[NDArray[np.int64]], world: int, accumulation: int) -> list[Step]:
+    """Cut a run's batches into optimizer steps: every rank takes equally many of each.
+
+    The order does not depend on `world`: two ranks see together what one sees with twice the
+    accumulation. When the last step is not full it takes batches from the front again.
+    """
+    size = world * accumulation
+    padded = batches + [batches[i % len(batches)] for i in range(-len(batches) % size)]
+    return [
+        [padded[first + a * world : first + (a + 1) * world] for a in range(accumulation)]
+        for first in range(0, len(padded), size)
+    ]

@@ -32,15 +32,14 @@ ENCODED = f"{ROWS}/status=encoded"
 CODEC_FOLDER = "codec"
 
 CODES_TYPE: pa.DataType = pa.list_(pa.list_(pa.int16()))
-UTTERANCE_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string()),
-        pa.field("text", pa.string()),
-        pa.field("speaker", pa.string()),
-        pa.field("n_samples", pa.int64()),
-        pa.field("snac_codes", CODES_TYPE),
-    ]
-)
+_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("id", pa.string()),
+    ("text", pa.string()),
+    ("speaker", pa.string()),
+    ("n_samples", pa.int64()),
+    ("snac_codes", CODES_TYPE),
+]
+UTTERANCE_SCHEMA = pa.schema(_FIELDS)
 """One utterance. `n_samples`: true length at the codec's rate; codes cover it, padded up."""
 
 

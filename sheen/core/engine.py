@@ -30,11 +30,12 @@ Samples = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Request:
-    """`prompt` ends in `<audio_start>`. At most `max_frames` coarse frames are generated."""
+    """`prompt` ends in `<audio_start>`; `min_frames` to `max_frames` frames are generated."""
 
     prompt: Sequence[int]
     max_frames: int
     sampling: Sampling
+    min_frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class Engine:
         layout = self._model.layout
         sampler = Sampler([t.request.sampling for t in batch], self._model.head.device)
         prompts = [ticket.request.prompt for ticket in batch]
-        for step, tokens in enumerate(generate(self._model, prompts, sampler)):
+        minimum = [ticket.request.min_frames for ticket in batch]
+        for step, tokens in enumerate(generate(self._model, prompts, sampler, minimum)):
             for ticket, token in zip(batch, tokens.tolist(), strict=True):
                 if ticket._ending is not None:
                     continue

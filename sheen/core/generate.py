@@ -22,12 +22,12 @@ def generate(
     model: SpeechLM,
     prompts: Sequence[Sequence[int]],
     sampler: Sampler,
-    min_frames: int = 1,
+    min_frames: Sequence[int] | None = None,
 ) -> Iterator[NDArray[np.int64]]:
     """Yield token ids `[B]`, step after step, for prompts that end in `<audio_start>`.
 
-    `<audio_end>` cannot come before `min_frames` whole frames. A row that its consumer considers
-    finished goes on; its further tokens are to be ignored.
+    `<audio_end>` cannot come before a row's `min_frames` whole frames (default 1). A row that its
+    consumer considers finished goes on; its further tokens are to be ignored.
     """
     layout = model.layout
     device = model.head.device
@@ -41,6 +41,7 @@ def generate(
     positions = (mask.cumsum(1) - 1).clamp(min=0).to(device)
     ids, mask = ids.to(device), mask.to(device)
     ragged = bool((mask == 0).any())
+    minimum = torch.tensor(min_frames or [1] * len(prompts), device=device)
     cache = DynamicCache(config=model.lm.config)
     step = 0
     while True:
@@ -51,7 +52,7 @@ def generate(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        token = _choose(model, states, sampler, step, min_frames)
+        token = _choose(model, states, sampler, step, minimum)
         yield token.cpu().numpy()
         step += 1
         ids, positions = token[:, None], positions[:, -1:] + 1
@@ -60,12 +61,11 @@ def generate(
 
 
 def _choose(
-    model: SpeechLM, states: Tensor, sampler: Sampler, step: int, min_frames: int
+    model: SpeechLM, states: Tensor, sampler: Sampler, step: int, min_frames: Tensor
 ) -> Tensor:
-    per_frame = model.layout.tokens_per_frame
-    legal = model.layout.legal(step % per_frame)
-    first = legal.start
-    if first == model.layout.end_id and step < min_frames * per_frame:
-        first += 1
-    logits = states @ model.head[first : legal.stop].T
-    return first + sampler.choose(logits, step)
+    frame, slot = divmod(step, model.layout.tokens_per_frame)
+    legal = model.layout.legal(slot)
+    logits = states @ model.head[legal.start : legal.stop].T
+    if legal.start == model.layout.end_id:
+        logits[frame < min_frames, 0] = float("-inf")
+    return legal.start + sampler.choose(logits, step)

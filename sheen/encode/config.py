@@ -36,7 +36,7 @@ class EncodeConfig(JobConfig):
         int | None,
         Field(
             ge=1,
-            description="encoding workers; default one per GPU, or per CPU, that the cluster has now",
+            description="encoding workers; default one per GPU, or CPU, that the cluster has now",
         ),
     ] = None
     gpu: Annotated[

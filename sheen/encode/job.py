@@ -69,7 +69,7 @@ def _encode(manifest: pa.Table, codec: Any, config: EncodeConfig, rows: str) -> 
     ]
     filesystem, path = files.open_filesystem(rows)
     decode = partial(read_and_decode, sample_rate=codec.sample_rate, min_seconds=config.min_seconds)
-    ray.data.from_arrow(list(blocks)).map_batches(
+    ray.data.from_blocks(list(blocks)).map_batches(
         decode,
         batch_size=None,
         batch_format="pyarrow",

@@ -88,8 +88,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         problem: dict[str, Any] = error.errors()[0]
-        place = [str(part) for part in problem["loc"] if part != "body"]
-        param = place[0] if place else None
+        # The first part is "body"; a number there is a position in broken JSON, not a field.
+        param = next((part for part in problem["loc"][1:2] if isinstance(part, str)), None)
         message = f"{param or 'body'}: {problem['msg']}"
         return error_response(APIError(400, message, param=param, code=problem["type"]))
 

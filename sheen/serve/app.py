@@ -12,12 +12,12 @@ import time
 from collections.abc import AsyncIterator
 
 import torch
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from ray import serve
 
 from sheen.core.audio import to_pcm16, wav_header
-from sheen.core.engine import Engine, EngineBusy, Finished, Samples, Ticket
+from sheen.core.engine import Engine, EngineBusy, Finished, Samples, Ticket, stream
 from sheen.core.sampling import Sampling
 from sheen.core.voice import RequestError, load_voice
 from sheen.serve.api import MEDIA_TYPES, APIError, SpeechRequest, install_error_handlers
@@ -64,7 +64,15 @@ class SpeechService:
             batch_wait_s=args.batch_wait_ms / 1000,
             noise=args.noise,
         )
+        self._warm_up()
         logger.info("serving %s on %s, voices %s", location, device, self._voices())
+
+    def _warm_up(self) -> None:
+        """Speak once before reporting ready: the first pass allocates and is many times slower."""
+        names = self._voice.info.voices
+        request = self._voice.request("one", names[0] if names else None, Sampling(), 1.0)
+        for _ in stream(self._engine, request):
+            pass
 
     def check_health(self) -> None:
         """Called by Serve: a replica whose engine died is replaced."""
@@ -96,8 +104,7 @@ class SpeechService:
         response_class=StreamingResponse,
         responses={200: {"content": {media: {} for media in MEDIA_TYPES.values()}}},
     )
-    async def speech(self, body: SpeechRequest, http: Request) -> StreamingResponse:
-        request_id = http.headers.get("x-request-id") or secrets.token_hex(12)
+    async def speech(self, body: SpeechRequest) -> StreamingResponse:
         seed = secrets.randbits(63) if body.seed is None else body.seed
         speaker: str | None = body.voice_name
         if not self._voice.info.voices and speaker == UNNAMED_VOICE:
@@ -130,14 +137,13 @@ class SpeechService:
         sample_rate = self._voice.codec.sample_rate
         header = wav_header(sample_rate) if body.response_format == "wav" else b""
         return StreamingResponse(
-            self._body(request_id, header, first, items, ticket),
+            self._body(header, first, items, ticket),
             media_type=MEDIA_TYPES[body.response_format],
-            headers={"x-request-id": request_id, "x-sample-rate": str(sample_rate)},
+            headers={"x-sample-rate": str(sample_rate)},
         )
 
     async def _body(
         self,
-        request_id: str,
         header: bytes,
         item: Samples | Finished,
         items: "asyncio.Queue[Samples | Finished]",
@@ -161,8 +167,7 @@ class SpeechService:
         finally:
             ticket.cancel()
             logger.info(
-                "request %s: %s, %d frames, %.2f s after the first audio",
-                request_id,
+                "speech ended: %s, %d frames, %.2f s after the first audio",
                 finished.reason if finished else "client left",
                 finished.frames if finished else -1,
                 time.monotonic() - started,

@@ -6,6 +6,7 @@ whether or not the run was interrupted before it, because the plan of all steps 
 start from lengths and seed.
 """
 
+import logging
 import math
 import tempfile
 import time
@@ -22,20 +23,25 @@ from numpy.typing import NDArray
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from transformers.utils.logging import disable_progress_bar
 
 from sheen.core import checkpoint, files
-from sheen.core.batches import Batch, plan_batches, plan_epoch
+from sheen.core.batches import Batch, Step, plan_batches, plan_epoch, plan_steps
 from sheen.core.loss import IGNORE_INDEX
 from sheen.core.model import SpeechLM, extend, load_base, load_model
 from sheen.train import state
 from sheen.train.config import TrainConfig
 from sheen.train.data import TrainingSet
 
+logger = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
-    """What each worker runs; `arguments` holds config, data, info and output."""
+    """What each worker runs; `arguments` are those of Worker."""
+    # A bar per file of weights says nothing in a job's log.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     Worker(**arguments).run()
 
 
@@ -47,21 +53,16 @@ def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
     return peak * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
 
 
-def plan_steps(
-    data: TrainingSet, config: TrainConfig, world: int
-) -> list[list[list[NDArray[np.int64]]]]:
-    """`steps[k][a][rank]`: the utterances of accumulated batch a on a rank in optimizer step k."""
-    batches: list[list[NDArray[np.int64]]] = []
-    wanted = (config.max_steps or 0) * config.accumulation
+def plan_run(data: TrainingSet, config: TrainConfig, world: int) -> list[Step]:
+    """All optimizer steps of a run, from lengths and seed alone."""
+    size = world * config.accumulation
+    wanted = (config.max_steps or 0) * size
+    batches: list[NDArray[np.int64]] = []
     epoch = 0
     while len(batches) < wanted if config.max_steps else epoch < config.epochs:
-        batches += plan_epoch(
-            data.lengths, data.train, config.batch_tokens, world, config.seed, epoch
-        )
+        batches += plan_epoch(data.lengths, data.train, config.batch_tokens, config.seed, epoch)
         epoch += 1
-    size = config.accumulation
-    steps = [batches[start : start + size] for start in range(0, len(batches), size)]
-    return steps[: config.max_steps]
+    return plan_steps(batches, world, config.accumulation)[: config.max_steps]
 
 
 class Worker:
@@ -101,7 +102,7 @@ class Worker:
             self.step, rows = restored["step"], restored["rows"]
             self._say(f"resuming after step {self.step}")
         self.log = state.MetricsLog(files.join(output, METRICS_FILE), rows, writes=self.rank == 0)
-        self.steps = plan_steps(self.data, self.config, self.world)
+        self.steps = plan_run(self.data, self.config, self.world)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self._recent = torch.zeros(2 * info.token_layout.levels + 2, dtype=torch.float64)
         self._since = time.monotonic()
@@ -139,7 +140,7 @@ class Worker:
             if self.step % self.config.save_every == 0 or last:
                 self._save()
 
-    def _optimizer_step(self, batches: list[list[NDArray[np.int64]]]) -> float:
+    def _optimizer_step(self, batches: Step) -> float:
         config = self.config
         mine = [self.data.batch(ranks[self.rank], self.pad_id) for ranks in batches]
         targets = torch.tensor(sum(int((b.labels != IGNORE_INDEX).sum()) for b in mine))
@@ -232,7 +233,7 @@ class Worker:
 
     def _say(self, text: str) -> None:
         if self.rank == 0:
-            print(text, flush=True)
+            logger.info(text)
 
 
 def open_model(source: str, info: checkpoint.CheckpointInfo, seed: int) -> tuple[SpeechLM, Any]:

@@ -1,0 +1,285 @@
+"""The HTTP contract without Ray: what a request may hold, and what every refusal looks like."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fastapi import FastAPI
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+from starlette.testclient import TestClient
+
+from sheen.serve.api import (
+    MAX_INPUT_CHARACTERS,
+    APIError,
+    SpeechRequest,
+    install_error_handlers,
+)
+from sheen.serve.app import build
+from sheen.serve.config import CHECKOUT, ServeArgs, checkpoint_location
+
+ROOT = Path(__file__).resolve().parent.parent
+GOOD = {"model": "sheen", "input": "four two", "voice": "slt"}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    """An application that has the real request and the real handlers, and no model."""
+    app = FastAPI()
+    install_error_handlers(app)
+
+    @app.post("/v1/audio/speech")
+    async def speech(body: SpeechRequest) -> dict[str, Any]:
+        return {**body.model_dump(), "voice_name": body.voice_name}
+
+    @app.get("/refuse/{status}")
+    async def refuse(status: int, retry_after_s: int | None = None) -> None:
+        raise APIError(status, "no", retry_after_s=retry_after_s)
+
+    with TestClient(app) as client:
+        yield client
+
+
+def refused(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
+    """The error that a request gets, which must be a 400 in OpenAI's shape."""
+    response = client.post("/v1/audio/speech", json=body)
+    assert response.status_code == 400
+    return error_of(response.json())
+
+
+def error_of(body: dict[str, Any]) -> dict[str, Any]:
+    assert set(body) == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert isinstance(error["type"], str)
+    assert error["param"] is None or isinstance(error["param"], str)
+    assert error["code"] is None or isinstance(error["code"], str)
+    return error
+
+
+def accepted(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
+    response = client.post("/v1/audio/speech", json=body)
+    assert response.status_code == 200, response.text
+    read: dict[str, Any] = response.json()
+    return read
+
+
+# Requests
+
+
+@pytest.mark.parametrize("field", ["model", "input", "voice"])
+def test_a_missing_field_is_named(client: TestClient, field: str) -> None:
+    error = refused(client, {name: value for name, value in GOOD.items() if name != field})
+    assert error["param"] == field
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("input", ""),
+        ("input", None),
+        ("input", ["four"]),
+        ("input", "x" * (MAX_INPUT_CHARACTERS + 1)),
+        ("input", "x" * 5000),
+        ("voice", 7),
+        ("voice", None),
+        ("voice", ["slt"]),
+        ("voice", {}),
+        ("voice", {"name": "slt"}),
+        ("voice", {"id": 7}),
+        ("response_format", "mp3"),
+        ("stream_format", "sse"),
+        ("speed", 2),
+        ("speed", 0.5),
+        ("temperature", -0.1),
+        ("temperature", 5.1),
+        ("temperature", "warm"),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_k", -1),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", 0.5),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_fields_name(
+    client: TestClient, field: str, value: object
+) -> None:
+    error = refused(client, {**GOOD, field: value})
+    assert error["param"] == field
+    assert error["message"].startswith(f"{field}: ")
+    assert error["type"] == "invalid_request_error"
+
+
+def test_the_limit_is_in_the_message_and_is_openais(client: TestClient) -> None:
+    assert MAX_INPUT_CHARACTERS == 4096
+    assert "4096" in refused(client, {**GOOD, "input": "x" * 4097})["message"]
+    assert len(accepted(client, {**GOOD, "input": "x" * 4096})["input"]) == 4096
+    # Characters, not bytes.
+    assert len(accepted(client, {**GOOD, "input": "é" * 4096})["input"]) == 4096
+
+
+def test_an_unknown_format_names_the_known_ones(client: TestClient) -> None:
+    message = refused(client, {**GOOD, "response_format": "mp3"})["message"]
+    assert "wav" in message
+    assert "pcm" in message
+
+
+def test_what_a_plain_request_gets(client: TestClient) -> None:
+    read = accepted(client, GOOD)
+    assert read["response_format"] == "wav"
+    assert read["seed"] is None
+
+
+def test_the_edges_of_every_range_are_accepted(client: TestClient) -> None:
+    low = {"speed": 1, "temperature": 0, "top_p": 0.01, "top_k": 0, "seed": 0}
+    high = {"speed": 1.0, "temperature": 5.0, "top_p": 1, "top_k": 4097, "seed": 2**63 - 1}
+    for values in (low, high):
+        read = accepted(client, {**GOOD, **values})
+        assert {name: read[name] for name in values} == values
+
+
+def test_voice_is_a_name_or_an_object_with_an_id(client: TestClient) -> None:
+    assert accepted(client, {**GOOD, "voice": "slt"})["voice_name"] == "slt"
+    assert accepted(client, {**GOOD, "voice": {"id": "slt"}})["voice_name"] == "slt"
+
+
+def test_unknown_fields_are_ignored(client: TestClient) -> None:
+    extra = {"stream": True, "language": "en", "instructions": None, "non_streaming_mode": False}
+    assert accepted(client, {**GOOD, **extra}) == accepted(client, GOOD)
+
+
+@pytest.mark.parametrize("content", [b'{"model": "sheen", ', b"", b"four two", b'"four two"'])
+def test_a_body_that_is_no_object_blames_no_field(client: TestClient, content: bytes) -> None:
+    response = client.post(
+        "/v1/audio/speech", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 400
+    error = error_of(response.json())
+    assert error["param"] is None
+    assert error["type"] == "invalid_request_error"
+
+
+# Every other error
+
+
+def test_a_path_that_is_not_there(client: TestClient) -> None:
+    response = client.get("/v1/audio/nothing")
+    assert response.status_code == 404
+    assert error_of(response.json())["type"] == "invalid_request_error"
+
+
+def test_a_method_that_is_not_allowed(client: TestClient) -> None:
+    response = client.get("/v1/audio/speech")
+    assert response.status_code == 405
+    assert error_of(response.json())["type"] == "invalid_request_error"
+    assert response.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (500, "server_error"),
+        (503, "server_error"),
+    ],
+)
+def test_an_error_of_the_application(client: TestClient, status: int, kind: str) -> None:
+    response = client.get(f"/refuse/{status}")
+    assert response.status_code == status
+    error = error_of(response.json())
+    assert (error["message"], error["type"]) == ("no", kind)
+    assert (error["param"], error["code"]) == (None, None)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_come_back_later_says_when_in_whole_seconds(client: TestClient, status: int) -> None:
+    response = client.get(f"/refuse/{status}", params={"retry_after_s": 1})
+    assert response.status_code == status
+    # int() refuses "1.0" and a date, the other forms that a client might not read.
+    assert int(response.headers["Retry-After"]) >= 1
+
+
+# The application's arguments
+
+
+def test_arguments_refuse_an_unknown_key() -> None:
+    with pytest.raises(ValidationError, match="max_btach"):
+        ServeArgs.model_validate({"max_btach": 4})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("default_max_seconds", 0),
+        ("max_batch", 0),
+        ("max_queue", 0),
+        ("batch_wait_ms", -1),
+        ("torch_threads", 0),
+    ],
+)
+def test_arguments_refuse_what_could_not_serve(key: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=key):
+        ServeArgs.model_validate({key: value})
+
+
+def test_ray_sees_that_build_takes_typed_arguments() -> None:
+    # Ray asks inspect.isclass: a postponed annotation is a string, and build would get a plain
+    # dict without any check.
+    [parameter] = inspect.signature(build).parameters.values()
+    assert parameter.annotation is ServeArgs
+
+
+def test_the_committed_configuration_is_one_that_ray_and_build_accept() -> None:
+    raw = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
+    schema = ServeDeploySchema.model_validate(raw)
+    [application] = schema.applications
+    module, name = application.import_path.split(":")
+    assert (module, name) == (build.__module__, build.__name__)
+    assert application.route_prefix == "/"
+    args = ServeArgs.model_validate(application.args)
+    assert args.model == ServeArgs().model
+    # Below this Serve itself would hold requests back, and no client would ever get a 429.
+    [deployment] = application.deployments
+    assert deployment.max_ongoing_requests > args.max_batch + args.max_queue
+
+
+def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="make demo") as raised:
+        checkpoint_location(str(tmp_path))
+    assert "jobs/train.py" in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_build_refuses_a_missing_checkpoint_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="make demo"):
+        build(ServeArgs(model=str(tmp_path / "nothing")))
+
+
+def test_a_relative_checkpoint_is_one_of_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert CHECKOUT == ROOT
+    # The replica's working directory is nobody's choice: it must not matter.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "sheen.json").write_text("{}")
+    with pytest.raises(ValueError, match="args.model here") as raised:
+        checkpoint_location("here")
+    assert str(CHECKOUT / "here") in str(raised.value)
+    monkeypatch.setattr("sheen.serve.config.CHECKOUT", tmp_path)
+    assert checkpoint_location("here") == str(tmp_path / "here")
+
+
+def test_an_absolute_path_and_a_uri_are_taken_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "sheen.json").write_text("{}")
+    assert checkpoint_location(str(tmp_path)) == str(tmp_path)
+    uri = "s3://bucket/voice/checkpoint"
+    assert checkpoint_location(uri) == uri

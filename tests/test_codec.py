@@ -1,0 +1,187 @@
+"""The codec and the streaming decoder: batched equals single, streamed equals whole."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import snac.layers
+import soundfile
+import torch
+from snac import SNAC
+
+from conftest import CODEC, DIGITS
+from sheen.core import draws
+from sheen.core.audio import decode_audio
+from sheen.core.codec import Codec, describe_codec, load_codec
+from sheen.core.streaming import StreamingDecoder, decode_ready
+from sheen.core.tokens import TokenLayout
+
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module", params=["small trained, 24 kHz", "attention, 4 levels"])
+def any_codec(request: pytest.FixtureRequest) -> Codec:
+    if request.param == "small trained, 24 kHz":
+        return load_codec(str(CODEC))
+    torch.manual_seed(0)
+    # The published 32 kHz shape with fewer channels; random weights.
+    model = SNAC(
+        sampling_rate=32000,
+        encoder_dim=16,
+        encoder_rates=[2, 3, 8, 8],
+        decoder_dim=128,
+        decoder_rates=[8, 8, 3, 2],
+        attn_window_size=32,
+        vq_strides=[8, 4, 2, 1],
+    )
+    return Codec(model, torch.device("cpu"))
+
+
+def layout_of(codec: Codec) -> TokenLayout:
+    return TokenLayout(500, codec.codebook_size, codec.strides)
+
+
+def random_frames(codec: Codec, frames: int, seed: int) -> np.ndarray:
+    layout = layout_of(codec)
+    generator = np.random.default_rng(seed)
+    frames_of_codes = generator.integers(0, 4096, (frames, layout.tokens_per_frame))
+    frames_of_codes[frames // 2] = 0  # code 0 is a code
+    return frames_of_codes.astype(np.int16)
+
+
+def whole(codec: Codec, frames: np.ndarray, seed: int | None) -> np.ndarray:
+    levels = [level[None] for level in layout_of(codec).deinterleave(frames)]
+    samples = codec.decode(levels, None if seed is None else [seed])
+    return samples[0].numpy()
+
+
+def test_encoding_in_a_batch_equals_encoding_alone(codec: Codec) -> None:
+    recordings = sorted((DIGITS / "corpus" / "wavs").glob("*.flac"))[:12]
+    clips = [torch.from_numpy(decode_audio(path.read_bytes(), 24000)) for path in recordings]
+    clips += [clips[0][:1], clips[1][:2048], clips[2][:2049]]
+    together = codec.encode(clips)
+    for clip, codes in zip(clips, together, strict=True):
+        (alone,) = codec.encode([clip])
+        for batched, single in zip(codes, alone, strict=True):
+            np.testing.assert_array_equal(batched, single)
+        assert len(codes[0]) == -(-len(clip) // codec.frame_samples)
+
+
+def test_our_decode_is_the_published_decode(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same codes, same noise: snac's own class gives the same samples."""
+    frames = random_frames(codec, 9, 1)
+    levels = layout_of(codec).deinterleave(frames)
+    published = SNAC.from_pretrained(str(CODEC))
+    blocks = iter(range(4))
+
+    def noise(shape: tuple[int, ...], **_: object) -> torch.Tensor:
+        at = torch.arange(shape[-1])
+        return draws.normal(torch.tensor([42]), draws.NOISE + next(blocks), at)[None]
+
+    monkeypatch.setattr(snac.layers.torch, "randn", noise)
+    with torch.inference_mode():
+        theirs = published.decode([torch.from_numpy(level)[None].long() for level in levels])
+    assert next(blocks, None) is None, "every NoiseBlock drew once"
+    np.testing.assert_allclose(whole(codec, frames, 42), theirs[0, 0].numpy(), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("frames", [1, 2, 7, 30])
+def test_streamed_equals_whole(any_codec: Codec, frames: int, seed: int | None) -> None:
+    codes = random_frames(any_codec, frames, frames)
+    layout = layout_of(any_codec)
+    ids = layout.to_ids(codes)
+    expected = whole(any_codec, codes, seed)
+    assert len(expected) == frames * any_codec.frame_samples
+    generator = np.random.default_rng(frames)
+    for ramp in [(1, 2, 4, 8, 12), (1,), (5, 3)]:
+        decoder = StreamingDecoder(any_codec, layout, seed, ramp)
+        pieces, position = [], 0
+        while position < len(ids):
+            step = int(generator.integers(1, 40))
+            pieces.append(decoder.decode(ids[position : position + step]))
+            position += step
+        pieces.append(decoder.flush())
+        streamed = np.concatenate(pieces)
+        assert len(streamed) == len(expected)
+        assert np.abs(streamed - expected).max() <= TOLERANCE
+
+
+def test_noise_is_of_the_position_and_the_seed(codec: Codec) -> None:
+    codes = random_frames(codec, 4, 0)
+    np.testing.assert_array_equal(whole(codec, codes, 1), whole(codec, codes, 1))
+    assert np.abs(whole(codec, codes, 1) - whole(codec, codes, 2)).max() > 1e-4
+    assert np.abs(whole(codec, codes, 1) - whole(codec, codes, None)).max() > 1e-4
+
+
+def test_streams_decoded_together_do_not_mix(codec: Codec) -> None:
+    layout = layout_of(codec)
+    utterances = [random_frames(codec, frames, frames) for frames in (3, 10, 10, 17)]
+    decoders = [StreamingDecoder(codec, layout, seed) for seed in range(4)]
+    pieces: list[list[np.ndarray]] = [[] for _ in decoders]
+    for frame in range(17):
+        for decoder, codes in zip(decoders, utterances, strict=True):
+            if frame < len(codes):
+                decoder.push(layout.to_ids(codes[frame : frame + 1]))
+            if frame == len(codes) - 1:
+                decoder.finish()
+        while True:
+            results = decode_ready(decoders)
+            if not any(len(samples) for samples in results):
+                break
+            for kept, samples in zip(pieces, results, strict=True):
+                kept.append(samples)
+    for seed, (codes, kept) in enumerate(zip(utterances, pieces, strict=True)):
+        difference = np.concatenate(kept) - whole(codec, codes, seed)
+        assert np.abs(difference).max() <= TOLERANCE
+
+
+def test_the_first_chunk_waits_for_no_more_than_its_context(codec: Codec) -> None:
+    layout = layout_of(codec)
+    ids = layout.to_ids(random_frames(codec, 6, 0))
+    decoder = StreamingDecoder(codec, layout, None)
+    needed = codec.window(0, 1, None).stop * layout.tokens_per_frame
+    assert needed == 28  # one frame and three of look-ahead
+    assert len(decoder.decode(ids[: needed - 1])) == 0
+    assert len(decoder.decode(ids[needed - 1 : needed])) == codec.frame_samples
+
+
+def test_illegal_tokens_are_refused(codec: Codec) -> None:
+    layout = layout_of(codec)
+    decoder = StreamingDecoder(codec, layout, None)
+    with pytest.raises(ValueError, match="slot 0"):
+        decoder.decode([layout.level_base(1)] * 7)
+
+
+def test_speech_survives_the_small_codec(codec: Codec) -> None:
+    """A reconstruction that lost the speech (wrong slot order, say) has another envelope."""
+    samples, _ = soundfile.read(DIGITS / "corpus" / "wavs" / "rms-0001.flac", dtype="float32")
+    recording = decode_audio((DIGITS / "corpus" / "wavs" / "rms-0001.flac").read_bytes(), 24000)
+    assert len(samples)
+    (codes,) = codec.encode([torch.from_numpy(recording)])
+    back = codec.decode([level[None] for level in codes])[0].numpy()[: len(recording)]
+    envelopes = [
+        np.sqrt((x[: len(x) // 480 * 480].reshape(-1, 480) ** 2).mean(1)) for x in (recording, back)
+    ]
+    assert np.corrcoef(*envelopes)[0, 1] > 0.9
+
+
+def test_a_codec_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        load_codec(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        load_codec(str(tmp_path))
+    shutil.copytree(CODEC, tmp_path / "codec")
+    (tmp_path / "codec" / "config.json").write_text('{"sampling_rate": 24000, "colour": 1}')
+    with pytest.raises(ValueError, match="colour"):
+        load_codec(str(tmp_path / "codec"))
+
+
+def test_a_codec_is_known_by_its_weights(tmp_path: Path) -> None:
+    shutil.copytree(CODEC, tmp_path / "codec")
+    assert describe_codec(str(tmp_path / "codec")).sha256 == describe_codec(str(CODEC)).sha256
+    state = torch.load(tmp_path / "codec" / "pytorch_model.bin", weights_only=True)
+    next(iter(state.values())).add_(1)
+    torch.save(state, tmp_path / "codec" / "pytorch_model.bin")
+    assert describe_codec(str(tmp_path / "codec")).sha256 != describe_codec(str(CODEC)).sha256

@@ -1,0 +1,212 @@
+"""The extended model and generation: what was learnt comes back, token for token."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from conftest import DIGITS, load_script
+from sheen.core.audio import decode_audio
+from sheen.core.batches import Batch, collate
+from sheen.core.codec import Codec
+from sheen.core.generate import generate
+from sheen.core.model import SpeechLM, extend, load_base, load_model, save_model
+from sheen.core.prompt import prompt_ids
+from sheen.core.sampling import Sampler, Sampling
+
+CPU = torch.device("cpu")
+
+
+def small_model(base: Path) -> tuple[SpeechLM, object]:
+    lm, tokenizer = load_base(str(base))
+    return extend(lm, tokenizer, 4096, (4, 2, 1), seed=0), tokenizer
+
+
+def overfit(model: SpeechLM, batch: Batch, steps: int, rate: float) -> float:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    loss = torch.tensor(float("inf"))
+    for _ in range(steps):
+        sums = model(batch.input_ids, batch.labels)
+        loss = sums.loss.sum() / sums.count.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if loss < 0.02:
+            break
+    model.eval()
+    return float(loss.detach())
+
+
+def test_an_overfitted_clip_comes_back_token_for_token(codec: Codec, tmp_path: Path) -> None:
+    """A label shifted by one, or a prompt other than training's, fails here."""
+    folder = tmp_path / "base"
+    script = load_script(DIGITS / "make_base.py")
+    script.main(["--output", str(folder), "--hidden-size", "128", "--layers", "2"])
+    model, tokenizer = small_model(folder)
+    line = (DIGITS / "corpus" / "metadata.csv").read_text("utf-8").splitlines()[0]
+    name, _, text, speaker = line.split("|")
+    recording = (DIGITS / "corpus" / "wavs" / f"{name}.flac").read_bytes()
+    (codes,) = codec.encode([torch.from_numpy(decode_audio(recording, 24000))])
+    frames = model.layout.interleave(codes)
+    prompt = prompt_ids(tokenizer, model.layout.start_id, text, speaker)
+    loss = overfit(model, collate([prompt], [frames], model.layout, 0), 400, 3e-3)
+    assert loss < 0.05
+    expected = [*model.layout.to_ids(frames).tolist(), model.layout.end_id]
+    greedy = Sampler([Sampling(temperature=0.0)], CPU)
+    produced = [
+        int(token[0]) for token, _ in zip(generate(model, [prompt], greedy), expected, strict=False)
+    ]
+    assert produced == expected
+
+    # The same from bare transformers, masked to the rows that the layout records.
+    save_model(model, tokenizer, tmp_path / "saved")
+    bare = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        for step, token in enumerate(expected[:50]):
+            logits = bare(ids).logits[0, -1]
+            legal = model.layout.legal(step % 7)
+            first = legal.start + (1 if step == 0 else 0)
+            assert first + int(logits[first : legal.stop].argmax()) == token
+            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+
+def test_new_rows_follow_the_tokenizer_and_are_initialised(base: Path) -> None:
+    """A published table is larger than its tokenizer: the rows in between become audio rows."""
+    _, tokenizer = load_base(str(base))
+    known = len(tokenizer)
+    config = Qwen3Config(
+        vocab_size=known + 123, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, intermediate_size=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    lm = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        lm.get_input_embeddings().weight[known:] = 0.0  # what an untrained tail may hold
+        lm.get_output_embeddings().weight[known:] = 0.0
+    before = lm.get_input_embeddings().weight[:known].clone()
+    model = extend(lm, tokenizer, 4096, (4, 2, 1), seed=0)
+    assert model.layout.first_id == known
+    assert len(tokenizer) == known + 12290
+    assert tokenizer.convert_tokens_to_ids("<audio_start>") == known
+    for table in (lm.get_input_embeddings().weight, lm.get_output_embeddings().weight):
+        assert len(table) % 64 == 0
+        assert len(table) >= known + 12290
+        new, old = table[known:], table[:known]
+        assert float(new.std().detach()) == pytest.approx(float(old.std().detach()), rel=0.1)
+        assert float(torch.pdist(new[::50].detach()).min()) > 0.01, "no two rows start equal"
+    torch.testing.assert_close(lm.get_input_embeddings().weight[:known], before)
+
+
+def test_extending_twice_is_refused(base: Path) -> None:
+    model, tokenizer = small_model(base)
+    with pytest.raises(ValueError, match="fine-tune its checkpoint"):
+        extend(model.lm, tokenizer, 4096, (4, 2, 1), seed=0)
+
+
+def test_a_head_that_is_more_than_a_matrix_is_refused(base: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    _, tokenizer = load_base(str(base))
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, intermediate_size=64, final_logit_softcapping=1.0,
+    )  # fmt: skip
+    lm = Gemma2ForCausalLM(config)
+    with torch.no_grad():
+        lm.get_input_embeddings().weight.mul_(50)
+    with pytest.raises(ValueError, match="soft cap"):
+        extend(lm, tokenizer, 4096, (4, 2, 1), seed=0)
+
+
+def test_padding_moves_no_loss(base: Path) -> None:
+    model, tokenizer = small_model(base)
+    generator = np.random.default_rng(0)
+    prompts = [prompt_ids(tokenizer, model.layout.start_id, text) for text in ("a", "b" * 30)]
+    frames = [generator.integers(0, 4096, (n, 7)).astype(np.int16) for n in (2, 9)]
+    with torch.no_grad():
+        batch = collate(prompts, frames, model.layout, 0)
+        together = model(batch.input_ids, batch.labels).loss
+        alone = torch.zeros(3)
+        for prompt, codes in zip(prompts, frames, strict=True):
+            batch = collate([prompt], [codes], model.layout, 0)
+            alone += model(batch.input_ids, batch.labels).loss
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
+
+
+def take(model: SpeechLM, prompts: list[list[int]], settings: list[Sampling], n: int) -> np.ndarray:
+    sampler = Sampler(settings, CPU)
+    return np.array([t for t, _ in zip(generate(model, prompts, sampler), range(n), strict=False)])
+
+
+def test_a_request_gets_the_same_tokens_alone_and_in_a_batch(base: Path) -> None:
+    model, tokenizer = small_model(base)
+    model.eval()
+    prompts = [
+        prompt_ids(tokenizer, model.layout.start_id, text)
+        for text in ("one", "a far longer text than the first", "three four")
+    ]
+    settings = [
+        Sampling(temperature=0.0),
+        Sampling(temperature=1.0, top_p=1.0, seed=5),
+        Sampling(temperature=0.9, top_k=50, top_p=0.9, seed=6),
+    ]
+    together = take(model, prompts, settings, 70)
+    for row in range(3):
+        alone = take(model, [prompts[row]], [settings[row]], 70)
+        np.testing.assert_array_equal(together[:, row], alone[:, 0])
+    again = take(model, [prompts[1]], [Sampling(temperature=1.0, top_p=1.0, seed=7)], 70)
+    assert (again[:, 0] != together[:, 1]).any(), "another seed, other tokens"
+
+
+def test_every_sampled_token_is_legal_and_an_end_cannot_come_at_once(base: Path) -> None:
+    model, tokenizer = small_model(base)
+    model.eval()
+    layout = model.layout
+    prompts = [prompt_ids(tokenizer, layout.start_id, text) for text in ("x", "y")]
+    hot = [Sampling(temperature=5.0, top_p=1.0, seed=seed) for seed in range(2)]
+    tokens = take(model, prompts, hot, 140)
+    for step, row in enumerate(tokens):
+        assert all(int(token) in layout.legal(step % 7) for token in row)
+    with torch.no_grad():
+        # A state of the body is never zero, so one of these rows wins wherever it may stand.
+        state = model.hidden(torch.tensor([prompts[0]])).last_hidden_state[0, -1]
+        model.head[layout.end_id] = 1000 * state / state.norm()
+    greedy = take(model, prompts[:1], [Sampling(temperature=0.0)], 8)
+    assert layout.end_id not in greedy[:7, 0], "a minimum of one frame"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1}],
+)
+def test_sampling_settings_out_of_range_are_named(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Sampling(**wrong)  # type: ignore[arg-type]
+
+
+def test_sampling_follows_the_distribution() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    sampler = Sampler([Sampling(temperature=1.0, top_p=1.0, seed=1)], CPU)
+    draws = torch.stack([sampler.choose(logits, step)[0] for step in range(4000)])
+    shares = torch.bincount(draws, minlength=4) / 4000
+    torch.testing.assert_close(shares, logits[0].softmax(-1), atol=0.03, rtol=0)
+    for kept, settings in [
+        (2, Sampling(temperature=1.0, top_k=2, top_p=1.0)),
+        (2, Sampling(temperature=1.0, top_p=0.8)),  # masses 0.64, 0.24: two reach 0.8
+        (1, Sampling(temperature=1.0, top_p=0.01)),
+    ]:
+        sampler = Sampler([settings], CPU)
+        assert {int(sampler.choose(logits, step)) for step in range(300)} == set(range(kept))
+
+
+def test_a_tokenizer_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:
+    model, tokenizer = small_model(base)
+    save_model(model, tokenizer, tmp_path)
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="not of one checkpoint"):
+        load_model(tmp_path, model.layout)

@@ -1,0 +1,73 @@
+"""The prompt: one template for training and serving, and text that stays text."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sheen.core.model import extend, load_base
+from sheen.core.prompt import normalise, prompt_ids, prompt_text
+from sheen.core.tokens import TokenLayout
+
+
+@pytest.fixture(scope="module")
+def extended(base, tmp_path_factory) -> tuple[PreTrainedTokenizerBase, TokenLayout]:  # type: ignore[no-untyped-def]
+    """A tokenizer with the codec's tokens, written and read again."""
+    lm, tokenizer = load_base(str(base))
+    layout = extend(lm, tokenizer, 4096, (4, 2, 1), seed=0).layout
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder), layout
+
+
+def test_template() -> None:
+    assert prompt_text("four two", None) == "four two"
+    assert prompt_text(" four \t two\n", "slt") == "slt: four two"
+    assert prompt_text("cafe\u0301", None) == "caf\u00e9"
+    with pytest.raises(ValueError, match="empty"):
+        prompt_text(" \n", "slt")
+
+
+@given(st.text())
+def test_normalising_twice_changes_nothing(text: str) -> None:
+    once = normalise(text)
+    assert normalise(once) == once
+    assert once == once.strip()
+    assert "  " not in once
+
+
+def test_nothing_stands_between_text_and_audio_start(
+    extended: tuple[PreTrainedTokenizerBase, TokenLayout],
+) -> None:
+    tokenizer, layout = extended
+    ids = prompt_ids(tokenizer, layout.start_id, "four two", "slt")
+    assert ids[-1] == layout.start_id
+    assert tokenizer.decode(ids[:-1]) == "slt: four two"
+
+
+@pytest.mark.parametrize("literal", ["<audio_start>", "<audio_end>", "<snac_0_0>", "<eos>"])
+def test_a_literal_token_in_a_text_or_a_name_stays_text(
+    extended: tuple[PreTrainedTokenizerBase, TokenLayout], literal: str
+) -> None:
+    tokenizer, layout = extended
+    for text, speaker in [(f"say {literal} now", None), ("one", literal)]:
+        ids = prompt_ids(tokenizer, layout.start_id, text, speaker)
+        assert ids.count(layout.start_id) == 1
+        assert all(i < layout.first_id for i in ids[:-1])
+        assert tokenizer.convert_tokens_to_ids("<eos>") not in ids
+        assert literal in tokenizer.decode(ids[:-1])
+
+
+def test_a_base_with_a_begin_token_gets_it(
+    extended: tuple[PreTrainedTokenizerBase, TokenLayout],
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer, layout = extended
+    plain = prompt_ids(tokenizer, layout.start_id, "one")
+    tokenizer.bos_token = "<eos>"
+    begin = tokenizer.convert_tokens_to_ids("<eos>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", begin)]
+    )
+    assert prompt_ids(tokenizer, layout.start_id, "one") == [begin, *plain]

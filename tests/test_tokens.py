@@ -1,0 +1,109 @@
+"""The token layout: codes <-> ids is the identity, and only legal rows can be drawn."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sheen.core.tokens import TokenLayout
+
+STRIDES = {"24 kHz": (4, 2, 1), "32 and 44 kHz": (8, 4, 2, 1)}
+
+
+def random_codes(layout: TokenLayout, frames: int, seed: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [
+        generator.integers(0, layout.codebook_size, frames * per_frame).astype(np.int16)
+        for per_frame in layout.codes_per_frame
+    ]
+
+
+def test_slots_of_the_published_codecs() -> None:
+    assert [level for level, _ in TokenLayout(0, 4096, (4, 2, 1)).slots] == [0, 1, 2, 2, 1, 2, 2]
+    four = TokenLayout(0, 4096, (8, 4, 2, 1))
+    assert [level for level, _ in four.slots] == [0, 1, 2, 3, 3, 2, 3, 3, 1, 2, 3, 3, 2, 3, 3]
+    # The field's order within a frame: L0[i], L1[2i], L2[4i], L2[4i+1], L1[2i+1], ...
+    assert TokenLayout(0, 4096, (4, 2, 1)).slots == (
+        (0, 0), (1, 0), (2, 0), (2, 1), (1, 1), (2, 2), (2, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
+@settings(max_examples=50, deadline=None)
+@given(first_id=st.integers(0, 200_000), frames=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
+def test_codes_to_ids_and_back(
+    strides: tuple[int, ...], first_id: int, frames: int, seed: int
+) -> None:
+    layout = TokenLayout(first_id, 4096, strides)
+    codes = random_codes(layout, frames, seed)
+    for level in codes:
+        level[0], level[-1] = 0, 4095  # the ends of the range, code 0 above all
+    ids = layout.to_ids(layout.interleave(codes))
+    assert len(ids) == frames * layout.tokens_per_frame
+    assert ids.min() >= layout.level_base(0)
+    assert ids.max() < first_id + layout.size
+    back = layout.deinterleave(layout.from_ids(ids))
+    for given_level, returned in zip(codes, back, strict=True):
+        np.testing.assert_array_equal(given_level, returned)
+
+
+@pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
+def test_every_row_that_may_stand_at_a_slot_is_a_legal_code(strides: tuple[int, ...]) -> None:
+    layout = TokenLayout(1000, 4096, strides)
+    for slot in range(layout.tokens_per_frame):
+        legal = list(layout.legal(slot))
+        if slot == 0:
+            assert legal.pop(0) == layout.end_id
+        assert layout.end_id not in legal
+        assert layout.start_id not in legal
+        assert len(legal) == 4096
+        frame = np.array([layout.legal(s)[-1] for s in range(layout.tokens_per_frame)])
+        frames = np.tile(frame, (4096, 1))
+        frames[:, slot] = legal
+        decoded = layout.from_ids(frames.reshape(-1))
+        np.testing.assert_array_equal(decoded[:, slot], np.arange(4096))
+
+
+def test_ids_are_distinct_and_named_once() -> None:
+    layout = TokenLayout(7, 16, (4, 2, 1))
+    names = layout.token_names()
+    assert len(names) == len(set(names)) == layout.size == 2 + 3 * 16
+    assert names[layout.start_id - 7] == "<audio_start>"
+    assert names[layout.end_id - 7] == "<audio_end>"
+    assert names[layout.level_base(2) + 5 - 7] == "<snac_2_5>"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c[:2], "2 levels of codes, expected 3"),
+        (lambda c: [c[0], c[1][:-1], c[2]], "level lengths"),
+        (lambda c: [c[0], c[1], c[2][:-4]], "level lengths"),
+        (lambda c: [level[:0] for level in c], "no codes"),
+        (lambda c: [c[0], c[1] * 0 + 4096, c[2]], "outside 0..4095"),
+        (lambda c: [c[0] * 0 - 1, c[1], c[2]], "outside 0..4095"),
+    ],
+)
+def test_codes_the_codec_could_not_have_made_are_named(change, message: str) -> None:  # type: ignore[no-untyped-def]
+    layout = TokenLayout(0, 4096, (4, 2, 1))
+    codes = change(random_codes(layout, 3, 0))
+    assert message in (layout.check(codes) or "")
+    with pytest.raises(ValueError, match=message):
+        layout.interleave(codes)
+
+
+def test_ids_out_of_place_are_refused() -> None:
+    layout = TokenLayout(0, 4096, (4, 2, 1))
+    ids = layout.to_ids(layout.interleave(random_codes(layout, 2, 0)))
+    with pytest.raises(ValueError, match="whole frames"):
+        layout.from_ids(ids[:-1])
+    swapped = ids.copy()
+    swapped[[7, 8]] = swapped[[8, 7]]
+    with pytest.raises(ValueError, match="frame 1, slot 0"):
+        layout.from_ids(swapped)
+
+
+@pytest.mark.parametrize("strides", [(), (4, 2), (4, 3, 1)])
+def test_strides_that_make_no_tree_are_refused(strides: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="strides"):
+        TokenLayout(0, 4096, strides)
