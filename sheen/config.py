@@ -5,6 +5,7 @@ or flag is an error that names the near ones. What the fields mean is each job's
 """
 
 import difflib
+import os
 import sys
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -93,7 +94,7 @@ def _config_path(argv: list[str]) -> str | None:
             return argv[index + 1]
         if word.startswith("--config="):
             return word.removeprefix("--config=")
-    return None
+    return os.environ.get("SHEEN_CONFIG")
 
 
 def _check_file(path: str, known: list[str]) -> None:

@@ -1,6 +1,8 @@
 """The HTTP contract without Ray: what a request may hold, and what every refusal looks like."""
 
 import inspect
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from sheen.serve.api import (
     install_error_handlers,
 )
 from sheen.serve.app import build
-from sheen.serve.config import CHECKOUT, ServeArgs, checkpoint_location
+from sheen.serve.config import ServeArgs, checkpoint_location
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = {"model": "sheen", "input": "four two", "voice": "slt"}
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,11 @@ def client() -> Iterator[TestClient]:
     async def refuse(status: int, retry_after_s: int | None = None) -> None:
         raise APIError(status, "no", retry_after_s=retry_after_s)
 
-    with TestClient(app) as client:
+    @app.get("/break")
+    async def break_down() -> None:
+        raise RuntimeError("what the log must hold and no client may read")
+
+    with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
@@ -155,11 +162,21 @@ def test_unknown_fields_are_ignored(client: TestClient) -> None:
     assert accepted(client, {**GOOD, **extra}) == accepted(client, GOOD)
 
 
-@pytest.mark.parametrize("content", [b'{"model": "sheen", ', b"", b"four two", b'"four two"'])
+@pytest.mark.parametrize("field", ["speed", "temperature", "top_p"])
+def test_a_value_that_is_no_number_is_refused(client: TestClient, field: str) -> None:
+    # NaN is no JSON, but Python's parser reads it, and it passes any `value < limit`.
+    content = json.dumps({**GOOD, field: float("nan")}).encode()
+    response = client.post("/v1/audio/speech", content=content, headers=JSON)
+    assert response.status_code == 400
+    assert error_of(response.json())["param"] == field
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"model": "sheen", ', b"", b"four two", b'"four two"', b"[]", b"null", b'{"model": "\xff"}'],
+)
 def test_a_body_that_is_no_object_blames_no_field(client: TestClient, content: bytes) -> None:
-    response = client.post(
-        "/v1/audio/speech", content=content, headers={"Content-Type": "application/json"}
-    )
+    response = client.post("/v1/audio/speech", content=content, headers=JSON)
     assert response.status_code == 400
     error = error_of(response.json())
     assert error["param"] is None
@@ -179,7 +196,20 @@ def test_a_method_that_is_not_allowed(client: TestClient) -> None:
     response = client.get("/v1/audio/speech")
     assert response.status_code == 405
     assert error_of(response.json())["type"] == "invalid_request_error"
-    assert response.headers["Allow"] == "POST"
+
+
+def test_a_405_names_the_allowed_method(client: TestClient) -> None:
+    # RFC 9110, 15.5.6: the server must send Allow.
+    assert client.get("/v1/audio/speech").headers.get("Allow") == "POST"
+
+
+def test_what_nobody_foresaw_has_the_shape_too(client: TestClient) -> None:
+    response = client.get("/break")
+    assert response.status_code == 500
+    assert response.headers["Content-Type"] == "application/json"
+    error = error_of(response.json())
+    assert error["type"] == "server_error"
+    assert "no client may read" not in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -266,16 +296,15 @@ def test_build_refuses_a_missing_checkpoint_before_anything_starts(tmp_path: Pat
 def test_a_relative_checkpoint_is_one_of_the_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert CHECKOUT == ROOT
-    # The replica's working directory is nobody's choice: it must not matter.
+    (tmp_path / "sheen.json").write_text("{}")
+    # A replica's working directory is nobody's choice: it must not matter.
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "sheen.json").write_text("{}")
-    with pytest.raises(ValueError, match="args.model here") as raised:
-        checkpoint_location("here")
-    assert str(CHECKOUT / "here") in str(raised.value)
-    monkeypatch.setattr("sheen.serve.config.CHECKOUT", tmp_path)
-    assert checkpoint_location("here") == str(tmp_path / "here")
+    with pytest.raises(ValueError, match="no checkpoint") as raised:
+        checkpoint_location(".")
+    assert str(ROOT) in str(raised.value)
+    location = checkpoint_location(os.path.relpath(tmp_path, ROOT))
+    assert Path(location).is_absolute()
+    assert Path(location).samefile(tmp_path)
 
 
 def test_an_absolute_path_and_a_uri_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from conftest import CODEC, ROOT, load_script
 
+from conftest import CODEC, ROOT, load_script
 from sheen.core.audio import decode_audio, from_pcm16, to_pcm16
 from sheen.core.codec import Codec, load_codec
 from sheen.core.dataset import read_info, read_utterances
@@ -103,6 +103,7 @@ def output(ray_cluster: None, mixed: Path, tmp_path_factory: pytest.TempPathFact
             output=str(folder),
             codec=str(CODEC),
             batch_size=4,
+            num_workers=1,
             jsonl=str(folder.parent / "lines" / "codes.jsonl"),
         )
     )

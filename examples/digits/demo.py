@@ -170,7 +170,17 @@ class _Process:
 
 def _submit(name: str, environment: dict[str, str], *flags: str) -> None:
     job = ["python", f"jobs/{name}.py", "--config", f"examples/digits/{name}.yaml", *flags]
-    _run(name, ["ray", "job", "submit", "--working-dir", ".", "--", *job], environment)
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        try:
+            _run(name, ["ray", "job", "submit", "--working-dir", ".", "--", *job], environment)
+        except StepFailed as error:
+            # A head answers before the agent that takes jobs is up.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(2)
+        else:
+            return
 
 
 def _run(name: str, words: list[str], environment: dict[str, str]) -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torchaudio.functional import resample
 
 # Containers whose header states the true length, so that a short decode means a truncated file.
-# An MP3's length may be an estimate from its bit rate and proves nothing.
+# An MP3's length may be an estimate from its bit rate and proves nothing. For a WAV ffmpeg gives
+# the length of what is there, so its header is read here, see `_wav_seconds_missing`.
 _EXACT_LENGTH = {"wav", "w64", "flac", "aiff", "caf"}
 _LENGTH_TOLERANCE_S = 0.05
 
@@ -59,7 +60,8 @@ def decode_audio(data: bytes, sample_rate: int) -> NDArray[np.float32]:
     samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
     if len(samples) == 0:
         raise AudioError("empty", "the file holds 0 samples")
-    missing_s = declared_s - len(samples) / source_rate
+    missing_s = max(declared_s - len(samples) / source_rate, _wav_seconds_missing(data))
+    declared_s = max(declared_s, len(samples) / source_rate + missing_s)
     if exact and missing_s > _LENGTH_TOLERANCE_S:
         raise AudioError(
             "truncated", f"the header states {declared_s:.2f} s, {missing_s:.2f} s are missing"
@@ -67,6 +69,25 @@ def decode_audio(data: bytes, sample_rate: int) -> NDArray[np.float32]:
     if source_rate != sample_rate:
         samples = resample(torch.from_numpy(samples), source_rate, sample_rate).numpy()
     return samples
+
+
+def _wav_seconds_missing(data: bytes) -> float:
+    """Seconds that a WAV's data chunk states and the file lacks; 0 for what is no WAV."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return 0.0
+    at, bytes_per_second = 12, 0
+    while at + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, at)
+        at += 8
+        if name == b"fmt " and at + 12 <= len(data):
+            (bytes_per_second,) = struct.unpack_from("<I", data, at + 8)
+        elif name == b"data":
+            # Streamed WAV states 0 or a size near the largest signed or unsigned one.
+            known = size < 0x7FFFFFFF - 64
+            missing = size - (len(data) - at)
+            return missing / bytes_per_second if known and bytes_per_second else 0.0
+        at += size + size % 2
+    return 0.0
 
 
 def to_pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:

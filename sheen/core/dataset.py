@@ -91,7 +91,12 @@ def read_info(folder: str) -> DatasetInfo:
             f"{path} is missing: {folder} is not a finished dataset of codes. "
             "Make one with jobs/encode.py, or run it again if it was interrupted."
         )
-    data = json.loads(files.read_bytes(path))
+    try:
+        data = json.loads(files.read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected an object")
     if data.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path}: format version {data.get('format_version')!r}, this Sheen reads "
@@ -114,9 +119,13 @@ def read_utterances(location: str, layout: TokenLayout) -> Utterances:
     Rows with codes that the codec could not have made, or without text, are dropped and counted.
     Raises ValueError when nothing can be read or nothing is left.
     """
+    if not files.exists(location):
+        raise ValueError(f"{location}: no such file or folder")
     if files.kind(location) == fs.FileType.File:
         batches: Iterator[tuple[int, pa.RecordBatch]] = _jsonl_batches(location)
     else:
+        if not files.exists(files.join(location, ENCODED)):
+            raise ValueError(f"{location}: it has no folder {ENCODED}")
         batches = _parquet_batches(files.join(location, ENCODED))
     read = Utterances([], [], np.zeros((0, layout.tokens_per_frame), np.int16), np.zeros(1, int))
     grids, lengths = [read.frames], [0]
@@ -129,7 +138,7 @@ def read_utterances(location: str, layout: TokenLayout) -> Utterances:
             elif not text or not normalise(text):
                 _drop(read, "no text", f"{where}: the text is empty")
             else:
-                grids.append(layout.interleave(codes))
+                grids.append(layout.interleave(codes).astype(np.int16, copy=False))
                 lengths.append(len(grids[-1]))
                 read.texts.append(normalise(text))
                 read.speakers.append(normalise(speaker) or None if speaker else None)
@@ -152,7 +161,8 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str | None, str | None, str |
     outer = column.offsets.to_numpy()
     inner = column.values
     bounds = inner.offsets.to_numpy()
-    values = inner.values.to_numpy(zero_copy_only=False)
+    # A null code becomes one that no codec has, for the layout to refuse.
+    values = pc.fill_null(inner.values, -1).to_numpy(zero_copy_only=False)
     valid = pc.is_valid(column).to_numpy(zero_copy_only=False)
     for row, (name, text, speaker) in enumerate(zip(names, texts, speakers, strict=True)):
         codes = None
@@ -180,16 +190,17 @@ def _jsonl_batches(path: str) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Lines of `{"text", "snac_codes", optional "id", "speaker"}`, numbered from 1."""
     rows: list[dict[str, Any]] = []
     first = 1
-    for number, line in enumerate(files.read_bytes(path).decode("utf-8").splitlines(), start=1):
+    lines = files.read_bytes(path).removesuffix(b"\n").split(b"\n")
+    for number, line in enumerate(lines if lines != [b""] else [], start=1):
         try:
             row = json.loads(line)
-            # int32 so that a code of 70000 is reported by the layout and not by Arrow.
             codes = row["snac_codes"]
-            pa.array([codes], pa.list_(pa.list_(pa.int32())))
-            rows.append(
-                {"id": row.get("id"), "text": row["text"], "speaker": row.get("speaker")}
-                | {"snac_codes": codes}
-            )
+            if any(isinstance(code, float) for level in codes or [] for code in level or []):
+                raise TypeError("codes must be whole numbers")
+            row = {"id": row.get("id"), "text": row["text"], "speaker": row.get("speaker")}
+            row |= {"snac_codes": codes}
+            _code_batch([row])
+            rows.append(row)
         except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise ValueError(
                 f'{path}, line {number}: expected {{"text": ..., "snac_codes": [[...], ...]}} '

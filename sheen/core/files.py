@@ -58,6 +58,18 @@ def delete_folder(location: str) -> None:
         filesystem.delete_dir(path)
 
 
+def contains(folder: str, location: str) -> bool:
+    """Whether a path or URI is a folder, or lies in it."""
+    (outer_fs, outer), (inner_fs, inner) = open_filesystem(folder), open_filesystem(location)
+    return outer_fs.equals(inner_fs) and f"{inner}/".startswith(f"{outer.rstrip('/')}/")
+
+
+def list_names(location: str) -> list[str]:
+    """Names of everything directly in a folder."""
+    filesystem, path = open_filesystem(location)
+    return [info.base_name for info in filesystem.get_file_info(fs.FileSelector(path))]
+
+
 def list_files(location: str) -> list[str]:
     """Paths of the files directly in a folder; [] when the folder is missing."""
     filesystem, path = open_filesystem(location)
@@ -77,8 +89,11 @@ def write_bytes(location: str, data: bytes) -> None:
     filesystem.create_dir(os.path.dirname(path), recursive=True)
     if isinstance(filesystem, fs.LocalFileSystem):
         temporary = f"{path}.{os.getpid()}.tmp"
-        Path(temporary).write_bytes(data)
-        os.replace(temporary, path)
+        try:
+            Path(temporary).write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     else:
         with filesystem.open_output_stream(path) as stream:
             stream.write(data)
@@ -97,13 +112,17 @@ def copy_folder(source: str, target: str, source_filesystem: fs.FileSystem | Non
     target_fs, target_path = open_filesystem(target)
     local = isinstance(target_fs, fs.LocalFileSystem)
     landing = f"{target_path}.{os.getpid()}.tmp" if local else target_path
-    target_fs.create_dir(landing, recursive=True)
-    fs.copy_files(
-        source_path, landing, source_filesystem=source_fs, destination_filesystem=target_fs
-    )
-    if local:
-        shutil.rmtree(target_path, ignore_errors=True)
-        os.replace(landing, target_path)
+    try:
+        target_fs.create_dir(landing, recursive=True)
+        fs.copy_files(
+            source_path, landing, source_filesystem=source_fs, destination_filesystem=target_fs
+        )
+        if local:
+            shutil.rmtree(target_path, ignore_errors=True)
+            os.replace(landing, target_path)
+    finally:
+        if local:
+            shutil.rmtree(landing, ignore_errors=True)
 
 
 def local_folder(location: str) -> Path:

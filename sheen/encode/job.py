@@ -33,12 +33,10 @@ def run(config: EncodeConfig) -> dict[str, Any]:
     manifest = read_manifest(files.absolute(config.input), config.limit)
     info = describe_codec(config.codec)
     codec = load_codec(config.codec)
-    if not files.is_empty(output):
-        if not config.overwrite:
-            raise ValueError(
-                f"--output {output} is not empty; give --overwrite to replace it, or another folder"
-            )
-        files.delete_folder(output)
+    for flag, kept in (("--input", config.input), ("--codec", config.codec)):
+        if files.contains(output, kept):
+            raise ValueError(f"--output {output} holds {flag} {kept}; give another folder")
+    _make_room(output, config.overwrite)
     started = time.monotonic()
     cluster.connect()
     _encode(manifest, codec, config, files.join(output, dataset.ROWS))
@@ -57,6 +55,23 @@ def run(config: EncodeConfig) -> dict[str, Any]:
         )
         dataset.write_info(output, written)
     return report
+
+
+def _make_room(output: str, overwrite: bool) -> None:
+    """Refuse a folder that holds something, or with `overwrite` delete a dataset of ours."""
+    if files.is_empty(output):
+        return
+    if not overwrite:
+        raise ValueError(
+            f"--output {output} is not empty; give --overwrite to replace it, or another folder"
+        )
+    ours = {dataset.ROWS, dataset.INFO_FILE, dataset.REPORT_FILE, dataset.CODEC_FOLDER}
+    if others := sorted(set(files.list_names(output)) - ours):
+        raise ValueError(
+            f"--output {output} holds {others[0]!r}, which no encode job wrote: it is not "
+            "overwritten; give another folder"
+        )
+    files.delete_folder(output)
 
 
 def _encode(manifest: pa.Table, codec: Any, config: EncodeConfig, rows: str) -> None:
@@ -89,11 +104,12 @@ def _report(output: str, sample_rate: int, seconds: float) -> dict[str, Any]:
     filesystem, path = files.open_filesystem(files.join(output, dataset.ROWS))
     source = pads.dataset(path, filesystem=filesystem, format="parquet", partitioning="hive")
     columns = ["id", "n_samples", "status", "source", "reason", "detail"]
-    table = source.to_table(columns=columns).sort_by("source")
+    rows = source.to_table(columns=columns).to_pylist()
+    rows.sort(key=lambda row: int(row["source"].rpartition(":")[2]))
     samples = 0
     encoded = 0
     rejects: dict[str, dict[str, Any]] = defaultdict(lambda: {"rows": 0, "ids": [], "examples": []})
-    for row in table.to_pylist():
+    for row in rows:
         if row["status"] == "encoded":
             encoded += 1
             samples += row["n_samples"]
@@ -105,7 +121,7 @@ def _report(output: str, sample_rate: int, seconds: float) -> dict[str, Any]:
             entry["examples"].append(f"{row['source']}: {row['detail']}")
     hours = samples / sample_rate / 3600
     return {
-        "rows_in": len(table),
+        "rows_in": len(rows),
         "rows_out": encoded,
         "hours": round(hours, 6),
         "seconds": round(seconds, 2),

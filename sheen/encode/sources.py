@@ -6,7 +6,6 @@ audio.
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -47,19 +46,20 @@ def read_manifest(location: str, limit: int | None = None) -> pa.Table:
             ".jsonl manifest"
         )
     kept: list[dict[str, Any]] = []
-    seen: Counter[str] = Counter()
+    seen: set[str] = set()
     for row in rows:
         if limit is not None and len(kept) == limit:
             break
         row = dict.fromkeys(MANIFEST_SCHEMA.names) | row
-        seen[row["id"]] += 1
-        if row["reason"] is None and seen[row["id"]] > 1:
+        if row["reason"] is None and row["id"] in seen:
             row |= {
                 "reason": "duplicate id",
                 "detail": f"id {row['id']!r} stands in an earlier row",
             }
         if row["reason"] is None and not normalise(row["text"]):
             row |= {"reason": "no text", "detail": "the text is empty"}
+        if row["reason"] is None:
+            seen.add(row["id"])
         kept.append(row)
     if not kept:
         raise ValueError(f"input {location}: it holds no rows")
@@ -68,10 +68,11 @@ def read_manifest(location: str, limit: int | None = None) -> pa.Table:
     return pa.Table.from_pylist(kept, schema=MANIFEST_SCHEMA)
 
 
-def _text(path: str) -> str:
+def _lines(path: str) -> list[str]:
     data = files.read_bytes(path)
     try:
-        return data.decode("utf-8-sig")
+        # Not splitlines(): U+2028 and its like may stand in a text.
+        return data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
@@ -86,7 +87,7 @@ def _ljspeech(folder: str) -> Iterator[dict[str, Any]]:
         raise ValueError(
             f"{path} is missing: an LJSpeech folder holds metadata.csv (id|text lines) and wavs/"
         )
-    lines = [line for line in enumerate(_text(path).splitlines(), start=1) if line[1].strip()]
+    lines = [line for line in enumerate(_lines(path), start=1) if line[1].strip()]
     if not lines:
         raise ValueError(f"{path} is empty: expected id|text lines")
     if not any("|" in line for _, line in lines):
@@ -120,7 +121,8 @@ def _ljspeech(folder: str) -> Iterator[dict[str, Any]]:
         row["text"] = fields[2] if len(fields) > 2 and fields[2] else fields[1]
         row["speaker"] = fields[3] or None if len(fields) == 4 else None
         # Some corpora write the file's name with its suffix as the id.
-        name = recordings.get(fields[0]) or recordings.get(PurePosixPath(fields[0]).stem)
+        stem = fields[0].rpartition(".")[0] if fields[0].lower().endswith(AUDIO_SUFFIXES) else ""
+        name = recordings.get(fields[0]) or recordings.get(stem)
         row["audio"] = files.join(folder, "wavs", name or f"{fields[0]}.wav")
         if name is None:
             row |= {"reason": "missing", "detail": f"no recording {row['audio']}"}
@@ -130,7 +132,7 @@ def _ljspeech(folder: str) -> Iterator[dict[str, Any]]:
 def _jsonl(path: str) -> Iterator[dict[str, Any]]:
     """Lines of `{"audio", "text", optional "id", "speaker"}`; audio is relative to the manifest."""
     folder, name = path.rsplit("/", 1) if "/" in path else (".", path)
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         row: dict[str, Any] = {"id": f"line-{number}", "text": "", "source": f"{name}:{number}"}
@@ -148,7 +150,7 @@ def _jsonl(path: str) -> Iterator[dict[str, Any]]:
             continue
         speaker = data.get("speaker")
         row |= {
-            "id": str(data.get("id", row["id"])),
+            "id": row["id"] if data.get("id") is None else str(data["id"]),
             "text": text,
             "speaker": str(speaker) if speaker else None,
             "audio": audio
