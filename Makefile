@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Two processes that compute with several torch threads each slow one another down many times over.
 export OMP_NUM_THREADS ?= 1
+# As sheen.cluster.WORKER_ENV: glibc otherwise returns each large tensor to the kernel.
+export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
+export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: setup check test soak demo bench lock clean

@@ -139,15 +139,16 @@ class _Process:
     def wait_for(self, what: str, ready: Callable[[], bool]) -> None:
         """Return once it is ready; StepFailed when the command ends before, or takes too long."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while True:
-            if self._process.poll() is not None:
-                self._fail(f"it exited with status {self._process.returncode}")
-            if ready():
-                return
-            if time.monotonic() > deadline:
-                self.__exit__()
-                self._fail(f"{what} was not ready within {READY_TIMEOUT_S} s")
-            time.sleep(0.5)
+        try:
+            while not ready():
+                if self._process.poll() is not None:
+                    self._fail(f"it exited with status {self._process.returncode}")
+                if time.monotonic() > deadline:
+                    self._fail(f"{what} was not ready within {READY_TIMEOUT_S} s")
+                time.sleep(0.5)
+        except BaseException:  # Ctrl-C too: nothing that was started may stay
+            self.__exit__()
+            raise
 
     def _fail(self, what: str) -> None:
         raise StepFailed(f"{what}; end of {self.log}:\n{_tail(self.log)}")
