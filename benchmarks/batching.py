@@ -7,6 +7,7 @@ Without batching the ratio is 8.
 """
 
 import argparse
+import queue
 import statistics
 import sys
 import time
@@ -26,18 +27,16 @@ DEFAULT_MODEL = ROOT / "runs" / "demo" / "train" / "checkpoint"
 
 def seconds_for(engine: Engine, requests: Sequence[Request]) -> float:
     """Submit all at once; seconds until the last has finished."""
-    ends: list[float] = []
+    ends: queue.SimpleQueue[float] = queue.SimpleQueue()
 
     def sink(item: Samples | Finished) -> None:
         if isinstance(item, Finished):
-            ends.append(time.monotonic())
+            ends.put(time.monotonic())
 
     started = time.monotonic()
     for request in requests:
         engine.submit(request, sink)
-    while len(ends) < len(requests):
-        time.sleep(0.001)
-    return max(ends) - started
+    return max(ends.get() for _ in requests) - started
 
 
 def main(argv: list[str]) -> int:
@@ -67,6 +66,7 @@ def main(argv: list[str]) -> int:
         eight = seconds_for(engine, requests)
         ratios.append(eight / one)
         print(f"round {number + 1}: one {one:.2f} s, eight {eight:.2f} s, ratio {eight / one:.2f}")
+    engine.close()
     print(f"eight at once take {statistics.median(ratios):.2f} times as long as one (median)")
     return 0
 

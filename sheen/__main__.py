@@ -3,11 +3,15 @@
 import argparse
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
+from transformers.utils.logging import disable_progress_bar
 
 from sheen.config import fail
+from sheen.core.audio import to_pcm16
 from sheen.core.engine import Engine, Finished, stream
 from sheen.core.sampling import Sampling
 from sheen.core.voice import load_voice
@@ -34,7 +38,10 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     options = parser.parse_args(argv)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        _check_output(Path(options.output))
+        _check_device(options.device)
         voice = load_voice(options.model, options.device)
         sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
         request = voice.request(options.text, options.voice, sampling, options.max_seconds)
@@ -48,13 +55,29 @@ def main(argv: list[str]) -> int:
             reason = item.reason
         else:
             pieces.append(item)
+    engine.close()
     samples = np.concatenate(pieces)
-    soundfile.write(options.output, samples, voice.codec.sample_rate, subtype="PCM_16")
+    soundfile.write(options.output, to_pcm16(samples), voice.codec.sample_rate, "PCM_16")
     print(
         f"{options.output}: {len(samples) / voice.codec.sample_rate:.2f} s of audio in "
         f"{time.monotonic() - started:.2f} s, ended by {reason}"
     )
     return 0
+
+
+def _check_output(path: Path) -> None:
+    """Before any work: a file that cannot be written should not cost a synthesis."""
+    if path.suffix.lower() != ".wav":
+        raise ValueError(f"--output {path}: expected a name that ends in .wav")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {path}: no folder {path.parent}")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 if __name__ == "__main__":

@@ -63,7 +63,10 @@ def read_info(folder: Path) -> CheckpointInfo:
             f"{path} is missing: {folder} is not a Sheen checkpoint. "
             "Make one with jobs/train.py; `make demo` trains a small one."
         )
-    data = json.loads(path.read_text("utf-8"))
+    try:
+        data = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a JSON object ({error})") from error
     known = {
         "format_version": FORMAT_VERSION,
         "template": prompt.TEMPLATE_VERSION,

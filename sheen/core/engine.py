@@ -73,6 +73,18 @@ class Ticket:
     def cancel(self) -> None:
         self._cancelled.set()
 
+    def _emit(self, item: Samples | Finished) -> None:
+        """Hand an item to the sink; a sink that raises ends its own request and no other."""
+        if self._closed:
+            return
+        self._closed = isinstance(item, Finished)
+        try:
+            self._sink(item)
+        except Exception:
+            logger.exception("the sink of a request failed; the request is dropped")
+            self._closed = True
+            self._ending = self._ending or "cancelled"
+
 
 class Engine:
     """Generates and decodes for up to `max_batch` requests at a time, in a thread of its own.
@@ -98,11 +110,17 @@ class Engine:
         self._batch_wait_s = batch_wait_s
         self._noise = noise
         self._queue: queue.Queue[Ticket | None] = queue.Queue(max_queue)
+        self._closing = False
+        self._submitting = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="sheen-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request, sink: Sink) -> Ticket:
-        """Queue a request. Raises EngineBusy, or ValueError for one that cannot fit the model."""
+        """Queue a request.
+
+        Raises EngineBusy, ValueError for one that cannot fit the model, and RuntimeError after
+        `close`.
+        """
         layout = self._model.layout
         positions = len(request.prompt) + request.max_frames * layout.tokens_per_frame
         if request.max_frames < 1 or positions > self._model.max_positions:
@@ -112,10 +130,13 @@ class Engine:
             )
         seed = request.sampling.seed if self._noise else None
         ticket = Ticket(request, sink, StreamingDecoder(self._codec, layout, seed))
-        try:
-            self._queue.put_nowait(ticket)
-        except queue.Full:
-            raise EngineBusy(self._queue.qsize()) from None
+        with self._submitting:
+            if self._closing:
+                raise RuntimeError("the engine is closed")
+            try:
+                self._queue.put_nowait(ticket)
+            except queue.Full:
+                raise EngineBusy(self._queue.qsize()) from None
         return ticket
 
     def alive(self) -> bool:
@@ -123,18 +144,24 @@ class Engine:
 
     def close(self) -> None:
         """Finish what is queued and stop the thread."""
-        self._queue.put(None)
+        with self._submitting:
+            self._closing = True
+        self._queue.put(None)  # nothing is queued after it
         self._thread.join()
 
     def _loop(self) -> None:
-        while (batch := self._gather()) is not None:
+        last = False
+        while not last:
+            batch, last = self._gather()
+            if not batch:
+                return
             started = time.monotonic()
             try:
                 self._run(batch)
             except Exception as error:  # whatever broke, the waiting clients must hear of it
                 logger.exception("a batch of %d requests failed", len(batch))
                 for ticket in batch:
-                    self._close(ticket, Finished("error", ticket._decoder.frames, str(error)))
+                    ticket._emit(Finished("error", ticket._decoder.frames, str(error)))
             logger.info(
                 "batch fill %d of %d, longest %d frames, %.2f s, %d waiting",
                 len(batch),
@@ -144,10 +171,11 @@ class Engine:
                 self._queue.qsize(),
             )
 
-    def _gather(self) -> list[Ticket] | None:
+    def _gather(self) -> tuple[list[Ticket], bool]:
+        """The next batch, and whether it is the last one before the engine closes."""
         first = self._queue.get()
         if first is None:
-            return None
+            return [], True
         batch = [first]
         deadline = time.monotonic() + self._batch_wait_s
         while len(batch) < self._max_batch:
@@ -156,10 +184,9 @@ class Engine:
             except queue.Empty:
                 break
             if ticket is None:
-                self._queue.put(None)  # closing: this batch first
-                break
+                return batch, True
             batch.append(ticket)
-        return batch
+        return batch, False
 
     def _run(self, batch: list[Ticket]) -> None:
         layout = self._model.layout
@@ -172,7 +199,7 @@ class Engine:
                     continue
                 if ticket._cancelled.is_set():
                     ticket._ending = "cancelled"
-                    self._close(ticket, Finished("cancelled", ticket._decoder.frames))
+                    ticket._emit(Finished("cancelled", ticket._decoder.frames))
                 elif token == layout.end_id:
                     self._end(ticket, "stop")
                 else:
@@ -197,17 +224,11 @@ class Engine:
             results = decode_ready([ticket._decoder for ticket in open_tickets])
             for ticket, samples in zip(open_tickets, results, strict=True):
                 if len(samples):
-                    ticket._sink(samples)
+                    ticket._emit(samples)
                 elif ticket._ending is not None:
-                    self._close(ticket, Finished(ticket._ending, ticket._decoder.frames))
+                    ticket._emit(Finished(ticket._ending, ticket._decoder.frames))
             if not any(len(samples) for samples in results):
                 return
-
-    @staticmethod
-    def _close(ticket: Ticket, finished: Finished) -> None:
-        if not ticket._closed:
-            ticket._closed = True
-            ticket._sink(finished)
 
 
 def stream(engine: Engine, request: Request) -> Iterator[Samples | Finished]:

@@ -45,8 +45,8 @@ class Voice:
         """
         voices = self.info.voices
         if voices and speaker not in voices:
-            known = ", ".join(voices)
-            raise RequestError("voice", f"unknown voice {speaker!r}; this model has: {known}")
+            what = "no voice was named" if speaker is None else f"unknown voice {speaker!r}"
+            raise RequestError("voice", f"{what}; this model has: {', '.join(voices)}")
         if not voices and speaker is not None:
             raise RequestError(
                 "voice", f"unknown voice {speaker!r}; this model has one voice, without a name"
@@ -63,18 +63,20 @@ class Voice:
                 f"the text takes {len(prompt)} of the model's {self.model.max_positions} positions "
                 "and leaves none for audio; give a shorter text",
             )
-        budget = max(1, int(max_seconds * frames_per_second))
-        return Request(prompt, min(budget, room), sampling)
+        if not max_seconds > 0:
+            raise ValueError(f"max_seconds {max_seconds}: expected more than 0")
+        budget = max(1, int(min(max_seconds * frames_per_second, room)))
+        return Request(prompt, budget, sampling)
 
 
 def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
     """Open a checkpoint folder (path or URI) for synthesis on one device."""
-    folder = files.local_folder(location)
-    if not folder.is_dir():
+    if not files.exists(location):
         raise ValueError(
             f"checkpoint {location}: no such folder. Train one with jobs/train.py; `make demo` "
             "trains a small one under runs/demo/train/checkpoint."
         )
+    folder = files.local_folder(location)
     info = checkpoint.read_info(folder)
     source = codec_source(str(folder), info.codec)
     checkpoint.check_codec(info, source)

@@ -94,8 +94,15 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(APIError(400, message, param=param, code=problem["type"]))
 
     async def framework(_: Request, error: HTTPException) -> JSONResponse:
-        return error_response(APIError(error.status_code, str(error.detail)))
+        response = error_response(APIError(error.status_code, str(error.detail)))
+        response.headers.update(error.headers or {})  # a 405 must name what is allowed
+        return response
+
+    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+        # The framework logs the traceback; the client gets no inside.
+        return error_response(APIError(500, f"internal error ({type(error).__name__})"))
 
     app.add_exception_handler(APIError, ours)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, framework)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, unforeseen)

@@ -183,7 +183,9 @@ def build(args: ServeArgs) -> serve.Application:
     Ray decides by this annotation whether `args` becomes a ServeArgs: keep it a class, and this
     file free of postponed annotations.
     """
-    application: serve.Application = SpeechService.bind(  # type: ignore[attr-defined]
-        args, checkpoint_location(args.model)
-    )
+    # Serve must let through more requests than the replica takes: it is the replica that answers
+    # 429, in OpenAI's shape.
+    admitted = args.max_batch + args.max_queue
+    service = SpeechService.options(max_ongoing_requests=2 * admitted)  # type: ignore[attr-defined]
+    application: serve.Application = service.bind(args, checkpoint_location(args.model))
     return application

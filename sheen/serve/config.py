@@ -32,7 +32,7 @@ class ServeArgs(BaseModel, extra="forbid"):
     batch_wait_ms: Annotated[
         float, Field(ge=0.0, description="how long a first request waits for others")
     ] = 20.0
-    torch_threads: Annotated[int, Field(ge=1, description="threads that compute, on a CPU")] = 2
+    torch_threads: Annotated[int, Field(ge=1, description="threads that compute, on a CPU")] = 1
     noise: Annotated[
         bool, Field(description="the codec's own noise, drawn from the request's seed")
     ] = True
