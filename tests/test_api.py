@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 from starlette.testclient import TestClient
 
+from sheen.cluster import WORKER_ENV
 from sheen.serve.api import (
     MAX_INPUT_CHARACTERS,
     APIError,
@@ -276,9 +277,10 @@ def test_the_committed_configuration_is_one_that_ray_and_build_accept() -> None:
     assert application.route_prefix == "/"
     args = ServeArgs.model_validate(application.args)
     assert args.model == ServeArgs().model
-    # Below this Serve itself would hold requests back, and no client would ever get a 429.
+    assert application.runtime_env["env_vars"] == WORKER_ENV
+    # `build` computes it from args: a number here would silently replace that one.
     [deployment] = application.deployments
-    assert deployment.max_ongoing_requests > args.max_batch + args.max_queue
+    assert "max_ongoing_requests" not in deployment.model_fields_set
 
 
 def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path) -> None:
