@@ -89,7 +89,7 @@ class Ticket:
 class Engine:
     """Generates and decodes for up to `max_batch` requests at a time, in a thread of its own.
 
-    `batch_wait_s`: how long a first request waits for others to join its batch. `max_queue`: how
+    `batch_wait_s`: how long a batch that is not full waits for one more request. `max_queue`: how
     many requests may wait before `submit` raises EngineBusy. `noise`: the codec's own noise, drawn
     from each request's seed.
     """
@@ -101,7 +101,7 @@ class Engine:
         *,
         max_batch: int = 8,
         max_queue: int = 64,
-        batch_wait_s: float = 0.02,
+        batch_wait_s: float = 0.05,
         noise: bool = True,
     ) -> None:
         self._model = model
@@ -177,10 +177,9 @@ class Engine:
         if first is None:
             return [], True
         batch = [first]
-        deadline = time.monotonic() + self._batch_wait_s
         while len(batch) < self._max_batch:
             try:
-                ticket = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+                ticket = self._queue.get(timeout=self._batch_wait_s)
             except queue.Empty:
                 break
             if ticket is None:

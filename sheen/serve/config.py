@@ -30,8 +30,8 @@ class ServeArgs(BaseModel, extra="forbid"):
         int, Field(ge=1, description="requests that may wait; beyond it clients get 429")
     ] = 64
     batch_wait_ms: Annotated[
-        float, Field(ge=0.0, description="how long a first request waits for others")
-    ] = 20.0
+        float, Field(ge=0.0, description="how long a batch that is not full waits for one more")
+    ] = 50.0
     torch_threads: Annotated[int, Field(ge=1, description="threads that compute, on a CPU")] = 1
     noise: Annotated[
         bool, Field(description="the codec's own noise, drawn from the request's seed")
