@@ -7,6 +7,7 @@ between deployments would add to the time to first audio; scale by replicas.
 
 import asyncio
 import logging
+import queue
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from ray import serve
 
 from sheen.core.audio import to_pcm16, wav_header
-from sheen.core.engine import Engine, EngineBusy, Finished, Samples, Ticket, stream
+from sheen.core.engine import Engine, EngineBusy, Finished, Samples, Ticket
 from sheen.core.sampling import Sampling
 from sheen.core.voice import RequestError, load_voice
 from sheen.serve.api import MEDIA_TYPES, APIError, SpeechRequest, install_error_handlers
@@ -68,11 +69,21 @@ class SpeechService:
         logger.info("serving %s on %s, voices %s", location, device, self._voices())
 
     def _warm_up(self) -> None:
-        """Speak once before reporting ready: the first pass allocates and is many times slower."""
+        """Speak a full batch before reporting ready: a first pass of a shape is much slower."""
         names = self._voice.info.voices
         request = self._voice.request("one", names[0] if names else None, Sampling(), 1.0)
-        for _ in stream(self._engine, request):
-            pass
+        endings: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+
+        def sink(item: Samples | Finished) -> None:
+            if isinstance(item, Finished):
+                endings.put(item)
+
+        count = min(self._args.max_batch, self._args.max_queue)
+        for _ in range(count):
+            self._engine.submit(request, sink)
+        for ending in (endings.get() for _ in range(count)):
+            if ending.reason == "error":
+                raise RuntimeError(f"the warm-up failed: {ending.error}")
 
     def check_health(self) -> None:
         """Called by Serve: a replica whose engine died is replaced."""
