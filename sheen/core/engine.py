@@ -80,7 +80,7 @@ class Ticket:
         self._closed = isinstance(item, Finished)
         try:
             self._sink(item)
-        except Exception:
+        except Exception:  # a sink is the caller's code: it may raise anything
             logger.exception("the sink of a request failed; the request is dropped")
             self._closed = True
             self._ending = self._ending or "cancelled"
