@@ -31,8 +31,8 @@ make_corpus = load("make_corpus")
 make_base = load("make_base")
 
 
-def read_rows() -> list[list[str]]:
-    lines = (DIGITS / "corpus" / "metadata.csv").read_text(encoding="utf-8").splitlines()
+def read_rows(folder: Path = DIGITS / "corpus") -> list[list[str]]:
+    lines = (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
     return [line.split("|") for line in lines]
 
 
@@ -59,32 +59,36 @@ def test_no_row_holds_a_held_out_string() -> None:
     assert not heldout & {text for _, text, _, _ in read_rows()}
 
 
-def test_every_id_is_unique_and_has_its_audio() -> None:
-    names = [row[0] for row in read_rows()]
-    assert len(set(names)) == len(names)
-    assert {path.name for path in (DIGITS / "corpus" / "wavs").iterdir()} == {
-        f"{name}.flac" for name in names
+@pytest.mark.parametrize("name", ["corpus", "heldout"])
+def test_every_id_is_unique_and_has_its_audio(name: str) -> None:
+    ids = [row[0] for row in read_rows(DIGITS / name)]
+    assert len(set(ids)) == len(ids)
+    assert {path.name for path in (DIGITS / name / "wavs").iterdir()} == {
+        f"{row_id}.flac" for row_id in ids
     }
 
 
-def test_audio_is_speech_and_not_silence() -> None:
-    for name, text, _, _ in read_rows():
-        path = DIGITS / "corpus" / "wavs" / f"{name}.flac"
+@pytest.mark.parametrize("folder", ["corpus", "heldout"])
+def test_audio_is_speech_and_not_silence(folder: str) -> None:
+    for name, text, _, _ in read_rows(DIGITS / folder):
+        path = DIGITS / folder / "wavs" / f"{name}.flac"
         info = soundfile.info(path)
         assert (info.format, info.subtype, info.channels) == ("FLAC", "PCM_16", 1), name
         assert info.samplerate == 16_000, name
         assert 0.25 < info.duration / len(text.split()) < 0.75, name
-        peak = numpy.abs(soundfile.read(path)[0]).max()
-        assert 0.2 < peak < 0.99, name
+        samples = soundfile.read(path)[0]
+        assert len(samples) == info.frames, name
+        assert 0.15 < numpy.abs(samples).max() < 0.99, name
 
 
-def test_corpus_is_small_enough_to_commit() -> None:
-    files = [path for path in (DIGITS / "corpus").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 9_500_000
+@pytest.mark.parametrize(("folder", "limit"), [("corpus", 9_500_000), ("heldout", 12_300_000)])
+def test_recordings_are_small_enough_to_commit(folder: str, limit: int) -> None:
+    files = [path for path in (DIGITS / folder).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= limit
 
 
 def test_script_draws_the_committed_strings_again() -> None:
-    heldout = make_corpus.read_heldout(DIGITS / "heldout.txt")
+    heldout = frozenset(make_corpus.read_heldout(DIGITS / "heldout.txt"))
     for voice in make_corpus.VOICES:
         assert make_corpus.draw_strings(voice, 80, 0, heldout) == texts_of(voice)
 
@@ -93,6 +97,37 @@ def test_held_out_list_is_the_one_the_script_draws() -> None:
     drawn = make_corpus.draw_heldout()
     assert (DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines() == drawn
     assert Counter(len(text.split()) for text in drawn) == {2: 20, 3: 95, 4: 95, 5: 95, 6: 95}
+
+
+def test_held_out_recordings_are_the_ones_the_script_would_write() -> None:
+    heldout = (DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines()
+    # Voice k speaks lines k, k + 4, k + 8, ...: spelled out here, not asked of the script.
+    expected = [
+        [f"{voice}-h{number:03d}", text, text, voice]
+        for k, voice in enumerate(["slt", "rms", "awb", "kal16"])
+        for number, text in enumerate(heldout[k::4], start=1)
+    ]
+    assert read_rows(DIGITS / "heldout") == expected
+    assert make_corpus.heldout_rows(heldout, make_corpus.VOICES, None) == [
+        (name, text, voice) for name, text, _, voice in expected
+    ]
+
+
+def test_held_out_recordings_are_of_every_held_out_string_once() -> None:
+    rows = read_rows(DIGITS / "heldout")
+    assert Counter(row[3] for row in rows) == dict.fromkeys(make_corpus.VOICES, 100)
+    heldout = (DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines()
+    assert sorted(row[1] for row in rows) == sorted(heldout)
+    assert not {row[1] for row in rows} & {row[1] for row in read_rows()}
+
+
+def test_held_out_strings_of_every_voice_have_the_same_lengths() -> None:
+    for voice in make_corpus.VOICES:
+        texts = [row[1] for row in read_rows(DIGITS / "heldout") if row[3] == voice]
+        lengths = Counter(len(text.split()) for text in texts)
+        assert lengths.pop(2) == 5
+        assert sorted(lengths) == [3, 4, 5, 6]
+        assert set(lengths.values()) <= {23, 24}
 
 
 # Drawing strings
@@ -124,6 +159,27 @@ def test_more_strings_than_there_are_is_an_error() -> None:
         make_corpus.draw_strings("slt", 1_111_101, 0, frozenset())
 
 
+# Picking held-out strings
+
+
+@given(
+    st.sets(st.sampled_from(make_corpus.VOICES), min_size=1),
+    st.integers(min_value=1, max_value=100),
+)
+@settings(deadline=None, database=None)
+def test_some_held_out_rows_are_rows_of_all(voices: set[str], per_voice: int) -> None:
+    heldout = make_corpus.draw_heldout()
+    rows = make_corpus.heldout_rows(heldout, sorted(voices), per_voice)
+    assert Counter(row[2] for row in rows) == dict.fromkeys(voices, per_voice)
+    assert len(set(rows)) == len(rows)
+    assert set(rows) <= set(make_corpus.heldout_rows(heldout, make_corpus.VOICES, None))
+
+
+def test_a_few_held_out_rows_are_of_all_lengths() -> None:
+    rows = make_corpus.heldout_rows(make_corpus.draw_heldout(), ["awb"], 20)
+    assert Counter(len(row[1].split()) for row in rows) == {2: 1, 3: 5, 4: 5, 5: 5, 6: 4}
+
+
 # Refusals
 
 
@@ -136,6 +192,35 @@ def test_an_output_folder_in_use_is_left_alone(
     assert exit_info.value.code == 2
     assert "not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--per-voice", "101"], "101 strings for voice 'slt': only 100 are held out"),
+        (["--voices", "slt", "kal"], "voice 'kal' has no held-out strings"),
+        (["--write-heldout"], "not allowed with argument --heldout"),
+        (["--per-voice", "0"], "0 is less than 1"),
+    ],
+)
+def test_what_no_held_out_recordings_can_be_made_of_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    output = tmp_path / "heldout"
+    with pytest.raises(SystemExit) as exit_info:
+        make_corpus.main(["--heldout", "--output", str(output), *arguments])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_committed_held_out_recordings_are_never_written_over(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        make_corpus.main(["--heldout"])
+    assert exit_info.value.code == 2
+    assert f"{DIGITS / 'heldout'} exists and is not empty" in capsys.readouterr().err
 
 
 def test_missing_flite_is_said_before_anything_is_written(
@@ -180,6 +265,20 @@ def test_flite_makes_the_first_rows_of_the_committed_corpus(tmp_path: Path) -> N
     assert [name for name, *_ in rows] == ["awb-0001", "awb-0002", "slt-0001", "slt-0002"]
     assert all(committed[name] == row for name, *row in rows)
     assert len(list((output / "wavs").iterdir())) == 4
+
+
+@needs_flite
+def test_flite_makes_the_committed_held_out_recordings_again(tmp_path: Path) -> None:
+    output = tmp_path / "heldout"
+    make_corpus.main(["--heldout", "--output", str(output), "--per-voice", "1"])
+    rows = read_rows(output)
+    assert [name for name, *_ in rows] == ["slt-h001", "rms-h001", "awb-h001", "kal16-h001"]
+    committed = read_rows(DIGITS / "heldout")
+    assert all(row in committed for row in rows)
+    for name, *_ in rows:
+        made, _ = soundfile.read(output / "wavs" / f"{name}.flac", dtype="int16")
+        kept, _ = soundfile.read(DIGITS / "heldout" / "wavs" / f"{name}.flac", dtype="int16")
+        assert numpy.array_equal(made, kept), name
 
 
 @needs_flite

@@ -70,10 +70,10 @@ def list_names(location: str) -> list[str]:
     return [info.base_name for info in filesystem.get_file_info(fs.FileSelector(path))]
 
 
-def list_files(location: str) -> list[str]:
-    """Paths of the files directly in a folder; [] when the folder is missing."""
+def list_files(location: str, recursive: bool = False) -> list[str]:
+    """Paths of the files in a folder, directly or at any depth; [] when the folder is missing."""
     filesystem, path = open_filesystem(location)
-    selector = fs.FileSelector(path, allow_not_found=True)
+    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
     return [info.path for info in filesystem.get_file_info(selector) if info.is_file]
 
 

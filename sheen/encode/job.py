@@ -18,8 +18,8 @@ from ray.data import ActorPoolStrategy
 from sheen import cluster
 from sheen.core import dataset, files
 from sheen.core.codec import describe_codec, find_codec, load_codec
+from sheen.core.manifest import read_manifest
 from sheen.encode.config import EncodeConfig
-from sheen.encode.sources import read_manifest
 from sheen.encode.stages import EncodeWorker, read_and_decode
 
 ROWS_PER_BLOCK = 64

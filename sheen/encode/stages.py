@@ -15,7 +15,7 @@ from sheen.core import files
 from sheen.core.audio import AudioError, decode_audio, from_pcm16, to_pcm16
 from sheen.core.codec import Codec
 from sheen.core.dataset import UTTERANCE_SCHEMA
-from sheen.encode.sources import MANIFEST_SCHEMA
+from sheen.core.manifest import MANIFEST_SCHEMA
 
 PCM_SCHEMA = MANIFEST_SCHEMA.append(pa.field("pcm", pa.large_binary()))
 """The manifest with 16-bit mono PCM at the codec's rate: half the bytes of float32."""

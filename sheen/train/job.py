@@ -4,7 +4,6 @@ Owns what happens before and after the workers run: opening data and base, refus
 fit together, resuming by run name, and exporting the last checkpoint.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,7 @@ from sheen.core.tokens import TokenLayout
 from sheen.train import state
 from sheen.train.config import FREE_FIELDS, TrainConfig
 from sheen.train.data import build_training_set, describe
-from sheen.train.loop import METRICS_FILE, train_loop
-
-RUN_FILE = "run.json"
+from sheen.train.loop import MODEL_FOLDER, train_loop
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -44,7 +41,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     )
     print(describe(data.summary), flush=True)
     info.voices = sorted({*info.voices, *data.voices})
-    _claim_run(output, config)
+    state.claim_run(output, config.run_name, config.model_dump(), FREE_FIELDS, ("data", "model"))
     cluster.connect()
     trainer = TorchTrainer(
         train_loop,
@@ -70,9 +67,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     result = trainer.fit()
     assert result.checkpoint is not None, "a run that ended well has reported a checkpoint"
     _export(result.checkpoint, files.join(output, "checkpoint"), codec, codec_files)
-    rows = files.read_bytes(files.join(output, METRICS_FILE)).decode().splitlines()
-    last: dict[str, Any] = json.loads(rows[-1])
-    return last
+    return state.last_metrics(output)
 
 
 def _codec_of(location: str, codec: str | None) -> tuple[CodecInfo, str]:
@@ -140,34 +135,8 @@ def _plan_checkpoint(
     return info, tokenizer
 
 
-def _claim_run(output: str, config: TrainConfig) -> None:
-    """Record what decides the run's weights; refuse to resume one that was started otherwise."""
-    path = files.join(output, config.run_name, RUN_FILE)
-    fixed = {k: v for k, v in config.model_dump().items() if k not in FREE_FIELDS}
-    for name in ("data", "model"):
-        if not files.is_uri(fixed[name]) and Path(fixed[name]).exists():
-            # A submitted job runs in another copy of the working directory each time.
-            fixed[name] = Path(fixed[name]).name
-    if not files.exists(path):
-        files.write_bytes(path, json.dumps(fixed, indent=2).encode() + b"\n")
-        return
-    before = json.loads(files.read_bytes(path))
-    changed = [
-        f"{name} was {before.get(name)!r}, now {value!r}"
-        for name, value in fixed.items()
-        if before.get(name) != value
-    ]
-    if changed:
-        raise ValueError(
-            f"--run-name {config.run_name} in {output} was started otherwise: "
-            f"{'; '.join(changed)}. Give the same values to resume it, or another --run-name."
-        )
-
-
 def _export(source: ray.train.Checkpoint, target: str, codec: CodecInfo, codec_files: str) -> None:
     """Publish the model folder of a checkpoint, with its codec when that is a folder."""
-    files.copy_folder(
-        f"{source.path}/{state.MODEL_FOLDER}", target, source_filesystem=source.filesystem
-    )
+    files.copy_folder(f"{source.path}/{MODEL_FOLDER}", target, source_filesystem=source.filesystem)
     if codec.embedded:
         files.copy_folder(codec_files, files.join(target, dataset.CODEC_FOLDER))

@@ -7,7 +7,6 @@ start from lengths and seed.
 """
 
 import logging
-import math
 import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -28,14 +27,15 @@ from transformers.utils.logging import disable_progress_bar
 from sheen.core import checkpoint, files
 from sheen.core.batches import Batch, Step, plan_batches, plan_epoch, plan_steps
 from sheen.core.loss import IGNORE_INDEX
-from sheen.core.model import SpeechLM, extend, load_base, load_model
+from sheen.core.model import SpeechLM, extend, load_base, load_model, save_model
 from sheen.train import state
 from sheen.train.config import TrainConfig
 from sheen.train.data import TrainingSet
+from sheen.train.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
+MODEL_FOLDER = "checkpoint"
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
@@ -43,14 +43,6 @@ def train_loop(arguments: dict[str, Any]) -> None:
     # A bar per file of weights says nothing in a job's log.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     Worker(**arguments).run()
-
-
-def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
-    """Linear warm-up to `peak`, then a cosine down to a tenth of it at `total`."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return peak * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
 
 
 def plan_run(data: TrainingSet, config: TrainConfig, world: int) -> list[Step]:
@@ -94,14 +86,16 @@ class Worker:
         else:
             with saved.as_directory() as folder:
                 self.model, self.tokenizer = load_model(
-                    Path(folder) / state.MODEL_FOLDER, info.token_layout
+                    Path(folder) / MODEL_FOLDER, info.token_layout
                 )
                 self._prepare()
                 restored = state.load(folder, self.device)
             self.optimizer.load_state_dict(restored["optimizer"])
             self.step, rows = restored["step"], restored["rows"]
             self._say(f"resuming after step {self.step}")
-        self.log = state.MetricsLog(files.join(output, METRICS_FILE), rows, writes=self.rank == 0)
+        self.log = state.MetricsLog(
+            files.join(output, state.METRICS_FILE), rows, writes=self.rank == 0
+        )
         self.steps = plan_run(self.data, self.config, self.world)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self._recent = torch.zeros(2 * info.token_layout.levels + 2, dtype=torch.float64)
@@ -218,14 +212,15 @@ class Worker:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory(prefix="sheen-") as folder:
+            target = Path(folder) / MODEL_FOLDER
+            target.mkdir()
+            save_model(self.model, self.tokenizer, target)
+            checkpoint.write_info(target, self.info)
             state.save(
                 Path(folder),
-                self.model,
-                self.tokenizer,
-                self.info,
-                self.optimizer,
-                self.step,
-                self.log.rows,
+                optimizer=self.optimizer.state_dict(),
+                step=self.step,
+                rows=self.log.rows,
             )
             self.log.sync()
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

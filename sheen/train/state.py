@@ -1,7 +1,8 @@
 """What a run keeps on disk: resumable checkpoints and the log of metrics.
 
 Owns `trainer.pt` (optimizer, step, random state, metrics so far) beside the model folder of a
-checkpoint, and `metrics.jsonl`, which a resumed run continues without repeated or missing lines.
+checkpoint, `metrics.jsonl`, which a resumed run continues without repeated or missing lines, and
+`run.json`, which says how a run was started and refuses to resume it otherwise.
 """
 
 import json
@@ -11,22 +12,21 @@ from typing import Any
 
 import torch
 from pyarrow import fs
-from transformers import PreTrainedTokenizerBase
 
-from sheen.core import checkpoint, files
-from sheen.core.model import SpeechLM, save_model
+from sheen.core import files
 
-MODEL_FOLDER = "checkpoint"
 STATE_FILE = "trainer.pt"
+METRICS_FILE = "metrics.jsonl"
+RUN_FILE = "run.json"
 
 
 class MetricsLog:
-    """`metrics.jsonl` as a list of rows that survives in every checkpoint."""
+    """`metrics.jsonl` of an output folder as a list of rows that survives in every checkpoint."""
 
-    def __init__(self, location: str, rows: list[dict[str, Any]], writes: bool) -> None:
+    def __init__(self, output: str, rows: list[dict[str, Any]], writes: bool) -> None:
         self.rows = rows
-        self._location = location
-        filesystem, self._path = files.open_filesystem(location)
+        self._location = files.join(output, METRICS_FILE)
+        filesystem, self._path = files.open_filesystem(self._location)
         # Object stores cannot append: there the file is written whole at each checkpoint.
         self._appends = isinstance(filesystem, fs.LocalFileSystem)
         self._writes = writes
@@ -45,27 +45,12 @@ class MetricsLog:
             files.write_bytes(self._location, text.encode())
 
 
-def save(
-    folder: Path,
-    model: SpeechLM,
-    tokenizer: PreTrainedTokenizerBase,
-    info: checkpoint.CheckpointInfo,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    rows: list[dict[str, Any]],
-) -> None:
-    """Write a checkpoint into an empty folder."""
-    target = folder / MODEL_FOLDER
-    target.mkdir()
-    save_model(model, tokenizer, target)
-    checkpoint.write_info(target, info)
+def save(folder: Path, **parts: Any) -> None:
+    """Write the trainer's state into a checkpoint's folder, with torch's random state."""
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
-    torch.save(
-        {"optimizer": optimizer.state_dict(), "step": step, "random": random, "rows": rows},
-        folder / STATE_FILE,
-    )
+    torch.save({**parts, "random": random}, folder / STATE_FILE)
 
 
 def load(folder: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
@@ -77,3 +62,39 @@ def load(folder: str | os.PathLike[str], device: torch.device) -> dict[str, Any]
     if device.type == "cuda" and "cuda" in state["random"]:
         torch.cuda.set_rng_state(state["random"]["cuda"])
     return state
+
+
+def claim_run(
+    output: str, run_name: str, fields: dict[str, Any], free: set[str], paths: tuple[str, ...]
+) -> None:
+    """Record what decides the run's weights; refuse to resume one that was started otherwise.
+
+    `free` names the fields that a resumed run may change, `paths` those that hold a path.
+    """
+    path = files.join(output, run_name, RUN_FILE)
+    fixed = {name: value for name, value in fields.items() if name not in free}
+    for name in paths:
+        if not files.is_uri(fixed[name]) and Path(fixed[name]).exists():
+            # A submitted job runs in another copy of the working directory each time.
+            fixed[name] = Path(fixed[name]).name
+    if not files.exists(path):
+        files.write_bytes(path, json.dumps(fixed, indent=2).encode() + b"\n")
+        return
+    before = json.loads(files.read_bytes(path))
+    changed = [
+        f"{name} was {before.get(name)!r}, now {value!r}"
+        for name, value in fixed.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"--run-name {run_name} in {output} was started otherwise: "
+            f"{'; '.join(changed)}. Give the same values to resume it, or another --run-name."
+        )
+
+
+def last_metrics(output: str) -> dict[str, Any]:
+    """The last line of a run's metrics."""
+    rows = files.read_bytes(files.join(output, METRICS_FILE)).decode().splitlines()
+    last: dict[str, Any] = json.loads(rows[-1])
+    return last

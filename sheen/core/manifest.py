@@ -28,6 +28,7 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 
+METADATA_FILE = "metadata.csv"
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm")
 
 
@@ -82,7 +83,7 @@ def _lines(path: str) -> list[str]:
 
 def _ljspeech(folder: str) -> Iterator[dict[str, Any]]:
     """`id|text`, `id|text|normalised text` or `id|text|normalised text|speaker`, no header."""
-    path = files.join(folder, "metadata.csv")
+    path = files.join(folder, METADATA_FILE)
     if not files.exists(path):
         raise ValueError(
             f"{path} is missing: an LJSpeech folder holds metadata.csv (id|text lines) and wavs/"
@@ -110,7 +111,7 @@ def _ljspeech(folder: str) -> Iterator[dict[str, Any]]:
     }
     for number, line in lines:
         fields = [field.strip() for field in line.split("|")]
-        row: dict[str, Any] = {"id": fields[0], "source": f"metadata.csv:{number}"}
+        row: dict[str, Any] = {"id": fields[0], "source": f"{METADATA_FILE}:{number}"}
         if not 2 <= len(fields) <= 4 or not fields[0]:
             detail = (
                 f"line {number} has {len(fields)} fields separated by '|', expected "

@@ -1,0 +1,116 @@
+"""Spectra of speech: the distances that a codec is trained on and judged by.
+
+Owns the log-mel spectrogram, the multi-resolution mel and STFT losses, and the mel distance in
+decibels that reports give. Knows nothing of codecs, files or plots.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
+
+FLOOR = 1e-5
+"""Smallest magnitude that a logarithm sees: -100 dB, as in the Descript Audio Codec's losses."""
+
+REPORT_WINDOW, REPORT_BANDS = 1024, 80
+
+
+class Spectrum(nn.Module):
+    """Magnitudes of one resolution: `window` samples, a hop of a quarter of it, `bands` mels."""
+
+    taper: Tensor
+    bank: Tensor
+
+    def __init__(self, sample_rate: int, window: int, bands: int) -> None:
+        super().__init__()
+        self.window = window
+        self.register_buffer("taper", torch.hann_window(window), persistent=False)
+        bank = melscale_fbanks(
+            window // 2 + 1, 0.0, sample_rate / 2, bands, sample_rate, norm="slaney"
+        )
+        self.register_buffer("bank", bank, persistent=False)
+
+    def magnitudes(self, audio: Tensor) -> Tensor:
+        """`[B, n]` -> `[B, bins, frames]`."""
+        spectrum = torch.stft(
+            audio, self.window, self.window // 4, window=self.taper, return_complex=True
+        )
+        # Of re² + im², because abs() has no gradient at zero. The floor is that of the logarithm.
+        power = spectrum.real.square() + spectrum.imag.square()
+        return power.clamp(min=FLOOR**2).sqrt()
+
+    def log_mel(self, magnitudes: Tensor) -> Tensor:
+        """`[B, bins, frames]` -> `[B, bands, frames]`, log10 of the magnitude."""
+        return (self.bank.T @ magnitudes).clamp(min=FLOOR).log10()
+
+
+@dataclass(frozen=True)
+class SpectralTerms:
+    """Scalars, each a mean over the resolutions."""
+
+    mel: Tensor
+    stft: Tensor
+
+
+class SpectralLoss(nn.Module):
+    """Multi-resolution mel and STFT distance of two batches of audio.
+
+    `mel` is the L1 distance of log10 mel magnitudes (Kumar et al. 2023, Descript Audio Codec);
+    `stft` is spectral convergence plus the L1 distance of log magnitudes (Yamamoto et al. 2020,
+    Parallel WaveGAN). Short windows hear onsets, long ones pitch; bands are at most an eighth of
+    the window, so that no mel filter is empty.
+    """
+
+    def __init__(
+        self, sample_rate: int, windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+    ) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(
+            [Spectrum(sample_rate, window, min(80, window // 8)) for window in windows]
+        )
+
+    def forward(self, audio: Tensor, target: Tensor) -> SpectralTerms:
+        """Of `audio` and `target`, both `[B, n]` float32; the gradient flows into `audio`."""
+        mel = audio.new_zeros(())
+        stft = audio.new_zeros(())
+        for scale in self.scales:
+            assert isinstance(scale, Spectrum)
+            with torch.no_grad():
+                wanted = scale.magnitudes(target)
+                wanted_mel = scale.log_mel(wanted)
+            found = scale.magnitudes(audio)
+            mel = mel + (scale.log_mel(found) - wanted_mel).abs().mean()
+            convergence = torch.linalg.vector_norm(wanted - found) / torch.linalg.vector_norm(
+                wanted
+            )
+            stft = stft + convergence + (found.log10() - wanted.log10()).abs().mean()
+        return SpectralTerms(mel / len(self.scales), stft / len(self.scales))
+
+
+@torch.inference_mode()
+def log_mel_db(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
+    """`[n]` -> `[80, frames]` in dB of full scale, frames of 1,024 samples every 256."""
+    if len(waveform) < REPORT_WINDOW:
+        waveform = np.pad(waveform, (0, REPORT_WINDOW - len(waveform)))
+    spectrum = Spectrum(sample_rate, REPORT_WINDOW, REPORT_BANDS)
+    magnitudes = spectrum.magnitudes(torch.from_numpy(np.ascontiguousarray(waveform))[None])
+    mel: NDArray[np.float32] = (20.0 * spectrum.log_mel(magnitudes)[0]).numpy()
+    return mel
+
+
+def mel_distance(
+    waveform: NDArray[np.float32], reference: NDArray[np.float32], sample_rate: int
+) -> float:
+    """Mean absolute difference of two log-mel spectrograms of the same length, in dB.
+
+    Raises ValueError when the lengths differ.
+    """
+    if len(waveform) != len(reference):
+        raise ValueError(
+            f"mel distance of {len(waveform)} and {len(reference)} samples: expected equal lengths"
+        )
+    difference = log_mel_db(waveform, sample_rate) - log_mel_db(reference, sample_rate)
+    return float(np.abs(difference).mean())

@@ -1,0 +1,173 @@
+"""Errors: what was to be said against what was heard, as a rate with its uncertainty.
+
+Owns the normalisation that both sides go through, the rates of words and of characters, and the
+difference of two rates on the same texts. jiwer aligns and counts; the intervals are bootstrap
+intervals over utterances. Knows nothing about audio or who heard it.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jiwer
+import numpy as np
+from numpy.typing import NDArray
+
+_DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_APOSTROPHES = re.compile(r"['\u2019\u02bc]")
+_PERCENTILES = (2.5, 97.5)
+
+Unit = Literal["word", "character"]
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """Errors over units of the reference, as a share: 0.08 is 8%; above 1 is possible.
+
+    `low` to `high` is the 95% percentile bootstrap interval, utterances drawn with replacement.
+    It knows only what happened: without a single error, or with a single utterance, it is a point.
+    """
+
+    rate: float
+    low: float
+    high: float
+    errors: int
+    """Substitutions, deletions and insertions."""
+    units: int
+    """Words or characters of the references."""
+    utterances: int
+
+
+@dataclass(frozen=True)
+class ErrorDifference:
+    """Rate of b less rate of a on the same texts, as a share: 0.03 is 3 percentage points.
+
+    `low` to `high` is its 95% interval. Both sides are drawn together, so what makes a text hard
+    for both does not widen it.
+    """
+
+    difference: float
+    low: float
+    high: float
+    utterances: int
+
+
+def normalise_words(text: str, *, spell_digits: bool = False) -> str:
+    """The text as it is compared: Unicode NFKC, case folded, words with one space between.
+
+    Apostrophes vanish ("don't" is "dont"). Every other character that is no letter, mark or number
+    separates words. With `spell_digits` a word of nothing but digits 0 to 9 is read out digit by
+    digit ("532" is "five three two"), for listeners that write what they hear as numerals: right
+    where the texts are strings of digits, wrong where 20 is said "twenty".
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    kept = (
+        character if unicodedata.category(character)[0] in "LMN" else " "
+        for character in _APOSTROPHES.sub("", folded)
+    )
+    words = "".join(kept).split()
+    if spell_digits:
+        words = [
+            " ".join(_DIGIT_WORDS[int(digit)] for digit in word)
+            if word.isascii() and word.isdecimal()
+            else word
+            for word in words
+        ]
+    return " ".join(words)
+
+
+def word_error_rate(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    spell_digits: bool = False,
+) -> ErrorRate:
+    """Word error rate over all utterances: the sum of errors over the sum of reference words.
+
+    Both sides are normalised here. A hypothesis may be empty: all its words are deletions. Raises
+    ValueError for a reference without words, no references, or lists of unequal length.
+    """
+    errors, units = _count("word", references, hypotheses, spell_digits)
+    return _rate(errors, units, seed, resamples)
+
+
+def character_error_rate(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    spell_digits: bool = False,
+) -> ErrorRate:
+    """As `word_error_rate`, of the characters of the normalised texts, spaces included."""
+    errors, units = _count("character", references, hypotheses, spell_digits)
+    return _rate(errors, units, seed, resamples)
+
+
+def word_error_difference(
+    references: Sequence[str],
+    hypotheses_a: Sequence[str],
+    hypotheses_b: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    spell_digits: bool = False,
+) -> ErrorDifference:
+    """How much higher the word error rate of b is than that of a. Raises as `word_error_rate`."""
+    errors_a, units = _count("word", references, hypotheses_a, spell_digits)
+    errors_b, _ = _count("word", references, hypotheses_b, spell_digits)
+    # The denominator is the same, so the difference is itself a ratio of sums.
+    more = errors_b - errors_a
+    low, high = _interval(more, units, seed, resamples)
+    return ErrorDifference(float(more.sum() / units.sum()), low, high, len(units))
+
+
+def _rate(
+    errors: NDArray[np.int64], units: NDArray[np.int64], seed: int, resamples: int
+) -> ErrorRate:
+    low, high = _interval(errors, units, seed, resamples)
+    total, of = int(errors.sum()), int(units.sum())
+    return ErrorRate(total / of, low, high, total, of, len(units))
+
+
+def _count(
+    unit: Unit, references: Sequence[str], hypotheses: Sequence[str], spell_digits: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Errors and reference units of each utterance, both `[n]`."""
+    if len(references) != len(hypotheses):
+        raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses")
+    if not references:
+        raise ValueError("there are no references")
+    expected = [normalise_words(text, spell_digits=spell_digits) for text in references]
+    heard = [normalise_words(text, spell_digits=spell_digits) for text in hypotheses]
+    for index, text in enumerate(expected):
+        if not text:
+            raise ValueError(f"reference {index} holds no words: {references[index]!r}")
+    process = jiwer.process_words if unit == "word" else jiwer.process_characters
+    output = process(expected, heard)
+    errors = [
+        sum(
+            max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+            for chunk in chunks
+            if chunk.type != "equal"
+        )
+        for chunks in output.alignments
+    ]
+    return np.array(errors), np.array([len(reference) for reference in output.references])
+
+
+def _interval(
+    errors: NDArray[np.int64], units: NDArray[np.int64], seed: int, resamples: int
+) -> tuple[float, float]:
+    """The 95% percentile bootstrap interval of sum(errors) / sum(units) over utterances."""
+    rng = np.random.default_rng(seed)
+    rates = np.empty(resamples)
+    for draw in range(resamples):
+        drawn = rng.integers(len(units), size=len(units))
+        rates[draw] = errors[drawn].sum() / units[drawn].sum()
+    low, high = np.percentile(rates, _PERCENTILES)
+    return float(low), float(high)

@@ -1,0 +1,172 @@
+"""Recordings as segments: which ones, where they are cut, and reading them ahead of time.
+
+Owns the draw of segments. The k-th segment of a run is a function of the seed and k alone, so a
+resumed run hears what the interrupted one would have heard, and workers read only the recordings
+they need, from wherever those lie. What cannot be read is counted, and another recording takes its
+place.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pyarrow import fs
+from torch import Tensor
+
+from sheen.core import files
+from sheen.core.audio import AudioError, decode_audio
+from sheen.core.manifest import AUDIO_SUFFIXES, METADATA_FILE, read_manifest
+
+READ_AHEAD = 2
+"""Steps whose segments are read before they are asked for."""
+ATTEMPTS = 20
+"""Recordings tried for one segment before the data counts as unreadable."""
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Paths or URIs, split once: the same seed and folder give the same split."""
+
+    train: list[str]
+    evaluation: list[str]
+    summary: dict[str, Any]
+
+
+def find_recordings(location: str, held_out: int, seed: int) -> Recordings:
+    """The recordings of a folder (with metadata.csv, or any audio files in it) or a manifest.
+
+    Raises ValueError when there are none, or no more than are to be held out.
+    """
+    dropped: dict[str, int] = {}
+    kind = files.kind(location)
+    if kind == fs.FileType.Directory and not files.exists(files.join(location, METADATA_FILE)):
+        _, root = files.open_filesystem(location)
+        paths = sorted(
+            files.join(location, str(PurePosixPath(path).relative_to(root)))
+            for path in files.list_files(location, recursive=True)
+            if path.lower().endswith(AUDIO_SUFFIXES)
+        )
+        if not paths:
+            raise ValueError(
+                f"--data {location}: no audio files ({', '.join(AUDIO_SUFFIXES)}) and no "
+                f"{METADATA_FILE} in this folder"
+            )
+    else:
+        paths = []
+        for row in read_manifest(location).to_pylist():
+            # A codec needs no text.
+            if row["reason"] in (None, "no text"):
+                paths.append(row["audio"])
+            else:
+                dropped[row["reason"]] = dropped.get(row["reason"], 0) + 1
+        paths = sorted(set(paths))
+    if len(paths) <= held_out:
+        raise ValueError(
+            f"--data {location}: {len(paths)} usable recordings, and --eval-recordings {held_out} "
+            f"holds out {held_out}: none is left to train on"
+        )
+    order = np.random.default_rng(seed).permutation(len(paths))
+    chosen = set(order[:held_out].tolist())
+    return Recordings(
+        train=[path for index, path in enumerate(paths) if index not in chosen],
+        evaluation=[paths[index] for index in sorted(chosen)],
+        summary={
+            "event": "data",
+            "train_recordings": len(paths) - held_out,
+            "eval_recordings": held_out,
+            "dropped": dropped,
+        },
+    )
+
+
+class SegmentReader:
+    """Batches of segments for one rank, read by threads while the step before computes.
+
+    `unreadable` maps each recording that could not be used to the reason.
+    """
+
+    def __init__(
+        self,
+        paths: list[str],
+        *,
+        sample_rate: int,
+        samples: int,
+        per_rank: int,
+        rank: int,
+        world: int,
+        seed: int,
+    ) -> None:
+        self.unreadable: dict[str, str] = {}
+        self._paths = paths
+        self._sample_rate = sample_rate
+        self._samples = samples
+        self._per_rank, self._rank, self._world = per_rank, rank, world
+        self._seed = seed
+        self._epoch = (-1, np.zeros(0, np.int64))
+
+    def batches(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Float32 `[per_rank, samples]` of the steps `start` to `stop` (exclusive)."""
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            ahead: list[list[Future[NDArray[np.float32]]]] = []
+            for step in range(start, stop + READ_AHEAD):
+                if step < stop:
+                    ahead.append([pool.submit(self._segment, *plan) for plan in self._plan(step)])
+                if step >= start + READ_AHEAD:
+                    segments = [future.result() for future in ahead.pop(0)]
+                    yield torch.from_numpy(np.stack(segments))
+
+    def _plan(self, step: int) -> list[tuple[int, int]]:
+        """`(position in the run, recording)` of this rank's segments."""
+        first = (step * self._world + self._rank) * self._per_rank
+        planned = []
+        for position in range(first, first + self._per_rank):
+            epoch, at = divmod(position, len(self._paths))
+            if self._epoch[0] != epoch:
+                order = np.random.default_rng((self._seed, epoch)).permutation(len(self._paths))
+                self._epoch = (epoch, order)
+            planned.append((position, int(self._epoch[1][at])))
+        return planned
+
+    def _segment(self, position: int, recording: int) -> NDArray[np.float32]:
+        draw = np.random.default_rng((self._seed, 1, position))
+        for _ in range(ATTEMPTS):
+            path = self._paths[recording]
+            # Drawn whether or not the recording can be read, so that a repaired file does not
+            # move the others.
+            share = draw.random()
+            recording = int(draw.integers(len(self._paths)))
+            waveform = self.read(path)
+            if waveform is None:
+                continue
+            start = int(share * max(0, len(waveform) - self._samples + 1))
+            cut = waveform[start : start + self._samples]
+            return np.pad(cut, (0, self._samples - len(cut)))
+        path, reason = next(iter(self.unreadable.items()))
+        raise ValueError(
+            f"{ATTEMPTS} recordings in a row could not be read; {len(self.unreadable)} so far, "
+            f"the first {path}: {reason}"
+        )
+
+    def read(self, path: str) -> NDArray[np.float32] | None:
+        """A whole recording `[n]`, or None when it cannot be used: then `unreadable` says why."""
+        if path in self.unreadable:
+            return None
+        try:
+            return decode_audio(files.read_bytes(path), self._sample_rate)
+        except FileNotFoundError:
+            self.unreadable[path] = "missing"
+        except AudioError as error:
+            self.unreadable[path] = error.reason
+        except OSError as error:
+            self.unreadable[path] = f"unreadable ({error})"
+        return None
+
+
+def name_of(path: str) -> str:
+    """A recording's name for people and for the files of its samples."""
+    return PurePosixPath(path).stem

@@ -1,0 +1,330 @@
+"""Hearing: real recordings as their words, each clip on its own, and what cannot be opened."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tokenizers.pre_tokenizers import ByteLevel
+from torchaudio.functional import resample
+from transformers import (
+    AddedToken,
+    GenerationConfig,
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    Wav2Vec2Processor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+
+from sheen.core.audio import decode_audio
+from sheen.judge.errors import word_error_rate
+from sheen.judge.hearing import AsrPipeline, Pocketsphinx, open_transcriber
+
+DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
+GRAMMAR = DIGITS / "digits.gram"
+RATE = 16000
+VOICES = ("slt", "rms", "awb", "kal16")
+TEXTS = {
+    name: text
+    for name, text, *_ in (
+        line.split("|")
+        for line in (DIGITS / "corpus" / "metadata.csv").read_text("utf-8").splitlines()
+    )
+}
+RMS = [f"rms-{number:04d}" for number in range(1, 16)]
+
+Waveform = NDArray[np.float32]
+
+
+def recording(name: str, sample_rate: int = RATE) -> Waveform:
+    return decode_audio((DIGITS / "corpus" / "wavs" / f"{name}.flac").read_bytes(), sample_rate)
+
+
+def noise(samples: int, level: float = 0.1, seed: int = 0) -> Waveform:
+    draws = np.random.default_rng(seed).standard_normal(samples)
+    return (level * draws).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def listener() -> Pocketsphinx:
+    return Pocketsphinx(GRAMMAR)
+
+
+# pocketsphinx
+
+
+def test_recordings_are_heard_as_their_words(listener: Pocketsphinx) -> None:
+    heard = listener.transcribe([recording(name) for name in RMS], RATE)
+    measured = word_error_rate([TEXTS[name] for name in RMS], heard)
+    assert measured.units >= 50
+    assert measured.rate <= 0.05
+
+
+@pytest.mark.parametrize("voice", VOICES)
+def test_every_voice_of_the_example_is_understood(listener: Pocketsphinx, voice: str) -> None:
+    names = [f"{voice}-{number:04d}" for number in range(10, 90, 10)]
+    heard = listener.transcribe([recording(name) for name in names], RATE)
+    assert word_error_rate([TEXTS[name] for name in names], heard).rate <= 0.1
+
+
+def test_shuffled_speech_is_not_understood(listener: Pocketsphinx) -> None:
+    """The same sounds in another order: what the listener hears is the words, not the voice."""
+    rng = np.random.default_rng(0)
+    shuffled = []
+    for name in RMS:
+        pieces = np.array_split(recording(name), len(recording(name)) // 800)
+        shuffled.append(np.concatenate([pieces[i] for i in rng.permutation(len(pieces))]))
+    heard = listener.transcribe(shuffled, RATE)
+    assert word_error_rate([TEXTS[name] for name in RMS], heard).rate > 0.7
+
+
+def test_a_clip_is_heard_whatever_was_heard_before(listener: Pocketsphinx) -> None:
+    # After any of the others, an ear that keeps its estimate of the noise hears awb-0052 otherwise.
+    names = ["awb-0052", "slt-0001", "rms-0001", "slt-0052", "awb-0051", "kal16-0001"]
+    clips = [recording(name) for name in names]
+    alone = [Pocketsphinx(GRAMMAR).transcribe([clip], RATE)[0] for clip in clips]
+    assert listener.transcribe(clips, RATE) == alone
+    assert listener.transcribe(clips[::-1], RATE)[::-1] == alone
+    for other in (*clips[1:], noise(RATE, 0.3)):
+        assert listener.transcribe([other, clips[0]], RATE)[1] == alone[0]
+
+
+def test_silence_around_a_clip_changes_nothing(listener: Pocketsphinx) -> None:
+    clips = [recording(name) for name in RMS[:6]]
+    padded = [np.pad(clip, 3000) for clip in clips]
+    assert listener.transcribe(padded, RATE) == listener.transcribe(clips, RATE)
+
+
+def test_the_sample_rate_does_not_matter(listener: Pocketsphinx) -> None:
+    names = [*RMS[:4], "slt-0001", "awb-0001", "kal16-0001"]
+    at_24k = listener.transcribe([recording(name, 24000) for name in names], 24000)
+    assert at_24k == listener.transcribe([recording(name) for name in names], RATE)
+    # The rate is not merely ignored.
+    assert at_24k != listener.transcribe([recording(name, 24000) for name in names], RATE)
+
+
+def test_where_nothing_is_said_nothing_is_heard(listener: Pocketsphinx) -> None:
+    silence = np.zeros(RATE, np.float32)
+    clips = [silence[:0], silence[:1], silence, recording("rms-0001")]
+    for rate in (RATE, 24000):
+        heard = listener.transcribe(clips[:3], rate)
+        assert heard == ["", "", ""]
+    assert listener.transcribe(clips, RATE)[3] == TEXTS["rms-0001"]
+    assert listener.transcribe([], RATE) == []
+
+
+def test_a_grammar_is_all_that_can_be_heard(tmp_path: Path) -> None:
+    grammar = tmp_path / "two.gram"
+    grammar.write_text("#JSGF V1.0;\ngrammar two;\npublic <two> = (nine | two)+;\n", "utf-8")
+    heard = Pocketsphinx(grammar).transcribe([recording(name) for name in RMS[:5]], RATE)
+    assert set(" ".join(heard).split()) == {"nine", "two"}
+
+
+def test_without_a_grammar_the_language_model_hears() -> None:
+    names = RMS[:3]
+    listener = Pocketsphinx()
+    heard = listener.transcribe([recording(name) for name in names], RATE)
+    assert word_error_rate([TEXTS[name] for name in names], heard).rate <= 0.4
+    assert "language model" in listener.name
+
+
+def test_the_name_tells_grammars_apart(listener: Pocketsphinx, tmp_path: Path) -> None:
+    other = tmp_path / GRAMMAR.name
+    other.write_bytes(GRAMMAR.read_bytes().replace(b"zero | ", b""))
+    assert "pocketsphinx 5." in listener.name
+    assert GRAMMAR.name in listener.name
+    assert Pocketsphinx(other).name != listener.name
+    other.write_bytes(GRAMMAR.read_bytes())
+    assert Pocketsphinx(other).name == listener.name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "zero one two",
+        "#JSGF V1.0;\ngrammar g;\n<private> = one;\n",
+        "#JSGF V1.0;\ngrammar g;\npublic <g> = one | blorptwo;\n",
+    ],
+)
+def test_a_wrong_grammar_is_named(tmp_path: Path, text: str) -> None:
+    grammar = tmp_path / "wrong.gram"
+    grammar.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=r"--grammar.*wrong\.gram"):
+        open_transcriber("pocketsphinx", str(grammar))
+
+
+def test_the_reason_against_a_grammar_is_on_stderr(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    grammar = tmp_path / "wrong.gram"
+    grammar.write_text("#JSGF V1.0;\ngrammar g;\npublic <g> = one | blorptwo;\n", "utf-8")
+    with pytest.raises(ValueError, match=r"wrong\.gram"):
+        Pocketsphinx(grammar)
+    assert "blorptwo" in capfd.readouterr().err
+
+
+def test_hearing_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    clips = [recording("rms-0001"), noise(RATE), np.zeros(0, np.float32)]
+    Pocketsphinx(GRAMMAR).transcribe(clips, RATE)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("what", ["missing.gram", ""])
+def test_a_grammar_that_is_no_file_is_named(tmp_path: Path, what: str) -> None:
+    with pytest.raises(ValueError, match=str(tmp_path / what)):
+        open_transcriber("pocketsphinx", str(tmp_path / what))
+
+
+def test_a_stereo_clip_is_refused(listener: Pocketsphinx) -> None:
+    with pytest.raises(ValueError, match=r"waveform 1 has shape \(2, 100\)"):
+        listener.transcribe([np.zeros(100, np.float32), np.zeros((2, 100), np.float32)], RATE)
+
+
+# Recognisers of transformers: tiny, untrained, saved and opened like any other.
+
+
+def save_ctc(folder: Path) -> None:
+    folder.mkdir()
+    characters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = {character: index for index, character in enumerate(characters)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+    config = Wav2Vec2Config(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+        initializer_range=1.0,
+        pad_token_id=0,
+    )
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    Wav2Vec2Processor(
+        Wav2Vec2FeatureExtractor(sampling_rate=RATE), Wav2Vec2CTCTokenizer(folder / "vocab.json")
+    ).save_pretrained(folder)
+
+
+def save_whisper(folder: Path, multilingual: bool = True) -> None:
+    """A Whisper of bytes whose window is 2 s instead of 30."""
+    letters = {letter: index for index, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = WhisperTokenizer(vocab=letters, merges=[], pad_token="<|endoftext|>")
+    names = ("startoftranscript", "en", "fr", "translate", "transcribe", "startofprev")
+    special = [f"<|{name}|>" for name in (*names, "notimestamps")]
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in special], True)
+    tokenizer.add_tokens([f"<|{step * 0.02:.2f}|>" for step in range(101)])
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in (*names, "endoftext")}
+    ends: dict[str, Any] = {
+        "pad_token_id": ids["endoftext"],
+        "bos_token_id": ids["endoftext"],
+        "eos_token_id": ids["endoftext"],
+        "decoder_start_token_id": ids["startoftranscript"],
+    }
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_source_positions=100,
+        max_target_positions=64,
+        init_std=1.0,
+        **ends,
+    )
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        max_new_tokens=12,
+        no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
+        prev_sot_token_id=ids["startofprev"],
+        is_multilingual=multilingual,
+        lang_to_id={f"<|{name}|>": ids[name] for name in ("en", "fr")},
+        task_to_id={name: ids[name] for name in ("transcribe", "translate")},
+        max_initial_timestamp_index=50,
+        **ends,
+    )
+    model.save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(chunk_length=2), tokenizer).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recognisers")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_ctc(folder / "ctc")
+        save_whisper(folder / "whisper")
+        save_whisper(folder / "english", multilingual=False)
+    return folder
+
+
+@pytest.mark.parametrize("model", ["ctc", "whisper"])
+def test_batched_equals_single(models: Path, model: str) -> None:
+    """The last clip is longer than Whisper's window, and one is empty."""
+    listener = AsrPipeline(str(models / model), batch_size=3)
+    lengths = (16000, 9000, 0, 23000, 4000, 50000)
+    clips = [noise(length, seed=length) for length in lengths]
+    heard = listener.transcribe(clips, RATE)
+    assert [type(text) for text in heard] == [str] * len(clips)
+    assert heard == [listener.transcribe([clip], RATE)[0] for clip in clips]
+    assert heard[::-1] == listener.transcribe(clips[::-1], RATE)
+    assert [bool(text) for text in heard] == [length > 0 for length in lengths]
+    assert len(set(heard)) == len(clips)
+
+
+@pytest.mark.parametrize("model", ["ctc", "whisper"])
+def test_recognisers_get_their_own_sample_rate(models: Path, model: str) -> None:
+    listener = open_transcriber(str(models / model))
+    assert str(models / model) in listener.name
+    clip = noise(24000)
+    at_16k = resample(torch.from_numpy(clip), 24000, 16000).numpy()
+    heard = listener.transcribe([clip], 24000)
+    assert heard == listener.transcribe([at_16k], 16000)
+    assert heard != listener.transcribe([clip], 16000)
+
+
+def test_a_language_is_for_multilingual_whisper(models: Path) -> None:
+    clip = noise(9000)
+    guessed, french = (
+        AsrPipeline(str(models / "whisper"), language=language) for language in (None, "fr")
+    )
+    assert guessed.transcribe([clip], RATE) != french.transcribe([clip], RATE)
+    assert "fr" in french.name.removeprefix(str(models))
+    for model in ("ctc", "english"):
+        with pytest.raises(ValueError, match=f"language 'fr'.*{model}"):
+            AsrPipeline(str(models / model), language="fr")
+
+
+@pytest.mark.parametrize("where", ["{folder}/missing", "{folder}", "nobody/no-such-recogniser"])
+def test_a_recogniser_that_is_not_there_is_named(tmp_path: Path, where: str) -> None:
+    judge = where.format(folder=tmp_path)
+    with pytest.raises(ValueError, match=f"--judge.*{judge}"):
+        open_transcriber(judge)
+
+
+def test_a_model_that_does_not_hear_is_named(base: Path) -> None:
+    with pytest.raises(ValueError, match=f"--judge.*{base}"):
+        open_transcriber(str(base))
+
+
+def test_a_grammar_is_refused_with_a_recogniser(models: Path) -> None:
+    with pytest.raises(ValueError, match=r"--grammar .*digits\.gram"):
+        open_transcriber(str(models / "ctc"), grammar=str(GRAMMAR))
+
+
+def test_an_unknown_device_is_named(models: Path) -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        open_transcriber(str(models / "ctc"), device="nonsense")
