@@ -6,8 +6,9 @@ losses are those of VQ-VAE (van den Oord et al. 2017) as in the Descript Audio C
 SNAC shares. There is no adversary. Knows nothing of files of recordings, devices or Ray.
 """
 
-import copy
 import json
+import math
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from snac.layers import Snake1d
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from sheen.core.codec import CONFIG_FILE, WEIGHTS_FILE, find_codec
+from sheen.core.codec import CONFIG_FILE, WEIGHTS_FILE, Codec, find_codec
 from sheen.core.spectral import SpectralLoss
 
 
@@ -176,15 +177,22 @@ class WeightAverage:
     def update(self, model: SNAC) -> None:
         self._averaged.update_parameters(model)
 
-    def copy(self) -> SNAC:
-        """A copy that may be changed, as loading for inference does."""
-        return copy.deepcopy(self.model)
-
     def state_dict(self) -> dict[str, Any]:
         return self._averaged.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._averaged.load_state_dict(state)
+
+
+def inference_copy(model: SNAC, config: dict[str, Any], device: torch.device) -> Codec:
+    """The codec as it stands, ready for inference; `model` stays as it is.
+
+    Not a deep copy: folding the weights of one takes the weight property off the class that it
+    shares with its original.
+    """
+    copy = SNAC(**config)
+    copy.load_state_dict(model.state_dict())
+    return Codec(copy, device)
 
 
 @torch.no_grad()
@@ -235,10 +243,21 @@ def open_codec(source: str, from_scratch: bool = False) -> tuple[SNAC, dict[str,
     try:
         config = json.loads(path.read_text("utf-8"))
         model = SNAC(**config)
+        if math.prod(model.encoder_rates) != math.prod(model.decoder_rates):
+            raise ValueError("encoder_rates and decoder_rates multiply to different numbers")
         if not from_scratch:
             weights = path.parent / WEIGHTS_FILE
             model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except (TypeError, ValueError, RuntimeError, LookupError, ZeroDivisionError) as error:
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        ZeroDivisionError,
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise ValueError(f"codec {source!r}: not a SNAC codec ({error})") from error
     return model.float(), config
 

@@ -60,8 +60,8 @@ class SpectralLoss(nn.Module):
 
     `mel` is the L1 distance of log10 mel magnitudes (Kumar et al. 2023, Descript Audio Codec);
     `stft` is spectral convergence plus the L1 distance of log magnitudes (Yamamoto et al. 2020,
-    Parallel WaveGAN). Short windows hear onsets, long ones pitch; bands are at most an eighth of
-    the window, so that no mel filter is empty.
+    Parallel WaveGAN). Short windows hear onsets, long ones pitch; bands are few
+    enough that no mel filter falls between two bins of the spectrum and is empty.
     """
 
     def __init__(
@@ -69,7 +69,10 @@ class SpectralLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.scales = nn.ModuleList(
-            [Spectrum(sample_rate, window, min(80, window // 8)) for window in windows]
+            [
+                Spectrum(sample_rate, window, min(80, window // 8, 4000 * window // sample_rate))
+                for window in windows
+            ]
         )
 
     def forward(self, audio: Tensor, target: Tensor) -> SpectralTerms:

@@ -8,6 +8,7 @@ processing is torchaudio's.
 import base64
 import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,8 +21,10 @@ import torchaudio.functional
 import torchaudio.transforms
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imread, imsave
+from matplotlib.transforms import Bbox
 
-from sheen.report.figures import COLOURS, Plot, style
+from sheen.report.figures import COLOURS, FONT_SIZE, IMAGE_DPI, Plot, style
 
 INT16_FULL_SCALE = 32768
 WAVEFORM_COLUMNS = 800  # about the pixels across a figure; bounds the size of the drawing
@@ -119,6 +122,18 @@ def clip_row(clips: Sequence[Clip], title: str = "") -> ClipRow:
         )
         plots.append(Plot(clip.title, figure, alt))
     return ClipRow(title, clips, plots)
+
+
+def save_png(row: ClipRow, path: str | os.PathLike[str]) -> None:
+    """Draw a row as one image, each clip under its title, for a page that plays nothing."""
+    images = []
+    for clip, plot in zip(row.clips, row.plots, strict=True):
+        plot.figure.suptitle(clip.title, y=1.06, fontsize=FONT_SIZE)
+        file = io.BytesIO()
+        plot.figure.savefig(file, dpi=IMAGE_DPI, bbox_inches=Bbox([[-0.2, 0], [3.8, 2.95]]))
+        file.seek(0)
+        images.append(imread(file))
+    imsave(path, np.hstack(images))
 
 
 def audio_uri(clip: Clip) -> str:

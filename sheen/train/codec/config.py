@@ -86,7 +86,7 @@ class CodecTrainConfig(JobConfig):
             description="a code not chosen in this many times the codebook's size choices of its "
             "level is moved to where the encoder is",
         ),
-    ] = 4.0
+    ] = 10.0
     average_decay: Annotated[
         float, Field(ge=0.0, lt=1.0, description="of the weights' average, per step; it is saved")
     ] = 0.999

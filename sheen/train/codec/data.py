@@ -167,6 +167,10 @@ class SegmentReader:
         return None
 
 
-def name_of(path: str) -> str:
-    """A recording's name for people and for the files of its samples."""
-    return PurePosixPath(path).stem
+def sample_names(paths: list[str]) -> list[str]:
+    """Of the files of these recordings' samples: their stems, numbered where stems are alike."""
+    stems = [PurePosixPath(path).stem for path in paths]
+    return [
+        f"{stem}-{index}" if stem in stems[:index] + stems[index + 1 :] else stem
+        for index, stem in enumerate(stems)
+    ]

@@ -23,6 +23,11 @@ from sheen.train.codec.loop import CODEC_FOLDER, train_loop
 def run(config: CodecTrainConfig) -> dict[str, Any]:
     """Train; returns the last metrics. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
+    if files.contains(config.data, output):
+        raise ValueError(
+            f"--output {output} lies in --data {config.data}, where its audio samples would count "
+            "as recordings when the run resumes; give another folder"
+        )
     torch.manual_seed(config.seed)  # of random weights
     model, codec_config = open_codec(config.codec, config.from_scratch)
     recordings = find_recordings(files.absolute(config.data), config.eval_recordings, config.seed)

@@ -26,19 +26,19 @@ from torch import Tensor
 
 from sheen.core import files
 from sheen.core.audio import to_pcm16
-from sheen.core.codec import Codec
 from sheen.core.codec_training import (
     CodecLosses,
     CodeUsage,
     TrainableCodec,
     WeightAverage,
+    inference_copy,
     restart_unused,
     save_codec,
 )
 from sheen.core.spectral import mel_distance
 from sheen.train import state
 from sheen.train.codec.config import CodecTrainConfig
-from sheen.train.codec.data import Recordings, SegmentReader, name_of
+from sheen.train.codec.data import Recordings, SegmentReader, sample_names
 from sheen.train.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ class Worker:
             world=self.world,
             seed=self.config.seed,
         )
+        self._sample_names = sample_names(recordings.evaluation[: self.config.sample_recordings])
         self._recent = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
         self._restarted = 0
         self._since, self._since_step = time.monotonic(), self.step
@@ -185,7 +186,7 @@ class Worker:
         return float(norm)
 
     def _training_metrics(self, norm: float) -> dict[str, Any]:
-        sums = self._sum_over_ranks(self._recent)
+        sums = self._sum_over_ranks(self._recent.clone())
         self._recent.zero_()
         seconds, steps = time.monotonic() - self._since, self.step - self._since_step
         self._since, self._since_step = time.monotonic(), self.step
@@ -214,7 +215,7 @@ class Worker:
     def _evaluate(self) -> dict[str, Any]:
         """Mel distance and code usage of the averaged codec on the held-out recordings."""
         started = time.monotonic()
-        codec = Codec(self.average.copy(), self.device)
+        codec = inference_copy(self.average.model, self.codec_config, self.device)
         sums = torch.zeros(2, dtype=torch.float64)
         counts = torch.zeros(len(codec.strides), codec.codebook_size, dtype=torch.float64)
         for index, path in enumerate(self.recordings.evaluation):
@@ -230,8 +231,8 @@ class Worker:
                 counts[level] += torch.bincount(
                     torch.from_numpy(found.astype(np.int64)), minlength=codec.codebook_size
                 )
-            if index < self.config.sample_recordings:
-                self._write_sample(path, waveform, decoded)
+            if index < len(self._sample_names):
+                self._write_sample(self._sample_names[index], waveform, decoded)
         sums, counts = self._sum_over_ranks(sums), self._sum_over_ranks(counts)
         self._since += time.monotonic() - started  # not the training's time
         if sums[1] == 0:
@@ -244,13 +245,13 @@ class Worker:
         return metrics
 
     def _write_sample(
-        self, path: str, waveform: NDArray[np.float32], decoded: NDArray[np.float32]
+        self, name: str, waveform: NDArray[np.float32], decoded: NDArray[np.float32]
     ) -> None:
         folder = f"step-{self.step:06d}"
-        for name, samples in (("recordings", waveform), (folder, decoded)):
+        for kind, samples in (("recordings", waveform), (folder, decoded)):
             file = io.BytesIO()
             soundfile.write(file, to_pcm16(samples), self.sample_rate, format="WAV")
-            target = files.join(self.output, SAMPLES_FOLDER, name, f"{name_of(path)}.wav")
+            target = files.join(self.output, SAMPLES_FOLDER, kind, f"{name}.wav")
             files.write_bytes(target, file.getvalue())
 
     def _of_all_ranks(self, values: Tensor) -> Tensor:

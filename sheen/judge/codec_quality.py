@@ -1,0 +1,280 @@
+"""How good a codec is: recordings beside what the codec makes of them, measured.
+
+Owns the comparison: words heard in both, mel distance, voice heard, use of the codes, speed. Texts
+and listeners are the caller's; what needs them is left out without them. A control decodes the
+same codes in random order, so that a listener who would pass anything is found out. How it is
+shown is `codec_report`'s.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sheen.core.codec import Codec
+from sheen.core.spectral import mel_distance
+from sheen.core.tokens import Codes
+from sheen.judge.errors import (
+    ErrorDifference,
+    ErrorRate,
+    word_error_difference,
+    word_error_rate,
+)
+from sheen.judge.hearing import Transcriber
+from sheen.judge.voices import VoiceProfiles
+
+ALL = "all"
+SPEED_SECONDS = 5.0
+"""Clips are joined to at least this much before decoding is timed: a clip's ends cost extra."""
+
+Waveform = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording at the codec's rate; `text` and `voice` where they are known."""
+
+    name: str
+    waveform: Waveform
+    text: str | None = None
+    voice: str | None = None
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """One recording and its reconstruction; `heard` are texts, None without a listener."""
+
+    name: str
+    voice: str | None
+    text: str | None
+    seconds: float
+    mel_distance_db: float
+    heard_recording: str | None
+    heard_reconstruction: str | None
+    voice_heard: str | None
+
+
+@dataclass(frozen=True)
+class VoiceResult:
+    """The clips of one voice, or of all; rates are shares, None where there was no text."""
+
+    clips: int
+    seconds: float
+    mel_distance_db: float
+    recordings: ErrorRate | None
+    reconstructions: ErrorRate | None
+    difference: ErrorDifference | None
+    shuffled: ErrorRate | None
+    voice_right: float | None
+
+
+@dataclass(frozen=True)
+class LevelResult:
+    """Use of one codebook level over all clips. Perplexity is e to the entropy of its use."""
+
+    codes: int
+    used: int
+    perplexity: float
+    size: int
+
+
+@dataclass(frozen=True)
+class CodecReport:
+    """All of it. Speeds are audio seconds per second on `threads` CPU threads or on the device."""
+
+    codec: str
+    sample_rate: int
+    listener: str | None
+    seed: int
+    threads: int
+    encode_realtime: float
+    decode_realtime: float
+    voices: dict[str, VoiceResult]
+    levels: list[LevelResult]
+    clips: list[ClipResult]
+
+
+def measure_codec(
+    codec: Codec,
+    name: str,
+    recordings: Sequence[Recording],
+    *,
+    listener: Transcriber | None = None,
+    profiles: VoiceProfiles | None = None,
+    seed: int = 0,
+) -> tuple[CodecReport, list[Waveform]]:
+    """Encode, decode and judge; also returns the reconstructions, in the recordings' order.
+
+    The codec's noise is on, as when it speaks, drawn from `seed`. Raises ValueError for no
+    recordings.
+    """
+    if not recordings:
+        raise ValueError("no recordings to measure the codec on")
+    started = time.perf_counter()
+    codes = codec.encode([torch.from_numpy(item.waveform) for item in recordings])
+    encode_s = time.perf_counter() - started
+    decoded = [
+        decode_clip(codec, clip, len(item.waveform), seed)
+        for clip, item in zip(codes, recordings, strict=True)
+    ]
+    seconds = [len(item.waveform) / codec.sample_rate for item in recordings]
+    distances = [
+        mel_distance(audio, item.waveform, codec.sample_rate)
+        for audio, item in zip(decoded, recordings, strict=True)
+    ]
+    heard = _Heard.of(codec, recordings, codes, decoded, listener, seed)
+    voices_heard = [
+        profiles.hear(audio, codec.sample_rate).voice if profiles is not None else None
+        for audio in decoded
+    ]
+    clips = [
+        ClipResult(
+            name=item.name,
+            voice=item.voice,
+            text=item.text,
+            seconds=round(seconds[i], 3),
+            mel_distance_db=round(distances[i], 3),
+            heard_recording=heard.recordings.get(i),
+            heard_reconstruction=heard.reconstructions.get(i),
+            voice_heard=voices_heard[i],
+        )
+        for i, item in enumerate(recordings)
+    ]
+    groups = {ALL: list(range(len(clips)))}
+    for i, item in enumerate(recordings):
+        if item.voice is not None:
+            groups.setdefault(item.voice, []).append(i)
+    report = CodecReport(
+        codec=name,
+        sample_rate=codec.sample_rate,
+        listener=listener.name if listener else None,
+        seed=seed,
+        threads=torch.get_num_threads(),
+        encode_realtime=round(sum(seconds) / encode_s, 1),
+        decode_realtime=round(_decode_speed(codec, codes, seed), 1),
+        voices={
+            voice: _voice_result(clips, members, heard, seed) for voice, members in groups.items()
+        },
+        levels=code_usage(codes, codec.codebook_size),
+        clips=clips,
+    )
+    return report, decoded
+
+
+def decode_clip(codec: Codec, codes: Codes, samples: int, seed: int) -> Waveform:
+    """One clip's codes to `samples` samples."""
+    levels = [level[None] for level in codes]
+    audio: Waveform = codec.decode(levels, seeds=[seed])[0, :samples].numpy()
+    return audio
+
+
+def shuffle_codes(codes: Codes, seed: int) -> Codes:
+    """The same codes, each level in random order: the control that must not be understood."""
+    draw = np.random.default_rng(seed)
+    return [draw.permutation(level) for level in codes]
+
+
+def code_usage(codes: Iterable[Codes], size: int) -> list[LevelResult]:
+    """Use of each level's `size` codes over clips."""
+    levels = []
+    for level in zip(*codes, strict=True):
+        joined = np.concatenate(level)
+        counts = np.bincount(joined, minlength=size)
+        shares = counts[counts > 0] / len(joined)
+        perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
+        levels.append(LevelResult(len(joined), int((counts > 0).sum()), round(perplexity, 1), size))
+    return levels
+
+
+class _Heard:
+    """Texts by index of the clips that have one."""
+
+    def __init__(self) -> None:
+        self.recordings: dict[int, str] = {}
+        self.reconstructions: dict[int, str] = {}
+        self.shuffled: dict[int, str] = {}
+
+    @classmethod
+    def of(
+        cls,
+        codec: Codec,
+        recordings: Sequence[Recording],
+        codes: Sequence[Codes],
+        decoded: Sequence[Waveform],
+        listener: Transcriber | None,
+        seed: int,
+    ) -> "_Heard":
+        heard = cls()
+        spoken = [i for i, item in enumerate(recordings) if item.text]
+        if listener is None or not spoken:
+            return heard
+        shuffled = [
+            decode_clip(codec, shuffle_codes(codes[i], seed + i), len(decoded[i]), seed)
+            for i in spoken
+        ]
+        for texts, waveforms in (
+            (heard.recordings, [recordings[i].waveform for i in spoken]),
+            (heard.reconstructions, [decoded[i] for i in spoken]),
+            (heard.shuffled, shuffled),
+        ):
+            texts.update(
+                zip(spoken, listener.transcribe(waveforms, codec.sample_rate), strict=True)
+            )
+        return heard
+
+
+def _voice_result(
+    clips: Sequence[ClipResult], members: Sequence[int], heard: _Heard, seed: int
+) -> VoiceResult:
+    spoken = [i for i in members if i in heard.recordings]
+    references = [clips[i].text or "" for i in spoken]
+
+    def rate(texts: Mapping[int, str]) -> ErrorRate | None:
+        return (
+            word_error_rate(references, [texts[i] for i in spoken], seed=seed) if spoken else None
+        )
+
+    named = [i for i in members if clips[i].voice_heard is not None and clips[i].voice is not None]
+    return VoiceResult(
+        clips=len(members),
+        seconds=round(sum(clips[i].seconds for i in members), 1),
+        mel_distance_db=round(float(np.mean([clips[i].mel_distance_db for i in members])), 3),
+        recordings=rate(heard.recordings),
+        reconstructions=rate(heard.reconstructions),
+        difference=word_error_difference(
+            references,
+            [heard.recordings[i] for i in spoken],
+            [heard.reconstructions[i] for i in spoken],
+            seed=seed,
+        )
+        if spoken
+        else None,
+        shuffled=rate(heard.shuffled),
+        voice_right=float(np.mean([clips[i].voice_heard == clips[i].voice for i in named]))
+        if named
+        else None,
+    )
+
+
+def _decode_speed(codec: Codec, codes: Sequence[Codes], seed: int) -> float:
+    """Audio seconds decoded per second: clips joined to one, the better of three runs.
+
+    The best, because a run can only be slowed by what else the machine does.
+    """
+    joined, seconds = 0, 0.0
+    while seconds < SPEED_SECONDS:
+        seconds += codes[joined % len(codes)][0].shape[0] * codec.frame_samples / codec.sample_rate
+        joined += 1
+    long = [
+        np.concatenate([codes[i % len(codes)][level] for i in range(joined)])[None]
+        for level in range(len(codec.strides))
+    ]
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        codec.decode(long, seeds=[seed])
+        times.append(time.perf_counter() - started)
+    return seconds / min(times)
