@@ -10,7 +10,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup check test soak demo bench lock clean
+.PHONY: setup check test soak demo bench judge-codec lock clean
 
 setup: $(VENV)/.installed
 
@@ -43,6 +43,9 @@ $(CHECKPOINT): | setup
 
 bench: setup $(CHECKPOINT)
 	$(BIN)/python benchmarks/batching.py
+
+judge-codec: setup
+	$(BIN)/python examples/digits/judge_codec.py
 
 lock:
 	$(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-emit-index-url --output-file requirements.txt

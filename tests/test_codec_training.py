@@ -183,6 +183,22 @@ def test_gradients_reach_every_parameter(model: SNAC) -> None:
     assert codebooks(model) <= touched(model)
 
 
+def test_it_sounds_like_the_published_forward(model: SNAC) -> None:
+    """TrainableCodec exchanges the activations: neither audio nor names may change."""
+    audio = speech_like(model, rows=1, blocks=1)
+    names = list(model.state_dict())
+    torch.manual_seed(3)
+    published, codes = model(audio[:, None])
+    trainable = TrainableCodec(model)
+    assert list(model.state_dict()) == names
+    torch.manual_seed(3)
+    ours = trainable(audio)
+    for found, wanted in zip(ours.codes, codes, strict=True):
+        assert torch.equal(found, wanted)
+    terms = trainable.spectral(published[:, 0], audio)
+    torch.testing.assert_close((ours.mel, ours.stft), (terms.mel, terms.stft))
+
+
 def test_silence_trains_without_a_number_that_is_none(small: SNAC) -> None:
     optimizer = torch.optim.Adam(small.parameters(), lr=1e-3)
     for _ in range(2):

@@ -25,7 +25,8 @@ from conftest import DIGITS, VOICES
 from sheen.core.audio import decode_audio
 from sheen.core.codec import Codec
 from sheen.judge.speaker import SpeakerEmbedding, cosine
-from sheen.judge.voices import MIN_RECORDINGS, SpectralVoice, VoiceProfiles
+from sheen.judge.timbre import SpectralVoice
+from sheen.judge.voices import MIN_RECORDINGS, VoiceProfiles
 
 RATE = 16_000
 FITTED = 40

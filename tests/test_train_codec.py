@@ -72,18 +72,18 @@ def codec_config(data: Path, shape: Path, output: Path, **changes: Any) -> Codec
         "output": str(output),
         "codec": str(shape),
         "from_scratch": True,
-        "max_steps": 20,
+        "max_steps": 23,
         "segments": 4,
         "segment_seconds": 0.25,
         "learning_rate": 4e-3,
         "warmup_steps": 2,
-        "restart_patience": 0.5,
+        "restart_patience": 2.0,
         "average_decay": 0.8,
         "eval_recordings": 4,
         "sample_recordings": 3,
-        "eval_every": 12,
-        "log_every": 6,
-        "save_every": 6,
+        "eval_every": 10,
+        "log_every": 5,
+        "save_every": 5,
         "cpus_per_worker": 0.5,
     }
     return CodecTrainConfig(**(fields | changes))
@@ -122,9 +122,9 @@ def test_metrics_say_what_a_user_needs(trained: Path) -> None:
         "eval_recordings": 4,
         "dropped": {},
     }
-    assert (first["event"], first["step"], first["steps"]) == ("step", 0, 20)
+    assert (first["event"], first["step"], first["steps"]) == ("step", 0, 23)
     assert "mel" not in first, "before the first step only the evaluation"
-    assert [row["step"] for row in steps] == [6, 12, 18, 20]
+    assert [row["step"] for row in steps] == [5, 10, 15, 20, 23]
     for row in steps:
         assert {*TERMS, *TIMED, "restarted_codes", "gradient_norm", "learning_rate"} <= set(row)
         assert all(math.isfinite(row[term]) and row[term] > 0 for term in TERMS)
@@ -132,7 +132,7 @@ def test_metrics_say_what_a_user_needs(trained: Path) -> None:
         assert "unreadable" not in row
     assert steps[-1]["seconds_left"] == 0
     evaluated = [row for row in [first, *steps] if "eval_mel_distance_db" in row]
-    assert [row["step"] for row in evaluated] == [0, 12, 20]
+    assert [row["step"] for row in evaluated] == [0, 10, 20, 23]
     for row in evaluated:
         assert row["eval_mel_distance_db"] > 0
         for level in range(3):
@@ -141,7 +141,7 @@ def test_metrics_say_what_a_user_needs(trained: Path) -> None:
 
 def test_training_lowers_the_losses(trained: Path) -> None:
     _, first, *steps = metrics(trained)
-    assert steps[-1]["mel"] < 0.75 * steps[0]["mel"]
+    assert steps[-1]["mel"] < 0.8 * steps[0]["mel"]
     assert steps[-1]["eval_mel_distance_db"] < 0.85 * first["eval_mel_distance_db"]
     assert sum(row["restarted_codes"] for row in steps) > 0
 
@@ -149,7 +149,7 @@ def test_training_lowers_the_losses(trained: Path) -> None:
 def test_samples_are_there_to_be_heard(trained: Path, recordings: Path) -> None:
     held_out = find_recordings(str(recordings), 4, 0).evaluation[:3]
     names = sample_names(held_out)
-    folders = {"recordings", "step-000000", "step-000012", "step-000020"}
+    folders = {"recordings", "step-000000", "step-000010", "step-000020", "step-000023"}
     assert {path.name for path in (trained / "samples").iterdir()} == folders
     for folder in folders:
         found = {path.name for path in (trained / "samples" / folder).iterdir()}
@@ -161,7 +161,7 @@ def test_samples_are_there_to_be_heard(trained: Path, recordings: Path) -> None:
         np.testing.assert_array_equal(heard, recording)
         before, after = (
             soundfile.read(trained / "samples" / step / f"{name}.wav", dtype="int16")[0]
-            for step in ("step-000000", "step-000020")
+            for step in ("step-000000", "step-000023")
         )
         assert len(before) == len(after) == len(recording)
         assert not np.array_equal(before, after)
@@ -212,6 +212,7 @@ def test_a_killed_run_resumes_by_name_and_ends_the_same(
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
     assert saved.exists(), log.read_text()[-3000:]
+    assert json.loads(saved.read_text())["latest_checkpoint_result"]["metrics"]["step"] < 23
     assert not (output / "codec").exists(), "it was killed before its end"
     # Lines and samples that the killed run wrote after its checkpoint must not matter.
     run(config)
@@ -220,15 +221,21 @@ def test_a_killed_run_resumes_by_name_and_ends_the_same(
     for name, tensor in weights(trained).items():
         assert torch.equal(tensor, weights(output)[name]), name
 
-    # Once more, when there is nothing left to do, and with fields that may change.
-    before = (output / "metrics.jsonl").read_bytes()
+
+@pytest.mark.soak
+def test_a_finished_run_has_nothing_left_but_its_export(
+    trained: Path, recordings: Path, shape: Path, tmp_path: Path
+) -> None:
+    """Of its own folder moved elsewhere, and with fields that a resumed run may change."""
+    output = Path(shutil.copytree(trained, tmp_path / "out"))
     shutil.rmtree(output / "codec")
     run(codec_config(recordings, shape, output, log_every=3, sample_recordings=1))
-    assert (output / "metrics.jsonl").read_bytes() == before
+    assert (output / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
     for name, tensor in weights(trained).items():
         assert torch.equal(tensor, weights(output)[name]), name
 
 
+@pytest.mark.soak
 def test_two_workers_share_the_segments_of_one(
     ray_cluster: None, recordings: Path, shape: Path, tmp_path: Path
 ) -> None:

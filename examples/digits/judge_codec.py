@@ -5,24 +5,29 @@ measuring is `sheen.judge.codec_quality`.
 """
 
 import argparse
+import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sheen.core import files
 from sheen.core.audio import decode_audio
 from sheen.core.codec import describe_codec, load_codec
 from sheen.core.manifest import read_manifest
-from sheen.judge.codec_quality import Recording, measure_codec
+from sheen.judge.codec_quality import CodecReport, Recording, Waveform, measure_codec
 from sheen.judge.codec_report import PAGE_FILE, compare, voice_rows, write_report
 from sheen.judge.hearing import POCKETSPHINX, open_transcriber
 from sheen.judge.voices import VoiceProfiles
 from sheen.report.clips import save_png
 
 HERE = Path(__file__).resolve().parent
+PROFILE_RECORDINGS = 40
+"""Recordings of each voice that its profile is made of."""
+
+logger = logging.getLogger(__name__)
 
 
 def read_recordings(folder: str, sample_rate: int, per_voice: int | None) -> list[Recording]:
@@ -37,70 +42,127 @@ def read_recordings(folder: str, sample_rate: int, per_voice: int | None) -> lis
         rows.setdefault(row["speaker"], []).append(row)
     recordings = []
     for voice, members in rows.items():
-        count = min(per_voice or len(members), len(members))
+        count = len(members) if per_voice is None else min(per_voice, len(members))
         for place in range(count):
             row = members[place * len(members) // count]
-            waveform = decode_audio(files.read_bytes(row["audio"]), sample_rate)
+            try:
+                waveform = decode_audio(files.read_bytes(row["audio"]), sample_rate)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{folder}, {row['source']}: {row['audio']}: {error}") from error
             recordings.append(Recording(row["id"], waveform, row["text"], voice))
     return recordings
 
 
 def fit_profiles(folder: str, sample_rate: int) -> VoiceProfiles:
     """Profiles of the voices of a corpus."""
-    by_voice: dict[str, list[NDArray[np.float32]]] = {}
-    for recording in read_recordings(folder, sample_rate, 40):
+    by_voice: dict[str, list[Waveform]] = {}
+    for recording in read_recordings(folder, sample_rate, PROFILE_RECORDINGS):
         by_voice.setdefault(str(recording.voice), []).append(recording.waveform)
     return VoiceProfiles.fit(by_voice, sample_rate)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; wrong input ends it with a message, status 2."""
-    parser = argparse.ArgumentParser(description="Judge a codec on the held-out recordings.")
-    parser.add_argument("--codec", default=str(HERE / "codec"), help="folder or hub id")
-    parser.add_argument(
+def whole_number(least: int) -> Callable[[str], int]:
+    """The type of an argument that must be a whole number of at least `least`."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return value
+
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(description="Judge a codec on the held-out recordings.")
+    flags.add_argument("--codec", default=str(HERE / "codec"), help="folder or hub id")
+    flags.add_argument(
         "--data", default=str(HERE / "heldout"), help="LJSpeech folder or .jsonl with texts"
     )
-    parser.add_argument(
+    flags.add_argument(
         "--profiles",
         default=str(HERE / "corpus"),
         help="recordings of the same voices, for the voice heard; '' leaves it out",
     )
-    parser.add_argument("--judge", default=POCKETSPHINX, help="or a transformers ASR id or folder")
-    parser.add_argument(
+    flags.add_argument("--judge", default=POCKETSPHINX, help="or a transformers ASR id or folder")
+    flags.add_argument(
         "--grammar", default=str(HERE / "digits.gram"), help="JSGF of pocketsphinx; '' for none"
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/digits/codec-report"))
-    parser.add_argument("--per-voice", type=int, help="recordings of each voice (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of noise, shuffling and intervals")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the codec")
-    parser.add_argument("--image", type=Path, help="PNG to draw of --clip and its reconstruction")
-    parser.add_argument("--clip", default="slt-h050", help="id of the recording of --image")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    flags.add_argument("--output", type=Path, default=Path("runs/digits/codec-report"))
+    flags.add_argument(
+        "--per-voice", type=whole_number(1), help="recordings of each voice (default: all)"
+    )
+    flags.add_argument(
+        "--seed", type=whole_number(0), default=0, help="of noise, shuffling and intervals"
+    )
+    flags.add_argument(
+        "--threads", type=whole_number(1), default=1, help="CPU threads of the codec"
+    )
+    flags.add_argument("--image", type=Path, help="PNG to draw of --clip and its reconstruction")
+    flags.add_argument("--clip", default="slt-h050", help="id of the recording of --image")
+    return flags
+
+
+@contextmanager
+def named(flag: str) -> Iterator[None]:
+    """Errors inside are about this flag."""
     try:
-        codec = load_codec(args.codec)
-        info = describe_codec(args.codec)
-        grammar = args.grammar if args.judge == POCKETSPHINX else None
-        listener = open_transcriber(args.judge, grammar or None)
-        recordings = read_recordings(args.data, codec.sample_rate, args.per_voice)
-        profiles = fit_profiles(args.profiles, codec.sample_rate) if args.profiles else None
-        report, decoded = measure_codec(
-            codec,
-            f"{Path(args.codec).name} (weights {info.sha256[:12]})",
-            recordings,
-            listener=listener,
-            profiles=profiles,
-            seed=args.seed,
-        )
-    except ValueError as error:
-        parser.error(str(error))
-    write_report(args.output, report, recordings, decoded)
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{flag}: {error}") from error
+
+
+def judge(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[Waveform]]:
+    """The report, and the clips that it is about. Raises ValueError naming the flag.
+
+    Whatever can be wrong is looked at before the minutes of measuring.
+    """
+    with named("--output"):
+        args.output.mkdir(parents=True, exist_ok=True)
     if args.image:
-        names = [recording.name for recording in recordings]
-        if args.clip not in names:
-            parser.error(f"--clip {args.clip}: not an id of {args.data}; {names[0]} is one")
+        with named("--image"):
+            args.image.parent.mkdir(parents=True, exist_ok=True)
+    with named("--codec"):
+        codec, info = load_codec(args.codec), describe_codec(args.codec)
+    grammar = args.grammar if args.judge == POCKETSPHINX else None
+    listener = open_transcriber(args.judge, grammar or None)
+    logger.info("reading %s", args.data)
+    with named("--data"):
+        recordings = read_recordings(args.data, codec.sample_rate, args.per_voice)
+    names = [recording.name for recording in recordings]
+    if args.image and args.clip not in names:
+        raise ValueError(f"--clip {args.clip}: not among the recordings; {names[0]} is one")
+    profiles = None
+    if args.profiles:
+        logger.info("learning the voices of %s", args.profiles)
+        with named("--profiles"):
+            profiles = fit_profiles(args.profiles, codec.sample_rate)
+    report, decoded = measure_codec(
+        codec,
+        f"{Path(args.codec).name} (weights {info.sha256[:12]})",
+        recordings,
+        listener=listener,
+        profiles=profiles,
+        seed=args.seed,
+    )
+    if args.image:
         shown = names.index(args.clip)
         save_png(compare(report, shown, recordings[shown].waveform, decoded[shown]), args.image)
+    return report, recordings, decoded
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; wrong input ends it with a message, status 2."""
+    flags = parser()
+    args = flags.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    try:
+        report, recordings, decoded = judge(args)
+    except ValueError as error:
+        flags.error(str(error))
+    write_report(args.output, report, recordings, decoded)
     header, rows = voice_rows(report)
     widths = [max(len(row[j]) for row in [header, *rows]) for j in range(len(header))]
     for row in [header, *rows]:

@@ -54,7 +54,11 @@ class CodecLosses:
 
 
 class Snake(nn.Module):
-    """SNAC's activation and parameter in plain torch: torch.compile stops at its TorchScript."""
+    """SNAC's activation and parameter in plain torch.
+
+    TorchScript computes the parameter's gradient otherwise in the first calls of a process, so that
+    a resumed run would drift from one that never stopped; and torch.compile stops at it.
+    """
 
     def __init__(self, alpha: nn.Parameter) -> None:
         super().__init__()
@@ -65,19 +69,22 @@ class Snake(nn.Module):
 
 
 class TrainableCodec(nn.Module):
-    """A SNAC model with its losses: what a data-parallel wrapper wraps."""
+    """A SNAC model with its losses: what a data-parallel wrapper wraps.
+
+    The model's activations become `Snake`; the names in its state stay as they are.
+    """
 
     def __init__(self, model: SNAC) -> None:
         super().__init__()
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, Snake1d):
+                    setattr(module, name, Snake(child.alpha))
         self.model = model
         self.spectral = SpectralLoss(int(model.sampling_rate))
 
     def compile_layers(self) -> None:
         """Compile the two stacks of convolutions; the names in the state stay as they are."""
-        for module in list(self.model.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, Snake1d):
-                    setattr(module, name, Snake(child.alpha))
         # Dynamo would cut the graph at DDP's buckets, and fails there on weight norm's parameters.
         torch._dynamo.config.optimize_ddp = False
         self.model.encoder.compile()

@@ -6,8 +6,9 @@ same codes in random order, so that a listener who would pass anything is found 
 shown is `codec_report`'s.
 """
 
+import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +21,23 @@ from sheen.core.tokens import Codes
 from sheen.judge.errors import (
     ErrorDifference,
     ErrorRate,
+    normalise_words,
     word_error_difference,
     word_error_rate,
 )
 from sheen.judge.hearing import Transcriber
 from sheen.judge.voices import VoiceProfiles
 
+logger = logging.getLogger(__name__)
+
 ALL = "all"
+"""The key of all clips together in `CodecReport.voices`; no voice may have this name."""
+
 SPEED_SECONDS = 5.0
 """Clips are joined to at least this much before decoding is timed: a clip's ends cost extra."""
+
+BATCH = 16
+"""Clips encoded at a time, so that memory does not grow with their number."""
 
 Waveform = NDArray[np.float32]
 
@@ -45,7 +54,10 @@ class Recording:
 
 @dataclass(frozen=True)
 class ClipResult:
-    """One recording and its reconstruction; `heard` are texts, None without a listener."""
+    """One recording and its reconstruction; texts heard are None without a listener or a text.
+
+    `voice_heard` is None without profiles, "" where nothing like a voice is left.
+    """
 
     name: str
     voice: str | None
@@ -59,7 +71,10 @@ class ClipResult:
 
 @dataclass(frozen=True)
 class VoiceResult:
-    """The clips of one voice, or of all; rates are shares, None where there was no text."""
+    """The clips of one voice, or of all; rates are shares, None where there was no text.
+
+    `voice_right` is the share of right names, of the clips whose voice the profiles know.
+    """
 
     clips: int
     seconds: float
@@ -109,13 +124,22 @@ def measure_codec(
     """Encode, decode and judge; also returns the reconstructions, in the recordings' order.
 
     The codec's noise is on, as when it speaks, drawn from `seed`. Raises ValueError for no
-    recordings.
+    recordings, or a voice named ALL.
     """
     if not recordings:
         raise ValueError("no recordings to measure the codec on")
+    if any(item.voice == ALL for item in recordings):
+        raise ValueError(f"a voice cannot be named {ALL!r}: reports call all voices together that")
+    logger.info("encoding %d recordings", len(recordings))
     started = time.perf_counter()
-    codes = codec.encode([torch.from_numpy(item.waveform) for item in recordings])
+    waveforms = [torch.from_numpy(item.waveform) for item in recordings]
+    codes = [
+        clip
+        for first in range(0, len(waveforms), BATCH)
+        for clip in codec.encode(waveforms[first : first + BATCH])
+    ]
     encode_s = time.perf_counter() - started
+    logger.info("decoding")
     decoded = [
         decode_clip(codec, clip, len(item.waveform), seed)
         for clip, item in zip(codes, recordings, strict=True)
@@ -126,10 +150,7 @@ def measure_codec(
         for audio, item in zip(decoded, recordings, strict=True)
     ]
     heard = _Heard.of(codec, recordings, codes, decoded, listener, seed)
-    voices_heard = [
-        profiles.hear(audio, codec.sample_rate).voice if profiles is not None else None
-        for audio in decoded
-    ]
+    voices_heard = _hear_voices(profiles, decoded, codec.sample_rate)
     clips = [
         ClipResult(
             name=item.name,
@@ -147,6 +168,8 @@ def measure_codec(
     for i, item in enumerate(recordings):
         if item.voice is not None:
             groups.setdefault(item.voice, []).append(i)
+    known = profiles.voices if profiles is not None else ()
+    logger.info("measuring speed and intervals")
     report = CodecReport(
         codec=name,
         sample_rate=codec.sample_rate,
@@ -156,7 +179,8 @@ def measure_codec(
         encode_realtime=round(sum(seconds) / encode_s, 1),
         decode_realtime=round(_decode_speed(codec, codes, seed), 1),
         voices={
-            voice: _voice_result(clips, members, heard, seed) for voice, members in groups.items()
+            voice: _voice_result(clips, members, heard, known, seed)
+            for voice, members in groups.items()
         },
         levels=code_usage(codes, codec.codebook_size),
         clips=clips,
@@ -208,26 +232,47 @@ class _Heard:
         seed: int,
     ) -> "_Heard":
         heard = cls()
-        spoken = [i for i, item in enumerate(recordings) if item.text]
+        spoken = [i for i, item in enumerate(recordings) if normalise_words(item.text or "")]
         if listener is None or not spoken:
             return heard
         shuffled = [
             decode_clip(codec, shuffle_codes(codes[i], seed + i), len(decoded[i]), seed)
             for i in spoken
         ]
-        for texts, waveforms in (
-            (heard.recordings, [recordings[i].waveform for i in spoken]),
-            (heard.reconstructions, [decoded[i] for i in spoken]),
-            (heard.shuffled, shuffled),
+        for texts, name, waveforms in (
+            (heard.recordings, "recordings", [recordings[i].waveform for i in spoken]),
+            (heard.reconstructions, "reconstructions", [decoded[i] for i in spoken]),
+            (heard.shuffled, "shuffled codes", shuffled),
         ):
+            logger.info("listening to %d %s", len(spoken), name)
             texts.update(
                 zip(spoken, listener.transcribe(waveforms, codec.sample_rate), strict=True)
             )
         return heard
 
 
+def _hear_voices(
+    profiles: VoiceProfiles | None, decoded: Sequence[Waveform], sample_rate: int
+) -> list[str | None]:
+    """The voice of each reconstruction; see `ClipResult`."""
+    if profiles is None:
+        return [None] * len(decoded)
+    logger.info("naming voices")
+    voices: list[str | None] = []
+    for audio in decoded:
+        try:
+            voices.append(profiles.hear(audio, sample_rate).voice)
+        except ValueError:  # silent or too short: a poor codec's result, not a caller's mistake
+            voices.append("")
+    return voices
+
+
 def _voice_result(
-    clips: Sequence[ClipResult], members: Sequence[int], heard: _Heard, seed: int
+    clips: Sequence[ClipResult],
+    members: Sequence[int],
+    heard: _Heard,
+    known: Collection[str],
+    seed: int,
 ) -> VoiceResult:
     spoken = [i for i in members if i in heard.recordings]
     references = [clips[i].text or "" for i in spoken]
@@ -237,7 +282,7 @@ def _voice_result(
             word_error_rate(references, [texts[i] for i in spoken], seed=seed) if spoken else None
         )
 
-    named = [i for i in members if clips[i].voice_heard is not None and clips[i].voice is not None]
+    named = [i for i in members if clips[i].voice in known]
     return VoiceResult(
         clips=len(members),
         seconds=round(sum(clips[i].seconds for i in members), 1),
@@ -260,7 +305,7 @@ def _voice_result(
 
 
 def _decode_speed(codec: Codec, codes: Sequence[Codes], seed: int) -> float:
-    """Audio seconds decoded per second: clips joined to one, the better of three runs.
+    """Audio seconds decoded per second: clips joined to one, the best of three runs.
 
     The best, because a run can only be slowed by what else the machine does.
     """

@@ -48,29 +48,22 @@ def write_report(
 
 def voice_rows(report: CodecReport) -> tuple[list[str], list[list[str]]]:
     """The table by voice, header and rows, as the page and the console show it."""
-    header = ["voice", "clips", "mel distance"]
-    columns: list[str] = []
+    columns: dict[str, str] = {}
     if report.voices[ALL].recordings is not None:
-        columns += ["recordings", "reconstructions", "difference", "shuffled codes"]
+        columns |= {
+            "recordings": "WER of recordings",
+            "reconstructions": "of reconstructions",
+            "difference": "difference",
+            "shuffled": "of shuffled codes",
+        }
     if report.voices[ALL].voice_right is not None:
-        columns.append("right voice heard")
+        columns["voice_right"] = "right voice heard"
     rows = []
     for voice in [*(name for name in report.voices if name != ALL), ALL]:
         result = report.voices[voice]
         row = [voice, str(result.clips), f"{result.mel_distance_db:.2f} dB"]
-        for column in columns:
-            value = {
-                "recordings": result.recordings,
-                "reconstructions": result.reconstructions,
-                "difference": result.difference,
-                "shuffled codes": result.shuffled,
-                "right voice heard": result.voice_right,
-            }[column]
-            row.append(_share(value))
-        rows.append(row)
-    return header + [
-        f"{name}, WER" if name != "right voice heard" else name for name in columns
-    ], rows
+        rows.append(row + [_share(getattr(result, field)) for field in columns])
+    return ["voice", "clips", "mel distance", *columns.values()], rows
 
 
 def _share(value: ErrorRate | ErrorDifference | float | None) -> str:
@@ -87,7 +80,7 @@ def _share(value: ErrorRate | ErrorDifference | float | None) -> str:
 def _voice_blocks(report: CodecReport) -> list[Block]:
     header, rows = voice_rows(report)
     blocks: list[Block] = [table(header, rows)]
-    if report.listener:
+    if report.voices[ALL].recordings is not None:
         blocks.append(
             "Rates are word error rates with 95% bootstrap intervals over clips; the difference "
             "is paired, clip by clip. Shuffled codes are the control: the same codes in random "
@@ -127,7 +120,8 @@ def _clip_blocks(
         clip = report.clips[i]
         if clip.text is None or clip.heard_reconstruction is None:
             return 0.0, clip.mel_distance_db
-        return word_error_rate([clip.text], [clip.heard_reconstruction]).rate, clip.mel_distance_db
+        errors = word_error_rate([clip.text], [clip.heard_reconstruction], resamples=1)
+        return errors.rate, clip.mel_distance_db
 
     blocks: list[Block] = []
     for voice in [name for name in report.voices if name != ALL] or [ALL]:

@@ -2,7 +2,7 @@
 
 Owns loading one by id and turning clips into its embeddings. The models (x-vectors on WavLM or
 wav2vec 2.0) are trained on thousands of speakers, so two clips compare by their cosine alone, of
-speakers that no profile knows too. What needs no download is in `sheen.judge.voices`.
+speakers that no profile knows too. What needs no download is in `sheen.judge.timbre`.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
 
-from sheen.judge.voices import Metric, prepare
+from sheen.judge.timbre import Metric, prepare
 
 # Parts of an x-vector model that only its training used.
 _UNUSED = ("classifier.", "objective.")

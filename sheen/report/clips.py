@@ -125,15 +125,20 @@ def clip_row(clips: Sequence[Clip], title: str = "") -> ClipRow:
 
 
 def save_png(row: ClipRow, path: str | os.PathLike[str]) -> None:
-    """Draw a row as one image, each clip under its title, for a page that plays nothing."""
+    """Draw a row as one PNG, each clip under its title, for a page that plays nothing.
+
+    The folder must exist.
+    """
     images = []
     for clip, plot in zip(row.clips, row.plots, strict=True):
-        plot.figure.suptitle(clip.title, y=1.06, fontsize=FONT_SIZE)
+        # Above the figure, and only here: elsewhere a title is text beside it.
+        title = plot.figure.text(0.5, 1.06, clip.title, ha="center", va="top", fontsize=FONT_SIZE)
         file = io.BytesIO()
         plot.figure.savefig(file, dpi=IMAGE_DPI, bbox_inches=Bbox([[-0.2, 0], [3.8, 2.95]]))
+        title.remove()
         file.seek(0)
         images.append(imread(file))
-    imsave(path, np.hstack(images))
+    imsave(path, np.hstack(images), format="png")
 
 
 def audio_uri(clip: Clip) -> str:
