@@ -15,13 +15,12 @@ from snac import SNAC
 from torch import Tensor
 
 from conftest import CODEC
-from sheen.core.codec import CONFIG_FILE, WEIGHTS_FILE, load_codec
+from sheen.core.codec import CONFIG_FILE, WEIGHTS_FILE, load_codec, open_codec
 from sheen.core.codec_training import (
     CodeUsage,
     TrainableCodec,
     WeightAverage,
     inference_copy,
-    open_codec,
     quantize,
     restart_unused,
     save_codec,

@@ -198,7 +198,6 @@ def test_id_and_speaker_are_optional(jsonl: Path) -> None:
     "line",
     [
         '{"audio": "a.wav", "text": ',
-        '{"audio": "a.wav"}',
         '{"text": "one"}',
         '{"audio": 5, "text": "one"}',
         '{"audio": "a.wav", "text": ["one"]}',
@@ -214,6 +213,11 @@ def test_a_broken_line_is_a_counted_reject(jsonl: Path, line: str) -> None:
     rows = read(jsonl)
     assert verdicts(rows) == [("line-1", None), ("line-2", "malformed row"), ("line-4", None)]
     assert rows[1]["detail"].startswith("line 2: expected ")
+
+
+def test_a_line_without_text_is_a_row_without_text(jsonl: Path) -> None:
+    jsonl.write_text(f'{GOOD_LINE}\n{{"audio": "a.wav"}}\n', "utf-8")
+    assert verdicts(read(jsonl)) == [("line-1", None), ("line-2", "no text")]
 
 
 def test_no_readable_line_is_an_error(jsonl: Path) -> None:

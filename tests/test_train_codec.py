@@ -21,8 +21,8 @@ from torch import Tensor
 
 from conftest import CODEC, DIGITS, ROOT, VOICES, load_script
 from sheen.core.audio import decode_audio, to_pcm16
-from sheen.core.codec import load_codec
-from sheen.core.codec_training import TrainableCodec, open_codec
+from sheen.core.codec import load_codec, open_codec
+from sheen.core.codec_training import TrainableCodec
 from sheen.core.spectral import mel_distance
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.data import SegmentReader, find_recordings, sample_names

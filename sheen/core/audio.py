@@ -66,6 +66,9 @@ def decode_audio(data: bytes, sample_rate: int) -> NDArray[np.float32]:
         raise AudioError(
             "truncated", f"the header states {declared_s:.2f} s, {missing_s:.2f} s are missing"
         )
+    if not np.isfinite(samples).all():
+        # A float WAV can hold them, and one would spoil a whole training.
+        raise AudioError("unreadable", "some samples are not finite numbers")
     if source_rate != sample_rate:
         samples = resample(torch.from_numpy(samples), source_rate, sample_rate).numpy()
     return samples

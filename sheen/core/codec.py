@@ -9,6 +9,7 @@ decodes to the samples that the whole utterance has there. Knows nothing about t
 import hashlib
 import json
 import math
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,15 +238,38 @@ def describe_codec(source: str) -> CodecInfo:
     return CodecInfo(source=source, sha256=digest, config=config, embedded=embedded)
 
 
+def open_codec(source: str, from_scratch: bool = False) -> tuple[SNAC, dict[str, Any]]:
+    """A SNAC model in float32 as it is published, weight norm and all, and its config.
+
+    `source` is a folder or hub id. With `from_scratch` only its shape is taken (`source` may then
+    be a JSON file of SNAC's own arguments) and the weights are random. Raises ValueError.
+    """
+    shape_only = from_scratch and Path(source).expanduser().is_file()
+    path = Path(source).expanduser() if shape_only else find_codec(source) / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        model = SNAC(**config)
+        if math.prod(model.encoder_rates) != math.prod(model.decoder_rates):
+            raise ValueError("encoder_rates and decoder_rates multiply to different numbers")
+        if not from_scratch:
+            # SNAC.from_pretrained unpickles whatever the file holds; this accepts tensors only.
+            weights = path.parent / WEIGHTS_FILE
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        ZeroDivisionError,
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise ValueError(f"codec {source!r}: not a SNAC codec ({error})") from error
+    return model.float(), config
+
+
 def load_codec(source: str, device: str | torch.device = "cpu") -> Codec:
     """Load a codec for inference from a folder or a hub id, in float32 with folded weights."""
-    folder = find_codec(source)
-    config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
-    try:
-        model = SNAC(**config)
-        # SNAC.from_pretrained unpickles whatever the file holds; this accepts tensors only.
-        state = torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"codec {source!r}: not a SNAC folder ({error})") from error
-    return Codec(model.float(), torch.device(device))
+    model, _ = open_codec(source)
+    return Codec(model, torch.device(device))

@@ -7,8 +7,6 @@ SNAC shares. There is no adversary. Knows nothing of files of recordings, device
 """
 
 import json
-import math
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from snac.layers import Snake1d
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from sheen.core.codec import CONFIG_FILE, WEIGHTS_FILE, Codec, find_codec
+from sheen.core.codec import CONFIG_FILE, WEIGHTS_FILE, Codec
 from sheen.core.spectral import SpectralLoss
 
 
@@ -236,37 +234,6 @@ def restart_unused(
         usage.restarted[level] += len(codes)
         moved += len(codes)
     return moved
-
-
-def open_codec(source: str, from_scratch: bool = False) -> tuple[SNAC, dict[str, Any]]:
-    """A SNAC model to train, in float32, and its config.
-
-    `source` is a folder or hub id to continue from. With `from_scratch` only its shape is taken
-    (`source` may then be a JSON file of SNAC's own arguments) and the weights are random. Raises
-    ValueError.
-    """
-    shape_only = from_scratch and Path(source).expanduser().is_file()
-    path = Path(source).expanduser() if shape_only else find_codec(source) / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text("utf-8"))
-        model = SNAC(**config)
-        if math.prod(model.encoder_rates) != math.prod(model.decoder_rates):
-            raise ValueError("encoder_rates and decoder_rates multiply to different numbers")
-        if not from_scratch:
-            weights = path.parent / WEIGHTS_FILE
-            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        LookupError,
-        ZeroDivisionError,
-        OSError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise ValueError(f"codec {source!r}: not a SNAC codec ({error})") from error
-    return model.float(), config
 
 
 def save_codec(model: SNAC, config: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:

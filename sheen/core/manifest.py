@@ -139,7 +139,8 @@ def _jsonl(path: str) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"id": f"line-{number}", "text": "", "source": f"{name}:{number}"}
         try:
             data = json.loads(line)
-            audio, text = data["audio"], data["text"]
+            # A text that is missing is a text that is empty: codecs are trained without any.
+            audio, text = data["audio"], data.get("text", "")
             if not isinstance(audio, str) or not isinstance(text, str):
                 raise TypeError("audio and text must be strings")
         except (ValueError, KeyError, TypeError) as error:

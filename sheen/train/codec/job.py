@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 
 from sheen import cluster
 from sheen.core import files
-from sheen.core.codec_training import open_codec
+from sheen.core.codec import open_codec
 from sheen.train import state
 from sheen.train.codec.config import FREE_FIELDS, CodecTrainConfig
 from sheen.train.codec.data import find_recordings

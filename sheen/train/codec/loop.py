@@ -166,7 +166,9 @@ class Worker:
             config.codebook_weight,
         )
         torch.autograd.backward((terms * terms.new_tensor(weights)).sum())
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), config.clip_norm, error_if_nonfinite=True
+        )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model)
