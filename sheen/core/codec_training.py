@@ -83,7 +83,7 @@ class TrainableCodec(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile the two stacks of convolutions; the names in the state stay as they are."""
-        # Dynamo would cut the graph at DDP's buckets, and fails there on weight norm's parameters.
+        # Dynamo would cut the graphs at DDP's gradient buckets; the stacks are compiled whole.
         torch._dynamo.config.optimize_ddp = False
         self.model.encoder.compile()
         self.model.decoder.compile()
