@@ -93,9 +93,7 @@ class Worker:
             self.optimizer.load_state_dict(restored["optimizer"])
             self.step, rows = restored["step"], restored["rows"]
             self._say(f"resuming after step {self.step}")
-        self.log = state.MetricsLog(
-            files.join(output, state.METRICS_FILE), rows, writes=self.rank == 0
-        )
+        self.log = state.MetricsLog(output, rows, writes=self.rank == 0)
         self.steps = plan_run(self.data, self.config, self.world)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self._recent = torch.zeros(2 * info.token_layout.levels + 2, dtype=torch.float64)
