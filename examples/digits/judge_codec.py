@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         "--threads", type=whole_number(1), default=1, help="CPU threads of the codec"
     )
     flags.add_argument("--image", type=Path, help="PNG to draw of --clip and its reconstruction")
-    flags.add_argument("--clip", default="slt-h050", help="id of the recording of --image")
+    flags.add_argument("--clip", default="slt-h011", help="id of the recording of --image")
     return flags
 
 
