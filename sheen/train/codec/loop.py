@@ -188,7 +188,7 @@ class Worker:
         return float(norm)
 
     def _training_metrics(self, norm: float) -> dict[str, Any]:
-        sums = self._sum_over_ranks(self._recent.clone())
+        sums = self._sum_over_ranks(self._recent)
         self._recent.zero_()
         seconds, steps = time.monotonic() - self._since, self.step - self._since_step
         self._since, self._since_step = time.monotonic(), self.step
@@ -264,10 +264,10 @@ class Worker:
         return torch.cat(gathered)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        if self.world == 1:
-            return values
-        total = values.to(self.device)
-        dist.all_reduce(total)
+        """The sum, never `values` itself: callers start their sums anew."""
+        total = values.to(self.device, copy=True)
+        if self.world > 1:
+            dist.all_reduce(total)
         return total.cpu()
 
     def _save(self) -> None:
