@@ -43,6 +43,7 @@ $(CHECKPOINT): | setup
 
 bench: setup $(CHECKPOINT)
 	$(BIN)/python benchmarks/batching.py
+	$(BIN)/python benchmarks/training.py --layers 28 4
 
 judge-codec: setup
 	$(BIN)/python examples/digits/judge_codec.py

@@ -1,29 +1,21 @@
 """A dataset of SNAC codes -> a speech checkpoint. See `--help`."""
 
-import logging
 import sys
+from typing import Any
 
-from ray.train import TrainingFailedError
-
-from sheen.config import ConfigError, fail, load_config
+from sheen.train import command
 from sheen.train.config import TrainConfig
 from sheen.train.job import run
 
-PROG = "jobs/train.py"
+
+def summary(config: TrainConfig, last: dict[str, Any]) -> str:
+    if config.dry_run:
+        return "the run can start"
+    return f"checkpoint in {config.output}/checkpoint, loss {last['loss']:.3f}"
 
 
 def main(argv: list[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        config = load_config(TrainConfig, argv, PROG)
-        last = run(config)
-    except (ConfigError, ValueError) as error:
-        return fail(PROG, error)
-    except TrainingFailedError as error:
-        fail(PROG, error)
-        return 1
-    print(f"checkpoint in {config.output}/checkpoint, loss {last['loss']:.3f}")
-    return 0
+    return command.main("jobs/train.py", argv, TrainConfig, run, summary)
 
 
 if __name__ == "__main__":

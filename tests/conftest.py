@@ -5,9 +5,10 @@ model of a few thousand parameters, encoded and trained by the jobs' own code.
 """
 
 import importlib.util
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,12 +23,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import ray
 import torch
+from safetensors.torch import load_file
 
 from sheen import cluster
+from sheen.core.audio import decode_audio
 from sheen.core.codec import Codec, load_codec
 from sheen.core.voice import Voice, load_voice
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run as encode
+from sheen.judge import coding
+from sheen.judge.codec_quality import CodecReport, Recording, Waveform, measure_codec
+from sheen.judge.hearing import Pocketsphinx
+from sheen.judge.voices import VoiceProfiles
 from sheen.train.config import TrainConfig
 from sheen.train.job import run as train
 
@@ -35,6 +42,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits"
 CODEC = DIGITS / "codec"
 VOICES = ("slt", "rms", "awb", "kal16")
+HELD_OUT = ("h001", "h010")  # of two and of three digits
+RATE = 24_000  # of the small codec, Hz
+
+Measured = tuple[CodecReport, list[Waveform]]
 
 torch.set_num_threads(1)
 
@@ -49,9 +60,67 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
+def rows_of(folder: str, voice: str) -> list[list[str]]:
+    """What the example's metadata.csv says of one voice's recordings: id, text, ..., voice."""
+    lines = (DIGITS / folder / "metadata.csv").read_text("utf-8").splitlines()
+    return [line.split("|") for line in lines if line.endswith(f"|{voice}")]
+
+
+def read_clip(folder: str, name: str, sample_rate: int = RATE) -> Waveform:
+    """A recording of the example, `[n]`."""
+    return decode_audio((DIGITS / folder / "wavs" / f"{name}.flac").read_bytes(), sample_rate)
+
+
+def copy_corpus(rows: Sequence[Sequence[str]], folder: Path) -> None:
+    """Make `folder` an LJSpeech folder of these rows of the example's corpus."""
+    (folder / "wavs").mkdir()
+    for name, *_ in rows:
+        shutil.copy(DIGITS / "corpus" / "wavs" / f"{name}.flac", folder / "wavs")
+    (folder / "metadata.csv").write_text("".join("|".join(row) + "\n" for row in rows), "utf-8")
+
+
 @pytest.fixture(scope="session")
 def codec() -> Codec:
     return load_codec(str(CODEC))
+
+
+@pytest.fixture(scope="session")
+def profiles() -> VoiceProfiles:
+    few = {
+        voice: [read_clip("corpus", row[0]) for row in rows_of("corpus", voice)[:6]]
+        for voice in VOICES
+    }
+    return VoiceProfiles.fit(few, RATE)
+
+
+@pytest.fixture(scope="session")
+def recordings() -> list[Recording]:
+    """Two held-out recordings of each voice."""
+    return [
+        Recording(name, read_clip("heldout", name), text, voice)
+        for voice in VOICES
+        for name, text, *_ in rows_of("heldout", voice)
+        if name.endswith(HELD_OUT)
+    ]
+
+
+@pytest.fixture(scope="session")
+def speed_timed_briefly() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coding, "SPEED_SECONDS", 0.2)
+        yield
+
+
+@pytest.fixture(scope="session")
+def measured(
+    codec: Codec,
+    recordings: list[Recording],
+    profiles: VoiceProfiles,
+    speed_timed_briefly: None,
+) -> Measured:
+    """The real codec, heard by the real listener."""
+    listener = Pocketsphinx(DIGITS / "digits.gram")
+    return measure_codec(codec, "small", recordings, listener=listener, profiles=profiles)
 
 
 @pytest.fixture(scope="session")
@@ -68,16 +137,10 @@ def ray_cluster() -> Iterator[None]:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An LJSpeech folder of 16 short recordings, 4 per voice, from the example."""
     folder = tmp_path_factory.mktemp("corpus")
-    (folder / "wavs").mkdir()
-    lines = (DIGITS / "corpus" / "metadata.csv").read_text("utf-8").splitlines()
-    kept = []
+    rows: list[list[str]] = []
     for voice in VOICES:
-        mine = [line for line in lines if line.endswith(f"|{voice}")]
-        kept += sorted(mine, key=lambda line: len(line.split("|")[1]))[:4]
-    for line in kept:
-        name = f"{line.split('|')[0]}.flac"
-        shutil.copy(DIGITS / "corpus" / "wavs" / name, folder / "wavs" / name)
-    (folder / "metadata.csv").write_text("\n".join(kept) + "\n", "utf-8")
+        rows += sorted(rows_of("corpus", voice), key=lambda row: len(row[1]))[:4]
+    copy_corpus(rows, folder)
     return folder
 
 
@@ -109,6 +172,7 @@ def train_config(data: Path, base: Path, output: Path, **changes: Any) -> TrainC
         "model": str(base),
         "max_steps": 6,
         "accumulation": 2,
+        "max_tokens": 512,
         "batch_tokens": 512,
         "learning_rate": 2e-3,
         "warmup_steps": 2,
@@ -118,6 +182,16 @@ def train_config(data: Path, base: Path, output: Path, **changes: Any) -> TrainC
         "save_every": 3,
     }
     return TrainConfig(**(fields | changes))
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    """Of a training run: the data's line, then a line per logged step."""
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    """Of a training run's last model."""
+    return load_file(output / "checkpoint" / "model.safetensors")
 
 
 @pytest.fixture(scope="session")

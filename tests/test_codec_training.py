@@ -173,7 +173,9 @@ def test_the_codebook_loss_moves_codes_and_nothing_else(model: SNAC) -> None:
 
 def test_gradients_reach_every_parameter(model: SNAC) -> None:
     losses = TrainableCodec(model)(speech_like(model))
-    torch.autograd.backward(losses.mel + losses.stft + losses.commitment + losses.codebook)
+    torch.autograd.backward(
+        losses.mel + losses.stft + losses.waveform + losses.commitment + losses.codebook
+    )
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name

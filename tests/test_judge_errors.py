@@ -1,17 +1,11 @@
 """Error rates: hand-counted errors, what normalisation makes equal, and honest intervals."""
 
-from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from sheen.judge.errors import (
-    ErrorRate,
-    character_error_rate,
-    normalise_words,
-    word_error_difference,
-    word_error_rate,
-)
+from sheen.judge.errors import Unit, error_rate, normalise_words, word_error_difference
 
 # One substitution; one deletion; one insertion; none; all three words deleted.
 REFERENCES = ["one two three", "four five", "six", "seven eight", "nine zero one"]
@@ -28,7 +22,7 @@ def many(utterances: int, wrong_every: int) -> tuple[list[str], list[str]]:
 
 
 def test_words_counted_by_hand() -> None:
-    measured = word_error_rate(REFERENCES, HYPOTHESES)
+    measured = error_rate("word", REFERENCES, HYPOTHESES)
     assert (measured.errors, measured.units, measured.utterances) == (6, 11, 5)
     assert measured.rate == pytest.approx(6 / 11)
     assert measured.low <= measured.rate <= measured.high
@@ -36,26 +30,28 @@ def test_words_counted_by_hand() -> None:
 
 def test_characters_counted_by_hand() -> None:
     # "two" to "too" 1, "four five" to "four" 5, "six" to "six six" 4, none, "nine zero one" 13.
-    measured = character_error_rate(REFERENCES, HYPOTHESES)
+    measured = error_rate("character", REFERENCES, HYPOTHESES)
     assert (measured.errors, measured.units) == (23, 13 + 9 + 3 + 11 + 13)
 
 
 def test_a_shift_is_one_deletion_and_one_insertion() -> None:
-    assert word_error_rate(["a b c d"], ["b c d e"]).errors == 2
+    assert error_rate("word", ["a b c d"], ["b c d e"]).errors == 2
 
 
 def test_the_rate_weighs_words_not_utterances() -> None:
-    measured = word_error_rate(["one two three four five", "six"], ["one two three four five", ""])
+    measured = error_rate(
+        "word", ["one two three four five", "six"], ["one two three four five", ""]
+    )
     assert measured.rate == pytest.approx(1 / 6)
 
 
 def test_more_heard_than_said_exceeds_one() -> None:
-    assert word_error_rate(["six"], ["six six six six"]).rate == 3.0
+    assert error_rate("word", ["six"], ["six six six six"]).rate == 3.0
 
 
-@pytest.mark.parametrize("rate", [word_error_rate, character_error_rate])
-def test_both_sides_are_normalised(rate: Callable[..., ErrorRate]) -> None:
-    assert rate(["Don't stop -- now!"], ["  dont STOP,\tnow"]).errors == 0
+@pytest.mark.parametrize("unit", get_args(Unit))
+def test_both_sides_are_normalised(unit: Unit) -> None:
+    assert error_rate(unit, ["Don't stop -- now!"], ["  dont STOP,\tnow"]).errors == 0
 
 
 @pytest.mark.parametrize(
@@ -88,7 +84,7 @@ def test_normalisation(text: str, normalised: str) -> None:
 )
 def test_numerals_are_read_out_only_when_asked(text: str, spelled: str) -> None:
     assert normalise_words(text, spell_digits=True) == spelled
-    assert word_error_rate([spelled], [text], spell_digits=True).errors == 0
+    assert error_rate("word", [spelled], [text], spell_digits=True).errors == 0
 
 
 def test_the_interval_covers_what_new_samples_give() -> None:
@@ -98,22 +94,22 @@ def test_the_interval_covers_what_new_samples_give() -> None:
     for trial in range(60):
         wrong = rng.random(60) < share
         hypotheses = ["two" if is_wrong else "one" for is_wrong in wrong]
-        measured = word_error_rate(["one"] * 60, hypotheses, seed=trial, resamples=300)
+        measured = error_rate("word", ["one"] * 60, hypotheses, seed=trial, resamples=300)
         covered += measured.low <= share <= measured.high
     assert 51 <= covered <= 60
 
 
 def test_the_interval_is_a_function_of_the_seed() -> None:
     references, hypotheses = many(40, wrong_every=4)
-    first = word_error_rate(references, hypotheses, seed=1)
-    assert word_error_rate(references, hypotheses, seed=1) == first
-    others = [word_error_rate(references, hypotheses, seed=seed) for seed in range(2, 6)]
+    first = error_rate("word", references, hypotheses, seed=1)
+    assert error_rate("word", references, hypotheses, seed=1) == first
+    others = [error_rate("word", references, hypotheses, seed=seed) for seed in range(2, 6)]
     assert any((other.low, other.high) != (first.low, first.high) for other in others)
     assert {other.rate for other in others} == {first.rate}
 
 
 def test_fewer_utterances_widen_the_interval() -> None:
-    small, large = (word_error_rate(*many(count, wrong_every=4)) for count in (20, 320))
+    small, large = (error_rate("word", *many(count, wrong_every=4)) for count in (20, 320))
     assert small.rate == large.rate
     assert small.low < large.low < large.rate < large.high < small.high
     # Sixteen times the utterances: a quarter of the width.
@@ -140,7 +136,7 @@ def test_pairing_tells_apart_what_two_rates_do_not() -> None:
     b = ["one nine nine" if index < 8 else text for index, text in enumerate(a)]
     difference = word_error_difference(references, a, b)
     assert difference.low > 0
-    assert word_error_rate(references, a).high > word_error_rate(references, b).low
+    assert error_rate("word", references, a).high > error_rate("word", references, b).low
 
 
 @pytest.mark.parametrize(
@@ -154,9 +150,9 @@ def test_pairing_tells_apart_what_two_rates_do_not() -> None:
 def test_what_cannot_be_compared(
     references: list[str], hypotheses: list[str], message: str
 ) -> None:
-    for rate in (word_error_rate, character_error_rate):
+    for unit in get_args(Unit):
         with pytest.raises(ValueError, match=message):
-            rate(references, hypotheses)
+            error_rate(unit, references, hypotheses)
     with pytest.raises(ValueError, match=message):
         word_error_difference(references, references, hypotheses)
     if hypotheses:

@@ -25,28 +25,20 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from sheen.core.audio import decode_audio
-from sheen.judge.errors import word_error_rate
+from conftest import DIGITS, VOICES, read_clip, rows_of
+from sheen.judge.errors import error_rate
 from sheen.judge.hearing import AsrPipeline, Pocketsphinx, open_transcriber
 
-DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
 GRAMMAR = DIGITS / "digits.gram"
 RATE = 16000
-VOICES = ("slt", "rms", "awb", "kal16")
-TEXTS = {
-    name: text
-    for name, text, *_ in (
-        line.split("|")
-        for line in (DIGITS / "corpus" / "metadata.csv").read_text("utf-8").splitlines()
-    )
-}
+TEXTS = {name: text for voice in VOICES for name, text, *_ in rows_of("corpus", voice)}
 RMS = [f"rms-{number:04d}" for number in range(1, 16)]
 
 Waveform = NDArray[np.float32]
 
 
 def recording(name: str, sample_rate: int = RATE) -> Waveform:
-    return decode_audio((DIGITS / "corpus" / "wavs" / f"{name}.flac").read_bytes(), sample_rate)
+    return read_clip("corpus", name, sample_rate)
 
 
 def noise(samples: int, level: float = 0.1, seed: int = 0) -> Waveform:
@@ -64,7 +56,7 @@ def listener() -> Pocketsphinx:
 
 def test_recordings_are_heard_as_their_words(listener: Pocketsphinx) -> None:
     heard = listener.transcribe([recording(name) for name in RMS], RATE)
-    measured = word_error_rate([TEXTS[name] for name in RMS], heard)
+    measured = error_rate("word", [TEXTS[name] for name in RMS], heard)
     assert measured.units >= 50
     assert measured.rate <= 0.05
 
@@ -73,7 +65,7 @@ def test_recordings_are_heard_as_their_words(listener: Pocketsphinx) -> None:
 def test_every_voice_of_the_example_is_understood(listener: Pocketsphinx, voice: str) -> None:
     names = [f"{voice}-{number:04d}" for number in range(10, 90, 10)]
     heard = listener.transcribe([recording(name) for name in names], RATE)
-    assert word_error_rate([TEXTS[name] for name in names], heard).rate <= 0.1
+    assert error_rate("word", [TEXTS[name] for name in names], heard).rate <= 0.1
 
 
 def test_shuffled_speech_is_not_understood(listener: Pocketsphinx) -> None:
@@ -84,7 +76,7 @@ def test_shuffled_speech_is_not_understood(listener: Pocketsphinx) -> None:
         pieces = np.array_split(recording(name), len(recording(name)) // 800)
         shuffled.append(np.concatenate([pieces[i] for i in rng.permutation(len(pieces))]))
     heard = listener.transcribe(shuffled, RATE)
-    assert word_error_rate([TEXTS[name] for name in RMS], heard).rate > 0.7
+    assert error_rate("word", [TEXTS[name] for name in RMS], heard).rate > 0.7
 
 
 def test_a_clip_is_heard_whatever_was_heard_before(listener: Pocketsphinx) -> None:
@@ -133,7 +125,7 @@ def test_without_a_grammar_the_language_model_hears() -> None:
     names = RMS[:3]
     listener = Pocketsphinx()
     heard = listener.transcribe([recording(name) for name in names], RATE)
-    assert word_error_rate([TEXTS[name] for name in names], heard).rate <= 0.4
+    assert error_rate("word", [TEXTS[name] for name in names], heard).rate <= 0.4
     assert "language model" in listener.name
 
 

@@ -21,8 +21,7 @@ from transformers import (
     WavLMForXVector,
 )
 
-from conftest import DIGITS, VOICES
-from sheen.core.audio import decode_audio
+from conftest import DIGITS, VOICES, read_clip, rows_of
 from sheen.core.codec import Codec
 from sheen.judge.speaker import SpeakerEmbedding, cosine
 from sheen.judge.timbre import SpectralVoice
@@ -39,12 +38,10 @@ Recordings = dict[str, list[Clip]]
 @pytest.fixture(scope="module")
 def recordings() -> Recordings:
     """All 80 recordings per voice, at 16 kHz; no text stands twice in a voice."""
-    found: Recordings = {voice: [] for voice in VOICES}
-    for line in (DIGITS / "corpus" / "metadata.csv").read_text("utf-8").splitlines():
-        name, *_, voice = line.split("|")
-        path = DIGITS / "corpus" / "wavs" / f"{name}.flac"
-        found[voice].append(decode_audio(path.read_bytes(), RATE))
-    return found
+    return {
+        voice: [read_clip("corpus", row[0], RATE) for row in rows_of("corpus", voice)]
+        for voice in VOICES
+    }
 
 
 def part(recordings: Recordings, start: int, stop: int | None = None) -> Recordings:

@@ -1,124 +1,234 @@
-"""Batches and loss: labels that fit their inputs, and the numbers of a plain reference."""
+"""Packed rows and their loss: labels that fit their inputs, the numbers of a plain reference."""
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sheen.core.batches import (
-    Batch,
-    check_batch,
-    collate,
-    is_held_out,
-    plan_batches,
-    plan_epoch,
-    plan_steps,
-    sequence_lengths,
-)
-from sheen.core.loss import IGNORE_INDEX, audio_targets, speech_loss
+from sheen.core import loss
+from sheen.core.batches import Batch, check_labels, collate, is_held_out, sequence_lengths
+from sheen.core.loss import IGNORE_INDEX, Objective, speech_loss, token_losses
 from sheen.core.tokens import TokenLayout
 
 LAYOUT = TokenLayout(50, 32, (4, 2, 1))
+FOUR_LEVELS = TokenLayout(50, 32, (8, 4, 2, 1))
+
+both_layouts = pytest.mark.parametrize("layout", [LAYOUT, FOUR_LEVELS])
+both_objectives = pytest.mark.parametrize("objective", ["legal rows", "all rows"])
 
 
-def utterances(*frames: int) -> list[np.ndarray]:
+def utterances(*frames: int, layout: TokenLayout = LAYOUT) -> list[np.ndarray]:
     generator = np.random.default_rng(0)
-    return [generator.integers(0, 32, (n, 7)).astype(np.int16) for n in frames]
+    size = layout.codebook_size
+    return [generator.integers(0, size, (n, layout.tokens_per_frame), np.int16) for n in frames]
 
 
-def prompts(*lengths: int) -> list[list[int]]:
-    return [[*range(1, length), LAYOUT.start_id] for length in lengths]
+def prompts(*lengths: int, layout: TokenLayout = LAYOUT) -> list[list[int]]:
+    return [[*range(1, length), layout.start_id] for length in lengths]
 
 
-def test_only_audio_carries_loss_and_no_tail_is_cut() -> None:
-    codes = utterances(2, 5)
-    batch = collate(prompts(4, 9), codes, LAYOUT, pad_id=0)
-    for row, (prompt_length, frames) in enumerate([(4, 2), (9, 5)]):
-        labels = batch.labels[row]
-        end = prompt_length + frames * 7
-        assert (labels[:prompt_length] == IGNORE_INDEX).all()
-        assert (labels[end + 1 :] == IGNORE_INDEX).all()
-        assert labels[end] == LAYOUT.end_id
-        ids = labels[prompt_length:end].numpy()
-        np.testing.assert_array_equal(LAYOUT.from_ids(ids), codes[row])
-    _, targets = audio_targets(batch.labels)
-    assert len(targets) == (2 + 5) * 7 + 2
-
-
-@pytest.mark.parametrize("shift", [-1, 1])
-def test_shifted_labels_are_caught(shift: int) -> None:
-    batch = collate(prompts(4, 9), utterances(2, 5), LAYOUT, pad_id=0)
-    with pytest.raises(AssertionError, match="label"):
-        check_batch(Batch(batch.input_ids, torch.roll(batch.labels, shift, dims=1)), LAYOUT)
-
-
-def test_a_missing_end_or_a_short_label_row_is_caught() -> None:
-    batch = collate(prompts(4), utterances(2), LAYOUT, pad_id=0)
-    cut = Batch(batch.input_ids[:, :-1], batch.labels[:, :-1])
-    with pytest.raises(AssertionError, match="audio_end"):
-        check_batch(cut, LAYOUT)
-    with pytest.raises(AssertionError, match="inputs"):
-        check_batch(Batch(batch.input_ids, batch.labels[:, :-1]), LAYOUT)
-
-
-def test_loss_is_a_plain_softmax_over_the_legal_rows() -> None:
+def random_states(batch: Batch, layout: TokenLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """States `[T, 8]` and a head with some rows behind the layout's, as padded tables have them."""
     generator = torch.Generator().manual_seed(0)
-    batch = collate(prompts(3, 6), utterances(3, 1), LAYOUT, pad_id=0)
-    head = torch.randn(LAYOUT.first_id + LAYOUT.size, 8, generator=generator)
-    hidden = torch.randn(*batch.input_ids.shape, 8, generator=generator)
-    mask, targets = audio_targets(batch.labels)
-    sums = speech_loss(hidden[:, :-1][mask], targets, head, LAYOUT)
+    hidden = torch.randn(batch.input_ids.shape[1], 8, generator=generator)
+    head = torch.randn(layout.first_id + layout.size + 5, 8, generator=generator)
+    return hidden.requires_grad_(), head.requires_grad_()
 
-    expected, counts = np.zeros(3), np.zeros(3, int)
-    ends_right = 0
-    for row in range(2):
-        position = 0
-        for t in range(1, batch.labels.shape[1]):
-            label = int(batch.labels[row, t])
-            if label == IGNORE_INDEX:
-                continue
-            legal = LAYOUT.legal(position % 7)
-            level = LAYOUT.slots[position % 7][0]
-            scores = hidden[row, t - 1].double().numpy() @ head[list(legal)].double().numpy().T
-            expected[level] += np.log(np.exp(scores).sum()) - scores[label - legal.start]
+
+@both_layouts
+def test_only_audio_carries_loss_and_no_tail_is_cut(layout: TokenLayout) -> None:
+    codes = utterances(2, 5, layout=layout)
+    batch = collate(prompts(4, 9, layout=layout), codes, layout, pad_id=0)
+    first = 0
+    for prompt_length, frames in zip((4, 9), codes, strict=True):
+        audio = first + prompt_length
+        end = audio + frames.size
+        labels = batch.labels[0]
+        assert (labels[first:audio] == IGNORE_INDEX).all()
+        np.testing.assert_array_equal(layout.from_ids(labels[audio:end].numpy()), frames)
+        assert labels[end] == layout.end_id
+        assert batch.position_ids[0, first : end + 1].tolist() == list(range(end + 1 - first))
+        first = end + 1
+    assert batch.segments.bounds.tolist() == [0, 4 + codes[0].size + 1, first]
+    assert first == batch.input_ids.shape[1]
+    assert len(batch.targets) == codes[0].size + codes[1].size + 2
+
+
+def as_arrays(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    return batch.input_ids[0].numpy(), batch.labels[0].numpy()
+
+
+@pytest.mark.parametrize("shift", [-2, -1, 1, 2])
+def test_shifted_labels_are_caught(shift: int) -> None:
+    ids, labels = as_arrays(collate(prompts(4, 9), utterances(2, 5), LAYOUT, pad_id=0))
+    check_labels(ids, labels, LAYOUT, 2)
+    with pytest.raises(AssertionError, match="differs from its own input"):
+        check_labels(ids, np.roll(labels, shift), LAYOUT, 2)
+
+
+def test_labels_without_their_beginning_or_end_are_caught() -> None:
+    ids, labels = as_arrays(collate(prompts(4, 9), utterances(2, 5), LAYOUT, pad_id=0))
+    with pytest.raises(AssertionError, match="do not end in <audio_end>"):
+        check_labels(ids[:-1], labels[:-1], LAYOUT, 2)
+    with pytest.raises(AssertionError, match="inputs"):
+        check_labels(ids, labels[:-1], LAYOUT, 2)
+    with pytest.raises(AssertionError, match="1 stretches of targets, 2 utterances"):
+        check_labels(ids, np.where(np.arange(len(ids)) < 20, IGNORE_INDEX, labels), LAYOUT, 2)
+    late = labels.copy()
+    late[4] = IGNORE_INDEX  # the first code
+    with pytest.raises(AssertionError, match="do not follow <audio_start>"):
+        check_labels(ids, late, LAYOUT, 2)
+    whole = ids.copy()
+    whole[3] = 7  # learning begins where a decoder does not
+    with pytest.raises(AssertionError, match="do not follow <audio_start>"):
+        check_labels(whole, labels, LAYOUT, 2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4)), max_size=5),
+    st.sampled_from([LAYOUT, FOUR_LEVELS]),
+    st.sampled_from([0, 300]),
+)
+def test_every_target_is_the_next_token_of_its_own_utterance(
+    shapes: list[tuple[int, int]], layout: TokenLayout, pad_to: int
+) -> None:
+    codes = utterances(*(frames for _, frames in shapes), layout=layout)
+    texts = prompts(*(length for length, _ in shapes), layout=layout)
+    batch = collate(texts, codes, layout, 0, pad_to)
+    ids, labels = as_arrays(batch)
+    assert len(ids) >= pad_to
+    starts = set(batch.segments.bounds.tolist())
+    found = []
+    for level, (positions, rows) in enumerate(
+        zip(batch.targets.positions, batch.targets.rows, strict=True)
+    ):
+        first = layout.end_id if level == 0 else layout.level_base(level)
+        for position, row in zip(positions.tolist(), rows.tolist(), strict=True):
+            assert position + 1 not in starts, "a state never predicts another utterance"
+            assert ids[position + 1] == labels[position + 1] == first + row
+            found.append(position + 1)
+        frames = sum(len(array) for array in codes)
+        ends = len(codes) if level == 0 else 0
+        assert len(rows) == frames * layout.codes_per_frame[level] + ends
+    assert sorted(found) == np.flatnonzero(labels != IGNORE_INDEX).tolist(), "each label once"
+
+
+@both_layouts
+@both_objectives
+def test_loss_is_that_of_a_plain_reference(layout: TokenLayout, objective: Objective) -> None:
+    """Worked out anew in float64, target by target, from the codes alone."""
+    codes = utterances(3, 1, layout=layout)
+    texts = prompts(3, 6, layout=layout)
+    batch = collate(texts, codes, layout, pad_id=0)
+    hidden, head = random_states(batch, layout)
+    ends = np.cumsum([len(text) + c.size + 1 for text, c in zip(texts, codes, strict=True)]) - 1
+    with torch.no_grad():  # the model ranks the first utterance's end highest, the second's lowest
+        hidden[ends[0] - 1] = 9 * head[layout.end_id]
+        hidden[ends[1] - 1] = -9 * head[layout.end_id]
+    sums = speech_loss(hidden, batch.targets, head, layout, objective)
+
+    expected, counts = np.zeros(layout.levels), np.zeros(layout.levels, int)
+    first = 0
+    for text, frames in zip(texts, codes, strict=True):
+        targets = [*layout.to_ids(frames).tolist(), layout.end_id]
+        for at, target in enumerate(targets):
+            slot = at % layout.tokens_per_frame
+            state = hidden[first + len(text) - 1 + at].detach().double().numpy()
+            scores = head.detach().double().numpy() @ state
+            score = scores[target]
+            if objective == "legal rows":
+                scores = scores[list(layout.legal(slot))]
+            largest = scores.max()
+            level = layout.slots[slot][0]
+            expected[level] += largest + np.log(np.exp(scores - largest).sum()) - score
             counts[level] += 1
-            ends_right += label == LAYOUT.end_id and int(scores.argmax()) == 0
-            position += 1
-    np.testing.assert_allclose(sums.loss.numpy(), expected, rtol=1e-5)
+        first += len(text) + len(targets)
+    np.testing.assert_allclose(sums.loss.detach().numpy(), expected, rtol=1e-5)
     np.testing.assert_array_equal(sums.count.numpy(), counts)
-    assert sums.ends == 2
-    assert sums.ends_right == ends_right
+    assert (int(sums.ends), int(sums.ends_right)) == (2, 1)
+
+    losses, _ = token_losses(hidden, batch.targets, head, layout, objective)
+    assert [len(part) for part in losses] == counts.tolist()
+    torch.testing.assert_close(torch.stack([part.sum() for part in losses]), sums.loss)
 
 
-def test_plans_cover_every_utterance_once_and_never_cut() -> None:
-    lengths = np.random.default_rng(1).integers(10, 400, 333)
-    indices = np.arange(0, 333, 2)
-    for batch in (batches := plan_batches(lengths, indices, 1000)):
-        assert lengths[batch].max() * len(batch) <= 1000 or len(batch) == 1
-    assert sorted(np.concatenate(batches)) == list(indices)
+@both_objectives
+def test_an_end_ranked_first_where_none_is_due_is_not_right(objective: Objective) -> None:
+    batch = collate(prompts(3), utterances(2), LAYOUT, pad_id=0)
+    hidden, head = random_states(batch, LAYOUT)
+    with torch.no_grad():
+        head[LAYOUT.end_id] *= 9
+        hidden[:-2] = 9 * head[LAYOUT.end_id]  # at every state but the one before <audio_end>
+        hidden[-2] = -9 * head[LAYOUT.end_id]
+    sums = speech_loss(hidden, batch.targets, head, LAYOUT, objective)
+    assert (int(sums.ends), int(sums.ends_right)) == (1, 0)
 
 
-def test_epochs_are_the_same_again_and_differ_from_each_other() -> None:
-    lengths = np.random.default_rng(1).integers(10, 400, 200)
+def test_the_objectives_differ_in_which_rows_learn() -> None:
+    batch = collate(prompts(3, 6), utterances(3, 1), LAYOUT, pad_id=0)
+    hidden, head = random_states(batch, LAYOUT)
+    (legal,) = torch.autograd.grad(
+        speech_loss(hidden, batch.targets, head, LAYOUT).loss.sum(), head
+    )
+    moved = legal.abs().sum(1) > 0
+    assert moved.nonzero()[:, 0].tolist() == [*range(LAYOUT.end_id, LAYOUT.first_id + LAYOUT.size)]
+    sums = speech_loss(hidden, batch.targets, head, LAYOUT, "all rows")
+    (everywhere,) = torch.autograd.grad(sums.loss.sum(), head)
+    assert (everywhere.abs().sum(1) > 0).all()
 
-    def plan(seed: int, epoch: int) -> list[list[int]]:
-        return [b.tolist() for b in plan_epoch(lengths, np.arange(200), 2000, seed, epoch)]
 
-    assert plan(0, 0) == plan(0, 0)
-    assert plan(0, 0) != plan(0, 1)
-    assert plan(0, 0) != plan(1, 0)
-    assert sorted(index for batch in plan(0, 0) for index in batch) == list(range(200))
+@pytest.mark.parametrize("chunk", [1, 5, 7])
+def test_chunks_of_all_rows_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate(prompts(3, 6), utterances(3, 1), LAYOUT, pad_id=0)
+    hidden, head = random_states(batch, LAYOUT)
+    results = []
+    for size in (loss.CHUNK, chunk):
+        monkeypatch.setattr(loss, "CHUNK", size)
+        losses = torch.cat(token_losses(hidden, batch.targets, head, LAYOUT, "all rows")[0])
+        # Targets weighted apart, so that none can pass for another.
+        weighted = (losses * torch.arange(len(losses))).sum()
+        results.append((losses, *torch.autograd.grad(weighted, [hidden, head])))
+    torch.testing.assert_close(results[0], results[1])
 
 
-@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (1, 2), (2, 3), (8, 4)])
-def test_ranks_share_a_run_without_changing_it(world: int, accumulation: int) -> None:
-    batches = [np.array([i]) for i in range(19)]
-    steps = plan_steps(batches, world, accumulation)
-    assert all(len(step) == accumulation for step in steps)
-    assert all(len(ranks) == world for step in steps for ranks in step)
-    order = [int(batch[0]) for step in steps for ranks in step for batch in ranks]
-    assert order[:19] == list(range(19)), "the order is that of one worker"
-    assert len(order) < 19 + world * accumulation
-    assert order[19:] == [i % 19 for i in range(len(order) - 19)], "filled from the front"
+@both_objectives
+def test_padding_carries_nothing(objective: Objective) -> None:
+    texts, codes = prompts(3, 6), utterances(3, 1)
+    batch = collate(texts, codes, LAYOUT, pad_id=0)
+    padded = collate(texts, codes, LAYOUT, pad_id=0, pad_to=100)
+    tokens = batch.input_ids.shape[1]
+    assert padded.input_ids.shape == padded.position_ids.shape == (1, 100)
+    assert padded.segments.lengths == (*batch.segments.lengths, 100 - tokens)
+    assert padded.position_ids[0, tokens:].tolist() == list(range(100 - tokens))
+    hidden, head = random_states(padded, LAYOUT)
+    sums = speech_loss(hidden, padded.targets, head, LAYOUT, objective)
+    shorter = speech_loss(hidden[:tokens], batch.targets, head, LAYOUT, objective)
+    assert torch.equal(sums.loss, shorter.loss)
+    assert torch.equal(sums.count, shorter.count)
+    (gradient,) = torch.autograd.grad(sums.loss.sum(), hidden)
+    assert (gradient[tokens - 1 :] == 0).all(), "neither the pads nor the last <audio_end>"
+    full = collate(texts, codes, LAYOUT, pad_id=0, pad_to=tokens)
+    assert full.segments.lengths == batch.segments.lengths, "a full row is not padded"
+    assert collate(texts, codes, LAYOUT, 0, pad_to=5).input_ids.shape == (1, tokens), "nor cut"
+
+
+@both_objectives
+@pytest.mark.parametrize("pad_to", [0, 64])
+def test_a_row_without_utterances_has_no_loss_and_still_a_gradient(
+    objective: Objective, pad_to: int
+) -> None:
+    """Ranks compute together: one whose rows ran out must take part, and move nothing."""
+    batch = collate([], [], LAYOUT, pad_id=3, pad_to=pad_to)
+    assert batch.input_ids.tolist() == [[3] * max(1, pad_to)]
+    hidden, head = random_states(batch, LAYOUT)
+    sums = speech_loss(hidden, batch.targets, head, LAYOUT, objective)
+    assert sums.loss.tolist() == [0.0, 0.0, 0.0]
+    assert sums.count.tolist() == [0, 0, 0]
+    assert (int(sums.ends), int(sums.ends_right)) == (0, 0)
+    for gradient in torch.autograd.grad(sums.loss.sum(), [hidden, head]):
+        assert (gradient == 0).all()
 
 
 def test_the_split_is_stable_and_keeps_equal_texts_together() -> None:
@@ -132,10 +242,8 @@ def test_the_split_is_stable_and_keeps_equal_texts_together() -> None:
     assert not any(is_held_out(text, 0.0, 0) for text in texts)
 
 
-def test_lengths_are_those_of_the_collated_rows() -> None:
-    codes, texts = utterances(2, 5), prompts(4, 9)
-    offsets = np.cumsum([0, 2, 5])
-    lengths = sequence_lengths(texts, offsets, LAYOUT)
-    for index in range(2):
-        row = collate([texts[index]], [codes[index]], LAYOUT, 0).input_ids
-        assert row.shape[1] == lengths[index]
+@both_layouts
+def test_lengths_are_those_of_the_collated_rows(layout: TokenLayout) -> None:
+    codes, texts = utterances(2, 5, layout=layout), prompts(4, 9, layout=layout)
+    lengths = sequence_lengths(texts, np.cumsum([0, 2, 5]), layout)
+    assert collate(texts, codes, layout, 0).segments.lengths == tuple(lengths)

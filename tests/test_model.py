@@ -1,10 +1,12 @@
 """The extended model and generation: what was learnt comes back, token for token."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from conftest import DIGITS, load_script
@@ -12,7 +14,7 @@ from sheen.core.audio import decode_audio
 from sheen.core.batches import Batch, collate
 from sheen.core.codec import Codec
 from sheen.core.generate import generate
-from sheen.core.model import SpeechLM, extend, load_base, load_model, save_model
+from sheen.core.model import SpeechLM, extend, load_base, load_model, save_model, to_bfloat16
 from sheen.core.prompt import prompt_ids
 from sheen.core.sampling import Sampler, Sampling
 
@@ -29,7 +31,7 @@ def overfit(model: SpeechLM, batch: Batch, steps: int, rate: float) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     loss = torch.tensor(float("inf"))
     for _ in range(steps):
-        sums = model(batch.input_ids, batch.labels)
+        sums = model(batch)
         loss = sums.loss.sum() / sums.count.sum()
         optimizer.zero_grad()
         loss.backward()
@@ -102,6 +104,27 @@ def test_new_rows_follow_the_tokenizer_and_are_initialised(base: Path) -> None:
     torch.testing.assert_close(lm.get_input_embeddings().weight[:known], before)
 
 
+def test_new_rows_are_alike_where_codes_are(base: Path, codec: Codec) -> None:
+    """`extend` gives each level its own codebook: that of the codec, coarse first."""
+    lm, tokenizer = load_base(str(base))
+    codebooks = [quantizer.codebook.weight for quantizer in codec.model.quantizer.quantizers]
+    model = extend(lm, tokenizer, 4096, (4, 2, 1), seed=0, codebooks=codebooks)
+    sample = torch.arange(0, 4096, 8)
+    for level in range(len(codebooks)):
+        first = model.layout.level_base(level)
+        rows = model.head.detach()[first : first + 4096][sample]
+        matches = []
+        for other in codebooks:
+            white = (other - other.mean(0)) / other.std(0)
+            pair = torch.stack([torch.pdist(white[sample]), torch.pdist(rows)])
+            matches.append(float(torch.corrcoef(pair)[0, 1]))
+        assert int(np.argmax(matches)) == level
+        assert matches[level] > 0.3
+    again, tokenizer = load_base(str(base))
+    same = extend(again, tokenizer, 4096, (4, 2, 1), seed=0, codebooks=codebooks)
+    assert torch.equal(model.head, same.head)
+
+
 def test_extending_twice_is_refused(base: Path) -> None:
     model, tokenizer = small_model(base)
     with pytest.raises(ValueError, match="fine-tune its checkpoint"):
@@ -121,21 +144,6 @@ def test_a_head_that_is_more_than_a_matrix_is_refused(base: Path) -> None:
         lm.get_input_embeddings().weight.mul_(50)
     with pytest.raises(ValueError, match="soft cap"):
         extend(lm, tokenizer, 4096, (4, 2, 1), seed=0)
-
-
-def test_padding_moves_no_loss(base: Path) -> None:
-    model, tokenizer = small_model(base)
-    generator = np.random.default_rng(0)
-    prompts = [prompt_ids(tokenizer, model.layout.start_id, text) for text in ("a", "b" * 30)]
-    frames = [generator.integers(0, 4096, (n, 7)).astype(np.int16) for n in (2, 9)]
-    with torch.no_grad():
-        batch = collate(prompts, frames, model.layout, 0)
-        together = model(batch.input_ids, batch.labels).loss
-        alone = torch.zeros(3)
-        for prompt, codes in zip(prompts, frames, strict=True):
-            batch = collate([prompt], [codes], model.layout, 0)
-            alone += model(batch.input_ids, batch.labels).loss
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
 
 
 def take(model: SpeechLM, prompts: list[list[int]], settings: list[Sampling], n: int) -> np.ndarray:
@@ -202,6 +210,44 @@ def test_sampling_follows_the_distribution() -> None:
     ]:
         sampler = Sampler([settings], CPU)
         assert {int(sampler.choose(logits, step)) for step in range(300)} == set(range(kept))
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = folder.glob("*.safetensors")
+    return load_file(path)
+
+
+def test_given_weights_are_saved_in_place_of_the_model_s_own(base: Path, tmp_path: Path) -> None:
+    """As gathered from processes, or of a model whose adapters are merged."""
+    model, tokenizer = small_model(base)
+    model(collate([[1, 2, model.layout.start_id]], [np.zeros((1, 7), np.int16)], model.layout, 0))
+    own = model.head.detach().clone()
+    weights = {name: 2 * part for name, part in model.state_dict().items()}
+    weights["lm.lm_head.weight"] = weights["lm.model.embed_tokens.weight"]
+    save_model(model, tokenizer, tmp_path, weights)
+    assert torch.equal(model.head, own), "the model itself goes on as it was"
+    assert "lm_head.weight" not in stored(tmp_path), "a shared table is stored once"
+    loaded, _ = load_model(tmp_path, model.layout)
+    for name, part in loaded.state_dict().items():
+        assert torch.equal(part, weights[name]), name
+    assert loaded.head is loaded.lm.get_input_embeddings().weight
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert "packed" not in str(config), "training's attention is no business of other programs"
+
+
+def test_halved_weights_are_the_same_rounded(base: Path, tmp_path: Path) -> None:
+    model, tokenizer = small_model(base)
+    save_model(model, tokenizer, tmp_path)
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    to_bfloat16(tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.safetensors")) < 0.51 * size
+    assert {part.dtype for part in stored(tmp_path).values()} == {torch.bfloat16}
+    bare = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert bare.dtype == torch.bfloat16, "the config says so"
+    loaded, _ = load_model(tmp_path, model.layout)
+    for name, part in loaded.state_dict().items():
+        assert part.dtype == torch.float32, "training goes on in float32"
+        assert torch.equal(part, model.state_dict()[name].bfloat16().float()), name
 
 
 def test_a_tokenizer_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:

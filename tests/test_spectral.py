@@ -14,6 +14,7 @@ from sheen.core.spectral import (
     Spectrum,
     log_mel_db,
     mel_distance,
+    waveform_distance,
 )
 
 RATE = 24_000
@@ -172,3 +173,24 @@ def test_a_strided_view_is_measured_as_its_copy() -> None:
 def test_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="mel distance of 4096 and 4095 samples"):
         mel_distance(chord(4096), chord(4096)[:-1], RATE)
+
+
+def test_what_is_far_below_the_loudest_point_is_not_compared() -> None:
+    """A faint hiss in a second of its own, after a loud one: heard at 90 dB of range, not at 60."""
+    loud = np.concatenate([chord(24_576), np.zeros(24_576, np.float32)])
+    hiss = np.concatenate([np.zeros(24_576, np.float32), 1e-5 * noise(24_576, 1)])
+    found, target = batch(loud + hiss), batch(loud)
+    near = SpectralLoss(RATE, range_db=60.0)(found, target)
+    far = SpectralLoss(RATE, range_db=120.0)(found, target)
+    assert float(near.mel) < 0.01 * float(far.mel)
+    # Louder by 60 dB both, it is the same: the range is the target's own.
+    louder = SpectralLoss(RATE, range_db=60.0)(1000 * found, 1000 * target)
+    assert float(louder.mel) == pytest.approx(float(near.mel), rel=1e-2, abs=1e-6)
+
+
+def test_samples_hear_phase() -> None:
+    audio = batch(chord(6144), noise(6144, 1))
+    assert float(waveform_distance(audio, audio)) == 0.0
+    assert float(waveform_distance(torch.zeros_like(audio), audio)) == pytest.approx(1.0)
+    assert float(waveform_distance(-audio, audio)) == pytest.approx(2.0)
+    assert bool(torch.isfinite(waveform_distance(audio, torch.zeros_like(audio))))

@@ -1,36 +1,25 @@
 """The train job on a local cluster: a checkpoint others open, and a run that is not lost."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import ray
 import torch
-from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from conftest import CODEC, ROOT, load_script, train_config
+from conftest import CODEC, DIGITS, ROOT, load_script, metrics, train_config, weights
 from sheen.core import checkpoint, dataset
 from sheen.core.codec import load_codec
 from sheen.core.model import load_model
-from sheen.core.voice import Voice
+from sheen.core.voice import Voice, load_voice
+from sheen.train.audition import read_prompts
 from sheen.train.data import build_training_set
 from sheen.train.job import run as train
-from sheen.train.loop import learning_rate
-
-
-def metrics(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "checkpoint" / "model.safetensors")
 
 
 def training_set(location: Path, voice: Voice, **changes: Any) -> Any:
@@ -51,7 +40,7 @@ def test_metrics_say_what_a_user_needs(trained: Path) -> None:
     assert sum(data["length_histogram"]["utterances"]) == 16
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     for row in steps:
-        assert row["target_tokens_per_second"] > 0
+        assert row["tokens_per_second"] > row["target_tokens_per_second"] > 0
         assert {"loss", "loss_level_0", "loss_level_1", "loss_level_2", "end_accuracy"} <= set(row)
     assert [row["step"] for row in steps if "eval_loss" in row] == [3, 6]
     assert steps[-1]["loss"] < steps[0]["loss"]
@@ -107,7 +96,8 @@ def test_utterances_over_the_limit_are_left_out_and_counted(encoded: Path, voice
     assert data.summary["over_length_limit"] == int((everything.lengths > limit).sum()) > 0
     assert (data.lengths[data.train] <= limit).all()
     for index in data.train:
-        row = data.batch(data.train[data.train == index], 0).input_ids[0]
+        row = data.batch(np.array([index]), 0).input_ids[0]
+        assert len(row) == data.lengths[index]
         assert row[-1] == data.layout.end_id, "whole, with its end"
     with pytest.raises(ValueError, match="longer than --max-tokens 16"):
         training_set(encoded, voice, max_tokens=16)
@@ -164,37 +154,6 @@ def test_two_workers_give_the_losses_of_one_with_twice_the_accumulation(
         assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-3)
 
 
-def test_a_killed_run_resumes_by_name_and_ends_the_same(
-    encoded: Path, base: Path, trained: Path, tmp_path: Path
-) -> None:
-    config = train_config(encoded, base, tmp_path / "out")
-    words = [sys.executable, str(ROOT / "jobs" / "train.py")]
-    for name, value in config.model_dump(exclude_unset=True, exclude_none=True).items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    address = ray.get_runtime_context().gcs_address
-    log = tmp_path / "killed.log"
-    with log.open("w") as file, subprocess.Popen(
-        words, env=os.environ | {"RAY_ADDRESS": address}, stdout=file, stderr=file, cwd=ROOT,
-    ) as process:  # fmt: skip
-        saved = tmp_path / "out" / "run" / "checkpoint_manager_snapshot.json"
-        deadline = time.monotonic() + 200
-        while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-    assert saved.exists(), log.read_text()[-3000:]
-    assert not (tmp_path / "out" / "checkpoint").exists(), "it was killed before its end"
-    # Lines that the killed run wrote after its checkpoint must not stand twice.
-    train(config)
-
-    def curve(output: Path) -> list[dict[str, Any]]:
-        timed = {"target_tokens_per_second"}
-        return [{k: v for k, v in row.items() if k not in timed} for row in metrics(output)]
-
-    assert curve(tmp_path / "out") == curve(trained)
-    for name, tensor in weights(trained).items():
-        assert torch.equal(tensor, weights(tmp_path / "out")[name]), name
-
-
 def test_a_run_of_other_settings_is_not_resumed(encoded: Path, base: Path, trained: Path) -> None:
     with pytest.raises(ValueError, match=r"learning_rate was 0\.002, now 0\.5"):
         train(train_config(encoded, base, trained, learning_rate=0.5))
@@ -247,9 +206,119 @@ def test_fine_tuning_keeps_layout_and_adds_voices(
     assert metrics(output)[1]["loss"] < metrics(trained)[1]["loss"], "it starts from what it knows"
 
 
-def test_the_schedule_warms_up_and_decays() -> None:
-    rates = [learning_rate(step, 1.0, 10, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[10] == pytest.approx(1.0)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+def test_the_best_model_is_the_one_of_the_lowest_evaluation_loss(
+    trained: Path, encoded: Path, voice: Voice
+) -> None:
+    best = min((row for row in metrics(trained) if "eval_loss" in row), key=eval_loss)
+    assert json.loads((trained / "run" / "checkpoints.json").read_text())["best"] == (
+        f"best-{best['step']:08d}"
+    )
+    data = training_set(encoded, voice)
+    model = load_voice(str(trained / "best")).model
+    sums = model(data.batch(data.evaluation, 0))
+    assert float(sums.loss.sum() / sums.count.sum()) == pytest.approx(best["eval_loss"], abs=1e-4)
+
+
+def eval_loss(row: dict[str, Any]) -> float:
+    return float(row["eval_loss"])
+
+
+def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(
+    encoded: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rehearsal = train(train_config(encoded, base, tmp_path / "out", dry_run=True))
+    assert not (tmp_path / "out").exists()
+    assert rehearsal["steps"] == 6
+    assert rehearsal["peak_memory_gb"] > 0
+    said = capfd.readouterr().out
+    assert "<audio_start>" in said
+    assert "<audio_end>" in said
+    first = next(line for line in said.splitlines() if "<audio_start>" in line)
+    assert "loss" not in first, "the start is given, not learned"
+    assert "peak memory" in said
+
+
+def test_prompts_are_spoken_and_judged(encoded: Path, trained: Path, tmp_path: Path) -> None:
+    """From the trained checkpoint, with adapters, in bfloat16, as a Llama: one run for all."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"text": "one two", "speaker": "slt"}\n{"text": "six", "speaker": "awb"}\n')
+    output = tmp_path / "out"
+    train(
+        train_config(
+            encoded, trained / "checkpoint", output, max_steps=2, save_every=2, eval_every=2,
+            eval_prompts=str(prompts), speak_every=2, speak_seconds=0.5, judge="pocketsphinx",
+            grammar=str(DIGITS / "digits.gram"), best_metric="eval_wer", half=True, lora_rank=2,
+        )
+    )  # fmt: skip
+    last = metrics(output)[-1]
+    assert 0.0 <= last["eval_stopped"] <= 1.0
+    assert last["eval_wer"] > 0.0
+    names = {path.name for path in (output / "samples" / "step-000002").iterdir()}
+    assert names == {"prompt-01-slt.wav", "prompt-02-awb.wav"}
+    for name, tensor in weights(output).items():
+        assert tensor.dtype == torch.bfloat16, name
+        assert "lora" not in name
+    assert set(weights(output)) == set(weights(trained)), "merged"
+    load_voice(str(output / "best"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "no prompts in this file"),
+        ("one two", "line 1: not JSON"),
+        ('{"text": "one", "speaker": "slt"}\n{"text": 3}', "line 2: expected an object"),
+        ('{"text": "one", "speaker": "nobody"}', "speaker 'nobody', the model's voices are awb"),
+    ],
+)
+def test_prompts_that_cannot_be_spoken_are_named(tmp_path: Path, lines: str, message: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(lines)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(str(path), ["awb", "slt"])
+
+
+def test_a_llama_base_trains_over_all_rows(encoded: Path, base: Path, tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=len(AutoTokenizer.from_pretrained(base)), hidden_size=32, intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=2048, tie_word_embeddings=False,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "llama")
+    output = tmp_path / "out"
+    train(
+        train_config(
+            encoded, tmp_path / "llama", output, max_steps=4, eval_every=4, save_every=4,
+            objective="all rows", new_rows="codebook", schedule="wsd", learning_rate=1e-2,
+        )
+    )  # fmt: skip
+    rows = metrics(output)[1:]
+    assert rows[0]["loss"] == pytest.approx(np.log(12_350), rel=0.1), "uniform over all rows"
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert checkpoint.read_info(output / "checkpoint").objective == "all rows"
+
+
+def test_a_torn_parquet_file_is_named(encoded: Path, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoded, tmp_path / "torn")
+    path = next((tmp_path / "torn").rglob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{path.name}: not a whole Parquet file"):
+        train(train_config(tmp_path / "torn", base, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_tokens": 100}, "--batch-tokens 100: a row must hold the longest utterance"),
+        ({"trackers": ["tensorbord"]}, "--trackers tensorbord: no such tracker"),
+        ({"grammar": "digits.gram", "eval_prompts": "p"}, "needs --judge pocketsphinx"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_named(
+    encoded: Path, base: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(train_config(encoded, base, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()

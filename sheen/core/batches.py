@@ -1,9 +1,8 @@
-"""Sequences and batches: prompts and codes -> padded token tensors with labels.
+"""Sequences and packed rows: prompts and codes -> one row of tokens with labels.
 
-Owns the alignment of labels with inputs, the plan of which utterances share a batch, and the
-evaluation split. Everything is a function of lengths, texts and a seed, so that a run that resumes
-sees the batches it would have seen. Utterances over the length limit are left out and counted,
-never cut: a cut one would teach the model not to stop.
+Owns the alignment of labels with inputs, the positions that predict each codebook level, and the
+evaluation split, which is a function of texts and a seed. An utterance is never cut: a cut one
+would teach the model not to stop.
 """
 
 import hashlib
@@ -15,20 +14,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sheen.core.loss import IGNORE_INDEX
+from sheen.core.attention import Segments
+from sheen.core.loss import IGNORE_INDEX, Targets
 from sheen.core.tokens import TokenLayout
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`input_ids` and `labels`, both `[B, T]` int64 and aligned: label t names input t.
+    """One packed row of utterances end to end, with next to no padding.
 
-    Rows are padded on the right. Attention is causal, so no target sees a pad and no mask is
-    needed.
+    `input_ids`, `labels` and `position_ids` are `[1, T]` int64; label t names input t, positions
+    begin anew with each utterance. `segments` bounds the utterances, `targets` says which positions
+    predict what. Indices are made here, on the host, so that no device waits for a count.
     """
 
     input_ids: Tensor
     labels: Tensor
+    position_ids: Tensor
+    segments: Segments
+    targets: Targets
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.labels,
+            self.position_ids.to(device, non_blocking=True),
+            self.segments.to(device),
+            self.targets.to(device),
+        )
 
 
 def collate(
@@ -36,37 +49,60 @@ def collate(
     frames: Sequence[NDArray[np.int16]],
     layout: TokenLayout,
     pad_id: int,
+    pad_to: int = 0,
 ) -> Batch:
-    """One batch from prompts (ending in `<audio_start>`) and codes `[frames, tokens_per_frame]`."""
-    rows = [
-        np.concatenate([np.asarray(prompt), layout.to_ids(codes), [layout.end_id]])
-        for prompt, codes in zip(prompts, frames, strict=True)
-    ]
-    longest = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    labels = torch.full_like(input_ids, IGNORE_INDEX)
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row)] = torch.from_numpy(row)
-        first = len(prompts[index])
-        labels[index, first : len(row)] = input_ids[index, first : len(row)]
-    batch = Batch(input_ids, labels)
-    check_batch(batch, layout)
-    return batch
+    """One row from prompts (ending in `<audio_start>`) and codes `[frames, tokens_per_frame]`.
+
+    A row shorter than `pad_to` is filled by one more utterance of pads without labels: compiled
+    code wants one shape. No utterances give a row that is all padding, for a rank without work.
+    """
+    ids: list[NDArray[np.int64]] = []
+    labels: list[NDArray[np.int64]] = []
+    for prompt, codes in zip(prompts, frames, strict=True):
+        audio = np.concatenate([layout.to_ids(codes), [layout.end_id]])
+        ids += [np.concatenate([np.asarray(prompt, np.int64), audio])]
+        labels += [np.concatenate([np.full(len(prompt), IGNORE_INDEX), audio])]
+    if padding := max(pad_to - sum(map(len, ids)), 0 if ids else 1):
+        ids.append(np.full(padding, pad_id, np.int64))
+        labels.append(np.full(padding, IGNORE_INDEX))
+    lengths = [len(row) for row in ids]
+    flat_ids, flat_labels = np.concatenate(ids), np.concatenate(labels)
+    check_labels(flat_ids, flat_labels, layout, utterances=len(prompts))
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return Batch(
+        torch.from_numpy(flat_ids)[None],
+        torch.from_numpy(flat_labels)[None],
+        torch.from_numpy(positions)[None],
+        Segments.of(lengths),
+        targets_of(flat_labels, layout),
+    )
 
 
-def check_batch(batch: Batch, layout: TokenLayout) -> None:
+def targets_of(labels: NDArray[np.int64], layout: TokenLayout) -> Targets:
+    """What each position of a row `[T]` predicts, by level: the label that follows it."""
+    following = np.append(labels[1:], IGNORE_INDEX)
+    positions, rows = [], []
+    for level in range(layout.levels):
+        legal = layout.legal(layout.slots.index((level, 0)))
+        at = np.flatnonzero((following >= legal.start) & (following < legal.stop))
+        positions.append(torch.from_numpy(at))
+        rows.append(torch.from_numpy(following[at] - legal.start))
+    return Targets(positions, rows)
+
+
+def check_labels(
+    ids: NDArray[np.int64], labels: NDArray[np.int64], layout: TokenLayout, utterances: int
+) -> None:
     """Assert what training relies on; a shifted label has cost other projects whole runs."""
-    inputs, labels = batch.input_ids, batch.labels
-    assert inputs.shape == labels.shape, f"inputs {inputs.shape}, labels {labels.shape}"
+    assert ids.shape == labels.shape, f"{len(ids)} inputs, {len(labels)} labels"
     targets = labels != IGNORE_INDEX
-    assert torch.equal(labels[targets], inputs[targets]), "a label differs from its own input"
+    assert np.array_equal(labels[targets], ids[targets]), "a label differs from its own input"
     # A target follows <audio_start> or another target, and the last one is <audio_end>.
-    first = targets & ~torch.roll(targets, 1, dims=1)
-    last = targets & ~torch.nn.functional.pad(targets[:, 1:], (0, 1))
-    assert bool((first.sum(1) == 1).all()), "a row's targets are not one stretch"
-    before = torch.roll(inputs, 1, dims=1)[first]
-    assert bool((before == layout.start_id).all()), "targets do not follow <audio_start>"
-    assert bool((inputs[last] == layout.end_id).all()), "targets do not end in <audio_end>"
+    first = np.flatnonzero(targets & ~np.append(False, targets[:-1]))
+    last = np.flatnonzero(targets & ~np.append(targets[1:], False))
+    assert len(first) == utterances, f"{len(first)} stretches of targets, {utterances} utterances"
+    assert (ids[first - 1] == layout.start_id).all(), "targets do not follow <audio_start>"
+    assert (ids[last] == layout.end_id).all(), "targets do not end in <audio_end>"
 
 
 def sequence_lengths(
@@ -85,63 +121,3 @@ def is_held_out(text: str, share: float, seed: int) -> bool:
     """
     digest = hashlib.sha256(f"{seed}\0{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def plan_batches(
-    lengths: NDArray[np.int64], indices: NDArray[np.int64], budget: int
-) -> list[NDArray[np.int64]]:
-    """Cut `indices` into batches of similar length, at most `budget` padded tokens each.
-
-    A single utterance longer than the budget gets a batch of its own.
-    """
-    batches: list[NDArray[np.int64]] = []
-    current: list[int] = []
-    for index in indices[np.argsort(lengths[indices], kind="stable")]:
-        if current and lengths[index] * (len(current) + 1) > budget:
-            batches.append(np.array(current))
-            current = []
-        current.append(int(index))
-    if current:
-        batches.append(np.array(current))
-    return batches
-
-
-def plan_epoch(
-    lengths: NDArray[np.int64],
-    indices: NDArray[np.int64],
-    budget: int,
-    seed: int,
-    epoch: int,
-) -> list[NDArray[np.int64]]:
-    """An epoch's batches, in order.
-
-    Utterances are shuffled and sorted by length within pools of about 50 batches, which keeps
-    padding low without tying the same neighbours together in every epoch.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    shuffled = generator.permutation(indices)
-    pool = max(1, 50 * budget // max(1, int(lengths[indices].mean())))
-    batches = [
-        batch
-        for start in range(0, len(shuffled), pool)
-        for batch in plan_batches(lengths, shuffled[start : start + pool], budget)
-    ]
-    return [batches[i] for i in generator.permutation(len(batches))]
-
-
-Step = list[list[NDArray[np.int64]]]
-"""`step[a][rank]`: the utterances of accumulated batch a on a rank."""
-
-
-def plan_steps(batches: list[NDArray[np.int64]], world: int, accumulation: int) -> list[Step]:
-    """Cut a run's batches into optimizer steps: every rank takes equally many of each.
-
-    The order does not depend on `world`: two ranks see together what one sees with twice the
-    accumulation. When the last step is not full it takes batches from the front again.
-    """
-    size = world * accumulation
-    padded = batches + [batches[i % len(batches)] for i in range(-len(batches) % size)]
-    return [
-        [padded[first + a * world : first + (a + 1) * world] for a in range(accumulation)]
-        for first in range(0, len(padded), size)
-    ]

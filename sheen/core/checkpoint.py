@@ -7,12 +7,12 @@ is configured twice. Refuses another format, template or normaliser version by n
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
 from sheen.core import prompt
 from sheen.core.codec import CodecInfo, describe_codec
+from sheen.core.loss import Objective
 from sheen.core.tokens import TokenLayout
 
 FORMAT_VERSION = 1
@@ -35,8 +35,9 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     """Hz."""
     template: str = prompt.TEMPLATE_VERSION
     normaliser: str = prompt.NORMALISER_VERSION
-    objective: Literal["legal rows"] = "legal rows"
-    """Logits are trained among the rows legal at a slot only: every decoder must mask to them."""
+    objective: Objective = "legal rows"
+    """Over legal rows, logits were trained among the rows legal at a slot only, and every decoder
+    must mask to them; over all rows, a decoder need not."""
     voices: list[str] = []
     """Speakers the model was trained on, in alphabetical order; empty for a single voice."""
     max_positions: int

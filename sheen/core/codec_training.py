@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sheen.core.codec import CONFIG_FILE, WEIGHTS_FILE, Codec
-from sheen.core.spectral import SpectralLoss
+from sheen.core.spectral import RANGE_DB, SpectralLoss, waveform_distance
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class CodecLosses:
 
     mel: Tensor
     stft: Tensor
+    waveform: Tensor
     commitment: Tensor
     codebook: Tensor
     codes: list[Tensor]
@@ -72,14 +73,14 @@ class TrainableCodec(nn.Module):
     The model's activations become `Snake`; the names in its state stay as they are.
     """
 
-    def __init__(self, model: SNAC) -> None:
+    def __init__(self, model: SNAC, range_db: float = RANGE_DB) -> None:
         super().__init__()
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, Snake1d):
                     setattr(module, name, Snake(child.alpha))
         self.model = model
-        self.spectral = SpectralLoss(int(model.sampling_rate))
+        self.spectral = SpectralLoss(int(model.sampling_rate), range_db=range_db)
 
     def compile_layers(self) -> None:
         """Compile the two stacks of convolutions; the names in the state stay as they are."""
@@ -95,9 +96,11 @@ class TrainableCodec(nn.Module):
         # Spectra in float32 whatever autocast is on: bfloat16 has no bits for quiet bands.
         with torch.autocast(audio.device.type, enabled=False):
             terms = self.spectral(decoded.float(), audio)
+            waveform = waveform_distance(decoded.float(), audio)
         return CodecLosses(
             terms.mel,
             terms.stft,
+            waveform,
             quantized.commitment,
             quantized.codebook,
             quantized.codes,

@@ -175,12 +175,26 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str | None, str | None, str |
 
 
 def _parquet_batches(folder: str) -> Iterator[tuple[int, pa.RecordBatch]]:
-    filesystem, path = files.open_filesystem(folder)
-    source = pads.dataset(path, filesystem=filesystem, format="parquet")
+    """Raises ValueError naming a file that is no whole Parquet file of ours.
+
+    It is not skipped: it may hold hours of speech, and encoding again or deleting it is quick.
+    """
+    columns = ["id", "text", "speaker", "snac_codes"]
+    filesystem, _ = files.open_filesystem(folder)
     first = 0
-    for batch in source.to_batches(columns=["id", "text", "speaker", "snac_codes"]):
-        yield first, batch
-        first += batch.num_rows
+    for path in sorted(files.list_files(folder, recursive=True)):
+        if not path.endswith(".parquet"):
+            continue
+        try:
+            source = pads.dataset(path, filesystem=filesystem, format="parquet")
+            for batch in source.to_batches(columns=columns):
+                yield first, batch
+                first += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{path}: not a whole Parquet file of encoded speech ({error}). Encode again, or "
+                "delete this file to train without its rows"
+            ) from error
 
 
 _JSONL_BATCH = 1024

@@ -10,6 +10,7 @@ because torch has no unsigned arithmetic.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,3 +51,9 @@ def normal(seeds: Tensor, purpose: int, positions: Tensor) -> Tensor:
 def gumbel(seeds: Tensor, purpose: int, positions: Tensor) -> Tensor:
     """Standard Gumbel draws: `argmax(logits + gumbel)` samples from `softmax(logits)`."""
     return -torch.log(-torch.log(uniform(seeds, purpose, positions)))
+
+
+def step_seed(*parts: int) -> int:
+    """One seed for torch's own generator from a run's seed, a step, a rank."""
+    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))

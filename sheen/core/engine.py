@@ -247,3 +247,28 @@ def stream(engine: Engine, request: Request) -> Iterator[Samples | Finished]:
                 return
     finally:
         ticket.cancel()
+
+
+def synthesise(engine: Engine, requests: Sequence[Request]) -> list[tuple[Samples, Finished]]:
+    """Submit requests together and wait: whole waveforms `[n]` and how each ended, in order.
+
+    Raises EngineBusy when the queue does not take them all, and RuntimeError when the engine
+    failed.
+    """
+    items: list[queue.Queue[Samples | Finished]] = [queue.Queue() for _ in requests]
+    tickets: list[Ticket] = []
+    try:
+        for request, sink in zip(requests, items, strict=True):
+            tickets.append(engine.submit(request, sink.put))
+        results = []
+        for sink in items:
+            pieces: list[Samples] = [np.zeros(0, np.float32)]
+            while not isinstance(item := sink.get(), Finished):
+                pieces.append(item)
+            if item.reason == "error":
+                raise RuntimeError(f"the engine failed: {item.error}")
+            results.append((np.concatenate(pieces), item))
+        return results
+    finally:
+        for ticket in tickets:
+            ticket.cancel()

@@ -1,21 +1,50 @@
-"""The loss: per codebook level, over the rows that are legal at each slot.
+"""The loss: per codebook level, over the rows that are legal at each slot or over all rows.
 
-Owns the objective and its counts. The model is scored against the distribution that a decoder
-restricted to legal rows samples from: 4,097 rows where a frame may begin (level 0 and
-`<audio_end>`), 4,096 elsewhere, instead of the 164k of the whole vocabulary. Sums are returned
-with target counts; dividing happens once, by the count over all ranks and accumulation steps.
+Owns the two objectives and their counts. By default the model is scored against the distribution
+that a decoder restricted to legal rows samples from: 4,097 rows where a frame may begin (level 0
+and `<audio_end>`), 4,096 elsewhere, instead of the 164k of the whole vocabulary. Over all rows it
+learns to leave the others alone too, for engines that decode without a mask. Sums are returned with
+target counts; dividing happens once, by the count over all ranks and accumulation steps.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sheen.core.tokens import TokenLayout
 
 IGNORE_INDEX = -100
 """Label of a position that carries no loss (torch's own convention)."""
+
+Objective = Literal["legal rows", "all rows"]
+
+CHUNK = 2048
+"""Targets scored at once against all rows: 1.3 GB of float32 logits at 164k rows."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the positions of a row of `T` tokens predict, one pair of tensors `[n]` per level.
+
+    `positions` are those of the predicting states; `rows` count from the first legal row of the
+    level's slots, which at level 0 is `<audio_end>`.
+    """
+
+    positions: list[Tensor]
+    rows: list[Tensor]
+
+    def to(self, device: torch.device) -> "Targets":
+        return Targets(
+            [tensor.to(device, non_blocking=True) for tensor in self.positions],
+            [tensor.to(device, non_blocking=True) for tensor in self.rows],
+        )
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows))
 
 
 @dataclass(frozen=True)
@@ -23,7 +52,7 @@ class LossSums:
     """Sums over targets, per codebook level; `<audio_end>` counts to level 0.
 
     `loss` `[levels]` in nats, with gradient; `count` `[levels]`; `ends` and `ends_right` count the
-    `<audio_end>` targets and those that the model ranked first.
+    `<audio_end>` targets and those that the model ranked first among the legal rows.
     """
 
     loss: Tensor
@@ -32,36 +61,59 @@ class LossSums:
     ends_right: Tensor
 
 
-def audio_targets(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the loss looks: `labels` `[B, T]`, aligned with the inputs (label t names input t).
+def token_losses(
+    hidden: Tensor, targets: Targets, head: Tensor, layout: TokenLayout, objective: Objective
+) -> tuple[list[Tensor], Tensor]:
+    """Cross-entropy of every target, per level `[n]` float32 in nats; `<audio_end>` ranked first.
 
-    Returns a mask `[B, T - 1]` over the positions that predict a target, and the targets `[N]`.
+    `hidden` `[T, d]` are the states of a row; `head` `[V, d]` is the output embedding. The second
+    value `[n]` says of each target of level 0 whether it is an `<audio_end>` that the model ranked
+    first among the legal rows.
     """
-    following = labels[:, 1:]
-    mask = following != IGNORE_INDEX
-    return mask, following[mask]
-
-
-def speech_loss(hidden: Tensor, targets: Tensor, head: Tensor, layout: TokenLayout) -> LossSums:
-    """Cross-entropy of each target among the rows legal at its slot.
-
-    `hidden` `[N, d]` are the states that predict `targets` `[N]` (token ids); `head` `[V, d]` is
-    the output embedding. Every target must be an audio token of the layout.
-    """
-    losses, counts = [], []
-    ends = targets == layout.end_id
-    ends_right = torch.zeros((), device=hidden.device)
-    for level in range(layout.levels):
-        base = layout.level_base(level)
-        chosen = (targets >= base) & (targets < base + layout.codebook_size)
+    # Cut once: each cut of the whole table would make a gradient of its size.
+    audio = head[layout.start_id : layout.start_id + layout.size].to(hidden.dtype)
+    losses = []
+    ends_right = torch.zeros(0, dtype=torch.bool, device=hidden.device)
+    for level, (positions, rows) in enumerate(zip(targets.positions, targets.rows, strict=True)):
+        legal = layout.legal(layout.slots.index((level, 0)))
+        states = hidden[positions]
+        legal_rows = audio[legal.start - layout.start_id : legal.stop - layout.start_id]
+        if objective == "all rows":
+            losses.append(_over_all_rows(states, legal.start + rows, head))
+            if level == 0:
+                with torch.no_grad():
+                    logits = F.linear(states, legal_rows)
+        else:
+            logits = F.linear(states, legal_rows).float()
+            losses.append(F.cross_entropy(logits, rows, reduction="none"))
         if level == 0:
-            # Slot 0 is where a frame may begin, so its rows start one earlier, at <audio_end>.
-            chosen, base = chosen | ends, layout.end_id
-        rows = head[base : layout.level_base(level) + layout.codebook_size]
-        logits = F.linear(hidden[chosen], rows.to(hidden.dtype)).float()
-        wanted = targets[chosen] - base
-        losses.append(F.cross_entropy(logits, wanted, reduction="sum"))
-        counts.append(chosen.sum())
-        if level == 0:
-            ends_right = ((logits.argmax(-1) == 0) & (wanted == 0)).sum()
-    return LossSums(torch.stack(losses), torch.stack(counts), ends.sum(), ends_right)
+            ends_right = (logits.argmax(-1) == 0) & (rows == 0)
+    return losses, ends_right
+
+
+def _over_all_rows(states: Tensor, ids: Tensor, head: Tensor) -> Tensor:
+    """Chunk by chunk and recomputed in the backward pass: the logits are never held at once."""
+
+    def losses(states: Tensor, ids: Tensor) -> Tensor:
+        logits = F.linear(states, head.to(states.dtype)).float()
+        return F.cross_entropy(logits, ids, reduction="none")
+
+    chunks = [
+        checkpoint(losses, *chunk, use_reentrant=False)
+        for chunk in zip(states.split(CHUNK), ids.split(CHUNK), strict=True)
+    ]
+    return torch.cat(chunks)
+
+
+def speech_loss(
+    hidden: Tensor,
+    targets: Targets,
+    head: Tensor,
+    layout: TokenLayout,
+    objective: Objective = "legal rows",
+) -> LossSums:
+    """The sums of `token_losses`."""
+    losses, ends_right = token_losses(hidden, targets, head, layout, objective)
+    counts = torch.tensor([len(rows) for rows in targets.rows], device=hidden.device)
+    ends = (targets.rows[0] == 0).sum()
+    return LossSums(torch.stack([loss.sum() for loss in losses]), counts, ends, ends_right.sum())

@@ -1,15 +1,18 @@
 """The speech model: any causal LM that transformers loads, extended by the codec's tokens.
 
-Owns adding the tokens, initialising their rows, and the split of a forward pass into body (hidden
+Owns adding the tokens and the split of a forward pass into body (hidden
 states) and head (only the audio rows that a caller asks for). Refuses a base whose logits are more
 than `hidden @ rows`. Knows nothing about audio.
 """
 
+import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import (
@@ -19,7 +22,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sheen.core.loss import LossSums, audio_targets, speech_loss
+from sheen.core.attention import PACKED, use_attention
+from sheen.core.batches import Batch
+from sheen.core.loss import LossSums, Objective, speech_loss
+from sheen.core.new_rows import draw_noise, initialise_rows
 from sheen.core.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
@@ -31,10 +37,14 @@ PAD_TABLE_TO = 64
 class SpeechLM(nn.Module):
     """A causal LM and the layout of its audio rows; `forward` is the training loss."""
 
-    def __init__(self, lm: PreTrainedModel, layout: TokenLayout) -> None:
+    def __init__(
+        self, lm: PreTrainedModel, layout: TokenLayout, objective: Objective = "legal rows"
+    ) -> None:
         super().__init__()
         self.lm = lm
         self.layout = layout
+        self.objective: Objective = objective
+        self._attention: str = lm.config._attn_implementation
 
     @property
     def head(self) -> Tensor:
@@ -42,18 +52,36 @@ class SpeechLM(nn.Module):
         return _table(self.lm.get_output_embeddings())
 
     @property
+    def tables(self) -> list[Tensor]:
+        """The embedding tables: input, and output where the base does not tie them."""
+        first, second = _table(self.lm.get_input_embeddings()), self.head
+        return [first] if first is second else [first, second]
+
+    @property
     def max_positions(self) -> int:
         return int(self.lm.config.max_position_embeddings)
 
     def hidden(self, input_ids: Tensor, **arguments: Any) -> Any:
         """The body's output; `.last_hidden_state` is `[B, T, d]`. Takes what the base takes."""
+        use_attention(self.lm, self._attention)
         return self.lm.base_model(input_ids=input_ids, **arguments)
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> LossSums:
-        """Summed loss of a right-padded batch, see `sheen.core.batches.Batch`."""
-        states = self.hidden(input_ids, use_cache=False).last_hidden_state
-        mask, targets = audio_targets(labels)
-        return speech_loss(states[:, :-1][mask], targets, self.head, self.layout)
+    def packed_states(self, batch: Batch) -> Tensor:
+        """The states `[T, d]` of a packed row."""
+        use_attention(self.lm, PACKED)
+        output = self.lm.base_model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            segments=batch.segments,
+            use_cache=False,
+        )
+        states: Tensor = output.last_hidden_state[0]
+        return states
+
+    def forward(self, batch: Batch) -> LossSums:
+        """Summed loss of a packed row."""
+        states = self.packed_states(batch)
+        return speech_loss(states, batch.targets, self.head, self.layout, self.objective)
 
 
 def load_base(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -76,12 +104,13 @@ def extend(
     codebook_size: int,
     strides: tuple[int, ...],
     seed: int,
+    codebooks: Sequence[Tensor] | None = None,
 ) -> SpeechLM:
     """Add the codec's tokens to a base, in place: new ids follow `len(tokenizer)`.
 
     A published embedding table is often larger than its tokenizer; the rows in between were never
-    trained and become audio rows like any other. Raises ValueError for a base that already holds
-    such tokens or whose head is not a plain matrix.
+    trained and become audio rows like any other. `codebooks` see `sheen.core.new_rows`. Raises
+    ValueError for a base that already holds such tokens or whose head is not a plain matrix.
     """
     known = len(tokenizer)
     layout = TokenLayout(known, codebook_size, strides)
@@ -102,7 +131,15 @@ def extend(
     if (output := _table(lm.get_output_embeddings())) is not tables["input"]:
         tables["output"] = output
     for name, table in tables.items():
-        _initialise_rows(name, table, known, generator)
+        noise = draw_noise(len(table) - known, table.shape[1], generator, layout, codebooks)
+        initialise_rows(table, known, noise)
+        logger.info(
+            "initialised %d new rows of the %s embedding: std %.4f, existing %.4f",
+            len(table) - known,
+            name,
+            table[known:].std().item(),
+            table[:known].std().item(),
+        )
     model = SpeechLM(lm, layout)
     _check_head(model)
     return model
@@ -112,32 +149,6 @@ def _table(embedding: nn.Module) -> Tensor:
     weight = embedding.weight
     assert isinstance(weight, Tensor)
     return weight
-
-
-@torch.no_grad()
-def _initialise_rows(name: str, table: Tensor, known: int, generator: torch.Generator) -> None:
-    """Draw every row from `known` on from N(mean, covariance) of the rows before it.
-
-    transformers' own mean_resizing scales that covariance by 1e-9: all rows start equal, and
-    12,290 equal rows stay hard to tell apart (arXiv 2604.02324).
-    """
-    existing = table[:known].double()
-    mean = existing.mean(0)
-    centred = existing - mean
-    covariance = centred.T @ centred / max(1, known - 1)
-    values, vectors = torch.linalg.eigh(covariance)
-    factor = vectors * values.clamp(min=0).sqrt()
-    noise = torch.randn(len(table) - known, len(mean), generator=generator, dtype=torch.float64)
-    table[known:] = (mean + noise.to(table.device) @ factor.T).to(table.dtype)
-    logger.info(
-        "initialised %d new rows of the %s embedding from N(mean, covariance) of %d rows: "
-        "std %.4f, existing %.4f",
-        len(table) - known,
-        name,
-        known,
-        table[known:].std().item(),
-        table[:known].std().item(),
-    )
 
 
 @torch.no_grad()
@@ -153,8 +164,13 @@ def _check_head(model: SpeechLM) -> None:
         )
 
 
-def load_model(folder: Path, layout: TokenLayout) -> tuple[SpeechLM, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a checkpoint folder; `layout` is the one its JSON records."""
+def load_model(
+    folder: Path, layout: TokenLayout, objective: Objective = "legal rows"
+) -> tuple[SpeechLM, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a checkpoint folder; `layout` is the one its JSON records.
+
+    `objective` is what `forward` computes; nothing else depends on it.
+    """
     lm, tokenizer = load_base(str(folder))
     found = tokenizer.convert_tokens_to_ids(layout.token_names()[0])
     if found != layout.start_id:
@@ -162,10 +178,33 @@ def load_model(folder: Path, layout: TokenLayout) -> tuple[SpeechLM, PreTrainedT
             f"{folder}: the tokenizer gives <audio_start> id {found}, the recorded layout "
             f"{layout.start_id}: these files are not of one checkpoint"
         )
-    return SpeechLM(lm, layout), tokenizer
+    return SpeechLM(lm, layout, objective), tokenizer
 
 
-def save_model(model: SpeechLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write what bare transformers needs: config, safetensors, tokenizer."""
-    model.lm.save_pretrained(folder)
+def save_model(
+    model: SpeechLM,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write what bare transformers needs: config, safetensors, tokenizer.
+
+    `weights` are a `SpeechLM`'s, for one whose own are spread over processes or hold adapters.
+    """
+    if weights is None:
+        weights = model.state_dict()
+    model.lm.save_pretrained(
+        folder, state_dict={name.removeprefix("lm."): part for name, part in weights.items()}
+    )
     tokenizer.save_pretrained(folder)
+
+
+def to_bfloat16(folder: Path) -> None:
+    """Turn a saved model's weights into bfloat16, file by file; half the size."""
+    for path in sorted(folder.glob("*.safetensors")):
+        halves = {name: part.bfloat16() for name, part in load_file(path).items()}
+        save_file(halves, path, metadata={"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["dtype"] = "bfloat16"
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")

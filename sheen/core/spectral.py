@@ -15,6 +15,9 @@ from torchaudio.functional import melscale_fbanks
 FLOOR = 1e-5
 """Smallest magnitude that a logarithm sees: -100 dB, as in the Descript Audio Codec's losses."""
 
+RANGE_DB = 60.0
+"""How far below a recording's loudest point the losses compare, unless told otherwise."""
+
 REPORT_WINDOW, REPORT_BANDS = 1024, 80
 
 
@@ -42,9 +45,9 @@ class Spectrum(nn.Module):
         power = spectrum.real.square() + spectrum.imag.square()
         return power.clamp(min=FLOOR**2).sqrt()
 
-    def log_mel(self, magnitudes: Tensor) -> Tensor:
-        """`[B, bins, frames]` -> `[B, bands, frames]`, log10 of the magnitude."""
-        return (self.bank.T @ magnitudes).clamp(min=FLOOR).log10()
+    def mel(self, magnitudes: Tensor) -> Tensor:
+        """`[B, bins, frames]` -> `[B, bands, frames]`."""
+        return (self.bank.T @ magnitudes).clamp(min=FLOOR)
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,19 @@ class SpectralLoss(nn.Module):
     `stft` is spectral convergence plus the L1 distance of log magnitudes (Yamamoto et al. 2020,
     Parallel WaveGAN). Short windows hear onsets, long ones pitch; bands are few
     enough that no mel filter falls between two bins of the spectrum and is empty.
+
+    Both compare logarithms down to `range_db` below the loudest point of each target: what is
+    further down is not heard, and in clean speech it would be half of the loss.
     """
 
     def __init__(
-        self, sample_rate: int, windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+        self,
+        sample_rate: int,
+        windows: tuple[int, ...] = (2048, 1024, 512, 256, 128),
+        range_db: float = RANGE_DB,
     ) -> None:
         super().__init__()
+        self.range = 10.0 ** (-range_db / 20.0)
         self.scales = nn.ModuleList(
             [
                 Spectrum(sample_rate, window, min(80, window // 8, 4000 * window // sample_rate))
@@ -83,14 +93,27 @@ class SpectralLoss(nn.Module):
             assert isinstance(scale, Spectrum)
             with torch.no_grad():
                 wanted = scale.magnitudes(target)
-                wanted_mel = scale.log_mel(wanted)
+                wanted_mel = scale.mel(wanted)
             found = scale.magnitudes(audio)
-            mel = mel + (scale.log_mel(found) - wanted_mel).abs().mean()
+            mel = mel + self._log_distance(scale.mel(found), wanted_mel)
             convergence = torch.linalg.vector_norm(wanted - found) / torch.linalg.vector_norm(
                 wanted
             )
-            stft = stft + convergence + (found.log10() - wanted.log10()).abs().mean()
+            stft = stft + convergence + self._log_distance(found, wanted)
         return SpectralTerms(mel / len(self.scales), stft / len(self.scales))
+
+    def _log_distance(self, found: Tensor, wanted: Tensor) -> Tensor:
+        floor = self.range * wanted.amax((1, 2), keepdim=True)
+        return (found.maximum(floor).log10() - wanted.maximum(floor).log10()).abs().mean()
+
+
+def waveform_distance(audio: Tensor, target: Tensor) -> Tensor:
+    """L1 of the samples of `[B, n]`, relative to the target's: the distance that hears phase.
+
+    1 is the distance of silence. Magnitudes alone let the pitch snap to the harmonics of the
+    codec's latent rate.
+    """
+    return (audio - target).abs().sum() / target.abs().sum().clamp(min=FLOOR)
 
 
 @torch.inference_mode()
@@ -100,7 +123,7 @@ def log_mel_db(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.fl
         waveform = np.pad(waveform, (0, REPORT_WINDOW - len(waveform)))
     spectrum = Spectrum(sample_rate, REPORT_WINDOW, REPORT_BANDS)
     magnitudes = spectrum.magnitudes(torch.from_numpy(np.ascontiguousarray(waveform))[None])
-    mel: NDArray[np.float32] = (20.0 * spectrum.log_mel(magnitudes)[0]).numpy()
+    mel: NDArray[np.float32] = (20.0 * spectrum.mel(magnitudes)[0].log10()).numpy()
     return mel
 
 

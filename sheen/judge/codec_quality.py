@@ -1,14 +1,14 @@
 """How good a codec is: recordings beside what the codec makes of them, measured.
 
-Owns the comparison: words heard in both, mel distance, voice heard, use of the codes, speed. Texts
+Owns the comparison, by clip and by voice: words heard in both, mel distance, voice heard. Texts
 and listeners are the caller's; what needs them is left out without them. A control decodes the
-same codes in random order, so that a listener who would pass anything is found out. How it is
-shown is `codec_report`'s.
+same codes in random order, so that a listener who would pass anything is found out. Running the
+codec, its speeds and the use of its codes are `sheen.judge.coding`'s; how all of it is shown is
+`sheen.judge.codec_report`'s.
 """
 
 import logging
-import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from sheen.core.codec import Codec
 from sheen.core.spectral import mel_distance
 from sheen.core.tokens import Codes
+from sheen.judge import coding
 from sheen.judge.errors import (
     ErrorDifference,
     ErrorRate,
+    error_rate,
     normalise_words,
     word_error_difference,
-    word_error_rate,
 )
 from sheen.judge.hearing import Transcriber
 from sheen.judge.voices import VoiceProfiles
@@ -32,12 +33,6 @@ logger = logging.getLogger(__name__)
 
 ALL = "all"
 """The key of all clips together in `CodecReport.voices`; no voice may have this name."""
-
-SPEED_SECONDS = 5.0
-"""Clips are joined to at least this much before decoding is timed: a clip's ends cost extra."""
-
-BATCH = 16
-"""Clips encoded at a time, so that memory does not grow with their number."""
 
 Waveform = NDArray[np.float32]
 
@@ -87,16 +82,6 @@ class VoiceResult:
 
 
 @dataclass(frozen=True)
-class LevelResult:
-    """Use of one codebook level over all clips. Perplexity is e to the entropy of its use."""
-
-    codes: int
-    used: int
-    perplexity: float
-    size: int
-
-
-@dataclass(frozen=True)
 class CodecReport:
     """All of it. Speeds are audio seconds per second on `threads` CPU threads or on the device."""
 
@@ -108,7 +93,7 @@ class CodecReport:
     encode_realtime: float
     decode_realtime: float
     voices: dict[str, VoiceResult]
-    levels: list[LevelResult]
+    levels: list[coding.LevelUse]
     clips: list[ClipResult]
 
 
@@ -131,33 +116,21 @@ def measure_codec(
     if any(item.voice == ALL for item in recordings):
         raise ValueError(f"a voice cannot be named {ALL!r}: reports call all voices together that")
     logger.info("encoding %d recordings", len(recordings))
-    started = time.perf_counter()
-    waveforms = [torch.from_numpy(item.waveform) for item in recordings]
-    codes = [
-        clip
-        for first in range(0, len(waveforms), BATCH)
-        for clip in codec.encode(waveforms[first : first + BATCH])
-    ]
-    encode_s = time.perf_counter() - started
+    codes, encode_realtime = coding.encode_clips(codec, [item.waveform for item in recordings])
     logger.info("decoding")
     decoded = [
-        decode_clip(codec, clip, len(item.waveform), seed)
+        coding.decode_clip(codec, clip, len(item.waveform), seed)
         for clip, item in zip(codes, recordings, strict=True)
     ]
-    seconds = [len(item.waveform) / codec.sample_rate for item in recordings]
-    distances = [
-        mel_distance(audio, item.waveform, codec.sample_rate)
-        for audio, item in zip(decoded, recordings, strict=True)
-    ]
-    heard = _Heard.of(codec, recordings, codes, decoded, listener, seed)
+    heard = _listen(codec, recordings, codes, decoded, listener, seed)
     voices_heard = _hear_voices(profiles, decoded, codec.sample_rate)
     clips = [
         ClipResult(
             name=item.name,
             voice=item.voice,
             text=item.text,
-            seconds=round(seconds[i], 3),
-            mel_distance_db=round(distances[i], 3),
+            seconds=round(len(item.waveform) / codec.sample_rate, 3),
+            mel_distance_db=round(mel_distance(decoded[i], item.waveform, codec.sample_rate), 3),
             heard_recording=heard.recordings.get(i),
             heard_reconstruction=heard.reconstructions.get(i),
             voice_heard=voices_heard[i],
@@ -176,79 +149,52 @@ def measure_codec(
         listener=listener.name if listener else None,
         seed=seed,
         threads=torch.get_num_threads(),
-        encode_realtime=round(sum(seconds) / encode_s, 1),
-        decode_realtime=round(_decode_speed(codec, codes, seed), 1),
+        encode_realtime=round(encode_realtime, 1),
+        decode_realtime=round(coding.decode_speed(codec, codes, seed), 1),
         voices={
             voice: _voice_result(clips, members, heard, known, seed)
             for voice, members in groups.items()
         },
-        levels=code_usage(codes, codec.codebook_size),
+        levels=coding.code_usage(codes, codec.codebook_size),
         clips=clips,
     )
     return report, decoded
 
 
-def decode_clip(codec: Codec, codes: Codes, samples: int, seed: int) -> Waveform:
-    """One clip's codes to `samples` samples."""
-    levels = [level[None] for level in codes]
-    audio: Waveform = codec.decode(levels, seeds=[seed])[0, :samples].numpy()
-    return audio
-
-
-def shuffle_codes(codes: Codes, seed: int) -> Codes:
-    """The same codes, each level in random order: the control that must not be understood."""
-    draw = np.random.default_rng(seed)
-    return [draw.permutation(level) for level in codes]
-
-
-def code_usage(codes: Iterable[Codes], size: int) -> list[LevelResult]:
-    """Use of each level's `size` codes over clips."""
-    levels = []
-    for level in zip(*codes, strict=True):
-        joined = np.concatenate(level)
-        counts = np.bincount(joined, minlength=size)
-        shares = counts[counts > 0] / len(joined)
-        perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
-        levels.append(LevelResult(len(joined), int((counts > 0).sum()), round(perplexity, 1), size))
-    return levels
-
-
+@dataclass(frozen=True)
 class _Heard:
     """Texts by index of the clips that have one."""
 
-    def __init__(self) -> None:
-        self.recordings: dict[int, str] = {}
-        self.reconstructions: dict[int, str] = {}
-        self.shuffled: dict[int, str] = {}
+    recordings: dict[int, str]
+    reconstructions: dict[int, str]
+    shuffled: dict[int, str]
 
-    @classmethod
-    def of(
-        cls,
-        codec: Codec,
-        recordings: Sequence[Recording],
-        codes: Sequence[Codes],
-        decoded: Sequence[Waveform],
-        listener: Transcriber | None,
-        seed: int,
-    ) -> "_Heard":
-        heard = cls()
-        spoken = [i for i, item in enumerate(recordings) if normalise_words(item.text or "")]
-        if listener is None or not spoken:
-            return heard
-        shuffled = [
-            decode_clip(codec, shuffle_codes(codes[i], seed + i), len(decoded[i]), seed)
-            for i in spoken
-        ]
-        for texts, name, waveforms in (
-            (heard.recordings, "recordings", [recordings[i].waveform for i in spoken]),
-            (heard.reconstructions, "reconstructions", [decoded[i] for i in spoken]),
-            (heard.shuffled, "shuffled codes", shuffled),
-        ):
-            logger.info("listening to %d %s", len(spoken), name)
-            texts.update(
-                zip(spoken, listener.transcribe(waveforms, codec.sample_rate), strict=True)
-            )
-        return heard
+
+def _listen(
+    codec: Codec,
+    recordings: Sequence[Recording],
+    codes: Sequence[Codes],
+    decoded: Sequence[Waveform],
+    listener: Transcriber | None,
+    seed: int,
+) -> _Heard:
+    spoken = [i for i, item in enumerate(recordings) if normalise_words(item.text or "")]
+    if listener is None or not spoken:
+        return _Heard({}, {}, {})
+
+    def texts(name: str, waveforms: Sequence[Waveform]) -> dict[int, str]:
+        logger.info("listening to %d %s", len(spoken), name)
+        return dict(zip(spoken, listener.transcribe(waveforms, codec.sample_rate), strict=True))
+
+    shuffled = [
+        coding.decode_clip(codec, coding.shuffle_codes(codes[i], seed + i), len(decoded[i]), seed)
+        for i in spoken
+    ]
+    return _Heard(
+        texts("recordings", [recordings[i].waveform for i in spoken]),
+        texts("reconstructions", [decoded[i] for i in spoken]),
+        texts("shuffled codes", shuffled),
+    )
 
 
 def _hear_voices(
@@ -278,9 +224,8 @@ def _voice_result(
     references = [clips[i].text or "" for i in spoken]
 
     def rate(texts: Mapping[int, str]) -> ErrorRate | None:
-        return (
-            word_error_rate(references, [texts[i] for i in spoken], seed=seed) if spoken else None
-        )
+        hypotheses = [texts[i] for i in spoken]
+        return error_rate("word", references, hypotheses, seed=seed) if spoken else None
 
     named = [i for i in members if clips[i].voice in known]
     return VoiceResult(
@@ -302,24 +247,3 @@ def _voice_result(
         if named
         else None,
     )
-
-
-def _decode_speed(codec: Codec, codes: Sequence[Codes], seed: int) -> float:
-    """Audio seconds decoded per second: clips joined to one, the best of three runs.
-
-    The best, because a run can only be slowed by what else the machine does.
-    """
-    joined, seconds = 0, 0.0
-    while seconds < SPEED_SECONDS:
-        seconds += codes[joined % len(codes)][0].shape[0] * codec.frame_samples / codec.sample_rate
-        joined += 1
-    long = [
-        np.concatenate([codes[i % len(codes)][level] for i in range(joined)])[None]
-        for level in range(len(codec.strides))
-    ]
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        codec.decode(long, seeds=[seed])
-        times.append(time.perf_counter() - started)
-    return seconds / min(times)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sheen.judge.codec_quality import ALL, CodecReport, Recording, Waveform
-from sheen.judge.errors import ErrorDifference, ErrorRate, word_error_rate
+from sheen.judge.errors import ErrorDifference, ErrorRate, error_rate
 from sheen.report.clips import Clip, ClipRow, clip_row
 from sheen.report.figures import histogram
 from sheen.report.page import Block, Cell, Section, table, write_page
@@ -120,7 +120,7 @@ def _clip_blocks(
         clip = report.clips[i]
         if clip.text is None or clip.heard_reconstruction is None:
             return 0.0, clip.mel_distance_db
-        errors = word_error_rate([clip.text], [clip.heard_reconstruction], resamples=1)
+        errors = error_rate("word", [clip.text], [clip.heard_reconstruction], resamples=1)
         return errors.rate, clip.mel_distance_db
 
     blocks: list[Block] = []

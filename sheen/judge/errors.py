@@ -78,7 +78,8 @@ def normalise_words(text: str, *, spell_digits: bool = False) -> str:
     return " ".join(words)
 
 
-def word_error_rate(
+def error_rate(
+    unit: Unit,
     references: Sequence[str],
     hypotheses: Sequence[str],
     *,
@@ -86,26 +87,16 @@ def word_error_rate(
     resamples: int = 2000,
     spell_digits: bool = False,
 ) -> ErrorRate:
-    """Word error rate over all utterances: the sum of errors over the sum of reference words.
+    """Word or character error rate: the errors of all utterances over all units of the references.
 
-    Both sides are normalised here. A hypothesis may be empty: all its words are deletions. Raises
-    ValueError for a reference without words, no references, or lists of unequal length.
+    Both sides are normalised here; the spaces between words are characters. A hypothesis may be
+    empty: all its units are deletions. Raises ValueError for a reference without words, no
+    references, or lists of unequal length.
     """
-    errors, units = _count("word", references, hypotheses, spell_digits)
-    return _rate(errors, units, seed, resamples)
-
-
-def character_error_rate(
-    references: Sequence[str],
-    hypotheses: Sequence[str],
-    *,
-    seed: int = 0,
-    resamples: int = 2000,
-    spell_digits: bool = False,
-) -> ErrorRate:
-    """As `word_error_rate`, of the characters of the normalised texts, spaces included."""
-    errors, units = _count("character", references, hypotheses, spell_digits)
-    return _rate(errors, units, seed, resamples)
+    errors, units = _count(unit, references, hypotheses, spell_digits)
+    low, high = _interval(errors, units, seed, resamples)
+    total, of = int(errors.sum()), int(units.sum())
+    return ErrorRate(total / of, low, high, total, of, len(units))
 
 
 def word_error_difference(
@@ -117,21 +108,13 @@ def word_error_difference(
     resamples: int = 2000,
     spell_digits: bool = False,
 ) -> ErrorDifference:
-    """How much higher the word error rate of b is than that of a. Raises as `word_error_rate`."""
+    """How much higher the word error rate of b is than that of a. Raises as `error_rate`."""
     errors_a, units = _count("word", references, hypotheses_a, spell_digits)
     errors_b, _ = _count("word", references, hypotheses_b, spell_digits)
     # The denominator is the same, so the difference is itself a ratio of sums.
     more = errors_b - errors_a
     low, high = _interval(more, units, seed, resamples)
     return ErrorDifference(float(more.sum() / units.sum()), low, high, len(units))
-
-
-def _rate(
-    errors: NDArray[np.int64], units: NDArray[np.int64], seed: int, resamples: int
-) -> ErrorRate:
-    low, high = _interval(errors, units, seed, resamples)
-    total, of = int(errors.sum()), int(units.sum())
-    return ErrorRate(total / of, low, high, total, of, len(units))
 
 
 def _count(

@@ -124,10 +124,10 @@ def clip_row(clips: Sequence[Clip], title: str = "") -> ClipRow:
     return ClipRow(title, clips, plots)
 
 
-def save_png(row: ClipRow, path: str | os.PathLike[str]) -> None:
+def save_png(row: ClipRow, path: str | os.PathLike[str] | io.BytesIO) -> None:
     """Draw a row as one PNG, each clip under its title, for a page that plays nothing.
 
-    The folder must exist.
+    A folder in `path` must exist.
     """
     images = []
     for clip, plot in zip(row.clips, row.plots, strict=True):

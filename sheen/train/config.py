@@ -1,10 +1,13 @@
 """The train job's fields."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from sheen.config import JobConfig
+from sheen.core.loss import Objective
+from sheen.train.learner import Precision, Strategy
+from sheen.train.schedule import Schedule
 
 
 class TrainConfig(JobConfig):
@@ -28,10 +31,20 @@ class TrainConfig(JobConfig):
         str | None,
         Field(description="codec of a .jsonl file of codes (a dataset folder names its own)"),
     ] = None
+    dry_run: Annotated[
+        bool,
+        Field(
+            description="check data and model, print an example, take one step to measure memory, "
+            "write nothing"
+        ),
+    ] = False
     run_name: Annotated[
         str, Field(description="a run of the same name in the same output resumes")
     ] = "run"
-    num_workers: Annotated[int, Field(ge=1, description="training workers (DDP)")] = 1
+    num_workers: Annotated[
+        int,
+        Field(ge=1, description="training workers; a resumed run may have another number"),
+    ] = 1
     gpu: Annotated[
         bool | None,
         Field(
@@ -47,9 +60,14 @@ class TrainConfig(JobConfig):
         int | None, Field(ge=1, description="optimizer steps; given, it replaces epochs")
     ] = None
     batch_tokens: Annotated[
-        int, Field(ge=1, description="tokens per batch and worker, padding included")
+        int,
+        Field(
+            ge=16,
+            description="tokens of a packed row; a worker computes one row at a time. At least "
+            "--max-tokens",
+        ),
     ] = 8192
-    accumulation: Annotated[int, Field(ge=1, description="batches per optimizer step")] = 1
+    accumulation: Annotated[int, Field(ge=1, description="rows per worker and optimizer step")] = 1
     max_tokens: Annotated[
         int,
         Field(
@@ -58,6 +76,54 @@ class TrainConfig(JobConfig):
             "left out and counted",
         ),
     ] = 2048
+    objective: Annotated[
+        Objective,
+        Field(
+            description="'legal rows': softmax over the rows that may stand at a slot, faster, and "
+            "every decoder must mask as Sheen's do; 'all rows': over the whole vocabulary, for "
+            "engines that decode without a mask"
+        ),
+    ] = "legal rows"
+    new_rows: Annotated[
+        Literal["independent", "codebook"],
+        Field(
+            description="first values of the audio tokens' rows: drawn by themselves, or alike "
+            "where the codec's codes are alike"
+        ),
+    ] = "independent"
+    strategy: Annotated[
+        Strategy,
+        Field(
+            description="how workers share the model: 'ddp', each holds all of it; 'fsdp' (FSDP2), "
+            "each holds a part, for a base too large for one device"
+        ),
+    ] = "ddp"
+    precision: Annotated[
+        Precision,
+        Field(
+            description="of the arithmetic; weights and optimizer are float32 always. 'auto': "
+            "bfloat16 on a GPU, float32 elsewhere"
+        ),
+    ] = "auto"
+    compile: Annotated[
+        bool, Field(description="torch.compile the base's layers; needs a C++ compiler")
+    ] = False
+    lora_rank: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="LoRA adapters of this rank on the body's linear layers instead of "
+            "training them whole; 0 is off. Merged in every checkpoint",
+        ),
+    ] = 0
+    lora_alpha: Annotated[int, Field(ge=1, description="adapters count alpha / rank times")] = 32
+    schedule: Annotated[
+        Schedule,
+        Field(description="after warm-up: 'cosine', or 'wsd' (stable, then a linear decay)"),
+    ] = "cosine"
+    decay_share: Annotated[
+        float, Field(gt=0.0, le=1.0, description="share of the steps in which 'wsd' decays")
+    ] = 0.2
     learning_rate: Annotated[float, Field(gt=0.0, description="peak, after warm-up")] = 2e-4
     warmup_steps: Annotated[int, Field(ge=0, description="optimizer steps of warm-up")] = 100
     weight_decay: Annotated[float, Field(ge=0.0, description="of matrices, not norms")] = 0.01
@@ -67,8 +133,48 @@ class TrainConfig(JobConfig):
     ] = 0.02
     eval_rows: Annotated[int, Field(ge=1, description="most utterances per evaluation")] = 256
     eval_every: Annotated[int, Field(ge=1, description="optimizer steps between evaluations")] = 200
+    eval_prompts: Annotated[
+        str | None,
+        Field(
+            description=".jsonl file of prompts to speak at evaluations: `text`, and `speaker` "
+            "for a model of several voices; path or URI"
+        ),
+    ] = None
+    speak_every: Annotated[
+        int, Field(ge=1, description="optimizer steps between spoken evaluations")
+    ] = 1000
+    speak_seconds: Annotated[
+        float, Field(gt=0.0, description="longest audio per prompt, seconds")
+    ] = 15.0
+    judge: Annotated[
+        str | None,
+        Field(
+            description="who writes down what the prompts' audio says, for the word error rate: "
+            "'pocketsphinx', or a recogniser's hub id or folder"
+        ),
+    ] = None
+    grammar: Annotated[str | None, Field(description="JSGF file: what pocketsphinx may hear")] = (
+        None
+    )
+    best_metric: Annotated[
+        Literal["eval_loss", "eval_wer"] | None,
+        Field(
+            description="the checkpoint with the lowest value of it is kept as best/ beside "
+            "checkpoint/"
+        ),
+    ] = "eval_loss"
+    trackers: Annotated[
+        list[str],
+        Field(
+            default_factory=lambda: ["tensorboard"],
+            description="tensorboard, wandb, mlflow, as many as wanted; [] for none",
+        ),
+    ]
     log_every: Annotated[int, Field(ge=1, description="optimizer steps between log lines")] = 10
     save_every: Annotated[int, Field(ge=1, description="optimizer steps between checkpoints")] = 200
+    half: Annotated[
+        bool, Field(description="write checkpoint/ and best/ in bfloat16, half the size")
+    ] = False
     keep_checkpoints: Annotated[int, Field(ge=1, description="most recent ones that stay")] = 2
     max_failures: Annotated[
         int, Field(ge=-1, description="restarts from the last checkpoint after a lost worker")
@@ -76,15 +182,26 @@ class TrainConfig(JobConfig):
     seed: Annotated[int, Field(ge=0, description="of split, order, new rows and dropout")] = 0
 
 
-# What a resumed run may change: nothing here moves a weight.
+# What a resumed run may change: nothing here moves a weight by more than rounding does.
 FREE_FIELDS = {
     "config",
     "output",
     "run_name",
+    "dry_run",
+    "num_workers",
     "gpu",
     "cpus_per_worker",
+    "compile",
     "eval_rows",
     "eval_every",
+    "eval_prompts",
+    "speak_every",
+    "speak_seconds",
+    "judge",
+    "grammar",
+    "best_metric",
+    "trackers",
+    "half",
     "log_every",
     "save_every",
     "keep_checkpoints",

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sheen.core.batches import Batch, collate, is_held_out, sequence_lengths
 from sheen.core.dataset import Utterances, read_utterances
+from sheen.core.loss import IGNORE_INDEX
 from sheen.core.prompt import prompt_ids
 from sheen.core.tokens import TokenLayout
 
@@ -42,12 +43,13 @@ class TrainingSet:
     voices: list[str]
     summary: dict[str, Any]
 
-    def batch(self, indices: NDArray[np.int64], pad_id: int) -> Batch:
+    def batch(self, indices: NDArray[np.int64], pad_id: int, pad_to: int = 0) -> Batch:
+        """Utterances as one packed row, see `collate`."""
         prompts = [
             self.prompts[self.prompt_offsets[i] : self.prompt_offsets[i + 1]] for i in indices
         ]
         frames = [self.frames[self.frame_offsets[i] : self.frame_offsets[i + 1]] for i in indices]
-        return collate(prompts, frames, self.layout, pad_id)
+        return collate(prompts, frames, self.layout, pad_id, pad_to)
 
 
 def build_training_set(
@@ -137,3 +139,30 @@ def describe(summary: dict[str, Any]) -> str:
     if summary["dropped"]:
         text += f", dropped {json.dumps(summary['dropped'])}"
     return text
+
+
+def show_example(data: TrainingSet, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The shortest utterance as the model is given it: which tokens carry loss, and which do not.
+
+    Long stretches are cut in the middle.
+    """
+    index = data.train[data.lengths[data.train].argmin()]
+    batch = data.batch(np.array([index]), 0)
+    ids = batch.input_ids[0].tolist()
+    added = data.layout.token_names()
+    names = [
+        added[token - data.layout.first_id]
+        if token >= data.layout.first_id
+        else tokenizer.convert_ids_to_tokens(token)
+        for token in ids
+    ]
+    learned = (batch.labels[0] != IGNORE_INDEX).tolist()
+    first = learned.index(True)
+    lines = [f"the shortest utterance, {len(ids)} tokens of which {len(ids) - first} carry loss:"]
+    shown = {*range(first), *range(first, first + 9), *range(len(ids) - 3, len(ids))}
+    for at, (token, name) in enumerate(zip(ids, names, strict=True)):
+        if at in shown:
+            lines.append(f"  {at:5d} {token:7d} {'loss' if learned[at] else '   -'}  {name}")
+        elif at - 1 in shown:
+            lines.append("    ...")
+    return "\n".join(lines)

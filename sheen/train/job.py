@@ -1,73 +1,129 @@
 """The train job: a dataset of codes -> a checkpoint that transformers opens.
 
 Owns what happens before and after the workers run: opening data and base, refusing what does not
-fit together, resuming by run name, and exporting the last checkpoint.
+fit together, resuming by run name, and exporting the last checkpoint and the best.
 """
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import ray
 from pyarrow import fs
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from transformers import AutoConfig, AutoTokenizer
 
 from sheen import cluster
 from sheen.core import checkpoint, dataset, files
-from sheen.core.codec import CodecInfo, describe_codec, find_codec
+from sheen.core.codec import CodecInfo, describe_codec, find_codec, open_codec
+from sheen.core.model import to_bfloat16
 from sheen.core.tokens import TokenLayout
+from sheen.judge.hearing import open_transcriber
 from sheen.train import state
+from sheen.train.audition import Prompt, read_prompts
 from sheen.train.config import FREE_FIELDS, TrainConfig
-from sheen.train.data import build_training_set, describe
-from sheen.train.loop import MODEL_FOLDER, train_loop
+from sheen.train.data import build_training_set, describe, show_example
+from sheen.train.launch import fit
+from sheen.train.loop import train_loop
+from sheen.train.rehearsal import describe_rehearsal, rehearsal_loop
+from sheen.train.store import RunStore
+from sheen.train.tracking import check_trackers
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
-    """Train; returns the last metrics. Raises ValueError for what the user must change."""
+    """Train; returns the last metrics, or the rehearsal's for a dry run.
+
+    Raises ValueError for what the user must change, and what `launch.fit` raises.
+    """
     output = cluster.output_folder("--output", config.output)
     location = files.absolute(config.data)
+    check_trackers(config.trackers)
     codec, codec_files = _codec_of(location, config.codec)
     model = _model_source(config.model)
     info, tokenizer = _plan_checkpoint(model, codec, codec_files)
+    info.objective = config.objective
+    limit = min(config.max_tokens, info.max_positions)
+    if config.batch_tokens < limit:
+        raise ValueError(
+            f"--batch-tokens {config.batch_tokens}: a row must hold the longest utterance, "
+            f"--max-tokens {limit}; give more or lower that"
+        )
     data = build_training_set(
         location,
         info.token_layout,
         tokenizer,
-        min(config.max_tokens, info.max_positions),
+        limit,
         config.eval_share,
         config.eval_rows,
         config.seed,
     )
     print(describe(data.summary), flush=True)
     info.voices = sorted({*info.voices, *data.voices})
-    state.claim_run(output, config.run_name, config.model_dump(), FREE_FIELDS, ("data", "model"))
+    prompts: list[Prompt] = []
+    if config.eval_prompts is not None:
+        if config.strategy == "fsdp":
+            raise ValueError(
+                "--eval-prompts: a sharded model (--strategy fsdp) cannot speak while it trains; "
+                "leave the prompts out, and listen to the checkpoint"
+            )
+        _check_judge(config)
+        prompts = read_prompts(config.eval_prompts, info.voices)
+    if config.dry_run:
+        print(show_example(data, tokenizer), flush=True)
+        output = tempfile.mkdtemp(prefix="sheen-dry-run-")
+    else:
+        fields = config.model_dump(mode="json")
+        state.claim_run(output, config.run_name, fields, FREE_FIELDS, ("data", "model"))
     cluster.connect()
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={
-            "config": config.model_dump(),
-            "data": ray.put(data),
-            "info": info,
-            "model": model,
-            "output": output,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=cluster.use_gpus(config.gpu),
-            resources_per_worker={"CPU": config.cpus_per_worker},
-        ),
-        run_config=RunConfig(
-            name=config.run_name,
-            storage_path=output,
-            failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
-        ),
+    arguments = {
+        "config": config.model_dump(mode="json"),
+        "data": ray.put(data),
+        "info": info,
+        "model": model,
+        "codec": ray.put(_codec_parts(codec_files, config, prompts)),
+        "prompts": prompts,
+        "output": output,
+    }
+    result = fit(
+        rehearsal_loop if config.dry_run else train_loop,
+        arguments,
+        output=output,
+        run_name=config.run_name,
+        num_workers=config.num_workers,
+        gpu=config.gpu,
+        cpus_per_worker=config.cpus_per_worker,
+        max_failures=0 if config.dry_run else config.max_failures,
     )
-    result = trainer.fit()
-    assert result.checkpoint is not None, "a run that ended well has reported a checkpoint"
-    _export(result.checkpoint, files.join(output, "checkpoint"), codec, codec_files)
+    if config.dry_run:
+        shutil.rmtree(output, ignore_errors=True)
+        rehearsal = dict(result.return_value)  # type: ignore[attr-defined]
+        print(describe_rehearsal(rehearsal), flush=True)
+        return rehearsal
+    store = RunStore(files.join(output, config.run_name), config.keep_checkpoints)
+    last, best = store.latest(), store.best()
+    assert last is not None, "a run that ended well has saved"
+    model_folder = files.join(last, state.MODEL_FOLDER)
+    _export(model_folder, files.join(output, "checkpoint"), codec, codec_files, config.half)
+    if best is not None:
+        _export(best, files.join(output, "best"), codec, codec_files, config.half)
     return state.last_metrics(output)
+
+
+def _check_judge(config: TrainConfig) -> None:
+    """Open the judge once here, so that a fault in its flags is found before a worker starts."""
+    if config.grammar is not None and config.judge is None:
+        raise ValueError(f"--grammar {config.grammar}: needs --judge pocketsphinx")
+    if config.judge is not None:
+        open_transcriber(config.judge, config.grammar)
+
+
+def _codec_parts(source: str, config: TrainConfig, prompts: list[Prompt]) -> Any:
+    """The codec's arguments and weights, where the workers need them."""
+    if not prompts and config.new_rows != "codebook":
+        return None
+    folder = str(files.local_folder(source)) if files.is_uri(source) else source
+    codec, arguments = open_codec(folder)
+    return arguments, codec.state_dict()
 
 
 def _codec_of(location: str, codec: str | None) -> tuple[CodecInfo, str]:
@@ -135,8 +191,14 @@ def _plan_checkpoint(
     return info, tokenizer
 
 
-def _export(source: ray.train.Checkpoint, target: str, codec: CodecInfo, codec_files: str) -> None:
-    """Publish the model folder of a checkpoint, with its codec when that is a folder."""
-    files.copy_folder(f"{source.path}/{MODEL_FOLDER}", target, source_filesystem=source.filesystem)
+def _export(source: str, target: str, codec: CodecInfo, codec_files: str, half: bool) -> None:
+    """Publish a model folder, with its codec when that is a folder."""
+    if half:
+        with tempfile.TemporaryDirectory(prefix="sheen-") as local:
+            files.copy_folder(source, f"{local}/model")
+            to_bfloat16(Path(local) / "model")
+            files.copy_folder(f"{local}/model", target)
+    else:
+        files.copy_folder(source, target)
     if codec.embedded:
         files.copy_folder(codec_files, files.join(target, dataset.CODEC_FOLDER))

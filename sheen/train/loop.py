@@ -1,60 +1,55 @@
 """The training loop of one worker.
 
 Owns the optimizer step: gradients of summed losses, divided once by the target count over all
-ranks and accumulated batches; and when to log, evaluate and save. Step k sees the same batches
+ranks and accumulated rows; and when to log, evaluate, save and stop. Step k sees the same rows
 whether or not the run was interrupted before it, because the plan of all steps is made at the
 start from lengths and seed.
 """
 
 import logging
-import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import ray.train
 import torch
-import torch.distributed as dist
-from numpy.typing import NDArray
-from ray.train.torch import get_device, prepare_model
+from snac import SNAC
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers.utils.logging import disable_progress_bar
 
 from sheen.core import checkpoint, files
-from sheen.core.batches import Batch, Step, plan_batches, plan_epoch, plan_steps
-from sheen.core.loss import IGNORE_INDEX
-from sheen.core.model import SpeechLM, extend, load_base, load_model, save_model
+from sheen.core.codec import Codec
+from sheen.core.draws import step_seed
+from sheen.core.model import SpeechLM, extend, load_base, load_model
+from sheen.core.packing import Step, pack
+from sheen.judge.hearing import open_transcriber
 from sheen.train import state
+from sheen.train.audition import Audition, Prompt
 from sheen.train.config import TrainConfig
+from sheen.train.control import Control
 from sheen.train.data import TrainingSet
+from sheen.train.learner import Learner, add_adapters
+from sheen.train.outcome import Outcome
+from sheen.train.plan import Position, plan_run
+from sheen.train.ranks import Ranks
 from sheen.train.schedule import learning_rate
+from sheen.train.store import RunStore, StorageFull
+from sheen.train.throughput import peak_flops, training_flops
 
 logger = logging.getLogger(__name__)
-
-MODEL_FOLDER = "checkpoint"
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
     """What each worker runs; `arguments` are those of Worker."""
     # A bar per file of weights says nothing in a job's log.
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    Worker(**arguments).run()
-
-
-def plan_run(data: TrainingSet, config: TrainConfig, world: int) -> list[Step]:
-    """All optimizer steps of a run, from lengths and seed alone."""
-    size = world * config.accumulation
-    wanted = (config.max_steps or 0) * size
-    batches: list[NDArray[np.int64]] = []
-    epoch = 0
-    while len(batches) < wanted if config.max_steps else epoch < config.epochs:
-        batches += plan_epoch(data.lengths, data.train, config.batch_tokens, config.seed, epoch)
-        epoch += 1
-    return plan_steps(batches, world, config.accumulation)[: config.max_steps]
+    worker = Worker(**arguments)
+    try:
+        worker.run()
+    finally:
+        worker.outcome.close()
 
 
 class Worker:
@@ -66,177 +61,269 @@ class Worker:
         data: "ray.ObjectRef[TrainingSet]",
         info: checkpoint.CheckpointInfo,
         model: str,
+        codec: "ray.ObjectRef[tuple[dict[str, Any], dict[str, Tensor]]]",
+        prompts: list[Prompt],
         output: str,
+        control: Control,
     ) -> None:
         self.config = TrainConfig.model_construct(**config)
         self.data: TrainingSet = ray.get(data)
         self.info = info
-        self.output = output
-        context = ray.train.get_context()
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.device = get_device()
+        self.control = control.watched()
+        self.ranks = Ranks()
         torch.set_num_threads(max(1, int(self.config.cpus_per_worker)))
         torch.manual_seed(self.config.seed)
-        self.step = 0
         rows: list[dict[str, Any]] = [self.data.summary]
-        saved = ray.train.get_checkpoint()
-        if saved is None:
-            self.model, self.tokenizer = open_model(model, info, self.config.seed)
-            self._prepare()
-        else:
-            with saved.as_directory() as folder:
-                self.model, self.tokenizer = load_model(
-                    Path(folder) / MODEL_FOLDER, info.token_layout
-                )
-                self._prepare()
-                restored = state.load(folder, self.device)
-            self.optimizer.load_state_dict(restored["optimizer"])
-            self.step, rows = restored["step"], restored["rows"]
-            self._say(f"resuming after step {self.step}")
-        self.log = state.MetricsLog(output, rows, writes=self.rank == 0)
-        self.steps = plan_run(self.data, self.config, self.world)
-        self.pad_id = int(self.tokenizer.pad_token_id or 0)
-        self._recent = torch.zeros(2 * info.token_layout.levels + 2, dtype=torch.float64)
-        self._since = time.monotonic()
-
-    def _prepare(self) -> None:
-        self.model.train()
-        self.parallel = prepare_model(self.model)
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": self.config.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=self.config.learning_rate,
-            betas=(0.9, 0.95),
-            fused=self.device.type == "cuda",
+        self._codec = codec
+        store = RunStore(files.join(output, self.config.run_name), self.config.keep_checkpoints)
+        restored: dict[str, Any] = {}
+        with store.open_latest() as folder:
+            if folder is None:
+                self._open(model)
+            else:
+                adapted = self.config.lora_rank > 0
+                self._open(model if adapted else str(folder / state.MODEL_FOLDER))
+                restored = state.load(folder)
+        if self.config.lora_rank:
+            self.model.load_state_dict(restored.get("learned", {}), strict=False)
+        self.learner = Learner(
+            self.model,
+            self.ranks,
+            strategy=self.config.strategy,
+            precision=self.config.precision,
+            compile_layers=self.config.compile,
+            learning_rate=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
         )
+        done: Position | None = None
+        if restored:
+            self.learner.load_optimizer(restored["optimizer"])
+            done, rows = Position(**restored["position"]), restored["rows"]
+            self._say(f"resuming after step {done.step}")
+        self.plan = plan_run(
+            self.data.lengths,
+            self.data.train,
+            capacity=self.config.batch_tokens,
+            seed=self.config.seed,
+            epochs=self.config.epochs,
+            max_steps=self.config.max_steps,
+            world=self.ranks.world,
+            accumulation=self.config.accumulation,
+            done=done,
+        )
+        for note in self.plan.notes:
+            self._say(note)
+        self.step, self.used = (done.step, done.rows) if done else (0, 0)
+        self.pad_id = int(self.tokenizer.pad_token_id or 0)
+        self.outcome = Outcome(
+            output,
+            rows,
+            info,
+            self.tokenizer,
+            self.config,
+            store,
+            first_step=self.step,
+            writes=self.ranks.first,
+        )
+        self.audition = self._audition(prompts) if self.ranks.first and prompts else None
+        self._speaks = bool(prompts)
+        levels = info.token_layout.levels
+        # Sums since the last line of metrics; those of a killed run's interval go on.
+        self._recent = torch.zeros(2 * levels + 3, dtype=torch.float64, device=self.ranks.device)
+        self._seconds = 0.0
+        if restored and self.ranks.first:
+            self._recent += restored["recent"].to(self.ranks.device)
+            self._seconds = restored["seconds"]
+        self._since = time.monotonic()
+        self._flops = training_flops(self.model)
+        self._peak = peak_flops(self.ranks.device)
+
+    def _open(self, source: str) -> None:
+        codebooks = None
+        if self.config.new_rows == "codebook":
+            quantizers = self._open_codec().quantizer.quantizers
+            codebooks = [quantizer.codebook.weight.detach() for quantizer in quantizers]
+        self.model, self.tokenizer = open_model(source, self.info, self.config.seed, codebooks)
+        if self.config.lora_rank:
+            add_adapters(self.model, self.config.lora_rank, self.config.lora_alpha)
+
+    def _open_codec(self) -> SNAC:
+        arguments, weights = ray.get(self._codec)
+        codec = SNAC(**arguments)
+        codec.load_state_dict(weights)
+        return codec
+
+    def _audition(self, prompts: list[Prompt]) -> Audition:
+        config = self.config
+        judge = open_transcriber(config.judge, config.grammar) if config.judge else None
+        codec = Codec(self._open_codec(), self.ranks.device)
+        return Audition(prompts, self.info, self.tokenizer, codec, judge, config.speak_seconds)
 
     def run(self) -> None:
-        total = len(self.steps)
-        while self.step < total:
-            norm = self._optimizer_step(self.steps[self.step])
-            self.step += 1
-            last = self.step == total
-            row: dict[str, Any] = {}
-            if self.step % self.config.log_every == 0 or last:
-                row |= self._training_metrics(norm)
-            if len(self.data.evaluation) and (self.step % self.config.eval_every == 0 or last):
-                row |= self._evaluate()
-            if row:
-                row = {"event": "step", "step": self.step, "steps": total} | row
-                self.log.add(row)
-                self._say(_line(row))
-            if self.step % self.config.save_every == 0 or last:
-                self._save()
-
-    def _optimizer_step(self, batches: Step) -> float:
         config = self.config
-        mine = [self.data.batch(ranks[self.rank], self.pad_id) for ranks in batches]
-        targets = torch.tensor(sum(int((b.labels != IGNORE_INDEX).sum()) for b in mine))
-        count = float(self._sum_over_ranks(targets.double()))
-        rate = learning_rate(self.step, config.learning_rate, config.warmup_steps, len(self.steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for batches in self.plan.steps:
+            norm, stop = self._optimizer_step(batches)
+            if not np.isfinite(norm):
+                self.control.fail(state.not_finite(norm, self.step, config.learning_rate))
+                return
+            self.step += 1
+            self.used += sum(len(row) > 0 for ranks in batches for row in ranks)
+            last = self.step == self.plan.total
+            row: dict[str, Any] = {}
+            if self.step % config.log_every == 0 or last:
+                row |= self._training_metrics(norm)
+            if len(self.data.evaluation) and (self.step % config.eval_every == 0 or last):
+                row |= self._evaluate()
+            if self._speaks and (self.step % config.speak_every == 0 or last):
+                row |= self._speak()
+            if row:
+                row = {"event": "step", "step": self.step, "steps": self.plan.total} | row
+                self.outcome.add(row)
+                self._say(_line(row))
+            best = self.outcome.improved(row)
+            save = self.step % config.save_every == 0 or last or stop
+            if (best or save) and (failure := self._save(best=best, save=save)):
+                self.control.fail(failure)
+                return
+            if stop and not last:
+                self._say(f"stopped after step {self.step}, saved")
+                break
+
+    def _optimizer_step(self, batches: Step) -> tuple[float, bool]:
+        """The gradient norm, and whether the run is to stop: ranks agree on both."""
+        config = self.config
+        pad_to = config.batch_tokens if config.compile else 0
+        mine = [self.data.batch(ranks[self.ranks.rank], self.pad_id, pad_to) for ranks in batches]
+        asked = float(self.control.stop_requested())
+        targets = float(sum(len(batch.targets) for batch in mine))
+        count, stop = self.ranks.sum(torch.tensor([targets, asked], dtype=torch.float64)).tolist()
+        # Dropout of this step and rank, whatever ran before.
+        torch.manual_seed(step_seed(config.seed, self.step, self.ranks.rank))
         for index, batch in enumerate(mine):
-            accumulating = self.world > 1 and index + 1 < len(mine)
-            with self._no_sync() if accumulating else nullcontext():
-                sums = self._forward(self.parallel, batch)
-                # DDP averages gradients over ranks; the loss is a sum over them.
-                (sums[0].sum() * (self.world / count)).backward()
-            self._recent += torch.cat([part.detach().double().cpu() for part in sums])
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
-
-    def _no_sync(self) -> AbstractContextManager[None]:
-        assert isinstance(self.parallel, DistributedDataParallel)
-        return self.parallel.no_sync()
-
-    def _forward(self, module: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            sums = module(batch.input_ids.to(self.device), batch.labels.to(self.device))
-        return sums.loss, sums.count, torch.stack([sums.ends, sums.ends_right])
+            sums = self.learner.loss(batch, last=index + 1 == len(mine))
+            # Gradients are averaged over ranks; the loss is a sum over them.
+            (sums.loss.sum() * (self.ranks.world / count)).backward()
+            self._recent += _numbers(sums, batch.input_ids.shape[1])
+        rate = learning_rate(
+            self.step,
+            config.learning_rate,
+            config.warmup_steps,
+            self.plan.total,
+            config.schedule,
+            config.decay_share,
+        )
+        return self.learner.update(rate, config.clip_norm), stop > 0
 
     def _training_metrics(self, norm: float) -> dict[str, Any]:
-        seconds = time.monotonic() - self._since
-        metrics, count = self._named(self._sum_over_ranks(self._recent), "")
-        self._recent.zero_()
-        self._since = time.monotonic()
-        return {
-            **metrics,
+        sums = self.ranks.sum(self._recent)
+        seconds = self._seconds + time.monotonic() - self._since
+        metrics, count = self._named(sums[:-1], "")
+        metrics |= {
             "gradient_norm": round(norm, 4),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
             "target_tokens_per_second": round(count / seconds, 1),
+            "tokens_per_second": round(float(sums[-1]) / seconds, 1),
         }
+        if self._peak is not None:
+            flops = self._flops[0] * float(sums[-1]) + self._flops[1] * count
+            share = flops / seconds / (self._peak * self.ranks.world)
+            metrics["share_of_peak"] = round(share, 4)
+        interval = (self.step - 1) % self.config.log_every + 1
+        metrics["seconds_left"] = round(seconds / interval * (self.plan.total - self.step))
+        self._recent.zero_()
+        self._seconds, self._since = 0.0, time.monotonic()
+        return metrics
 
-    @torch.no_grad()
     def _evaluate(self) -> dict[str, Any]:
         started = time.monotonic()
         self.model.eval()
         sums = torch.zeros_like(self._recent)
-        plan = plan_batches(self.data.lengths, self.data.evaluation, self.config.batch_tokens)
-        for indices in plan[self.rank :: self.world]:
-            parts = self._forward(self.model, self.data.batch(indices, self.pad_id))
-            sums += torch.cat([part.double().cpu() for part in parts])
+        rows = pack(self.data.lengths, self.data.evaluation, self.config.batch_tokens)
+        # Every rank takes equally many, as sharded layers compute together.
+        rows += [np.zeros(0, np.int64)] * (-len(rows) % self.ranks.world)
+        for indices in rows[self.ranks.rank :: self.ranks.world]:
+            batch = self.data.batch(indices, self.pad_id)
+            sums += _numbers(self.learner.evaluate(batch), batch.input_ids.shape[1])
         self.model.train()
-        metrics, _ = self._named(self._sum_over_ranks(sums), "eval_")
+        metrics, _ = self._named(self.ranks.sum(sums)[:-1], "eval_")
         self._since += time.monotonic() - started  # not the training's time
         return metrics
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        if self.world == 1:
-            return values
-        total = values.to(self.device)
-        dist.all_reduce(total)
-        return total.cpu()
+    def _speak(self) -> dict[str, Any]:
+        """The first rank speaks; all get what was measured."""
+        started = time.monotonic()
+        metrics: dict[str, Any] = {}
+        if self.audition is not None:
+            self.model.eval()
+            spoken = self.audition.speak(self.model)
+            self.model.train()
+            metrics = self.audition.measure(spoken)
+            self.outcome.speak(self.step, spoken, self.audition.sample_rate)
+        metrics = self.ranks.gather(metrics)[0]
+        self._since += time.monotonic() - started
+        return metrics
 
     def _named(self, sums: Tensor, prefix: str) -> tuple[dict[str, Any], float]:
         levels = self.info.token_layout.levels
-        loss, count, ends = sums[:levels], sums[levels:-2], sums[-2:]
+        loss, count, ends = sums[:levels], sums[levels : 2 * levels], sums[2 * levels :]
         metrics = {f"{prefix}loss": float(loss.sum() / count.sum())}
         for level in range(levels):
             metrics[f"{prefix}loss_level_{level}"] = float(loss[level] / count[level])
         metrics[f"{prefix}end_accuracy"] = float(ends[1] / ends[0])
         return {name: round(value, 5) for name, value in metrics.items()}, float(count.sum())
 
-    def _save(self) -> None:
+    def _save(self, *, best: bool, save: bool) -> str:
+        """Write as the best model, as a checkpoint, or both; returns why it cannot go on, or ""."""
         started = time.monotonic()
-        metrics = {"step": self.step}
-        if self.rank != 0:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory(prefix="sheen-") as folder:
-            target = Path(folder) / MODEL_FOLDER
-            target.mkdir()
-            save_model(self.model, self.tokenizer, target)
-            checkpoint.write_info(target, self.info)
-            state.save(
-                Path(folder),
-                optimizer=self.optimizer.state_dict(),
-                step=self.step,
-                rows=self.log.rows,
-            )
-            self.log.sync()
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        self._since += time.monotonic() - started
+        self._seconds += started - self._since
+        weights, optimizer = self.learner.state()
+        recent = self.ranks.sum(self._recent)
+        learned: dict[str, Tensor] = {}
+        if self.config.lora_rank:
+            names = {name for name, part in self.model.named_parameters() if part.requires_grad}
+            learned = {name: part for name, part in weights.items() if name in names}
+        failure = ""
+        try:
+            if best:
+                self.outcome.keep_best(self.step, self.model, weights)
+            if save:
+                self.outcome.save(
+                    self.step,
+                    self.model,
+                    weights,
+                    learned=learned,
+                    optimizer=optimizer,
+                    position=vars(Position(self.step, self.used, self.plan.rows_per_step)),
+                    recent=recent,
+                    seconds=self._seconds,
+                )
+        except StorageFull as error:
+            failure = str(error)
+        self._since = time.monotonic()
+        return self.ranks.gather(failure)[0]
 
     def _say(self, text: str) -> None:
-        if self.rank == 0:
+        if self.ranks.first:
             logger.info(text)
 
 
-def open_model(source: str, info: checkpoint.CheckpointInfo, seed: int) -> tuple[SpeechLM, Any]:
+def _numbers(sums: Any, tokens: int) -> Tensor:
+    """Loss and count per level, ends, ends right, and the tokens of the row."""
+    ends = torch.stack([sums.ends, sums.ends_right, torch.full_like(sums.ends, tokens)])
+    return torch.cat([sums.loss.detach().double(), sums.count.double(), ends.double()])
+
+
+def open_model(
+    source: str, info: checkpoint.CheckpointInfo, seed: int, codebooks: list[Tensor] | None
+) -> tuple[SpeechLM, Any]:
     """A checkpoint as it is, or a base with the codec's tokens added."""
     folder = files.local_folder(source) if files.is_uri(source) else Path(source)
     if checkpoint.is_checkpoint(folder):
-        return load_model(folder, info.token_layout)
+        return load_model(folder, info.token_layout, info.objective)
     lm, tokenizer = load_base(str(folder))
-    model = extend(lm, tokenizer, info.layout.codebook_size, info.layout.strides, seed)
+    model = extend(lm, tokenizer, info.layout.codebook_size, info.layout.strides, seed, codebooks)
     assert model.layout == info.token_layout, "driver and worker disagree about the first id"
+    model.objective = info.objective
     return model, tokenizer
 
 
@@ -247,7 +334,12 @@ def _line(row: dict[str, Any]) -> str:
             f"{value:.2f}" for name, value in row.items() if name.startswith("loss_level_")
         )
         parts += [f"loss {row['loss']:.3f} ({levels})"]
-        parts += [f"{row['target_tokens_per_second']:.0f} tokens/s"]
+        parts += [f"{row['tokens_per_second']:.0f} tokens/s"]
+        if "share_of_peak" in row:
+            parts += [f"{row['share_of_peak']:.0%} of peak"]
+        parts += [f"{timedelta(seconds=row['seconds_left'])} left"]
     if "eval_loss" in row:
         parts += [f"eval loss {row['eval_loss']:.3f}, end {row['eval_end_accuracy']:.0%}"]
+    if "eval_wer" in row:
+        parts += [f"word errors {row['eval_wer']:.1%}"]
     return ", ".join(parts)

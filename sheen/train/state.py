@@ -1,12 +1,11 @@
 """What a run keeps on disk: resumable checkpoints and the log of metrics.
 
-Owns `trainer.pt` (optimizer, step, random state, metrics so far) beside the model folder of a
+Owns `trainer.pt` (optimizer, step, metrics so far) beside the model folder of a
 checkpoint, `metrics.jsonl`, which a resumed run continues without repeated or missing lines, and
 `run.json`, which says how a run was started and refuses to resume it otherwise.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pyarrow import fs
 from sheen.core import files
 
 STATE_FILE = "trainer.pt"
+MODEL_FOLDER = "checkpoint"
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
 
@@ -46,21 +46,13 @@ class MetricsLog:
 
 
 def save(folder: Path, **parts: Any) -> None:
-    """Write the trainer's state into a checkpoint's folder, with torch's random state."""
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
-    torch.save({**parts, "random": random}, folder / STATE_FILE)
+    """Write the trainer's state into a checkpoint's folder."""
+    torch.save(parts, folder / STATE_FILE)
 
 
-def load(folder: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
-    """The trainer's state; restores torch's random state as it was when it was saved."""
-    state: dict[str, Any] = torch.load(
-        Path(folder) / STATE_FILE, map_location="cpu", weights_only=True
-    )
-    torch.set_rng_state(state["random"]["cpu"])
-    if device.type == "cuda" and "cuda" in state["random"]:
-        torch.cuda.set_rng_state(state["random"]["cuda"])
+def load(folder: Path) -> dict[str, Any]:
+    """The trainer's state, on the host."""
+    state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     return state
 
 
@@ -98,3 +90,12 @@ def last_metrics(output: str) -> dict[str, Any]:
     rows = files.read_bytes(files.join(output, METRICS_FILE)).decode().splitlines()
     last: dict[str, Any] = json.loads(rows[-1])
     return last
+
+
+def not_finite(norm: float, step: int, rate: float) -> str:
+    """What to say when the gradient after `step` steps is no number."""
+    return (
+        f"the gradient of step {step + 1} is {norm}: training diverged. The weights are those of "
+        f"step {step}, and the last checkpoint is kept. Start again with a lower --learning-rate "
+        f"(now {rate:g}) or more --warmup-steps"
+    )

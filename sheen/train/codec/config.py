@@ -69,10 +69,29 @@ class CodecTrainConfig(JobConfig):
         ),
     ] = 1.0
     learning_rate: Annotated[float, Field(gt=0.0, description="peak, after warm-up")] = 2e-4
+    codebook_rate: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            description="learning rate of the codebooks, relative to the rest's. A code moves only "
+            "when it is chosen, the encoder at every step; left behind, codes go out of use",
+        ),
+    ] = 10.0
     warmup_steps: Annotated[int, Field(ge=0, description="optimizer steps of warm-up")] = 100
     clip_norm: Annotated[float, Field(gt=0.0, description="largest gradient norm")] = 10.0
     mel_weight: Annotated[float, Field(ge=0.0, description="of the log-mel distance")] = 15.0
     stft_weight: Annotated[float, Field(ge=0.0, description="of the STFT distance")] = 1.0
+    range_db: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            description="both distances compare down to this many dB below the loudest point of a "
+            "segment",
+        ),
+    ] = 60.0
+    waveform_weight: Annotated[
+        float, Field(ge=0.0, description="of the distance of samples, which teaches pitch")
+    ] = 1.0
     commitment_weight: Annotated[
         float, Field(ge=0.0, description="pulls the encoder to its codes")
     ] = 0.25

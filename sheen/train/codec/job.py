@@ -8,8 +8,6 @@ from typing import Any
 
 import ray
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from sheen import cluster
 from sheen.core import files
@@ -18,6 +16,8 @@ from sheen.train import state
 from sheen.train.codec.config import FREE_FIELDS, CodecTrainConfig
 from sheen.train.codec.data import find_recordings
 from sheen.train.codec.loop import CODEC_FOLDER, train_loop
+from sheen.train.launch import fit
+from sheen.train.store import RunStore
 
 
 def run(config: CodecTrainConfig) -> dict[str, Any]:
@@ -40,31 +40,22 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     )
     state.claim_run(output, config.run_name, config.model_dump(), FREE_FIELDS, ("data", "codec"))
     cluster.connect()
-    trainer = TorchTrainer(
+    fit(
         train_loop,
-        train_loop_config={
+        {
             "config": config.model_dump(),
             "recordings": recordings,
             "codec": ray.put((codec_config, model.state_dict())),
             "output": output,
         },
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=cluster.use_gpus(config.gpu),
-            resources_per_worker={"CPU": config.cpus_per_worker},
-        ),
-        run_config=RunConfig(
-            name=config.run_name,
-            storage_path=output,
-            failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
-        ),
+        output=output,
+        run_name=config.run_name,
+        num_workers=config.num_workers,
+        gpu=config.gpu,
+        cpus_per_worker=config.cpus_per_worker,
+        max_failures=config.max_failures,
     )
-    result = trainer.fit()
-    assert result.checkpoint is not None, "a run that ended well has reported a checkpoint"
-    files.copy_folder(
-        f"{result.checkpoint.path}/{CODEC_FOLDER}",
-        files.join(output, CODEC_FOLDER),
-        source_filesystem=result.checkpoint.filesystem,
-    )
+    last = RunStore(files.join(output, config.run_name), config.keep_checkpoints).latest()
+    assert last is not None, "a run that ended well has saved"
+    files.copy_folder(files.join(last, CODEC_FOLDER), files.join(output, CODEC_FOLDER))
     return state.last_metrics(output)

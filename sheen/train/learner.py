@@ -1,0 +1,210 @@
+"""A speech model that learns: its precision, its optimizer, and how ranks share it.
+
+Owns wrapping (DDP, FSDP2, torch.compile, LoRA), the optimizer's groups, and the whole state as one
+process would have it, so that any number of workers can go on from it. Knows nothing of data.
+"""
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from ray.train.torch import prepare_model
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from sheen.core.attention import check_isolation
+from sheen.core.batches import Batch
+from sheen.core.loss import LossSums
+from sheen.core.model import SpeechLM
+from sheen.train.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+Strategy = Literal["ddp", "fsdp"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+ADAPTER = "default"
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class Learner:
+    """Weights are float32 whatever the arithmetic's precision is.
+
+    `module(batch)` gives the loss; `model` is the same model for evaluation and saving.
+    """
+
+    def __init__(
+        self,
+        model: SpeechLM,
+        ranks: Ranks,
+        *,
+        strategy: Strategy,
+        precision: Precision,
+        compile_layers: bool,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> None:
+        self.model = model
+        self._ranks = ranks
+        if precision == "auto":
+            precision = "bfloat16" if ranks.device.type == "cuda" else "float32"
+        self._sharded = strategy == "fsdp" and ranks.world > 1
+        self._autocast = precision == "bfloat16" and not self._sharded
+        if not self._sharded:
+            self.model.to(ranks.device)  # sharding moves layer by layer
+        self.model.eval()
+        with self._precision():
+            check_isolation(self.model.lm)
+        self.model.train()
+        layers = _layers(model)
+        if compile_layers:
+            for layer in layers:
+                layer.compile()
+        self.module: nn.Module = model
+        if self._sharded:
+            self._shard(layers, precision)
+        elif ranks.world > 1:
+            self.module = prepare_model(model)
+        self.optimizer = torch.optim.AdamW(
+            _groups(model, weight_decay),
+            lr=learning_rate,
+            betas=(0.9, 0.95),
+            fused=True,  # on CPUs too: many times faster than the loop over tensors
+        )
+
+    def _shard(self, layers: list[nn.Module], precision: str) -> None:
+        """FSDP2: every layer by itself, the embeddings with the root.
+
+        The root is the speech model, whose forward reads rows of the output embedding: they are
+        whole while it runs.
+        """
+        mesh = init_device_mesh(self._ranks.device.type, (self._ranks.world,))
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if precision == "bfloat16" else None,
+            reduce_dtype=torch.float32,
+        )
+        for layer in [*layers, self.model]:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+
+    def loss(self, batch: Batch, *, last: bool) -> LossSums:
+        """The loss of a row; gradients are exchanged in the backward pass of a step's last row."""
+        self._exchange(last)
+        with self._precision():
+            sums: LossSums = self.module(batch.to(self._ranks.device))
+        return sums
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> LossSums:
+        # Sharded layers gather their weights only when called through their wrapper.
+        module = self.module if self._sharded else self.model
+        with self._precision():
+            sums: LossSums = module(batch.to(self._ranks.device))
+        return sums
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if not self._autocast:
+            return nullcontext()
+        return torch.autocast(self._ranks.device.type, torch.bfloat16)
+
+    def _exchange(self, wanted: bool) -> None:
+        if isinstance(self.module, DistributedDataParallel):
+            # What its no_sync() sets; a context would have to span the backward pass.
+            self.module.require_backward_grad_sync = wanted
+        elif isinstance(self.module, FSDPModule):
+            self.module.set_requires_gradient_sync(wanted)
+
+    def update(self, rate: float, clip_norm: float) -> float:
+        """One optimizer step from the gradients at hand; returns their norm before clipping.
+
+        With a norm that is no number nothing is changed.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if bool(norm.isfinite()):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights and optimizer as one process would have them, on the host.
+
+        Every rank must call it; only the first gets them whole.
+        """
+        weights: dict[str, Any] = get_model_state_dict(self.model, options=WHOLE)
+        optimizer: dict[str, Any] = get_optimizer_state_dict(
+            self.model, self.optimizer, options=WHOLE
+        )
+        # Gathered name by name, a table that two share would be there twice.
+        names: dict[int, str] = {}
+        for name, part in self.model.named_parameters(remove_duplicate=False):
+            if name in weights:
+                weights[name] = weights[names.setdefault(id(part), name)]
+        return weights, optimizer
+
+    def load_optimizer(self, state: dict[str, Any]) -> None:
+        set_optimizer_state_dict(
+            self.model, self.optimizer, state, options=StateDictOptions(full_state_dict=True)
+        )
+
+
+def _layers(model: SpeechLM) -> list[nn.Module]:
+    """The base's blocks, as transformers names them for splitting."""
+    names = set(model.lm._no_split_modules or ())
+    return [module for module in model.lm.modules() if type(module).__name__ in names]
+
+
+def _groups(model: SpeechLM, weight_decay: float) -> list[dict[str, Any]]:
+    learning = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def add_adapters(model: SpeechLM, rank: int, alpha: int) -> None:
+    """LoRA on every linear layer of the body; the rest of the body is frozen.
+
+    The embedding tables learn whole: the audio tokens' rows are new and hold nothing to adapt.
+    """
+    tables = {id(table) for table in model.tables}
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")
+    inject_adapter_in_model(config, model.lm, adapter_name=ADAPTER)
+    for name, parameter in model.lm.named_parameters():
+        parameter.requires_grad_("lora_" in name or id(parameter) in tables)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("LoRA of rank %d: %.1f M weights learn", rank, learning / 1e6)
+
+
+def merge_adapters(model: SpeechLM, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` of a model with adapters -> those of the plain model that computes the same."""
+    layers: dict[str, Any] = {
+        name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)
+    }
+    merged = {}
+    for name, tensor in weights.items():
+        if "lora_" in name:
+            continue
+        owner, _, kind = name.rpartition(".base_layer.")
+        if owner and kind == "weight":
+            a = weights[f"{owner}.lora_A.{ADAPTER}.weight"]
+            b = weights[f"{owner}.lora_B.{ADAPTER}.weight"]
+            change = (b @ a) * layers[owner].scaling[ADAPTER]
+            tensor = tensor + (change.T if layers[owner].fan_in_fan_out else change)
+        merged[f"{owner}.{kind}" if owner else name] = tensor
+    return merged

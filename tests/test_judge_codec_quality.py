@@ -1,0 +1,229 @@
+"""A codec's quality: the figures are those of its clips, the control fails.
+
+What concerns the real codec and ear is measured once, on two held-out recordings of each voice. The
+rest looks at the bookkeeping, with a codec whose codes are the samples and a listener that says
+what it is told to.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import RATE, VOICES, Measured, read_clip
+from sheen.core.codec import Codec
+from sheen.core.spectral import mel_distance
+from sheen.core.tokens import Codes
+from sheen.judge import coding
+from sheen.judge.codec_quality import ALL, CodecReport, Recording, Waveform, measure_codec
+from sheen.judge.voices import VoiceProfiles
+
+pytestmark = pytest.mark.usefixtures("speed_timed_briefly")
+
+
+class PcmCodec:
+    """The perfect codec: its codes are the samples, of 15 bits."""
+
+    sample_rate = RATE
+    codebook_size = 1 << 15
+    strides = (1,)
+    frame_samples = 1
+
+    def encode(self, waveforms: Sequence[torch.Tensor]) -> list[Codes]:
+        return [[np.rint(wave.numpy() * 16384 + 16384).astype(np.int16)] for wave in waveforms]
+
+    def decode(self, codes: Codes, seeds: Sequence[int]) -> torch.Tensor:
+        return (torch.from_numpy(codes[0]).float() - 16384) / 16384
+
+
+class Told:
+    """Hears the given texts: those of recordings, then of reconstructions, then of the control."""
+
+    name = "told"
+
+    def __init__(self, *texts: Sequence[str]) -> None:
+        self.texts = list(texts)
+        self.clips: list[list[Waveform]] = []
+
+    def transcribe(self, waveforms: Sequence[Waveform], sample_rate: int) -> list[str]:
+        assert sample_rate == RATE
+        self.clips.append(list(waveforms))
+        return list(self.texts[len(self.clips) - 1])
+
+
+def noisy(name: str, text: str | None = None, voice: str | None = None, n: int = 2400) -> Recording:
+    """Sound without a meaning, of samples that PcmCodec has codes for."""
+    draws = np.random.default_rng(list(name.encode())).uniform(-0.5, 0.5, n)
+    return Recording(name, (np.rint(draws * 16384) / 16384).astype(np.float32), text, voice)
+
+
+def measure(
+    recordings: Sequence[Recording], listener: Told | None = None, **arguments: Any
+) -> CodecReport:
+    pcm: Any = PcmCodec()
+    return measure_codec(pcm, "pcm", recordings, listener=listener, **arguments)[0]
+
+
+def untimed(report: CodecReport) -> CodecReport:
+    return replace(report, encode_realtime=0.0, decode_realtime=0.0)
+
+
+# The real codec and the real ear
+
+
+def test_the_codec_keeps_the_words_and_shuffling_its_codes_does_not(measured: Measured) -> None:
+    report, _ = measured
+    total = report.voices[ALL]
+    assert total.recordings is not None
+    assert total.reconstructions is not None
+    assert total.shuffled is not None
+    assert total.recordings.units == 4 * (2 + 3)
+    assert total.recordings.rate <= 0.1
+    assert total.reconstructions.rate <= 0.4
+    assert total.shuffled.rate >= 0.7
+
+
+def test_the_voices_are_heard_in_the_reconstructions(measured: Measured) -> None:
+    report, _ = measured
+    right = [clip.voice_heard == clip.voice for clip in report.clips]
+    assert report.voices[ALL].voice_right == np.mean(right) >= 0.7
+    for voice in VOICES:
+        own = [clip.voice_heard == voice for clip in report.clips if clip.voice == voice]
+        assert report.voices[voice].voice_right == np.mean(own)
+
+
+def test_reconstructions_are_the_recordings_in_length_and_order(
+    measured: Measured, recordings: list[Recording]
+) -> None:
+    report, decoded = measured
+    assert [clip.name for clip in report.clips] == [item.name for item in recordings]
+    for clip, audio, item in zip(report.clips, decoded, recordings, strict=True):
+        assert audio.shape == item.waveform.shape
+        assert audio.dtype == np.float32
+        assert clip.seconds == pytest.approx(len(audio) / RATE, abs=1e-3)
+        own = mel_distance(audio, item.waveform, RATE)
+        assert clip.mel_distance_db == pytest.approx(own, abs=1e-3)
+        others = [
+            mel_distance(audio[:n], other.waveform[:n], RATE)
+            for other in recordings
+            if other is not item and (n := min(len(audio), len(other.waveform)))
+        ]
+        assert own < min(others)
+
+
+def test_levels_count_all_codes(measured: Measured, codec: Codec) -> None:
+    report, decoded = measured
+    frames = sum(-(-len(audio) // codec.frame_samples) for audio in decoded)
+    assert [level.codes for level in report.levels] == [frames, 2 * frames, 4 * frames]
+    for level in report.levels:
+        assert level.size == codec.codebook_size
+        assert 1 < level.perplexity <= level.used <= min(level.codes, level.size)
+
+
+def test_the_seed_is_all_that_differs(codec: Codec) -> None:
+    """Noise, shuffling and bootstrap intervals are drawn from it; speeds are the machine's."""
+    recordings = [
+        Recording(name, read_clip("heldout", name), "one two", "v")
+        for name in ("slt-h001", "rms-h001")
+    ]
+
+    def run(seed: int) -> tuple[CodecReport, list[Waveform]]:
+        listener = Told(["one two", "one"], ["one", "two two"], ["", ""])
+        report, _ = measure_codec(codec, "small", recordings, listener=listener, seed=seed)
+        return report, [clip for clips in listener.clips[1:] for clip in clips]
+
+    (first, played), (again, same), (_, others) = run(3), run(3), run(4)
+    assert untimed(first) == untimed(again)
+    assert first.seed == 3
+    assert first.encode_realtime > 0
+    assert first.decode_realtime > 0
+    assert len(played) == 4
+    for one, two, other in zip(played, same, others, strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert not np.array_equal(one, other)
+
+
+# The figures
+
+
+def test_rates_are_those_of_each_voice_and_of_all() -> None:
+    recordings = [
+        noisy("a1", "one two three four", "a"),
+        noisy("b1", "five six", "b"),
+        noisy("a2", "seven eight", "a"),
+    ]
+    listener = Told(
+        ["one two three", "five six", "seven eight"],
+        ["one two", "five nine", "seven eight"],
+        ["", "", "nine nine nine"],
+    )
+    report = measure(recordings, listener)
+    assert list(report.voices) == [ALL, "a", "b"]
+    for voice, clips, heard, made, control in (
+        ("a", 2, 1 / 6, 2 / 6, 7 / 6),
+        ("b", 1, 0, 1 / 2, 1),
+        (ALL, 3, 1 / 8, 3 / 8, 9 / 8),
+    ):
+        result = report.voices[voice]
+        assert result.clips == clips
+        assert result.recordings is not None
+        assert result.reconstructions is not None
+        assert result.difference is not None
+        assert result.shuffled is not None
+        assert result.recordings.rate == pytest.approx(heard)
+        assert result.reconstructions.rate == pytest.approx(made)
+        assert result.difference.difference == pytest.approx(made - heard)
+        assert result.shuffled.rate == pytest.approx(control)
+        assert result.recordings.utterances == result.difference.utterances == clips
+    assert report.listener == "told"
+    assert report.clips[1].heard_recording == "five six"
+    assert report.clips[1].heard_reconstruction == "five nine"
+    # What was played to the listener is what the columns are named after.
+    played, rebuilt, control_clips = listener.clips
+    for item, original, copy, shuffled in zip(
+        recordings, played, rebuilt, control_clips, strict=True
+    ):
+        np.testing.assert_array_equal(original, item.waveform)
+        np.testing.assert_array_equal(copy, item.waveform)
+        assert not np.array_equal(shuffled, item.waveform)
+        np.testing.assert_array_equal(np.sort(shuffled), np.sort(item.waveform))
+
+
+def test_a_perfect_codec_has_no_distance(recordings: list[Recording]) -> None:
+    item = recordings[0]
+    assert mel_distance(item.waveform, item.waveform, RATE) == 0
+    report = measure([noisy("a", voice="v"), noisy("b", voice="v")])
+    assert [clip.mel_distance_db for clip in report.clips] == [0, 0]
+    assert report.voices["v"].mel_distance_db == 0
+
+
+def test_more_recordings_than_a_batch_keep_their_order() -> None:
+    recordings = [noisy(str(i), n=600 + i) for i in range(coding.BATCH + 3)]
+    pcm: Any = PcmCodec()
+    report, decoded = measure_codec(pcm, "pcm", recordings)
+    assert [clip.name for clip in report.clips] == [item.name for item in recordings]
+    for audio, item in zip(decoded, recordings, strict=True):
+        np.testing.assert_array_equal(audio, item.waveform)
+
+
+def test_voices_that_cannot_be_heard_are_wrong_and_unknown_ones_left_out(
+    profiles: VoiceProfiles, recordings: list[Recording]
+) -> None:
+    silent = Recording("silent", np.zeros(RATE, np.float32), None, "slt")
+    stranger = Recording("stranger", recordings[0].waveform, None, "nobody")
+    unnamed = Recording("unnamed", recordings[0].waveform)
+    report = measure([recordings[0], silent, stranger, unnamed], profiles=profiles)
+    assert [clip.voice_heard for clip in report.clips] == ["slt", "", "slt", "slt"]
+    assert report.voices["slt"].voice_right == 0.5
+    assert report.voices["nobody"].voice_right is None
+    assert report.voices[ALL].voice_right == 0.5
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(ValueError, match="no recordings"):
+        measure([])
+    with pytest.raises(ValueError, match="'all'"):
+        measure([noisy("a", voice=ALL)])

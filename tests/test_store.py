@@ -1,0 +1,122 @@
+"""The store of checkpoints: what is half written is never opened."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sheen.core import files
+from sheen.train.store import RunStore, StorageFull
+
+
+def write(text: str) -> Callable[[Path], None]:
+    def into(folder: Path) -> None:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "state").write_text(text)
+
+    return into
+
+
+def read(location: str | None) -> str:
+    assert location is not None
+    return files.read_bytes(files.join(location, "deep", "state")).decode()
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_the_last_is_opened_and_the_oldest_go(tmp_path: Path, scheme: str) -> None:
+    store = RunStore(f"{scheme}{tmp_path}/run", keep=2)
+    assert store.latest() is None
+    with store.open_latest() as folder:
+        assert folder is None
+    for step in (1, 2, 3):
+        store.save(step, write(f"step {step}"))
+        if step < 3:
+            store.keep_best(step, write(f"best {step}"))
+    assert read(store.latest()) == "step 3"
+    assert read(store.best()) == "best 2"
+    with RunStore(f"{scheme}{tmp_path}/run", keep=2).open_latest() as folder:
+        assert folder is not None
+        assert (folder / "deep" / "state").read_text() == "step 3"
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"checkpoints.json", "step-00000002", "step-00000003", "best-00000002"}
+
+
+def test_a_step_saved_again_replaces_the_first(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path / "run"), keep=2)
+    store.save(1, write("first"))
+    store.save(1, write("second"))
+    assert read(store.latest()) == "second"
+    assert json.loads((tmp_path / "run" / "checkpoints.json").read_text())["checkpoints"] == [
+        "step-00000001"
+    ]
+
+
+def test_what_a_kill_left_is_neither_opened_nor_kept(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path / "run"), keep=2)
+    store.save(1, write("whole"))
+    # Killed between the rename and the list, and killed while writing.
+    (tmp_path / "run" / "step-00000002").mkdir()
+    (tmp_path / "run" / "sheen-abc.tmp" / "step-00000003").mkdir(parents=True)
+    assert read(store.latest()) == "whole"
+    store.save(4, write("next"))
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"checkpoints.json", "step-00000001", "step-00000004"}
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """A process saves without end and is killed; what it leaves is opened, again and again."""
+    script = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from sheen.train.store import RunStore
+        store = RunStore(sys.argv[1], keep=1)
+        def write(folder: Path) -> None:
+            for name in ("first", "last"):
+                (folder / name).write_text(str(step) * 100_000)
+        step = int(sys.argv[2])
+        while True:
+            store.save(step, write)
+            step += 1
+            print(step, flush=True)
+        """
+    )
+    step = 0
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "run"), str(step)],
+            stdout=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            for _ in range(3):
+                step = int(process.stdout.readline())
+            process.kill()
+        with RunStore(str(tmp_path / "run"), keep=1).open_latest() as folder:
+            assert folder is not None
+            first, last = (folder / "first").read_text(), (folder / "last").read_text()
+        assert first == last
+        assert len(first) % 100_000 == 0
+        step += 10
+
+
+def test_a_failed_write_loses_nothing_and_says_what_is_left(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path / "run"), keep=1)
+    store.save(1, write("whole"))
+
+    def full(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StorageFull, match=r"No space .*last whole checkpoint is .*00001"):
+        store.save(2, full)
+    assert read(store.latest()) == "whole"
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "checkpoints.json",
+        "step-00000001",
+    }
