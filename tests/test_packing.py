@@ -83,7 +83,9 @@ def test_epochs_are_the_same_again_and_differ_from_each_other() -> None:
 def test_rows_are_nearly_full(capacity: int) -> None:
     lengths = speech_lengths(4000)
     rows = plan_epoch(lengths, np.arange(4000), capacity, 0, 0)
-    assert lengths.sum() / (len(rows) * capacity) >= 0.97
+    full = lengths.sum() / capacity
+    assert full / len(rows) >= 0.97
+    assert len(rows) <= full / 0.99 + 1, "and what is lost is not by the row"
 
 
 def test_lengths_do_not_follow_the_order_of_rows() -> None:
@@ -197,6 +199,9 @@ def test_the_notes_say_what_another_number_of_workers_changed() -> None:
     (other,) = (changed := run(lengths, 4, 3, done)).notes
     assert "4 workers and 2 rows each: a step now has 8 rows instead of 6" in other
     assert changed.rows_per_step == 8
+    counted = run(lengths, 4, 3, done, max_steps=20)
+    assert (counted.total, len(counted.steps)) == (20, 15), "steps are counted, whatever their size"
+    assert seen(counted.steps)[:60] == seen(changed.steps)[:60]
     (many,) = run(lengths, 16, 3, done).notes
     assert "16 workers and 1 rows each: a step now has 16 rows instead of 6" in many
 
