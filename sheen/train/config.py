@@ -165,11 +165,8 @@ class TrainConfig(JobConfig):
     ] = "eval_loss"
     trackers: Annotated[
         list[str],
-        Field(
-            default_factory=lambda: ["tensorboard"],
-            description="tensorboard, wandb, mlflow, as many as wanted; [] for none",
-        ),
-    ]
+        Field(description="tensorboard, wandb, mlflow, as many as wanted; [] for none"),
+    ] = ["tensorboard"]  # noqa: RUF012 - pydantic copies defaults
     log_every: Annotated[int, Field(ge=1, description="optimizer steps between log lines")] = 10
     save_every: Annotated[int, Field(ge=1, description="optimizer steps between checkpoints")] = 200
     half: Annotated[
