@@ -35,7 +35,7 @@ class TrainConfig(JobConfig):
         bool,
         Field(
             description="check data and model, print an example, take one step to measure memory, "
-            "write nothing"
+            "leave nothing behind"
         ),
     ] = False
     run_name: Annotated[

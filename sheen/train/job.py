@@ -4,7 +4,6 @@ Owns what happens before and after the workers run: opening data and base, refus
 fit together, resuming by run name, and exporting the last checkpoint and the best.
 """
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         prompts = read_prompts(config.eval_prompts, info.voices)
     if config.dry_run:
         print(show_example(data, tokenizer), flush=True)
-        output = tempfile.mkdtemp(prefix="sheen-dry-run-")
+        # Beside the output and not in a temporary folder, which workers elsewhere could not reach.
+        output += ".dry-run"
     else:
         fields = config.model_dump(mode="json")
         state.claim_run(output, config.run_name, fields, FREE_FIELDS, ("data", "model"))
@@ -84,21 +84,22 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "prompts": prompts,
         "output": output,
     }
-    result = fit(
-        rehearsal_loop if config.dry_run else train_loop,
-        arguments,
-        output=output,
-        run_name=config.run_name,
-        num_workers=config.num_workers,
-        gpu=config.gpu,
-        cpus_per_worker=config.cpus_per_worker,
-        max_failures=0 if config.dry_run else config.max_failures,
-    )
+    placement: dict[str, Any] = {
+        "output": output,
+        "run_name": config.run_name,
+        "num_workers": config.num_workers,
+        "gpu": config.gpu,
+        "cpus_per_worker": config.cpus_per_worker,
+    }
     if config.dry_run:
-        shutil.rmtree(output, ignore_errors=True)
+        try:
+            result = fit(rehearsal_loop, arguments, max_failures=0, **placement)
+        finally:
+            files.delete_folder(output)
         rehearsal = dict(result.return_value)  # type: ignore[attr-defined]
         print(describe_rehearsal(rehearsal), flush=True)
         return rehearsal
+    fit(train_loop, arguments, max_failures=config.max_failures, **placement)
     store = RunStore(files.join(output, config.run_name), config.keep_checkpoints)
     last, best = store.latest(), store.best()
     assert last is not None, "a run that ended well has saved"

@@ -52,5 +52,5 @@ def describe_rehearsal(metrics: dict[str, Any]) -> str:
         f"dry run: {metrics['parameters_m']} M parameters, {metrics['steps']} steps of about "
         f"{metrics['seconds_per_step']} s ({metrics['hours']} h without evaluations), peak memory "
         f"{metrics['peak_memory_gb']} GB of a worker on {metrics['device']}, "
-        f"{metrics['eval_utterances']} utterances to evaluate on; nothing was written"
+        f"{metrics['eval_utterances']} utterances to evaluate on; nothing of it is kept"
     )
