@@ -29,6 +29,7 @@ class Clock:
         self._ends: list[tuple[float, float]] = []  # wall and processor time
         self._weights = 0
         self._gradients = 0
+        self._with_gradient: set[int] = set()
         self._above = 0
         self._sampler = threading.Thread(target=self._sample, daemon=True)
 
@@ -38,12 +39,15 @@ class Clock:
             parameter.register_post_accumulate_grad_hook(self._add_gradient)
 
     def _add_gradient(self, parameter: Tensor) -> None:
-        self._gradients += parameter.nbytes
+        if id(parameter) not in self._with_gradient:  # of a step's later rows it grows by nothing
+            self._with_gradient.add(id(parameter))
+            self._gradients += parameter.nbytes
 
     def step(self) -> None:
         """A step has ended, its gradients are gone. The sampling begins after the first one, when
         the moments exist."""
         self._gradients = 0
+        self._with_gradient.clear()
         self._ends.append((time.perf_counter(), time.process_time()))
         if len(self._ends) == 1:
             self._sampler.start()

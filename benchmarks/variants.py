@@ -30,15 +30,17 @@ BETAS = (0.9, 0.95)  # Learner's
 OPTIMIZER = "adamw_torch_fused"
 """Trainer's name for what Learner uses, and its own default."""
 CLIP_NORM = 1.0
+ROWS = 2
+"""Packed rows of a step, computed one after the other; together they hold BATCH clips."""
 ROOM = 1.05
-"""A packed row holds a batch's mean count of tokens and this much room to pack well."""
+"""Such a row holds its mean share of tokens and this much room to pack well."""
 
 Make = Callable[[], Batch | Padded]
 """Collating a batch belongs to its step."""
 
 
-def train_ours(model: SpeechLM, batches: Sequence[Make], clock: Clock) -> float:
-    """One step each, with the training job's own learner; returns the mean loss of the steps."""
+def train_ours(model: SpeechLM, steps: Sequence[Sequence[Make]], clock: Clock) -> float:
+    """With the training job's own learner; returns the mean loss of the steps."""
     # Its Ranks asks Ray who it is.
     alone: Any = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"))
     learner = Learner(
@@ -54,14 +56,16 @@ def train_ours(model: SpeechLM, batches: Sequence[Make], clock: Clock) -> float:
     assert used["betas"] == BETAS, used
     assert bool(used["fused"]) == OPTIMIZER.endswith("_fused"), "the optimizers are not the same"
     losses = []
-    for make in batches:
-        batch = make()
-        sums = learner.loss(batch, last=True)
-        loss = sums.loss.sum() / len(batch.targets)
-        loss.backward()
+    for step in steps:
+        batches = [make() for make in step]
+        targets = sum(len(batch.targets) for batch in batches)
+        losses.append(0.0)
+        for index, batch in enumerate(batches):
+            loss = learner.loss(batch, last=index + 1 == len(step)).loss.sum() / targets
+            loss.backward()
+            losses[-1] += loss.item()
+            del loss
         learner.update(LEARNING_RATE, CLIP_NORM)
-        losses.append(loss.item())
-        del sums, loss
         clock.step()
     return sum(losses) / len(losses)
 
@@ -72,7 +76,7 @@ def in_batches(clips: Sequence[Clip]) -> list[Sequence[Clip]]:
 
 def in_rows(clips: Sequence[Clip]) -> list[Sequence[Clip]]:
     lengths = np.array([len(clip) for clip in clips], dtype=np.int64)
-    capacity = max(int(ROOM * lengths.mean() * BATCH), int(lengths.max()))
+    capacity = max(int(ROOM * lengths.mean() * BATCH / ROWS), int(lengths.max()))
     rows = plan_epoch(lengths, np.arange(len(clips)), capacity, seed=0, epoch=0)
     return [[clips[index] for index in row] for row in rows]
 
@@ -139,12 +143,17 @@ def run(variant: str, shape: Shape, clips: Sequence[Clip]) -> dict[str, Any]:
         else:
             parts = in_batches(timed)
         make_batch = pack_row if packs else pad_batch
-        batches = [lambda part=part: make_batch(part, layout) for part in [warm_up, *parts]]
+        rows = ROWS if packs else 1
+        parts = [*(in_rows(warm_up) if packs else [warm_up]), *parts]
+        batches = [lambda part=part: make_batch(part, layout) for part in parts]
+        first = len(in_rows(warm_up)) if packs else 1
+        steps = [batches[:first]]
+        steps += [batches[at : at + rows] for at in range(first, len(batches), rows)]
         model = (SpeechLM if packs else PaddedLM)(lm, layout)
         if variant == "packed, all rows":
             model.objective = "all rows"
-        loss = train_ours(model, batches, clock)
-        positions = sum(make().input_ids.numel() for make in batches[1:])
+        loss = train_ours(model, steps, clock)
+        positions = sum(make().input_ids.numel() for make in batches[first:])
     figures = {"loss": loss, "targets": sum(clip.targets for clip in timed)}
     return figures | {"positions": positions} | clock.figures()
 

@@ -133,7 +133,12 @@ class PaddedLM(SpeechLM):
     """The speech model over padded batches: its loss, without its packing."""
 
     def forward(self, batch: Padded) -> LossSums:  # type: ignore[override]
-        states = self.hidden(
-            batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state.flatten(0, 1)
-        return speech_loss(states, batch.targets, self.head, self.layout, self.objective)
+        inputs, head = self.inputs_and_head(batch.input_ids)
+        output = self.hidden(
+            inputs.pop("input_ids", None),
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+            **inputs,
+        )
+        states = output.last_hidden_state.flatten(0, 1)
+        return speech_loss(states, batch.targets, head, self.layout, self.objective)

@@ -26,6 +26,7 @@ from sheen.core.attention import PACKED, use_attention
 from sheen.core.batches import Batch
 from sheen.core.loss import LossSums, Objective, speech_loss
 from sheen.core.new_rows import draw_noise, initialise_rows
+from sheen.core.tied_table import TiedTable
 from sheen.core.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,12 @@ class SpeechLM(nn.Module):
         self, lm: PreTrainedModel, layout: TokenLayout, objective: Objective = "legal rows"
     ) -> None:
         super().__init__()
+        assert lm.config._attn_implementation != PACKED, "another SpeechLM trains this base"
         self.lm = lm
         self.layout = layout
         self.objective: Objective = objective
         self._attention: str = lm.config._attn_implementation
+        self._one_gradient = False
 
     @property
     def head(self) -> Tensor:
@@ -61,16 +64,36 @@ class SpeechLM(nn.Module):
     def max_positions(self) -> int:
         return int(self.lm.config.max_position_embeddings)
 
-    def hidden(self, input_ids: Tensor, **arguments: Any) -> Any:
+    def hidden(self, input_ids: Tensor | None, **arguments: Any) -> Any:
         """The body's output; `.last_hidden_state` is `[B, T, d]`. Takes what the base takes."""
         use_attention(self.lm, self._attention)
         return self.lm.base_model(input_ids=input_ids, **arguments)
 
-    def packed_states(self, batch: Batch) -> Tensor:
-        """The states `[T, d]` of a packed row."""
+    @torch.no_grad()
+    def prepare_training(self) -> None:
+        """Use `TiedTable` from now on, where the base takes looked up rows as it takes ids."""
+        embedding = self.lm.get_input_embeddings()
+        self._one_gradient = False
+        if TiedTable.fits(embedding, self.head):
+            ids = torch.arange(min(8, self.layout.first_id))[None]
+            states = self.hidden(ids, use_cache=False).last_hidden_state
+            looked_up = self.hidden(None, inputs_embeds=self.head[ids], use_cache=False)
+            self._one_gradient = torch.equal(states, looked_up.last_hidden_state)
+
+    def inputs_and_head(self, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """How the base is to be given ids in a training step, and the head to score with."""
+        if not self._one_gradient or not torch.is_grad_enabled():
+            return {"input_ids": ids}, self.head
+        embedding = self.lm.get_input_embeddings()
+        assert isinstance(embedding, nn.Embedding)
+        table = TiedTable(embedding)
+        return {"inputs_embeds": table.look_up(ids)}, table.head()
+
+    def packed_states(self, batch: Batch, inputs: dict[str, Tensor] | None = None) -> Tensor:
+        """The states `[T, d]` of a packed row, given as `inputs` instead of its ids."""
         use_attention(self.lm, PACKED)
         output = self.lm.base_model(
-            input_ids=batch.input_ids,
+            **(inputs or {"input_ids": batch.input_ids}),
             position_ids=batch.position_ids,
             segments=batch.segments,
             use_cache=False,
@@ -80,8 +103,9 @@ class SpeechLM(nn.Module):
 
     def forward(self, batch: Batch) -> LossSums:
         """Summed loss of a packed row."""
-        states = self.packed_states(batch)
-        return speech_loss(states, batch.targets, self.head, self.layout, self.objective)
+        inputs, head = self.inputs_and_head(batch.input_ids)
+        states = self.packed_states(batch, inputs)
+        return speech_loss(states, batch.targets, head, self.layout, self.objective)
 
 
 def load_base(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
