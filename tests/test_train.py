@@ -16,8 +16,9 @@ from conftest import CODEC, DIGITS, ROOT, load_script, metrics, train_config, we
 from sheen.core import checkpoint, dataset
 from sheen.core.codec import load_codec
 from sheen.core.model import load_model
+from sheen.core.prompt_list import Prompt
 from sheen.core.voice import Voice, load_voice
-from sheen.train.audition import read_prompts
+from sheen.train.audition import eval_prompts
 from sheen.train.data import build_training_set
 from sheen.train.job import run as train
 
@@ -74,6 +75,20 @@ def test_the_checkpoint_says_what_serving_needs(trained: Path, encoded: Path) ->
     assert info.sample_rate == 24000
     assert info.codec == dataset.read_info(str(encoded)).codec
     assert load_codec(str(trained / "checkpoint" / "codec")).strides == (4, 2, 1)
+
+
+def test_the_checkpoint_says_how_long_texts_take(trained: Path, encoded: Path) -> None:
+    info = checkpoint.read_info(trained / "checkpoint")
+    assert list(info.pace) == info.voices
+    read = dataset.read_utterances(str(encoded), info.token_layout)
+    for voice, pace in info.pace.items():
+        own = [index for index, speaker in enumerate(read.speakers) if speaker == voice]
+        frames = np.array([len(read.codes(index)) for index in own])
+        characters = np.array([len(read.texts[index]) for index in own])
+        expected = pace.frames + pace.frames_per_character * characters
+        assert expected.sum() == pytest.approx(frames.sum(), rel=1e-3)
+        assert pace.frames_per_character > 0
+        assert abs(expected - frames).max() < 0.3 * frames.mean()
 
 
 def test_training_and_serving_build_the_same_prompt(encoded: Path, voice: Voice) -> None:
@@ -140,7 +155,9 @@ def test_three_rows_of_codes_train_through_the_command(
     rows = metrics(tmp_path / "out")
     assert rows[0]["eval_utterances"] == 0
     assert "eval_loss" not in rows[-1]
-    assert checkpoint.read_info(tmp_path / "out" / "checkpoint").voices == []
+    info = checkpoint.read_info(tmp_path / "out" / "checkpoint")
+    assert info.voices == []
+    assert info.pace.keys() == {""}
 
 
 def test_two_workers_give_the_losses_of_one_with_twice_the_accumulation(
@@ -265,7 +282,7 @@ def test_prompts_are_spoken_and_judged(encoded: Path, trained: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("", "no prompts in this file"),
+        ("", "it holds no prompts"),
         ("one two", "line 1: not JSON"),
         ('{"text": "one", "speaker": "slt"}\n{"text": 3}', "line 2: expected an object"),
         ('{"text": "one", "speaker": "nobody"}', "speaker 'nobody', the model's voices are awb"),
@@ -274,8 +291,22 @@ def test_prompts_are_spoken_and_judged(encoded: Path, trained: Path, tmp_path: P
 def test_prompts_that_cannot_be_spoken_are_named(tmp_path: Path, lines: str, message: str) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(lines)
-    with pytest.raises(ValueError, match=message):
-        read_prompts(str(path), ["awb", "slt"])
+    with pytest.raises(ValueError, match=f"^--eval-prompts {path}.*{message}"):
+        eval_prompts(str(path), ["awb", "slt"])
+
+
+def test_prompts_are_for_the_voices_of_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        '{"id": "a", "text": "one", "speaker": "slt"}\n{"text": "two", "speaker": "awb"}'
+    )
+    named = [Prompt("a", "one", "slt"), Prompt("line-2", "two", "awb")]
+    assert eval_prompts(str(path), ["awb", "slt"]) == named
+    assert eval_prompts(str(path), []) == [Prompt("a", "one"), Prompt("line-2", "two")]
+    (tmp_path / "prompts.txt").write_text("one two\n")
+    assert eval_prompts(str(tmp_path / "prompts.txt"), []) == [Prompt("line-1", "one two")]
+    with pytest.raises(ValueError, match="line-1: speaker None, the model's voices are slt"):
+        eval_prompts(str(tmp_path / "prompts.txt"), ["slt"])
 
 
 def test_a_llama_base_trains_over_all_rows(encoded: Path, base: Path, tmp_path: Path) -> None:

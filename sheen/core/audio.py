@@ -1,15 +1,17 @@
 """Audio: any file -> one mono float32 waveform at the codec's rate, and PCM out.
 
-Owns decoding (PyAV: every container and codec of ffmpeg), mixing to mono, resampling, and 16-bit
-PCM with its streaming WAV header. Refuses, with a reason that a ledger can count, what is empty,
-truncated or not audio. Knows nothing about codecs or datasets.
+Owns decoding (PyAV: every container and codec of ffmpeg), mixing to mono, resampling, 16-bit PCM
+with its streaming WAV header, and whole files of it. Refuses, with a reason that a ledger can
+count, what is empty, truncated or not audio. Knows nothing about codecs or datasets.
 """
 
 import io
 import struct
+from typing import Literal
 
 import av
 import numpy as np
+import soundfile
 import torch
 from numpy.typing import NDArray
 from torchaudio.functional import resample
@@ -100,6 +102,15 @@ def to_pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
 
 def from_pcm16(pcm: NDArray[np.int16]) -> NDArray[np.float32]:
     return pcm.astype(np.float32) / 32767.0
+
+
+def encode_audio(
+    samples: NDArray[np.float32], sample_rate: int, container: Literal["FLAC", "WAV"]
+) -> bytes:
+    """A whole file of 16-bit mono PCM from samples `[n]` in -1..1."""
+    file = io.BytesIO()
+    soundfile.write(file, to_pcm16(samples), sample_rate, format=container, subtype="PCM_16")
+    return file.getvalue()
 
 
 def wav_header(sample_rate: int, n_samples: int | None = None) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from sheen.core import prompt
+from sheen.core import files, prompt
 from sheen.core.codec import CodecInfo, describe_codec
 from sheen.core.loss import Objective
 from sheen.core.tokens import TokenLayout
@@ -23,6 +23,14 @@ class LayoutInfo(BaseModel, extra="forbid"):
     first_id: int
     codebook_size: int
     strides: tuple[int, ...]
+
+
+class Pace(BaseModel, extra="forbid"):
+    """How long texts take in the training data: a straight line through frames over characters of
+    normalised text. Frames are the codec's coarse ones."""
+
+    frames: float
+    frames_per_character: float
 
 
 class CheckpointInfo(BaseModel, extra="forbid"):
@@ -40,6 +48,8 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     must mask to them; over all rows, a decoder need not."""
     voices: list[str] = []
     """Speakers the model was trained on, in alphabetical order; empty for a single voice."""
+    pace: dict[str, Pace] = {}
+    """By voice; "" is the one without a name."""
     max_positions: int
     """Tokens of the longest sequence, prompt and audio, that the model may be given."""
 
@@ -56,16 +66,16 @@ def write_info(folder: Path, info: CheckpointInfo) -> None:
     (folder / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n", "utf-8")
 
 
-def read_info(folder: Path) -> CheckpointInfo:
-    """Read `sheen.json`; ValueError says what is missing or which version was found."""
-    path = folder / INFO_FILE
-    if not path.is_file():
+def read_info(folder: Path | str) -> CheckpointInfo:
+    """Read `sheen.json` of a path or URI; ValueError says what is missing or wrong."""
+    path = files.join(str(folder), INFO_FILE)
+    if not files.exists(path):
         raise ValueError(
             f"{path} is missing: {folder} is not a Sheen checkpoint. "
             "Make one with jobs/train.py; `make demo` trains a small one."
         )
     try:
-        data = dict(json.loads(path.read_text("utf-8")))
+        data = dict(json.loads(files.read_bytes(path)))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a JSON object ({error})") from error
     known = {

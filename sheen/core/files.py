@@ -4,6 +4,7 @@ Owns turning what a user typed into a pyarrow filesystem and a path on it. Every
 of the jobs goes through here, so that workers need not share a disk with the driver.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -75,6 +76,16 @@ def list_files(location: str, recursive: bool = False) -> list[str]:
     filesystem, path = open_filesystem(location)
     selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
     return [info.path for info in filesystem.get_file_info(selector) if info.is_file]
+
+
+def sha256(location: str) -> str:
+    """The hash of a file, read in pieces."""
+    filesystem, path = open_filesystem(location)
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(path) as stream:
+        while piece := stream.read(1 << 24):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_bytes(location: str) -> bytes:

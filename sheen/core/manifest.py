@@ -69,7 +69,8 @@ def read_manifest(location: str, limit: int | None = None) -> pa.Table:
     return pa.Table.from_pylist(kept, schema=MANIFEST_SCHEMA)
 
 
-def _lines(path: str) -> list[str]:
+def read_lines(path: str) -> list[str]:
+    """The lines of a UTF-8 file. ValueError naming the line that is not."""
     data = files.read_bytes(path)
     try:
         # Not splitlines(): U+2028 and its like may stand in a text.
@@ -88,7 +89,7 @@ def _ljspeech(folder: str) -> Iterator[dict[str, Any]]:
         raise ValueError(
             f"{path} is missing: an LJSpeech folder holds metadata.csv (id|text lines) and wavs/"
         )
-    lines = [line for line in enumerate(_lines(path), start=1) if line[1].strip()]
+    lines = [line for line in enumerate(read_lines(path), start=1) if line[1].strip()]
     if not lines:
         raise ValueError(f"{path} is empty: expected id|text lines")
     if not any("|" in line for _, line in lines):
@@ -133,7 +134,7 @@ def _ljspeech(folder: str) -> Iterator[dict[str, Any]]:
 def _jsonl(path: str) -> Iterator[dict[str, Any]]:
     """Lines of `{"audio", "text", optional "id", "speaker"}`; audio is relative to the manifest."""
     folder, name = path.rsplit("/", 1) if "/" in path else (".", path)
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         row: dict[str, Any] = {"id": f"line-{number}", "text": "", "source": f"{name}:{number}"}

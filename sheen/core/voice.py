@@ -68,6 +68,14 @@ class Voice:
         budget = max(1, int(min(max_seconds * frames_per_second, room)))
         return Request(prompt, budget, sampling)
 
+    def expected_seconds(self, text: str, speaker: str | None) -> float | None:
+        """How long the voice's own recordings would take; None without a record."""
+        pace = self.info.pace.get(speaker or "")
+        if pace is None:
+            return None
+        frames = pace.frames + pace.frames_per_character * len(normalise(text))
+        return frames * self.codec.frame_samples / self.codec.sample_rate
+
 
 def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
     """Open a checkpoint folder (path or URI) for synthesis on one device."""

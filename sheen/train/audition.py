@@ -4,20 +4,20 @@ Owns the list of prompts and what is measured of their audio. The same prompts, 
 at every evaluation, so that two of them differ by the model alone.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from sheen.core import files
+from sheen.core import prompt_list
 from sheen.core.checkpoint import CheckpointInfo
 from sheen.core.codec import Codec
 from sheen.core.engine import Engine, synthesise
 from sheen.core.model import SpeechLM
+from sheen.core.prompt_list import Prompt
 from sheen.core.sampling import Sampling
 from sheen.core.voice import RequestError, Voice
 from sheen.judge.errors import error_rate
@@ -25,12 +25,6 @@ from sheen.judge.hearing import Transcriber
 
 BATCH = 16
 """Prompts spoken at once."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    text: str
-    speaker: str | None
 
 
 @dataclass(frozen=True)
@@ -43,32 +37,22 @@ class Spoken:
     stopped: bool
 
 
-def read_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
-    """A .jsonl file of `text` and, for a model of several voices, `speaker`.
+def eval_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
+    """Prompts for a model of these voices, whose one voice has no name where there are none.
 
-    Raises ValueError naming the line.
+    Raises ValueError naming the prompt.
     """
-    prompts = []
-    lines = files.read_bytes(location).decode("utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"--eval-prompts {location}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise ValueError(f'{where}: expected an object with a "text", got {line[:80]}')
-        speaker = row.get("speaker")
-        if voices and speaker not in voices:
+    try:
+        prompts = prompt_list.read_prompts(location)
+    except ValueError as error:
+        raise ValueError(f"--eval-prompts {error}") from error
+    for prompt in prompts:
+        if voices and prompt.speaker not in voices:
             raise ValueError(
-                f"{where}: speaker {speaker!r}, the model's voices are {', '.join(voices)}"
+                f"--eval-prompts {location}, {prompt.id}: speaker {prompt.speaker!r}, the model's "
+                f"voices are {', '.join(voices)}"
             )
-        prompts.append(Prompt(row["text"], speaker if voices else None))
-    if not prompts:
-        raise ValueError(f"--eval-prompts {location}: no prompts in this file")
-    return prompts
+    return prompts if voices else [replace(prompt, speaker=None) for prompt in prompts]
 
 
 class Audition:

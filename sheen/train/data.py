@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from sheen.core.batches import Batch, collate, is_held_out, sequence_lengths
+from sheen.core.checkpoint import Pace
 from sheen.core.dataset import Utterances, read_utterances
 from sheen.core.loss import IGNORE_INDEX
 from sheen.core.prompt import prompt_ids
@@ -41,6 +42,7 @@ class TrainingSet:
     train: NDArray[np.int64]
     evaluation: NDArray[np.int64]
     voices: list[str]
+    pace: dict[str, Pace]
     summary: dict[str, Any]
 
     def batch(self, indices: NDArray[np.int64], pad_id: int, pad_to: int = 0) -> Batch:
@@ -99,8 +101,28 @@ def build_training_set(
         train=train,
         evaluation=evaluation,
         voices=sorted({speaker for speaker in utterances.speakers if speaker}),
+        pace=_pace(utterances),
         summary=_summary(utterances, lengths, fits, train, evaluation),
     )
+
+
+def _pace(utterances: Utterances) -> dict[str, Pace]:
+    """By voice, the least squares line; through the origin where that is no rising line."""
+    groups: dict[str, list[int]] = {}
+    for index, speaker in enumerate(utterances.speakers):
+        groups.setdefault(speaker or "", []).append(index)
+    frames = np.diff(utterances.offsets).astype(np.float64)
+    characters = np.array([len(text) for text in utterances.texts], np.float64)
+    pace = {}
+    for voice, members in sorted(groups.items()):
+        x, y = characters[members], frames[members]
+        varied = x.var() > 0
+        slope = float(((x - x.mean()) * (y - y.mean())).mean() / x.var()) if varied else 0.0
+        first = float(y.mean() - slope * x.mean())
+        if slope <= 0 or first < 0:
+            slope, first = float(y.sum() / x.sum()), 0.0
+        pace[voice] = Pace(frames=round(first, 4), frames_per_character=round(slope, 5))
+    return pace
 
 
 def _summary(

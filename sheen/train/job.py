@@ -16,10 +16,11 @@ from sheen import cluster
 from sheen.core import checkpoint, dataset, files
 from sheen.core.codec import CodecInfo, describe_codec, find_codec, open_codec
 from sheen.core.model import to_bfloat16
+from sheen.core.prompt_list import Prompt
 from sheen.core.tokens import TokenLayout
 from sheen.judge.hearing import open_transcriber
 from sheen.train import state
-from sheen.train.audition import Prompt, read_prompts
+from sheen.train.audition import eval_prompts
 from sheen.train.config import FREE_FIELDS, TrainConfig
 from sheen.train.data import build_training_set, describe, show_example
 from sheen.train.launch import fit
@@ -58,6 +59,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     )
     print(describe(data.summary), flush=True)
     info.voices = sorted({*info.voices, *data.voices})
+    info.pace |= data.pace
     prompts: list[Prompt] = []
     if config.eval_prompts is not None:
         if config.strategy == "fsdp":
@@ -66,17 +68,18 @@ def run(config: TrainConfig) -> dict[str, Any]:
                 "leave the prompts out, and listen to the checkpoint"
             )
         _check_judge(config)
-        prompts = read_prompts(config.eval_prompts, info.voices)
+        prompts = eval_prompts(config.eval_prompts, info.voices)
+    fields = config.model_dump(mode="json")
     if config.dry_run:
         print(show_example(data, tokenizer), flush=True)
+        fields["trackers"] = []  # a server would keep what a dry run must not leave behind
         # Beside the output and not in a temporary folder, which workers elsewhere could not reach.
         output += ".dry-run"
     else:
-        fields = config.model_dump(mode="json")
         state.claim_run(output, config.run_name, fields, FREE_FIELDS, ("data", "model"))
     cluster.connect()
     arguments = {
-        "config": config.model_dump(mode="json"),
+        "config": fields,
         "data": ray.put(data),
         "info": info,
         "model": model,

@@ -67,6 +67,7 @@ class Learner:
         self.model.eval()
         with self._precision():
             check_isolation(self.model.lm)
+        self.model.prepare_training()
         self.model.train()
         layers = _layers(model)
         if compile_layers:

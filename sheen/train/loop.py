@@ -3,40 +3,39 @@
 Owns the optimizer step: gradients of summed losses, divided once by the target count over all
 ranks and accumulated rows; and when to log, evaluate, save and stop. Step k sees the same rows
 whether or not the run was interrupted before it, because the plan of all steps is made at the
-start from lengths and seed.
+start from lengths and seed. Which numbers are logged and how they are made is not its business.
 """
 
 import logging
-import time
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from snac import SNAC
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from sheen.core import checkpoint, files
 from sheen.core.codec import Codec
 from sheen.core.draws import step_seed
-from sheen.core.model import SpeechLM, extend, load_base, load_model
-from sheen.core.packing import Step, pack
+from sheen.core.packing import Step
+from sheen.core.prompt_list import Prompt
 from sheen.judge.hearing import open_transcriber
 from sheen.train import state
-from sheen.train.audition import Audition, Prompt
+from sheen.train.audition import Audition
 from sheen.train.config import TrainConfig
 from sheen.train.control import Control
 from sheen.train.data import TrainingSet
-from sheen.train.learner import Learner, add_adapters
+from sheen.train.evaluation import Evaluation
+from sheen.train.interval import Interval
+from sheen.train.learner import Learner
+from sheen.train.loading import CodecParts, build_codec, open_model
+from sheen.train.metrics import Speed, console_line, loss_metrics, sums_vector, vector_size
 from sheen.train.outcome import Outcome
 from sheen.train.plan import Position, plan_run
 from sheen.train.ranks import Ranks
 from sheen.train.schedule import learning_rate
 from sheen.train.store import RunStore, StorageFull
-from sheen.train.throughput import peak_flops, training_flops
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class Worker:
         data: "ray.ObjectRef[TrainingSet]",
         info: checkpoint.CheckpointInfo,
         model: str,
-        codec: "ray.ObjectRef[tuple[dict[str, Any], dict[str, Tensor]]]",
+        codec: CodecParts,
         prompts: list[Prompt],
         output: str,
         control: Control,
@@ -74,16 +73,20 @@ class Worker:
         torch.set_num_threads(max(1, int(self.config.cpus_per_worker)))
         torch.manual_seed(self.config.seed)
         rows: list[dict[str, Any]] = [self.data.summary]
-        self._codec = codec
         store = RunStore(files.join(output, self.config.run_name), self.config.keep_checkpoints)
-        restored: dict[str, Any] = {}
         with store.open_latest() as folder:
-            if folder is None:
-                self._open(model)
-            else:
-                adapted = self.config.lora_rank > 0
-                self._open(model if adapted else str(folder / state.MODEL_FOLDER))
-                restored = state.load(folder)
+            source = model
+            if folder is not None and not self.config.lora_rank:  # adapters go on from their base
+                source = str(folder / state.MODEL_FOLDER)
+            self.model, self.tokenizer = open_model(
+                source,
+                info,
+                self.config.seed,
+                build_codec(codec) if self.config.new_rows == "codebook" else None,
+                lora_rank=self.config.lora_rank,
+                lora_alpha=self.config.lora_alpha,
+            )
+            restored: dict[str, Any] = state.load(folder) if folder is not None else {}
         if self.config.lora_rank:
             self.model.load_state_dict(restored.get("learned", {}), strict=False)
         self.learner = Learner(
@@ -125,44 +128,32 @@ class Worker:
             first_step=self.step,
             writes=self.ranks.first,
         )
-        self.audition = self._audition(prompts) if self.ranks.first and prompts else None
+        audition = self._audition(prompts, codec) if self.ranks.first and prompts else None
+        self.evaluation = Evaluation(
+            self.learner,
+            self.ranks,
+            self.data,
+            audition,
+            capacity=self.config.batch_tokens,
+            pad_id=self.pad_id,
+        )
         self._speaks = bool(prompts)
+        self.speed = Speed(self.model, self.ranks.device, self.ranks.world)
         levels = info.token_layout.levels
-        # Sums since the last line of metrics; those of a killed run's interval go on.
-        self._recent = torch.zeros(2 * levels + 3, dtype=torch.float64, device=self.ranks.device)
-        self._seconds = 0.0
-        if restored and self.ranks.first:
-            self._recent += restored["recent"].to(self.ranks.device)
-            self._seconds = restored["seconds"]
-        self._since = time.monotonic()
-        self._flops = training_flops(self.model)
-        self._peak = peak_flops(self.ranks.device)
+        self.interval = Interval(self.ranks, vector_size(levels), self.ranks.device)
+        if restored:
+            self.interval.load_state(restored)
 
-    def _open(self, source: str) -> None:
-        codebooks = None
-        if self.config.new_rows == "codebook":
-            quantizers = self._open_codec().quantizer.quantizers
-            codebooks = [quantizer.codebook.weight.detach() for quantizer in quantizers]
-        self.model, self.tokenizer = open_model(source, self.info, self.config.seed, codebooks)
-        if self.config.lora_rank:
-            add_adapters(self.model, self.config.lora_rank, self.config.lora_alpha)
-
-    def _open_codec(self) -> SNAC:
-        arguments, weights = ray.get(self._codec)
-        codec = SNAC(**arguments)
-        codec.load_state_dict(weights)
-        return codec
-
-    def _audition(self, prompts: list[Prompt]) -> Audition:
+    def _audition(self, prompts: list[Prompt], parts: CodecParts) -> Audition:
         config = self.config
         judge = open_transcriber(config.judge, config.grammar) if config.judge else None
-        codec = Codec(self._open_codec(), self.ranks.device)
+        codec = Codec(build_codec(parts), self.ranks.device)
         return Audition(prompts, self.info, self.tokenizer, codec, judge, config.speak_seconds)
 
     def run(self) -> None:
         config = self.config
         for batches in self.plan.steps:
-            norm, stop = self._optimizer_step(batches)
+            norm, stop = self.train_step(batches)
             if not np.isfinite(norm):
                 self.control.fail(state.not_finite(norm, self.step, config.learning_rate))
                 return
@@ -173,13 +164,15 @@ class Worker:
             if self.step % config.log_every == 0 or last:
                 row |= self._training_metrics(norm)
             if len(self.data.evaluation) and (self.step % config.eval_every == 0 or last):
-                row |= self._evaluate()
+                with self.interval.paused():
+                    row |= self.evaluation.loss()
             if self._speaks and (self.step % config.speak_every == 0 or last):
-                row |= self._speak()
+                with self.interval.paused():
+                    row |= self.evaluation.speak(self.outcome, self.step)
             if row:
                 row = {"event": "step", "step": self.step, "steps": self.plan.total} | row
                 self.outcome.add(row)
-                self._say(_line(row))
+                self._say(console_line(row))
             best = self.outcome.improved(row)
             save = self.step % config.save_every == 0 or last or stop
             if (best or save) and (failure := self._save(best=best, save=save)):
@@ -189,7 +182,7 @@ class Worker:
                 self._say(f"stopped after step {self.step}, saved")
                 break
 
-    def _optimizer_step(self, batches: Step) -> tuple[float, bool]:
+    def train_step(self, batches: Step) -> tuple[float, bool]:
         """The gradient norm, and whether the run is to stop: ranks agree on both."""
         config = self.config
         pad_to = config.batch_tokens if config.compile else 0
@@ -203,7 +196,7 @@ class Worker:
             sums = self.learner.loss(batch, last=index + 1 == len(mine))
             # Gradients are averaged over ranks; the loss is a sum over them.
             (sums.loss.sum() * (self.ranks.world / count)).backward()
-            self._recent += _numbers(sums, batch.input_ids.shape[1])
+            self.interval.add(sums_vector(sums, batch.input_ids.shape[1]))
         rate = learning_rate(
             self.step,
             config.learning_rate,
@@ -215,131 +208,43 @@ class Worker:
         return self.learner.update(rate, config.clip_norm), stop > 0
 
     def _training_metrics(self, norm: float) -> dict[str, Any]:
-        sums = self.ranks.sum(self._recent)
-        seconds = self._seconds + time.monotonic() - self._since
-        metrics, count = self._named(sums[:-1], "")
-        metrics |= {
+        sums, seconds = self.interval.end()
+        steps = (self.step - 1) % self.config.log_every + 1
+        return {
+            **loss_metrics(sums),
             "gradient_norm": round(norm, 4),
             "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
-            "target_tokens_per_second": round(count / seconds, 1),
-            "tokens_per_second": round(float(sums[-1]) / seconds, 1),
+            **self.speed.metrics(sums, seconds),
+            "seconds_left": round(seconds / steps * (self.plan.total - self.step)),
         }
-        if self._peak is not None:
-            flops = self._flops[0] * float(sums[-1]) + self._flops[1] * count
-            share = flops / seconds / (self._peak * self.ranks.world)
-            metrics["share_of_peak"] = round(share, 4)
-        interval = (self.step - 1) % self.config.log_every + 1
-        metrics["seconds_left"] = round(seconds / interval * (self.plan.total - self.step))
-        self._recent.zero_()
-        self._seconds, self._since = 0.0, time.monotonic()
-        return metrics
-
-    def _evaluate(self) -> dict[str, Any]:
-        started = time.monotonic()
-        self.model.eval()
-        sums = torch.zeros_like(self._recent)
-        rows = pack(self.data.lengths, self.data.evaluation, self.config.batch_tokens)
-        # Every rank takes equally many, as sharded layers compute together.
-        rows += [np.zeros(0, np.int64)] * (-len(rows) % self.ranks.world)
-        for indices in rows[self.ranks.rank :: self.ranks.world]:
-            batch = self.data.batch(indices, self.pad_id)
-            sums += _numbers(self.learner.evaluate(batch), batch.input_ids.shape[1])
-        self.model.train()
-        metrics, _ = self._named(self.ranks.sum(sums)[:-1], "eval_")
-        self._since += time.monotonic() - started  # not the training's time
-        return metrics
-
-    def _speak(self) -> dict[str, Any]:
-        """The first rank speaks; all get what was measured."""
-        started = time.monotonic()
-        metrics: dict[str, Any] = {}
-        if self.audition is not None:
-            self.model.eval()
-            spoken = self.audition.speak(self.model)
-            self.model.train()
-            metrics = self.audition.measure(spoken)
-            self.outcome.speak(self.step, spoken, self.audition.sample_rate)
-        metrics = self.ranks.gather(metrics)[0]
-        self._since += time.monotonic() - started
-        return metrics
-
-    def _named(self, sums: Tensor, prefix: str) -> tuple[dict[str, Any], float]:
-        levels = self.info.token_layout.levels
-        loss, count, ends = sums[:levels], sums[levels : 2 * levels], sums[2 * levels :]
-        metrics = {f"{prefix}loss": float(loss.sum() / count.sum())}
-        for level in range(levels):
-            metrics[f"{prefix}loss_level_{level}"] = float(loss[level] / count[level])
-        metrics[f"{prefix}end_accuracy"] = float(ends[1] / ends[0])
-        return {name: round(value, 5) for name, value in metrics.items()}, float(count.sum())
 
     def _save(self, *, best: bool, save: bool) -> str:
         """Write as the best model, as a checkpoint, or both; returns why it cannot go on, or ""."""
-        started = time.monotonic()
-        self._seconds += started - self._since
-        weights, optimizer = self.learner.state()
-        recent = self.ranks.sum(self._recent)
-        learned: dict[str, Tensor] = {}
-        if self.config.lora_rank:
-            names = {name for name, part in self.model.named_parameters() if part.requires_grad}
-            learned = {name: part for name, part in weights.items() if name in names}
         failure = ""
-        try:
-            if best:
-                self.outcome.keep_best(self.step, self.model, weights)
-            if save:
-                self.outcome.save(
-                    self.step,
-                    self.model,
-                    weights,
-                    learned=learned,
-                    optimizer=optimizer,
-                    position=vars(Position(self.step, self.used, self.plan.rows_per_step)),
-                    recent=recent,
-                    seconds=self._seconds,
-                )
-        except StorageFull as error:
-            failure = str(error)
-        self._since = time.monotonic()
+        with self.interval.paused():
+            weights, optimizer = self.learner.state()
+            interval = self.interval.state()
+            learned: dict[str, Tensor] = {}
+            if self.config.lora_rank:
+                names = {name for name, part in self.model.named_parameters() if part.requires_grad}
+                learned = {name: part for name, part in weights.items() if name in names}
+            try:
+                if best:
+                    self.outcome.keep_best(self.step, self.model, weights)
+                if save:
+                    self.outcome.save(
+                        self.step,
+                        self.model,
+                        weights,
+                        learned=learned,
+                        optimizer=optimizer,
+                        position=vars(Position(self.step, self.used, self.plan.rows_per_step)),
+                        **interval,
+                    )
+            except StorageFull as error:
+                failure = str(error)
         return self.ranks.gather(failure)[0]
 
     def _say(self, text: str) -> None:
         if self.ranks.first:
             logger.info(text)
-
-
-def _numbers(sums: Any, tokens: int) -> Tensor:
-    """Loss and count per level, ends, ends right, and the tokens of the row."""
-    ends = torch.stack([sums.ends, sums.ends_right, torch.full_like(sums.ends, tokens)])
-    return torch.cat([sums.loss.detach().double(), sums.count.double(), ends.double()])
-
-
-def open_model(
-    source: str, info: checkpoint.CheckpointInfo, seed: int, codebooks: list[Tensor] | None
-) -> tuple[SpeechLM, Any]:
-    """A checkpoint as it is, or a base with the codec's tokens added."""
-    folder = files.local_folder(source) if files.is_uri(source) else Path(source)
-    if checkpoint.is_checkpoint(folder):
-        return load_model(folder, info.token_layout, info.objective)
-    lm, tokenizer = load_base(str(folder))
-    model = extend(lm, tokenizer, info.layout.codebook_size, info.layout.strides, seed, codebooks)
-    assert model.layout == info.token_layout, "driver and worker disagree about the first id"
-    model.objective = info.objective
-    return model, tokenizer
-
-
-def _line(row: dict[str, Any]) -> str:
-    parts = [f"step {row['step']}/{row['steps']}"]
-    if "loss" in row:
-        levels = "/".join(
-            f"{value:.2f}" for name, value in row.items() if name.startswith("loss_level_")
-        )
-        parts += [f"loss {row['loss']:.3f} ({levels})"]
-        parts += [f"{row['tokens_per_second']:.0f} tokens/s"]
-        if "share_of_peak" in row:
-            parts += [f"{row['share_of_peak']:.0%} of peak"]
-        parts += [f"{timedelta(seconds=row['seconds_left'])} left"]
-    if "eval_loss" in row:
-        parts += [f"eval loss {row['eval_loss']:.3f}, end {row['eval_end_accuracy']:.0%}"]
-    if "eval_wer" in row:
-        parts += [f"word errors {row['eval_wer']:.1%}"]
-    return ", ".join(parts)

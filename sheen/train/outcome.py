@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from torch import Tensor
 
 from sheen.core import checkpoint, files
-from sheen.core.audio import to_pcm16
+from sheen.core.audio import encode_audio
 from sheen.core.checkpoint import CheckpointInfo
 from sheen.core.model import SpeechLM, save_model
 from sheen.report.clips import Clip, clip_row, save_png
@@ -74,12 +73,10 @@ class Outcome:
     def speak(self, step: int, spoken: Sequence[Spoken], sample_rate: int) -> None:
         """Write the prompts' audio as WAV, and give it to the trackers with its spectrogram."""
         for item in spoken:
-            file = io.BytesIO()
-            soundfile.write(file, to_pcm16(item.waveform), sample_rate, format="WAV")
             target = files.join(
                 self._output, SAMPLES_FOLDER, f"step-{step:06d}", f"{item.name}.wav"
             )
-            files.write_bytes(target, file.getvalue())
+            files.write_bytes(target, encode_audio(item.waveform, sample_rate, "WAV"))
             self._trackers.audio(step, item.name, item.waveform, sample_rate)
             if len(item.waveform):
                 image = io.BytesIO()

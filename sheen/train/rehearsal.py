@@ -20,9 +20,10 @@ def rehearsal_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     worker = Worker(**arguments)
     lengths, steps = worker.data.lengths, worker.plan.steps
     tokens = [max(lengths[row].sum() for ranks in step for row in ranks) for step in steps]
-    norm, _ = worker._optimizer_step(steps[int(np.argmax(tokens))])  # opens the optimizer's state
+    fullest = steps[int(np.argmax(tokens))]
+    worker.train_step(fullest)  # opens the optimizer's state
     started = time.monotonic()
-    norm, _ = worker._optimizer_step(steps[int(np.argmax(tokens))])
+    norm, _ = worker.train_step(fullest)
     seconds = time.monotonic() - started
     worker.outcome.close()
     weights = sum(p.numel() for p in worker.model.parameters())

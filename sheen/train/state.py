@@ -13,6 +13,7 @@ import torch
 from pyarrow import fs
 
 from sheen.core import files
+from sheen.core.claim import claim
 
 STATE_FILE = "trainer.pt"
 MODEL_FOLDER = "checkpoint"
@@ -63,25 +64,12 @@ def claim_run(
 
     `free` names the fields that a resumed run may change, `paths` those that hold a path.
     """
-    path = files.join(output, run_name, RUN_FILE)
     fixed = {name: value for name, value in fields.items() if name not in free}
-    for name in paths:
-        if not files.is_uri(fixed[name]) and Path(fixed[name]).exists():
-            # A submitted job runs in another copy of the working directory each time.
-            fixed[name] = Path(fixed[name]).name
-    if not files.exists(path):
-        files.write_bytes(path, json.dumps(fixed, indent=2).encode() + b"\n")
-        return
-    before = json.loads(files.read_bytes(path))
-    changed = [
-        f"{name} was {before.get(name)!r}, now {value!r}"
-        for name, value in fixed.items()
-        if before.get(name) != value
-    ]
+    changed = claim(files.join(output, run_name, RUN_FILE), fixed, paths)
     if changed:
         raise ValueError(
             f"--run-name {run_name} in {output} was started otherwise: "
-            f"{'; '.join(changed)}. Give the same values to resume it, or another --run-name."
+            f"{changed}. Give the same values to resume it, or another --run-name."
         )
 
 

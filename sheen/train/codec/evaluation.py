@@ -4,17 +4,15 @@ Owns nothing of training: it is given a codec and gives back sums, so that ranks
 recordings and add up.
 """
 
-import io
 from collections.abc import Iterable
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sheen.core import files
-from sheen.core.audio import to_pcm16
+from sheen.core.audio import encode_audio
 from sheen.core.codec import Codec
 from sheen.core.spectral import mel_distance
 
@@ -67,7 +65,5 @@ def write_sample(
         (folder, decoded),
     )
     for kind, samples in pairs:
-        file = io.BytesIO()
-        soundfile.write(file, to_pcm16(samples), sample_rate, format="WAV")
         target = files.join(output, SAMPLES_FOLDER, kind, f"{name}.wav")
-        files.write_bytes(target, file.getvalue())
+        files.write_bytes(target, encode_audio(samples, sample_rate, "WAV"))

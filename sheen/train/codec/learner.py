@@ -1,0 +1,139 @@
+"""A codec that learns: its optimizer, how ranks share it, and what follows every step.
+
+Owns DDP, the codebooks' own learning rate, the average of the weights, the restart of unused codes,
+and the state that all this goes on from. The noise of a step is a function of the run's seed, the
+step and the rank. Knows nothing of recordings, and not when to log, evaluate or save.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ray.train.torch import prepare_model
+from snac import SNAC
+from torch import Tensor
+
+from sheen.core.codec_training import (
+    CodecLosses,
+    CodeUsage,
+    TrainableCodec,
+    WeightAverage,
+    restart_unused,
+)
+from sheen.core.draws import step_seed
+from sheen.train.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class CodecStep:
+    """What one step did.
+
+    norm: of the gradient, before clipping. losses: `[terms]`, this rank's, without their weights.
+    restarted: codes, the same on every rank.
+    """
+
+    norm: float
+    losses: Tensor
+    restarted: int
+
+
+class CodecLearner:
+    """Computes with `model`; `average` is the one to save and to judge.
+
+    loss_weights: what each term of `CodecLosses` counts; other terms are left out.
+    """
+
+    def __init__(
+        self,
+        model: SNAC,
+        ranks: Ranks,
+        *,
+        loss_weights: Mapping[str, float],
+        range_db: float,
+        learning_rate: float,
+        codebook_rate: float,
+        clip_norm: float,
+        average_decay: float,
+        restart_patience: float,
+        compile_layers: bool,
+        seed: int,
+    ) -> None:
+        self.model = model.to(ranks.device)
+        self._ranks, self._seed = ranks, seed
+        self._loss_weights, self._clip_norm = loss_weights, clip_norm
+        self._average = WeightAverage(self.model, average_decay)
+        self._usage = CodeUsage(model.n_codebooks, model.codebook_size, restart_patience)
+        trainable = TrainableCodec(self.model, range_db)
+        if compile_layers:
+            trainable.compile_layers()
+        self._module = prepare_model(
+            trainable, parallel_strategy_kwargs={"broadcast_buffers": False}
+        )
+        self.optimizer = torch.optim.Adam(
+            parameter_groups(self.model, codebook_rate),
+            lr=learning_rate,
+            betas=(0.8, 0.99),  # as the Descript Audio Codec's
+            fused=ranks.device.type == "cuda",
+        )
+
+    @property
+    def average(self) -> SNAC:
+        return self._average.model
+
+    def update(self, audio: Tensor, step: int, rate: float) -> CodecStep:
+        """One optimizer step on this rank's `[B, n]`; with a norm that is no number, none."""
+        # The codec's noise of this step and rank, whatever ran before.
+        torch.manual_seed(step_seed(self._seed, step, self._ranks.rank))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["relative_rate"]
+        device = self._ranks.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            losses: CodecLosses = self._module(audio.to(device))
+        terms = torch.stack([getattr(losses, name) for name in self._loss_weights])
+        weights = terms.new_tensor(list(self._loss_weights.values()))
+        torch.autograd.backward((terms * weights).sum())
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+        if not bool(norm.isfinite()):
+            return CodecStep(float(norm), terms.detach(), 0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average.update(self.model)
+        # Every rank sees all ranks' codes, and so restarts the same ones.
+        codes = [self._ranks.concatenate(level.flatten()) for level in losses.codes]
+        vectors = [self._ranks.concatenate(level) for level in losses.vectors]
+        self._usage.count(codes)
+        restarted = restart_unused(
+            self.model,
+            self._average.model,
+            self.optimizer,
+            self._usage,
+            vectors,
+            torch.Generator().manual_seed(step_seed(self._seed, step)),
+        )
+        return CodecStep(float(norm), terms.detach(), restarted)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "average": self._average.state_dict(),
+            "usage": self._usage.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self._average.load_state_dict(state["average"])
+        self._usage.load_state_dict(state["usage"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def parameter_groups(model: SNAC, codebook_rate: float) -> list[dict[str, Any]]:
+    """The optimizer's groups: the codebooks learn `codebook_rate` times as fast as the rest."""
+    codebooks = [quantizer.codebook.weight for quantizer in model.quantizer.quantizers]
+    of_codebooks = {id(weight) for weight in codebooks}
+    rest = [weight for weight in model.parameters() if id(weight) not in of_codebooks]
+    return [
+        {"params": rest, "relative_rate": 1.0},
+        {"params": codebooks, "relative_rate": codebook_rate},
+    ]
