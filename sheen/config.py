@@ -1,14 +1,16 @@
 """How a job reads its configuration: one pydantic model, a YAML file, flags, `SHEEN_` variables.
 
 Owns the order (flags over environment over file over defaults) and the messages: an unknown key
-or flag is an error that names the near ones. What the fields mean is each job's.
+or flag is an error that names the near ones. `--no-FIELD` leaves an optional field out. What the
+fields mean is each job's.
 """
 
 import difflib
 import os
 import sys
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from types import NoneType
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import Field, ValidationError
@@ -51,11 +53,15 @@ def load_config(cls: type[Config], argv: list[str], prog: str) -> Config:
     known = [name for name in cls.model_fields if name != "config"]
     if path is not None:
         _check_file(path, known)
-    flags = ["--" + name.replace("_", "-") for name in [*known, "config", "help"]]
+    flags = [_flag(name) for name in [*known, "config", "help"]]
+    for name in known:
+        if _takes(cls, NoneType, name) or _takes(cls, bool, name):
+            flags.append(_flag(name, "--no-"))
     for word in argv:
         flag = word.split("=")[0]
-        if flag.startswith("--") and flag not in flags and flag.replace("--no-", "--") not in flags:
+        if flag.startswith("--") and flag not in flags:
             raise ConfigError(f"unknown flag {flag}{_near(flag, flags)}")
+    words, left_out = _leave_out(cls, argv)
 
     class Loaded(cls):  # type: ignore[valid-type, misc]
         model_config = SettingsConfigDict(yaml_file=path, cli_prog_name=prog)
@@ -72,7 +78,8 @@ def load_config(cls: type[Config], argv: list[str], prog: str) -> Config:
 
     Loaded.__doc__ = cls.__doc__
     try:
-        loaded = CliApp.run(Loaded, cli_args=argv)
+        nothing: dict[str, Any] = dict.fromkeys(left_out)
+        loaded = CliApp.run(Loaded, cli_args=words, **nothing)
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in problem['loc']) or 'config'}: {problem['msg']}"
@@ -81,6 +88,34 @@ def load_config(cls: type[Config], argv: list[str], prog: str) -> Config:
         ]
         raise ConfigError("; ".join(lines)) from error
     return cast(Config, cls.model_construct(**loaded.model_dump()))
+
+
+def _flag(name: str, kind: str = "--") -> str:
+    return kind + name.replace("_", "-")
+
+
+def _takes(cls: type[JobConfig], kind: type, name: str) -> bool:
+    annotation = cls.model_fields[name].annotation
+    return annotation is kind or kind in get_args(annotation)
+
+
+def _leave_out(cls: type[JobConfig], argv: list[str]) -> tuple[list[str], list[str]]:
+    """The words without `--no-FIELD` of fields that may be None, and the fields that shall be.
+
+    A bool's `--no-FIELD` is pydantic's own. Of several flags for a field the last counts.
+    """
+    words, left_out = argv, []
+    for name in cls.model_fields:
+        flag, negative = _flag(name), _flag(name, "--no-")
+        if negative not in words or _takes(cls, bool, name):
+            continue
+        places = [i for i, word in enumerate(words) if word.split("=")[0] in (flag, negative)]
+        dropped = {i for i in places if words[i] == negative}
+        if words[places[-1]] == negative:
+            left_out.append(name)
+            dropped |= {*places, *(i + 1 for i in places if words[i] == flag)}
+        words = [word for i, word in enumerate(words) if i not in dropped]
+    return words, left_out
 
 
 def _how(problem: Any) -> str:

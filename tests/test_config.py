@@ -9,15 +9,21 @@ from conftest import ROOT, load_script
 from sheen.cluster import output_folder
 from sheen.config import ConfigError, JobConfig, load_config
 from sheen.encode.config import EncodeConfig
+from sheen.evaluate.config import EvaluateConfig
 from sheen.train.config import TrainConfig
 
 REQUIRED = ["--input", "flag-in", "--output", "flag-out"]
-JOBS = [("encode.py", EncodeConfig), ("train.py", TrainConfig)]
+EVALUATE = ["--model", "m", "--prompts", "p", "--output", "o"]
+JOBS = [
+    ("encode.py", EncodeConfig),
+    ("train.py", TrainConfig),
+    ("evaluate.py", EvaluateConfig),
+]
 
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for config in (EncodeConfig, TrainConfig):
+    for _, config in JOBS:
         for name in config.model_fields:
             monkeypatch.delenv(f"SHEEN_{name.upper()}", raising=False)
 
@@ -79,6 +85,44 @@ def test_gpu_has_three_values() -> None:
     assert load(REQUIRED).gpu is None
     assert load([*REQUIRED, "--gpu"]).gpu is True
     assert load([*REQUIRED, "--no-gpu"]).gpu is False
+
+
+def test_an_optional_field_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gave it: the default, the file, the environment, or an earlier flag."""
+    (tmp_path / "job.yaml").write_text("limit: 3\n", "utf-8")
+    monkeypatch.setenv("SHEEN_GRAMMAR", "digits.gram")
+    given = [*EVALUATE, "--config", str(tmp_path / "job.yaml"), "--num-workers", "2"]
+    config = load_config(EvaluateConfig, given, "evaluate")
+    assert (config.judge, config.limit) == ("pocketsphinx", 3)
+    assert (config.grammar, config.num_workers) == ("digits.gram", 2)
+    left_out = ["--no-judge", "--no-limit", "--no-grammar", "--no-num-workers"]
+    config = load_config(EvaluateConfig, [*given, *left_out], "evaluate")
+    assert config.judge is config.limit is config.grammar is config.num_workers is None
+    config = load_config(EvaluateConfig, [*given, "--no-judge", "--judge", "a/b"], "evaluate")
+    assert config.judge == "a/b"
+
+
+def test_a_list_can_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("voices: [slt]\n", "utf-8")
+    given = [*EVALUATE, "--config", str(tmp_path / "job.yaml")]
+    assert load_config(EvaluateConfig, given, "evaluate").voices == ["slt"]
+    assert load_config(EvaluateConfig, [*given, "--no-voices"], "evaluate").voices is None
+
+
+def test_leaving_out_is_not_switching_off() -> None:
+    for flag, value in (("--no-gpu", False), ("--gpu", True)):
+        config = load_config(EvaluateConfig, [*EVALUATE, flag, "--no-spell-digits"], "evaluate")
+        assert config.gpu is value
+        assert config.spell_digits is False
+
+
+@pytest.mark.parametrize("flag", ["--no-model", "--no-seed", "--no-audio", "--no-judg"])
+def test_what_must_have_a_value_cannot_be_left_out(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((ConfigError, SystemExit)) as caught:
+        load_config(EvaluateConfig, [*EVALUATE, flag], "evaluate")
+    assert flag in str(caught.value) + capsys.readouterr().err
 
 
 def test_a_variable_without_the_prefix_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

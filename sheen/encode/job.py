@@ -91,7 +91,8 @@ def _encode(manifest: pa.Table, codec: Any, config: EncodeConfig, rows: str) -> 
         num_cpus=0.25,  # a fraction: whole CPUs would wait forever behind the encoding workers
     ).map_batches(
         EncodeWorker,
-        fn_constructor_kwargs={"codec": ray.put(codec)},
+        # Not what the worker sees: Ray hides no GPU from a worker that asked for none.
+        fn_constructor_kwargs={"codec": ray.put(codec), "device": "cuda" if gpu else "cpu"},
         compute=ActorPoolStrategy(size=workers),
         batch_size=config.batch_size,
         batch_format="pyarrow",

@@ -67,10 +67,9 @@ class EncodeWorker:
     neither its folder nor a hub.
     """
 
-    def __init__(self, codec: "ray.ObjectRef[Codec]") -> None:
+    def __init__(self, codec: "ray.ObjectRef[Codec]", device: str) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         self._codec = ray.get(codec).to(device)
 
     def __call__(self, table: pa.Table) -> pa.Table:

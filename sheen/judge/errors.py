@@ -94,7 +94,7 @@ def error_rate(
     references, or lists of unequal length.
     """
     errors, units = _count(unit, references, hypotheses, spell_digits)
-    low, high = _interval(errors, units, seed, resamples)
+    low, high = ratio_interval(errors, units, seed, resamples)
     total, of = int(errors.sum()), int(units.sum())
     return ErrorRate(total / of, low, high, total, of, len(units))
 
@@ -113,8 +113,20 @@ def word_error_difference(
     errors_b, _ = _count("word", references, hypotheses_b, spell_digits)
     # The denominator is the same, so the difference is itself a ratio of sums.
     more = errors_b - errors_a
-    low, high = _interval(more, units, seed, resamples)
+    low, high = ratio_interval(more, units, seed, resamples)
     return ErrorDifference(float(more.sum() / units.sum()), low, high, len(units))
+
+
+def errors_of_each(
+    unit: Unit,
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    spell_digits: bool = False,
+) -> list[int]:
+    """How many errors each hypothesis has. Raises as `error_rate`."""
+    errors, _ = _count(unit, references, hypotheses, spell_digits)
+    return [int(count) for count in errors]
 
 
 def _count(
@@ -143,14 +155,17 @@ def _count(
     return np.array(errors), np.array([len(reference) for reference in output.references])
 
 
-def _interval(
-    errors: NDArray[np.int64], units: NDArray[np.int64], seed: int, resamples: int
+def ratio_interval(
+    numerators: NDArray[np.generic],
+    denominators: NDArray[np.generic],
+    seed: int = 0,
+    resamples: int = 2000,
 ) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of sum(errors) / sum(units) over utterances."""
+    """The 95% percentile bootstrap interval of sum(numerators) / sum(denominators), both `[n]`."""
     rng = np.random.default_rng(seed)
     rates = np.empty(resamples)
     for draw in range(resamples):
-        drawn = rng.integers(len(units), size=len(units))
-        rates[draw] = errors[drawn].sum() / units[drawn].sum()
+        drawn = rng.integers(len(denominators), size=len(denominators))
+        rates[draw] = numerators[drawn].sum() / denominators[drawn].sum()
     low, high = np.percentile(rates, _PERCENTILES)
     return float(low), float(high)

@@ -8,6 +8,7 @@ errors or the voices that it judges.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torchaudio.functional import resample
 
+from sheen.core import files
 from sheen.core.audio import to_pcm16
 
 POCKETSPHINX = "pocketsphinx"
@@ -39,35 +41,51 @@ class Transcriber(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Grammar:
+    """A JSGF file: its name and its content, for workers on machines that do not have it."""
+
+    name: str
+    jsgf: bytes
+
+
+def read_grammar(location: str | Path) -> Grammar:
+    """A grammar from a path or URI; ValueError when there is none."""
+    try:
+        jsgf = files.read_bytes(str(location))
+    except OSError as error:
+        raise ValueError(f"grammar {str(location)!r}: {error.strerror or error}") from error
+    return Grammar(Path(location).name, jsgf)
+
+
 class Pocketsphinx:
     """CMU Sphinx's small recogniser with its bundled model of US English, at its own settings.
 
-    `grammar` is the path of a JSGF file and restricts what can be heard to its first public rule;
+    `grammar`, which may be given by its path, restricts what can be heard to its first public rule;
     without it the bundled language model decides, which knows English sentences. For one thread of
     one process; every process makes its own. ValueError for a grammar that cannot be used.
     """
 
-    def __init__(self, grammar: str | Path | None = None) -> None:
+    def __init__(self, grammar: Grammar | str | Path | None = None) -> None:
         # It logs to stderr why it refuses a grammar, and its exceptions do not say.
         self._decoder = pocketsphinx.Decoder(
             loglevel="ERROR", **({} if grammar is None else {"lm": None})
         )
         settings = "bundled language model of US English"
         if grammar is not None:
-            # By its text: given the path of a missing file, pocketsphinx 5.1.1 ends the process.
+            if not isinstance(grammar, Grammar):
+                grammar = read_grammar(grammar)
             try:
-                jsgf = Path(grammar).expanduser().read_bytes()
-                self._decoder.add_jsgf_string(_SEARCH, jsgf)
-            except OSError as error:
-                raise ValueError(f"grammar {str(grammar)!r}: {error.strerror}") from error
+                # By its text: given the path of a missing file, pocketsphinx 5.1.1 ends itself.
+                self._decoder.add_jsgf_string(_SEARCH, grammar.jsgf)
             except ValueError as error:
                 raise ValueError(
-                    f"grammar {str(grammar)!r}: pocketsphinx refuses it, see its line above; it "
+                    f"grammar {grammar.name!r}: pocketsphinx refuses it, see its line above; it "
                     "takes JSGF with a public rule and words of its dictionary, in lower case"
                 ) from error
             self._decoder.activate_search(_SEARCH)
-            digest = hashlib.sha256(jsgf).hexdigest()
-            settings = f"grammar {Path(grammar).name} (sha256 {digest[:12]})"
+            digest = hashlib.sha256(grammar.jsgf).hexdigest()
+            settings = f"grammar {grammar.name} (sha256 {digest[:12]})"
         # From here on it would only log that a clip did not match the grammar.
         pocketsphinx.set_loglevel("FATAL")
         self.name = f"{POCKETSPHINX} {version(POCKETSPHINX)}, {settings}"
@@ -138,7 +156,9 @@ class AsrPipeline:
         return texts
 
 
-def open_transcriber(judge: str, grammar: str | None = None, device: str = "cpu") -> Transcriber:
+def open_transcriber(
+    judge: str, grammar: Grammar | str | None = None, device: str = "cpu"
+) -> Transcriber:
     """The listener that `--judge` names: "pocketsphinx", or a folder or hub id of a recogniser.
 
     `device` is the recogniser's; pocketsphinx runs on the CPU. Raises ValueError naming the flag.
@@ -149,26 +169,46 @@ def open_transcriber(judge: str, grammar: str | None = None, device: str = "cpu"
         except ValueError as error:
             raise ValueError(f"--grammar: {error}") from error
     if grammar is not None:
-        raise ValueError(f"--grammar {grammar}: only --judge {POCKETSPHINX} takes a grammar")
+        name = grammar.name if isinstance(grammar, Grammar) else grammar
+        raise ValueError(f"--grammar {name}: only --judge {POCKETSPHINX} takes a grammar")
     try:
         return AsrPipeline(judge, device=device)
     except ValueError as error:
         raise ValueError(f"--judge: {error}") from error
 
 
-def _open_pipeline(model: str, device: str) -> Any:
+def check_transcriber(judge: str, grammar: Grammar | str | None = None) -> None:
+    """Raise what `open_transcriber` would, short of loading a recogniser's weights."""
+    if judge == POCKETSPHINX or grammar is not None:
+        open_transcriber(judge, grammar)
+        return
+    try:
+        _find_recogniser(judge)
+    except ValueError as error:
+        raise ValueError(f"--judge: {error}") from error
+
+
+def _find_recogniser(model: str) -> str:
+    """A folder's path, or a hub id as it is."""
     folder = Path(model).expanduser()
-    if not folder.is_dir() and (model.startswith(("/", ".", "~")) or model.count("/") != 1):
+    if folder.is_dir():
+        return str(folder.resolve())
+    if model.startswith(("/", ".", "~")) or model.count("/") != 1:
         raise ValueError(
             f"recogniser {model!r}: no such folder; give a folder or a hub id such as "
             "openai/whisper-base"
         )
+    return model
+
+
+def _open_pipeline(model: str, device: str) -> Any:
+    found = _find_recogniser(model)
     from transformers import pipeline  # takes seconds to import
 
     try:
         return pipeline(
             "automatic-speech-recognition",
-            model=str(folder) if folder.is_dir() else model,
+            model=found,
             device=device,
             dtype=torch.float32,
         )

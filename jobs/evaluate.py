@@ -1,0 +1,34 @@
+"""Prompts and a checkpoint -> audio, and a report of what is heard in it. See `--help`."""
+
+import logging
+import sys
+
+from sheen.config import ConfigError, fail, load_config
+from sheen.evaluate.config import EvaluateConfig
+from sheen.evaluate.job import run
+from sheen.evaluate.results import PAGE_FILE
+from sheen.judge.speech_report import voice_rows
+
+PROG = "jobs/evaluate.py"
+
+
+def main(argv: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config = load_config(EvaluateConfig, argv, PROG)
+        result = run(config)
+    except (ConfigError, ValueError) as error:
+        return fail(PROG, error)
+    for reason, count in (result.left_out + result.rejected).items():
+        print(f"  not spoken: {count} x {reason}")
+    if result.report is None:
+        return fail(PROG, ValueError("no prompt could be spoken; see the rows in --output"))
+    header, rows = voice_rows(result.report)
+    for name, cells in zip(header, zip(*rows, strict=True), strict=True):
+        print(f"{name:24}" + "  ".join(f"{cell:24}" for cell in cells).rstrip())
+    print(f"page: {config.output}/{PAGE_FILE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

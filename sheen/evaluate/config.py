@@ -1,0 +1,108 @@
+"""The evaluate job's fields."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sheen.config import JobConfig
+
+
+class EvaluateConfig(JobConfig):
+    """Speak prompts with a checkpoint, and judge what is heard."""
+
+    model: Annotated[str, Field(description="checkpoint folder of jobs/train.py; path or URI")]
+    prompts: Annotated[
+        str,
+        Field(
+            description=".txt of one text per line, .jsonl or Parquet with text and optional id, "
+            "speaker, or an LJSpeech folder; path or URI"
+        ),
+    ]
+    output: Annotated[
+        str,
+        Field(
+            description="folder for rows/, audio and the report; absolute path or URI. The same "
+            "evaluation in the same folder goes on where it ended"
+        ),
+    ]
+    voices: Annotated[
+        list[str] | None,
+        Field(
+            description="speak only prompts of these voices, and prompts without a voice in each "
+            "of them; default: all that the checkpoint has"
+        ),
+    ] = None
+    untrained_voices: Annotated[
+        list[str],
+        Field(
+            description="voices that the checkpoint was not trained on, to be asked for all the "
+            "same: what a model makes of a voice before it learns it"
+        ),
+    ] = []  # noqa: RUF012 - pydantic copies defaults
+    limit: Annotated[int | None, Field(ge=1, description="only the first N prompts")] = None
+    per_voice: Annotated[
+        int | None,
+        Field(ge=1, description="only N prompts of each voice, spread evenly over its list"),
+    ] = None
+    audio: Annotated[
+        Literal["parquet", "files"],
+        Field(
+            description="where the audio goes, as FLAC: into the rows (a column `audio` of bytes "
+            "and path), or into files VOICE/ID.flac under audio/"
+        ),
+    ] = "parquet"
+    temperature: Annotated[float, Field(ge=0.0, le=5.0, description="0 is greedy")] = 0.8
+    top_k: Annotated[int, Field(ge=0, description="most likely tokens kept; 0 is off")] = 0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0, description="probability kept; 1 is off")] = 0.95
+    seed: Annotated[
+        int, Field(ge=0, description="of the draws, another for each prompt, and the intervals")
+    ] = 0
+    max_seconds: Annotated[
+        float, Field(gt=0.0, description="longest audio of a prompt, seconds")
+    ] = 30.0
+    judge: Annotated[
+        str | None,
+        Field(
+            description="who writes down what is heard: 'pocketsphinx', or a recogniser's hub id "
+            "or folder; --no-judge only speaks"
+        ),
+    ] = "pocketsphinx"
+    grammar: Annotated[str | None, Field(description="JSGF file: what pocketsphinx may hear")] = (
+        None
+    )
+    spell_digits: Annotated[
+        bool,
+        Field(description="compare 532 as 'five three two', for judges that write numerals"),
+    ] = False
+    voice_recordings: Annotated[
+        str | None,
+        Field(
+            description="recordings of the voices, to hear which one speaks: LJSpeech folder or "
+            ".jsonl manifest with speakers; path or URI"
+        ),
+    ] = None
+    worst: Annotated[int, Field(ge=0, description="worst clips to play on the page")] = 24
+    max_batch: Annotated[int, Field(ge=1, description="prompts that a worker speaks at once")] = 16
+    rows_per_block: Annotated[
+        int,
+        Field(ge=1, description="prompts between two commits: an interruption loses no more"),
+    ] = 64
+    num_workers: Annotated[
+        int | None,
+        Field(ge=1, description="speaking workers; default one per GPU, or CPU, of the cluster"),
+    ] = None
+    gpu: Annotated[
+        bool | None,
+        Field(
+            description="one GPU per speaking worker; default: when the cluster has one now. Give "
+            "it where GPU nodes start on demand"
+        ),
+    ] = None
+    cpus_per_worker: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            description="CPUs reserved per speaking worker; below 1, so that listening, reading "
+            "and writing always find a free share",
+        ),
+    ] = 0.5

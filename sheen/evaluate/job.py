@@ -1,0 +1,164 @@
+"""The evaluate job: prompts -> audio, and a report of what is heard in it.
+
+Owns the Ray Data pipeline and its resume: a block of rows is one file, written whole under the
+prompts' positions in the list, and the same command goes on with the prompts that no file has.
+"""
+
+import logging
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import ray
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy
+
+from sheen import cluster
+from sheen.core import checkpoint, files
+from sheen.core.audio import decode_audio
+from sheen.core.manifest import read_manifest
+from sheen.core.prompt_list import read_prompts
+from sheen.evaluate.config import EvaluateConfig
+from sheen.evaluate.plan import claim_output, plan_prompts, prompt_table
+from sheen.evaluate.results import Evaluation, row_files, write_results
+from sheen.evaluate.stages import ListenWorker, SpeakWorker, write_rows
+from sheen.judge.hearing import POCKETSPHINX, Grammar, check_transcriber, read_grammar
+from sheen.judge.voices import VoiceProfiles
+
+logger = logging.getLogger(__name__)
+
+PROFILE_RECORDINGS = 40
+"""Recordings of each voice that its profile is made of."""
+GPU_SHARES = 0.7, 0.3
+"""Of a speaking worker and of the listening one beside it, where a recogniser runs on GPUs."""
+
+
+def run(config: EvaluateConfig) -> Evaluation:
+    """Speak, judge, report. Raises ValueError for what the user must change."""
+    output = cluster.output_folder("--output", config.output)
+    model = files.absolute(config.model)
+    if not files.exists(model):
+        raise ValueError(f"--model {config.model}: no such folder; give one of jobs/train.py")
+    info = checkpoint.read_info(model)
+    try:
+        listed = read_prompts(files.absolute(config.prompts))
+    except ValueError as error:
+        raise ValueError(f"--prompts {error}") from error
+    plan = plan_prompts(listed, info, config)
+    grammar = _read_grammar(config.grammar)
+    if config.judge is not None:
+        check_transcriber(config.judge, grammar)  # a fault in it is found before any worker
+    elif grammar is not None:
+        raise ValueError(f"--grammar {config.grammar}: nobody listens; give --judge pocketsphinx")
+    profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
+    claim_output(output, config, model, plan.prompts, grammar)
+    table = prompt_table(plan.prompts)
+    if done := _written(output):
+        logger.info("%d of %d prompts are spoken already", len(done), len(table))
+        table = table.filter(pa.array([key not in done for key in table["key"].to_pylist()]))
+    if len(table):
+        cluster.connect()
+        _speak(table, config, model, grammar, profiles, info.sample_rate, output)
+    return write_results(config, info, profiles, plan, output)
+
+
+def _read_grammar(location: str | None) -> Grammar | None:
+    if location is None:
+        return None
+    try:
+        return read_grammar(files.absolute(location))
+    except ValueError as error:
+        raise ValueError(f"--grammar {location}: {error}") from error
+
+
+def _fit_profiles(location: str | None, sample_rate: int) -> VoiceProfiles | None:
+    if location is None:
+        return None
+    recordings: dict[str, list[NDArray[Any]]] = {}
+    try:
+        for row in read_manifest(files.absolute(location)).to_pylist():
+            own = recordings.setdefault(row["speaker"] or "", [])
+            if row["reason"] is None and row["speaker"] and len(own) < PROFILE_RECORDINGS:
+                try:
+                    own.append(decode_audio(files.read_bytes(row["audio"]), sample_rate))
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"{row['audio']}: {error}") from error
+        recordings.pop("", None)
+        return VoiceProfiles.fit(recordings, sample_rate)
+    except ValueError as error:
+        raise ValueError(f"--voice-recordings {location}: {error}") from error
+
+
+def _written(output: str) -> set[int]:
+    """Keys of the prompts that have their row."""
+    paths = row_files(output)
+    if not paths:
+        return set()
+    filesystem, _ = files.open_filesystem(output)
+    rows = pads.dataset(paths, filesystem=filesystem, format="parquet")
+    keys = rows.to_table(columns=["key"])["key"].to_numpy()
+    return set(keys.tolist())
+
+
+def _speak(
+    table: pa.Table,
+    config: EvaluateConfig,
+    model: str,
+    grammar: Grammar | None,
+    profiles: VoiceProfiles | None,
+    sample_rate: int,
+    output: str,
+) -> None:
+    """Run the pipeline over these prompts."""
+    gpu = cluster.use_gpus(config.gpu)
+    device = "cuda" if gpu else "cpu"
+    workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
+    size = config.rows_per_block
+    blocks = [table.slice(start, size) for start in range(0, len(table), size)]
+    workers = min(workers, len(blocks))
+    listens_on_gpu = gpu and config.judge not in (None, POCKETSPHINX)
+    speaking, listening = GPU_SHARES if listens_on_gpu else (1.0, 0.0)
+    data = ray.data.from_blocks(blocks).map_batches(
+        SpeakWorker,
+        fn_constructor_kwargs={
+            "model": model,
+            "device": device,
+            "untrained_voices": config.untrained_voices,
+            "sampling": config.model_dump(include={"temperature", "top_k", "top_p"}),
+            "seed": config.seed,
+            "max_seconds": config.max_seconds,
+            "max_batch": config.max_batch,
+        },
+        compute=ActorPoolStrategy(size=workers),
+        batch_size=size,
+        batch_format="pyarrow",
+        num_cpus=config.cpus_per_worker,
+        num_gpus=speaking if gpu else 0,
+    )
+    if config.judge is not None or profiles is not None:
+        data = data.map_batches(
+            ListenWorker,
+            fn_constructor_kwargs={
+                "judge": config.judge,
+                "grammar": grammar,
+                "device": device if listens_on_gpu else "cpu",
+                "profiles": ray.put(profiles),
+                "sample_rate": sample_rate,
+            },
+            compute=ActorPoolStrategy(size=workers),
+            batch_size=size,
+            batch_format="pyarrow",
+            num_cpus=0.1,  # fractions: whole CPUs would wait forever behind the speaking workers
+            num_gpus=listening,
+        )
+    data = data.map_batches(
+        partial(write_rows, output=output, audio_files=config.audio == "files"),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0.1,
+    )
+    done = 0
+    for written in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+        done += len(written)
+        logger.info("spoken %d/%d", done, len(table))

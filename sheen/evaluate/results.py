@@ -1,0 +1,113 @@
+"""What an evaluation leaves besides its rows: `evaluation.json` and the page.
+
+Owns reading the rows back and which clips the page plays.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from sheen.core import files
+from sheen.core.audio import decode_audio
+from sheen.core.checkpoint import CheckpointInfo
+from sheen.evaluate.config import EvaluateConfig
+from sheen.evaluate.plan import Plan
+from sheen.evaluate.stages import AUDIO, ROWS
+from sheen.judge.speech import Sound
+from sheen.judge.speech_quality import ALL, SpeechReport, SpokenClip, judge_speech
+from sheen.judge.speech_report import render_json, render_report, worst_first
+from sheen.judge.voices import VoiceProfiles
+
+JSON_FILE, PAGE_FILE = "evaluation.json", "evaluation.html"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`report` is None where no prompt could be spoken; `rejected` counts them by reason."""
+
+    report: SpeechReport | None
+    left_out: Counter[str]
+    rejected: Counter[str]
+
+
+def row_files(output: str) -> list[str]:
+    """Paths of the files of rows, in the order of the prompts."""
+    paths = files.list_files(files.join(output, ROWS))
+    return sorted(path for path in paths if path.endswith(".parquet"))
+
+
+def write_results(
+    config: EvaluateConfig,
+    info: CheckpointInfo,
+    profiles: VoiceProfiles | None,
+    plan: Plan,
+    output: str,
+) -> Evaluation:
+    """Judge the rows and write JSON and the page. RuntimeError when a prompt has no row or two."""
+    filesystem, _ = files.open_filesystem(output)
+    source = pads.dataset(row_files(output), filesystem=filesystem, format="parquet")
+    columns = [name for name in source.schema.names if name != "audio"]
+    rows = source.to_table(columns=columns).sort_by("key").to_pylist()
+    if [row["key"] for row in rows] != list(range(len(plan.prompts))):
+        raise RuntimeError(
+            f"{output}: {len(rows)} rows for {len(plan.prompts)} prompts, which are not one each; "
+            "was another run writing there? Run again into an empty folder"
+        )
+    spoken = [row for row in rows if row["reason"] is None]
+    rejected = Counter(row["reason"] for row in rows if row["reason"] is not None)
+    about = {
+        "config": config.model_dump(mode="json"),
+        "prompts": len(rows),
+        "left_out": dict(plan.left_out),
+        "rejected": dict(rejected),
+    }
+    if not spoken:
+        files.write_bytes(
+            files.join(output, JSON_FILE), json.dumps(about, indent=2).encode() + b"\n"
+        )
+        return Evaluation(None, plan.left_out, rejected)
+    report = judge_speech(
+        [_clip(row) for row in spoken],
+        listener=next((row["listener"] for row in spoken), None),
+        known_voices=profiles.voices if profiles else (),
+        spell_digits=config.spell_digits,
+        seed=config.seed,
+    )
+    files.write_bytes(files.join(output, JSON_FILE), render_json(report, about).encode())
+    worst = worst_first(report)[: config.worst]
+    keys = [spoken[index]["key"] for index in worst]
+    # Files that no key is in are not read: they hold their range of keys.
+    chosen = source.to_table(columns=["key", "audio"], filter=pc.field("key").isin(keys))
+    audio = {row["key"]: row["audio"] for row in chosen.to_pylist()}
+    players = []
+    for index, key in zip(worst, keys, strict=True):
+        data = audio[key]["bytes"]
+        if data is None:
+            data = files.read_bytes(files.join(output, AUDIO, audio[key]["path"]))
+        players.append((report.clips[index], decode_audio(data, info.sample_rate)))
+    lead = (
+        f"{config.model}: {len(spoken)} prompts of {config.prompts}, "
+        f"{report.voices[ALL].seconds:.0f} s of speech."
+    )
+    for reason, count in (plan.left_out + rejected).items():
+        lead += f" {count} not spoken: {reason}."
+    page = render_report(report, lead, players, info.sample_rate)
+    files.write_bytes(files.join(output, PAGE_FILE), page.encode())
+    return Evaluation(report, plan.left_out, rejected)
+
+
+def _clip(row: dict[str, Any]) -> SpokenClip:
+    return SpokenClip(
+        id=row["id"],
+        voice=row["speaker"],
+        text=row["text"],
+        stopped=row["stopped"],
+        sound=Sound(row["seconds"], row["speaking"], row["pause"], row["clipped"]),
+        expected_seconds=row["expected_seconds"],
+        heard=row["heard"],
+        voice_heard=row["voice_heard"],
+    )
