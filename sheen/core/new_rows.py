@@ -2,7 +2,8 @@
 
 Owns two ways to draw them. Both give rows the mean and the covariance of the rows the base has;
 they differ in the noise that the covariance colours: independent for every row, or alike for codes
-whose codebook vectors are alike. `benchmarks/new_rows.py` compares them.
+whose codebook vectors are alike. The second is the trainer's default: `benchmarks/new_rows.py`
+compares them, docs/decisions/0013 has the figures.
 
 transformers' own mean_resizing scales that covariance by 1e-9: all rows start equal, and 12,290
 equal rows stay hard to tell apart (arXiv 2604.02324).

@@ -87,10 +87,10 @@ class TrainConfig(JobConfig):
     new_rows: Annotated[
         Literal["independent", "codebook"],
         Field(
-            description="first values of the audio tokens' rows: drawn by themselves, or alike "
-            "where the codec's codes are alike"
+            description="first values of the audio tokens' rows in a base that has none: alike "
+            "where the codec's codes are alike, or drawn by themselves"
         ),
-    ] = "independent"
+    ] = "codebook"
     strategy: Annotated[
         Strategy,
         Field(

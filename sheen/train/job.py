@@ -40,7 +40,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     check_trackers(config.trackers)
     codec, codec_files = _codec_of(location, config.codec)
     model = _model_source(config.model)
-    info, tokenizer = _plan_checkpoint(model, codec, codec_files)
+    info, tokenizer, extends = _plan_checkpoint(model, codec)
     info.objective = config.objective
     limit = min(config.max_tokens, info.max_positions)
     if config.batch_tokens < limit:
@@ -69,6 +69,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             )
         _check_judge(config)
         prompts = eval_prompts(config.eval_prompts, info.voices)
+    needs_codec = bool(prompts) or (extends and config.new_rows == "codebook")
     fields = config.model_dump(mode="json")
     if config.dry_run:
         print(show_example(data, tokenizer), flush=True)
@@ -83,7 +84,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "data": ray.put(data),
         "info": info,
         "model": model,
-        "codec": ray.put(_codec_parts(codec_files, config, prompts)),
+        "codec": ray.put(_codec_parts(codec_files) if needs_codec else None),
         "prompts": prompts,
         "output": output,
     }
@@ -121,10 +122,8 @@ def _check_judge(config: TrainConfig) -> None:
         open_transcriber(config.judge, config.grammar)
 
 
-def _codec_parts(source: str, config: TrainConfig, prompts: list[Prompt]) -> Any:
-    """The codec's arguments and weights, where the workers need them."""
-    if not prompts and config.new_rows != "codebook":
-        return None
+def _codec_parts(source: str) -> Any:
+    """The codec's arguments and weights."""
     folder = str(files.local_folder(source)) if files.is_uri(source) else source
     codec, arguments = open_codec(folder)
     return arguments, codec.state_dict()
@@ -160,10 +159,11 @@ def _model_source(model: str) -> str:
     return model
 
 
-def _plan_checkpoint(
-    model: str, codec: CodecInfo, codec_files: str
-) -> tuple[checkpoint.CheckpointInfo, Any]:
-    """What the run will write about itself, known before any weight is loaded."""
+def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.CheckpointInfo, Any, bool]:
+    """What the run will write about itself, known before any weight is loaded.
+
+    The tokenizer, and whether the base lacks the codec's tokens.
+    """
     folder = files.local_folder(model) if files.is_uri(model) else Path(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
@@ -180,7 +180,7 @@ def _plan_checkpoint(
                 f"checkpoint {model} speaks {info.codec.source} (weights "
                 f"{info.codec.sha256[:12]}): encode the recordings with the checkpoint's codec"
             )
-        return info, tokenizer
+        return info, tokenizer, False
     layout = TokenLayout(len(tokenizer), codec.codebook_size, codec.strides)
     info = checkpoint.CheckpointInfo(
         layout=checkpoint.LayoutInfo(
@@ -192,7 +192,7 @@ def _plan_checkpoint(
         sample_rate=codec.sample_rate,
         max_positions=base.max_position_embeddings,
     )
-    return info, tokenizer
+    return info, tokenizer, True
 
 
 def _export(source: str, target: str, codec: CodecInfo, codec_files: str, half: bool) -> None:

@@ -32,7 +32,7 @@ def open_model(
     source: str,
     info: checkpoint.CheckpointInfo,
     seed: int,
-    codec: SNAC | None,
+    codec: CodecParts | None,
     *,
     lora_rank: int,
     lora_alpha: int,
@@ -40,7 +40,7 @@ def open_model(
     """The model and its tokenizer; with new adapters unless `lora_rank` is 0.
 
     source: a checkpoint's or a base's folder or URI, or a base's hub id. codec: the new rows of a
-    base follow its codebooks; without one they are independent.
+    base follow its codebooks; without one they are independent. A checkpoint has its rows.
     """
     model, tokenizer = _with_tokens(source, info, seed, codec)
     if lora_rank:
@@ -49,7 +49,7 @@ def open_model(
 
 
 def _with_tokens(
-    source: str, info: checkpoint.CheckpointInfo, seed: int, codec: SNAC | None
+    source: str, info: checkpoint.CheckpointInfo, seed: int, codec: CodecParts | None
 ) -> tuple[SpeechLM, Any]:
     """A checkpoint as it is, or a base with the codec's tokens added."""
     folder = files.local_folder(source) if files.is_uri(source) else Path(source)
@@ -58,7 +58,8 @@ def _with_tokens(
     lm, tokenizer = load_base(str(folder))
     codebooks = None
     if codec is not None:
-        codebooks = [part.codebook.weight.detach() for part in codec.quantizer.quantizers]
+        quantizers = build_codec(codec).quantizer.quantizers
+        codebooks = [part.codebook.weight.detach() for part in quantizers]
     model = extend(lm, tokenizer, info.layout.codebook_size, info.layout.strides, seed, codebooks)
     assert model.layout == info.token_layout, "driver and worker disagree about the first id"
     model.objective = info.objective

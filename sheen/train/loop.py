@@ -82,7 +82,7 @@ class Worker:
                 source,
                 info,
                 self.config.seed,
-                build_codec(codec) if self.config.new_rows == "codebook" else None,
+                codec if self.config.new_rows == "codebook" else None,
                 lora_rank=self.config.lora_rank,
                 lora_alpha=self.config.lora_alpha,
             )
