@@ -48,8 +48,7 @@ from sheen.evaluate.results import JSON_FILE, PAGE_FILE, write_results
 from sheen.evaluate.stages import AUDIO, ROW_SCHEMA, ROWS, ListenWorker, SpeakWorker
 from sheen.judge.errors import error_rate
 from sheen.judge.hearing import Pocketsphinx, read_grammar
-from sheen.judge.speech_quality import ALL
-from sheen.judge.voices import VoiceProfiles
+from sheen.judge.voices import ALL, VoiceProfiles
 from test_report import Page, assert_self_contained
 
 Row = dict[str, Any]

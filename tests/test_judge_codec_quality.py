@@ -18,8 +18,8 @@ from sheen.core.codec import Codec
 from sheen.core.spectral import mel_distance
 from sheen.core.tokens import Codes
 from sheen.judge import coding
-from sheen.judge.codec_quality import ALL, CodecReport, Recording, Waveform, measure_codec
-from sheen.judge.voices import VoiceProfiles
+from sheen.judge.codec_quality import CodecReport, Recording, Waveform, measure_codec
+from sheen.judge.voices import ALL, VoiceProfiles
 
 pytestmark = pytest.mark.usefixtures("speed_timed_briefly")
 

@@ -9,8 +9,9 @@ import pytest
 from conftest import RATE
 from sheen.judge.errors import error_rate, errors_of_each, ratio_interval
 from sheen.judge.speech import Sound, measure_sound
-from sheen.judge.speech_quality import ALL, SpeechReport, SpokenClip, judge_speech, share
+from sheen.judge.speech_quality import SpeechReport, SpokenClip, judge_speech, share
 from sheen.judge.speech_report import Waveform, render_json, render_report, voice_rows, worst_first
+from sheen.judge.voices import ALL
 from test_judge_errors import HYPOTHESES, REFERENCES
 from test_report import HOSTILE, Page, assert_self_contained
 

@@ -19,7 +19,7 @@ from sheen.core.prompt_list import Prompt
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.stages import PROMPT_SCHEMA
 from sheen.judge.hearing import Grammar
-from sheen.judge.speech_quality import ALL
+from sheen.judge.voices import ALL
 
 RUN_FILE = "run.json"
 

@@ -18,9 +18,9 @@ from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.plan import Plan
 from sheen.evaluate.stages import AUDIO, ROWS
 from sheen.judge.speech import Sound
-from sheen.judge.speech_quality import ALL, SpeechReport, SpokenClip, judge_speech
+from sheen.judge.speech_quality import SpeechReport, SpokenClip, judge_speech
 from sheen.judge.speech_report import render_json, render_report, worst_first
-from sheen.judge.voices import VoiceProfiles
+from sheen.judge.voices import ALL, VoiceProfiles
 
 JSON_FILE, PAGE_FILE = "evaluation.json", "evaluation.html"
 

@@ -27,12 +27,9 @@ from sheen.judge.errors import (
     word_error_difference,
 )
 from sheen.judge.hearing import Transcriber
-from sheen.judge.voices import VoiceProfiles
+from sheen.judge.voices import ALL, VoiceProfiles
 
 logger = logging.getLogger(__name__)
-
-ALL = "all"
-"""The key of all clips together in `CodecReport.voices`; no voice may have this name."""
 
 Waveform = NDArray[np.float32]
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from sheen.judge.codec_quality import ALL, CodecReport, Recording, Waveform
+from sheen.judge.codec_quality import CodecReport, Recording, Waveform
 from sheen.judge.errors import ErrorDifference, ErrorRate, error_rate
+from sheen.judge.voices import ALL
 from sheen.report.clips import Clip, ClipRow, clip_row
 from sheen.report.figures import histogram
 from sheen.report.page import Block, Cell, Section, table, write_page

@@ -13,9 +13,7 @@ import numpy as np
 
 from sheen.judge.errors import ErrorRate, error_rate, errors_of_each, ratio_interval
 from sheen.judge.speech import Sound
-
-ALL = "all"
-"""The key of all clips together in `SpeechReport.voices`; no voice may have this name."""
+from sheen.judge.voices import ALL
 
 _CLIPPED_SHARE = 1e-3
 """A clip counts as clipped from this share of samples at full scale on: one in a thousand."""
@@ -26,11 +24,9 @@ _Z = 1.959964  # of a 95% interval of the normal distribution
 class SpokenClip:
     """One prompt and what became of it.
 
-    `heard` is None where nobody listened or the text has no words, `voice_heard` where no voice was
-    looked for.
-
-    `expected_seconds` is None where nothing lets one expect a duration. `voice_heard` is "" where
-    nothing like a voice is left.
+    `heard` is None where nobody listened or the text has no words; `voice_heard` where no voice was
+    looked for, and "" where nothing like a voice is left; `expected_seconds` where nothing lets one
+    expect a duration.
     """
 
     id: str

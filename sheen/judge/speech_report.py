@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sheen.judge.errors import ErrorRate, normalise_words
-from sheen.judge.speech_quality import ALL, Mean, Share, SpeechReport, SpokenClip, VoiceResult
+from sheen.judge.speech_quality import Mean, Share, SpeechReport, SpokenClip, VoiceResult
+from sheen.judge.voices import ALL
 from sheen.report.clips import Clip, clip_row
 from sheen.report.figures import histogram
 from sheen.report.page import Block, Section, render_page, table

@@ -20,6 +20,9 @@ from pydantic import BaseModel, ValidationError
 from sheen.core import files
 from sheen.judge.timbre import Floats, Metric, SpectralVoice, disturbed
 
+ALL = "all"
+"""In reports by voice the key of all clips together; no voice may have this name."""
+
 MIN_RECORDINGS = 5
 """The fewest recordings that make a profile."""
 
