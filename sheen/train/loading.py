@@ -32,7 +32,7 @@ def open_model(
     source: str,
     info: checkpoint.CheckpointInfo,
     seed: int,
-    codec: CodecParts | None,
+    codec: "CodecParts | None",
     *,
     lora_rank: int,
     lora_alpha: int,
@@ -49,7 +49,7 @@ def open_model(
 
 
 def _with_tokens(
-    source: str, info: checkpoint.CheckpointInfo, seed: int, codec: CodecParts | None
+    source: str, info: checkpoint.CheckpointInfo, seed: int, codec: "CodecParts | None"
 ) -> tuple[SpeechLM, Any]:
     """A checkpoint as it is, or a base with the codec's tokens added."""
     folder = files.local_folder(source) if files.is_uri(source) else Path(source)
