@@ -398,6 +398,7 @@ KILLED = """
 """
 
 
+@pytest.mark.soak  # a cluster of its own: two and a half minutes
 def test_a_killed_run_goes_on_and_ends_the_same(
     trained: Path, spoken: Done, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conftest import RATE
-from sheen.judge.errors import error_rate, errors_of_each, ratio_interval
+from sheen.judge.errors import normalise_words, rate_of_each, ratio_interval
 from sheen.judge.speech import Sound, measure_sound
 from sheen.judge.speech_quality import SpeechReport, SpokenClip, judge_speech, share
 from sheen.judge.speech_report import Waveform, render_json, render_report, voice_rows, worst_first
@@ -144,11 +144,13 @@ def test_the_interval_of_a_ratio() -> None:
     assert ratio_interval(wrong, long, seed=1) == (low, high)
 
 
-def test_errors_of_each_add_up() -> None:
-    assert errors_of_each("word", REFERENCES, HYPOTHESES) == [1, 1, 1, 0, 3]
-    characters = errors_of_each("character", REFERENCES, HYPOTHESES)
-    assert sum(characters) == error_rate("character", REFERENCES, HYPOTHESES).errors
-    assert errors_of_each("word", ["five three"], ["53"], spell_digits=True) == [0]
+def test_the_rate_of_each_is_errors_over_its_own_units() -> None:
+    rates = rate_of_each("word", REFERENCES, HYPOTHESES)
+    words = [len(normalise_words(text).split()) for text in REFERENCES]
+    errors = [rate * count for rate, count in zip(rates, words, strict=True)]
+    assert errors == pytest.approx([1, 1, 1, 0, 3])
+    assert rate_of_each("character", ["abcd"], ["abxd"]) == [0.25]
+    assert rate_of_each("word", ["532"], ["five three"], spell_digits=True) == [1 / 3]
 
 
 # Many clips
@@ -166,7 +168,7 @@ THREE = [
 def test_figures_are_those_of_each_voice_and_of_all() -> None:
     report = judge(*THREE, known_voices=("a", "b"), seed=5)
     assert (report.clips, report.listener, report.seed) == (THREE, "told", 5)
-    assert report.errors == [1, 1, 0]
+    assert report.errors == [1 / 4, 1 / 2, 0]
     assert list(report.voices) == ["a", "b", ALL]
     for voice, clips, seconds, words, letters, stopped, right, clipped, duration, pace in (
         ("a", 2, 3.0, 1 / 6, 5 / 29, 1, 1, 1 / 2, 1.5, (18 + 11) / 2 / 0.8),
@@ -237,12 +239,12 @@ def test_a_duration_that_is_not_to_be_expected_is_left_out() -> None:
 
 def test_numerals_are_read_out_when_asked() -> None:
     heard = clip("x", "five three two", heard="532")
-    for spelled, errors in ((True, 0), (False, 3)):
+    for spelled, errors in ((True, 0), (False, 3)):  # of three words
         report = judge(heard, spell_digits=spelled)
         words = report.voices[ALL].words
         assert words is not None
         assert words.errors == errors
-        assert report.errors == [errors]
+        assert report.errors == [errors / 3]
 
 
 def test_intervals_are_drawn_from_the_seed() -> None:
@@ -265,7 +267,7 @@ def test_intervals_are_drawn_from_the_seed() -> None:
 def test_clips_that_nobody_heard_are_left_out_of_the_errors() -> None:
     """As those of texts without words, of which no share can be wrong."""
     report = judge(clip("x", "..."), clip("y", heard="one"), clip("z", voice="w"))
-    assert report.errors == [None, 1, None]
+    assert report.errors == [None, 1 / 2, None]
     words = report.voices[ALL].words
     assert words is not None
     assert (words.errors, words.units, words.utterances) == (1, 2, 1)

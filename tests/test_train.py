@@ -286,6 +286,7 @@ def test_prompts_are_spoken_and_judged(encoded: Path, trained: Path, tmp_path: P
         ("one two", "line 1: not JSON"),
         ('{"text": "one", "speaker": "slt"}\n{"text": 3}', "line 2: expected an object"),
         ('{"text": "one", "speaker": "nobody"}', "speaker 'nobody', the model's voices are awb"),
+        ('{"text": "...", "speaker": "slt"}', "line-1: a text without words"),
     ],
 )
 def test_prompts_that_cannot_be_spoken_are_named(tmp_path: Path, lines: str, message: str) -> None:

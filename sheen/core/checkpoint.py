@@ -1,8 +1,8 @@
 """The checkpoint folder: a model that bare transformers opens, plus one small JSON.
 
 Owns `sheen.json`: the token layout, the codec, the sample rate, the versions of prompt template
-and text normaliser, and the voices. Training writes it, serving reads it, and nothing about tokens
-is configured twice. Refuses another format, template or normaliser version by name.
+and text normaliser, the voices and their pace. Training writes it, serving reads it, and nothing
+about tokens is configured twice. Refuses another format, template or normaliser version by name.
 """
 
 import json

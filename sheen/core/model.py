@@ -82,12 +82,15 @@ class SpeechLM(nn.Module):
 
     def inputs_and_head(self, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """How the base is to be given ids in a training step, and the head to score with."""
-        if not self._one_gradient or not torch.is_grad_enabled():
-            return {"input_ids": ids}, self.head
         embedding = self.lm.get_input_embeddings()
+        # Asked of the table at hand: a sharded one moves to its device after it was prepared.
+        fits = self._one_gradient and TiedTable.fits(embedding, self.head)
+        if not fits or not torch.is_grad_enabled():
+            return {"input_ids": ids}, self.head
         assert isinstance(embedding, nn.Embedding)
         table = TiedTable(embedding)
-        return {"inputs_embeds": table.look_up(ids)}, table.head()
+        rows = table.look_up(ids)
+        return {"inputs_embeds": rows}, table.head()
 
     def packed_states(self, batch: Batch, inputs: dict[str, Tensor] | None = None) -> Tensor:
         """The states `[T, d]` of a packed row, given as `inputs` instead of its ids."""

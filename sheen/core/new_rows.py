@@ -5,8 +5,8 @@ they differ in the noise that the covariance colours: independent for every row,
 whose codebook vectors are alike. The second is the trainer's default: `benchmarks/new_rows.py`
 compares them, docs/decisions/0013 has the figures.
 
-transformers' own mean_resizing scales that covariance by 1e-9: all rows start equal, and 12,290
-equal rows stay hard to tell apart (arXiv 2604.02324).
+transformers' own mean_resizing scales that covariance by 1e-9: all rows start equal (arXiv
+2604.02324). That did better than independent rows, and worse than rows from codebooks.
 """
 
 from collections.abc import Sequence

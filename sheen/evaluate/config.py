@@ -85,7 +85,11 @@ class EvaluateConfig(JobConfig):
     max_batch: Annotated[int, Field(ge=1, description="prompts that a worker speaks at once")] = 16
     rows_per_block: Annotated[
         int,
-        Field(ge=1, description="prompts between two commits: an interruption loses no more"),
+        Field(
+            ge=1,
+            description="prompts of a block, which is committed whole: an interruption loses those "
+            "at work",
+        ),
     ] = 64
     num_workers: Annotated[
         int | None,

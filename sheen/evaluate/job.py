@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import ray
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import cluster
 from sheen.core import checkpoint, files
@@ -48,7 +48,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     plan = plan_prompts(listed, info, config)
     grammar = _read_grammar(config.grammar)
     if config.judge is not None:
-        check_transcriber(config.judge, grammar)  # a fault in it is found before any worker
+        check_transcriber(config.judge, grammar)
     elif grammar is not None:
         raise ValueError(f"--grammar {config.grammar}: nobody listens; give --judge pocketsphinx")
     profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
@@ -114,9 +114,13 @@ def _speak(
     gpu = cluster.use_gpus(config.gpu)
     device = "cuda" if gpu else "cpu"
     workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
-    size = config.rows_per_block
+    # Short lists too must reach every worker.
+    size = max(1, min(config.rows_per_block, -(-len(table) // (2 * workers))))
     blocks = [table.slice(start, size) for start in range(0, len(table), size)]
     workers = min(workers, len(blocks))
+    # To Ray a stage that computes makes no progress, and half an hour without any ends the job; a
+    # large model may take longer for a block on a CPU.
+    DataContext.get_current().execution_no_progress_timeout_s = -1
     listens_on_gpu = gpu and config.judge not in (None, POCKETSPHINX)
     speaking, listening = GPU_SHARES if listens_on_gpu else (1.0, 0.0)
     data = ray.data.from_blocks(blocks).map_batches(

@@ -28,7 +28,7 @@ _FREE_FIELDS = {
     "config", "output", "worst", "spell_digits", "max_batch", "rows_per_block", "num_workers",
     "gpu", "cpus_per_worker",
 }  # fmt: skip
-"""What may differ when an evaluation goes on: none of it decides what is said or heard."""
+"""What may differ when an evaluation goes on: rounding aside, none of it decides what is said."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Evaluation:
 
 
 def row_files(output: str) -> list[str]:
-    """Paths of the files of rows, in the order of the prompts."""
+    """Paths of the files of rows."""
     paths = files.list_files(files.join(output, ROWS))
     return sorted(path for path in paths if path.endswith(".parquet"))
 

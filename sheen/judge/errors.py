@@ -117,16 +117,16 @@ def word_error_difference(
     return ErrorDifference(float(more.sum() / units.sum()), low, high, len(units))
 
 
-def errors_of_each(
+def rate_of_each(
     unit: Unit,
     references: Sequence[str],
     hypotheses: Sequence[str],
     *,
     spell_digits: bool = False,
-) -> list[int]:
-    """How many errors each hypothesis has. Raises as `error_rate`."""
-    errors, _ = _count(unit, references, hypotheses, spell_digits)
-    return [int(count) for count in errors]
+) -> list[float]:
+    """Errors over units of each utterance by itself. Raises as `error_rate`."""
+    errors, units = _count(unit, references, hypotheses, spell_digits)
+    return [float(rate) for rate in errors / units]
 
 
 def _count(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sheen.judge.errors import ErrorRate, error_rate, errors_of_each, ratio_interval
+from sheen.core.prompt import normalise
+from sheen.judge.errors import ErrorRate, error_rate, rate_of_each, ratio_interval
 from sheen.judge.speech import Sound
 from sheen.judge.voices import ALL
 
@@ -88,11 +89,11 @@ class VoiceResult:
 
 @dataclass(frozen=True)
 class SpeechReport:
-    """`voices` has every voice's result and that of ALL; `errors[i]` the word errors of clip i,
-    None where `heard` is."""
+    """`voices` has every voice's result and that of ALL; `errors[i]` the share of word errors of
+    clip i, None where `heard` is."""
 
     clips: list[SpokenClip]
-    errors: list[int | None]
+    errors: list[float | None]
     voices: dict[str, VoiceResult]
     listener: str | None
     seed: int
@@ -125,8 +126,8 @@ def judge_speech(
     if any(clip.voice == ALL for clip in clips):
         raise ValueError(f"no voice may be named {ALL!r}")
     texts, heard = _heard(clips)
-    counts = iter(errors_of_each("word", texts, heard, spell_digits=spell_digits) if texts else [])
-    errors = [None if clip.heard is None else next(counts) for clip in clips]
+    rates = iter(rate_of_each("word", texts, heard, spell_digits=spell_digits) if texts else [])
+    errors = [None if clip.heard is None else next(rates) for clip in clips]
     groups: dict[str, list[SpokenClip]] = {}
     for clip in clips:
         groups.setdefault(clip.voice or ALL, []).append(clip)
@@ -157,7 +158,9 @@ def _voice_result(
         stopped=share(sum(clip.stopped for clip in clips), len(clips)),
         voice_right=share(right, len(named)) if named else None,
         duration=_mean([ratio for clip in clips if (ratio := clip.duration) is not None], seed),
-        pace=_mean([len(c.text) / c.sound.speaking for c in clips if c.sound.speaking], seed),
+        pace=_mean(
+            [len(normalise(c.text)) / c.sound.speaking for c in clips if c.sound.speaking], seed
+        ),
         silence=_required_mean([sound.silence for sound in sounds], seed),
         pause=_required_mean([sound.pause for sound in sounds], seed),
         clipped=share(sum(sound.clipped >= _CLIPPED_SHARE for sound in sounds), len(clips)),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sheen.judge.errors import ErrorRate, normalise_words
+from sheen.judge.errors import ErrorRate
 from sheen.judge.speech_quality import Mean, Share, SpeechReport, SpokenClip, VoiceResult
 from sheen.judge.voices import ALL
 from sheen.report.clips import Clip, clip_row
@@ -56,7 +56,7 @@ def worst_first(report: SpeechReport) -> list[int]:
 
     def badness(index: int) -> tuple[float, bool, float]:
         clip = report.clips[index]
-        errors = (report.errors[index] or 0) / max(1, len(normalise_words(clip.text).split()))
+        errors = report.errors[index] or 0.0
         ratio = 1.0 if clip.duration is None else clip.duration
         return errors, not clip.stopped, max(ratio, 1 / ratio if ratio else float("inf"))
 

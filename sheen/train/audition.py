@@ -20,7 +20,7 @@ from sheen.core.model import SpeechLM
 from sheen.core.prompt_list import Prompt
 from sheen.core.sampling import Sampling
 from sheen.core.voice import RequestError, Voice
-from sheen.judge.errors import error_rate
+from sheen.judge.errors import error_rate, normalise_words
 from sheen.judge.hearing import Transcriber
 
 BATCH = 16
@@ -47,6 +47,8 @@ def eval_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
     except ValueError as error:
         raise ValueError(f"--eval-prompts {error}") from error
     for prompt in prompts:
+        if not normalise_words(prompt.text):
+            raise ValueError(f"--eval-prompts {location}, {prompt.id}: a text without words")
         if voices and prompt.speaker not in voices:
             raise ValueError(
                 f"--eval-prompts {location}, {prompt.id}: speaker {prompt.speaker!r}, the model's "

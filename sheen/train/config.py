@@ -136,8 +136,8 @@ class TrainConfig(JobConfig):
     eval_prompts: Annotated[
         str | None,
         Field(
-            description=".jsonl file of prompts to speak at evaluations: `text`, and `speaker` "
-            "for a model of several voices; path or URI"
+            description="prompts to speak at evaluations, in any form that jobs/evaluate.py takes, "
+            "such as .jsonl with `text`, and `speaker` for a model of several voices; path or URI"
         ),
     ] = None
     speak_every: Annotated[

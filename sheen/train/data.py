@@ -107,7 +107,7 @@ def build_training_set(
 
 
 def _pace(utterances: Utterances) -> dict[str, Pace]:
-    """By voice, the least squares line; through the origin where that is no rising line."""
+    """By voice, the least squares line; through the origin where that falls or begins below it."""
     groups: dict[str, list[int]] = {}
     for index, speaker in enumerate(utterances.speakers):
         groups.setdefault(speaker or "", []).append(index)

@@ -18,7 +18,7 @@ from sheen.core.codec import CodecInfo, describe_codec, find_codec, open_codec
 from sheen.core.model import to_bfloat16
 from sheen.core.prompt_list import Prompt
 from sheen.core.tokens import TokenLayout
-from sheen.judge.hearing import open_transcriber
+from sheen.judge.hearing import Grammar, check_transcriber, read_grammar
 from sheen.train import state
 from sheen.train.audition import eval_prompts
 from sheen.train.config import FREE_FIELDS, TrainConfig
@@ -86,6 +86,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "model": model,
         "codec": ray.put(_codec_parts(codec_files) if needs_codec else None),
         "prompts": prompts,
+        "grammar": None if config.grammar is None else _read_grammar(config.grammar),
         "output": output,
     }
     placement: dict[str, Any] = {
@@ -115,11 +116,20 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
 
 def _check_judge(config: TrainConfig) -> None:
-    """Open the judge once here, so that a fault in its flags is found before a worker starts."""
+    """Find faults in the judge's flags before a worker starts."""
     if config.grammar is not None and config.judge is None:
         raise ValueError(f"--grammar {config.grammar}: needs --judge pocketsphinx")
     if config.judge is not None:
-        open_transcriber(config.judge, config.grammar)
+        grammar = None if config.grammar is None else _read_grammar(config.grammar)
+        check_transcriber(config.judge, grammar)
+
+
+def _read_grammar(location: str) -> Grammar:
+    """The grammar itself, which a worker elsewhere has no file of."""
+    try:
+        return read_grammar(files.absolute(location))
+    except ValueError as error:
+        raise ValueError(f"--grammar: {error}") from error
 
 
 def _codec_parts(source: str) -> Any:

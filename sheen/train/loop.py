@@ -20,7 +20,7 @@ from sheen.core.codec import Codec
 from sheen.core.draws import step_seed
 from sheen.core.packing import Step
 from sheen.core.prompt_list import Prompt
-from sheen.judge.hearing import open_transcriber
+from sheen.judge.hearing import Grammar, open_transcriber
 from sheen.train import state
 from sheen.train.audition import Audition
 from sheen.train.config import TrainConfig
@@ -62,6 +62,7 @@ class Worker:
         model: str,
         codec: CodecParts,
         prompts: list[Prompt],
+        grammar: Grammar | None,
         output: str,
         control: Control,
     ) -> None:
@@ -128,7 +129,9 @@ class Worker:
             first_step=self.step,
             writes=self.ranks.first,
         )
-        audition = self._audition(prompts, codec) if self.ranks.first and prompts else None
+        audition = None
+        if self.ranks.first and prompts:
+            audition = self._audition(prompts, codec, grammar)
         self.evaluation = Evaluation(
             self.learner,
             self.ranks,
@@ -144,9 +147,11 @@ class Worker:
         if restored:
             self.interval.load_state(restored)
 
-    def _audition(self, prompts: list[Prompt], parts: CodecParts) -> Audition:
+    def _audition(
+        self, prompts: list[Prompt], parts: CodecParts, grammar: Grammar | None
+    ) -> Audition:
         config = self.config
-        judge = open_transcriber(config.judge, config.grammar) if config.judge else None
+        judge = open_transcriber(config.judge, grammar) if config.judge else None
         codec = Codec(build_codec(parts), self.ranks.device)
         return Audition(prompts, self.info, self.tokenizer, codec, judge, config.speak_seconds)
 
