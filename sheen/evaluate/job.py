@@ -23,7 +23,7 @@ from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.plan import claim_output, plan_prompts, prompt_table
 from sheen.evaluate.results import Evaluation, row_files, write_results
 from sheen.evaluate.stages import ListenWorker, SpeakWorker, write_rows
-from sheen.judge.hearing import POCKETSPHINX, Grammar, check_transcriber, read_grammar
+from sheen.judge.hearing import POCKETSPHINX, Grammar, check_transcriber
 from sheen.judge.voices import VoiceProfiles
 
 logger = logging.getLogger(__name__)
@@ -46,11 +46,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     except ValueError as error:
         raise ValueError(f"--prompts {error}") from error
     plan = plan_prompts(listed, info, config)
-    grammar = _read_grammar(config.grammar)
-    if config.judge is not None:
-        check_transcriber(config.judge, grammar)
-    elif grammar is not None:
-        raise ValueError(f"--grammar {config.grammar}: nobody listens; give --judge pocketsphinx")
+    grammar = check_transcriber(config.judge, config.grammar)
     profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
     claim_output(output, config, model, plan.prompts, grammar)
     table = prompt_table(plan.prompts)
@@ -61,15 +57,6 @@ def run(config: EvaluateConfig) -> Evaluation:
         cluster.connect()
         _speak(table, config, model, grammar, profiles, info.sample_rate, output)
     return write_results(config, info, profiles, plan, output)
-
-
-def _read_grammar(location: str | None) -> Grammar | None:
-    if location is None:
-        return None
-    try:
-        return read_grammar(files.absolute(location))
-    except ValueError as error:
-        raise ValueError(f"--grammar {location}: {error}") from error
 
 
 def _fit_profiles(location: str | None, sample_rate: int) -> VoiceProfiles | None:

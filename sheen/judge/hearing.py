@@ -177,15 +177,28 @@ def open_transcriber(
         raise ValueError(f"--judge: {error}") from error
 
 
-def check_transcriber(judge: str, grammar: Grammar | str | None = None) -> None:
-    """Raise what `open_transcriber` would, short of loading a recogniser's weights."""
-    if judge == POCKETSPHINX or grammar is not None:
-        open_transcriber(judge, grammar)
-        return
-    try:
-        _find_recogniser(judge)
-    except ValueError as error:
-        raise ValueError(f"--judge: {error}") from error
+def check_transcriber(judge: str | None, grammar: str | None) -> Grammar | None:
+    """What `--grammar` names, for workers that have no file of it.
+
+    Raises ValueError naming the flag, as `open_transcriber` would, short of loading a recogniser's
+    weights; and for a grammar where nobody listens.
+    """
+    found = None
+    if grammar is not None:
+        if judge is None:
+            raise ValueError(f"--grammar {grammar}: nobody listens; it needs --judge pocketsphinx")
+        try:
+            found = read_grammar(grammar)
+        except ValueError as error:
+            raise ValueError(f"--grammar {grammar}: {error}") from error
+    if judge == POCKETSPHINX or (judge is not None and found is not None):
+        open_transcriber(judge, found)
+    elif judge is not None:
+        try:
+            _find_recogniser(judge)
+        except ValueError as error:
+            raise ValueError(f"--judge: {error}") from error
+    return found
 
 
 def _find_recogniser(model: str) -> str:

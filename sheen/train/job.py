@@ -18,7 +18,7 @@ from sheen.core.codec import CodecInfo, describe_codec, find_codec, open_codec
 from sheen.core.model import to_bfloat16
 from sheen.core.prompt_list import Prompt
 from sheen.core.tokens import TokenLayout
-from sheen.judge.hearing import Grammar, check_transcriber, read_grammar
+from sheen.judge.hearing import Grammar, check_transcriber
 from sheen.train import state
 from sheen.train.audition import eval_prompts
 from sheen.train.config import FREE_FIELDS, TrainConfig
@@ -61,13 +61,14 @@ def run(config: TrainConfig) -> dict[str, Any]:
     info.voices = sorted({*info.voices, *data.voices})
     info.pace |= data.pace
     prompts: list[Prompt] = []
+    grammar: Grammar | None = None
     if config.eval_prompts is not None:
         if config.strategy == "fsdp":
             raise ValueError(
                 "--eval-prompts: a sharded model (--strategy fsdp) cannot speak while it trains; "
                 "leave the prompts out, and listen to the checkpoint"
             )
-        _check_judge(config)
+        grammar = check_transcriber(config.judge, config.grammar)
         prompts = eval_prompts(config.eval_prompts, info.voices)
     needs_codec = bool(prompts) or (extends and config.new_rows == "codebook")
     fields = config.model_dump(mode="json")
@@ -86,7 +87,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "model": model,
         "codec": ray.put(_codec_parts(codec_files) if needs_codec else None),
         "prompts": prompts,
-        "grammar": None if config.grammar is None else _read_grammar(config.grammar),
+        "grammar": grammar,
         "output": output,
     }
     placement: dict[str, Any] = {
@@ -113,23 +114,6 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if best is not None:
         _export(best, files.join(output, "best"), codec, codec_files, config.half)
     return state.last_metrics(output)
-
-
-def _check_judge(config: TrainConfig) -> None:
-    """Find faults in the judge's flags before a worker starts."""
-    if config.grammar is not None and config.judge is None:
-        raise ValueError(f"--grammar {config.grammar}: needs --judge pocketsphinx")
-    if config.judge is not None:
-        grammar = None if config.grammar is None else _read_grammar(config.grammar)
-        check_transcriber(config.judge, grammar)
-
-
-def _read_grammar(location: str) -> Grammar:
-    """The grammar itself, which a worker elsewhere has no file of."""
-    try:
-        return read_grammar(files.absolute(location))
-    except ValueError as error:
-        raise ValueError(f"--grammar: {error}") from error
 
 
 def _codec_parts(source: str) -> Any:
