@@ -28,8 +28,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Files of tests run in turn in two processes, each with a Ray cluster of its own: most of their time
+# passes while one process starts.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 soak: setup
 	$(BIN)/pytest -m soak

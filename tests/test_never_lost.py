@@ -10,7 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,13 @@ def test_workers_killed_at_random_steps_change_nothing(
                 )
 
             wait_for(reached, lambda: not ended.is_set(), 200)
-            for process in psutil.process_iter(["cmdline"]):
-                if (process.info["cmdline"] or [""])[0].startswith("ray::RayTrainWorker"):
-                    process.kill()
-                    killed.append(process.pid)
+            for process in psutil.Process().children(
+                recursive=True
+            ):  # other tests have workers too
+                with suppress(psutil.NoSuchProcess):
+                    if (process.cmdline() or [""])[0].startswith("ray::RayTrainWorker"):
+                        process.kill()
+                        killed.append(process.pid)
             wait_for(lambda: not reached(), lambda: not ended.is_set(), 20)
 
     killer = threading.Thread(target=kill)

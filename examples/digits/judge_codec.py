@@ -20,12 +20,10 @@ from sheen.core.manifest import read_manifest
 from sheen.judge.codec_quality import CodecReport, Recording, Waveform, measure_codec
 from sheen.judge.codec_report import PAGE_FILE, compare, voice_rows, write_report
 from sheen.judge.hearing import POCKETSPHINX, open_transcriber
-from sheen.judge.voices import VoiceProfiles
+from sheen.judge.known_voices import fit_recordings
 from sheen.report.clips import save_png
 
 HERE = Path(__file__).resolve().parent
-PROFILE_RECORDINGS = 40
-"""Recordings of each voice that its profile is made of."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +49,6 @@ def read_recordings(folder: str, sample_rate: int, per_voice: int | None) -> lis
                 raise ValueError(f"{folder}, {row['source']}: {row['audio']}: {error}") from error
             recordings.append(Recording(row["id"], waveform, row["text"], voice))
     return recordings
-
-
-def fit_profiles(folder: str, sample_rate: int) -> VoiceProfiles:
-    """Profiles of the voices of a corpus."""
-    by_voice: dict[str, list[Waveform]] = {}
-    for recording in read_recordings(folder, sample_rate, PROFILE_RECORDINGS):
-        by_voice.setdefault(str(recording.voice), []).append(recording.waveform)
-    return VoiceProfiles.fit(by_voice, sample_rate)
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -137,7 +127,7 @@ def judge(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[
     if args.profiles:
         logger.info("learning the voices of %s", args.profiles)
         with named("--profiles"):
-            profiles = fit_profiles(args.profiles, codec.sample_rate)
+            profiles = fit_recordings(args.profiles, codec.sample_rate)
     report, decoded = measure_codec(
         codec,
         f"{Path(args.codec).name} (weights {info.sha256[:12]})",

@@ -6,30 +6,25 @@ prompts' positions in the list, and the same command goes on with the prompts th
 
 import logging
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import ray
-from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import cluster
 from sheen.core import checkpoint, files
-from sheen.core.audio import decode_audio
-from sheen.core.manifest import read_manifest
 from sheen.core.prompt_list import read_prompts
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.plan import claim_output, plan_prompts, prompt_table
 from sheen.evaluate.results import Evaluation, row_files, write_results
 from sheen.evaluate.stages import ListenWorker, SpeakWorker, write_rows
 from sheen.judge.hearing import POCKETSPHINX, Grammar, check_transcriber
+from sheen.judge.known_voices import fit_recordings
 from sheen.judge.voices import VoiceProfiles
 
 logger = logging.getLogger(__name__)
 
-PROFILE_RECORDINGS = 40
-"""Recordings of each voice that its profile is made of."""
 GPU_SHARES = 0.7, 0.3
 """Of a speaking worker and of the listening one beside it, where a recogniser runs on GPUs."""
 
@@ -62,17 +57,8 @@ def run(config: EvaluateConfig) -> Evaluation:
 def _fit_profiles(location: str | None, sample_rate: int) -> VoiceProfiles | None:
     if location is None:
         return None
-    recordings: dict[str, list[NDArray[Any]]] = {}
     try:
-        for row in read_manifest(files.absolute(location)).to_pylist():
-            own = recordings.setdefault(row["speaker"] or "", [])
-            if row["reason"] is None and row["speaker"] and len(own) < PROFILE_RECORDINGS:
-                try:
-                    own.append(decode_audio(files.read_bytes(row["audio"]), sample_rate))
-                except (OSError, ValueError) as error:
-                    raise ValueError(f"{row['audio']}: {error}") from error
-        recordings.pop("", None)
-        return VoiceProfiles.fit(recordings, sample_rate)
+        return fit_recordings(location, sample_rate)
     except ValueError as error:
         raise ValueError(f"--voice-recordings {location}: {error}") from error
 
