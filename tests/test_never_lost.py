@@ -93,9 +93,8 @@ def test_workers_killed_at_random_steps_change_nothing(
                 )
 
             wait_for(reached, lambda: not ended.is_set(), 200)
-            for process in psutil.Process().children(
-                recursive=True
-            ):  # other tests have workers too
+            # Of this process alone: tests beside it have workers too.
+            for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     if (process.cmdline() or [""])[0].startswith("ray::RayTrainWorker"):
                         process.kill()
