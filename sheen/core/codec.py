@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from snac import SNAC
-from snac.layers import DecoderBlock, NoiseBlock
+from snac.layers import DecoderBlock, NoiseBlock, Snake1d
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -71,6 +71,27 @@ class Window:
     stop: int
 
 
+class _Snake(nn.Module):
+    """SNAC's activation, x + sin(alpha x)^2 / alpha, in one buffer instead of five.
+
+    The same operations in the same order, so the same bits. Activations are half of a codec's time
+    on a CPU and wait for memory: a clip encodes in about three quarters of the time.
+    """
+
+    alpha: Tensor
+    inverse: Tensor
+
+    def __init__(self, published: Snake1d) -> None:
+        super().__init__()
+        alpha = published.alpha.detach()
+        self.register_buffer("alpha", alpha)
+        self.register_buffer("inverse", (alpha + 1e-9).reciprocal())  # 1e-9 is SNAC's
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * self.alpha
+        return y.sin_().square_().mul_(self.inverse).add_(x)
+
+
 class Codec:
     """A SNAC model ready for inference on one device; see `load_codec`."""
 
@@ -80,6 +101,9 @@ class Codec:
             # less than half the time on a CPU.
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")
+            for name, part in module.named_children():
+                if isinstance(part, Snake1d):
+                    setattr(module, name, _Snake(part))
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = device
         self.sample_rate = int(model.sampling_rate)
