@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-CHECKPOINT := runs/demo/train/checkpoint/sheen.json
 # Two processes that compute with several torch threads each slow one another down many times over.
 export OMP_NUM_THREADS ?= 1
 # As sheen.cluster.WORKER_ENV: glibc otherwise returns each large tensor to the kernel.
@@ -39,11 +38,7 @@ soak: setup
 demo: setup
 	$(BIN)/python examples/digits/demo.py
 
-# The benchmark speaks from the demo's checkpoint; on a fresh machine the demo makes it first.
-$(CHECKPOINT): | setup
-	$(BIN)/python examples/digits/demo.py
-
-bench: setup $(CHECKPOINT)
+bench: setup
 	$(BIN)/python benchmarks/batching.py
 	$(BIN)/python benchmarks/training.py --layers 28 4
 

@@ -22,7 +22,7 @@ from sheen.core.sampling import Sampling
 from sheen.core.voice import load_voice
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_MODEL = ROOT / "runs" / "demo" / "train" / "checkpoint"
+DEFAULT_MODEL = ROOT / "examples" / "digits" / "voice"
 
 
 def seconds_for(engine: Engine, requests: Sequence[Request]) -> float:

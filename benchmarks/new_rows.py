@@ -4,7 +4,7 @@ Three arms: the two ways of `sheen.core.new_rows`, and transformers' own mean_re
 all start practically equal. All fine-tune copies of one base on examples/digits; in the runs of a
 seed only the rows' first values differ. `--base text` first trains that base as a language model on
 the prose in Python's standard library, because a row is drawn from the statistics of the table that
-is there; `--base untrained` starts where the example's demo does.
+is there; `--base untrained` starts where the example's voice did.
 """
 
 import argparse

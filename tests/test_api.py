@@ -284,14 +284,14 @@ def test_the_committed_configuration_is_one_that_ray_and_build_accept() -> None:
 
 
 def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="make demo") as raised:
+    with pytest.raises(ValueError, match="examples/digits/voice") as raised:
         checkpoint_location(str(tmp_path))
     assert "jobs/train.py" in str(raised.value)
     assert str(tmp_path) in str(raised.value)
 
 
 def test_build_refuses_a_missing_checkpoint_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="make demo"):
+    with pytest.raises(ValueError, match="no checkpoint in"):
         build(ServeArgs(model=str(tmp_path / "nothing")))
 
 

@@ -255,7 +255,7 @@ def test_an_ljspeech_folder_needs_no_texts(tmp_path: Path) -> None:
 
 def test_the_examples_corpus_is_data() -> None:
     found = find_recordings(str(DIGITS / "corpus"), 16, 0)
-    assert len(everything(found)) == 320
+    assert len(everything(found)) == 440
     assert len(found.evaluation) == 16
     assert found.summary["dropped"] == {}
 

@@ -209,6 +209,9 @@ def test_png_is_as_wide_as_its_clips_together(tmp_path: Path) -> None:
     for part in np.split(three, 3, axis=1):
         assert (part[:40] < 0.5).any()  # the title
         assert np.ptp(part[200:400], axis=(0, 1)).max() > 0.5  # the spectrogram
+    save_png(row, triple, stacked=True)
+    stacked = imread(triple, format="png")
+    assert np.array_equal(np.split(stacked, 3), np.split(three, 3, axis=1))
     # A page can still show the row, as if nothing had been drawn of it.
     assert not any(plot.figure.texts for plot in row.plots)
 

@@ -40,6 +40,7 @@ from sheen.core.audio import decode_audio, encode_audio, to_pcm16
 from sheen.core.checkpoint import CheckpointInfo, Pace
 from sheen.core.claim import claim
 from sheen.core.prompt_list import Prompt
+from sheen.core.sampling import Sampling
 from sheen.core.voice import Voice
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.job import run
@@ -54,7 +55,7 @@ from test_report import Page, assert_self_contained
 Row = dict[str, Any]
 
 GRAMMAR = DIGITS / "digits.gram"
-SAMPLING = {"temperature": 0.8, "top_k": 0, "top_p": 0.95}
+SAMPLING = {"temperature": Sampling.temperature, "top_k": 0, "top_p": 0.95}
 TOO_LONG = "nine " * 500  # characters are tokens here, and the model has 2,048 positions
 LISTED: list[Row] = [
     {"id": "pair", "text": "one two", "speaker": "slt"},
@@ -451,7 +452,7 @@ def test_a_finished_run_speaks_nothing_again(spoken: Done) -> None:
     ("changes", "message"),
     [
         ({"seed": 1}, "seed was 0, now 1"),
-        ({"temperature": 0.5}, "temperature was 0.8, now 0.5"),
+        ({"temperature": 0.3}, f"temperature was {Sampling.temperature}, now 0.3"),
         ({"judge": "pocketsphinx"}, "judge was None, now 'pocketsphinx'"),
         ({"voices": ["slt"]}, "voices was ['slt', 'awb'], now ['slt']"),
         ({"audio": "parquet", "limit": 1}, "audio was 'files', now 'parquet'"),

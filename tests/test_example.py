@@ -14,6 +14,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sheen.config import JobConfig, load_config
+from sheen.core.batches import is_held_out
+from sheen.core.prompt_list import read_prompts
+from sheen.core.sampling import Sampling
+from sheen.encode.config import EncodeConfig
+from sheen.evaluate.config import EvaluateConfig
+from sheen.train.codec.config import CodecTrainConfig
+from sheen.train.config import TrainConfig
+
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
 
 
@@ -42,10 +51,12 @@ def texts_of(voice: str) -> list[str]:
 
 # The committed files
 
+RECORDINGS = {"slt": 80, "rms": 80, "awb": 80, "kal16": 200}  # kal16 is the demo's new voice
 
-def test_rows_are_digit_strings_in_balanced_voices() -> None:
+
+def test_rows_are_digit_strings_in_four_voices() -> None:
     rows = read_rows()
-    assert Counter(row[3] for row in rows) == dict.fromkeys(make_corpus.VOICES, 80)
+    assert Counter(row[3] for row in rows) == RECORDINGS
     for name, text, normalised, speaker in rows:
         assert name.startswith(f"{speaker}-")
         assert normalised == text
@@ -81,7 +92,7 @@ def test_audio_is_speech_and_not_silence(folder: str) -> None:
         assert 0.15 < numpy.abs(samples).max() < 0.99, name
 
 
-@pytest.mark.parametrize(("folder", "limit"), [("corpus", 9_500_000), ("heldout", 12_300_000)])
+@pytest.mark.parametrize(("folder", "limit"), [("corpus", 12_300_000), ("heldout", 12_300_000)])
 def test_recordings_are_small_enough_to_commit(folder: str, limit: int) -> None:
     files = [path for path in (DIGITS / folder).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= limit
@@ -89,8 +100,8 @@ def test_recordings_are_small_enough_to_commit(folder: str, limit: int) -> None:
 
 def test_script_draws_the_committed_strings_again() -> None:
     heldout = frozenset(make_corpus.read_heldout(DIGITS / "heldout.txt"))
-    for voice in make_corpus.VOICES:
-        assert make_corpus.draw_strings(voice, 80, 0, heldout) == texts_of(voice)
+    for voice, count in RECORDINGS.items():
+        assert make_corpus.draw_strings(voice, count, 0, heldout) == texts_of(voice)
 
 
 def test_held_out_list_is_the_one_the_script_draws() -> None:
@@ -285,6 +296,40 @@ def test_flite_makes_the_committed_held_out_recordings_again(tmp_path: Path) -> 
 def test_a_voice_flite_would_replace_by_its_default_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"no voice nobody: it has .*slt"):
         make_corpus.check_flite(["slt", "nobody"])
+
+
+# The configurations
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("encode", EncodeConfig),
+        ("train", TrainConfig),
+        ("voice", TrainConfig),
+        ("evaluate", EvaluateConfig),
+        ("codec", CodecTrainConfig),
+    ],
+)
+def test_configurations_are_ones_that_the_jobs_take(name: str, config: type[JobConfig]) -> None:
+    load_config(config, ["--config", str(DIGITS / f"{name}.yaml")], name)
+
+
+def test_the_evaluation_samples_as_serving_does() -> None:
+    config = load_config(EvaluateConfig, ["--config", str(DIGITS / "evaluate.yaml")], "evaluate")
+    chosen = Sampling(config.temperature, config.top_k, config.top_p)
+    assert chosen == Sampling()
+
+
+def test_prompts_of_the_base_are_held_out_of_its_training_and_left_for_judging() -> None:
+    config = load_config(TrainConfig, ["--config", str(DIGITS / "voice.yaml")], "train")
+    prompts = read_prompts(str(DIGITS / "prompts.jsonl"))
+    assert all(is_held_out(prompt.text, config.eval_share, config.seed) for prompt in prompts)
+    judged = set((DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines())
+    assert not judged & {prompt.text for prompt in prompts}
+    # No string of two digits is among the hundredth that the run holds out.
+    kinds = Counter((prompt.speaker, len(prompt.text.split())) for prompt in prompts)
+    assert kinds == Counter((voice, n) for voice in ("slt", "rms", "awb") for n in (3, 4, 5, 6))
 
 
 # The base model

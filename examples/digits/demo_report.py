@@ -1,124 +1,71 @@
-"""The demo's listening part: concurrent requests with the `openai` client, and one HTML page."""
+"""The demo's page: what the fine-tuning changed, to read, to hear and to see.
+
+Owns the sections of `report.html` and the images beside it. What the numbers are is in the files
+that the jobs left.
+"""
 
 import json
 import statistics
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openai
-import soundfile
-import torch
-import yaml
-from torchaudio.functional import resample
+from demo_comparison import BaseClip, comparison
+from demo_requests import Spoken
 
-from sheen.core.batches import is_held_out
-from sheen.core.prompt import normalise
-from sheen.report.clips import Clip, clip_row
+from sheen.core.audio import decode_audio
+from sheen.core.codec import Codec, load_codec
+from sheen.judge.coding import decode_clip, encode_clips
+from sheen.judge.hearing import POCKETSPHINX, Transcriber, open_transcriber
+from sheen.report.clips import Clip, ClipRow, clip_row, save_png
 from sheen.report.figures import bars, curves, histogram
 from sheen.report.page import Section, table, write_page
 
 DIGITS = Path(__file__).resolve().parent
-CONCURRENT = 8
+PICTURED = ("kal16", "slt")
+"""Voices with an image: the one that was learnt, and of the old ones that which the codec serves
+least."""
 
 
-@dataclass(frozen=True)
-class Spoken:
-    """One request: what was asked for, and when the client had what."""
+def write_report(
+    folder: Path,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    clips: Sequence[BaseClip],
+    requests: tuple[list[Spoken], list[Spoken]],
+    seconds: dict[str, float],
+) -> list[Path]:
+    """Write `folder`/report.html, and the images, whose paths are returned.
 
-    text: str
-    voice: str
-    recording: Path
-    seen: bool
-    wav: Path
-    concurrent: bool
-    first_byte_s: float
-    total_s: float
-
-
-def choose_texts() -> list[tuple[str, str, Path, bool]]:
-    """Two strings per voice that have a recording: one that training saw, one that it did not."""
-    config = yaml.safe_load((DIGITS / "train.yaml").read_text("utf-8"))
-    share, seed = config["eval_share"], config.get("seed", 0)
-    chosen: dict[tuple[str, bool], tuple[str, str, Path, bool]] = {}
-    for line in (DIGITS / "corpus" / "metadata.csv").read_text("utf-8").splitlines():
-        name, _, text, voice = line.split("|")
-        seen = not is_held_out(normalise(text), share, seed)
-        wav = DIGITS / "corpus" / "wavs" / f"{name}.flac"
-        chosen.setdefault((voice, seen), (text, voice, wav, seen))
-    return sorted(chosen.values(), key=lambda item: (item[1], not item[3]))
-
-
-def speak_all(url: str, folder: Path) -> list[Spoken]:
-    """One request alone, then all at once; the WAVs land in `folder`/wavs."""
-    (folder / "wavs").mkdir(exist_ok=True)
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120, max_retries=0)
-    texts = choose_texts()[:CONCURRENT]
-
-    def speak(index: int, concurrent: bool) -> Spoken:
-        text, voice, recording, seen = texts[index]
-        wav = folder / "wavs" / f"{index:02d}-{voice}{'' if concurrent else '-alone'}.wav"
-        started = time.monotonic()
-        first = 0.0
-        with (
-            client.audio.speech.with_streaming_response.create(
-                model="sheen",
-                input=text,
-                voice=voice,
-                response_format="wav",
-                extra_body={"seed": index},
-            ) as response,
-            wav.open("wb") as file,
-        ):
-            for chunk in response.iter_bytes():
-                first = first or time.monotonic() - started
-                file.write(chunk)
-        total = time.monotonic() - started
-        return Spoken(text, voice, recording, seen, wav, concurrent, first, total)
-
-    alone = [speak(index, False) for index in range(len(texts))]
-    with ThreadPoolExecutor(len(texts)) as pool:
-        together = list(pool.map(lambda index: speak(index, True), range(len(texts))))
-    for one, many in zip(alone, together, strict=True):
-        _check_same_speech(one.wav, many.wav)
-        print(f"   {many.voice}: {many.text!r}, first bytes after {many.first_byte_s:.2f} s")
-    longest, all_at_once = (max(s.total_s for s in group) for group in (alone, together))
-    print(
-        f"   the longest alone: {longest:.2f} s; all {len(together)} at once: {all_at_once:.2f} s, "
-        f"{all_at_once / longest:.2f} times as long"
-    )
-    return alone + together
-
-
-def _check_same_speech(alone: Path, together: Path) -> None:
-    """A request must not sound otherwise because others ran beside it."""
-    one, many = (soundfile.read(path, dtype="int16")[0].astype(int) for path in (alone, together))
-    # Batched matrix products round differently: one step of 16-bit PCM, not another token.
-    if len(one) != len(many) or np.abs(one - many).max(initial=0) > 1:
-        raise RuntimeError(f"{together} is not what the same request gave alone ({alone})")
-
-
-def write_report(folder: Path, spoken: list[Spoken], seconds: dict[str, float]) -> None:
-    """Write `folder`/report.html."""
-    rows = [json.loads(line) for line in (folder / "train/metrics.jsonl").read_text().splitlines()]
-    encode = json.loads((folder / "codes/report.json").read_text("utf-8"))
-    together = [item for item in spoken if item.concurrent]
-    alone = [item for item in spoken if not item.concurrent]
+    before, after: of `read_results`. clips: the base's, of the strings that were requested.
+    requests: each string alone, and all at once. seconds: by stage.
+    """
+    alone, together = requests
+    codec = load_codec(str(DIGITS / "codec"))
+    listener = open_transcriber(POCKETSPHINX, str(DIGITS / "digits.gram"))
+    rows = [
+        _compare(clip, spoken.wav, codec, listener)
+        for clip, spoken in zip(clips, together, strict=True)
+    ]
+    metrics = [
+        json.loads(line)
+        for line in (folder / "train/metrics.jsonl").read_text("utf-8").splitlines()
+    ]
+    encoded = json.loads((folder / "codes/report.json").read_text("utf-8"))
     sections = [
-        Section("Where the time went", [bars("Time per stage", seconds, "seconds")]),
-        _training_section(rows),
+        _comparison_section(before, after),
         Section(
-            "Synthesised beside recorded",
+            "One string, four times",
             [
-                "The recordings are the flite synthesiser's. The model was trained from nothing "
-                "for a few minutes on a few hundred strings: it babbles in the voices and does not "
-                "say the words yet. Strings marked held out were not trained on.",
-                *(_clips(item) for item in together),
+                "Held-out strings, of which the model has never heard one. The recordings are the "
+                "flite synthesiser's; better than the codec's reconstruction no model can sound "
+                "here; the base is the committed voice, fine-tuned is what the demo served.",
+                *rows,
             ],
         ),
+        Section("Where the time went", [bars("Time per stage", seconds, "seconds")]),
+        _training_section(metrics),
         Section(
             "Requests",
             [
@@ -131,27 +78,60 @@ def write_report(folder: Path, spoken: list[Spoken], seconds: dict[str, float]) 
                 )
             ],
         ),
-        Section(
-            "The data",
-            [
-                table(
-                    [],
-                    [
-                        ("Recordings encoded", f"{encode['rows_out']} of {encode['rows_in']}"),
-                        ("Minutes of speech", f"{encode['hours'] * 60:.1f}"),
-                        ("Encoding, x realtime", str(encode["audio_seconds_per_second"])),
-                        ("Utterances over the length limit", str(rows[0]["over_length_limit"])),
-                    ],
-                ),
-                _lengths(rows[0]),
-            ],
-        ),
+        _data_section(encoded, metrics[0]),
     ]
     write_page(
         folder / "report.html",
-        "Sheen demo: spoken digits",
+        "Sheen demo: a new voice",
         sections,
-        lead="Recordings, SNAC codes, a trained checkpoint, speech over HTTP: on one machine.",
+        lead="A small model that speaks learns a voice that it has never heard: recordings, SNAC "
+        "codes, a fine-tuned checkpoint, speech over HTTP, on one machine.",
+    )
+    return _save_images(folder, clips, rows)
+
+
+def _compare(clip: BaseClip, fine_tuned: Path, codec: Codec, listener: Transcriber) -> ClipRow:
+    """One string as it was recorded, coded, spoken before and spoken after."""
+    rate = codec.sample_rate
+    path = DIGITS / "heldout" / "wavs" / f"{clip.id}.flac"
+    recording = decode_audio(path.read_bytes(), rate)
+    (codes,), _ = encode_clips(codec, [recording])
+    waveforms = {
+        "recording": recording,
+        "codec": decode_clip(codec, codes, len(recording), seed=0),
+        "base": decode_audio(clip.audio, rate),
+        "fine-tuned": decode_audio(fine_tuned.read_bytes(), rate),
+    }
+    heard = listener.transcribe(list(waveforms.values()), rate)
+    return clip_row(
+        [
+            Clip(title, waveform, rate, f"heard: {words or 'nothing'}")
+            for (title, waveform), words in zip(waveforms.items(), heard, strict=True)
+        ],
+        title=f"{clip.voice}: {clip.text} ({clip.id})",
+    )
+
+
+def _save_images(folder: Path, clips: Sequence[BaseClip], rows: Sequence[ClipRow]) -> list[Path]:
+    """The first row of each voice in PICTURED, its clips one above the other."""
+    images = []
+    for voice in PICTURED:
+        clip, row = next(pair for pair in zip(clips, rows, strict=True) if pair[0].voice == voice)
+        images.append(folder / f"{clip.id}.png")
+        save_png(row, images[-1], stacked=True)
+    return images
+
+
+def _comparison_section(before: dict[str, Any], after: dict[str, Any]) -> Section:
+    header, rows = comparison(before, after)
+    return Section(
+        "Before and after",
+        [
+            table(header, rows),
+            f"Held-out strings of two to six digits, heard by {after['listener']}. WER is the "
+            "word error rate, in brackets its 95% bootstrap interval over strings; seed "
+            f"{after['seed']}, the same for both.",
+        ],
     )
 
 
@@ -174,27 +154,21 @@ def _training_section(rows: list[dict[str, Any]]) -> Section:
                 "nats per audio token",
             ),
             f"{statistics.median(speed):.0f} target tokens per second (median). The evaluation "
-            "loss is of strings that were held out; where it turns up, the model memorises.",
+            "loss is of strings that this training did not see; where it turns up, the model "
+            "memorises.",
         ],
     )
 
 
-def _clips(item: Spoken) -> Any:
-    synthesised, rate = soundfile.read(item.wav, dtype="float32")
-    recorded, recorded_rate = soundfile.read(item.recording, dtype="float32")
-    at_codec_rate = resample(torch.from_numpy(recorded), recorded_rate, rate).numpy()
-    kind = "seen in training" if item.seen else "held out"
-    return clip_row(
-        [
-            Clip("Recorded", at_codec_rate, rate),
-            Clip("Synthesised", synthesised, rate, f"first bytes after {item.first_byte_s:.2f} s"),
-        ],
-        title=f"{item.voice}: {item.text} ({kind})",
-    )
-
-
-def _lengths(summary: dict[str, Any]) -> Any:
+def _data_section(encoded: dict[str, Any], summary: dict[str, Any]) -> Section:
     edges = np.array(summary["length_histogram"]["tokens"])
     counts = summary["length_histogram"]["utterances"]
     centres = np.repeat((edges[1:] + edges[:-1]) / 2, counts)
-    return histogram("Sequence lengths", centres, "tokens", bins=len(counts))
+    facts = [
+        ("Recordings encoded", f"{encoded['rows_out']} of {encoded['rows_in']}"),
+        ("Minutes of speech", f"{encoded['hours'] * 60:.1f}"),
+        ("Encoding, x realtime", str(encoded["audio_seconds_per_second"])),
+        ("Utterances over the length limit", str(summary["over_length_limit"])),
+    ]
+    lengths = histogram("Sequence lengths", centres, "tokens", bins=len(counts))
+    return Section("The data", [table([], facts), lengths])

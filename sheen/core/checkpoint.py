@@ -72,7 +72,7 @@ def read_info(folder: Path | str) -> CheckpointInfo:
     if not files.exists(path):
         raise ValueError(
             f"{path} is missing: {folder} is not a Sheen checkpoint. "
-            "Make one with jobs/train.py; `make demo` trains a small one."
+            "Make one with jobs/train.py; examples/digits/voice of a checkout is a small one."
         )
     try:
         data = dict(json.loads(files.read_bytes(path)))

@@ -81,8 +81,8 @@ def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
     """Open a checkpoint folder (path or URI) for synthesis on one device."""
     if not files.exists(location):
         raise ValueError(
-            f"checkpoint {location}: no such folder. Train one with jobs/train.py; `make demo` "
-            "trains a small one under runs/demo/train/checkpoint."
+            f"checkpoint {location}: no such folder. Train one with jobs/train.py; "
+            "examples/digits/voice of a checkout is a small one that speaks digits."
         )
     folder = files.local_folder(location)
     info = checkpoint.read_info(folder)

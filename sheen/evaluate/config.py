@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sheen.config import JobConfig
+from sheen.core.sampling import Sampling
 
 
 class EvaluateConfig(JobConfig):
@@ -51,9 +52,15 @@ class EvaluateConfig(JobConfig):
             "and path), or into files VOICE/ID.flac under audio/"
         ),
     ] = "parquet"
-    temperature: Annotated[float, Field(ge=0.0, le=5.0, description="0 is greedy")] = 0.8
-    top_k: Annotated[int, Field(ge=0, description="most likely tokens kept; 0 is off")] = 0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0, description="probability kept; 1 is off")] = 0.95
+    temperature: Annotated[float, Field(ge=0.0, le=5.0, description="0 is greedy")] = (
+        Sampling.temperature
+    )
+    top_k: Annotated[int, Field(ge=0, description="most likely tokens kept; 0 is off")] = (
+        Sampling.top_k
+    )
+    top_p: Annotated[float, Field(gt=0.0, le=1.0, description="probability kept; 1 is off")] = (
+        Sampling.top_p
+    )
     seed: Annotated[
         int, Field(ge=0, description="of the draws, another for each prompt, and the intervals")
     ] = 0

@@ -124,9 +124,12 @@ def clip_row(clips: Sequence[Clip], title: str = "") -> ClipRow:
     return ClipRow(title, clips, plots)
 
 
-def save_png(row: ClipRow, path: str | os.PathLike[str] | io.BytesIO) -> None:
+def save_png(
+    row: ClipRow, path: str | os.PathLike[str] | io.BytesIO, *, stacked: bool = False
+) -> None:
     """Draw a row as one PNG, each clip under its title, for a page that plays nothing.
 
+    The clips stand side by side, or with `stacked` one above the other, their time axes in line.
     A folder in `path` must exist.
     """
     images = []
@@ -138,7 +141,7 @@ def save_png(row: ClipRow, path: str | os.PathLike[str] | io.BytesIO) -> None:
         title.remove()
         file.seek(0)
         images.append(imread(file))
-    imsave(path, np.hstack(images), format="png")
+    imsave(path, np.vstack(images) if stacked else np.hstack(images), format="png")
 
 
 def audio_uri(clip: Clip) -> str:

@@ -11,6 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from sheen.core.sampling import Sampling
+
 MAX_INPUT_CHARACTERS = 4096
 
 MEDIA_TYPES = {"wav": "audio/wav", "pcm": "audio/pcm"}
@@ -35,9 +37,11 @@ class SpeechRequest(BaseModel):
     ] = "wav"
     stream_format: Annotated[Literal["audio"], Field(description="chunked audio bytes")] = "audio"
     speed: Annotated[float, Field(ge=1.0, le=1.0, description="only 1.0")] = 1.0
-    temperature: Annotated[float, Field(ge=0.0, le=5.0, description="0 is greedy")] = 0.8
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    top_k: Annotated[int, Field(ge=0, description="0 is off")] = 0
+    temperature: Annotated[float, Field(ge=0.0, le=5.0, description="0 is greedy")] = (
+        Sampling.temperature
+    )
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Sampling.top_p
+    top_k: Annotated[int, Field(ge=0, description="0 is off")] = Sampling.top_k
     seed: Annotated[
         int | None, Field(ge=0, lt=2**63, description="the same seed gives the same audio")
     ] = None

@@ -20,7 +20,7 @@ class ServeArgs(BaseModel, extra="forbid"):
             description="checkpoint folder: absolute path, URI, or a path relative to the folder "
             "that holds the sheen package"
         ),
-    ] = "runs/demo/train/checkpoint"
+    ] = "examples/digits/voice"
     model_id: Annotated[str, Field(description="name shown by /v1/models")] = "sheen"
     default_max_seconds: Annotated[
         float, Field(gt=0.0, description="longest audio of one request, seconds")
@@ -45,7 +45,7 @@ def checkpoint_location(model: str) -> str:
     folder = CHECKOUT / Path(model).expanduser()
     if not checkpoint.is_checkpoint(folder):
         raise ValueError(
-            f"args.model {model}: no checkpoint in {folder}. `make demo` trains the small default; "
-            "`python jobs/train.py --output DIR` writes one to DIR/checkpoint."
+            f"args.model {model}: no checkpoint in {folder}. `python jobs/train.py --output DIR` "
+            "writes one to DIR/checkpoint; examples/digits/voice of a checkout is a small one."
         )
     return str(folder)

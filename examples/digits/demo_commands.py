@@ -1,0 +1,178 @@
+"""The demo's commands: a Ray head, a server, submitted jobs; their logs, their progress, their end.
+
+Owns the processes that the demo starts and where their output goes. What they are told to do is
+the demo's business.
+"""
+
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RUN = ROOT / "runs" / "demo"
+READY_TIMEOUT_S = 180
+
+# The lines of a job's log that say how far it is; everything is in the log file.
+PROGRESS = re.compile(
+    r"(step \d+/|recordings encoded|utterances to train|rejected,|error|checkpoint in|computing on"
+    r"|spoken \d+/|EncodeWorker\): \d+/\d\d)"
+)
+
+
+class StepFailed(RuntimeError):
+    """A step of the demo ended badly; its log says why."""
+
+
+class Process:
+    """A long-running command of ours: its log, its end when the `with` block ends."""
+
+    def __init__(self, name: str, words: list[str], environment: dict[str, str]) -> None:
+        self.log = RUN / "logs" / f"{name}.log"
+        self.environment = environment
+        print(f"   $ {' '.join(words)}", flush=True)
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                words,
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches the demo, which stops them in order
+            )
+
+    def wait_for(self, what: str, ready: Callable[[], bool]) -> None:
+        """Return once it is ready; StepFailed when the command ends before, or takes too long."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        try:
+            while not ready():
+                if self._process.poll() is not None:
+                    self._fail(f"it exited with status {self._process.returncode}")
+                if time.monotonic() > deadline:
+                    self._fail(f"{what} was not ready within {READY_TIMEOUT_S} s")
+                time.sleep(0.5)
+        except BaseException:  # Ctrl-C too: nothing that was started may stay
+            self.__exit__()
+            raise
+
+    def _fail(self, what: str) -> None:
+        raise StepFailed(f"{what}; end of {self.log}:\n{_tail(self.log)}")
+
+    def __enter__(self) -> dict[str, str]:
+        return self.environment
+
+    def __exit__(self, *_: object) -> None:
+        for sign, patience_s in ((signal.SIGINT, 20), (signal.SIGTERM, 20), (signal.SIGKILL, 5)):
+            if self._process.poll() is not None:
+                return
+            # `serve run` shuts its application down on SIGINT; `ray start --block` stops its node
+            # on SIGTERM.
+            os.killpg(self._process.pid, sign)
+            try:
+                self._process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def start_head() -> Process:
+    """A Ray head of the demo's own, with the environment in which jobs reach it."""
+    port, dashboard = _free_port(), _free_port()
+    token = RUN / "ray-token"  # of this demo alone; the home folder's stays as it is
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32), "utf-8")
+    environment = os.environ | {
+        # Jobs run `python` from the PATH of the node's Ray process.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
+    words = ["ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"]
+    words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    head = Process("ray-head", words, environment)
+    head.wait_for("the head", lambda: "Ray runtime started" in head.log.read_text("utf-8"))
+    return head
+
+
+def start_server(config: Path, url: str, environment: dict[str, str]) -> Process:
+    """`serve run` of a config, once its application answers at `url`."""
+    server = Process("serve", ["serve", "run", str(config)], environment)
+    server.wait_for("the endpoint", lambda: _answers(f"{url}/health"))
+    return server
+
+
+def submit(name: str, job: str, environment: dict[str, str], *flags: str) -> None:
+    """Run jobs/`job`.py on the head with the example's config of it; its log is `name`'s."""
+    words = ["python", f"jobs/{job}.py", "--config", f"examples/digits/{job}.yaml", *flags]
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        try:
+            _run(name, ["ray", "job", "submit", "--working-dir", ".", "--", *words], environment)
+        except StepFailed as error:
+            # A head answers before the agent that takes jobs is up.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(2)
+        else:
+            return
+
+
+def _run(name: str, words: list[str], environment: dict[str, str]) -> None:
+    """Run a command to its end: everything to its log, its progress to the screen."""
+    print(f"   $ {' '.join(words)}", flush=True)
+    log = RUN / "logs" / f"{name}.log"
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            if PROGRESS.search(line):
+                print("   " + re.sub(r"\x1b\[\d+m|\(RayTrainWorker pid=\d+\)", "", line).rstrip())
+                sys.stdout.flush()
+    if process.returncode:
+        raise StepFailed(
+            f"{name} exited with status {process.returncode}; end of {log}:\n{_tail(log)}"
+        )
+
+
+def _tail(log: Path, lines: int = 30) -> str:
+    return "\n".join(log.read_text("utf-8", errors="replace").splitlines()[-lines:])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:  # refused, timed out, or an HTTP error status
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
