@@ -19,7 +19,7 @@ from sheen.core import draws
 class Sampling:
     """One request's settings. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
 
-    temperature: float = 0.8
+    temperature: float = 0.3
     top_k: int = 0
     top_p: float = 0.95
     seed: int = 0
