@@ -12,8 +12,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from sheen.config import fail
 from sheen.core.audio import to_pcm16
-from sheen.core.engine import Engine, Finished, stream
+from sheen.core.ending import Finished
+from sheen.core.engine import Engine
 from sheen.core.sampling import Sampling
+from sheen.core.synthesis import stream
 from sheen.core.voice import load_voice
 
 PROG = "python -m sheen"
@@ -47,7 +49,8 @@ def main(argv: list[str]) -> int:
         request = voice.request(options.text, options.voice, sampling, options.max_seconds)
     except ValueError as error:
         return fail(PROG, error)
-    engine = Engine(voice.model, voice.codec, max_batch=1)
+    positions = request.positions(voice.model.layout)
+    engine = Engine(voice.model, voice.codec, slots=1, positions=positions)
     started = time.monotonic()
     pieces, reason = [np.zeros(0, np.float32)], ""
     for item in stream(engine, request):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 SAMPLING = 1
-"""Purpose: which token to draw; position is `step * head rows + row`."""
+"""Purpose: which token to draw; position is the request's step."""
 NOISE = 16
 """Purpose: the codec's noise in upsampling block k is `NOISE + k`; position is the sample."""
 
@@ -32,7 +32,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def uniform(seeds: Tensor, purpose: int, positions: Tensor) -> Tensor:
-    """Uniform draws in (0, 1), float32.
+    """Uniform draws in (0, 1), float32, both ends left out.
 
     `seeds` `[B]` int64; `positions` `[B, N]` or `[N]` int64, non-negative and below 2**32.
     Returns `[B, N]`.
@@ -40,17 +40,13 @@ def uniform(seeds: Tensor, purpose: int, positions: Tensor) -> Tensor:
     key = _mix(_mix(seeds) + (seeds >> 32))
     key = _mix(key + (purpose * 0x9E3779B9 & _MASK))[:, None]
     bits = _mix(_mix(positions ^ key) + key)
-    return ((bits >> 8).to(torch.float32) + 0.5) * 2.0**-24
+    # 23 bits: of 24, the largest value and a half would round to 1.
+    return ((bits >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
 def normal(seeds: Tensor, purpose: int, positions: Tensor) -> Tensor:
     """Standard normal draws, float32, shaped as `uniform`'s (inverse of the normal's CDF)."""
     return math.sqrt(2.0) * torch.erfinv(2.0 * uniform(seeds, purpose, positions) - 1.0)
-
-
-def gumbel(seeds: Tensor, purpose: int, positions: Tensor) -> Tensor:
-    """Standard Gumbel draws: `argmax(logits + gumbel)` samples from `softmax(logits)`."""
-    return -torch.log(-torch.log(uniform(seeds, purpose, positions)))
 
 
 def step_seed(*parts: int) -> int:

@@ -1,31 +1,37 @@
 """The engine: `submit(request, sink)`, and PCM arrives at the sink while it is generated.
 
-Owns the queue, the thread that computes, and every request's ending. Requests that wait together
-are generated as one fixed batch; requests that come later wait for the next. It knows nothing
-about text, voices or HTTP.
+Owns the queue, the slots, the thread that generates tokens, and every request's ending. A request
+takes a free slot at the next step, is generated together with all others that run, and leaves its
+slot at `<audio_end>`, at its budget or when it is cancelled; its audio is decoded beside
+(`sheen.core.audio_stage`). It knows nothing about text, voices or HTTP.
 """
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
+from sheen.core.audio_stage import AudioStage, Stream
 from sheen.core.codec import Codec
-from sheen.core.generate import generate
+from sheen.core.counters import Counters
+from sheen.core.decoding import Pass, SlotDecoder
+from sheen.core.ending import Finished, FinishReason, Sink
 from sheen.core.model import SpeechLM
-from sheen.core.sampling import Sampler, Sampling
-from sheen.core.streaming import StreamingDecoder, decode_ready
+from sheen.core.sampling import Sampling
+from sheen.core.slots import CacheShape, Slots
+from sheen.core.streaming import DEFAULT_RAMP, SilenceTrim, StreamingDecoder
+from sheen.core.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
-Samples = NDArray[np.float32]
+STALL_S = 60.0
+"""A step, or a batch of windows, that takes longer is taken for one that never ends."""
+UNHEARD = 2
+"""Requests in the house per slot: with this many whose audio is not all out, none is admitted."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +43,9 @@ class Request:
     sampling: Sampling
     min_frames: int = 1
 
-
-@dataclass(frozen=True)
-class Finished:
-    """The last thing a sink gets. `stop`: the model ended; `length`: the budget did."""
-
-    reason: FinishReason
-    frames: int
-    error: str = ""
-
-
-Sink = Callable[[Samples | Finished], object]
-"""Called from the engine's thread; it must not block."""
+    def positions(self, layout: TokenLayout) -> int:
+        """Positions of a slot that it needs."""
+        return len(self.prompt) + self.max_frames * layout.tokens_per_frame
 
 
 class EngineBusy(RuntimeError):
@@ -60,38 +57,30 @@ class EngineBusy(RuntimeError):
 
 
 class Ticket:
-    """A submitted request. After `cancel()` its sink gets `Finished("cancelled")` and no more."""
+    """A submitted request. After `cancel()` its sink gets `Finished("cancelled")` and no more
+    samples, unless it has ended already."""
 
-    def __init__(self, request: Request, sink: Sink, decoder: StreamingDecoder) -> None:
+    def __init__(self, engine: "Engine", request: Request, stream: Stream) -> None:
         self.request = request
-        self._sink = sink
-        self._decoder = decoder
-        self._cancelled = threading.Event()
-        self._ending: FinishReason | None = None
-        self._closed = False
+        self._engine = engine
+        self._stream = stream
+        self._slot: tuple[int, int] | None = None
+        self._tokens = 0
 
     def cancel(self) -> None:
-        self._cancelled.set()
-
-    def _emit(self, item: Samples | Finished) -> None:
-        """Hand an item to the sink; a sink that raises ends its own request and no other."""
-        if self._closed:
-            return
-        self._closed = isinstance(item, Finished)
-        try:
-            self._sink(item)
-        except Exception:  # a sink is the caller's code: it may raise anything
-            logger.exception("the sink of a request failed; the request is dropped")
-            self._closed = True
-            self._ending = self._ending or "cancelled"
+        self._engine._cancel(self)
 
 
 class Engine:
-    """Generates and decodes for up to `max_batch` requests at a time, in a thread of its own.
+    """Generates and decodes for up to `slots` requests at a time, in threads of its own.
 
-    `batch_wait_s`: how long a batch that is not full waits for one more request. `max_queue`: how
-    many requests may wait before `submit` raises EngineBusy. `noise`: the codec's own noise, drawn
-    from each request's seed.
+    `positions`: the longest request, prompt and audio, in tokens (default: the model's longest);
+    memory for `slots` times as many is taken at once, see `memory_per_slot`. `max_queue`: how many
+    requests may wait, beyond those that a slot is free for, before `submit` raises EngineBusy.
+    `noise`: the codec's own noise, drawn from each request's seed. `ramp`, `look_ahead`: see
+    StreamingDecoder. `trim_silence`: leave out the silence before speech. `ahead`: passes that are
+    started before the tokens of the one before are read (default: 1 on a GPU). `stall_s`: after
+    so long at one step the engine is not alive.
     """
 
     def __init__(
@@ -99,176 +88,258 @@ class Engine:
         model: SpeechLM,
         codec: Codec,
         *,
-        max_batch: int = 8,
+        slots: int = 8,
+        positions: int | None = None,
         max_queue: int = 64,
-        batch_wait_s: float = 0.05,
         noise: bool = True,
+        ramp: Sequence[int] = DEFAULT_RAMP,
+        look_ahead: int | None = None,
+        trim_silence: bool = False,
+        audio_threads: int = 1,
+        ahead: int | None = None,
+        stall_s: float = STALL_S,
     ) -> None:
-        self._model = model
-        self._codec = codec
-        self._max_batch = max_batch
-        self._batch_wait_s = batch_wait_s
-        self._noise = noise
-        self._queue: queue.Queue[Ticket | None] = queue.Queue(max_queue)
+        if slots < 1:
+            raise ValueError(f"slots {slots}: expected at least 1")
+        self.positions = min(positions or model.max_positions, model.max_positions)
+        self.counters = Counters(slots)
+        self._model, self._codec = model, codec
+        self._max_queue = max_queue
+        self._noise, self._ramp, self._look_ahead = noise, tuple(ramp), look_ahead
+        self._trims = trim_silence
+        self._stall_s = stall_s
+        each = memory_per_slot(model, self.positions)
+        logger.info(
+            "%d slots of %d positions: %.1f MB each, %.1f MB together",
+            slots,
+            self.positions,
+            each / 1e6,
+            slots * each / 1e6,
+        )
+        self._decoder = SlotDecoder(model, slots, self.positions)
+        self._ahead = (1 if self._decoder.device.type == "cuda" else 0) if ahead is None else ahead
+        self._wake = threading.Condition()
+        # Under the lock: who waits, who is to be cancelled, how many are not wholly heard.
+        self._queue: deque[Ticket] = deque()
+        self._cancels: deque[Ticket] = deque()
+        self._slots = Slots(slots)
+        self._unheard = 0
         self._closing = False
-        self._submitting = threading.Lock()
+        self._running: dict[int, Ticket] = {}  # the token thread's, by slot
+        self._working_since: float | None = None
+        self._ended = False
+        self._audio = AudioStage(codec, self._closed, self._broke, audio_threads)
         self._thread = threading.Thread(target=self._loop, name="sheen-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request, sink: Sink) -> Ticket:
         """Queue a request.
 
-        Raises EngineBusy, ValueError for one that cannot fit the model, and RuntimeError after
-        `close`.
+        Raises EngineBusy, ValueError for one that cannot fit a slot, and RuntimeError after
+        `close` or the engine's end.
         """
         layout = self._model.layout
-        positions = len(request.prompt) + request.max_frames * layout.tokens_per_frame
-        if request.max_frames < 1 or positions > self._model.max_positions:
+        if request.max_frames < 1 or request.positions(layout) > self.positions:
             raise ValueError(
                 f"a prompt of {len(request.prompt)} tokens and {request.max_frames} frames do not "
-                f"fit the model's {self._model.max_positions} positions"
+                f"fit the engine's {self.positions} positions"
             )
         seed = request.sampling.seed if self._noise else None
-        ticket = Ticket(request, sink, StreamingDecoder(self._codec, layout, seed))
-        with self._submitting:
-            if self._closing:
+        decoder = StreamingDecoder(self._codec, layout, seed, self._ramp, self._look_ahead)
+        trim = SilenceTrim(self._codec.sample_rate) if self._trims else None
+        ticket = Ticket(self, request, Stream(decoder, sink, trim))
+        with self._wake:
+            if self._closing or self._ended:
                 raise RuntimeError("the engine is closed")
-            try:
-                self._queue.put_nowait(ticket)
-            except queue.Full:
-                raise EngineBusy(self._queue.qsize()) from None
+            if len(self._queue) >= self._max_queue + self._admissible():
+                self.counters.refused()
+                raise EngineBusy(len(self._queue))
+            self._queue.append(ticket)
+            self._wake.notify()
         return ticket
 
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        """Whether both stages run, and neither is stuck."""
+        since = self._working_since
+        stalled = since is not None and time.monotonic() - since > self._stall_s
+        return not stalled and self._thread.is_alive() and self._audio.alive(self._stall_s)
+
+    def metrics(self) -> dict[str, float]:
+        """Plain numbers: counts since the start, and the state as it is."""
+        with self._wake:
+            waiting, free = len(self._queue), self._slots.free
+        return self.counters.values() | {
+            "waiting": waiting,
+            "running": self._slots.count - free,
+            "slots": self._slots.count,
+        }
 
     def close(self) -> None:
-        """Finish what is queued and stop the thread."""
-        with self._submitting:
+        """Finish what is queued and stop the threads."""
+        with self._wake:
             self._closing = True
-        self._queue.put(None)  # nothing is queued after it
+            self._wake.notify_all()
         self._thread.join()
 
+    def _cancel(self, ticket: Ticket) -> None:
+        with self._wake:
+            self._cancels.append(ticket)
+            self._wake.notify()
+
+    def _closed(self, stream: Stream, ending: Finished) -> None:
+        """The audio stage is through with a stream."""
+        self.counters.ended(ending, stream)
+        with self._wake:
+            self._unheard -= 1
+            self._wake.notify()
+
+    def _broke(self, stream: Stream) -> None:
+        """The audio stage ended a stream before its tokens did."""
+        stream.broken = True
+        with self._wake:
+            self._wake.notify()
+
+    def _admissible(self) -> int:
+        """How many requests could be admitted now; with the lock held."""
+        room = UNHEARD * self._slots.count - self._unheard
+        return max(0, min(self._slots.free, room))
+
     def _loop(self) -> None:
-        last = False
-        while not last:
-            batch, last = self._gather()
-            if not batch:
-                return
-            started = time.monotonic()
-            try:
-                self._run(batch)
-            except Exception as error:  # whatever broke, the waiting clients must hear of it
-                logger.exception("a batch of %d requests failed", len(batch))
-                for ticket in batch:
-                    ticket._emit(Finished("error", ticket._decoder.frames, str(error)))
-            logger.info(
-                "batch fill %d of %d, longest %d frames, %.2f s, %d waiting",
-                len(batch),
-                self._max_batch,
-                max(ticket._decoder.frames for ticket in batch),
-                time.monotonic() - started,
-                self._queue.qsize(),
+        passes: deque[tuple[Pass, dict[int, int]]] = deque()
+        fault = "the engine stopped"
+        try:
+            self._decoder.prepare()
+            while self._gather(bool(passes)):
+                step = self._decoder.step()
+                if step is not None:
+                    owners = {
+                        slot: ticket._slot[1]
+                        for slot, ticket in self._running.items()
+                        if ticket._slot is not None
+                    }
+                    passes.append((step, owners))
+                while passes and (step is None or len(passes) > self._ahead):
+                    self._deliver(*passes.popleft())
+        except BaseException as error:
+            logger.exception("the engine failed")
+            fault = str(error) or type(error).__name__
+        finally:
+            self._working_since = None
+            self._abandon(fault)
+            self._audio.close()
+
+    def _gather(self, pending: bool) -> bool:
+        """Admit and cancel; wait while there is nothing to do. False when all is done for good."""
+        admitted: list[Ticket] = []
+        with self._wake:
+            while True:
+                idle = not self._running and not pending and not self._cancels
+                if not idle or (self._queue and self._admissible()):
+                    break
+                if self._closing and not self._queue:
+                    return False
+                self._working_since = None
+                self._wake.wait()
+            cancels = list(self._cancels)
+            self._cancels.clear()
+            for ticket in cancels:
+                if ticket._slot is None and ticket in self._queue:
+                    self._queue.remove(ticket)
+                    self._unheard += 1
+            for _ in range(min(self._admissible(), len(self._queue))):
+                ticket = self._queue.popleft()
+                ticket._slot = self._slots.take()
+                self._unheard += 1
+                admitted.append(ticket)
+        self._working_since = time.monotonic()
+        # Nothing below is done under the lock: a device may take its time.
+        for ticket in admitted:
+            self._start(ticket)
+        broken = [ticket for ticket in self._running.values() if ticket._stream.broken]
+        for ticket in (*cancels, *broken):
+            self._end(ticket, "cancelled")
+            self._audio.cancel(ticket._stream)
+        return True
+
+    def _start(self, ticket: Ticket) -> None:
+        assert ticket._slot is not None
+        slot, _ = ticket._slot
+        request, per_frame = ticket.request, self._model.layout.tokens_per_frame
+        self._running[slot] = ticket
+        self.counters.started(time.monotonic() - ticket._stream.opened)
+        try:
+            self._decoder.start(
+                slot,
+                request.prompt,
+                request.sampling,
+                request.max_frames * per_frame,
+                request.min_frames * per_frame,
             )
+        except Exception as error:
+            logger.exception("a request could not be started")
+            self._end(ticket, "error", error)
 
-    def _gather(self) -> tuple[list[Ticket], bool]:
-        """The next batch, and whether it is the last one before the engine closes."""
-        first = self._queue.get()
-        if first is None:
-            return [], True
-        batch = [first]
-        while len(batch) < self._max_batch:
-            try:
-                ticket = self._queue.get(timeout=self._batch_wait_s)
-            except queue.Empty:
-                break
-            if ticket is None:
-                return batch, True
-            batch.append(ticket)
-        return batch, False
-
-    def _run(self, batch: list[Ticket]) -> None:
+    def _deliver(self, step: Pass, owners: dict[int, int]) -> None:
+        """Hand a pass's tokens to the streams whose requests it was computed for."""
         layout = self._model.layout
-        sampler = Sampler([t.request.sampling for t in batch], self._model.head.device)
-        prompts = [ticket.request.prompt for ticket in batch]
-        minimum = [ticket.request.min_frames for ticket in batch]
-        for step, tokens in enumerate(generate(self._model, prompts, sampler, minimum)):
-            for ticket, token in zip(batch, tokens.tolist(), strict=True):
-                if ticket._ending is not None:
-                    continue
-                if ticket._cancelled.is_set():
-                    ticket._ending = "cancelled"
-                    ticket._emit(Finished("cancelled", ticket._decoder.frames))
-                elif token == layout.end_id:
-                    self._end(ticket, "stop")
-                else:
-                    ticket._decoder.push([token])
-                    if ticket._decoder.frames == ticket.request.max_frames:
-                        self._end(ticket, "length")
-            # Windows can only become ready when a frame is whole or a stream has ended.
-            if step % layout.tokens_per_frame in (0, layout.tokens_per_frame - 1):
-                self._deliver(batch)
-            if all(ticket._ending is not None for ticket in batch):
-                self._deliver(batch)
-                return
+        news: list[tuple[Stream, int | Finished]] = []
+        tokens = step.read()
+        self.counters.passed(len(tokens))
+        for slot, token in zip(step.slots, tokens, strict=True):
+            ticket = self._running.get(slot)
+            if ticket is None or ticket._slot != (slot, owners.get(slot)):
+                continue  # the slot is another request's by now, or nobody's
+            if token == layout.end_id:
+                self._end(ticket, "stop", news=news)
+                continue
+            news.append((ticket._stream, token))
+            ticket._tokens += 1
+            if ticket._tokens == ticket.request.max_frames * layout.tokens_per_frame:
+                self._end(ticket, "length", news=news)
+        if news:
+            self._audio.feed(news)
+        for slot, error in step.failed.items():
+            ticket = self._running.get(slot)
+            if ticket is not None and ticket._slot == (slot, owners.get(slot)):
+                self._end(ticket, "error", error)
+        if any(isinstance(error, torch.AcceleratorError) for error in step.failed.values()):
+            raise RuntimeError("the device failed; nothing can be computed on it any more")
 
-    def _end(self, ticket: Ticket, reason: FinishReason) -> None:
-        ticket._ending = reason
-        ticket._decoder.finish()
+    def _end(
+        self,
+        ticket: Ticket,
+        reason: FinishReason,
+        error: Exception | None = None,
+        news: list[tuple[Stream, int | Finished]] | None = None,
+    ) -> None:
+        """Free a request's slot and tell its stream, with the `news` if there are any."""
+        if ticket._slot is not None:
+            slot, _ = ticket._slot
+            if self._running.get(slot) is not ticket:
+                return  # it had ended before
+            del self._running[slot]
+            self._decoder.stop(slot)
+            with self._wake:
+                self._slots.give_back(slot)
+        message = "" if error is None else str(error) or type(error).__name__
+        item = ticket._stream, Finished(reason, 0, message)
+        if news is None:
+            self._audio.feed([item])
+        else:
+            news.append(item)
 
-    def _deliver(self, batch: list[Ticket]) -> None:
-        """Decode what is ready; streams that have ended are emptied and closed."""
-        while True:
-            open_tickets = [ticket for ticket in batch if not ticket._closed]
-            results = decode_ready([ticket._decoder for ticket in open_tickets])
-            for ticket, samples in zip(open_tickets, results, strict=True):
-                if len(samples):
-                    ticket._emit(samples)
-                elif ticket._ending is not None:
-                    ticket._emit(Finished(ticket._ending, ticket._decoder.frames))
-            if not any(len(samples) for samples in results):
-                return
-
-
-def stream(engine: Engine, request: Request) -> Iterator[Samples | Finished]:
-    """Submit a request and yield what its sink gets: samples, and `Finished` as the last item.
-
-    Raises RuntimeError when the engine failed. Closing the iterator cancels the request.
-    """
-    items: queue.Queue[Samples | Finished] = queue.Queue()
-    ticket = engine.submit(request, items.put)
-    try:
-        while True:
-            item = items.get()
-            if isinstance(item, Finished) and item.reason == "error":
-                raise RuntimeError(f"the engine failed: {item.error}")
-            yield item
-            if isinstance(item, Finished):
-                return
-    finally:
-        ticket.cancel()
+    def _abandon(self, fault: str) -> None:
+        """Let everybody who still waits hear of the end."""
+        with self._wake:
+            self._ended = True
+            left = list(self._queue)
+            self._queue.clear()
+            self._unheard += len(left)
+        error = RuntimeError(fault)
+        for ticket in [*self._running.values(), *left]:
+            self._end(ticket, "error", error)
 
 
-def synthesise(engine: Engine, requests: Sequence[Request]) -> list[tuple[Samples, Finished]]:
-    """Submit requests together and wait: whole waveforms `[n]` and how each ended, in order.
-
-    Raises EngineBusy when the queue does not take them all, and RuntimeError when the engine
-    failed.
-    """
-    items: list[queue.Queue[Samples | Finished]] = [queue.Queue() for _ in requests]
-    tickets: list[Ticket] = []
-    try:
-        for request, sink in zip(requests, items, strict=True):
-            tickets.append(engine.submit(request, sink.put))
-        results = []
-        for sink in items:
-            pieces: list[Samples] = [np.zeros(0, np.float32)]
-            while not isinstance(item := sink.get(), Finished):
-                pieces.append(item)
-            if item.reason == "error":
-                raise RuntimeError(f"the engine failed: {item.error}")
-            results.append((np.concatenate(pieces), item))
-        return results
-    finally:
-        for ticket in tickets:
-            ticket.cancel()
+def memory_per_slot(model: SpeechLM, positions: int) -> int:
+    """Bytes of keys and values that one slot takes, whether or not a request uses it."""
+    return CacheShape.of(model.lm).slot_bytes(positions)

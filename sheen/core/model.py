@@ -26,6 +26,7 @@ from sheen.core.attention import PACKED, use_attention
 from sheen.core.batches import Batch
 from sheen.core.loss import LossSums, Objective, speech_loss
 from sheen.core.new_rows import draw_noise, initialise_rows
+from sheen.core.slot_attention import SLOTTED, Rows
 from sheen.core.tied_table import TiedTable
 from sheen.core.tokens import TokenLayout
 
@@ -100,6 +101,15 @@ class SpeechLM(nn.Module):
             position_ids=batch.position_ids,
             segments=batch.segments,
             use_cache=False,
+        )
+        states: Tensor = output.last_hidden_state[0]
+        return states
+
+    def slot_states(self, ids: Tensor, positions: Tensor, rows: Rows) -> Tensor:
+        """The states `[T, d]` of a pass over slots: tokens `[T]` at `positions` `[T]`."""
+        use_attention(self.lm, SLOTTED)
+        output = self.lm.base_model(
+            input_ids=ids[None], position_ids=positions[None], rows=rows, use_cache=False
         )
         states: Tensor = output.last_hidden_state[0]
         return states

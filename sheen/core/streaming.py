@@ -4,10 +4,12 @@ Owns which frames may be decoded when, and which of the decoded samples are fina
 emits is the sample that decoding the whole utterance gives there (within float rounding), the
 first and the last frame included, whatever the chunks: each window carries the context that the
 codec's receptive field needs, and noise is a function of position. Windows of several streams are
-decoded in one batch.
+decoded in one batch. With a `look_ahead` the first chunk, and only that one, waits for fewer frames
+than it needs: it starts earlier, and its last samples differ (decision 0016 says by how much).
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,10 @@ NO_SAMPLES = np.zeros(0, np.float32)
 
 
 class StreamingDecoder:
-    """One utterance's decoder. `seed` None switches the codec's noise off."""
+    """One utterance's decoder. `seed` None switches the codec's noise off.
+
+    `look_ahead`: frames that the first chunk waits for; None for as many as make it exact.
+    """
 
     def __init__(
         self,
@@ -31,15 +36,21 @@ class StreamingDecoder:
         layout: TokenLayout,
         seed: int | None,
         ramp: Sequence[int] = DEFAULT_RAMP,
+        look_ahead: int | None = None,
     ) -> None:
         if not ramp or min(ramp) < 1:
             raise ValueError(f"ramp {tuple(ramp)}: expected frames per chunk, each at least 1")
+        if look_ahead is not None and look_ahead < 0:
+            raise ValueError(f"look_ahead {look_ahead}: expected frames, 0 or more")
         self.codec = codec
         self.layout = layout
         self.seed = seed
         self._ramp = tuple(ramp)
+        self._look_ahead = look_ahead
         self._ids: list[int] = []
-        self._frames = np.zeros((0, layout.tokens_per_frame), np.int16)
+        # Grown by doubling: a row per frame would copy all of them for each.
+        self._table = np.zeros((16, layout.tokens_per_frame), np.int16)
+        self._whole = 0
         self._emitted = 0
         self._chunks = 0
         self._ended = False
@@ -47,16 +58,27 @@ class StreamingDecoder:
     @property
     def frames(self) -> int:
         """Whole frames received."""
-        return len(self._frames)
+        return self._whole
+
+    @property
+    def emitted(self) -> int:
+        """Frames whose samples were given out."""
+        return self._emitted
 
     def push(self, ids: Iterable[int]) -> None:
         """Take further audio token ids (without `<audio_end>`). ValueError for an illegal one."""
         assert not self._ended, "push after finish"
         self._ids.extend(ids)
-        whole = len(self._ids) // self.layout.tokens_per_frame * self.layout.tokens_per_frame
-        if whole:
+        per_frame = self.layout.tokens_per_frame
+        if whole := len(self._ids) // per_frame * per_frame:
             new = self.layout.from_ids(np.array(self._ids[:whole], np.int64))
-            self._frames = np.concatenate([self._frames, new])
+            end = self._whole + len(new)
+            if end > len(self._table):
+                grown = np.zeros((max(end, 2 * len(self._table)), per_frame), np.int16)
+                grown[: self._whole] = self._table[: self._whole]
+                self._table = grown
+            self._table[self._whole : end] = new
+            self._whole = end
             del self._ids[:whole]
 
     def finish(self) -> None:
@@ -65,18 +87,30 @@ class StreamingDecoder:
 
     def next_window(self) -> Window | None:
         """The next window whose samples are final, or None while more frames are needed."""
-        hop = self._ramp[min(self._chunks, len(self._ramp) - 1)]
-        last = self._emitted + hop
+        last = self._emitted + self._ramp[min(self._chunks, len(self._ramp) - 1)]
         if self._ended:
             last = min(last, self.frames)
             if last == self._emitted:
                 return None
             return self.codec.window(self._emitted, last, self.frames)
-        window = self.codec.window(self._emitted, last, None)
+        window = self._window(last)
         return window if window.stop <= self.frames else None
 
+    @property
+    def needed(self) -> int:
+        """Frames that must be there before the next chunk can be decoded, if no end comes first."""
+        return self._window(self._emitted + self._ramp[min(self._chunks, len(self._ramp) - 1)]).stop
+
+    def _window(self, last: int) -> Window:
+        window = self.codec.window(self._emitted, last, None)
+        if self._look_ahead is not None and self._emitted == 0:
+            block = self.codec.block_frames
+            stop = min(window.stop, -(-(last + self._look_ahead) // block) * block)
+            window = replace(window, stop=stop)
+        return window
+
     def window_frames(self, window: Window) -> NDArray[np.int16]:
-        return self._frames[window.start : window.stop]
+        return self._table[window.start : min(window.stop, self._whole)]
 
     def accept(self, window: Window, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Keep the final samples of a decoded window and move on."""
@@ -114,6 +148,7 @@ def decode_ready(decoders: Sequence[StreamingDecoder]) -> list[NDArray[np.float3
         if window := decoder.next_window():
             length = len(decoder.window_frames(window))
             groups.setdefault((length, decoder.seed is None), []).append((index, window))
+    decoded: list[tuple[int, Window, NDArray[np.float32]]] = []
     for (_, silent), members in groups.items():
         first = decoders[members[0][0]]
         stacks = [
@@ -125,6 +160,48 @@ def decode_ready(decoders: Sequence[StreamingDecoder]) -> list[NDArray[np.float3
             seeds=None if silent else [decoders[index].seed or 0 for index, _ in members],
             first_frames=[window.start for _, window in members],
         ).numpy()
-        for row, (index, window) in enumerate(members):
-            results[index] = decoders[index].accept(window, samples[row])
+        decoded += [(index, window, samples[row]) for row, (index, window) in enumerate(members)]
+    # No stream moves on before all are decoded: after an exception they can be tried again.
+    for index, window, samples in decoded:
+        results[index] = decoders[index].accept(window, samples)
     return results
+
+
+class SilenceTrim:
+    """Leaves out the silence before speech: samples in, samples out.
+
+    Silence is what stays below `threshold` of full scale; `keep_s` of it before the first sound
+    stays, because a sound's onset is softer than the sound. After `longest_s` without a sound
+    everything passes: then the silence is the message.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        threshold: float = 0.01,
+        keep_s: float = 0.05,
+        longest_s: float = 1.0,
+    ) -> None:
+        self._threshold = threshold
+        self._keep = round(keep_s * sample_rate)
+        self._left = round(longest_s * sample_rate)
+        self._held = NO_SAMPLES
+        self._open = False
+
+    def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The samples `[n]` that pass; those that may belong to an onset are held back."""
+        if self._open:
+            return samples
+        held = np.concatenate([self._held, samples])
+        loud = np.flatnonzero(np.abs(held) >= self._threshold)
+        first = int(loud[0]) if len(loud) else len(held)
+        dropped = min(max(0, first - self._keep), self._left)
+        self._left -= dropped
+        self._open = len(loud) > 0 or self._left == 0
+        self._held = NO_SAMPLES if self._open else held[dropped:]
+        return held[dropped:] if self._open else NO_SAMPLES
+
+    def flush(self) -> NDArray[np.float32]:
+        """What was held back of an utterance that ends without a sound."""
+        held, self._held, self._open = self._held, NO_SAMPLES, True
+        return held

@@ -4,6 +4,7 @@ Owns what serving, the command line and batch synthesis share: opening the folde
 other than the recorded one, and the budget of a request.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,12 @@ from sheen.core.engine import Request
 from sheen.core.model import SpeechLM, load_model
 from sheen.core.prompt import normalise, prompt_ids
 from sheen.core.sampling import Sampling
+
+RUNAWAY = 3.0, 2.0
+"""A request gets this many times the seconds that its text is expected to take, and so many more:
+a model that does not end is not waited for."""
+TEXT_POSITIONS = 512
+"""Of a slot, at least; half as many as its audio's where that is more."""
 
 
 class RequestError(ValueError):
@@ -36,12 +43,19 @@ class Voice:
     codec: Codec
 
     def request(
-        self, text: str, speaker: str | None, sampling: Sampling, max_seconds: float
+        self,
+        text: str,
+        speaker: str | None,
+        sampling: Sampling,
+        max_seconds: float,
+        positions: int | None = None,
     ) -> Request:
         """A request of at most `max_seconds` of audio, or what the model's context leaves.
 
-        Raises RequestError for an empty text, a speaker the model does not know, and a text that
-        leaves no room for audio.
+        `positions` are the engine's, where they are fewer than the model's. Where the checkpoint
+        knows how long texts take, one that runs away ends sooner, see RUNAWAY. Raises RequestError
+        for an empty text, a speaker the model does not know, and a text that leaves no room for
+        audio.
         """
         voices = self.info.voices
         if voices and speaker not in voices:
@@ -55,18 +69,30 @@ class Voice:
             raise RequestError("input", "the text is empty")
         layout = self.model.layout
         prompt = prompt_ids(self.tokenizer, layout.start_id, text, speaker)
-        room = (self.model.max_positions - len(prompt)) // layout.tokens_per_frame
-        frames_per_second = self.codec.sample_rate / self.codec.frame_samples
+        positions = min(positions or self.model.max_positions, self.model.max_positions)
+        room = (positions - len(prompt)) // layout.tokens_per_frame
         if room < 1:
             raise RequestError(
                 "input",
-                f"the text takes {len(prompt)} of the model's {self.model.max_positions} positions "
+                f"the text takes {len(prompt)} of the model's {positions} positions "
                 "and leaves none for audio; give a shorter text",
             )
         if not max_seconds > 0:
             raise ValueError(f"max_seconds {max_seconds}: expected more than 0")
-        budget = max(1, int(min(max_seconds * frames_per_second, room)))
+        if (expected := self.expected_seconds(text, speaker)) is not None:
+            max_seconds = min(max_seconds, RUNAWAY[0] * expected + RUNAWAY[1])
+        budget = max(1, int(min(max_seconds * self._frames_per_second, room)))
         return Request(prompt, budget, sampling)
+
+    @property
+    def _frames_per_second(self) -> float:
+        return self.codec.sample_rate / self.codec.frame_samples
+
+    def longest(self, max_seconds: float) -> int:
+        """Positions for a request of `max_seconds` of audio and a text to fill them."""
+        frames = math.ceil(max_seconds * self._frames_per_second)
+        audio = frames * self.model.layout.tokens_per_frame
+        return min(self.model.max_positions, audio + max(TEXT_POSITIONS, audio // 2))
 
     def expected_seconds(self, text: str, speaker: str | None) -> float | None:
         """How long the voice's own recordings would take; None without a record."""

@@ -89,7 +89,7 @@ class EvaluateConfig(JobConfig):
         ),
     ] = None
     worst: Annotated[int, Field(ge=0, description="worst clips to play on the page")] = 24
-    max_batch: Annotated[int, Field(ge=1, description="prompts that a worker speaks at once")] = 16
+    slots: Annotated[int, Field(ge=1, description="prompts that a worker speaks at once")] = 16
     rows_per_block: Annotated[
         int,
         Field(

@@ -105,7 +105,7 @@ def _speak(
             "sampling": config.model_dump(include={"temperature", "top_k", "top_p"}),
             "seed": config.seed,
             "max_seconds": config.max_seconds,
-            "max_batch": config.max_batch,
+            "slots": config.slots,
         },
         compute=ActorPoolStrategy(size=workers),
         batch_size=size,

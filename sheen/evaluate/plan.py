@@ -25,7 +25,7 @@ RUN_FILE = "run.json"
 
 _FILE_NAME = re.compile(r"[\w.-]+")
 _FREE_FIELDS = {
-    "config", "output", "worst", "spell_digits", "max_batch", "rows_per_block", "num_workers",
+    "config", "output", "worst", "spell_digits", "slots", "rows_per_block", "num_workers",
     "gpu", "cpus_per_worker",
 }  # fmt: skip
 """What may differ when an evaluation goes on: rounding aside, none of it decides what is said."""

@@ -16,8 +16,8 @@ import torch
 from sheen.core import files
 from sheen.core.audio import decode_audio, encode_audio
 from sheen.core.draws import step_seed
-from sheen.core.engine import Engine, synthesise
 from sheen.core.sampling import Sampling
+from sheen.core.synthesis import synthesise_all
 from sheen.core.voice import RequestError, load_voice
 from sheen.judge.errors import normalise_words
 from sheen.judge.hearing import Grammar, open_transcriber
@@ -71,7 +71,7 @@ class SpeakWorker:
         sampling: dict[str, Any],
         seed: int,
         max_seconds: float,
-        max_batch: int,
+        slots: int,
     ) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
@@ -79,15 +79,14 @@ class SpeakWorker:
         voices = [*voice.info.voices, *untrained_voices]
         self._voice = replace(voice, info=voice.info.model_copy(update={"voices": voices}))
         self._sampling, self._seed, self._max_seconds = sampling, seed, max_seconds
-        self._max_batch = max_batch
+        self._slots = slots
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows: list[dict[str, Any]] = [
             dict.fromkeys(ROW_SCHEMA.names) | row for row in table.to_pylist()
         ]
-        # Texts of like length end together, and a batch runs until its last one ends.
         spoken, requests = [], []
-        for row in sorted(rows, key=lambda row: len(row["text"])):
+        for row in rows:
             sampling = Sampling(seed=step_seed(self._seed, row["key"]), **self._sampling)
             try:
                 request = self._voice.request(
@@ -99,13 +98,7 @@ class SpeakWorker:
                 spoken.append(row)
                 requests.append(request)
         codec = self._voice.codec
-        engine = Engine(
-            self._voice.model, codec, max_batch=self._max_batch, max_queue=len(requests) + 1
-        )
-        try:
-            results = synthesise(engine, requests)
-        finally:
-            engine.close()
+        results = synthesise_all(self._voice.model, codec, requests, self._slots)
         for row, (waveform, finished) in zip(spoken, results, strict=True):
             sound = measure_sound(waveform, codec.sample_rate)
             audio = encode_audio(waveform, codec.sample_rate, "FLAC")

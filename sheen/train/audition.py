@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from sheen.core import prompt_list
 from sheen.core.checkpoint import CheckpointInfo
 from sheen.core.codec import Codec
-from sheen.core.engine import Engine, synthesise
 from sheen.core.model import SpeechLM
 from sheen.core.prompt_list import Prompt
 from sheen.core.sampling import Sampling
+from sheen.core.synthesis import synthesise_all
 from sheen.core.voice import RequestError, Voice
 from sheen.judge.errors import error_rate, normalise_words
 from sheen.judge.hearing import Transcriber
@@ -87,11 +87,7 @@ class Audition:
                 )
             except RequestError as error:
                 raise ValueError(f"--eval-prompts, prompt {index + 1}: {error}") from error
-        engine = Engine(model, self._codec, max_batch=BATCH, max_queue=len(requests) + 1)
-        try:
-            results = synthesise(engine, requests)
-        finally:
-            engine.close()
+        results = synthesise_all(model, self._codec, requests, BATCH)
         return [
             Spoken(_name(index, prompt), prompt, waveform, finished.reason == "stop")
             for index, (prompt, (waveform, finished)) in enumerate(

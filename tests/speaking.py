@@ -1,0 +1,115 @@
+"""What the engine's tests share: a small model with random weights that sometimes ends, requests of
+many kinds, and sinks. Nothing here needs Ray."""
+
+import queue
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from sheen.core.decoding import SlotDecoder
+from sheen.core.ending import Finished, Samples
+from sheen.core.engine import Engine, Request
+from sheen.core.model import SpeechLM
+from sheen.core.sampling import Sampling
+from sheen.core.tokens import TokenLayout
+
+WAIT_S = 600
+"""Far longer than anything takes: what a failing engine costs, never a passing one."""
+
+WORDS = 258
+LAYOUT = TokenLayout(WORDS, 4096, (4, 2, 1))
+POSITIONS = 512
+
+
+def random_model(end: float = 6.0, layout: TokenLayout = LAYOUT, seed: int = 0) -> SpeechLM:
+    """Two layers, two query heads for each of keys. `end` scales the row of `<audio_end>`: at 6 a
+    request ends after a few frames; at 0 a sampled one hardly ever does."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=layout.first_id + layout.size,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=POSITIONS,
+        tie_word_embeddings=False,
+    )
+    lm = Qwen3ForCausalLM(config).eval().requires_grad_(False)
+    for weight in lm.parameters():
+        if weight.ndim > 1:
+            weight.mul_(4.0)  # as transformers draws them, attention hardly tells tokens apart
+    lm.get_output_embeddings().weight[layout.end_id] *= end
+    return SpeechLM(lm, layout)
+
+
+SETTINGS = [
+    Sampling(0.0),
+    Sampling(),
+    Sampling(1.0, 0, 1.0),
+    Sampling(0.9, 50, 0.9),
+    Sampling(1.2, 300, 0.99),
+    Sampling(0.0, repetition_penalty=1.3),
+    Sampling(0.8, repetition_penalty=1.2),
+]
+
+
+def draw_request(number: int, frames: int = 12, longest: int = 300) -> Request:
+    """The same request for the same number: any prompt, any settings, up to `frames` frames."""
+    generator = random.Random(number)
+    length = generator.choice([1, 2, 5, 12, 40, 90, longest])
+    prompt = [*(generator.randrange(WORDS) for _ in range(length)), LAYOUT.start_id]
+    kind = SETTINGS[number % len(SETTINGS)]
+    sampling = Sampling(kind.temperature, kind.top_k, kind.top_p, number, kind.repetition_penalty)
+    return Request(prompt, generator.randrange(1, frames + 1), sampling)
+
+
+def generate(model: SpeechLM, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+    """Greedy tokens of prompts that run together, each until it ends or has so many."""
+    longest = max(map(len, prompts)) + tokens
+    decoder = SlotDecoder(model, len(prompts), longest)
+    for slot, prompt in enumerate(prompts):
+        decoder.start(slot, prompt, Sampling(0.0), tokens, model.layout.tokens_per_frame)
+    produced: list[list[int]] = [[] for _ in prompts]
+    while (step := decoder.step()) is not None:
+        assert not step.failed
+        for slot, token in zip(step.slots, step.read(), strict=True):
+            produced[slot].append(token)
+            if token == model.layout.end_id:
+                decoder.stop(slot)
+    return produced
+
+
+class Sink:
+    """Collects what a request gets."""
+
+    def __init__(self) -> None:
+        self.items: queue.Queue[Samples | Finished] = queue.Queue()
+
+    def __call__(self, item: Samples | Finished) -> None:
+        self.items.put(item)
+
+    def wait(self) -> tuple[Samples, Finished]:
+        """All samples and the ending. The ending must be the last thing that came."""
+        pieces = [np.zeros(0, np.float32)]
+        while not isinstance(item := self.items.get(timeout=WAIT_S), Finished):
+            pieces.append(item)
+        assert self.items.empty()
+        return np.concatenate(pieces), item
+
+
+def speak(engine: Engine, request: Request) -> tuple[Samples, Finished]:
+    sink = Sink()
+    engine.submit(request, sink)
+    return sink.wait()
+
+
+def speak_all(engine: Engine, requests: Sequence[Request]) -> list[tuple[Samples, Finished]]:
+    sinks = [Sink() for _ in requests]
+    for request, sink in zip(requests, sinks, strict=True):
+        engine.submit(request, sink)
+    return [sink.wait() for sink in sinks]

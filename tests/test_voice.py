@@ -1,0 +1,97 @@
+"""Budgets and room: what a text's request may take."""
+
+import pytest
+
+from conftest import CODEC, DIGITS, load_script
+from sheen.core.checkpoint import CheckpointInfo, LayoutInfo, Pace
+from sheen.core.codec import Codec, describe_codec
+from sheen.core.engine import Engine
+from sheen.core.model import SpeechLM, extend
+from sheen.core.sampling import Sampling
+from sheen.core.voice import RUNAWAY, RequestError, Voice
+from speaking import speak
+
+FRAMES_PER_SECOND = 24_000 / 2048
+GREEDY = Sampling(0.0)
+
+
+def make_voice(codec: Codec, pace: dict[str, Pace], voices: list[str] | None = None) -> Voice:
+    make_base = load_script(DIGITS / "make_base.py")
+    tokenizer = make_base.build_tokenizer()
+    lm = make_base.build_model(tokenizer, 64, 1, seed=0)
+    model: SpeechLM = extend(lm, tokenizer, 4096, (4, 2, 1), seed=0)
+    model.lm.eval().requires_grad_(False)
+    layout = model.layout
+    info = CheckpointInfo(
+        layout=LayoutInfo(
+            first_id=layout.first_id, codebook_size=layout.codebook_size, strides=layout.strides
+        ),
+        codec=describe_codec(str(CODEC)),
+        sample_rate=24_000,
+        voices=voices or [],
+        pace=pace,
+        max_positions=model.max_positions,
+    )
+    return Voice(info, model, tokenizer, codec)
+
+
+@pytest.fixture(scope="module")
+def unpaced(codec: Codec) -> Voice:
+    return make_voice(codec, {})
+
+
+@pytest.fixture(scope="module")
+def paced(codec: Codec) -> Voice:
+    slow, quick = Pace(frames=4, frames_per_character=2), Pace(frames=1, frames_per_character=0.1)
+    return make_voice(codec, {"slow": slow, "quick": quick}, ["quick", "slow", "unknown"])
+
+
+def test_the_budget_follows_the_text(paced: Voice) -> None:
+    """A model that does not end stops soon after it should have."""
+    times, more = RUNAWAY
+    for text in ("one", "one two three four"):
+        for speaker, frames in (("slow", 4 + 2 * len(text)), ("quick", 1 + 0.1 * len(text))):
+            request = paced.request(text, speaker, GREEDY, 60.0)
+            assert request.max_frames == int(times * frames + more * FRAMES_PER_SECOND)
+
+
+def test_the_cap_is_hard(paced: Voice, unpaced: Voice) -> None:
+    assert paced.request("one " * 40, "slow", GREEDY, 3.0).max_frames == 35
+    assert unpaced.request("one", None, GREEDY, 3.0).max_frames == 35
+    # A voice whose pace is not known: the cap alone.
+    assert paced.request("one", "unknown", GREEDY, 3.0).max_frames == 35
+    with pytest.raises(ValueError, match="max_seconds"):
+        unpaced.request("one", None, GREEDY, 0.0)
+
+
+def test_a_text_may_fill_the_model_and_then_leaves_less_audio(unpaced: Voice) -> None:
+    positions = unpaced.model.max_positions
+    request = unpaced.request("a" * (positions - 50), None, GREEDY, 30.0)
+    assert request.max_frames == (positions - len(request.prompt)) // 7
+    with pytest.raises(RequestError, match="shorter text"):
+        unpaced.request("a" * positions, None, GREEDY, 30.0)
+
+
+def test_an_engine_with_fewer_positions_leaves_less_too(unpaced: Voice) -> None:
+    request = unpaced.request("a" * 50, None, GREEDY, 30.0, positions=100)
+    assert request.max_frames == (100 - 51) // 7
+    assert request.positions(unpaced.model.layout) <= 100
+    with pytest.raises(RequestError, match="100 positions"):
+        unpaced.request("a" * 95, None, GREEDY, 30.0, positions=100)
+
+
+def test_the_longest_request_has_room_for_its_text(unpaced: Voice) -> None:
+    for seconds in (0.5, 10.0):
+        positions = unpaced.longest(seconds)
+        request = unpaced.request("a" * 500, None, GREEDY, seconds, positions)
+        assert request.max_frames == int(seconds * FRAMES_PER_SECOND)
+    assert unpaced.longest(600.0) == unpaced.model.max_positions
+
+
+def test_a_request_that_nothing_ends_is_ended(unpaced: Voice) -> None:
+    engine = Engine(unpaced.model, unpaced.codec, slots=1, positions=unpaced.longest(0.3))
+    request = unpaced.request("four", None, GREEDY, 0.3)
+    samples, finished = speak(engine, request)
+    engine.close()
+    assert (finished.reason, finished.frames) == ("length", 3)
+    assert len(samples) == 3 * 2048
