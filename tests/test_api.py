@@ -114,6 +114,8 @@ def test_a_missing_field_is_named(client: TestClient, field: str) -> None:
         ("seed", -1),
         ("seed", 2**63),
         ("seed", 0.5),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", 6),
     ],
 )
 def test_a_bad_value_is_refused_by_its_fields_name(
@@ -242,18 +244,20 @@ def test_come_back_later_says_when_in_whole_seconds(client: TestClient, status: 
 
 
 def test_arguments_refuse_an_unknown_key() -> None:
-    with pytest.raises(ValidationError, match="max_btach"):
-        ServeArgs.model_validate({"max_btach": 4})
+    with pytest.raises(ValidationError, match="slosts"):
+        ServeArgs.model_validate({"slosts": 4})
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("default_max_seconds", 0),
-        ("max_batch", 0),
+        ("slots", 0),
+        ("positions", 0),
         ("max_queue", 0),
-        ("batch_wait_ms", -1),
+        ("look_ahead", -1),
         ("torch_threads", 0),
+        ("audio_threads", 0),
     ],
 )
 def test_arguments_refuse_what_could_not_serve(key: str, value: float) -> None:
@@ -281,6 +285,9 @@ def test_the_committed_configuration_is_one_that_ray_and_build_accept() -> None:
     # `build` computes it from args: a number here would silently replace that one.
     [deployment] = application.deployments
     assert "max_ongoing_requests" not in deployment.model_fields_set
+    scaling = deployment.autoscaling_config
+    assert scaling["max_replicas"] > scaling["min_replicas"] >= 1
+    assert scaling["target_ongoing_requests"] <= args.slots
 
 
 def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     assert 0 < sum(map(len, done)) < len(NAMES)
     kept = contents(output / ROWS, "*.parquet")
 
-    assert run(config.model_copy(update={"max_batch": 8, "worst": 1})).report is not None
+    assert run(config.model_copy(update={"slots": 8, "worst": 1})).report is not None
 
     assert kept.items() <= contents(output / ROWS).items(), "what was finished is left alone"
     assert rows_in(output) == rows_in(spoken.output)
@@ -441,7 +441,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
 
 def test_a_finished_run_speaks_nothing_again(spoken: Done) -> None:
     before, report = contents(spoken.output / ROWS), spoken.report
-    run(spoken.config.model_copy(update={"max_batch": 2}))
+    run(spoken.config.model_copy(update={"slots": 2}))
     assert contents(spoken.output / ROWS) == before
     again = spoken.report
     assert again.pop("config") != report.pop("config")
@@ -697,7 +697,7 @@ def test_every_prompt_has_draws_of_its_own(trained: Path) -> None:
         sampling=SAMPLING,
         seed=0,
         max_seconds=0.3,
-        max_batch=2,
+        slots=2,
     )
     prompts = [Prompt(name, "one two", "slt") for name in "abc"]
     prompts += [Prompt("d", "one two", "nobody"), Prompt("e", "one two", "new")]

@@ -3,7 +3,9 @@
 import http.client
 import io
 import json
+import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,8 +22,10 @@ from numpy.typing import NDArray
 from ray import serve
 
 from sheen.core.audio import to_pcm16, wav_header
-from sheen.core.engine import Engine, Finished, stream
+from sheen.core.ending import Finished
+from sheen.core.engine import Engine
 from sheen.core.sampling import Sampling
+from sheen.core.synthesis import stream
 from sheen.core.voice import Voice
 from sheen.serve.app import build
 from sheen.serve.config import ServeArgs
@@ -45,17 +49,15 @@ def served(ray_cluster: None, trained: Path) -> Iterator[str]:
     shared = ServeArgs(
         model=model,
         default_max_seconds=MAX_SECONDS,
-        max_batch=8,
+        slots=8,
         max_queue=8,
-        batch_wait_ms=100,  # long enough that requests sent together are generated together
         torch_threads=1,  # as here: another number could round otherwise
     )
     small = ServeArgs(
         model=model,
         default_max_seconds=60,
-        max_batch=1,
+        slots=1,
         max_queue=1,
-        batch_wait_ms=0,
         torch_threads=1,
     )
     serve.run_many(
@@ -146,7 +148,7 @@ def spoken_here(
     voice: Voice, text: str, speaker: str, sampling: Sampling, max_seconds: float = MAX_SECONDS
 ) -> NDArray[np.int16]:
     """What the engine gives for a request in this process."""
-    engine = Engine(voice.model, voice.codec, max_batch=1)
+    engine = Engine(voice.model, voice.codec, slots=1)
     pieces = []
     for item in stream(engine, voice.request(text, speaker, sampling, max_seconds)):
         if not isinstance(item, Finished):
@@ -300,9 +302,14 @@ def test_a_format_that_is_not_made_is_refused_and_not_replaced(client: openai.Op
 
 # One request at a time
 
-LONG = {"input": "four two", "response_format": "pcm", "temperature": 0.0, "seed": 1}
-"""Greedy: after a few training steps `<audio_end>` is never the likeliest, so only the model's
-last position ends this, 290 frames later."""
+LONG = {
+    "input": " ".join(["four two"] * 12),
+    "response_format": "pcm",
+    "temperature": 0.0,
+    "seed": 1,
+}
+"""Greedy: after a few training steps `<audio_end>` is never the likeliest, so only its budget ends
+this, hundreds of frames later."""
 
 
 def long_text(voice: Voice) -> str:
@@ -331,7 +338,7 @@ def test_beyond_what_may_wait_clients_are_told_to_come_back(small: str, voice: V
             return response.status, response.getheader("Retry-After"), response.read()
 
     with opened(small, **LONG) as running:
-        # Its samples have begun to come, so it runs, and nothing waits. It has 290 frames to go,
+        # Its samples have begun to come, so it runs, and nothing waits. It has most frames to go,
         # and the next four are refused or queued on arrival: one place, whatever their order.
         first = running.read(1)
         with ThreadPoolExecutor(4) as pool:
@@ -339,7 +346,8 @@ def test_beyond_what_may_wait_clients_are_told_to_come_back(small: str, voice: V
         served = [seed for seed, (status, _, _) in enumerate(answers) if status == 200]
         assert sorted(status for status, _, _ in answers) == [200, 429, 429, 429]
         pcm = first + running.read()
-    request = voice.request("four two", "slt", Sampling(0.0), 60)
+    request = voice.request(str(LONG["input"]), "slt", Sampling(0.0), 60)
+    assert request.max_frames > 200
     assert len(pcm) == 2 * request.max_frames * voice.codec.frame_samples
     expected = spoken_here(voice, text, "slt", Sampling(seed=served[0]), 60)
     assert_close(np.frombuffer(answers[served[0]][2], "<i2"), expected)
@@ -350,3 +358,34 @@ def test_beyond_what_may_wait_clients_are_told_to_come_back(small: str, voice: V
             error = json.loads(body)["error"]
             assert set(error) == {"message", "type", "param", "code"}
             assert error["type"] == "rate_limit_error"
+
+
+# The last test: it replaces what the others ask
+
+
+def test_a_change_of_checkpoint_fails_no_request(small: str, trained: Path, tmp_path: Path) -> None:
+    """One replica, the hardest case: what comes while there is none waits for the next."""
+    other = shutil.copytree(trained / "checkpoint", tmp_path / "checkpoint")
+    args = ServeArgs(
+        model=str(other), model_id="other", default_max_seconds=60, slots=1, max_queue=1
+    )
+    assert '"other"' not in get(f"{small}/v1/models")[1]
+    changed = threading.Event()
+
+    def ask_again_and_again() -> list[tuple[int, int]]:
+        answers = []
+        while not changed.is_set():
+            with opened(small, input="one", response_format="pcm", seed=1) as response:
+                answers.append((response.status, len(response.read())))
+        return answers
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask_again_and_again)
+        try:
+            serve.run(build(args), name="small", route_prefix="/small")
+        finally:
+            changed.set()
+        answers = asking.result()
+    assert len(set(answers)) == 1
+    assert answers[0][0] == 200
+    assert '"other"' in get(f"{small}/v1/models")[1]

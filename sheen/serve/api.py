@@ -42,6 +42,9 @@ class SpeechRequest(BaseModel):
     )
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Sampling.top_p
     top_k: Annotated[int, Field(ge=0, description="0 is off")] = Sampling.top_k
+    repetition_penalty: Annotated[
+        float, Field(ge=0.5, le=5.0, description="over a short window of the audio; 1 is off")
+    ] = 1.0
     seed: Annotated[
         int | None, Field(ge=0, lt=2**63, description="the same seed gives the same audio")
     ] = None

@@ -16,9 +16,11 @@ import torch
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from ray import serve
+from ray.util.metrics import Gauge
 
 from sheen.core.audio import to_pcm16, wav_header
-from sheen.core.engine import Engine, EngineBusy, Finished, Samples, Ticket
+from sheen.core.ending import Finished, Samples
+from sheen.core.engine import Engine, EngineBusy, Ticket
 from sheen.core.sampling import Sampling
 from sheen.core.voice import RequestError, load_voice
 from sheen.serve.api import MEDIA_TYPES, APIError, SpeechRequest, install_error_handlers
@@ -60,35 +62,50 @@ class SpeechService:
         self._engine = Engine(
             self._voice.model,
             self._voice.codec,
-            max_batch=args.max_batch,
+            slots=args.slots,
+            positions=args.positions or self._voice.longest(args.default_max_seconds),
             max_queue=args.max_queue,
-            batch_wait_s=args.batch_wait_ms / 1000,
             noise=args.noise,
+            look_ahead=args.look_ahead,
+            trim_silence=args.trim_silence,
+            audio_threads=args.audio_threads,
         )
+        self._gauges = {
+            name: Gauge(f"sheen_{name}", "See sheen.core.counters.")
+            for name in self._engine.metrics()
+        }
         self._warm_up()
         logger.info("serving %s on %s, voices %s", location, device, self._voices())
 
     def _warm_up(self) -> None:
-        """Speak a full batch before reporting ready: a first pass of a shape is much slower."""
+        """Speak at all slots before reporting ready: a first pass of a shape is much slower."""
         names = self._voice.info.voices
-        request = self._voice.request("one", names[0] if names else None, Sampling(), 1.0)
+        positions = self._engine.positions
+        speaker = names[0] if names else None
+        request = self._voice.request("one", speaker, Sampling(), 1.0, positions)
         endings: queue.SimpleQueue[Finished] = queue.SimpleQueue()
 
         def sink(item: Samples | Finished) -> None:
             if isinstance(item, Finished):
                 endings.put(item)
 
-        count = min(self._args.max_batch, self._args.max_queue)
-        for _ in range(count):
+        for _ in range(self._args.slots):
             self._engine.submit(request, sink)
-        for ending in (endings.get() for _ in range(count)):
+        for ending in (endings.get() for _ in range(self._args.slots)):
             if ending.reason == "error":
                 raise RuntimeError(f"the warm-up failed: {ending.error}")
 
     def check_health(self) -> None:
-        """Called by Serve: a replica whose engine died is replaced."""
+        """Called by Serve: a replica whose engine died or hangs is replaced."""
+        for name, value in self._engine.metrics().items():
+            self._gauges[name].set(value)
         if not self._engine.alive():
-            raise RuntimeError("the engine's thread has ended")
+            raise RuntimeError("the engine has stopped, or has been at one step for a minute")
+
+    def __del__(self) -> None:
+        """Called by Serve when the replica is stopped; by then it has no requests."""
+        if engine := getattr(self, "_engine", None):
+            engine.close()
 
     @app.get("/health", response_class=PlainTextResponse)
     async def health(self) -> str:
@@ -124,8 +141,9 @@ class SpeechService:
             request = self._voice.request(
                 body.input,
                 speaker,
-                Sampling(body.temperature, body.top_k, body.top_p, seed),
+                Sampling(body.temperature, body.top_k, body.top_p, seed, body.repetition_penalty),
                 self._args.default_max_seconds,
+                self._engine.positions,
             )
         except RequestError as error:
             raise APIError(400, str(error), param=error.field) from error
@@ -196,7 +214,12 @@ def build(args: ServeArgs) -> serve.Application:
     """
     # Serve must let through more requests than the replica takes: it is the replica that answers
     # 429, in OpenAI's shape.
-    admitted = args.max_batch + args.max_queue
-    service = SpeechService.options(max_ongoing_requests=2 * admitted)  # type: ignore[attr-defined]
+    admitted = args.slots + args.max_queue
+    service = SpeechService.options(  # type: ignore[attr-defined]
+        max_ongoing_requests=2 * admitted,
+        # A replica that is replaced, by another checkpoint say, first ends what it has begun: as
+        # many rounds of requests as it may hold, each as long as its audio.
+        graceful_shutdown_timeout_s=60 + args.default_max_seconds * (1 + admitted / args.slots),
+    )
     application: serve.Application = service.bind(args, checkpoint_location(args.model))
     return application

@@ -25,14 +25,38 @@ class ServeArgs(BaseModel, extra="forbid"):
     default_max_seconds: Annotated[
         float, Field(gt=0.0, description="longest audio of one request, seconds")
     ] = 30.0
-    max_batch: Annotated[int, Field(ge=1, description="requests generated together")] = 8
+    slots: Annotated[
+        int,
+        Field(ge=1, description="requests that run at once, each with memory of its own"),
+    ] = 8
+    positions: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="longest request of a slot, text and audio, tokens; default: as many as "
+            "default_max_seconds of audio and their text take. The log says what a slot takes",
+        ),
+    ] = None
     max_queue: Annotated[
         int, Field(ge=1, description="requests that may wait; beyond it clients get 429")
     ] = 64
-    batch_wait_ms: Annotated[
-        float, Field(ge=0.0, description="how long a batch that is not full waits for one more")
-    ] = 50.0
-    torch_threads: Annotated[int, Field(ge=1, description="threads that compute, on a CPU")] = 1
+    look_ahead: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="frames that the first audio waits for; default: as many as make it exact "
+            "(3). Fewer start sooner, and the first 85 ms differ, see docs/decisions/0016",
+        ),
+    ] = None
+    trim_silence: Annotated[
+        bool, Field(description="leave out the silence before speech, up to a second")
+    ] = False
+    torch_threads: Annotated[
+        int, Field(ge=1, description="threads of one computation, on a CPU")
+    ] = 1
+    audio_threads: Annotated[
+        int, Field(ge=1, description="threads that decode audio beside the one that makes tokens")
+    ] = 1
     noise: Annotated[
         bool, Field(description="the codec's own noise, drawn from the request's seed")
     ] = True
