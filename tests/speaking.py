@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from snac import SNAC
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from sheen.core.codec import Codec
 from sheen.core.decoding import SlotDecoder
 from sheen.core.ending import Finished, Samples
 from sheen.core.engine import Engine, Request
@@ -56,6 +58,21 @@ SETTINGS = [
     Sampling(0.0, repetition_penalty=1.3),
     Sampling(0.8, repetition_penalty=1.2),
 ]
+
+
+def tiny_codec() -> Codec:
+    """SNAC's geometry with next to no channels, for tests that are not about sound."""
+    torch.manual_seed(0)
+    codec = SNAC(
+        sampling_rate=24_000,
+        encoder_dim=2,
+        encoder_rates=[2, 4, 8, 8],
+        decoder_dim=32,
+        decoder_rates=[8, 8, 4, 2],
+        attn_window_size=None,
+        vq_strides=[4, 2, 1],
+    )
+    return Codec(codec, torch.device("cpu"))
 
 
 def draw_request(number: int, frames: int = 12, longest: int = 300) -> Request:

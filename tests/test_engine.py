@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from snac import SNAC
 
 from sheen.core.audio import to_pcm16
 from sheen.core.audio_stage import AudioStage, Stream
@@ -18,7 +17,17 @@ from sheen.core.model import SpeechLM
 from sheen.core.sampling import Sampling
 from sheen.core.streaming import StreamingDecoder
 from sheen.core.synthesis import stream, synthesise, synthesise_all
-from speaking import LAYOUT, POSITIONS, WAIT_S, Sink, draw_request, random_model, speak, speak_all
+from speaking import (
+    LAYOUT,
+    POSITIONS,
+    WAIT_S,
+    Sink,
+    draw_request,
+    random_model,
+    speak,
+    speak_all,
+    tiny_codec,
+)
 
 FRAME = LAYOUT.tokens_per_frame
 TOLERANCE = 1e-6
@@ -38,17 +47,7 @@ def endless() -> SpeechLM:
 
 @pytest.fixture(scope="module")
 def tiny() -> Codec:
-    """SNAC's geometry with next to no channels: the engine's tests are not about sound."""
-    torch.manual_seed(0)
-    codec = SNAC(
-        encoder_dim=2,
-        encoder_rates=[2, 4, 8, 8],
-        decoder_dim=32,
-        decoder_rates=[8, 8, 4, 2],
-        attn_window_size=None,
-        vq_strides=[4, 2, 1],
-    )
-    return Codec(codec, torch.device("cpu"))
+    return tiny_codec()
 
 
 @contextmanager

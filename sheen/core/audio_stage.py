@@ -70,8 +70,8 @@ class Stream:
 
 
 class AudioStage:
-    """Threads that decode. `closed` is called, from them, once a stream's sink got its last item;
-    `broke` when a stream ended by itself, before its tokens did."""
+    """Threads that decode. `closed` is called, from them, when a stream ends and its sink is told;
+    `broke` when it ended by itself, before its tokens did."""
 
     def __init__(
         self,
@@ -252,8 +252,9 @@ class AudioStage:
     def _end(self, stream: Stream, ending: Finished) -> None:
         if not stream.closed:
             ending = Finished(ending.reason, stream.frames, ending.error)
-            self._call(stream, ending)
+            # Counted first: who hears of an ending may ask for the counts.
             self._closed(stream, ending)
+            self._call(stream, ending)
 
     def _fail(self, stream: Stream, error: Exception) -> None:
         if not stream.closed:
