@@ -96,7 +96,7 @@ class SlotDecoder:
         self._tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
         self._requests: dict[int, _Request] = {}
         self._fewest = FEWEST if on_cpu and self.cache.shape.dtype == torch.float32 else 1
-        self._vocabulary = int(model.lm.get_input_embeddings().weight.shape[0])
+        self._vocabulary = len(model.tables[0])
         levels = [level for level, _ in self.layout.slots]
         # Column c of a request's logits is token `base + c` of its level, code c - 1; column 0 is
         # `<audio_end>` at level 0, and at other levels a row that is struck out.
@@ -170,7 +170,9 @@ class SlotDecoder:
 
     def _plan(self) -> tuple[list[int], list[Span]]:
         """The slots that go on, and the pieces of prompts that are taken in."""
-        running, pieces, rows = [], [], 0
+        running: list[int] = []
+        pieces: list[Span] = []
+        rows = 0
         for slot, request in self._requests.items():
             if request.step:
                 if request.step < request.max_tokens:
