@@ -39,7 +39,9 @@ demo: setup
 	$(BIN)/python examples/digits/demo.py
 
 bench: setup
-	$(BIN)/python benchmarks/batching.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving.py --shape --threads 2
+	$(BIN)/python benchmarks/step_profile.py --model examples/digits/voice
 	$(BIN)/python benchmarks/training.py --layers 28 4
 
 judge-codec: setup

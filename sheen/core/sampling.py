@@ -147,13 +147,15 @@ def _draw(
     decides it, whatever its neighbours need.
     """
     rows = shares.shape[1]
-    mass = shares.cumsum(-1)
-    drawn = (mass <= uniform[:, None] * mass[:, -1:]).sum(-1)
     whole = (top_k == 0) & (top_p == 1)
     if not guesses:
+        drawn = _draw_from_all(shares, uniform)
         values, order = shares.sort(-1, True)
         rank, _ = _draw_sorted(values, top_k, top_p, uniform)
         return torch.where(whole, drawn, order.gather(1, rank[:, None])[:, 0])
+    drawn = torch.zeros_like(top_k)
+    if len(unsorted := whole.nonzero()[:, 0]):
+        drawn[unsorted] = _draw_from_all(shares[unsorted], uniform[unsorted])
     left = (~whole).nonzero()[:, 0]  # rows that are not decided yet
     for count in (*(guess for guess in guesses if guess < rows), rows):
         if not len(left):
@@ -164,6 +166,11 @@ def _draw(
         drawn[left] = order.gather(1, rank[:, None])[:, 0]
         left = left[~decided]
     return drawn
+
+
+def _draw_from_all(shares: Tensor, uniform: Tensor) -> Tensor:
+    mass = shares.cumsum(-1)
+    return (mass <= uniform[:, None] * mass[:, -1:]).sum(-1)
 
 
 def _draw_sorted(
