@@ -18,7 +18,7 @@ from conftest import CODEC, DIGITS, ROOT, rows_of
 from sheen.core import checkpoint
 from sheen.core.codec import describe_codec
 from sheen.core.dataset import CODEC_FOLDER
-from sheen.core.engine import Engine, synthesise
+from sheen.core.synthesis import synthesise_all
 from sheen.core.sampling import Sampling
 from sheen.core.voice import load_voice
 from sheen.judge.errors import error_rate
@@ -48,18 +48,12 @@ def spoken() -> list[Spoken]:
     voice = load_voice(str(COMMITTED))
     own = {name: rows_of("heldout", name) for name in TRAINED}
     texts, requests = [], []
-    # Short ones first, of all voices: strings of like length end together, and a batch runs until
-    # its last one ends.
     for place in range(PER_VOICE):
         for name, rows in own.items():
             texts.append(rows[place * len(rows) // PER_VOICE][1])
             sampling = Sampling(seed=len(requests))
             requests.append(voice.request(texts[-1], name, sampling, LONGEST_S))
-    engine = Engine(voice.model, voice.codec, max_batch=BATCH, max_queue=len(requests) + 1)
-    try:
-        results = synthesise(engine, requests)
-    finally:
-        engine.close()
+    results = synthesise_all(voice.model, voice.codec, requests, BATCH)
     rate = voice.codec.sample_rate
     return [
         Spoken(text, waveform, rate, finished.reason == "stop")
