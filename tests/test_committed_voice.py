@@ -18,8 +18,8 @@ from conftest import CODEC, DIGITS, ROOT, rows_of
 from sheen.core import checkpoint
 from sheen.core.codec import describe_codec
 from sheen.core.dataset import CODEC_FOLDER
-from sheen.core.synthesis import synthesise_all
 from sheen.core.sampling import Sampling
+from sheen.core.synthesis import synthesise_all
 from sheen.core.voice import load_voice
 from sheen.judge.errors import error_rate
 from sheen.judge.hearing import Pocketsphinx
