@@ -452,7 +452,7 @@ def test_a_finished_run_speaks_nothing_again(spoken: Done) -> None:
     ("changes", "message"),
     [
         ({"seed": 1}, "seed was 0, now 1"),
-        ({"temperature": 0.3}, f"temperature was {Sampling.temperature}, now 0.3"),
+        ({"temperature": 0.9}, f"temperature was {Sampling.temperature}, now 0.9"),
         ({"judge": "pocketsphinx"}, "judge was None, now 'pocketsphinx'"),
         ({"voices": ["slt"]}, "voices was ['slt', 'awb'], now ['slt']"),
         ({"audio": "parquet", "limit": 1}, "audio was 'files', now 'parquet'"),
