@@ -135,7 +135,7 @@ def speech(codec: Codec, tokenizer: Any) -> TrainingSet:
         cache.with_suffix(".part").replace(cache)
     layout = TokenLayout(len(tokenizer), codec.codebook_size, codec.strides)
     return build_training_set(
-        str(cache), layout, tokenizer, LONGEST, SPEECH_HELD_OUT, eval_rows=10**6, seed=0
+        [str(cache)], layout, tokenizer, LONGEST, SPEECH_HELD_OUT, eval_rows=10**6, seed=0
     )
 
 

@@ -18,6 +18,7 @@ def main(argv: list[str]) -> int:
         return fail(PROG, error)
     print(
         f"{report['rows_out']} of {report['rows_in']} recordings encoded, "
+        f"{report['utterances']} utterances, "
         f"{report['hours'] * 60:.1f} minutes, {report['audio_seconds_per_second']} x realtime"
     )
     for reason, entry in report["rejects"].items():

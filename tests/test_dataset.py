@@ -49,17 +49,20 @@ def row(name: str, codes: Any, text: str | None = "one", speaker: str | None = N
     return {"id": name, "text": text, "speaker": speaker, "n_samples": 2048, "snac_codes": codes}
 
 
-@pytest.fixture(params=["parquet", "jsonl"])
+@pytest.fixture(params=["folder", "parquet", "jsonl"])
 def write(request: pytest.FixtureRequest, tmp_path: Path) -> Write:
-    """Writes rows in either form that training reads; returns the location."""
+    """Writes rows in each form that training reads; returns the location."""
+
+    def folder(rows: list[Row]) -> str:
+        return write_parquet(tmp_path / "codes", [rows])
 
     def parquet(rows: list[Row]) -> str:
-        return write_parquet(tmp_path / "codes", [rows])
+        return str(next(Path(folder(rows)).rglob("*.parquet")))
 
     def jsonl(rows: list[Row]) -> str:
         return write_jsonl(tmp_path / "codes.jsonl", [json.dumps(row) for row in rows])
 
-    return parquet if request.param == "parquet" else jsonl
+    return {"folder": folder, "parquet": parquet, "jsonl": jsonl}[request.param]
 
 
 def write_parquet(folder: Path, files: list[list[Row]], schema: pa.Schema = SCHEMA) -> str:

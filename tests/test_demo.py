@@ -168,7 +168,7 @@ def reported(scripts: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFa
     """The page of two strings: the base speaks as recorded, the demo is silent."""
     folder = tmp_path_factory.mktemp("run")
     for part, content in (
-        ("codes/report.json", {"rows_in": 440, "rows_out": 440, "hours": 0.2}),
+        ("codes/report.json", {"rows_in": 200, "rows_out": 200, "utterances": 800, "hours": 0.2}),
         ("train/metrics.jsonl", {"over_length_limit": 0}),
     ):
         (folder / part).parent.mkdir()

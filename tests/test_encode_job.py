@@ -1,6 +1,7 @@
 """The encode job on a cluster: every good row comes out exact, every other row is accounted for."""
 
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -21,6 +22,7 @@ from sheen.core.dataset import read_info, read_utterances
 from sheen.core.tokens import TokenLayout
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run
+from sheen.encode.stages import shift_samples
 
 LAYOUT = TokenLayout(first_id=0, codebook_size=4096, strides=(4, 2, 1))
 REJECTS = {
@@ -159,7 +161,7 @@ def test_the_report_accounts_for_every_row(output: Path, mixed: Path, good: dict
             number = int(example.split(":")[1])
             assert lines[number - 1].split("|")[0] in REJECTS[reason]
     assert report["rows_in"] == len(lines)
-    assert report["rows_out"] == len(good)
+    assert report["rows_out"] == report["utterances"] == len(good)
     assert report["rows_in"] == report["rows_out"] + sum(
         entry["rows"] for entry in report["rejects"].values()
     )
@@ -298,6 +300,55 @@ def test_only_bad_rows_fail_the_job(
     assert (report["rows_in"], report["rows_out"]) == (2, 0)
     assert set(report["rejects"]) == {"unreadable", "missing"}
     assert not (target / "dataset.json").exists()
+
+
+def test_shifts_are_other_codes_of_the_same_speech_after_silence(
+    ray_cluster: None, mixed: Path, good: dict[str, str], codec: Codec, tmp_path: Path
+) -> None:
+    report = run(
+        EncodeConfig(
+            input=str(mixed), output=str(tmp_path / "codes"), codec=str(CODEC), shifts=3
+        )
+    )
+    assert report["rows_in"] == 2 * len(good) + 1  # recordings, not codes
+    assert (report["rows_out"], report["utterances"]) == (len(good), 3 * len(good))
+    assert {reason: set(entry["ids"]) for reason, entry in report["rejects"].items()} == REJECTS
+    assert report["rejects"]["missing"]["rows"] == 1
+    rows = rows_of(tmp_path / "codes")
+    assert rows.keys() == {f"{name}{end}" for name in good for end in ("", "~1", "~2")}
+    name = next(iter(good))
+    (recording,) = (mixed / "wavs").glob(f"{name}.*")
+    samples = decode_audio(recording.read_bytes(), codec.sample_rate)
+    wave = torch.from_numpy(from_pcm16(to_pcm16(samples)))
+    # A frame of 2,048 samples times 0, 0.618 and 1.236, less the whole frames.
+    for end, shift in (("", 0), ("~1", 1266), ("~2", 484)):
+        moved = torch.cat([torch.zeros(shift), wave])
+        row = rows[name + end]
+        assert row["snac_codes"] == [level.tolist() for level in codec.encode([moved])[0]]
+        assert row["n_samples"] == len(moved)
+        assert row["text"] == rows[name]["text"]
+
+
+def test_shifts_share_no_place_within_a_frame() -> None:
+    shifts = shift_samples(16, 2048)
+    assert shifts[0] == 0
+    places = sorted(shifts)
+    assert 0 <= places[0]
+    assert places[-1] < 2048
+    assert min(later - sooner for sooner, later in itertools.pairwise(places)) > 2048 / 32
+    latents = sorted(shift % 512 for shift in shifts)
+    assert min(later - sooner for sooner, later in itertools.pairwise(latents)) > 0
+
+
+def test_only_the_speakers_asked_for_are_encoded(
+    ray_cluster: None, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--input", str(corpus), "--output", str(tmp_path / "codes"), "--codec", str(CODEC)]
+    assert main([*argv, "--speakers", "kal16", "--speakers", "nobody"]) == 2
+    assert "--speakers nobody" in capsys.readouterr().err
+    assert main([*argv, "--speakers", "kal16", "--num-workers", "1"]) == 0
+    assert "4 of 4 recordings encoded" in capsys.readouterr().out
+    assert {row["speaker"] for row in rows_of(tmp_path / "codes").values()} == {"kal16"}
 
 
 # Refused before any work

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -16,8 +18,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sheen.config import JobConfig, load_config
 from sheen.core.batches import is_held_out
+from sheen.core.codec import CodecInfo, load_codec
+from sheen.core.dataset import (
+    ENCODED,
+    UTTERANCE_SCHEMA,
+    DatasetInfo,
+    read_utterances,
+    write_info,
+)
 from sheen.core.prompt_list import read_prompts
 from sheen.core.sampling import Sampling
+from sheen.core.tokens import TokenLayout
 from sheen.encode.config import EncodeConfig
 from sheen.evaluate.config import EvaluateConfig
 from sheen.train.codec.config import CodecTrainConfig
@@ -38,6 +49,7 @@ def load(name: str) -> ModuleType:
 
 make_corpus = load("make_corpus")
 make_base = load("make_base")
+keep_rows = load("keep_rows")
 
 
 def read_rows(folder: Path = DIGITS / "corpus") -> list[list[str]]:
@@ -330,6 +342,64 @@ def test_prompts_of_the_base_are_held_out_of_its_training_and_left_for_judging()
     # No string of two digits is among the hundredth that the run holds out.
     kinds = Counter((prompt.speaker, len(prompt.text.split())) for prompt in prompts)
     assert kinds == Counter((voice, n) for voice in ("slt", "rms", "awb") for n in (3, 4, 5, 6))
+
+
+# The kept rows of the old voices
+
+
+def test_kept_rows_are_of_the_voices_that_the_voice_knows_and_none_is_held_out() -> None:
+    codec = load_codec(str(DIGITS / "codec"))
+    layout = TokenLayout(0, codec.codebook_size, codec.strides)
+    read = read_utterances(str(DIGITS / "old-voices.parquet"), layout)
+    assert not read.dropped
+    counts = Counter(read.speakers)
+    assert set(counts) == {"slt", "rms", "awb"}
+    assert len(set(counts.values())) == 1
+    heldout = set((DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines())
+    assert not heldout & set(read.texts)
+
+
+def write_codes(folder: Path, speakers: list[str], sha256: str = "0") -> Path:
+    """A dataset of codes of these speakers, a row each; ids count down."""
+    codes = [[0], [1, 2], [3, 4, 5, 6]]
+    rows = [
+        {"id": f"{len(speakers) - place:02d}", "text": str(place), "speaker": speaker,
+         "n_samples": 2048, "snac_codes": codes}
+        for place, speaker in enumerate(speakers)
+    ]  # fmt: skip
+    (folder / ENCODED).mkdir(parents=True)
+    table = pa.Table.from_pylist(rows, schema=UTTERANCE_SCHEMA)
+    pq.write_table(table, folder / ENCODED / "0.parquet")
+    info = CodecInfo(source="small", sha256=sha256, config={}, embedded=False)
+    write_info(str(folder), DatasetInfo(format_version=1, codec=info, sample_rate=24_000))
+    return folder
+
+
+def test_as_many_rows_of_each_voice_are_kept_spread_over_its_ids(tmp_path: Path) -> None:
+    folders = [
+        write_codes(tmp_path / "one", ["a"] * 9),
+        write_codes(tmp_path / "two", ["b", "b", "c", "c", "b"]),
+    ]
+    kept = keep_rows.keep_rows(folders[:1], 3).to_pylist()
+    assert [row["id"] for row in kept] == ["01", "04", "07"]
+    both = keep_rows.keep_rows(folders, 2)
+    assert both["speaker"].to_pylist() == ["a", "a", "b", "b", "c", "c"]
+    assert both.schema == UTTERANCE_SCHEMA
+
+
+def test_rows_that_cannot_be_kept_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write_codes(tmp_path / "one", ["a", "a", "b"])
+    other = write_codes(tmp_path / "other", ["a", "b"], sha256="1")
+    target = tmp_path / "kept.parquet"
+    for words, message in (([one], "'b' has 1 rows"), ([one, other], "not all of one codec")):
+        with pytest.raises(SystemExit):
+            keep_rows.main([*map(str, words), "--per-voice", "2", "--output", str(target)])
+        assert message in capsys.readouterr().err
+    assert not target.exists()
+    keep_rows.main([str(one), "--per-voice", "1", "--output", str(target)])
+    assert pq.read_table(target)["speaker"].to_pylist() == ["a", "b"]
 
 
 # The base model

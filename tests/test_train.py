@@ -23,14 +23,15 @@ from sheen.train.data import build_training_set
 from sheen.train.job import run as train
 
 
-def training_set(location: Path, voice: Voice, **changes: Any) -> Any:
+def training_set(location: Path, voice: Voice, *more: Path, **changes: Any) -> Any:
     arguments: dict[str, Any] = {
         "max_tokens": 2048,
         "eval_share": 0.2,
         "eval_rows": 256,
         "seed": 0,
     } | changes
-    return build_training_set(str(location), voice.info.token_layout, voice.tokenizer, **arguments)
+    locations = [str(path) for path in (location, *more)]
+    return build_training_set(locations, voice.info.token_layout, voice.tokenizer, **arguments)
 
 
 def test_metrics_say_what_a_user_needs(trained: Path) -> None:
@@ -188,6 +189,37 @@ def test_data_of_another_codec_than_the_checkpoint_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_data_of_two_codecs_is_refused(encoded: Path, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoded, tmp_path / "other")
+    info = dataset.read_info(str(encoded))
+    info.codec.sha256 = "0" * 64
+    dataset.write_info(str(tmp_path / "other"), info)
+    config = train_config(encoded, base, tmp_path / "out")
+    config.data.append(str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"--data .*other was made by another codec .*000000"):
+        train(config)
+
+
+def test_several_datasets_are_trained_on_as_one(
+    encoded: Path, voice: Voice, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "few.jsonl", encoded, 2)
+    alone = training_set(encoded, voice, eval_share=0.0)
+    both = training_set(encoded, voice, tmp_path / "few.jsonl", eval_share=0.0)
+    first, more = len(alone.lengths), len(both.lengths) - len(alone.lengths)
+    assert more == 2
+    assert both.train.tolist() == list(range(first + 2))
+    for index in range(first):
+        (one, other) = (data.batch(np.array([index]), 0).input_ids for data in (alone, both))
+        assert torch.equal(one, other)
+    # The file names no speaker: of its rows the codes are those of the folder's first two.
+    for index in range(2):
+        added = both.batch(np.array([first + index]), 0).input_ids[0].tolist()
+        whole = both.batch(np.array([index]), 0).input_ids[0].tolist()
+        start = both.layout.start_id
+        assert added[added.index(start) :] == whole[whole.index(start) :]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -202,7 +234,7 @@ def test_inputs_that_cannot_be_used_are_named(
     write_jsonl(tmp_path / "few.jsonl", encoded, 1)
     config = train_config(encoded, base, tmp_path / "out")
     for name, value in change.items():
-        setattr(config, name, str(tmp_path / value) if name == "data" else value)
+        setattr(config, name, [str(tmp_path / value)] if name == "data" else value)
     with pytest.raises(ValueError, match=message):
         train(config)
 

@@ -23,6 +23,7 @@ NEW_VOICE = "kal16"
 PER_VOICE = 25
 """Held-out strings that each voice speaks before and after, of 100: enough to see whether a voice
 came or went, in time that a demo can spend."""
+OLD_VOICES = "examples/digits/old-voices.parquet"  # as train.yaml, which names other codes
 CHECKPOINT = RUN / "train" / "checkpoint"
 PORT = 8000  # http_options in serve_config.yaml
 
@@ -46,8 +47,8 @@ def main() -> int:
             with _step("evaluate before", seconds):
                 _evaluate("before", environment, "--untrained-voices", NEW_VOICE)
             with _step("train", seconds):
-                folders = ["--data", str(RUN / "codes"), "--output", str(RUN / "train")]
-                submit("train", "train", environment, *folders)
+                data = ["--data", str(RUN / "codes"), "--data", OLD_VOICES]
+                submit("train", "train", environment, *data, "--output", str(RUN / "train"))
             with _step("evaluate after", seconds):
                 _evaluate("after", environment, "--model", str(CHECKPOINT))
             with _step("serve", seconds):

@@ -166,7 +166,8 @@ def _data_section(encoded: dict[str, Any], summary: dict[str, Any]) -> Section:
     centres = np.repeat((edges[1:] + edges[:-1]) / 2, counts)
     facts = [
         ("Recordings encoded", f"{encoded['rows_out']} of {encoded['rows_in']}"),
-        ("Minutes of speech", f"{encoded['hours'] * 60:.1f}"),
+        ("Utterances made of them", str(encoded["utterances"])),
+        ("Minutes of speech in these", f"{encoded['hours'] * 60:.1f}"),
         ("Encoding, x realtime", str(encoded["audio_seconds_per_second"])),
         ("Utterances over the length limit", str(summary["over_length_limit"])),
     ]

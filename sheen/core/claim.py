@@ -12,17 +12,23 @@ from typing import Any
 from sheen.core import files
 
 
+def _bare(location: str) -> str:
+    # A submitted job runs in another copy of the working directory each time.
+    if not files.is_uri(location) and Path(location).exists():
+        return Path(location).name
+    return location
+
+
 def claim(location: str, fields: Mapping[str, Any], paths: tuple[str, ...] = ()) -> str:
     """Record `fields` at a path or URI, or compare them with what is recorded there.
 
     Returns "" when the run is new or the same, else what differs. `paths` names the fields that
-    hold a path: of an existing one only the last part counts.
+    hold a path, or a list of them: of an existing one only the last part counts.
     """
     decided = dict(fields)
     for name in paths:
-        if not files.is_uri(decided[name]) and Path(decided[name]).exists():
-            # A submitted job runs in another copy of the working directory each time.
-            decided[name] = Path(decided[name]).name
+        value = decided[name]
+        decided[name] = _bare(value) if isinstance(value, str) else [_bare(one) for one in value]
     if not files.exists(location):
         files.write_bytes(location, json.dumps(decided, indent=2).encode() + b"\n")
         return ""

@@ -7,7 +7,7 @@ can change without encoding again. Refuses another format version by name.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,15 +114,17 @@ def codec_source(folder: str, codec: CodecInfo) -> str:
 
 
 def read_utterances(location: str, layout: TokenLayout) -> Utterances:
-    """Read every utterance of an encoded dataset folder, or of a JSONL file of codes.
+    """Read every utterance of an encoded dataset folder, or of a Parquet or JSONL file of codes.
 
     Rows with codes that the codec could not have made, or without text, are dropped and counted.
     Raises ValueError when nothing can be read or nothing is left.
     """
     if not files.exists(location):
         raise ValueError(f"{location}: no such file or folder")
+    batches: Iterator[tuple[int, pa.RecordBatch]]
     if files.kind(location) == fs.FileType.File:
-        batches: Iterator[tuple[int, pa.RecordBatch]] = _jsonl_batches(location)
+        read_file = _parquet_batches if location.endswith(".parquet") else _jsonl_batches
+        batches = read_file(location)
     else:
         if not files.exists(files.join(location, ENCODED)):
             raise ValueError(f"{location}: it has no folder {ENCODED}")
@@ -150,6 +152,22 @@ def read_utterances(location: str, layout: TokenLayout) -> Utterances:
     return read
 
 
+def join(parts: Sequence[Utterances]) -> Utterances:
+    """Several datasets as one, in their order; of a reason to drop rows the first example stays."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = Utterances(
+        [text for part in parts for text in part.texts],
+        [speaker for part in parts for speaker in part.speakers],
+        np.concatenate([part.frames for part in parts]),
+        np.cumsum(np.concatenate([[0], *(np.diff(part.offsets) for part in parts)])),
+    )
+    for part in parts:
+        joined.dropped += part.dropped
+        joined.examples = part.examples | joined.examples
+    return joined
+
+
 def _drop(read: Utterances, reason: str, example: str) -> None:
     read.dropped[reason] += 1
     read.examples.setdefault(reason, example)
@@ -174,15 +192,17 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str | None, str | None, str |
         yield name, text, speaker, codes
 
 
-def _parquet_batches(folder: str) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Raises ValueError naming a file that is no whole Parquet file of ours.
+def _parquet_batches(location: str) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Of a file or a folder. Raises ValueError naming a file that is no whole Parquet file of ours.
 
     It is not skipped: it may hold hours of speech, and encoding again or deleting it is quick.
     """
     columns = ["id", "text", "speaker", "snac_codes"]
-    filesystem, _ = files.open_filesystem(folder)
+    filesystem, path = files.open_filesystem(location)
+    single = files.kind(location) == fs.FileType.File
+    found = [path] if single else sorted(files.list_files(location, recursive=True))
     first = 0
-    for path in sorted(files.list_files(folder, recursive=True)):
+    for path in found:
         if not path.endswith(".parquet"):
             continue
         try:

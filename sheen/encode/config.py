@@ -24,6 +24,10 @@ class EncodeConfig(JobConfig):
     limit: Annotated[
         int | None, Field(ge=1, description="encode only the first N rows of the input")
     ] = None
+    speakers: Annotated[
+        list[str] | None,
+        Field(description="encode only the rows of these speakers; default: all rows"),
+    ] = None
     overwrite: Annotated[bool, Field(description="replace what the output folder holds")] = False
     jsonl: Annotated[
         str | None, Field(description="also write lines of {text, snac_codes} to this file")
@@ -31,6 +35,15 @@ class EncodeConfig(JobConfig):
     min_seconds: Annotated[
         float, Field(ge=0.0, description="shorter recordings are rejected, seconds")
     ] = 0.2
+    shifts: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="encode every recording this many times, each time moved by another part "
+            "of a codec frame (24 kHz: 85 ms): other codes for the same speech, where there are "
+            "few recordings",
+        ),
+    ] = 1
     batch_size: Annotated[int, Field(ge=1, description="recordings per encoding batch")] = 16
     num_workers: Annotated[
         int | None,

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray
 from ray.data import ActorPoolStrategy
@@ -20,7 +21,7 @@ from sheen.core import dataset, files
 from sheen.core.codec import describe_codec, find_codec, load_codec
 from sheen.core.manifest import read_manifest
 from sheen.encode.config import EncodeConfig
-from sheen.encode.stages import EncodeWorker, read_and_decode
+from sheen.encode.stages import EncodeWorker, read_and_decode, shift_samples
 
 ROWS_PER_BLOCK = 64
 EXAMPLES_PER_REASON = 5
@@ -31,6 +32,8 @@ def run(config: EncodeConfig) -> dict[str, Any]:
     output = cluster.output_folder("--output", config.output)
     jsonl = cluster.output_folder("--jsonl", config.jsonl) if config.jsonl else None
     manifest = read_manifest(files.absolute(config.input), config.limit)
+    if config.speakers is not None:
+        manifest = _only(manifest, config.speakers, config.input)
     info = describe_codec(config.codec)
     codec = load_codec(config.codec)
     for flag, kept in (("--input", config.input), ("--codec", config.codec)):
@@ -55,6 +58,20 @@ def run(config: EncodeConfig) -> dict[str, Any]:
         )
         dataset.write_info(output, written)
     return report
+
+
+def _only(manifest: pa.Table, speakers: list[str], location: str) -> pa.Table:
+    """The rows of some speakers, and faulty rows that name nobody: they might have been theirs.
+
+    Raises ValueError for a speaker without a row.
+    """
+    found = {speaker for speaker in manifest["speaker"].to_pylist() if speaker}
+    for speaker in speakers:
+        if speaker not in found:
+            known = ", ".join(sorted(found)) or "none"
+            raise ValueError(f"--speakers {speaker}: {location} has no such speaker (has: {known})")
+    nameless = pc.field("speaker").is_null() & pc.field("reason").is_valid()
+    return manifest.filter(pc.field("speaker").isin(speakers) | nameless)
 
 
 def _make_room(output: str, overwrite: bool) -> None:
@@ -92,7 +109,11 @@ def _encode(manifest: pa.Table, codec: Any, config: EncodeConfig, rows: str) -> 
     ).map_batches(
         EncodeWorker,
         # Not what the worker sees: Ray hides no GPU from a worker that asked for none.
-        fn_constructor_kwargs={"codec": ray.put(codec), "device": "cuda" if gpu else "cpu"},
+        fn_constructor_kwargs={
+            "codec": ray.put(codec),
+            "device": "cuda" if gpu else "cpu",
+            "shifts": shift_samples(config.shifts, codec.frame_samples),
+        },
         compute=ActorPoolStrategy(size=workers),
         batch_size=config.batch_size,
         batch_format="pyarrow",
@@ -108,11 +129,13 @@ def _report(output: str, sample_rate: int, seconds: float) -> dict[str, Any]:
     rows = source.to_table(columns=columns).to_pylist()
     rows.sort(key=lambda row: int(row["source"].rpartition(":")[2]))
     samples = 0
-    encoded = 0
+    utterances = 0
+    encoded: set[str] = set()  # recordings: shifts make several utterances of one
     rejects: dict[str, dict[str, Any]] = defaultdict(lambda: {"rows": 0, "ids": [], "examples": []})
     for row in rows:
         if row["status"] == "encoded":
-            encoded += 1
+            encoded.add(row["source"])
+            utterances += 1
             samples += row["n_samples"]
             continue
         entry = rejects[row["reason"]]
@@ -122,8 +145,9 @@ def _report(output: str, sample_rate: int, seconds: float) -> dict[str, Any]:
             entry["examples"].append(f"{row['source']}: {row['detail']}")
     hours = samples / sample_rate / 3600
     return {
-        "rows_in": len(rows),
-        "rows_out": encoded,
+        "rows_in": len({row["source"] for row in rows}),
+        "rows_out": len(encoded),
+        "utterances": utterances,
         "hours": round(hours, 6),
         "seconds": round(seconds, 2),
         "audio_seconds_per_second": round(hours * 3600 / seconds, 2),

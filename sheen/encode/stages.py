@@ -4,6 +4,7 @@ Owns the tables between them. Decoding runs in tasks, encoding in actors that ho
 that fails gets a reason and travels on to the output: nothing is dropped on the way.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from sheen.core.manifest import MANIFEST_SCHEMA
 
 PCM_SCHEMA = MANIFEST_SCHEMA.append(pa.field("pcm", pa.large_binary()))
 """The manifest with 16-bit mono PCM at the codec's rate: half the bytes of float32."""
+
+GOLDEN = (5**0.5 - 1) / 2
 
 OUTPUT_SCHEMA = pa.unify_schemas(
     [
@@ -60,28 +63,42 @@ def read_and_decode(table: pa.Table, *, sample_rate: int, min_seconds: float) ->
     return pa.Table.from_pylist(rows, schema=PCM_SCHEMA)
 
 
+def shift_samples(count: int, frame_samples: int) -> list[int]:
+    """`count` different parts of a frame, in samples, the first 0; spread evenly for any count.
+
+    Multiples of the golden ratio: evenly spread within a latent too, where equal parts of a frame
+    would repeat the same few places.
+    """
+    return [round(frame_samples * (k * GOLDEN % 1.0)) for k in range(count)]
+
+
 class EncodeWorker:
     """An actor with the codec on its device; called with batches of PCM_SCHEMA.
 
     `codec` is a reference in the object store: the driver loads the codec once, and workers need
-    neither its folder nor a hub.
+    neither its folder nor a hub. Every recording is encoded once for each of `shifts`, with so many
+    samples of silence before it; the id of all but the first row of it ends in `~` and a number.
     """
 
-    def __init__(self, codec: "ray.ObjectRef[Codec]", device: str) -> None:
+    def __init__(self, codec: "ray.ObjectRef[Codec]", device: str, shifts: Sequence[int]) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
         self._codec = ray.get(codec).to(device)
+        self._shifts = shifts
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows: list[dict[str, Any]] = table.to_pylist()
         good = [row for row in rows if row["pcm"] is not None]
-        waveforms = [from_pcm16(np.frombuffer(row["pcm"], "<i2")) for row in good]
-        encoded = self._codec.encode([torch.from_numpy(wave) for wave in waveforms])
-        for row in rows:
-            row |= {"n_samples": 0, "snac_codes": None, "status": "rejected"}
-        for row, waveform, codes in zip(good, waveforms, encoded, strict=True):
-            row |= {"n_samples": len(waveform), "snac_codes": codes, "status": "encoded"}
+        waveforms = [torch.from_numpy(from_pcm16(np.frombuffer(row["pcm"], "<i2"))) for row in good]
+        nothing = {"n_samples": 0, "snac_codes": None, "status": "rejected"}
+        written = [row | nothing for row in rows if row["pcm"] is None]
+        for place, shift in enumerate(self._shifts):
+            moved = [torch.nn.functional.pad(wave, (shift, 0)) for wave in waveforms]
+            for row, wave, codes in zip(good, moved, self._codec.encode(moved), strict=True):
+                name = f"{row['id']}~{place}" if place else row["id"]
+                result = {"n_samples": len(wave), "snac_codes": codes, "status": "encoded"}
+                written.append(row | result | {"id": name})
         names = OUTPUT_SCHEMA.names
         return pa.Table.from_pylist(
-            [{name: row[name] for name in names} for row in rows], schema=OUTPUT_SCHEMA
+            [{name: row[name] for name in names} for row in written], schema=OUTPUT_SCHEMA
         )

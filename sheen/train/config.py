@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sheen.config import JobConfig
 from sheen.core.loss import Objective
@@ -14,10 +14,12 @@ class TrainConfig(JobConfig):
     """Fine-tune a causal LM on codes: text in, speech tokens out."""
 
     data: Annotated[
-        str,
+        list[str],
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
         Field(
-            description="dataset folder of jobs/encode.py, or a .jsonl file with text and "
-            "snac_codes; path or URI"
+            min_length=1,
+            description="dataset folder of jobs/encode.py, or a .jsonl or .parquet file with text "
+            "and snac_codes; path or URI. Several, of one codec, are one corpus: --data A --data B",
         ),
     ]
     output: Annotated[
@@ -29,7 +31,7 @@ class TrainConfig(JobConfig):
     ] = "Qwen/Qwen3-0.6B"
     codec: Annotated[
         str | None,
-        Field(description="codec of a .jsonl file of codes (a dataset folder names its own)"),
+        Field(description="codec of a file of codes (a dataset folder names its own)"),
     ] = None
     dry_run: Annotated[
         bool,

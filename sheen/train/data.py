@@ -8,6 +8,7 @@ fault of the data is found before a worker starts.
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sheen.core.batches import Batch, collate, is_held_out, sequence_lengths
 from sheen.core.checkpoint import Pace
-from sheen.core.dataset import Utterances, read_utterances
+from sheen.core.dataset import Utterances, join, read_utterances
 from sheen.core.loss import IGNORE_INDEX
 from sheen.core.prompt import prompt_ids
 from sheen.core.tokens import TokenLayout
@@ -55,7 +56,7 @@ class TrainingSet:
 
 
 def build_training_set(
-    location: str,
+    locations: Sequence[str],
     layout: TokenLayout,
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
@@ -64,7 +65,7 @@ def build_training_set(
     seed: int,
 ) -> TrainingSet:
     """Read, tokenise, split and count. Raises ValueError when nothing is left to train on."""
-    utterances = read_utterances(location, layout)
+    utterances = join([read_utterances(location, layout) for location in locations])
     prompts = [
         prompt_ids(tokenizer, layout.start_id, text, speaker)
         for text, speaker in zip(utterances.texts, utterances.speakers, strict=True)
@@ -73,7 +74,7 @@ def build_training_set(
     fits = lengths <= max_tokens
     if not fits.any():
         raise ValueError(
-            f"{location}: all {len(lengths)} utterances are longer than --max-tokens {max_tokens} "
+            f"{', '.join(locations)}: all {len(lengths)} utterances are longer than --max-tokens {max_tokens} "
             f"(the shortest has {lengths.min()})"
         )
     held_out = np.array([is_held_out(text, eval_share, seed) for text in utterances.texts])

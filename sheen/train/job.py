@@ -5,6 +5,7 @@ fit together, resuming by run name, and exporting the last checkpoint and the be
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
     Raises ValueError for what the user must change, and what `launch.fit` raises.
     """
     output = cluster.output_folder("--output", config.output)
-    location = files.absolute(config.data)
+    locations = [files.absolute(location) for location in config.data]
     check_trackers(config.trackers)
-    codec, codec_files = _codec_of(location, config.codec)
+    codec, codec_files = _codec_of(locations, config.codec)
     model = _model_source(config.model)
     info, tokenizer, extends = _plan_checkpoint(model, codec)
     info.objective = config.objective
@@ -49,7 +50,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             f"--max-tokens {limit}; give more or lower that"
         )
     data = build_training_set(
-        location,
+        locations,
         info.token_layout,
         tokenizer,
         limit,
@@ -123,8 +124,20 @@ def _codec_parts(source: str) -> Any:
     return arguments, codec.state_dict()
 
 
-def _codec_of(location: str, codec: str | None) -> tuple[CodecInfo, str]:
-    """The codec of the data, and where its files are."""
+def _codec_of(locations: Sequence[str], codec: str | None) -> tuple[CodecInfo, str]:
+    """The codec that made all of the data, and where its files are."""
+    (first, source), *others = [_codec_of_one(location, codec) for location in locations]
+    for location, (other, _) in zip(locations[1:], others, strict=True):
+        if other.sha256 != first.sha256:
+            raise ValueError(
+                f"--data {location} was made by another codec ({other.source}, weights "
+                f"{other.sha256[:12]}) than {locations[0]} ({first.source}, {first.sha256[:12]}); "
+                "encode both with one"
+            )
+    return first, source
+
+
+def _codec_of_one(location: str, codec: str | None) -> tuple[CodecInfo, str]:
     if files.kind(location) == fs.FileType.NotFound:
         raise ValueError(f"--data {location}: no such file or folder")
     if files.kind(location) == fs.FileType.File:
