@@ -160,6 +160,12 @@ def test_the_served_config_is_the_committed_one_with_the_demos_checkpoint(
     assert written["http_options"]["port"] == demo.PORT
 
 
+def test_the_demo_mixes_in_the_rows_that_its_config_names(scripts: dict[str, ModuleType]) -> None:
+    config = yaml.safe_load((DIGITS / "train.yaml").read_text("utf-8"))
+    assert config["data"][1:] == [scripts["demo"].OLD_VOICES]
+    assert (ROOT / scripts["demo"].OLD_VOICES).is_file()
+
+
 # The page
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import yaml
 from demo_commands import ROOT, RUN, StepFailed, port_is_free, start_head, start_server, submit
 from demo_comparison import as_text, choose_clips, comparison, read_results
@@ -48,7 +49,8 @@ def main() -> int:
                 _evaluate("before", environment, "--untrained-voices", NEW_VOICE)
             with _step("train", seconds):
                 data = ["--data", str(RUN / "codes"), "--data", OLD_VOICES]
-                submit("train", "train", environment, *data, "--output", str(RUN / "train"))
+                folders = [*data, "--output", str(RUN / "train")]
+                submit("train", "train", environment, *folders, "--precision", _precision())
             with _step("evaluate after", seconds):
                 _evaluate("after", environment, "--model", str(CHECKPOINT))
             with _step("serve", seconds):
@@ -85,6 +87,12 @@ def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
 def _evaluate(name: str, environment: dict[str, str], *flags: str) -> None:
     size = ["--per-voice", str(PER_VOICE), "--output", str(RUN / name)]
     submit(name, "evaluate", environment, *size, *flags)
+
+
+def _precision() -> str:
+    """bfloat16 where the CPU computes in it: 1.4 times as fast; emulated, it is slower."""
+    has = torch.cpu.get_capabilities()
+    return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
 
 
 def _serve_config(checkpoint: Path) -> Path:

@@ -1,13 +1,13 @@
 """Keeps some of what a voice was trained on, as codes in one Parquet file, for later fine-tunings.
 
-Owns which rows: as many of each voice, drawn evenly over the encoded dataset. A fine-tuning that
+Owns which rows: so many of each voice, spread evenly over the encoded datasets. A fine-tuning that
 sees them beside a new voice does not forget the old ones, and codes are small: an hour of speech
-is about 0.5 MB.
+is half a megabyte.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from sheen.core.dataset import ENCODED, UTTERANCE_SCHEMA, read_info
 
 
-def keep_rows(folders: Sequence[Path], per_voice: int) -> pa.Table:
-    """`per_voice` rows of each voice of these datasets, spread evenly over its ids.
+def keep_rows(folders: Sequence[Path], counts: Mapping[str, int]) -> pa.Table:
+    """`counts[voice]` rows of each voice of these datasets, spread evenly over its ids.
 
     Raises ValueError for datasets of two codecs, and for a voice with fewer rows.
     """
@@ -26,27 +26,36 @@ def keep_rows(folders: Sequence[Path], per_voice: int) -> pa.Table:
         raise ValueError(f"{', '.join(map(str, folders))}: not all of one codec")
     parts = [pads.dataset(folder / ENCODED, format="parquet").to_table() for folder in folders]
     rows = pa.concat_tables(parts).select(UTTERANCE_SCHEMA.names).cast(UTTERANCE_SCHEMA)
-    places: dict[str, list[int]] = {}
-    for place, voice in enumerate(rows["speaker"].to_pylist()):
-        places.setdefault(voice, []).append(place)
-    ids = rows["id"].to_pylist()
+    ids, speakers = rows["id"].to_pylist(), rows["speaker"].to_pylist()
     kept: list[int] = []
-    for voice, own in sorted(places.items()):
-        if len(own) < per_voice:
-            raise ValueError(f"voice {voice!r} has {len(own)} rows, asked for {per_voice}")
+    for voice, count in counts.items():
+        own = [place for place, speaker in enumerate(speakers) if speaker == voice]
+        if len(own) < count:
+            raise ValueError(f"voice {voice!r} has {len(own)} rows, asked for {count}")
         own.sort(key=ids.__getitem__)
-        kept += [own[place * len(own) // per_voice] for place in range(per_voice)]
+        kept += [own[place * len(own) // count] for place in range(count)]
     return rows.take(kept)
 
 
+def voice_and_count(text: str) -> tuple[str, int]:
+    """An argument such as `slt=600`."""
+    voice, _, count = text.rpartition("=")
+    if not voice or not count.isdecimal() or int(count) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected VOICE=ROWS, such as slt=600")
+    return voice, int(count)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; wrong use ends it with a message, status 2."""
     parser = argparse.ArgumentParser(description="Keep some rows of encoded datasets in one file.")
     parser.add_argument("data", type=Path, nargs="+", help="folders of jobs/encode.py")
-    parser.add_argument("--per-voice", type=int, required=True, help="rows of each voice")
+    parser.add_argument(
+        "--rows", type=voice_and_count, nargs="+", required=True, metavar="VOICE=ROWS"
+    )
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
     args = parser.parse_args(argv)
     try:
-        rows = keep_rows(args.data, args.per_voice)
+        rows = keep_rows(args.data, dict(args.rows))
     except ValueError as error:
         parser.error(str(error))
     pq.write_table(rows, args.output, compression="zstd", compression_level=19)

@@ -74,8 +74,8 @@ def build_training_set(
     fits = lengths <= max_tokens
     if not fits.any():
         raise ValueError(
-            f"{', '.join(locations)}: all {len(lengths)} utterances are longer than --max-tokens {max_tokens} "
-            f"(the shortest has {lengths.min()})"
+            f"{', '.join(locations)}: all {len(lengths)} utterances are longer than --max-tokens "
+            f"{max_tokens} (the shortest has {lengths.min()})"
         )
     held_out = np.array([is_held_out(text, eval_share, seed) for text in utterances.texts])
     train, evaluation = np.flatnonzero(fits & ~held_out), np.flatnonzero(fits & held_out)
