@@ -48,7 +48,8 @@ def job(config: TrainConfig, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The train job as a process of its own, on the tests' cluster."""
     words = [sys.executable, str(ROOT / "jobs" / "train.py")]
     for name, value in config.model_dump(exclude_unset=True, exclude_none=True).items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
+        for word in value if isinstance(value, list) else [value]:
+            words += [f"--{name.replace('_', '-')}", str(word)]
     address = ray.get_runtime_context().gcs_address
     with (
         log.open("w") as file,
@@ -183,7 +184,8 @@ def test_a_full_disk_ends_the_run_and_says_so(encoded: Path, base: Path, tmp_pat
     config = train_config(encoded, base, tmp_path / "out", save_every=1, best_metric=None)
     words = [sys.executable, str(script)]
     for name, value in config.model_dump(exclude_unset=True, exclude_none=True).items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
+        for word in value if isinstance(value, list) else [value]:
+            words += [f"--{name.replace('_', '-')}", str(word)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, capture_output=True, text=True, timeout=250, env=environment)
     assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
