@@ -44,9 +44,11 @@ from sheen.core.sampling import Sampling
 from sheen.core.voice import Voice
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.job import run
+from sheen.evaluate.listening import ListenWorker
 from sheen.evaluate.plan import RUN_FILE, Plan, plan_prompts, prompt_table
 from sheen.evaluate.results import JSON_FILE, PAGE_FILE, write_results
-from sheen.evaluate.stages import AUDIO, ROW_SCHEMA, ROWS, ListenWorker, SpeakWorker
+from sheen.evaluate.rows import AUDIO, ROW_SCHEMA, ROWS
+from sheen.evaluate.speaking import SpeakWorker
 from sheen.judge.errors import error_rate
 from sheen.judge.hearing import Pocketsphinx, read_grammar
 from sheen.judge.voices import ALL, VoiceProfiles

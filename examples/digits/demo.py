@@ -10,12 +10,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 import yaml
-from demo_commands import ROOT, RUN, StepFailed, port_is_free, start_head, start_server, submit
+from demo_commands import ROOT, RUN, StepFailed, port_is_free, ray_head, start_server, submit
 from demo_comparison import as_text, choose_clips, comparison, read_results
 from demo_report import write_report
 from demo_requests import speak_all
@@ -40,9 +40,9 @@ def main() -> int:
         return 1
     seconds: dict[str, float] = {}
     try:
-        with _step("ray head", seconds):
-            head = start_head()
-        with head as environment:
+        with ExitStack() as running:
+            with _step("ray head", seconds):
+                environment = running.enter_context(ray_head())
             with _step("encode", seconds):
                 submit("encode", "encode", environment, "--output", str(RUN / "codes"))
             with _step("evaluate before", seconds):

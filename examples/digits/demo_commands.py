@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUN = ROOT / "runs" / "demo"
@@ -36,7 +38,6 @@ class Process:
 
     def __init__(self, name: str, words: list[str], environment: dict[str, str]) -> None:
         self.log = RUN / "logs" / f"{name}.log"
-        self.environment = environment
         print(f"   $ {' '.join(words)}", flush=True)
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -65,8 +66,8 @@ class Process:
     def _fail(self, what: str) -> None:
         raise StepFailed(f"{what}; end of {self.log}:\n{_tail(self.log)}")
 
-    def __enter__(self) -> dict[str, str]:
-        return self.environment
+    def __enter__(self) -> None:
+        pass
 
     def __exit__(self, *_: object) -> None:
         for sign, patience_s in ((signal.SIGINT, 20), (signal.SIGTERM, 20), (signal.SIGKILL, 5)):
@@ -81,8 +82,13 @@ class Process:
                 continue
 
 
-def start_head() -> Process:
-    """A Ray head of the demo's own, with the environment in which jobs reach it."""
+@contextmanager
+def ray_head() -> Iterator[dict[str, str]]:
+    """A Ray head of the demo's own; yields the environment in which jobs reach it.
+
+    Its temporary folder is its own too: in the common one it would leave its address behind, and
+    whatever looks for a cluster on this machine would wait for it long after the demo.
+    """
     port, dashboard = _free_port(), _free_port()
     token = RUN / "ray-token"  # of this demo alone; the home folder's stays as it is
     token.touch(mode=0o600)
@@ -99,9 +105,12 @@ def start_head() -> Process:
     }
     words = ["ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    head = Process("ray-head", words, environment)
-    head.wait_for("the head", lambda: "Ray runtime started" in head.log.read_text("utf-8"))
-    return head
+    # Short: paths of sockets have at most 107 bytes.
+    with TemporaryDirectory(prefix="sheen-", ignore_cleanup_errors=True) as folder:
+        head = Process("ray-head", [*words, f"--temp-dir={folder}"], environment)
+        head.wait_for("the head", lambda: "Ray runtime started" in head.log.read_text("utf-8"))
+        with head:
+            yield environment
 
 
 def start_server(config: Path, url: str, environment: dict[str, str]) -> Process:

@@ -16,9 +16,11 @@ from sheen import cluster
 from sheen.core import checkpoint, files
 from sheen.core.prompt_list import read_prompts
 from sheen.evaluate.config import EvaluateConfig
+from sheen.evaluate.listening import ListenWorker
 from sheen.evaluate.plan import claim_output, plan_prompts, prompt_table
 from sheen.evaluate.results import Evaluation, row_files, write_results
-from sheen.evaluate.stages import ListenWorker, SpeakWorker, write_rows
+from sheen.evaluate.rows import write_rows
+from sheen.evaluate.speaking import SpeakWorker
 from sheen.judge.hearing import POCKETSPHINX, Grammar, check_transcriber
 from sheen.judge.known_voices import fit_recordings
 from sheen.judge.voices import VoiceProfiles

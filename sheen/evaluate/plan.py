@@ -17,7 +17,7 @@ from sheen.core.checkpoint import CheckpointInfo
 from sheen.core.claim import claim
 from sheen.core.prompt_list import Prompt
 from sheen.evaluate.config import EvaluateConfig
-from sheen.evaluate.stages import PROMPT_SCHEMA
+from sheen.evaluate.rows import PROMPT_SCHEMA
 from sheen.judge.hearing import Grammar
 from sheen.judge.voices import ALL
 

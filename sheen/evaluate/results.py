@@ -16,7 +16,7 @@ from sheen.core.audio import decode_audio
 from sheen.core.checkpoint import CheckpointInfo
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.plan import Plan
-from sheen.evaluate.stages import AUDIO, ROWS
+from sheen.evaluate.rows import AUDIO, ROWS
 from sheen.judge.speech import Sound
 from sheen.judge.speech_quality import SpeechReport, SpokenClip, judge_speech
 from sheen.judge.speech_report import render_json, render_report, worst_first
