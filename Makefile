@@ -42,6 +42,7 @@ bench: setup
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/serving.py --shape --threads 2
 	$(BIN)/python benchmarks/step_profile.py --model examples/digits/voice
+	$(BIN)/python benchmarks/codec_share.py
 	$(BIN)/python benchmarks/training.py --layers 28 4
 
 judge-codec: setup
