@@ -130,7 +130,7 @@ def compare(voice: Voice, options: argparse.Namespace) -> None:
     rate, per = voice.codec.sample_rate, voice.codec.frame_samples
     sampling = Sampling()
     for streams in options.streams:
-        count = max(6, 2 * streams)
+        count = max(6, options.each * streams)
         requests = draw_requests(voice, count, sampling, seed=streams)
         seconds = float(np.mean([request.max_frames for request in requests])) * per / rate
         gaps = np.random.default_rng(streams).exponential(seconds / (options.load * streams), count)
@@ -196,6 +196,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--load", type=float, default=2.0, help="(default: %(default)s)")
+    parser.add_argument("--each", type=int, default=4, help="requests per stream (default: 4)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads per computation")
     parser.add_argument("--shape", action="store_true", help="Qwen3-0.6B's shape instead")
     parser.add_argument("--layers", type=int, default=28, help="of that shape")

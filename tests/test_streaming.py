@@ -196,3 +196,24 @@ def test_a_long_silence_is_the_message(chunk: int) -> None:
     np.testing.assert_array_equal(trimmed(samples, chunk), samples[500:])
     # One that ends before: what an onset might have needed.
     np.testing.assert_array_equal(trimmed(samples[:300], chunk), samples[280:300])
+
+
+# Windows
+
+
+def test_a_stream_that_fell_behind_takes_several_chunks_as_one_window(small: Codec) -> None:
+    codes = draw_codes(np.random.default_rng(0), 60)
+    ids = LAYOUT.to_ids(codes).tolist()
+    decoder = StreamingDecoder(small, LAYOUT, 7, ramp=(1, 2, 4))
+    decoder.push(ids)
+    pieces = []
+    ends = []
+    while len(samples := decode_ready([decoder])[0]):
+        pieces.append(samples)
+        ends.append(decoder.emitted)
+    # The first chunk alone, then 2 + 8 * 4 frames (36 is the most), then what the end allows:
+    # 3 frames of context are missing for the chunk that ends at 59.
+    assert ends == [1, 35, 55]
+    pieces.append(decoder.flush())
+    whole_ = whole(small, codes, 7)
+    assert np.abs(np.concatenate(pieces) - whole_).max() <= TOLERANCE

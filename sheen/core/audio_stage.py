@@ -20,8 +20,9 @@ from sheen.core.streaming import SilenceTrim, StreamingDecoder, decode_ready
 
 logger = logging.getLogger(__name__)
 
-BATCH = 16
-"""Windows decoded at once, at most: a new stream waits for one batch."""
+BATCH, CPU_BATCH = 16, 2
+"""Windows decoded at once, at most: a new stream waits for one batch. A CPU gains nothing from more
+(`benchmarks/codec_share.py`)."""
 
 
 @dataclass(eq=False)
@@ -81,6 +82,7 @@ class AudioStage:
         threads: int = 1,
     ) -> None:
         self._codec = codec
+        self._batch = CPU_BATCH if codec.device.type == "cpu" else BATCH
         self._closed, self._broke = closed, broke
         self._streams: set[Stream] = set()
         self._wake = threading.Condition()
@@ -153,9 +155,10 @@ class AudioStage:
                 ready = [stream for stream in self._streams if stream.ready]
                 if ready:
                     ready.sort(key=lambda stream: stream.urgency)
-                    for stream in ready[:BATCH]:
+                    claimed = ready[: self._batch]
+                    for stream in claimed:
                         stream.busy = True
-                    return ready[:BATCH]
+                    return claimed
                 if self._closing and not self._streams:
                     self._wake.notify_all()
                     return []

@@ -4,11 +4,12 @@ Owns which frames may be decoded when, and which of the decoded samples are fina
 emits is the sample that decoding the whole utterance gives there (within float rounding), the
 first and the last frame included, whatever the chunks: each window carries the context that the
 codec's receptive field needs, and noise is a function of position. Windows of several streams are
-decoded in one batch. With a `look_ahead` the first chunk, and only that one, waits for fewer frames
+decoded in one batch; a stream whose frames came faster than they were decoded takes several chunks
+as one window, so that a busy codec decodes less context twice. With a `look_ahead` the first chunk, and only that one, waits for fewer frames
 than it needs: it starts earlier, and its last samples differ (decision 0016 says by how much).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,9 @@ from sheen.core.tokens import TokenLayout
 DEFAULT_RAMP = (1, 2, 4, 8, 12)
 """Frames of the first chunks; the last value repeats. Small first for an early start, then large,
 because each window decodes up to 6 frames of context again."""
+
+LONGEST = 36
+"""Frames of several chunks taken as one window, at most: nobody else is decoded meanwhile."""
 
 NO_SAMPLES = np.zeros(0, np.float32)
 
@@ -87,19 +91,43 @@ class StreamingDecoder:
 
     def next_window(self) -> Window | None:
         """The next window whose samples are final, or None while more frames are needed."""
-        last = self._emitted + self._ramp[min(self._chunks, len(self._ramp) - 1)]
-        if self._ended:
-            last = min(last, self.frames)
-            if last == self._emitted:
-                return None
-            return self.codec.window(self._emitted, last, self.frames)
-        window = self._window(last)
-        return window if window.stop <= self.frames else None
+        due = None
+        for last in self._ends():
+            if self._ended:
+                if self.frames > self._emitted:
+                    due = self.codec.window(self._emitted, min(last, self.frames), self.frames)
+                if last >= self.frames:
+                    break
+            else:
+                window = self._window(last)
+                if window.stop > self.frames:
+                    break
+                due = window
+        return due
+
+    def _ends(self) -> Iterator[int]:
+        """Where the next window may end: the next chunk's end, and those after it.
+
+        The first chunk stays alone, for it is waited for. Windows end where chunks do, so that those
+        of several streams are of few lengths and can be one batch.
+        """
+        last, chunk = self._emitted, self._chunks
+        while True:
+            last += self._size(chunk)
+            if last - self._emitted > LONGEST and chunk > self._chunks:
+                return
+            yield last
+            if chunk == 0:
+                return
+            chunk += 1
+
+    def _size(self, chunk: int) -> int:
+        return self._ramp[min(chunk, len(self._ramp) - 1)]
 
     @property
     def needed(self) -> int:
         """Frames that must be there before the next chunk can be decoded, if no end comes first."""
-        return self._window(self._emitted + self._ramp[min(self._chunks, len(self._ramp) - 1)]).stop
+        return self._window(self._emitted + self._size(self._chunks)).stop
 
     def _window(self, last: int) -> Window:
         window = self.codec.window(self._emitted, last, None)
@@ -115,8 +143,10 @@ class StreamingDecoder:
     def accept(self, window: Window, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Keep the final samples of a decoded window and move on."""
         per_frame = self.codec.frame_samples
-        self._emitted = window.last
-        self._chunks += 1
+        while self._emitted < window.last:
+            self._emitted += self._size(self._chunks)
+            self._chunks += 1
+        self._emitted = window.last  # the last chunk of an utterance may be shorter
         first = (window.first - window.start) * per_frame
         return samples[first : first + (window.last - window.first) * per_frame]
 
