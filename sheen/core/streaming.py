@@ -5,8 +5,9 @@ emits is the sample that decoding the whole utterance gives there (within float 
 first and the last frame included, whatever the chunks: each window carries the context that the
 codec's receptive field needs, and noise is a function of position. Windows of several streams are
 decoded in one batch; a stream whose frames came faster than they were decoded takes several chunks
-as one window, so that a busy codec decodes less context twice. With a `look_ahead` the first chunk, and only that one, waits for fewer frames
-than it needs: it starts earlier, and its last samples differ (decision 0016 says by how much).
+as one window, so that a busy codec decodes less context twice. With a `look_ahead` the first
+chunk, and only that one, waits for fewer frames than it needs: it starts earlier, and its last
+samples differ (decision 0016 says by how much).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -108,8 +109,8 @@ class StreamingDecoder:
     def _ends(self) -> Iterator[int]:
         """Where the next window may end: the next chunk's end, and those after it.
 
-        The first chunk stays alone, for it is waited for. Windows end where chunks do, so that those
-        of several streams are of few lengths and can be one batch.
+        The first chunk stays alone, for it is waited for. Windows end where chunks do, so that
+        those of several streams are of few lengths and can be one batch.
         """
         last, chunk = self._emitted, self._chunks
         while True:
