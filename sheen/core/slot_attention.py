@@ -106,20 +106,21 @@ def _slot_by_slot(
     cache = rows.cache
     keys, values = cache.slot_keys[layer], cache.slot_values[layer]
     _, heads, total, width = query.shape
-    by_row = query[0].transpose(0, 1)
+    shape = (cache.shape.kv_heads, heads // cache.shape.kv_heads, width)
+    # Every call counts: there is a round of them for each slot and layer.
+    by_row = query[0].transpose(0, 1).reshape(total, *shape)
     outs, row = [], 0
     for span in rows.spans:
         end = span.start + span.count
         if span.count == 1:
             first = 0 if window is None else max(0, end - window)
-            grouped = by_row[row].reshape(1, cache.shape.kv_heads, -1, width)
             out = F.scaled_dot_product_attention(
-                grouped,
+                by_row.narrow(0, row, 1),
                 keys[span.slot].narrow(2, first, end - first),
                 values[span.slot].narrow(2, first, end - first),
                 scale=scaling,
             )
-            outs.append(out.reshape(1, heads, width))
+            outs.append(out)
         else:
             mask = None
             if span.start or (window is not None and span.count > window):
@@ -133,11 +134,11 @@ def _slot_by_slot(
                 scale=scaling,
                 enable_gqa=True,
             )
-            outs.append(out[0].transpose(0, 1))
+            outs.append(out[0].transpose(0, 1).reshape(span.count, *shape))
         row += span.count
     if row < total:
-        outs.append(query.new_zeros(total - row, heads, width))
-    return torch.cat(outs)[None]
+        outs.append(query.new_zeros(total - row, *shape))
+    return torch.cat(outs).reshape(1, total, heads, width)
 
 
 def _causal(span: Span, window: int | None, device: torch.device) -> Tensor:
