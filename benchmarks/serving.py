@@ -1,6 +1,6 @@
 """The engine beside three others: throughput, time to the first audible sample, underruns.
 
-Run by `make bench`. All sides run in this process, one after the other, with the same checkpoint,
+Run by `make bench`. All sides run one after the other, with the same checkpoint,
 prompts, sampling, lengths and arrivals, and decode the audio. Requests arrive as a Poisson process;
 at N streams there are N slots, and audio is asked for `--load` times as fast as N listeners hear
 it. Lengths are fixed per request, so that no side has less to do. With `--shape` the cost of a
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from serving_sides import SIDES, Side, generate_alone, open_side
+from serving_sides import SIDES, Served, Side, generate_alone, open_side
 from workload import Shape, make_base
 
 from sheen.core.decoding import SlotDecoder
@@ -27,7 +27,7 @@ from sheen.core.ending import Finished, Samples
 from sheen.core.engine import Request
 from sheen.core.model import SpeechLM
 from sheen.core.sampling import Sampling
-from sheen.core.voice import Voice, load_voice
+from sheen.core.voice import Voice
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_MODEL = ROOT / "examples" / "digits" / "voice"
@@ -126,7 +126,8 @@ def serve(
     )
 
 
-def compare(voice: Voice, options: argparse.Namespace) -> None:
+def compare(served: Served, options: argparse.Namespace) -> None:
+    voice = served.voice
     rate, per = voice.codec.sample_rate, voice.codec.frame_samples
     sampling = Sampling()
     for streams in options.streams:
@@ -142,7 +143,7 @@ def compare(voice: Voice, options: argparse.Namespace) -> None:
         print("|---|---|---|---|---|---|---|", flush=True)
         baseline: Figures | None = None
         for name in options.sides:
-            side = open_side(name, voice.model, voice.codec, streams, requests)
+            side = open_side(name, served, streams, requests)
             try:
                 short = [Request(r.prompt, 5, r.sampling, 5) for r in requests[:streams]]
                 serve(side, short, np.zeros(len(short)), rate, per)  # warm-up
@@ -196,7 +197,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--load", type=float, default=2.0, help="(default: %(default)s)")
-    parser.add_argument("--each", type=int, default=4, help="requests per stream (default: 4)")
+    parser.add_argument("--each", type=int, default=2, help="requests per stream")
     parser.add_argument("--threads", type=int, default=1, help="torch threads per computation")
     parser.add_argument("--shape", action="store_true", help="Qwen3-0.6B's shape instead")
     parser.add_argument("--layers", type=int, default=28, help="of that shape")
@@ -207,11 +208,14 @@ def main(argv: list[str]) -> int:
         compare_shape(options)
         return 0
     try:
-        voice = load_voice(options.model)
+        served = Served.load(options.model)
     except ValueError as error:
         print(f"benchmarks/serving.py: error: {error}", file=sys.stderr)
         return 2
-    compare(voice, options)
+    try:
+        compare(served, options)
+    finally:
+        served.beside.close()
     return 0
 
 

@@ -8,6 +8,8 @@ continuous batching, its audio decoded by Sheen's own stage. Sheen: the engine.
 import queue
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -19,12 +21,15 @@ from transformers.generation import ContinuousBatchingConfig
 from sheen.core.attention import use_attention
 from sheen.core.audio_stage import AudioStage, Stream
 from sheen.core.codec import Codec
+from sheen.core.codec_geometry import WindowCodec
+from sheen.core.codec_process import CodecProcess
 from sheen.core.ending import Finished, Sink
 from sheen.core.engine import Engine, Request
-from sheen.core.model import SpeechLM
+from sheen.core.model import SpeechLM, load_model
 from sheen.core.sampling import Sampling
 from sheen.core.streaming import StreamingDecoder
 from sheen.core.tokens import TokenLayout
+from sheen.core.voice import Voice, load_voice
 
 
 class Side(Protocol):
@@ -109,7 +114,7 @@ class TransformersBatching:
     """
 
     def __init__(
-        self, model: SpeechLM, codec: Codec, slots: int, positions: int, sampling: Sampling
+        self, model: SpeechLM, codec: WindowCodec, slots: int, positions: int, sampling: Sampling
     ) -> None:
         self._layout, self._codec = model.layout, codec
         use_attention(model.lm, "sdpa")
@@ -177,9 +182,27 @@ class TransformersBatching:
             self._stage.feed(news)
 
 
-def open_side(
-    name: str, model: SpeechLM, codec: Codec, slots: int, requests: Sequence[Request]
-) -> Side:
+@dataclass(frozen=True)
+class Served:
+    """What is served: by transformers its own way, by Sheen as its own service loads it.
+
+    `beside` decodes in a process of its own, for the two sides that decode while they generate.
+    """
+
+    voice: Voice
+    plain: SpeechLM
+    beside: CodecProcess
+
+    @staticmethod
+    def load(folder: str) -> "Served":
+        voice = load_voice(folder)
+        plain, _ = load_model(Path(folder), voice.info.token_layout)
+        plain.lm.eval().requires_grad_(False)
+        return Served(voice, plain, CodecProcess(voice.codec))
+
+
+def open_side(name: str, served: Served, slots: int, requests: Sequence[Request]) -> Side:
+    model, codec, beside = served.plain, served.voice.codec, served.beside
     positions = max(request.positions(model.layout) for request in requests)
     if name == "a":
         return OneByOne(model, codec)
@@ -187,8 +210,10 @@ def open_side(
         use_attention(model.lm, "sdpa")
         return FixedBatches(model, codec, slots)
     if name == "c":
-        return TransformersBatching(model, codec, slots, positions, requests[0].sampling)
-    return Engine(model, codec, slots=slots, positions=positions, max_queue=len(requests))
+        return TransformersBatching(model, beside, slots, positions, requests[0].sampling)
+    return Engine(
+        served.voice.model, beside, slots=slots, positions=positions, max_queue=len(requests)
+    )
 
 
 SIDES = {

@@ -9,11 +9,13 @@ import snac.layers
 import soundfile
 import torch
 from snac import SNAC
+from torch import nn
 
 from conftest import CODEC, DIGITS
 from sheen.core import draws
 from sheen.core.audio import decode_audio
 from sheen.core.codec import Codec, describe_codec, load_codec
+from sheen.core.codec_layers import DilatedConv
 from sheen.core.streaming import StreamingDecoder, decode_ready
 from sheen.core.tokens import TokenLayout
 
@@ -81,6 +83,28 @@ def test_our_codes_are_the_published_codes(codec: Codec) -> None:
             total += len(ours)
     assert total > 400
     assert differing / total <= 0.005
+
+
+@pytest.mark.parametrize("dilation", [3, 9])
+@pytest.mark.parametrize("samples", [1, 8, 500, 3001])
+def test_a_dilated_convolution_is_the_published_one(samples: int, dilation: int) -> None:
+    torch.manual_seed(samples)
+    arguments = {"padding": 3 * dilation, "dilation": dilation, "groups": 16}
+    published = nn.Conv1d(16, 16, 7, **arguments).requires_grad_(False)
+    assert DilatedConv.fits(published)
+    ours, x = DilatedConv(published), torch.randn(3, 16, samples)
+    torch.testing.assert_close(ours(x), published(x), rtol=1e-4, atol=1e-6)
+    # Nor does a sample depend on where it lies, nor on the rows beside it.
+    assert torch.equal(ours(x[1:2]), ours(x)[1:2])
+    longer = nn.functional.pad(x, (5, 40))
+    assert torch.equal(ours(longer)[..., 5 : 5 + samples], ours(x))
+
+
+def test_only_depthwise_convolutions_that_keep_the_length_are_replaced() -> None:
+    fitting = {"kernel_size": 7, "padding": 9, "dilation": 3, "groups": 4}
+    assert DilatedConv.fits(nn.Conv1d(4, 4, **fitting))
+    for other in ({"dilation": 1, "padding": 3}, {"groups": 2}, {"padding": 8}, {"stride": 2}):
+        assert not DilatedConv.fits(nn.Conv1d(4, 4, **fitting | other)), other
 
 
 def test_our_decode_is_the_published_decode(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

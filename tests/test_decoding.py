@@ -33,6 +33,14 @@ def model() -> SpeechLM:
     return random_model()
 
 
+@pytest.fixture(scope="module")
+def frozen() -> SpeechLM:
+    """As a served model is: its weights laid out for this CPU."""
+    frozen = random_model()
+    frozen.freeze()
+    return frozen
+
+
 def begin(decoder: SlotDecoder, slot: int, request: Request) -> None:
     frame = decoder.layout.tokens_per_frame
     decoder.start(
@@ -86,6 +94,18 @@ def test_200_requests_arriving_at_random_get_what_each_gets_alone(model: SpeechL
     assert any(len(request.prompt) > PIECE for request in requests)
 
 
+def test_so_do_requests_of_a_frozen_model(model: SpeechLM, frozen: SpeechLM) -> None:
+    requests = [draw_request(number, frames=7) for number in range(60)]
+    together = run(SlotDecoder(frozen, SLOTS, POSITIONS), requests, random.Random(0))
+    alone = SlotDecoder(frozen, SLOTS, POSITIONS)
+    for number, request in enumerate(requests):
+        assert run(alone, [request], None) == [together[number]], f"request {number}"
+    # Other roundings, the same model: hardly a token differs.
+    trained = run(SlotDecoder(model, SLOTS, POSITIONS), requests, random.Random(0))
+    same = sum(ours == theirs for ours, theirs in zip(together, trained, strict=True))
+    assert same >= 50
+
+
 class LegalRows(LogitsProcessor):
     """transformers' generation restricted as the layout says; keeps the gap of every choice."""
 
@@ -104,12 +124,16 @@ class LegalRows(LogitsProcessor):
         return masked
 
 
-def test_greedy_tokens_are_transformers_until_two_are_as_good(model: SpeechLM) -> None:
+@pytest.mark.parametrize("freezes", [False, True])
+def test_greedy_tokens_are_transformers_until_two_are_as_good(
+    model: SpeechLM, frozen: SpeechLM, freezes: bool
+) -> None:
     requests = []
     for number in range(24):
         drawn = draw_request(number)
         requests.append(Request(drawn.prompt, 5, Sampling(0.0)))
-    ours = run(SlotDecoder(model, SLOTS, POSITIONS), requests, random.Random(1))
+    decoder = SlotDecoder(frozen if freezes else model, SLOTS, POSITIONS)
+    ours = run(decoder, requests, random.Random(1))
     ties = 0
     for request, tokens in zip(requests, ours, strict=True):
         prompt = torch.tensor([request.prompt])

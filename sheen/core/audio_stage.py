@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sheen.core.codec import Codec
+from sheen.core.codec_geometry import WindowCodec
 from sheen.core.ending import Finished, Samples, Sink
 from sheen.core.streaming import SilenceTrim, StreamingDecoder, decode_ready
 
@@ -76,7 +76,7 @@ class AudioStage:
 
     def __init__(
         self,
-        codec: Codec,
+        codec: WindowCodec,
         closed: Callable[[Stream, Finished], object],
         broke: Callable[[Stream], object],
         threads: int = 1,
@@ -119,10 +119,11 @@ class AudioStage:
                 self._wake.notify()
 
     def alive(self, stall_s: float) -> bool:
-        """Whether every thread runs, and none of them is at one batch for longer than `stall_s`."""
+        """Whether every thread and the codec run, and none is at one batch for longer than this."""
         now = time.monotonic()
         stalled = any(now - since > stall_s for since in list(self._working.values()))
-        return not stalled and all(thread.is_alive() for thread in self._threads)
+        running = all(thread.is_alive() for thread in self._threads)
+        return not stalled and running and self._codec.alive()
 
     def close(self) -> None:
         """Finish the streams that have an ending, and stop the threads."""

@@ -1,7 +1,7 @@
 """The codec: waveforms <-> codes, in batches.
 
-Owns loading a SNAC model (a folder or a hub id), its geometry in samples and latents, and the
-identity (weight hash and config) that datasets and checkpoints carry. Decoding takes the noise of
+Owns loading a SNAC model (a folder or a hub id), and the identity (weight hash and config) that
+datasets and checkpoints carry. Decoding takes the noise of
 SNAC's NoiseBlocks as a function of (seed, sample position), so that a window of an utterance
 decodes to the samples that the whole utterance has there. Knows nothing about tokens.
 """
@@ -11,7 +11,6 @@ import json
 import math
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sheen.core import draws
+from sheen.core.codec_geometry import WindowCodec
+from sheen.core.codec_layers import DilatedConv, Snake
 from sheen.core.tokens import Codes
 
 CONFIG_FILE = "config.json"
@@ -57,77 +58,27 @@ class CodecInfo(BaseModel, extra="forbid"):
         return tuple(self.config["vq_strides"])
 
 
-@dataclass(frozen=True)
-class Window:
-    """Frames to decode so that the samples of frames `first` to `last` (exclusive) come out exact.
+class Codec(WindowCodec):
+    """A SNAC model ready for inference on one device; see `load_codec`.
 
-    `start` to `stop` are the frames the decoder must see; `stop` may lie past the utterance's end
-    by less than one block, where the codec pads.
+    `source` is the folder or hub id it was loaded from, if it was.
     """
 
-    first: int
-    last: int
-    start: int
-    stop: int
-
-
-class _Snake(nn.Module):
-    """SNAC's activation, x + sin(alpha x)^2 / alpha, in one buffer instead of five.
-
-    The same operations in the same order, so the same bits. Activations are half of a codec's time
-    on a CPU and wait for memory: a clip encodes in about three quarters of the time.
-    """
-
-    alpha: Tensor
-    inverse: Tensor
-
-    def __init__(self, published: Snake1d) -> None:
-        super().__init__()
-        alpha = published.alpha.detach()
-        self.register_buffer("alpha", alpha)
-        self.register_buffer("inverse", (alpha + 1e-9).reciprocal())  # 1e-9 is SNAC's
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x * self.alpha
-        return y.sin_().square_().mul_(self.inverse).add_(x)
-
-
-class Codec:
-    """A SNAC model ready for inference on one device; see `load_codec`."""
-
-    def __init__(self, model: SNAC, device: torch.device) -> None:
-        for module in model.modules():
+    def __init__(self, model: SNAC, device: torch.device, source: str = "") -> None:
+        super().__init__(model)
+        self.source = source
+        for module in list(model.modules()):
             # weight_norm recomputes each weight on every forward; folded once, encoding takes
             # less than half the time on a CPU.
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")
             for name, part in module.named_children():
                 if isinstance(part, Snake1d):
-                    setattr(module, name, _Snake(part))
+                    setattr(module, name, Snake(part))
+                elif DilatedConv.fits(part):
+                    setattr(module, name, DilatedConv(part))
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = device
-        self.sample_rate = int(model.sampling_rate)
-        self.strides = tuple(int(stride) for stride in model.vq_strides)
-        self.codebook_size = int(model.codebook_size)
-        self.hop = math.prod(model.encoder_rates)
-        """Samples per latent."""
-        self.frame_samples = self.hop * self.strides[0]
-        """Samples per coarse frame."""
-        attention = int(model.attn_window_size or 1)
-        self.block_frames = math.lcm(self.strides[0], attention) // self.strides[0]
-        """Frames come in multiples of this: 1 at 24 kHz, 4 at 32 and 44 kHz (attention)."""
-        self._attention = attention
-        # Latents that move an output sample, on each side. Before the attention: the 7-wide first
-        # convolution. After it, at each block's rate: one step of the transposed convolution and
-        # three residual units of kernel 7 and dilations 1, 3, 9 (39 samples), then the last
-        # 7-wide convolution.
-        self._reach_before = 3
-        reach, factor = 0.0, 1
-        for rate in model.decoder_rates:
-            reach += 1 / factor
-            factor *= rate
-            reach += 39 / factor
-        self._reach_after = math.ceil(reach + 3 / factor)
 
     def to(self, device: str | torch.device) -> Self:
         """Move to a device, in place."""
@@ -163,24 +114,6 @@ class Codec:
                 encoded[index] = list(np.split(flat[row], splits))
         return [encoded[index] for index in range(len(waveforms))]
 
-    def window(self, first: int, last: int, total: int | None) -> Window:
-        """The window that makes frames `first..last` exact; `total` frames end the utterance.
-
-        With `total=None` (the end is not known yet) `stop` says how many frames must be there
-        before these samples are final.
-        """
-        stride, attention = self.strides[0], self._attention
-        low = first * stride - self._reach_after
-        high = last * stride + self._reach_after
-        low = low // attention * attention - self._reach_before
-        high = -(-high // attention) * attention + self._reach_before
-        block = stride * self.block_frames
-        start = max(0, low // block) * self.block_frames
-        stop = -(-high // block) * self.block_frames
-        if total is not None:
-            stop = min(stop, -(-total // self.block_frames) * self.block_frames)
-        return Window(first, last, start, stop)
-
     @torch.inference_mode()
     def decode(
         self,
@@ -188,13 +121,6 @@ class Codec:
         seeds: Sequence[int] | None = None,
         first_frames: Sequence[int] | None = None,
     ) -> Tensor:
-        """Samples `[B, frames * frame_samples]` (float32, on the CPU) of a batch of equal length.
-
-        `codes` holds one array `[B, n]` per level. `seeds` `[B]` turns the codec's noise on (None:
-        off); `first_frames` `[B]` says where in its utterance each row begins, so that its noise
-        is the noise of those positions. Rows whose length is not a multiple of `block_frames` are
-        padded with code 0 and the result trimmed.
-        """
         frames = codes[0].shape[1]
         pad = -frames % self.block_frames
         levels = []
@@ -296,4 +222,4 @@ def open_codec(source: str, from_scratch: bool = False) -> tuple[SNAC, dict[str,
 def load_codec(source: str, device: str | torch.device = "cpu") -> Codec:
     """Load a codec for inference from a folder or a hub id, in float32 with folded weights."""
     model, _ = open_codec(source)
-    return Codec(model, torch.device(device))
+    return Codec(model, torch.device(device), source)

@@ -102,7 +102,8 @@ class SlotDecoder:
         # `<audio_end>` at level 0, and at other levels a row that is struck out.
         self._bases = [self.layout.level_base(level) - 1 for level in range(self.layout.levels)]
         self._slot_levels = levels
-        self._columns = self.layout.codebook_size + 1
+        columns = self.layout.codebook_size + 1
+        self._heads = [model.head_product(base, columns) for base in self._bases]
         self._recorded = None
         if self._whole:
             self._recorded = WholePass(model, self.cache, self.sampler, self._tokens)
@@ -249,37 +250,36 @@ class SlotDecoder:
                 if len(last) > len(running):
                     ready.append(span.slot)
         if ready:
-            self._choose(states[self._tensor(last)], ready)
+            self._choose(states, last, ready)
 
-    def _choose(self, states: Tensor, slots: Sequence[int]) -> None:
-        """Choose the next token of requests from their states `[B, d]`."""
-        requests = [self._requests[slot] for slot in slots]
-        steps = [request.step for request in requests]
-        levels = [self._slot_levels[step % len(self._slot_levels)] for step in steps]
-        logits = torch.empty(len(slots), self._columns, device=self.device)
-        for level, base in enumerate(self._bases):
-            members = [row for row, own in enumerate(levels) if own == level]
-            if not members:
+    def _choose(self, states: Tensor, rows: Sequence[int], slots: Sequence[int]) -> None:
+        """Choose the next token of requests from their rows of the states `[T, d]`."""
+        members: list[list[tuple[int, int]]] = [[] for _ in self._bases]
+        for row, slot in zip(rows, slots, strict=True):
+            step = self._requests[slot].step
+            members[self._slot_levels[step % len(self._slot_levels)]].append((row, slot))
+        # Level by level from here on, so that what belongs together lies together.
+        parts, order, bases = [], [], []
+        for base, head, own in zip(self._bases, self._heads, members, strict=True):
+            if not own:
                 continue
-            padded = members + members[:1] * (self._fewest - len(members))
-            head = self.model.head[base : base + self._columns]
-            part = torch.nn.functional.linear(states[self._tensor(padded)], head)
-            logits[self._tensor(members)] = part[: len(members)].float()
-        frame = len(self._slot_levels)
+            at = [row for row, _ in own]
+            at += at[:1] * (-len(at) % self._fewest)
+            parts.append(head(states[self._tensor(at)])[: len(own)])
+            order += [slot for _, slot in own]
+            bases += [base] * len(own)
+        logits = torch.cat(parts).float()
+        steps = [self._requests[slot].step for slot in order]
         endless = [
             row
-            for row, (step, request) in enumerate(zip(steps, requests, strict=True))
-            if step % frame or step < request.min_tokens
+            for row, (step, slot) in enumerate(zip(steps, order, strict=True))
+            if step % len(self._slot_levels) or step < self._requests[slot].min_tokens
         ]
         if endless:
             logits[self._tensor(endless), 0] = float("-inf")
-        where = self._tensor(slots)
+        where = self._tensor(order)
         self._tokens[where] = self.sampler.choose(
-            logits,
-            where,
-            self._tensor(steps),
-            self._tensor([self._bases[level] for level in levels]),
-            self.sampler.needs(slots),
+            logits, where, self._tensor(steps), self._tensor(bases), self.sampler.needs(order)
         )
 
     def _copied(self, produced: list[int], failed: dict[int, Exception]) -> Pass:

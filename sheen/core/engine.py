@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from sheen.core.audio_stage import AudioStage, Stream
-from sheen.core.codec import Codec
+from sheen.core.codec_geometry import WindowCodec
 from sheen.core.counters import Counters
 from sheen.core.decoding import Pass, SlotDecoder
 from sheen.core.ending import Finished, FinishReason, Sink
@@ -86,7 +86,7 @@ class Engine:
     def __init__(
         self,
         model: SpeechLM,
-        codec: Codec,
+        codec: WindowCodec,
         *,
         slots: int = 8,
         positions: int | None = None,

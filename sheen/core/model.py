@@ -26,6 +26,7 @@ from sheen.core.attention import PACKED, use_attention
 from sheen.core.batches import Batch
 from sheen.core.loss import LossSums, Objective, speech_loss
 from sheen.core.new_rows import draw_noise, initialise_rows
+from sheen.core.packed_linear import Product, pack_linears, product
 from sheen.core.slot_attention import SLOTTED, Rows
 from sheen.core.tied_table import TiedTable
 from sheen.core.tokens import TokenLayout
@@ -49,6 +50,19 @@ class SpeechLM(nn.Module):
         self.objective: Objective = objective
         self._attention: str = lm.config._attn_implementation
         self._one_gradient = False
+        self._frozen = False
+
+    def freeze(self) -> None:
+        """Lay the weights out for inference, in place: they cannot be trained or saved after it."""
+        self.lm.eval().requires_grad_(False)
+        pack_linears(self.lm.base_model)
+        self._frozen = True
+
+    def head_product(self, first: int, rows: int) -> Product:
+        """States `[B, d]` to the logits `[B, rows]` of the head's rows from `first` on."""
+        if self._frozen:
+            return product(self.head[first : first + rows])
+        return lambda states: nn.functional.linear(states, self.head[first : first + rows])
 
     @property
     def head(self) -> Tensor:

@@ -23,7 +23,7 @@ REPETITION_WINDOW = 70
 """Tokens of a request's past that its repetition penalty looks at: ten frames at 24 kHz, 0.85 s.
 Over the whole past it would take away sounds that speech cannot do without."""
 
-GUESSES = (64, 256)
+GUESSES = (16, 64, 256)
 """How many of the likeliest rows are sorted at first. Mostly they hold what decides; the others are
 sorted only for requests for which they do not."""
 
@@ -62,6 +62,7 @@ class Needs:
     """What at least one of the requests of a pass asks for; what none does is not computed."""
 
     draws: bool
+    likeliest: bool
     penalties: bool
 
 
@@ -95,6 +96,7 @@ class SlotSampler:
         settings = [self._settings[slot] for slot in slots]
         return Needs(
             any(s.temperature > 0 for s in settings),
+            any(s.temperature == 0 for s in settings),
             any(s.repetition_penalty != 1 for s in settings),
         )
 
@@ -115,13 +117,14 @@ class SlotSampler:
         temperature, top_k, top_p, penalty = self._numbers[slots].T
         if needs.penalties:
             logits = self._penalised(logits, slots, bases, penalty[:, None])
-        columns = logits.argmax(-1)
+        columns = logits.argmax(-1) if needs.likeliest else None
         if needs.draws:
             uniform = draws.uniform(self._seeds[slots], draws.SAMPLING, steps[:, None])[:, 0]
             # Row by row; exp over the flat tensor would round by where in it a row lies.
             shares = (logits / temperature[:, None].clamp(min=1e-5)).softmax(-1)
             drawn = _draw(shares, top_k.long(), top_p, uniform, self._guesses)
-            columns = torch.where(temperature == 0, columns, drawn)
+            columns = drawn if columns is None else torch.where(temperature == 0, columns, drawn)
+        assert columns is not None
         ids = bases + columns
         if active is not None:
             ids = torch.where(active, ids, -1)

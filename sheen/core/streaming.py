@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sheen.core.codec import Codec, Window
+from sheen.core.codec_geometry import Window, WindowCodec
 from sheen.core.tokens import TokenLayout
 
 DEFAULT_RAMP = (1, 2, 4, 8, 12)
@@ -37,7 +37,7 @@ class StreamingDecoder:
 
     def __init__(
         self,
-        codec: Codec,
+        codec: WindowCodec,
         layout: TokenLayout,
         seed: int | None,
         ramp: Sequence[int] = DEFAULT_RAMP,

@@ -115,5 +115,6 @@ def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
     source = codec_source(str(folder), info.codec)
     checkpoint.check_codec(info, source)
     model, tokenizer = load_model(folder, info.token_layout)
-    model.lm.eval().requires_grad_(False).to(device)
+    model.to(device)
+    model.freeze()
     return Voice(info, model, tokenizer, load_codec(source, device))

@@ -72,7 +72,7 @@ class WholePass:
         if self._tokens.is_cuda:
             self._table[0].fill_(self._cache.spare)
             for length in self._lengths:
-                needs = Needs(draws=True, penalties=False)
+                needs = Needs(draws=True, likeliest=False, penalties=False)
                 self._recorded[length, needs] = self._record(length, needs)
 
     def _record(self, length: int, needs: Needs) -> Callable[[], object]:

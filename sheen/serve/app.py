@@ -19,6 +19,7 @@ from ray import serve
 from ray.util.metrics import Gauge
 
 from sheen.core.audio import to_pcm16, wav_header
+from sheen.core.codec_process import CodecProcess
 from sheen.core.ending import Finished, Samples
 from sheen.core.engine import Engine, EngineBusy, Ticket
 from sheen.core.sampling import Sampling
@@ -59,9 +60,12 @@ class SpeechService:
         self._args = args
         self._started = int(time.time())
         self._voice = load_voice(location, device)
+        self._codec_process = None
+        if device == "cpu" and args.audio_process:
+            self._codec_process = CodecProcess(self._voice.codec, args.audio_threads)
         self._engine = Engine(
             self._voice.model,
-            self._voice.codec,
+            self._codec_process or self._voice.codec,
             slots=args.slots,
             positions=args.positions or self._voice.longest(args.default_max_seconds),
             max_queue=args.max_queue,
@@ -106,6 +110,8 @@ class SpeechService:
         """Called by Serve when the replica is stopped; by then it has no requests."""
         if engine := getattr(self, "_engine", None):
             engine.close()
+        if codec := getattr(self, "_codec_process", None):
+            codec.close()
 
     @app.get("/health", response_class=PlainTextResponse)
     async def health(self) -> str:

@@ -57,6 +57,13 @@ class ServeArgs(BaseModel, extra="forbid"):
     audio_threads: Annotated[
         int, Field(ge=1, description="threads that decode audio beside the one that makes tokens")
     ] = 1
+    audio_process: Annotated[
+        bool,
+        Field(
+            description="on a CPU, decode audio in a process for each of the audio threads; in one "
+            "process tokens and audio slow each other down, see docs/decisions/0018"
+        ),
+    ] = True
     noise: Annotated[
         bool, Field(description="the codec's own noise, drawn from the request's seed")
     ] = True

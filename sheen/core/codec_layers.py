@@ -1,0 +1,68 @@
+"""Layers of SNAC that compute what the published ones compute, in less time on a CPU.
+
+Owns nothing but the arithmetic: the weights are the published layers'. What a sample comes to does
+not depend on where in a batch, or how far from an edge of it, the sample lies.
+"""
+
+import torch.nn.functional as F
+from snac.layers import Snake1d
+from torch import Tensor, nn
+
+
+class Snake(nn.Module):
+    """SNAC's activation, x + sin(alpha x)^2 / alpha, in one buffer instead of five.
+
+    The same operations in the same order, so the same bits. Activations are half of a codec's time
+    on a CPU and wait for memory: a clip encodes in about three quarters of the time.
+    """
+
+    alpha: Tensor
+    inverse: Tensor
+
+    def __init__(self, published: Snake1d) -> None:
+        super().__init__()
+        alpha = published.alpha.detach()
+        self.register_buffer("alpha", alpha)
+        self.register_buffer("inverse", (alpha + 1e-9).reciprocal())  # 1e-9 is SNAC's
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * self.alpha
+        return y.sin_().square_().mul_(self.inverse).add_(x)
+
+
+class DilatedConv(nn.Module):
+    """A depthwise convolution of dilation d, `[B, C, T]` to the same shape.
+
+    Seen as rows of d samples, it is a convolution down the columns that skips nothing. oneDNN has a
+    fast depthwise kernel for that and none for a dilated one, which took a third of a codec's time.
+    The sums are taken tap by tap, so they round elsewhere (1e-6 of full scale after a whole codec).
+    """
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        return (
+            isinstance(conv, nn.Conv1d)
+            and conv.groups == conv.in_channels == conv.out_channels
+            and conv.dilation[0] > 1
+            and conv.stride[0] == 1
+            and conv.padding_mode == "zeros"
+            and not isinstance(conv.padding, str)
+            and 2 * conv.padding[0] == (conv.kernel_size[0] - 1) * conv.dilation[0]
+            and conv.padding[0] % conv.dilation[0] == 0
+        )
+
+    def __init__(self, published: nn.Conv1d) -> None:
+        super().__init__()
+        self.published = published
+        self._dilation = published.dilation[0]
+        self._rows_around = int(published.padding[0]) // self._dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            y: Tensor = self.published(x)
+            return y
+        samples, width = x.shape[-1], self._dilation
+        rows = F.pad(x, (0, -samples % width)).unflatten(-1, (-1, width))
+        weight, bias = self.published.weight[..., None], self.published.bias
+        y = F.conv2d(rows, weight, bias, padding=(self._rows_around, 0), groups=x.shape[1])
+        return y.flatten(2)[..., :samples]
