@@ -18,6 +18,7 @@ from workload import Shape, make_base
 from sheen.core import slot_attention
 from sheen.core.decoding import SlotDecoder
 from sheen.core.model import SpeechLM
+from sheen.core.packed_linear import PackedLinear
 from sheen.core.sampling import Sampling, SlotSampler
 from sheen.core.slots import SlotCache
 from sheen.core.voice import load_voice
@@ -41,7 +42,7 @@ def name_parts(model: SpeechLM) -> None:
         function = getattr(slot_attention, name)
         setattr(slot_attention, name, named(function, "part: attention"))
     for module in model.lm.base_model.modules():
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear | PackedLinear):
             module.forward = named(module.forward, "part: products of the body")  # type: ignore[method-assign]
         elif "Norm" in type(module).__name__:
             module.forward = named(module.forward, "part: norms")  # type: ignore[method-assign]
