@@ -32,8 +32,9 @@ from transformers import PreTrainedModel
 
 from sheen.core.audio import decode_audio
 from sheen.core.batches import is_held_out
-from sheen.core.codec import Codec, describe_codec, load_codec
-from sheen.core.manifest import read_manifest
+from sheen.core.codec import Codec, load_codec
+from sheen.core.codec_info import describe_codec
+from sheen.core.manifest import plain_rows
 from sheen.core.model import SpeechLM, extend
 from sheen.core.packing import pack, plan_rows
 from sheen.core.tokens import TokenLayout
@@ -122,7 +123,7 @@ def speech(codec: Codec, tokenizer: Any) -> TrainingSet:
     identity = describe_codec(str(DIGITS / "codec")).sha256
     cache = BENCH / f"new_rows-codes-{identity[:12]}.jsonl"
     if not cache.exists():
-        rows, lines = read_manifest(str(DIGITS / "corpus")).to_pylist(), []
+        rows, lines = plain_rows(str(DIGITS / "corpus")), []
         for first in range(0, len(rows), 32):
             part = rows[first : first + 32]
             files = [Path(row["audio"]).read_bytes() for row in part]

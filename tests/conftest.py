@@ -150,7 +150,7 @@ def encoded(ray_cluster: None, corpus: Path, tmp_path_factory: pytest.TempPathFa
     """The corpus, encoded by the job."""
     output = tmp_path_factory.mktemp("encoded") / "codes"
     report = encode(
-        EncodeConfig(input=str(corpus), output=str(output), codec=str(CODEC), batch_size=4)
+        EncodeConfig(input=str(corpus), output=str(output), codec=str(CODEC), rows_per_block=4)
     )
     assert report["rows_out"] == 16
     return output

@@ -16,7 +16,7 @@ import torch
 import sheen.__main__
 from sheen.__main__ import main
 from sheen.core.audio import to_pcm16
-from sheen.core.codec import WEIGHTS_FILE
+from sheen.core.codec_info import WEIGHTS_FILE
 from sheen.core.engine import Engine
 from sheen.core.sampling import Sampling
 from sheen.core.voice import Voice, load_voice

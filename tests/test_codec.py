@@ -14,7 +14,8 @@ from torch import nn
 from conftest import CODEC, DIGITS
 from sheen.core import draws
 from sheen.core.audio import decode_audio
-from sheen.core.codec import Codec, describe_codec, load_codec
+from sheen.core.codec import Codec, load_codec
+from sheen.core.codec_info import describe_codec
 from sheen.core.codec_layers import DilatedConv
 from sheen.core.streaming import StreamingDecoder, decode_ready
 from sheen.core.tokens import TokenLayout

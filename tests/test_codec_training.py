@@ -15,7 +15,8 @@ from snac import SNAC
 from torch import Tensor
 
 from conftest import CODEC
-from sheen.core.codec import CONFIG_FILE, WEIGHTS_FILE, load_codec, open_codec
+from sheen.core.codec import load_codec, open_codec
+from sheen.core.codec_info import CONFIG_FILE, WEIGHTS_FILE
 from sheen.core.codec_training import (
     CodeUsage,
     TrainableCodec,

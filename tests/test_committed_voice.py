@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from conftest import CODEC, DIGITS, ROOT, rows_of
 from sheen.core import checkpoint
-from sheen.core.codec import describe_codec
+from sheen.core.codec_info import describe_codec
 from sheen.core.dataset import CODEC_FOLDER
 from sheen.core.sampling import Sampling
 from sheen.core.synthesis import synthesise_all

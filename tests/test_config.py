@@ -41,7 +41,9 @@ def message(argv: list[str]) -> str:
 @pytest.fixture
 def yaml_file(tmp_path: Path) -> Path:
     file = tmp_path / "job.yaml"
-    file.write_text("input: file-in\noutput: file-out\nbatch_size: 3\noverwrite: true\n", "utf-8")
+    file.write_text(
+        "input: file-in\noutput: file-out\nrows_per_block: 3\noverwrite: true\n", "utf-8"
+    )
     return file
 
 
@@ -52,12 +54,14 @@ def test_flag_over_environment_over_file_over_default(
     yaml_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = ["--config", str(yaml_file)]
-    assert load(REQUIRED).batch_size == EncodeConfig.model_fields["batch_size"].default == 16
-    assert load(file).batch_size == 3
-    monkeypatch.setenv("SHEEN_BATCH_SIZE", "5")
-    assert load(file).batch_size == 5
-    assert load([*file, "--batch-size", "7"]).batch_size == 7
-    assert load([*file, "--batch-size=7"]).batch_size == 7
+    assert (
+        load(REQUIRED).rows_per_block == EncodeConfig.model_fields["rows_per_block"].default == 64
+    )
+    assert load(file).rows_per_block == 3
+    monkeypatch.setenv("SHEEN_ROWS_PER_BLOCK", "5")
+    assert load(file).rows_per_block == 5
+    assert load([*file, "--rows-per-block", "7"]).rows_per_block == 7
+    assert load([*file, "--rows-per-block=7"]).rows_per_block == 7
 
 
 def test_every_source_fills_what_the_ones_above_it_leave_open(
@@ -68,9 +72,9 @@ def test_every_source_fills_what_the_ones_above_it_leave_open(
     assert config.model_dump() == {
         **{name: field.default for name, field in EncodeConfig.model_fields.items()},
         "config": str(yaml_file),
-        "input": "file-in",
+        "input": ["file-in"],
         "output": "environment-out",
-        "batch_size": 3,
+        "rows_per_block": 3,
         "overwrite": True,
         "limit": 9,
     }
@@ -128,7 +132,7 @@ def test_what_must_have_a_value_cannot_be_left_out(
 def test_a_variable_without_the_prefix_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("INPUT", "OUTPUT", "CODEC", "LIMIT", "MODEL", "CONFIG"):
         monkeypatch.setenv(name, "8")
-    assert load(REQUIRED) == EncodeConfig.model_construct(input="flag-in", output="flag-out")
+    assert load(REQUIRED) == EncodeConfig.model_construct(input=["flag-in"], output="flag-out")
     assert "output" in message(["--input", "flag-in"])
     config = load_config(TrainConfig, ["--data", "d", "--output", "o"], "jobs/train.py")
     assert config.model == "Qwen/Qwen3-0.6B"
@@ -138,19 +142,20 @@ def test_the_file_can_be_named_by_its_variable(
     yaml_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHEEN_CONFIG", str(yaml_file))
-    assert load(REQUIRED).batch_size == 3
+    assert load(REQUIRED).rows_per_block == 3
 
 
 def test_an_empty_file_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("# nothing yet\n", "utf-8")
-    assert load([*REQUIRED, "--config", str(tmp_path / "job.yaml")]).input == "flag-in"
+    assert load([*REQUIRED, "--config", str(tmp_path / "job.yaml")]).input == ["flag-in"]
 
 
 # The messages
 
 
 @pytest.mark.parametrize(
-    ("key", "near"), [("ouptut", "output"), ("batch-size", "batch_size"), ("Codec", "codec")]
+    ("key", "near"),
+    [("ouptut", "output"), ("rows-per-block", "rows_per_block"), ("Codec", "codec")],
 )
 def test_an_unknown_key_names_the_near_one(tmp_path: Path, key: str, near: str) -> None:
     file = tmp_path / "job.yaml"
@@ -164,7 +169,7 @@ def test_an_unknown_key_names_the_near_one(tmp_path: Path, key: str, near: str) 
     ("flag", "near"),
     [
         ("--ouptut", "--output"),
-        ("--batch_size", "--batch-size"),
+        ("--rows_per_block", "--rows-per-block"),
         ("--out", "--output"),  # argparse alone would take it as an abbreviation
         ("--no-overwrit", "--overwrite"),
     ],
@@ -203,8 +208,8 @@ def test_a_missing_field_of_several_words_names_its_flag() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("batch_size", "many"),
-        ("batch_size", "0"),
+        ("rows_per_block", "many"),
+        ("rows_per_block", "0"),
         ("limit", "-1"),
         ("min_seconds", "-0.5"),
         ("min_seconds", "nan"),
@@ -228,8 +233,8 @@ def test_a_bad_value_is_named_with_its_field(
 
 
 def test_all_bad_values_are_named_at_once() -> None:
-    error = message([*REQUIRED, "--batch-size", "many", "--limit", "0"])
-    assert "batch_size" in error
+    error = message([*REQUIRED, "--rows-per-block", "many", "--limit", "0"])
+    assert "rows_per_block" in error
     assert "limit" in error
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sheen.core.codec import CodecInfo
+from sheen.core.codec_info import CodecInfo
 from sheen.core.dataset import (
     FORMAT_VERSION,
     DatasetInfo,

@@ -21,15 +21,19 @@ from sheen.core.codec import Codec, load_codec
 from sheen.core.dataset import read_info, read_utterances
 from sheen.core.tokens import TokenLayout
 from sheen.encode.config import EncodeConfig
+from sheen.encode.encoding import shift_samples
 from sheen.encode.job import run
-from sheen.encode.stages import shift_samples
 
 LAYOUT = TokenLayout(first_id=0, codebook_size=4096, strides=(4, 2, 1))
 REJECTS = {
-    "missing": {"absent"},
-    "empty": {"hollow", "silent"},
-    "truncated": {"cut"},
-    "unreadable": {"noise"},
+    "missing": {"absent", "folder"},
+    "empty": {"hollow", "no-samples"},
+    "truncated": {"cut", "cut-wav"},
+    "unreadable": {"noise", "picture", "not-numbers"},
+    "silent": {"silent"},
+    "clipped": {"loud"},
+    "too long": {"long"},
+    "implausible speech rate": {"hasty"},
     "too short": {"blip"},
     "duplicate id": {"twice"},
     "no text": {"mute"},
@@ -83,14 +87,28 @@ def mixed(corpus: Path, good: dict[str, str], tmp_path_factory: pytest.TempPathF
     soundfile.write(wavs / "stereo.wav", np.stack([speech, -0.5 * speech], axis=1), 44100)
     soundfile.write(wavs / "twice.ogg", speech, rate)
     (wavs / "hollow.wav").touch()
-    soundfile.write(wavs / "silent.wav", np.zeros(0), rate)
+    soundfile.write(wavs / "no-samples.wav", np.zeros(0), rate)
+    soundfile.write(wavs / "silent.wav", np.full(rate, 1e-4), rate)
+    soundfile.write(wavs / "loud.wav", np.clip(40 * speech, -1, 1), rate)
+    soundfile.write(wavs / "long.flac", np.tile(speech, 1 + 61 * rate // len(speech)), rate)
+    shutil.copy(whole, wavs / "hasty.flac")
+    (wavs / "picture.wav").write_bytes((ROOT / "docs" / "codec.png").read_bytes())
+    soundfile.write(wavs / "not-numbers.wav", np.full(rate, np.nan), rate, subtype="FLOAT")
+    (wavs / "folder.wav").mkdir()
     (wavs / "cut.flac").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    soundfile.write(wavs / "cut-wav.wav", speech, rate)
+    half = (wavs / "cut-wav.wav").read_bytes()[: len(speech)]
+    (wavs / "cut-wav.wav").write_bytes(half)
     (wavs / "noise.wav").write_bytes(np.random.default_rng(0).bytes(9000))
     soundfile.write(wavs / "blip.wav", speech[: rate // 20], rate)
     shutil.copy(whole, wavs / "mute.flac")
-    faulty = ["absent|no such file", "hollow|0 bytes", "silent|0 samples", "cut|half a file"]
+    faulty = ["absent|no such file", "hollow|0 bytes", "no-samples|0 samples", "cut|half a file"]
     faulty += ["noise|random bytes", "blip|0.05 seconds", "mute|  ", "wide|1|2|3|4"]
-    lines = [line for pair in zip(good.values(), faulty, strict=True) for line in pair]
+    faulty += ["silent|softer than any voice", "loud|full scale", "long|a minute and more"]
+    faulty += ["picture|a PNG", "not-numbers|NaN", "folder|no file", "cut-wav|half of a WAV"]
+    faulty += [f"hasty|{'far too much to say ' * 40}"]
+    pairs = itertools.zip_longest(good.values(), faulty)
+    lines = [line for pair in pairs for line in pair if line is not None]
     (folder / "metadata.csv").write_text("\n".join([*lines, "twice|again"]) + "\n", "utf-8")
     return folder
 
@@ -104,7 +122,7 @@ def output(ray_cluster: None, mixed: Path, tmp_path_factory: pytest.TempPathFact
             input=str(mixed),
             output=str(folder),
             codec=str(CODEC),
-            batch_size=4,
+            rows_per_block=4,
             num_workers=1,
             jsonl=str(folder.parent / "lines" / "codes.jsonl"),
         )
@@ -148,6 +166,9 @@ def test_n_samples_is_the_true_length(output: Path, mixed: Path) -> None:
         assert abs(row["n_samples"] - expected) <= tolerance
         frames = len(row["snac_codes"][0])
         assert (frames - 1) * 2048 < row["n_samples"] <= frames * 2048
+
+
+# Show 4 of encoding at scale
 
 
 def test_the_report_accounts_for_every_row(output: Path, mixed: Path, good: dict[str, str]) -> None:
@@ -214,7 +235,7 @@ def test_the_embedded_codec_is_the_codec(output: Path, mixed: Path) -> None:
 
 def test_the_folder_holds_nothing_else(output: Path) -> None:
     names = {path.name for path in output.iterdir()}
-    assert names == {"rows", "report.json", "dataset.json", "codec"}
+    assert names == {"rows", "run.json", "report.json", "report.html", "dataset.json", "codec"}
     assert {path.name for path in output.parent.iterdir()} == {"codes", "lines"}
 
 
@@ -308,10 +329,10 @@ def test_shifts_are_other_codes_of_the_same_speech_after_silence(
     report = run(
         EncodeConfig(input=str(mixed), output=str(tmp_path / "codes"), codec=str(CODEC), shifts=3)
     )
-    assert report["rows_in"] == 2 * len(good) + 1  # recordings, not codes
+    assert report["rows_in"] == len(good) + sum(map(len, REJECTS.values()))  # recordings
     assert (report["rows_out"], report["utterances"]) == (len(good), 3 * len(good))
     assert {reason: set(entry["ids"]) for reason, entry in report["rejects"].items()} == REJECTS
-    assert report["rejects"]["missing"]["rows"] == 1
+    assert report["rejects"]["missing"]["rows"] == 2
     rows = rows_of(tmp_path / "codes")
     assert rows.keys() == {f"{name}{end}" for name in good for end in ("", "~1", "~2")}
     name = next(iter(good))

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sheen.config import JobConfig, load_config
 from sheen.core.batches import is_held_out
-from sheen.core.codec import CodecInfo, load_codec
+from sheen.core.codec import load_codec
+from sheen.core.codec_info import CodecInfo
 from sheen.core.dataset import (
     ENCODED,
     UTTERANCE_SCHEMA,

@@ -4,7 +4,8 @@ import pytest
 
 from conftest import CODEC, DIGITS, load_script
 from sheen.core.checkpoint import CheckpointInfo, LayoutInfo, Pace
-from sheen.core.codec import Codec, describe_codec
+from sheen.core.codec import Codec
+from sheen.core.codec_info import describe_codec
 from sheen.core.engine import Engine
 from sheen.core.model import SpeechLM, extend
 from sheen.core.sampling import Sampling

@@ -15,8 +15,9 @@ import torch
 
 from sheen.core import files
 from sheen.core.audio import decode_audio
-from sheen.core.codec import describe_codec, load_codec
-from sheen.core.manifest import read_manifest
+from sheen.core.codec import load_codec
+from sheen.core.codec_info import describe_codec
+from sheen.core.manifest import plain_rows
 from sheen.judge.codec_quality import CodecReport, Recording, Waveform, measure_codec
 from sheen.judge.codec_report import PAGE_FILE, compare, voice_rows, write_report
 from sheen.judge.hearing import POCKETSPHINX, open_transcriber
@@ -34,7 +35,7 @@ def read_recordings(folder: str, sample_rate: int, per_voice: int | None) -> lis
     Raises ValueError naming a row that cannot be used: a judgement must not leave clips out.
     """
     rows: dict[str | None, list[dict[str, str]]] = {}
-    for row in read_manifest(folder).to_pylist():
+    for row in plain_rows(folder):
         if row["reason"] is not None:
             raise ValueError(f"{folder}, {row['source']}: {row['reason']} ({row['detail']})")
         rows.setdefault(row["speaker"], []).append(row)

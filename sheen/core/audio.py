@@ -32,10 +32,29 @@ class AudioError(ValueError):
 
 
 def decode_audio(data: bytes, sample_rate: int) -> NDArray[np.float32]:
-    """Decode a whole file's bytes to mono `[n]` at `sample_rate` (Hz), in -1..1.
+    """Decode a whole file's bytes to mono `[n]` at `sample_rate` (Hz), in -1..1. See `decode` and
+    `resampled`. Raises AudioError."""
+    samples, source_rate = decode(data)
+    return resampled(samples, source_rate, sample_rate)
 
-    Channels are averaged. Resampling is torchaudio's windowed sinc filter, whose cost grows with
-    the clip and not with the square of it. Raises AudioError.
+
+def resampled(
+    samples: NDArray[np.float32], source_rate: int, sample_rate: int
+) -> NDArray[np.float32]:
+    """`samples` `[n]` at another rate: torchaudio's windowed sinc filter, whose cost grows with the
+    clip and not with the square of it."""
+    if source_rate == sample_rate:
+        return samples
+    changed: NDArray[np.float32] = resample(
+        torch.from_numpy(samples), source_rate, sample_rate
+    ).numpy()
+    return changed
+
+
+def decode(data: bytes) -> tuple[NDArray[np.float32], int]:
+    """Decode a whole file's bytes to mono `[n]` in -1..1 and its own rate in Hz.
+
+    Channels are averaged. Raises AudioError.
     """
     if not data:
         raise AudioError("empty", "the file has 0 bytes")
@@ -71,9 +90,7 @@ def decode_audio(data: bytes, sample_rate: int) -> NDArray[np.float32]:
     if not np.isfinite(samples).all():
         # A float WAV can hold them, and one would spoil a whole training.
         raise AudioError("unreadable", "some samples are not finite numbers")
-    if source_rate != sample_rate:
-        samples = resample(torch.from_numpy(samples), source_rate, sample_rate).numpy()
-    return samples
+    return samples, source_rate
 
 
 def _wav_seconds_missing(data: bytes) -> float:

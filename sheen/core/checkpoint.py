@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from sheen.core import files, prompt
-from sheen.core.codec import CodecInfo, describe_codec
+from sheen.core.codec_info import CodecInfo, describe_codec
 from sheen.core.loss import Objective
 from sheen.core.tokens import TokenLayout
 

@@ -1,12 +1,10 @@
 """The codec: waveforms <-> codes, in batches.
 
-Owns loading a SNAC model (a folder or a hub id), and the identity (weight hash and config) that
-datasets and checkpoints carry. Decoding takes the noise of
-SNAC's NoiseBlocks as a function of (seed, sample position), so that a window of an utterance
-decodes to the samples that the whole utterance has there. Knows nothing about tokens.
+Owns loading a SNAC model (a folder or a hub id). Decoding takes the noise of SNAC's NoiseBlocks as
+a function of (seed, sample position), so that a window of an utterance decodes to the samples that
+the whole utterance has there. Knows nothing about tokens.
 """
 
-import hashlib
 import json
 import math
 import pickle
@@ -17,7 +15,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel
 from snac import SNAC
 from snac.layers import DecoderBlock, NoiseBlock, Snake1d
 from torch import Tensor, nn
@@ -26,40 +23,12 @@ from torch.nn.utils import parametrize
 from sheen.core import draws
 from sheen.core.codec_encoder import ClipEncoder, cut_batches
 from sheen.core.codec_geometry import WindowCodec
+from sheen.core.codec_info import CONFIG_FILE, WEIGHTS_FILE, find_codec
 from sheen.core.codec_layers import DilatedConv, Snake
 from sheen.core.tokens import Codes
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "pytorch_model.bin"
-
 BATCH_SAMPLES = 24_000 * 120
 """Of a batch on a GPU, padding included: an activation of the published shape takes 0.55 GB."""
-
-
-class CodecInfo(BaseModel, extra="forbid"):
-    """What a dataset or checkpoint says of its codec.
-
-    `source` is the folder or hub id that the user named. With `embedded`, the folder that carries
-    this record also holds a copy of the codec under `codec/`, because a path of one machine means
-    nothing on the next.
-    """
-
-    source: str
-    sha256: str
-    config: dict[str, Any]
-    embedded: bool
-
-    @property
-    def sample_rate(self) -> int:
-        return int(self.config["sampling_rate"])
-
-    @property
-    def codebook_size(self) -> int:
-        return int(self.config["codebook_size"])
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return tuple(self.config["vq_strides"])
 
 
 class Codec(WindowCodec):
@@ -166,45 +135,6 @@ class Codec(WindowCodec):
                     x = x + noise[:, None, :] * part.linear(x)
             block_index += 1
         return x[:, 0, : frames * self.frame_samples].float().cpu()
-
-
-def find_codec(source: str) -> Path:
-    """The local folder of a codec: `source` itself, or the cached files of a hub id.
-
-    Raises ValueError naming the source when it is neither.
-    """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        if source.startswith(("/", ".", "~")) or source.count("/") != 1:
-            raise ValueError(
-                f"codec {source!r}: no such folder; give a folder with {CONFIG_FILE} and "
-                f"{WEIGHTS_FILE}, or a hub id such as hubertsiuzdak/snac_24khz"
-            )
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            path = hf_hub_download(source, CONFIG_FILE)
-            hf_hub_download(source, WEIGHTS_FILE)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ValueError(
-                f"codec {source!r}: not a folder here, and the hub did not give it ({error})"
-            ) from error
-        folder = Path(path).parent
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise ValueError(f"codec {source!r}: {folder / name} is missing")
-    return folder
-
-
-def describe_codec(source: str) -> CodecInfo:
-    """Identity of a codec, for dataset.json and the checkpoint."""
-    folder = find_codec(source)
-    with (folder / WEIGHTS_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
-    embedded = Path(source).expanduser().is_dir()
-    return CodecInfo(source=source, sha256=digest, config=config, embedded=embedded)
 
 
 def open_codec(source: str, from_scratch: bool = False) -> tuple[SNAC, dict[str, Any]]:

@@ -19,7 +19,8 @@ from snac.layers import Snake1d
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from sheen.core.codec import CONFIG_FILE, WEIGHTS_FILE, Codec
+from sheen.core.codec import Codec
+from sheen.core.codec_info import CONFIG_FILE, WEIGHTS_FILE
 from sheen.core.spectral import RANGE_DB, SpectralLoss, waveform_distance
 
 

@@ -20,7 +20,7 @@ from pyarrow import fs
 from pydantic import BaseModel, ValidationError
 
 from sheen.core import files
-from sheen.core.codec import CodecInfo
+from sheen.core.codec_info import CodecInfo
 from sheen.core.prompt import normalise
 from sheen.core.tokens import TokenLayout
 

@@ -1,20 +1,51 @@
 """Paths and filesystem URIs, read and written alike.
 
 Owns turning what a user typed into a pyarrow filesystem and a path on it. Every input and output
-of the jobs goes through here, so that workers need not share a disk with the driver.
+of the jobs goes through here, so that workers need not share a disk with the driver. A location is
+a path or a URI; what stands behind `?` in a URI is options of its filesystem, kept in every
+location made from it.
 """
 
 import hashlib
 import os
 import shutil
 import tempfile
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
+import fsspec  # type: ignore[import-untyped]
+import pyarrow as pa
 from pyarrow import fs
+
+ESCAPED_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+"""Schemes of pyarrow's own filesystems whose URIs write spaces and the like as `%20`."""
+ARROW_SCHEMES = (*ESCAPED_SCHEMES, "hf")
+"""Schemes that pyarrow opens; all others are fsspec's."""
+STORE_SCHEMES = ("s3", "gs", "gcs")
+"""Schemes with a bucket as their host: one client serves all its files."""
+HTTP_SCHEMES = ("http", "https")
+
+
+class HttpHandler(fs.FSSpecHandler):
+    """Streams come in one answer, which a server without byte ranges gives too."""
+
+    def open_input_stream(self, path: str) -> pa.PythonFile:
+        other: Any = self.fs  # fsspec's, whatever the stubs say
+        return pa.PythonFile(other.open(path, mode="rb", block_size=0), mode="r")
 
 
 def is_uri(location: str) -> bool:
     return "://" in location
+
+
+def scheme(location: str) -> str:
+    """`s3` of `s3://bucket/x`; empty for a path."""
+    return location.partition("://")[0] if is_uri(location) else ""
 
 
 def absolute(location: str) -> str:
@@ -22,17 +53,79 @@ def absolute(location: str) -> str:
     return location if is_uri(location) else str(Path(location).expanduser().resolve())
 
 
+def _split_options(location: str) -> tuple[str, str]:
+    path, mark, options = location.partition("?") if is_uri(location) else (location, "", "")
+    return path, mark + options
+
+
 def join(location: str, *parts: str) -> str:
-    return "/".join([location.rstrip("/"), *parts])
+    path, options = _split_options(location)
+    return "/".join([path.rstrip("/"), *parts]) + options
+
+
+def child(location: str, path: str) -> str:
+    """A location below another; `path` is as filesystems list it, and escaped where URIs are."""
+    return join(location, quote(path) if scheme(location) in ESCAPED_SCHEMES else path)
+
+
+def name(location: str) -> str:
+    """The last part of a location, as filesystems list it."""
+    last = _split_options(location)[0].rstrip("/").rpartition("/")[2]
+    return unquote(last) if scheme(location) in ESCAPED_SCHEMES else last
+
+
+def beside(location: str, path: str) -> str:
+    """What a file means by a path: a URI or an absolute path itself, others from its folder on."""
+    if is_uri(path) or path.startswith("/"):
+        return path
+    above, options = _split_options(location)
+    return child((above.rpartition("/")[0] if "/" in above else ".") + options, path)
 
 
 def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a path or URI, and the path on it. ValueError names what is wrong."""
+    """The filesystem of a path or URI, and the path on it. ValueError names what is wrong.
+
+    pyarrow's own filesystems where it has one, else fsspec's (https, memory, ...).
+    """
+    kind_of = scheme(location)
     try:
-        filesystem, path = fs.FileSystem.from_uri(absolute(location))
+        if kind_of in STORE_SCHEMES:
+            parts = urlsplit(location)
+            path = f"{parts.netloc.rpartition('@')[2]}{unquote(parts.path)}".rstrip("/")
+            return _open_store(parts._replace(path="").geturl()), path
+        if kind_of in ARROW_SCHEMES or not kind_of:
+            filesystem, path = fs.FileSystem.from_uri(absolute(location))
+            return filesystem, path
+        other, path = fsspec.url_to_fs(location)
+        # The stubs take the handlers for abstract; they are not.
+        handler: Any = HttpHandler if kind_of in HTTP_SCHEMES else fs.FSSpecHandler
+        return fs.PyFileSystem(handler(other)), path
+    except ImportError as error:
+        raise ValueError(
+            f"{location}: {kind_of}:// needs a package that is not installed; install it with pip "
+            f"({error})"
+        ) from error
     except (ValueError, OSError) as error:
         raise ValueError(f"{location}: not a path or URI that can be opened ({error})") from error
-    return filesystem, path
+
+
+@lru_cache(maxsize=32)
+def _open_store(bucket: str) -> fs.FileSystem:
+    """A new client for each file would ask for the bucket's region and the credentials again."""
+    return fs.FileSystem.from_uri(bucket)[0]
+
+
+@contextmanager
+def network_errors(location: str) -> Iterator[None]:
+    """Turns what fsspec's filesystems raise into OSError: each raises its network library's own."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        if scheme(location) in ("", *ESCAPED_SCHEMES):
+            raise
+        raise OSError(f"{location}: {type(error).__name__}: {error}") from error
 
 
 def kind(location: str) -> fs.FileType:
@@ -78,6 +171,67 @@ def list_files(location: str, recursive: bool = False) -> list[str]:
     return [info.path for info in filesystem.get_file_info(selector) if info.is_file]
 
 
+def list_below(location: str) -> list[str]:
+    """Locations of the files at any depth of a folder, sorted; hidden ones (`.name`) left out."""
+    _, root = open_filesystem(location)
+    paths = (_relative(path, root) for path in list_files(location, recursive=True))
+    return sorted(child(location, path) for path in paths if _shown(path))
+
+
+def _has_wildcard(part: str) -> bool:
+    return any(mark in part for mark in "*?[")
+
+
+def glob(location: str) -> list[str]:
+    """Locations of the files and folders that a pattern matches, sorted; [] when there are none.
+
+    `*`, `?` and `[...]` match within a name, `**` any folders; a name that begins with a dot only
+    matches a pattern that does. In a URI `?` begins options. A location without wildcards, and a
+    path that exists as it is written, is returned as it is.
+    """
+    path, options = _split_options(location)
+    parts = path.split("/")
+    first = next((place for place, part in enumerate(parts) if _has_wildcard(part)), None)
+    if first is None or (not is_uri(location) and exists(location)):
+        return [location]
+    base = "/".join(parts[:first]) or ("/" if path.startswith("/") else ".")
+    found = {base + options}
+    wanted = [part for part in parts[first:] if part]
+    for place, part in enumerate(wanted, start=1):
+        last = place == len(wanted)
+        found = {match for folder in found for match in _matches(folder, part, last)}
+    return sorted(found)
+
+
+def _matches(folder: str, part: str, last: bool) -> Iterator[str]:
+    """What one part of a pattern matches in a folder; before the last, only folders."""
+    filesystem, root = open_filesystem(folder)
+    anywhere = part == "**"
+    if anywhere and not last:
+        yield folder
+    pattern = unquote(part) if scheme(folder) in ESCAPED_SCHEMES else part
+    selector = fs.FileSelector(root, allow_not_found=True, recursive=anywhere)
+    for info in filesystem.get_file_info(selector):
+        path = _relative(info.path, root)
+        if anywhere:
+            matched = info.is_file == last and _shown(path)
+        else:
+            kind_fits = last or info.type == fs.FileType.Directory
+            dots_fit = _shown(path) or pattern.startswith(".")
+            matched = kind_fits and dots_fit and fnmatchcase(path, pattern)
+        if matched:
+            yield child(folder, path)
+
+
+def _relative(path: str, root: str) -> str:
+    # Over HTTP a path is its whole URL, and the root's has its options.
+    return str(PurePosixPath(path).relative_to(_split_options(root)[0]))
+
+
+def _shown(path: str) -> bool:
+    return "/." not in f"/{path}"
+
+
 def sha256(location: str) -> str:
     """The hash of a file, read in pieces."""
     filesystem, path = open_filesystem(location)
@@ -89,8 +243,9 @@ def sha256(location: str) -> str:
 
 
 def read_bytes(location: str) -> bytes:
+    """A whole file. Raises FileNotFoundError, and OSError for what a network does."""
     filesystem, path = open_filesystem(location)
-    with filesystem.open_input_stream(path) as stream:
+    with network_errors(location), filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
 
 

@@ -1,163 +1,171 @@
-"""Where recordings come from: an LJSpeech folder or a JSONL manifest -> one manifest table.
+"""Where recordings come from: the user's inputs, in whatever form -> one manifest table.
 
-Owns reading the user's own files and every fault they may have. A fault of the whole file is an
-error; a fault of one row becomes a row with a reason, so that the report accounts for it. Reads no
-audio.
+Owns the table and what holds over all inputs: keys, ids that stand once, rows without text. The
+forms themselves are `sheen.core.inputs`. A fault of a whole file is an error; a fault of one row
+becomes a row with a reason, so that the report accounts for it. Reads no audio.
 """
 
-import json
-from collections.abc import Iterator
-from pathlib import PurePosixPath
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from pyarrow import fs
 
 from sheen.core import files
+from sheen.core.inputs.finding import LINES_SUFFIXES, InputFile, find_files
+from sheen.core.inputs.ljspeech import METADATA_FILE
+from sheen.core.inputs.rows import AUDIO_SUFFIXES, ROW_SCHEMA, iter_lines
 from sheen.core.prompt import normalise
 
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("speaker", pa.string()),
-        ("audio", pa.string()),  # path or URI of the recording
-        ("source", pa.string()),  # where the row stands, for people: "metadata.csv:12"
-        ("reason", pa.string()),  # why it is rejected, null while it is not
-        ("detail", pa.string()),
-    ]
-)
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "MANIFEST_SCHEMA",
+    "METADATA_FILE",
+    "plain_rows",
+    "read_lines",
+    "read_manifest",
+]
 
-METADATA_FILE = "metadata.csv"
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm")
+MANIFEST_SCHEMA = pa.schema([pa.field("key", pa.int64()), *ROW_SCHEMA])
+"""ROW_SCHEMA, which says what each column means, after the position of the row over all inputs,
+from 0."""
+
+READERS = 16
+"""Files read at a time: over a network most of the time is spent waiting."""
+UNREAD = ("malformed row", "unreadable", "bad codes")
+"""Reasons of rows that could not be read; an input of nothing else is an error."""
 
 
-def read_manifest(location: str, limit: int | None = None) -> pa.Table:
-    """The rows of an input, in its own order, with MANIFEST_SCHEMA. Raises ValueError."""
-    kind = files.kind(location)
-    if kind == fs.FileType.NotFound:
-        raise ValueError(f"input {location}: no such file or folder")
-    if kind == fs.FileType.Directory:
-        rows = _ljspeech(location)
-    elif location.endswith((".jsonl", ".json")):
-        rows = _jsonl(location)
-    else:
-        raise ValueError(
-            f"input {location}: expected an LJSpeech folder (metadata.csv beside wavs/) or a "
-            ".jsonl manifest"
-        )
-    kept: list[dict[str, Any]] = []
-    seen: set[str] = set()
+def read_manifest(
+    location: str | Sequence[str], limit: int | None = None, form: str | None = None
+) -> pa.Table:
+    """The rows of an input, in its own order, with MANIFEST_SCHEMA. Raises ValueError.
+
+    `location` is one or several paths, URIs or globs (see `files.glob`); `form` names their form
+    where what they hold does not: "ljspeech", "jsonl", "parquet", "webdataset" or "codes". `limit`
+    keeps the first rows, faulty ones included. A row without an id of its own is called after its
+    line in the only file, or after its place among all rows.
+    """
+    locations = [location] if isinstance(location, str) else list(location)
+    named = ", ".join(locations)
+    with ThreadPoolExecutor(READERS) as pool:
+        inputs = _find(locations, form, pool)
+        checks = _Checks(called_by_line=len(inputs) == 1)
+        batches: list[pa.RecordBatch] = []
+        # With a limit only so many files are read as it takes.
+        step = READERS if limit is not None else max(1, len(inputs))
+        for first in range(0, len(inputs), step):
+            part = inputs[first : first + step]
+            for found in pool.map(lambda each: _read(each, limit), part):
+                for batch in found:
+                    left = len(batch) if limit is None else limit - checks.count
+                    batches.append(checks.apply(batch.slice(0, left)))
+            if limit is not None and checks.count >= limit:
+                break
+    if not checks.count:
+        raise ValueError(f"input {named}: it holds no rows")
+    if not checks.readable:
+        raise ValueError(f"input {named}: no row could be read ({checks.first_detail})")
+    return pa.Table.from_batches(batches, schema=MANIFEST_SCHEMA)
+
+
+def plain_rows(location: str) -> list[dict[str, Any]]:
+    """The rows of an input whose recordings are whole files each, for readers that need such.
+
+    Raises ValueError as `read_manifest` does, and naming the first row that is something else.
+    """
+    rows: list[dict[str, Any]] = read_manifest(location).to_pylist()
+    parts = ("container", "start", "end", "snac_codes")
     for row in rows:
-        if limit is not None and len(kept) == limit:
-            break
-        row = dict.fromkeys(MANIFEST_SCHEMA.names) | row
-        if row["reason"] is None and row["id"] in seen:
-            row |= {
-                "reason": "duplicate id",
-                "detail": f"id {row['id']!r} stands in an earlier row",
-            }
-        if row["reason"] is None and not normalise(row["text"]):
-            row |= {"reason": "no text", "detail": "the text is empty"}
-        if row["reason"] is None:
-            seen.add(row["id"])
-        kept.append(row)
-    if not kept:
-        raise ValueError(f"input {location}: it holds no rows")
-    if all(row["reason"] == "malformed row" for row in kept):
-        raise ValueError(f"input {location}: no row could be read ({kept[0]['detail']})")
-    return pa.Table.from_pylist(kept, schema=MANIFEST_SCHEMA)
+        if any(row[name] is not None for name in parts):
+            raise ValueError(
+                f"{location}, {row['source']}: it is not a recording in a file of its own; give an "
+                "LJSpeech folder or a .jsonl manifest without start and end"
+            )
+    return rows
 
 
 def read_lines(path: str) -> list[str]:
     """The lines of a UTF-8 file. ValueError naming the line that is not."""
-    data = files.read_bytes(path)
-    try:
-        # Not splitlines(): U+2028 and its like may stand in a text.
-        return data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}: line {line} is not UTF-8; convert it (iconv -f latin1 -t utf-8)"
-        ) from error
+    return [line for _, line in iter_lines(path)]
 
 
-def _ljspeech(folder: str) -> Iterator[dict[str, Any]]:
-    """`id|text`, `id|text|normalised text` or `id|text|normalised text|speaker`, no header."""
-    path = files.join(folder, METADATA_FILE)
-    if not files.exists(path):
-        raise ValueError(
-            f"{path} is missing: an LJSpeech folder holds metadata.csv (id|text lines) and wavs/"
-        )
-    lines = [line for line in enumerate(read_lines(path), start=1) if line[1].strip()]
-    if not lines:
-        raise ValueError(f"{path} is empty: expected id|text lines")
-    if not any("|" in line for _, line in lines):
-        used = next(
-            (
-                name
-                for char, name in {"\t": "a tab", ",": "a comma", ";": "a semicolon"}.items()
-                if char in lines[0][1]
-            ),
-            "something else",
-        )
-        raise ValueError(
-            f"{path}: wrong delimiter: line {lines[0][0]} is {lines[0][1][:60]!r}; fields must be "
-            f"separated by '|', this file seems to use {used}"
-        )
-    recordings = {
-        PurePosixPath(name).stem: PurePosixPath(name).name
-        for name in sorted(files.list_files(files.join(folder, "wavs")))
-        if name.lower().endswith(AUDIO_SUFFIXES)
-    }
-    for number, line in lines:
-        fields = [field.strip() for field in line.split("|")]
-        row: dict[str, Any] = {"id": fields[0], "source": f"{METADATA_FILE}:{number}"}
-        if not 2 <= len(fields) <= 4 or not fields[0]:
-            detail = (
-                f"line {number} has {len(fields)} fields separated by '|', expected "
-                "id|text[|normalised text[|speaker]]"
-            )
-            yield row | {"text": "", "reason": "malformed row", "detail": detail}
-            continue
-        row["text"] = fields[2] if len(fields) > 2 and fields[2] else fields[1]
-        row["speaker"] = fields[3] or None if len(fields) == 4 else None
-        # Some corpora write the file's name with its suffix as the id.
-        stem = fields[0].rpartition(".")[0] if fields[0].lower().endswith(AUDIO_SUFFIXES) else ""
-        name = recordings.get(fields[0]) or recordings.get(stem)
-        row["audio"] = files.join(folder, "wavs", name or f"{fields[0]}.wav")
-        if name is None:
-            row |= {"reason": "missing", "detail": f"no recording {row['audio']}"}
-        yield row
+def _find(locations: list[str], form: str | None, pool: ThreadPoolExecutor) -> list[InputFile]:
+    paths: list[str] = []
+    for location in locations:
+        matches = files.glob(location)
+        if not matches:
+            raise ValueError(f"input {location}: no file or folder matches")
+        paths += [files.absolute(match) for match in matches]
 
-
-def _jsonl(path: str) -> Iterator[dict[str, Any]]:
-    """Lines of `{"audio", "text", optional "id", "speaker"}`; audio is relative to the manifest."""
-    folder, name = path.rsplit("/", 1) if "/" in path else (".", path)
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        row: dict[str, Any] = {"id": f"line-{number}", "text": "", "source": f"{name}:{number}"}
+    def find(path: str) -> list[InputFile]:
         try:
-            data = json.loads(line)
-            # A text that is missing is a text that is empty: codecs are trained without any.
-            audio, text = data["audio"], data.get("text", "")
-            if not isinstance(audio, str) or not isinstance(text, str):
-                raise TypeError("audio and text must be strings")
-        except (ValueError, KeyError, TypeError) as error:
-            detail = (
-                f'line {number}: expected {{"audio": ..., "text": ...}} '
-                f"({type(error).__name__}: {error})"
-            )
-            yield row | {"reason": "malformed row", "detail": detail}
-            continue
-        speaker = data.get("speaker")
-        row |= {
-            "id": row["id"] if data.get("id") is None else str(data["id"]),
-            "text": text,
-            "speaker": str(speaker) if speaker else None,
-            "audio": audio
-            if files.is_uri(audio) or audio.startswith("/")
-            else files.join(folder, audio),
+            with files.network_errors(path):
+                return find_files(path, form)
+        except OSError as error:
+            raise ValueError(f"input {path}: {error}") from error
+
+    inputs = [each for found in pool.map(find, paths) for each in found]
+    seen: set[str] = set()
+    for each in inputs:
+        if each.location in seen:
+            raise ValueError(f"input {each.location}: named twice; its rows would be doubled")
+        seen.add(each.location)
+    return inputs
+
+
+def _read(each: InputFile, limit: int | None) -> list[pa.RecordBatch]:
+    try:
+        with files.network_errors(each.location):
+            return each.form.read(each.location, limit)
+    except (OSError, ValueError) as error:
+        # A network library's errors do not name the file; those of the readers do.
+        if isinstance(error, ValueError) and each.location in str(error):
+            raise
+        raise ValueError(f"input {each.location}: {error}") from error
+
+
+class _Checks:
+    """Gives rows their keys and names, and reasons for what only shows over all rows."""
+
+    def __init__(self, called_by_line: bool) -> None:
+        self.count = 0
+        self.readable = False
+        self.first_detail: str | None = None
+        self._called_by_line = called_by_line
+        self._seen: set[str] = set()
+
+    def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """A batch of ROW_SCHEMA -> MANIFEST_SCHEMA."""
+        names = ("id", "text", "source", "reason", "detail")
+        columns: dict[str, list[Any]] = {name: batch.column(name).to_pylist() for name in names}
+        keys = np.arange(self.count, self.count + len(batch))
+        for place in range(len(batch)):
+            name, text, source, reason, detail = (column[place] for column in columns.values())
+            if name is None:
+                name = columns["id"][place] = self._name(source, self.count + place)
+            if reason is None and name in self._seen:
+                reason, detail = "duplicate id", f"id {name!r} stands in an earlier row"
+            elif reason is None and not normalise(text):
+                reason, detail = "no text", "the text is empty"
+            if reason is None:
+                self._seen.add(name)
+            self.readable = self.readable or reason not in UNREAD
+            self.first_detail = self.first_detail or detail
+            columns["reason"][place], columns["detail"][place] = reason, detail
+        self.count += len(batch)
+        checked = {"key": pa.array(keys)} | {
+            name: pa.array(columns[name], pa.string()) for name in ("id", "reason", "detail")
         }
-        yield row
+        arrays = [
+            checked[field.name] if field.name in checked else batch.column(field.name)
+            for field in MANIFEST_SCHEMA
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=MANIFEST_SCHEMA)
+
+    def _name(self, source: str, key: int) -> str:
+        file, _, line = source.rpartition(":")
+        if self._called_by_line and file.lower().endswith(LINES_SUFFIXES):
+            return f"line-{line}"
+        return f"row-{key + 1}"

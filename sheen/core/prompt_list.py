@@ -15,7 +15,7 @@ import pyarrow.dataset as pads
 from pyarrow import fs
 
 from sheen.core import files
-from sheen.core.manifest import METADATA_FILE, read_lines, read_manifest
+from sheen.core.manifest import METADATA_FILE, plain_rows, read_lines
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def read_prompts(location: str) -> list[Prompt]:
 
 
 def _ljspeech(folder: str) -> Iterator[Prompt]:
-    for row in read_manifest(folder).to_pylist():
+    for row in plain_rows(folder):
         if row["reason"] == "malformed row":
             raise ValueError(f"{folder}, {row['source']}: {row['detail']}")
         yield Prompt(row["id"], row["text"], row["speaker"])

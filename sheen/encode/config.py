@@ -1,23 +1,40 @@
 """The encode job's fields."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sheen.config import JobConfig
+from sheen.core.clip_limits import Limits
+
+Bounds = tuple[float, float]
 
 
 class EncodeConfig(JobConfig):
     """Encode recordings into SNAC codes: one Parquet dataset with a report of every row."""
 
     input: Annotated[
-        str,
+        list[str],
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
         Field(
-            description="LJSpeech folder (metadata.csv and wavs/) or a .jsonl manifest with "
-            "audio, text and optional id, speaker; path or URI"
+            min_length=1,
+            description="LJSpeech folder (metadata.csv and wavs/); .jsonl manifest with audio, "
+            "text and optional id, speaker, start, end (seconds); .parquet of the Hugging Face "
+            "layout; .tar shards of WebDataset; .jsonl with text and snac_codes; or a folder of "
+            "these. Path, URI or glob. Several are one corpus: --input A --input B",
         ),
     ]
-    output: Annotated[str, Field(description="folder for the dataset; absolute path or URI")]
+    output: Annotated[
+        str,
+        Field(
+            description="folder for the dataset; absolute path or URI. The same command goes on "
+            "with what it holds"
+        ),
+    ]
+    form: Annotated[
+        Literal["ljspeech", "jsonl", "parquet", "webdataset", "codes"] | None,
+        Field(description="what --input holds; default: recognised"),
+    ] = None
     codec: Annotated[
         str, Field(description="SNAC hub id, or folder with config.json and pytorch_model.bin")
     ] = "hubertsiuzdak/snac_24khz"
@@ -28,13 +45,40 @@ class EncodeConfig(JobConfig):
         list[str] | None,
         Field(description="encode only the rows of these speakers; default: all rows"),
     ] = None
-    overwrite: Annotated[bool, Field(description="replace what the output folder holds")] = False
+    overwrite: Annotated[
+        bool, Field(description="begin anew: delete what an encode job left in the output folder")
+    ] = False
     jsonl: Annotated[
         str | None, Field(description="also write lines of {text, snac_codes} to this file")
     ] = None
     min_seconds: Annotated[
         float, Field(ge=0.0, description="shorter recordings are rejected, seconds")
-    ] = 0.2
+    ] = Limits.min_seconds
+    max_seconds: Annotated[
+        float | None, Field(gt=0.0, description="longer recordings are rejected, seconds")
+    ] = Limits.max_seconds
+    silent_below_db: Annotated[
+        float | None,
+        Field(le=0.0, description="softer recordings are rejected: the loudest sample, dB"),
+    ] = Limits.silent_below_db
+    max_clipped: Annotated[
+        float | None,
+        Field(ge=0.0, le=1.0, description="above this share of full-scale samples: rejected"),
+    ] = Limits.max_clipped
+    min_text_rate: Annotated[
+        float, Field(ge=0.0, description="slower texts are rejected, characters per second")
+    ] = 1.0
+    max_text_rate: Annotated[
+        float, Field(gt=0.0, description="faster texts are rejected, characters per second")
+    ] = 50.0
+    trim_db: Annotated[
+        float | None,
+        Field(lt=0.0, description="remove what is softer at both ends, dB of full scale, e.g. -50"),
+    ] = None
+    loudness_lufs: Annotated[
+        float | None,
+        Field(lt=0.0, description="bring recordings to one loudness (BS.1770), LUFS, e.g. -23"),
+    ] = None
     shifts: Annotated[
         int,
         Field(
@@ -44,7 +88,26 @@ class EncodeConfig(JobConfig):
             "few recordings",
         ),
     ] = 1
-    batch_size: Annotated[int, Field(ge=1, description="recordings per encoding batch")] = 16
+    rows_per_block: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="rows that are read, encoded and committed together, at most; fewer where "
+            "the input is small. More make fewer, larger files and take more memory",
+        ),
+    ] = 64
+    batch_seconds: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            description="audio of one batch on a GPU, padding included, seconds. On a CPU clips "
+            "are encoded one by one: batches gain nothing there",
+        ),
+    ] = 120.0
+    report_clips: Annotated[
+        int,
+        Field(ge=0, description="recordings that the report plays beside what the codec makes"),
+    ] = 6
     num_workers: Annotated[
         int | None,
         Field(
@@ -67,3 +130,13 @@ class EncodeConfig(JobConfig):
             "always find a free share",
         ),
     ] = 0.5
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            self.min_seconds,
+            self.max_seconds,
+            self.silent_below_db,
+            self.max_clipped,
+            (self.min_text_rate, self.max_text_rate),
+        )

@@ -1,158 +1,188 @@
 """The encode job: recordings -> a dataset folder of codes, with a report that accounts for all.
 
-Owns the Ray Data pipeline, the output folder and `report.json`. `dataset.json` is written last: a
-folder without it is not finished.
+Owns the Ray Data pipeline, its resume, and what the output folder holds. A block of rows is
+committed whole under its own name, and the same command goes on with the blocks that are not there
+(decision 0019 says why not Ray Data's checkpointing). `dataset.json` is written last: a folder
+without it is not finished.
 """
 
 import json
+import logging
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import cluster
 from sheen.core import dataset, files
-from sheen.core.codec import describe_codec, find_codec, load_codec
-from sheen.core.manifest import read_manifest
+from sheen.core.codec import Codec, load_codec
+from sheen.core.codec_info import CodecInfo, describe_codec, find_codec
+from sheen.core.tokens import TokenLayout
+from sheen.encode.accounts import RunTimes, summarise
 from sheen.encode.config import EncodeConfig
-from sheen.encode.stages import EncodeWorker, read_and_decode, shift_samples
+from sheen.encode.decoding import Preparation, prepare_blocks
+from sheen.encode.encoding import EncodeWorker, shift_samples
+from sheen.encode.listening import codec_sample
+from sheen.encode.plan import PAGE_FILE, claim_output, cut_blocks, read_rows
+from sheen.encode.report_page import render
+from sheen.encode.rows import STAGES, block_name, pack, write_blocks, written_blocks
 
-ROWS_PER_BLOCK = 64
-EXAMPLES_PER_REASON = 5
+logger = logging.getLogger(__name__)
+
+PROGRESS_S = 10.0
+DECODE_CPUS = 0.4
+"""Of a decoding task. A fraction: whole CPUs would wait forever behind the encoding workers. And
+never as many as of those: Ray makes one stage of two that ask for the same, and a worker would
+decode and encode in turns."""
 
 
 def run(config: EncodeConfig) -> dict[str, Any]:
     """Encode; returns the report. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
     jsonl = cluster.output_folder("--jsonl", config.jsonl) if config.jsonl else None
-    manifest = read_manifest(files.absolute(config.input), config.limit)
-    if config.speakers is not None:
-        manifest = _only(manifest, config.speakers, config.input)
+    manifest = read_rows(config)
     info = describe_codec(config.codec)
-    codec = load_codec(config.codec)
-    for flag, kept in (("--input", config.input), ("--codec", config.codec)):
-        if files.contains(output, kept):
-            raise ValueError(f"--output {output} holds {flag} {kept}; give another folder")
-    _make_room(output, config.overwrite)
-    started = time.monotonic()
-    cluster.connect()
-    _encode(manifest, codec, config, files.join(output, dataset.ROWS))
-    report = _report(output, codec.sample_rate, time.monotonic() - started)
-    files.write_bytes(
-        files.join(output, dataset.REPORT_FILE), json.dumps(report, indent=2).encode() + b"\n"
-    )
+    kept = [("--input", location) for location in config.input] + [("--codec", config.codec)]
+    for flag, location in kept:
+        if files.contains(output, location):
+            raise ValueError(f"--output {output} holds {flag} {location}; give another folder")
+    claim_output(output, config, manifest, info)
+    rows = files.join(output, dataset.ROWS)
+    done = written_blocks(rows)
+    blocks = cut_blocks(manifest, config.rows_per_block)
+    left = [block for block in blocks if block_name(block["key"][0].as_py()) not in done]
+    report_file = files.join(output, dataset.REPORT_FILE)
+    if not left and files.exists(report_file):
+        logger.info("all %d rows are encoded already: nothing to do", len(manifest))
+        report: dict[str, Any] = json.loads(files.read_bytes(report_file))
+    else:
+        if done:
+            logger.info("%d of %d blocks are there already", len(blocks) - len(left), len(blocks))
+        codec = load_codec(config.codec)
+        times = _encode(left, codec, info, config, rows)
+        report = summarise(rows, codec.sample_rate, codec.codebook_size, times)
+        quality, clips = codec_sample(rows, manifest, codec, info, config.report_clips)
+        title = f"Encoding of {', '.join(config.input)}"
+        page = render(report, title, quality, clips)
+        files.write_bytes(files.join(output, PAGE_FILE), page.encode())
+        files.write_bytes(report_file, json.dumps(report, indent=2).encode() + b"\n")
     if report["rows_out"]:
-        if info.embedded:
-            source = str(find_codec(config.codec).resolve())
-            files.copy_folder(source, files.join(output, dataset.CODEC_FOLDER))
         if jsonl:
             _export(output, jsonl)
-        written = dataset.DatasetInfo(
-            format_version=dataset.FORMAT_VERSION, codec=info, sample_rate=codec.sample_rate
-        )
-        dataset.write_info(output, written)
+        _finish(output, config.codec, info)
     return report
 
 
-def _only(manifest: pa.Table, speakers: list[str], location: str) -> pa.Table:
-    """The rows of some speakers, and faulty rows that name nobody: they might have been theirs.
-
-    Raises ValueError for a speaker without a row.
-    """
-    found = {speaker for speaker in manifest["speaker"].to_pylist() if speaker}
-    for speaker in speakers:
-        if speaker not in found:
-            known = ", ".join(sorted(found)) or "none"
-            raise ValueError(f"--speakers {speaker}: {location} has no such speaker (has: {known})")
-    nameless = pc.field("speaker").is_null() & pc.field("reason").is_valid()
-    return manifest.filter(pc.field("speaker").isin(speakers) | nameless)
-
-
-def _make_room(output: str, overwrite: bool) -> None:
-    """Refuse a folder that holds something, or with `overwrite` delete a dataset of ours."""
-    if files.is_empty(output):
+def _finish(output: str, source: str, info: CodecInfo) -> None:
+    if files.exists(files.join(output, dataset.INFO_FILE)):
         return
-    if not overwrite:
-        raise ValueError(
-            f"--output {output} is not empty; give --overwrite to replace it, or another folder"
-        )
-    ours = {dataset.ROWS, dataset.INFO_FILE, dataset.REPORT_FILE, dataset.CODEC_FOLDER}
-    if others := sorted(set(files.list_names(output)) - ours):
-        raise ValueError(
-            f"--output {output} holds {others[0]!r}, which no encode job wrote: it is not "
-            "overwritten; give another folder"
-        )
-    files.delete_folder(output)
+    if info.embedded:
+        folder = str(find_codec(source).resolve())
+        files.copy_folder(folder, files.join(output, dataset.CODEC_FOLDER))
+    written = dataset.DatasetInfo(
+        format_version=dataset.FORMAT_VERSION, codec=info, sample_rate=info.sample_rate
+    )
+    dataset.write_info(output, written)
 
 
-def _encode(manifest: pa.Table, codec: Any, config: EncodeConfig, rows: str) -> None:
+def _encode(
+    blocks: Sequence[pa.Table], codec: Codec, info: CodecInfo, config: EncodeConfig, rows: str
+) -> RunTimes:
+    """Run the pipeline over the blocks that are not written yet."""
+    started = time.monotonic()
+    if not blocks:
+        return _times([], 1, 1e-9)
+    cluster.connect()
     gpu = cluster.use_gpus(config.gpu)
-    workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
-    # Small manifests too must reach every worker: cut them finer than workers * 2 blocks.
-    rows_per_block = max(1, min(ROWS_PER_BLOCK, len(manifest) // (workers * 2)))
-    blocks = [
-        manifest.slice(start, rows_per_block) for start in range(0, len(manifest), rows_per_block)
-    ]
-    filesystem, path = files.open_filesystem(rows)
-    decode = partial(read_and_decode, sample_rate=codec.sample_rate, min_seconds=config.min_seconds)
-    ray.data.from_blocks(list(blocks)).map_batches(
-        decode,
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=0.25,  # a fraction: whole CPUs would wait forever behind the encoding workers
-    ).map_batches(
-        EncodeWorker,
-        # Not what the worker sees: Ray hides no GPU from a worker that asked for none.
-        fn_constructor_kwargs={
-            "codec": ray.put(codec),
-            "device": "cuda" if gpu else "cpu",
-            "shifts": shift_samples(config.shifts, codec.frame_samples),
-        },
-        compute=ActorPoolStrategy(size=workers),
-        batch_size=config.batch_size,
-        batch_format="pyarrow",
-        num_cpus=config.cpus_per_worker,
-        num_gpus=1 if gpu else 0,
-    ).write_parquet(path, filesystem=filesystem, partition_cols=["status"])
+    workers = min(config.num_workers or cluster.count("GPU" if gpu else "CPU"), len(blocks))
+    # To Ray a stage that computes makes no progress, and half an hour without any ends the job;
+    # waiting for a spot node, or a block of an hour's audio on a CPU, may take longer.
+    DataContext.get_current().execution_no_progress_timeout_s = -1
+    preparation = Preparation(
+        codec.sample_rate,
+        config.limits,
+        TokenLayout(0, info.codebook_size, info.strides),
+        codec.frame_samples / codec.sample_rate,
+        config.trim_db,
+        config.loudness_lufs,
+    )
+    written = (
+        ray.data.from_blocks([pack([block]) for block in blocks])
+        .map_batches(
+            partial(prepare_blocks, preparation=preparation),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=DECODE_CPUS if config.cpus_per_worker != DECODE_CPUS else DECODE_CPUS / 2,
+        )
+        .map_batches(
+            EncodeWorker,
+            # Not what the worker sees: Ray hides no GPU from a worker that asked for none.
+            fn_constructor_kwargs={
+                "codec": ray.put(codec),
+                "device": "cuda" if gpu else "cpu",
+                "shifts": shift_samples(config.shifts, codec.frame_samples),
+                "budget": round(config.batch_seconds * codec.sample_rate),
+            },
+            compute=ActorPoolStrategy(size=workers),
+            batch_size=1,  # a packed block; Ray wants a number where there are GPUs
+            batch_format="pyarrow",
+            num_cpus=config.cpus_per_worker,
+            num_gpus=1 if gpu else 0,
+        )
+        .map_batches(
+            partial(write_blocks, rows=rows), batch_size=None, batch_format="pyarrow", num_cpus=0.1
+        )
+    )
+    total = sum(map(len, blocks))
+    reports: list[dict[str, Any]] = []
+    said = time.monotonic()
+    for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
+        reports += batch.to_pylist()
+        now = time.monotonic()
+        if now - said > PROGRESS_S:
+            said = now
+            _say(reports, total, now - started)
+    times = _times(reports, workers, time.monotonic() - started)
+    if times.rows != total:
+        raise RuntimeError(f"{times.rows} rows came out of {total}; run the same command again")
+    return times
 
 
-def _report(output: str, sample_rate: int, seconds: float) -> dict[str, Any]:
-    filesystem, path = files.open_filesystem(files.join(output, dataset.ROWS))
-    source = pads.dataset(path, filesystem=filesystem, format="parquet", partitioning="hive")
-    columns = ["id", "n_samples", "status", "source", "reason", "detail"]
-    rows = source.to_table(columns=columns).to_pylist()
-    rows.sort(key=lambda row: int(row["source"].rpartition(":")[2]))
-    samples = 0
-    utterances = 0
-    encoded: set[str] = set()  # recordings: shifts make several utterances of one
-    rejects: dict[str, dict[str, Any]] = defaultdict(lambda: {"rows": 0, "ids": [], "examples": []})
-    for row in rows:
-        if row["status"] == "encoded":
-            encoded.add(row["source"])
-            utterances += 1
-            samples += row["n_samples"]
-            continue
-        entry = rejects[row["reason"]]
-        entry["rows"] += 1
-        entry["ids"].append(row["id"])
-        if len(entry["examples"]) < EXAMPLES_PER_REASON:
-            entry["examples"].append(f"{row['source']}: {row['detail']}")
-    hours = samples / sample_rate / 3600
-    return {
-        "rows_in": len({row["source"] for row in rows}),
-        "rows_out": len(encoded),
-        "utterances": utterances,
-        "hours": round(hours, 6),
-        "seconds": round(seconds, 2),
-        "audio_seconds_per_second": round(hours * 3600 / seconds, 2),
-        "rejects": dict(rejects),
-    }
+def _say(reports: Sequence[dict[str, Any]], total: int, seconds: float) -> None:
+    rows = sum(one["rows"] for one in reports)
+    audio = sum(one["audio_seconds"] for one in reports)
+    logger.info(
+        "encoded %d/%d rows, %.1f x realtime, about %.0f s left",
+        rows,
+        total,
+        audio / seconds,
+        seconds / rows * (total - rows),
+    )
+
+
+def _times(reports: Sequence[dict[str, Any]], workers: int, seconds: float) -> RunTimes:
+    """Of a run, from what its blocks reported."""
+    finished = sorted((one["finished"], one["audio_seconds"]) for one in reports)
+    # From when every worker had done a block to when the first found none: in the first blocks and
+    # the last, workers that began together end together.
+    middle = finished[workers - 1 : len(finished) - workers + 1]
+    steady = None
+    if len(middle) > 1:
+        steady = sum(audio for _, audio in middle[1:]) / (middle[-1][0] - middle[0][0])
+    return RunTimes(
+        seconds=seconds,
+        stages={stage: sum(one[f"{stage}_s"] for one in reports) for stage in STAGES},
+        idle=sum(one["idle_s"] for one in reports),
+        workers=workers,
+        audio_seconds=sum(one["audio_seconds"] for one in reports),
+        steady=steady,
+        rows=sum(one["rows"] for one in reports),
+    )
 
 
 def _export(output: str, jsonl: str) -> None:

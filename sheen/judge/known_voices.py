@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sheen.core import files
 from sheen.core.audio import decode_audio
-from sheen.core.manifest import read_manifest
+from sheen.core.manifest import plain_rows
 from sheen.judge.voices import VoiceProfiles
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def fit_recordings(location: str, sample_rate: int) -> VoiceProfiles:
     """
     by_voice: dict[str, list[dict[str, Any]]] = {}
     left_out: Counter[str] = Counter()
-    for row in read_manifest(files.absolute(location)).to_pylist():
+    for row in plain_rows(files.absolute(location)):
         if not row["speaker"]:
             left_out["no speaker"] += 1
             continue

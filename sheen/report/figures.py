@@ -103,13 +103,36 @@ def bars(title: str, values: Mapping[str, float], xlabel: str) -> Plot:
 def histogram(title: str, values: npt.ArrayLike, xlabel: str, bins: int = 30) -> Plot:
     """How many values fall into each of `bins` equal intervals. values: [n], finite; n may be 0."""
     numbers = _finite(title, values)
+    counts, edges = np.histogram(numbers, bins)
+    spread = f", from {numbers.min():.4g} to {numbers.max():.4g}" if len(numbers) else ""
+    return _draw_counts(title, edges, counts, xlabel, spread)
+
+
+def counted_histogram(title: str, edges: npt.ArrayLike, counts: npt.ArrayLike, xlabel: str) -> Plot:
+    """A histogram of values that were counted elsewhere. edges: [n + 1], rising; counts: [n].
+
+    Raises ValueError for another number of edges, or edges that do not rise.
+    """
+    bounds, heights = _finite(title, edges), _finite(title, counts)
+    if len(bounds) != len(heights) + 1 or (np.diff(bounds) <= 0).any():
+        raise ValueError(
+            f"{title!r}: {len(heights)} counts need one more edge, each above the last"
+        )
+    spread = f", from {bounds[0]:.4g} to {bounds[-1]:.4g}"
+    return _draw_counts(title, bounds, heights, xlabel, spread)
+
+
+def _draw_counts(
+    title: str, edges: npt.NDArray[Any], counts: npt.NDArray[Any], xlabel: str, spread: str
+) -> Plot:
     figure = Figure(figsize=(4.5, 2.8), layout="constrained")
     axes = figure.add_subplot()
     style(axes, xlabel, "count", grid="y")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.hist(numbers, bins, color=COLOURS[0], rwidth=0.92)
-    spread = f", from {numbers.min():.4g} to {numbers.max():.4g}" if len(numbers) else ""
-    return Plot(title, figure, f"{title}: histogram of {len(numbers)} values, {xlabel}{spread}.")
+    middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    axes.bar(middles, counts, 0.92 * widths, color=COLOURS[0])
+    alt = f"{title}: histogram of {counts.sum()} values, {xlabel}{spread}."
+    return Plot(title, figure, alt)
 
 
 def style(axes: Axes, xlabel: str = "", ylabel: str = "", grid: Grid | None = None) -> None:

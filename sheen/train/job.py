@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from sheen import cluster
 from sheen.core import checkpoint, dataset, files
-from sheen.core.codec import CodecInfo, describe_codec, find_codec, open_codec
+from sheen.core.codec import open_codec
+from sheen.core.codec_info import CodecInfo, describe_codec, find_codec
 from sheen.core.model import to_bfloat16
 from sheen.core.prompt_list import Prompt
 from sheen.core.tokens import TokenLayout

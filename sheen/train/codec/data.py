@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sheen.core import files
 from sheen.core.audio import AudioError, decode_audio
-from sheen.core.manifest import AUDIO_SUFFIXES, METADATA_FILE, read_manifest
+from sheen.core.manifest import AUDIO_SUFFIXES, METADATA_FILE, plain_rows
 
 READ_AHEAD = 2
 """Steps whose segments are read before they are asked for."""
@@ -58,7 +58,7 @@ def find_recordings(location: str, held_out: int, seed: int) -> Recordings:
             )
     else:
         paths = []
-        for row in read_manifest(location).to_pylist():
+        for row in plain_rows(location):
             # A codec needs no text.
             if row["reason"] in (None, "no text"):
                 paths.append(row["audio"])

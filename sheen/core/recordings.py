@@ -1,0 +1,112 @@
+"""The bytes of a recording, wherever a manifest row says that they lie.
+
+Owns the reading of whole files, byte ranges of tar shards and rows of Parquet files. Decodes
+nothing. What was opened last stays open, so rows are best read in the manifest's order.
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sheen.core import files
+
+
+class RecordingReader:
+    """Reads the recordings of manifest rows, for one thread at a time.
+
+    Keeps the last tar shard open, and the last Parquet row group's recordings in memory.
+    """
+
+    def __init__(self) -> None:
+        self._location: str | None = None
+        self._stream: pa.NativeFile | None = None
+        self._parquet: pq.ParquetFile | None = None
+        self._group: int | None = None
+        self._column: pa.ChunkedArray[Any] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what is open; the reader can still be used."""
+        stream, self._stream = self._stream, None
+        self._location = self._parquet = self._group = self._column = None
+        if stream is not None:
+            stream.close()
+
+    def read(self, row: Mapping[str, Any]) -> bytes:
+        """The recording of a row of MANIFEST_SCHEMA, encoded as its file is.
+
+        Needs `audio`, `container` and `place`. Raises FileNotFoundError where nothing is there,
+        and OSError for everything else that keeps it from being read.
+        """
+        location = row["audio"]
+        if location is None:
+            raise FileNotFoundError("the row names no recording")
+        try:
+            with files.network_errors(location):
+                if row["container"] is None:
+                    return files.read_bytes(location)
+                if row["container"] == "tar":
+                    return self._from_tar(location, *row["place"])
+                return self._from_parquet(location, *row["place"])
+        except OSError:
+            # A connection that broke is opened anew for the next row.
+            self.close()
+            raise
+        except (ValueError, pa.ArrowException) as error:
+            self.close()
+            raise OSError(f"{location}: {error}") from error
+
+    def _open(self, location: str) -> pa.NativeFile:
+        if self._stream is None or self._location != location:
+            self.close()
+            filesystem, path = files.open_filesystem(location)
+            self._stream = filesystem.open_input_file(path)
+            self._location = location
+        return self._stream
+
+    def _from_tar(self, location: str, offset: int, size: int) -> bytes:
+        stream = self._open(location)
+        stream.seek(offset)
+        data = bytes(stream.read(size))
+        if len(data) < size:
+            raise OSError(
+                f"{location}: it ends before byte {offset + size}; it has changed since its "
+                "headers were read"
+            )
+        return data
+
+    def _from_parquet(self, location: str, group: int, place: int) -> bytes:
+        stream = self._open(location)
+        if self._parquet is None:
+            self._parquet = pq.ParquetFile(stream)
+        if self._column is None or self._group != group:
+            self._column = None  # before another is read: one row group at a time is enough
+            groups = self._parquet.num_row_groups
+            if group >= groups:
+                raise OSError(f"{location}: no row group {group} of {groups}; it has changed")
+            self._column = self._parquet.read_row_group(group, columns=["audio"])["audio"]
+            self._group = group
+        if place >= len(self._column):
+            raise OSError(
+                f"{location}: no row {place} in row group {group} of {len(self._column)} rows; it "
+                "has changed"
+            )
+        audio = self._column[place].as_py() or {}
+        if audio.get("bytes") is not None:
+            return bytes(audio["bytes"])
+        if audio.get("path"):
+            return files.read_bytes(files.beside(location, audio["path"]))
+        raise FileNotFoundError(f"{location}: row {place} of row group {group} has no recording")

@@ -1,0 +1,117 @@
+"""What an encode job will do, decided before any worker starts.
+
+Owns the rows that are asked for, how they are cut into blocks, and the claim on the output folder:
+it goes on with the job that it holds, and refuses another. Blocks depend on the input alone, never
+on the cluster, so that a block is the same block in every run.
+"""
+
+import hashlib
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sheen.core import dataset, files
+from sheen.core.claim import claim
+from sheen.core.codec_info import CodecInfo
+from sheen.core.manifest import read_manifest
+from sheen.encode.config import EncodeConfig
+from sheen.encode.rows import OUTPUT_SCHEMA
+
+RUN_FILE = "run.json"
+PAGE_FILE = "report.html"
+MOST_BLOCKS, FEWEST_ROWS = 64, 4
+"""A small input is cut this finely, so that every worker gets some of it, and no finer."""
+
+_FREE_FIELDS = {
+    "config", "output", "overwrite", "jsonl", "batch_seconds", "report_clips", "num_workers",
+    "gpu", "cpus_per_worker", "form", "codec",
+}  # fmt: skip
+"""What may differ when a job goes on: none of it decides a code, but `codec`, whose weights are
+compared."""
+
+
+def read_rows(config: EncodeConfig) -> pa.Table:
+    """The manifest rows that are asked for. Raises ValueError."""
+    locations = [files.absolute(location) for location in config.input]
+    try:
+        manifest = read_manifest(locations, config.limit, config.form)
+    except ValueError as error:
+        raise ValueError(f"--input: {error}") from error
+    if config.speakers is None:
+        return manifest
+    return _only(manifest, config.speakers, ", ".join(config.input))
+
+
+def _only(manifest: pa.Table, speakers: list[str], location: str) -> pa.Table:
+    """The rows of some speakers, and faulty rows that name nobody: they might have been theirs.
+
+    Raises ValueError for a speaker without a row.
+    """
+    found = {speaker for speaker in manifest["speaker"].to_pylist() if speaker}
+    for speaker in speakers:
+        if speaker not in found:
+            known = ", ".join(sorted(found)) or "none"
+            raise ValueError(f"--speakers {speaker}: {location} has no such speaker (has: {known})")
+    nameless = pc.field("speaker").is_null() & pc.field("reason").is_valid()
+    return manifest.filter(pc.field("speaker").isin(speakers) | nameless)
+
+
+def cut_blocks(manifest: pa.Table, rows_per_block: int) -> list[pa.Table]:
+    """Tables of consecutive rows."""
+    size = min(rows_per_block, max(FEWEST_ROWS, len(manifest) // MOST_BLOCKS))
+    return [manifest.slice(start, size) for start in range(0, len(manifest), size)]
+
+
+def claim_output(output: str, config: EncodeConfig, manifest: pa.Table, codec: CodecInfo) -> None:
+    """Make the output folder this job's. ValueError where it is another's, or holds other things;
+    with `overwrite` what an encode job left is deleted first."""
+    where = files.join(output, RUN_FILE)
+    if config.overwrite:
+        _delete(output)
+    elif not files.is_empty(output) and not files.exists(where):
+        raise ValueError(
+            f"--output {output} is not empty; give --overwrite to replace it, or another folder"
+        )
+    fields = config.model_dump(mode="json")
+    decided = {name: value for name, value in fields.items() if name not in _FREE_FIELDS}
+    decided |= {
+        "codec sha256": codec.sha256,
+        "sample rate": codec.sample_rate,
+        "format": [dataset.FORMAT_VERSION, *OUTPUT_SCHEMA.names],
+        "rows": len(manifest),
+        "rows sha256": _digest(manifest),
+    }
+    if changed := claim(where, decided, ("input",)):
+        raise ValueError(
+            f"--output {output} holds another encoding: {changed}. Give the same values to go on "
+            "with it, --overwrite to begin anew, or another folder."
+        )
+
+
+def _digest(manifest: pa.Table) -> str:
+    """Of everything that decides the rows, but for the folders they lie in: a submitted job runs
+    in another copy of the working directory each time."""
+    digest = hashlib.sha256()
+    for batch in manifest.drop_columns(["detail"]).to_batches():
+        for row in batch.to_pylist():
+            if row["audio"] is not None:
+                row["audio"] = PurePosixPath(row["audio"]).name
+            digest.update(repr(tuple(row.values())).encode())
+    return digest.hexdigest()
+
+
+def _delete(output: str) -> None:
+    """Delete a dataset of ours. ValueError for a folder that holds something else too."""
+    if files.is_empty(output):
+        return
+    ours = {
+        dataset.ROWS, dataset.INFO_FILE, dataset.REPORT_FILE, dataset.CODEC_FOLDER, PAGE_FILE,
+        RUN_FILE,
+    }  # fmt: skip
+    if others := sorted(set(files.list_names(output)) - ours):
+        raise ValueError(
+            f"--output {output} holds {others[0]!r}, which no encode job wrote: it is not "
+            "overwritten; give another folder"
+        )
+    files.delete_folder(output)
