@@ -126,10 +126,10 @@ class EncodeConfig(JobConfig):
         float,
         Field(
             gt=0.0,
-            description="CPUs reserved per encoding worker; below 1, so that reading and decoding "
-            "always find a free share",
+            description="CPUs reserved per encoding worker, which uses one: below 1, so that when "
+            "nodes die the workers fit on those that are left",
         ),
-    ] = 0.5
+    ] = 0.25
 
     @property
     def limits(self) -> Limits:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as pads
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from sheen import cluster
 from sheen.core import dataset, files
@@ -35,10 +35,6 @@ from sheen.encode.rows import STAGES, block_name, pack, write_blocks, written_bl
 logger = logging.getLogger(__name__)
 
 PROGRESS_S = 10.0
-DECODE_CPUS = 0.4
-"""Of a decoding task. A fraction: whole CPUs would wait forever behind the encoding workers. And
-never as many as of those: Ray makes one stage of two that ask for the same, and a worker would
-decode and encode in turns."""
 
 
 def run(config: EncodeConfig) -> dict[str, Any]:
@@ -111,13 +107,17 @@ def _encode(
         config.trim_db,
         config.loudness_lufs,
     )
+    # Tasks reserve nothing and are held to a number instead: when nodes die, the encoding workers
+    # move to those that are left, and what they reserve there must not keep their input from them.
+    tasks = TaskPoolStrategy(size=cluster.count("CPU"))
     written = (
         ray.data.from_blocks([pack([block]) for block in blocks])
         .map_batches(
             partial(prepare_blocks, preparation=preparation),
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=DECODE_CPUS if config.cpus_per_worker != DECODE_CPUS else DECODE_CPUS / 2,
+            compute=tasks,
+            num_cpus=0,
         )
         .map_batches(
             EncodeWorker,
@@ -135,7 +135,11 @@ def _encode(
             num_gpus=1 if gpu else 0,
         )
         .map_batches(
-            partial(write_blocks, rows=rows), batch_size=None, batch_format="pyarrow", num_cpus=0.1
+            partial(write_blocks, rows=rows),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=tasks,
+            num_cpus=0,
         )
     )
     total = sum(map(len, blocks))
