@@ -4,11 +4,8 @@ Run by `make bench`. Clips of 1 to 15 s at 44.1 kHz, the codec's published 24 kH
 weights, on the CPU. The sides run one after another on the same clips: the baseline (one process,
 one clip at a time, `SNAC.encode` as published), bare processes (Sheen's codec alone, one process a
 core, waveforms ready in memory), and the job, as users run it, on a Ray of its own. The job's
-steady rate is of the time between its first and its last written block, its whole rate counts the
-start of its workers too: both are what its report.json says. Workers that begin together finish
-their first blocks together, so that the steady rate of few blocks is up to one block of a worker
-too high; the same counted from the written files ends where the first worker runs out of blocks,
-and is not. Prints one Markdown table.
+steady rate is of the time in which all its workers had blocks, its whole rate counts the start of
+its workers too: both are what its report.json says. Prints one Markdown table.
 """
 
 import argparse
@@ -22,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 import ray
 import torch
 from encoding_corpus import make_codec, make_corpus, read_clips
@@ -35,7 +31,6 @@ SIDES = {
     "baseline": "baseline: one process, one clip at a time, SNAC as published",
     "bare": "bare: {processes} processes, the codec alone",
     "job": "the job, steady",
-    "job, files": "the job, steady, counted from its files",
     "job, whole": "the job, with its workers' start",
 }
 FACTOR_BAR = 2.5
@@ -108,24 +103,6 @@ def run_job(corpus: Path, codec: str, folder: Path) -> dict[str, Any]:
     return read_report(output, len(read_clips(corpus)))
 
 
-def steady_by_files(output: Path, workers: int) -> float:
-    """Audio seconds per second from the first written block until `workers - 1` are left.
-
-    What other workers have half done at either end evens out.
-    """
-    files = (output / dataset.ENCODED).glob("*.parquet")
-    blocks = sorted((file.stat().st_mtime, file) for file in files)
-    if len(blocks) <= workers:
-        raise RuntimeError(f"{len(blocks)} blocks are too few for a steady rate; more --minutes")
-    last = len(blocks) - workers
-    rate = json.loads((output / dataset.INFO_FILE).read_text("utf-8"))["sample_rate"]
-    samples = sum(
-        sum(pq.read_table(file, columns=["n_samples"])["n_samples"].to_pylist())
-        for _, file in blocks[1 : last + 1]
-    )
-    return float(samples / rate / (blocks[last][0] - blocks[0][0]))
-
-
 def codes_of(location: Path) -> dict[str, list[list[int]]]:
     table = pads.dataset(location, format="parquet").to_table(columns=["id", "snac_codes"])
     return dict(zip(table["id"].to_pylist(), table["snac_codes"].to_pylist(), strict=True))
@@ -158,9 +135,9 @@ def compare(corpus: Path, codec: str, sides: list[str], folder: Path) -> None:
         report = run_job(corpus, codec, folder)
         run = report["this_run"]
         print(f"job: {json.dumps(run)}", file=sys.stderr, flush=True)
-        counted = steady_by_files(folder / "dataset", run["workers"])
-        rates |= {"job": run["steady"], "job, files": counted}
-        rates["job, whole"] = report["audio_seconds_per_second"]
+        if run["steady"] is None:
+            raise RuntimeError("too few blocks for a steady rate; give more --minutes")
+        rates |= {"job": run["steady"], "job, whole": report["audio_seconds_per_second"]}
     print("| | audio s/s | beside the baseline | beside bare |")
     print("|---|---|---|---|")
     for side, rate in rates.items():

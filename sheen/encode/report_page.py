@@ -187,7 +187,7 @@ def _times(run: Mapping[str, Any]) -> list[Block]:
         ["encoding workers", f"{run['workers']:,}"],
     ]
     if run["steady"] is not None:
-        facts.insert(4, ["the same, from the first to the last block", f"{run['steady']:,.1f}"])
+        facts.insert(4, ["the same, while all workers had rows", f"{run['steady']:,.1f}"])
     if run["idle_share"] is not None:
         facts.append(
             ["they waited while rows were queued, of their time", f"{run['idle_share']:.1%}"]
