@@ -24,8 +24,8 @@ from workload import Shape, make_base
 
 from sheen.core.decoding import SlotDecoder
 from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Request
 from sheen.core.model import SpeechLM
+from sheen.core.requests import Request
 from sheen.core.sampling import Sampling
 from sheen.core.voice import Voice
 

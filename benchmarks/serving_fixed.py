@@ -18,8 +18,8 @@ from transformers import DynamicCache
 from sheen.core import draws
 from sheen.core.codec import Codec
 from sheen.core.ending import Finished, Sink
-from sheen.core.engine import Request
 from sheen.core.model import SpeechLM
+from sheen.core.requests import Request
 from sheen.core.sampling import Sampling
 from sheen.core.streaming import StreamingDecoder, decode_ready
 

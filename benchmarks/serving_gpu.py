@@ -19,8 +19,9 @@ from workload import Shape, make_base
 from sheen.core.codec import Codec
 from sheen.core.decoding import SlotDecoder
 from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine, Request, memory_per_slot
+from sheen.core.engine import Engine, memory_per_slot
 from sheen.core.model import SpeechLM
+from sheen.core.requests import Request
 from sheen.core.sampling import Sampling
 
 TEXT = 40  # tokens of a prompt

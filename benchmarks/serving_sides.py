@@ -24,8 +24,9 @@ from sheen.core.codec import Codec
 from sheen.core.codec_geometry import WindowCodec
 from sheen.core.codec_process import CodecProcess
 from sheen.core.ending import Finished, Sink
-from sheen.core.engine import Engine, Request
+from sheen.core.engine import Engine
 from sheen.core.model import SpeechLM, load_model
+from sheen.core.requests import Request
 from sheen.core.sampling import Sampling
 from sheen.core.streaming import StreamingDecoder
 from sheen.core.tokens import TokenLayout

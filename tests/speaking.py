@@ -13,8 +13,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from sheen.core.codec import Codec
 from sheen.core.decoding import SlotDecoder
 from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine, Request
+from sheen.core.engine import Engine
 from sheen.core.model import SpeechLM
+from sheen.core.requests import Request
 from sheen.core.sampling import Sampling
 from sheen.core.tokens import TokenLayout
 

@@ -17,8 +17,9 @@ from transformers import (
 
 from sheen.core.codec import Codec
 from sheen.core.decoding import PIECE, SlotDecoder
-from sheen.core.engine import Request, memory_per_slot
+from sheen.core.engine import memory_per_slot
 from sheen.core.model import SpeechLM
+from sheen.core.requests import Request
 from sheen.core.sampling import Sampling
 from sheen.core.slots import CacheShape, SlotCache, Slots
 from sheen.core.tokens import TokenLayout

@@ -12,8 +12,9 @@ from sheen.core.audio import to_pcm16
 from sheen.core.audio_stage import AudioStage, Stream
 from sheen.core.codec import Codec
 from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine, EngineBusy, Request, Ticket
+from sheen.core.engine import Engine, Ticket
 from sheen.core.model import SpeechLM
+from sheen.core.requests import EngineBusy, Request
 from sheen.core.sampling import Sampling
 from sheen.core.streaming import StreamingDecoder
 from sheen.core.synthesis import stream, synthesise, synthesise_all
@@ -30,7 +31,9 @@ from speaking import (
 )
 
 FRAME = LAYOUT.tokens_per_frame
-TOLERANCE = 1e-6
+TOLERANCE = 4e-6
+"""Of the tiny codec, whose random weights drive its sound to full scale: any window of it is within
+2e-6 of the whole. The small codec and the published shape are within 1e-6, see test_streaming."""
 POISON = 17
 """A word that no other prompt of these tests holds."""
 

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -21,10 +20,9 @@ from sheen.core.counters import Counters
 from sheen.core.decoding import Pass, SlotDecoder
 from sheen.core.ending import Finished, FinishReason, Sink
 from sheen.core.model import SpeechLM
-from sheen.core.sampling import Sampling
+from sheen.core.requests import EngineBusy, Request
 from sheen.core.slots import CacheShape, Slots
 from sheen.core.streaming import DEFAULT_RAMP, SilenceTrim, StreamingDecoder
-from sheen.core.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
 
@@ -32,28 +30,6 @@ STALL_S = 60.0
 """A step, or a batch of windows, that takes longer is taken for one that never ends."""
 UNHEARD = 2
 """Requests in the house per slot: with this many whose audio is not all out, none is admitted."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """`prompt` ends in `<audio_start>`; `min_frames` to `max_frames` frames are generated."""
-
-    prompt: Sequence[int]
-    max_frames: int
-    sampling: Sampling
-    min_frames: int = 1
-
-    def positions(self, layout: TokenLayout) -> int:
-        """Positions of a slot that it needs."""
-        return len(self.prompt) + self.max_frames * layout.tokens_per_frame
-
-
-class EngineBusy(RuntimeError):
-    """The queue is full; `waiting` requests are before this one."""
-
-    def __init__(self, waiting: int) -> None:
-        super().__init__(f"{waiting} requests are waiting already")
-        self.waiting = waiting
 
 
 class Ticket:

@@ -12,9 +12,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -53,13 +52,14 @@ def absolute(location: str) -> str:
     return location if is_uri(location) else str(Path(location).expanduser().resolve())
 
 
-def _split_options(location: str) -> tuple[str, str]:
+def split_options(location: str) -> tuple[str, str]:
+    """A location without the options of its filesystem, and those, with their mark."""
     path, mark, options = location.partition("?") if is_uri(location) else (location, "", "")
     return path, mark + options
 
 
 def join(location: str, *parts: str) -> str:
-    path, options = _split_options(location)
+    path, options = split_options(location)
     return "/".join([path.rstrip("/"), *parts]) + options
 
 
@@ -70,7 +70,7 @@ def child(location: str, path: str) -> str:
 
 def name(location: str) -> str:
     """The last part of a location, as filesystems list it."""
-    last = _split_options(location)[0].rstrip("/").rpartition("/")[2]
+    last = split_options(location)[0].rstrip("/").rpartition("/")[2]
     return unquote(last) if scheme(location) in ESCAPED_SCHEMES else last
 
 
@@ -78,7 +78,7 @@ def beside(location: str, path: str) -> str:
     """What a file means by a path: a URI or an absolute path itself, others from its folder on."""
     if is_uri(path) or path.startswith("/"):
         return path
-    above, options = _split_options(location)
+    above, options = split_options(location)
     return child((above.rpartition("/")[0] if "/" in above else ".") + options, path)
 
 
@@ -171,67 +171,6 @@ def list_files(location: str, recursive: bool = False) -> list[str]:
     return [info.path for info in filesystem.get_file_info(selector) if info.is_file]
 
 
-def list_below(location: str) -> list[str]:
-    """Locations of the files at any depth of a folder, sorted; hidden ones (`.name`) left out."""
-    _, root = open_filesystem(location)
-    paths = (_relative(path, root) for path in list_files(location, recursive=True))
-    return sorted(child(location, path) for path in paths if _shown(path))
-
-
-def _has_wildcard(part: str) -> bool:
-    return any(mark in part for mark in "*?[")
-
-
-def glob(location: str) -> list[str]:
-    """Locations of the files and folders that a pattern matches, sorted; [] when there are none.
-
-    `*`, `?` and `[...]` match within a name, `**` any folders; a name that begins with a dot only
-    matches a pattern that does. In a URI `?` begins options. A location without wildcards, and a
-    path that exists as it is written, is returned as it is.
-    """
-    path, options = _split_options(location)
-    parts = path.split("/")
-    first = next((place for place, part in enumerate(parts) if _has_wildcard(part)), None)
-    if first is None or (not is_uri(location) and exists(location)):
-        return [location]
-    base = "/".join(parts[:first]) or ("/" if path.startswith("/") else ".")
-    found = {base + options}
-    wanted = [part for part in parts[first:] if part]
-    for place, part in enumerate(wanted, start=1):
-        last = place == len(wanted)
-        found = {match for folder in found for match in _matches(folder, part, last)}
-    return sorted(found)
-
-
-def _matches(folder: str, part: str, last: bool) -> Iterator[str]:
-    """What one part of a pattern matches in a folder; before the last, only folders."""
-    filesystem, root = open_filesystem(folder)
-    anywhere = part == "**"
-    if anywhere and not last:
-        yield folder
-    pattern = unquote(part) if scheme(folder) in ESCAPED_SCHEMES else part
-    selector = fs.FileSelector(root, allow_not_found=True, recursive=anywhere)
-    for info in filesystem.get_file_info(selector):
-        path = _relative(info.path, root)
-        if anywhere:
-            matched = info.is_file == last and _shown(path)
-        else:
-            kind_fits = last or info.type == fs.FileType.Directory
-            dots_fit = _shown(path) or pattern.startswith(".")
-            matched = kind_fits and dots_fit and fnmatchcase(path, pattern)
-        if matched:
-            yield child(folder, path)
-
-
-def _relative(path: str, root: str) -> str:
-    # Over HTTP a path is its whole URL, and the root's has its options.
-    return str(PurePosixPath(path).relative_to(_split_options(root)[0]))
-
-
-def _shown(path: str) -> bool:
-    return "/." not in f"/{path}"
-
-
 def sha256(location: str) -> str:
     """The hash of a file, read in pieces."""
     filesystem, path = open_filesystem(location)
@@ -254,7 +193,8 @@ def write_bytes(location: str, data: bytes) -> None:
     filesystem, path = open_filesystem(location)
     filesystem.create_dir(os.path.dirname(path), recursive=True)
     if isinstance(filesystem, fs.LocalFileSystem):
-        temporary = f"{path}.{os.getpid()}.tmp"
+        # Hidden, so that what a killed process leaves is no file of a dataset to any reader.
+        temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
         try:
             Path(temporary).write_bytes(data)
             os.replace(temporary, path)

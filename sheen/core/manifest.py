@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sheen.core import files
+from sheen.core import files, globbing
 from sheen.core.inputs.finding import LINES_SUFFIXES, InputFile, find_files
 from sheen.core.inputs.ljspeech import METADATA_FILE
 from sheen.core.inputs.rows import AUDIO_SUFFIXES, ROW_SCHEMA, iter_lines
@@ -42,7 +42,7 @@ def read_manifest(
 ) -> pa.Table:
     """The rows of an input, in its own order, with MANIFEST_SCHEMA. Raises ValueError.
 
-    `location` is one or several paths, URIs or globs (see `files.glob`); `form` names their form
+    `location` is one or several paths, URIs or globs (see `globbing.glob`); `form` names their form
     where what they hold does not: "ljspeech", "jsonl", "parquet", "webdataset" or "codes". `limit`
     keeps the first rows, faulty ones included. A row without an id of its own is called after its
     line in the only file, or after its place among all rows.
@@ -94,7 +94,7 @@ def read_lines(path: str) -> list[str]:
 def _find(locations: list[str], form: str | None, pool: ThreadPoolExecutor) -> list[InputFile]:
     paths: list[str] = []
     for location in locations:
-        matches = files.glob(location)
+        matches = globbing.glob(location)
         if not matches:
             raise ValueError(f"input {location}: no file or folder matches")
         paths += [files.absolute(match) for match in matches]

@@ -7,8 +7,9 @@ import numpy as np
 
 from sheen.core.codec import Codec
 from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine, Request, Ticket
+from sheen.core.engine import Engine, Ticket
 from sheen.core.model import SpeechLM
+from sheen.core.requests import Request
 
 
 def stream(engine: Engine, request: Request) -> Iterator[Samples | Finished]:

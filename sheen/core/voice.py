@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from sheen.core import checkpoint, files
 from sheen.core.codec import Codec, load_codec
 from sheen.core.dataset import codec_source
-from sheen.core.engine import Request
 from sheen.core.model import SpeechLM, load_model
 from sheen.core.prompt import normalise, prompt_ids
+from sheen.core.requests import Request
 from sheen.core.sampling import Sampling
 
 RUNAWAY = 3.0, 2.0

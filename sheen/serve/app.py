@@ -21,7 +21,8 @@ from ray.util.metrics import Gauge
 from sheen.core.audio import to_pcm16, wav_header
 from sheen.core.codec_process import CodecProcess
 from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine, EngineBusy, Ticket
+from sheen.core.engine import Engine, Ticket
+from sheen.core.requests import EngineBusy
 from sheen.core.sampling import Sampling
 from sheen.core.voice import RequestError, load_voice
 from sheen.serve.api import MEDIA_TYPES, APIError, SpeechRequest, install_error_handlers

@@ -10,7 +10,7 @@ from functools import partial
 import pyarrow as pa
 from pyarrow import fs
 
-from sheen.core import files
+from sheen.core import files, globbing
 from sheen.core.inputs import jsonl, ljspeech, parquet, webdataset
 
 Reader = Callable[[str, int | None], list[pa.RecordBatch]]
@@ -61,7 +61,7 @@ def find_files(location: str, form: str | None) -> list[InputFile]:
         return [InputFile(location, _form_of_file(location))]
     if files.exists(files.join(location, ljspeech.METADATA_FILE)):
         return [InputFile(location, FORMS["ljspeech"])]
-    below = files.list_below(location)
+    below = globbing.list_below(location)
     held: dict[str, list[InputFile]] = {}
     for each in (FORMS["parquet"], FORMS["webdataset"], LINES):
         found = [InputFile(path, each) for path in below if _ends(path, each.suffix or "")]
@@ -92,7 +92,7 @@ def _of_form(location: str, kind: fs.FileType, form: str) -> list[InputFile]:
         return [InputFile(location, chosen)]
     if kind != fs.FileType.Directory:
         return [InputFile(location, chosen)]
-    found = [path for path in files.list_below(location) if _ends(path, chosen.suffix)]
+    found = [path for path in globbing.list_below(location) if _ends(path, chosen.suffix)]
     if not found:
         raise ValueError(f"input {location}: form {form}, but the folder has no {chosen.suffix}")
     return [InputFile(path, chosen) for path in found]

@@ -1,0 +1,74 @@
+"""Patterns of paths and URIs, and what lies below a folder.
+
+Owns what matches. Hidden files and folders (`.name`) are left out unless they are asked for.
+"""
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+from pyarrow import fs
+
+from sheen.core import files
+
+
+def list_below(location: str) -> list[str]:
+    """Locations of the files at any depth of a folder, sorted; hidden ones (`.name`) left out."""
+    _, root = files.open_filesystem(location)
+    paths = (_relative(path, root) for path in files.list_files(location, recursive=True))
+    return sorted(files.child(location, path) for path in paths if _shown(path))
+
+
+def _has_wildcard(part: str) -> bool:
+    return any(mark in part for mark in "*?[")
+
+
+def glob(location: str) -> list[str]:
+    """Locations of the files and folders that a pattern matches, sorted; [] when there are none.
+
+    `*`, `?` and `[...]` match within a name, `**` any folders; a name that begins with a dot only
+    matches a pattern that does. In a URI `?` begins options. A location without wildcards, and a
+    path that exists as it is written, is returned as it is.
+    """
+    path, options = files.split_options(location)
+    parts = path.split("/")
+    first = next((place for place, part in enumerate(parts) if _has_wildcard(part)), None)
+    if first is None or (not files.is_uri(location) and files.exists(location)):
+        return [location]
+    base = "/".join(parts[:first]) or ("/" if path.startswith("/") else ".")
+    found = {base + options}
+    wanted = [part for part in parts[first:] if part]
+    for place, part in enumerate(wanted, start=1):
+        last = place == len(wanted)
+        found = {match for folder in found for match in _matches(folder, part, last)}
+    return sorted(found)
+
+
+def _matches(folder: str, part: str, last: bool) -> Iterator[str]:
+    """What one part of a pattern matches in a folder; before the last, only folders."""
+    filesystem, root = files.open_filesystem(folder)
+    anywhere = part == "**"
+    if anywhere and not last:
+        yield folder
+    pattern = unquote(part) if files.scheme(folder) in files.ESCAPED_SCHEMES else part
+    selector = fs.FileSelector(root, allow_not_found=True, recursive=anywhere)
+    for info in filesystem.get_file_info(selector):
+        path = _relative(info.path, root)
+        if anywhere:
+            matched = info.is_file == last and _shown(path)
+        else:
+            kind_fits = last or info.type == fs.FileType.Directory
+            dots_fit = _shown(path) or pattern.startswith(".")
+            matched = kind_fits and dots_fit and fnmatchcase(path, pattern)
+        if matched:
+            yield files.child(folder, path)
+
+
+def _relative(path: str, root: str) -> str:
+    # Over HTTP a path is its whole URL, and the root's has its options.
+    return str(PurePosixPath(path).relative_to(files.split_options(root)[0]))
+
+
+def _shown(path: str) -> bool:
+    return "/." not in f"/{path}"
