@@ -58,7 +58,7 @@ def test_the_page_says_what_happened(report: dict[str, Any]) -> None:
     assert "0 400 1 8 12.5% 1.000 0.000" in text  # level 0: one code of 8
     assert "kal 400 1.111" in text
     assert "9.0 to 11.0 s, at most 11.0 s" in text
-    for fact in ("audio hours per hour 2.5", "last block 3.5", "of their time 10.0%"):
+    for fact in ("audio hours per hour 2.5", "workers had rows 3.5", "of their time 10.0%"):
         assert fact in text
     figures = page.attributes("alt", "img")
     assert len(figures) == 3
