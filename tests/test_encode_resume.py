@@ -1,7 +1,7 @@
 """An encoding that is killed loses nothing, repeats nothing, and ends as if it had never been.
 
-The real job, its real workers, two nodes. `make soak` does each, and a worker, three times at random
-moments.
+The real job, its real workers, two nodes. `make soak` does each, and a worker, three times at
+random moments.
 """
 
 import json
