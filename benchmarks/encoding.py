@@ -161,7 +161,7 @@ def compare(corpus: Path, codec: str, sides: list[str], folder: Path) -> None:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=20.0, help="of audio; (default: 20)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of audio; (default: 10)")
     parser.add_argument("--codec", help="folder; default: the published shape, random weights")
     sides = [side for side in SIDES if "," not in side]
     parser.add_argument("--sides", nargs="+", default=sides, choices=sides)

@@ -44,12 +44,12 @@ def test_silence_and_clipping() -> None:
 
 
 def test_speech_rate() -> None:
-    limits = Limits(text_rate=(2.0, 30.0))
+    limits = Limits(min_text_rate=2.0, max_text_rate=30.0)
     assert text_fault("twenty characters, ok", 5.0, limits) is None
     assert (text_fault("a", 5.0, limits) or ("",))[0] == "implausible speech rate"
     _, detail = text_fault("x" * 100, 2.0, limits) or ("", "")
     assert detail == "100 characters in 2.00 s are 50.0 per second, expected 2 to 30"
-    assert text_fault("x" * 100, 0.1, Limits(text_rate=None)) is None
+    assert text_fault("x" * 100, 0.1, Limits(max_text_rate=None)) is None
 
 
 @pytest.mark.parametrize(("before", "after"), [(1.0, 0.0), (0.0, 1.5), (0.7, 0.3), (0.0, 0.0)])

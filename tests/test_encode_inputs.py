@@ -13,7 +13,11 @@ import pytest
 import soundfile
 
 from conftest import CODEC
+from sheen.core.clip_limits import Limits
+from sheen.core.manifest import read_manifest
+from sheen.core.tokens import TokenLayout
 from sheen.encode.config import EncodeConfig
+from sheen.encode.decoding import Preparation, prepare
 from sheen.encode.job import run
 
 Codes = dict[str, list[list[int]]]
@@ -124,3 +128,19 @@ def test_codes_of_another_codec_are_refused_row_by_row(
     assert report["rows_out"] == 1
     assert report["rejects"]["bad codes"]["rows"] == 2
     assert "codes.jsonl:2" in report["rejects"]["bad codes"]["examples"][0]
+
+
+def test_parts_of_one_recording_fail_alike_and_it_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "noise.flac").write_bytes(b"no sound" * 100)
+    spans = [{"start": second, "end": second + 1} for second in range(3)]
+    lines = [
+        json.dumps({"audio": "noise.flac", "text": "a part", "id": f"part-{number}"} | span)
+        for number, span in enumerate(spans)
+    ]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines), "utf-8")
+    preparation = Preparation(24_000, Limits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000)
+    rows = prepare(read_manifest(str(tmp_path / "lines.jsonl")), preparation).to_pylist()
+    assert [row["reason"] for row in rows] == ["unreadable"] * 3
+    assert len({row["detail"] for row in rows}) == 1
+    assert rows[0]["read_s"] > 0
+    assert rows[1]["read_s"] == rows[2]["read_s"] == 0

@@ -1,7 +1,6 @@
 """An encoding that is killed loses nothing, repeats nothing, and ends as if it had never been.
 
-The real job, its real workers, two nodes. `make soak` does each, and a worker, three times at
-random moments.
+The real job, its real workers, two nodes. `make soak` does each three times at random moments.
 """
 
 import json
@@ -160,7 +159,7 @@ def check(kind: str, corpus: Path, output: Path, when: int, expected: list[dict[
 # Show 2 of encoding at scale
 
 
-@pytest.mark.parametrize("kind", ["driver", "node"])
+@pytest.mark.parametrize("kind", ["driver", "worker", "node"])
 def test_a_killed_encoding_ends_as_if_it_had_not_been(
     kind: str, corpus: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -31,9 +31,7 @@ from speaking import (
 )
 
 FRAME = LAYOUT.tokens_per_frame
-TOLERANCE = 4e-6
-"""Of the tiny codec, whose random weights drive its sound to full scale: any window of it is within
-2e-6 of the whole. The small codec and the published shape are within 1e-6, see test_streaming."""
+TOLERANCE = 1e-6
 POISON = 17
 """A word that no other prompt of these tests holds."""
 

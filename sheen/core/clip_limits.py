@@ -22,7 +22,7 @@ PEAK = 0.99
 
 @dataclass(frozen=True)
 class Limits:
-    """None leaves a limit out. `text_rate`: least and most characters per second of recording."""
+    """None leaves a limit out. Text rates are characters per second of recording."""
 
     min_seconds: float = 0.2
     max_seconds: float | None = 60.0
@@ -30,7 +30,8 @@ class Limits:
     """dB of full scale that the loudest sample must reach."""
     max_clipped: float | None = 0.01
     """Share of samples at full scale."""
-    text_rate: tuple[float, float] | None = (1.0, 50.0)
+    min_text_rate: float = 1.0
+    max_text_rate: float | None = 50.0
 
 
 def length_fault(seconds: float, limits: Limits) -> tuple[str, str] | None:
@@ -64,9 +65,8 @@ def sound_fault(samples: Samples, limits: Limits) -> tuple[str, str] | None:
 
 def text_fault(text: str, seconds: float, limits: Limits) -> tuple[str, str] | None:
     """Of a text that the recording of so many seconds is said to speak."""
-    if limits.text_rate is None:
-        return None
-    least, most = limits.text_rate
+    least = limits.min_text_rate
+    most = math.inf if limits.max_text_rate is None else limits.max_text_rate
     rate = len(text) / seconds
     if least <= rate <= most:
         return None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sheen.encode.rows import ENCODED, REJECTED
 from sheen.encode.tallies import Rejects, Seen, Speech, read_batches
+from sheen.judge.coding import entropy_bits, level_use
 
 BINS = 40
 """A histogram has about so many intervals at most."""
@@ -76,7 +77,10 @@ def summarise(
         "rejects": rejects.by_reason(),
         "duration": _spread(seconds),
         "speech_rate": _spread(np.frombuffer(speech.rates, np.float32)),
-        "codes": [_usage(counts) for counts in speech.counts],
+        "codes": [
+            asdict(level_use(counts)) | {"entropy_bits": round(entropy_bits(counts), 3)}
+            for counts in speech.counts
+        ],
         "speakers": speech.speakers(),
         "speaker_count": len(speech.by_speaker),
         "this_run": _this_run(times),
@@ -131,19 +135,6 @@ def _round_up(value: float) -> float:
     """To 1, 2, 2.5 or 5 times a power of ten, so that a histogram's edges are round numbers."""
     power = 10.0 ** np.floor(np.log10(value))
     return float(next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= value))
-
-
-def _usage(counts: NDArray[np.int64]) -> dict[str, Any]:
-    """Use of one level's codes, by how often each stands. Perplexity is 2 to the entropy."""
-    shares = counts[counts > 0] / counts.sum()
-    entropy = abs(float((shares * np.log2(shares)).sum()))
-    return {
-        "codes": int(counts.sum()),
-        "used": int((counts > 0).sum()),
-        "size": len(counts),
-        "perplexity": round(2**entropy, 1),
-        "entropy_bits": round(entropy, 3),
-    }
 
 
 def _this_run(times: RunTimes) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from pydantic import BeforeValidator, Field
 from sheen.config import JobConfig
 from sheen.core.clip_limits import Limits
 
-Bounds = tuple[float, float]
-
 
 class EncodeConfig(JobConfig):
     """Encode recordings into SNAC codes: one Parquet dataset with a report of every row."""
@@ -67,10 +65,11 @@ class EncodeConfig(JobConfig):
     ] = Limits.max_clipped
     min_text_rate: Annotated[
         float, Field(ge=0.0, description="slower texts are rejected, characters per second")
-    ] = 1.0
+    ] = Limits.min_text_rate
     max_text_rate: Annotated[
-        float, Field(gt=0.0, description="faster texts are rejected, characters per second")
-    ] = 50.0
+        float | None,
+        Field(gt=0.0, description="faster texts are rejected, characters per second"),
+    ] = Limits.max_text_rate
     trim_db: Annotated[
         float | None,
         Field(lt=0.0, description="remove what is softer at both ends, dB of full scale, e.g. -50"),
@@ -138,5 +137,6 @@ class EncodeConfig(JobConfig):
             self.max_seconds,
             self.silent_below_db,
             self.max_clipped,
-            (self.min_text_rate, self.max_text_rate),
+            self.min_text_rate,
+            self.max_text_rate,
         )

@@ -77,13 +77,13 @@ def _name(row: Mapping[str, Any]) -> str:
 
 class _Clips:
     """The rows of a block, one after the other. Neighbours that are parts of one recording decode
-    it once."""
+    it once, or fail alike."""
 
     def __init__(self, reader: RecordingReader, preparation: Preparation) -> None:
         self._reader = reader
         self._preparation = preparation
         self._at: tuple[Any, ...] | None = None
-        self._whole: tuple[Samples, int] | None = None
+        self._whole: tuple[Samples, int] | Rejected | None = None
         self.times: dict[str, float] = {}
 
     def pcm(self, row: dict[str, Any]) -> bytes:
@@ -108,23 +108,31 @@ class _Clips:
         at = row["audio"], row["container"], tuple(row["place"] or ())
         if at != self._at or self._whole is None:
             self._at, self._whole = at, None
-            started = time.perf_counter()
             try:
-                data = self._reader.read(row)
-            except FileNotFoundError:
-                raise Rejected("missing", "no such recording") from None
-            except OSError as error:
-                raise Rejected("unreadable", str(error)) from error
-            finally:
-                self.times["read_s"] = time.perf_counter() - started
-            started = time.perf_counter()
-            try:
-                self._whole = audio.decode(data)
-            except AudioError as error:
-                raise Rejected(error.reason, str(error)) from error
-            finally:
-                self.times["decode_s"] = time.perf_counter() - started
+                self._whole = self._decode(row)
+            except Rejected as error:
+                self._whole = error
+        if isinstance(self._whole, Rejected):
+            raise Rejected(self._whole.reason, str(self._whole))
         return self._whole
+
+    def _decode(self, row: Mapping[str, Any]) -> tuple[Samples, int]:
+        started = time.perf_counter()
+        try:
+            data = self._reader.read(row)
+        except FileNotFoundError:
+            raise Rejected("missing", "no such recording") from None
+        except OSError as error:
+            raise Rejected("unreadable", str(error)) from error
+        finally:
+            self.times["read_s"] = time.perf_counter() - started
+        started = time.perf_counter()
+        try:
+            return audio.decode(data)
+        except AudioError as error:
+            raise Rejected(error.reason, str(error)) from error
+        finally:
+            self.times["decode_s"] = time.perf_counter() - started
 
     def _cut(self, row: Mapping[str, Any], samples: Samples, rate: int) -> tuple[Samples, int]:
         if row["start"] is None and row["end"] is None:

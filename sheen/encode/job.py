@@ -60,9 +60,17 @@ def run(config: EncodeConfig) -> dict[str, Any]:
         if done:
             logger.info("%d of %d blocks are there already", len(blocks) - len(left), len(blocks))
         codec = load_codec(config.codec)
-        times = _encode(left, codec, info, config, rows)
+        preparation = Preparation(
+            codec.sample_rate,
+            config.limits,
+            TokenLayout(0, info.codebook_size, info.strides),
+            codec.frame_samples / codec.sample_rate,
+            config.trim_db,
+            config.loudness_lufs,
+        )
+        times = _encode(left, codec, preparation, config, rows)
         report = summarise(rows, codec.sample_rate, codec.codebook_size, times)
-        quality, clips = codec_sample(rows, manifest, codec, info, config.report_clips)
+        quality, clips = codec_sample(rows, manifest, codec, preparation, config.report_clips)
         title = f"Encoding of {', '.join(config.input)}"
         page = render(report, title, quality, clips)
         files.write_bytes(files.join(output, PAGE_FILE), page.encode())
@@ -87,26 +95,22 @@ def _finish(output: str, source: str, info: CodecInfo) -> None:
 
 
 def _encode(
-    blocks: Sequence[pa.Table], codec: Codec, info: CodecInfo, config: EncodeConfig, rows: str
+    blocks: Sequence[pa.Table],
+    codec: Codec,
+    preparation: Preparation,
+    config: EncodeConfig,
+    rows: str,
 ) -> RunTimes:
     """Run the pipeline over the blocks that are not written yet."""
     started = time.monotonic()
-    if not blocks:
-        return _times([], 1, 1e-9)
+    if not blocks:  # a run that was stopped before its report
+        return _times([], 1, time.monotonic() - started)
     cluster.connect()
     gpu = cluster.use_gpus(config.gpu)
     workers = min(config.num_workers or cluster.count("GPU" if gpu else "CPU"), len(blocks))
     # To Ray a stage that computes makes no progress, and half an hour without any ends the job;
     # waiting for a spot node, or a block of an hour's audio on a CPU, may take longer.
     DataContext.get_current().execution_no_progress_timeout_s = -1
-    preparation = Preparation(
-        codec.sample_rate,
-        config.limits,
-        TokenLayout(0, info.codebook_size, info.strides),
-        codec.frame_samples / codec.sample_rate,
-        config.trim_db,
-        config.loudness_lufs,
-    )
     # Tasks reserve nothing and are held to a number instead: when nodes die, the encoding workers
     # move to those that are left, and what they reserve there must not keep their input from them.
     tasks = TaskPoolStrategy(size=cluster.count("CPU"))

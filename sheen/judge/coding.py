@@ -27,7 +27,7 @@ SPEED_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class LevelUse:
-    """Use of one codebook level over all clips. Perplexity is e to the entropy of its use."""
+    """Use of one codebook level over all clips. Perplexity is 2 to the entropy of its use."""
 
     codes: int
     used: int
@@ -84,11 +84,19 @@ def shuffle_codes(codes: Codes, seed: int) -> Codes:
 
 def code_usage(codes: Iterable[Codes], size: int) -> list[LevelUse]:
     """Use of each level's `size` codes over clips."""
-    levels = []
-    for level in zip(*codes, strict=True):
-        joined = np.concatenate(level)
-        counts = np.bincount(joined, minlength=size)
-        shares = counts[counts > 0] / len(joined)
-        perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
-        levels.append(LevelUse(len(joined), int((counts > 0).sum()), round(perplexity, 1), size))
-    return levels
+    return [
+        level_use(np.bincount(np.concatenate(level), minlength=size))
+        for level in zip(*codes, strict=True)
+    ]
+
+
+def level_use(counts: NDArray[np.int64]) -> LevelUse:
+    """Use of one level, by how often each of its codes `[size]` stands."""
+    perplexity = round(2 ** entropy_bits(counts), 1)
+    return LevelUse(int(counts.sum()), int((counts > 0).sum()), perplexity, len(counts))
+
+
+def entropy_bits(counts: NDArray[np.int64]) -> float:
+    """Of the distribution that counts `[size]`, not all zero, stand for."""
+    shares = counts[counts > 0] / counts.sum()
+    return abs(float((shares * np.log2(shares)).sum()))
