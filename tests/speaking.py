@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from snac import SNAC
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -137,3 +138,10 @@ def speak_all(engine: Engine, requests: Sequence[Request]) -> list[tuple[Samples
     for request, sink in zip(requests, sinks, strict=True):
         engine.submit(request, sink)
     return [sink.wait() for sink in sinks]
+
+
+def assert_close(samples: NDArray[np.int16], expected: NDArray[np.int16]) -> None:
+    """Equal to one step of 16 bits: the same speech, whichever way a float's last bit fell."""
+    assert samples.shape == expected.shape
+    assert len(samples)
+    assert np.abs(samples.astype(int) - expected).max() <= 1

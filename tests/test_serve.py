@@ -29,6 +29,7 @@ from sheen.core.synthesis import stream
 from sheen.core.voice import Voice
 from sheen.serve.app import build
 from sheen.serve.config import ServeArgs
+from speaking import assert_close
 
 # The first test here may have to make the checkpoint, and then starts Serve.
 pytestmark = pytest.mark.timeout(600)
@@ -155,13 +156,6 @@ def spoken_here(
             pieces.append(item)
     engine.close()
     return to_pcm16(np.concatenate(pieces))
-
-
-def assert_close(samples: NDArray[np.int16], expected: NDArray[np.int16]) -> None:
-    """Equal to one step of 16 bits: the same speech, whichever way a float's last bit fell."""
-    assert samples.shape == expected.shape
-    assert len(samples)
-    assert np.abs(samples.astype(int) - expected).max() <= 1
 
 
 # What clients ask before they speak
