@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from listener import Listener
 from numpy.typing import NDArray
 from serving_sides import SIDES, Served, Side, generate_alone, open_side
 from workload import Shape, make_base
@@ -31,22 +32,15 @@ from sheen.core.voice import Voice
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_MODEL = ROOT / "examples" / "digits" / "voice"
-AUDIBLE = 0.01
-"""Of full scale: softer is silence, as for SilenceTrim."""
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 WAIT_S = 3600
 
 
 @dataclass
-class Listener:
-    """Plays what it gets at once, and notes when it could hear what."""
+class Sink(Listener):
+    """A listener that the engine's side calls, with the clock; it notes how its request ended."""
 
-    rate: int
     asked: float = 0.0
-    plays_until: float = 0.0
-    audible: float | None = None
-    underruns: int = 0
-    samples: int = 0
     ended: float = 0.0
     error: str = ""
     done: threading.Event = field(default_factory=threading.Event)
@@ -57,14 +51,7 @@ class Listener:
             self.ended, self.error = now, item.error
             self.done.set()
             return
-        if self.samples and now > self.plays_until + 0.001:
-            self.underruns += 1
-        starts = max(now, self.plays_until)
-        loud = np.flatnonzero(np.abs(item) >= AUDIBLE)
-        if self.audible is None and len(loud):
-            self.audible = starts + loud[0] / self.rate
-        self.plays_until = starts + len(item) / self.rate
-        self.samples += len(item)
+        self.came(now, item)
 
 
 @dataclass(frozen=True)
@@ -103,7 +90,7 @@ def serve(
     side: Side, requests: Sequence[Request], arrivals: NDArray[np.float64], rate: int, per: int
 ) -> Figures:
     """Send requests when they are due, and hear them all."""
-    listeners = [Listener(rate) for _ in requests]
+    listeners = [Sink(rate) for _ in requests]
     started = time.monotonic()
     for request, listener, due in zip(requests, listeners, arrivals, strict=True):
         time.sleep(max(0.0, started + due - time.monotonic()))

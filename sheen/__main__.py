@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
         _check_device(options.device)
         voice = load_voice(options.model, options.device)
         sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-        request = voice.request(options.text, options.voice, sampling, options.max_seconds)
+        text = voice.spoken(options.text)
+        request = voice.request(text, options.voice, sampling, options.max_seconds)
     except ValueError as error:
         return fail(PROG, error)
     positions = request.positions(voice.model.layout)

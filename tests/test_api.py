@@ -15,14 +15,10 @@ from ray.serve.schema import ServeDeploySchema
 from starlette.testclient import TestClient
 
 from sheen.cluster import WORKER_ENV
-from sheen.serve.api import (
-    MAX_INPUT_CHARACTERS,
-    APIError,
-    SpeechRequest,
-    install_error_handlers,
-)
+from sheen.serve.api import MAX_INPUT_CHARACTERS, SpeechRequest
 from sheen.serve.app import build
 from sheen.serve.config import ServeArgs, checkpoint_location
+from sheen.serve.errors import APIError, install_error_handlers
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = {"model": "sheen", "input": "four two", "voice": "slt"}
@@ -101,10 +97,17 @@ def test_a_missing_field_is_named(client: TestClient, field: str) -> None:
         ("voice", {}),
         ("voice", {"name": "slt"}),
         ("voice", {"id": 7}),
-        ("response_format", "mp3"),
-        ("stream_format", "sse"),
-        ("speed", 2),
-        ("speed", 0.5),
+        ("instructions", "x" * 4097),
+        ("instructions", 7),
+        ("response_format", "ogg"),
+        ("response_format", "MP3"),
+        ("stream_format", "events"),
+        ("stream", "perhaps"),
+        ("speed", 0.24),
+        ("speed", 4.01),
+        ("speed", "fast"),
+        ("language", "x" * 36),
+        ("language", 7),
         ("temperature", -0.1),
         ("temperature", 5.1),
         ("temperature", "warm"),
@@ -136,20 +139,20 @@ def test_the_limit_is_in_the_message_and_is_openais(client: TestClient) -> None:
 
 
 def test_an_unknown_format_names_the_known_ones(client: TestClient) -> None:
-    message = refused(client, {**GOOD, "response_format": "mp3"})["message"]
-    assert "wav" in message
-    assert "pcm" in message
+    message = refused(client, {**GOOD, "response_format": "ogg"})["message"]
+    for name in ("mp3", "opus", "aac", "flac", "wav", "pcm"):
+        assert f"'{name}'" in message
 
 
 def test_what_a_plain_request_gets(client: TestClient) -> None:
     read = accepted(client, GOOD)
-    assert read["response_format"] == "wav"
-    assert read["seed"] is None
+    assert (read["response_format"], read["stream_format"]) == ("mp3", "audio")
+    assert (read["speed"], read["stream"], read["seed"]) == (1.0, True, None)
 
 
 def test_the_edges_of_every_range_are_accepted(client: TestClient) -> None:
-    low = {"speed": 1, "temperature": 0, "top_p": 0.01, "top_k": 0, "seed": 0}
-    high = {"speed": 1.0, "temperature": 5.0, "top_p": 1, "top_k": 4097, "seed": 2**63 - 1}
+    low = {"speed": 0.25, "temperature": 0, "top_p": 0.01, "top_k": 0, "seed": 0}
+    high = {"speed": 4.0, "temperature": 5.0, "top_p": 1, "top_k": 4097, "seed": 2**63 - 1}
     for values in (low, high):
         read = accepted(client, {**GOOD, **values})
         assert {name: read[name] for name in values} == values
@@ -161,7 +164,7 @@ def test_voice_is_a_name_or_an_object_with_an_id(client: TestClient) -> None:
 
 
 def test_unknown_fields_are_ignored(client: TestClient) -> None:
-    extra = {"stream": True, "language": "en", "instructions": None, "non_streaming_mode": False}
+    extra = {"instructions": None, "non_streaming_mode": False, "task_type": "tts", "user": "me"}
     assert accepted(client, {**GOOD, **extra}) == accepted(client, GOOD)
 
 
@@ -172,6 +175,14 @@ def test_a_value_that_is_no_number_is_refused(client: TestClient, field: str) ->
     response = client.post("/v1/audio/speech", content=content, headers=JSON)
     assert response.status_code == 400
     assert error_of(response.json())["param"] == field
+
+
+def test_half_a_surrogate_pair_is_no_text(client: TestClient) -> None:
+    # JSON can write it, UTF-8 and so the tokenizer cannot.
+    content = json.dumps({**GOOD, "input": "half: \ud800"}).encode()
+    response = client.post("/v1/audio/speech", content=content, headers=JSON)
+    assert response.status_code == 400
+    assert error_of(response.json())["param"] == "input"
 
 
 @pytest.mark.parametrize(
@@ -258,6 +269,10 @@ def test_arguments_refuse_an_unknown_key() -> None:
         ("look_ahead", -1),
         ("torch_threads", 0),
         ("audio_threads", 0),
+        ("text_processes", 0),
+        ("first_audio_timeout_s", 0),
+        ("auth", "open"),
+        ("max_body_bytes", 0),
     ],
 )
 def test_arguments_refuse_what_could_not_serve(key: str, value: float) -> None:
@@ -281,6 +296,10 @@ def test_the_committed_configuration_is_one_that_ray_and_build_accept() -> None:
     assert application.route_prefix == "/"
     args = ServeArgs.model_validate(application.args)
     assert args.model == ServeArgs().model
+    # An open door must be asked for, and behind it is this machine alone.
+    assert ServeArgs().auth == "keys"
+    assert args.auth == "none"
+    assert schema.http_options.host == "127.0.0.1"
     assert application.runtime_env["env_vars"] == WORKER_ENV
     # `build` computes it from args: a number here would silently replace that one.
     [deployment] = application.deployments
@@ -299,7 +318,13 @@ def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path) -> None:
 
 def test_build_refuses_a_missing_checkpoint_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no checkpoint in"):
-        build(ServeArgs(model=str(tmp_path / "nothing")))
+        build(ServeArgs(model=str(tmp_path / "nothing"), auth="none"))
+
+
+def test_build_refuses_to_serve_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SHEEN_API_KEYS", raising=False)
+    with pytest.raises(ValueError, match="SHEEN_API_KEYS holds no key"):
+        build(ServeArgs())
 
 
 def test_a_relative_checkpoint_is_one_of_the_checkout(

@@ -146,6 +146,29 @@ def test_another_version_is_refused_by_name(
     assert str(path) in message
 
 
+def test_another_normalisation_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str], damaged: Path
+) -> None:
+    path = damaged / "sheen.json"
+    info: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    info["normalisation"] = {"library": "nemo_text_processing", "version": "0.9", "language": "en"}
+    path.write_text(json.dumps(info), "utf-8")
+    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "slt")
+    assert str(damaged) in message
+    assert "normalised by nemo_text_processing 0.9" in message
+
+
+def test_a_record_of_before_opens(damaged: Path) -> None:
+    """Neither how texts were normalised nor how long they were used to be written."""
+    path = damaged / "sheen.json"
+    info: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    del info["normalisation"], info["text_characters"]
+    path.write_text(json.dumps(info), "utf-8")
+    opened = load_voice(str(damaged))
+    assert opened.info.normalisation is opened.info.text_characters is None
+    assert opened.spoken(" at 10:30\n") == "at 10:30"
+
+
 def test_half_a_record_is_named(capsys: pytest.CaptureFixture[str], damaged: Path) -> None:
     path = damaged / "sheen.json"
     path.write_bytes(path.read_bytes()[:100])

@@ -20,6 +20,7 @@ from sheen.core.dataset import (
     read_utterances,
     write_info,
 )
+from sheen.core.normalisation import NormalisationInfo
 from sheen.core.tokens import TokenLayout
 
 LAYOUT = TokenLayout(first_id=1000, codebook_size=4096, strides=(4, 2, 1))
@@ -287,6 +288,17 @@ def test_info_round_trip(tmp_path: Path) -> None:
     write_info(str(tmp_path), INFO)
     assert read_info(str(tmp_path)) == INFO
     assert json.loads((tmp_path / "dataset.json").read_text("utf-8"))["format_version"] == 1
+
+
+def test_what_normalised_the_texts_is_kept_and_was_not_always_written(tmp_path: Path) -> None:
+    normalisation = NormalisationInfo(library="nemo_text_processing", version="1.0", language="de")
+    info = INFO.model_copy(update={"normalisation": normalisation})
+    write_info(str(tmp_path), info)
+    assert read_info(str(tmp_path)) == info
+    written = json.loads((tmp_path / "dataset.json").read_text("utf-8"))
+    del written["normalisation"]
+    (tmp_path / "dataset.json").write_text(json.dumps(written), "utf-8")
+    assert read_info(str(tmp_path)) == INFO
 
 
 def test_an_unfinished_folder_says_so(tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ def test_dataset_json_describes_the_codec(output: Path) -> None:
             "config": json.loads((CODEC / "config.json").read_text("utf-8")),
             "embedded": True,
         },
+        "normalisation": None,
     }
     assert read_info(str(output)).codec.strides == (4, 2, 1)
 

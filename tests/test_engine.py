@@ -14,6 +14,7 @@ from sheen.core.codec import Codec
 from sheen.core.ending import Finished, Samples
 from sheen.core.engine import Engine, Ticket
 from sheen.core.model import SpeechLM
+from sheen.core.playback import Playback
 from sheen.core.requests import EngineBusy, Request
 from sheen.core.sampling import Sampling
 from sheen.core.streaming import StreamingDecoder
@@ -238,6 +239,38 @@ def test_beyond_what_may_wait_a_request_is_refused_and_the_others_complete(
             assert np.abs(samples - expected).max() <= TOLERANCE
         assert engine.metrics()["refused"] == 1
     assert refused.items.empty()
+
+
+def test_what_continues_speech_is_never_refused_and_goes_before_what_has_not_begun(
+    endless: SpeechLM, tiny: Codec
+) -> None:
+    barrier, order = Barrier(), list[str]()
+    sinks = {name: Sink() for name in ("runs", "waits", "follows", "follows too")}
+
+    def named(name: str) -> Callable[[Samples | Finished], None]:
+        def call(item: Samples | Finished) -> None:
+            if isinstance(item, Finished):
+                order.append(name)
+            sinks[name](item)
+
+        return call
+
+    with opened(endless, tiny, slots=1, max_queue=1) as engine:
+        with before_each_pass(endless, barrier):
+            engine.submit(short(), named("runs"))
+            assert barrier.reached.wait(WAIT_S)
+            waiting = engine.submit(short(), named("waits"))
+            for name in ("follows", "follows too"):
+                engine.submit(short(), named(name), follows=True)
+            # What follows takes no place of those that wait: the one that does fills them all.
+            with pytest.raises(EngineBusy):
+                engine.submit(short(), Sink())
+            assert waiting.waited_s is None
+            barrier.release.set()
+            for sink in sinks.values():
+                sink.wait()
+        assert waiting.waited_s is not None
+    assert order == ["runs", "follows", "follows too", "waits"]
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -493,9 +526,8 @@ def test_an_engine_whose_thread_ends_tells_everybody(endless: SpeechLM, tiny: Co
 
 def test_first_audio_comes_before_later_audio_and_then_the_deadline_decides(tiny: Codec) -> None:
     def made(opened: float, runs_out: float | None) -> Stream:
-        stream = Stream(StreamingDecoder(tiny, LAYOUT, 0), Sink(), opened=opened)
-        stream.runs_out = runs_out
-        return stream
+        playback = Playback(opened, runs_out)
+        return Stream(StreamingDecoder(tiny, LAYOUT, 0), Sink(), playback=playback)
 
     old, new = made(1.0, None), made(2.0, None)
     soon, late = made(0.5, 3.0), made(0.1, 9.0)

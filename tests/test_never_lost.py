@@ -76,17 +76,18 @@ def test_a_killed_run_resumes_by_name_and_ends_the_same(
     assert_same_end(tmp_path / "out", trained)
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.soak)])
 def test_workers_killed_at_random_steps_change_nothing(
-    encoded: Path, base: Path, trained: Path, tmp_path: Path
+    encoded: Path, base: Path, trained: Path, tmp_path: Path, times: int
 ) -> None:
-    config = train_config(encoded, base, tmp_path / "out", max_failures=3)
+    config = train_config(encoded, base, tmp_path / "out", max_failures=times)
     log = tmp_path / "out" / "metrics.jsonl"
     killed: list[int] = []
     ended = threading.Event()
 
     def kill() -> None:
-        """A worker each time the log first holds one of three random steps."""
-        for step in sorted(random.Random(0).sample(range(1, 6), 3)):
+        """A worker each time the log first holds one of so many random steps."""
+        for step in sorted(random.Random(0).sample(range(1, 6), times)):
 
             def reached(step: int = step) -> bool:
                 return log.exists() and any(
@@ -109,7 +110,7 @@ def test_workers_killed_at_random_steps_change_nothing(
     finally:
         ended.set()
         killer.join()
-    assert len(set(killed)) == 3
+    assert len(set(killed)) == times
     assert_same_end(tmp_path / "out", trained)
 
 

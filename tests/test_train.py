@@ -16,11 +16,14 @@ from conftest import CODEC, DIGITS, ROOT, load_script, metrics, train_config, we
 from sheen.core import checkpoint, dataset
 from sheen.core.codec import load_codec
 from sheen.core.model import load_model
+from sheen.core.normalisation import NormalisationInfo
 from sheen.core.prompt_list import Prompt
 from sheen.core.voice import Voice, load_voice
 from sheen.train.audition import eval_prompts
-from sheen.train.data import build_training_set
+from sheen.train.data import build_training_set, common_length
 from sheen.train.job import run as train
+
+ENGLISH = NormalisationInfo(library="nemo_text_processing", version="0.9", language="en")
 
 
 def training_set(location: Path, voice: Voice, *more: Path, **changes: Any) -> Any:
@@ -90,6 +93,14 @@ def test_the_checkpoint_says_how_long_texts_take(trained: Path, encoded: Path) -
         assert expected.sum() == pytest.approx(frames.sum(), rel=1e-3)
         assert pace.frames_per_character > 0
         assert abs(expected - frames).max() < 0.3 * frames.mean()
+
+
+def test_the_checkpoint_says_how_long_its_texts_were(trained: Path, encoded: Path) -> None:
+    info = checkpoint.read_info(trained / "checkpoint")
+    texts = dataset.read_utterances(str(encoded), info.token_layout).texts
+    assert info.text_characters in {len(text) for text in texts}
+    assert common_length(["a"] * 990 + ["a" * 9] * 10) == 1
+    assert common_length(["a"] * 980 + ["a" * 9] * 20) == common_length(["a" * 9]) == 9
 
 
 def test_training_and_serving_build_the_same_prompt(encoded: Path, voice: Voice) -> None:
@@ -198,6 +209,32 @@ def test_data_of_two_codecs_is_refused(encoded: Path, base: Path, tmp_path: Path
     config.data.append(str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"--data .*other was made by another codec .*000000"):
         train(config)
+
+
+def normalised(encoded: Path, folder: Path, normalisation: NormalisationInfo | None) -> Path:
+    """The dataset, as if its texts had been normalised."""
+    shutil.copytree(encoded, folder)
+    info = dataset.read_info(str(encoded))
+    info.normalisation = normalisation
+    dataset.write_info(str(folder), info)
+    return folder
+
+
+def test_texts_of_two_normalisations_are_refused(
+    encoded: Path, base: Path, trained: Path, tmp_path: Path
+) -> None:
+    english = normalised(encoded, tmp_path / "english", ENGLISH)
+    config = train_config(encoded, base, tmp_path / "out")
+    config.data.append(str(english))
+    with pytest.raises(ValueError, match=r"english has texts normalised as 'en'.*encode both with"):
+        train(config)
+    taught = tmp_path / "taught"
+    shutil.copytree(trained / "checkpoint", taught)
+    info = checkpoint.read_info(taught).model_copy(update={"normalisation": ENGLISH})
+    checkpoint.write_info(taught, info)
+    with pytest.raises(ValueError, match=r"taught texts normalised as 'en'.* --language en"):
+        train(train_config(encoded, taught, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_datasets_are_trained_on_as_one(
@@ -350,17 +387,19 @@ def test_a_llama_base_trains_over_all_rows(encoded: Path, base: Path, tmp_path: 
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "llama")
-    output = tmp_path / "out"
+    data, output = normalised(encoded, tmp_path / "english", ENGLISH), tmp_path / "out"
     train(
         train_config(
-            encoded, tmp_path / "llama", output, max_steps=4, eval_every=4, save_every=4,
+            data, tmp_path / "llama", output, max_steps=4, eval_every=4, save_every=4,
             objective="all rows", new_rows="codebook", schedule="wsd", learning_rate=1e-2,
         )
     )  # fmt: skip
     rows = metrics(output)[1:]
     assert rows[0]["loss"] == pytest.approx(np.log(12_350), rel=0.1), "uniform over all rows"
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert checkpoint.read_info(output / "checkpoint").objective == "all rows"
+    info = checkpoint.read_info(output / "checkpoint")
+    assert info.objective == "all rows"
+    assert info.normalisation == ENGLISH
 
 
 def test_a_torn_parquet_file_is_named(encoded: Path, base: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Budgets and room: what a text's request may take."""
 
+from dataclasses import replace
+
 import pytest
 
 from conftest import CODEC, DIGITS, load_script
@@ -9,7 +11,7 @@ from sheen.core.codec_info import describe_codec
 from sheen.core.engine import Engine
 from sheen.core.model import SpeechLM, extend
 from sheen.core.sampling import Sampling
-from sheen.core.voice import RUNAWAY, RequestError, Voice
+from sheen.core.voice import PIECE_CHARACTERS, RUNAWAY, RequestError, Voice
 from speaking import speak
 
 FRAMES_PER_SECOND = 24_000 / 2048
@@ -87,6 +89,20 @@ def test_the_longest_request_has_room_for_its_text(unpaced: Voice) -> None:
         request = unpaced.request("a" * 500, None, GREEDY, seconds, positions)
         assert request.max_frames == int(seconds * FRAMES_PER_SECOND)
     assert unpaced.longest(600.0) == unpaced.model.max_positions
+
+
+def test_a_piece_is_no_longer_than_what_the_model_was_taught(paced: Voice, unpaced: Voice) -> None:
+    """Nor than the seconds that it may take; half as many again are left for a slow one."""
+    assert unpaced.piece_characters(30.0, None) == PIECE_CHARACTERS
+    taught = replace(unpaced, info=unpaced.info.model_copy(update={"text_characters": 34}))
+    assert taught.piece_characters(30.0, None) == 34
+    assert paced.piece_characters(30.0, "quick") == PIECE_CHARACTERS
+    slow = paced.piece_characters(30.0, "slow")
+    assert slow == int((20 * FRAMES_PER_SECOND - 4) / 2)
+    expected = paced.expected_seconds("a" * slow, "slow")
+    assert expected is not None
+    assert 19.8 < expected <= 20.0
+    assert paced.piece_characters(0.1, "slow") == 1
 
 
 def test_a_request_that_nothing_ends_is_ended(unpaced: Voice) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from sheen.core.codec_geometry import WindowCodec
 from sheen.core.ending import Finished, Samples, Sink
+from sheen.core.playback import Playback
 from sheen.core.streaming import SilenceTrim, StreamingDecoder, decode_ready
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class Stream:
     decoder: StreamingDecoder
     sink: Sink
     trim: SilenceTrim | None = None
-    opened: float = field(default_factory=time.monotonic)
+    playback: Playback = field(default_factory=Playback)
+    """As a listener who plays at once hears it."""
     tokens: list[int] = field(default_factory=list)
     """Received, and not in the decoder yet."""
     received: int = 0
@@ -41,13 +43,6 @@ class Stream:
     """Tokens with which the next chunk can be decoded."""
     ending: Finished | None = None
     """Its reason and error are what the sink will be told, when everything before it was."""
-    runs_out: float | None = None
-    """When a listener who plays at once will have heard everything; None before the first audio."""
-    first_audio_s: float | None = None
-    """From `opened` to the first samples."""
-    samples: int = 0
-    underruns: int = 0
-    """Chunks that came after such a listener had run out."""
     broken: bool = False
     """It ended by itself, and its slot is to be freed."""
     busy: bool = False
@@ -58,7 +53,8 @@ class Stream:
 
     @property
     def urgency(self) -> tuple[bool, float]:
-        return self.runs_out is not None, self.runs_out or self.opened
+        playback = self.playback
+        return playback.runs_out is not None, playback.runs_out or playback.opened
 
     @property
     def frames(self) -> int:
@@ -228,14 +224,7 @@ class AudioStage:
         """Hand samples to the sink, and reckon how long they will last."""
         if not self._call(stream, samples):
             return
-        now = time.monotonic()
-        if stream.first_audio_s is None:
-            stream.first_audio_s = now - stream.opened
-        elif stream.runs_out is not None and now > stream.runs_out:
-            stream.underruns += 1
-        seconds = len(samples) / self._codec.sample_rate
-        stream.runs_out = max(stream.runs_out or now, now) + seconds
-        stream.samples += len(samples)
+        stream.playback.came(len(samples) / self._codec.sample_rate)
 
     def _call(self, stream: Stream, item: Samples | Finished) -> bool:
         """False when the sink raised: its request is over, and no other."""

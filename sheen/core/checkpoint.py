@@ -1,8 +1,9 @@
 """The checkpoint folder: a model that bare transformers opens, plus one small JSON.
 
 Owns `sheen.json`: the token layout, the codec, the sample rate, the versions of prompt template
-and text normaliser, the voices and their pace. Training writes it, serving reads it, and nothing
-about tokens is configured twice. Refuses another format, template or normaliser version by name.
+and text normaliser, how written text becomes spoken, the voices and their pace. Training writes it,
+serving reads it, and nothing about tokens is configured twice. Refuses another format, template or
+normaliser version by name.
 """
 
 import json
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from sheen.core import files, prompt
 from sheen.core.codec_info import CodecInfo, describe_codec
 from sheen.core.loss import Objective
+from sheen.core.normalisation import NormalisationInfo
 from sheen.core.tokens import TokenLayout
 
 FORMAT_VERSION = 1
@@ -43,6 +45,8 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     """Hz."""
     template: str = prompt.TEMPLATE_VERSION
     normaliser: str = prompt.NORMALISER_VERSION
+    normalisation: NormalisationInfo | None = None
+    """How the training texts got their spoken form; None for texts as they were."""
     objective: Objective = "legal rows"
     """Over legal rows, logits were trained among the rows legal at a slot only, and every decoder
     must mask to them; over all rows, a decoder need not."""
@@ -50,6 +54,9 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     """Speakers the model was trained on, in alphabetical order; empty for a single voice."""
     pace: dict[str, Pace] = {}
     """By voice; "" is the one without a name."""
+    text_characters: int | None = None
+    """Longest text that the model was taught, in its spoken form: of 100 training texts, 99 are no
+    longer. None where nobody counted."""
     max_positions: int
     """Tokens of the longest sequence, prompt and audio, that the model may be given."""
 

@@ -47,10 +47,10 @@ class Counters:
 
     def ended(self, ending: Finished, stream: Stream) -> None:
         """A stream's sink got its last item."""
-        rate = stream.decoder.codec.sample_rate
-        self._add(audio_seconds=stream.samples / rate, underruns=stream.underruns)
-        if stream.first_audio_s is not None:
-            self._add(heard=1, first_audio_seconds=stream.first_audio_s)
+        playback = stream.playback
+        self._add(audio_seconds=playback.seconds, underruns=playback.underruns)
+        if playback.first_audio_s is not None:
+            self._add(heard=1, first_audio_seconds=playback.first_audio_s)
         with self._lock:
             self._endings[ending.reason] += 1
 

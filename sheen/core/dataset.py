@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from sheen.core import files
 from sheen.core.codec_info import CodecInfo
+from sheen.core.normalisation import NormalisationInfo
 from sheen.core.prompt import normalise
 from sheen.core.tokens import TokenLayout
 
@@ -50,6 +51,8 @@ class DatasetInfo(BaseModel, extra="forbid"):
     codec: CodecInfo
     sample_rate: int
     """Hz."""
+    normalisation: NormalisationInfo | None = None
+    """How the texts got their spoken form; None for texts as they were."""
 
 
 @dataclass

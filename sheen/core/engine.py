@@ -34,11 +34,13 @@ UNHEARD = 2
 
 class Ticket:
     """A submitted request. After `cancel()` its sink gets `Finished("cancelled")` and no more
-    samples, unless it has ended already."""
+    samples, unless it has ended already. `waited_s`: seconds until it had a slot, None before."""
 
-    def __init__(self, engine: "Engine", request: Request, stream: Stream) -> None:
+    def __init__(self, engine: "Engine", request: Request, stream: Stream, follows: bool) -> None:
         self.request = request
+        self.waited_s: float | None = None
         self._engine = engine
+        self._follows = follows
         self._stream = stream
         self._slot: tuple[int, int] | None = None
         self._tokens = 0
@@ -108,8 +110,9 @@ class Engine:
         self._thread = threading.Thread(target=self._loop, name="sheen-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, sink: Sink) -> Ticket:
-        """Queue a request.
+    def submit(self, request: Request, sink: Sink, follows: bool = False) -> Ticket:
+        """Queue a request. One that `follows` continues speech that a listener hears already: it is
+        never refused, and goes before all that have not begun.
 
         Raises EngineBusy, ValueError for one that cannot fit a slot, and RuntimeError after
         `close` or the engine's end.
@@ -123,14 +126,18 @@ class Engine:
         seed = request.sampling.seed if self._noise else None
         decoder = StreamingDecoder(self._codec, layout, seed, self._ramp, self._look_ahead)
         trim = SilenceTrim(self._codec.sample_rate) if self._trims else None
-        ticket = Ticket(self, request, Stream(decoder, sink, trim))
+        ticket = Ticket(self, request, Stream(decoder, sink, trim), follows)
         with self._wake:
             if self._closing or self._ended:
                 raise RuntimeError("the engine is closed")
-            if len(self._queue) >= self._max_queue + self._admissible():
+            following = sum(waiting._follows for waiting in self._queue)
+            if follows:
+                self._queue.insert(following, ticket)
+            elif len(self._queue) - following >= self._max_queue + self._admissible():
                 self.counters.refused()
                 raise EngineBusy(len(self._queue))
-            self._queue.append(ticket)
+            else:
+                self._queue.append(ticket)
             self._wake.notify()
         return ticket
 
@@ -242,7 +249,8 @@ class Engine:
         slot, _ = ticket._slot
         request, per_frame = ticket.request, self._model.layout.tokens_per_frame
         self._running[slot] = ticket
-        self.counters.started(time.monotonic() - ticket._stream.opened)
+        ticket.waited_s = time.monotonic() - ticket._stream.playback.opened
+        self.counters.started(ticket.waited_s)
         try:
             self._decoder.start(
                 slot,

@@ -1,7 +1,8 @@
 """A loaded checkpoint with its codec: text and a voice's name -> a request the engine can run.
 
 Owns what serving, the command line and batch synthesis share: opening the folder, refusing a codec
-other than the recorded one, and the budget of a request.
+or a text normalisation other than the recorded one, the spoken form of a text, how long a piece of
+it may be, and the budget of a request.
 """
 
 import math
@@ -14,6 +15,7 @@ from sheen.core import checkpoint, files
 from sheen.core.codec import Codec, load_codec
 from sheen.core.dataset import codec_source
 from sheen.core.model import SpeechLM, load_model
+from sheen.core.normalisation import Normaliser, check, load_normaliser
 from sheen.core.prompt import normalise, prompt_ids
 from sheen.core.requests import Request
 from sheen.core.sampling import Sampling
@@ -23,6 +25,12 @@ RUNAWAY = 3.0, 2.0
 a model that does not end is not waited for."""
 TEXT_POSITIONS = 512
 """Of a slot, at least; half as many as its audio's where that is more."""
+
+PIECE_CHARACTERS = 200
+"""Longest piece for a checkpoint that does not say what it was taught: a long sentence, 12 to 15
+seconds, as the recordings of common corpora are."""
+SLOWER = 1.5
+"""A piece may take this many times its expected seconds without meeting a request's cap."""
 
 
 class RequestError(ValueError):
@@ -42,6 +50,28 @@ class Voice:
     tokenizer: PreTrainedTokenizerBase
     codec: Codec
 
+    @property
+    def normaliser(self) -> Normaliser | None:
+        """Loaded at first use; None for a model that takes texts as they are."""
+        normalisation = self.info.normalisation
+        return None if normalisation is None else load_normaliser(normalisation)
+
+    def spoken(self, text: str) -> str:
+        """A text in the form that the model was taught, which is what `request` takes; empty when
+        there is nothing to say."""
+        normaliser = self.normaliser
+        return normalise(text) if normaliser is None else normaliser(text)
+
+    def piece_characters(self, max_seconds: float, speaker: str | None) -> int:
+        """The most characters of spoken text to be given to `request` at once: no more than the
+        model was taught, and than `max_seconds` of audio hold; at least 1."""
+        taught = self.info.text_characters or PIECE_CHARACTERS
+        pace = self.info.pace.get(speaker or "")
+        if pace is None or pace.frames_per_character <= 0:
+            return taught
+        frames = max_seconds * self._frames_per_second / SLOWER
+        return max(1, min(taught, int((frames - pace.frames) / pace.frames_per_character)))
+
     def request(
         self,
         text: str,
@@ -50,7 +80,8 @@ class Voice:
         max_seconds: float,
         positions: int | None = None,
     ) -> Request:
-        """A request of at most `max_seconds` of audio, or what the model's context leaves.
+        """A request to speak `text`, which is in its spoken form already, in at most `max_seconds`
+        of audio, or what the model's context leaves.
 
         `positions` are the engine's, where they are fewer than the model's. Where the checkpoint
         knows how long texts take, one that runs away ends sooner, see RUNAWAY. Raises RequestError
@@ -114,6 +145,11 @@ def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
     info = checkpoint.read_info(folder)
     source = codec_source(str(folder), info.codec)
     checkpoint.check_codec(info, source)
+    if info.normalisation is not None:
+        try:
+            check(info.normalisation)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {location}: {error}") from error
     model, tokenizer = load_model(folder, info.token_layout)
     model.to(device)
     model.freeze()

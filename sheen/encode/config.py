@@ -70,6 +70,14 @@ class EncodeConfig(JobConfig):
         float | None,
         Field(gt=0.0, description="faster texts are rejected, characters per second"),
     ] = Limits.max_text_rate
+    language: Annotated[
+        str | None,
+        Field(
+            description="write numbers, money, dates, times and abbreviations of this language out "
+            'as they are spoken ("$5" as "five dollars"), e.g. en; the model then does so too. '
+            "Default: texts are taken as they are"
+        ),
+    ] = None
     trim_db: Annotated[
         float | None,
         Field(lt=0.0, description="remove what is softer at both ends, dB of full scale, e.g. -50"),

@@ -1,7 +1,7 @@
-"""The first stage of encoding: manifest rows -> PCM, in tasks.
+"""The first stage of encoding: manifest rows -> PCM and spoken text, in tasks.
 
-Owns reading, decoding, cutting and what is refused. A row that fails gets a reason and travels on
-to the output: nothing is dropped on the way. Loads no codec.
+Owns reading, decoding, cutting, the text's spoken form and what is refused. A row that
+fails gets a reason and travels on to the output: nothing is dropped on the way. Loads no codec.
 """
 
 import time
@@ -15,6 +15,7 @@ import pyarrow as pa
 from sheen.core import audio, clip_limits
 from sheen.core.audio import AudioError
 from sheen.core.clip_limits import Limits, Samples
+from sheen.core.normalisation import NormalisationInfo, load_normaliser
 from sheen.core.prompt import normalise
 from sheen.core.recordings import RecordingReader
 from sheen.core.tokens import TokenLayout
@@ -31,6 +32,8 @@ class Preparation:
     frame_seconds: float
     trim_db: float | None = None
     loudness_lufs: float | None = None
+    normalisation: NormalisationInfo | None = None
+    """None: texts are taken as they are."""
 
 
 class Rejected(Exception):
@@ -55,6 +58,8 @@ def prepare(table: pa.Table, preparation: Preparation) -> pa.Table:
         clips.times = {"read_s": 0.0, "decode_s": 0.0, "resample_s": 0.0}
         if row["reason"] is None:
             try:
+                if preparation.normalisation is not None:
+                    row["text"] = _spoken(row["text"], preparation.normalisation)
                 if row["snac_codes"] is None:
                     row["pcm"] = clips.pcm(row)
                 else:
@@ -73,6 +78,13 @@ def _reader() -> RecordingReader:
 
 def _name(row: Mapping[str, Any]) -> str:
     return f"{row['audio']}: " if row["audio"] else ""
+
+
+def _spoken(text: str, normalisation: NormalisationInfo) -> str:
+    spoken = load_normaliser(normalisation)(text)
+    if not spoken:
+        raise Rejected("no text", f"{text!r} holds nothing that is spoken")
+    return spoken
 
 
 class _Clips:

@@ -22,6 +22,7 @@ from sheen import cluster
 from sheen.core import dataset, files
 from sheen.core.codec import Codec, load_codec
 from sheen.core.codec_info import CodecInfo, describe_codec, find_codec
+from sheen.core.normalisation import NormalisationInfo, describe, load_normaliser
 from sheen.core.tokens import TokenLayout
 from sheen.encode.accounts import RunTimes, summarise
 from sheen.encode.config import EncodeConfig
@@ -43,11 +44,12 @@ def run(config: EncodeConfig) -> dict[str, Any]:
     jsonl = cluster.output_folder("--jsonl", config.jsonl) if config.jsonl else None
     manifest = read_rows(config)
     info = describe_codec(config.codec)
+    normalisation = _normalisation(config.language)
     kept = [("--input", location) for location in config.input] + [("--codec", config.codec)]
     for flag, location in kept:
         if files.contains(output, location):
             raise ValueError(f"--output {output} holds {flag} {location}; give another folder")
-    claim_output(output, config, manifest, info)
+    claim_output(output, config, manifest, info, normalisation)
     rows = files.join(output, dataset.ROWS)
     done = written_blocks(rows)
     blocks = cut_blocks(manifest, config.rows_per_block)
@@ -67,6 +69,7 @@ def run(config: EncodeConfig) -> dict[str, Any]:
             codec.frame_samples / codec.sample_rate,
             config.trim_db,
             config.loudness_lufs,
+            normalisation,
         )
         times = _encode(left, codec, preparation, config, rows)
         report = summarise(rows, codec.sample_rate, codec.codebook_size, times)
@@ -78,18 +81,35 @@ def run(config: EncodeConfig) -> dict[str, Any]:
     if report["rows_out"]:
         if jsonl:
             _export(output, jsonl)
-        _finish(output, config.codec, info)
+        _finish(output, config.codec, info, normalisation)
     return report
 
 
-def _finish(output: str, source: str, info: CodecInfo) -> None:
+def _normalisation(language: str | None) -> NormalisationInfo | None:
+    if language is None:
+        return None
+    try:
+        normalisation = describe(language)
+        # Compiled here once, and not by every task of this machine at the same time.
+        load_normaliser(normalisation)
+    except ValueError as error:
+        raise ValueError(f"--language {language}: {error}") from error
+    return normalisation
+
+
+def _finish(
+    output: str, source: str, info: CodecInfo, normalisation: NormalisationInfo | None
+) -> None:
     if files.exists(files.join(output, dataset.INFO_FILE)):
         return
     if info.embedded:
         folder = str(find_codec(source).resolve())
         files.copy_folder(folder, files.join(output, dataset.CODEC_FOLDER))
     written = dataset.DatasetInfo(
-        format_version=dataset.FORMAT_VERSION, codec=info, sample_rate=info.sample_rate
+        format_version=dataset.FORMAT_VERSION,
+        codec=info,
+        sample_rate=info.sample_rate,
+        normalisation=normalisation,
     )
     dataset.write_info(output, written)
 

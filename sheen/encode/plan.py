@@ -15,6 +15,7 @@ from sheen.core import dataset, files
 from sheen.core.claim import claim
 from sheen.core.codec_info import CodecInfo
 from sheen.core.manifest import read_manifest
+from sheen.core.normalisation import NormalisationInfo
 from sheen.encode.config import EncodeConfig
 from sheen.encode.rows import OUTPUT_SCHEMA
 
@@ -25,10 +26,10 @@ MOST_BLOCKS, FEWEST_ROWS = 64, 4
 
 _FREE_FIELDS = {
     "config", "output", "overwrite", "jsonl", "batch_seconds", "report_clips", "num_workers",
-    "gpu", "cpus_per_worker", "form", "codec",
+    "gpu", "cpus_per_worker", "form", "codec", "language",
 }  # fmt: skip
-"""What may differ when a job goes on: none of it decides a code, but `codec`, whose weights are
-compared."""
+"""What may differ when a job goes on: none of it decides a row, but `codec`, whose weights are
+compared, and `language`, which is compared with what normalises it."""
 
 
 def read_rows(config: EncodeConfig) -> pa.Table:
@@ -63,7 +64,13 @@ def cut_blocks(manifest: pa.Table, rows_per_block: int) -> list[pa.Table]:
     return [manifest.slice(start, size) for start in range(0, len(manifest), size)]
 
 
-def claim_output(output: str, config: EncodeConfig, manifest: pa.Table, codec: CodecInfo) -> None:
+def claim_output(
+    output: str,
+    config: EncodeConfig,
+    manifest: pa.Table,
+    codec: CodecInfo,
+    normalisation: NormalisationInfo | None,
+) -> None:
     """Make the output folder this job's. ValueError where it is another's, or holds other things;
     with `overwrite` what an encode job left is deleted first."""
     where = files.join(output, RUN_FILE)
@@ -78,6 +85,7 @@ def claim_output(output: str, config: EncodeConfig, manifest: pa.Table, codec: C
     decided |= {
         "codec sha256": codec.sha256,
         "sample rate": codec.sample_rate,
+        "normalisation": normalisation.model_dump() if normalisation else None,
         "format": [dataset.FORMAT_VERSION, *OUTPUT_SCHEMA.names],
         "rows": len(manifest),
         "rows sha256": _digest(manifest),

@@ -13,7 +13,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import cluster
-from sheen.core import checkpoint, files
+from sheen.core import checkpoint, files, normalisation
 from sheen.core.prompt_list import read_prompts
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.listening import ListenWorker
@@ -38,6 +38,11 @@ def run(config: EvaluateConfig) -> Evaluation:
     if not files.exists(model):
         raise ValueError(f"--model {config.model}: no such folder; give one of jobs/train.py")
     info = checkpoint.read_info(model)
+    if info.normalisation is not None:
+        try:
+            normalisation.check(info.normalisation)
+        except ValueError as error:
+            raise ValueError(f"--model {config.model}: {error}") from error
     try:
         listed = read_prompts(files.absolute(config.prompts))
     except ValueError as error:

@@ -1,7 +1,8 @@
 """The first stage of an evaluation, as Ray Data runs it: prompts -> audio.
 
 A prompt that cannot be spoken gets a reason and travels on to the output, so that nothing is
-dropped on the way and nothing is tried again.
+dropped on the way and nothing is tried again. The text of one that is spoken is its spoken form,
+which is what the judge compares with.
 """
 
 from dataclasses import replace
@@ -53,13 +54,13 @@ class SpeakWorker:
         spoken, requests = [], []
         for row in rows:
             sampling = Sampling(seed=step_seed(self._seed, row["key"]), **self._sampling)
+            text = self._voice.spoken(row["text"])
             try:
-                request = self._voice.request(
-                    row["text"], row["speaker"], sampling, self._max_seconds
-                )
+                request = self._voice.request(text, row["speaker"], sampling, self._max_seconds)
             except RequestError as error:
                 row |= {"reason": REASONS[error.field], "detail": str(error)}
             else:
+                row["text"] = text
                 spoken.append(row)
                 requests.append(request)
         codec = self._voice.codec

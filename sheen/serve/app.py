@@ -1,44 +1,80 @@
 """The Ray Serve application: a checkpoint behind `POST /v1/audio/speech`.
 
-Owns the replica: it loads the checkpoint, runs the engine in its own thread, and turns what the
-engine emits into bytes on the wire. HTTP, engine and codec live in one replica, because each hop
-between deployments would add to the time to first audio; scale by replicas.
+Owns the replica and its routes. HTTP, engine and codec live in one replica, because each hop
+between deployments would add to the time to first audio; scale by replicas. What is behind the
+routes: `sheen.serve.backend`.
 """
 
-import asyncio
 import logging
-import queue
-import secrets
 import time
-from collections.abc import AsyncIterator
+from typing import Any
 
-import torch
-from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from ray import serve
-from ray.util.metrics import Gauge
 
-from sheen.core.audio import to_pcm16, wav_header
-from sheen.core.codec_process import CodecProcess
-from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine, Ticket
-from sheen.core.requests import EngineBusy
-from sheen.core.sampling import Sampling
-from sheen.core.voice import RequestError, load_voice
-from sheen.serve.api import MEDIA_TYPES, APIError, SpeechRequest, install_error_handlers
+from sheen.core.formats import MEDIA_TYPES
+from sheen.core.text import split_sentences
+from sheen.serve.access import PROTECTED, Gate, GateMiddleware, read_keys, set_gate
+from sheen.serve.accounting import AccountingMiddleware, entry_of, listen
+from sheen.serve.api import (
+    AudioModels,
+    Model,
+    ModelId,
+    Models,
+    NamedVoice,
+    SpeechRequest,
+    Voices,
+)
+from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs, checkpoint_location
+from sheen.serve.errors import APIError, documented, install_error_handlers
+from sheen.serve.metrics import Metrics
+from sheen.serve.page import page_response
+from sheen.serve.responses import EVENT_STREAM, streamed, whole
+from sheen.serve.websocket import converse
 
-logger = logging.getLogger(__name__)
+HEALTH_CHECK_S = 2.0
+"""A replica that died is missed so soon, and the engine's metrics are so old at most."""
 
-UNNAMED_VOICE = "default"
-"""What a model that was trained without speakers calls its one voice."""
+DESCRIPTION = """
+Speech from your own voice model, as OpenAI's clients ask for it.
 
-app = FastAPI(title="Sheen", description="Speech from your own voice model.")
+The WebSocket `/v1/audio/speech/stream` takes text as a language model writes it: send
+`{"type": "start"}` with the fields of the POST but `input`, then `{"type": "text", "text": "…"}` as
+often as you like, then `{"type": "end"}`; binary frames are audio, `speech.audio.done` ends them.
+`{"type": "cancel"}` stops what is being spoken.
+"""
+
+
+class SpeechAPI(FastAPI):
+    """FastAPI, whose document promises no 422 (errors of validation are 400 here) and names the
+    key, which the gate before the application asks for."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+                    if path.startswith(PROTECTED):
+                        operation["security"] = [{"key": []}, {}]  # args.auth may be none
+            for name in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(name, None)
+            document["components"]["securitySchemes"] = {
+                "key": {"type": "http", "scheme": "bearer"}
+            }
+        return super().openapi()
+
+
+app = SpeechAPI(title="Sheen", description=DESCRIPTION)
 install_error_handlers(app)
+app.add_middleware(GateMiddleware)
+app.add_middleware(AccountingMiddleware)  # the last one added is the first to see a request
 
 
 def _log_like_serve() -> None:
-    """Let Sheen's own log lines (batch fill, endings) go where Serve's go.
+    """Let Sheen's own log lines (requests, batch fill, endings) go where Serve's go.
 
     It stands before the class because Serve pickles the class as it is decorated, with the names
     that exist by then.
@@ -52,165 +88,119 @@ def _log_like_serve() -> None:
 @serve.deployment
 @serve.ingress(app)
 class SpeechService:
-    """One replica: one checkpoint on one device."""
+    """One replica: one checkpoint on one device. `digests`: of the keys; None for no keys."""
 
-    def __init__(self, args: ServeArgs, location: str) -> None:
+    def __init__(self, args: ServeArgs, location: str, digests: frozenset[str] | None) -> None:
         _log_like_serve()
-        torch.set_num_threads(args.torch_threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         self._args = args
         self._started = int(time.time())
-        self._voice = load_voice(location, device)
-        self._codec_process = None
-        if device == "cpu" and args.audio_process:
-            self._codec_process = CodecProcess(self._voice.codec, args.audio_threads)
-        self._engine = Engine(
-            self._voice.model,
-            self._codec_process or self._voice.codec,
-            slots=args.slots,
-            positions=args.positions or self._voice.longest(args.default_max_seconds),
-            max_queue=args.max_queue,
-            noise=args.noise,
-            look_ahead=args.look_ahead,
-            trim_silence=args.trim_silence,
-            audio_threads=args.audio_threads,
-        )
-        self._gauges = {
-            name: Gauge(f"sheen_{name}", "See sheen.core.counters.")
-            for name in self._engine.metrics()
-        }
-        self._warm_up()
-        logger.info("serving %s on %s, voices %s", location, device, self._voices())
-
-    def _warm_up(self) -> None:
-        """Speak at all slots before reporting ready: a first pass of a shape is much slower."""
-        names = self._voice.info.voices
-        positions = self._engine.positions
-        speaker = names[0] if names else None
-        request = self._voice.request("one", speaker, Sampling(), 1.0, positions)
-        endings: queue.SimpleQueue[Finished] = queue.SimpleQueue()
-
-        def sink(item: Samples | Finished) -> None:
-            if isinstance(item, Finished):
-                endings.put(item)
-
-        for _ in range(self._args.slots):
-            self._engine.submit(request, sink)
-        for ending in (endings.get() for _ in range(self._args.slots)):
-            if ending.reason == "error":
-                raise RuntimeError(f"the warm-up failed: {ending.error}")
+        self._backend = Backend(args, location)
+        self._metrics = Metrics()
+        set_gate(Gate(digests, args.max_body_bytes))
+        listen(self._metrics.ended)
 
     def check_health(self) -> None:
         """Called by Serve: a replica whose engine died or hangs is replaced."""
-        for name, value in self._engine.metrics().items():
-            self._gauges[name].set(value)
-        if not self._engine.alive():
+        self._metrics.engine(self._backend.engine.metrics())
+        if not self._backend.alive():
             raise RuntimeError("the engine has stopped, or has been at one step for a minute")
+
+    def state(self) -> dict[str, float]:
+        """For whoever has a handle: the engine's numbers, and how many requests are `inside`."""
+        return self._backend.engine.metrics() | {"inside": self._backend.admission.inside}
+
+    def drain(self) -> int:
+        """Let nobody in any more; how many requests are inside."""
+        self._backend.admission.draining = True
+        return self._backend.admission.inside
 
     def __del__(self) -> None:
         """Called by Serve when the replica is stopped; by then it has no requests."""
-        if engine := getattr(self, "_engine", None):
-            engine.close()
-        if codec := getattr(self, "_codec_process", None):
-            codec.close()
+        if backend := getattr(self, "_backend", None):
+            backend.close()
 
-    @app.get("/health", response_class=PlainTextResponse)
+    # Whether it is there
+
+    @app.get("/", include_in_schema=False)
+    async def page(self) -> HTMLResponse:
+        return page_response()
+
+    @app.get("/health", response_class=PlainTextResponse, responses=documented(503))
     async def health(self) -> str:
-        if not self._engine.alive():
+        """OK while the engine runs."""
+        if not self._backend.alive():
             raise APIError(503, "the engine has stopped", retry_after_s=1)
         return "OK"
 
-    @app.get("/v1/models")
-    async def models(self) -> dict[str, object]:
-        model = {
-            "id": self._args.model_id,
-            "object": "model",
-            "created": self._started,
-            "owned_by": "sheen",
-        }
-        return {"object": "list", "data": [model]}
+    @app.get("/ready", response_class=PlainTextResponse, responses=documented(503))
+    async def ready(self) -> str:
+        """OK when a request would be let in now: the model is warm, and there is a place."""
+        await self.health()
+        try:
+            self._backend.admission.check()
+        except APIError as error:
+            raise APIError(503, str(error), retry_after_s=error.retry_after_s) from error
+        return "OK"
 
-    @app.get("/v1/audio/voices")
-    async def voices(self) -> dict[str, object]:
-        return {"voices": [{"id": name, "name": name} for name in self._voices()]}
+    # What it has
+
+    @app.get("/v1/models", responses=documented(401))
+    async def models(self) -> Models:
+        return Models(data=[self._model()])
+
+    @app.get("/v1/models/{model_id:path}", responses=documented(401, 404))
+    async def model(self, model_id: str) -> Model:
+        if model_id != self._args.model_id:
+            raise APIError(
+                404,
+                f"no model {model_id[:100]!r}; this server has {self._args.model_id!r}",
+                param="model",
+                code="model_not_found",
+            )
+        return self._model()
+
+    @app.get("/v1/audio/models", responses=documented(401))
+    async def audio_models(self) -> AudioModels:
+        return AudioModels(models=[ModelId(id=self._args.model_id)])
+
+    @app.get("/v1/audio/voices", responses=documented(401))
+    async def voices(self) -> Voices:
+        return Voices(voices=self._voices())
+
+    def _model(self) -> Model:
+        return Model(id=self._args.model_id, created=self._started, voices=self._voices())
+
+    def _voices(self) -> list[NamedVoice]:
+        return [NamedVoice(id=name, name=name) for name in self._backend.voices]
+
+    # Speech
 
     @app.post(
         "/v1/audio/speech",
-        response_class=StreamingResponse,
-        responses={200: {"content": {media: {} for media in MEDIA_TYPES.values()}}},
+        response_class=Response,
+        responses={
+            200: {
+                "description": "the audio, or its events",
+                "content": {media: {} for media in [*MEDIA_TYPES.values(), EVENT_STREAM]},
+            },
+            **documented(400, 401, 413, 429, 500, 503),
+        },
     )
-    async def speech(self, body: SpeechRequest) -> StreamingResponse:
-        seed = secrets.randbits(63) if body.seed is None else body.seed
-        speaker: str | None = body.voice_name
-        if not self._voice.info.voices and speaker == UNNAMED_VOICE:
-            speaker = None
-        try:
-            request = self._voice.request(
-                body.input,
-                speaker,
-                Sampling(body.temperature, body.top_k, body.top_p, seed, body.repetition_penalty),
-                self._args.default_max_seconds,
-                self._engine.positions,
-            )
-        except RequestError as error:
-            raise APIError(400, str(error), param=error.field) from error
-        items: asyncio.Queue[Samples | Finished] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        try:
-            ticket = self._engine.submit(
-                request, lambda item: loop.call_soon_threadsafe(items.put_nowait, item)
-            )
-        except EngineBusy as busy:
-            raise APIError(429, str(busy), retry_after_s=1) from busy
-        try:
-            # Headers wait for the first samples: until then a failure still has a status code.
-            first = await items.get()
-        except asyncio.CancelledError:
-            ticket.cancel()
-            raise
-        if isinstance(first, Finished) and first.reason == "error":
-            raise APIError(500, f"synthesis failed: {first.error}")
-        sample_rate = self._voice.codec.sample_rate
-        header = wav_header(sample_rate) if body.response_format == "wav" else b""
-        return StreamingResponse(
-            self._body(header, first, items, ticket),
-            media_type=MEDIA_TYPES[body.response_format],
-            headers={"x-sample-rate": str(sample_rate)},
-        )
+    async def speech(self, body: SpeechRequest, request: Request) -> Response:
+        """The text as speech, streamed as it is made."""
+        entry = entry_of(request)
+        entry.characters = len(body.input)
+        utterance = self._backend.begin(body, entry)
+        utterance.pieces.feed(split_sentences(body.input, self._backend.language))
+        utterance.pieces.close()
+        timeout_s = self._args.first_audio_timeout_s
+        if body.stream or body.stream_format == "sse":
+            return await streamed(utterance, entry, timeout_s, body.stream_format == "sse")
+        return await whole(utterance, entry, timeout_s)
 
-    async def _body(
-        self,
-        header: bytes,
-        item: Samples | Finished,
-        items: "asyncio.Queue[Samples | Finished]",
-        ticket: Ticket,
-    ) -> AsyncIterator[bytes]:
-        """The audio's bytes. A client that leaves closes this generator, which cancels."""
-        started = time.monotonic()
-        finished: Finished | None = None
-        pending = header
-        try:
-            while not isinstance(item, Finished):
-                yield pending + to_pcm16(item).tobytes()
-                pending = b""
-                item = await items.get()
-            finished = item
-            if pending:
-                yield pending
-            if finished.reason == "error":
-                # The status is long sent: only a cut stream can tell the client.
-                raise RuntimeError(f"synthesis failed: {finished.error}")
-        finally:
-            ticket.cancel()
-            logger.info(
-                "speech ended: %s, %d frames, %.2f s after the first audio",
-                finished.reason if finished else "client left",
-                finished.frames if finished else -1,
-                time.monotonic() - started,
-            )
-
-    def _voices(self) -> list[str]:
-        return self._voice.info.voices or [UNNAMED_VOICE]
+    @app.websocket("/v1/audio/speech/stream")
+    async def speech_stream(self, socket: WebSocket) -> None:
+        await converse(socket, self._backend)
 
 
 def build(args: ServeArgs) -> serve.Application:
@@ -223,10 +213,13 @@ def build(args: ServeArgs) -> serve.Application:
     # 429, in OpenAI's shape.
     admitted = args.slots + args.max_queue
     service = SpeechService.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=2 * admitted,
+        max_ongoing_requests=2 * admitted + 64,
+        health_check_period_s=HEALTH_CHECK_S,
         # A replica that is replaced, by another checkpoint say, first ends what it has begun: as
         # many rounds of requests as it may hold, each as long as its audio.
         graceful_shutdown_timeout_s=60 + args.default_max_seconds * (1 + admitted / args.slots),
     )
-    application: serve.Application = service.bind(args, checkpoint_location(args.model))
+    # Here, where `serve run` or `serve deploy` reads the config: replicas get hashes alone.
+    digests = None if args.auth == "none" else read_keys(args.keys_file)
+    application: serve.Application = service.bind(args, checkpoint_location(args.model), digests)
     return application

@@ -1,12 +1,13 @@
 """The serving application's arguments: `args` in serve_config.yaml."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 import sheen
 from sheen.core import checkpoint, files
+from sheen.serve.access import MAX_BODY_BYTES
 
 CHECKOUT = Path(sheen.__file__).resolve().parent.parent
 
@@ -23,7 +24,12 @@ class ServeArgs(BaseModel, extra="forbid"):
     ] = "examples/digits/voice"
     model_id: Annotated[str, Field(description="name shown by /v1/models")] = "sheen"
     default_max_seconds: Annotated[
-        float, Field(gt=0.0, description="longest audio of one request, seconds")
+        float,
+        Field(
+            gt=0.0,
+            description="longest audio of one piece of text, seconds; a longer text is spoken in "
+            "pieces",
+        ),
     ] = 30.0
     slots: Annotated[
         int,
@@ -64,6 +70,41 @@ class ServeArgs(BaseModel, extra="forbid"):
             "process tokens and audio slow each other down, see docs/decisions/0018"
         ),
     ] = True
+    text_processes: Annotated[
+        int,
+        Field(
+            ge=1, description="processes that normalise text, for a model that was taught with it"
+        ),
+    ] = 1
+    first_audio_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            description="a request whose audio has not begun by then gets 503, before its client "
+            "gives up (LiveKit after 30 s); one that has begun is never cut",
+        ),
+    ] = 25.0
+    voice_aliases: Annotated[
+        dict[str, str],
+        Field(
+            description="further names for the model's voices; OpenAI's 13 names go round them "
+            "unless they stand here"
+        ),
+    ] = {}
+    auth: Annotated[
+        Literal["keys", "none"],
+        Field(description="keys: requests bring one of the keys; none: anybody may ask"),
+    ] = "keys"
+    keys_file: Annotated[
+        str | None,
+        Field(
+            description="file of keys, one a line; default: the environment variable "
+            "SHEEN_API_KEYS, with commas between keys"
+        ),
+    ] = None
+    max_body_bytes: Annotated[
+        int, Field(ge=1024, description="a larger body of a request gets 413")
+    ] = MAX_BODY_BYTES
     noise: Annotated[
         bool, Field(description="the codec's own noise, drawn from the request's seed")
     ] = True

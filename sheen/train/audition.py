@@ -33,6 +33,7 @@ class Spoken:
 
     name: str
     prompt: Prompt
+    """Its text in the spoken form."""
     waveform: NDArray[np.float32]
     stopped: bool
 
@@ -78,8 +79,9 @@ class Audition:
     def speak(self, model: SpeechLM) -> list[Spoken]:
         """Every prompt, in order; `model` must be in evaluation mode."""
         voice = Voice(self._info, model, self._tokenizer, self._codec)
+        prompts = [replace(prompt, text=voice.spoken(prompt.text)) for prompt in self._prompts]
         requests = []
-        for index, prompt in enumerate(self._prompts):
+        for index, prompt in enumerate(prompts):
             sampling = Sampling(seed=index)
             try:
                 requests.append(
@@ -91,7 +93,7 @@ class Audition:
         return [
             Spoken(_name(index, prompt), prompt, waveform, finished.reason == "stop")
             for index, (prompt, (waveform, finished)) in enumerate(
-                zip(self._prompts, results, strict=True)
+                zip(prompts, results, strict=True)
             )
         ]
 

@@ -44,6 +44,8 @@ class TrainingSet:
     evaluation: NDArray[np.int64]
     voices: list[str]
     pace: dict[str, Pace]
+    text_characters: int
+    """See `CheckpointInfo`."""
     summary: dict[str, Any]
 
     def batch(self, indices: NDArray[np.int64], pad_id: int, pad_to: int = 0) -> Batch:
@@ -103,8 +105,14 @@ def build_training_set(
         evaluation=evaluation,
         voices=sorted({speaker for speaker in utterances.speakers if speaker}),
         pace=_pace(utterances),
+        text_characters=common_length([utterances.texts[index] for index in train]),
         summary=_summary(utterances, lengths, fits, train, evaluation),
     )
+
+
+def common_length(texts: Sequence[str]) -> int:
+    """Characters that 99 of 100 texts do not exceed; the length of one of them."""
+    return int(np.percentile([len(text) for text in texts], 99, method="inverted_cdf"))
 
 
 def _pace(utterances: Utterances) -> dict[str, Pace]:

@@ -18,6 +18,7 @@ from sheen.core import checkpoint, dataset, files
 from sheen.core.codec import open_codec
 from sheen.core.codec_info import CodecInfo, describe_codec, find_codec
 from sheen.core.model import to_bfloat16
+from sheen.core.normalisation import NormalisationInfo, check
 from sheen.core.prompt_list import Prompt
 from sheen.core.tokens import TokenLayout
 from sheen.judge.hearing import Grammar, check_transcriber
@@ -44,6 +45,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     model = _model_source(config.model)
     info, tokenizer, extends = _plan_checkpoint(model, codec)
     info.objective = config.objective
+    info.normalisation = _normalisation_of(locations, model, info.normalisation)
     limit = min(config.max_tokens, info.max_positions)
     if config.batch_tokens < limit:
         raise ValueError(
@@ -62,6 +64,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     print(describe(data.summary), flush=True)
     info.voices = sorted({*info.voices, *data.voices})
     info.pace |= data.pace
+    # What is learned last is not all that it was taught.
+    info.text_characters = max(info.text_characters or 0, data.text_characters)
     prompts: list[Prompt] = []
     grammar: Grammar | None = None
     if config.eval_prompts is not None:
@@ -72,6 +76,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
             )
         grammar = check_transcriber(config.judge, config.grammar)
         prompts = eval_prompts(config.eval_prompts, info.voices)
+        if info.normalisation is not None:
+            check(info.normalisation)
     needs_codec = bool(prompts) or (extends and config.new_rows == "codebook")
     fields = config.model_dump(mode="json")
     if config.dry_run:
@@ -155,6 +161,44 @@ def _codec_of_one(location: str, codec: str | None) -> tuple[CodecInfo, str]:
             f"{info.sha256[:12]}); leave --codec out"
         )
     return info, dataset.codec_source(location, info)
+
+
+def _normalisation_of(
+    locations: Sequence[str], model: str, taught: NormalisationInfo | None
+) -> NormalisationInfo | None:
+    """How the texts of the data got their spoken form; `taught` is the model's own so far.
+
+    A file of codes does not say, and goes with the others.
+    """
+    found = {
+        location: dataset.read_info(location).normalisation
+        for location in locations
+        if files.kind(location) == fs.FileType.Directory
+    }
+    if not found:
+        return taught
+    (first, normalisation), *others = found.items()
+    for location, other in others:
+        if other != normalisation:
+            raise ValueError(
+                f"--data {location} has {_texts(other)}, {first} has {_texts(normalisation)}; "
+                "encode both with one --language"
+            )
+    if normalisation is None and taught is not None:
+        raise ValueError(
+            f"--data {first} has {_texts(None)}, the checkpoint {model} was taught "
+            f"{_texts(taught)}; encode with --language {taught.language}"
+        )
+    return normalisation
+
+
+def _texts(normalisation: NormalisationInfo | None) -> str:
+    if normalisation is None:
+        return "texts as they are"
+    return (
+        f"texts normalised as {normalisation.language!r} by {normalisation.library} "
+        f"{normalisation.version}"
+    )
 
 
 def _model_source(model: str) -> str:

@@ -1,0 +1,135 @@
+"""Written text -> the words that are spoken: "$5.20" -> "five dollars twenty cents".
+
+Owns the library that does it, its compiled grammars, and the record of both that a dataset and a
+checkpoint carry: a model is given its texts in the form that it was taught. Refuses another version
+of the library than the recorded one. Sentence by sentence, in training as in serving, so that a
+text has one spoken form however much of it is there.
+"""
+
+import importlib.metadata
+import os
+import re
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from sheen.core.prompt import normalise
+from sheen.core.text import split_sentences
+
+LIBRARY: Literal["nemo_text_processing"] = "nemo_text_processing"
+LANGUAGES = ("de", "en", "es", "fr", "hu", "it", "sv")
+"""ISO 639-1. Those of the library's whose grammars get through any text, see decision 0020."""
+_SYNTAX = re.compile(r"[\[\]\\]")
+
+
+class NormalisationInfo(BaseModel, extra="forbid", frozen=True):
+    """What made the spoken form of texts."""
+
+    library: Literal["nemo_text_processing"]
+    version: str
+    """Of the library: its grammars change with it."""
+    language: str
+
+
+def describe(language: str) -> NormalisationInfo:
+    """The normalisation that is installed here, for a language of LANGUAGES. Raises ValueError."""
+    info = NormalisationInfo(library=LIBRARY, version=_installed(language), language=language)
+    check(info)
+    return info
+
+
+def check(info: NormalisationInfo) -> None:
+    """Raise ValueError unless `load_normaliser` can load this here; quick, loads nothing."""
+    if info.language not in LANGUAGES:
+        raise ValueError(
+            f"text normalisation: unknown language {info.language!r}; known: {', '.join(LANGUAGES)}"
+        )
+    if (installed := _installed(info.language)) != info.version:
+        raise ValueError(
+            f"text normalisation: the texts were normalised by {LIBRARY} {info.version}, here is "
+            f"{installed}, which may read them otherwise. Install {info.version}, or encode and "
+            f"train again with {installed}"
+        )
+
+
+def _installed(language: str) -> str:
+    try:
+        return importlib.metadata.version(LIBRARY)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            f"text normalisation ({language}): {LIBRARY} is not installed. Sheen brings it on "
+            "Linux on x86-64, where alone its grammars can be compiled; use such a machine, or a "
+            "model that was taught texts as they are"
+        ) from None
+
+
+class Normaliser:
+    """Call it with a text for its spoken form, see `load_normaliser`. One thread at a time."""
+
+    def __init__(self, language: str, library: Any) -> None:
+        """library: the Normalizer of nemo_text_processing."""
+        self._language = language
+        self._library = library
+
+    def __call__(self, text: str) -> str:
+        """Empty for a text that says nothing; a sentence that the grammars cannot read stays as it
+        is written. A sentence takes 2 to 100 ms, in some languages more."""
+        sentences = split_sentences(text, self._language)
+        return normalise(" ".join(map(self._sentence, sentences)))
+
+    def _sentence(self, text: str) -> str:
+        text = normalise(text)
+        spoken: str = self._library.normalize(text)
+        # What it gives up on comes back escaped for its grammars.
+        return text if spoken == _SYNTAX.sub(r"\\\g<0>", text) else spoken
+
+
+@cache
+def load_normaliser(info: NormalisationInfo) -> Normaliser:
+    """One for each process. Compiles the grammars where that was never done, which takes a minute,
+    else reads them, in a second. ValueError says what is missing, see `check`."""
+    check(info)
+    # Slow to import, and most processes do without it.
+    from nemo_text_processing.text_normalization.normalize import Normalizer
+    from nemo_text_processing.utils.logging import logger
+
+    # It writes to the console what it reads, users' texts among it.
+    logger.disabled = True
+
+    def read(folder: Path) -> Normaliser:
+        library = Normalizer(input_case="cased", lang=info.language, cache_dir=str(folder))
+        return Normaliser(info.language, library)
+
+    folder = cache_folder() / f"nemo-{info.version}" / info.language
+    if folder.is_dir():
+        return read(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as local:
+            compiling = Path(local) / info.language
+            normaliser = read(compiling)
+            _publish(compiling, folder)
+    except OSError as error:
+        raise ValueError(
+            f"text normalisation: cannot keep the compiled grammars in {folder} ({error}); set "
+            "XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+    return normaliser
+
+
+def _publish(compiled: Path, folder: Path) -> None:
+    """Under its name only when it is whole: several processes may compile at once."""
+    try:
+        compiled.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def cache_folder() -> Path:
+    """Sheen's folder for what can be made again."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "sheen"

@@ -1,0 +1,185 @@
+"""Long texts: cut into sentences as they come, and into pieces that a model was taught to speak.
+
+Owns where a text may be cut, and how sentences are packed. How the cut parts sound together is
+`joining`'s; how a sentence is written is `normalisation`'s, between the two cuts.
+"""
+
+import math
+import unicodedata
+
+import regex
+import sentencex
+
+LONGEST_SENTENCE = 1000
+"""Characters. A longer one is cut: nobody speaks one, and what reads it takes its time squared."""
+LONGEST_ASIDE = 200
+"""Characters from a sentence's first within which an open quote or bracket is waited for."""
+
+_LINE_ENDS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"  # str.splitlines'
+_FULL_WIDTH_ENDS = "。！？｡"
+"""After these the next sentence begins without white space."""
+_ASIDES = ("“", "”"), ("(", ")"), ("[", "]"), ("「", "」")
+
+
+class SentenceStream:
+    """Sentences of a text that arrives in parts, as a language model writes it.
+
+    A sentence is complete once the first word after it is, and at a line break: what is given back
+    depends on the text alone, however it is cut into parts. A sentence may hold several in quotes
+    or brackets, see LONGEST_ASIDE. What has neither letter, digit nor symbol is no sentence and
+    joins a neighbour of its line, or is left out.
+    """
+
+    def __init__(self, language: str | None = None) -> None:
+        """language: ISO 639-1, of which sentencex knows the abbreviations; others are as English"""
+        self._language = language or "en"
+        self._rest = ""
+
+    def push(self, text: str) -> list[str]:
+        """The sentences that `text` completes."""
+        found: list[str] = []
+        for character in text:
+            if character in _LINE_ENDS:
+                found += self.finish()
+                continue
+            before, self._rest = self._rest[-1:], self._rest + character
+            ends_word = character.isspace() and before and not before.isspace()
+            if ends_word or before in _FULL_WIDTH_ENDS:
+                found += self._complete()
+            if len(self._rest) >= LONGEST_SENTENCE:
+                found += self._cut()
+        return found
+
+    def finish(self) -> list[str]:
+        """What is left, as sentences. The stream may be used again."""
+        parts = _segment(self._rest, self._language)
+        self._rest = ""
+        return [part.strip() for part in parts]
+
+    def _complete(self) -> list[str]:
+        """Sentences at the beginning of the rest that are followed by more."""
+        found: list[str] = []
+        while len(parts := _segment(self._rest, self._language)) > 1:
+            if _aside_is_open(parts[0]) and len(self._rest) < LONGEST_ASIDE:
+                break
+            found.append(parts[0].strip())
+            self._rest = "".join(parts[1:]).lstrip()
+        return found
+
+    def _cut(self) -> list[str]:
+        """The first half or more of a rest that is too long, up to white space where there is."""
+        half = LONGEST_SENTENCE // 2
+        at = max(self._rest.rfind(" "), self._rest.rfind("\t"), half)
+        first, self._rest = self._rest[:at].strip(), self._rest[at:].lstrip()
+        return [first] if _says_something(first) else []
+
+
+def split_sentences(text: str, language: str | None = None) -> list[str]:
+    """The sentences of a text, as SentenceStream gives them; without white space at their ends."""
+    stream = SentenceStream(language)
+    return stream.push(text) + stream.finish()
+
+
+class PieceCutter:
+    """Packs sentences into pieces of at most `limit` characters, in order.
+
+    The first sentence is a piece of its own and is given at once, as somebody waits for it. A
+    sentence over the limit is cut into about even parts: after a clause, else between words, else
+    between the characters that a reader sees. Nothing is lost but white space where it is cut.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """ValueError for a limit below 1."""
+        if limit < 1:
+            raise ValueError(f"limit {limit}: a piece has at least 1 character")
+        self._limit = limit
+        self._packed = ""
+        self._first = True
+
+    def push(self, sentence: str) -> list[str]:
+        """The pieces that are complete with this sentence."""
+        parts = _cut_sentence(sentence.strip(), self._limit)
+        if self._first:
+            self._first = not parts
+            return parts
+        complete: list[str] = []
+        for part in parts:
+            together = f"{self._packed} {part}" if self._packed else part
+            if len(together) <= self._limit:
+                self._packed = together
+            else:
+                complete.append(self._packed)
+                self._packed = part
+        return complete
+
+    def finish(self) -> list[str]:
+        """What is packed and not given yet."""
+        packed, self._packed = self._packed, ""
+        return [packed] if packed else []
+
+
+def _says_something(text: str) -> bool:
+    return any(unicodedata.category(character)[0] in "LNS" for character in text)
+
+
+def _aside_is_open(text: str) -> bool:
+    if text.count('"') % 2:
+        return True
+    return any(text.count(opening) > text.count(closing) for opening, closing in _ASIDES)
+
+
+def _segment(text: str, language: str) -> list[str]:
+    """Parts that together are the text, as long as one says something: what does not is part of the
+    one before, else of the one after."""
+    found: list[str] = []
+    waiting = ""
+    for part in sentencex.segment(language, text):
+        if _says_something(part):
+            found.append(waiting + part)
+            waiting = ""
+        elif found:
+            found[-1] += part
+        else:
+            waiting += part
+    return found
+
+
+_CLAUSE = regex.compile(
+    r"""[.!?;:,–…)\]}»”"]+(?=\s) | — | [，、；：。！？] | \s(?=[(\[{«“])""", regex.VERBOSE
+)
+_SPACE = regex.compile(r"\s+")
+
+
+def _cut_sentence(sentence: str, limit: int) -> list[str]:
+    parts: list[str] = []
+    while len(sentence) > limit:
+        at = _place(sentence, limit)
+        parts.append(sentence[:at].rstrip())
+        sentence = sentence[at:].lstrip()
+    return [*parts, sentence] if sentence else parts
+
+
+def _place(sentence: str, limit: int) -> int:
+    """Where to cut a sentence that is longer than `limit`: 1 to `limit`."""
+    count = math.ceil(len(sentence) / limit)
+    even = len(sentence) / count
+
+    def badness(at: int) -> tuple[bool, float, int]:
+        needs_another = len(sentence) - at > (count - 1) * limit
+        return needs_another, abs(at - even), at
+
+    clauses = [match.end() for match in _CLAUSE.finditer(sentence)]
+    words = [match.start() for match in _SPACE.finditer(sentence)]
+    graphemes = [match.end() for match in regex.finditer(r"\X", sentence)]
+    # Neither half may be a scrap where a cut elsewhere makes none, but a scrap is better than half
+    # a word.
+    last = min(float(limit), len(sentence) - even / 2)
+    for places, least, most in (
+        (clauses, even / 2, last),
+        (words, even / 2, last),
+        (words, 1, limit),
+        (graphemes, 1, limit),
+    ):
+        if possible := [at for at in places if least <= at <= most]:
+            return min(possible, key=badness)
+    return limit  # one character of more marks than a piece may have

@@ -1,0 +1,195 @@
+"""What a replica speaks with: the checkpoint, its engine, and what runs beside them.
+
+Owns their life (load, warm up, drain, close) and the way from a request's settings to an utterance
+that is admitted and ready to speak. Knows nothing about HTTP but the errors it answers with.
+"""
+
+import logging
+import queue
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from sheen.core.codec_process import CodecProcess
+from sheen.core.ending import Finished, Samples
+from sheen.core.engine import Engine
+from sheen.core.sampling import Sampling
+from sheen.core.voice import Voice, load_voice
+from sheen.serve.accounting import Entry
+from sheen.serve.admission import Admission
+from sheen.serve.api import STANDARD_VOICES, SpeechSettings
+from sheen.serve.config import ServeArgs
+from sheen.serve.errors import APIError
+from sheen.serve.normalising import NormaliserProcesses
+from sheen.serve.pieces import Pieces
+from sheen.serve.rendering import Renderer
+from sheen.serve.speaking import Manner, Speech
+
+logger = logging.getLogger(__name__)
+
+UNNAMED_VOICE = "default"
+"""What a model that was trained without speakers calls its one voice."""
+RENDERERS = 2
+"""Threads that make compressed audio, which they do without Python's lock."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """An admitted request: feed `pieces`, iterate `speech`, send what `renderer` makes of it."""
+
+    pieces: Pieces
+    speech: Speech
+    renderer: Renderer
+
+
+class Backend:
+    """One checkpoint on one device. Make it where no event loop waits: it loads and warms up."""
+
+    def __init__(self, args: ServeArgs, location: str) -> None:
+        torch.set_num_threads(args.torch_threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.voice: Voice = load_voice(location, device)
+        self._args = args
+        self._names = voice_names(self.voice.info.voices, args.voice_aliases)
+        self._codec_process = None
+        if device == "cpu" and args.audio_process:
+            self._codec_process = CodecProcess(self.voice.codec, args.audio_threads)
+        self.engine = Engine(
+            self.voice.model,
+            self._codec_process or self.voice.codec,
+            slots=args.slots,
+            positions=args.positions or self.voice.longest(args.default_max_seconds),
+            max_queue=args.max_queue,
+            noise=args.noise,
+            look_ahead=args.look_ahead,
+            trim_silence=args.trim_silence,
+            audio_threads=args.audio_threads,
+        )
+        self.admission = Admission(args.slots + args.max_queue, args.slots)
+        self._renderers = ThreadPoolExecutor(RENDERERS, "sheen-renderer")
+        self._normalisers: NormaliserProcesses | None = None
+        if self.voice.info.normalisation is not None:
+            self._normalisers = NormaliserProcesses(
+                self.voice.info.normalisation, args.text_processes
+            )
+        self._warm_up()
+        logger.info("serving %s on %s, voices %s", location, device, self.voices)
+
+    def _warm_up(self) -> None:
+        """Speak at all slots before reporting ready: a first pass of a shape is much slower."""
+        names = self.voice.info.voices
+        request = self.voice.request(
+            "one", names[0] if names else None, Sampling(), 1.0, self.engine.positions
+        )
+        endings: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+
+        def sink(item: Samples | Finished) -> None:
+            if isinstance(item, Finished):
+                endings.put(item)
+
+        for _ in range(self._args.slots):
+            self.engine.submit(request, sink)
+        for ending in (endings.get() for _ in range(self._args.slots)):
+            if ending.reason == "error":
+                raise RuntimeError(f"the warm-up failed: {ending.error}")
+
+    @property
+    def voices(self) -> list[str]:
+        """The model's own voices."""
+        return self.voice.info.voices or [UNNAMED_VOICE]
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz, of everything that is sent."""
+        return self.voice.codec.sample_rate
+
+    def begin(self, settings: SpeechSettings, entry: Entry) -> Utterance:
+        """Admit a request; `entry` holds its place until it is closed.
+
+        Raises APIError: 400 for settings that the model cannot follow, 429 and 503 when it is not
+        admitted.
+        """
+        speaker = self._speaker(settings.voice_name)
+        self._check_language(settings.language)
+        entry.voice, entry.audio_format = settings.voice_name, settings.response_format
+        entry.held.enter_context(self.admission.enter())
+        seed = secrets.randbits(63) if settings.seed is None else settings.seed
+        sampling = Sampling(
+            settings.temperature, settings.top_k, settings.top_p, seed, settings.repetition_penalty
+        )
+        limit = self.voice.piece_characters(self._args.default_max_seconds, speaker)
+        pieces = Pieces(self._normalise, limit)
+        manner = Manner(speaker, sampling, self._args.default_max_seconds)
+        speech = Speech(self.engine, self.voice, manner, pieces, entry)
+        entry.held.callback(speech.cancel)
+        renderer = Renderer(
+            settings.response_format, settings.speed, self.sample_rate, self._renderers
+        )
+        entry.held.callback(renderer.close)
+        return Utterance(pieces, speech, renderer)
+
+    def _speaker(self, name: str) -> str | None:
+        if name not in self._names:
+            raise APIError(
+                400,
+                f"voice: unknown voice {name[:100]!r}; this model has: {', '.join(self.voices)}",
+                param="voice",
+                code="voice_not_found",
+            )
+        return self._names[name]
+
+    @property
+    def language(self) -> str | None:
+        """What the model's texts are normalised as; None where it takes them as they are."""
+        info = self.voice.info.normalisation
+        return None if info is None else info.language
+
+    def _check_language(self, asked: str | None) -> None:
+        if not asked or asked.lower() == "auto" or self.language is None:
+            return
+        if asked.replace("_", "-").split("-")[0].lower() != self.language:
+            raise APIError(
+                400,
+                f"language: {asked!r} was asked for, this model speaks {self.language}",
+                param="language",
+            )
+
+    async def _normalise(self, text: str) -> str:
+        if self._normalisers is None:
+            return self.voice.spoken(text)
+        return await self._normalisers(text)
+
+    def alive(self) -> bool:
+        return self.engine.alive() and (self._normalisers is None or self._normalisers.alive())
+
+    def close(self) -> None:
+        """Finish what the engine has, and stop what runs beside it."""
+        self.engine.close()
+        if self._codec_process is not None:
+            self._codec_process.close()
+        if self._normalisers is not None:
+            self._normalisers.close()
+        self._renderers.shutdown()
+
+
+def voice_names(voices: list[str], aliases: dict[str, str]) -> dict[str, str | None]:
+    """Every name that a request may use, and the speaker it means.
+
+    The model's own, those of `aliases`, and OpenAI's, which go round the model's voices. ValueError
+    for an alias of a voice that the model has not.
+    """
+    own: dict[str, str | None] = {name: name for name in voices}
+    if not voices:
+        own = {UNNAMED_VOICE: None}
+    names = list(own)
+    for alias, name in aliases.items():
+        if name not in own:
+            raise ValueError(
+                f"args.voice_aliases: {alias} means {name}, and this model has {', '.join(own)}"
+            )
+    standard = {
+        name: own[names[number % len(names)]] for number, name in enumerate(STANDARD_VOICES)
+    }
+    return standard | {alias: own[name] for alias, name in aliases.items()} | own

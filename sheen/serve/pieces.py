@@ -1,0 +1,70 @@
+"""A request's text, sentence by sentence as it comes -> pieces that the model can speak.
+
+Owns when a sentence is normalised and packed: not before its piece is asked for, so that the first
+piece speaks while the last is still text. Knows nothing about audio.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+
+from sheen.core.text import PieceCutter
+
+Normalise = Callable[[str], Awaitable[str]]
+
+
+class Pieces:
+    """Sentences in, spoken pieces of at most `limit` characters out. One event loop's."""
+
+    def __init__(self, normalise: Normalise, limit: int) -> None:
+        self._normalise = normalise
+        self._cutter = PieceCutter(limit)
+        self._sentences: deque[str] = deque()
+        self._ready: deque[str] = deque()
+        self._packing = False
+        self._closed = False
+        self._news = asyncio.Event()
+
+    def feed(self, sentences: Iterable[str]) -> None:
+        """Further sentences, complete ones."""
+        self._sentences.extend(sentences)
+        self._news.set()
+
+    def close(self) -> None:
+        """No more will come."""
+        self._closed = True
+        self._news.set()
+
+    def clear(self) -> None:
+        """Forget what was not asked for yet."""
+        self._sentences.clear()
+        self._ready.clear()
+        self._cutter.finish()
+        self._packing = False
+
+    @property
+    def last(self) -> bool:
+        """Whether it is known that no piece follows."""
+        return self._closed and not (self._ready or self._sentences or self._packing)
+
+    async def next(self) -> str | None:
+        """The next piece, or None when there is no more; waits while none is known.
+
+        Sentences are packed together as far as they are there, and never waited for with something
+        at hand. One with nothing to say gives no piece.
+        """
+        while not self._ready:
+            if self._sentences:
+                self._packing = True
+                spoken = await self._normalise(self._sentences.popleft())
+                if spoken:
+                    self._ready.extend(self._cutter.push(spoken))
+            elif self._packing:
+                self._packing = False
+                self._ready.extend(self._cutter.finish())
+            elif self._closed:
+                return None
+            else:
+                self._news.clear()
+                await self._news.wait()
+        return self._ready.popleft()

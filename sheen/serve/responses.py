@@ -1,0 +1,121 @@
+"""An utterance as an HTTP answer: streamed as audio or as events, or whole.
+
+Owns when the answer begins (with its first bytes, so that until then a failure still has a status
+of its own) and how it ends: a stream that fails is cut off, or says so in an event; it never ends
+as if it were complete.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi.responses import Response, StreamingResponse
+
+from sheen.core.audio import wav_header
+from sheen.core.formats import MEDIA_TYPES
+from sheen.core.requests import EngineBusy
+from sheen.core.voice import RequestError
+from sheen.serve.accounting import Entry
+from sheen.serve.api import Usage
+from sheen.serve.backend import Utterance
+from sheen.serve.errors import APIError, unforeseen
+from sheen.serve.rendering import delta_event, event
+from sheen.serve.speaking import SpeechFailed
+
+EVENT_STREAM = "text/event-stream"
+TIMEOUT_RETRY_S = 5
+
+
+async def rendered(utterance: Utterance, entry: Entry) -> AsyncIterator[bytes]:
+    """The audio's bytes as they are made. Raises APIError."""
+    renderer = utterance.renderer
+    try:
+        async for samples in utterance.speech.samples():
+            data = await renderer.push(samples)
+            entry.sent(renderer.seconds(samples))
+            if data:
+                yield data
+    except RequestError as error:
+        raise APIError(400, str(error), param=error.field) from error
+    except EngineBusy as busy:
+        raise APIError(429, str(busy), retry_after_s=1) from busy
+    except SpeechFailed as failure:
+        raise APIError(500, str(failure)) from failure
+    if not entry.pieces:
+        raise APIError(400, "input: the text has nothing to say", param="input")
+    if data := await renderer.finish():
+        yield data
+
+
+def usage(entry: Entry) -> Usage:
+    total = entry.input_tokens + entry.output_tokens
+    return Usage(
+        input_tokens=entry.input_tokens, output_tokens=entry.output_tokens, total_tokens=total
+    )
+
+
+async def streamed(
+    utterance: Utterance, entry: Entry, timeout_s: float, events: bool
+) -> StreamingResponse:
+    """The answer, begun. Raises APIError when it cannot begin, with 503 after `timeout_s`."""
+    chunks = rendered(utterance, entry)
+    first = await _first(chunks, timeout_s)
+    rest = _events(first, chunks, entry) if events else _audio(first, chunks)
+    media = EVENT_STREAM if events else MEDIA_TYPES[entry.audio_format]
+    return StreamingResponse(rest, media_type=media, headers=_headers(utterance))
+
+
+async def whole(utterance: Utterance, entry: Entry, timeout_s: float) -> Response:
+    """The answer when all of it is there, with its length. Raises APIError."""
+    chunks = rendered(utterance, entry)
+    body = bytearray(await _first(chunks, timeout_s))
+    async for chunk in chunks:
+        body += chunk
+    if entry.audio_format == "wav":
+        # What a streamed header cannot know.
+        header = wav_header(utterance.renderer.sample_rate)
+        body[: len(header)] = wav_header(
+            utterance.renderer.sample_rate, (len(body) - len(header)) // 2
+        )
+    media = MEDIA_TYPES[entry.audio_format]
+    return Response(bytes(body), media_type=media, headers=_headers(utterance))
+
+
+def _headers(utterance: Utterance) -> dict[str, str]:
+    return {
+        "x-sample-rate": str(utterance.renderer.sample_rate),
+        "Cache-Control": "no-store",
+        # nginx would otherwise collect the stream before it passes it on.
+        "X-Accel-Buffering": "no",
+    }
+
+
+async def _first(chunks: AsyncIterator[bytes], timeout_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await anext(chunks, b"")
+    except TimeoutError as error:
+        raise APIError(
+            503,
+            f"the audio had not begun after {timeout_s:g} s",
+            code="timeout",
+            retry_after_s=TIMEOUT_RETRY_S,
+        ) from error
+
+
+async def _audio(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    # An error here cuts the stream off: the status is long sent, and nothing else tells a client.
+    async for chunk in chunks:
+        yield chunk
+
+
+async def _events(first: bytes, chunks: AsyncIterator[bytes], entry: Entry) -> AsyncIterator[bytes]:
+    yield delta_event(first)
+    try:
+        async for chunk in chunks:
+            yield delta_event(chunk)
+    except Exception as error:
+        known = error if isinstance(error, APIError) else unforeseen(error)
+        yield event("speech.audio.error", **known.body())
+        raise  # some clients know no error event: they must see the answer cut off
+    yield event("speech.audio.done", usage=usage(entry).model_dump())

@@ -1,0 +1,198 @@
+"""`/v1/audio/speech/stream`: text comes as a language model writes it, audio leaves as it is ready.
+
+Owns the conversation on one WebSocket: utterances one after another, each from its first text to
+`end` or `cancel`, each admitted, counted and refused like a POST. What a message holds:
+`sheen.serve.api`. A client that says nothing while nothing is spoken loses its place.
+"""
+
+import asyncio
+import logging
+import time
+
+from fastapi import WebSocket, WebSocketDisconnect
+from pydantic import ValidationError
+
+from sheen.core.text import SentenceStream
+from sheen.serve.accounting import close_entry, open_entry
+from sheen.serve.api import MESSAGE, Cancel, End, SpeechSettings, Start, Text
+from sheen.serve.backend import Backend
+from sheen.serve.errors import APIError, unforeseen
+from sheen.serve.responses import rendered, usage
+
+logger = logging.getLogger(__name__)
+
+MAX_UTTERANCE_CHARACTERS = 32_768
+"""What a language model writes in one answer."""
+IDLE_S = 60.0
+"""A client that is in the middle of a text and sends no more for so long is taken for gone."""
+SWITCHED = 101
+
+
+class Spoken:
+    """One utterance on its way: text in, frames of audio out, a message at the end."""
+
+    def __init__(self, socket: WebSocket, backend: Backend, settings: SpeechSettings) -> None:
+        """Raises APIError when it is not admitted."""
+        self.complete = False
+        """Whether all of its text is there."""
+        self._socket = socket
+        self._sentences = SentenceStream(backend.language)
+        self._entry = open_entry(socket.scope)
+        self._entry.status = SWITCHED
+        try:
+            self._utterance = backend.begin(settings, self._entry)
+        except APIError as error:
+            self._entry.status = error.status
+            close_entry(self._entry)
+            raise
+        self._active = time.monotonic()
+        self._task = asyncio.create_task(self._send())
+        self._task.add_done_callback(lambda _: close_entry(self._entry))
+
+    @property
+    def sending(self) -> bool:
+        return not self._task.done()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds without a text in or audio out, while more text must come."""
+        waiting = self.sending and not self.complete
+        return time.monotonic() - self._active if waiting else 0.0
+
+    def add(self, text: str) -> None:
+        """Raises APIError when it has become too long."""
+        self._active = time.monotonic()
+        self._entry.characters += len(text)
+        if self._entry.characters > MAX_UTTERANCE_CHARACTERS:
+            raise APIError(
+                400,
+                f"text: more than {MAX_UTTERANCE_CHARACTERS} characters without an end",
+                param="text",
+            )
+        self._utterance.pieces.feed(self._sentences.push(text))
+
+    def end(self) -> None:
+        self.complete = True
+        self._utterance.pieces.feed(self._sentences.finish())
+        self._utterance.pieces.close()
+
+    async def stop(self) -> None:
+        """After this not a byte more of it is sent."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _send(self) -> None:
+        try:
+            async for data in rendered(self._utterance, self._entry):
+                await self._socket.send_bytes(data)
+                self._active = time.monotonic()
+            done = usage(self._entry).model_dump()
+            await self._socket.send_json({"type": "speech.audio.done", "usage": done})
+        except APIError as error:
+            await send_error(self._socket, error)
+        except WebSocketDisconnect:
+            pass  # who receives on this socket hears of it too
+        except Exception as error:
+            logger.exception("speech on a WebSocket failed")
+            await send_error(self._socket, unforeseen(error))
+
+
+async def converse(socket: WebSocket, backend: Backend) -> None:
+    """Serve one WebSocket until its client leaves."""
+    await socket.accept()
+    conversation = Conversation(socket, backend)
+    try:
+        while True:
+            await conversation.step()
+    except WebSocketDisconnect:
+        pass
+    finally:
+        await conversation.stop()
+
+
+class Conversation:
+    """What one client has said so far."""
+
+    def __init__(self, socket: WebSocket, backend: Backend) -> None:
+        self._socket, self._backend = socket, backend
+        self._settings: SpeechSettings | None = None
+        self._spoken: Spoken | None = None
+
+    async def step(self) -> None:
+        """Take a message and do what it says. WebSocketDisconnect when the client has left."""
+        try:
+            message = await self._receive()
+            if isinstance(message, Start):
+                self._start(message)
+            elif isinstance(message, Text):
+                await self._text(message.text)
+            elif isinstance(message, End):
+                self._end()
+            else:
+                await self.stop()
+                await self._socket.send_json({"type": "speech.audio.cancelled"})
+        except APIError as error:
+            await send_error(self._socket, error)
+
+    async def stop(self) -> None:
+        """Stop what is being spoken."""
+        if self._spoken is not None:
+            await self._spoken.stop()
+            self._spoken = None
+
+    @property
+    def _speaking(self) -> Spoken | None:
+        return self._spoken if self._spoken is not None and self._spoken.sending else None
+
+    def _start(self, settings: SpeechSettings) -> None:
+        if self._speaking is not None:
+            raise APIError(400, "type: start while something is spoken; end or cancel it first")
+        self._settings = settings
+
+    async def _text(self, text: str) -> None:
+        if self._settings is None:
+            raise APIError(400, "type: text before start; send start first", param="type")
+        speaking = self._speaking
+        if speaking is None:
+            speaking = self._spoken = Spoken(self._socket, self._backend, self._settings)
+        elif speaking.complete:
+            raise APIError(
+                400,
+                "type: text after end; wait for speech.audio.done, or cancel",
+                param="type",
+            )
+        try:
+            speaking.add(text)
+        except APIError:
+            await self.stop()
+            raise
+
+    def _end(self) -> None:
+        if self._speaking is None or self._speaking.complete:
+            raise APIError(400, "type: end without text before it", param="type")
+        self._speaking.end()
+
+    async def _receive(self) -> Start | Text | End | Cancel:
+        """The next message. APIError for one that is none of ours, and for a text left unended."""
+        while True:
+            try:
+                async with asyncio.timeout(IDLE_S):
+                    received = await self._socket.receive()
+                break
+            except TimeoutError:
+                if self._speaking is not None and self._speaking.idle_s >= IDLE_S:
+                    await self.stop()
+                    raise APIError(400, f"no text and no end for {IDLE_S:g} s") from None
+        if received["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(received.get("code", 1005))
+        try:
+            return MESSAGE.validate_json(received.get("text") or "")
+        except ValidationError as error:
+            problem = error.errors()[0]
+            # The first part is the message's type, the second the field.
+            param = next((str(part) for part in problem["loc"][1:2]), None)
+            raise APIError(400, f"{param or 'message'}: {problem['msg']}", param=param) from error
+
+
+async def send_error(socket: WebSocket, error: APIError) -> None:
+    await socket.send_json({"type": "error", **error.body()})

@@ -1,0 +1,162 @@
+"""What tests of the served application share: starting it, asking it, and what it should say."""
+
+import asyncio
+import http.client
+import io
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import av
+import numpy as np
+import openai
+from numpy.typing import NDArray
+from ray import serve
+
+from sheen.core.audio import to_pcm16, wav_header
+from sheen.core.engine import Engine
+from sheen.core.sampling import Sampling
+from sheen.core.text import split_sentences
+from sheen.core.voice import Voice
+from sheen.serve.accounting import Entry
+from sheen.serve.app import build
+from sheen.serve.config import ServeArgs
+from sheen.serve.pieces import Pieces
+from sheen.serve.speaking import Manner, Speech
+
+HTTP_TIMEOUT_S = 120
+MAX_SECONDS = 1.5
+"""Of a piece: the tests' model hardly ever ends by itself."""
+HEADER = len(wav_header(24_000))
+FRAME = 2048
+"""Samples of a coarse codec frame."""
+KEY = "a-key-of-the-tests"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+@contextmanager
+def serving(args: ServeArgs, name: str, route_prefix: str) -> Iterator[str]:
+    """An application under Serve; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        serve.run(build(args), name=name, route_prefix=route_prefix)
+        yield f"http://127.0.0.1:{port}{route_prefix}".rstrip("/")
+    finally:
+        serve.shutdown()
+
+
+def connect(url: str) -> openai.OpenAI:
+    # Without retries: a test must see the first answer.
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=HTTP_TIMEOUT_S)
+
+
+def create(
+    client: openai.OpenAI,
+    text: str = "four two",
+    voice: str = "slt",
+    response_format: str = "wav",
+    **extra: object,
+) -> tuple[bytes, Any]:
+    """Body and headers of one request by the official client."""
+    with client.audio.speech.with_streaming_response.create(
+        model="sheen",
+        input=text,
+        voice=voice,
+        response_format=response_format,
+        extra_body=extra,
+    ) as response:
+        return response.read(), response.headers
+
+
+@contextmanager
+def opened(url: str, **body: object) -> Iterator[http.client.HTTPResponse]:
+    """A response whose headers have come and whose body has not been read."""
+    place = urlsplit(url)
+    assert place.hostname
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=HTTP_TIMEOUT_S)
+    try:
+        connection.request(
+            "POST",
+            f"{place.path}/v1/audio/speech",
+            json.dumps({"model": "sheen", "voice": "slt", **body}),
+            {"Content-Type": "application/json", **BEARER},
+        )
+        with connection.getresponse() as response:
+            yield response
+    finally:
+        connection.close()
+
+
+def get(url: str, **headers: str) -> tuple[int, str]:
+    place = urlsplit(url)
+    assert place.hostname
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=HTTP_TIMEOUT_S)
+    try:
+        connection.request("GET", place.path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def spoken_here(
+    voice: Voice, text: str, speaker: str, sampling: Sampling, max_seconds: float = MAX_SECONDS
+) -> NDArray[np.int16]:
+    """What a request's speech is in this process, with an engine of its own."""
+
+    async def normalise(sentence: str) -> str:
+        return voice.spoken(sentence)
+
+    async def run() -> list[NDArray[np.float32]]:
+        pieces = Pieces(normalise, voice.piece_characters(max_seconds, speaker))
+        pieces.feed(split_sentences(text, None))
+        pieces.close()
+        manner = Manner(speaker, sampling, max_seconds)
+        speech = Speech(engine, voice, manner, pieces, Entry("", ""))
+        return [samples async for samples in speech.samples()]
+
+    engine = Engine(voice.model, voice.codec, slots=1, positions=voice.longest(max_seconds))
+    try:
+        return to_pcm16(np.concatenate(asyncio.run(run())))
+    finally:
+        engine.close()
+
+
+def decoded(body: bytes) -> NDArray[np.float32]:
+    """What a player hears, at 24 kHz."""
+    with av.open(io.BytesIO(body)) as container:
+        resampler = av.AudioResampler("flt", "mono", 24_000)
+        frames = [
+            converted.to_ndarray()[0]
+            for frame in container.decode(audio=0)
+            for converted in resampler.resample(frame)
+        ]
+        frames += [converted.to_ndarray()[0] for converted in resampler.resample(None)]
+    return np.concatenate(frames)
+
+
+def events(body: bytes) -> list[dict[str, Any]]:
+    """Server-sent events, each of one line."""
+    blocks = body.decode().split("\n\n")
+    assert blocks.pop() == ""
+    assert all(block.startswith("data: ") for block in blocks)
+    return [json.loads(block.removeprefix("data: ")) for block in blocks]
+
+
+def state(application: str) -> dict[str, float]:
+    found: dict[str, float] = serve.get_app_handle(application).state.remote().result()
+    return found
+
+
+def wait_until_free(application: str) -> None:
+    """Every place and every slot, at the latest a second after the last client left."""
+    deadline = time.monotonic() + 1.0
+    while (found := state(application))["inside"] or found["running"] or found["waiting"]:
+        assert time.monotonic() < deadline, found

@@ -1,0 +1,103 @@
+"""Tempo: the length is n / speed, the pitch stays, and chunks do not matter."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sheen.core.ending import Samples
+from sheen.core.tempo import Tempo
+
+RATE = 24_000
+SPEEDS = [0.25, 0.5, 0.8, 1.25, 2.0, 4.0]
+
+
+def tone(count: int, frequency: float = 440.0) -> Samples:
+    return (0.5 * np.sin(2 * np.pi * frequency * np.arange(count) / RATE)).astype(np.float32)
+
+
+def changed(
+    samples: Samples, speed: float, lengths: Sequence[int] = (), rate: int = RATE
+) -> Samples:
+    """At `speed`, from chunks of these lengths and the rest in one."""
+    tempo = Tempo(speed, rate)
+    pieces = [tempo.push(chunk) for chunk in np.split(samples, np.cumsum(lengths))]
+    return np.concatenate([*pieces, tempo.finish()])
+
+
+@pytest.mark.parametrize("speed", [*SPEEDS, 1.0, 0.26, 0.999, 3.7])
+@pytest.mark.parametrize("count", [0, 1, 2, 479, 1023, 2049, 24_000, 30 * RATE])
+def test_n_samples_become_n_by_speed(speed: float, count: int) -> None:
+    made = changed(tone(count), speed)
+    assert made.dtype == np.float32
+    assert len(made) == round(count / speed)
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(0, 2500), max_size=12), count=st.integers(1, 12_000))
+def test_the_chunks_do_not_matter(speed: float, lengths: list[int], count: int) -> None:
+    samples = np.random.default_rng(count).normal(0, 0.1, count).astype(np.float32)
+    assert np.array_equal(changed(samples, speed, lengths), changed(samples, speed))
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+@pytest.mark.parametrize("rate", [8000, RATE, 44_100])
+def test_the_pitch_and_the_loudness_stay(speed: float, rate: int) -> None:
+    time = np.arange(2 * rate) / rate
+    made = changed((0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32), speed, rate=rate)
+    assert len(made) == round(2 * rate / speed)
+    middle = made[len(made) // 8 : -len(made) // 8]
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle)), 2**19))
+    assert abs(np.argmax(spectrum) * rate / 2**19 - 440) < 3
+    assert np.sqrt(np.mean(middle**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.1)
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_sounds_stay_where_they_were(speed: float) -> None:
+    """The first and the last sound are heard, at their time; neither is left out nor moved."""
+    samples = np.zeros(RATE, np.float32)
+    first, last = tone(3000, 300.0), tone(3000, 900.0)
+    samples[:3000], samples[-3000:] = first, last
+    made = np.abs(changed(samples, speed)) > 0.1
+    heard = np.flatnonzero(made) * speed
+    assert heard[0] < 100
+    # A window is 1,024 samples; in one that holds an edge, half of it may lie to either side.
+    gap = heard[np.argmax(np.diff(heard)) :][:2]
+    assert gap == pytest.approx([3000, RATE - 3000], abs=1024 * max(1, speed))
+    assert heard[-1] > RATE - 1024
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_samples_leave_as_they_come(speed: float) -> None:
+    """What has left is at most a few windows behind, and never ahead of its time."""
+    tempo, samples = Tempo(speed, RATE), tone(5 * RATE)
+    given = 0
+    for start in range(0, len(samples), 500):
+        given += len(tempo.push(samples[start : start + 500]))
+        assert start + 500 - 4096 <= given * speed <= start + 500
+    assert given > 0
+
+
+def test_speed_one_gives_back_what_it_gets() -> None:
+    tempo, samples = Tempo(1.0, RATE), tone(1000)
+    assert tempo.push(samples) is samples
+    assert len(tempo.finish()) == 0
+
+
+@pytest.mark.parametrize("speed", [1.0, 2.0])
+def test_it_ends_once(speed: float) -> None:
+    tempo = Tempo(speed, RATE)
+    tempo.finish()
+    with pytest.raises(RuntimeError, match="make a new one"):
+        tempo.push(tone(10))
+    with pytest.raises(RuntimeError, match="make a new one"):
+        tempo.finish()
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.249, 4.01, -1.0, float("nan"), float("inf")])
+def test_other_speeds_are_refused(speed: float) -> None:
+    with pytest.raises(ValueError, match=r"expected a number from 0\.25 to 4\.0"):
+        Tempo(speed, RATE)
