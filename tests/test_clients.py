@@ -73,7 +73,7 @@ class Truncated(BaseHTTPRequestHandler):
 @pytest.fixture
 def truncating() -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), Truncated)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

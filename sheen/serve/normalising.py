@@ -9,7 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
-from sheen.core.normalisation import NormalisationInfo, Normaliser, load_normaliser
+from sheen.core.normalisation import NormalisationInfo, Normaliser, check, load_normaliser
 
 _normaliser: Normaliser | None = None
 """Of a process of the pool."""
@@ -29,8 +29,9 @@ class NormaliserProcesses:
     """`await` it with a text for its spoken form."""
 
     def __init__(self, info: NormalisationInfo, processes: int) -> None:
-        """Returns when the first process is ready; raises what `load_normaliser` raises."""
-        load_normaliser(info)  # its errors say what to do; a pool's say that it broke
+        """Returns when the first process is ready, in a minute where grammars must be compiled.
+        ValueError where they cannot be loaded, see `sheen.core.normalisation.check`."""
+        check(info)
         self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _prepare, (info,))
         self._broken = False
         first: Future[str] = self._pool.submit(_normalise, "one")

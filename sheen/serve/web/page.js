@@ -12,7 +12,7 @@ const $ = Object.fromEntries([...document.querySelectorAll("[id]")].map((element
 const waveform = new Waveform($.waveform);
 let run = null; // what is asked for or sounds
 let last = null; // {blob, name}: what can be downloaded
-let context = null; // of Web Audio: one for all, made when first a key or button is pressed
+let context = null; // of Web Audio: one for all
 
 // The page may be at /prefix, without a slash at its end.
 const address = (path) => new URL(path, location.origin + location.pathname.replace(/\/?$/, "/"));
@@ -89,12 +89,18 @@ function body() {
 
 // Speaking
 
+// Web Audio, which takes a while to start. Browsers start it only as something is pressed: the first
+// thing that is, so that Speak need not wait for it.
+function wake() {
+  context ??= new AudioContext({ sampleRate: RATE });
+  return context.resume();
+}
+
 async function speak() {
   stop();
   const asked = performance.now();
   const format = $.format.value;
-  context ??= new AudioContext({ sampleRate: RATE });
-  const resumed = context.resume();
+  const resumed = wake();
   const name = `speech-${$.voice.value}.${format}`;
   const mine = { abort: new AbortController(), format, name, chunks: [], bytes: 0 };
   mine.player = makePlayer(format, context, {
@@ -157,7 +163,7 @@ async function receive(mine, resumed) {
       throw new Error(`The stream broke off after ${size(mine.bytes)} (${error.message}).`);
     });
     if (done || run !== mine) return;
-    mine.chunks.push(value);
+    if (mine.bytes) mine.chunks.push(value);
     mine.bytes += value.length;
     $.received.textContent = size(mine.bytes);
     mine.player.push(value);
@@ -233,6 +239,7 @@ function describe() {
   $.speed.setAttribute("aria-valuetext", `${$.speed.value} times`);
 }
 
+for (const press of ["pointerdown", "keydown"]) document.addEventListener(press, wake, { once: true });
 $.form.addEventListener("submit", (event) => {
   event.preventDefault();
   speak();
