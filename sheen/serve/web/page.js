@@ -163,7 +163,7 @@ async function receive(mine, resumed) {
       throw new Error(`The stream broke off after ${size(mine.bytes)} (${error.message}).`);
     });
     if (done || run !== mine) return;
-    if (mine.bytes) mine.chunks.push(value);
+    mine.chunks.push(value);
     mine.bytes += value.length;
     $.received.textContent = size(mine.bytes);
     mine.player.push(value);
