@@ -76,6 +76,11 @@ def test_the_last_piece_is_known_before_it_is_spoken() -> None:
         while not pieces.last:
             found.append((await pieces.next(), pieces.last))
         assert found == [("one.", False), ("two.", True)]
+        alone = Pieces(Normaliser(), LIMIT)
+        alone.feed(["One."])
+        alone.close()
+        assert await alone.next() == "one."
+        assert alone.last
 
     asyncio.run(run())
 

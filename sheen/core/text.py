@@ -96,6 +96,11 @@ class PieceCutter:
         self._packed = ""
         self._first = True
 
+    @property
+    def packed(self) -> bool:
+        """Whether `finish` would give a piece."""
+        return bool(self._packed)
+
     def push(self, sentence: str) -> list[str]:
         """The pieces that are complete with this sentence."""
         parts = _cut_sentence(sentence.strip(), self._limit)

@@ -16,6 +16,7 @@ from sheen.core.codec_process import CodecProcess
 from sheen.core.ending import Finished, Samples
 from sheen.core.engine import Engine
 from sheen.core.sampling import Sampling
+from sheen.core.streaming import DEFAULT_RAMP
 from sheen.core.voice import Voice, load_voice
 from sheen.serve.accounting import Entry
 from sheen.serve.admission import Admission
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 UNNAMED_VOICE = "default"
 """What a model that was trained without speakers calls its one voice."""
+CPU_RAMP = 2, 2, 4, 8, 12
+"""As DEFAULT_RAMP, for a CPU, on which one frame is over before two more are made and decoded: with
+a listener alone 2 ms are missing and not 90 (benchmarks/README.md)."""
 RENDERERS = 2
 """Threads that make compressed audio, which they do without Python's lock."""
 
@@ -63,6 +67,7 @@ class Backend:
             positions=args.positions or self.voice.longest(args.default_max_seconds),
             max_queue=args.max_queue,
             noise=args.noise,
+            ramp=args.ramp or (CPU_RAMP if device == "cpu" else DEFAULT_RAMP),
             look_ahead=args.look_ahead,
             trim_silence=args.trim_silence,
             audio_threads=args.audio_threads,

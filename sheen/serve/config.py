@@ -54,6 +54,15 @@ class ServeArgs(BaseModel, extra="forbid"):
             "(3). Fewer start sooner, and the first 85 ms differ, see docs/decisions/0016",
         ),
     ] = None
+    ramp: Annotated[
+        list[Annotated[int, Field(ge=1)]] | None,
+        Field(
+            min_length=1,
+            description="frames of the first chunks of audio, the last one repeats; small first "
+            "chunks start soon, and a listener runs dry if the next one takes longer than they "
+            "last. Default: 1, 2, 4, 8, 12 on a GPU, 2, 2, 4, 8, 12 on a CPU",
+        ),
+    ] = None
     trim_silence: Annotated[
         bool, Field(description="leave out the silence before speech, up to a second")
     ] = False

@@ -21,7 +21,6 @@ class Pieces:
         self._cutter = PieceCutter(limit)
         self._sentences: deque[str] = deque()
         self._ready: deque[str] = deque()
-        self._packing = False
         self._closed = False
         self._news = asyncio.Event()
 
@@ -35,17 +34,10 @@ class Pieces:
         self._closed = True
         self._news.set()
 
-    def clear(self) -> None:
-        """Forget what was not asked for yet."""
-        self._sentences.clear()
-        self._ready.clear()
-        self._cutter.finish()
-        self._packing = False
-
     @property
     def last(self) -> bool:
         """Whether it is known that no piece follows."""
-        return self._closed and not (self._ready or self._sentences or self._packing)
+        return self._closed and not (self._ready or self._sentences or self._cutter.packed)
 
     async def next(self) -> str | None:
         """The next piece, or None when there is no more; waits while none is known.
@@ -55,12 +47,10 @@ class Pieces:
         """
         while not self._ready:
             if self._sentences:
-                self._packing = True
                 spoken = await self._normalise(self._sentences.popleft())
                 if spoken:
                     self._ready.extend(self._cutter.push(spoken))
-            elif self._packing:
-                self._packing = False
+            elif self._cutter.packed:
                 self._ready.extend(self._cutter.finish())
             elif self._closed:
                 return None
