@@ -1,0 +1,80 @@
+"""A crowd before a running endpoint: do the first streams keep their pace?
+
+As many listeners as the server has slots ask at once, alone; then again, and while they hear, a
+crowd asks. The pace of the first: seconds from asking to the end, underruns and silence missed,
+alone beside in company. What became of the crowd: spoken, refused, failed, and how soon the refused
+knew. Like `serve.py` it drives any endpoint of OpenAI's.
+"""
+
+import argparse
+import asyncio
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from serve import digits
+from serve_client import Endpoint, Outcome, ask, first_id, open_session
+
+HEAD_START_S = 0.3
+"""The first have begun to hear by then."""
+
+
+def row(name: str, outcomes: Sequence[Outcome]) -> str:
+    took = [outcome.ended - outcome.asked for outcome in outcomes]
+    audio = sum(outcome.listener.seconds for outcome in outcomes)
+    underruns = sum(outcome.listener.underruns for outcome in outcomes)
+    missed = sum(outcome.listener.missed_s for outcome in outcomes)
+    return (
+        f"| {name} | {np.mean(took):.2f} | {max(took):.2f} | {sum(took) / audio:.2f} | "
+        f"{underruns} | {missed / len(outcomes):.3f} |"
+    )
+
+
+async def run(options: argparse.Namespace) -> int:
+    drawn = digits(np.random.default_rng(0))
+    texts = list(itertools.islice(drawn, options.first))
+    crowd_texts = list(itertools.islice(drawn, options.crowd))
+    async with open_session(options.api_key, 60.0) as session:
+        voice = options.voice or await first_id(
+            session, f"{options.url}/v1/audio/voices", "voices", "--voice"
+        )
+        endpoint = Endpoint(options.url, "sheen", voice, "pcm", "audio")
+        await asyncio.gather(*(ask(session, endpoint, text) for text in texts))  # warm-up
+        alone: list[Outcome] = []
+        company: list[Outcome] = []
+        crowd: list[Outcome] = []
+        for _ in range(options.rounds):
+            alone += await asyncio.gather(*(ask(session, endpoint, text) for text in texts))
+            first = [asyncio.create_task(ask(session, endpoint, text)) for text in texts]
+            await asyncio.sleep(HEAD_START_S)
+            crowd += await asyncio.gather(*(ask(session, endpoint, text) for text in crowd_texts))
+            company += await asyncio.gather(*first)
+    print("| the first | seconds, mean | longest | per second of audio | underruns | missed, s |")
+    print("|---|---|---|---|---|---|")
+    print(row("alone", alone))
+    print(row(f"with {options.crowd} more", company))
+    spoken = sum(outcome.ok for outcome in crowd)
+    refused = [outcome.ended - outcome.asked for outcome in crowd if outcome.refused]
+    print(
+        f"\nThe crowd, {len(crowd)} requests: {spoken} spoken, {len(refused)} refused with 429"
+        + (f" after {np.median(refused):.2f} s (longest {max(refused):.2f} s)" if refused else "")
+        + f", {len(crowd) - spoken - len(refused)} failed."
+    )
+    return 0 if all(outcome.ok for outcome in (*alone, *company)) else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--api-key", default=os.environ.get("SHEEN_API_KEY", ""))
+    parser.add_argument("--voice", help="default: the server's first")
+    parser.add_argument("--first", type=int, default=8, help="listeners, as many as slots")
+    parser.add_argument("--crowd", type=int, default=56, help="requests that come later")
+    parser.add_argument("--rounds", type=int, default=5)
+    return asyncio.run(run(parser.parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
