@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from browser import WAIT_S
 from conftest import RATE, read_clip
 from sheen.core.formats import MEDIA_TYPES, AudioEncoder
-from sheen.serve.access import GateMiddleware
+from sheen.serve.access import Gate, GateMiddleware, set_gate
 from sheen.serve.api import AudioModels, ModelId, NamedVoice, SpeechRequest, Voices
 from sheen.serve.errors import APIError, install_error_handlers
 from sheen.serve.page import page_response
@@ -93,6 +93,7 @@ async def models() -> AudioModels:
 @contextlib.contextmanager
 def serving(speaker: Speaker) -> Iterator[str]:
     """The page's address, below a prefix and without a slash at its end."""
+    set_gate(Gate(None))
     app = FastAPI()
     install_error_handlers(app)
     app.add_middleware(GateMiddleware)

@@ -257,11 +257,11 @@ def test_what_continues_speech_is_never_refused_and_goes_before_what_has_not_beg
 
     with opened(endless, tiny, slots=1, max_queue=1) as engine:
         with before_each_pass(endless, barrier):
-            engine.submit(short(), named("runs"))
+            runs = engine.submit(short(), named("runs"))
             assert barrier.reached.wait(WAIT_S)
             waiting = engine.submit(short(), named("waits"))
             for name in ("follows", "follows too"):
-                engine.submit(short(), named(name), follows=True)
+                engine.submit(short(), named(name), follows=runs)
             # What follows takes no place of those that wait: the one that does fills them all.
             with pytest.raises(EngineBusy):
                 engine.submit(short(), Sink())

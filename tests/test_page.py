@@ -163,7 +163,7 @@ def test_a_stream_that_breaks_off_says_so(
 def locked() -> Iterator[None]:
     set_gate(Gate(frozenset({digest("sesame")})))
     yield
-    set_gate(Gate())
+    set_gate(Gate(None))
 
 
 @needs_chromium

@@ -20,6 +20,7 @@ from sheen.core.counters import Counters
 from sheen.core.decoding import Pass, SlotDecoder
 from sheen.core.ending import Finished, FinishReason, Sink
 from sheen.core.model import SpeechLM
+from sheen.core.playback import Playback
 from sheen.core.requests import EngineBusy, Request
 from sheen.core.slots import CacheShape, Slots
 from sheen.core.streaming import DEFAULT_RAMP, SilenceTrim, StreamingDecoder
@@ -36,17 +37,24 @@ class Ticket:
     """A submitted request. After `cancel()` its sink gets `Finished("cancelled")` and no more
     samples, unless it has ended already. `waited_s`: seconds until it had a slot, None before."""
 
-    def __init__(self, engine: "Engine", request: Request, stream: Stream, follows: bool) -> None:
+    def __init__(
+        self, engine: "Engine", request: Request, stream: Stream, follows: "Ticket | None"
+    ) -> None:
         self.request = request
         self.waited_s: float | None = None
         self._engine = engine
-        self._follows = follows
+        self._follows = follows is not None
         self._stream = stream
         self._slot: tuple[int, int] | None = None
         self._tokens = 0
 
     def cancel(self) -> None:
         self._engine._cancel(self)
+
+    @property
+    def runs_out(self) -> float | None:
+        """When a listener will have heard what came, by `time.monotonic`; None before there is."""
+        return self._stream.playback.runs_out
 
 
 class Engine:
@@ -110,9 +118,10 @@ class Engine:
         self._thread = threading.Thread(target=self._loop, name="sheen-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, sink: Sink, follows: bool = False) -> Ticket:
-        """Queue a request. One that `follows` continues speech that a listener hears already: it is
-        never refused, and goes before all that have not begun.
+    def submit(self, request: Request, sink: Sink, follows: Ticket | None = None) -> Ticket:
+        """Queue a request. One that `follows` another continues speech that a listener hears
+        already: it is never refused, goes before all that have not begun, and its audio is due when
+        that of the other runs out.
 
         Raises EngineBusy, ValueError for one that cannot fit a slot, and RuntimeError after
         `close` or the engine's end.
@@ -126,12 +135,13 @@ class Engine:
         seed = request.sampling.seed if self._noise else None
         decoder = StreamingDecoder(self._codec, layout, seed, self._ramp, self._look_ahead)
         trim = SilenceTrim(self._codec.sample_rate) if self._trims else None
-        ticket = Ticket(self, request, Stream(decoder, sink, trim), follows)
+        heard = Playback() if follows is None else Playback(runs_out=follows.runs_out)
+        ticket = Ticket(self, request, Stream(decoder, sink, trim, heard), follows)
         with self._wake:
             if self._closing or self._ended:
                 raise RuntimeError("the engine is closed")
             following = sum(waiting._follows for waiting in self._queue)
-            if follows:
+            if follows is not None:
                 self._queue.insert(following, ticket)
             elif len(self._queue) - following >= self._max_queue + self._admissible():
                 self.counters.refused()

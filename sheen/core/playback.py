@@ -13,7 +13,8 @@ class Playback:
 
     opened: float = field(default_factory=time.monotonic)
     runs_out: float | None = None
-    """When everything that came will have been heard; None before the first audio."""
+    """When everything that came will have been heard; None before the first audio, unless there was
+    audio of the same listener before."""
     first_audio_s: float | None = None
     """From `opened` to the first samples."""
     seconds: float = 0.0
@@ -26,7 +27,7 @@ class Playback:
         now = time.monotonic()
         if self.first_audio_s is None:
             self.first_audio_s = now - self.opened
-        elif self.runs_out is not None and now > self.runs_out:
+        if self.runs_out is not None and now > self.runs_out:
             self.underruns += 1
         self.runs_out = max(self.runs_out or now, now) + seconds
         self.seconds += seconds

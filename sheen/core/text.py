@@ -12,6 +12,8 @@ import sentencex
 
 LONGEST_SENTENCE = 1000
 """Characters. A longer one is cut: nobody speaks one, and what reads it takes its time squared."""
+SHORT = 200
+"""Characters. In a rest that is longer and no whole sentence, not every new word is looked at."""
 LONGEST_ASIDE = 200
 """Characters from a sentence's first within which an open quote or bracket is waited for."""
 
@@ -34,6 +36,7 @@ class SentenceStream:
         """language: ISO 639-1, of which sentencex knows the abbreviations; others are as English"""
         self._language = language or "en"
         self._rest = ""
+        self._looked = 0  # how long the rest was when no whole sentence was in it
 
     def push(self, text: str) -> list[str]:
         """The sentences that `text` completes."""
@@ -44,8 +47,12 @@ class SentenceStream:
                 continue
             before, self._rest = self._rest[-1:], self._rest + character
             ends_word = character.isspace() and before and not before.isspace()
-            if ends_word or before in _FULL_WIDTH_ENDS:
+            ends_clause = before in _FULL_WIDTH_ENDS and character not in _FULL_WIDTH_ENDS
+            # Else a text without a sentence takes the square of its length.
+            due = len(self._rest) <= SHORT or len(self._rest) - self._looked > self._looked // 8
+            if (ends_word or (before and ends_clause)) and due:
                 found += self._complete()
+                self._looked = len(self._rest)
             if len(self._rest) >= LONGEST_SENTENCE:
                 found += self._cut()
         return found
@@ -53,7 +60,7 @@ class SentenceStream:
     def finish(self) -> list[str]:
         """What is left, as sentences. The stream may be used again."""
         parts = _segment(self._rest, self._language)
-        self._rest = ""
+        self._rest, self._looked = "", 0
         return [part.strip() for part in parts]
 
     def _complete(self) -> list[str]:
@@ -71,6 +78,7 @@ class SentenceStream:
         half = LONGEST_SENTENCE // 2
         at = max(self._rest.rfind(" "), self._rest.rfind("\t"), half)
         first, self._rest = self._rest[:at].strip(), self._rest[at:].lstrip()
+        self._looked = 0
         return [first] if _says_something(first) else []
 
 
@@ -173,9 +181,10 @@ def _place(sentence: str, limit: int) -> int:
         needs_another = len(sentence) - at > (count - 1) * limit
         return needs_another, abs(at - even), at
 
-    clauses = [match.end() for match in _CLAUSE.finditer(sentence)]
-    words = [match.start() for match in _SPACE.finditer(sentence)]
-    graphemes = [match.end() for match in regex.finditer(r"\X", sentence)]
+    near = sentence[: limit + 2]  # no cut is beyond the limit, and what it is beside is seen
+    clauses = [match.end() for match in _CLAUSE.finditer(near)]
+    words = [match.start() for match in _SPACE.finditer(near)]
+    graphemes = [match.end() for match in regex.finditer(r"\X", near)]
     # Neither half may be a scrap where a cut elsewhere makes none, but a scrap is better than half
     # a word.
     last = min(float(limit), len(sentence) - even / 2)

@@ -8,6 +8,7 @@ because the application is made when the module is imported, and its settings ar
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,9 @@ POLICY_VIOLATION = 1008
 
 @dataclass
 class Gate:
-    """The process's settings. `digests` None: no key is needed."""
+    """The process's settings. `digests` None: no key is needed; until it is set, none opens."""
 
-    digests: frozenset[str] | None = None
+    digests: frozenset[str] | None = frozenset()
     max_body_bytes: int = MAX_BODY_BYTES
 
 
@@ -50,25 +51,30 @@ def digest(key: str) -> str:
 
 
 def read_keys(path: str | None) -> frozenset[str]:
-    """Hashes of the keys in a file (one a line, `#` begins a comment) or in SHEEN_API_KEYS.
+    """Hashes of the keys in a file (one a line; what begins with `#` is a comment, at the beginning
+    of a line or after white space) or in SHEEN_API_KEYS (commas between them).
 
-    ValueError when there are none: a server without keys must be asked for.
+    ValueError when there are none, because a server without keys must be asked for, and for a key
+    that no header can carry.
     """
     if path is not None:
+        where = f"args.keys_file {path}"
         try:
             lines = Path(path).expanduser().read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"args.keys_file {path}: {error}") from error
-        where = f"args.keys_file {path}"
+            raise ValueError(f"{where}: {error}") from error
+        keys = [re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip() for line in lines]
     else:
-        lines = os.environ.get(KEYS_VARIABLE, "").replace(",", "\n").splitlines()
         where = f"the environment variable {KEYS_VARIABLE}"
-    keys = [key for line in lines if (key := line.split("#")[0].strip())]
+        keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",")]
+    keys = [key for key in keys if key]
     if not keys:
         raise ValueError(
             f"{where} holds no key. Put one into it (`openssl rand -hex 32` makes one), or set "
             "args.auth to none to let everybody in who reaches the port"
         )
+    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+        raise ValueError(f"{where}: a key may hold printable ASCII without spaces only")
     return frozenset(digest(key) for key in keys)
 
 
@@ -86,7 +92,10 @@ def same_origin(headers: Headers) -> bool:
     """Whether a WebSocket comes from no web page, or from one of this host: browsers let any page
     open one anywhere."""
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("host")
+    except ValueError:  # no address
+        return False
 
 
 def local_path(scope: Scope) -> str:

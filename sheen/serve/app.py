@@ -14,7 +14,6 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from ray import serve
 
 from sheen.core.formats import MEDIA_TYPES
-from sheen.core.text import split_sentences
 from sheen.serve.access import PROTECTED, Gate, GateMiddleware, read_keys, set_gate
 from sheen.serve.accounting import AccountingMiddleware, entry_of, listen
 from sheen.serve.api import (
@@ -34,6 +33,8 @@ from sheen.serve.page import page_response
 from sheen.serve.responses import EVENT_STREAM, streamed, whole
 from sheen.serve.websocket import converse
 
+LONGEST_TEXT_S = 360
+"""What MAX_INPUT_CHARACTERS of English take to speak, and a minute."""
 HEALTH_CHECK_S = 2.0
 """A replica that died is missed so soon, and the engine's metrics are so old at most."""
 
@@ -109,10 +110,11 @@ class SpeechService:
         """For whoever has a handle: the engine's numbers, and how many requests are `inside`."""
         return self._backend.engine.metrics() | {"inside": self._backend.admission.inside}
 
-    def drain(self) -> int:
-        """Let nobody in any more; how many requests are inside."""
+    def drain(self) -> tuple[int, float]:
+        """Let nobody in any more; how many requests are inside, and seconds until what has been
+        sent to those that were is heard."""
         self._backend.admission.draining = True
-        return self._backend.admission.inside
+        return self._backend.admission.inside, self._backend.unheard_s
 
     def __del__(self) -> None:
         """Called by Serve when the replica is stopped; by then it has no requests."""
@@ -191,8 +193,7 @@ class SpeechService:
         entry = entry_of(request)
         entry.characters = len(body.input)
         utterance = self._backend.begin(body, entry)
-        utterance.pieces.feed(split_sentences(body.input, self._backend.language))
-        utterance.pieces.close()
+        await utterance.pieces.feed_text(body.input, self._backend.language)
         timeout_s = self._args.first_audio_timeout_s
         if body.stream or body.stream_format == "sse":
             return await streamed(utterance, entry, timeout_s, body.stream_format == "sse")
@@ -213,11 +214,13 @@ def build(args: ServeArgs) -> serve.Application:
     # 429, in OpenAI's shape.
     admitted = args.slots + args.max_queue
     service = SpeechService.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=2 * admitted + 64,
+        max_ongoing_requests=3 * admitted + 64,  # requests, WebSockets, those that are refused
         health_check_period_s=HEALTH_CHECK_S,
         # A replica that is replaced, by another checkpoint say, first ends what it has begun: as
-        # many rounds of requests as it may hold, each as long as its audio.
-        graceful_shutdown_timeout_s=60 + args.default_max_seconds * (1 + admitted / args.slots),
+        # many rounds of requests as it may hold, each as long as its audio, and a longest text.
+        graceful_shutdown_timeout_s=(
+            LONGEST_TEXT_S + args.default_max_seconds * (1 + admitted / args.slots)
+        ),
     )
     # Here, where `serve run` or `serve deploy` reads the config: replicas get hashes alone.
     digests = None if args.auth == "none" else read_keys(args.keys_file)

@@ -7,6 +7,7 @@ that is admitted and ready to speak. Knows nothing about HTTP but the errors it 
 import logging
 import queue
 import secrets
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -65,7 +66,8 @@ class Backend:
             self._codec_process or self.voice.codec,
             slots=args.slots,
             positions=args.positions or self.voice.longest(args.default_max_seconds),
-            max_queue=args.max_queue,
+            # Admission is the bound: a long text's next piece takes a slot from those it let in.
+            max_queue=args.slots + args.max_queue,
             noise=args.noise,
             ramp=args.ramp or (CPU_RAMP if device == "cpu" else DEFAULT_RAMP),
             look_ahead=args.look_ahead,
@@ -73,6 +75,9 @@ class Backend:
             audio_threads=args.audio_threads,
         )
         self.admission = Admission(args.slots + args.max_queue, args.slots)
+        self.lines, self.most_lines = 0, args.slots + args.max_queue
+        """WebSockets that are open, and how many may be."""
+        self._heard_until = 0.0
         self._renderers = ThreadPoolExecutor(RENDERERS, "sheen-renderer")
         self._normalisers: NormaliserProcesses | None = None
         if self.voice.info.normalisation is not None:
@@ -120,6 +125,7 @@ class Backend:
         self._check_language(settings.language)
         entry.voice, entry.audio_format = settings.voice_name, settings.response_format
         entry.held.enter_context(self.admission.enter())
+        entry.held.callback(self._note, entry)
         seed = secrets.randbits(63) if settings.seed is None else settings.seed
         sampling = Sampling(
             settings.temperature, settings.top_k, settings.top_p, seed, settings.repetition_penalty
@@ -134,6 +140,15 @@ class Backend:
         )
         entry.held.callback(renderer.close)
         return Utterance(pieces, speech, renderer)
+
+    def _note(self, entry: Entry) -> None:
+        if entry.ending != "cancelled":
+            self._heard_until = max(self._heard_until, entry.playback.runs_out or 0.0)
+
+    @property
+    def unheard_s(self) -> float:
+        """Until listeners have heard what has been sent: part of it may lie in Ray's proxy."""
+        return max(0.0, self._heard_until - time.monotonic())
 
     def _speaker(self, name: str) -> str | None:
         if name not in self._names:

@@ -12,20 +12,31 @@ from collections.abc import Sequence
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 POLL_S = 0.5
+ANSWER_S = 10.0
 
 
 def drain(application: str, timeout_s: float) -> int:
-    """Tell every replica; wait until nothing is spoken, or for `timeout_s`. Requests left."""
+    """Tell every replica; wait until nothing is spoken and all that was sent is heard, or for
+    `timeout_s`. Requests left."""
     handle = serve.get_app_handle(application)
     deadline = time.monotonic() + timeout_s
-    while True:
-        left = int(sum(handle.broadcast("drain").results(timeout_s=timeout_s)))
-        if not left or time.monotonic() > deadline:
-            return left
-        print(f"{left} requests are being spoken", file=sys.stderr)
+    inside = -1
+    while time.monotonic() < deadline:
+        try:
+            answers = handle.broadcast("drain").results(timeout_s=ANSWER_S)
+        except (RayError, TimeoutError) as error:  # a replica that has ended, or is slow
+            print(f"a replica does not answer: {error}", file=sys.stderr)
+        else:
+            inside = sum(requests for requests, _ in answers)
+            unheard_s = max((seconds for _, seconds in answers), default=0.0)
+            if not inside and not unheard_s:
+                return 0
+            print(f"{inside} requests, {unheard_s:.0f} s of audio to be heard", file=sys.stderr)
         time.sleep(POLL_S)
+    return abs(inside)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

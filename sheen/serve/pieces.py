@@ -8,9 +8,12 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 
-from sheen.core.text import PieceCutter
+from sheen.core.text import PieceCutter, SentenceStream
 
 Normalise = Callable[[str], Awaitable[str]]
+
+SLICE = 256
+"""Characters that are cut into sentences at a time."""
 
 
 class Pieces:
@@ -28,6 +31,16 @@ class Pieces:
         """Further sentences, complete ones."""
         self._sentences.extend(sentences)
         self._news.set()
+
+    async def feed_text(self, text: str, language: str | None) -> None:
+        """A whole text, after which no more will come. Others have their turn in between: an odd
+        text takes a tenth of a second to be cut."""
+        stream = SentenceStream(language)
+        for start in range(0, len(text), SLICE):
+            self.feed(stream.push(text[start : start + SLICE]))
+            await asyncio.sleep(0)
+        self.feed(stream.finish())
+        self.close()
 
     def close(self) -> None:
         """No more will come."""

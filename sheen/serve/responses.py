@@ -26,24 +26,38 @@ TIMEOUT_RETRY_S = 5
 
 
 async def rendered(utterance: Utterance, entry: Entry) -> AsyncIterator[bytes]:
-    """The audio's bytes as they are made. Raises APIError."""
-    renderer = utterance.renderer
+    """The audio's bytes as they are made, at least one. APIError for what can be foreseen."""
+    try:
+        async for data in _made(utterance, entry):
+            yield data
+    except RequestError as error:
+        raise APIError(400, str(error), param=error.field) from error
+    except EngineBusy as busy:
+        raise APIError(429, str(busy), code="rate_limit_exceeded", retry_after_s=1) from busy
+    except SpeechFailed as failure:
+        raise APIError(500, str(failure)) from failure
+
+
+async def _made(utterance: Utterance, entry: Entry) -> AsyncIterator[bytes]:
+    renderer, sent = utterance.renderer, False
     try:
         async for samples in utterance.speech.samples():
             data = await renderer.push(samples)
             entry.sent(renderer.seconds(samples))
             if data:
+                sent = True
                 yield data
-    except RequestError as error:
-        raise APIError(400, str(error), param=error.field) from error
-    except EngineBusy as busy:
-        raise APIError(429, str(busy), retry_after_s=1) from busy
-    except SpeechFailed as failure:
-        raise APIError(500, str(failure)) from failure
-    if not entry.pieces:
-        raise APIError(400, "input: the text has nothing to say", param="input")
-    if data := await renderer.finish():
-        yield data
+        if not entry.pieces:
+            raise RequestError("input", "input: the text has nothing to say")
+        if data := await renderer.finish():
+            sent = True
+            yield data
+        if not sent:
+            raise SpeechFailed("synthesis failed: the model gave no audio")
+    except Exception:
+        if entry.pieces:  # else nothing was begun that could fail
+            entry.ending = "error"
+        raise
 
 
 def usage(entry: Entry) -> Usage:
@@ -58,7 +72,7 @@ async def streamed(
 ) -> StreamingResponse:
     """The answer, begun. Raises APIError when it cannot begin, with 503 after `timeout_s`."""
     chunks = rendered(utterance, entry)
-    first = await _first(chunks, timeout_s)
+    first = await _first(chunks, entry, timeout_s)
     rest = _events(first, chunks, entry) if events else _audio(first, chunks)
     media = EVENT_STREAM if events else MEDIA_TYPES[entry.audio_format]
     return StreamingResponse(rest, media_type=media, headers=_headers(utterance))
@@ -67,7 +81,7 @@ async def streamed(
 async def whole(utterance: Utterance, entry: Entry, timeout_s: float) -> Response:
     """The answer when all of it is there, with its length. Raises APIError."""
     chunks = rendered(utterance, entry)
-    body = bytearray(await _first(chunks, timeout_s))
+    body = bytearray(await _first(chunks, entry, timeout_s))
     async for chunk in chunks:
         body += chunk
     if entry.audio_format == "wav":
@@ -89,11 +103,12 @@ def _headers(utterance: Utterance) -> dict[str, str]:
     }
 
 
-async def _first(chunks: AsyncIterator[bytes], timeout_s: float) -> bytes:
+async def _first(chunks: AsyncIterator[bytes], entry: Entry, timeout_s: float) -> bytes:
     try:
         async with asyncio.timeout(timeout_s):
-            return await anext(chunks, b"")
+            return await anext(chunks)
     except TimeoutError as error:
+        entry.ending = "error"
         raise APIError(
             503,
             f"the audio had not begun after {timeout_s:g} s",

@@ -35,7 +35,9 @@ class Manner:
 class Piece:
     """One piece at the engine: an asynchronous queue of its samples, and its ending."""
 
-    def __init__(self, text: str, engine: Engine, voice: Voice, manner: Manner, follows: bool):
+    def __init__(
+        self, text: str, engine: Engine, voice: Voice, manner: Manner, before: "Piece | None"
+    ) -> None:
         """Raises RequestError, EngineBusy, and RuntimeError when the engine has ended."""
         self.text = text
         self._items: asyncio.Queue[Samples | Finished] = asyncio.Queue()
@@ -47,6 +49,7 @@ class Piece:
         self.request = voice.request(
             text, manner.speaker, manner.sampling, manner.piece_seconds, engine.positions
         )
+        follows = None if before is None else before.ticket
         self.ticket: Ticket = engine.submit(self.request, sink, follows)
 
     async def next(self) -> Samples | Finished:
@@ -70,27 +73,27 @@ class Speech:
     async def samples(self) -> AsyncIterator[Samples]:
         """The stream. Raises RequestError, EngineBusy and SpeechFailed, the first two before any
         sample; nothing for a text with nothing to say."""
-        piece = await self._open(follows=False)
+        piece = await self._open(None)
         while piece is not None:
             self._joiner.begin(pause_after(piece.text), self._pieces.last)
             while not isinstance(item := await piece.next(), Finished):
                 if self._coming is None:
-                    self._coming = asyncio.create_task(self._open(follows=True))
+                    self._coming = asyncio.create_task(self._open(piece))
                 if len(samples := self._joiner.push(item)):
                     yield samples
             self._close(piece, item)
             if len(samples := self._joiner.end()):
                 yield samples
-            piece = await (self._coming or self._open(follows=True))
+            piece = await (self._coming or self._open(piece))
             self._coming = None
         self._over = True
 
-    async def _open(self, follows: bool) -> Piece | None:
+    async def _open(self, before: Piece | None) -> Piece | None:
         """Submit the next piece when there is one."""
         text = await self._pieces.next()
         if text is None:
             return None
-        piece = Piece(text, self._engine, self._voice, self._manner, follows)
+        piece = Piece(text, self._engine, self._voice, self._manner, before)
         self._tickets.add(piece.ticket)
         self._entry.pieces += 1
         self._entry.input_tokens += len(piece.request.prompt)
@@ -112,7 +115,7 @@ class Speech:
         """Give back what it holds, now. Nothing happens after the end."""
         for ticket in self._tickets:
             ticket.cancel()
-        if self._coming is not None:
-            self._coming.cancel()
+        if self._coming is not None and not self._coming.cancel() and not self._coming.cancelled():
+            self._coming.exception()  # it has ended: if it failed, nobody waits to hear of it
         if not self._over and self._entry.pieces and self._entry.ending != "error":
             self._entry.ending = "cancelled"

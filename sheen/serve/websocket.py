@@ -2,18 +2,20 @@
 
 Owns the conversation on one WebSocket: utterances one after another, each from its first text to
 `end` or `cancel`, each admitted, counted and refused like a POST. What a message holds:
-`sheen.serve.api`. A client that says nothing while nothing is spoken loses its place.
+`sheen.serve.api`. An error ends its utterance: the rest of its text is not spoken. A client that
+says nothing while nothing is spoken loses its utterance, and later its line.
 """
 
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
 from sheen.core.text import SentenceStream
-from sheen.serve.accounting import close_entry, open_entry
+from sheen.serve.accounting import FAILED, close_entry, open_entry
 from sheen.serve.api import MESSAGE, Cancel, End, SpeechSettings, Start, Text
 from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, unforeseen
@@ -25,7 +27,11 @@ MAX_UTTERANCE_CHARACTERS = 32_768
 """What a language model writes in one answer."""
 IDLE_S = 60.0
 """A client that is in the middle of a text and sends no more for so long is taken for gone."""
-SWITCHED = 101
+SILENT_S = 600.0
+"""A line on which nobody has spoken for so long is closed: it counts as a request with Serve."""
+TICK_S = 5.0
+SWITCHED, GOING_AWAY, TRY_LATER = 101, 1001, 1013
+"""HTTP's status of a WebSocket; two of its close codes (RFC 6455, 7.4.1, and IANA's registry)."""
 
 
 class Spoken:
@@ -35,14 +41,15 @@ class Spoken:
         """Raises APIError when it is not admitted."""
         self.complete = False
         """Whether all of its text is there."""
+        self.failed = False
         self._socket = socket
         self._sentences = SentenceStream(backend.language)
         self._entry = open_entry(socket.scope)
         self._entry.status = SWITCHED
         try:
             self._utterance = backend.begin(settings, self._entry)
-        except APIError as error:
-            self._entry.status = error.status
+        except BaseException as error:
+            self._entry.status = error.status if isinstance(error, APIError) else FAILED
             close_entry(self._entry)
             raise
         self._active = time.monotonic()
@@ -61,7 +68,8 @@ class Spoken:
 
     def add(self, text: str) -> None:
         """Raises APIError when it has become too long."""
-        self._active = time.monotonic()
+        if text:
+            self._active = time.monotonic()
         self._entry.characters += len(text)
         if self._entry.characters > MAX_UTTERANCE_CHARACTERS:
             raise APIError(
@@ -88,25 +96,33 @@ class Spoken:
                 self._active = time.monotonic()
             done = usage(self._entry).model_dump()
             await self._socket.send_json({"type": "speech.audio.done", "usage": done})
-        except APIError as error:
-            await send_error(self._socket, error)
         except WebSocketDisconnect:
             pass  # who receives on this socket hears of it too
         except Exception as error:
-            logger.exception("speech on a WebSocket failed")
-            await send_error(self._socket, unforeseen(error))
+            known = error if isinstance(error, APIError) else unforeseen(error)
+            if known is not error:
+                logger.exception("speech on a WebSocket failed")
+            self.failed, self._entry.status = True, known.status
+            await send_error(self._socket, known)
 
 
 async def converse(socket: WebSocket, backend: Backend) -> None:
     """Serve one WebSocket until its client leaves."""
     await socket.accept()
+    if backend.lines >= backend.most_lines:
+        await send_error(socket, APIError(429, f"{backend.lines} WebSockets are open"))
+        await socket.close(TRY_LATER)
+        return
     conversation = Conversation(socket, backend)
+    backend.lines += 1
     try:
-        while True:
-            await conversation.step()
+        while await conversation.step():
+            pass
+        await socket.close(GOING_AWAY)
     except WebSocketDisconnect:
         pass
     finally:
+        backend.lines -= 1
         await conversation.stop()
 
 
@@ -117,11 +133,18 @@ class Conversation:
         self._socket, self._backend = socket, backend
         self._settings: SpeechSettings | None = None
         self._spoken: Spoken | None = None
+        self._deaf = False  # after an error, to the rest of that text
+        self._heard = time.monotonic()
 
-    async def step(self) -> None:
-        """Take a message and do what it says. WebSocketDisconnect when the client has left."""
+    async def step(self) -> bool:
+        """Take a message and do what it says; False when the line is to be closed.
+
+        WebSocketDisconnect when the client has left.
+        """
         try:
             message = await self._receive()
+            if message is None:
+                return await self._tick()
             if isinstance(message, Start):
                 self._start(message)
             elif isinstance(message, Text):
@@ -130,9 +153,16 @@ class Conversation:
                 self._end()
             else:
                 await self.stop()
+                self._deaf = False
                 await self._socket.send_json({"type": "speech.audio.cancelled"})
         except APIError as error:
+            speaking = self._speaking
+            if speaking is not None and not speaking.complete:
+                # What follows would be spoken with a hole in it, and end as if it were whole.
+                await self.stop()
+                self._deaf = True
             await send_error(self._socket, error)
+        return True
 
     async def stop(self) -> None:
         """Stop what is being spoken."""
@@ -140,51 +170,65 @@ class Conversation:
             await self._spoken.stop()
             self._spoken = None
 
+    async def _tick(self) -> bool:
+        """Nothing came for a while. Whether the line stays open."""
+        if self._speaking is None:
+            silent = time.monotonic() - self._heard > SILENT_S
+            return not silent and not self._backend.admission.draining
+        self._heard = time.monotonic()
+        if self._speaking.idle_s >= IDLE_S:
+            raise APIError(400, f"no text and no end for {IDLE_S:g} s")
+        return True
+
     @property
     def _speaking(self) -> Spoken | None:
         return self._spoken if self._spoken is not None and self._spoken.sending else None
 
     def _start(self, settings: SpeechSettings) -> None:
         if self._speaking is not None:
-            raise APIError(400, "type: start while something is spoken; end or cancel it first")
-        self._settings = settings
+            raise APIError(
+                400, "type: start while something is spoken; end or cancel it first", param="type"
+            )
+        self._settings, self._deaf = settings, False
 
     async def _text(self, text: str) -> None:
         if self._settings is None:
             raise APIError(400, "type: text before start; send start first", param="type")
+        if self._deaf or (self._spoken and self._spoken.failed and not self._spoken.complete):
+            self._deaf = True
+            return
         speaking = self._speaking
         if speaking is None:
+            self._deaf = True  # unless it is admitted
             speaking = self._spoken = Spoken(self._socket, self._backend, self._settings)
+            self._deaf = False
         elif speaking.complete:
             raise APIError(
                 400,
                 "type: text after end; wait for speech.audio.done, or cancel",
                 param="type",
             )
-        try:
-            speaking.add(text)
-        except APIError:
-            await self.stop()
-            raise
+        speaking.add(text)
 
     def _end(self) -> None:
+        if self._deaf or (self._spoken and self._spoken.failed and not self._spoken.complete):
+            self._deaf, self._spoken = False, None  # the client has been told
+            return
         if self._speaking is None or self._speaking.complete:
             raise APIError(400, "type: end without text before it", param="type")
         self._speaking.end()
 
-    async def _receive(self) -> Start | Text | End | Cancel:
-        """The next message. APIError for one that is none of ours, and for a text left unended."""
-        while True:
-            try:
-                async with asyncio.timeout(IDLE_S):
-                    received = await self._socket.receive()
-                break
-            except TimeoutError:
-                if self._speaking is not None and self._speaking.idle_s >= IDLE_S:
-                    await self.stop()
-                    raise APIError(400, f"no text and no end for {IDLE_S:g} s") from None
+    async def _receive(self) -> Start | Text | End | Cancel | None:
+        """The next message; None when none has come for TICK_S. APIError for one that is none of
+        ours."""
+        try:
+            async with asyncio.timeout(TICK_S):
+                received = await self._socket.receive()
+        except TimeoutError:
+            return None
         if received["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(received.get("code", 1005))
+        self._heard = time.monotonic()
         try:
             return MESSAGE.validate_json(received.get("text") or "")
         except ValidationError as error:
@@ -195,4 +239,6 @@ class Conversation:
 
 
 async def send_error(socket: WebSocket, error: APIError) -> None:
-    await socket.send_json({"type": "error", **error.body()})
+    """Tell the client, if it is still there."""
+    with suppress(WebSocketDisconnect, RuntimeError):  # the second: closed already
+        await socket.send_json({"type": "error", **error.body()})
