@@ -210,4 +210,4 @@ def test_while_it_drains_what_runs_ends_and_nothing_begins(small: str, voice: Vo
         np.frombuffer(body, "<i2"),
         spoken_here(voice, str(LONG["input"]), "slt", Sampling(0.0, seed=1)),
     )
-    assert drain("small", HTTP_TIMEOUT_S) == 0
+    assert drain("small", HTTP_TIMEOUT_S, 0.0) == 0
