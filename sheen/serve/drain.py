@@ -20,8 +20,8 @@ ANSWER_S = 10.0
 
 
 def drain(application: str, timeout_s: float, hear_s: float) -> int:
-    """Tell every replica; wait until nothing is spoken, for `timeout_s` at most, then until what was
-    sent is heard, for `hear_s` at most. Requests left."""
+    """Tell every replica; wait until nothing is spoken, for `timeout_s` at most, then until what
+    was sent is heard, for `hear_s` at most. Requests left."""
     handle = serve.get_app_handle(application)
     began = told = time.monotonic()
     inside, quiet_since = -1, None
