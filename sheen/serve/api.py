@@ -103,7 +103,7 @@ class Start(SpeechSettings):
 
 
 class Text(BaseModel):
-    """Text to speak, in pieces of any size."""
+    """Text to speak, in pieces of up to MAX_INPUT_CHARACTERS."""
 
     type: Literal["text"]
     text: Annotated[str, Field(max_length=MAX_INPUT_CHARACTERS)]
