@@ -1,6 +1,8 @@
 """The engine: endings, refusals, cancelling, faults. No Ray, no trained model."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -287,6 +289,30 @@ def test_closing_finishes_what_is_queued(endless: SpeechLM, tiny: Codec, slots: 
         assert len(samples) == frames * tiny.frame_samples
     with pytest.raises(RuntimeError, match="closed"):
         engine.submit(short(), Sink())
+
+
+# What a request leaves behind
+
+
+def test_a_sink_that_holds_its_ticket_goes_with_it(model: SpeechLM, tiny: Codec) -> None:
+    """At once: what waits for the garbage collector holds all of its audio while it waits."""
+
+    class Listener(Sink):
+        ticket: Ticket
+
+    def listen(engine: Engine) -> weakref.ref[Listener]:
+        listener = Listener()
+        listener.ticket = engine.submit(draw_request(3), listener)
+        listener.wait()
+        return weakref.ref(listener)
+
+    gc.disable()
+    try:
+        with opened(model, tiny) as engine:
+            left = listen(engine)
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 # Cancelling

@@ -110,5 +110,5 @@ def test_10000_requests_under_random_cancels(ahead: int) -> None:
     assert 0 < early < REQUESTS
     assert min(endings["stop"], endings["length"], endings["cancelled"]) > 100
     assert refused > 0, "the queue was never full: the test tests nothing"
-    # After the first thousands, what the allocator keeps is all that comes.
-    assert memory[-1] - memory[2] < 30e6
+    # A request that left 1 kB behind would show.
+    assert memory[-1] - memory[2] < 5e6

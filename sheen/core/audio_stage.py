@@ -31,7 +31,9 @@ class Stream:
     """One request's way from tokens to its sink. Its fields are the stage's."""
 
     decoder: StreamingDecoder
-    sink: Sink
+    sink: Sink | None
+    """None from its ending on. Sinks tend to hold their requests' tickets, which hold streams: such
+    a cycle would keep all of a request's audio until the garbage collector's next full round."""
     trim: SilenceTrim | None = None
     playback: Playback = field(default_factory=Playback)
     """As a listener who plays at once hears it."""
@@ -46,10 +48,13 @@ class Stream:
     broken: bool = False
     """It ended by itself, and its slot is to be freed."""
     busy: bool = False
-    closed: bool = False
 
     def __post_init__(self) -> None:
         self.needed = self.decoder.needed * self.decoder.layout.tokens_per_frame
+
+    @property
+    def closed(self) -> bool:
+        return self.sink is None
 
     @property
     def urgency(self) -> tuple[bool, float]:
@@ -228,15 +233,17 @@ class AudioStage:
 
     def _call(self, stream: Stream, item: Samples | Finished) -> bool:
         """False when the sink raised: its request is over, and no other."""
-        if stream.closed:
+        sink = stream.sink
+        if sink is None:
             return False
-        stream.closed = isinstance(item, Finished)
+        if isinstance(item, Finished):
+            stream.sink = None
         try:
-            stream.sink(item)
+            sink(item)
         except Exception:  # a sink is the caller's code: it may raise anything
             logger.exception("the sink of a request failed; the request is dropped")
-            if not stream.closed:
-                stream.closed = True
+            if stream.sink is not None:
+                stream.sink = None
                 self._broke(stream)
                 self._closed(stream, Finished("cancelled", stream.frames))
             return False
