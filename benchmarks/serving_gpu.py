@@ -1,18 +1,23 @@
 """How many streams one GPU serves: Qwen3-0.6B and the 24 kHz codec in their published shapes.
 
-Random weights, bfloat16. First the cost of a recorded pass by slots and length, then the engine
-with audio: streams that all listen at once, what they get in seconds of audio per second, the time
-to the first sample, underruns. Prints Markdown tables. Only `sheen.core`, torch and transformers
-are needed; on a CPU it runs too, unrecorded, for trying it out with --small.
+Random weights, bfloat16. First the cost of a pass by slots and length, beside its floor: the time
+in which the memory gives the weights and the running requests' keys and values once. Then the
+engine with audio, exact and with a shorter look-ahead: as many listeners as slots, the seconds of
+audio per second that they get, the time to the first audible sample, underruns; and at last how
+many streams were held. Prints Markdown tables. Only `sheen.core`, torch, transformers and snac are
+needed; on a CPU it runs too, unrecorded, for trying it out with --small.
 """
 
 import argparse
+import math
 import sys
 import threading
 import time
 
 import numpy as np
 import torch
+from listener import Listener
+from machine import bandwidth, describe
 from snac import SNAC
 from workload import Shape, make_base
 
@@ -23,41 +28,44 @@ from sheen.core.engine import Engine, memory_per_slot
 from sheen.core.model import SpeechLM
 from sheen.core.requests import Request
 from sheen.core.sampling import Sampling
+from sheen.core.slots import CacheShape
 
 TEXT = 40  # tokens of a prompt
+LOOK_AHEADS = {None: 0.150, 1: 0.100}
+"""Frames of the first chunk's look-ahead (None: all that reach it), and the p95 of the time to the
+first audible sample with which streams count as held, in seconds."""
 
 
-class Listener:
-    """Plays what it gets at once."""
+class Heard:
+    """A sink whose listener plays what comes at once."""
 
     def __init__(self, rate: int) -> None:
-        self._rate = rate
+        self.listener = Listener(rate)
         self.asked = time.monotonic()
-        self.first = 0.0
-        self.samples = self.underruns = 0
         self.ending: Finished | None = None
         self.done = threading.Event()
-        self._until = 0.0
 
     def __call__(self, item: Samples | Finished) -> None:
-        now = time.monotonic()
         if isinstance(item, Finished):
             self.ending = item
             self.done.set()
-            return
-        if not self.samples:
-            self.first = now - self.asked
-        elif now > self._until + 0.001:
-            self.underruns += 1
-        self._until = max(now, self._until) + len(item) / self._rate
-        self.samples += len(item)
+        else:
+            self.listener.came(time.monotonic(), item)
+
+    @property
+    def waited(self) -> float:
+        """Seconds to the first audible sample; infinite when there was none."""
+        audible = self.listener.audible
+        return math.inf if audible is None else audible - self.asked
 
 
 def make_model(options: argparse.Namespace, device: torch.device) -> SpeechLM:
     shape = Shape(options.layers)
     shape = shape.small if options.small else shape
     lm = make_base(shape).eval().requires_grad_(False).bfloat16().to(device)
-    return SpeechLM(lm, shape.layout)
+    model = SpeechLM(lm, shape.layout)
+    model.freeze()
+    return model
 
 
 def make_codec(device: torch.device, small: bool) -> Codec:
@@ -71,7 +79,13 @@ def make_codec(device: torch.device, small: bool) -> Codec:
         attn_window_size=None,
         vq_strides=[4, 2, 1],
     )
-    return Codec(model, device)
+    codec = Codec(model, device)
+    # As loud as speech at its loudest, whatever random weights give.
+    loudest = codec.decode([np.zeros((1, 16 * n), np.int16) for n in (1, 2, 4)]).abs().max()
+    final = codec.model.decoder.model[-2]
+    final.weight.mul_(0.3 / loudest)
+    final.bias.mul_(0.3 / loudest)
+    return codec
 
 
 def make_request(model: SpeechLM, frames: int, seed: int) -> Request:
@@ -98,31 +112,60 @@ def time_passes(model: SpeechLM, slots: int, past: int, passes: int) -> float:
     return (time.perf_counter() - started) / passes
 
 
-def serve(model: SpeechLM, codec: Codec, slots: int, frames: int) -> str:
+def floor(model: SpeechLM, slots: int, positions: float, bytes_per_second: float) -> float:
+    """Seconds in which the memory gives what a pass must read: the body's weights, the head's rows
+    of the levels at hand, and `positions` keys and values of every slot."""
+    tables = {id(table) for table in model.tables}
+    body = sum(
+        weight.numel() * weight.itemsize
+        for weight in model.lm.parameters()
+        if id(weight) not in tables
+    )
+    layout = model.layout
+    rows = layout.codebook_size * min(slots, len(layout.strides))
+    head = rows * model.head.shape[1] * model.head.itemsize
+    shape = CacheShape.of(model.lm)
+    position = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.dtype.itemsize
+    return (body + head + slots * positions * position) / bytes_per_second
+
+
+def serve(
+    model: SpeechLM, codec: Codec, slots: int, frames: int, look_ahead: int | None
+) -> tuple[str, bool]:
+    """A row of the table, and whether all were heard in time."""
     generator = np.random.default_rng(0)
     positions = make_request(model, frames, 0).positions(model.layout)
-    engine = Engine(model, codec, slots=slots, positions=positions, max_queue=10 * slots)
+    engine = Engine(
+        model,
+        codec,
+        slots=slots,
+        positions=positions,
+        max_queue=10 * slots,
+        look_ahead=look_ahead,
+    )
     per_second = codec.sample_rate / codec.frame_samples
     try:
         for count, length in ((slots, 5), (2 * slots, frames)):  # the first is warm-up
             gaps = generator.exponential(length / per_second / slots, count)
             started = time.monotonic()
-            listeners = []
+            sinks = []
             for seed, due in enumerate(np.cumsum(gaps)):
                 time.sleep(max(0.0, started + due - time.monotonic()))
-                listeners.append(Listener(codec.sample_rate))
-                engine.submit(make_request(model, length, seed), listeners[-1])
-            for listener in listeners:
-                listener.done.wait()
-                assert listener.ending is not None
-                assert listener.ending.reason == "length", listener.ending
+                sinks.append(Heard(codec.sample_rate))
+                engine.submit(make_request(model, length, seed), sinks[-1])
+            for sink in sinks:
+                sink.done.wait()
+                assert sink.ending is not None
+                assert sink.ending.reason == "length", sink.ending
             seconds = time.monotonic() - started
     finally:
         engine.close()
-    audio = sum(listener.samples for listener in listeners) / codec.sample_rate / seconds
-    p50, p95 = np.percentile([listener.first for listener in listeners], [50, 95])
-    late = sum(listener.underruns > 0 for listener in listeners)
-    return f"| {slots} | {audio:.1f} | {1e3 * p50:.0f} | {1e3 * p95:.0f} | {late} |"
+    audio = sum(sink.listener.seconds for sink in sinks) / seconds
+    p50, p95 = np.percentile([sink.waited for sink in sinks], [50, 95])
+    late = sum(sink.listener.underruns > 0 for sink in sinks)
+    name = "exact" if look_ahead is None else f"{look_ahead} frame"
+    row = f"| {slots} | {name} | {audio:.1f} | {1e3 * p50:.0f} | {1e3 * p95:.0f} | {late} |"
+    return row, late == 0 and float(p95) <= LOOK_AHEADS[look_ahead]
 
 
 def main(argv: list[str]) -> int:
@@ -135,21 +178,41 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--small", action="store_true", help="thin layers, to try the script")
     options = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{name}, torch {torch.__version__}")
+    speed = bandwidth(device)
+    print(f"{describe(device)}, copies {speed / 1e9:.0f} GB/s")
     model, codec = make_model(options, device), make_codec(device, options.small)
     each = memory_per_slot(model, TEXT + int(82.03 * options.seconds) + 8)
     print(f"a slot for {options.seconds:.0f} s of audio takes {each / 1e6:.1f} MB\n")
-    print("| slots | tokens before | ms per pass | tokens/s |\n|---|---|---|---|")
+    print(
+        "| slots | tokens before | ms per pass | of the floor | tokens/s |\n|---|---|---|---|---|"
+    )
     for slots in options.slots:
         for past in options.past:
             seconds = time_passes(model, slots, past, options.passes)
-            print(f"| {slots} | {past} | {1e3 * seconds:.2f} | {slots / seconds:.0f} |", flush=True)
-    print("\n| slots | audio s/s | first audio p50, ms | p95, ms | streams with underruns |")
-    print("|---|---|---|---|---|")
+            least = floor(model, slots, TEXT + past + options.passes / 2, speed)
+            print(
+                f"| {slots} | {past} | {1e3 * seconds:.2f} | {least / seconds:.0%} | "
+                f"{slots / seconds:.0f} |",
+                flush=True,
+            )
+    print(
+        "\n| slots | look-ahead | audio s/s | audible p50, ms | p95, ms | streams with underruns |"
+    )
+    print("|---|---|---|---|---|---|")
     frames = round(options.seconds * codec.sample_rate / codec.frame_samples)
-    for slots in options.slots:
-        print(serve(model, codec, slots, frames), flush=True)
+    held = dict.fromkeys(LOOK_AHEADS, 0)
+    for look_ahead in LOOK_AHEADS:
+        for slots in options.slots:
+            row, in_time = serve(model, codec, slots, frames, look_ahead)
+            print(row, flush=True)
+            if in_time:
+                held[look_ahead] = max(held[look_ahead], slots)
+    for look_ahead, limit in LOOK_AHEADS.items():
+        name = "exact" if look_ahead is None else f"{look_ahead} frame"
+        print(
+            f"\nStreams held without an underrun, look-ahead {name}, p95 within "
+            f"{1e3 * limit:.0f} ms: {held[look_ahead]}"
+        )
     return 0
 
 

@@ -139,7 +139,7 @@ class TransformersBatching:
                 auto_switch_to_flash=False,
             ),
         )
-        self._stage = AudioStage(codec, lambda stream, ending: None, lambda stream: None)
+        self._stage = AudioStage(codec, lambda stream, ending: None)
         self._streams: dict[str, tuple[Stream, int]] = {}
         self._given: dict[str, int] = {}
         self._over = threading.Event()

@@ -10,7 +10,6 @@ Neither Ray nor any other part of the training job is needed.
 import argparse
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from machine import describe, synchronize
 from torch import Tensor, nn
 from workload import Clip, Padded, PaddedLM, Shape, draw_clips, make_base, pack_row, pad_batch
 
@@ -138,11 +137,6 @@ def measure(
     }
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
         "| variant | tokens/s | targets/s | of peak | peak, GB | gain | in all |",
@@ -181,12 +175,7 @@ def main(argv: list[str]) -> int:
     results = []
     report = {
         "command": " ".join(["python", "benchmarks/training_gpu.py", *argv]),
-        "device": device_name(options.device),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "cuda": torch.version.cuda,
-        },
+        "machine": describe(torch.device(options.device)),
         "options": {k: v for k, v in vars(options).items() if k != "output"},
         "results": results,
     }
@@ -202,12 +191,6 @@ def main(argv: list[str]) -> int:
         options.output.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     print(table(results))
     return 0
-
-
-def device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from sheen.core.audio import to_pcm16
 from sheen.core.audio_stage import AudioStage, Stream
 from sheen.core.codec import Codec
 from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine, Ticket
+from sheen.core.engine import Engine
 from sheen.core.model import SpeechLM
 from sheen.core.playback import Playback
+from sheen.core.request_queue import Ticket
 from sheen.core.requests import EngineBusy, Request
 from sheen.core.sampling import Sampling
 from sheen.core.streaming import StreamingDecoder
@@ -467,7 +468,7 @@ def test_a_codec_that_fails_for_one_stream_ends_that_one(tiny: Codec) -> None:
         if len(ended) == 3:
             done.set()
 
-    stage = AudioStage(tiny, closed, lambda stream: None)
+    stage = AudioStage(tiny, closed)
     kinds = [StreamingDecoder, Failing, StreamingDecoder]
     sinks = [Sink() for _ in kinds]
     streams = [Stream(kind(tiny, LAYOUT, 0), sink) for kind, sink in zip(kinds, sinks, strict=True)]
@@ -483,8 +484,7 @@ def test_a_codec_that_fails_for_one_stream_ends_that_one(tiny: Codec) -> None:
 
 
 def test_an_illegal_token_ends_its_stream_and_not_the_thread(tiny: Codec) -> None:
-    broke: list[Stream] = []
-    stage = AudioStage(tiny, lambda stream, ending: None, broke.append)
+    stage = AudioStage(tiny, lambda stream, ending: None)
     sinks = Sink(), Sink()
     bad, good = (Stream(StreamingDecoder(tiny, LAYOUT, 0), sink) for sink in sinks)
     ids = LAYOUT.to_ids(np.zeros((4, FRAME), np.int16)).tolist()
@@ -493,7 +493,7 @@ def test_an_illegal_token_ends_its_stream_and_not_the_thread(tiny: Codec) -> Non
     stage.feed([(good, Finished("stop", 0))])
     assert sinks[0].wait()[1].reason == "error"
     assert sinks[1].wait()[1] == Finished("stop", 4)
-    assert broke == [bad]
+    assert (bad.broken, good.broken) == (True, False)
     assert stage.alive(WAIT_S)
     stage.close()
     assert not stage.alive(WAIT_S)

@@ -10,7 +10,8 @@ import pytest
 
 from sheen.core.audio import to_pcm16
 from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine, Ticket
+from sheen.core.engine import Engine
+from sheen.core.request_queue import Ticket
 from sheen.core.requests import EngineBusy
 from speaking import WAIT_S, draw_request, random_model, speak, tiny_codec
 

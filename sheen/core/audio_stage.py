@@ -46,7 +46,7 @@ class Stream:
     ending: Finished | None = None
     """Its reason and error are what the sink will be told, when everything before it was."""
     broken: bool = False
-    """It ended by itself, and its slot is to be freed."""
+    """It ended by itself, maybe before its tokens did: its slot is to be freed."""
     busy: bool = False
 
     def __post_init__(self) -> None:
@@ -72,19 +72,17 @@ class Stream:
 
 
 class AudioStage:
-    """Threads that decode. `closed` is called, from them, when a stream ends and its sink is told;
-    `broke` when it ended by itself, before its tokens did."""
+    """Threads that decode. They call `closed` when a stream ends, and then tell its sink."""
 
     def __init__(
         self,
         codec: WindowCodec,
         closed: Callable[[Stream, Finished], object],
-        broke: Callable[[Stream], object],
         threads: int = 1,
     ) -> None:
         self._codec = codec
         self._batch = CPU_BATCH if codec.device.type == "cpu" else BATCH
-        self._closed, self._broke = closed, broke
+        self._closed = closed
         self._streams: set[Stream] = set()
         self._wake = threading.Condition()
         self._closing = False
@@ -244,7 +242,7 @@ class AudioStage:
             logger.exception("the sink of a request failed; the request is dropped")
             if stream.sink is not None:
                 stream.sink = None
-                self._broke(stream)
+                stream.broken = True
                 self._closed(stream, Finished("cancelled", stream.frames))
             return False
         return True
@@ -259,5 +257,5 @@ class AudioStage:
     def _fail(self, stream: Stream, error: Exception) -> None:
         if not stream.closed:
             logger.error("a stream failed: %s", error, exc_info=error)
-            self._broke(stream)
+            stream.broken = True
             self._end(stream, Finished("error", 0, str(error) or type(error).__name__))

@@ -25,6 +25,7 @@ from sheen.core.codec_encoder import ClipEncoder, cut_batches
 from sheen.core.codec_geometry import WindowCodec
 from sheen.core.codec_info import CONFIG_FILE, WEIGHTS_FILE, find_codec
 from sheen.core.codec_layers import DilatedConv, Snake
+from sheen.core.float32 import full_float32
 from sheen.core.tokens import Codes
 
 BATCH_SAMPLES = 24_000 * 120
@@ -61,6 +62,7 @@ class Codec(WindowCodec):
         return self
 
     @torch.inference_mode()
+    @full_float32()
     def encode(
         self, waveforms: Sequence[Tensor], budget: int = BATCH_SAMPLES, batch: bool | None = None
     ) -> list[Codes]:
@@ -103,6 +105,7 @@ class Codec(WindowCodec):
         return [encoded[index] for index in range(len(waveforms))]
 
     @torch.inference_mode()
+    @full_float32()
     def decode(
         self,
         codes: Sequence[NDArray[np.int16]],

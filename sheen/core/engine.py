@@ -1,8 +1,8 @@
 """The engine: `submit(request, sink)`, and PCM arrives at the sink while it is generated.
 
-Owns the queue, the slots, the thread that generates tokens, and every request's ending. A request
-takes a free slot at the next step, is generated together with all others that run, and leaves its
-slot at `<audio_end>`, at its budget or when it is cancelled; its audio is decoded beside
+Owns the thread that generates tokens, and every request's ending. A request takes a free slot at
+the next step (`sheen.core.request_queue`), is generated together with all others that run, and
+leaves its slot at `<audio_end>`, at its budget or when it is cancelled; its audio is decoded beside
 (`sheen.core.audio_stage`). It knows nothing about text, voices or HTTP.
 """
 
@@ -21,40 +21,15 @@ from sheen.core.decoding import Pass, SlotDecoder
 from sheen.core.ending import Finished, FinishReason, Sink
 from sheen.core.model import SpeechLM
 from sheen.core.playback import Playback
+from sheen.core.request_queue import RequestQueue, Ticket
 from sheen.core.requests import EngineBusy, Request
-from sheen.core.slots import CacheShape, Slots
+from sheen.core.slots import CacheShape
 from sheen.core.streaming import DEFAULT_RAMP, SilenceTrim, StreamingDecoder
 
 logger = logging.getLogger(__name__)
 
 STALL_S = 60.0
 """A step, or a batch of windows, that takes longer is taken for one that never ends."""
-UNHEARD = 2
-"""Requests in the house per slot: with this many whose audio is not all out, none is admitted."""
-
-
-class Ticket:
-    """A submitted request. After `cancel()` its sink gets `Finished("cancelled")` and no more
-    samples, unless it has ended already. `waited_s`: seconds until it had a slot, None before."""
-
-    def __init__(
-        self, engine: "Engine", request: Request, stream: Stream, follows: "Ticket | None"
-    ) -> None:
-        self.request = request
-        self.waited_s: float | None = None
-        self._engine = engine
-        self._follows = follows is not None
-        self._stream = stream
-        self._slot: tuple[int, int] | None = None
-        self._tokens = 0
-
-    def cancel(self) -> None:
-        self._engine._cancel(self)
-
-    @property
-    def runs_out(self) -> float | None:
-        """When a listener will have heard what came, by `time.monotonic`; None before there is."""
-        return self._stream.playback.runs_out
 
 
 class Engine:
@@ -90,7 +65,6 @@ class Engine:
         self.positions = min(positions or model.max_positions, model.max_positions)
         self.counters = Counters(slots)
         self._model, self._codec = model, codec
-        self._max_queue = max_queue
         self._noise, self._ramp, self._look_ahead = noise, tuple(ramp), look_ahead
         self._trims = trim_silence
         self._stall_s = stall_s
@@ -104,17 +78,10 @@ class Engine:
         )
         self._decoder = SlotDecoder(model, slots, self.positions)
         self._ahead = (1 if self._decoder.device.type == "cuda" else 0) if ahead is None else ahead
-        self._wake = threading.Condition()
-        # Under the lock: who waits, who is to be cancelled, how many are not wholly heard.
-        self._queue: deque[Ticket] = deque()
-        self._cancels: deque[Ticket] = deque()
-        self._slots = Slots(slots)
-        self._unheard = 0
-        self._closing = False
-        self._running: dict[int, Ticket] = {}  # the token thread's, by slot
+        self._queue = RequestQueue(slots, max_queue)
+        self._running: dict[int, Ticket] = {}  # by slot, the token thread's
         self._working_since: float | None = None
-        self._ended = False
-        self._audio = AudioStage(codec, self._closed, self._broke, audio_threads)
+        self._audio = AudioStage(codec, self._closed, audio_threads)
         self._thread = threading.Thread(target=self._loop, name="sheen-engine", daemon=True)
         self._thread.start()
 
@@ -136,19 +103,13 @@ class Engine:
         decoder = StreamingDecoder(self._codec, layout, seed, self._ramp, self._look_ahead)
         trim = SilenceTrim(self._codec.sample_rate) if self._trims else None
         heard = Playback() if follows is None else Playback(runs_out=follows.runs_out)
-        ticket = Ticket(self, request, Stream(decoder, sink, trim, heard), follows)
-        with self._wake:
-            if self._closing or self._ended:
-                raise RuntimeError("the engine is closed")
-            following = sum(waiting._follows for waiting in self._queue)
-            if follows is not None:
-                self._queue.insert(following, ticket)
-            elif len(self._queue) - following >= self._max_queue + self._admissible():
-                self.counters.refused()
-                raise EngineBusy(len(self._queue))
-            else:
-                self._queue.append(ticket)
-            self._wake.notify()
+        stream = Stream(decoder, sink, trim, heard)
+        ticket = Ticket(self._queue, request, stream, follows is not None)
+        try:
+            self._queue.put(ticket)
+        except EngineBusy:
+            self.counters.refused()
+            raise
         return ticket
 
     def alive(self) -> bool:
@@ -159,43 +120,21 @@ class Engine:
 
     def metrics(self) -> dict[str, float]:
         """Plain numbers: counts since the start, and the state as it is."""
-        with self._wake:
-            waiting, free = len(self._queue), self._slots.free
         return self.counters.values() | {
-            "waiting": waiting,
-            "running": self._slots.count - free,
-            "slots": self._slots.count,
+            "waiting": self._queue.waiting,
+            "running": self._queue.running,
+            "slots": self._queue.slots,
         }
 
     def close(self) -> None:
         """Finish what is queued and stop the threads."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify_all()
+        self._queue.close()
         self._thread.join()
-
-    def _cancel(self, ticket: Ticket) -> None:
-        with self._wake:
-            self._cancels.append(ticket)
-            self._wake.notify()
 
     def _closed(self, stream: Stream, ending: Finished) -> None:
         """The audio stage is through with a stream."""
         self.counters.ended(ending, stream)
-        with self._wake:
-            self._unheard -= 1
-            self._wake.notify()
-
-    def _broke(self, stream: Stream) -> None:
-        """The audio stage ended a stream before its tokens did."""
-        stream.broken = True
-        with self._wake:
-            self._wake.notify()
-
-    def _admissible(self) -> int:
-        """How many requests could be admitted now; with the lock held."""
-        room = UNHEARD * self._slots.count - self._unheard
-        return max(0, min(self._slots.free, room))
+        self._queue.heard()
 
     def _loop(self) -> None:
         passes: deque[tuple[Pass, dict[int, int]]] = deque()
@@ -206,9 +145,9 @@ class Engine:
                 step = self._decoder.step()
                 if step is not None:
                     owners = {
-                        slot: ticket._slot[1]
+                        slot: ticket.slot[1]
                         for slot, ticket in self._running.items()
-                        if ticket._slot is not None
+                        if ticket.slot is not None
                     }
                     passes.append((step, owners))
                 while passes and (step is None or len(passes) > self._ahead):
@@ -223,43 +162,26 @@ class Engine:
 
     def _gather(self, pending: bool) -> bool:
         """Admit and cancel; wait while there is nothing to do. False when all is done for good."""
-        admitted: list[Ticket] = []
-        with self._wake:
-            while True:
-                idle = not self._running and not pending and not self._cancels
-                if not idle or (self._queue and self._admissible()):
-                    break
-                if self._closing and not self._queue:
-                    return False
-                self._working_since = None
-                self._wake.wait()
-            cancels = list(self._cancels)
-            self._cancels.clear()
-            for ticket in cancels:
-                if ticket._slot is None and ticket in self._queue:
-                    self._queue.remove(ticket)
-                    self._unheard += 1
-            for _ in range(min(self._admissible(), len(self._queue))):
-                ticket = self._queue.popleft()
-                ticket._slot = self._slots.take()
-                self._unheard += 1
-                admitted.append(ticket)
+        self._working_since = None
+        work = self._queue.take(busy=pending or bool(self._running))
+        if work is None:
+            return False
+        admitted, cancels = work
         self._working_since = time.monotonic()
-        # Nothing below is done under the lock: a device may take its time.
         for ticket in admitted:
             self._start(ticket)
-        broken = [ticket for ticket in self._running.values() if ticket._stream.broken]
+        broken = [ticket for ticket in self._running.values() if ticket.stream.broken]
         for ticket in (*cancels, *broken):
             self._end(ticket, "cancelled")
-            self._audio.cancel(ticket._stream)
+            self._audio.cancel(ticket.stream)
         return True
 
     def _start(self, ticket: Ticket) -> None:
-        assert ticket._slot is not None
-        slot, _ = ticket._slot
+        assert ticket.slot is not None
+        slot, _ = ticket.slot
         request, per_frame = ticket.request, self._model.layout.tokens_per_frame
         self._running[slot] = ticket
-        ticket.waited_s = time.monotonic() - ticket._stream.playback.opened
+        ticket.waited_s = time.monotonic() - ticket.stream.playback.opened
         self.counters.started(ticket.waited_s)
         try:
             self._decoder.start(
@@ -281,20 +203,20 @@ class Engine:
         self.counters.passed(len(tokens))
         for slot, token in zip(step.slots, tokens, strict=True):
             ticket = self._running.get(slot)
-            if ticket is None or ticket._slot != (slot, owners.get(slot)):
+            if ticket is None or ticket.slot != (slot, owners.get(slot)):
                 continue  # the slot is another request's by now, or nobody's
             if token == layout.end_id:
                 self._end(ticket, "stop", news=news)
                 continue
-            news.append((ticket._stream, token))
-            ticket._tokens += 1
-            if ticket._tokens == ticket.request.max_frames * layout.tokens_per_frame:
+            news.append((ticket.stream, token))
+            ticket.tokens += 1
+            if ticket.tokens == ticket.request.max_frames * layout.tokens_per_frame:
                 self._end(ticket, "length", news=news)
         if news:
             self._audio.feed(news)
         for slot, error in step.failed.items():
             ticket = self._running.get(slot)
-            if ticket is not None and ticket._slot == (slot, owners.get(slot)):
+            if ticket is not None and ticket.slot == (slot, owners.get(slot)):
                 self._end(ticket, "error", error)
         if any(isinstance(error, torch.AcceleratorError) for error in step.failed.values()):
             raise RuntimeError("the device failed; nothing can be computed on it any more")
@@ -307,16 +229,15 @@ class Engine:
         news: list[tuple[Stream, int | Finished]] | None = None,
     ) -> None:
         """Free a request's slot and tell its stream, with the `news` if there are any."""
-        if ticket._slot is not None:
-            slot, _ = ticket._slot
+        if ticket.slot is not None:
+            slot, _ = ticket.slot
             if self._running.get(slot) is not ticket:
                 return  # it had ended before
             del self._running[slot]
             self._decoder.stop(slot)
-            with self._wake:
-                self._slots.give_back(slot)
+            self._queue.give_back(slot)
         message = "" if error is None else str(error) or type(error).__name__
-        item = ticket._stream, Finished(reason, 0, message)
+        item = ticket.stream, Finished(reason, 0, message)
         if news is None:
             self._audio.feed([item])
         else:
@@ -324,11 +245,7 @@ class Engine:
 
     def _abandon(self, fault: str) -> None:
         """Let everybody who still waits hear of the end."""
-        with self._wake:
-            self._ended = True
-            left = list(self._queue)
-            self._queue.clear()
-            self._unheard += len(left)
+        left = self._queue.end()
         error = RuntimeError(fault)
         for ticket in [*self._running.values(), *left]:
             self._end(ticket, "error", error)

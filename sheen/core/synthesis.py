@@ -7,8 +7,9 @@ import numpy as np
 
 from sheen.core.codec import Codec
 from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine, Ticket
+from sheen.core.engine import Engine
 from sheen.core.model import SpeechLM
+from sheen.core.request_queue import Ticket
 from sheen.core.requests import Request
 
 

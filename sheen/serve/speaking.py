@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine, Ticket
+from sheen.core.engine import Engine
 from sheen.core.joining import Joiner, pause_after
+from sheen.core.request_queue import Ticket
 from sheen.core.sampling import Sampling
 from sheen.core.voice import Voice
 from sheen.serve.accounting import Entry

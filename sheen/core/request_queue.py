@@ -1,0 +1,143 @@
+"""The queue before the slots: who waits, in which order, and who may run next.
+
+Owns tickets, the queue's bound, the free slots, and how many requests are in the house, under one
+lock that clients, the engine's thread and the audio stage share; with nothing to do, the engine's
+thread sleeps here. It computes nothing and tells nobody of an ending.
+"""
+
+import threading
+from collections import deque
+
+from sheen.core.audio_stage import Stream
+from sheen.core.requests import EngineBusy, Request
+from sheen.core.slots import Slots
+
+UNHEARD = 2
+"""Requests in the house per slot: with this many whose audio is not all out, none is admitted."""
+
+
+class Ticket:
+    """A submitted request. After `cancel()` its sink gets `Finished("cancelled")` and no more
+    samples, unless it has ended already. `waited_s`: seconds until it had a slot, None before."""
+
+    def __init__(
+        self, queue: "RequestQueue", request: Request, stream: Stream, follows: bool
+    ) -> None:
+        self.request = request
+        self.stream = stream
+        self.follows = follows
+        self.waited_s: float | None = None
+        self.slot: tuple[int, int] | None = None
+        """Slot and generation; None before it has one."""
+        self.tokens = 0
+        """Audio tokens generated."""
+        self._queue = queue
+
+    def cancel(self) -> None:
+        self._queue.cancel(self)
+
+    @property
+    def runs_out(self) -> float | None:
+        """When a listener will have heard what came, by `time.monotonic`; None before there is."""
+        return self.stream.playback.runs_out
+
+
+class RequestQueue:
+    """Tickets on their way to `slots` slots; at most `limit` wait, beyond those a slot is free for.
+
+    Those that follow another, whose listeners hear its speech already, wait first and are never
+    refused.
+    """
+
+    def __init__(self, slots: int, limit: int) -> None:
+        self._limit = limit
+        self._wake = threading.Condition()
+        self._slots = Slots(slots)
+        self._waiting: deque[Ticket] = deque()
+        self._cancels: deque[Ticket] = deque()
+        self._unheard = 0
+        self._closed = False
+
+    @property
+    def slots(self) -> int:
+        return self._slots.count
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Slots that are taken."""
+        return self._slots.count - self._slots.free
+
+    def put(self, ticket: Ticket) -> None:
+        """Raises EngineBusy, and RuntimeError after `close` or `end`."""
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            following = sum(waiting.follows for waiting in self._waiting)
+            if ticket.follows:
+                self._waiting.insert(following, ticket)
+            elif len(self._waiting) - following >= self._limit + self._admissible():
+                raise EngineBusy(len(self._waiting))
+            else:
+                self._waiting.append(ticket)
+            self._wake.notify()
+
+    def cancel(self, ticket: Ticket) -> None:
+        with self._wake:
+            self._cancels.append(ticket)
+            self._wake.notify()
+
+    def heard(self) -> None:
+        """One more request's audio is all out, or will never be."""
+        with self._wake:
+            self._unheard -= 1
+            self._wake.notify()
+
+    def give_back(self, slot: int) -> None:
+        with self._wake:
+            self._slots.give_back(slot)
+
+    def take(self, busy: bool) -> tuple[list[Ticket], list[Ticket]] | None:
+        """Who has a slot from now on, and who is to be cancelled. Unless the caller is `busy`, it
+        waits until there is one; None when there will never be one again."""
+        with self._wake:
+            while not (busy or self._cancels or (self._waiting and self._admissible())):
+                if self._closed and not self._waiting:
+                    return None
+                self._wake.wait()
+            cancels = list(self._cancels)
+            self._cancels.clear()
+            for ticket in cancels:
+                if ticket.slot is None and ticket in self._waiting:
+                    self._waiting.remove(ticket)
+                    self._unheard += 1
+            admitted = []
+            for _ in range(min(self._admissible(), len(self._waiting))):
+                ticket = self._waiting.popleft()
+                ticket.slot = self._slots.take()
+                self._unheard += 1
+                admitted.append(ticket)
+        return admitted, cancels
+
+    def close(self) -> None:
+        """Take no more; those that wait will have their turn."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+
+    def end(self) -> list[Ticket]:
+        """Take no more, and give out those that wait."""
+        with self._wake:
+            self._closed = True
+            left = list(self._waiting)
+            self._waiting.clear()
+            self._unheard += len(left)
+        return left
+
+    def _admissible(self) -> int:
+        """How many requests could be admitted now; with the lock held."""
+        room = UNHEARD * self._slots.count - self._unheard
+        return max(0, min(self._slots.free, room))
