@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from snac import SNAC
+from published import PUBLISHED, make_snac
 
 from sheen.core.audio import decode_audio, encode_audio
 from sheen.core.codec_info import CONFIG_FILE, WEIGHTS_FILE
@@ -28,21 +28,6 @@ METADATA_FILE = "metadata.csv"
 RATE = 44_100
 SHORTEST_S, LONGEST_S = 1.0, 15.0
 SEED = 0
-
-PUBLISHED = {
-    "sampling_rate": 24_000,
-    "encoder_dim": 48,
-    "encoder_rates": [2, 4, 8, 8],
-    "decoder_dim": 1024,
-    "decoder_rates": [8, 8, 4, 2],
-    "attn_window_size": None,
-    "codebook_size": 4096,
-    "codebook_dim": 8,
-    "vq_strides": [4, 2, 1],
-    "noise": True,
-    "depthwise": True,
-}
-"""config.json of hubertsiuzdak/snac_24khz."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +103,7 @@ def make_codec(folder: Path) -> Path:
     if (codec / CONFIG_FILE).is_file():  # written last
         return codec
     codec.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(SEED)
-    torch.save(SNAC(**PUBLISHED).state_dict(), codec / WEIGHTS_FILE)
+    torch.save(make_snac().state_dict(), codec / WEIGHTS_FILE)
     (codec / CONFIG_FILE).write_text(json.dumps(PUBLISHED, indent=2) + "\n", "utf-8")
     return codec
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import bandwidth, describe, synchronize
-from snac import SNAC
+from published import make_snac
 from torch import Tensor, nn
 
 from sheen.core.codec import Codec, load_codec
@@ -59,19 +59,6 @@ WAYS = [
     Way("bfloat16", half, itemsize=2),
     Way("bfloat16, compiled layers", half, itemsize=2, compiles=True),
 ]
-
-
-def make_model(small: bool) -> SNAC:
-    torch.manual_seed(0)
-    return SNAC(
-        sampling_rate=24_000,
-        encoder_dim=8 if small else 48,
-        encoder_rates=[2, 4, 8, 8],
-        decoder_dim=64 if small else 1024,
-        decoder_rates=[8, 8, 4, 2],
-        attn_window_size=None,
-        vq_strides=[4, 2, 1],
-    )
 
 
 def draw_clips(seconds: float, rate: int) -> list[Tensor]:
@@ -169,7 +156,7 @@ class Bench:
         ]
 
     def codec(self) -> Codec:
-        return Codec(make_model(self.options.small), torch.device("cpu"))
+        return Codec(make_snac(self.options.small), torch.device("cpu"))
 
     def row(self, text: str, budget_s: float, way: Way | None) -> float:
         """Measure and print one row; audio seconds per second. `way` None: Sheen's own."""

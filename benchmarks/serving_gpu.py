@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from listener import Listener
 from machine import bandwidth, describe
-from snac import SNAC
+from published import make_snac
 from workload import Shape, make_base
 
 from sheen.core.codec import Codec
@@ -69,17 +69,7 @@ def make_model(options: argparse.Namespace, device: torch.device) -> SpeechLM:
 
 
 def make_codec(device: torch.device, small: bool) -> Codec:
-    torch.manual_seed(0)
-    model = SNAC(
-        sampling_rate=24_000,
-        encoder_dim=4 if small else 48,
-        encoder_rates=[2, 4, 8, 8],
-        decoder_dim=64 if small else 1024,
-        decoder_rates=[8, 8, 4, 2],
-        attn_window_size=None,
-        vq_strides=[4, 2, 1],
-    )
-    codec = Codec(model, device)
+    codec = Codec(make_snac(small), device)
     # As loud as speech at its loudest, whatever random weights give.
     loudest = codec.decode([np.zeros((1, 16 * n), np.int16) for n in (1, 2, 4)]).abs().max()
     final = codec.model.decoder.model[-2]
