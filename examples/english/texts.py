@@ -1,0 +1,112 @@
+"""What the corpus says: WordNet's example phrases and glosses, and composed sentences.
+
+Owns the reading of WordNet 3.0 (Debian's `wordnet-base`), which texts are fit to be read aloud, and
+the order in which a voice reads them. No text of WordNet is kept in the repository. No text is
+given that shares a sentence with the held-out lists beside this file.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from compose import Composer, Words
+
+HERE = Path(__file__).resolve().parent
+WORDNET = Path("/usr/share/wordnet")
+HELD_OUT = ("everyday.txt", "hard.txt")
+PARTS = ("noun", "verb", "adj", "adv")
+GLOSS_SHARE = 0.35
+"""Of the glosses: all of them would be 130 hours."""
+COMPOSED = 45_000
+LONGEST_WORDS = 30
+_READABLE = re.compile(r"[A-Za-z][A-Za-z ,;:'.!?-]*")
+_LEMMA = re.compile(r"[a-z]{3,12}")
+
+
+def held_out() -> set[str]:
+    """What no training text may say, as `spoken_key`s of sentences."""
+    lines = [line for name in HELD_OUT for line in (HERE / name).read_text("utf-8").splitlines()]
+    return {spoken_key(line) for line in lines}
+
+
+def spoken_key(sentence: str) -> str:
+    """Equal for sentences of the same words."""
+    return " ".join(re.findall(r"[a-z0-9']+", sentence.lower()))
+
+
+def _synsets() -> Iterator[str]:
+    """The gloss of every synset, examples among it: what follows `|` (wndb(5WN))."""
+    for part in PARTS:
+        for line in (WORDNET / f"data.{part}").read_text("latin-1").splitlines():
+            if not line.startswith("  "):  # the licence
+                yield line.partition("|")[2].strip()
+
+
+def phrases() -> tuple[list[str], list[str]]:
+    """WordNet's example phrases, and its glosses without them; as they stand there, each once."""
+    examples, glosses = {}, {}
+    for gloss in _synsets():
+        for example in re.findall(r'"([^"]+)"', gloss):
+            if _fit(example):
+                examples[example.strip()] = None
+        meaning = re.sub(r"\([^)]*\)", " ", re.sub(r'"[^"]*"', "", gloss)).split(";")[0]
+        meaning = re.sub(r"\s+", " ", meaning).strip(" ,:")
+        if _fit(meaning) and len(meaning.split()) > 2:
+            glosses[meaning] = None
+    return list(examples), list(glosses)
+
+
+def _fit(text: str) -> bool:
+    text = text.strip()
+    return bool(_READABLE.fullmatch(text)) and len(text.split()) <= LONGEST_WORDS
+
+
+def common_words() -> Words:
+    """Lemmas that WordNet's texts were tagged with at least once, one word each."""
+    lists = []
+    for part in ("noun", "adj", "adv", "verb"):
+        found = []
+        for line in (WORDNET / f"index.{part}").read_text("latin-1").splitlines():
+            if line.startswith("  "):
+                continue
+            fields = line.split()
+            # lemma pos synset_cnt p_cnt [ptr_symbol...] sense_cnt tagsense_cnt offsets...
+            tagged = int(fields[5 + int(fields[3])])
+            if tagged >= 1 and _LEMMA.fullmatch(fields[0]):
+                found.append(fields[0])
+        lists.append(found)
+    return Words(*lists)
+
+
+def sentences(seed: int) -> list[str]:
+    """All texts of the corpus as they are written, in no order, each once."""
+    examples, glosses = phrases()
+    rng = random.Random(f"texts {seed}")
+    kept = [gloss for gloss in glosses if rng.random() < GLOSS_SHARE]
+    composer = Composer(common_words(), seed)
+    composed = [composer.sentence(number) for number in range(COMPOSED)]
+    avoided = held_out()
+    texts: dict[str, None] = {}
+    for text in [*(_as_sentence(text, rng) for text in examples + kept), *composed]:
+        if not any(spoken_key(part) in avoided for part in re.split(r"(?<=[.!?;:])\s+", text)):
+            texts[text] = None
+    return list(texts)
+
+
+def _as_sentence(phrase: str, rng: random.Random) -> str:
+    """Four in five with a capital and a full stop; the rest as a visitor may type it."""
+    if rng.random() < 0.2:
+        return phrase
+    ended = phrase if phrase[-1] in ".!?" else phrase.rstrip(",;:-") + "."
+    return ended[0].upper() + ended[1:]
+
+
+def order(texts: list[str], voice: str, seed: int) -> list[int]:
+    """Which texts a voice reads, first to last: all of them, in an order of its own."""
+    indices = list(range(len(texts)))
+    rng = random.Random(f"order {seed} {voice}")
+    for last in range(len(indices) - 1, 0, -1):
+        other = int(rng.random() * (last + 1))
+        indices[last], indices[other] = indices[other], indices[last]
+    return indices
