@@ -2,32 +2,24 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tokenizers.pre_tokenizers import ByteLevel
 from torchaudio.functional import resample
 from transformers import (
-    AddedToken,
-    GenerationConfig,
     Wav2Vec2Config,
     Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     Wav2Vec2Processor,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-    WhisperProcessor,
-    WhisperTokenizer,
 )
 
 from conftest import DIGITS, VOICES, read_clip, rows_of
 from sheen.judge.errors import error_rate
 from sheen.judge.hearing import AsrPipeline, Pocketsphinx, open_transcriber
+from tiny_whisper import save_whisper
 
 GRAMMAR = DIGITS / "digits.gram"
 RATE = 16000
@@ -206,50 +198,6 @@ def save_ctc(folder: Path) -> None:
     Wav2Vec2Processor(
         Wav2Vec2FeatureExtractor(sampling_rate=RATE), Wav2Vec2CTCTokenizer(folder / "vocab.json")
     ).save_pretrained(folder)
-
-
-def save_whisper(folder: Path, multilingual: bool = True) -> None:
-    """A Whisper of bytes whose window is 2 s instead of 30."""
-    letters = {letter: index for index, letter in enumerate(sorted(ByteLevel.alphabet()))}
-    tokenizer = WhisperTokenizer(vocab=letters, merges=[], pad_token="<|endoftext|>")
-    names = ("startoftranscript", "en", "fr", "translate", "transcribe", "startofprev")
-    special = [f"<|{name}|>" for name in (*names, "notimestamps")]
-    tokenizer.add_tokens([AddedToken(token, special=True) for token in special], True)
-    tokenizer.add_tokens([f"<|{step * 0.02:.2f}|>" for step in range(101)])
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in (*names, "endoftext")}
-    ends: dict[str, Any] = {
-        "pad_token_id": ids["endoftext"],
-        "bos_token_id": ids["endoftext"],
-        "eos_token_id": ids["endoftext"],
-        "decoder_start_token_id": ids["startoftranscript"],
-    }
-    config = WhisperConfig(
-        vocab_size=len(tokenizer),
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        max_source_positions=100,
-        max_target_positions=64,
-        init_std=1.0,
-        **ends,
-    )
-    model = WhisperForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        max_new_tokens=12,
-        no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
-        prev_sot_token_id=ids["startofprev"],
-        is_multilingual=multilingual,
-        lang_to_id={f"<|{name}|>": ids[name] for name in ("en", "fr")},
-        task_to_id={name: ids[name] for name in ("transcribe", "translate")},
-        max_initial_timestamp_index=50,
-        **ends,
-    )
-    model.save_pretrained(folder)
-    WhisperProcessor(WhisperFeatureExtractor(chunk_length=2), tokenizer).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

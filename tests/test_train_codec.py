@@ -20,6 +20,8 @@ from snac import SNAC
 from torch import Tensor
 
 from conftest import CODEC, DIGITS, ROOT, VOICES, load_script
+from sheen.core.asr_encoder import open_asr_encoder
+from sheen.core.asr_features import AsrFeatureLoss
 from sheen.core.audio import decode_audio, to_pcm16
 from sheen.core.codec import load_codec, open_codec
 from sheen.core.codec_training import TrainableCodec
@@ -27,6 +29,7 @@ from sheen.core.spectral import mel_distance
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.data import SegmentReader, find_recordings, sample_names
 from sheen.train.codec.job import run
+from tiny_whisper import convert, save_encoder
 
 RATE = 24_000
 SAMPLES = 6144  # of a segment of 0.25 s, in whole blocks
@@ -99,6 +102,25 @@ def trained(
     return output
 
 
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whisper")
+    return convert(save_encoder(folder / "transformers"), folder / "ctranslate2")
+
+
+@pytest.fixture(scope="module")
+def trained_with_asr(
+    ray_cluster: None,
+    recordings: Path,
+    shape: Path,
+    whisper: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    output = tmp_path_factory.mktemp("codec") / "out"
+    run(codec_config(recordings, shape, output, asr_features=str(whisper)))
+    return output
+
+
 def metrics(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
@@ -130,6 +152,7 @@ def test_metrics_say_what_a_user_needs(trained: Path) -> None:
         assert all(math.isfinite(row[term]) and row[term] > 0 for term in TERMS)
         assert row["realtime"] > 0
         assert "unreadable" not in row
+        assert "asr_features" not in row
     assert steps[-1]["seconds_left"] == 0
     evaluated = [row for row in [first, *steps] if "eval_mel_distance_db" in row]
     assert [row["step"] for row in evaluated] == [0, 10, 20, 23]
@@ -144,6 +167,18 @@ def test_training_lowers_the_losses(trained: Path) -> None:
     assert steps[-1]["mel"] < 0.8 * steps[0]["mel"]
     assert steps[-1]["eval_mel_distance_db"] < 0.85 * first["eval_mel_distance_db"]
     assert sum(row["restarted_codes"] for row in steps) > 0
+
+
+def test_asr_features_are_learnt_from_and_logged(trained: Path, trained_with_asr: Path) -> None:
+    *_, plain = metrics(trained)
+    _, _, *steps = metrics(trained_with_asr)
+    for row in steps:
+        assert {*TERMS, *TIMED, "asr_features"} <= set(row)
+        assert row["asr_features"] > 0
+    assert steps[-1]["asr_features"] < steps[0]["asr_features"]
+    assert steps[-1]["mel"] != plain["mel"], "it moves the weights"
+    # The encoder is no part of the codec.
+    assert list(weights(trained_with_asr)) == list(weights(trained))
 
 
 def test_samples_are_there_to_be_heard(trained: Path, recordings: Path) -> None:
@@ -193,10 +228,10 @@ def test_the_published_package_opens_the_codec(trained: Path) -> None:
 
 
 def test_a_killed_run_resumes_by_name_and_ends_the_same(
-    trained: Path, recordings: Path, shape: Path, tmp_path: Path
+    trained_with_asr: Path, recordings: Path, shape: Path, whisper: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    config = codec_config(recordings, shape, output)
+    config = codec_config(recordings, shape, output, asr_features=str(whisper))
     words = [sys.executable, str(ROOT / "jobs" / "train_codec.py")]
     for name, value in config.model_dump(exclude_unset=True, exclude_none=True).items():
         flag = f"--{name.replace('_', '-')}"
@@ -216,9 +251,9 @@ def test_a_killed_run_resumes_by_name_and_ends_the_same(
     assert not (output / "codec").exists(), "it was killed before its end"
     # Lines and samples that the killed run wrote after its checkpoint must not matter.
     run(config)
-    assert curve(output) == curve(trained)
-    assert list(weights(output)) == list(weights(trained))
-    for name, tensor in weights(trained).items():
+    assert curve(output) == curve(trained_with_asr)
+    assert list(weights(output)) == list(weights(trained_with_asr))
+    for name, tensor in weights(trained_with_asr).items():
         assert torch.equal(tensor, weights(output)[name]), name
 
 
@@ -237,7 +272,7 @@ def test_a_finished_run_has_nothing_left_but_its_export(
 
 @pytest.mark.soak
 def test_two_workers_share_the_segments_of_one(
-    ray_cluster: None, recordings: Path, shape: Path, tmp_path: Path
+    ray_cluster: None, recordings: Path, shape: Path, whisper: Path, tmp_path: Path
 ) -> None:
     """Also: half the size on request, no evaluation, and a recording that cannot be read."""
     data = tmp_path / "data"
@@ -246,6 +281,7 @@ def test_two_workers_share_the_segments_of_one(
     changes = {
         "num_workers": 2, "segments": 7, "max_steps": 3, "log_every": 1, "save_every": 10,
         "eval_recordings": 0, "half": True, "restart_patience": 0.1, "seed": 3,
+        "asr_features": str(whisper),
     }  # fmt: skip
     run(codec_config(data, shape, tmp_path / "out", **changes))
     # The first step again, in one worker: codes are chosen before any noise is added.
@@ -255,13 +291,16 @@ def test_two_workers_share_the_segments_of_one(
         find_recordings(str(data), 0, 3).train,
         sample_rate=RATE, samples=SAMPLES, per_rank=14, rank=0, world=1, seed=3,
     )  # fmt: skip
-    losses = TrainableCodec(model)(next(reader.batches(0, 1)))
+    distance = AsrFeatureLoss(open_asr_encoder(str(whisper)), RATE)
+    losses = TrainableCodec(model, asr_features=distance)(next(reader.batches(0, 1)))
+    assert losses.asr_features is not None
     _, first, *others = metrics(tmp_path / "out")
     assert first["commitment"] == pytest.approx(losses.commitment.item(), abs=1e-5)
     assert first["codebook"] == pytest.approx(losses.codebook.item(), abs=1e-5)
     assert first["mel"] == pytest.approx(losses.mel.item(), rel=0.05)
+    assert first["asr_features"] == pytest.approx(losses.asr_features.item(), rel=0.05)
     for row in [first, *others]:
-        assert all(math.isfinite(row[term]) for term in TERMS)
+        assert all(math.isfinite(row[term]) for term in (*TERMS, "asr_features"))
         assert list(row["unreadable"]) == [str(data / "torn.flac")]
         assert "eval_mel_distance_db" not in row
     assert sum(row["restarted_codes"] for row in [first, *others]) > 0
@@ -288,6 +327,40 @@ def test_a_run_of_other_settings_is_not_resumed(
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"asr_features": None}, "asr_features was 'ctranslate2', now None"),
+        ({"asr_features_weight": 1.0}, r"asr_features_weight was 4\.0, now 1\.0"),
+        ({}, "asr_features_sha256 was '[0-9a-f]{64}', now '[0-9a-f]{64}'"),
+    ],
+)
+def test_a_run_with_another_encoder_is_not_resumed(
+    trained_with_asr: Path, recordings: Path, shape: Path, whisper: Path, tmp_path: Path,
+    changes: dict[str, Any], message: str,
+) -> None:  # fmt: skip
+    """The last: a folder of the same name, with other weights in it."""
+    if not changes:
+        other = convert(save_encoder(tmp_path / "other", seed=1), tmp_path / whisper.name)
+        changes = {"asr_features": str(other)}
+    fields = {"asr_features": str(whisper)} | changes
+    with pytest.raises(ValueError, match=message):
+        run(codec_config(recordings, shape, trained_with_asr, **fields))
+
+
+def test_a_run_of_before_asr_features_resumes(
+    trained: Path, recordings: Path, shape: Path, tmp_path: Path
+) -> None:
+    """Its record names no such fields."""
+    output = Path(shutil.copytree(trained, tmp_path / "out"))
+    record = output / "run" / "run.json"
+    fields = json.loads(record.read_text())
+    assert fields.pop("asr_features") is None
+    assert "asr_features_weight" not in fields
+    record.write_text(json.dumps(fields))
+    assert run(codec_config(recordings, shape, output)) == metrics(trained)[-1]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--data", "{empty}"], "no audio files (.wav, .flac"),
@@ -299,15 +372,26 @@ def test_a_run_of_other_settings_is_not_resumed(
         (["--data", "{data}", "--codec", "nobody/nothing"], "codec 'nobody/nothing': not a folder"),
         (["--data", "{data}", "--mel-wieght", "3"], "unknown flag --mel-wieght; did you mean"),
         (["--data", "{data}", "--segments", "0"], "segments: Input should be greater"),
+        (
+            ["--data", "{data}", "--asr-features", "{empty}/nowhere"],
+            "--asr-features: speech encoder '{empty}/nowhere': no such folder",
+        ),
+        (
+            ["--data", "{data}", "--asr-features", "{whisper}", "--segment-seconds", "2.1"],
+            "--segment-seconds 2.1: the encoder of --asr-features {whisper} hears at most 2 s",
+        ),
         ([], "give --data or the key 'data'"),
     ],
 )
 def test_what_the_user_must_change_is_named(
-    recordings: Path, shape: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    words: list[str], message: str,
+    recordings: Path, shape: Path, whisper: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str,
 ) -> None:  # fmt: skip
     (tmp_path / "empty").mkdir()
-    places = {"empty": tmp_path / "empty", "data": recordings, "shape": shape}
+    places = {
+        "empty": tmp_path / "empty", "data": recordings, "shape": shape, "whisper": whisper,
+    }  # fmt: skip
+    message = message.format(**places)
     words = [word.format(**places) for word in words]
     if "--codec" not in words:
         words += ["--codec", str(CODEC)]

@@ -19,6 +19,7 @@ from snac.layers import Snake1d
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from sheen.core.asr_features import AsrFeatureLoss
 from sheen.core.codec import Codec
 from sheen.core.codec_info import CONFIG_FILE, WEIGHTS_FILE
 from sheen.core.spectral import RANGE_DB, SpectralLoss, waveform_distance
@@ -42,13 +43,17 @@ class Quantized:
 
 @dataclass(frozen=True)
 class CodecLosses:
-    """Scalars of a batch, and what the codes were chosen for (see `Quantized`)."""
+    """Scalars of a batch, and what the codes were chosen for (see `Quantized`).
+
+    `asr_features` is None where no speech encoder listens.
+    """
 
     mel: Tensor
     stft: Tensor
     waveform: Tensor
     commitment: Tensor
     codebook: Tensor
+    asr_features: Tensor | None
     codes: list[Tensor]
     vectors: list[Tensor]
 
@@ -71,10 +76,16 @@ class Snake(nn.Module):
 class TrainableCodec(nn.Module):
     """A SNAC model with its losses: what a data-parallel wrapper wraps.
 
-    The model's activations become `Snake`; the names in its state stay as they are.
+    The model's activations become `Snake`; the names in its state stay as they are. With
+    `asr_features` the distance in a frozen recogniser's features is among the losses.
     """
 
-    def __init__(self, model: SNAC, range_db: float = RANGE_DB) -> None:
+    def __init__(
+        self,
+        model: SNAC,
+        range_db: float = RANGE_DB,
+        asr_features: AsrFeatureLoss | None = None,
+    ) -> None:
         super().__init__()
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
@@ -82,6 +93,7 @@ class TrainableCodec(nn.Module):
                     setattr(module, name, Snake(child.alpha))
         self.model = model
         self.spectral = SpectralLoss(int(model.sampling_rate), range_db=range_db)
+        self.asr_features = asr_features
 
     def compile_layers(self) -> None:
         """Compile the two stacks of convolutions; the names in the state stay as they are."""
@@ -96,14 +108,17 @@ class TrainableCodec(nn.Module):
         decoded = self.model.decoder(quantized.latents)[:, 0]
         # Spectra in float32 whatever autocast is on: bfloat16 has no bits for quiet bands.
         with torch.autocast(audio.device.type, enabled=False):
-            terms = self.spectral(decoded.float(), audio)
-            waveform = waveform_distance(decoded.float(), audio)
+            decoded = decoded.float()
+            terms = self.spectral(decoded, audio)
+            waveform = waveform_distance(decoded, audio)
+            features = None if self.asr_features is None else self.asr_features(decoded, audio)
         return CodecLosses(
             terms.mel,
             terms.stft,
             waveform,
             quantized.commitment,
             quantized.codebook,
+            features,
             quantized.codes,
             quantized.vectors,
         )

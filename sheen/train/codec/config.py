@@ -98,6 +98,16 @@ class CodecTrainConfig(JobConfig):
     codebook_weight: Annotated[
         float, Field(ge=0.0, description="pulls the codes to the encoder")
     ] = 1.0
+    asr_features: Annotated[
+        str | None,
+        Field(
+            description="Whisper whose frozen encoder compares decoded and original audio: hub id, "
+            "folder, or CTranslate2 folder. It keeps the words. Judge the codec by another model"
+        ),
+    ] = None
+    asr_features_weight: Annotated[
+        float, Field(ge=0.0, description="of the distance in that encoder's features")
+    ] = 4.0
     restart_patience: Annotated[
         float,
         Field(

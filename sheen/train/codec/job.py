@@ -8,14 +8,16 @@ from typing import Any
 
 import ray
 import torch
+from snac import SNAC
 
 from sheen import cluster
 from sheen.core import files
+from sheen.core.asr_features import AsrFeatureLoss
 from sheen.core.codec import open_codec
 from sheen.train import state
 from sheen.train.codec.config import FREE_FIELDS, CodecTrainConfig
 from sheen.train.codec.data import find_recordings
-from sheen.train.codec.loop import CODEC_FOLDER, train_loop
+from sheen.train.codec.loop import CODEC_FOLDER, segment_samples, train_loop
 from sheen.train.launch import fit
 from sheen.train.store import RunStore
 
@@ -31,6 +33,15 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)  # of random weights
     model, codec_config = open_codec(config.codec, config.from_scratch)
     recordings = find_recordings(files.absolute(config.data), config.eval_recordings, config.seed)
+    fields, free, paths = config.model_dump(), FREE_FIELDS, ["data", "codec"]
+    asr_features = None
+    if config.asr_features is None:
+        free = free | {"asr_features_weight"}  # it means nothing then
+    else:
+        asr_features, fields["asr_features_sha256"] = _open_asr_features(
+            config.asr_features, model, config.segment_seconds
+        )
+        paths.append("asr_features")
     summary = recordings.summary
     print(
         f"{summary['train_recordings']} recordings to train on, {summary['eval_recordings']} held "
@@ -38,7 +49,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters",
         flush=True,
     )
-    state.claim_run(output, config.run_name, config.model_dump(), FREE_FIELDS, ("data", "codec"))
+    state.claim_run(output, config.run_name, fields, free, tuple(paths))
     cluster.connect()
     fit(
         train_loop,
@@ -46,6 +57,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
             "config": config.model_dump(),
             "recordings": recordings,
             "codec": ray.put((codec_config, model.state_dict())),
+            "asr_features": None if asr_features is None else ray.put(asr_features),
             "output": output,
         },
         output=output,
@@ -59,3 +71,20 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     assert last is not None, "a run that ended well has saved"
     files.copy_folder(files.join(last, CODEC_FOLDER), files.join(output, CODEC_FOLDER))
     return state.last_metrics(output)
+
+
+def _open_asr_features(source: str, model: SNAC, seconds: float) -> tuple[AsrFeatureLoss, str]:
+    """The loss that `--asr-features` names, for segments of this codec, and its weights' hash."""
+    from sheen.core.asr_encoder import open_asr_encoder, weights_sha256  # takes seconds to import
+
+    try:
+        encoder = open_asr_encoder(source)
+        loss = AsrFeatureLoss(encoder, int(model.sampling_rate))
+    except ValueError as error:
+        raise ValueError(f"--asr-features: {error}") from error
+    if segment_samples(seconds, model) > loss.longest:
+        raise ValueError(
+            f"--segment-seconds {seconds:g}: the encoder of --asr-features {source} hears at most "
+            f"{loss.longest / model.sampling_rate:g} s"
+        )
+    return loss, weights_sha256(encoder)

@@ -14,6 +14,7 @@ from ray.train.torch import prepare_model
 from snac import SNAC
 from torch import Tensor
 
+from sheen.core.asr_features import AsrFeatureLoss
 from sheen.core.codec_training import (
     CodecLosses,
     CodeUsage,
@@ -41,7 +42,8 @@ class CodecStep:
 class CodecLearner:
     """Computes with `model`; `average` is the one to save and to judge.
 
-    loss_weights: what each term of `CodecLosses` counts; other terms are left out.
+    loss_weights: what each term of `CodecLosses` counts; other terms are left out. asr_features:
+    for the term of that name; it is no part of the state.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class CodecLearner:
         *,
         loss_weights: Mapping[str, float],
         range_db: float,
+        asr_features: AsrFeatureLoss | None,
         learning_rate: float,
         codebook_rate: float,
         clip_norm: float,
@@ -64,7 +67,7 @@ class CodecLearner:
         self._loss_weights, self._clip_norm = loss_weights, clip_norm
         self._average = WeightAverage(self.model, average_decay)
         self._usage = CodeUsage(model.n_codebooks, model.codebook_size, restart_patience)
-        trainable = TrainableCodec(self.model, range_db)
+        trainable = TrainableCodec(self.model, range_db, asr_features)
         if compile_layers:
             trainable.compile_layers()
         self._module = prepare_model(

@@ -17,6 +17,7 @@ from snac import SNAC
 from torch import Tensor
 
 from sheen.core import files
+from sheen.core.asr_features import AsrFeatureLoss
 from sheen.core.codec_training import inference_copy, save_codec
 from sheen.train import state
 from sheen.train.codec.config import CodecTrainConfig
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 CODEC_FOLDER = "codec"
 TERMS = ("mel", "stft", "waveform", "commitment", "codebook")
+ASR_TERM = "asr_features"
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
@@ -40,9 +42,12 @@ def train_loop(arguments: dict[str, Any]) -> None:
     Worker(**arguments).run()
 
 
-def segment_samples(seconds: float, sample_rate: int, block: int) -> int:
+def segment_samples(seconds: float, model: SNAC) -> int:
     """Samples of a segment, rounded up to the codec's block."""
-    return -(-round(seconds * sample_rate) // block) * block
+    block = int(np.prod(model.encoder_rates)) * int(
+        np.lcm(model.vq_strides[0], model.attn_window_size or 1)
+    )
+    return -(-round(seconds * int(model.sampling_rate)) // block) * block
 
 
 class Worker:
@@ -53,6 +58,7 @@ class Worker:
         config: dict[str, Any],
         recordings: Recordings,
         codec: "ray.ObjectRef[tuple[dict[str, Any], dict[str, Tensor]]]",
+        asr_features: "ray.ObjectRef[AsrFeatureLoss] | None",
         output: str,
         control: Control,
     ) -> None:
@@ -66,11 +72,13 @@ class Worker:
         model = SNAC(**self.codec_config)
         model.load_state_dict(weights)
         self.sample_rate = int(model.sampling_rate)
+        self.terms = TERMS if asr_features is None else (*TERMS, ASR_TERM)
         self.learner = CodecLearner(
             model,
             self.ranks,
-            loss_weights={name: getattr(self.config, f"{name}_weight") for name in TERMS},
+            loss_weights={name: getattr(self.config, f"{name}_weight") for name in self.terms},
             range_db=self.config.range_db,
+            asr_features=None if asr_features is None else ray.get(asr_features),
             learning_rate=self.config.learning_rate,
             codebook_rate=self.config.codebook_rate,
             clip_norm=self.config.clip_norm,
@@ -93,10 +101,7 @@ class Worker:
             self.step, rows = restored["step"], restored["rows"]
             self._say(f"resuming after step {self.step}")
         self.log = state.MetricsLog(output, rows, writes=self.ranks.first)
-        block = int(np.prod(model.encoder_rates)) * int(
-            np.lcm(model.vq_strides[0], model.attn_window_size or 1)
-        )
-        self.samples = segment_samples(self.config.segment_seconds, self.sample_rate, block)
+        self.samples = segment_samples(self.config.segment_seconds, model)
         self.reader = SegmentReader(
             recordings.train,
             sample_rate=self.sample_rate,
@@ -108,7 +113,7 @@ class Worker:
         )
         self._sample_names = sample_names(recordings.evaluation[: self.config.sample_recordings])
         # Sums of the terms, and steps.
-        self.interval = Interval(self.ranks, len(TERMS) + 1, torch.device("cpu"))
+        self.interval = Interval(self.ranks, len(self.terms) + 1, torch.device("cpu"))
         self._restarted = 0
         if restored:
             self.interval.load_state(restored)
@@ -158,7 +163,7 @@ class Worker:
         steps = float(sums[-1]) / self.ranks.world
         heard = float(sums[-1]) * self.config.segments * self.samples / self.sample_rate
         metrics = {
-            **{name: round(float(sums[i] / sums[-1]), 5) for i, name in enumerate(TERMS)},
+            **{name: round(float(sums[i] / sums[-1]), 5) for i, name in enumerate(self.terms)},
             "restarted_codes": restarted,
             "gradient_norm": round(norm, 4),
             "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
@@ -240,6 +245,8 @@ def _line(row: dict[str, Any]) -> str:
             f"mel {row['mel']:.4f}, stft {row['stft']:.3f}",
             f"waveform {row['waveform']:.3f}, codebook {row['codebook']:.4f}",
         ]
+        if ASR_TERM in row:
+            parts += [f"ASR features {row[ASR_TERM]:.4f}"]
         parts += [f"{row['restarted_codes']} codes restarted", f"{row['realtime']} x realtime"]
         parts += [f"{timedelta(seconds=row['seconds_left'])} left"]
     if "eval_mel_distance_db" in row:

@@ -1,0 +1,118 @@
+"""A distance of two batches of audio in the features of a frozen speech recogniser.
+
+Owns Whisper's log-mel spectrum at a codec's own sample rate and the loss on what Whisper's encoder
+makes of it. A codec of few bits that learns from spectral distances alone keeps the timbre before
+it keeps the words; this distance is about the words (JHCodec, arXiv 2603.05887). Knows nothing of
+codecs, nor of where an encoder comes from.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
+
+if TYPE_CHECKING:  # its import takes seconds, and only the job that loads an encoder needs it
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+WHISPER_RATE = 16000
+_WINDOW_PER_S, _FRAMES_PER_S = 40, 100  # windows of 25 ms, of which each starts 10 ms later
+_BINS = WHISPER_RATE // (2 * _WINDOW_PER_S) + 1
+FLOOR = 1e-6
+"""Power that is added to every mel band, relative to a segment's loudest."""
+QUIETEST = 1e-1
+"""The least that the loudest band counts as; speech at a usual level has 1 to 5, silence 0."""
+
+
+class AsrFeatureLoss(nn.Module):
+    """L1 of a Whisper encoder's features: of its stem, its middle layer and its last.
+
+    Of each the mean distance is divided by the original's mean magnitude; the loss is the mean of
+    the three. The encoder stays in evaluation mode and learns nothing.
+    """
+
+    taper: Tensor
+    bank: Tensor
+
+    def __init__(self, encoder: "WhisperEncoder", sample_rate: int) -> None:
+        """Raises ValueError for a rate at which Whisper's windows are no whole samples."""
+        super().__init__()
+        if sample_rate < WHISPER_RATE or sample_rate % (2 * _FRAMES_PER_S):
+            raise ValueError(
+                f"audio at {sample_rate} Hz; Whisper's features want a rate from {WHISPER_RATE} Hz "
+                f"that is a multiple of {2 * _FRAMES_PER_S}, such as 24000"
+            )
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.middle = len(encoder.layers) // 2
+        self.window = sample_rate // _WINDOW_PER_S
+        self.hop = sample_rate // _FRAMES_PER_S
+        self.longest = encoder.embed_positions.num_embeddings * 2 * self.hop
+        """Samples of audio that the encoder has positions for: 30 s."""
+        # The power of a window that is longer by so much, in samples, for the same sound.
+        self.gain = (sample_rate / WHISPER_RATE) ** 2
+        self.register_buffer("taper", torch.hann_window(self.window), persistent=False)
+        bank = melscale_fbanks(
+            _BINS,
+            0.0,
+            WHISPER_RATE / 2,
+            encoder.num_mel_bins,
+            WHISPER_RATE,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        self.register_buffer("bank", bank, persistent=False)
+
+    def train(self, mode: bool = True) -> "AsrFeatureLoss":
+        """Without effect: the encoder stays as it is while the codec learns."""
+        return super().train(False)
+
+    def forward(self, decoded: Tensor, audio: Tensor) -> Tensor:
+        """Of `decoded` and `audio`, both `[B, n]` float32; the gradient flows into `decoded`."""
+        with torch.no_grad():
+            power = self.mel_power(audio)
+            floor = FLOOR * power.amax((1, 2), keepdim=True).clamp(min=QUIETEST)
+            wanted = self.features(log_mel(power, floor))
+        found = self.features(log_mel(self.mel_power(decoded), floor))
+        terms = [
+            (ours - theirs).abs().mean() / theirs.abs().mean()
+            for ours, theirs in zip(found, wanted, strict=True)
+        ]
+        return torch.stack(terms).mean()
+
+    def mel_power(self, audio: Tensor) -> Tensor:
+        """`[B, n]` -> Whisper's mel bands `[B, bands, n // hop]`, as of the same sound at 16 kHz.
+
+        At any rate a window of 25 ms has a bin every 40 Hz, so Whisper's filters fit as they are.
+        """
+        spectrum = torch.stft(audio, self.window, self.hop, window=self.taper, return_complex=True)
+        below = spectrum[:, :_BINS, :-1]
+        power = (below.real.square() + below.imag.square()) / self.gain
+        return self.bank.T @ power
+
+    def features(self, mel: Tensor) -> list[Tensor]:
+        """`[B, bands, frames]` -> the outputs of stem, middle and last layer `[B, frames / 2, D]`.
+
+        transformers' own forward takes 30 s and nothing else; here the positions end with the
+        audio. The stem's output is without them; the last layer's has passed the final norm.
+        """
+        encoder = self.encoder
+        x = F.gelu(encoder.conv1(mel))
+        x = F.gelu(encoder.conv2(x)).transpose(1, 2)
+        outputs = [x]
+        x = x + encoder.embed_positions.weight[: x.shape[1]]
+        for number, layer in enumerate(encoder.layers, start=1):
+            x = layer(x, None)
+            if number == self.middle:
+                outputs.append(x)
+        return [*outputs, encoder.layer_norm(x)]
+
+
+def log_mel(power: Tensor, floor: Tensor) -> Tensor:
+    """Whisper's scale of logarithms; `floor` is added.
+
+    Whisper clamps eight decades below the loudest band. As a loss that would be nearly all
+    about silence: what a codec decodes there is faint, and the slope of a logarithm is steepest at
+    nothing.
+    """
+    return ((power + floor).log10() + 4.0) / 4.0
