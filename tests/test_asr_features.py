@@ -254,8 +254,8 @@ def test_the_codec_learns_from_it_and_the_encoder_does_not(loss: AsrFeatureLoss)
     )  # fmt: skip
     names = list(model.state_dict())
     before = weights_sha256(loss.encoder)
-    trainable = TrainableCodec(model, asr_features=loss)
-    trainable.train()
+    assert not any(module.training for module in loss.modules())
+    trainable = TrainableCodec(model, asr_features=loss).train()
     assert not any(module.training for module in loss.modules())
     assert list(model.state_dict()) == names, "the codec's files stay as they are"
     losses = trainable(speech(seconds=6144 / RATE))

@@ -43,7 +43,7 @@ class AsrFeatureLoss(nn.Module):
                 f"audio at {sample_rate} Hz; Whisper's features want a rate from {WHISPER_RATE} Hz "
                 f"that is a multiple of {2 * _FRAMES_PER_S}, such as 24000"
             )
-        self.encoder = encoder.requires_grad_(False).eval()
+        self.encoder = encoder.requires_grad_(False)
         self.middle = len(encoder.layers) // 2
         self.window = sample_rate // _WINDOW_PER_S
         self.hop = sample_rate // _FRAMES_PER_S
@@ -62,6 +62,7 @@ class AsrFeatureLoss(nn.Module):
             mel_scale="slaney",
         )
         self.register_buffer("bank", bank, persistent=False)
+        self.eval()
 
     def train(self, mode: bool = True) -> "AsrFeatureLoss":
         """Without effect: the encoder stays as it is while the codec learns."""
