@@ -373,11 +373,20 @@ def test_a_run_of_before_asr_features_resumes(
         (["--data", "{data}", "--mel-wieght", "3"], "unknown flag --mel-wieght; did you mean"),
         (["--data", "{data}", "--segments", "0"], "segments: Input should be greater"),
         (
-            ["--data", "{data}", "--asr-features", "{empty}/nowhere"],
+            ["--data", "{data}", "--eval-recordings", "2", "--asr-features", "{empty}/nowhere"],
             "--asr-features: speech encoder '{empty}/nowhere': no such folder",
         ),
         (
-            ["--data", "{data}", "--asr-features", "{whisper}", "--segment-seconds", "2.1"],
+            [
+                "--data",
+                "{data}",
+                "--eval-recordings",
+                "2",
+                "--asr-features",
+                "{whisper}",
+                "--segment-seconds",
+                "2.1",
+            ],
             "--segment-seconds 2.1: the encoder of --asr-features {whisper} hears at most 2 s",
         ),
         ([], "give --data or the key 'data'"),
