@@ -13,7 +13,8 @@ from browser import CHROMIUM, CTRL, WAIT_S, Browser, Page
 from page_server import SAMPLES, SECONDS, Speaker, serving
 from sheen.core.audio import to_pcm16, wav_header
 from sheen.core.formats import MEDIA_TYPES
-from sheen.serve.access import Gate, digest, set_gate
+from sheen.serve.access import Gate, set_gate
+from sheen.serve.keys import digest
 from sheen.serve.page import page_response
 
 needs_chromium = pytest.mark.skipif(
@@ -161,7 +162,7 @@ def test_a_stream_that_breaks_off_says_so(
 
 @pytest.fixture
 def locked() -> Iterator[None]:
-    set_gate(Gate(frozenset({digest("sesame")})))
+    set_gate(Gate(lambda: frozenset({digest("sesame")})))
     yield
     set_gate(Gate(None))
 

@@ -16,6 +16,7 @@ from sheen.serve.api import SpeechRequest
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
+from sheen.serve.limits import Limits
 from sheen.serve.responses import streamed
 from sheen.serve.websocket import converse
 from speaking import WAIT_S
@@ -145,7 +146,7 @@ def socket(backend: Backend) -> Iterator[Any]:
 
     @app.websocket("/")
     async def talk(socket: WebSocket) -> None:
-        await converse(socket, backend)
+        await converse(socket, backend, Limits())
 
     with TestClient(app) as client, client.websocket_connect("/") as socket:
         socket.send_json(START)
@@ -211,7 +212,7 @@ def test_no_more_lines_than_places(backend: Backend, socket: Any) -> None:
 
         @app.websocket("/")
         async def talk(socket: WebSocket) -> None:
-            await converse(socket, backend)
+            await converse(socket, backend, Limits())
 
         with TestClient(app) as client, client.websocket_connect("/") as another:
             assert heard(another)[1]["error"]["type"] == "rate_limit_error"

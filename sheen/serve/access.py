@@ -1,40 +1,48 @@
-"""Who may ask, and how much at a time: bearer keys, the body's limit, where a WebSocket comes from.
+"""Who may ask: bearer keys, and where a WebSocket comes from; and that bodies keep to their limits.
 
-Owns the gate before the application, as ASGI middleware: what it refuses no handler sees. Keys are
-kept and compared as hashes, in constant time; none is ever logged. One process has one gate,
+Owns the gate before the application, as ASGI middleware: what it refuses no handler sees. What keys
+are is `sheen.serve.keys`', how much is too much `sheen.serve.limits`'. One process has one gate,
 because the application is made when the module is imported, and its settings are known later.
 """
 
-import hashlib
-import hmac
-import os
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sheen.serve.accounting import local_path, refused
 from sheen.serve.errors import APIError, error_response
+from sheen.serve.keys import is_known
+from sheen.serve.limits import Bodies, Body, Limits, declared, too_large
 
-KEYS_VARIABLE = "SHEEN_API_KEYS"
 PROTECTED = "/v1/"
 """Paths that need a key. The rest (health, the page, the documentation) says nothing of a model."""
-MAX_BODY_BYTES = 256 * 1024
-"""The longest text and instructions, with every character escaped, take 100 kB."""
+KEY_PROTOCOL = "openai-insecure-api-key."
+"""What stands before the key among the subprotocols of a WebSocket: the one place where a browser
+lets a page put it, as OpenAI's own endpoints take it. Never a query, which proxies log."""
+RETRY_S = 5
 POLICY_VIOLATION = 1008
 """A WebSocket's close code (RFC 6455, 7.4.1)."""
+
+Digests = frozenset[str]
+
+
+def no_digests() -> Digests:
+    return frozenset()
 
 
 @dataclass
 class Gate:
-    """The process's settings. `digests` None: no key is needed; until it is set, none opens."""
+    """The process's settings. `digests` gives the hashes of the keys that are good now, None when
+    that is not known; it is None itself where no key is needed. Until it is set, none opens."""
 
-    digests: frozenset[str] | None = frozenset()
-    max_body_bytes: int = MAX_BODY_BYTES
+    digests: Callable[[], Digests | None] | None = no_digests
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.bodies = Bodies(self.limits.max_bodies)
 
 
 _gate = Gate()
@@ -46,46 +54,38 @@ def set_gate(gate: Gate) -> None:
     _gate = gate
 
 
-def digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-def read_keys(path: str | None) -> frozenset[str]:
-    """Hashes of the keys in a file (one a line; what begins with `#` is a comment, at the beginning
-    of a line or after white space) or in SHEEN_API_KEYS (commas between them).
-
-    ValueError when there are none, because a server without keys must be asked for, and for a key
-    that no header can carry.
-    """
-    if path is not None:
-        where = f"args.keys_file {path}"
-        try:
-            lines = Path(path).expanduser().read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{where}: {error}") from error
-        keys = [re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip() for line in lines]
-    else:
-        where = f"the environment variable {KEYS_VARIABLE}"
-        keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",")]
-    keys = [key for key in keys if key]
-    if not keys:
-        raise ValueError(
-            f"{where} holds no key. Put one into it (`openssl rand -hex 32` makes one), or set "
-            "args.auth to none to let everybody in who reaches the port"
+def check_key(scope: Scope) -> None:
+    """APIError unless a request, or a WebSocket that is open, brings a key that is good now."""
+    if _gate.digests is None or not f"{local_path(scope)}/".startswith(PROTECTED):
+        return
+    digests = _gate.digests()
+    if digests is None:
+        raise APIError(
+            503, "the server cannot read its keys", code="keys_unreadable", retry_after_s=RETRY_S
         )
-    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
-        raise ValueError(f"{where}: a key may hold printable ASCII without spaces only")
-    return frozenset(digest(key) for key in keys)
+    if not any(is_known(key, digests) for key in _keys(scope)):
+        raise APIError(
+            401,
+            "no valid API key; send the header Authorization: Bearer KEY",
+            code="invalid_api_key",
+        )
 
 
-def allowed(headers: Headers, digests: Iterable[str]) -> bool:
-    """Whether a request brings one of the keys."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        return False
-    found = digest(key.strip())
-    # All are compared: how long it takes says nothing about which one was near.
-    return sum(hmac.compare_digest(found, known) for known in digests) > 0
+def _keys(scope: Scope) -> Iterator[str]:
+    """What a request brings as its keys."""
+    kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        yield key.strip()
+    for protocol in scope.get("subprotocols", ()):
+        if protocol.startswith(KEY_PROTOCOL):
+            yield protocol.removeprefix(KEY_PROTOCOL)
+
+
+def answered_protocol(scope: Scope) -> str | None:
+    """The subprotocol to accept a WebSocket with: the first that is offered and is no key. Browsers
+    close one whose offers were all passed over."""
+    offered: list[str] = scope.get("subprotocols", [])
+    return next((name for name in offered if not name.startswith(KEY_PROTOCOL)), None)
 
 
 def same_origin(headers: Headers) -> bool:
@@ -98,70 +98,50 @@ def same_origin(headers: Headers) -> bool:
         return False
 
 
-def local_path(scope: Scope) -> str:
-    """The path within the application: its route prefix is in `root_path`, and in `path` too."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+def check_origin(scope: Scope) -> None:
+    """APIError for a WebSocket of another host's page, where no key is needed. A page that brings a
+    key was given it: browsers add none by themselves."""
+    if _gate.digests is None and not same_origin(Headers(scope=scope)):
+        raise APIError(403, "a page of another host", code="foreign_origin")
 
 
 class GateMiddleware:
-    """Refuses with 401 and 413, and a WebSocket with close code 1008."""
+    """Refuses with 401, 408, 413 and 503, and a WebSocket with close code 1008."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        refusal = self._refusal(scope, headers)
         if scope["type"] == "websocket":
-            if refusal is None and not same_origin(headers):
-                refusal = APIError(403, "a page of another host")
-            if refusal is not None:
-                await receive()
-                await send(
-                    {"type": "websocket.close", "code": POLICY_VIOLATION, "reason": str(refusal)}
-                )
-                return
+            await self._socket(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._request(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            check_key(scope)
+            check_origin(scope)
+        except APIError as error:
+            refused(scope, error)
+            await receive()
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": str(error)})
             return
-        if refusal is not None:
-            await error_response(refusal)(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = _gate.limits.body(local_path(scope))
+        try:
+            check_key(scope)
+            if declared(Headers(scope=scope)) > limit.size:
+                raise too_large(limit)
+        except APIError as error:
+            refused(scope, error)
+            await error_response(error)(scope, receive, send)
             return
-        await self._app(scope, _limited(receive), send)
-
-    def _refusal(self, scope: Scope, headers: Headers) -> APIError | None:
-        protected = f"{local_path(scope)}/".startswith(PROTECTED)
-        if protected and _gate.digests is not None and not allowed(headers, _gate.digests):
-            return APIError(
-                401,
-                "no valid API key; send the header Authorization: Bearer KEY",
-                code="invalid_api_key",
-            )
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > _gate.max_body_bytes:
-            return APIError(413, _too_large())
-        return None
-
-
-def _too_large() -> str:
-    return f"the body has more than {_gate.max_body_bytes} bytes"
-
-
-def _limited(receive: Receive) -> Receive:
-    """`receive`, but a body that was sent in chunks without a length ends at the limit too."""
-    seen = 0
-
-    async def limited() -> Message:
-        nonlocal seen
-        message = await receive()
-        if message["type"] == "http.request":
-            seen += len(message.get("body", b""))
-            if seen > _gate.max_body_bytes:
-                # The framework makes a 400 of everything else that happens while it reads.
-                raise HTTPException(413, _too_large())
-        return message
-
-    return limited
+        body = Body(receive, limit, _gate.bodies)
+        try:
+            await self._app(scope, body, send)
+        finally:
+            _gate.bodies.leave(body)

@@ -17,7 +17,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sheen.core.playback import Playback
-from sheen.serve.access import local_path
+from sheen.serve.errors import ERROR_KEY, APIError
 
 SCOPE_KEY = "sheen.entry"
 CLIENT_LEFT = 499
@@ -33,6 +33,8 @@ class Entry:
     path: str
     request_id: str
     status: int | None = None
+    code: str | None = None
+    """Of the error that it was refused or failed with."""
     characters: int = 0
     voice: str = ""
     audio_format: str = ""
@@ -77,6 +79,7 @@ class Entry:
             "id": self.request_id,
             "path": self.path,
             "status": self.status,
+            "code": self.code,
             "ending": self.ending or None,
             "characters": self.characters,
             "voice": self.voice,
@@ -95,6 +98,12 @@ _listeners: list[Callable[[Entry], object]] = []
 def listen(ended: Callable[[Entry], object]) -> None:
     """Tell `ended` of every entry's end. The process's, like the gate (`sheen.serve.access`)."""
     _listeners.append(ended)
+
+
+def local_path(scope: Scope) -> str:
+    """The path within the application: its route prefix is in `root_path`, and in `path` too."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def open_entry(scope: Scope) -> Entry:
@@ -118,6 +127,15 @@ def entry_of(request: HTTPConnection) -> Entry:
     """The entry that the middleware opened for a request."""
     entry: Entry = request.scope[SCOPE_KEY]
     return entry
+
+
+def refused(scope: Scope, error: APIError) -> None:
+    """Enter why a request is refused; what a WebSocket is refused has an entry of its own."""
+    scope[ERROR_KEY] = error
+    if SCOPE_KEY not in scope:
+        entry = open_entry(scope)
+        entry.status, entry.code = error.status, error.code
+        close_entry(entry)
 
 
 class AccountingMiddleware:
@@ -146,4 +164,6 @@ class AccountingMiddleware:
             entry.status = entry.status or FAILED
             raise
         finally:
+            if error := scope.get(ERROR_KEY):
+                entry.code = error.code
             close_entry(entry)

@@ -13,8 +13,9 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from ray import serve
 
+from sheen.core import files
 from sheen.core.formats import MEDIA_TYPES
-from sheen.serve.access import PROTECTED, Gate, GateMiddleware, read_keys, set_gate
+from sheen.serve.access import PROTECTED, Gate, GateMiddleware, set_gate
 from sheen.serve.accounting import AccountingMiddleware, entry_of, listen
 from sheen.serve.api import (
     AudioModels,
@@ -28,10 +29,14 @@ from sheen.serve.api import (
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, documented, install_error_handlers
+from sheen.serve.keys import KEYS_VARIABLE, KeyFile, read_keys
+from sheen.serve.limits import RESERVE
 from sheen.serve.metrics import Metrics
 from sheen.serve.page import page_response
 from sheen.serve.responses import EVENT_STREAM, streamed, whole
 from sheen.serve.websocket import converse
+
+logger = logging.getLogger(__name__)
 
 LONGEST_TEXT_S = 360
 """What MAX_INPUT_CHARACTERS of English take to speak, and a minute."""
@@ -89,15 +94,25 @@ def _log_like_serve() -> None:
 @serve.deployment
 @serve.ingress(app)
 class SpeechService:
-    """One replica: one checkpoint on one device. `digests`: of the keys; None for no keys."""
+    """One replica: one checkpoint on one device. `digests`: of keys that stand in no file."""
 
-    def __init__(self, args: ServeArgs, location: str, digests: frozenset[str] | None) -> None:
+    def __init__(self, args: ServeArgs, location: str, digests: frozenset[str]) -> None:
         _log_like_serve()
         self._args = args
         self._started = int(time.time())
         self._backend = Backend(args, location)
         self._metrics = Metrics()
-        set_gate(Gate(digests, args.max_body_bytes))
+        self._keys = None
+        if args.auth == "keys" and args.keys_file is not None:
+            self._keys = KeyFile(args.keys_file)
+        elif args.auth == "keys":
+            logger.info(
+                "%d keys of %s, as it was when this was deployed: a change needs a restart of Ray",
+                len(digests),
+                KEYS_VARIABLE,
+            )
+        follow = self._keys.digests if self._keys else lambda: digests
+        set_gate(Gate(None if args.auth == "none" else follow, args))
         listen(self._metrics.ended)
 
     def check_health(self) -> None:
@@ -120,6 +135,8 @@ class SpeechService:
         """Called by Serve when the replica is stopped; by then it has no requests."""
         if backend := getattr(self, "_backend", None):
             backend.close()
+        if keys := getattr(self, "_keys", None):
+            keys.close()
 
     # Whether it is there
 
@@ -185,7 +202,7 @@ class SpeechService:
                 "description": "the audio, or its events",
                 "content": {media: {} for media in [*MEDIA_TYPES.values(), EVENT_STREAM]},
             },
-            **documented(400, 401, 413, 429, 500, 503),
+            **documented(400, 401, 408, 413, 429, 500, 503),
         },
     )
     async def speech(self, body: SpeechRequest, request: Request) -> Response:
@@ -201,7 +218,7 @@ class SpeechService:
 
     @app.websocket("/v1/audio/speech/stream")
     async def speech_stream(self, socket: WebSocket) -> None:
-        await converse(socket, self._backend)
+        await converse(socket, self._backend, self._args)
 
 
 def build(args: ServeArgs) -> serve.Application:
@@ -210,11 +227,11 @@ def build(args: ServeArgs) -> serve.Application:
     Ray decides by this annotation whether `args` becomes a ServeArgs: keep it a class, and this
     file free of postponed annotations.
     """
-    # Serve must let through more requests than the replica takes: it is the replica that answers
-    # 429, in OpenAI's shape.
     admitted = args.slots + args.max_queue
     service = SpeechService.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=3 * admitted + 64,  # requests, WebSockets, those that are refused
+        # It is the replica that refuses, in OpenAI's shape: Serve must let through all that the
+        # replica may hold, and what is answered at once besides, or /health would wait for a place.
+        max_ongoing_requests=admitted + args.sockets + args.max_bodies + RESERVE,
         health_check_period_s=HEALTH_CHECK_S,
         # A replica that is replaced, by another checkpoint say, first ends what it has begun: as
         # many rounds of requests as it may hold, each as long as its audio, and a longest text.
@@ -222,7 +239,13 @@ def build(args: ServeArgs) -> serve.Application:
             LONGEST_TEXT_S + args.default_max_seconds * (1 + admitted / args.slots)
         ),
     )
-    # Here, where `serve run` or `serve deploy` reads the config: replicas get hashes alone.
-    digests = None if args.auth == "none" else read_keys(args.keys_file)
+    digests: frozenset[str] = frozenset()
+    if args.auth == "keys":
+        # Here, where `serve run` or `serve deploy` reads the config: a wrong file fails at once. A
+        # replica follows the file by itself, since Ray comes here for a changed config alone.
+        digests = read_keys(args.keys_file)
+        if args.keys_file is not None:
+            where, digests = files.absolute(args.keys_file), frozenset()
+            args = args.model_copy(update={"keys_file": where})
     application: serve.Application = service.bind(args, checkpoint_location(args.model), digests)
     return application

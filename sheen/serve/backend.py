@@ -75,7 +75,7 @@ class Backend:
             audio_threads=args.audio_threads,
         )
         self.admission = Admission(args.slots + args.max_queue, args.slots)
-        self.lines, self.most_lines = 0, args.slots + args.max_queue
+        self.lines, self.most_lines = 0, args.sockets
         """WebSockets that are open, and how many may be."""
         self._heard_until = 0.0
         self._renderers = ThreadPoolExecutor(RENDERERS, "sheen-renderer")

@@ -7,13 +7,13 @@ from pydantic import BaseModel, Field
 
 import sheen
 from sheen.core import checkpoint, files
-from sheen.serve.access import MAX_BODY_BYTES
+from sheen.serve.limits import Limits
 
 CHECKOUT = Path(sheen.__file__).resolve().parent.parent
 
 
-class ServeArgs(BaseModel, extra="forbid"):
-    """What one application serves, and how much at a time."""
+class ServeArgs(Limits, BaseModel, extra="forbid"):
+    """What one application serves, how much at a time, and what it takes of a client."""
 
     model: Annotated[
         str,
@@ -107,16 +107,18 @@ class ServeArgs(BaseModel, extra="forbid"):
     keys_file: Annotated[
         str | None,
         Field(
-            description="file of keys, one a line; default: the environment variable "
-            "SHEEN_API_KEYS, with commas between keys"
+            description="file of keys, path or URI, one a line, followed as it changes; default: "
+            "the environment variable SHEEN_API_KEYS, with commas between keys, as it is at start"
         ),
     ] = None
-    max_body_bytes: Annotated[
-        int, Field(ge=1024, description="a larger body of a request gets 413")
-    ] = MAX_BODY_BYTES
     noise: Annotated[
         bool, Field(description="the codec's own noise, drawn from the request's seed")
     ] = True
+
+    @property
+    def sockets(self) -> int:
+        """WebSockets that may be open at a time: as many as places."""
+        return self.slots + self.max_queue
 
 
 def checkpoint_location(model: str) -> str:

@@ -12,6 +12,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+ERROR_KEY = "sheen.error"
+"""Where a request's scope holds the error that it was answered with."""
+
 
 class ErrorFields(BaseModel):
     """All four are always there."""
@@ -56,6 +59,15 @@ class APIError(Exception):
         return ErrorBody(error=fields).model_dump()
 
 
+class Refused(HTTPException):
+    """An APIError for a body that is refused while the framework reads it: of every other exception
+    it would make a 400. The connection is closed, because the rest of the body may never come."""
+
+    def __init__(self, error: APIError) -> None:
+        super().__init__(error.status, str(error), {"Connection": "close"})
+        self.error = error
+
+
 def error_response(error: APIError) -> JSONResponse:
     headers = {}
     if error.retry_after_s is not None:
@@ -82,19 +94,24 @@ def unforeseen(error: Exception) -> APIError:
 def install_error_handlers(app: FastAPI) -> None:
     """Give the framework's own errors the same shape as ours."""
 
-    async def ours(_: Request, error: APIError) -> JSONResponse:
+    def answer(request: Request, error: APIError) -> JSONResponse:
+        request.scope[ERROR_KEY] = error
         return error_response(error)
 
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(describe_invalid(error))
+    async def ours(request: Request, error: APIError) -> JSONResponse:
+        return answer(request, error)
 
-    async def framework(_: Request, error: HTTPException) -> JSONResponse:
-        response = error_response(APIError(error.status_code, str(error.detail)))
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(request, describe_invalid(error))
+
+    async def framework(request: Request, error: HTTPException) -> JSONResponse:
+        known = APIError(error.status_code, str(error.detail))
+        response = answer(request, error.error if isinstance(error, Refused) else known)
         response.headers.update(error.headers or {})  # a 405 must name what is allowed
         return response
 
-    async def anything(_: Request, error: Exception) -> JSONResponse:
-        return error_response(unforeseen(error))  # the framework logs the traceback
+    async def anything(request: Request, error: Exception) -> JSONResponse:
+        return answer(request, unforeseen(error))  # the framework logs the traceback
 
     app.add_exception_handler(APIError, ours)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
@@ -108,6 +125,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         400: "the request is wrong; `param` names the field",
         401: "no valid key; send `Authorization: Bearer KEY`",
         404: "there is no such thing",
+        408: "the body did not come in time",
         413: "the body is too large",
         429: "as many requests as are allowed are under way; see Retry-After",
         500: "synthesis failed",

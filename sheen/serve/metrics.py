@@ -22,6 +22,7 @@ SPEECH = "/v1/audio/speech"
 
 NAMES = {
     "sheen_requests": "counter",
+    "sheen_refusals": "counter",
     "sheen_tokens": "counter",
     "sheen_audio_seconds": "counter",
     "sheen_underruns": "counter",
@@ -46,6 +47,11 @@ class Metrics:
             "Answers, by HTTP status and by how the speech ended (stop, length, cancelled, error; "
             "none where nothing was spoken).",
             tag_keys=("status", "ending"),  # type: ignore[arg-type]  # Ray means any number
+        )
+        self._refusals = Counter(
+            "sheen_refusals",
+            "Refusals and failures, by the code of their error, on every way in.",
+            tag_keys=("reason",),
         )
         self._tokens = Counter("sheen_tokens", "Audio tokens generated.")
         self._audio = Counter("sheen_audio_seconds", "Seconds of audio sent.")
@@ -86,6 +92,8 @@ class Metrics:
         """A request was answered, or its client left: count it, and log speech."""
         playback = entry.playback
         self._requests.inc(1.0, {"status": str(entry.status), "ending": entry.ending or "none"})
+        if entry.code is not None:
+            self._refusals.inc(1.0, {"reason": entry.code})
         if entry.queue_s is not None:
             self._queue.observe(entry.queue_s)
         if playback.seconds:

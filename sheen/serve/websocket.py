@@ -12,23 +12,19 @@ import time
 from contextlib import suppress
 
 from fastapi import WebSocket, WebSocketDisconnect
-from pydantic import ValidationError
 
 from sheen.core.text import SentenceStream
-from sheen.serve.accounting import FAILED, close_entry, open_entry
-from sheen.serve.api import MESSAGE, Cancel, End, SpeechSettings, Start, Text
+from sheen.serve.access import answered_protocol, check_key
+from sheen.serve.accounting import close_entry, open_entry, refused
+from sheen.serve.api import Cancel, End, SpeechSettings, Start, Text
 from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, unforeseen
+from sheen.serve.limits import IDLE_S, MAX_UTTERANCE_CHARACTERS, SILENT_S, Limits
+from sheen.serve.messages import POLICY_VIOLATION, Closing, Inbox
 from sheen.serve.responses import rendered, usage
 
 logger = logging.getLogger(__name__)
 
-MAX_UTTERANCE_CHARACTERS = 32_768
-"""What a language model writes in one answer."""
-IDLE_S = 60.0
-"""A client that is in the middle of a text and sends no more for so long is taken for gone."""
-SILENT_S = 600.0
-"""A line on which nobody has spoken for so long is closed: it counts as a request with Serve."""
 TICK_S = 5.0
 SWITCHED, GOING_AWAY, TRY_LATER = 101, 1001, 1013
 """HTTP's status of a WebSocket; two of its close codes (RFC 6455, 7.4.1, and IANA's registry)."""
@@ -48,9 +44,8 @@ class Spoken:
         self._entry.status = SWITCHED
         try:
             self._utterance = backend.begin(settings, self._entry)
-        except BaseException as error:
-            self._entry.status = error.status if isinstance(error, APIError) else FAILED
-            close_entry(self._entry)
+        except BaseException:
+            self._entry.held.close()  # nothing was said: what it is refused with is entered alone
             raise
         self._active = time.monotonic()
         self._task = asyncio.create_task(self._send())
@@ -102,23 +97,25 @@ class Spoken:
             known = error if isinstance(error, APIError) else unforeseen(error)
             if known is not error:
                 logger.exception("speech on a WebSocket failed")
-            self.failed, self._entry.status = True, known.status
+            self.failed = True
+            self._entry.status, self._entry.code = known.status, known.code
             await send_error(self._socket, known)
 
 
-async def converse(socket: WebSocket, backend: Backend) -> None:
-    """Serve one WebSocket until its client leaves."""
-    await socket.accept()
+async def converse(socket: WebSocket, backend: Backend, limits: Limits) -> None:
+    """Serve one WebSocket until its client leaves, or breaks a limit."""
+    await socket.accept(answered_protocol(socket.scope))
     if backend.lines >= backend.most_lines:
-        await send_error(socket, APIError(429, f"{backend.lines} WebSockets are open"))
+        error = APIError(429, f"{backend.lines} WebSockets are open", code="too_many_sockets")
+        await refuse(socket, error)
         await socket.close(TRY_LATER)
         return
-    conversation = Conversation(socket, backend)
+    conversation = Conversation(socket, backend, limits)
     backend.lines += 1
     try:
-        while await conversation.step():
+        while (code := await conversation.step()) is None:
             pass
-        await socket.close(GOING_AWAY)
+        await socket.close(code)
     except WebSocketDisconnect:
         pass
     finally:
@@ -129,22 +126,26 @@ async def converse(socket: WebSocket, backend: Backend) -> None:
 class Conversation:
     """What one client has said so far."""
 
-    def __init__(self, socket: WebSocket, backend: Backend) -> None:
+    def __init__(self, socket: WebSocket, backend: Backend, limits: Limits) -> None:
         self._socket, self._backend = socket, backend
+        self._inbox = Inbox(limits)
         self._settings: SpeechSettings | None = None
         self._spoken: Spoken | None = None
         self._deaf = False  # after an error, to the rest of that text
         self._heard = time.monotonic()
+        self._start_timeout_s = limits.start_timeout_s
+        self._start_by = self._heard + limits.start_timeout_s
 
-    async def step(self) -> bool:
-        """Take a message and do what it says; False when the line is to be closed.
+    async def step(self) -> int | None:
+        """Take a message and do what it says; a close code when the line is to be closed.
 
         WebSocketDisconnect when the client has left.
         """
         try:
+            self._check_line()
             message = await self._receive()
             if message is None:
-                return await self._tick()
+                return self._tick()
             if isinstance(message, Start):
                 self._start(message)
             elif isinstance(message, Text):
@@ -155,14 +156,29 @@ class Conversation:
                 await self.stop()
                 self._deaf = False
                 await self._socket.send_json({"type": "speech.audio.cancelled"})
+            self._heard = time.monotonic()
+        except Closing as error:
+            await self.stop()
+            await refuse(self._socket, error)
+            return error.close_code
         except APIError as error:
             speaking = self._speaking
             if speaking is not None and not speaking.complete:
                 # What follows would be spoken with a hole in it, and end as if it were whole.
                 await self.stop()
                 self._deaf = True
-            await send_error(self._socket, error)
-        return True
+            await refuse(self._socket, error)
+        return None
+
+    def _check_line(self) -> None:
+        """Closing for a line that may not go on: its key is good no more, or nobody starts."""
+        try:
+            check_key(self._socket.scope)
+        except APIError as error:
+            raise Closing(POLICY_VIOLATION, error.status, str(error), error.code) from error
+        if self._settings is None and time.monotonic() >= self._start_by:
+            reason = f"no start after {self._start_timeout_s:g} s"
+            raise Closing(POLICY_VIOLATION, 408, reason, "start_timeout")
 
     async def stop(self) -> None:
         """Stop what is being spoken."""
@@ -170,15 +186,15 @@ class Conversation:
             await self._spoken.stop()
             self._spoken = None
 
-    async def _tick(self) -> bool:
-        """Nothing came for a while. Whether the line stays open."""
+    def _tick(self) -> int | None:
+        """Nothing came for a while. A close code when that is too long."""
         if self._speaking is None:
             silent = time.monotonic() - self._heard > SILENT_S
-            return not silent and not self._backend.admission.draining
+            return GOING_AWAY if silent or self._backend.admission.draining else None
         self._heard = time.monotonic()
         if self._speaking.idle_s >= IDLE_S:
-            raise APIError(400, f"no text and no end for {IDLE_S:g} s")
-        return True
+            raise APIError(400, f"no text and no end for {IDLE_S:g} s", code="idle")
+        return None
 
     @property
     def _speaking(self) -> Spoken | None:
@@ -220,22 +236,22 @@ class Conversation:
 
     async def _receive(self) -> Start | Text | End | Cancel | None:
         """The next message; None when none has come for TICK_S. APIError for one that is none of
-        ours."""
+        ours, Closing for one that breaks a limit."""
+        wait_s = TICK_S if self._settings else min(TICK_S, self._start_by - time.monotonic())
         try:
-            async with asyncio.timeout(TICK_S):
+            async with asyncio.timeout(wait_s):
                 received = await self._socket.receive()
         except TimeoutError:
             return None
         if received["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(received.get("code", 1005))
-        self._heard = time.monotonic()
-        try:
-            return MESSAGE.validate_json(received.get("text") or "")
-        except ValidationError as error:
-            problem = error.errors()[0]
-            # The first part is the message's type, the second the field.
-            param = next((str(part) for part in problem["loc"][1:2]), None)
-            raise APIError(400, f"{param or 'message'}: {problem['msg']}", param=param) from error
+        return self._inbox.take(received)
+
+
+async def refuse(socket: WebSocket, error: APIError) -> None:
+    """Enter an error, and tell it."""
+    refused(socket.scope, error)
+    await send_error(socket, error)
 
 
 async def send_error(socket: WebSocket, error: APIError) -> None:
