@@ -1,8 +1,10 @@
-"""The gate: keys, limits, where a WebSocket comes from. And the ledger around it."""
+"""The gate: keys, where a WebSocket comes from. And the ledger around it.
+
+What a client may take up: tests/test_limits.py; where keys come from: tests/test_keys.py.
+"""
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +13,12 @@ from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from sheen.serve import access, accounting
-from sheen.serve.access import Gate, GateMiddleware, digest, read_keys, set_gate
+from sheen.serve import accounting
+from sheen.serve.access import Gate, GateMiddleware, set_gate
 from sheen.serve.accounting import AccountingMiddleware, Entry, entry_of, listen
 from sheen.serve.errors import APIError, install_error_handlers
+from sheen.serve.keys import digest
 
-JSON = {"Content-Type": "application/json"}
 KEY, OTHER = "first-key", "second-key"
 
 
@@ -79,7 +81,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
 
 @pytest.fixture
 def keys() -> Iterator[None]:
-    set_gate(Gate(frozenset({digest(KEY), digest(OTHER)})))
+    set_gate(Gate(lambda: frozenset({digest(KEY), digest(OTHER)})))
     yield
     set_gate(Gate(None))
 
@@ -135,81 +137,69 @@ def test_health_needs_no_key(client: TestClient, keys: None) -> None:
     assert client.get("/health").status_code == 200
 
 
-def test_a_websocket_needs_a_key_and_no_foreign_page(client: TestClient, keys: None) -> None:
-    def talk(headers: dict[str, str]) -> str:
-        with client.websocket_connect("/v1/talk", headers=headers) as socket:
-            return socket.receive_text()
+FOREIGN = [{"Origin": "http://elsewhere"}, {"Origin": "http://["}]
 
-    good = bearer(KEY)
-    assert talk(good) == "hello"
-    assert talk({**good, "Origin": "http://testserver"}) == "hello"
-    foreign = ({**good, "Origin": origin} for origin in ("http://elsewhere", "http://["))
-    for headers in ({}, bearer("x"), *foreign):
+
+def talk(client: TestClient, headers: dict[str, str], *subprotocols: str) -> str:
+    with client.websocket_connect("/v1/talk", list(subprotocols), headers=dict(headers)) as socket:
+        return str(socket.receive_text())
+
+
+def in_a_subprotocol(key: str) -> str:
+    return f"openai-insecure-api-key.{key}"
+
+
+@pytest.mark.parametrize("origin", [{}, {"Origin": "http://testserver"}, *FOREIGN])
+def test_a_websocket_needs_a_key_wherever_it_comes_from(
+    client: TestClient, keys: None, entries: list[Entry], origin: dict[str, str]
+) -> None:
+    # A page of another host has a key only if it was given one.
+    assert talk(client, bearer(KEY) | origin) == "hello"
+    assert talk(client, origin, "realtime", in_a_subprotocol(OTHER)) == "hello"
+    wrong = (
+        [bearer("x")],
+        [{}],
+        [{}, "realtime", KEY],
+        [{}, "realtime", in_a_subprotocol("x")],
+        [{}, in_a_subprotocol("")],
+    )
+    for headers, *subprotocols in wrong:
+        entries.clear()
         with pytest.raises(WebSocketDisconnect) as closed:
-            talk(headers)
+            talk(client, headers | origin, *subprotocols)
         assert closed.value.code == 1008
+        assert [(entry.status, entry.code) for entry in entries] == [(401, "invalid_api_key")]
 
 
-def test_keys_come_from_a_file_or_from_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_no_key_is_taken_from_a_query(client: TestClient, keys: None) -> None:
+    for query in (f"api_key={KEY}", f"authorization=Bearer%20{KEY}", f"key={KEY}"):
+        assert client.post(f"/v1/echo?{query}", json={}).status_code == 401
+
+
+def test_without_keys_no_foreign_page_opens_a_websocket(
+    client: TestClient, entries: list[Entry]
 ) -> None:
-    file = tmp_path / "keys"
-    file.write_text(f"# of the house\n{KEY}  # mine\n\n{OTHER}\n")
-    expected = frozenset({digest(KEY), digest(OTHER)})
-    assert read_keys(str(file)) == expected
-    monkeypatch.setenv(access.KEYS_VARIABLE, f"{KEY}, {OTHER}")
-    assert read_keys(None) == expected
+    assert talk(client, {"Origin": "http://testserver"}) == "hello"
+    for origin in FOREIGN:
+        entries.clear()
+        with pytest.raises(WebSocketDisconnect) as closed:
+            talk(client, origin)
+        assert closed.value.code == 1008
+        assert [(entry.status, entry.code) for entry in entries] == [(403, "foreign_origin")]
 
 
-def test_a_sign_of_comments_inside_a_key_is_part_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Or its beginning would open too.
-    file = tmp_path / "keys"
-    file.write_text("abc#def # mine\n#ghi\n")
-    assert read_keys(str(file)) == {digest("abc#def")}
-    monkeypatch.setenv(access.KEYS_VARIABLE, "abc#def")
-    assert read_keys(None) == {digest("abc#def")}
-
-
-@pytest.mark.parametrize("key", ["schlüssel", "two words", "bell\a"])
-def test_a_key_that_no_header_carries_is_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    monkeypatch.setenv(access.KEYS_VARIABLE, key)
-    with pytest.raises(ValueError, match="printable ASCII"):
-        read_keys(None)
-
-
-def test_no_key_is_no_open_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(access.KEYS_VARIABLE, raising=False)
-    with pytest.raises(ValueError, match=r"SHEEN_API_KEYS.*auth to none"):
-        read_keys(None)
-    (tmp_path / "keys").write_text("# none yet\n")
-    with pytest.raises(ValueError, match=r"keys_file .*holds no key"):
-        read_keys(str(tmp_path / "keys"))
-    with pytest.raises(ValueError, match=r"keys_file .*nothing"):
-        read_keys(str(tmp_path / "nothing"))
-
-
-# The body
-
-
-def test_a_large_body_is_refused_with_and_without_its_length(
-    client: TestClient, request: pytest.FixtureRequest
+def test_keys_that_cannot_be_known_open_nothing_and_nobody_is_told_they_are_wrong(
+    client: TestClient, entries: list[Entry], request: pytest.FixtureRequest
 ) -> None:
     request.addfinalizer(lambda: set_gate(Gate(None)))
-    set_gate(Gate(None, max_body_bytes=1024))
-    fits = json.dumps({"a": "x" * 1000}).encode()
-    large = json.dumps({"a": "x" * 1100}).encode()
-
-    def chunks(body: bytes) -> Iterator[bytes]:
-        yield body[:500]
-        yield body[500:]
-
-    for body, status in ((fits, 200), (large, 413)):
-        assert client.post("/v1/echo", content=body, headers=JSON).status_code == status
-        response = client.post("/v1/echo", content=chunks(body), headers=JSON)
-        assert response.status_code == status
-    assert "1024" in response.json()["error"]["message"]
+    set_gate(Gate(lambda: None))
+    response = client.post("/v1/echo", json={}, headers=bearer(KEY))
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) >= 1
+    assert response.json()["error"]["code"] == entries[0].code == "keys_unreadable"
+    with pytest.raises(WebSocketDisconnect):
+        talk(client, bearer(KEY))
+    assert client.get("/health").status_code == 200
 
 
 # The ledger
@@ -237,7 +227,7 @@ def test_a_refusal_at_the_gate_is_entered_too(
     client: TestClient, keys: None, entries: list[Entry]
 ) -> None:
     client.post("/v1/echo")
-    assert [entry.status for entry in entries] == [401]
+    assert [(entry.status, entry.code) for entry in entries] == [(401, "invalid_api_key")]
 
 
 def test_what_a_request_holds_is_released_however_it_ends(

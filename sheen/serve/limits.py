@@ -7,6 +7,7 @@ it is counted. How many requests speak at a time is `sheen.serve.admission`'s.
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, Field
@@ -152,13 +153,13 @@ class Bodies:
 class Pace:
     """Whether messages keep to `per_second`, of which so many may come at once."""
 
-    def __init__(self, per_second: int) -> None:
-        self._per_second = per_second
-        self._left, self._at = float(per_second), time.monotonic()
+    def __init__(self, per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second, self._clock = per_second, clock
+        self._left, self._at = float(per_second), clock()
 
     def keeps(self) -> bool:
         """Call it once for each message."""
-        now = time.monotonic()
+        now = self._clock()
         more = (now - self._at) * self._per_second
         self._left, self._at = min(self._left + more, float(self._per_second)) - 1.0, now
         return self._left >= 0.0

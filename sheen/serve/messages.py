@@ -79,7 +79,10 @@ class Inbox:
             except ValidationError as another:
                 raise _invalid(another) from another
         if half and isinstance(message, Text):
-            message.text = "\N{REPLACEMENT CHARACTER}" + message.text
+            if message.text:
+                message.text = "\N{REPLACEMENT CHARACTER}" + message.text
+            else:
+                self._half = half
         return message
 
 
