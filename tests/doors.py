@@ -5,6 +5,7 @@ code, and the error's code. Rows ask for nothing but a server with the limits it
 """
 
 import contextlib
+import http.client
 import json
 import select
 import socket
@@ -64,15 +65,16 @@ def begin(url: str, size: int | None, first: bytes = b"") -> socket.socket:
     return connection
 
 
-def answer(connection: socket.socket) -> Outcome:
-    """Status and code of an answer after which the server closes the connection."""
-    with connection:
+def answer(connection: socket.socket, closes: bool = True) -> Outcome:
+    """Status and code of an answer, after which the server closes the connection, or does not."""
+    with connection, http.client.HTTPResponse(connection) as response:
         connection.settimeout(WAIT_S)
-        received = b""
-        while piece := connection.recv(1 << 16):
-            received += piece
-    head, _, body = received.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body)["error"]["code"]
+        response.begin()
+        code = json.loads(response.read())["error"]["code"]
+        assert (response.getheader("connection") == "close") == closes
+        if closes:
+            assert connection.recv(1) == b""
+        return response.status, code
 
 
 def trickle(connection: socket.socket, piece: bytes) -> Outcome:
@@ -86,9 +88,7 @@ def trickle(connection: socket.socket, piece: bytes) -> Outcome:
 
 def too_large_by_its_length(url: str, limits: Limits) -> Outcome:
     size = limits.max_body_bytes + 1
-    connection = begin(url, size, b"x" * size)
-    connection.shutdown(socket.SHUT_WR)
-    return answer(connection)
+    return answer(begin(url, size, b"x" * size), closes=False)
 
 
 def too_large_in_chunks(url: str, limits: Limits) -> Outcome:

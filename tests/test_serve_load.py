@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from ray import serve
 
+from doors import DOORS, PLACES, START, Break, Outcome, begin, closed, line
 from served import (
     BEARER,
     FRAME,
@@ -37,6 +39,7 @@ from sheen.core.voice import Voice
 from sheen.serve.app import build
 from sheen.serve.config import ServeArgs
 from sheen.serve.drain import drain
+from sheen.serve.limits import Limits
 from speaking import assert_close
 
 # The first test here may have to make the checkpoint, and then starts Serve.
@@ -52,18 +55,32 @@ LONG = {
 its pieces end this, a hundred frames later."""
 
 
+LIMITS = {
+    "max_body_bytes": 2048,
+    "body_timeout_s": 5.0,
+    "max_bodies": 4,
+    "max_message_bytes": 2048,
+    "max_messages_per_s": 20,
+    "start_timeout_s": 5.0,
+}
+
+
 @pytest.fixture(scope="module")
-def small(
-    ray_cluster: None, trained: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text(f"{KEY}\n")
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text(f"{KEY}\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def small(ray_cluster: None, trained: Path, keys_file: Path) -> Iterator[str]:
     args = ServeArgs(
         model=str(trained / "checkpoint"),
-        keys_file=str(keys),
+        keys_file=str(keys_file),
         default_max_seconds=MAX_SECONDS,
         slots=1,
         max_queue=1,
+        **LIMITS,
     )
     with serving(args, "small", "/small") as url:
         yield url
@@ -129,6 +146,73 @@ def test_beyond_what_may_wait_clients_are_told_to_come_back(small: str, voice: V
             error = json.loads(body)["error"]
             assert set(error) == {"message", "type", "param", "code"}
             assert error["type"] == "rate_limit_error"
+
+
+@pytest.mark.parametrize(("breaks", "expected"), DOORS.items(), ids=[row.__name__ for row in DOORS])
+def test_every_door_has_its_limits(small: str, breaks: Break, expected: Outcome) -> None:
+    assert breaks(small, Limits(**LIMITS)) == expected
+
+
+def test_with_every_other_place_taken_health_and_readiness_are_told(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that can be held is held: requests, WebSockets, and more unfinished bodies than there are
+    places of any kind."""
+    took: list[float] = []
+    with ExitStack() as stack:
+        for _ in range(PLACES):
+            stack.enter_context(line(small, START))
+        running = [stack.enter_context(opened(small, **LONG)) for _ in range(PLACES)]
+        assert running[0].status == 200
+        for _ in range(3):
+            for _ in range(100):
+                stack.enter_context(begin(small, 500, b"{"))
+            for path, status in (("health", 200), ("ready", 503)):
+                asked = time.monotonic()
+                assert get(f"{small}/{path}")[0] == status
+                took.append(time.monotonic() - asked)
+    with capsys.disabled():
+        print(f"\nanswered after {min(took):.2f} to {max(took):.2f} s")
+    # On a machine of which somebody else has all, one of six tries may be late.
+    assert sorted(took)[1] < 2.0
+    wait_until_free("small")
+
+
+def test_keys_follow_their_file(
+    small: str, keys_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def status(key: str) -> int:
+        return get(f"{small}/v1/models", Authorization=f"Bearer {key}")[0]
+
+    another = "another-key-of-the-tests"
+    with line(small, START) as withdrawn:
+        assert (status(KEY), status(another)) == (200, 401)
+        changed = time.monotonic()
+        keys_file.write_text(f"{another}\n")
+        try:
+            while (status(KEY), status(another)) != (401, 200):
+                assert time.monotonic() < changed + HTTP_TIMEOUT_S
+            known_s = time.monotonic() - changed
+            assert closed(withdrawn) == (1008, "invalid_api_key")
+            closed_s = time.monotonic() - changed
+        finally:
+            keys_file.write_text(f"{KEY}\n")
+    while status(KEY) != 200:
+        assert time.monotonic() < changed + 2 * HTTP_TIMEOUT_S
+    with capsys.disabled():
+        print(f"\nknown after {known_s:.1f} s, and to an open WebSocket after {closed_s:.1f} s")
+    assert known_s < 10
+
+
+def test_a_page_of_another_host_brings_its_key_as_a_subprotocol(small: str) -> None:
+    headers = {"Origin": "https://elsewhere.example"}
+    offered = ["realtime", f"openai-insecure-api-key.{KEY}"]
+    with line(small, START, additional_headers=headers, subprotocols=offered) as opened:
+        assert opened.subprotocol == "realtime"
+        for message in ({"type": "text", "text": "one."}, {"type": "end"}):
+            opened.send(json.dumps(message))
+        assert isinstance(opened.recv(HTTP_TIMEOUT_S), bytes)
+    wait_until_free("small")
 
 
 @pytest.mark.soak
