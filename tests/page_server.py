@@ -11,14 +11,14 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from browser import WAIT_S
 from conftest import RATE, read_clip
 from sheen.core.formats import MEDIA_TYPES, AudioEncoder
-from sheen.serve.access import Gate, GateMiddleware, set_gate
+from sheen.serve.access import Gate, GateMiddleware, answered_protocol, set_gate
 from sheen.serve.api import AudioModels, ModelId, NamedVoice, SpeechRequest, Voices
 from sheen.serve.errors import APIError, install_error_handlers
 from sheen.serve.page import page_response
@@ -90,6 +90,10 @@ async def models() -> AudioModels:
     return AudioModels(models=[ModelId(id="digits")])
 
 
+async def line(socket: WebSocket) -> None:
+    await socket.accept(answered_protocol(socket.scope))
+
+
 @contextlib.contextmanager
 def serving(speaker: Speaker) -> Iterator[str]:
     """The page's address, below a prefix and without a slash at its end."""
@@ -101,6 +105,7 @@ def serving(speaker: Speaker) -> Iterator[str]:
     app.get("/v1/audio/voices")(voices)
     app.get("/v1/audio/models")(models)
     app.post("/v1/audio/speech")(speaker.answer)
+    app.websocket("/v1/audio/speech/stream")(line)
 
     async def prefixed(scope: Scope, receive: Receive, send: Send) -> None:
         await app(scope | {"root_path": PREFIX}, receive, send)  # as Ray Serve passes it

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from browser import CHROMIUM, CTRL, WAIT_S, Browser, Page
-from page_server import SAMPLES, SECONDS, Speaker, serving
+from page_server import PREFIX, SAMPLES, SECONDS, Speaker, serving
 from sheen.core.audio import to_pcm16, wav_header
 from sheen.core.formats import MEDIA_TYPES
 from sheen.serve.access import Gate, set_gate
@@ -186,6 +186,25 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(
     tab.click("#speak")
     tab.until(HEARD)
     assert tab.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+    tab.close()
+
+
+OPENED = """new Promise((resolve) => {
+  const socket = new WebSocket(`ws://${location.host}PREFIX/v1/audio/speech/stream`, OFFERED);
+  socket.onopen = () => resolve(socket.protocol);
+  socket.onerror = () => resolve("refused");
+})"""
+
+
+@needs_chromium
+def test_a_page_opens_a_websocket_with_its_key_as_a_subprotocol(
+    locked: None, browser: Browser, url: str
+) -> None:
+    tab = browser.open(url)
+    for key, protocol in (("sesame", "realtime"), ("poppy", "refused")):
+        offered = f"['realtime', 'openai-insecure-api-key.{key}']"
+        script = OPENED.replace("PREFIX", PREFIX).replace("OFFERED", offered)
+        assert tab.evaluate(script) == protocol
     tab.close()
 
 

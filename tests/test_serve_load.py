@@ -6,6 +6,7 @@ One application that runs one request, lets one wait, wants a key, and stands be
 import http.client
 import json
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -67,9 +68,20 @@ LIMITS = {
 
 @pytest.fixture(scope="module")
 def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("keys") / "keys"
-    file.write_text(f"{KEY}\n")
-    return file
+    """A link, as where secrets are mounted: it is a change that it points to another file."""
+    link = tmp_path_factory.mktemp("keys") / "keys"
+    write_keys(link, KEY)
+    return link
+
+
+def write_keys(link: Path, key: str) -> None:
+    old = link.resolve() if link.is_symlink() else None
+    new = Path(tempfile.mkdtemp(dir=link.parent)) / "keys"
+    new.write_text(f"{key}\n")
+    (new.parent / "link").symlink_to(new)
+    (new.parent / "link").replace(link)
+    if old is not None:
+        old.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +200,7 @@ def test_keys_follow_their_file(
     with line(small, START) as withdrawn:
         assert (status(KEY), status(another)) == (200, 401)
         changed = time.monotonic()
-        keys_file.write_text(f"{another}\n")
+        write_keys(keys_file, another)
         try:
             while (status(KEY), status(another)) != (401, 200):
                 assert time.monotonic() < changed + HTTP_TIMEOUT_S
@@ -196,7 +208,7 @@ def test_keys_follow_their_file(
             assert closed(withdrawn) == (1008, "invalid_api_key")
             closed_s = time.monotonic() - changed
         finally:
-            keys_file.write_text(f"{KEY}\n")
+            write_keys(keys_file, KEY)
     while status(KEY) != 200:
         assert time.monotonic() < changed + 2 * HTTP_TIMEOUT_S
     with capsys.disabled():

@@ -13,7 +13,6 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from ray import serve
 
-from sheen.core import files
 from sheen.core.formats import MEDIA_TYPES
 from sheen.serve.access import PROTECTED, Gate, GateMiddleware, set_gate
 from sheen.serve.accounting import AccountingMiddleware, entry_of, listen
@@ -29,7 +28,7 @@ from sheen.serve.api import (
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, documented, install_error_handlers
-from sheen.serve.keys import KEYS_VARIABLE, KeyFile, read_keys
+from sheen.serve.keys import KEYS_VARIABLE, KeyFile, located, read_keys
 from sheen.serve.limits import RESERVE
 from sheen.serve.metrics import Metrics
 from sheen.serve.page import page_response
@@ -245,7 +244,7 @@ def build(args: ServeArgs) -> serve.Application:
         # replica follows the file by itself, since Ray comes here for a changed config alone.
         digests = read_keys(args.keys_file)
         if args.keys_file is not None:
-            where, digests = files.absolute(args.keys_file), frozenset()
+            where, digests = located(args.keys_file), frozenset()
             args = args.model_copy(update={"keys_file": where})
     application: serve.Application = service.bind(args, checkpoint_location(args.model), digests)
     return application

@@ -66,7 +66,7 @@ def read_keys(location: str | None) -> frozenset[str]:
 def read_file(location: str) -> frozenset[str]:
     """Hashes of the keys in a file: one a line; what begins with `#` is a comment, at the beginning
     of a line or after white space. OSError and ValueError when it cannot be read."""
-    lines = files.read_bytes(location).decode("utf-8").splitlines()
+    lines = files.read_bytes(location).decode("utf-8-sig").splitlines()
     return _hashed(re.split(r"(?:^|\s)#", line, maxsplit=1)[0] for line in lines)
 
 
@@ -75,6 +75,14 @@ def _hashed(entries: Iterable[str]) -> frozenset[str]:
     if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
         raise ValueError("a key may hold printable ASCII without spaces only")
     return frozenset(digest(key) for key in keys)
+
+
+def located(location: str) -> str:
+    """A location that means the same in any process. Links are kept: where secrets are mounted, a
+    change is a link that points elsewhere, and what it pointed to is gone."""
+    if files.is_uri(location):
+        return location
+    return os.path.abspath(os.path.expanduser(location))
 
 
 def shown(location: str) -> str:

@@ -132,9 +132,9 @@ class Conversation:
         self._settings: SpeechSettings | None = None
         self._spoken: Spoken | None = None
         self._deaf = False  # after an error, to the rest of that text
-        self._heard = time.monotonic()
+        self._spoke = time.monotonic()
         self._start_timeout_s = limits.start_timeout_s
-        self._start_by = self._heard + limits.start_timeout_s
+        self._start_by = self._spoke + limits.start_timeout_s
 
     async def step(self) -> int | None:
         """Take a message and do what it says; a close code when the line is to be closed.
@@ -143,6 +143,10 @@ class Conversation:
         """
         try:
             self._check_line()
+            if self._speaking is not None:
+                self._spoke = time.monotonic()
+            elif time.monotonic() - self._spoke > SILENT_S:
+                return GOING_AWAY
             message = await self._receive()
             if message is None:
                 return self._tick()
@@ -156,7 +160,6 @@ class Conversation:
                 await self.stop()
                 self._deaf = False
                 await self._socket.send_json({"type": "speech.audio.cancelled"})
-            self._heard = time.monotonic()
         except Closing as error:
             await self.stop()
             await refuse(self._socket, error)
@@ -187,11 +190,9 @@ class Conversation:
             self._spoken = None
 
     def _tick(self) -> int | None:
-        """Nothing came for a while. A close code when that is too long."""
+        """Nothing came for a while. A close code when nothing will."""
         if self._speaking is None:
-            silent = time.monotonic() - self._heard > SILENT_S
-            return GOING_AWAY if silent or self._backend.admission.draining else None
-        self._heard = time.monotonic()
+            return GOING_AWAY if self._backend.admission.draining else None
         if self._speaking.idle_s >= IDLE_S:
             raise APIError(400, f"no text and no end for {IDLE_S:g} s", code="idle")
         return None
