@@ -22,6 +22,9 @@ from torchaudio.functional import resample
 _EXACT_LENGTH = {"wav", "w64", "flac", "aiff", "caf"}
 _LENGTH_TOLERANCE_S = 0.05
 
+UNKNOWN_SIZE = 0xFFFFFFFF
+"""In a WAV's size fields."""
+
 
 class AudioError(ValueError):
     """Audio that cannot be used. `reason` is one of `empty`, `truncated`, `unreadable`."""
@@ -133,14 +136,14 @@ def encode_audio(
 def wav_header(sample_rate: int, n_samples: int | None = None) -> bytes:
     """A 44-byte header for 16-bit mono PCM.
 
-    With `n_samples=None` the length is unknown: the size fields hold their largest value, which
-    players of streamed WAV (ffmpeg among them) read as "until the end".
+    With `n_samples=None` the length is unknown: both size fields hold their largest value, which
+    readers of streamed WAV take for "until the end", as OpenAI's does.
     """
-    data_bytes = 0xFFFFFFFF - 36 if n_samples is None else 2 * n_samples
+    data_bytes = UNKNOWN_SIZE if n_samples is None else 2 * n_samples
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
         b"RIFF",
-        36 + data_bytes,
+        UNKNOWN_SIZE if n_samples is None else 36 + data_bytes,
         b"WAVE",
         b"fmt ",
         16,

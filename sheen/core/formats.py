@@ -1,10 +1,11 @@
 """Formats: samples -> bytes of MP3, Opus, AAC, FLAC, WAV or raw PCM, as they come.
 
-Owns the encoders and their settings. All of a stream that is held here is less than a few codec
-frames; nothing is written twice or seeked back to, so headers state an unknown length. Decoding,
-PCM and the WAV header: `sheen.core.audio`. Knows nothing about responses.
+Owns the encoders, their settings, and what a file states of itself: a stream holds back less than a
+few codec frames and states an unknown length, a whole file states its own. Decoding, PCM and the
+WAV header: `sheen.core.audio`. Knows nothing about responses.
 """
 
+import io
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, Protocol
@@ -35,19 +36,27 @@ class _Coding:
     sample_format: str
     container_options: dict[str, str]
     codec_options: dict[str, str]
+    whole_options: dict[str, str] | None = None
+    """Of the container, for a file that is whole; None for the same."""
+    encoder_name: str | None = None
+    """As the file states it."""
 
 
 # Bit rates: ample for one voice of 12 kHz bandwidth. Opus varies its rate around the one named, and
 # its pages' headers add 10 kbit/s.
 _CODINGS = {
-    # A Xing header would state a length that nobody knows yet. A bit reservoir would make a frame
-    # depend on those before it, which a listener who joins late has not got.
+    # A Xing header states the length and the silence that the encoder adds, which a stream does not
+    # know yet. Some readers take the silence off only where the header names LAME and a version. A
+    # bit reservoir would make a frame depend on those before it, which a listener who joins late
+    # has not got.
     "mp3": _Coding(
         "mp3",
         "libmp3lame",
         "fltp",
         {"write_xing": "0", "id3v2_version": "0"},
         {"b": "64000", "reservoir": "0"},
+        whole_options={"write_xing": "1", "id3v2_version": "0"},
+        encoder_name="LAME3.100",
     ),
     # Pages of one packet (20 ms): they would else be held back for a second.
     "opus": _Coding("ogg", "libopus", "flt", {"page_duration": "1"}, {"b": "32000"}),
@@ -74,14 +83,21 @@ class AudioEncoder:
     - flac: 576 (24 ms); nothing.
     - opus: 960 (40 ms); nothing, at 48 kHz, which is the only rate that Opus decoders know.
     - mp3: 1,152 (48 ms); 1,105 samples of silence before, up to 575 after: the delay of encoder and
-      decoder and the last frame's padding, which only a header with the length could state. LAME
-      makes the sound 5 % softer.
-    - aac: 2,048 (85 ms); 1,024 samples before, up to 1,023 after, for the same reason.
+      decoder and the last frame's padding, which only a whole file's header states. LAME makes the
+      sound 5 % softer.
+    - aac: 2,048 (85 ms); 1,024 samples before, up to 1,023 after; ADTS cannot state them.
 
     A stream without samples is the header alone: none for pcm, mp3 and aac, which have no header.
+
+    What a stream's header says of its length is the format's own word for unknown: 0xFFFFFFFF in
+    both of WAV's sizes, 0 in FLAC's number of samples and checksum; mp3 has no such header. A
+    `whole` file leaves at `finish` alone and states its length exactly: WAV's sizes; FLAC's samples
+    and MD5; mp3's frames, delay and padding, so that a decoder that knows them gives the samples
+    that went in. An Ogg stream states its end in its last page, and ADTS has no length at all: the
+    two are the same either way.
     """
 
-    def __init__(self, audio_format: str, sample_rate: int) -> None:
+    def __init__(self, audio_format: str, sample_rate: int, *, whole: bool = False) -> None:
         """sample_rate: of the samples, Hz. The encoded sound has the same, or, where the format
         has no such rate, the next higher one that it has (its highest, if none is higher).
 
@@ -92,9 +108,9 @@ class AudioEncoder:
                 f"audio format {audio_format!r}: expected one of {', '.join(MEDIA_TYPES)}"
             )
         self._body: _Body | None = (
-            _Compressed(_CODINGS[audio_format], sample_rate)
+            _Compressed(_CODINGS[audio_format], sample_rate, whole)
             if audio_format in _CODINGS
-            else _Plain(wav_header(sample_rate) if audio_format == "wav" else b"")
+            else _Plain(sample_rate if audio_format == "wav" else None, whole)
         )
 
     def push(self, samples: Samples) -> bytes:
@@ -133,17 +149,26 @@ class _Body(Protocol):
 
 
 class _Plain:
-    """PCM, after a header."""
+    """PCM, after a WAV header where there is a `wav_rate`."""
 
-    def __init__(self, header: bytes) -> None:
-        self._header = header
+    def __init__(self, wav_rate: int | None, whole: bool) -> None:
+        self._wav_rate = wav_rate
+        self._kept: list[bytes] | None = [] if whole else None
+        self._header = b"" if wav_rate is None or whole else wav_header(wav_rate)
 
     def push(self, samples: Samples) -> bytes:
+        pcm = to_pcm16(samples).tobytes()
+        if self._kept is not None:
+            self._kept.append(pcm)
+            return b""
         header, self._header = self._header, b""
-        return header + to_pcm16(samples).tobytes()
+        return header + pcm
 
     def finish(self) -> bytes:
-        return self._header
+        if self._kept is None:
+            return self._header
+        pcm = b"".join(self._kept)
+        return pcm if self._wav_rate is None else wav_header(self._wav_rate, len(pcm) // 2) + pcm
 
     def close(self) -> None:
         pass
@@ -169,17 +194,19 @@ class _Sink:
 class _Compressed:
     """ffmpeg's encoder and muxer."""
 
-    def __init__(self, coding: _Coding, sample_rate: int) -> None:
+    def __init__(self, coding: _Coding, sample_rate: int, whole: bool) -> None:
         self._rate = sample_rate
         self._integers = coding.sample_format == "s16"
         self._pushed = 0
-        self._sink = _Sink()
+        # A file that ffmpeg can seek in: at the end it goes back and mends the header.
+        self._sink = io.BytesIO() if whole else _Sink()
+        options = (whole and coding.whole_options) or coding.container_options
         # Flushing: else ffmpeg holds up to 32 KiB back, four seconds of MP3.
         self._container = av.open(
             self._sink,
             "w",
             format=coding.container,
-            container_options={"flush_packets": "1", **coding.container_options},
+            container_options={"flush_packets": "1", **options},
         )
         rate = _encoder_rate(coding.codec, sample_rate)
         self._stream = self._container.add_stream(
@@ -187,6 +214,8 @@ class _Compressed:
         )
         self._stream.codec_context.layout = "mono"
         self._stream.codec_context.format = coding.sample_format
+        if coding.encoder_name is not None:
+            self._stream.metadata["encoder"] = coding.encoder_name
         self._container.start_encoding()
 
     def push(self, samples: Samples) -> bytes:
@@ -202,17 +231,49 @@ class _Compressed:
             self._pushed += len(samples)
             # The stream converts the frame to its own format and rate and cuts it to its size.
             self._container.mux(self._stream.encode(frame))
-        return self._sink.take()
+        return b"" if isinstance(self._sink, io.BytesIO) else self._sink.take()
 
     def finish(self) -> bytes:
         self._container.mux(self._stream.encode(None))
         self._container.close()
-        return self._sink.take()
+        if not isinstance(self._sink, io.BytesIO):
+            return self._sink.take()
+        data = self._sink.getvalue()
+        if self._stream.codec_context.name != "libmp3lame":
+            return data
+        context = self._stream.codec_context
+        count = round(self._pushed * context.sample_rate / self._rate)
+        return _with_mp3_padding(data, count, context.frame_size)
 
     def close(self) -> None:
         # Writes a trailer to the sink, which nobody reads. The encoder is freed with the last
         # reference to it: AudioEncoder's to this object.
         self._container.close()
+
+
+def _with_mp3_padding(data: bytes, count: int, frame_samples: int) -> bytes:
+    """An mp3 file whose header states the padding that leaves `count` samples.
+
+    LAME ends with 576 to 1,151 samples of padding and ffmpeg states 1,105 at most: of 12 files one
+    would be up to 46 samples too long. The layout is that of LAME's info tag, whose last field is
+    the checksum (CRC-16/ARC) of all bytes before it.
+    """
+    info = data.find(b"Info")
+    if info < 0:
+        return data
+    lame = info + 120
+    frames = int.from_bytes(data[info + 8 : info + 12], "big")
+    delay = int.from_bytes(data[lame + 21 : lame + 24], "big") >> 12
+    padding = frames * frame_samples - delay - count
+    tag = (
+        data[: lame + 21] + (delay << 12 | padding).to_bytes(3, "big") + data[lame + 24 : lame + 34]
+    )
+    checksum = 0
+    for byte in tag:
+        checksum ^= byte
+        for _ in range(8):
+            checksum = checksum >> 1 ^ (0xA001 if checksum & 1 else 0)
+    return tag + checksum.to_bytes(2, "big") + data[lame + 36 :]
 
 
 def _encoder_rate(codec: str, sample_rate: int) -> int:

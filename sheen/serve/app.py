@@ -208,12 +208,14 @@ class SpeechService:
         """The text as speech, streamed as it is made."""
         entry = entry_of(request)
         entry.characters = len(body.input)
-        utterance = self._backend.begin(body, entry)
+        events = body.stream_format == "sse"
+        at_once = not body.stream and not events
+        utterance = self._backend.begin(body, entry, whole=at_once)
         await utterance.pieces.feed_text(body.input, self._backend.language)
         timeout_s = self._args.first_audio_timeout_s
-        if body.stream or body.stream_format == "sse":
-            return await streamed(utterance, entry, timeout_s, body.stream_format == "sse")
-        return await whole(utterance, entry, timeout_s)
+        if at_once:
+            return await whole(utterance, entry, timeout_s)
+        return await streamed(utterance, entry, timeout_s, events)
 
     @app.websocket("/v1/audio/speech/stream")
     async def speech_stream(self, socket: WebSocket) -> None:

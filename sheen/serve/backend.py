@@ -115,8 +115,9 @@ class Backend:
         """Hz, of everything that is sent."""
         return self.voice.codec.sample_rate
 
-    def begin(self, settings: SpeechSettings, entry: Entry) -> Utterance:
-        """Admit a request; `entry` holds its place until it is closed.
+    def begin(self, settings: SpeechSettings, entry: Entry, *, whole: bool = False) -> Utterance:
+        """Admit a request; `entry` holds its place until it is closed. `whole`: its bytes leave
+        together, see `Renderer`.
 
         Raises APIError: 400 for settings that the model cannot follow, 429 and 503 when it is not
         admitted.
@@ -136,7 +137,11 @@ class Backend:
         speech = Speech(self.engine, self.voice, manner, pieces, entry)
         entry.held.callback(speech.cancel)
         renderer = Renderer(
-            settings.response_format, settings.speed, self.sample_rate, self._renderers
+            settings.response_format,
+            settings.speed,
+            self.sample_rate,
+            self._renderers,
+            whole=whole,
         )
         entry.held.callback(renderer.close)
         return Utterance(pieces, speech, renderer)

@@ -23,12 +23,20 @@ class Renderer:
     """One response's bytes. `close` it, whatever happened."""
 
     def __init__(
-        self, audio_format: str, speed: float, sample_rate: int, pool: ThreadPoolExecutor
+        self,
+        audio_format: str,
+        speed: float,
+        sample_rate: int,
+        pool: ThreadPoolExecutor,
+        *,
+        whole: bool = False,
     ) -> None:
+        """`whole`: all bytes leave at `finish`, with a header that states the length."""
         self.sample_rate = sample_rate
+        self.whole = whole
         self._speed = speed
         self._tempo = Tempo(speed, sample_rate)
-        self._encoder = AudioEncoder(audio_format, sample_rate)
+        self._encoder = AudioEncoder(audio_format, sample_rate, whole=whole)
         self._pool = None if audio_format in CHEAP and speed == 1.0 else pool
         # A client may leave while another thread computes: what it uses is not closed under it.
         self._lock = threading.Lock()

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 
 from fastapi.responses import Response, StreamingResponse
 
-from sheen.core.audio import wav_header
 from sheen.core.formats import MEDIA_TYPES
 from sheen.core.requests import EngineBusy
 from sheen.core.voice import RequestError
@@ -44,7 +43,7 @@ async def _made(utterance: Utterance, entry: Entry) -> AsyncIterator[bytes]:
         async for samples in utterance.speech.samples():
             data = await renderer.push(samples)
             entry.sent(renderer.seconds(samples))
-            if data:
+            if data or renderer.whole:  # of a whole file nothing leaves, but it has begun
                 sent = True
                 yield data
         if not entry.pieces:
@@ -84,12 +83,6 @@ async def whole(utterance: Utterance, entry: Entry, timeout_s: float) -> Respons
     body = bytearray(await _first(chunks, entry, timeout_s))
     async for chunk in chunks:
         body += chunk
-    if entry.audio_format == "wav":
-        # What a streamed header cannot know.
-        header = wav_header(utterance.renderer.sample_rate)
-        body[: len(header)] = wav_header(
-            utterance.renderer.sample_rate, (len(body) - len(header)) // 2
-        )
     media = MEDIA_TYPES[entry.audio_format]
     return Response(bytes(body), media_type=media, headers=_headers(utterance))
 
