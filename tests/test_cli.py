@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 import sheen.__main__
+from readers import check_speech
 from sheen.__main__ import main
 from sheen.core.audio import to_pcm16
 from sheen.core.codec_info import WEIGHTS_FILE
@@ -58,6 +59,7 @@ def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_pa
     engine.close()
     assert len(samples)
     assert_close(soundfile.read(path, dtype="int16")[0], to_pcm16(samples))
+    check_speech("wav", path.read_bytes(), len(samples), True, tmp_path)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -20,9 +20,27 @@ from sheen.core.prompt import normalise
 from sheen.core.text import split_sentences
 
 LIBRARY: Literal["nemo_text_processing"] = "nemo_text_processing"
-LANGUAGES = ("de", "en", "es", "fr", "hu", "it", "sv")
-"""ISO 639-1. Those of the library's whose grammars get through any text, see decision 0020."""
+LANGUAGES = {
+    "de": ("deu", "ger", "german", "deutsch"),
+    "en": ("eng", "english"),
+    "es": ("spa", "spanish", "español", "castilian"),
+    "fr": ("fra", "fre", "french", "français"),
+    "hu": ("hun", "hungarian", "magyar"),
+    "it": ("ita", "italian", "italiano"),
+    "sv": ("swe", "swedish", "svenska"),
+}
+"""ISO 639-1, and what else each is called: ISO 639-2 and names. Those of the library's whose
+grammars get through any text, see decision 0020."""
 _SYNTAX = re.compile(r"[\[\]\\]")
+
+
+def language_code(asked: str) -> str:
+    """The code of LANGUAGES that a code or a name means (`en-US`, `eng`, `English (US)`), by its
+    first word; for any other language that word, in lower case."""
+    word = re.match(r"[^\W\d_]*", asked.strip().casefold())
+    assert word is not None  # it may be empty
+    names = {name: code for code, names in LANGUAGES.items() for name in names}
+    return names.get(word[0], word[0])
 
 
 class NormalisationInfo(BaseModel, extra="forbid", frozen=True):
@@ -35,7 +53,9 @@ class NormalisationInfo(BaseModel, extra="forbid", frozen=True):
 
 
 def describe(language: str) -> NormalisationInfo:
-    """The normalisation that is installed here, for a language of LANGUAGES. Raises ValueError."""
+    """The normalisation that is installed here, for a language of LANGUAGES or its name. Raises
+    ValueError."""
+    language = language_code(language)
     info = NormalisationInfo(library=LIBRARY, version=_installed(language), language=language)
     check(info)
     return info

@@ -1,12 +1,13 @@
 """The HTTP contract: what a request for speech may hold, and what other answers look like.
 
-Owns the fields, their limits and their defaults, for the POST and for the WebSocket alike. Knows
+Owns the fields, their limits and their defaults, for the POST and for the WebSocket alike: values
+have JSON's types, as the schema says, and null is the default of every field that has one. Knows
 nothing about models or Ray.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, model_validator
 
 from sheen.core.sampling import Sampling
 
@@ -21,11 +22,25 @@ STANDARD_VOICES = (
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
 
+Integer = Annotated[
+    int, BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_integer() else n)
+]
+"""JSON has one kind of number: 7.0 is an integer."""
+
+
 class VoiceId(BaseModel):
     id: str
 
 
-class SpeechSettings(BaseModel):
+def _nullable(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema that null is the default of every field that has one."""
+    for name, field in schema["properties"].items():
+        if "default" in field and "anyOf" not in field:
+            about = {key: field.pop(key) for key in ("title", "description", "default")}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
+
+
+class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
     """How a text is to be spoken. Unknown fields are ignored: clients send many."""
 
     model: Annotated[
@@ -54,21 +69,36 @@ class SpeechSettings(BaseModel):
         Sampling.temperature
     )
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Sampling.top_p
-    top_k: Annotated[int, Field(ge=0, lt=2**31, description="0 is off")] = Sampling.top_k
+    top_k: Annotated[Integer, Field(ge=0, lt=2**31, description="0 is off")] = Sampling.top_k
     repetition_penalty: Annotated[
         float, Field(ge=0.5, le=5.0, description="over a short window of the audio; 1 is off")
     ] = 1.0
     seed: Annotated[
-        int | None, Field(ge=0, lt=2**63, description="the same seed gives the same audio")
+        Integer | None,
+        Field(
+            ge=-1,
+            lt=2**63,
+            description="the same seed gives the same audio; -1 draws one, as if there were none",
+        ),
     ] = None
     language: Annotated[
         str | None,
         Field(
             max_length=35,
-            description="of the text, such as en or en-US; empty and auto mean the model's own, "
-            "and another than the model's is refused",
+            description="of the text: a code or a name, such as en, en-US or English; empty and "
+            "auto mean the model's own, and another than the model's is refused",
         ),
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, sent: Any) -> Any:
+        if not isinstance(sent, dict):
+            return sent
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {
+            name: value for name, value in sent.items() if value is not None or name not in optional
+        }
 
     @property
     def voice_name(self) -> str:

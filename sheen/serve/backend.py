@@ -16,6 +16,7 @@ import torch
 from sheen.core.codec_process import CodecProcess
 from sheen.core.ending import Finished, Samples
 from sheen.core.engine import Engine
+from sheen.core.normalisation import language_code
 from sheen.core.sampling import Sampling
 from sheen.core.streaming import DEFAULT_RAMP
 from sheen.core.voice import Voice, load_voice
@@ -127,7 +128,9 @@ class Backend:
         entry.voice, entry.audio_format = settings.voice_name, settings.response_format
         entry.held.enter_context(self.admission.enter())
         entry.held.callback(self._note, entry)
-        seed = secrets.randbits(63) if settings.seed is None else settings.seed
+        seed = settings.seed
+        if seed is None or seed < 0:
+            seed = secrets.randbits(63)
         sampling = Sampling(
             settings.temperature, settings.top_k, settings.top_p, seed, settings.repetition_penalty
         )
@@ -172,13 +175,13 @@ class Backend:
         return None if info is None else info.language
 
     def _check_language(self, asked: str | None) -> None:
-        if not asked or asked.lower() == "auto" or self.language is None:
-            return
-        if asked.replace("_", "-").split("-")[0].lower() != self.language:
+        code = language_code(asked or "")
+        if self.language is not None and code not in ("", "auto", self.language):
             raise APIError(
                 400,
                 f"language: {asked!r} was asked for, this model speaks {self.language}",
                 param="language",
+                code="language_not_supported",
             )
 
     async def _normalise(self, text: str) -> str:
