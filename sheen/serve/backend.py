@@ -8,6 +8,7 @@ import logging
 import queue
 import secrets
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ class Utterance:
     pieces: Pieces
     speech: Speech
     renderer: Renderer
+    come_back: Callable[[], int]
+    """A place promised for when it is asked for again: seconds until then."""
 
 
 class Backend:
@@ -126,7 +129,8 @@ class Backend:
         speaker = self._speaker(settings.voice_name)
         self._check_language(settings.language)
         entry.voice, entry.audio_format = settings.voice_name, settings.response_format
-        entry.held.enter_context(self.admission.enter())
+        request = settings.model_dump_json()
+        entry.held.enter_context(self.admission.enter(request))
         entry.held.callback(self._note, entry)
         seed = settings.seed
         if seed is None or seed < 0:
@@ -147,7 +151,7 @@ class Backend:
             whole=whole,
         )
         entry.held.callback(renderer.close)
-        return Utterance(pieces, speech, renderer)
+        return Utterance(pieces, speech, renderer, lambda: self.admission.promise(request))
 
     def _note(self, entry: Entry) -> None:
         if entry.ending != "cancelled":

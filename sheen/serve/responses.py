@@ -21,7 +21,6 @@ from sheen.serve.rendering import delta_event, event
 from sheen.serve.speaking import SpeechFailed
 
 EVENT_STREAM = "text/event-stream"
-TIMEOUT_RETRY_S = 5
 
 
 async def rendered(utterance: Utterance, entry: Entry) -> AsyncIterator[bytes]:
@@ -71,7 +70,7 @@ async def streamed(
 ) -> StreamingResponse:
     """The answer, begun. Raises APIError when it cannot begin, with 503 after `timeout_s`."""
     chunks = rendered(utterance, entry)
-    first = await _first(chunks, entry, timeout_s)
+    first = await _first(chunks, utterance, entry, timeout_s)
     rest = _events(first, chunks, entry) if events else _audio(first, chunks)
     media = EVENT_STREAM if events else MEDIA_TYPES[entry.audio_format]
     return StreamingResponse(rest, media_type=media, headers=_headers(utterance))
@@ -80,7 +79,7 @@ async def streamed(
 async def whole(utterance: Utterance, entry: Entry, timeout_s: float) -> Response:
     """The answer when all of it is there, with its length. Raises APIError."""
     chunks = rendered(utterance, entry)
-    body = bytearray(await _first(chunks, entry, timeout_s))
+    body = bytearray(await _first(chunks, utterance, entry, timeout_s))
     async for chunk in chunks:
         body += chunk
     media = MEDIA_TYPES[entry.audio_format]
@@ -96,7 +95,9 @@ def _headers(utterance: Utterance) -> dict[str, str]:
     }
 
 
-async def _first(chunks: AsyncIterator[bytes], entry: Entry, timeout_s: float) -> bytes:
+async def _first(
+    chunks: AsyncIterator[bytes], utterance: Utterance, entry: Entry, timeout_s: float
+) -> bytes:
     try:
         async with asyncio.timeout(timeout_s):
             return await anext(chunks)
@@ -106,7 +107,7 @@ async def _first(chunks: AsyncIterator[bytes], entry: Entry, timeout_s: float) -
             503,
             f"the audio had not begun after {timeout_s:g} s",
             code="timeout",
-            retry_after_s=TIMEOUT_RETRY_S,
+            retry_after_s=utterance.come_back(),
         ) from error
 
 
