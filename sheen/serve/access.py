@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sheen.serve.accounting import local_path, refused
 from sheen.serve.errors import APIError, error_response
+from sheen.serve.front import may_ask
 from sheen.serve.keys import is_known
 from sheen.serve.limits import Bodies, Body, Limits, declared, too_large
 
@@ -99,9 +100,11 @@ def same_origin(headers: Headers) -> bool:
 
 
 def check_origin(scope: Scope) -> None:
-    """APIError for a WebSocket of another host's page, where no key is needed. A page that brings a
-    key was given it: browsers add none by themselves."""
-    if _gate.digests is None and not same_origin(Headers(scope=scope)):
+    """APIError for a WebSocket of another host's page, where no key is needed, unless
+    args.cors_origins has that host. A page that brings a key was given it: browsers add none by
+    themselves."""
+    headers = Headers(scope=scope)
+    if _gate.digests is None and not (same_origin(headers) or may_ask(headers["origin"])):
         raise APIError(403, "a page of another host", code="foreign_origin")
 
 

@@ -32,11 +32,15 @@ class VoiceId(BaseModel):
     id: str
 
 
+ABOUT = ("title", "description", "examples", "default")
+"""What of a JSON schema says nothing of its type."""
+
+
 def _nullable(schema: dict[str, Any]) -> None:
     """Say in the JSON schema that null is the default of every field that has one."""
     for name, field in schema["properties"].items():
         if "default" in field and "anyOf" not in field:
-            about = {key: field.pop(key) for key in ("title", "description", "default")}
+            about = {key: field.pop(key) for key in ABOUT if key in field}
             schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
 
 
@@ -68,7 +72,9 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
     temperature: Annotated[float, Field(ge=0.0, le=5.0, description="0 is greedy")] = (
         Sampling.temperature
     )
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Sampling.top_p
+    top_p: Annotated[
+        float, Field(gt=0.0, le=1.0, description="of the likeliest tokens; 1 is off")
+    ] = Sampling.top_p
     top_k: Annotated[Integer, Field(ge=0, lt=2**31, description="0 is off")] = Sampling.top_k
     repetition_penalty: Annotated[
         float, Field(ge=0.5, le=5.0, description="over a short window of the audio; 1 is off")

@@ -9,12 +9,12 @@ import logging
 import time
 from typing import Any
 
-from fastapi import FastAPI, Request, WebSocket
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi import Request, WebSocket
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from ray import serve
 
 from sheen.core.formats import MEDIA_TYPES
-from sheen.serve.access import PROTECTED, Gate, GateMiddleware, set_gate
+from sheen.serve.access import Gate, GateMiddleware, set_gate
 from sheen.serve.accounting import AccountingMiddleware, entry_of, listen
 from sheen.serve.api import (
     AudioModels,
@@ -27,11 +27,14 @@ from sheen.serve.api import (
 )
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs, checkpoint_location
+from sheen.serve.document import SpeechAPI
 from sheen.serve.errors import APIError, documented, install_error_handlers
+from sheen.serve.front import FrontMiddleware, set_origins
 from sheen.serve.keys import KEYS_VARIABLE, KeyFile, located, read_keys
 from sheen.serve.limits import RESERVE
 from sheen.serve.metrics import Metrics
 from sheen.serve.page import page_response
+from sheen.serve.reference import reference_response
 from sheen.serve.responses import EVENT_STREAM, streamed, whole
 from sheen.serve.websocket import converse
 
@@ -52,29 +55,10 @@ often as you like, then `{"type": "end"}`; binary frames are audio, `speech.audi
 """
 
 
-class SpeechAPI(FastAPI):
-    """FastAPI, whose document promises no 422 (errors of validation are 400 here) and names the
-    key, which the gate before the application asks for."""
-
-    def openapi(self) -> dict[str, Any]:
-        if self.openapi_schema is None:
-            document = super().openapi()
-            for path, operations in document["paths"].items():
-                for operation in operations.values():
-                    operation["responses"].pop("422", None)
-                    if path.startswith(PROTECTED):
-                        operation["security"] = [{"key": []}, {}]  # args.auth may be none
-            for name in ("HTTPValidationError", "ValidationError"):
-                document["components"]["schemas"].pop(name, None)
-            document["components"]["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer"}
-            }
-        return super().openapi()
-
-
-app = SpeechAPI(title="Sheen", description=DESCRIPTION)
+app = SpeechAPI(title="Sheen", description=DESCRIPTION, redirect_slashes=False)
 install_error_handlers(app)
 app.add_middleware(GateMiddleware)
+app.add_middleware(FrontMiddleware)
 app.add_middleware(AccountingMiddleware)  # the last one added is the first to see a request
 
 
@@ -112,6 +96,7 @@ class SpeechService:
             )
         follow = self._keys.digests if self._keys else lambda: digests
         set_gate(Gate(None if args.auth == "none" else follow, args))
+        set_origins(tuple(args.cors_origins))
         listen(self._metrics.ended)
 
     def check_health(self) -> None:
@@ -142,6 +127,20 @@ class SpeechService:
     @app.get("/", include_in_schema=False)
     async def page(self) -> HTMLResponse:
         return page_response()
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document(self, request: Request) -> JSONResponse:
+        return JSONResponse(self._document(request))
+
+    @app.get("/docs", include_in_schema=False)
+    async def reference(self, request: Request) -> HTMLResponse:
+        return reference_response(self._document(request))
+
+    def _document(self, request: Request) -> dict[str, Any]:
+        document: dict[str, Any] = request.app.document(
+            self._backend.known_voices, request.scope.get("root_path", "")
+        )
+        return document
 
     @app.get("/health", response_class=PlainTextResponse, responses=documented(503))
     async def health(self) -> str:
@@ -201,7 +200,7 @@ class SpeechService:
                 "description": "the audio, or its events",
                 "content": {media: {} for media in [*MEDIA_TYPES.values(), EVENT_STREAM]},
             },
-            **documented(400, 401, 408, 413, 429, 500, 503),
+            **documented(400, 401, 408, 413, 415, 429, 500, 503),
         },
     )
     async def speech(self, body: SpeechRequest, request: Request) -> Response:

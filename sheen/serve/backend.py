@@ -115,6 +115,11 @@ class Backend:
         return self.voice.info.voices or [UNNAMED_VOICE]
 
     @property
+    def known_voices(self) -> list[str]:
+        """Every name that a request may use."""
+        return list(self._names)
+
+    @property
     def sample_rate(self) -> int:
         """Hz, of everything that is sent."""
         return self.voice.codec.sample_rate

@@ -111,6 +111,13 @@ class ServeArgs(Limits, BaseModel, extra="forbid"):
             "the environment variable SHEEN_API_KEYS, with commas between keys, as it is at start"
         ),
     ] = None
+    cors_origins: Annotated[
+        list[Annotated[str, Field(pattern=r"^(\*|https?://[^/*\s]+)$")]],
+        Field(
+            description="origins, such as https://app.example, whose pages may use the server from "
+            "a browser; * for all. By default only pages of the server's own may"
+        ),
+    ] = []
     noise: Annotated[
         bool, Field(description="the codec's own noise, drawn from the request's seed")
     ] = True

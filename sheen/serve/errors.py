@@ -127,6 +127,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         404: "there is no such thing",
         408: "the body did not come in time",
         413: "the body is too large",
+        415: "the body is not declared as JSON; send `Content-Type: application/json`",
         429: "as many requests as are allowed are under way; see Retry-After",
         500: "synthesis failed",
         503: "the server is stopping, or the audio did not begin in time; see Retry-After",

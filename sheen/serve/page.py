@@ -24,16 +24,23 @@ def page_response() -> HTMLResponse:
 
 @cache
 def _page() -> tuple[str, dict[str, str]]:
-    web = files("sheen.serve").joinpath("web")
-    style = web.joinpath("page.css").read_text("utf-8")
-    script = "".join(web.joinpath(name).read_text("utf-8") for name in SCRIPTS)
-    # What the browser hashes is all between the tags.
-    html = Template(web.joinpath("page.html").read_text("utf-8")).substitute(
-        style=style, script=script
-    )
+    style = web_file("page.css")
+    script = "".join(map(web_file, SCRIPTS))
+    html = Template(web_file("page.html")).substitute(style=style, script=script)
+    return html, own_headers(style=style, script=script)
+
+
+def web_file(name: str) -> str:
+    """A text of the folder `web`."""
+    return files("sheen.serve").joinpath("web", name).read_text("utf-8")
+
+
+def own_headers(*, style: str, script: str | None = None) -> dict[str, str]:
+    """Headers of a page that may use this style and script, all between their tags, which is what
+    the browser hashes; and nothing else."""
     policy = {
         "default-src": "'none'",
-        "script-src": _source(script),
+        "script-src": "'none'" if script is None else _source(script),
         "style-src": _source(style),
         "connect-src": "'self'",
         "media-src": "'self' blob:",
@@ -42,7 +49,7 @@ def _page() -> tuple[str, dict[str, str]]:
         "form-action": "'none'",
         "frame-ancestors": "'none'",
     }
-    return html, {
+    return {
         "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
