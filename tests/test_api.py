@@ -1,5 +1,6 @@
 """The HTTP contract without Ray: what a request may hold, and what every refusal looks like."""
 
+import gzip
 import inspect
 import json
 import os
@@ -10,13 +11,15 @@ from typing import Any
 import pytest
 import yaml
 from fastapi import FastAPI
+from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 from starlette.testclient import TestClient
 
 from sheen.cluster import WORKER_ENV
-from sheen.serve.api import MAX_INPUT_CHARACTERS, SpeechRequest
+from sheen.serve.api import MAX_INPUT_CHARACTERS, SpeechRequest, SpeechSettings, Start
 from sheen.serve.app import build
+from sheen.serve.backend import check_language
 from sheen.serve.config import ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, install_error_handlers
 
@@ -114,7 +117,7 @@ def test_a_missing_field_is_named(client: TestClient, field: str) -> None:
         ("top_p", 0),
         ("top_p", 1.1),
         ("top_k", -1),
-        ("seed", -1),
+        ("seed", -2),
         ("seed", 2**63),
         ("seed", 0.5),
         ("repetition_penalty", 0),
@@ -151,7 +154,7 @@ def test_what_a_plain_request_gets(client: TestClient) -> None:
 
 
 def test_the_edges_of_every_range_are_accepted(client: TestClient) -> None:
-    low = {"speed": 0.25, "temperature": 0, "top_p": 0.01, "top_k": 0, "seed": 0}
+    low = {"speed": 0.25, "temperature": 0, "top_p": 0.01, "top_k": 0, "seed": -1}
     high = {"speed": 4.0, "temperature": 5.0, "top_p": 1, "top_k": 4097, "seed": 2**63 - 1}
     for values in (low, high):
         read = accepted(client, {**GOOD, **values})
@@ -161,6 +164,63 @@ def test_the_edges_of_every_range_are_accepted(client: TestClient) -> None:
 def test_voice_is_a_name_or_an_object_with_an_id(client: TestClient) -> None:
     assert accepted(client, {**GOOD, "voice": "slt"})["voice_name"] == "slt"
     assert accepted(client, {**GOOD, "voice": {"id": "slt"}})["voice_name"] == "slt"
+
+
+OPTIONAL = [
+    (model, name)
+    for model in (SpeechRequest, Start)
+    for name, field in model.model_fields.items()
+    if not field.is_required()
+]
+
+
+@pytest.mark.parametrize(("model", "name"), OPTIONAL)
+def test_null_is_the_default_of_every_field_that_has_one(
+    model: type[SpeechSettings], name: str
+) -> None:
+    fields = {**GOOD, "type": "start"}
+    assert model.model_validate({**fields, name: None}) == model.model_validate(fields)
+    assert model.model_validate_json(
+        json.dumps({**fields, name: None})
+    ) == model.model_validate_json(json.dumps(fields))
+
+
+VALUES = (
+    *(None, True, False, -1, 0, 1, 7.0, 0.5, "", "x", "true", "1", "0.5", "mp3", "sse", "start"),
+    *([], ["slt"], {}, {"id": "slt"}, {"id": 7}, {"name": "slt"}, 2**63, "x" * 5000),
+)
+
+
+@pytest.mark.parametrize("model", [SpeechRequest, Start])
+def test_what_the_schema_allows_is_taken_and_nothing_else(model: type[SpeechSettings]) -> None:
+    schema = Draft202012Validator(model.model_json_schema())
+    for name in model.model_fields:
+        for value in VALUES:
+            body = {**GOOD, "type": "start", name: value}
+            try:
+                model.model_validate(body)
+                taken = True
+            except ValidationError:
+                taken = False
+            assert taken == schema.is_valid(body), (name, value)
+
+
+@pytest.mark.parametrize(
+    "asked", [None, "", " ", "auto", "Auto", "en", "EN", " en", "en-US", "en_GB", "eng", "English"]
+)
+def test_a_models_language_may_be_asked_for_by_any_of_its_names(asked: str | None) -> None:
+    check_language(asked, "en")
+
+
+@pytest.mark.parametrize("asked", ["de", "German", "deu", "fr-CA", "english-ish?", "Klingon"])
+def test_another_language_is_refused_and_both_are_named(asked: str) -> None:
+    if asked.startswith("english"):
+        check_language(asked, "en")
+        return
+    with pytest.raises(APIError, match=rf"'{asked}'.*speaks en") as refusal:
+        check_language(asked, "en")
+    assert (refusal.value.param, refusal.value.code) == ("language", "language_not_supported")
+    check_language(asked, None)  # a model that was taught texts as they are
 
 
 def test_unknown_fields_are_ignored(client: TestClient) -> None:
@@ -195,6 +255,43 @@ def test_a_body_that_is_no_object_blames_no_field(client: TestClient, content: b
     error = error_of(response.json())
     assert error["param"] is None
     assert error["type"] == "invalid_request_error"
+
+
+BODY = json.dumps(GOOD).encode()
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "status", "told"),
+    [
+        ({}, BODY, 415, "with Content-Type: application/json; this one has no Content-Type"),
+        ({"Content-Type": FORM}, BODY, 415, f"application/json; this one is declared as {FORM}"),
+        ({"Content-Type": "text/plain"}, BODY, 415, "declared as text/plain"),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, BODY, 415, "multipart/form-data"),
+        (JSON | {"Content-Encoding": "gzip"}, gzip.compress(BODY), 415, "this one has gzip"),
+        (JSON, gzip.compress(BODY), 400, "byte 0x8b at 1 is not UTF-8"),
+        (JSON, b'{"input": "gr\xfc\xdf"}', 400, "byte 0xfc at 13 is not UTF-8"),
+        (JSON, b'{"seed": 1' + b"0" * 5000 + b"}", 400, "too many digits"),
+        (JSON, b"[" * 50_000, 400, "nested too deeply"),
+        (JSON, b'{"input": four}', 400, "no JSON: Expecting value, at character 10"),
+    ],
+)
+def test_what_keeps_a_body_from_being_read_is_named(
+    client: TestClient, headers: dict[str, str], content: bytes, status: int, told: str
+) -> None:
+    response = client.post("/v1/audio/speech", content=content, headers=headers)
+    assert response.status_code == status
+    error = error_of(response.json())
+    assert told in error["message"]
+    assert error["code"] == ("unsupported_media_type" if status == 415 else "json_invalid")
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/json; charset=utf-8", "APPLICATION/problem+json"]
+)
+def test_json_may_be_declared_in_every_way(client: TestClient, kind: str) -> None:
+    response = client.post("/v1/audio/speech", content=BODY, headers={"Content-Type": kind})
+    assert response.status_code == 200
 
 
 # Every other error
@@ -272,10 +369,13 @@ def test_arguments_refuse_an_unknown_key() -> None:
         ("text_processes", 0),
         ("first_audio_timeout_s", 0),
         ("auth", "open"),
+        ("cors_origins", ["https://app.example/page"]),
+        ("cors_origins", ["app.example"]),
+        ("cors_origins", ["https://*.example"]),
         ("max_body_bytes", 0),
     ],
 )
-def test_arguments_refuse_what_could_not_serve(key: str, value: float) -> None:
+def test_arguments_refuse_what_could_not_serve(key: str, value: object) -> None:
     with pytest.raises(ValidationError, match=key):
         ServeArgs.model_validate({key: value})
 

@@ -20,10 +20,12 @@ from sheen.core import dataset, normalisation
 from sheen.core.clip_limits import Limits
 from sheen.core.manifest import MANIFEST_SCHEMA
 from sheen.core.normalisation import (
+    LANGUAGES,
     NormalisationInfo,
     Normaliser,
     check,
     describe,
+    language_code,
     load_normaliser,
 )
 from sheen.core.sampling import Sampling
@@ -100,6 +102,24 @@ def test_core_does_not_load_it_for_nothing() -> None:
 def test_an_unknown_language_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown language 'tlh'; known: de, en, es"):
         describe("tlh")
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_a_language_goes_by_its_codes_and_names(code: str) -> None:
+    for name in (code, *LANGUAGES[code]):
+        for written in (name, name.upper(), f" {name}", f"{name}-XX", f"{name}_XX.UTF-8"):
+            assert language_code(written) == code
+    assert describe(LANGUAGES[code][-1].title()).language == code
+
+
+def test_no_two_languages_share_a_name() -> None:
+    names = [name for code, names in LANGUAGES.items() for name in (code, *names)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("asked", ["tlh", "Klingon", "engine", "", " ", "7", "-en"])
+def test_what_is_no_language_of_ours_is_none(asked: str) -> None:
+    assert language_code(asked) not in LANGUAGES
 
 
 def test_another_version_is_refused_by_name() -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -34,7 +35,8 @@ class Entry:
     request_id: str
     status: int | None = None
     code: str | None = None
-    """Of the error that it was refused or failed with."""
+    """Of the error that it was refused or failed with; `param`: the field that it names."""
+    param: str | None = None
     characters: int = 0
     voice: str = ""
     audio_format: str = ""
@@ -50,6 +52,11 @@ class Entry:
     """What is given back when the request is over."""
     _first_chunk_s: float = 0.0
     _last_came: float = 0.0
+
+    def blame(self, error: APIError) -> None:
+        """Enter what it was refused or failed with."""
+        self.code = error.code or HTTPStatus(error.status).name.lower()
+        self.param = error.param
 
     def sent(self, seconds: float) -> None:
         """So many seconds of audio leave now."""
@@ -80,6 +87,7 @@ class Entry:
             "path": self.path,
             "status": self.status,
             "code": self.code,
+            "param": self.param,
             "ending": self.ending or None,
             "characters": self.characters,
             "voice": self.voice,
@@ -134,7 +142,8 @@ def refused(scope: Scope, error: APIError) -> None:
     scope[ERROR_KEY] = error
     if SCOPE_KEY not in scope:
         entry = open_entry(scope)
-        entry.status, entry.code = error.status, error.code
+        entry.status = error.status
+        entry.blame(error)
         close_entry(entry)
 
 
@@ -165,5 +174,5 @@ class AccountingMiddleware:
             raise
         finally:
             if error := scope.get(ERROR_KEY):
-                entry.code = error.code
+                entry.blame(error)
             close_entry(entry)

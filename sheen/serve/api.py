@@ -22,9 +22,7 @@ STANDARD_VOICES = (
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
 
-Integer = Annotated[
-    int, BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_integer() else n)
-]
+WHOLE = BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_integer() else n)
 """JSON has one kind of number: 7.0 is an integer."""
 
 
@@ -75,17 +73,18 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
     top_p: Annotated[
         float, Field(gt=0.0, le=1.0, description="of the likeliest tokens; 1 is off")
     ] = Sampling.top_p
-    top_k: Annotated[Integer, Field(ge=0, lt=2**31, description="0 is off")] = Sampling.top_k
+    top_k: Annotated[int, Field(ge=0, lt=2**31, description="0 is off"), WHOLE] = Sampling.top_k
     repetition_penalty: Annotated[
         float, Field(ge=0.5, le=5.0, description="over a short window of the audio; 1 is off")
     ] = 1.0
     seed: Annotated[
-        Integer | None,
+        int | None,
         Field(
             ge=-1,
             lt=2**63,
             description="the same seed gives the same audio; -1 draws one, as if there were none",
         ),
+        WHOLE,
     ] = None
     language: Annotated[
         str | None,

@@ -132,7 +132,7 @@ class Backend:
         admitted.
         """
         speaker = self._speaker(settings.voice_name)
-        self._check_language(settings.language)
+        check_language(settings.language, self.language)
         entry.voice, entry.audio_format = settings.voice_name, settings.response_format
         request = settings.model_dump_json()
         entry.held.enter_context(self.admission.enter(request))
@@ -183,16 +183,6 @@ class Backend:
         info = self.voice.info.normalisation
         return None if info is None else info.language
 
-    def _check_language(self, asked: str | None) -> None:
-        code = language_code(asked or "")
-        if self.language is not None and code not in ("", "auto", self.language):
-            raise APIError(
-                400,
-                f"language: {asked!r} was asked for, this model speaks {self.language}",
-                param="language",
-                code="language_not_supported",
-            )
-
     async def _normalise(self, text: str) -> str:
         if self._normalisers is None:
             return self.voice.spoken(text)
@@ -209,6 +199,19 @@ class Backend:
         if self._normalisers is not None:
             self._normalisers.close()
         self._renderers.shutdown()
+
+
+def check_language(asked: str | None, spoken: str | None) -> None:
+    """APIError for a code or a name of another language than the one that a model's texts are
+    normalised as; None where that is none, or nothing is asked."""
+    code = language_code(asked or "")
+    if spoken is not None and code not in ("", "auto", spoken):
+        raise APIError(
+            400,
+            f"language: {asked!r} was asked for, this model speaks {spoken}",
+            param="language",
+            code="language_not_supported",
+        )
 
 
 def voice_names(voices: list[str], aliases: dict[str, str]) -> dict[str, str | None]:

@@ -4,12 +4,15 @@ Owns status codes, the error's body, and what of a failure a client may learn. K
 models or Ray.
 """
 
+import re
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 ERROR_KEY = "sheen.error"
@@ -77,13 +80,50 @@ def error_response(error: APIError) -> JSONResponse:
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
-def describe_invalid(error: RequestValidationError) -> APIError:
-    """The first thing that is wrong with a request, as a 400 that names the field."""
+def describe_invalid(error: RequestValidationError, headers: Headers) -> APIError:
+    """The first thing that is wrong with a request, as a 400 that names the field; a 415 for a body
+    that was not read, since it is not declared as JSON."""
     problem: dict[str, Any] = error.errors()[0]
     # The first part is "body"; a number there is a position in broken JSON, not a field.
     param = next((part for part in problem["loc"][1:2] if isinstance(part, str)), None)
+    if param is None and (undeclared := not_declared_json(headers)):
+        return undeclared
     message = f"{param or 'body'}: {problem['msg']}"
+    if problem["type"] == "json_invalid":
+        message = f"body: no JSON: {problem['ctx']['error']}, at character {problem['loc'][1]}"
     return APIError(400, message, param=param, code=problem["type"])
+
+
+def not_declared_json(headers: Headers) -> APIError | None:
+    """What keeps a body from being read as JSON, by its headers. A page of another origin can send
+    other kinds without asking (CORS): taking them for JSON would let it in."""
+    coding = headers.get("content-encoding", "identity").lower()
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if coding != "identity":
+        problem = f"without Content-Encoding; this one has {coding[:100]}"
+    elif not re.fullmatch(r"application/(json|[^/]+\+json)", kind):
+        declared = f"is declared as {kind[:100]}" if kind else "has no Content-Type"
+        problem = f"with Content-Type: application/json; this one {declared}"
+    else:
+        return None
+    return APIError(415, f"body: send JSON, {problem}", code="unsupported_media_type")
+
+
+def describe_unreadable(error: HTTPException, headers: Headers) -> APIError:
+    """The framework's own error; for a body that it could not read, why."""
+    cause = error.__cause__
+    if error.status_code != HTTPStatus.BAD_REQUEST or cause is None:
+        return APIError(error.status_code, str(error.detail))
+    if undeclared := not_declared_json(headers):
+        return undeclared
+    problem = "it cannot be read"
+    if isinstance(cause, UnicodeDecodeError):
+        problem = f"byte {cause.object[cause.start]:#04x} at {cause.start} is not UTF-8"
+    elif isinstance(cause, RecursionError):
+        problem = "it is nested too deeply"
+    elif isinstance(cause, ValueError):  # the one that JSON's errors leave over
+        problem = "a number has too many digits"
+    return APIError(400, f"body: no JSON: {problem}", code="json_invalid")
 
 
 def unforeseen(error: Exception) -> APIError:
@@ -102,12 +142,16 @@ def install_error_handlers(app: FastAPI) -> None:
         return answer(request, error)
 
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(request, describe_invalid(error))
+        return answer(request, describe_invalid(error, request.headers))
 
     async def framework(request: Request, error: HTTPException) -> JSONResponse:
-        known = APIError(error.status_code, str(error.detail))
-        response = answer(request, error.error if isinstance(error, Refused) else known)
-        response.headers.update(error.headers or {})  # a 405 must name what is allowed
+        if isinstance(error, Refused):
+            response = answer(request, error.error)
+        else:
+            response = answer(request, describe_unreadable(error, request.headers))
+        response.headers.update(error.headers or {})
+        if response.headers.get("Allow") == "GET":  # a 405 must name what is allowed
+            response.headers["Allow"] = "GET, HEAD"
         return response
 
     async def anything(request: Request, error: Exception) -> JSONResponse:

@@ -98,7 +98,8 @@ class Spoken:
             if known is not error:
                 logger.exception("speech on a WebSocket failed")
             self.failed = True
-            self._entry.status, self._entry.code = known.status, known.code
+            self._entry.status = known.status
+            self._entry.blame(known)
             await send_error(self._socket, known)
 
 
