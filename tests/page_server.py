@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
-from fastapi import FastAPI, WebSocket
+from fastapi import Request, WebSocket
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -20,8 +20,10 @@ from conftest import RATE, read_clip
 from sheen.core.formats import MEDIA_TYPES, AudioEncoder
 from sheen.serve.access import Gate, GateMiddleware, answered_protocol, set_gate
 from sheen.serve.api import AudioModels, ModelId, NamedVoice, SpeechRequest, Voices
+from sheen.serve.document import SpeechAPI
 from sheen.serve.errors import APIError, install_error_handlers
 from sheen.serve.page import page_response
+from sheen.serve.reference import reference_response
 
 PREFIX = "/some/prefix"
 SAMPLES = read_clip("heldout", "slt-h001")
@@ -82,6 +84,10 @@ async def page() -> HTMLResponse:
     return page_response()
 
 
+async def reference(request: Request) -> HTMLResponse:
+    return reference_response(request.app.document(["awb", "slt"], request.scope["root_path"]))
+
+
 async def voices() -> Voices:
     return Voices(voices=[NamedVoice(id=name, name=name) for name in ("awb", "slt")])
 
@@ -98,10 +104,11 @@ async def line(socket: WebSocket) -> None:
 def serving(speaker: Speaker) -> Iterator[str]:
     """The page's address, below a prefix and without a slash at its end."""
     set_gate(Gate(None))
-    app = FastAPI()
+    app = SpeechAPI(title="Sheen")
     install_error_handlers(app)
     app.add_middleware(GateMiddleware)
-    app.get("/")(page)
+    app.get("/", include_in_schema=False)(page)
+    app.get("/docs", include_in_schema=False)(reference)
     app.get("/v1/audio/voices")(voices)
     app.get("/v1/audio/models")(models)
     app.post("/v1/audio/speech")(speaker.answer)

@@ -16,6 +16,7 @@ from starlette.websockets import WebSocketDisconnect
 from sheen.serve import accounting
 from sheen.serve.access import Gate, GateMiddleware, set_gate
 from sheen.serve.accounting import AccountingMiddleware, Entry, entry_of, listen
+from sheen.serve.api import SpeechRequest
 from sheen.serve.errors import APIError, install_error_handlers
 from sheen.serve.keys import digest
 
@@ -38,6 +39,10 @@ def client() -> Iterator[TestClient]:
     @app.get("/health")
     async def health() -> str:
         return "OK"
+
+    @app.post("/v1/audio/speech")
+    async def speech(body: SpeechRequest) -> None:
+        pass
 
     @app.get("/v1/refused")
     async def refused() -> None:
@@ -221,6 +226,38 @@ def test_every_answer_is_entered_once_with_its_status(
     client.request(method, path, headers={"x-request-id": "mine"})
     [entry] = entries
     assert (entry.path, entry.status, entry.request_id) == (path, status, "mine")
+
+
+SPEECH = {"model": "sheen", "voice": "slt", "input": "a secret text"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "code", "param"),
+    [
+        ("POST", "/v1/audio/speech", SPEECH | {"speed": 9}, "less_than_equal", "speed"),
+        ("POST", "/v1/audio/speech", SPEECH | {"stream": "true"}, "bool_type", "stream"),
+        ("POST", "/v1/audio/speech", SPEECH | {"voice": 7}, "string_type", "voice"),
+        ("POST", "/v1/audio/speech", {"model": "sheen"}, "missing", "voice"),
+        ("POST", "/v1/audio/speech", None, "unsupported_media_type", None),
+        ("GET", "/v1/nothing", None, "not_found", None),
+        ("DELETE", "/health", None, "method_not_allowed", None),
+        ("GET", "/v1/refused", None, "too_many_requests", None),
+        ("GET", "/v1/broken", None, "internal_server_error", None),
+    ],
+)
+def test_the_log_has_code_and_field_of_every_refusal(
+    client: TestClient,
+    entries: list[Entry],
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    code: str,
+    param: str | None,
+) -> None:
+    client.request(method, path, json=body)
+    [fields] = [entry.fields() for entry in entries]
+    assert (fields["code"], fields["param"]) == (code, param)
+    assert "secret" not in json.dumps(fields)
 
 
 def test_a_refusal_at_the_gate_is_entered_too(

@@ -299,6 +299,20 @@ def test_the_policy_lets_nothing_else_run_or_be_asked(tab: Page) -> None:
     assert tab.errors()["security"] >= 2
 
 
+@needs_chromium
+def test_the_documentation_is_shown_and_its_link_is_behind_the_prefix(
+    browser: Browser, url: str
+) -> None:
+    tab = browser.open(f"{url}/docs")
+    tab.until("document.readyState === 'complete'")
+    assert tab.evaluate("document.querySelector('a').href") == f"{url}/openapi.json"
+    assert "/v1/audio/speech" in tab.text("main")
+    style = tab.evaluate("getComputedStyle(document.querySelector('section')).borderRadius")
+    assert style != "0px"  # the policy lets its style through
+    assert not tab.errors()
+    tab.close()
+
+
 def test_the_page_needs_nothing_from_elsewhere() -> None:
     response = page_response()
     html = bytes(response.body).decode()

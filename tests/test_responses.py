@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI, WebSocket
 from starlette.testclient import TestClient
 
+from sheen.serve import accounting
 from sheen.serve.accounting import Entry, close_entry
 from sheen.serve.api import SpeechRequest
 from sheen.serve.backend import Backend
@@ -203,6 +204,29 @@ def test_a_message_that_is_none_ends_the_utterance_it_is_in(backend: Backend, so
     for message in (say("two. "), END, say("six. "), END):
         socket.send_json(message)
     assert heard(socket)[1]["type"] == "speech.audio.done"
+
+
+def test_what_a_socket_is_refused_is_logged_with_code_and_field(
+    backend: Backend, socket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries: list[Entry] = []
+    monkeypatch.setattr(accounting, "_listeners", [])
+    accounting.listen(entries.append)
+    for message in (
+        START | {"speed": 9},
+        START | {"voice": "nobody"},
+        say("one"),
+        {"type": "sing"},
+    ):
+        socket.send_json(message)
+    for _ in range(3):
+        heard(socket)
+    logged = [(entry.path, entry.code, entry.param) for entry in entries]
+    assert logged == [
+        ("/", "less_than_equal", "speed"),
+        ("/", "voice_not_found", "voice"),
+        ("/", "union_tag_invalid", None),
+    ]
 
 
 def test_no_more_lines_than_places(backend: Backend, socket: Any) -> None:

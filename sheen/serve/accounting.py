@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sheen.core.playback import Playback
-from sheen.serve.errors import ERROR_KEY, APIError
+from sheen.serve.errors import ERROR_KEY, APIError, unforeseen
 
 SCOPE_KEY = "sheen.entry"
 CLIENT_LEFT = 499
@@ -169,8 +169,9 @@ class AccountingMiddleware:
         except asyncio.CancelledError:
             entry.status = entry.status or CLIENT_LEFT
             raise
-        except Exception:
+        except Exception as error:
             entry.status = entry.status or FAILED
+            entry.blame(unforeseen(error))
             raise
         finally:
             if error := scope.get(ERROR_KEY):

@@ -1,0 +1,107 @@
+"""The documentation: what it says, and that it needs nothing from elsewhere."""
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from sheen.serve.api import SpeechRequest
+from sheen.serve.app import app
+from sheen.serve.document import SpeechAPI
+from sheen.serve.page import page_response
+from sheen.serve.reference import reference_response
+
+VOICES = ["slt", "alloy"]
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    assert isinstance(app, SpeechAPI)
+    return app.document(VOICES, "/some/prefix")
+
+
+@pytest.fixture(scope="module")
+def html(document: dict[str, Any]) -> str:
+    return bytes(reference_response(document).body).decode()
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def test_every_error_is_json_in_openais_shape(document: dict[str, Any]) -> None:
+    seen = set()
+    for _, _, operation in operations(document):
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                seen.add(status)
+                [(kind, content)] = response["content"].items()
+                assert kind == "application/json"
+                assert content["schema"]["$ref"] == "#/components/schemas/ErrorBody"
+    assert {"400", "401", "404", "415", "429", "500", "503"} <= seen
+    assert "422" not in seen  # the framework's own, which is never sent
+    assert "ErrorBody" in document["components"]["schemas"]
+
+
+def test_it_names_the_voices_that_are_taken_and_where_the_server_is(
+    document: dict[str, Any],
+) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["SpeechRequest"]["properties"]["voice"]["anyOf"][0]["enum"] == VOICES
+    assert schemas["VoiceId"]["properties"]["id"]["enum"] == VOICES
+    assert document["servers"] == [{"url": "/some/prefix"}]
+    assert isinstance(app, SpeechAPI)
+    assert "servers" not in app.document(VOICES, "")
+
+
+def test_a_person_reads_every_path_field_and_status(html: str, document: dict[str, Any]) -> None:
+    text = re.sub(r"<style>.*?</style>", "", html, flags=re.S)
+    for path, method, operation in operations(document):
+        assert f"{method.upper()} <code>{path}</code>" in text
+        for status in operation["responses"]:
+            assert f"<td><code>{status}</code></td>" in text
+    for name in SpeechRequest.model_fields:
+        assert f"<td><code>{name}</code></td>" in text
+    for value in (*VOICES, "sse", "opus"):
+        assert f"<code>{value}</code>" in text
+    assert "number from 0.25 to 4.0" in text
+    assert "curl http://HOST:PORT/some/prefix/v1/audio/speech" in text
+
+
+def test_what_clients_wrote_into_the_document_is_text(document: dict[str, Any]) -> None:
+    assert isinstance(app, SpeechAPI)
+    response = reference_response(app.document(["<script>alert(1)</script>"], "/'><b>"))
+    html = bytes(response.body).decode()
+    assert "<script>" not in html
+    assert "<b>" not in html
+
+
+class Addresses(HTMLParser):
+    """What a page would load or lead to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("href", "src", "action")]
+
+
+def test_no_address_of_a_page_is_absolute(html: str) -> None:
+    # So that it is right behind whatever prefix, and there without Internet.
+    parser = Addresses()
+    for page in (html, bytes(page_response().body).decode()):
+        parser.feed(page)
+    assert "openapi.json" in parser.found
+    for address in parser.found:
+        assert address.startswith("data:") or not re.match(r"/|\w+:", address), address
+
+
+def test_its_policy_lets_no_script_run(document: dict[str, Any]) -> None:
+    policy = reference_response(document).headers["Content-Security-Policy"]
+    assert "script-src 'none'" in policy
+    assert "unsafe" not in policy
