@@ -18,7 +18,6 @@ import soundfile
 from numpy.typing import NDArray
 from websockets.sync.client import connect as connect_socket
 
-from readers import check_speech
 from served import (
     BEARER,
     FRAME,
@@ -264,41 +263,6 @@ def test_not_streamed_the_body_has_its_length(url: str) -> None:
         assert response.getheader("Content-Length") == str(len(body))
     assert_close(np.frombuffer(body[HEADER:], "<i2"), np.frombuffer(streamed[HEADER:], "<i2"))
     assert body[:HEADER] == wav_header(24_000, (len(body) - HEADER) // 2)
-
-
-# What a file says of itself, for readers of many kinds: every format through every door, and at
-# every speed in three of four
-
-DOORS = ("whole", "streamed", "events", "socket")
-SPEEDS = (0.25, 1.0, 4.0)
-
-
-def through(url: str, door: str, **fields: Any) -> bytes:
-    """The file that comes out of a door."""
-    if door == "socket":
-        text, end = {"type": "text", "text": fields.pop("input")}, {"type": "end"}
-        return b"".join(
-            item for item in talk(url, START | fields, text, end) if isinstance(item, bytes)
-        )
-    if door == "events":
-        fields["stream_format"] = "sse"
-    with opened(url, **fields, stream=door == "streamed") as response:
-        assert response.status == 200
-        body = response.read()
-    if door != "events":
-        return body
-    deltas = [event for event in events(body) if event["type"] == "speech.audio.delta"]
-    return b"".join(base64.b64decode(delta["audio"]) for delta in deltas)
-
-
-@pytest.mark.parametrize("door", DOORS)
-def test_readers_of_all_kinds_find_what_was_spoken(url: str, door: str, tmp_path: Path) -> None:
-    request = {"input": "six", "seed": 7}
-    count = len(through(url, door, **request, response_format="pcm")) // 2
-    for number, audio_format in enumerate(MEDIA_TYPES):
-        speed = SPEEDS[(number + DOORS.index(door)) % 3]
-        data = through(url, door, **request, response_format=audio_format, speed=speed)
-        check_speech(audio_format, data, round(count / speed), door == "whole", tmp_path)
 
 
 # Many at once, long texts, texts in pieces

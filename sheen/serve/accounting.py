@@ -169,9 +169,9 @@ class AccountingMiddleware:
         except asyncio.CancelledError:
             entry.status = entry.status or CLIENT_LEFT
             raise
-        except Exception as error:
+        except Exception as failure:
             entry.status = entry.status or FAILED
-            entry.blame(unforeseen(error))
+            entry.blame(unforeseen(failure))
             raise
         finally:
             if error := scope.get(ERROR_KEY):

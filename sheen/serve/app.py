@@ -35,7 +35,7 @@ from sheen.serve.limits import RESERVE
 from sheen.serve.metrics import Metrics
 from sheen.serve.page import page_response
 from sheen.serve.reference import reference_response
-from sheen.serve.responses import EVENT_STREAM, streamed, whole
+from sheen.serve.responses import EVENT_STREAM, answer
 from sheen.serve.websocket import converse
 
 logger = logging.getLogger(__name__)
@@ -207,14 +207,7 @@ class SpeechService:
         """The text as speech, streamed as it is made."""
         entry = entry_of(request)
         entry.characters = len(body.input)
-        events = body.stream_format == "sse"
-        at_once = not body.stream and not events
-        utterance = self._backend.begin(body, entry, whole=at_once)
-        await utterance.pieces.feed_text(body.input, self._backend.language)
-        timeout_s = self._args.first_audio_timeout_s
-        if at_once:
-            return await whole(utterance, entry, timeout_s)
-        return await streamed(utterance, entry, timeout_s, events)
+        return await answer(self._backend, body, entry, self._args.first_audio_timeout_s)
 
     @app.websocket("/v1/audio/speech/stream")
     async def speech_stream(self, socket: WebSocket) -> None:

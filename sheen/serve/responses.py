@@ -14,8 +14,8 @@ from sheen.core.formats import MEDIA_TYPES
 from sheen.core.requests import EngineBusy
 from sheen.core.voice import RequestError
 from sheen.serve.accounting import Entry
-from sheen.serve.api import Usage
-from sheen.serve.backend import Utterance
+from sheen.serve.api import SpeechRequest, Usage
+from sheen.serve.backend import Backend, Utterance
 from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.rendering import delta_event, event
 from sheen.serve.speaking import SpeechFailed
@@ -63,6 +63,19 @@ def usage(entry: Entry) -> Usage:
     return Usage(
         input_tokens=entry.input_tokens, output_tokens=entry.output_tokens, total_tokens=total
     )
+
+
+async def answer(
+    backend: Backend, request: SpeechRequest, entry: Entry, timeout_s: float
+) -> Response:
+    """The answer to a request as it asks for it: whole, or begun. Raises APIError."""
+    events = request.stream_format == "sse"
+    at_once = not request.stream and not events
+    utterance = backend.begin(request, entry, whole=at_once)
+    await utterance.pieces.feed_text(request.input, backend.language)
+    if at_once:
+        return await whole(utterance, entry, timeout_s)
+    return await streamed(utterance, entry, timeout_s, events)
 
 
 async def streamed(
