@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -100,9 +101,25 @@ def test_the_page_and_the_documentation(url: str) -> None:
     document = json.loads(get(f"{url}/openapi.json")[1])
     fields = document["components"]["schemas"]["SpeechRequest"]["properties"]
     assert {"seed", "temperature", "top_p", "top_k", "language", "stream"} <= set(fields)
+    assert {"slt", "cedar"} <= set(fields["voice"]["anyOf"][0]["enum"])
     # The framework's own 422 is never sent: it must not be promised.
     answers = document["paths"]["/v1/audio/speech"]["post"]["responses"]
-    assert set(answers) == {"200", "400", "401", "413", "429", "500", "503"}
+    assert set(answers) == {"200", "400", "401", "408", "413", "415", "429", "500", "503"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/openapi.json", "/health", "/ready", "/v1/models", "/v1/models/sheen"]
+)
+def test_head_of_everything_that_can_be_got(url: str, path: str) -> None:
+    # Through Serve's proxy too, which might wait for a body that never comes.
+    response = httpx.head(f"{url}{path}", timeout=HTTP_TIMEOUT_S)
+    assert response.status_code == 200
+    assert int(response.headers["Content-Length"]) == len(get(f"{url}{path}")[1].encode())
+
+
+def test_a_slash_too_many_leads_back(url: str) -> None:
+    response = httpx.get(f"{url}/v1/audio/voices/", timeout=HTTP_TIMEOUT_S)
+    assert (response.status_code, response.headers["Location"]) == (307, "../voices")
 
 
 def test_voices_are_those_of_the_recordings(url: str) -> None:
@@ -180,8 +197,9 @@ def test_seed_text_and_voice_decide(client: openai.OpenAI) -> None:
     assert_other(create_pcm(client, voice="rms", seed=7), first)
 
 
-def test_without_a_seed_no_two_are_alike(client: openai.OpenAI) -> None:
-    assert_other(create_pcm(client), create_pcm(client))
+@pytest.mark.parametrize("seed", [None, -1])
+def test_without_a_seed_no_two_are_alike(client: openai.OpenAI, seed: int | None) -> None:
+    assert_other(create_pcm(client, seed=seed), create_pcm(client, seed=seed))
 
 
 def test_the_body_is_chunked(url: str) -> None:
