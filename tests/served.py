@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import Message
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -95,13 +96,18 @@ def opened(url: str, **body: object) -> Iterator[http.client.HTTPResponse]:
 
 
 def get(url: str, **headers: str) -> tuple[int, str]:
+    status, _, body = asked("GET", url, **headers)
+    return status, body.decode()
+
+
+def asked(method: str, url: str, **headers: str) -> tuple[int, Message, bytes]:
     place = urlsplit(url)
     assert place.hostname
     connection = http.client.HTTPConnection(place.hostname, place.port, timeout=HTTP_TIMEOUT_S)
     try:
-        connection.request("GET", place.path, headers=headers)
+        connection.request(method, place.path, headers=headers)
         response = connection.getresponse()
-        return response.status, response.read().decode()
+        return response.status, response.headers, response.read()
     finally:
         connection.close()
 

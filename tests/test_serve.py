@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
@@ -25,6 +24,7 @@ from served import (
     HEADER,
     HTTP_TIMEOUT_S,
     MAX_SECONDS,
+    asked,
     connect,
     create,
     decoded,
@@ -112,14 +112,14 @@ def test_the_page_and_the_documentation(url: str) -> None:
 )
 def test_head_of_everything_that_can_be_got(url: str, path: str) -> None:
     # Through Serve's proxy too, which might wait for a body that never comes.
-    response = httpx.head(f"{url}{path}", timeout=HTTP_TIMEOUT_S)
-    assert response.status_code == 200
-    assert int(response.headers["Content-Length"]) == len(get(f"{url}{path}")[1].encode())
+    status, headers, _ = asked("HEAD", f"{url}{path}")
+    assert status == 200
+    assert int(headers["Content-Length"]) == len(asked("GET", f"{url}{path}")[2])
 
 
 def test_a_slash_too_many_leads_back(url: str) -> None:
-    response = httpx.get(f"{url}/v1/audio/voices/", timeout=HTTP_TIMEOUT_S)
-    assert (response.status_code, response.headers["Location"]) == (307, "../voices")
+    status, headers, _ = asked("GET", f"{url}/v1/audio/voices/")
+    assert (status, headers["Location"]) == (307, "../voices")
 
 
 def test_voices_are_those_of_the_recordings(url: str) -> None:
