@@ -3,7 +3,8 @@
 As many listeners as the server has slots ask at once, alone; then again, and while they hear, a
 crowd asks. The pace of the first: seconds from asking to the end, underruns and silence missed,
 alone beside in company. What became of the crowd: spoken, refused, failed, and how soon the refused
-knew. Like `serve.py` it drives any endpoint of OpenAI's.
+knew; with `--come-back` also whether they find a place when they come back as they were told to.
+Like `serve.py` it drives any endpoint of OpenAI's.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+from aiohttp import ClientSession
 from serve import digits
 from serve_client import Endpoint, Outcome, ask, first_id, open_session
 
@@ -32,6 +34,11 @@ def row(name: str, outcomes: Sequence[Outcome]) -> str:
     )
 
 
+async def again(session: ClientSession, endpoint: Endpoint, text: str, refusal: Outcome) -> Outcome:
+    await asyncio.sleep(refusal.retry_s)
+    return await ask(session, endpoint, text)
+
+
 async def run(options: argparse.Namespace) -> int:
     drawn = digits(np.random.default_rng(0))
     texts = list(itertools.islice(drawn, options.first))
@@ -45,11 +52,21 @@ async def run(options: argparse.Namespace) -> int:
         alone: list[Outcome] = []
         company: list[Outcome] = []
         crowd: list[Outcome] = []
+        back: list[Outcome] = []
         for _ in range(options.rounds):
             alone += await asyncio.gather(*(ask(session, endpoint, text) for text in texts))
             first = [asyncio.create_task(ask(session, endpoint, text)) for text in texts]
             await asyncio.sleep(HEAD_START_S)
-            crowd += await asyncio.gather(*(ask(session, endpoint, text) for text in crowd_texts))
+            came = await asyncio.gather(*(ask(session, endpoint, text) for text in crowd_texts))
+            crowd += came
+            if options.come_back:
+                back += await asyncio.gather(
+                    *(
+                        again(session, endpoint, text, outcome)
+                        for text, outcome in zip(crowd_texts, came, strict=True)
+                        if outcome.refused
+                    )
+                )
             company += await asyncio.gather(*first)
     print("| the first | seconds, mean | longest | per second of audio | underruns | missed, s |")
     print("|---|---|---|---|---|---|")
@@ -62,6 +79,9 @@ async def run(options: argparse.Namespace) -> int:
         + (f" after {np.median(refused):.2f} s (longest {max(refused):.2f} s)" if refused else "")
         + f", {len(crowd) - spoken - len(refused)} failed."
     )
+    if options.come_back:
+        found = sum(not outcome.refused for outcome in back)
+        print(f"{len(back)} came back when they were told to: {found} found a place.")
     return 0 if all(outcome.ok for outcome in (*alone, *company)) else 1
 
 
@@ -72,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--voice", help="default: the server's first")
     parser.add_argument("--first", type=int, default=8, help="listeners, as many as slots")
     parser.add_argument("--crowd", type=int, default=56, help="requests that come later")
+    parser.add_argument("--come-back", action="store_true", help="ask again after Retry-After")
     parser.add_argument("--rounds", type=int, default=5)
     return asyncio.run(run(parser.parse_args(arguments)))
 
