@@ -1,6 +1,5 @@
 """Paths and URIs: what is written appears whole, and alone; what is read may be anywhere."""
 
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -75,37 +74,6 @@ def test_a_write_that_fails_leaves_nothing(root: str, tmp_path: Path) -> None:
     assert names(tmp_path) == {"taken"}
 
 
-def test_copy_folder_replaces_what_was_there(root: str, source: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    (target / "deep").mkdir(parents=True)
-    (target / "old.bin").write_bytes(b"old")
-    (target / "deep" / "old.bin").write_bytes(b"old")
-    files.copy_folder(files.join(root, "source"), files.join(root, "target"))
-    assert tree(target) == tree(source) == {"a.bin": b"a", "deep/er/b.bin": b"b"}
-    assert names(tmp_path) == {"source", "target"}
-
-
-def test_copy_folder_makes_the_folders_above(root: str, source: Path, tmp_path: Path) -> None:
-    files.copy_folder(files.join(root, "source"), files.join(root, "a", "b", "target"))
-    assert tree(tmp_path / "a" / "b" / "target") == tree(source)
-    assert names(tmp_path / "a" / "b") == {"target"}
-
-
-def test_a_copy_that_fails_changes_nothing(root: str, tmp_path: Path) -> None:
-    (tmp_path / "target").mkdir()
-    (tmp_path / "target" / "old.bin").write_bytes(b"old")
-    with pytest.raises(OSError, match="nothing"):
-        files.copy_folder(files.join(root, "nothing"), files.join(root, "target"))
-    assert tree(tmp_path / "target") == {"old.bin": b"old"}
-    assert names(tmp_path) == {"target"}
-
-
-def test_copy_folder_from_another_filesystem(source: Path, tmp_path: Path) -> None:
-    below = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    files.copy_folder("source", str(tmp_path / "target"), source_filesystem=below)
-    assert tree(tmp_path / "target") == tree(source)
-
-
 def test_list_files_lists_one_level(root: str, source: Path) -> None:
     listed = files.list_files(files.join(root, "source"))
     assert [Path(path).name for path in listed] == ["a.bin"]
@@ -116,16 +84,6 @@ def test_delete_folder(root: str, source: Path, tmp_path: Path) -> None:
     files.delete_folder(files.join(root, "source"))
     files.delete_folder(files.join(root, "source"))  # nothing there is no error
     assert names(tmp_path) == set()
-
-
-def test_local_folder_of_a_path_is_itself_and_of_a_uri_a_copy(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert files.local_folder(str(source)) == source
-    copy = files.local_folder(source.as_uri())
-    assert copy != source
-    assert tree(copy) == tree(source)
 
 
 def test_names_with_spaces_and_percent_signs(tmp_path: Path) -> None:

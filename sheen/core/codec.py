@@ -35,12 +35,19 @@ BATCH_SAMPLES = 24_000 * 120
 class Codec(WindowCodec):
     """A SNAC model ready for inference on one device; see `load_codec`.
 
-    `source` is the folder or hub id it was loaded from, if it was.
+    `source` is the folder or hub id it was loaded from, `arguments` are SNAC's own, if it was.
     """
 
-    def __init__(self, model: SNAC, device: torch.device, source: str = "") -> None:
+    def __init__(
+        self,
+        model: SNAC,
+        device: torch.device,
+        source: str = "",
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(model)
         self.source = source
+        self.arguments = arguments
         for module in list(model.modules()):
             # weight_norm recomputes each weight on every forward; folded once, encoding takes
             # less than half the time on a CPU.
@@ -173,5 +180,5 @@ def open_codec(source: str, from_scratch: bool = False) -> tuple[SNAC, dict[str,
 
 def load_codec(source: str, device: str | torch.device = "cpu") -> Codec:
     """Load a codec for inference from a folder or a hub id, in float32 with folded weights."""
-    model, _ = open_codec(source)
-    return Codec(model, torch.device(device), source)
+    model, arguments = open_codec(source)
+    return Codec(model, torch.device(device), source, arguments)

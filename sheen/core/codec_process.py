@@ -7,56 +7,64 @@ dies, its windows fail with a RuntimeError and `alive` is False for good: whoeve
 starts anew. A process ends when its parent closes it, or ends in any way.
 """
 
+import io
 import os
 import queue
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from snac import SNAC
 from torch import Tensor
 
-from sheen.core.codec import Codec, load_codec
+from sheen.core.codec import Codec
 from sheen.core.codec_geometry import WindowCodec
+
+CHUNK = 1 << 24  # bytes read at once
 
 
 class CodecProcess(WindowCodec):
     """`decode` of a loaded codec, on the CPU, by `processes` processes, as many calls at a time.
 
-    They load it while the caller goes on. ValueError for a codec that was not loaded by
+    They build it while the caller continues. ValueError for a codec that was not loaded by
     `load_codec`, or lies elsewhere than on the CPU.
     """
 
     def __init__(self, codec: Codec, processes: int = 1) -> None:
         if codec.device.type != "cpu":
             raise ValueError(f"the codec is on {codec.device}; processes decode on the CPU")
-        if not codec.source:
-            raise ValueError(
-                "the codec was not loaded from anywhere; its process could not load it"
-            )
+        if codec.arguments is None:
+            raise ValueError("the codec was not loaded by load_codec; no process could build it")
         super().__init__(codec.model)
         self.device = codec.device
         self._children: list[subprocess.Popen[bytes]] = []
         self._free: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self._connections: list[Connection] = []
         threads = str(torch.get_num_threads())
-        for _ in range(processes):
-            ours, theirs = socket.socketpair()
-            with theirs:
-                # A new interpreter: a fork would copy locks that other threads hold.
-                child = subprocess.Popen(
-                    [sys.executable, "-m", __name__, str(theirs.fileno()), codec.source, threads],
-                    pass_fds=[theirs.fileno()],
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                )
-            connection = Connection(ours.detach())
-            self._children.append(child)
-            self._connections.append(connection)
-            self._free.put(connection)
+        # Without a name: what the codec was loaded from may be gone, and nothing is left behind.
+        with tempfile.TemporaryFile() as built:
+            torch.save((codec.arguments, codec.model.state_dict()), built)
+            built.flush()
+            for _ in range(processes):
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    handles = [theirs.fileno(), built.fileno()]
+                    # A new interpreter: a fork would copy locks that other threads hold.
+                    child = subprocess.Popen(
+                        [sys.executable, "-m", __name__, *map(str, handles), threads],
+                        pass_fds=handles,
+                        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                    )
+                connection = Connection(ours.detach())
+                self._children.append(child)
+                self._connections.append(connection)
+                self._free.put(connection)
 
     def alive(self) -> bool:
         return all(child.poll() is None for child in self._children)
@@ -102,6 +110,17 @@ def serve(connection: Connection, codec: Codec) -> None:
         connection.send(result)
 
 
+def build(handle: int) -> Codec:
+    """The codec whose arguments and weights are in an open file, read by several at a time."""
+    size = os.fstat(handle).st_size
+    data = b"".join(os.pread(handle, CHUNK, start) for start in range(0, size, CHUNK))
+    os.close(handle)
+    arguments, weights = torch.load(io.BytesIO(data), weights_only=True)
+    codec = Codec(SNAC(**arguments), torch.device("cpu"))
+    codec.model.load_state_dict(weights)
+    return codec
+
+
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[3]))
-    serve(Connection(int(sys.argv[1])), load_codec(sys.argv[2]))
+    serve(Connection(int(sys.argv[1])), build(int(sys.argv[2])))

@@ -6,6 +6,7 @@ a path or a URI; what stands behind `?` in a URI is options of its filesystem, k
 location made from it.
 """
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -28,6 +29,8 @@ ARROW_SCHEMES = (*ESCAPED_SCHEMES, "hf")
 STORE_SCHEMES = ("s3", "gs", "gcs")
 """Schemes with a bucket as their host: one client serves all its files."""
 HTTP_SCHEMES = ("http", "https")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+"""How the names of files with a model's weights end."""
 
 
 class HttpHandler(fs.FSSpecHandler):
@@ -205,36 +208,112 @@ def write_bytes(location: str, data: bytes) -> None:
             stream.write(data)
 
 
-def copy_folder(source: str, target: str, source_filesystem: fs.FileSystem | None = None) -> None:
-    """Copy a folder between any two filesystems, replacing what `target` held.
+def copy_folder(source: str, target: str) -> None:
+    """Copy a folder between any two filesystems, replacing what `target` held, as `replacing` does.
 
-    On a local disk the copy is made beside the target and renamed, so that a reader never sees
-    half of it. With `source_filesystem`, `source` is a path on that filesystem.
+    Raises FileNotFoundError for a source that is not there, and ValueError for one that the
+    replacing would delete; the target is then as it was.
     """
-    if source_filesystem is None:
-        source_fs, source_path = open_filesystem(source)
-    else:
-        source_fs, source_path = source_filesystem, source
+    source_fs, source_path = open_filesystem(source)
     target_fs, target_path = open_filesystem(target)
-    local = isinstance(target_fs, fs.LocalFileSystem)
-    landing = f"{target_path}.{os.getpid()}.tmp" if local else target_path
+    if isinstance(target_fs, fs.LocalFileSystem):
+        with replacing(target) as folder:
+            fs.copy_files(source_path, str(folder), source_filesystem=source_fs)
+        return
+    if contains(target, source):
+        raise ValueError(f"{source} cannot be copied to {target}, which holds it")
+    source_fs.get_file_info(fs.FileSelector(source_path))  # before anything is deleted
+    target_fs.create_dir(target_path, recursive=True)
+    target_fs.delete_dir_contents(target_path)
+    fs.copy_files(
+        source_path, target_path, source_filesystem=source_fs, destination_filesystem=target_fs
+    )
+
+
+@contextmanager
+def replacing(target: str) -> Iterator[Path]:
+    """A new local folder to fill; it takes the place of `target` when the context ends well.
+
+    On a disk it is made in the target's parent, hidden, and exchanged with the target: whoever
+    reads, and whatever is killed, the target is the old folder whole or the new one whole. (Where
+    the system cannot exchange two folders - not Linux, or NFS - there is a moment without either.)
+    An object store cannot rename: there the old files are deleted before the new ones are written,
+    so that a reader may miss a file, but never gets files of both.
+    """
+    filesystem, path = open_filesystem(target)
+    parent = None
+    if isinstance(filesystem, fs.LocalFileSystem):
+        path = os.path.realpath(path)  # behind a link, which stays
+        parent = os.path.dirname(path)
+        os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=".sheen-", suffix=".tmp", dir=parent, ignore_cleanup_errors=True
+    ) as landing:
+        folder = Path(landing) / "new"
+        folder.mkdir()  # with the permissions of any new folder: those of `landing` are the user's
+        yield folder
+        if parent is None:
+            copy_folder(str(folder), target)
+        else:
+            put_in_place(folder, path)
+
+
+def put_in_place(folder: Path, target: str) -> None:
+    """Rename a folder to `target` on the same disk; what was there is deleted, or left in `folder`.
+
+    Flushed first, so that after a power cut too the name means whole files. Raises OSError.
+    """
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    if os.path.isdir(target) and _exchange(str(folder), target):
+        return
+    aside = folder.with_name(f"{folder.name}.old")
+    if os.path.isdir(target):
+        os.rename(target, aside)
     try:
-        target_fs.create_dir(landing, recursive=True)
-        fs.copy_files(
-            source_path, landing, source_filesystem=source_fs, destination_filesystem=target_fs
-        )
-        if local:
-            shutil.rmtree(target_path, ignore_errors=True)
-            os.replace(landing, target_path)
-    finally:
-        if local:
-            shutil.rmtree(landing, ignore_errors=True)
+        os.rename(folder, target)
+    except OSError:
+        if aside.is_dir():
+            os.rename(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
-def local_folder(location: str) -> Path:
-    """A folder as a local path: itself, or for a URI a copy in a fresh temporary folder."""
+def _exchange(first: str, second: str) -> bool:
+    """Swap two paths in one step; False where the system or the filesystem cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    paths = os.fsencode(first), os.fsencode(second)
+    return bool(renameat2(here, paths[0], here, paths[1], exchange) == 0)
+
+
+@contextmanager
+def local_folder(location: str, weights: bool = True) -> Iterator[Path]:
+    """A folder as a local path: itself, or of one elsewhere a copy, deleted with the context.
+
+    What is no URI is given as it is; it may be a hub id. Without `weights` a copy lacks the files
+    of those: whoever reads a tokenizer downloads no model.
+    """
     if not is_uri(location):
-        return Path(absolute(location))
-    target = tempfile.mkdtemp(prefix="sheen-")
-    copy_folder(location, target)
-    return Path(target)
+        yield Path(location).expanduser()
+        return
+    filesystem, path = open_filesystem(location)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="sheen-", ignore_cleanup_errors=True) as copy:
+        if weights:
+            fs.copy_files(path, copy, source_filesystem=filesystem)
+        else:
+            for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
+                if info.is_file and not info.path.endswith(WEIGHTS):
+                    target = Path(copy) / os.path.relpath(info.path, path)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    fs.copy_files(info.path, str(target), source_filesystem=filesystem)
+        yield Path(copy)

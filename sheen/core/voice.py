@@ -141,16 +141,16 @@ def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
             f"checkpoint {location}: no such folder. Train one with jobs/train.py; "
             "examples/digits/voice of a checkout is a small one that speaks digits."
         )
-    folder = files.local_folder(location)
-    info = checkpoint.read_info(folder)
-    source = codec_source(str(folder), info.codec)
-    checkpoint.check_codec(info, source)
-    if info.normalisation is not None:
-        try:
-            check(info.normalisation)
-        except ValueError as error:
-            raise ValueError(f"checkpoint {location}: {error}") from error
-    model, tokenizer = load_model(folder, info.token_layout)
-    model.to(device)
-    model.freeze()
-    return Voice(info, model, tokenizer, load_codec(source, device))
+    with files.local_folder(location) as folder:
+        info = checkpoint.read_info(folder)
+        source = codec_source(str(folder), info.codec)
+        checkpoint.check_codec(info, source)
+        if info.normalisation is not None:
+            try:
+                check(info.normalisation)
+            except ValueError as error:
+                raise ValueError(f"checkpoint {location}: {error}") from error
+        model, tokenizer = load_model(folder, info.token_layout)
+        model.to(device)
+        model.freeze()
+        return Voice(info, model, tokenizer, load_codec(source, device))

@@ -4,7 +4,6 @@ Owns what happens before and after the workers run: opening data and base, refus
 fit together, resuming by run name, and exporting the last checkpoint and the best.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -126,8 +125,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
 def _codec_parts(source: str) -> Any:
     """The codec's arguments and weights."""
-    folder = str(files.local_folder(source)) if files.is_uri(source) else source
-    codec, arguments = open_codec(folder)
+    with files.local_folder(source) as folder:
+        codec, arguments = open_codec(str(folder))
     return arguments, codec.state_dict()
 
 
@@ -216,23 +215,23 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
 
     The tokenizer, and whether the base lacks the codec's tokens.
     """
-    folder = files.local_folder(model) if files.is_uri(model) else Path(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        base = AutoConfig.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--model {model}: neither a transformers folder nor a model the hub gave ({error})"
-        ) from error
-    if checkpoint.is_checkpoint(folder):
-        info = checkpoint.read_info(folder)
-        if info.codec.sha256 != codec.sha256:
+    with files.local_folder(model, weights=False) as folder:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder))
+            base = AutoConfig.from_pretrained(str(folder))
+        except (OSError, ValueError) as error:
             raise ValueError(
-                f"--data was encoded with {codec.source} (weights {codec.sha256[:12]}), the "
-                f"checkpoint {model} speaks {info.codec.source} (weights "
-                f"{info.codec.sha256[:12]}): encode the recordings with the checkpoint's codec"
-            )
-        return info, tokenizer, False
+                f"--model {model}: neither a transformers folder nor a model the hub gave ({error})"
+            ) from error
+        if checkpoint.is_checkpoint(folder):
+            info = checkpoint.read_info(folder)
+            if info.codec.sha256 != codec.sha256:
+                raise ValueError(
+                    f"--data was encoded with {codec.source} (weights {codec.sha256[:12]}), the "
+                    f"checkpoint {model} speaks {info.codec.source} (weights "
+                    f"{info.codec.sha256[:12]}): encode the recordings with the checkpoint's codec"
+                )
+            return info, tokenizer, False
     layout = TokenLayout(len(tokenizer), codec.codebook_size, codec.strides)
     info = checkpoint.CheckpointInfo(
         layout=checkpoint.LayoutInfo(
@@ -248,13 +247,10 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
 
 
 def _export(source: str, target: str, codec: CodecInfo, codec_files: str, half: bool) -> None:
-    """Publish a model folder, with its codec when that is a folder."""
-    if half:
-        with tempfile.TemporaryDirectory(prefix="sheen-") as local:
-            files.copy_folder(source, f"{local}/model")
-            to_bfloat16(Path(local) / "model")
-            files.copy_folder(f"{local}/model", target)
-    else:
-        files.copy_folder(source, target)
-    if codec.embedded:
-        files.copy_folder(codec_files, files.join(target, dataset.CODEC_FOLDER))
+    """Publish a model folder, with its codec when that is a folder: all of it at once."""
+    with files.replacing(target) as folder:
+        files.copy_folder(source, str(folder))
+        if half:
+            to_bfloat16(folder)
+        if codec.embedded:
+            files.copy_folder(codec_files, str(folder / dataset.CODEC_FOLDER))

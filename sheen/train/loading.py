@@ -5,7 +5,6 @@ and adapters on either. How it learns is the learner's business; which checkpoin
 from, the store's.
 """
 
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import ray
@@ -52,10 +51,10 @@ def _with_tokens(
     source: str, info: checkpoint.CheckpointInfo, seed: int, codec: "CodecParts | None"
 ) -> tuple[SpeechLM, Any]:
     """A checkpoint as it is, or a base with the codec's tokens added."""
-    folder = files.local_folder(source) if files.is_uri(source) else Path(source)
-    if checkpoint.is_checkpoint(folder):
-        return load_model(folder, info.token_layout, info.objective)
-    lm, tokenizer = load_base(str(folder))
+    with files.local_folder(source) as folder:
+        if checkpoint.is_checkpoint(folder):
+            return load_model(folder, info.token_layout, info.objective)
+        lm, tokenizer = load_base(str(folder))
     codebooks = None
     if codec is not None:
         quantizers = build_codec(codec).quantizer.quantizers

@@ -9,7 +9,6 @@ in place, and a full disk leaves half of it (docs/decisions/0012). One process w
 import errno
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,12 +51,9 @@ class RunStore:
         location = self.latest()
         if location is None:
             yield None
-        elif not files.is_uri(location):
-            yield Path(location)
         else:
-            with tempfile.TemporaryDirectory(prefix="sheen-") as local:
-                files.copy_folder(location, f"{local}/checkpoint")
-                yield Path(local) / "checkpoint"
+            with files.local_folder(location) as folder:
+                yield folder
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Add the checkpoint that `write` puts into a folder. Raises StorageFull."""
@@ -96,9 +92,7 @@ class RunStore:
             try:
                 write(folder)
                 if local:
-                    _flush(folder)
-                    shutil.rmtree(path, ignore_errors=True)
-                    os.replace(folder, path)
+                    files.put_in_place(folder, path)
                 else:
                     files.copy_folder(str(folder), target)
             except (OSError, RuntimeError, SafetensorError) as error:
@@ -137,13 +131,3 @@ def _no_space(error: Exception, folder: Path) -> int | None:
     except OSError as found:
         return found.errno if found.errno in FULL else None
     return None
-
-
-def _flush(folder: Path) -> None:
-    """Have the disk hold every file before a name points to it."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
