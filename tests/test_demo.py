@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -221,3 +222,20 @@ def test_the_images_show_four_clips_one_above_the_other(reported: Path) -> None:
         assert image.shape[1] == 640
         assert image.shape[0] % 4 == 0
         assert image.shape[0] > 1600
+
+
+def test_a_demo_that_cannot_start_keeps_the_last_report(
+    scripts: dict[str, ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = tmp_path / "report.html"
+    report.write_text("the last run's", "utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(scripts["demo"], "RUN", tmp_path)
+        monkeypatch.setattr(scripts["demo"], "PORT", port)
+        assert scripts["demo"].main() == 1
+    assert f"port {port} is in use" in capsys.readouterr().err
+    assert report.read_text("utf-8") == "the last run's"

@@ -31,13 +31,13 @@ PORT = 8000  # http_options in serve_config.yaml
 
 def main() -> int:
     started = time.monotonic()
+    if not port_is_free(PORT):  # before the last run's report is deleted
+        print(f"demo: error: port {PORT} is in use; stop what listens there", file=sys.stderr)
+        return 1
     if RUN.exists():
         print(f"replacing {RUN}")
         shutil.rmtree(RUN)
     (RUN / "logs").mkdir(parents=True)
-    if not port_is_free(PORT):
-        print(f"demo: error: port {PORT} is in use; stop what listens there", file=sys.stderr)
-        return 1
     seconds: dict[str, float] = {}
     try:
         with ExitStack() as running:
