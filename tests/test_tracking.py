@@ -3,9 +3,12 @@
 import io
 import json
 import logging
+import os
 import struct
+import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -169,6 +172,23 @@ def test_a_uri_gets_the_events_at_each_sync(tmp_path: Path, temporary: Path) -> 
     trackers.scalars(3, {"loss": 3.0})
     trackers.close()
     assert curve(output, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert not list(temporary.iterdir())
+
+
+def test_a_process_that_never_closed_its_trackers_leaves_no_folder(
+    tmp_path: Path, temporary: Path
+) -> None:
+    """As a worker that fails while it sets itself up."""
+    code = f"""
+        import os
+        from sheen.train.tracking import open_trackers
+        trackers = open_trackers(["tensorboard"], {tmp_path.as_uri()!r}, "run", {{}}, 0)
+        assert os.listdir({str(temporary)!r})
+        raise SystemExit(3)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    assert subprocess.run(command, env=environment, check=False).returncode == 3
     assert not list(temporary.iterdir())
 
 

@@ -11,7 +11,6 @@ at the end. Only what `check_trackers` finds, before any worker starts, is an er
 
 import importlib.util
 import logging
-import shutil
 import tempfile
 import uuid
 from collections import Counter
@@ -41,10 +40,15 @@ class Trackers:
     came after its failure.
     """
 
-    def __init__(self, names: Sequence[str], run: Run) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        run: Run,
+        temporary: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
         self.missed: Counter[str] = Counter()
         self._off: list[str] = []
-        self._temporary = run.folder if run.remote else None
+        self._temporary = temporary
         self._open: dict[str, Tracker] = {}
         for name in dict.fromkeys(names):
             with self._guard(name):
@@ -72,7 +76,7 @@ class Trackers:
         self._each(lambda tracker: tracker.close())
         self._open.clear()
         if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.cleanup()
         for name in self._off:
             logger.warning("tracker %s was off and missed %d records", name, self.missed[name])
         self._off.clear()
@@ -129,9 +133,14 @@ def open_trackers(
     """
     _check_names(names)
     remote = bool(names) and files.is_uri(output)
-    folder = Path(tempfile.mkdtemp(prefix="sheen-") if remote else output)
+    temporary = None
+    if remote:  # deleted when the trackers close, or with the process that never closed them
+        temporary = tempfile.TemporaryDirectory(prefix="sheen-", ignore_cleanup_errors=True)
+    folder = Path(output if temporary is None else temporary.name)
     key = _claim_key(output, run_name, first_step) if {"wandb", "mlflow"} & set(names) else ""
-    return Trackers(names, Run(output, run_name, fields, first_step, remote, folder, key))
+    return Trackers(
+        names, Run(output, run_name, fields, first_step, remote, folder, key), temporary
+    )
 
 
 def _claim_key(output: str, run_name: str, first_step: int) -> str:
