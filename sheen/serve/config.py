@@ -51,7 +51,8 @@ class ServeArgs(Limits, BaseModel, extra="forbid"):
         Field(
             ge=0,
             description="frames that the first audio waits for; default: as many as make it exact "
-            "(3). Fewer start sooner, and the first 85 ms differ, see docs/decisions/0016",
+            "(3). Fewer start sooner, and the end of the first chunk differs, see "
+            "docs/decisions/0016",
         ),
     ] = None
     ramp: Annotated[
