@@ -8,19 +8,23 @@ location made from it.
 
 import ctypes
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 import fsspec  # type: ignore[import-untyped]
 import pyarrow as pa
 from pyarrow import fs
+
+logger = logging.getLogger(__name__)
 
 ESCAPED_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Schemes of pyarrow's own filesystems whose URIs write spaces and the like as `%20`."""
@@ -51,8 +55,23 @@ def scheme(location: str) -> str:
 
 
 def absolute(location: str) -> str:
-    """A URI unchanged; a path made absolute, because workers run in another directory."""
-    return location if is_uri(location) else str(Path(location).expanduser().resolve())
+    """A URI unchanged; a path made absolute, because workers run in another directory.
+
+    Links keep their names, but for those before a `..`: what a file is called and what lies beside
+    it is the user's meaning, and a link's target (a blob of the Hugging Face cache, an object of
+    git-annex or DVC) has neither.
+    """
+    if is_uri(location):
+        return location
+    path = Path(location).expanduser().absolute()
+    if ".." in path.parts:
+        after = path.parts[::-1].index("..")
+        climbed, below = (
+            path.parts[: len(path.parts) - after],
+            path.parts[len(path.parts) - after :],
+        )
+        path = Path(*climbed).resolve().joinpath(*below)
+    return str(path)
 
 
 def split_options(location: str) -> tuple[str, str]:
@@ -145,6 +164,8 @@ def is_empty(location: str) -> bool:
     filesystem, path = open_filesystem(location)
     info = filesystem.get_file_info(path)
     if info.type == fs.FileType.Directory:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            return not os.listdir(path)
         return not filesystem.get_file_info(fs.FileSelector(path))
     return bool(info.type == fs.FileType.NotFound)
 
@@ -155,23 +176,82 @@ def delete_folder(location: str) -> None:
         filesystem.delete_dir(path)
 
 
+def real(location: str) -> str:
+    """What two locations of one file or folder have in common: a local path with links resolved,
+    any other location as it is."""
+    filesystem, path = open_filesystem(location)
+    return os.path.realpath(path) if isinstance(filesystem, fs.LocalFileSystem) else location
+
+
 def contains(folder: str, location: str) -> bool:
-    """Whether a path or URI is a folder, or lies in it."""
-    (outer_fs, outer), (inner_fs, inner) = open_filesystem(folder), open_filesystem(location)
-    return outer_fs.equals(inner_fs) and f"{inner}/".startswith(f"{outer.rstrip('/')}/")
+    """Whether a path or URI is a folder, or lies in it, by whatever links."""
+    (outer_fs, _), (inner_fs, _) = open_filesystem(folder), open_filesystem(location)
+    if not outer_fs.equals(inner_fs):
+        return False
+    return f"{real(location)}/".startswith(f"{real(folder).rstrip('/')}/")
+
+
+class Entry(NamedTuple):
+    """A file or folder as its filesystem lists it."""
+
+    path: str
+    type: fs.FileType
+
+
+def entries(location: str, recursive: bool = False) -> list[Entry]:
+    """What a folder holds, directly or at any depth; [] when it is missing.
+
+    Nothing here can open a local name that is not UTF-8; such are skipped, and the log says so.
+    """
+    filesystem, path = open_filesystem(location)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
+        return [Entry(info.path, info.type) for info in filesystem.get_file_info(selector)]
+    found: list[Entry] = []
+    skipped: list[bytes] = []
+    try:
+        _list_local(path, recursive, (os.path.realpath(path),), found, skipped)
+    except FileNotFoundError:
+        return []
+    if skipped:
+        logger.warning(
+            "%s: skipped %d files or folders whose names are not UTF-8, the first is %r",
+            location,
+            len(skipped),
+            skipped[0],
+        )
+    return found
+
+
+def _list_local(
+    folder: str, recursive: bool, above: tuple[str, ...], found: list[Entry], skipped: list[bytes]
+) -> None:
+    """`above`: real paths of the folders on the way, which a link may lead back to."""
+    with os.scandir(folder) as listing:
+        for item in listing:
+            try:
+                item.name.encode()
+            except UnicodeEncodeError:
+                skipped.append(os.fsencode(item.name))
+                continue
+            kinds = fs.FileType
+            kind_of = kinds.Directory if item.is_dir() else kinds.File if item.is_file() else None
+            found.append(Entry(item.path, kind_of or kinds.Unknown))
+            if recursive and kind_of == kinds.Directory:
+                inner = os.path.realpath(item.path)
+                if inner not in above:
+                    _list_local(item.path, recursive, (*above, inner), found, skipped)
 
 
 def list_names(location: str) -> list[str]:
     """Names of everything directly in a folder."""
-    filesystem, path = open_filesystem(location)
-    return [info.base_name for info in filesystem.get_file_info(fs.FileSelector(path))]
+    return [entry.path.rpartition("/")[2] for entry in entries(location)]
 
 
 def list_files(location: str, recursive: bool = False) -> list[str]:
     """Paths of the files in a folder, directly or at any depth; [] when the folder is missing."""
-    filesystem, path = open_filesystem(location)
-    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
-    return [info.path for info in filesystem.get_file_info(selector) if info.is_file]
+    listed = entries(location, recursive)
+    return [entry.path for entry in listed if entry.type == fs.FileType.File]
 
 
 def sha256(location: str) -> str:
@@ -185,9 +265,25 @@ def sha256(location: str) -> str:
 
 
 def read_bytes(location: str) -> bytes:
-    """A whole file. Raises FileNotFoundError, and OSError for what a network does."""
+    """A whole file. Raises FileNotFoundError, and OSError for what a network does.
+
+    A name may be written in either normal form of Unicode: macOS writes file names in the other one
+    than most texts, and both look the same.
+    """
     filesystem, path = open_filesystem(location)
-    with network_errors(location), filesystem.open_input_stream(path) as stream:
+    with network_errors(location):
+        try:
+            return _read(filesystem, path)
+        except FileNotFoundError:
+            for form in ("NFC", "NFD"):
+                other = unicodedata.normalize(form, path)
+                if other != path and filesystem.get_file_info(other).type == fs.FileType.File:
+                    return _read(filesystem, other)
+            raise
+
+
+def _read(filesystem: fs.FileSystem, path: str) -> bytes:
+    with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
 
 

@@ -3,6 +3,7 @@
 Owns what matches. Hidden files and folders (`.name`) are left out unless they are asked for.
 """
 
+import unicodedata
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -15,9 +16,14 @@ from sheen.core import files
 
 def list_below(location: str) -> list[str]:
     """Locations of the files at any depth of a folder, sorted; hidden ones (`.name`) left out."""
+    return sorted(files.child(location, path) for path in paths_below(location))
+
+
+def paths_below(location: str) -> list[str]:
+    """The same, unsorted, as paths from that folder on, as its filesystem writes them."""
     _, root = files.open_filesystem(location)
     paths = (_relative(path, root) for path in files.list_files(location, recursive=True))
-    return sorted(files.child(location, path) for path in paths if _shown(path))
+    return [path for path in paths if _shown(path)]
 
 
 def _has_wildcard(part: str) -> bool:
@@ -47,22 +53,26 @@ def glob(location: str) -> list[str]:
 
 def _matches(folder: str, part: str, last: bool) -> Iterator[str]:
     """What one part of a pattern matches in a folder; before the last, only folders."""
-    filesystem, root = files.open_filesystem(folder)
+    _, root = files.open_filesystem(folder)
     anywhere = part == "**"
     if anywhere and not last:
         yield folder
     pattern = unquote(part) if files.scheme(folder) in files.ESCAPED_SCHEMES else part
-    selector = fs.FileSelector(root, allow_not_found=True, recursive=anywhere)
-    for info in filesystem.get_file_info(selector):
-        path = _relative(info.path, root)
+    for entry in files.entries(folder, recursive=anywhere):
+        path = _relative(entry.path, root)
         if anywhere:
-            matched = info.is_file == last and _shown(path)
+            matched = (entry.type == fs.FileType.File) == last and _shown(path)
         else:
-            kind_fits = last or info.type == fs.FileType.Directory
+            kind_fits = last or entry.type == fs.FileType.Directory
             dots_fit = _shown(path) or pattern.startswith(".")
-            matched = kind_fits and dots_fit and fnmatchcase(path, pattern)
+            matched = kind_fits and dots_fit and fnmatchcase(_composed(path), _composed(pattern))
         if matched:
             yield files.child(folder, path)
+
+
+def _composed(name: str) -> str:
+    """macOS writes names decomposed, users type them composed."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _relative(path: str, root: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 from torch import Tensor
 
-from sheen.core import files
+from sheen.core import files, globbing
 from sheen.core.audio import AudioError, decode_audio
 from sheen.core.manifest import AUDIO_SUFFIXES, METADATA_FILE, plain_rows
 
@@ -45,12 +45,11 @@ def find_recordings(location: str, held_out: int, seed: int) -> Recordings:
     dropped: dict[str, int] = {}
     kind = files.kind(location)
     if kind == fs.FileType.Directory and not files.exists(files.join(location, METADATA_FILE)):
-        _, root = files.open_filesystem(location)
-        paths = sorted(
-            files.join(location, str(PurePosixPath(path).relative_to(root)))
-            for path in files.list_files(location, recursive=True)
-            if path.lower().endswith(AUDIO_SUFFIXES)
-        )
+        paths = [
+            path
+            for path in globbing.list_below(location)
+            if files.name(path).lower().endswith(AUDIO_SUFFIXES)
+        ]
         if not paths:
             raise ValueError(
                 f"--data {location}: no audio files ({', '.join(AUDIO_SUFFIXES)}) and no "
@@ -162,7 +161,7 @@ class SegmentReader:
             self.unreadable[path] = "missing"
         except AudioError as error:
             self.unreadable[path] = error.reason
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a ValueError: no file can have such a name
             self.unreadable[path] = f"unreadable ({error})"
         return None
 
