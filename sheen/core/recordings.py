@@ -1,10 +1,11 @@
 """The bytes of a recording, wherever a manifest row says that they lie.
 
 Owns the reading of whole files, byte ranges of tar shards and rows of Parquet files. Decodes
-nothing. What was opened last stays open, so rows are best read in the manifest's order.
+nothing. What was opened last stays open, so rows are best read in the manifest's order. Of a
+Parquet file a few rows and the page they stand in are in memory, however large its row groups.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,11 +14,19 @@ import pyarrow.parquet as pq
 
 from sheen.core import files
 
+PARQUET_ROWS = 8
+"""Recordings of a Parquet file that are in memory at a time."""
+PARQUET_BUFFER = 1 << 23
+"""Bytes of a column read at once; without a buffer it is a whole row group's. Where a writer made a
+single page of a row group, which pyarrow does of up to 1,024 rows unless it is given a
+`write_batch_size`, that page is what has to be in memory."""
+
 
 class RecordingReader:
     """Reads the recordings of manifest rows, for one thread at a time.
 
-    Keeps the last tar shard open, and the last Parquet row group's recordings in memory.
+    Keeps the last tar shard or Parquet file open. Within a Parquet row group it reads on from the
+    last row, for an earlier one from the group's first.
     """
 
     def __init__(self) -> None:
@@ -25,7 +34,9 @@ class RecordingReader:
         self._stream: pa.NativeFile | None = None
         self._parquet: pq.ParquetFile | None = None
         self._group: int | None = None
-        self._column: pa.ChunkedArray[Any] | None = None
+        self._rows: Iterator[pa.RecordBatch] = iter(())
+        self._batch: pa.RecordBatch | None = None
+        self._first = 0  # place of the batch's first row within the group
 
     def __enter__(self) -> Self:
         return self
@@ -41,7 +52,8 @@ class RecordingReader:
     def close(self) -> None:
         """Let go of what is open; the reader can still be used."""
         stream, self._stream = self._stream, None
-        self._location = self._parquet = self._group = self._column = None
+        self._location = self._parquet = self._group = self._batch = None
+        self._rows = iter(())
         if stream is not None:
             stream.close()
 
@@ -91,20 +103,25 @@ class RecordingReader:
     def _from_parquet(self, location: str, group: int, place: int) -> bytes:
         stream = self._open(location)
         if self._parquet is None:
-            self._parquet = pq.ParquetFile(stream)
-        if self._column is None or self._group != group:
-            self._column = None  # before another is read: one row group at a time is enough
-            groups = self._parquet.num_row_groups
-            if group >= groups:
-                raise OSError(f"{location}: no row group {group} of {groups}; it has changed")
-            self._column = self._parquet.read_row_group(group, columns=["audio"])["audio"]
-            self._group = group
-        if place >= len(self._column):
+            self._parquet = pq.ParquetFile(stream, buffer_size=PARQUET_BUFFER, pre_buffer=False)
+        groups = self._parquet.num_row_groups
+        if group >= groups:
+            raise OSError(f"{location}: no row group {group} of {groups}; it has changed")
+        count = self._parquet.metadata.row_group(group).num_rows
+        if place >= count:
             raise OSError(
-                f"{location}: no row {place} in row group {group} of {len(self._column)} rows; it "
-                "has changed"
+                f"{location}: no row {place} in row group {group} of {count} rows; it has changed"
             )
-        audio = self._column[place].as_py() or {}
+        if self._batch is None or group != self._group or place < self._first:
+            self._batch, self._first, self._group = None, 0, group
+            self._rows = self._parquet.iter_batches(
+                PARQUET_ROWS, row_groups=[group], columns=["audio"], use_threads=False
+            )
+            self._batch = next(self._rows)
+        while place >= self._first + len(self._batch):
+            self._first += len(self._batch)
+            self._batch = next(self._rows)
+        audio = self._batch.column("audio")[place - self._first].as_py() or {}
         if audio.get("bytes") is not None:
             return bytes(audio["bytes"])
         if audio.get("path"):
