@@ -1,8 +1,10 @@
 """The dataset of codes on disk: the utterance row, `dataset.json`, and reading both.
 
 Owns the Arrow schema, the folder's layout and its format version, and the check that codes are
-codes of the codec they claim. Rows hold codes per level, not token ids, so that the token layout
-can change without encoding again. Refuses another format version by name.
+codes of the codec they claim. Files of codes that others made have the keys of the encode job's
+inputs (`sheen.core.inputs`), and what it would reject is dropped and counted here. Rows hold codes
+per level, not token ids, so that the token layout can change without encoding again. Refuses
+another format version by name.
 """
 
 import json
@@ -21,6 +23,8 @@ from pydantic import BaseModel, ValidationError
 
 from sheen.core import files
 from sheen.core.codec_info import CodecInfo
+from sheen.core.inputs import jsonl, parquet
+from sheen.core.inputs.rows import CODES_KEY
 from sheen.core.normalisation import NormalisationInfo
 from sheen.core.prompt import normalise
 from sheen.core.tokens import TokenLayout
@@ -124,29 +128,29 @@ def read_utterances(location: str, layout: TokenLayout) -> Utterances:
     """
     if not files.exists(location):
         raise ValueError(f"{location}: no such file or folder")
-    batches: Iterator[tuple[int, pa.RecordBatch]]
-    if files.kind(location) == fs.FileType.File:
-        read_file = _parquet_batches if location.endswith(".parquet") else _jsonl_batches
-        batches = read_file(location)
-    else:
+    if files.kind(location) != fs.FileType.File:
         if not files.exists(files.join(location, ENCODED)):
             raise ValueError(f"{location}: it has no folder {ENCODED}")
-        batches = _parquet_batches(files.join(location, ENCODED))
+        rows = _parquet_rows(files.join(location, ENCODED))
+    elif location.endswith(".parquet"):
+        rows = _parquet_rows(location)
+    else:
+        rows = _json_rows(location)
     read = Utterances([], [], np.zeros((0, layout.tokens_per_frame), np.int16), np.zeros(1, int))
     grids, lengths = [read.frames], [0]
-    for first_row, batch in batches:
-        for row, (name, text, speaker, codes) in enumerate(_rows(batch), start=first_row):
-            where = f"row {row} (id {name!r})" if name else f"row {row}"
-            problem = layout.check(codes) if codes is not None else "no snac_codes"
-            if problem:
-                _drop(read, "bad codes", f"{where}: {problem}")
-            elif not text or not normalise(text):
-                _drop(read, "no text", f"{where}: the text is empty")
-            else:
-                grids.append(layout.interleave(codes).astype(np.int16, copy=False))
-                lengths.append(len(grids[-1]))
-                read.texts.append(normalise(text))
-                read.speakers.append(normalise(speaker) or None if speaker else None)
+    for row in rows:
+        where = f"{row.place} (id {row.name!r})" if row.name else row.place
+        if row.problem:
+            _drop(read, row.problem[0], f"{where}: {row.problem[1]}")
+        elif problem := "no snac_codes" if row.codes is None else layout.check(row.codes):
+            _drop(read, "bad codes", f"{where}: {problem}")
+        elif not row.text or not normalise(row.text):
+            _drop(read, "no text", f"{where}: the text is empty")
+        else:
+            grids.append(layout.interleave(row.codes).astype(np.int16, copy=False))
+            lengths.append(len(grids[-1]))
+            read.texts.append(normalise(row.text))
+            read.speakers.append(normalise(row.speaker) or None if row.speaker else None)
     if not read.texts:
         struck = "; ".join(read.examples.values()) or "it has no rows"
         raise ValueError(f"{location}: no usable utterance ({struck})")
@@ -176,31 +180,35 @@ def _drop(read: Utterances, reason: str, example: str) -> None:
     read.examples.setdefault(reason, example)
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str | None, str | None, str | None, Any]]:
-    names, texts, speakers = (batch.column(name).to_pylist() for name in ("id", "text", "speaker"))
-    column: Any = batch.column("snac_codes")
-    outer = column.offsets.to_numpy()
-    inner = column.values
-    bounds = inner.offsets.to_numpy()
-    # A null code becomes one that no codec has, for the layout to refuse.
-    values = pc.fill_null(inner.values, -1).to_numpy(zero_copy_only=False)
-    valid = pc.is_valid(column).to_numpy(zero_copy_only=False)
-    for row, (name, text, speaker) in enumerate(zip(names, texts, speakers, strict=True)):
-        codes = None
-        if valid[row]:
-            codes = [
-                values[bounds[level] : bounds[level + 1]]
-                for level in range(outer[row], outer[row + 1])
-            ]
-        yield name, text, speaker, codes
+@dataclass(frozen=True)
+class _Row:
+    """One row as it was read: `problem` is a reason to drop it, and the details."""
+
+    place: str
+    name: str | None
+    text: str | None
+    speaker: str | None
+    codes: Any
+    problem: tuple[str, str] | None = None
 
 
-def _parquet_batches(location: str) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Of a file or a folder. Raises ValueError naming a file that is no whole Parquet file of ours.
+def _json_rows(location: str) -> Iterator[_Row]:
+    names = ("id", "text", "speaker", "source", "reason", "detail")
+    for batch in jsonl.read(location, None, codes=True).batches:
+        codes = _codes_in(location, batch.column(CODES_KEY))
+        for row, row_codes in zip(batch.select(names).to_pylist(), codes, strict=True):
+            place = f"line {row['source'].rpartition(':')[2]}"
+            problem = None
+            if row["reason"]:
+                problem = (row["reason"], row["detail"].removeprefix(f"{place}: "))
+            yield _Row(place, row["id"], row["text"], row["speaker"], row_codes, problem)
+
+
+def _parquet_rows(location: str) -> Iterator[_Row]:
+    """Of a file or a folder. Raises ValueError naming a file that is no whole Parquet of codes.
 
     It is not skipped: it may hold hours of speech, and encoding again or deleting it is quick.
     """
-    columns = ["id", "text", "speaker", "snac_codes"]
     filesystem, path = files.open_filesystem(location)
     single = files.kind(location) == fs.FileType.File
     found = [path] if single else sorted(files.list_files(location, recursive=True))
@@ -210,9 +218,13 @@ def _parquet_batches(location: str) -> Iterator[tuple[int, pa.RecordBatch]]:
             continue
         try:
             source = pads.dataset(path, filesystem=filesystem, format="parquet")
+            columns = [*parquet.said_columns(path, source.schema), CODES_KEY]
+            _check_codes_column(path, source.schema)
             for batch in source.to_batches(columns=columns):
-                yield first, batch
+                yield from _batch_rows(path, batch, first)
                 first += batch.num_rows
+        except TypeError as error:
+            raise ValueError(f"{path}: {error}") from error
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
                 f"{path}: not a whole Parquet file of encoded speech ({error}). Encode again, or "
@@ -220,43 +232,62 @@ def _parquet_batches(location: str) -> Iterator[tuple[int, pa.RecordBatch]]:
             ) from error
 
 
-_JSONL_BATCH = 1024
+def _check_codes_column(path: str, schema: pa.Schema) -> None:
+    if CODES_KEY not in schema.names:
+        raise ValueError(
+            f"{path}: it has no column {CODES_KEY!r}; its columns are {', '.join(schema.names)}"
+        )
+    kind = schema.field(CODES_KEY).type
+    if _is_list(kind) and (_is_list(kind.value_type) or pa.types.is_null(kind.value_type)):
+        return
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return
+    raise ValueError(f"{path}: column {CODES_KEY!r} is {kind}, expected {jsonl.CODES_SHAPE}")
 
 
-def _jsonl_batches(path: str) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Lines of `{"text", "snac_codes", optional "id", "speaker"}`, numbered from 1."""
-    rows: list[dict[str, Any]] = []
-    first = 1
-    lines = files.read_bytes(path).removesuffix(b"\n").split(b"\n")
-    for number, line in enumerate(lines if lines != [b""] else [], start=1):
-        try:
-            row = json.loads(line)
-            codes = row["snac_codes"]
-            if any(isinstance(code, float) for level in codes or [] for code in level or []):
-                raise TypeError("codes must be whole numbers")
-            row = {"id": row.get("id"), "text": row["text"], "speaker": row.get("speaker")}
-            row |= {"snac_codes": codes}
-            _code_batch([row])
-            rows.append(row)
-        except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            raise ValueError(
-                f'{path}, line {number}: expected {{"text": ..., "snac_codes": [[...], ...]}} '
-                f"({type(error).__name__}: {error})"
-            ) from error
-        if len(rows) == _JSONL_BATCH:
-            yield first, _code_batch(rows)
-            first, rows = number + 1, []
-    if rows:
-        yield first, _code_batch(rows)
-
-
-def _code_batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("text", pa.string()),
-            ("speaker", pa.string()),
-            ("snac_codes", pa.list_(pa.list_(pa.int32()))),
-        ]
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
-    return pa.RecordBatch.from_pylist(rows, schema=schema)
+
+
+def _batch_rows(path: str, batch: pa.RecordBatch, first: int) -> Iterator[_Row]:
+    """`first`: the number of the first row."""
+    column: Any = batch.column(CODES_KEY)
+    said = parquet.said_of(batch.drop_columns([CODES_KEY]).to_pylist())
+    codes = _codes_in(path, column) if _is_list(column.type) else column.to_pylist()
+    for place, (row_codes, name, text, speaker) in enumerate(
+        zip(codes, said["id"], said["text"], said["speaker"], strict=True), start=first
+    ):
+        problem = None
+        if isinstance(row_codes, str):
+            try:
+                row_codes = jsonl.codes_of(row_codes)
+            except jsonl.CodesError as error:
+                problem = ("bad codes", str(error))
+        yield _Row(f"row {place}", name, text, speaker, row_codes, problem)
+
+
+def _codes_in(location: str, column: Any) -> Iterator[list[NDArray[np.integer[Any]]] | None]:
+    """Codes by level of each row of a column of lists of lists, without a Python object a code.
+
+    Raises ValueError for what is no whole number.
+    """
+    plain = pa.types.is_list(column.type) and pa.types.is_list(column.type.value_type)
+    if not plain or not pa.types.is_integer(column.type.value_type.value_type):
+        try:
+            column = column.cast(pa.list_(pa.list_(pa.int32())))
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"{location}: column {CODES_KEY!r} must hold whole numbers ({error})"
+            ) from error
+    outer = column.offsets.to_numpy()
+    inner = column.values
+    bounds = inner.offsets.to_numpy()
+    # A null code becomes one that no codec has, for the layout to refuse.
+    values = pc.fill_null(inner.values, -1).to_numpy(zero_copy_only=False)
+    valid = pc.is_valid(column).to_numpy(zero_copy_only=False)
+    for row in range(len(column)):
+        levels = range(outer[row], outer[row + 1])
+        codes = [values[bounds[level] : bounds[level + 1]] for level in levels]
+        yield codes if valid[row] else None

@@ -1,13 +1,16 @@
 """Where recordings come from: the user's inputs, in whatever form -> one manifest table.
 
-Owns the table and what holds over all inputs: keys, ids that stand once, rows without text. The
-forms themselves are `sheen.core.inputs`. A fault of a whole file is an error; a fault of one row
-becomes a row with a reason, so that the report accounts for it. Reads no audio.
+Owns the table and what holds over all inputs: keys, ids that stand once (named by their file where
+files number their rows alike), rows without text, and a line on the keys that go unused. The forms
+themselves are `sheen.core.inputs`. A fault of a whole file is an error; a fault of one row becomes
+a row with a reason, so that the report accounts for it. Reads no audio.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +18,7 @@ import pyarrow as pa
 from sheen.core import files, globbing
 from sheen.core.inputs.finding import LINES_SUFFIXES, InputFile, find_files
 from sheen.core.inputs.ljspeech import METADATA_FILE
-from sheen.core.inputs.rows import AUDIO_SUFFIXES, ROW_SCHEMA, iter_lines
+from sheen.core.inputs.rows import AUDIO_SUFFIXES, KEYS, ROW_SCHEMA, FileRows, iter_lines
 from sheen.core.prompt import normalise
 
 __all__ = [
@@ -27,10 +30,14 @@ __all__ = [
     "read_manifest",
 ]
 
+logger = logging.getLogger(__name__)
+
 MANIFEST_SCHEMA = pa.schema([pa.field("key", pa.int64()), *ROW_SCHEMA])
 """ROW_SCHEMA, which says what each column means, after the position of the row over all inputs,
 from 0."""
 
+MENTIONED = 12
+"""Unused keys that are named."""
 READERS = 16
 """Files read at a time: over a network most of the time is spent waiting."""
 UNREAD = ("malformed row", "unreadable", "bad codes")
@@ -45,29 +52,79 @@ def read_manifest(
     `location` is one or several paths, URIs or globs (see `globbing.glob`); `form` names their form
     where what they hold does not: "ljspeech", "jsonl", "parquet", "webdataset" or "codes". `limit`
     keeps the first rows, faulty ones included. A row without an id of its own is called after its
-    line in the only file, or after its place among all rows.
+    line in the only file, or after its place among all rows. Where an id stands in several files,
+    theirs become FILE/ID.
     """
     locations = [location] if isinstance(location, str) else list(location)
     named = ", ".join(locations)
+    found: list[FileRows] = []
     with ThreadPoolExecutor(READERS) as pool:
         inputs = _find(locations, form, pool)
-        checks = _Checks(called_by_line=len(inputs) == 1)
-        batches: list[pa.RecordBatch] = []
         # With a limit only so many files are read as it takes.
         step = READERS if limit is not None else max(1, len(inputs))
         for first in range(0, len(inputs), step):
-            part = inputs[first : first + step]
-            for found in pool.map(lambda each: _read(each, limit), part):
-                for batch in found:
-                    left = len(batch) if limit is None else limit - checks.count
-                    batches.append(checks.apply(batch.slice(0, left)))
-            if limit is not None and checks.count >= limit:
+            found += pool.map(lambda each: _read(each, limit), inputs[first : first + step])
+            if limit is not None and sum(_count(rows) for rows in found) >= limit:
                 break
+    _mention_unused(named, found)
+    prefixes = _prefixes(inputs, found)
+    checks = _Checks(called_by_line=len(inputs) == 1)
+    batches: list[pa.RecordBatch] = []
+    for rows, prefix in zip(found, prefixes, strict=True):
+        for batch in rows.batches:
+            left = len(batch) if limit is None else limit - checks.count
+            batches.append(checks.apply(batch.slice(0, left), prefix))
     if not checks.count:
         raise ValueError(f"input {named}: it holds no rows")
     if not checks.readable:
         raise ValueError(f"input {named}: no row could be read ({checks.first_detail})")
     return pa.Table.from_batches(batches, schema=MANIFEST_SCHEMA)
+
+
+def _count(rows: FileRows) -> int:
+    return sum(len(batch) for batch in rows.batches)
+
+
+def _mention_unused(named: str, found: Iterable[FileRows]) -> None:
+    if unused := sorted({key for rows in found for key in rows.unused}):
+        more = f" and {len(unused) - MENTIONED} more" if len(unused) > MENTIONED else ""
+        known = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in KEYS.items())
+        logger.info(
+            "input %s: not used: %s%s (used are %s)",
+            named, ", ".join(unused[:MENTIONED]), more, known,
+        )  # fmt: skip
+
+
+def _prefixes(inputs: Sequence[InputFile], found: Sequence[FileRows]) -> list[str]:
+    """For each file what comes before its ids: nothing, or its name from the folder on that holds
+    all, where an id of its stands in another file too."""
+    holder: dict[str, int] = {}
+    sharing: set[int] = set()
+    example = ""
+    for place, rows in enumerate(found):
+        for batch in rows.batches:
+            for name in batch.column("id").to_pylist():
+                if name is not None and (other := holder.setdefault(name, place)) != place:
+                    sharing |= {place, other}
+                    example = example or name
+    if not sharing:
+        return [""] * len(found)
+    parts = [files.split_options(each.location)[0].split("/") for each in inputs]
+    depth = 0
+    while len({tuple(path[: depth + 1]) for path in parts}) == 1:
+        depth += 1
+    names = ["/".join(path[depth:]) for path in parts]
+    bare = [
+        name.removesuffix(each.form.suffix or "") for name, each in zip(names, inputs, strict=True)
+    ]
+    names = bare if len(set(bare)) == len(bare) else names
+    escaped = [files.scheme(each.location) in files.ESCAPED_SCHEMES for each in inputs]
+    names = [unquote(name) if quoted else name for name, quoted in zip(names, escaped, strict=True)]
+    logger.info(
+        "%d files have ids that stand in others too: theirs are called FILE/ID, as in %s/%s",
+        len(sharing), names[holder[example]], example,
+    )  # fmt: skip
+    return [f"{names[place]}/" if place in sharing else "" for place in range(len(found))]
 
 
 def plain_rows(location: str) -> list[dict[str, Any]]:
@@ -109,13 +166,13 @@ def _find(locations: list[str], form: str | None, pool: ThreadPoolExecutor) -> l
     inputs = [each for found in pool.map(find, paths) for each in found]
     seen: set[str] = set()
     for each in inputs:
-        if each.location in seen:
+        if (where := files.real(each.location)) in seen:
             raise ValueError(f"input {each.location}: named twice; its rows would be doubled")
-        seen.add(each.location)
+        seen.add(where)
     return inputs
 
 
-def _read(each: InputFile, limit: int | None) -> list[pa.RecordBatch]:
+def _read(each: InputFile, limit: int | None) -> FileRows:
     try:
         with files.network_errors(each.location):
             return each.form.read(each.location, limit)
@@ -135,16 +192,30 @@ class _Checks:
         self.first_detail: str | None = None
         self._called_by_line = called_by_line
         self._seen: set[str] = set()
+        self._recordings: set[tuple[Any, ...]] = set()
 
-    def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """A batch of ROW_SCHEMA -> MANIFEST_SCHEMA."""
+    def apply(self, batch: pa.RecordBatch, prefix: str) -> pa.RecordBatch:
+        """A batch of ROW_SCHEMA -> MANIFEST_SCHEMA, with something before the ids."""
         names = ("id", "text", "source", "reason", "detail")
+        whose = ("id", "audio", "place", "start", "end", "text")
+        rows = batch.select(whose).to_pylist() if prefix else []
         columns: dict[str, list[Any]] = {name: batch.column(name).to_pylist() for name in names}
         keys = np.arange(self.count, self.count + len(batch))
         for place in range(len(batch)):
             name, text, source, reason, detail = (column[place] for column in columns.values())
             if name is None:
                 name = columns["id"][place] = self._name(source, self.count + place)
+            elif prefix:
+                name = columns["id"][place] = prefix + name
+                # Two lists may name one recording alike, and then it is one.
+                row = rows[place]
+                told = whose if row["audio"] is None else whose[:-1]
+                recording = tuple(str(row[key]) for key in told)
+                if reason is None and recording in self._recordings:
+                    reason = "duplicate id"
+                    detail = f"id {row['id']!r} of the same recording stands in an earlier row"
+                elif reason is None:
+                    self._recordings.add(recording)
             if reason is None and name in self._seen:
                 reason, detail = "duplicate id", f"id {name!r} stands in an earlier row"
             elif reason is None and not normalise(text):

@@ -2,7 +2,8 @@
 
 Owns the formats and the faults of a file as a whole: a .txt file of one text per line, a .jsonl
 file, Parquet (a file or a folder of files), an LJSpeech folder, whose recordings are not looked
-at. Whether a text can be spoken and a voice exists is known to a checkpoint, not here.
+at. Texts, ids and speakers go by the same keys as in recordings. Whether a text can be spoken and
+a voice exists is known to a checkpoint, not here.
 """
 
 import json
@@ -15,6 +16,8 @@ import pyarrow.dataset as pads
 from pyarrow import fs
 
 from sheen.core import files
+from sheen.core.inputs.parquet import said_columns
+from sheen.core.inputs.rows import KEYS, is_none, pick, said
 from sheen.core.manifest import METADATA_FILE, plain_rows, read_lines
 
 
@@ -63,43 +66,45 @@ def _jsonl(path: str) -> Iterator[Prompt]:
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise ValueError(
-                f'{path}, line {number}: expected an object with a "text", got {line[:80]}'
-            )
-        yield _prompt(row, f"line-{number}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: not JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get(_text_key(row)), str):
+            raise ValueError(f'{where}: expected an object with a "text", got {line[:80]}')
+        yield _prompt(row, f"line-{number}", where)
+
+
+def _text_key(row: dict[str, Any]) -> str:
+    return next((key for key in KEYS["text"] if not is_none(row.get(key))), "text")
 
 
 def _parquet(location: str) -> Iterator[Prompt]:
-    """Rows with a column `text`, and perhaps `id` and `speaker`."""
+    """Rows with a column of texts, and perhaps ids and speakers."""
     filesystem, path = files.open_filesystem(location)
     try:
         source = pads.dataset(path, filesystem=filesystem, format="parquet")
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{location}: no Parquet that can be read ({error})") from error
-    if "text" not in source.schema.names:
-        raise ValueError(
-            f"{location}: it has no column 'text'; its columns are "
-            f"{', '.join(source.schema.names) or 'none'}"
-        )
-    wanted: tuple[str, ...] = ("id", "text", "speaker")
-    columns = [name for name in wanted if name in source.schema.names]
+    columns = said_columns(location, source.schema)
     number = 0
     try:
         for batch in source.to_batches(columns=columns):
             for row in batch.to_pylist():
                 number += 1
-                if not isinstance(row["text"], str):
-                    raise ValueError(f"{location}, row {number}: its text is {row['text']!r}")
-                yield _prompt(row, f"row-{number}")
+                where = f"{location}, row {number}"
+                if not isinstance(row.get(_text_key(row)), str):
+                    raise ValueError(f"{where}: its text is {pick(row, 'text')!r}")
+                yield _prompt(row, f"row-{number}", where)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{location}: no Parquet that can be read ({error})") from error
 
 
-def _prompt(row: dict[str, Any], name: str) -> Prompt:
-    name = name if row.get("id") is None else str(row["id"])
-    return Prompt(name, row["text"], str(row["speaker"]) if row.get("speaker") else None)
+def _prompt(row: dict[str, Any], name: str, where: str) -> Prompt:
+    """ValueError naming the place of what UTF-8 cannot write, or is no name."""
+    try:
+        fields = said(row)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    return Prompt(fields["id"] or name, fields["text"], fields["speaker"])

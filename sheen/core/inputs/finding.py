@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import pyarrow as pa
 from pyarrow import fs
 
 from sheen.core import files, globbing
 from sheen.core.inputs import jsonl, ljspeech, parquet, webdataset
+from sheen.core.inputs.rows import FileRows
 
-Reader = Callable[[str, int | None], list[pa.RecordBatch]]
+Reader = Callable[[str, int | None], FileRows]
 
 LINES_SUFFIXES = (".jsonl", ".json")
 

@@ -10,11 +10,10 @@ import tarfile
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import pyarrow as pa
 from pyarrow import fs
 
 from sheen.core import files
-from sheen.core.inputs.rows import AUDIO_SUFFIXES, RowBuilder, buffered, name_of, text_of
+from sheen.core.inputs.rows import AUDIO_SUFFIXES, FileRows, RowBuilder, buffered, said
 
 LOCAL_BUFFER = 1 << 14
 REMOTE_BUFFER = 1 << 20
@@ -36,7 +35,7 @@ class Sample:
         return bool(self.audio) and (self.text is not None or self.json is not None)
 
 
-def read(location: str, limit: int | None) -> list[pa.RecordBatch]:
+def read(location: str, limit: int | None) -> FileRows:
     """A row for each sample; where the shard breaks off, one more for what is lost behind it."""
     filesystem, path = files.open_filesystem(location)
     buffer = LOCAL_BUFFER if isinstance(filesystem, fs.LocalFileSystem) else REMOTE_BUFFER
@@ -53,7 +52,7 @@ def read(location: str, limit: int | None) -> list[pa.RecordBatch]:
         # A sample that the break may have cut is lost to it, not faulty by itself.
         cut = fault is not None and not sample.complete
         faulty = {"id": sample.key, "text": "", "reason": "unreadable", "detail": fault}
-        rows.add(row | (faulty if cut else _fields(sample)))
+        rows.add(row | (faulty if cut else _fields(sample, rows)))
     if fault is not None and not rows.full and all(sample.complete for sample in samples):
         row = {"audio": location, "container": "tar", "source": f"{name}:end", "text": ""}
         rows.add(row | {"reason": "unreadable", "detail": fault})
@@ -109,20 +108,18 @@ def _index(
     return samples, None
 
 
-def _fields(sample: Sample) -> dict[str, Any]:
+def _fields(sample: Sample, rows: RowBuilder) -> dict[str, Any]:
     """What a sample says, or why it cannot be used."""
     row: dict[str, Any] = {"id": sample.key, "text": ""}
     try:
         data = json.loads(sample.json) if sample.json is not None else {}
         if not isinstance(data, dict):
             raise TypeError("its .json must be an object")
-        row["id"] = name_of(data.get("id"), "id") or sample.key
-        row["speaker"] = name_of(data.get("speaker"), "speaker")
-        row["text"] = (
-            text_of(data.get("text", ""), "text")
-            if sample.text is None
-            else sample.text.decode("utf-8-sig").strip()
-        )
+        rows.note_keys(data)
+        if sample.text is not None:
+            data["text"] = sample.text.decode("utf-8-sig").strip()
+        fields = said(data)
+        row |= fields | {"id": fields["id"] or sample.key}
         if len(sample.audio) > 1:
             raise ValueError(f"it has recordings {', '.join(name for name, *_ in sample.audio)}")
     except (ValueError, TypeError, RecursionError) as error:
