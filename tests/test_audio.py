@@ -8,9 +8,24 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import torch
+import torchaudio
+from hypothesis import example, given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sheen.core.audio import AudioError, decode_audio, from_pcm16, to_pcm16, wav_header
+from sheen.core.audio import (
+    HIGHEST_RATE,
+    LARGEST_KERNEL,
+    LOWEST_RATE,
+    AudioError,
+    decode_audio,
+    from_pcm16,
+    resampled,
+    resampling_ratio,
+    to_pcm16,
+    wav_header,
+)
 
 RATE = 24000
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
@@ -124,12 +139,46 @@ def test_every_sample_type_keeps_its_amplitude(subtype: str) -> None:
     np.testing.assert_allclose(samples, tone(RATE)[:, 0], atol=1 / 100)
 
 
-@pytest.mark.parametrize("channels", [2, 6])
+@pytest.mark.parametrize("channels", [2, 6, 8, 9, 24, 64])
 def test_channels_are_averaged(channels: int) -> None:
     rng = np.random.default_rng(channels)
     samples = rng.uniform(-1, 1, (5000, channels)).astype(np.float32)
     decoded = decode_audio(by_soundfile(samples, RATE, "WAV", "FLOAT"), RATE)
     np.testing.assert_allclose(decoded, samples.mean(axis=1), atol=1e-6)
+
+
+# Rates
+
+USUAL_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 192000)
+CODEC_RATES = (16000, 24000, 32000, 44100)
+
+
+@pytest.mark.parametrize("wanted", CODEC_RATES)
+@pytest.mark.parametrize("rate", USUAL_RATES)
+def test_usual_rates_are_resampled_to_the_bit_as_they_always_were(rate: int, wanted: int) -> None:
+    """The codes of recordings that were encoded before must stay what they are."""
+    samples = np.random.default_rng(rate).uniform(-1, 1, rate // 10).astype(np.float32)
+    expected = torchaudio.functional.resample(torch.from_numpy(samples), rate, wanted).numpy()
+    np.testing.assert_array_equal(resampled(samples, rate, wanted), expected)
+
+
+@given(rate=st.integers(LOWEST_RATE, HIGHEST_RATE), wanted=st.sampled_from(CODEC_RATES))
+@example(rate=16_001, wanted=24_000)
+@example(rate=44_101, wanted=24_000)
+@example(rate=HIGHEST_RATE - 1, wanted=24_000)
+def test_no_rate_makes_a_large_filter_or_another_pitch(rate: int, wanted: int) -> None:
+    source, target = resampling_ratio(rate, wanted)
+    assert source * target <= LARGEST_KERNEL
+    assert source / target == pytest.approx(rate / wanted, rel=1e-3)
+
+
+def test_a_file_whose_rate_changes_is_right_before_and_after() -> None:
+    joined = b"".join(by_soundfile(tone(rate), rate, "MP3") for rate in (24000, 44100, 16000))
+    samples = decode_audio(joined, RATE)
+    assert len(samples) / RATE == pytest.approx(3.0, abs=0.25)
+    for second in (0.3, 1.4, 2.5):
+        part = samples[round(second * RATE) : round((second + 0.4) * RATE)]
+        assert dominant_frequency(part) == pytest.approx(440, abs=3)
 
 
 def test_a_wav_may_hold_other_chunks_around_its_audio() -> None:

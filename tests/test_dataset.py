@@ -180,7 +180,8 @@ def test_nothing_usable_is_an_error_that_shows_examples(write: Write) -> None:
     with pytest.raises(ValueError, match="no usable utterance") as caught:
         read_utterances(location, LAYOUT)
     assert str(caught.value).startswith(location)
-    assert "(id 'a'): no snac_codes" in str(caught.value)
+    assert "(id 'a'): " in str(caught.value)
+    assert "snac_codes" in str(caught.value)
     assert "(id 'b'): the text is empty" in str(caught.value)
 
 
@@ -230,24 +231,33 @@ def test_a_folder_without_encoded_rows_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "reason", "told"),
     [
-        '{"text": "one", "snac_codes": [[1], [2, 3]',
-        '{"text": "one"}',
-        '{"snac_codes": [[1], [2, 3], [4, 5, 6, 7]]}',
-        '{"text": "one", "snac_codes": [1, 2, 3]}',
-        '{"text": "one", "snac_codes": [["a"], [2, 3], [4, 5, 6, 7]]}',
-        '{"text": 5, "snac_codes": [[1], [2, 3], [4, 5, 6, 7]]}',
-        '{"text": "one", "speaker": 5, "snac_codes": [[1], [2, 3], [4, 5, 6, 7]]}',
-        '["one", [[1], [2, 3], [4, 5, 6, 7]]]',
-        "null",
+        ('{"text": "one", "snac_codes": [[1], [2, 3]', "malformed row", "JSONDecodeError"),
+        ('{"text": "one"}', "malformed row", "it has no snac_codes"),
+        ('{"snac_codes": [[1], [2, 3], [4, 5, 6, 7]]}', "no text", "the text is empty"),
+        ('{"text": "one", "snac_codes": [1, 2, 3]}', "bad codes", "one flat list of 3 codes"),
+        ('{"text": "one", "snac_codes": [["a"], [2, 3]]}', "bad codes", 'snac_codes[0] holds "a"'),
+        ('{"text": 5, "snac_codes": [[1], [2, 3], [4, 5, 6, 7]]}', "malformed row", "text must be"),
+        ('{"text": "one", "speaker": true, "snac_codes": [[1]]}', "malformed row", "speaker must"),
+        ('["one", [[1], [2, 3], [4, 5, 6, 7]]]', "malformed row", "it is no object"),
+        ("null", "malformed row", "it is no object"),
     ],
 )
-def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
+def test_a_faulty_line_is_dropped_counted_and_named(
+    tmp_path: Path, line: str, reason: str, told: str
+) -> None:
+    """As the encode job counts it. Alone in its file, it is the error."""
     good = json.dumps({"text": "one", "snac_codes": GOOD})
-    location = write_jsonl(tmp_path / "codes.jsonl", [good, good, line, good])
-    with pytest.raises(ValueError, match=r"codes\.jsonl, line 3: expected "):
-        read_utterances(location, LAYOUT)
+    location = write_jsonl(tmp_path / "codes.jsonl", [good, "", line, good])
+    read = read_utterances(location, LAYOUT)
+    assert len(read) == 2
+    assert read.dropped == {reason: 1}
+    assert read.examples[reason].startswith("line 3: ")
+    assert told in read.examples[reason]
+    with pytest.raises(ValueError, match=r"no usable utterance \(line 1: ") as caught:
+        read_utterances(write_jsonl(tmp_path / "alone.jsonl", [line]), LAYOUT)
+    assert told in str(caught.value)
 
 
 def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
@@ -265,7 +275,7 @@ def test_lines_past_the_first_batch_keep_their_number(tmp_path: Path) -> None:
     read = read_utterances(location, LAYOUT)
     assert len(read) == 2500
     assert codes_in(read, 2499) == GOOD
-    assert read.examples["no text"].startswith("row 2501: ")
+    assert read.examples["no text"].startswith("line 2501: ")
 
 
 @pytest.mark.parametrize("space", ["\u2028", "\u0085"])

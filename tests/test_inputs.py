@@ -82,6 +82,10 @@ def clips(*names: str) -> list[tuple[str, bytes]]:
         ({"start": 0}, (0.0, None)),
         ({"end": 0.25}, (None, 0.25)),
         ({"start": None, "end": None}, (None, None)),
+        ({"start": float("nan"), "end": float("nan")}, (None, None)),
+        ({"offset": 1.5, "duration": 2}, (1.5, 3.5)),
+        ({"offset": 1.5, "duration": 2, "end": 2.0}, (None, 2.0)),
+        ({"duration": 2}, (None, None)),
     ],
 )
 def test_start_and_end_are_seconds(
@@ -100,7 +104,6 @@ def test_start_and_end_are_seconds(
         {"end": 0},
         {"start": "1"},
         {"end": True},
-        {"start": float("nan")},
         {"end": float("inf")},
         {"start": 10**400},
     ],
@@ -379,8 +382,8 @@ def test_several_inputs_are_one_table_in_their_order(tmp_path: Path) -> None:
         "b.jsonl:1", "b.jsonl:2", "a.jsonl:1", "a.jsonl:2", "s.tar:x", "s.tar:y"
     ]  # fmt: skip
     assert verdicts(rows) == [
-        ("row-1", None), ("x", None), ("row-3", None), ("x", "duplicate id"),
-        ("x", "duplicate id"), ("y", None),
+        ("row-1", None), ("b/x", None), ("row-3", None), ("a/x", "duplicate id"),
+        ("s/x", None), ("s/y", None),
     ]  # fmt: skip
 
 

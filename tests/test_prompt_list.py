@@ -133,9 +133,9 @@ def test_a_file_that_is_no_list_is_named(
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"id": ["a"], "words": ["one"]}, "no column 'text'; its columns are id, words"),
+        ({"id": ["a"], "words": ["one"]}, "no column for the text (text, transcription, sentence"),
         ({"text": ["one", None]}, "row 2: its text is None"),
-        ({"text": [3]}, "row 1: its text is 3"),
+        ({"text": [3]}, "column 'text' is int64, expected string"),
         ({"text": pa.array([], pa.string())}, "it holds no prompts"),
     ],
 )
@@ -148,7 +148,7 @@ def test_a_parquet_file_without_texts_is_named(
 
 
 def test_a_folder_that_is_no_list_is_named(tmp_path: Path) -> None:
-    refuse(tmp_path, "no column 'text'; its columns are none")
+    refuse(tmp_path, "its columns are none")
     (tmp_path / "notes.txt").write_text("one\n", "utf-8")
     refuse(tmp_path, "no Parquet that can be read")
 
