@@ -50,7 +50,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    segments: Segments,
+    segments: Segments | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -62,6 +62,11 @@ def packed_attention(
     """
     if unknown := [name for name in BEYOND if others.get(name) is not None]:
         raise ValueError(f"the base's attention has {unknown[0]!r}; packed attention knows none")
+    if segments is None:
+        raise ValueError(
+            f"{type(module).__name__} of the base does not hand on where utterances begin and end; "
+            "such models are not supported"
+        )
     if torch.is_autocast_enabled(query.device.type):
         # Norms and rotary embeddings leave queries and keys in float32, which no fast path takes.
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -167,4 +172,19 @@ def check_isolation(lm: PreTrainedModel) -> None:
         raise ValueError(
             f"the base {lm.config.model_type!r} computes attention in a way that packed rows do "
             "not; such models are not supported"
+        )
+
+
+@torch.no_grad()
+def check_head(lm: PreTrainedModel) -> None:
+    """Raise ValueError when logits are other than states times rows: some families scale, cap or
+    bias them, and scoring rows alone would then be wrong."""
+    ids = torch.arange(4, device=lm.device)[None]
+    logits = lm(ids, use_cache=False).logits
+    head = lm.get_output_embeddings().weight
+    plain = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state @ head.T
+    if not torch.allclose(logits, plain, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"the base {lm.config.model_type!r} computes logits other than hidden @ rows "
+            "(a bias, a scale or a soft cap); such heads are not supported"
         )

@@ -174,7 +174,9 @@ def open_codec(source: str, from_scratch: bool = False) -> tuple[SNAC, dict[str,
         EOFError,
         pickle.UnpicklingError,
     ) as error:
-        raise ValueError(f"codec {source!r}: not a SNAC codec ({error})") from error
+        # torch advises on other loads over several lines.
+        reason = str(error).splitlines()[:1] or [type(error).__name__]
+        raise ValueError(f"codec {source!r}: not a SNAC codec ({reason[0]})") from error
     return model.float(), config
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sheen.core import files
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "pytorch_model.bin"
 
@@ -66,6 +68,7 @@ def find_codec(source: str) -> Path:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ValueError(f"codec {source!r}: {folder / name} is missing")
+        files.refuse_pointer(folder / name)
     return folder
 
 

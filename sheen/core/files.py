@@ -7,6 +7,7 @@ location made from it.
 """
 
 import ctypes
+import errno
 import hashlib
 import logging
 import os
@@ -35,6 +36,11 @@ STORE_SCHEMES = ("s3", "gs", "gcs")
 HTTP_SCHEMES = ("http", "https")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 """How the names of files with a model's weights end."""
+FILE = fs.FileType.File
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no space."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git LFS puts in the place of a large one until it is fetched."""
 
 
 class HttpHandler(fs.FSSpecHandler):
@@ -159,6 +165,13 @@ def exists(location: str) -> bool:
     return kind(location) != fs.FileType.NotFound
 
 
+def size(location: str) -> int | None:
+    """Bytes of a file; None where its filesystem does not say."""
+    filesystem, path = open_filesystem(location)
+    found: int | None = filesystem.get_file_info(path).size
+    return found
+
+
 def is_empty(location: str) -> bool:
     """True when nothing is there, or a folder with nothing in it."""
     filesystem, path = open_filesystem(location)
@@ -181,6 +194,15 @@ def real(location: str) -> str:
     any other location as it is."""
     filesystem, path = open_filesystem(location)
     return os.path.realpath(path) if isinstance(filesystem, fs.LocalFileSystem) else location
+
+
+def delete(location: str) -> None:
+    """Delete a file or a folder; nothing happens where there is none."""
+    filesystem, path = open_filesystem(location)
+    if filesystem.get_file_info(path).is_file:
+        filesystem.delete_file(path)
+    else:
+        delete_folder(location)
 
 
 def contains(folder: str, location: str) -> bool:
@@ -264,6 +286,16 @@ def sha256(location: str) -> str:
     return digest.hexdigest()
 
 
+def refuse_pointer(path: Path) -> None:
+    """Raise ValueError for a file that stands for one which Git LFS has yet to fetch."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(
+                f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull` where it "
+                "was cloned, or download the file"
+            )
+
+
 def read_bytes(location: str) -> bytes:
     """A whole file. Raises FileNotFoundError, and OSError for what a network does.
 
@@ -297,6 +329,9 @@ def write_bytes(location: str, data: bytes) -> None:
         try:
             Path(temporary).write_bytes(data)
             os.replace(temporary, path)
+        except OSError as error:
+            # What a full disk raises names no file, or the temporary one.
+            raise OSError(error.errno, error.strerror, path) from error
         finally:
             Path(temporary).unlink(missing_ok=True)
     else:

@@ -7,11 +7,13 @@ than `hidden @ rows`. Knows nothing about audio.
 
 import json
 import logging
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
@@ -22,7 +24,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sheen.core.attention import PACKED, use_attention
+from sheen.core.attention import PACKED, check_head, use_attention
+from sheen.core.bases import check_files, first_new_id
 from sheen.core.batches import Batch
 from sheen.core.loss import LossSums, Objective, speech_loss
 from sheen.core.new_rows import draw_noise, initialise_rows
@@ -137,12 +140,15 @@ class SpeechLM(nn.Module):
 
 def load_base(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM (float32) and its tokenizer, from a folder or a hub id."""
-    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        check_files(folder)
+    elif source.startswith(("/", ".", "~")):
         raise ValueError(f"model {source!r}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except OSError as error:
+    except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"model {source!r}: neither a transformers folder nor a model the hub gave ({error})"
         ) from error
@@ -163,7 +169,7 @@ def extend(
     trained and become audio rows like any other. `codebooks` see `sheen.core.new_rows`. Raises
     ValueError for a base that already holds such tokens or whose head is not a plain matrix.
     """
-    known = len(tokenizer)
+    known = first_new_id(tokenizer)
     layout = TokenLayout(known, codebook_size, strides)
     names = layout.token_names()
     vocabulary = tokenizer.get_vocab()
@@ -173,8 +179,12 @@ def extend(
     tokenizer.add_tokens(
         [AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True
     )
-    ids = tokenizer.convert_tokens_to_ids([names[0], names[-1]])
-    assert ids == [layout.start_id, layout.start_id + layout.size - 1], ids
+    ids = tokenizer.convert_tokens_to_ids(names)
+    if ids != list(range(layout.start_id, layout.start_id + layout.size)):
+        raise ValueError(
+            f"the tokenizer ({type(tokenizer).__name__}) gives the {len(names)} added tokens other "
+            f"ids than those from {known} on"
+        )
     rows = max(known + layout.size, len(_table(lm.get_input_embeddings())))
     lm.resize_token_embeddings(rows, pad_to_multiple_of=PAD_TABLE_TO, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
@@ -192,7 +202,7 @@ def extend(
             table[:known].std().item(),
         )
     model = SpeechLM(lm, layout)
-    _check_head(model)
+    check_head(lm)
     return model
 
 
@@ -200,19 +210,6 @@ def _table(embedding: nn.Module) -> Tensor:
     weight = embedding.weight
     assert isinstance(weight, Tensor)
     return weight
-
-
-@torch.no_grad()
-def _check_head(model: SpeechLM) -> None:
-    """Some families scale, cap or bias their logits; scoring rows alone would then be wrong."""
-    ids = torch.arange(min(4, model.layout.first_id), device=model.lm.device)[None]
-    logits = model.lm(ids).logits
-    plain = model.hidden(ids).last_hidden_state @ model.head.T
-    if not torch.allclose(logits, plain, rtol=1e-3, atol=1e-3):
-        raise ValueError(
-            f"the base {model.lm.config.model_type!r} computes logits other than hidden @ rows "
-            "(a bias, a scale or a soft cap); such heads are not supported"
-        )
 
 
 def load_model(

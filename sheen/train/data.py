@@ -5,6 +5,7 @@ it once and puts it into Ray's object store, so workers need no disk of the driv
 fault of the data is found before a worker starts.
 """
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -56,6 +57,13 @@ class TrainingSet:
         frames = [self.frames[self.frame_offsets[i] : self.frame_offsets[i + 1]] for i in indices]
         return collate(prompts, frames, self.layout, pad_id, pad_to)
 
+    def digest(self) -> str:
+        """A hash of all utterances, texts, voices and codes, in their order."""
+        digest = hashlib.sha256()
+        for part in (self.prompts, self.prompt_offsets, self.frames, self.frame_offsets):
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
+
 
 def build_training_set(
     locations: Sequence[str],
@@ -72,6 +80,7 @@ def build_training_set(
         prompt_ids(tokenizer, layout.start_id, text, speaker)
         for text, speaker in zip(utterances.texts, utterances.speakers, strict=True)
     ]
+    unknown = _unknown(tokenizer, layout, utterances.texts, prompts)
     lengths = sequence_lengths(prompts, utterances.offsets, layout)
     fits = lengths <= max_tokens
     if not fits.any():
@@ -106,8 +115,35 @@ def build_training_set(
         voices=sorted({speaker for speaker in utterances.speakers if speaker}),
         pace=_pace(utterances),
         text_characters=common_length([utterances.texts[index] for index in train]),
-        summary=_summary(utterances, lengths, fits, train, evaluation),
+        summary=_summary(utterances, lengths, fits, train, evaluation) | unknown,
     )
+
+
+def _unknown(
+    tokenizer: PreTrainedTokenizerBase,
+    layout: TokenLayout,
+    texts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+) -> dict[str, Any]:
+    """How many tokens of the prompts stand for what the tokenizer does not know, in how many texts,
+    and the first of those. ValueError where a text has the id of an added token."""
+    if (unk := tokenizer.unk_token_id) is None:
+        unk = -1
+    tokens, struck = 0, []
+    for text, prompt in zip(texts, prompts, strict=True):
+        if max(prompt[:-1], default=0) >= layout.first_id:
+            raise ValueError(
+                f"the tokenizer gives the text {text!r} the id {max(prompt[:-1])}, which is one of "
+                f"the audio tokens' ({layout.first_id} and up): it cannot be taught speech"
+            )
+        if count := prompt.count(unk):
+            tokens += count
+            struck.append(text)
+    return {
+        "unknown_tokens": tokens,
+        "texts_with_unknown_tokens": len(struck),
+        "unknown_example": struck[0] if struck else None,
+    }
 
 
 def common_length(texts: Sequence[str]) -> int:
@@ -169,6 +205,14 @@ def describe(summary: dict[str, Any]) -> str:
     )
     if summary["dropped"]:
         text += f", dropped {json.dumps(summary['dropped'])}"
+    if summary["unknown_tokens"]:
+        text += (
+            f"\nwarning: the base's tokenizer does not know all characters: "
+            f"{summary['unknown_tokens']} tokens in {summary['texts_with_unknown_tokens']} texts "
+            f"are <unk>, which the model cannot tell apart, first in "
+            f"{summary['unknown_example']!r}. Take a base whose tokenizer knows the language, or "
+            "other texts"
+        )
     return text
 
 
