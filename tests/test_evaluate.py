@@ -38,14 +38,13 @@ from conftest import (
 from sheen.core import dataset, files
 from sheen.core.audio import decode_audio, encode_audio, to_pcm16
 from sheen.core.checkpoint import CheckpointInfo, Pace
-from sheen.core.claim import claim
 from sheen.core.prompt_list import Prompt
 from sheen.core.sampling import Sampling
 from sheen.core.voice import Voice
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.job import run
 from sheen.evaluate.listening import ListenWorker
-from sheen.evaluate.plan import RUN_FILE, Plan, plan_prompts, prompt_table
+from sheen.evaluate.plan import Plan, plan_prompts, prompt_table
 from sheen.evaluate.results import JSON_FILE, PAGE_FILE, write_results
 from sheen.evaluate.rows import AUDIO, ROW_SCHEMA, ROWS
 from sheen.evaluate.speaking import SpeakWorker
@@ -654,34 +653,6 @@ def test_ids_that_repeat_are_refused_for_files() -> None:
     # Of two voices: each has its own folder.
     others = [replace(listed[0], speaker="awb"), *listed[:2]]
     assert len(plan(others, ["awb", "slt"], audio="files")[0]) == 3
-
-
-@pytest.mark.parametrize("same", [True, False])
-def test_a_claim_knows_a_path_by_its_last_part(same: bool, tmp_path: Path) -> None:
-    """A submitted job runs in another copy of the working directory each time."""
-    for copy in ("first", "second"):
-        (tmp_path / copy / "model").mkdir(parents=True)
-        (tmp_path / copy / "other").mkdir()
-    where = str(tmp_path / "out" / RUN_FILE)
-    model = str(tmp_path / "second" / ("model" if same else "other"))
-    first = {"model": str(tmp_path / "first" / "model"), "seed": 0}
-    assert claim(where, first, ("model",)) == ""
-    assert claim(where, first | {"model": model}, ("model",)) == (
-        "" if same else "model was 'model', now 'other'"
-    )
-
-
-def test_a_claim_names_all_that_differs(tmp_path: Path) -> None:
-    where = str(tmp_path / RUN_FILE)
-    fields = {"model": "s3://bucket/model", "seed": 0, "voices": ["a", "b"], "judge": None}
-    assert claim(where, fields, ("model",)) == ""
-    before = (tmp_path / RUN_FILE).read_bytes()
-    changed = fields | {"model": "s3://other/model", "seed": 1, "new": 2}
-    assert claim(where, changed, ("model",)) == (
-        "model was 's3://bucket/model', now 's3://other/model'; seed was 0, now 1; "
-        "new was None, now 2"
-    )
-    assert (tmp_path / RUN_FILE).read_bytes() == before
 
 
 def test_the_hash_of_a_file_is_that_of_all_its_pieces(tmp_path: Path) -> None:

@@ -1,40 +1,68 @@
 """What decided a run's result, written beside it, so that only the same run goes on from it.
 
-Owns the file and the comparison. Which fields decide, and what the user is told to do, is the
-job's.
+Owns the file, the comparison, and what stands for data, models and recordings in it: their content,
+never where they lie. Two corpora may have one name, and a submitted job runs in another copy of the
+working directory each time. Which fields decide, and what the user is told to do, is the job's.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sheen.core import files
 
-
-def _bare(location: str) -> str:
-    # A submitted job runs in another copy of the working directory each time.
-    if not files.is_uri(location) and Path(location).exists():
-        return Path(location).name
-    return location
+SAMPLED = 8
+"""Recordings of a corpus whose bytes are compared: all of them would take as long as encoding."""
 
 
-def claim(location: str, fields: Mapping[str, Any], paths: tuple[str, ...] = ()) -> str:
+def claim(location: str, fields: Mapping[str, Any], content: Collection[str] = ()) -> str:
     """Record `fields` at a path or URI, or compare them with what is recorded there.
 
-    Returns "" when the run is new or the same, else what differs. `paths` names the fields that
-    hold a path, or a list of them: of an existing one only the last part counts.
+    Returns "" when the run is new or the same, else what differs. A field of `content` that the
+    record lacks is not compared: it was written before such fields were. In a field of several
+    entries, one that is None on either side is not known and not compared.
     """
-    decided = dict(fields)
-    for name in paths:
-        value = decided[name]
-        decided[name] = _bare(value) if isinstance(value, str) else [_bare(one) for one in value]
     if not files.exists(location):
-        files.write_bytes(location, json.dumps(decided, indent=2).encode() + b"\n")
+        files.write_bytes(location, json.dumps(fields, indent=2).encode() + b"\n")
         return ""
     before = json.loads(files.read_bytes(location))
-    return "; ".join(
-        f"{name} was {before.get(name)!r}, now {value!r}"
-        for name, value in decided.items()
-        if before.get(name) != value
-    )
+    differences = []
+    for name, value in fields.items():
+        if name in before or name not in content:
+            differences += _differences(name, before.get(name), value)
+    return "; ".join(differences)
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        both = {key: (before[key], now[key]) for key in now if None not in (before[key], now[key])}
+        pairs = {f"{name}[{key}]": pair for key, pair in both.items()}
+    else:
+        pairs = {name: (before, now)}
+    return [f"{of} was {old!r}, now {new!r}" for of, (old, new) in pairs.items() if old != new]
+
+
+def folder_digest(folder: str, suffixes: tuple[str, ...] = ("",)) -> str:
+    """One hash of the files directly in a folder that end so, and of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(files.list_names(folder)):
+        path = files.join(folder, name)
+        if name.endswith(suffixes) and files.kind(path) == files.FILE:
+            digest.update(f"{name} {files.sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def sample_digests(count: int, read: Callable[[int], bytes | None]) -> dict[str, str | None]:
+    """Hashes of a few of `count` recordings by place, evenly spread.
+
+    `read` gives the bytes of one; None, or an OSError, where they are not known now.
+    """
+    found: dict[str, str | None] = {}
+    for place in sorted({turn * count // SAMPLED for turn in range(SAMPLED)} & {*range(count)}):
+        try:
+            data = read(place)
+        except OSError:
+            data = None
+        found[str(place)] = None if data is None else hashlib.sha256(data).hexdigest()[:16]
+    return found

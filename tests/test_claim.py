@@ -1,0 +1,83 @@
+"""What a run's record takes for the same run: content, never names."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sheen.core.claim import SAMPLED, claim, folder_digest, sample_digests
+
+FIELDS: dict[str, Any] = {"seed": 0, "voices": ["a", "b"], "judge": None, "normal": {"by": "x"}}
+
+
+def test_the_first_is_recorded_and_the_same_resumes(tmp_path: Path) -> None:
+    where = str(tmp_path / "out" / "run.json")
+    assert claim(where, FIELDS) == ""
+    before = Path(where).read_bytes()
+    assert claim(where, FIELDS) == ""
+    assert Path(where).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"judge": "p", "voices": ["a"]}, "voices was ['a', 'b'], now ['a']; judge was None"),
+        ({"new": 2}, "new was None, now 2"),
+        ({"normal": {"by": "y"}}, "normal[by] was 'x', now 'y'"),
+        ({"normal": None}, "normal was {'by': 'x'}, now None"),
+    ],
+)
+def test_all_that_differs_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    where = str(tmp_path / "run.json")
+    claim(where, FIELDS)
+    before = Path(where).read_bytes()
+    assert message in claim(where, FIELDS | changes, {"data"})
+    assert Path(where).read_bytes() == before
+
+
+def test_what_an_older_record_does_not_say_is_not_compared(tmp_path: Path) -> None:
+    where = str(tmp_path / "run.json")
+    claim(where, FIELDS)
+    assert claim(where, FIELDS | {"data": "hash"}, {"data"}) == ""
+
+
+def test_recordings_are_compared_where_both_are_known(tmp_path: Path) -> None:
+    where = str(tmp_path / "run.json")
+    clips: dict[int, bytes | None] = {place: bytes([place]) for place in range(20)}
+    first = sample_digests(20, clips.get)
+    assert len(first) == SAMPLED
+    clips[0] = None
+    claim(where, {"clips": sample_digests(20, clips.get)})
+    assert claim(where, {"clips": first}) == "", "one was not there"
+    clips[0], clips[2] = b"0", b"another"
+    assert "clips[2] was" in claim(where, {"clips": sample_digests(20, clips.get)})
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, SAMPLED, 1000])
+def test_few_recordings_are_all_sampled(count: int) -> None:
+    places = [int(place) for place in sample_digests(count, lambda place: b"")]
+    assert len(places) == min(count, SAMPLED)
+    assert all(0 <= place < count for place in places)
+
+
+def test_a_recording_that_cannot_be_read_is_not_known() -> None:
+    def read(place: int) -> bytes:
+        raise FileNotFoundError(place)
+
+    assert sample_digests(2, read) == {"0": None, "1": None}
+
+
+def test_a_folder_is_its_files_wherever_it_lies(tmp_path: Path) -> None:
+    first, second = tmp_path / "a" / "model", tmp_path / "b" / "other"
+    first.mkdir(parents=True)
+    (first / "config.json").write_text("{}")
+    (first / "x.safetensors").write_bytes(b"w")
+    (first / "codec").mkdir()
+    shutil.copytree(first, second)
+    (second / "notes.txt").write_text("not of the model")
+    kinds = (".json", ".safetensors")
+    assert folder_digest(str(first), kinds) == folder_digest(str(second), kinds)
+    (second / "x.safetensors").write_bytes(b"v")
+    assert folder_digest(str(first), kinds) != folder_digest(str(second), kinds)
