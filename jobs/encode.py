@@ -1,21 +1,22 @@
 """Recordings -> a Parquet dataset of SNAC codes. See `--help`."""
 
-import logging
 import sys
 
-from sheen.config import ConfigError, fail, load_config
+from sheen.config import load_config
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run
+from sheen.encode.rows import PASSING
+from sheen.exits import run_job
 
 PROG = "jobs/encode.py"
 
 
 def main(argv: list[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        report = run(load_config(EncodeConfig, argv, PROG))
-    except (ConfigError, ValueError) as error:
-        return fail(PROG, error)
+    return run_job(PROG, lambda: encode(argv))
+
+
+def encode(argv: list[str]) -> int:
+    report = run(load_config(EncodeConfig, argv, PROG))
     print(
         f"{report['rows_out']} of {report['rows_in']} recordings encoded, "
         f"{report['utterances']} utterances, "
@@ -23,8 +24,10 @@ def main(argv: list[str]) -> int:
     )
     for reason, entry in report["rejects"].items():
         print(f"  rejected, {reason}: {entry['rows']} ({entry['examples'][0]})")
+    if again := sum(report["rejects"].get(reason, {"rows": 0})["rows"] for reason in PASSING):
+        print(f"  {again} of those may be there later: the same command tries them again")
     if not report["rows_out"]:
-        return fail(PROG, ValueError("nothing could be encoded; see report.json in the output"))
+        raise ValueError("nothing could be encoded; see report.json in the output")
     return 0
 
 

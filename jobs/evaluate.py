@@ -1,28 +1,28 @@
 """Prompts and a checkpoint -> audio, and a report of what is heard in it. See `--help`."""
 
-import logging
 import sys
 
-from sheen.config import ConfigError, fail, load_config
+from sheen.config import load_config
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.job import run
 from sheen.evaluate.results import PAGE_FILE
+from sheen.exits import run_job
 from sheen.judge.speech_report import voice_rows
 
 PROG = "jobs/evaluate.py"
 
 
 def main(argv: list[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        config = load_config(EvaluateConfig, argv, PROG)
-        result = run(config)
-    except (ConfigError, ValueError) as error:
-        return fail(PROG, error)
+    return run_job(PROG, lambda: evaluate(argv))
+
+
+def evaluate(argv: list[str]) -> int:
+    config = load_config(EvaluateConfig, argv, PROG)
+    result = run(config)
     for reason, count in (result.left_out + result.rejected).items():
         print(f"  not spoken: {count} x {reason}")
     if result.report is None:
-        return fail(PROG, ValueError("no prompt could be spoken; see the rows in --output"))
+        raise ValueError("no prompt could be spoken; see the rows in --output")
     header, rows = voice_rows(result.report)
     for name, cells in zip(header, zip(*rows, strict=True), strict=True):
         print(f"{name:24}" + "  ".join(f"{cell:24}" for cell in cells).rstrip())

@@ -111,6 +111,13 @@ class EncodeConfig(JobConfig):
             "are encoded one by one: batches gain nothing there",
         ),
     ] = 120.0
+    decode_seconds: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            description="a recording that takes longer to read and decode is rejected, seconds",
+        ),
+    ] = 300.0
     report_clips: Annotated[
         int,
         Field(ge=0, description="recordings that the report plays beside what the codec makes"),

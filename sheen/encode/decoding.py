@@ -4,6 +4,7 @@ Owns reading, decoding, cutting, the text's spoken form and what is refused. A r
 fails gets a reason and travels on to the output: nothing is dropped on the way. Loads no codec.
 """
 
+import faulthandler
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sheen.core import audio, clip_limits
+from sheen.core import audio, clip_limits, files
 from sheen.core.audio import AudioError
 from sheen.core.clip_limits import Limits, Samples
 from sheen.core.normalisation import NormalisationInfo, load_normaliser
@@ -20,6 +21,7 @@ from sheen.core.prompt import normalise
 from sheen.core.recordings import RecordingReader
 from sheen.core.tokens import TokenLayout
 from sheen.encode.rows import PCM_SCHEMA, pack, unpack
+from sheen.tries import Tries
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,32 @@ class Rejected(Exception):
         self.reason = reason
 
 
-def prepare_blocks(packed: pa.Table, *, preparation: Preparation) -> pa.Table:
-    """`prepare` of each block."""
-    return pack(prepare(table, preparation) for table in unpack(packed))
+def prepare_blocks(
+    packed: pa.Table, *, preparation: Preparation, tries: Tries, limit_s: float
+) -> pa.Table:
+    """`prepare` of each block. A recording that kills its process, or takes longer than `limit_s`
+    seconds, is refused after a few tries."""
+
+    def do(table: pa.Table) -> pa.Table:
+        return prepare(table, preparation, limit_s)
+
+    return pack(tries.guard("decoder", table, do, limit_s) for table in unpack(packed))
 
 
-def prepare(table: pa.Table, preparation: Preparation) -> pa.Table:
-    """MANIFEST_SCHEMA -> PCM_SCHEMA. A recording that cannot be used gets a reason and no PCM."""
+def prepare(table: pa.Table, preparation: Preparation, limit_s: float | None = None) -> pa.Table:
+    """MANIFEST_SCHEMA -> PCM_SCHEMA. A recording that cannot be used gets a reason and no PCM.
+
+    One that takes longer than `limit_s` seconds ends the process.
+    """
     rows = table.to_pylist()
     clips = _Clips(_reader(), preparation)
     for row in rows:
         row |= {"pcm": None, "seconds": None}
         clips.times = {"read_s": 0.0, "decode_s": 0.0, "resample_s": 0.0}
         if row["reason"] is None:
+            if limit_s is not None:
+                # In C and by itself: no thread of Python's runs while a decoder holds its lock.
+                faulthandler.dump_traceback_later(limit_s, exit=True, file=2)
             try:
                 if preparation.normalisation is not None:
                     row["text"] = _spoken(row["text"], preparation.normalisation)
@@ -66,6 +81,9 @@ def prepare(table: pa.Table, preparation: Preparation) -> pa.Table:
                     clips.check_codes(row)
             except Rejected as error:
                 row |= {"reason": error.reason, "detail": f"{_name(row)}{error}"}
+            finally:
+                if limit_s is not None:
+                    faulthandler.cancel_dump_traceback_later()
         row |= clips.times
     return pa.Table.from_pylist(rows, schema=PCM_SCHEMA)
 
@@ -135,9 +153,11 @@ class _Clips:
         except FileNotFoundError:
             raise Rejected("missing", "no such recording") from None
         except OSError as error:
-            raise Rejected("unreadable", str(error)) from error
+            raise Rejected("not read", str(error)) from error
         finally:
             self.times["read_s"] = time.perf_counter() - started
+        if data.startswith(files.LFS_POINTER):
+            raise Rejected("missing", "a Git LFS pointer, not the recording: run `git lfs pull`")
         started = time.perf_counter()
         try:
             return audio.decode(data)

@@ -15,6 +15,7 @@ import torch
 from sheen.core.audio import from_pcm16
 from sheen.core.codec import Codec
 from sheen.encode.rows import ENCODED, ENCODED_SCHEMA, REJECTED, pack, unpack
+from sheen.tries import Tries
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -34,22 +35,30 @@ class EncodeWorker:
     `codec` is a reference in the object store: the driver loads the codec once, and workers need
     neither its folder nor a hub. Every recording is encoded once for each of `shifts`, with so many
     samples of silence before it; the id of all but the first row of it ends in `~` and a number.
-    Codes that a row brings along stay as they are. `budget`: see `Codec.encode`.
+    Codes that a row brings along stay as they are. `budget`: see `Codec.encode`. A recording that
+    kills its process is refused after a few tries.
     """
 
     def __init__(
-        self, codec: "ray.ObjectRef[Codec]", device: str, shifts: Sequence[int], budget: int
+        self,
+        codec: "ray.ObjectRef[Codec]",
+        device: str,
+        shifts: Sequence[int],
+        budget: int,
+        tries: Tries,
     ) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
         self._codec = ray.get(codec).to(device)
         self._shifts = shifts
         self._budget = budget
+        self._tries = tries
         self._name = str(ray.get_runtime_context().get_actor_id())
         self._free_since: float | None = None
 
     def __call__(self, packed: pa.Table) -> pa.Table:
-        return pack(self.encode(table) for table in unpack(packed))
+        tables = unpack(packed)
+        return pack(self._tries.guard("encoder", table, self.encode) for table in tables)
 
     def encode(self, table: pa.Table) -> pa.Table:
         started = time.perf_counter()

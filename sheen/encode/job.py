@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
@@ -23,6 +24,7 @@ from sheen.core import dataset, files
 from sheen.core.codec import Codec, load_codec
 from sheen.core.codec_info import CodecInfo, describe_codec, find_codec
 from sheen.core.normalisation import NormalisationInfo, describe, load_normaliser
+from sheen.core.ownership import sole_owner
 from sheen.core.tokens import TokenLayout
 from sheen.encode.accounts import RunTimes, summarise
 from sheen.encode.config import EncodeConfig
@@ -31,7 +33,15 @@ from sheen.encode.encoding import EncodeWorker, shift_samples
 from sheen.encode.listening import codec_sample
 from sheen.encode.plan import PAGE_FILE, claim_output, cut_blocks, read_rows
 from sheen.encode.report_page import render
-from sheen.encode.rows import STAGES, block_name, pack, write_blocks, written_blocks
+from sheen.encode.rows import (
+    STAGES,
+    block_name,
+    pack,
+    rejected_for_now,
+    write_blocks,
+    written_blocks,
+)
+from sheen.tries import Tries
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +59,34 @@ def run(config: EncodeConfig) -> dict[str, Any]:
     for flag, location in kept:
         if files.contains(output, location):
             raise ValueError(f"--output {output} holds {flag} {location}; give another folder")
-    claim_output(output, config, manifest, info, normalisation)
+    codec = load_codec(config.codec)  # one that does not load must leave no claim
+    with sole_owner(output):
+        claim_output(output, config, manifest, info, normalisation)
+        report = _write(output, config, manifest, codec, info, normalisation)
+        if report["rows_out"]:
+            if jsonl:
+                _export(output, jsonl)
+            _finish(output, config.codec, info, normalisation)
+    return report
+
+
+def _write(
+    output: str,
+    config: EncodeConfig,
+    manifest: pa.Table,
+    codec: Codec,
+    info: CodecInfo,
+    normalisation: NormalisationInfo | None,
+) -> dict[str, Any]:
+    """Encode what is left, and report on all of it."""
     rows = files.join(output, dataset.ROWS)
-    done = written_blocks(rows)
     blocks = cut_blocks(manifest, config.rows_per_block)
-    left = [block for block in blocks if block_name(block["key"][0].as_py()) not in done]
+    left = _left(blocks, rows)
     report_file = files.join(output, dataset.REPORT_FILE)
     if not left and files.exists(report_file):
-        logger.info("all %d rows are encoded already: nothing to do", len(manifest))
+        logger.info("all %d rows are done already: nothing to do", len(manifest))
         report: dict[str, Any] = json.loads(files.read_bytes(report_file))
     else:
-        if done:
-            logger.info("%d of %d blocks are there already", len(blocks) - len(left), len(blocks))
-        codec = load_codec(config.codec)
         preparation = Preparation(
             codec.sample_rate,
             config.limits,
@@ -71,18 +96,32 @@ def run(config: EncodeConfig) -> dict[str, Any]:
             config.loudness_lufs,
             normalisation,
         )
-        times = _encode(left, codec, preparation, config, rows)
+        first_keys = [block["key"][0].as_py() for block in blocks]
+        times = _encode(left, first_keys, codec, preparation, config, rows)
         report = summarise(rows, codec.sample_rate, codec.codebook_size, times)
         quality, clips = codec_sample(rows, manifest, codec, preparation, config.report_clips)
         title = f"Encoding of {', '.join(config.input)}"
         page = render(report, title, quality, clips)
         files.write_bytes(files.join(output, PAGE_FILE), page.encode())
         files.write_bytes(report_file, json.dumps(report, indent=2).encode() + b"\n")
-    if report["rows_out"]:
-        if jsonl:
-            _export(output, jsonl)
-        _finish(output, config.codec, info, normalisation)
     return report
+
+
+def _left(blocks: Sequence[pa.Table], rows: str) -> list[pa.Table]:
+    """The blocks that are not written, and of those that are the rows worth another try."""
+    done = written_blocks(rows)
+    failed = pa.array(rejected_for_now(rows), pa.int64())
+    new, again = [], []
+    for block in blocks:
+        if block_name(block["key"][0].as_py()) not in done:
+            new.append(block)
+        elif len(part := block.filter(pc.field("key").isin(failed) & pc.field("reason").is_null())):
+            again.append(part)
+    if done:
+        logger.info("%d of %d blocks are there already", len(blocks) - len(new), len(blocks))
+    if count := sum(map(len, again)):
+        logger.info("%d rows that were missing or not read are tried again", count)
+    return new + again
 
 
 def _normalisation(language: str | None) -> NormalisationInfo | None:
@@ -116,6 +155,7 @@ def _finish(
 
 def _encode(
     blocks: Sequence[pa.Table],
+    first_keys: Sequence[int],
     codec: Codec,
     preparation: Preparation,
     config: EncodeConfig,
@@ -134,10 +174,16 @@ def _encode(
     # Tasks reserve nothing and are held to a number instead: when nodes die, the encoding workers
     # move to those that are left, and what they reserve there must not keep their input from them.
     tasks = TaskPoolStrategy(size=cluster.count("CPU"))
+    tries = Tries()
     written = (
         ray.data.from_blocks([pack([block]) for block in blocks])
         .map_batches(
-            partial(prepare_blocks, preparation=preparation),
+            partial(
+                prepare_blocks,
+                preparation=preparation,
+                tries=tries,
+                limit_s=config.decode_seconds,
+            ),
             batch_size=None,
             batch_format="pyarrow",
             compute=tasks,
@@ -151,6 +197,7 @@ def _encode(
                 "device": "cuda" if gpu else "cpu",
                 "shifts": shift_samples(config.shifts, codec.frame_samples),
                 "budget": round(config.batch_seconds * codec.sample_rate),
+                "tries": tries,
             },
             compute=ActorPoolStrategy(size=workers),
             batch_size=1,  # a packed block; Ray wants a number where there are GPUs
@@ -159,7 +206,7 @@ def _encode(
             num_gpus=1 if gpu else 0,
         )
         .map_batches(
-            partial(write_blocks, rows=rows),
+            partial(write_blocks, rows=rows, first_keys=first_keys),
             batch_size=None,
             batch_format="pyarrow",
             compute=tasks,
@@ -171,6 +218,8 @@ def _encode(
     said = time.monotonic()
     for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
         reports += batch.to_pylist()
+        if fault := next(filter(None, batch["fault"].to_pylist()), None):
+            raise OSError(*json.loads(fault))
         now = time.monotonic()
         if now - said > PROGRESS_S:
             said = now

@@ -6,18 +6,21 @@ on the cluster, so that a block is the same block in every run.
 """
 
 import hashlib
+from functools import partial
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sheen.core import dataset, files
-from sheen.core.claim import claim
+from sheen.core.claim import claim, sample_digests
 from sheen.core.codec_info import CodecInfo
 from sheen.core.manifest import read_manifest
 from sheen.core.normalisation import NormalisationInfo
+from sheen.core.ownership import LOCK_FILE, is_free
+from sheen.core.recordings import RecordingReader
 from sheen.encode.config import EncodeConfig
-from sheen.encode.rows import OUTPUT_SCHEMA
+from sheen.encode.rows import OUTPUT_SCHEMA, PASSING
 
 RUN_FILE = "run.json"
 PAGE_FILE = "report.html"
@@ -25,11 +28,12 @@ MOST_BLOCKS, FEWEST_ROWS = 64, 4
 """A small input is cut this finely, so that every worker gets some of it, and no finer."""
 
 _FREE_FIELDS = {
-    "config", "output", "overwrite", "jsonl", "batch_seconds", "report_clips", "num_workers",
-    "gpu", "cpus_per_worker", "form", "codec", "language",
+    "config", "input", "output", "overwrite", "jsonl", "batch_seconds", "report_clips",
+    "num_workers", "gpu", "cpus_per_worker", "form", "codec", "language", "decode_seconds",
 }  # fmt: skip
-"""What may differ when a job goes on: none of it decides a row, but `codec`, whose weights are
-compared, and `language`, which is compared with what normalises it."""
+"""What may differ when a job resumes: none of it decides a row, but `input` and `codec`, whose
+content is compared, and `language`, which is compared with what normalises it."""
+_CONTENT = {"rows content", "recordings"}
 
 
 def read_rows(config: EncodeConfig) -> pa.Table:
@@ -76,7 +80,7 @@ def claim_output(
     where = files.join(output, RUN_FILE)
     if config.overwrite:
         _delete(output)
-    elif not files.is_empty(output) and not files.exists(where):
+    elif not is_free(output) and not files.exists(where):
         raise ValueError(
             f"--output {output} is not empty; give --overwrite to replace it, or another folder"
         )
@@ -88,38 +92,54 @@ def claim_output(
         "normalisation": normalisation.model_dump() if normalisation else None,
         "format": [dataset.FORMAT_VERSION, *OUTPUT_SCHEMA.names],
         "rows": len(manifest),
-        "rows sha256": _digest(manifest),
+        "rows content": _digest(manifest),
+        "recordings": sample_digests(len(manifest), partial(_recording, manifest)),
     }
-    if changed := claim(where, decided, ("input",)):
+    if changed := claim(where, decided, _CONTENT):
         raise ValueError(
-            f"--output {output} holds another encoding: {changed}. Give the same values to go on "
-            "with it, --overwrite to begin anew, or another folder."
+            f"--output {output} holds another encoding: {changed}. Give the same values to resume "
+            "it, --overwrite to begin anew, or another folder."
         )
 
 
 def _digest(manifest: pa.Table) -> str:
-    """Of everything that decides the rows, but for the folders they lie in: a submitted job runs
-    in another copy of the working directory each time."""
+    """Of everything that decides the rows, but for where they lie, and whether a recording is there
+    now: one that is found later is the same row."""
     digest = hashlib.sha256()
-    for batch in manifest.drop_columns(["detail"]).to_batches():
+    names = ("key", "id", "text", "speaker", "start", "end", "snac_codes", "audio", "reason")
+    for batch in manifest.select(names).to_batches():
         for row in batch.to_pylist():
             if row["audio"] is not None:
-                row["audio"] = PurePosixPath(row["audio"]).name
+                row["audio"] = PurePosixPath(row["audio"]).stem
+            if row["reason"] in PASSING:
+                row["reason"] = None
             digest.update(repr(tuple(row.values())).encode())
     return digest.hexdigest()
 
 
+def _recording(manifest: pa.Table, place: int) -> bytes | None:
+    (row,) = manifest.slice(place, 1).to_pylist()
+    if row["audio"] is None or row["reason"] is not None:
+        return None
+    if row["container"] == "parquet":
+        # Its row group would be read for it, perhaps gigabytes over a network.
+        return str(files.size(row["audio"])).encode()
+    with RecordingReader() as reader:
+        return reader.read(row)
+
+
 def _delete(output: str) -> None:
     """Delete a dataset of ours. ValueError for a folder that holds something else too."""
-    if files.is_empty(output):
+    if is_free(output):
         return
     ours = {
         dataset.ROWS, dataset.INFO_FILE, dataset.REPORT_FILE, dataset.CODEC_FOLDER, PAGE_FILE,
         RUN_FILE,
     }  # fmt: skip
-    if others := sorted(set(files.list_names(output)) - ours):
+    if others := sorted(set(files.list_names(output)) - ours - {LOCK_FILE}):
         raise ValueError(
             f"--output {output} holds {others[0]!r}, which no encode job wrote: it is not "
             "overwritten; give another folder"
         )
-    files.delete_folder(output)
+    for name in ours & set(files.list_names(output)):
+        files.delete(files.join(output, name))

@@ -4,6 +4,7 @@ Owns the Ray Data pipeline and its resume: a block of rows is one file, written 
 prompts' positions in the list, and the same command goes on with the prompts that no file has.
 """
 
+import json
 import logging
 from functools import partial
 
@@ -14,6 +15,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import cluster
 from sheen.core import checkpoint, files, normalisation
+from sheen.core.ownership import sole_owner
 from sheen.core.prompt_list import read_prompts
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.listening import ListenWorker
@@ -24,6 +26,7 @@ from sheen.evaluate.speaking import SpeakWorker
 from sheen.judge.hearing import POCKETSPHINX, Grammar, check_transcriber
 from sheen.judge.known_voices import fit_recordings
 from sheen.judge.voices import VoiceProfiles
+from sheen.tries import Tries
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +53,16 @@ def run(config: EvaluateConfig) -> Evaluation:
     plan = plan_prompts(listed, info, config)
     grammar = check_transcriber(config.judge, config.grammar)
     profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
-    claim_output(output, config, model, plan.prompts, grammar)
-    table = prompt_table(plan.prompts)
-    if done := _written(output):
-        logger.info("%d of %d prompts are spoken already", len(done), len(table))
-        table = table.filter(pa.array([key not in done for key in table["key"].to_pylist()]))
-    if len(table):
-        cluster.connect()
-        _speak(table, config, model, grammar, profiles, info.sample_rate, output)
-    return write_results(config, info, profiles, plan, output)
+    with sole_owner(output):
+        claim_output(output, config, model, plan.prompts, grammar, profiles)
+        table = prompt_table(plan.prompts)
+        if done := _written(output):
+            logger.info("%d of %d prompts are spoken already", len(done), len(table))
+            table = table.filter(pa.array([key not in done for key in table["key"].to_pylist()]))
+        if len(table):
+            cluster.connect()
+            _speak(table, config, model, grammar, profiles, info.sample_rate, output)
+        return write_results(config, info, profiles, plan, output)
 
 
 def _fit_profiles(location: str | None, sample_rate: int) -> VoiceProfiles | None:
@@ -101,6 +105,7 @@ def _speak(
     # To Ray a stage that computes makes no progress, and half an hour without any ends the job; a
     # large model may take longer for a block on a CPU.
     DataContext.get_current().execution_no_progress_timeout_s = -1
+    tries = Tries()
     listens_on_gpu = gpu and config.judge not in (None, POCKETSPHINX)
     speaking, listening = GPU_SHARES if listens_on_gpu else (1.0, 0.0)
     data = ray.data.from_blocks(blocks).map_batches(
@@ -113,6 +118,7 @@ def _speak(
             "seed": config.seed,
             "max_seconds": config.max_seconds,
             "slots": config.slots,
+            "tries": tries,
         },
         compute=ActorPoolStrategy(size=workers),
         batch_size=size,
@@ -129,6 +135,7 @@ def _speak(
                 "device": device if listens_on_gpu else "cpu",
                 "profiles": ray.put(profiles),
                 "sample_rate": sample_rate,
+                "tries": tries,
             },
             compute=ActorPoolStrategy(size=workers),
             batch_size=size,
@@ -144,5 +151,7 @@ def _speak(
     )
     done = 0
     for written in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+        if fault := next(filter(None, written["fault"].to_pylist()), None):
+            raise OSError(*json.loads(fault))
         done += len(written)
         logger.info("spoken %d/%d", done, len(table))

@@ -12,6 +12,7 @@ from sheen.evaluate.rows import ROW_SCHEMA
 from sheen.judge.errors import normalise_words
 from sheen.judge.hearing import Grammar, open_transcriber
 from sheen.judge.voices import VoiceProfiles
+from sheen.tries import Tries
 
 
 class ListenWorker:
@@ -24,13 +25,20 @@ class ListenWorker:
         device: str,
         profiles: "ray.ObjectRef[VoiceProfiles | None]",
         sample_rate: int,
+        tries: Tries | None = None,
     ) -> None:
         torch.set_num_threads(1)
         self._transcriber = open_transcriber(judge, grammar, device) if judge else None
         self._profiles = ray.get(profiles)
         self._rate = sample_rate
+        self._tries = tries
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        if self._tries is None:
+            return self.listen(table)
+        return self._tries.guard("judging", table, self.listen)
+
+    def listen(self, table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
         spoken = [row for row in rows if row["reason"] is None]
         clips = [decode_audio(row["audio"]["bytes"], self._rate) for row in spoken]

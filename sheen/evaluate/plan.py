@@ -9,26 +9,29 @@ import json
 import re
 from collections import Counter
 from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
 from sheen.core import files
 from sheen.core.checkpoint import CheckpointInfo
-from sheen.core.claim import claim
+from sheen.core.claim import claim, folder_digest
+from sheen.core.ownership import is_free
 from sheen.core.prompt_list import Prompt
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.rows import PROMPT_SCHEMA
 from sheen.judge.hearing import Grammar
-from sheen.judge.voices import ALL
+from sheen.judge.voices import ALL, VoiceProfiles
 
 RUN_FILE = "run.json"
 
 _FILE_NAME = re.compile(r"[\w.-]+")
 _FREE_FIELDS = {
     "config", "output", "worst", "spell_digits", "slots", "rows_per_block", "num_workers",
-    "gpu", "cpus_per_worker",
+    "gpu", "cpus_per_worker", "model", "prompts", "voice_recordings",
 }  # fmt: skip
-"""What may differ when an evaluation goes on: rounding aside, none of it decides what is said."""
+"""What may differ when an evaluation resumes: rounding aside, none of it decides what is said, but
+for the last three, whose content is compared."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,16 @@ def _check_names(prompts: list[Prompt]) -> None:
 
 
 def claim_output(
-    output: str, config: EvaluateConfig, model: str, prompts: list[Prompt], grammar: Grammar | None
+    output: str,
+    config: EvaluateConfig,
+    model: str,
+    prompts: list[Prompt],
+    grammar: Grammar | None,
+    profiles: VoiceProfiles | None,
 ) -> None:
     """Refuse a folder that holds something else, or another evaluation."""
     where = files.join(output, RUN_FILE)
-    if not files.is_empty(output) and not files.exists(where):
+    if not is_free(output) and not files.exists(where):
         raise ValueError(
             f"--output {output} holds something that is no evaluation; give another folder"
         )
@@ -124,12 +132,18 @@ def claim_output(
         if name.endswith((".safetensors", ".json")):
             decided[f"{name} of the model"] = files.sha256(files.join(model, name))
     decided["grammar"] = hashlib.sha256(grammar.jsgf).hexdigest() if grammar else None
+    if config.judge and Path(config.judge).expanduser().is_dir():
+        decided["judge"] = folder_digest(files.absolute(config.judge))
+    decided["voice recordings"] = None
+    if profiles is not None:
+        made = repr((profiles.voices, profiles.centres.tolist(), profiles.limit))
+        decided["voice recordings"] = hashlib.sha256(made.encode()).hexdigest()
     texts = json.dumps([astuple(prompt) for prompt in prompts])
     decided["prompts sha256"] = hashlib.sha256(texts.encode()).hexdigest()
-    if changed := claim(where, decided, ("model", "prompts")):
+    if changed := claim(where, decided, ("voice recordings",)):
         raise ValueError(
-            f"--output {output} holds another evaluation: {changed}. Give the same values to go on "
-            "with it, or another folder."
+            f"--output {output} holds another evaluation: {changed}. Give the same values to "
+            "resume it, or another folder."
         )
 
 

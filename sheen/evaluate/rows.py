@@ -5,6 +5,7 @@ written by processes of their own, which start in a moment because of it.
 """
 
 import io
+import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,10 +43,22 @@ ROW_SCHEMA = pa.schema([*_PROMPT, *_RESULT])
 
 
 def write_rows(table: pa.Table, *, output: str, audio_files: bool) -> pa.Table:
-    """Write a block, whole or not at all, as one file named by its first key; returns its keys.
+    """Write a block, whole or not at all, as one file named by its first key.
 
-    With `audio_files` the audio goes into files of its own first, and the rows keep their paths.
+    Returns its keys, each with the `fault` that kept the block from being written, JSON of errno
+    and message, or null. With `audio_files` the audio goes into files of its own first, and the
+    rows keep their paths.
     """
+    fault = None
+    try:
+        _write(table, output, audio_files)
+    except OSError as error:
+        fault = json.dumps([error.errno, str(error)])
+    done = table.select(["key"])
+    return done.append_column("fault", pa.array([fault] * len(done), pa.string()))
+
+
+def _write(table: pa.Table, output: str, audio_files: bool) -> None:
     if audio_files:
         rows = table.to_pylist()
         for row in rows:
@@ -58,4 +71,3 @@ def write_rows(table: pa.Table, *, output: str, audio_files: bool) -> pa.Table:
     pq.write_table(table, file)
     name = f"{table['key'][0].as_py():09d}.parquet"
     files.write_bytes(files.join(output, ROWS, name), file.getvalue())
-    return table.select(["key"])

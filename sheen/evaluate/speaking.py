@@ -18,6 +18,7 @@ from sheen.core.synthesis import synthesise_all
 from sheen.core.voice import RequestError, load_voice
 from sheen.evaluate.rows import ROW_SCHEMA
 from sheen.judge.speech import measure_sound
+from sheen.tries import Tries
 
 REASONS = {"input": "text cannot be spoken", "voice": "voice is unknown"}
 """By the field of a RequestError."""
@@ -26,7 +27,8 @@ REASONS = {"input": "text cannot be spoken", "voice": "voice is unknown"}
 class SpeakWorker:
     """An actor with the checkpoint on its device: PROMPT_SCHEMA -> ROW_SCHEMA, nothing heard yet.
 
-    A prompt's draws are a function of the seed and its key, so they do not depend on the batch.
+    A prompt that kills its process is refused after a few tries. A prompt's draws are a function of
+    the seed and its key, so they do not depend on the batch.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class SpeakWorker:
         seed: int,
         max_seconds: float,
         slots: int,
+        tries: Tries | None = None,
     ) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
@@ -46,13 +49,21 @@ class SpeakWorker:
         self._voice = replace(voice, info=voice.info.model_copy(update={"voices": voices}))
         self._sampling, self._seed, self._max_seconds = sampling, seed, max_seconds
         self._slots = slots
+        self._tries = tries
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        if self._tries is None:
+            return self.speak(table)
+        return self._tries.guard("speaking", table, self.speak)
+
+    def speak(self, table: pa.Table) -> pa.Table:
         rows: list[dict[str, Any]] = [
             dict.fromkeys(ROW_SCHEMA.names) | row for row in table.to_pylist()
         ]
         spoken, requests = [], []
         for row in rows:
+            if row["reason"] is not None:
+                continue
             sampling = Sampling(seed=step_seed(self._seed, row["key"]), **self._sampling)
             text = self._voice.spoken(row["text"])
             try:

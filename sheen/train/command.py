@@ -1,15 +1,18 @@
 """The command line of the training jobs: parse, run, and an exit status that says how it ended."""
 
-import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ray.train import TrainingFailedError, WorkerGroupError
 
-from sheen.config import JobConfig, fail, load_config
-from sheen.train.launch import Stopped
+from sheen.config import fail, load_config
+from sheen.core import files
+from sheen.exits import run_job
+from sheen.train.codec.config import CodecTrainConfig
+from sheen.train.config import TrainConfig
+from sheen.train.store import RunStore
 
-Config = TypeVar("Config", bound=JobConfig)
+Config = TypeVar("Config", TrainConfig, CodecTrainConfig)
 
 
 def main(
@@ -19,29 +22,32 @@ def main(
     run: Callable[[Config], dict[str, Any]],
     summary: Callable[[Config, dict[str, Any]], str],
 ) -> int:
-    """0: done; 1: workers failed more often than allowed; 2: the user must change something;
-    128 + signal: stopped and resumable."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    """As `run_job`; and 1: workers failed more often than allowed."""
+
+    def job() -> int:
         config = load_config(config_class, argv, prog)
-        print(summary(config, run(config)))
-    except ValueError as error:
-        return fail(prog, error)
-    except Stopped as stopped:
-        print(f"{prog}: {stopped}", flush=True)
-        return stopped.status
-    except TrainingFailedError as error:
-        fail(prog, cause(error))
-        return 1
-    return 0
+        try:
+            print(summary(config, run(config)))
+        except TrainingFailedError as error:
+            fail(prog, RuntimeError(f"{_cause(error)}\n{_left(config)}"))
+            return 1
+        return 0
+
+    return run_job(prog, job)
 
 
-def cause(error: TrainingFailedError) -> Exception:
+def _cause(error: TrainingFailedError) -> str:
     """What a worker raised, instead of Ray Train's account of the whole group."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = next(iter(error.worker_failures.items()))
-        return RuntimeError(
-            f"worker {rank} failed: {failure}\nThe last checkpoint is kept: the same command goes "
-            "on from it"
-        )
-    return error
+        return f"worker {rank} failed: {failure}"
+    return str(error)
+
+
+def _left(config: TrainConfig | CodecTrainConfig) -> str:
+    """What a failed run leaves to go on from."""
+    run = files.join(files.absolute(config.output), config.run_name)
+    last = RunStore(run, config.keep_checkpoints).latest()
+    if last is None:
+        return "There is no checkpoint yet: the same command begins anew"
+    return f"The last checkpoint is {last}: the same command resumes from it"

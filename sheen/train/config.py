@@ -181,9 +181,13 @@ class TrainConfig(JobConfig):
     seed: Annotated[int, Field(ge=0, description="of split, order, new rows and dropout")] = 0
 
 
-# What a resumed run may change: nothing here moves a weight by more than rounding does.
+# What a resumed run may change: nothing here moves a weight by more than rounding does. Data, model
+# and codec may lie elsewhere; what they hold is compared.
 FREE_FIELDS = {
     "config",
+    "data",
+    "model",
+    "codec",
     "output",
     "run_name",
     "dry_run",

@@ -5,6 +5,7 @@ fit together, resuming by run name, and exporting the last checkpoint and the be
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from pyarrow import fs
 from transformers import AutoConfig, AutoTokenizer
 
 from sheen import cluster
-from sheen.core import checkpoint, dataset, files
+from sheen.core import bases, checkpoint, dataset, files
+from sheen.core.claim import folder_digest
 from sheen.core.codec import open_codec
 from sheen.core.codec_info import CodecInfo, describe_codec, find_codec
 from sheen.core.model import to_bfloat16
 from sheen.core.normalisation import NormalisationInfo, check
+from sheen.core.ownership import sole_owner
 from sheen.core.prompt_list import Prompt
 from sheen.core.tokens import TokenLayout
 from sheen.judge.hearing import Grammar, check_transcriber
@@ -78,49 +81,57 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if info.normalisation is not None:
             check(info.normalisation)
     needs_codec = bool(prompts) or (extends and config.new_rows == "codebook")
-    fields = config.model_dump(mode="json")
-    if config.dry_run:
-        print(show_example(data, tokenizer), flush=True)
-        fields["trackers"] = []  # a server would keep what a dry run must not leave behind
-        # Beside the output and not in a temporary folder, which workers elsewhere could not reach.
-        output += ".dry-run"
-    else:
-        state.claim_run(output, config.run_name, fields, FREE_FIELDS, ("data", "model"))
-    cluster.connect()
-    arguments = {
-        "config": fields,
-        "data": ray.put(data),
-        "info": info,
-        "model": model,
-        "codec": ray.put(_codec_parts(codec_files) if needs_codec else None),
-        "prompts": prompts,
-        "grammar": grammar,
-        "output": output,
-    }
-    placement: dict[str, Any] = {
-        "output": output,
-        "run_name": config.run_name,
-        "num_workers": config.num_workers,
-        "gpu": config.gpu,
-        "cpus_per_worker": config.cpus_per_worker,
-    }
-    if config.dry_run:
-        try:
-            result = fit(rehearsal_loop, arguments, max_failures=0, **placement)
-        finally:
-            files.delete_folder(output)
-        rehearsal = dict(result.return_value)  # type: ignore[attr-defined]
-        print(describe_rehearsal(rehearsal), flush=True)
-        return rehearsal
-    fit(train_loop, arguments, max_failures=config.max_failures, **placement)
-    store = RunStore(files.join(output, config.run_name), config.keep_checkpoints)
-    last, best = store.latest(), store.best()
-    assert last is not None, "a run that ended well has saved"
-    model_folder = files.join(last, state.MODEL_FOLDER)
-    _export(model_folder, files.join(output, "checkpoint"), codec, codec_files, config.half)
-    if best is not None:
-        _export(best, files.join(output, "best"), codec, codec_files, config.half)
-    return state.last_metrics(output)
+    with ExitStack() as owned:
+        if not config.dry_run:
+            owned.enter_context(sole_owner(output))
+        fields = config.model_dump(mode="json")
+        if config.dry_run:
+            print(show_example(data, tokenizer), flush=True)
+            fields["trackers"] = []  # a server would keep what a dry run must not leave behind
+            # Next to the output: workers elsewhere could not reach a temporary folder.
+            output += ".dry-run"
+        else:
+            content = {
+                "data content": f"{len(data.lengths)} utterances, sha256 {data.digest()}",
+                "model content": _model_content(model),
+                "codec sha256": codec.sha256,
+            }
+            state.claim_run(output, config.run_name, fields, FREE_FIELDS, content)
+        cluster.connect()
+        arguments = {
+            "config": fields,
+            "data": ray.put(data),
+            "info": info,
+            "model": model,
+            "codec": ray.put(_codec_parts(codec_files) if needs_codec else None),
+            "prompts": prompts,
+            "grammar": grammar,
+            "output": output,
+        }
+        placement: dict[str, Any] = {
+            "output": output,
+            "run_name": config.run_name,
+            "num_workers": config.num_workers,
+            "gpu": config.gpu,
+            "cpus_per_worker": config.cpus_per_worker,
+        }
+        if config.dry_run:
+            try:
+                result = fit(rehearsal_loop, arguments, max_failures=0, **placement)
+            finally:
+                files.delete_folder(output)
+            rehearsal = dict(result.return_value)  # type: ignore[attr-defined]
+            print(describe_rehearsal(rehearsal), flush=True)
+            return rehearsal
+        fit(train_loop, arguments, max_failures=config.max_failures, **placement)
+        store = RunStore(files.join(output, config.run_name), config.keep_checkpoints)
+        last, best = store.latest(), store.best()
+        assert last is not None, "a run that ended well has saved"
+        model_folder = files.join(last, state.MODEL_FOLDER)
+        _export(model_folder, files.join(output, "checkpoint"), codec, codec_files, config.half)
+        if best is not None:
+            _export(best, files.join(output, "best"), codec, codec_files, config.half)
+        return state.last_metrics(output)
 
 
 def _codec_parts(source: str) -> Any:
@@ -210,6 +221,13 @@ def _model_source(model: str) -> str:
     return model
 
 
+def _model_content(model: str) -> str:
+    """A hub id as it is: its owner answers for what it holds."""
+    if not files.is_uri(model) and not Path(model).is_dir():
+        return model
+    return folder_digest(model, (".safetensors", ".bin", ".json"))
+
+
 def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.CheckpointInfo, Any, bool]:
     """What the run will write about itself, known before any weight is loaded.
 
@@ -217,9 +235,14 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
     """
     with files.local_folder(model, weights=False) as folder:
         try:
+            if folder.is_dir() and not files.is_uri(model):  # a copy is without weights
+                bases.check_files(folder)
+        except ValueError as error:
+            raise ValueError(f"--model {model}: {error}") from error
+        try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
             base = AutoConfig.from_pretrained(str(folder))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise ValueError(
                 f"--model {model}: neither a transformers folder nor a model the hub gave ({error})"
             ) from error
@@ -232,7 +255,12 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
                     f"{info.codec.sha256[:12]}): encode the recordings with the checkpoint's codec"
                 )
             return info, tokenizer, False
-    layout = TokenLayout(len(tokenizer), codec.codebook_size, codec.strides)
+    try:
+        positions = bases.check_config(base)
+        first_id = bases.first_new_id(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"--model {model}: {error}") from error
+    layout = TokenLayout(first_id, codec.codebook_size, codec.strides)
     info = checkpoint.CheckpointInfo(
         layout=checkpoint.LayoutInfo(
             first_id=layout.first_id,
@@ -241,7 +269,7 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
         ),
         codec=codec,
         sample_rate=codec.sample_rate,
-        max_positions=base.max_position_embeddings,
+        max_positions=positions,
     )
     return info, tokenizer, True
 

@@ -1,12 +1,13 @@
 """Running a training loop on Ray Train: start, stop on a signal, and say what went wrong.
 
 Owns TorchTrainer's set-up and the driver's wait. Ctrl-C and SIGTERM make the workers save and end;
-a second one ends at once, and the last checkpoint stays. What a worker raised comes back as one
-exception with its own message.
+a second one, or one while no worker runs, ends at once, and the last checkpoint stays. What a
+worker raised comes back as one exception with its own message.
 """
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,18 +16,13 @@ from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from sheen import cluster
+from sheen.exits import Stopped
 from sheen.train.control import Control
 
+FAILED_WAIT_S = 30.0
+"""How long workers may take to end after one of them said that no restart will mend it."""
+ASK_EVERY_S = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Stopped(Exception):
-    """The run ended early because it was asked to, and can be resumed."""
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
-        self.status = 128 + signum
-        """Exit status, as shells have it for a process that ended by a signal."""
 
 
 def fit(
@@ -86,12 +82,25 @@ def _wait(trainer: TorchTrainer, control: Control, received: list[int]) -> Resul
     thread = threading.Thread(target=run, name="sheen-fit", daemon=True)
     thread.start()
     told = False
+    asked = time.monotonic()
+    failed_since: float | None = None
     while thread.is_alive():
         thread.join(timeout=0.2)
         if received and not told:
             told = True
+            if not control.stop():
+                raise Stopped(
+                    received[0],
+                    f"stopped by {signal.Signals(received[0]).name} while no worker was running; "
+                    "the same command starts or resumes",
+                )
             print("stopping: workers end their step and save; again to end at once", flush=True)
-            control.stop()
+        # A worker that cannot start says so and returns; others may wait for it without end.
+        if time.monotonic() - asked > ASK_EVERY_S:
+            asked = time.monotonic()
+            failed_since = (failed_since or asked) if control.failure() else None
+        if failed_since is not None and asked - failed_since > FAILED_WAIT_S:
+            raise ValueError(control.failure())
         if len(received) > 1:
             raise Stopped(received[0], "ended at once; the same command resumes from the last save")
     result = outcome[0]

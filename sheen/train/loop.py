@@ -44,7 +44,9 @@ def train_loop(arguments: dict[str, Any]) -> None:
     """What each worker runs; `arguments` are those of Worker."""
     # A bar per file of weights says nothing in a job's log.
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    worker = Worker(**arguments)
+    worker = arguments["control"].start(Worker, arguments)
+    if worker is None:
+        return
     try:
         worker.run()
     finally:

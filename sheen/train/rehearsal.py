@@ -17,7 +17,9 @@ from sheen.train.loop import Worker
 
 def rehearsal_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs instead of the training loop; its figures."""
-    worker = Worker(**arguments)
+    worker = arguments["control"].start(Worker, arguments)
+    if worker is None:
+        return {}
     lengths, steps = worker.data.lengths, worker.plan.steps
     tokens = [max(lengths[row].sum() for ranks in step for row in ranks) for step in steps]
     fullest = steps[int(np.argmax(tokens))]

@@ -58,14 +58,14 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def claim_run(
-    output: str, run_name: str, fields: dict[str, Any], free: set[str], paths: tuple[str, ...]
+    output: str, run_name: str, fields: dict[str, Any], free: set[str], content: dict[str, Any]
 ) -> None:
     """Record what decides the run's weights; refuse to resume one that was started otherwise.
 
-    `free` names the fields that a resumed run may change, `paths` those that hold a path.
+    `free` names the fields that a resumed run may change; `content` is what its inputs hold.
     """
     fixed = {name: value for name, value in fields.items() if name not in free}
-    changed = claim(files.join(output, run_name, RUN_FILE), fixed, paths)
+    changed = claim(files.join(output, run_name, RUN_FILE), fixed | content, content)
     if changed:
         raise ValueError(
             f"--run-name {run_name} in {output} was started otherwise: "

@@ -6,7 +6,6 @@ while it writes, the last listed checkpoint stays. Ray Train's own list is not u
 in place, and a full disk leaves half of it (docs/decisions/0012). One process writes.
 """
 
-import errno
 import json
 import os
 import tempfile
@@ -21,7 +20,6 @@ from safetensors import SafetensorError
 from sheen.core import files
 
 INDEX_FILE = "checkpoints.json"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StorageFull(OSError):
@@ -124,10 +122,10 @@ def _no_space(error: Exception, folder: Path) -> int | None:
     Not every library says: torch and safetensors raise errors of their own. While what they wrote
     is still there, a further file of a megabyte cannot be written either.
     """
-    if isinstance(error, OSError) and error.errno in FULL:
+    if isinstance(error, OSError) and error.errno in files.FULL:
         return error.errno
     try:
         (folder / "probe").write_bytes(bytes(1 << 20))
     except OSError as found:
-        return found.errno if found.errno in FULL else None
+        return found.errno if found.errno in files.FULL else None
     return None

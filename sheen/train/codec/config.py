@@ -135,9 +135,12 @@ class CodecTrainConfig(JobConfig):
     seed: Annotated[int, Field(ge=0, description="of weights, split, segments and noise")] = 0
 
 
-# What a resumed run may change: nothing here moves a weight.
+# What a resumed run may change: nothing here moves a weight. Data and codec may lie elsewhere; what
+# they hold is compared.
 FREE_FIELDS = {
     "config",
+    "data",
+    "codec",
     "output",
     "run_name",
     "half",

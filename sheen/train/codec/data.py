@@ -6,10 +6,13 @@ they need, from wherever those lie. What cannot be read is counted, and another 
 place.
 """
 
+import faulthandler
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,10 +23,14 @@ from torch import Tensor
 
 from sheen.core import files, globbing
 from sheen.core.audio import AudioError, decode_audio
+from sheen.core.claim import sample_digests
 from sheen.core.manifest import AUDIO_SUFFIXES, METADATA_FILE, plain_rows
+from sheen.tries import MOST_DEATHS, Past, Tries, died
 
 READ_AHEAD = 2
 """Steps whose segments are read before they are asked for."""
+READ_LIMIT_S = 300.0
+"""A recording that takes longer ends its process, once that has been suspected."""
 ATTEMPTS = 20
 """Recordings tried for one segment before the data counts as unreadable."""
 
@@ -35,6 +42,17 @@ class Recordings:
     train: list[str]
     evaluation: list[str]
     summary: dict[str, Any]
+
+    def names_digest(self) -> str:
+        """How many there are, and a hash of their names in order, without the folders."""
+        names = [PurePosixPath(path).name for path in (*self.train, *self.evaluation)]
+        digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape"))
+        return f"{len(names)} recordings, names sha256 {digest.hexdigest()}"
+
+    def sample(self) -> dict[str, str | None]:
+        """Hashes of a few of them, see `sample_digests`."""
+        paths = [*self.train, *self.evaluation]
+        return sample_digests(len(paths), lambda place: files.read_bytes(paths[place]))
 
 
 def find_recordings(location: str, held_out: int, seed: int) -> Recordings:
@@ -86,7 +104,9 @@ def find_recordings(location: str, held_out: int, seed: int) -> Recordings:
 class SegmentReader:
     """Batches of segments for one rank, read by threads while the step before computes.
 
-    `unreadable` maps each recording that could not be used to the reason.
+    `unreadable` maps each recording that could not be used to the reason. Where the rank's process
+    has ended before, as `tries` says, one recording is read at a time, and one that kills its
+    process, or takes READ_LIMIT_S, is unreadable.
     """
 
     def __init__(
@@ -99,8 +119,18 @@ class SegmentReader:
         rank: int,
         world: int,
         seed: int,
+        tries: Tries | None = None,
     ) -> None:
         self.unreadable: dict[str, str] = {}
+        self._tries = tries
+        self._block = ("recordings", rank)
+        past = tries.begin(self._block) if tries is not None else Past(1)
+        self._careful = past.begun > 1
+        self._turn = Lock()
+        for path, deaths in past.deaths.items():
+            if len(deaths) >= MOST_DEATHS:
+                reason, detail = died("decoder", deaths, READ_LIMIT_S)
+                self.unreadable[str(path)] = f"{reason} ({detail})"
         self._paths = paths
         self._sample_rate = sample_rate
         self._samples = samples
@@ -116,7 +146,9 @@ class SegmentReader:
                 if step < stop:
                     ahead.append([pool.submit(self._segment, *plan) for plan in self._plan(step)])
                 if step >= start + READ_AHEAD:
-                    segments = [future.result() for future in ahead.pop(0)]
+                    # A worker that waits for ever would never be started anew.
+                    wait_s = 2 * READ_LIMIT_S
+                    segments = [future.result(timeout=wait_s) for future in ahead.pop(0)]
                     yield torch.from_numpy(np.stack(segments))
 
     def _plan(self, step: int) -> list[tuple[int, int]]:
@@ -155,6 +187,22 @@ class SegmentReader:
         """A whole recording `[n]`, or None when it cannot be used: then `unreadable` says why."""
         if path in self.unreadable:
             return None
+        if self._careful:
+            with self._turn:
+                return self._read_alone(path)
+        return self._read(path)
+
+    def _read_alone(self, path: str) -> NDArray[np.float32] | None:
+        assert self._tries is not None
+        self._tries.at(self._block, path)
+        faulthandler.dump_traceback_later(READ_LIMIT_S, exit=True, file=2)
+        try:
+            return self._read(path)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            self._tries.at(self._block, None)
+
+    def _read(self, path: str) -> NDArray[np.float32] | None:
         try:
             return decode_audio(files.read_bytes(path), self._sample_rate)
         except FileNotFoundError:

@@ -4,6 +4,7 @@ Owns what happens before and after the workers run: finding recordings and codec
 cannot work, resuming by run name, and exporting the last average.
 """
 
+import hashlib
 from typing import Any
 
 import ray
@@ -14,12 +15,23 @@ from sheen import cluster
 from sheen.core import files
 from sheen.core.asr_features import AsrFeatureLoss
 from sheen.core.codec import open_codec
+from sheen.core.ownership import sole_owner
 from sheen.train import state
 from sheen.train.codec.config import FREE_FIELDS, CodecTrainConfig
 from sheen.train.codec.data import find_recordings
 from sheen.train.codec.loop import CODEC_FOLDER, segment_samples, train_loop
 from sheen.train.launch import fit
 from sheen.train.store import RunStore
+from sheen.tries import Tries
+
+
+def _content(model: SNAC) -> str:
+    """A hash of the weights that training starts from."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def run(config: CodecTrainConfig) -> dict[str, Any]:
@@ -33,15 +45,13 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)  # of random weights
     model, codec_config = open_codec(config.codec, config.from_scratch)
     recordings = find_recordings(files.absolute(config.data), config.eval_recordings, config.seed)
-    fields, free, paths = config.model_dump(), FREE_FIELDS, ["data", "codec"]
-    asr_features = None
+    fields, free, asr_features = config.model_dump(), FREE_FIELDS, None
     if config.asr_features is None:
         free = free | {"asr_features_weight"}  # it means nothing then
-    else:
-        asr_features, fields["asr_features_sha256"] = _open_asr_features(
+    else:  # known by its weights, wherever they lie
+        asr_features, fields["asr_features"] = _open_asr_features(
             config.asr_features, model, config.segment_seconds
         )
-        paths.append("asr_features")
     summary = recordings.summary
     print(
         f"{summary['train_recordings']} recordings to train on, {summary['eval_recordings']} held "
@@ -49,28 +59,35 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters",
         flush=True,
     )
-    state.claim_run(output, config.run_name, fields, free, tuple(paths))
-    cluster.connect()
-    fit(
-        train_loop,
-        {
-            "config": config.model_dump(),
-            "recordings": recordings,
-            "codec": ray.put((codec_config, model.state_dict())),
-            "asr_features": None if asr_features is None else ray.put(asr_features),
-            "output": output,
-        },
-        output=output,
-        run_name=config.run_name,
-        num_workers=config.num_workers,
-        gpu=config.gpu,
-        cpus_per_worker=config.cpus_per_worker,
-        max_failures=config.max_failures,
-    )
-    last = RunStore(files.join(output, config.run_name), config.keep_checkpoints).latest()
-    assert last is not None, "a run that ended well has saved"
-    files.copy_folder(files.join(last, CODEC_FOLDER), files.join(output, CODEC_FOLDER))
-    return state.last_metrics(output)
+    content = {
+        "data content": recordings.names_digest(),
+        "recordings": recordings.sample(),
+        "codec content": _content(model),
+    }
+    with sole_owner(output):
+        state.claim_run(output, config.run_name, fields, free, content)
+        cluster.connect()
+        fit(
+            train_loop,
+            {
+                "config": config.model_dump(),
+                "recordings": recordings,
+                "codec": ray.put((codec_config, model.state_dict())),
+                "asr_features": None if asr_features is None else ray.put(asr_features),
+                "output": output,
+                "tries": Tries(),
+            },
+            output=output,
+            run_name=config.run_name,
+            num_workers=config.num_workers,
+            gpu=config.gpu,
+            cpus_per_worker=config.cpus_per_worker,
+            max_failures=config.max_failures,
+        )
+        last = RunStore(files.join(output, config.run_name), config.keep_checkpoints).latest()
+        assert last is not None, "a run that ended well has saved"
+        files.copy_folder(files.join(last, CODEC_FOLDER), files.join(output, CODEC_FOLDER))
+        return state.last_metrics(output)
 
 
 def _open_asr_features(source: str, model: SNAC, seconds: float) -> tuple[AsrFeatureLoss, str]:

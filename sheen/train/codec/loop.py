@@ -29,6 +29,7 @@ from sheen.train.interval import Interval
 from sheen.train.ranks import Ranks
 from sheen.train.schedule import learning_rate
 from sheen.train.store import RunStore, StorageFull
+from sheen.tries import Tries
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ ASR_TERM = "asr_features"
 
 def train_loop(arguments: dict[str, Any]) -> None:
     """What each worker runs; `arguments` are those of Worker."""
-    Worker(**arguments).run()
+    if worker := arguments["control"].start(Worker, arguments):
+        worker.run()
 
 
 def segment_samples(seconds: float, model: SNAC) -> int:
@@ -60,6 +62,7 @@ class Worker:
         codec: "ray.ObjectRef[tuple[dict[str, Any], dict[str, Tensor]]]",
         asr_features: "ray.ObjectRef[AsrFeatureLoss] | None",
         output: str,
+        tries: Tries,
         control: Control,
     ) -> None:
         self.config = CodecTrainConfig.model_construct(**config)
@@ -110,6 +113,7 @@ class Worker:
             rank=self.ranks.rank,
             world=self.ranks.world,
             seed=self.config.seed,
+            tries=tries,
         )
         self._sample_names = sample_names(recordings.evaluation[: self.config.sample_recordings])
         # Sums of the terms, and steps.
