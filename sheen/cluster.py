@@ -10,6 +10,7 @@ from pathlib import Path
 import ray
 
 from sheen.core import files
+from sheen.heads import check_head
 
 WORKER_ENV = {
     # glibc returns each large tensor to the kernel and page-faults it back: with these the codec
@@ -20,9 +21,13 @@ WORKER_ENV = {
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names or that runs on this machine, else start one here."""
+    """Join the cluster that RAY_ADDRESS names or that runs on this machine, else start one here.
+
+    ValueError where the head that is named does not answer.
+    """
     if ray.is_initialized():
         return
+    check_head()
     # A local cluster must not write a token to the home folder, where it would change what a later
     # `ray start` does.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")

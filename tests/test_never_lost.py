@@ -48,8 +48,9 @@ def job(config: TrainConfig, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The train job as a process of its own, on the tests' cluster."""
     words = [sys.executable, str(ROOT / "jobs" / "train.py")]
     for name, value in config.model_dump(exclude_unset=True, exclude_none=True).items():
+        flag = f"--{name.replace('_', '-')}"
         for word in value if isinstance(value, list) else [value]:
-            words += [f"--{name.replace('_', '-')}", str(word)]
+            words += [flag] if word is True else [flag, str(word)]
     address = ray.get_runtime_context().gcs_address
     with (
         log.open("w") as file,
@@ -76,6 +77,31 @@ def test_a_killed_run_resumes_by_name_and_ends_the_same(
     assert_same_end(tmp_path / "out", trained)
 
 
+def train_workers() -> list[psutil.Process]:
+    """Of this process's cluster alone: tests beside it have workers too."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if (process.cmdline() or [""])[0].startswith("ray::RayTrainWorker"):
+                found.append(process)
+    return found
+
+
+def test_a_signal_while_no_worker_can_start_ends_the_run(
+    encoded: Path, base: Path, tmp_path: Path
+) -> None:
+    """For a GPU that is not there it would wait for ever."""
+    config = train_config(encoded, base, tmp_path / "out", gpu=True)
+    log = tmp_path / "waiting.log"
+    begun = tmp_path / "out" / "run" / ".validate_storage_marker"
+    with job(config, log) as process:
+        wait_for(begun.exists, lambda: process.poll() is None, 200)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM, log.read_text()[-3000:]
+    assert "stopped by SIGTERM while no worker was running" in log.read_text()
+
+
 @pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.soak)])
 def test_workers_killed_at_random_steps_change_nothing(
     encoded: Path, base: Path, trained: Path, tmp_path: Path, times: int
@@ -95,12 +121,10 @@ def test_workers_killed_at_random_steps_change_nothing(
                 )
 
             wait_for(reached, lambda: not ended.is_set(), 200)
-            # Of this process alone: tests beside it have workers too.
-            for process in psutil.Process().children(recursive=True):
+            for process in train_workers():
                 with suppress(psutil.NoSuchProcess):
-                    if (process.cmdline() or [""])[0].startswith("ray::RayTrainWorker"):
-                        process.kill()
-                        killed.append(process.pid)
+                    process.kill()
+                    killed.append(process.pid)
             wait_for(lambda: not reached(), lambda: not ended.is_set(), 20)
 
     killer = threading.Thread(target=kill)
@@ -121,15 +145,21 @@ def test_a_stopped_run_goes_on_with_another_number_of_workers(
     changes = {"num_workers": 2, "accumulation": 1, "cpus_per_worker": 0.5, "save_every": 100}
     config = train_config(encoded, base, tmp_path / "out", **changes)
     log = tmp_path / "stopped.log"
-    # What Ray Train writes when it begins, before there are workers: they stop after one step.
-    begun = tmp_path / "out" / "run" / ".validate_storage_marker"
+    begun = tmp_path / "out" / "metrics.jsonl"
     with job(config, log) as process:
         wait_for(begun.exists, lambda: process.poll() is None, 200)
+        # Both stand still until they are told, so that they cannot come to their end before it.
+        workers = train_workers()
+        for worker in workers:
+            worker.suspend()
         process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "stopping:" in log.read_text(), lambda: process.poll() is None, 100)
+        for worker in workers:
+            worker.resume()
     assert process.returncode == 128 + signal.SIGTERM, log.read_text()[-3000:]
     assert "the same command resumes" in log.read_text()
     index = json.loads((tmp_path / "out" / "run" / "checkpoints.json").read_text())
-    assert index["checkpoints"] == ["step-00000001"], "none was due: the signal made it"
+    assert len(index["checkpoints"]) == 1, "none was due: the signal made it"
     config = config.model_copy(update={"num_workers": 1, "cpus_per_worker": 1.0})
     with job(config, log) as process:
         process.wait(timeout=250)
