@@ -1,5 +1,6 @@
 """What a run's record takes for the same run: content, never names."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,30 +44,44 @@ def test_what_an_older_record_does_not_say_is_not_compared(tmp_path: Path) -> No
     assert claim(where, FIELDS | {"data": "hash"}, {"data"}) == ""
 
 
-def test_recordings_are_compared_where_both_are_known(tmp_path: Path) -> None:
+@pytest.fixture
+def clips(tmp_path: Path) -> list[str | None]:
+    """More than are sampled, each with a content of its own."""
+    for place in range(20):
+        (tmp_path / str(place)).write_bytes(bytes([place]) * 99)
+    return [str(tmp_path / str(place)) for place in range(20)]
+
+
+def test_recordings_are_compared_where_both_are_known(
+    clips: list[str | None], tmp_path: Path
+) -> None:
     where = str(tmp_path / "run.json")
-    clips: dict[int, bytes | None] = {place: bytes([place]) for place in range(20)}
-    first = sample_digests(20, clips.get)
+    first = sample_digests(clips)
     assert len(first) == SAMPLED
-    clips[0] = None
-    claim(where, {"clips": sample_digests(20, clips.get)})
+    claim(where, {"clips": sample_digests([None, *clips[1:]])})
     assert claim(where, {"clips": first}) == "", "one was not there"
-    clips[0], clips[2] = b"0", b"another"
-    assert "clips[2] was" in claim(where, {"clips": sample_digests(20, clips.get)})
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for clip in clips:
+        shutil.copy(str(clip), moved)
+    again = [str(moved / Path(str(clip)).name) for clip in clips]
+    assert claim(where, {"clips": sample_digests(again)}) == ""
+    (moved / "2").write_bytes(b"\2" * 98 + b"x")
+    assert "clips[2] was" in claim(where, {"clips": sample_digests(again)})
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, SAMPLED, 1000])
 def test_few_recordings_are_all_sampled(count: int) -> None:
-    places = [int(place) for place in sample_digests(count, lambda place: b"")]
+    places = [int(place) for place in sample_digests([None] * count)]
     assert len(places) == min(count, SAMPLED)
     assert all(0 <= place < count for place in places)
 
 
-def test_a_recording_that_cannot_be_read_is_not_known() -> None:
-    def read(place: int) -> bytes:
-        raise FileNotFoundError(place)
-
-    assert sample_digests(2, read) == {"0": None, "1": None}
+def test_what_cannot_be_read_is_not_known(tmp_path: Path) -> None:
+    """Not even a pipe that nobody writes to, whose reader would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    places = [str(tmp_path / name) for name in ("absent", "pipe", ".")]
+    assert sample_digests(places) == {"0": None, "1": None, "2": None}
 
 
 def test_a_folder_is_its_files_wherever_it_lies(tmp_path: Path) -> None:

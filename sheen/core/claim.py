@@ -7,13 +7,13 @@ working directory each time. Which fields decide, and what the user is told to d
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sheen.core import files
 
 SAMPLED = 8
-"""Recordings of a corpus whose bytes are compared: all of them would take as long as encoding."""
+"""Recordings of a corpus that are compared: to read all of them would take as long as the job."""
 
 
 def claim(location: str, fields: Mapping[str, Any], content: Collection[str] = ()) -> str:
@@ -53,16 +53,27 @@ def folder_digest(folder: str, suffixes: tuple[str, ...] = ("",)) -> str:
     return digest.hexdigest()
 
 
-def sample_digests(count: int, read: Callable[[int], bytes | None]) -> dict[str, str | None]:
-    """Hashes of a few of `count` recordings by place, evenly spread.
+def sample_digests(locations: Sequence[str | None]) -> dict[str, str | None]:
+    """Of a few of the files, evenly spread, by place: a hash of their size and first MiB.
 
-    `read` gives the bytes of one; None, or an OSError, where they are not known now.
+    None for one that has no location, or is no file that can be read now.
     """
+    count = len(locations)
     found: dict[str, str | None] = {}
     for place in sorted({turn * count // SAMPLED for turn in range(SAMPLED)} & {*range(count)}):
-        try:
-            data = read(place)
-        except OSError:
-            data = None
-        found[str(place)] = None if data is None else hashlib.sha256(data).hexdigest()[:16]
+        location = locations[place]
+        found[str(place)] = None if location is None else _start_digest(location)
     return found
+
+
+def _start_digest(location: str) -> str | None:
+    try:
+        filesystem, path = files.open_filesystem(location)
+        info = filesystem.get_file_info(path)
+        if not info.is_file:
+            return None
+        with files.network_errors(location), filesystem.open_input_stream(path) as stream:
+            start = bytes(stream.read(1 << 20))
+    except (OSError, ValueError):
+        return None
+    return hashlib.sha256(f"{info.size} ".encode() + start).hexdigest()[:16]

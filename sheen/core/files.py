@@ -165,13 +165,6 @@ def exists(location: str) -> bool:
     return kind(location) != fs.FileType.NotFound
 
 
-def size(location: str) -> int | None:
-    """Bytes of a file; None where its filesystem does not say."""
-    filesystem, path = open_filesystem(location)
-    found: int | None = filesystem.get_file_info(path).size
-    return found
-
-
 def is_empty(location: str) -> bool:
     """True when nothing is there, or a folder with nothing in it."""
     filesystem, path = open_filesystem(location)
