@@ -16,17 +16,32 @@ from sheen.core import draws
 from sheen.core.audio import decode_audio
 from sheen.core.codec import Codec, load_codec
 from sheen.core.codec_info import describe_codec
-from sheen.core.codec_layers import DilatedConv
+from sheen.core.codec_layers import DilatedConv, TransposedConv
 from sheen.core.streaming import StreamingDecoder, decode_ready
 from sheen.core.tokens import TokenLayout
 
 TOLERANCE = 1e-6
 
 
+PUBLISHED = {
+    "sampling_rate": 24_000,
+    "encoder_dim": 48,
+    "encoder_rates": [2, 4, 8, 8],
+    "decoder_dim": 1024,
+    "decoder_rates": [8, 8, 4, 2],
+    "attn_window_size": None,
+    "vq_strides": [4, 2, 1],
+}
+
+
 @pytest.fixture(scope="module", params=["small trained, 24 kHz", "attention, 4 levels"])
 def any_codec(request: pytest.FixtureRequest) -> Codec:
     if request.param == "small trained, 24 kHz":
         return load_codec(str(CODEC))
+    return with_attention()
+
+
+def with_attention() -> Codec:
     torch.manual_seed(0)
     # The published 32 kHz shape with fewer channels; random weights.
     model = SNAC(
@@ -106,6 +121,54 @@ def test_only_depthwise_convolutions_that_keep_the_length_are_replaced() -> None
     assert DilatedConv.fits(nn.Conv1d(4, 4, **fitting))
     for other in ({"dilation": 1, "padding": 3}, {"groups": 2}, {"padding": 8}, {"stride": 2}):
         assert not DilatedConv.fits(nn.Conv1d(4, 4, **fitting | other)), other
+
+
+@pytest.mark.parametrize("rate", [2, 3, 8])
+def test_an_upsampling_is_the_published_one(rate: int) -> None:
+    torch.manual_seed(rate)
+    published = nn.ConvTranspose1d(
+        6, 4, 2 * rate, rate, padding=-(-rate // 2), output_padding=rate % 2
+    ).requires_grad_(False)
+    assert TransposedConv.fits(published)
+    for samples in (1, 2, 50):
+        x = torch.randn(3, 6, samples)
+        torch.testing.assert_close(TransposedConv(published)(x), published(x), atol=1e-6, rtol=1e-4)
+    assert not TransposedConv.fits(nn.ConvTranspose1d(6, 4, 3 * rate, rate, padding=rate))
+
+
+@pytest.mark.parametrize("shape", ["small", "published", "attention"])
+def test_a_frame_has_the_same_samples_in_every_window(shape: str) -> None:
+    """To the bit, and whatever is decoded with it: which windows a stream is decoded in, and in
+    whose company, depends on how busy the machine is."""
+    if shape == "small":
+        codec, lengths = load_codec(str(CODEC)), [*range(1, 10), 12, 17, 24, 36]
+    elif shape == "published":  # one of its frames takes as long as fifteen of the small one's
+        torch.manual_seed(0)
+        codec, lengths = Codec(SNAC(**PUBLISHED), torch.device("cpu")), [1, 2, 12]
+    else:
+        codec, lengths = with_attention(), [1, 2, 5, 12, 20]
+    frames = random_frames(codec, 22 if shape == "published" else 45, 1)
+    levels = [level[None] for level in layout_of(codec).deinterleave(frames)]
+    per_frame = [codec.strides[0] // stride for stride in codec.strides]
+    expected = codec.decode(levels, [5])[0]
+    for length in lengths:
+        for first in (0, 2, 7):
+            window = codec.window(first, first + length, None)
+            if window.stop > len(frames):
+                continue
+            seen = [
+                level[:, window.start * n : window.stop * n]
+                for level, n in zip(levels, per_frame, strict=True)
+            ]
+            neighbour = [np.concatenate([level, level[:, ::-1]]) for level in seen]
+            at = (first - window.start) * codec.frame_samples
+            for decoded in (
+                codec.decode(seen, [5], [window.start]),
+                codec.decode(neighbour, [5, 6], [window.start, 3]),
+            ):
+                samples = decoded[0, at : at + length * codec.frame_samples]
+                wanted = expected[first * codec.frame_samples :][: len(samples)]
+                assert torch.equal(samples, wanted), window
 
 
 def test_our_decode_is_the_published_decode(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

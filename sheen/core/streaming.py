@@ -1,7 +1,7 @@
 """The streaming decoder: tokens in, PCM out, while the utterance is still being generated.
 
 Owns which frames may be decoded when, and which of the decoded samples are final. Every sample it
-emits is the sample that decoding the whole utterance gives there (within float rounding), the
+emits is the sample that decoding the whole utterance gives there (to the bit on a CPU), the
 first and the last frame included, whatever the chunks: each window carries the context that the
 codec's receptive field needs, and noise is a function of position. Windows of several streams are
 decoded in one batch; a stream whose frames came faster than they were decoded takes several chunks
