@@ -12,11 +12,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from sheen.config import fail
 from sheen.core.audio import to_pcm16
-from sheen.core.ending import Finished
+from sheen.core.ending import Finished, FinishReason, Samples
 from sheen.core.engine import Engine
+from sheen.core.joining import wordless
+from sheen.core.requests import Request
 from sheen.core.sampling import Sampling
 from sheen.core.synthesis import stream
-from sheen.core.voice import load_voice
+from sheen.core.text import has_word
+from sheen.core.voice import Voice, load_voice
 
 PROG = "python -m sheen"
 
@@ -46,27 +49,37 @@ def main(argv: list[str]) -> int:
         _check_device(options.device)
         voice = load_voice(options.model, options.device)
         sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-        text = voice.spoken(options.text)
-        request = voice.request(text, options.voice, sampling, options.max_seconds)
+        request = None
+        if has_word(options.text) or not options.text.strip():
+            text = voice.spoken(options.text)
+            request = voice.request(text, options.voice, sampling, options.max_seconds)
     except ValueError as error:
         return fail(PROG, error)
-    positions = request.positions(voice.model.layout)
-    engine = Engine(voice.model, voice.codec, slots=1, positions=positions)
     started = time.monotonic()
-    pieces, reason = [np.zeros(0, np.float32)], ""
-    for item in stream(engine, request):
-        if isinstance(item, Finished):
-            reason = item.reason
-        else:
-            pieces.append(item)
-    engine.close()
-    samples = np.concatenate(pieces)
+    if request is None:
+        samples, reason = wordless(voice.codec.sample_rate), "the text, which has no word"
+    else:
+        samples, reason = _speak(voice, request)
     soundfile.write(options.output, to_pcm16(samples), voice.codec.sample_rate, "PCM_16")
     print(
         f"{options.output}: {len(samples) / voice.codec.sample_rate:.2f} s of audio in "
         f"{time.monotonic() - started:.2f} s, ended by {reason}"
     )
     return 0
+
+
+def _speak(voice: Voice, request: Request) -> tuple[Samples, FinishReason]:
+    positions = request.positions(voice.model.layout)
+    engine = Engine(voice.model, voice.codec, slots=1, positions=positions)
+    pieces: list[Samples] = [np.zeros(0, np.float32)]
+    reason: FinishReason = "stop"
+    for item in stream(engine, request):
+        if isinstance(item, Finished):
+            reason = item.reason
+        else:
+            pieces.append(item)
+    engine.close()
+    return np.concatenate(pieces), reason
 
 
 def _check_output(path: Path) -> None:

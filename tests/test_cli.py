@@ -62,6 +62,17 @@ def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_pa
     check_speech("wav", path.read_bytes(), len(samples), True, tmp_path)
 
 
+def test_a_text_without_a_word_is_a_moment_of_silence(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.wav"
+    assert main(["--model", str(checkpoint), "--voice", "slt", "-o", str(path), "😀 ```"]) == 0
+    samples, rate = soundfile.read(path)
+    assert len(samples) == 0.2 * rate
+    assert not samples.any()
+    assert "no word" in capsys.readouterr().out
+
+
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What the command line says when it refuses, after any progress bar: one line."""
     assert main([*arguments]) == 2

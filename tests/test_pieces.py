@@ -2,7 +2,8 @@
 
 import asyncio
 
-from sheen.serve.pieces import Pieces
+from sheen.core.text import SentenceStream
+from sheen.serve.pieces import SLICE, Pieces
 
 LIMIT = 30
 
@@ -65,6 +66,27 @@ def test_what_is_at_hand_is_not_kept_waiting_for_more_to_pack() -> None:
         assert await pieces.next() is None
 
     asyncio.run(run())
+
+
+def test_others_have_their_turn_while_a_long_text_is_cut() -> None:
+    async def run() -> int:
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(other())
+        pieces, stream = Pieces(Normaliser(), LIMIT), SentenceStream()
+        await pieces.feed_text("One. ( ?! A" * 400, stream)
+        beside.cancel()
+        pieces.close(stream)
+        assert "".join(await drained(pieces)).count("one") == 400
+        return turns
+
+    assert asyncio.run(run()) >= 4400 // SLICE
 
 
 def test_the_last_piece_is_known_before_it_is_spoken() -> None:

@@ -386,7 +386,6 @@ def test_a_sentence_is_spoken_before_its_text_has_ended(url: str) -> None:
         ([START | {"speed": 9}], "speed"),
         ([START | {"voice": "nobody"}, {"type": "text", "text": "one"}], "voice"),
         ([START, {"type": "end"}], "type"),
-        ([START, {"type": "text", "text": "..."}, {"type": "end"}], "input"),
         ([START, {"type": "text", "text": "one two"}, {"type": "text"}], "text"),
     ],
 )
@@ -406,6 +405,54 @@ def test_openais_voices_speak(client: openai.OpenAI) -> None:
     awb, _ = create(client, voice="awb", response_format="pcm", seed=7)
     assert_close(np.frombuffer(alloy, "<i2"), np.frombuffer(awb, "<i2"))
     assert create(client, voice="cedar", response_format="pcm", seed=7)[0]
+
+
+# Texts without a word
+
+
+@pytest.mark.parametrize(
+    ("text", "response_format", "door"),
+    [
+        ("---", "mp3", "stream"),
+        ("😀", "opus", "whole"),
+        ("```", "aac", "events"),
+        ("+", "flac", "whole"),
+        ("|---|---|\n|---|---|", "wav", "stream"),
+        ("🏻", "pcm", "whole"),
+        (" \n", "pcm", "events"),
+        ("...", "wav", "socket"),
+        ("% ~ **", "opus", "socket"),
+    ],
+)
+def test_a_text_without_a_word_is_a_moment_of_silence(
+    url: str, text: str, response_format: str, door: str
+) -> None:
+    request = {"response_format": response_format, "voice": "slt"}
+    if door == "socket":
+        said = {"type": "text", "text": text}
+        *frames, done = talk(url, START | request, said, {"type": "end"})
+        body = b"".join(frame for frame in frames if isinstance(frame, bytes))
+    else:
+        way = {"stream": door == "stream", "stream_format": "sse" if door == "events" else "audio"}
+        with opened(url, input=text, **request, **way) as response:
+            assert response.status == 200
+            body = response.read()
+        if door == "events":
+            *deltas, done = events(body)
+            body = b"".join(base64.b64decode(delta["audio"]) for delta in deltas)
+    if door in ("events", "socket"):
+        assert isinstance(done, dict)
+        assert (done["type"], done["usage"]["total_tokens"]) == ("speech.audio.done", 0)
+    samples = np.frombuffer(body, "<i2") if response_format == "pcm" else decoded(body)
+    # An encoder fills its last frame, and puts one before the sound.
+    assert 0.2 * 24_000 <= len(samples) <= (0.2 + 0.1) * 24_000
+    assert np.abs(samples).max() < 1e-3
+
+
+def test_what_has_no_word_is_skipped_inside_a_text(client: openai.OpenAI) -> None:
+    plain = create_pcm(client, text="four two.\nseven one", seed=7)
+    marked = create_pcm(client, text="***\nfour two.\n---\n😀\n```\nseven one\n| + |", seed=7)
+    np.testing.assert_array_equal(marked, plain)
 
 
 # Refusals

@@ -75,7 +75,7 @@ class TransposedConv(nn.Module):
     2 s, so that each output is the sum of two taps, of one input sample and the one before it.
 
     oneDNN chooses its kernel by T, and the kernels round otherwise from one another. All taps as
-    one product of the channels round the same for 3 frames and for 40 (decision 0023), and take no
+    one product of the channels round the same for 3 frames and for 40 (decision 0024), and take no
     longer.
     """
 

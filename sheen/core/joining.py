@@ -24,6 +24,9 @@ PAUSES_S = {".!?…。！？": 0.3, ",;:—–，、；：": 0.18}
 """By a piece's last character. Readers of English pause about that long, between sentences twice as
 long as between clauses (Krivokapić, "Prosodic planning", 2007)."""
 WORD_PAUSE_S = 0.06
+WORDLESS_S = 0.2
+"""Silence that is the speech of a text without a word (`text.has_word`). Clients that read line by
+line send such texts (a rule of a table, an emoji), and some end the reading at an error."""
 
 
 def pause_after(text: str) -> float:
@@ -33,6 +36,11 @@ def pause_after(text: str) -> float:
         if last and last in ends:
             return seconds
     return WORD_PAUSE_S
+
+
+def wordless(sample_rate: int) -> Samples:
+    """The speech of a text without a word, `[n]`."""
+    return np.zeros(round(WORDLESS_S * sample_rate), np.float32)
 
 
 class Joiner:

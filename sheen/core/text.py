@@ -5,7 +5,7 @@ Owns where a text may be cut, and how sentences are packed. How the cut parts so
 """
 
 import math
-import unicodedata
+from collections.abc import Iterable
 
 import regex
 import sentencex
@@ -28,8 +28,8 @@ class SentenceStream:
 
     A sentence is complete once the first word after it is, and at a line break: what is given back
     depends on the text alone, however it is cut into parts. A sentence may hold several in quotes
-    or brackets, see LONGEST_ASIDE. What has neither letter, digit nor symbol is no sentence and
-    joins a neighbour of its line, or is left out.
+    or brackets, see LONGEST_ASIDE. What has no word (`has_word`) is no sentence and joins a
+    neighbour of its line, or is skipped.
     """
 
     def __init__(self, language: str | None = None) -> None:
@@ -79,7 +79,7 @@ class SentenceStream:
         at = max(self._rest.rfind(" "), self._rest.rfind("\t"), half)
         first, self._rest = self._rest[:at].strip(), self._rest[at:].lstrip()
         self._looked = 0
-        return [first] if _says_something(first) else []
+        return _with_words([first])
 
 
 def split_sentences(text: str, language: str | None = None) -> list[str]:
@@ -93,7 +93,8 @@ class PieceCutter:
 
     The first sentence is a piece of its own and is given at once, as somebody waits for it. A
     sentence over the limit is cut into about even parts: after a clause, else between words, else
-    between the characters that a reader sees. Nothing is lost but white space where it is cut.
+    between the characters that a reader sees. Nothing is lost but white space where it is cut, and
+    parts without a word (`has_word`), of which a model would make up a sound.
     """
 
     def __init__(self, limit: int) -> None:
@@ -111,7 +112,7 @@ class PieceCutter:
 
     def push(self, sentence: str) -> list[str]:
         """The pieces that are complete with this sentence."""
-        parts = _cut_sentence(sentence.strip(), self._limit)
+        parts = _with_words(_cut_sentence(sentence.strip(), self._limit))
         if self._first:
             self._first = not parts
             return parts
@@ -131,8 +132,17 @@ class PieceCutter:
         return [packed] if packed else []
 
 
-def _says_something(text: str) -> bool:
-    return any(unicodedata.category(character)[0] in "LNS" for character in text)
+_WORD = regex.compile(r"[\p{L}\p{N}]")
+
+
+def has_word(text: str) -> bool:
+    """Whether there is anything to say: a letter or a number of any script. Punctuation, signs,
+    emoji and markup alone (`---`, `+`, three backticks) have no word."""
+    return _WORD.search(text) is not None
+
+
+def _with_words(parts: Iterable[str]) -> list[str]:
+    return [part for part in parts if has_word(part)]
 
 
 def _aside_is_open(text: str) -> bool:
@@ -142,12 +152,12 @@ def _aside_is_open(text: str) -> bool:
 
 
 def _segment(text: str, language: str) -> list[str]:
-    """Parts that together are the text, as long as one says something: what does not is part of the
-    one before, else of the one after."""
+    """Parts that together are the text, as long as one has a word: what has none is part of the one
+    before, else of the one after."""
     found: list[str] = []
     waiting = ""
     for part in sentencex.segment(language, text):
-        if _says_something(part):
+        if has_word(part):
             found.append(waiting + part)
             waiting = ""
         elif found:

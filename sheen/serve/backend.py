@@ -27,7 +27,7 @@ from sheen.serve.api import STANDARD_VOICES, SpeechSettings
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
 from sheen.serve.normalising import NormaliserProcesses
-from sheen.serve.pieces import Pieces
+from sheen.serve.pieces import Normalise, Pieces
 from sheen.serve.rendering import Renderer
 from sheen.serve.speaking import Manner, Speech
 
@@ -144,7 +144,7 @@ class Backend:
             settings.temperature, settings.top_k, settings.top_p, seed, settings.repetition_penalty
         )
         limit = self.voice.piece_characters(self._args.default_max_seconds, speaker)
-        pieces = Pieces(self._normalise, limit)
+        pieces = Pieces(self._reader(), limit)
         manner = Manner(speaker, sampling, self._args.default_max_seconds)
         speech = Speech(self.engine, self.voice, manner, pieces, entry)
         entry.held.callback(speech.cancel)
@@ -183,10 +183,20 @@ class Backend:
         info = self.voice.info.normalisation
         return None if info is None else info.language
 
-    async def _normalise(self, text: str) -> str:
-        if self._normalisers is None:
-            return self.voice.spoken(text)
-        return await self._normalisers(text)
+    def _reader(self) -> Normalise:
+        """What gives one request's sentences their spoken form."""
+        if self._normalisers is not None:
+            return self._normalisers.reader()
+
+        async def as_it_is(sentence: str) -> str:
+            return self.voice.spoken(sentence)
+
+        return as_it_is
+
+    def metrics(self) -> dict[str, float]:
+        """The engine's, and how many parts of texts were taken as written."""
+        overdue = 0 if self._normalisers is None else self._normalisers.overdue
+        return self.engine.metrics() | {"texts_as_written": overdue}
 
     def alive(self) -> bool:
         return self.engine.alive() and (self._normalisers is None or self._normalisers.alive())

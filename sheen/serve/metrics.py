@@ -28,6 +28,7 @@ NAMES = {
     "sheen_underruns": "counter",
     "sheen_length_stops": "counter",
     "sheen_cancels": "counter",
+    "sheen_texts_as_written": "counter",
     "sheen_running_streams": "gauge",
     "sheen_waiting_requests": "gauge",
     "sheen_slots": "gauge",
@@ -62,6 +63,10 @@ class Metrics:
             "sheen_length_stops", "Speech that its budget ended, and not the model."
         )
         self._cancels = Counter("sheen_cancels", "Speech that its client left or cancelled.")
+        self._as_written = Counter(
+            "sheen_texts_as_written",
+            "Parts of texts that were spoken as written, because normalising them took too long.",
+        )
         self._running = Gauge("sheen_running_streams", "Pieces of text being spoken now.")
         self._waiting = Gauge("sheen_waiting_requests", "Pieces of text that wait for a slot.")
         self._slots = Gauge("sheen_slots", "Pieces of text that can be spoken at a time.")
@@ -76,17 +81,18 @@ class Metrics:
             "chunk; below 1 is faster than it is played.",
             FACTORS,
         )
-        self._tokens_before = 0.0
+        self._before = {"tokens": 0.0, "texts_as_written": 0.0}
 
     def engine(self, values: Mapping[str, float]) -> None:
-        """Take over the engine's own numbers (`Engine.metrics`)."""
+        """Take over the numbers of what is behind the routes (`Backend.metrics`)."""
         self._running.set(values["running"])
         self._waiting.set(values["waiting"])
         self._slots.set(values["slots"])
         self._fill.set(values["batch_fill"])
-        if more := values["tokens"] - self._tokens_before:
-            self._tokens.inc(more)
-            self._tokens_before = values["tokens"]
+        for name, counter in (("tokens", self._tokens), ("texts_as_written", self._as_written)):
+            if more := values[name] - self._before[name]:
+                counter.inc(more)
+                self._before[name] = values[name]
 
     def ended(self, entry: Entry) -> None:
         """A request was answered, or its client left: count it, and log speech."""

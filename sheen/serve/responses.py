@@ -12,6 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from sheen.core.formats import MEDIA_TYPES
 from sheen.core.requests import EngineBusy
+from sheen.core.text import SentenceStream
 from sheen.core.voice import RequestError
 from sheen.serve.accounting import Entry
 from sheen.serve.api import SpeechRequest, Usage
@@ -45,8 +46,6 @@ async def _made(utterance: Utterance, entry: Entry) -> AsyncIterator[bytes]:
             if data or renderer.whole:  # of a whole file nothing leaves, but it has begun
                 sent = True
                 yield data
-        if not entry.pieces:
-            raise RequestError("input", "input: the text has nothing to say")
         if data := await renderer.finish():
             sent = True
             yield data
@@ -72,7 +71,9 @@ async def answer(
     events = request.stream_format == "sse"
     at_once = not request.stream and not events
     utterance = backend.begin(request, entry, whole=at_once)
-    await utterance.pieces.feed_text(request.input, backend.language)
+    sentences = SentenceStream(backend.language)
+    await utterance.pieces.feed_text(request.input, sentences)
+    utterance.pieces.close(sentences)
     if at_once:
         return await whole(utterance, entry, timeout_s)
     return await streamed(utterance, entry, timeout_s, events)

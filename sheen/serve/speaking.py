@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sheen.core.ending import Finished, Samples
 from sheen.core.engine import Engine
-from sheen.core.joining import Joiner, pause_after
+from sheen.core.joining import Joiner, pause_after, wordless
 from sheen.core.request_queue import Ticket
 from sheen.core.sampling import Sampling
 from sheen.core.voice import Voice
@@ -72,9 +72,11 @@ class Speech:
         self._over = False
 
     async def samples(self) -> AsyncIterator[Samples]:
-        """The stream. Raises RequestError, EngineBusy and SpeechFailed, the first two before any
-        sample; nothing for a text with nothing to say."""
+        """The stream, which is silence for a text without a word. Raises RequestError, EngineBusy
+        and SpeechFailed, the first two before any sample."""
         piece = await self._open(None)
+        if piece is None:
+            yield wordless(self._voice.codec.sample_rate)
         while piece is not None:
             self._joiner.begin(pause_after(piece.text), self._pieces.last)
             while not isinstance(item := await piece.next(), Finished):

@@ -61,7 +61,7 @@ class Spoken:
         waiting = self.sending and not self.complete
         return time.monotonic() - self._active if waiting else 0.0
 
-    def add(self, text: str) -> None:
+    async def add(self, text: str) -> None:
         """Raises APIError when it has become too long."""
         if text:
             self._active = time.monotonic()
@@ -72,12 +72,11 @@ class Spoken:
                 f"text: more than {MAX_UTTERANCE_CHARACTERS} characters without an end",
                 param="text",
             )
-        self._utterance.pieces.feed(self._sentences.push(text))
+        await self._utterance.pieces.feed_text(text, self._sentences)
 
     def end(self) -> None:
         self.complete = True
-        self._utterance.pieces.feed(self._sentences.finish())
-        self._utterance.pieces.close()
+        self._utterance.pieces.close(self._sentences)
 
     async def stop(self) -> None:
         """After this not a byte more of it is sent."""
@@ -226,7 +225,7 @@ class Conversation:
                 "type: text after end; wait for speech.audio.done, or cancel",
                 param="type",
             )
-        speaking.add(text)
+        await speaking.add(text)
 
     def _end(self) -> None:
         if self._deaf or (self._spoken and self._spoken.failed and not self._spoken.complete):

@@ -207,7 +207,7 @@ def _texts(normalisation: NormalisationInfo | None) -> str:
         return "texts as they are"
     return (
         f"texts normalised as {normalisation.language!r} by {normalisation.library} "
-        f"{normalisation.version}"
+        f"{normalisation.version} ({normalisation.parts})"
     )
 
 

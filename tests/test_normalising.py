@@ -1,0 +1,149 @@
+"""Normalisation in processes of its own: the same words, and nobody delayed by another's text.
+
+The English grammars are compiled once on a machine, in some 20 s.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from sheen.core.normalisation import describe, load_normaliser
+from sheen.core.text import SentenceStream
+from sheen.serve import normalising
+from sheen.serve.normalising import NormaliserProcesses
+
+WAIT_S = 60.0
+DENSE = "we met at 10:30, and 3.14 is less than $5.20, so that " * 18
+"""As much work as a sentence may be: 18 parts."""
+TABLE = "3.14, 2.71, 1.41, 1.73, " * 41
+
+
+@contextmanager
+def opened(deadline_s: float = WAIT_S) -> Iterator[NormaliserProcesses]:
+    processes = NormaliserProcesses(describe("en"), 1, deadline_s)
+    yield processes
+    processes.close()
+
+
+@contextmanager
+def held(processes: NormaliserProcesses) -> Iterator[None]:
+    """Its one process stands still meanwhile."""
+    child = child_of(processes)
+    os.kill(child, signal.SIGSTOP)
+    yield
+    with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGCONT)
+
+
+def child_of(processes: NormaliserProcesses) -> int:
+    pid = processes._helpers[0]._process.pid
+    assert pid is not None
+    return pid
+
+
+async def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the library is given, in order."""
+    seen: list[str] = []
+    ask = normalising._Helper.ask
+
+    def noting(self: Any, part: Any, deadline_s: float) -> Any:
+        seen.append(part.text)
+        return ask(self, part, deadline_s)
+
+    monkeypatch.setattr(normalising._Helper, "ask", noting)
+    return seen
+
+
+def test_a_text_has_the_same_words_as_at_encoding() -> None:
+    text = f"On 3/4/2024 I paid $5. {DENSE[:300]}. {TABLE}! Was it 10:30?\n---\n(50%) It was."
+    stream = SentenceStream("en")
+    sentences = stream.push(text) + stream.finish()
+
+    async def run() -> list[str]:
+        with opened() as processes:
+            read = processes.reader()
+            return [await read(sentence) for sentence in sentences]
+
+    spoken = " ".join(asyncio.run(run()))
+    assert spoken == load_normaliser(describe("en"))(text)
+    assert "three. one four, two. seven one" in spoken
+    assert "ten thirty" in spoken
+
+
+def test_a_listener_is_not_kept_waiting_by_pages_of_numbers(asked: list[str]) -> None:
+    async def run() -> None:
+        with opened() as processes:
+            with held(processes):
+                tasks = [asyncio.create_task(processes.reader()(DENSE)) for _ in range(6)]
+                tasks += [asyncio.create_task(processes.reader()(TABLE)) for _ in range(6)]
+                await until(lambda: len(asked) == 1)
+                listener = asyncio.create_task(processes.reader()("It is 10:30."))
+                await until(lambda: all(task.done() for task in tasks[6:]))
+            assert await listener == "It is ten thirty."
+            # Of the others only the part that had begun was before it.
+            assert asked[1] == "It is 10:30."
+            for task in tasks:
+                task.cancel()
+
+    asyncio.run(run())
+
+
+def test_what_nobody_waits_for_is_not_begun(asked: list[str]) -> None:
+    async def run() -> None:
+        with opened() as processes:
+            with held(processes):
+                left = [asyncio.create_task(processes.reader()(DENSE)) for _ in range(6)]
+                await until(lambda: len(asked) == 1)
+                for task in left:
+                    task.cancel()
+                await asyncio.gather(*left, return_exceptions=True)
+            assert await processes.reader()("It is 10:30.") == "It is ten thirty."
+        assert len(asked) == 2
+
+    asyncio.run(run())
+
+
+def test_a_part_beyond_the_deadline_is_taken_as_written_and_counted() -> None:
+    async def run() -> None:
+        with opened() as processes:
+            processes._deadline_s = 0.2
+            with held(processes):
+                assert await processes.reader()("It is 10:30.") == "It is 10:30."
+                assert processes.overdue == 1
+                processes._deadline_s = WAIT_S
+                # By a process in the other's place.
+                assert await processes.reader()("It is 10:30.") == "It is ten thirty."
+            assert processes.alive()
+
+    asyncio.run(run())
+
+
+def test_the_end_of_a_process_is_noticed_by_all_who_wait() -> None:
+    async def run(reader: Callable[[], Callable[[str], Coroutine[Any, Any, str]]]) -> None:
+        with held(processes):
+            tasks = [asyncio.create_task(reader()("It is 10:30.")) for _ in range(3)]
+            await asyncio.sleep(0)
+            os.kill(child_of(processes), signal.SIGKILL)
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                assert "has ended" in str(outcome)
+        assert not processes.alive()
+        with pytest.raises(RuntimeError):
+            await reader()("It is 10:30.")
+
+    with opened() as processes:
+        assert processes.alive()
+        asyncio.run(run(processes.reader))
