@@ -83,7 +83,6 @@ def run_job(corpus: Path, codec: str, folder: Path) -> dict[str, Any]:
     """The report of the job, whose dataset is left in `folder`/dataset."""
     output, log = folder / "dataset", folder / "job.log"
     environment = plain_environment() | {
-        "RAY_AUTH_MODE": "disabled",
         "RAY_ADDRESS": "local",  # never a cluster that others run on this machine
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",

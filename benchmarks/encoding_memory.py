@@ -24,6 +24,8 @@ from encoding import ROOT, job_words, plain_environment, read_report
 from encoding_corpus import make_codec, make_corpus, read_clips
 from encoding_processes import Watch
 
+from sheen import loopback
+
 BAR = 0.15
 """Most growth of the peak."""
 READY_TIMEOUT_S = 180
@@ -53,13 +55,13 @@ def ray_head(folder: Path, store_bytes: int) -> Iterator[tuple[int, dict[str, st
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = plain_environment() | {
+        **loopback.settings(folder),
         # Workers run the `python` of the head's PATH.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "disabled",
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    words = ["ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"]
+    words = ["ray", "start", "--head", "--block", f"--port={port}"]
     words += ["--include-dashboard=false", f"--object-store-memory={store_bytes}"]
     words += [f"--temp-dir={folder}"]
     log = folder / "head.log"

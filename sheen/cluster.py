@@ -5,10 +5,14 @@ an output path that would vanish.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants, services
 
+from sheen import loopback
 from sheen.core import files
 from sheen.heads import check_head
 
@@ -23,15 +27,44 @@ WORKER_ENV = {
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names or that runs on this machine, else start one here.
 
-    ValueError where the head that is named does not answer.
+    One that is started here listens on 127.0.0.1 and asks for a token: the user's, where there is
+    one, else one of its own. RAY_AUTH_MODE stays as the user has it; unset, a new cluster has Ray's
+    default, which is the token. ValueError where the head that is named does not answer.
     """
     if ray.is_initialized():
         return
     check_head()
-    # A local cluster must not write a token to the home folder, where it would change what a later
-    # `ray start` does.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(runtime_env={"env_vars": WORKER_ENV}, log_to_driver=True)
+    if _there_is_a_head():
+        _init(None)
+        return
+    if not loopback.has_token():
+        # Ray would write a token to the home folder, where it would change what a later
+        # `ray start` does.
+        token = loopback.write_token(loopback.folder_until_exit())
+        os.environ[loopback.TOKEN_PATH] = str(token)
+    with _on_loopback():
+        _init("local")
+
+
+def _init(address: str | None) -> None:
+    ray.init(address, runtime_env={"env_vars": WORKER_ENV}, log_to_driver=True)
+
+
+def _there_is_a_head() -> bool:
+    """Whether Ray would join a cluster, by what it looks at."""
+    address = os.environ.get("RAY_ADDRESS")
+    return address != "local" if address else services.find_bootstrap_address(None) is not None
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    # What loopback.SWITCH sets when Ray is imported, which is too early for a program's own choice.
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def count(resource: str, default: int = 1) -> int:

@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 
-# Before Ray or torch is imported: a token left in the home folder must not matter, and two cores
-# do not bear several threads in several processes.
-os.environ["RAY_AUTH_MODE"] = "disabled"
+from sheen import loopback
+
+# Before Ray or torch is imported: no other machine and no other user may reach the clusters of the
+# tests, a token left in the home folder must not matter, and two cores do not bear several threads
+# in several processes.
+os.environ.update(loopback.settings(loopback.folder_until_exit()))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 

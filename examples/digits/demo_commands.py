@@ -6,7 +6,6 @@ the demo's business.
 
 import os
 import re
-import secrets
 import signal
 import socket
 import subprocess
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from sheen import loopback
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUN = ROOT / "runs" / "demo"
@@ -90,21 +91,17 @@ def ray_head() -> Iterator[dict[str, str]]:
     whatever looks for a cluster on this machine would wait for it long after the demo.
     """
     port, dashboard = _free_port(), _free_port()
-    token = RUN / "ray-token"  # of this demo alone; the home folder's stays as it is
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32), "utf-8")
     environment = os.environ | {
+        **loopback.settings(RUN),  # of this demo alone: the home folder's token stays as it is
         # Jobs run `python` from the PATH of the node's Ray process.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
     }
-    words = ["ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"]
-    words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    words = ["ray", "start", "--head", "--block", f"--port={port}"]
+    words += [f"--dashboard-port={dashboard}"]
     # Short: paths of sockets have at most 107 bytes.
     with TemporaryDirectory(prefix="sheen-", ignore_cleanup_errors=True) as folder:
         head = Process("ray-head", [*words, f"--temp-dir={folder}"], environment)
