@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 
 from sheen import cluster
 from sheen.exits import Stopped
+from sheen.train import rendezvous
 from sheen.train.control import Control
 
 FAILED_WAIT_S = 30.0
@@ -45,6 +46,7 @@ def fit(
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={**arguments, "control": control},
+        torch_config=rendezvous.Config(),
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=cluster.use_gpus(gpu),
