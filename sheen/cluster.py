@@ -34,20 +34,13 @@ def connect() -> None:
     if ray.is_initialized():
         return
     check_head()
-    if _there_is_a_head():
-        _init(None)
-        return
-    if not loopback.has_token():
+    if not _there_is_a_head() and not loopback.has_token():
         # Ray would write a token to the home folder, where it would change what a later
         # `ray start` does.
         token = loopback.write_token(loopback.folder_until_exit())
         os.environ[loopback.TOKEN_PATH] = str(token)
     with _on_loopback():
-        _init("local")
-
-
-def _init(address: str | None) -> None:
-    ray.init(address, runtime_env={"env_vars": WORKER_ENV}, log_to_driver=True)
+        ray.init(runtime_env={"env_vars": WORKER_ENV}, log_to_driver=True)
 
 
 def _there_is_a_head() -> bool:
@@ -58,7 +51,11 @@ def _there_is_a_head() -> bool:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    # What loopback.SWITCH sets when Ray is imported, which is too early for a program's own choice.
+    """What loopback.SWITCH sets when Ray is imported, too early for a program's own choice.
+
+    A new cluster gets 127.0.0.1; a head's 127.0.0.1 is not replaced by the machine's own address,
+    where a head on loopback does not listen. A head with any other address is joined as ever.
+    """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
