@@ -15,7 +15,7 @@ from torch import Tensor
 
 from conftest import CODEC, DIGITS
 from sheen.core.audio import decode_audio
-from sheen.core.codec import load_codec
+from sheen.core.codec import open_codec
 from sheen.core.manifest import AUDIO_SUFFIXES
 from sheen.train.codec.data import Recordings, SegmentReader, find_recordings, sample_names
 from sheen.train.codec.loop import segment_samples
@@ -195,12 +195,11 @@ def test_a_folder_in_the_place_of_a_recording_is_unreadable(tmp_path: Path) -> N
 
 
 def test_a_segment_is_whole_blocks() -> None:
-    codec = load_codec(str(CODEC))
-    block = codec.frame_samples * codec.block_frames
-    assert segment_samples(1.0, codec.sample_rate, block) == 24_576
-    assert segment_samples(2048 / 24000, codec.sample_rate, block) == 2048
-    assert segment_samples(2049 / 24000, codec.sample_rate, block) == 4096
-    assert segment_samples(0.001, codec.sample_rate, block) == 2048
+    model, _ = open_codec(str(CODEC))
+    assert segment_samples(1.0, model) == 24_576
+    assert segment_samples(2048 / 24000, model) == 2048
+    assert segment_samples(2049 / 24000, model) == 4096
+    assert segment_samples(0.001, model) == 2048
 
 
 # Recordings
