@@ -26,9 +26,10 @@ from corpora import (
     with_audio,
 )
 from sheen.core import files
+from sheen.core.codec_info import describe_codec
 from sheen.core.recordings import RecordingReader
 from sheen.encode.config import EncodeConfig
-from sheen.encode.plan import read_rows
+from sheen.encode.plan import claim_output, read_rows
 from sheen.train.codec.data import find_recordings
 
 encode = load_script(ROOT / "jobs" / "encode.py").main
@@ -147,6 +148,28 @@ def test_a_recording_that_is_not_there_is_told_by_what_is(ljspeech: Path) -> Non
     assert verdicts(rows) == [("slt-0001", None), ("x", "missing"), ("y", "missing")]
     assert "x.txt is there, whose suffix is not one of audio" in rows[1]["detail"]
     assert f"no recording 'y' in {ljspeech}/wavs" in rows[2]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("x", "x.flac"), ("a.2", "a.2.flac"), ("x.wav", "x.flac"), ("wavs/x.flac", "x.flac"),
+     ("below/x", "below/x.oga")],
+)  # fmt: skip
+def test_a_recording_that_comes_later_makes_the_same_row(
+    name: str, file: str, ljspeech: Path
+) -> None:
+    """So that the same command takes it, and is not refused for another input."""
+    write(ljspeech, f"slt-0001|four five\n{name}|one two\n")
+    config = EncodeConfig(input=[str(ljspeech)], output=f"{ljspeech}/out")
+    codec = describe_codec(str(CODEC))
+    before = read_rows(config)
+    claim_output(config.output, config, before, codec, None)
+    path = ljspeech / "wavs" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(sound(CLIPS[1]))
+    after = read_rows(config)
+    assert [table["reason"].to_pylist()[1] for table in (before, after)] == ["missing", None]
+    claim_output(config.output, config, after, codec, None)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -145,14 +145,17 @@ class _Recordings:
                 return files.child(self._folder, f"{FOLDER}/{found}")
         return None
 
-    def missing(self, name: str) -> str:
-        """Why there is none."""
-        where = f"no recording {name!r} in {files.join(self._folder, FOLDER)}"
+    def missing(self, name: str) -> tuple[str, str]:
+        """Where the recording of an id would lie, but for its suffix, and why it does not."""
+        inner = _stem(name.removeprefix("./").removeprefix(f"{FOLDER}/"))
+        told = f"no recording {name!r} in {files.join(self._folder, FOLDER)}"
         if not self._audio:
-            return f"{where}: there are no audio files in it"
-        if other := self._other.get(_stem(name.removeprefix(f"{FOLDER}/"))):
-            return f"{where}: {other} is there, whose suffix is not one of audio"
-        return f"{where}, with or without the suffix of an audio file"
+            told += ": there are no audio files in it"
+        elif other := self._other.get(inner):
+            told += f": {other} is there, whose suffix is not one of audio"
+        else:
+            told += ", with or without the suffix of an audio file"
+        return files.child(self._folder, f"{FOLDER}/{inner}.wav"), told
 
 
 def _stem(path: str) -> str:
@@ -176,7 +179,8 @@ def _row(number: int, fields: list[str], recordings: _Recordings) -> dict[str, A
         return row | {"text": "", "reason": "malformed row", "detail": detail}
     row["text"] = fields[2] if len(fields) > 2 and fields[2] else fields[1]
     row["speaker"] = fields[3] or None if len(fields) == 4 else None
-    row["audio"] = recordings.find(fields[0])
-    if row["audio"] is None:
-        row |= {"reason": "missing", "detail": recordings.missing(fields[0])}
-    return row
+    if found := recordings.find(fields[0]):
+        return row | {"audio": found}
+    # A location all the same: with the recording in its place later, it is the same row.
+    location, detail = recordings.missing(fields[0])
+    return row | {"audio": location, "reason": "missing", "detail": detail}
