@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants
 
 from sheen import loopback
 from sheen.core import files
@@ -33,25 +33,18 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
-    check_head()
-    if not _there_is_a_head() and not loopback.has_token():
+    if not check_head() and not loopback.has_token():
         # Ray would write a token to the home folder, where it would change what a later
         # `ray start` does.
         token = loopback.write_token(loopback.folder_until_exit())
         os.environ[loopback.TOKEN_PATH] = str(token)
-    with _on_loopback():
+    with on_loopback():
         ray.init(runtime_env={"env_vars": WORKER_ENV}, log_to_driver=True)
 
 
-def _there_is_a_head() -> bool:
-    """Whether Ray would join a cluster, by what it looks at."""
-    address = os.environ.get("RAY_ADDRESS")
-    return address != "local" if address else services.find_bootstrap_address(None) is not None
-
-
 @contextmanager
-def _on_loopback() -> Iterator[None]:
-    """What loopback.SWITCH sets when Ray is imported, too early for a program's own choice.
+def on_loopback() -> Iterator[None]:
+    """Around `ray.init`: what loopback.SWITCH does, which Ray reads when it is imported.
 
     A new cluster gets 127.0.0.1; a head's 127.0.0.1 is not replaced by the machine's own address,
     where a head on loopback does not listen. A head with any other address is joined as ever.

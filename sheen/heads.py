@@ -12,18 +12,21 @@ from ray._common.utils import get_ray_address_file
 ANSWER_S = 5.0
 
 
-def check_head() -> None:
-    """Raise ValueError naming the variable or the file that has the address of no living head."""
+def check_head() -> bool:
+    """Whether a job would join a head, and not start a cluster.
+
+    ValueError names the variable or the file that has the address of no living head.
+    """
     source, address = "the variable RAY_ADDRESS", os.environ.get("RAY_ADDRESS", "")
     remedy = "unset it to start a cluster here, or give the address of a head that runs"
     if not address:
         file = Path(get_ray_address_file(None))
         if not file.exists():
-            return
+            return False
         source, address = f"the file {file}", file.read_text("utf-8").strip()
         remedy = "a `ray start` that was not ended by `ray stop` has left it: delete it"
     if address in ("", "auto", "local"):
-        return
+        return address == "auto"
     host, _, port = (address.partition("://")[2] or address).rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"{source} holds {address!r}, expected host:port; {remedy}")
@@ -33,3 +36,4 @@ def check_head() -> None:
         raise ValueError(
             f"{source} says that a Ray head is at {address}, where none answers ({error}); {remedy}"
         ) from error
+    return True

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def readme_head() -> tuple[str, str]:
     """What README says to type for a head, with what it exports before, and for Serve on it."""
     blocks = re.findall(r"```sh\n(.*?)```", document("README.md"), re.DOTALL)
     [lines] = [block.splitlines() for block in blocks if "export RAY_AUTH_TOKEN=" in block]
-    serve = [line for line in lines if line.startswith("serve run ")]
+    serve = [line.partition("#")[0] for line in lines if line.startswith("serve run ")]
     head = [line for line in lines if re.match(r"(export|ray start) ", line)]
     return "\n".join(head), serve[0]
 
@@ -119,21 +120,21 @@ class Machines:
             new.mkdir()
         self._resolve()
         self.other = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
-        mine, theirs = (os.readlink("/proc/self/ns/net"), lambda: os.readlink(f"{self.net}/ns/net"))
-        while theirs() == mine:
+        while os.readlink(f"{self.net}/ns/net") == os.readlink("/proc/self/ns/net"):
             time.sleep(0.01)
-        run = f"""
-            ip link set lo up
-            ip link add here type veth peer name there netns {self.other.pid}
-            ip addr add {HERE}/24 dev here
-            ip link set here up
-            ip route add default via {THERE}
-        """
-        for line in filter(None, map(str.strip, run.splitlines())):
-            subprocess.run(line.split(), check=True)
-        for line in ("link set lo up", f"addr add {THERE}/24 dev there", "link set there up"):
-            subprocess.run([*self.enter, "ip", *line.split()], check=True)
-        subprocess.run([*self.enter, *f"ip route add default via {HERE}".split()], check=True)
+        self.ip(f"link add here type veth peer name there netns {self.other.pid}")
+        for enter, end, address, beyond in (
+            ([], "here", HERE, THERE),
+            (self.enter, "there", THERE, HERE),
+        ):
+            self.ip("link set lo up", enter)
+            self.ip(f"addr add {address}/24 dev {end}", enter)
+            self.ip(f"link set {end} up", enter)
+            # Ray takes for its own the address from which it would go far away.
+            self.ip(f"route add default via {beyond}", enter)
+
+    def ip(self, words: str, enter: Sequence[str] = ()) -> None:
+        subprocess.run([*enter, "ip", *words.split()], check=True)
 
     @property
     def net(self) -> str:
@@ -161,6 +162,7 @@ class Machines:
             "HOME": str(self.home),
             "RAY_TMPDIR": str(self.folder / "r"),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "120",
             "RAY_HEAD_IP": HERE,
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -191,6 +193,8 @@ class Machines:
             self.start([python, "-m", "pytest", *plugins, f"--rootdir={self.folder}", str(test)])
         elif way == "serve":
             self.start(["serve", "run", "serve_config.yaml"])
+        elif way == "server":
+            self.start([python, "-m", "sheen.serve.run", "serve_config.yaml"])
         elif way == "readme":
             # A head takes jobs some seconds after it answers.
             submit = f"until ray job submit -- python {self.join(1)}; do sleep 1; done"
@@ -224,9 +228,9 @@ class Machines:
         return str(path)
 
     def ready(self, way: str) -> bool:
-        return (way == "serve" or self.met.exists()) and (
-            way not in ("serve", "readme") or speaks()
-        )
+        served = way in ("serve", "server", "readme")
+        driven = way not in ("serve", "server")
+        return (not served or speaks()) and (not driven or self.met.exists())
 
     def knock(self, name: str, doors: list[knocking.Listener]) -> dict[str, Any]:
         """What the doors of one machine answer to the other."""

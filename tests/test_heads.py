@@ -34,13 +34,13 @@ def test_the_variable_is_named(closed: str, left: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ValueError, match=f"the variable RAY_ADDRESS .*{address}"):
             check_head()
-    for address in ("auto", "local", ""):
+    for address, joins in (("auto", True), ("local", False), ("", False)):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        check_head()
+        assert check_head() == joins
 
 
 def test_the_file_is_named(closed: str, left: Path) -> None:
-    check_head()
+    assert not check_head()
     left.write_text(closed)
     with pytest.raises(ValueError, match=f"the file {left} .*{closed}.*delete it"):
         check_head()
@@ -51,7 +51,7 @@ def test_a_head_that_listens_passes(left: Path) -> None:
         head.bind(("127.0.0.1", 0))
         head.listen()
         left.write_text(f"127.0.0.1:{head.getsockname()[1]}")
-        check_head()
+        assert check_head()
 
 
 def test_a_job_ends_with_one_line(closed: str, tmp_path: Path) -> None:

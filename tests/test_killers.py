@@ -63,7 +63,7 @@ def run_job(name: str, tmp_path: Path, **flags: Any) -> subprocess.CompletedProc
     words = [sys.executable, str(script), str(ROOT / "jobs" / f"{name}.py")]
     for flag, value in flags.items():
         words += [f"--{flag.replace('_', '-')}", str(value)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(words, capture_output=True, text=True, timeout=500, env=environment)
 
 

@@ -24,6 +24,8 @@ from ray._private.state import jobs
 from ray.exceptions import RayError, RayTaskError
 from ray.util import get_node_ip_address
 
+from sheen import cluster
+
 POLL_S = 0.5
 TELL_S = 5.0
 ANSWER_S = 10.0
@@ -104,7 +106,8 @@ def _applications(address: str) -> list[str]:
         raise ValueError("expected HOST:PORT")
     with socket.create_connection((host, int(port)), CONNECT_S):
         pass  # where nothing listens Ray would try for a minute
-    ray.init(address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+    with cluster.on_loopback():
+        ray.init(address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
     return sorted(serve.status().applications)
 
 

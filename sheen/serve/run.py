@@ -3,7 +3,7 @@
 Owns what SIGTERM and SIGINT mean. Docker, Kubernetes and systemd end a server with the first, a
 terminal with the second, and `serve run` cuts every stream on either (seen with Ray 2.60). Here
 requests are drained as by `sheen.serve.drain`, Serve is shut down, and the process exits with 0 and
-with it the Ray cluster that it started. A second signal ends it at once.
+with it the Ray cluster that it started, which is on 127.0.0.1. A second signal ends it at once.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.scripts import cli
 
+from sheen import cluster
 from sheen.serve.drain import add_waits, drain, tell
 
 BUILDER = "sheen.serve.app:"
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         parser.error(f"{options.config}: not a config of Ray Serve ({error!r})")
     # Before `serve run` would: Ray's start sets a handler for SIGTERM, which ours replace.
-    ray.init(options.address, namespace="serve")
+    with cluster.on_loopback():
+        ray.init(options.address, namespace="serve")
     for number in SIGNALS:
         signal.signal(number, _stop)
     try:
