@@ -3,7 +3,9 @@
 What a client may take up: tests/test_limits.py; where keys come from: tests/test_keys.py.
 """
 
+import gc
 import json
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -15,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from sheen.serve import accounting
 from sheen.serve.access import Gate, GateMiddleware, set_gate
-from sheen.serve.accounting import AccountingMiddleware, Entry, entry_of, listen
+from sheen.serve.accounting import AccountingMiddleware, Entry, entry_of, listen, refused
 from sheen.serve.api import SpeechRequest
 from sheen.serve.errors import APIError, install_error_handlers
 from sheen.serve.keys import digest
@@ -299,3 +301,32 @@ def test_the_pace_is_that_of_the_audio_after_the_first_chunk() -> None:
     assert entry.realtime_factor is not None
     assert 0 <= entry.realtime_factor < 1
     assert entry.fields()["audio_s"] == 1.0
+
+
+def test_what_a_client_sent_goes_with_its_refusal() -> None:
+    """At once: 15 MB that wait for the garbage collector are 15 MB more for each who sends them."""
+
+    class Sent:
+        pass
+
+    def read(scope: dict[str, Any]) -> None:
+        sent = Sent()
+        kept.append(weakref.ref(sent))
+        try:
+            raise ValueError("of the library that reads it")
+        except ValueError as error:
+            raise APIError(413, "too large") from error
+
+    kept: list[weakref.ref[Sent]] = []
+    gc.disable()
+    try:
+        scope: dict[str, Any] = {"type": "websocket", "path": "/", "headers": []}
+        try:
+            read(scope)
+        except APIError as error:
+            refused(scope, error)
+        assert scope
+        del scope
+        assert [ref() for ref in kept] == [None]
+    finally:
+        gc.enable()

@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sheen.core.playback import Playback
-from sheen.serve.errors import ERROR_KEY, APIError, unforeseen
+from sheen.serve.errors import ERROR_KEY, APIError, remember, unforeseen
 
 SCOPE_KEY = "sheen.entry"
 CLIENT_LEFT = 499
@@ -139,7 +139,7 @@ def entry_of(request: HTTPConnection) -> Entry:
 
 def refused(scope: Scope, error: APIError) -> None:
     """Enter why a request is refused; what a WebSocket is refused has an entry of its own."""
-    scope[ERROR_KEY] = error
+    remember(scope, error)
     if SCOPE_KEY not in scope:
         entry = open_entry(scope)
         entry.status = error.status

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 ERROR_KEY = "sheen.error"
 """Where a request's scope holds the error that it was answered with."""
@@ -69,6 +70,13 @@ class Refused(HTTPException):
     def __init__(self, error: APIError) -> None:
         super().__init__(error.status, str(error), {"Connection": "close"})
         self.error = error
+
+
+def remember(scope: Scope, error: APIError) -> None:
+    """Put into a request's scope what it is answered with. Not where it was raised: those frames
+    hold the scope and what the client sent, which would stay until garbage is collected."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    scope[ERROR_KEY] = error
 
 
 def error_response(error: APIError) -> JSONResponse:
@@ -135,7 +143,7 @@ def install_error_handlers(app: FastAPI) -> None:
     """Give the framework's own errors the same shape as ours."""
 
     def answer(request: Request, error: APIError) -> JSONResponse:
-        request.scope[ERROR_KEY] = error
+        remember(request.scope, error)
         return error_response(error)
 
     async def ours(request: Request, error: APIError) -> JSONResponse:
