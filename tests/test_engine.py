@@ -276,6 +276,28 @@ def test_what_continues_speech_is_never_refused_and_goes_before_what_has_not_beg
     assert order == ["runs", "follows", "follows too", "waits"]
 
 
+def test_what_is_made_ahead_takes_no_slot_that_somebody_waits_for(
+    endless: SpeechLM, tiny: Codec
+) -> None:
+    """Else as few long texts as half the slots keep everybody else out, piece after piece."""
+    barrier = Barrier()
+    sinks = [Sink() for _ in range(5)]
+    with opened(endless, tiny, slots=2) as engine, before_each_pass(endless, barrier):
+        texts = [engine.submit(long(), sinks[0]), engine.submit(short(), sinks[1])]
+        assert barrier.reached.wait(WAIT_S)
+        ahead = engine.submit(short(), sinks[2], follows=texts[0])
+        new = engine.submit(short(), sinks[3])
+        after = engine.submit(short(), sinks[4], follows=texts[1])
+        barrier.release.set()
+        for sink in sinks:
+            sink.wait()
+        begun = [ticket.waited_s for ticket in (after, new, ahead)]
+        opened_at = [ticket.stream.playback.opened for ticket in (after, new, ahead)]
+    started = [at + (waited or 0.0) for at, waited in zip(opened_at, begun, strict=True)]
+    # The second slot: what continues a text that has none, who is new, what is made ahead.
+    assert started == sorted(started)
+
+
 @pytest.mark.parametrize("slots", [1, 2])
 def test_closing_finishes_what_is_queued(endless: SpeechLM, tiny: Codec, slots: int) -> None:
     engine = Engine(endless, tiny, slots=slots)

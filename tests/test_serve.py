@@ -465,7 +465,7 @@ def test_an_unknown_voice_lists_the_known_ones(client: openai.OpenAI) -> None:
     assert raised.value.type == "invalid_request_error"
 
 
-@pytest.mark.parametrize("text", ["", " \n\t", "a" * 5000])
+@pytest.mark.parametrize("text", ["", "a" * 5000])
 def test_a_text_that_cannot_be_spoken(client: openai.OpenAI, text: str) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         create(client, text=text)

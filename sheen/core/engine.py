@@ -87,8 +87,8 @@ class Engine:
 
     def submit(self, request: Request, sink: Sink, follows: Ticket | None = None) -> Ticket:
         """Queue a request. One that `follows` another continues speech that a listener hears
-        already: it is never refused, goes before all that have not begun, and its audio is due when
-        that of the other runs out.
+        already: it is never refused, goes before all that have not begun as soon as the other has
+        left its slot, and its audio is due when that of the other runs out.
 
         Raises EngineBusy, ValueError for one that cannot fit a slot, and RuntimeError after
         `close` or the engine's end.
@@ -104,7 +104,7 @@ class Engine:
         trim = SilenceTrim(self._codec.sample_rate) if self._trims else None
         heard = Playback() if follows is None else Playback(runs_out=follows.runs_out)
         stream = Stream(decoder, sink, trim, heard)
-        ticket = Ticket(self._queue, request, stream, follows is not None)
+        ticket = Ticket(self._queue, request, stream, follows)
         try:
             self._queue.put(ticket)
         except EngineBusy:
@@ -229,6 +229,7 @@ class Engine:
         news: list[tuple[Stream, int | Finished]] | None = None,
     ) -> None:
         """Free a request's slot and tell its stream, with the `news` if there are any."""
+        ticket.ended = True
         if ticket.slot is not None:
             slot, _ = ticket.slot
             if self._running.get(slot) is not ticket:

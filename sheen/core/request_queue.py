@@ -21,17 +21,31 @@ class Ticket:
     samples, unless it has ended already. `waited_s`: seconds until it had a slot, None before."""
 
     def __init__(
-        self, queue: "RequestQueue", request: Request, stream: Stream, follows: bool
+        self, queue: "RequestQueue", request: Request, stream: Stream, follows: "Ticket | None"
     ) -> None:
         self.request = request
         self.stream = stream
-        self.follows = follows
+        self.continues = follows is not None
+        self.ended = False
+        """Whether it has left its slot, or will never have one."""
         self.waited_s: float | None = None
         self.slot: tuple[int, int] | None = None
         """Slot and generation; None before it has one."""
         self.tokens = 0
         """Audio tokens generated."""
         self._queue = queue
+        self._before = follows
+
+    @property
+    def rank(self) -> int:
+        """Who is admitted first: what continues the speech of a request that has no slot any more,
+        then requests that have not begun, then what one makes ahead that still has a slot."""
+        if self._before is None:
+            return 1
+        return 0 if self._before.ended else 2
+
+    def admit(self, slot: tuple[int, int]) -> None:
+        self.slot, self._before = slot, None
 
     def cancel(self) -> None:
         self._queue.cancel(self)
@@ -45,15 +59,16 @@ class Ticket:
 class RequestQueue:
     """Tickets on their way to `slots` slots; at most `limit` wait, beyond those a slot is free for.
 
-    Those that follow another, whose listeners hear its speech already, wait first and are never
-    refused.
+    Those that follow another, whose listeners hear its speech already, are never refused, and go
+    first once the other has left its slot. Before that they go last: a long text takes a second
+    slot where nobody waits for one, and a few long texts do not fill them all.
     """
 
     def __init__(self, slots: int, limit: int) -> None:
         self._limit = limit
         self._wake = threading.Condition()
         self._slots = Slots(slots)
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: list[Ticket] = []
         self._cancels: deque[Ticket] = deque()
         self._unheard = 0
         self._closed = False
@@ -76,13 +91,10 @@ class RequestQueue:
         with self._wake:
             if self._closed:
                 raise RuntimeError("the engine is closed")
-            following = sum(waiting.follows for waiting in self._waiting)
-            if ticket.follows:
-                self._waiting.insert(following, ticket)
-            elif len(self._waiting) - following >= self._limit + self._admissible():
+            new = sum(not waiting.continues for waiting in self._waiting)
+            if not ticket.continues and new >= self._limit + self._admissible():
                 raise EngineBusy(len(self._waiting))
-            else:
-                self._waiting.append(ticket)
+            self._waiting.append(ticket)
             self._wake.notify()
 
     def cancel(self, ticket: Ticket) -> None:
@@ -116,8 +128,9 @@ class RequestQueue:
                     self._unheard += 1
             admitted = []
             for _ in range(min(self._admissible(), len(self._waiting))):
-                ticket = self._waiting.popleft()
-                ticket.slot = self._slots.take()
+                ticket = min(self._waiting, key=lambda waiting: waiting.rank)
+                self._waiting.remove(ticket)
+                ticket.admit(self._slots.take())
                 self._unheard += 1
                 admitted.append(ticket)
         return admitted, cancels
