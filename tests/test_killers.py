@@ -24,12 +24,10 @@ WORKERS = """
     import importlib.util, os, sys
     import ray
     from sheen import cluster
-    import sheen.core.audio, sheen.core.voice
 
-    def set_up():  # in each worker
+    def for_decoders():  # in each worker
         from sheen.core import audio
-        from sheen.core.voice import Voice
-        decode, spoken = audio.decode, Voice.spoken
+        decode = audio.decode
 
         def marked(data):
             if data.startswith(b"ABORT"):
@@ -38,14 +36,20 @@ WORKERS = """
                 pass
             return decode(data)
 
+        audio.decode = marked
+
+    def for_speakers():
+        from sheen.core.voice import Voice
+        spoken = Voice.spoken
+
         def killing(self, text):
             if text == "kill":
                 os.abort()
             return spoken(self, text)
 
-        audio.decode, Voice.spoken = marked, killing
+        Voice.spoken = killing
 
-    os.environ["RAY_task_oom_retry_delay_base_ms"] = "100"
+    set_up = for_speakers if "evaluate" in sys.argv[1] else for_decoders
     ray.init(
         "local", num_cpus=2, include_dashboard=False,
         runtime_env={"env_vars": cluster.WORKER_ENV, "worker_process_setup_hook": set_up},

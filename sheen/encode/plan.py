@@ -6,13 +6,12 @@ on the cluster, so that a block is the same block in every run.
 """
 
 import hashlib
-from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sheen.core import dataset, files
-from sheen.core.claim import claim, sample_digests
+from sheen.core.claim import RECORDINGS, claim, sample_digests
 from sheen.core.codec_info import CodecInfo
 from sheen.core.manifest import read_manifest
 from sheen.core.normalisation import NormalisationInfo
@@ -31,7 +30,7 @@ _FREE_FIELDS = {
 }  # fmt: skip
 """What may differ when a job resumes: none of it decides a row, but `input` and `codec`, whose
 content is compared, and `language`, which is compared with what normalises it."""
-_CONTENT = {"rows content", "recordings"}
+_CONTENT = {"rows content", RECORDINGS}
 
 
 def read_rows(config: EncodeConfig) -> pa.Table:
@@ -91,7 +90,7 @@ def claim_output(
         "format": [dataset.FORMAT_VERSION, *OUTPUT_SCHEMA.names],
         "rows": len(manifest),
         "rows content": _digest(manifest),
-        "recordings": sample_digests(manifest["audio"].to_pylist()),
+        RECORDINGS: sample_digests(manifest["audio"].to_pylist()),
     }
     if changed := claim(where, decided, _CONTENT):
         raise ValueError(
@@ -101,14 +100,12 @@ def claim_output(
 
 
 def _digest(manifest: pa.Table) -> str:
-    """Of everything that decides the rows, but for where they lie, and whether a recording is there
-    now: one that is found later is the same row."""
+    """Of everything that decides the rows but the recordings: neither where they lie, nor whether
+    they are there now. One that is found later is the same row's."""
     digest = hashlib.sha256()
-    names = ("key", "id", "text", "speaker", "start", "end", "snac_codes", "audio", "reason")
+    names = ("key", "id", "text", "speaker", "start", "end", "snac_codes", "reason")
     for batch in manifest.select(names).to_batches():
         for row in batch.to_pylist():
-            if row["audio"] is not None:
-                row["audio"] = PurePosixPath(row["audio"]).stem
             if row["reason"] in PASSING:
                 row["reason"] = None
             digest.update(repr(tuple(row.values())).encode())

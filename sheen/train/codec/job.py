@@ -14,6 +14,7 @@ from snac import SNAC
 from sheen import cluster
 from sheen.core import files
 from sheen.core.asr_features import AsrFeatureLoss
+from sheen.core.claim import RECORDINGS
 from sheen.core.codec import open_codec
 from sheen.core.ownership import sole_owner
 from sheen.train import state
@@ -61,7 +62,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     )
     content = {
         "data content": recordings.names_digest(),
-        "recordings": recordings.sample(),
+        RECORDINGS: recordings.sample(),
         "codec content": _content(model),
     }
     with sole_owner(output):
