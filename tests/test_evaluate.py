@@ -454,6 +454,14 @@ def test_a_finished_run_speaks_nothing_again(spoken: Done) -> None:
     assert again == report
 
 
+def test_a_model_and_prompts_that_were_moved_are_the_same(spoken: Done, tmp_path: Path) -> None:
+    before = contents(spoken.output / ROWS)
+    model = shutil.copytree(spoken.config.model, tmp_path / "a model")
+    prompts = shutil.copy(spoken.config.prompts, tmp_path / "others.jsonl")
+    run(spoken.config.model_copy(update={"model": str(model), "prompts": str(prompts)}))
+    assert contents(spoken.output / ROWS) == before
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

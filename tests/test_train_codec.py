@@ -314,7 +314,7 @@ def test_two_workers_share_the_segments_of_one(
     [
         ({"learning_rate": 0.5}, r"learning_rate was 0\.004, now 0\.5"),
         ({"segments": 5}, "segments was 4, now 5"),
-        ({"codec": str(CODEC)}, "codec was 'tiny.json', now 'codec'"),
+        ({"codec": str(CODEC)}, "codec content was '[0-9a-f]{64}', now '[0-9a-f]{64}'"),
     ],
 )
 def test_a_run_of_other_settings_is_not_resumed(
@@ -323,6 +323,26 @@ def test_a_run_of_other_settings_is_not_resumed(
     before = curve(trained)
     with pytest.raises(ValueError, match=message):
         run(codec_config(recordings, shape, trained, **changes))
+    assert curve(trained) == before
+
+
+def test_other_recordings_of_the_same_names_are_refused_and_moved_ones_resume(
+    trained: Path, recordings: Path, shape: Path, tmp_path: Path
+) -> None:
+    before = curve(trained)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(recordings, moved)
+    run(codec_config(moved, shape, trained))
+    assert curve(trained) == before
+    clips = sorted(moved.rglob("*.flac"))
+    contents = [clip.read_bytes() for clip in clips]
+    for clip, content in zip(clips, [*contents[1:], contents[0]], strict=True):
+        clip.write_bytes(content)
+    with pytest.raises(ValueError, match="recordings that were compared have another content"):
+        run(codec_config(moved, shape, trained))
+    clips[0].rename(clips[0].with_name("another.flac"))
+    with pytest.raises(ValueError, match="data content was"):
+        run(codec_config(moved, shape, trained))
     assert curve(trained) == before
 
 
