@@ -8,6 +8,8 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +25,9 @@ from sheen import loopback
 os.environ.update(loopback.settings(loopback.folder_until_exit()))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+if threading.current_thread() is threading.main_thread():
+    # A shell's background job ignores Ctrl-C, and so would what tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import ray
 import torch

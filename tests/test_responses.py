@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI, WebSocket
 from starlette.testclient import TestClient
 
+from sheen.core.text import SentenceStream
 from sheen.serve import accounting
 from sheen.serve.accounting import Entry, close_entry
 from sheen.serve.api import SpeechRequest
@@ -48,7 +49,9 @@ def ask(
         body = SpeechRequest.model_validate(fields)
         try:
             utterance = backend.begin(body, entry)
-            await utterance.pieces.feed_text(body.input, None)
+            sentences = SentenceStream()
+            await utterance.pieces.feed_text(body.input, sentences)
+            utterance.pieces.close(sentences)
             events = body.stream_format == "sse"
             response = await streamed(utterance, entry, timeout_s, events)
             async for chunk in response.body_iterator:

@@ -150,7 +150,8 @@ def load_base(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"model {source!r}: neither a transformers folder nor a model the hub gave ({error})"
+            f"model {source!r}: neither a transformers folder nor a model the hub gave "
+            f"({str(error).partition(chr(10))[0]})"
         ) from error
     return lm, tokenizer
 
