@@ -127,7 +127,8 @@ def key(machine: str) -> str:
 
 
 def places(cell: str) -> list[str]:
-    return [] if cell == "–" else cell.split(": ")[0].split(", ")
+    """Where to wait for a port: not for one in brackets, which may open late or not at all."""
+    return [] if cell == "–" or cell.startswith("(") else cell.split(": ")[0].split(", ")
 
 
 def answer(found: dict[str, Any]) -> str:
@@ -166,8 +167,13 @@ def columns(names: Iterable[str]) -> list[Any]:
 
 @pytest.mark.parametrize("machine", columns(MACHINES))
 def test_what_listens_is_what_the_document_says(machine: str) -> None:
-    said = {door: cells[machine] for door, cells in documented().items() if cells[machine] != "–"}
-    assert table(machine) == said
+    seen = table(machine)
+    said = {
+        door: cells[machine].strip("()")
+        for door, cells in documented().items()
+        if cells[machine] != "–" and (places(cells[machine]) or door in seen)
+    }
+    assert seen == said
     assert not started(MACHINES[machine])["intruder"]
 
 
