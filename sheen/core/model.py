@@ -7,13 +7,11 @@ than `hidden @ rows`. Knows nothing about audio.
 
 import json
 import logging
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
@@ -148,10 +146,10 @@ def load_base(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever the many readers of foreign files raise
         raise ValueError(
             f"model {source!r}: neither a transformers folder nor a model the hub gave "
-            f"({str(error).partition(chr(10))[0]})"
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         ) from error
     return lm, tokenizer
 

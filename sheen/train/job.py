@@ -242,7 +242,7 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
             base = AutoConfig.from_pretrained(str(folder))
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # whatever the many readers of foreign files raise
             raise ValueError(
                 f"--model {model}: neither a transformers folder nor a model the hub gave ({error})"
             ) from error
