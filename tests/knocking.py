@@ -41,14 +41,19 @@ PATHS = (
     "POST /get_or_create_runtime_env",
     "GET /",
 )
-# Of C++ alone, and gRPC's own.
+# Of C++ alone.
 UNDESCRIBED = (
     "/ray.rpc.ObjectManagerService/Push",
     "/ray.rpc.ObjectManagerService/Pull",
     "/ray.rpc.syncer.RaySyncer/StartSync",
+)
+# gRPC's own, which Ray asks for no token: is it well, and which services are there.
+FOR_EVERYBODY = (
     "/grpc.health.v1.Health/Check",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
+# Without a node's id, StartSync ends the process it calls (docs/upstream.md).
+NODE = ("node_id", "ab" * 28)
 # With the token, as a control.
 HARMLESS = (
     "/ray.rpc.NodeInfoGcsService/CheckAlive",
@@ -152,14 +157,14 @@ def _methods() -> Iterator[str]:
             loaded = importlib.import_module(f"ray.core.generated.{module.name}")
             for service in loaded.DESCRIPTOR.services_by_name.values():
                 yield from (f"/{service.full_name}/{method.name}" for method in service.methods)
-    yield from UNDESCRIBED
+    yield from (*UNDESCRIBED, *FOR_EVERYBODY)
 
 
 def _call(
     host: str, port: int, methods: list[str], token: str | None
 ) -> dict[str, list[str]] | None:
     """Status -> the methods that gave it; None from what speaks something else."""
-    metadata = [("authorization", f"Bearer {token}")] if token else []
+    metadata = [NODE, ("authorization", f"Bearer {token}")] if token else [NODE]
     found: dict[str, list[str]] = {}
     with grpc.insecure_channel(f"{host}:{port}") as channel:
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.autoscaler._private.util import prepare_config
 
 import knocking
 
@@ -208,12 +209,15 @@ class Machines:
         (self.home / "sheen-env").symlink_to(Path(sys.executable).parent.parent)
         provider = {"type": "local", "head_ip": HERE, "worker_ips": []}
         bootstrap = {"cluster_name": "doors", "provider": provider, "max_workers": 0}
-        bootstrap |= {"auth": {"ssh_user": "nobody"}}
-        (self.home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(bootstrap))
+        bootstrap |= {"auth": {"ssh_user": "nobody"}, "file_mounts": {}}
+        filled = prepare_config(bootstrap) | {"cluster_synced_files": []}
+        (self.home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(filled))
         self.finish(["ray", "get-auth-token", "--generate"])
         self.finish(["bash", "-c", cluster_start("head")])
         temp = str(self.folder / "w")
-        self.start(["bash", "-c", cluster_start("worker")], elsewhere=True, RAY_TMPDIR=temp)
+        # The first process of a PID namespace: what it has started ends with it.
+        stay = f"{cluster_start('worker')}\nsleep infinity"
+        self.start(["bash", "-c", stay], elsewhere=True, RAY_TMPDIR=temp)
         address = f"{HERE}:6379"
         self.start(["python", self.join(2)], RAY_AUTH_MODE="token", RAY_ADDRESS=address)
 
