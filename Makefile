@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Two processes that compute with several torch threads each slow one another down many times over.
 export OMP_NUM_THREADS ?= 1
-# As sheen.cluster.WORKER_ENV: glibc otherwise returns each large tensor to the kernel.
+# As sheen.runs.cluster.WORKER_ENV: glibc otherwise returns each large tensor to the kernel.
 export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export PATH := $(abspath $(BIN)):$(PATH)

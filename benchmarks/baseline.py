@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from workload import Clip, pad_batch
 
-from sheen.core.tokens import TokenLayout
+from sheen.codec.layout import TokenLayout
 
 
 class _StepEnds(TrainerCallback):

@@ -13,10 +13,10 @@ import time
 import torch
 from serving import DEFAULT_MODEL
 
-from sheen.core.decoding import SlotDecoder
-from sheen.core.sampling import Sampling
-from sheen.core.streaming import StreamingDecoder, decode_ready
-from sheen.core.voice import Voice, load_voice
+from sheen.engine.generation import SlotDecoder
+from sheen.engine.sampler import Sampling
+from sheen.engine.streaming import StreamingDecoder, decode_ready
+from sheen.engine.voice import Voice, load_voice
 
 FRAMES = 30
 

@@ -23,7 +23,7 @@ import ray
 import torch
 from encoding_corpus import make_codec, make_corpus, read_clips
 
-from sheen.core import dataset
+from sheen.data import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "benchmarks" / "encoding_baseline.py"

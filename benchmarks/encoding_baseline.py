@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 from snac import SNAC
 from torch import Tensor
 
-from sheen.core.audio import decode_audio
-from sheen.core.codec import load_codec
-from sheen.core.dataset import CODES_TYPE
+from sheen.audio.io import decode_audio
+from sheen.codec.snac import load_codec
+from sheen.data.dataset import CODES_TYPE
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("snac_codes", CODES_TYPE)])
 
@@ -98,7 +98,7 @@ def deal(clips: Sequence[Clip], players: int) -> list[list[Clip]]:
 
 
 def run_bare(corpus: Path, codec: str, processes: int) -> dict[str, Any]:
-    from sheen.cluster import WORKER_ENV  # imports Ray, which the processes do without
+    from sheen.runs.cluster import WORKER_ENV  # imports Ray, which the processes do without
 
     environment = os.environ | WORKER_ENV | {"OMP_NUM_THREADS": "1"}
     words = [sys.executable, __file__, "--corpus", str(corpus), "--codec", codec]

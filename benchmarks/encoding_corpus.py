@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from published import PUBLISHED, make_snac
 
-from sheen.core.audio import decode_audio, encode_audio
-from sheen.core.codec_info import CONFIG_FILE, WEIGHTS_FILE
+from sheen.audio.io import decode_audio, encode_audio
+from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits" / "corpus"
 METADATA_FILE = "metadata.csv"

@@ -5,7 +5,7 @@ at the best budget, what less exact arithmetic would give. Beside each the share
 floor, and how many codes are those that float32 gives on a CPU, clip by clip: of the random
 weights, and of the small codec that was trained (`--trained`), whose near ties are a real codec's.
 The floor: every convolution reads its input and writes its output once. The clips are buzzes and
-noise that come and go. Needs `sheen.core`, torch, transformers and snac; `--small` tries it out.
+noise that come and go. Needs `sheen`, torch, transformers and snac; `--small` tries it out.
 """
 
 import argparse
@@ -22,11 +22,9 @@ from machine import bandwidth, describe, synchronize
 from published import make_snac
 from torch import Tensor, nn
 
-from sheen.core.codec import Codec, load_codec
-from sheen.core.codec_encoder import ClipEncoder, cut_batches
-from sheen.core.codec_layers import DilatedConv
-from sheen.core.float32 import full_float32
-from sheen.core.tokens import Codes
+from sheen.codec.inference import ClipEncoder, DilatedConv, cut_batches
+from sheen.codec.layout import Codes
+from sheen.codec.snac import Codec, full_float32, load_codec
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
 SHORTEST_S, LONGEST_S = 1.0, 15.0

@@ -24,7 +24,7 @@ from encoding import ROOT, job_words, plain_environment, read_report
 from encoding_corpus import make_codec, make_corpus, read_clips
 from encoding_processes import Watch
 
-from sheen import loopback
+from sheen.runs import loopback
 
 BAR = 0.15
 """Most growth of the peak."""

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sheen.core.joining import FADE_S, SILENCE, Joiner, pause_after
-from sheen.core.sampling import Sampling
-from sheen.core.synthesis import synthesise_all
-from sheen.core.text import PieceCutter, split_sentences
-from sheen.core.voice import Voice, load_voice
-from sheen.judge.errors import error_rate
-from sheen.judge.hearing import Pocketsphinx
+from sheen.engine.joining import FADE_S, SILENCE, Joiner, pause_after
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import Voice, load_voice, synthesise_all
+from sheen.scoring.asr import Pocketsphinx
+from sheen.scoring.wer import error_rate
+from sheen.text.segmentation import PieceCutter, split_sentences
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sheen.core.audio import decode_audio
-from sheen.core.codec import Codec, load_codec
-from sheen.core.streaming import StreamingDecoder
-from sheen.core.tokens import TokenLayout
+from sheen.audio.io import decode_audio
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import Codec, load_codec
+from sheen.engine.streaming import StreamingDecoder
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
 EDGE_S = 0.01

@@ -1,6 +1,6 @@
 """How the audio tokens' rows should begin: held-out loss after the same steps, by initialisation.
 
-Three arms: the two ways of `sheen.core.new_rows`, and transformers' own mean_resizing, whose rows
+Three arms: the two ways of `sheen.lm.model`, and transformers' own mean_resizing, whose rows
 all start practically equal. All fine-tune copies of one base on examples/digits; in the runs of a
 seed only the rows' first values differ. `--base text` first trains that base as a language model on
 the prose in Python's standard library, because a row is drawn from the statistics of the table that
@@ -30,17 +30,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sheen.core.audio import decode_audio
-from sheen.core.batches import is_held_out
-from sheen.core.codec import Codec, load_codec
-from sheen.core.codec_info import describe_codec
-from sheen.core.manifest import plain_rows
-from sheen.core.model import SpeechLM, extend
-from sheen.core.packing import pack, plan_rows
-from sheen.core.tokens import TokenLayout
+from sheen.audio.io import decode_audio
+from sheen.codec.info import describe_codec
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import Codec, load_codec
+from sheen.data.corpus import plain_rows
+from sheen.lm.batching import is_held_out, pack, plan_rows
+from sheen.lm.model import SpeechLM, extend
 from sheen.train.data import TrainingSet, build_training_set
-from sheen.train.learner import Learner
-from sheen.train.schedule import learning_rate
+from sheen.train.learner import Learner, learning_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS, BENCH = ROOT / "examples" / "digits", ROOT / "runs" / "bench"

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from serving_sides import SIDES, Served, Side, generate_alone, open_side
 from workload import Shape, make_base
 
-from sheen.core.decoding import SlotDecoder
-from sheen.core.ending import Finished, Samples
-from sheen.core.model import SpeechLM
-from sheen.core.requests import Request
-from sheen.core.sampling import Sampling
-from sheen.core.voice import Voice
+from sheen.audio.io import Samples
+from sheen.engine.generation import SlotDecoder
+from sheen.engine.sampler import Sampling
+from sheen.engine.types import Finished, Request
+from sheen.engine.voice import Voice
+from sheen.lm.model import SpeechLM
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_MODEL = ROOT / "examples" / "digits" / "voice"

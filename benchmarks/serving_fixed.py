@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from sheen.core import draws
-from sheen.core.codec import Codec
-from sheen.core.ending import Finished, Sink
-from sheen.core.model import SpeechLM
-from sheen.core.requests import Request
-from sheen.core.sampling import Sampling
-from sheen.core.streaming import StreamingDecoder, decode_ready
+from sheen import rng
+from sheen.codec.snac import Codec
+from sheen.engine.sampler import Sampling
+from sheen.engine.streaming import StreamingDecoder, decode_ready
+from sheen.engine.types import Finished, Request, Sink
+from sheen.lm.model import SpeechLM
 
 BATCH_WAIT_S = 0.05
 
@@ -43,7 +42,7 @@ class _Sampler:
         if self._filters:
             scaled = self._filter(scaled)
         positions = step * (1 << 16) + torch.arange(logits.shape[1], device=logits.device)
-        uniform = draws.uniform(self._seeds, draws.SAMPLING, positions)
+        uniform = rng.uniform(self._seeds, rng.SAMPLING, positions)
         drawn = (scaled - torch.log(-torch.log(uniform))).argmax(-1)
         return torch.where(self._temperature[:, 0] == 0.0, logits.argmax(-1), drawn)
 

@@ -4,7 +4,7 @@ Random weights, bfloat16. First the cost of a pass by slots and length, beside i
 in which the memory gives the weights and the running requests' keys and values once. Then the
 engine with audio, exact and with a shorter look-ahead: as many listeners as slots, the seconds of
 audio per second that they get, the time to the first audible sample, underruns; and at last how
-many streams were held. Prints Markdown tables. Only `sheen.core`, torch, transformers and snac are
+many streams were held. Prints Markdown tables. Only `sheen`, torch, transformers and snac are
 needed; on a CPU it runs too, unrecorded, for trying it out with --small.
 """
 
@@ -21,14 +21,14 @@ from machine import bandwidth, describe
 from published import make_snac
 from workload import Shape, make_base
 
-from sheen.core.codec import Codec
-from sheen.core.decoding import SlotDecoder
-from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine, memory_per_slot
-from sheen.core.model import SpeechLM
-from sheen.core.requests import Request
-from sheen.core.sampling import Sampling
-from sheen.core.slots import CacheShape
+from sheen.audio.io import Samples
+from sheen.codec.snac import Codec
+from sheen.engine.engine import Engine, memory_per_slot
+from sheen.engine.generation import SlotDecoder
+from sheen.engine.sampler import Sampling
+from sheen.engine.types import Finished, Request
+from sheen.lm.kv_cache import CacheShape
+from sheen.lm.model import SpeechLM
 
 TEXT = 40  # tokens of a prompt
 LOOK_AHEADS = {None: 0.150, 1: 0.100}

@@ -18,19 +18,18 @@ from serving_fixed import FixedBatches
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import ContinuousBatchingConfig
 
-from sheen.core.attention import use_attention
-from sheen.core.audio_stage import AudioStage, Stream
-from sheen.core.codec import Codec
-from sheen.core.codec_geometry import WindowCodec
-from sheen.core.codec_process import CodecProcess
-from sheen.core.ending import Finished, Sink
-from sheen.core.engine import Engine
-from sheen.core.model import SpeechLM, load_model
-from sheen.core.requests import Request
-from sheen.core.sampling import Sampling
-from sheen.core.streaming import StreamingDecoder
-from sheen.core.tokens import TokenLayout
-from sheen.core.voice import Voice, load_voice
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import Codec
+from sheen.codec.window import WindowCodec
+from sheen.codec.worker import CodecProcess
+from sheen.engine.audio_decoder import AudioStage, Stream
+from sheen.engine.engine import Engine
+from sheen.engine.sampler import Sampling
+from sheen.engine.streaming import StreamingDecoder
+from sheen.engine.types import Finished, Request, Sink
+from sheen.engine.voice import Voice, load_voice
+from sheen.lm.attention import use_attention
+from sheen.lm.model import SpeechLM, load_model
 
 
 class Side(Protocol):

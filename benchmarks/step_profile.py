@@ -15,13 +15,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from workload import Shape, make_base
 
-from sheen.core import slot_attention
-from sheen.core.decoding import SlotDecoder
-from sheen.core.model import SpeechLM
-from sheen.core.packed_linear import PackedLinear
-from sheen.core.sampling import Sampling, SlotSampler
-from sheen.core.slots import SlotCache
-from sheen.core.voice import load_voice
+from sheen.engine.generation import SlotDecoder
+from sheen.engine.sampler import Sampling, SlotSampler
+from sheen.engine.voice import load_voice
+from sheen.lm import kv_cache
+from sheen.lm.cpu_kernels import PackedLinear
+from sheen.lm.kv_cache import SlotCache
+from sheen.lm.model import SpeechLM
 
 STEPS = 40
 
@@ -39,8 +39,8 @@ def name_parts(model: SpeechLM) -> None:
     SlotSampler.choose = named(SlotSampler.choose, "part: sampling")  # type: ignore[method-assign]
     SlotCache.write = named(SlotCache.write, "part: cache")  # type: ignore[method-assign]
     for name in ("_slot_by_slot", "_all_slots"):
-        function = getattr(slot_attention, name)
-        setattr(slot_attention, name, named(function, "part: attention"))
+        function = getattr(kv_cache, name)
+        setattr(kv_cache, name, named(function, "part: attention"))
     for module in model.lm.base_model.modules():
         if isinstance(module, torch.nn.Linear | PackedLinear):
             module.forward = named(module.forward, "part: products of the body")  # type: ignore[method-assign]

@@ -40,7 +40,7 @@ MEMORY_BAR = 0.4
 """Most memory of Sheen's, as a share of the baseline's."""
 
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_MMAP_THRESHOLD_": "33554432"}
-"""As the Makefile and `sheen.cluster.WORKER_ENV`."""
+"""As the Makefile and `sheen.runs.cluster.WORKER_ENV`."""
 
 
 def needed_bytes(layers: int, longest: float) -> float:

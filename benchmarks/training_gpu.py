@@ -24,10 +24,9 @@ from machine import describe, synchronize
 from torch import Tensor, nn
 from workload import Clip, Padded, PaddedLM, Shape, draw_clips, make_base, pack_row, pad_batch
 
-from sheen.core.batches import Batch
-from sheen.core.model import SpeechLM
-from sheen.core.packing import plan_rows
-from sheen.train.throughput import peak_flops, training_flops
+from sheen.lm.batching import Batch, plan_rows
+from sheen.lm.model import SpeechLM
+from sheen.train.metrics import peak_flops, training_flops
 
 BETAS = (0.9, 0.95)
 

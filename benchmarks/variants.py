@@ -18,9 +18,8 @@ from baseline import train_baseline
 from clock import Clock
 from workload import Clip, Padded, PaddedLM, Shape, draw_clips, make_base, pack_row, pad_batch
 
-from sheen.core.batches import Batch
-from sheen.core.model import SpeechLM
-from sheen.core.packing import plan_epoch
+from sheen.lm.batching import Batch, plan_epoch
+from sheen.lm.model import SpeechLM
 from sheen.train.learner import Learner
 
 BATCH = 4  # clips

@@ -1,7 +1,7 @@
 """What the training benchmarks train: a base of a published shape, and clips to train it on.
 
 Owns the shapes, the drawn clips, and padded batches of them with the loss over legal rows. Imports
-torch, transformers and sheen.core alone, so that a GPU machine without Ray can run it.
+torch, transformers and sheen without its jobs, so that a GPU machine without Ray can run it.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from sheen.core.batches import Batch, collate, targets_of
-from sheen.core.loss import IGNORE_INDEX, LossSums, Targets, speech_loss
-from sheen.core.model import SpeechLM
-from sheen.core.tokens import TokenLayout
+from sheen.codec.layout import TokenLayout
+from sheen.lm.batching import Batch, collate, targets_of
+from sheen.lm.loss import IGNORE_INDEX, LossSums, Targets, speech_loss
+from sheen.lm.model import SpeechLM
 
 FRAMES_PER_SECOND = 24_000 / 2048  # of the 24 kHz SNAC, 7 tokens each: 82 tokens per second
 TEXT_PER_SECOND = 4.0  # tokens: about three words of speech

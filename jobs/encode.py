@@ -5,8 +5,8 @@ import sys
 from sheen.config import load_config
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run
-from sheen.encode.rows import PASSING
-from sheen.exits import run_job
+from sheen.encode.output import PASSING
+from sheen.runs.exits import run_job
 
 PROG = "jobs/encode.py"
 

@@ -6,8 +6,8 @@ from sheen.config import load_config
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.job import run
 from sheen.evaluate.results import PAGE_FILE
-from sheen.exits import run_job
-from sheen.judge.speech_report import voice_rows
+from sheen.runs.exits import run_job
+from sheen.scoring.speech_report import voice_rows
 
 PROG = "jobs/evaluate.py"
 

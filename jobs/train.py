@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from sheen.train import command
+from sheen.train import launcher
 from sheen.train.config import TrainConfig
 from sheen.train.job import run
 
@@ -15,7 +15,7 @@ def summary(config: TrainConfig, last: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    return command.main("jobs/train.py", argv, TrainConfig, run, summary)
+    return launcher.main("jobs/train.py", argv, TrainConfig, run, summary)
 
 
 if __name__ == "__main__":

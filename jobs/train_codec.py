@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from sheen.train import command
+from sheen.train import launcher
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.job import run
 
@@ -13,7 +13,7 @@ def summary(config: CodecTrainConfig, last: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    return command.main("jobs/train_codec.py", argv, CodecTrainConfig, run, summary)
+    return launcher.main("jobs/train_codec.py", argv, CodecTrainConfig, run, summary)
 
 
 if __name__ == "__main__":

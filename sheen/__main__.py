@@ -10,16 +10,14 @@ import soundfile
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from sheen.audio.io import Samples, to_pcm16
 from sheen.config import fail
-from sheen.core.audio import to_pcm16
-from sheen.core.ending import Finished, FinishReason, Samples
-from sheen.core.engine import Engine
-from sheen.core.joining import wordless
-from sheen.core.requests import Request
-from sheen.core.sampling import Sampling
-from sheen.core.synthesis import stream
-from sheen.core.text import has_word
-from sheen.core.voice import Voice, load_voice
+from sheen.engine.engine import Engine
+from sheen.engine.joining import wordless
+from sheen.engine.sampler import Sampling
+from sheen.engine.types import Finished, FinishReason, Request
+from sheen.engine.voice import Voice, load_voice, stream
+from sheen.text.segmentation import has_word
 
 PROG = "python -m sheen"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sheen import loopback
+from sheen.runs import loopback
 
 # Before Ray or torch is imported: no other machine and no other user may reach the clusters of the
 # tests, a token left in the home folder must not matter, and two cores do not bear several threads
@@ -33,16 +33,16 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from sheen import cluster
-from sheen.core.audio import decode_audio
-from sheen.core.codec import Codec, load_codec
-from sheen.core.voice import Voice, load_voice
+from sheen.audio.io import decode_audio
+from sheen.codec.snac import Codec, load_codec
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run as encode
-from sheen.judge import coding
-from sheen.judge.codec_quality import CodecReport, Recording, Waveform, measure_codec
-from sheen.judge.hearing import Pocketsphinx
-from sheen.judge.voices import VoiceProfiles
+from sheen.engine.voice import Voice, load_voice
+from sheen.runs import cluster
+from sheen.scoring import code_usage
+from sheen.scoring.asr import Pocketsphinx
+from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
+from sheen.scoring.speaker_id import VoiceProfiles
 from sheen.train.config import TrainConfig
 from sheen.train.job import run as train
 
@@ -115,7 +115,7 @@ def recordings() -> list[Recording]:
 @pytest.fixture(scope="session")
 def speed_timed_briefly() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coding, "SPEED_SECONDS", 0.2)
+        patch.setattr(code_usage, "SPEED_SECONDS", 0.2)
         yield
 
 

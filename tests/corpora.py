@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import DIGITS
-from sheen.core.clip_limits import Limits
-from sheen.core.tokens import TokenLayout
+from sheen.codec.layout import TokenLayout
 from sheen.encode.config import EncodeConfig
-from sheen.encode.decoding import Preparation, prepare
+from sheen.encode.decode_stage import Preparation, prepare
+from sheen.encode.filters import Limits
 from sheen.encode.plan import read_rows
 
 LAYOUT = TokenLayout(0, 4096, (4, 2, 1))

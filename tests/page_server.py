@@ -17,13 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from browser import WAIT_S
 from conftest import RATE, read_clip
-from sheen.core.formats import MEDIA_TYPES, AudioEncoder
-from sheen.serve.access import Gate, GateMiddleware, answered_protocol, set_gate
-from sheen.serve.api import AudioModels, ModelId, NamedVoice, SpeechRequest, Voices
-from sheen.serve.document import SpeechAPI
+from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
+from sheen.serve.access.auth import Gate, GateMiddleware, answered_protocol, set_gate
 from sheen.serve.errors import APIError, install_error_handlers
-from sheen.serve.page import page_response
-from sheen.serve.reference import reference_response
+from sheen.serve.schema import AudioModels, ModelId, NamedVoice, SpeechRequest, Voices
+from sheen.serve.web.docs import SpeechAPI, reference_response
+from sheen.serve.web.page import page_response
 
 PREFIX = "/some/prefix"
 SAMPLES = read_clip("heldout", "slt-h001")

@@ -35,7 +35,7 @@ import time
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from sheen import cluster
+from sheen.runs import cluster
 from sheen.train import launch
 
 def loop(arguments):
@@ -73,7 +73,7 @@ import time
 from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from sheen import cluster
+from sheen.runs import cluster
 
 class Work:
     def done(self):

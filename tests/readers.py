@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 RATE = 24_000
 SLACK = {"mp3": 1152 + 575, "aac": 1024 + 1024}
 """Samples that a decoder gives at most beyond those that were spoken, where a file does not state
-them: see `sheen.core.formats.AudioEncoder`."""
+them: see `sheen.audio.encoders.AudioEncoder`."""
 
 Samples = NDArray[np.float32]
 

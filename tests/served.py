@@ -18,16 +18,15 @@ import openai
 from numpy.typing import NDArray
 from ray import serve
 
-from sheen.core.audio import to_pcm16, wav_header
-from sheen.core.engine import Engine
-from sheen.core.sampling import Sampling
-from sheen.core.text import split_sentences
-from sheen.core.voice import Voice
-from sheen.serve.accounting import Entry
+from sheen.audio.io import to_pcm16, wav_header
+from sheen.engine.engine import Engine
+from sheen.engine.longform import Manner, Pieces, Speech
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import Voice
 from sheen.serve.app import build
 from sheen.serve.config import ServeArgs
-from sheen.serve.pieces import Pieces
-from sheen.serve.speaking import Manner, Speech
+from sheen.serve.request_log import Entry
+from sheen.text.segmentation import split_sentences
 
 HTTP_TIMEOUT_S = 120
 MAX_SECONDS = 1.5

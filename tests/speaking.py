@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from snac import SNAC
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from sheen.core.codec import Codec
-from sheen.core.decoding import SlotDecoder
-from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine
-from sheen.core.model import SpeechLM
-from sheen.core.requests import Request
-from sheen.core.sampling import Sampling
-from sheen.core.tokens import TokenLayout
+from sheen.audio.io import Samples
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import Codec
+from sheen.engine.engine import Engine
+from sheen.engine.generation import SlotDecoder
+from sheen.engine.sampler import Sampling
+from sheen.engine.types import Finished, Request
+from sheen.lm.model import SpeechLM
 
 WAIT_S = 600
 """Far longer than anything takes: what a failing engine costs, never a passing one."""

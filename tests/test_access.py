@@ -15,12 +15,12 @@ from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from sheen.serve import accounting
-from sheen.serve.access import Gate, GateMiddleware, set_gate
-from sheen.serve.accounting import AccountingMiddleware, Entry, entry_of, listen, refused
-from sheen.serve.api import SpeechRequest
+from sheen.serve import request_log
+from sheen.serve.access.auth import Gate, GateMiddleware, set_gate
+from sheen.serve.access.keys import digest
 from sheen.serve.errors import APIError, install_error_handlers
-from sheen.serve.keys import digest
+from sheen.serve.request_log import AccountingMiddleware, Entry, entry_of, listen, refused
+from sheen.serve.schema import SpeechRequest
 
 KEY, OTHER = "first-key", "second-key"
 
@@ -80,7 +80,7 @@ released: list[str] = []
 @pytest.fixture
 def entries(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
     seen: list[Entry] = []
-    monkeypatch.setattr(accounting, "_listeners", [])
+    monkeypatch.setattr(request_log, "_listeners", [])
     listen(seen.append)
     released.clear()
     return seen
@@ -283,7 +283,7 @@ def test_what_is_logged_of_speech_holds_neither_text_nor_key(
     client: TestClient, keys: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(accounting, "_listeners", [])
+    monkeypatch.setattr(request_log, "_listeners", [])
     listen(lambda entry: seen.append(entry.fields()))
     client.post("/v1/echo", json={"input": "a secret text"}, headers=bearer(KEY))
     [fields] = seen
@@ -294,7 +294,7 @@ def test_what_is_logged_of_speech_holds_neither_text_nor_key(
 
 
 def test_the_pace_is_that_of_the_audio_after_the_first_chunk() -> None:
-    entry = Entry("/v1/audio/speech", "id")
+    entry = Entry(path="/v1/audio/speech", request_id="id")
     entry.sent(0.5)
     assert entry.realtime_factor is None
     entry.sent(0.5)

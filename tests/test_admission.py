@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sheen.serve.admission import LATE_S, LONGEST_WAIT_S, Admission
+from sheen.serve.access.admission import LATE_S, LONGEST_WAIT_S, Admission
 from sheen.serve.errors import APIError
 
 

@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 from starlette.testclient import TestClient
 
-from sheen.cluster import WORKER_ENV
-from sheen.serve.api import MAX_INPUT_CHARACTERS, SpeechRequest, SpeechSettings, Start
+from sheen.runs.cluster import WORKER_ENV
 from sheen.serve.app import build
 from sheen.serve.backend import check_language
 from sheen.serve.config import ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, install_error_handlers
+from sheen.serve.schema import MAX_INPUT_CHARACTERS, SpeechRequest, SpeechSettings, Start
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = {"model": "sheen", "input": "four two", "voice": "slt"}

@@ -15,9 +15,8 @@ from torchaudio.functional import resample
 from transformers import WhisperFeatureExtractor, WhisperModel
 
 from conftest import read_clip, rows_of
-from sheen.core.asr_encoder import open_asr_encoder, weights_sha256
-from sheen.core.asr_features import AsrFeatureLoss, log_mel
-from sheen.core.codec_training import TrainableCodec
+from sheen.codec.asr_features import AsrFeatureLoss, log_mel, open_asr_encoder, weights_sha256
+from sheen.codec.training import TrainableCodec
 from tiny_whisper import convert, save_encoder
 
 RATE = 24_000

@@ -17,11 +17,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from sheen.core import attention
-from sheen.core.attention import PACKED, Segments, check_isolation, packed_attention
-from sheen.core.batches import Batch, collate
-from sheen.core.loss import Objective, token_losses
-from sheen.core.model import SpeechLM
+from sheen.lm import attention
+from sheen.lm.attention import PACKED, Segments, check_isolation, packed_attention
+from sheen.lm.batching import Batch, collate
+from sheen.lm.loss import Objective, token_losses
+from sheen.lm.model import SpeechLM
 from speaking import generate
 from test_loss import LAYOUT, prompts, utterances
 

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sheen.core.audio import (
+from sheen.audio.io import (
     HIGHEST_RATE,
     LARGEST_KERNEL,
     LOWEST_RATE,

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from conftest import CODEC, ROOT, load_script, train_config
-from sheen.core import bases
-from sheen.core.model import extend
-from sheen.core.tokens import TokenLayout
+from sheen.codec.layout import TokenLayout
+from sheen.lm import base_model
+from sheen.lm.model import extend
 from sheen.train.data import build_training_set, describe
 
 GIVEN = Path(__file__).parent / "bases"
@@ -125,8 +125,8 @@ def test_a_base_that_cannot_be_taught_is_refused_in_one_line(
 
 
 def test_a_base_that_can_be_taught_passes(tmp_path: Path) -> None:
-    bases.check_files(whole(tmp_path / "base"))
-    assert bases.check_config(LlamaConfig(**SMALL)) == 256
+    base_model.check_files(whole(tmp_path / "base"))
+    assert base_model.check_config(LlamaConfig(**SMALL)) == 256
 
 
 def test_new_ids_never_fall_on_used_ones(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_new_ids_never_fall_on_used_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ids have gaps"):
         extend(LlamaForCausalLM(LlamaConfig(**SMALL)), tokenizer, 4096, (4, 2, 1), seed=0)
     tokenizer = AutoTokenizer.from_pretrained(GIVEN / "stablelm")
-    assert bases.first_new_id(tokenizer) == max(tokenizer.get_vocab().values()) + 1
+    assert base_model.first_new_id(tokenizer) == max(tokenizer.get_vocab().values()) + 1
 
 
 def test_a_codec_that_was_not_fetched_is_refused_in_one_line(
@@ -158,7 +158,7 @@ def test_characters_that_a_tokenizer_does_not_know_are_counted(
     texts = ("one two", "да", "two но")
     path.write_text("".join(LINE.replace("one", text) for text in texts), "utf-8")
     tokenizer = AutoTokenizer.from_pretrained(GIVEN / "unknown-characters")
-    layout = TokenLayout(bases.first_new_id(tokenizer), 4096, (4, 2, 1))
+    layout = TokenLayout(base_model.first_new_id(tokenizer), 4096, (4, 2, 1))
     data = build_training_set([str(path)], layout, tokenizer, 256, 0.0, 1, 0)
     assert data.summary["unknown_tokens"] == 4
     assert data.summary["texts_with_unknown_tokens"] == 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sheen.core.claim import RECORDINGS, SAMPLED, claim, folder_digest, sample_digests
+from sheen.runs.fingerprint import RECORDINGS, SAMPLED, claim, folder_digest, sample_digests
 
 FIELDS: dict[str, Any] = {"seed": 0, "voices": ["a", "b"], "judge": None, "normal": {"by": "x"}}
 

@@ -15,11 +15,11 @@ import torch
 import sheen.__main__
 from readers import check_speech
 from sheen.__main__ import main
-from sheen.core.audio import to_pcm16
-from sheen.core.codec_info import WEIGHTS_FILE
-from sheen.core.engine import Engine
-from sheen.core.sampling import Sampling
-from sheen.core.voice import Voice, load_voice
+from sheen.audio.io import to_pcm16
+from sheen.codec.info import WEIGHTS_FILE
+from sheen.engine.engine import Engine
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import Voice, load_voice
 from speaking import WAIT_S, assert_close, speak
 
 

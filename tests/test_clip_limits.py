@@ -3,16 +3,8 @@
 import numpy as np
 import pytest
 
-from sheen.core.clip_limits import (
-    KEPT_SILENCE_S,
-    PEAK,
-    Limits,
-    length_fault,
-    sound_fault,
-    text_fault,
-    to_loudness,
-    trim,
-)
+from sheen.audio.silence import KEPT_SILENCE_S, PEAK, to_loudness, trim
+from sheen.encode.filters import Limits, length_fault, sound_fault, text_fault
 
 RATE = 24_000
 

@@ -18,7 +18,7 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from sheen.cluster import WORKER_ENV
+from sheen.runs.cluster import WORKER_ENV
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster.yaml"

@@ -12,13 +12,13 @@ from snac import SNAC
 from torch import nn
 
 from conftest import CODEC, DIGITS
-from sheen.core import draws
-from sheen.core.audio import decode_audio
-from sheen.core.codec import Codec, load_codec
-from sheen.core.codec_info import describe_codec
-from sheen.core.codec_layers import DilatedConv, TransposedConv
-from sheen.core.streaming import StreamingDecoder, decode_ready
-from sheen.core.tokens import TokenLayout
+from sheen import rng
+from sheen.audio.io import decode_audio
+from sheen.codec.inference import DilatedConv, TransposedConv
+from sheen.codec.info import describe_codec
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import Codec, load_codec
+from sheen.engine.streaming import StreamingDecoder, decode_ready
 
 TOLERANCE = 1e-6
 
@@ -180,7 +180,7 @@ def test_our_decode_is_the_published_decode(codec: Codec, monkeypatch: pytest.Mo
 
     def noise(shape: tuple[int, ...], **_: object) -> torch.Tensor:
         at = torch.arange(shape[-1])
-        return draws.normal(torch.tensor([42]), draws.NOISE + next(blocks), at)[None]
+        return rng.normal(torch.tensor([42]), rng.NOISE + next(blocks), at)[None]
 
     monkeypatch.setattr(snac.layers.torch, "randn", noise)
     with torch.inference_mode():

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from conftest import CODEC, DIGITS
-from sheen.core.audio import decode_audio
-from sheen.core.codec import open_codec
-from sheen.core.manifest import AUDIO_SUFFIXES
+from sheen.audio.io import decode_audio
+from sheen.codec.snac import open_codec
+from sheen.data.corpus import AUDIO_SUFFIXES
 from sheen.train.codec.data import Recordings, SegmentReader, find_recordings, sample_names
-from sheen.train.codec.loop import segment_samples
+from sheen.train.codec.trainer import segment_samples
 
 RATE = 8000
 SAMPLES = 400

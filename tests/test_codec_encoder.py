@@ -7,9 +7,9 @@ import torch
 from snac import SNAC
 
 from conftest import CODEC, DIGITS
-from sheen.core import codec_encoder
-from sheen.core.codec import Codec, load_codec
-from sheen.core.codec_encoder import ClipEncoder, cut_batches
+from sheen.codec import inference
+from sheen.codec.inference import ClipEncoder, cut_batches
+from sheen.codec.snac import Codec, load_codec
 
 SHAPES = {
     # The published shapes with random weights, fewer channels where windows are attended to.
@@ -98,7 +98,7 @@ def test_pieces_are_the_whole(shape: str, monkeypatch: pytest.MonkeyPatch) -> No
     samples = 2048 * 32 * 3 if shape == "24 kHz" else 3072 * 16 * 4
     clip = torch.randn(samples, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     whole = ClipEncoder(model)
-    monkeypatch.setattr(codec_encoder, "PIECE_BYTES", 1 << 17)
+    monkeypatch.setattr(inference, "PIECE_BYTES", 1 << 17)
     pieces = ClipEncoder(model)
     with torch.inference_mode():
         expected = whole.together(clip[None], [samples])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from snac import SNAC
 
-from sheen.core.codec import Codec
-from sheen.core.codec_process import CodecProcess
-from sheen.core.engine import Engine
+from sheen.codec.snac import Codec
+from sheen.codec.worker import CodecProcess
+from sheen.engine.engine import Engine
 from speaking import POSITIONS, WAIT_S, Sink, draw_request, random_model, speak
 
 

@@ -25,10 +25,10 @@ from conftest import (
     read_clip,
     rows_of,
 )
-from sheen.judge.codec_quality import CodecReport, Recording
-from sheen.judge.codec_report import JSON_FILE, PAGE_FILE, voice_rows, write_report
-from sheen.judge.voices import ALL
 from sheen.report.clips import Clip, clip_row, save_png
+from sheen.scoring.codec import CodecReport, Recording
+from sheen.scoring.codec_report import JSON_FILE, PAGE_FILE, voice_rows, write_report
+from sheen.scoring.speaker_id import ALL
 from test_judge_codec_quality import Told, measure, noisy
 from test_report import Page, assert_self_contained
 

@@ -15,9 +15,9 @@ from snac import SNAC
 from torch import Tensor
 
 from conftest import CODEC
-from sheen.core.codec import load_codec, open_codec
-from sheen.core.codec_info import CONFIG_FILE, WEIGHTS_FILE
-from sheen.core.codec_training import (
+from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE
+from sheen.codec.snac import load_codec, open_codec
+from sheen.codec.training import (
     CodeUsage,
     TrainableCodec,
     WeightAverage,
@@ -227,7 +227,7 @@ def test_a_few_steps_lower_the_loss(model: SNAC) -> None:
 PUBLISHED_SHAPE_STEPS = """
 import json, resource, torch
 from snac import SNAC
-from sheen.core.codec_training import TrainableCodec
+from sheen.codec.training import TrainableCodec
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -15,14 +15,12 @@ import yaml
 from numpy.typing import NDArray
 
 from conftest import CODEC, DIGITS, ROOT, rows_of
-from sheen.core import checkpoint
-from sheen.core.codec_info import describe_codec
-from sheen.core.dataset import CODEC_FOLDER
-from sheen.core.sampling import Sampling
-from sheen.core.synthesis import synthesise_all
-from sheen.core.voice import load_voice
-from sheen.judge.errors import error_rate
-from sheen.judge.hearing import Pocketsphinx
+from sheen.codec.info import CODEC_FOLDER, describe_codec
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import load_voice, synthesise_all
+from sheen.lm import checkpoint
+from sheen.scoring.asr import Pocketsphinx
+from sheen.scoring.wer import error_rate
 from sheen.serve.config import checkpoint_location
 
 COMMITTED = DIGITS / "voice"

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, load_script
-from sheen.cluster import output_folder
 from sheen.config import ConfigError, JobConfig, load_config
 from sheen.encode.config import EncodeConfig
 from sheen.evaluate.config import EvaluateConfig
+from sheen.runs.cluster import output_folder
 from sheen.train.config import TrainConfig
 
 REQUIRED = ["--input", "flag-in", "--output", "flag-out"]

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from conftest import CODEC, DIGITS
-from sheen.core import files
-from sheen.core.codec_info import describe_codec
-from sheen.core.codec_process import CodecProcess
-from sheen.core.voice import load_voice
+from sheen.codec.info import describe_codec
+from sheen.codec.worker import CodecProcess
+from sheen.engine.voice import load_voice
+from sheen.storage import files, folders, uris
 from sheen.train import job
-from sheen.train.store import RunStore
+from sheen.train.checkpoints import RunStore
 from test_files import names, tree
 
 OLD = {"a.bin": b"old", "model-2-of-2.bin": b"old", "deep/er/c.bin": b"old"}
@@ -30,13 +30,13 @@ State = dict[str, bytes]
 
 def fill(location: str, content: State) -> str:
     for path, data in content.items():
-        files.write_bytes(files.join(location, path), data)
+        files.write_bytes(uris.join(location, path), data)
     return location
 
 
 def read(location: str) -> State:
     """Every file below a location; {} where nothing is."""
-    filesystem, path = files.open_filesystem(location)
+    filesystem, path = uris.open_filesystem(location)
     return {
         os.path.relpath(found, path): filesystem.open_input_file(found).read()
         for found in files.list_files(location, recursive=True)
@@ -95,25 +95,25 @@ def states_during(act: Callable[[], object], look: Callable[[], State]) -> list[
 def test_a_copy_holds_the_files_of_its_source_and_no_others(
     place: str, old: State, tmp_path: Path, temporary: Path
 ) -> None:
-    source = fill(files.join(place, "source"), NEW)
-    target = fill(files.join(place, "above", "target"), old)
-    files.copy_folder(source, target)
+    source = fill(uris.join(place, "source"), NEW)
+    target = fill(uris.join(place, "above", "target"), old)
+    folders.copy_folder(source, target)
     assert read(target) == read(source) == NEW
-    assert files.list_names(files.join(place, "above")) == ["target"]
+    assert files.list_names(uris.join(place, "above")) == ["target"]
     assert names(temporary) == set()
 
 
 def test_between_a_disk_and_a_store(memory: str, tmp_path: Path) -> None:
     disk = str(tmp_path / "disk")
-    files.copy_folder(fill(files.join(memory, "source"), NEW), disk)
-    files.copy_folder(disk, fill(files.join(memory, "target"), OLD))
-    assert read(disk) == read(files.join(memory, "target")) == NEW
+    folders.copy_folder(fill(uris.join(memory, "source"), NEW), disk)
+    folders.copy_folder(disk, fill(uris.join(memory, "target"), OLD))
+    assert read(disk) == read(uris.join(memory, "target")) == NEW
 
 
 def test_on_a_disk_a_target_is_old_or_new_at_every_moment(tmp_path: Path) -> None:
     source, target = (str(tmp_path / name) for name in ("source", "target"))
     fill(source, NEW), fill(target, OLD)
-    states = states_during(lambda: files.copy_folder(source, target), lambda: read(target))
+    states = states_during(lambda: folders.copy_folder(source, target), lambda: read(target))
     if not can_exchange(tmp_path):
         pytest.skip("the filesystem of temporary files cannot exchange two folders")
     assert states == [OLD, NEW]
@@ -122,32 +122,32 @@ def test_on_a_disk_a_target_is_old_or_new_at_every_moment(tmp_path: Path) -> Non
 def can_exchange(folder: Path) -> bool:
     first, second = folder / "first", folder / "second"
     first.mkdir(), second.mkdir()
-    return files._exchange(str(first), str(second))
+    return folders._exchange(str(first), str(second))
 
 
 def test_where_two_folders_cannot_be_exchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on NFS: a moment without a target, and no other state."""
-    monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(folders, "_exchange", lambda first, second: False)
     source, target = (str(tmp_path / name) for name in ("source", "target"))
     fill(source, NEW), fill(target, OLD)
-    states = states_during(lambda: files.copy_folder(source, target), lambda: read(target))
+    states = states_during(lambda: folders.copy_folder(source, target), lambda: read(target))
     assert states == [OLD, {}, NEW]
     assert names(tmp_path) == {"source", "target"}
 
 
 def test_on_a_store_files_of_two_folders_never_stand_together(memory: str) -> None:
-    source, target = (files.join(memory, name) for name in ("source", "target"))
+    source, target = (uris.join(memory, name) for name in ("source", "target"))
     fill(source, NEW), fill(target, OLD)
-    for state in states_during(lambda: files.copy_folder(source, target), lambda: read(target)):
+    for state in states_during(lambda: folders.copy_folder(source, target), lambda: read(target)):
         assert state.items() <= OLD.items() or state.items() <= NEW.items()
 
 
 def test_a_copy_that_fails_changes_nothing(place: str, tmp_path: Path, temporary: Path) -> None:
-    target = fill(files.join(place, "target"), OLD)
+    target = fill(uris.join(place, "target"), OLD)
     with pytest.raises(OSError, match="nothing"):
-        files.copy_folder(files.join(place, "nothing"), target)
+        folders.copy_folder(uris.join(place, "nothing"), target)
     with pytest.raises(OSError, match="absent"):
         fill_half(target)
     assert read(target) == OLD
@@ -156,16 +156,16 @@ def test_a_copy_that_fails_changes_nothing(place: str, tmp_path: Path, temporary
 
 
 def fill_half(target: str) -> None:
-    with files.replacing(target) as folder:
+    with folders.replacing(target) as folder:
         (folder / "half.bin").write_bytes(b"half")
         (folder / "absent").read_bytes()
 
 
 def test_what_the_copy_would_delete_first_is_refused(memory: str) -> None:
-    target = fill(files.join(memory, "target"), OLD)
-    for source in (target, files.join(target, "deep")):
+    target = fill(uris.join(memory, "target"), OLD)
+    for source in (target, uris.join(target, "deep")):
         with pytest.raises(ValueError, match=r"target, which holds it"):
-            files.copy_folder(source, target)
+            folders.copy_folder(source, target)
     assert read(target) == OLD
 
 
@@ -173,7 +173,7 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     source, real = str(tmp_path / "source"), str(tmp_path / "disk" / "real")
     fill(source, NEW), fill(real, OLD)
     (tmp_path / "target").symlink_to(real)
-    files.copy_folder(source, str(tmp_path / "target"))
+    folders.copy_folder(source, str(tmp_path / "target"))
     assert (tmp_path / "target").is_symlink()
     assert read(real) == NEW
 
@@ -182,14 +182,14 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
     source = fill(str(tmp_path / "source"), NEW)
     (tmp_path / "target").write_bytes(b"mine")
     with pytest.raises(OSError, match="target"):
-        files.copy_folder(source, str(tmp_path / "target"))
+        folders.copy_folder(source, str(tmp_path / "target"))
     assert (tmp_path / "target").read_bytes() == b"mine"
 
 
 def test_others_may_read_what_was_copied(tmp_path: Path) -> None:
     """What `tempfile` makes is its owner's alone."""
     (tmp_path / "usual").mkdir()
-    files.copy_folder(fill(str(tmp_path / "source"), NEW), str(tmp_path / "target"))
+    folders.copy_folder(fill(str(tmp_path / "source"), NEW), str(tmp_path / "target"))
     assert (tmp_path / "target").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
@@ -199,16 +199,16 @@ def test_others_may_read_what_was_copied(tmp_path: Path) -> None:
 def test_a_local_folder_is_itself_or_a_copy_that_goes(memory: str, temporary: Path) -> None:
     local = fill(str(temporary.parent / "local"), NEW)
     for location in (local, Path(local).as_uri()):
-        with files.local_folder(location) as folder:
+        with folders.local_folder(location) as folder:
             assert folder == Path(local)
     assert read(local) == NEW
-    with files.local_folder("owner/name") as folder:  # a hub id
+    with folders.local_folder("owner/name") as folder:  # a hub id
         assert str(folder) == "owner/name"
 
     fill(memory, NEW)
-    with files.local_folder(memory) as folder:
+    with folders.local_folder(memory) as folder:
         assert tree(folder) == NEW
-    with pytest.raises(LookupError), files.local_folder(memory):
+    with pytest.raises(LookupError), folders.local_folder(memory):
         raise LookupError
     assert names(temporary) == set()
 
@@ -216,12 +216,12 @@ def test_a_local_folder_is_itself_or_a_copy_that_goes(memory: str, temporary: Pa
 def test_a_local_folder_without_weights(memory: str, temporary: Path) -> None:
     fill(memory, {"config.json": b"{}", "deep/tokenizer.model": b"t", "model-1.safetensors": b"w"})
     fill(memory, {"codec/config.json": b"{}", "codec/pytorch_model.bin": b"w"})
-    with files.local_folder(memory, weights=False) as folder:
+    with folders.local_folder(memory, weights=False) as folder:
         assert set(tree(folder)) == {"config.json", "deep/tokenizer.model", "codec/config.json"}
 
 
 def test_a_voice_from_a_store_leaves_no_copy_and_speaks(memory: str, temporary: Path) -> None:
-    files.copy_folder(str(DIGITS / "voice"), memory)
+    folders.copy_folder(str(DIGITS / "voice"), memory)
     voice = load_voice(memory)
     assert names(temporary) == set()
     process = CodecProcess(voice.codec)
@@ -235,7 +235,7 @@ def test_a_voice_from_a_store_leaves_no_copy_and_speaks(memory: str, temporary: 
 
 def test_a_driver_reads_a_tokenizer_and_no_weights(memory: str, temporary: Path) -> None:
     for path in ("config.json", "sheen.json", "tokenizer.json", "tokenizer_config.json"):
-        files.write_bytes(files.join(memory, path), (DIGITS / "voice" / path).read_bytes())
+        files.write_bytes(uris.join(memory, path), (DIGITS / "voice" / path).read_bytes())
     info, tokenizer, extends = job._plan_checkpoint(memory, describe_codec(str(CODEC)))
     assert not extends
     assert info.codec.sha256 == describe_codec(str(CODEC)).sha256
@@ -258,7 +258,7 @@ def test_a_checkpoint_is_published_at_once_with_its_codec(tmp_path: Path, half: 
 
 
 def test_a_run_in_a_store_keeps_no_copy(memory: str, temporary: Path) -> None:
-    store = RunStore(files.join(memory, "run"), keep=1)
+    store = RunStore(uris.join(memory, "run"), keep=1)
     for step, text in ((1, b"first"), (1, b"second")):
         store.save(step, lambda folder, text=text: (folder / "state").write_bytes(text))
     with store.open_latest() as folder:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT
-from sheen.serve.metrics import NAMES
+from sheen.serve.request_log import NAMES
 
 LABELS = {"application", "replica", "status", "ending", "reason", "le"}
 SUFFIX = {"counter": "_total", "gauge": "", "histogram": "_bucket"}

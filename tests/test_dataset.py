@@ -10,18 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sheen.core.codec_info import CodecInfo
-from sheen.core.dataset import (
+from sheen.codec.info import CodecInfo, codec_source
+from sheen.codec.layout import TokenLayout
+from sheen.data.dataset import (
     FORMAT_VERSION,
     DatasetInfo,
     Utterances,
-    codec_source,
     read_info,
     read_utterances,
     write_info,
 )
-from sheen.core.normalisation import NormalisationInfo
-from sheen.core.tokens import TokenLayout
+from sheen.text.normalization import NormalisationInfo
 
 LAYOUT = TokenLayout(first_id=1000, codebook_size=4096, strides=(4, 2, 1))
 FOUR_LEVELS = TokenLayout(first_id=1000, codebook_size=4096, strides=(8, 4, 2, 1))

@@ -15,14 +15,15 @@ from transformers import (
     MistralConfig,
 )
 
-from sheen.core.codec import Codec
-from sheen.core.decoding import PIECE, SlotDecoder
-from sheen.core.engine import memory_per_slot
-from sheen.core.model import SpeechLM
-from sheen.core.requests import Request
-from sheen.core.sampling import Sampling
-from sheen.core.slots import CacheShape, SlotCache, Slots
-from sheen.core.tokens import TokenLayout
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import Codec
+from sheen.engine.engine import memory_per_slot
+from sheen.engine.generation import PIECE, SlotDecoder
+from sheen.engine.sampler import Sampling
+from sheen.engine.scheduler import Slots
+from sheen.engine.types import Request
+from sheen.lm.kv_cache import CacheShape, SlotCache
+from sheen.lm.model import SpeechLM
 from speaking import LAYOUT, POSITIONS, WORDS, draw_request, random_model
 
 SLOTS = 16

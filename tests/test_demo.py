@@ -17,8 +17,8 @@ import yaml
 from matplotlib.image import imread
 
 from conftest import DIGITS, RATE, ROOT, load_script, read_clip, rows_of
-from sheen.core.audio import encode_audio
-from sheen.judge.voices import ALL
+from sheen.audio.io import encode_audio
+from sheen.scoring.speaker_id import ALL
 from sheen.serve.config import ServeArgs
 from test_report import Page, assert_self_contained
 

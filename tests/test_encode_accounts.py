@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sheen.core.dataset import CODES_TYPE
-from sheen.encode.accounts import RunTimes, sample_rows, summarise
+from sheen.data.dataset import CODES_TYPE
+from sheen.encode.summary import RunTimes, sample_rows, summarise
 
 RATE = 100
 SIZE = 8

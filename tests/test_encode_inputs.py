@@ -13,11 +13,11 @@ import pytest
 import soundfile
 
 from conftest import CODEC
-from sheen.core.clip_limits import Limits
-from sheen.core.manifest import read_manifest
-from sheen.core.tokens import TokenLayout
+from sheen.codec.layout import TokenLayout
+from sheen.data.corpus import read_manifest
 from sheen.encode.config import EncodeConfig
-from sheen.encode.decoding import Preparation, prepare
+from sheen.encode.decode_stage import Preparation, prepare
+from sheen.encode.filters import Limits
 from sheen.encode.job import run
 
 Codes = dict[str, list[list[int]]]

@@ -16,12 +16,12 @@ import soundfile
 import torch
 
 from conftest import CODEC, ROOT, load_script
-from sheen.core.audio import decode_audio, from_pcm16, to_pcm16
-from sheen.core.codec import Codec, load_codec
-from sheen.core.dataset import read_info, read_utterances
-from sheen.core.tokens import TokenLayout
+from sheen.audio.io import decode_audio, from_pcm16, to_pcm16
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import Codec, load_codec
+from sheen.data.dataset import read_info, read_utterances
 from sheen.encode.config import EncodeConfig
-from sheen.encode.encoding import shift_samples
+from sheen.encode.encode_stage import shift_samples
 from sheen.encode.job import run
 
 LAYOUT = TokenLayout(first_id=0, codebook_size=4096, strides=(4, 2, 1))

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sheen.encode.accounts import RunTimes
-from sheen.encode.report_page import findings, render
-from sheen.judge.codec_report import voice_rows
+from sheen.encode.report import findings, render
+from sheen.encode.summary import RunTimes
 from sheen.report.clips import Clip, ClipRow, clip_row
 from sheen.report.figures import counted_histogram
+from sheen.scoring.codec_report import voice_rows
 from test_encode_accounts import encoded, rejected, report_of, write
 from test_judge_codec_quality import Told, measure, noisy
 from test_report import Page, assert_self_contained

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from conftest import CODEC, ROOT, load_script
-from sheen.exits import Stopped, run_job
+from sheen.runs.exits import Stopped, run_job
 from test_ownership import DOORS
 
 encode = load_script(ROOT / "jobs" / "encode.py").main

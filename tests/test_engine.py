@@ -10,18 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from sheen.core.audio import to_pcm16
-from sheen.core.audio_stage import AudioStage, Stream
-from sheen.core.codec import Codec
-from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine
-from sheen.core.model import SpeechLM
-from sheen.core.playback import Playback
-from sheen.core.request_queue import Ticket
-from sheen.core.requests import EngineBusy, Request
-from sheen.core.sampling import Sampling
-from sheen.core.streaming import StreamingDecoder
-from sheen.core.synthesis import stream, synthesise, synthesise_all
+from sheen.audio.io import Samples, to_pcm16
+from sheen.codec.snac import Codec
+from sheen.engine.audio_decoder import AudioStage, Stream
+from sheen.engine.engine import Engine
+from sheen.engine.sampler import Sampling
+from sheen.engine.scheduler import Ticket
+from sheen.engine.streaming import StreamingDecoder
+from sheen.engine.types import EngineBusy, Finished, Playback, Request
+from sheen.engine.voice import stream, synthesise, synthesise_all
+from sheen.lm.model import SpeechLM
 from speaking import (
     LAYOUT,
     POSITIONS,

@@ -35,22 +35,23 @@ from conftest import (
     read_clip,
     rows_of,
 )
-from sheen.core import dataset, files
-from sheen.core.audio import decode_audio, encode_audio, to_pcm16
-from sheen.core.checkpoint import CheckpointInfo, Pace
-from sheen.core.prompt_list import Prompt
-from sheen.core.sampling import Sampling
-from sheen.core.voice import Voice
+from sheen.audio.io import decode_audio, encode_audio, to_pcm16
+from sheen.data import dataset
+from sheen.data.prompts import Prompt
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import Voice
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.job import run
-from sheen.evaluate.listening import ListenWorker
-from sheen.evaluate.plan import Plan, plan_prompts, prompt_table
+from sheen.evaluate.output import AUDIO, ROW_SCHEMA, ROWS
+from sheen.evaluate.prompts import Plan, plan_prompts, prompt_table
 from sheen.evaluate.results import JSON_FILE, PAGE_FILE, write_results
-from sheen.evaluate.rows import AUDIO, ROW_SCHEMA, ROWS
-from sheen.evaluate.speaking import SpeakWorker
-from sheen.judge.errors import error_rate
-from sheen.judge.hearing import Pocketsphinx, read_grammar
-from sheen.judge.voices import ALL, VoiceProfiles
+from sheen.evaluate.speak_stage import SpeakWorker
+from sheen.evaluate.transcribe_stage import ListenWorker
+from sheen.lm.checkpoint import CheckpointInfo, Pace
+from sheen.scoring.asr import Pocketsphinx, read_grammar
+from sheen.scoring.speaker_id import ALL, VoiceProfiles
+from sheen.scoring.wer import error_rate
+from sheen.storage import files
 from test_report import Page, assert_self_contained
 
 Row = dict[str, Any]
@@ -393,7 +394,7 @@ KILLED = """
 
     import ray
 
-    from sheen import cluster
+    from sheen.runs import cluster
     from sheen.config import load_config
     from sheen.evaluate.config import EvaluateConfig
     from sheen.evaluate.job import run

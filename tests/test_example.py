@@ -16,22 +16,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sheen.codec.info import CodecInfo
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import load_codec
 from sheen.config import JobConfig, load_config
-from sheen.core.batches import is_held_out
-from sheen.core.codec import load_codec
-from sheen.core.codec_info import CodecInfo
-from sheen.core.dataset import (
-    ENCODED,
-    UTTERANCE_SCHEMA,
-    DatasetInfo,
-    read_utterances,
-    write_info,
-)
-from sheen.core.prompt_list import read_prompts
-from sheen.core.sampling import Sampling
-from sheen.core.tokens import TokenLayout
+from sheen.data.dataset import ENCODED, UTTERANCE_SCHEMA, DatasetInfo, read_utterances, write_info
+from sheen.data.prompts import read_prompts
 from sheen.encode.config import EncodeConfig
+from sheen.engine.sampler import Sampling
 from sheen.evaluate.config import EvaluateConfig
+from sheen.lm.batching import is_held_out
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.config import TrainConfig
 

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from pyarrow import fs
 
-from sheen.core import files, globbing
+from sheen.storage import files, folders, glob, uris
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -42,25 +42,25 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_is_empty(root: str, tmp_path: Path) -> None:
-    assert files.is_empty(files.join(root, "nothing"))
+    assert files.is_empty(uris.join(root, "nothing"))
     (tmp_path / "folder").mkdir()
-    assert files.is_empty(files.join(root, "folder"))
+    assert files.is_empty(uris.join(root, "folder"))
     (tmp_path / "folder" / "inner").mkdir()
-    assert not files.is_empty(files.join(root, "folder"))
+    assert not files.is_empty(uris.join(root, "folder"))
     (tmp_path / "file").touch()
-    assert not files.is_empty(files.join(root, "file"))
+    assert not files.is_empty(uris.join(root, "file"))
 
 
 def test_kind_and_exists(root: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert files.kind(root) == fs.FileType.Directory
-    assert files.kind(files.join(root, "file")) == fs.FileType.File
-    assert files.exists(files.join(root, "file"))
-    assert not files.exists(files.join(root, "nothing"))
+    assert files.kind(uris.join(root, "file")) == fs.FileType.File
+    assert files.exists(uris.join(root, "file"))
+    assert not files.exists(uris.join(root, "nothing"))
 
 
 def test_write_bytes_leaves_the_file_and_nothing_else(root: str, tmp_path: Path) -> None:
-    location = files.join(root, "new", "folder", "file.bin")
+    location = uris.join(root, "new", "folder", "file.bin")
     for content in (b"first, and longer", b"second"):
         files.write_bytes(location, content)
         assert files.read_bytes(location) == content
@@ -70,19 +70,19 @@ def test_write_bytes_leaves_the_file_and_nothing_else(root: str, tmp_path: Path)
 def test_a_write_that_fails_leaves_nothing(root: str, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError, match="taken"):
-        files.write_bytes(files.join(root, "taken"), b"x")
+        files.write_bytes(uris.join(root, "taken"), b"x")
     assert names(tmp_path) == {"taken"}
 
 
 def test_list_files_lists_one_level(root: str, source: Path) -> None:
-    listed = files.list_files(files.join(root, "source"))
+    listed = files.list_files(uris.join(root, "source"))
     assert [Path(path).name for path in listed] == ["a.bin"]
-    assert files.list_files(files.join(root, "nothing")) == []
+    assert files.list_files(uris.join(root, "nothing")) == []
 
 
 def test_delete_folder(root: str, source: Path, tmp_path: Path) -> None:
-    files.delete_folder(files.join(root, "source"))
-    files.delete_folder(files.join(root, "source"))  # nothing there is no error
+    folders.delete_folder(uris.join(root, "source"))
+    folders.delete_folder(uris.join(root, "source"))  # nothing there is no error
     assert names(tmp_path) == set()
 
 
@@ -96,16 +96,16 @@ def test_names_with_spaces_and_percent_signs(tmp_path: Path) -> None:
 def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert files.absolute("a/../b") == str(tmp_path / "b")
-    assert files.absolute("~/c") == str(tmp_path / "home" / "c")
-    assert files.absolute("s3://bucket/a") == "s3://bucket/a"
+    assert uris.absolute("a/../b") == str(tmp_path / "b")
+    assert uris.absolute("~/c") == str(tmp_path / "home" / "c")
+    assert uris.absolute("s3://bucket/a") == "s3://bucket/a"
     files.write_bytes("plain.bin", b"x")
     assert (tmp_path / "plain.bin").read_bytes() == b"x"
 
 
 def test_join() -> None:
-    assert files.join("/a/", "b", "c") == "/a/b/c"
-    assert files.join("s3://bucket/", "c") == "s3://bucket/c"
+    assert uris.join("/a/", "b", "c") == "/a/b/c"
+    assert uris.join("s3://bucket/", "c") == "s3://bucket/c"
 
 
 @pytest.mark.parametrize("location", ["gopher://host/data", "file://", "file:///a b"])
@@ -116,7 +116,7 @@ def test_a_uri_that_cannot_be_opened_is_named(location: str) -> None:
 
 
 def test_an_unknown_scheme_is_named() -> None:
-    for use in (files.exists, files.is_empty, files.list_files, files.delete_folder):
+    for use in (files.exists, files.is_empty, files.list_files, folders.delete_folder):
         with pytest.raises(ValueError, match="gopher"):
             use("gopher://host/data")
     with pytest.raises(ValueError, match="gopher"):
@@ -124,21 +124,21 @@ def test_an_unknown_scheme_is_named() -> None:
 
 
 def test_parts_of_locations() -> None:
-    assert files.name("/a/b%20c/") == "b%20c"
-    assert files.name("s3://bucket/b%20c.tar?region=x/y") == "b c.tar"
-    assert files.name("https://host/b%20c.tar?token=x") == "b%20c.tar"
-    assert files.join("s3://bucket/a/?region=x", "b") == "s3://bucket/a/b?region=x"
-    assert files.child("s3://bucket/a", "b c/#d") == "s3://bucket/a/b%20c/%23d"
-    assert files.child("/a", "b c/#d") == "/a/b c/#d"
-    assert files.child("hf://datasets/a/b", "c d") == "hf://datasets/a/b/c d"
+    assert uris.name("/a/b%20c/") == "b%20c"
+    assert uris.name("s3://bucket/b%20c.tar?region=x/y") == "b c.tar"
+    assert uris.name("https://host/b%20c.tar?token=x") == "b%20c.tar"
+    assert uris.join("s3://bucket/a/?region=x", "b") == "s3://bucket/a/b?region=x"
+    assert uris.child("s3://bucket/a", "b c/#d") == "s3://bucket/a/b%20c/%23d"
+    assert uris.child("/a", "b c/#d") == "/a/b c/#d"
+    assert uris.child("hf://datasets/a/b", "c d") == "hf://datasets/a/b/c d"
 
 
 def test_beside() -> None:
-    assert files.beside("/data/m.jsonl", "a.wav") == "/data/a.wav"
-    assert files.beside("m.jsonl", "a.wav") == "./a.wav"
-    assert files.beside("s3://b/x/m.jsonl?region=r", "w/a b.wav") == "s3://b/x/w/a%20b.wav?region=r"
+    assert uris.beside("/data/m.jsonl", "a.wav") == "/data/a.wav"
+    assert uris.beside("m.jsonl", "a.wav") == "./a.wav"
+    assert uris.beside("s3://b/x/m.jsonl?region=r", "w/a b.wav") == "s3://b/x/w/a%20b.wav?region=r"
     for path in ("/other/a.wav", "gs://b/a.wav"):
-        assert files.beside("s3://b/m.jsonl", path) == path
+        assert uris.beside("s3://b/m.jsonl", path) == path
 
 
 # Globs
@@ -146,11 +146,11 @@ def test_beside() -> None:
 
 def spread(root: str) -> None:
     for name in ("b.tar", "a.tar", "c.txt", ".d.tar", "x/e.tar", "x/y/f.tar", ".h/g.tar"):
-        files.write_bytes(files.join(root, name), b"x")
+        files.write_bytes(uris.join(root, name), b"x")
 
 
 def below(root: str, pattern: str) -> list[str]:
-    found = globbing.glob(files.join(root, pattern))
+    found = glob.glob(uris.join(root, pattern))
     assert found == sorted(found)
     return [location.removeprefix(f"{root}/") for location in found]
 
@@ -185,18 +185,18 @@ def test_glob(place: str, tmp_path: Path, memory: str) -> None:
 def test_a_question_mark_is_a_wildcard_in_paths_only(tmp_path: Path) -> None:
     spread(str(tmp_path))
     assert below(str(tmp_path), "?.tar") == ["a.tar", "b.tar"]
-    assert globbing.glob("s3://bucket/a?region=x") == ["s3://bucket/a?region=x"]
+    assert glob.glob("s3://bucket/a?region=x") == ["s3://bucket/a?region=x"]
 
 
 def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:
     for name in ("take [1].tar", "take 1.tar"):
         files.write_bytes(f"{tmp_path}/{name}", b"x")
-    assert globbing.glob(f"{tmp_path}/take [1].tar") == [f"{tmp_path}/take [1].tar"]
+    assert glob.glob(f"{tmp_path}/take [1].tar") == [f"{tmp_path}/take [1].tar"]
 
 
 def test_what_a_glob_of_uris_gives_can_be_opened(tmp_path: Path) -> None:
     files.write_bytes(f"{tmp_path}/a b/é 100%.bin", b"x")
-    (found,) = globbing.glob(f"{tmp_path.as_uri()}/a%20*/*.bin")
+    (found,) = glob.glob(f"{tmp_path.as_uri()}/a%20*/*.bin")
     assert found == (tmp_path / "a b" / "é 100%.bin").as_uri()
     assert files.read_bytes(found) == b"x"
 
@@ -204,29 +204,29 @@ def test_what_a_glob_of_uris_gives_can_be_opened(tmp_path: Path) -> None:
 def test_a_relative_glob_stays_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spread(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert globbing.glob("x/*.tar") == ["x/e.tar"]
-    assert globbing.glob("*.txt") == ["./c.txt"]
+    assert glob.glob("x/*.tar") == ["x/e.tar"]
+    assert glob.glob("*.txt") == ["./c.txt"]
 
 
 def test_list_below(tmp_path: Path, memory: str) -> None:
     for root in (str(tmp_path), tmp_path.as_uri(), memory):
         spread(root)
         expected = ["a.tar", "b.tar", "c.txt", "x/e.tar", "x/y/f.tar"]
-        assert globbing.list_below(root) == [f"{root}/{name}" for name in expected]
+        assert glob.list_below(root) == [f"{root}/{name}" for name in expected]
 
 
 # Filesystems that pyarrow does not know
 
 
 def test_memory_reads_and_writes(memory: str) -> None:
-    location = files.join(memory, "a", "b.bin")
+    location = uris.join(memory, "a", "b.bin")
     files.write_bytes(location, b"x")
     assert files.read_bytes(location) == b"x"
-    assert files.kind(files.join(memory, "a")) == fs.FileType.Directory
-    assert files.contains(memory, location)
-    assert not files.exists(files.join(memory, "none"))
+    assert files.kind(uris.join(memory, "a")) == fs.FileType.Directory
+    assert uris.contains(memory, location)
+    assert not files.exists(uris.join(memory, "none"))
     with pytest.raises(FileNotFoundError):
-        files.read_bytes(files.join(memory, "none"))
+        files.read_bytes(uris.join(memory, "none"))
 
 
 def test_hugging_face_and_stores_are_opened_without_asking_them() -> None:
@@ -237,15 +237,15 @@ def test_hugging_face_and_stores_are_opened_without_asking_them() -> None:
         "https://host/a%20b?token=x": "https://host/a%20b?token=x",
     }
     for location, expected in opened.items():
-        assert files.open_filesystem(location)[1] == expected
+        assert uris.open_filesystem(location)[1] == expected
 
 
 @pytest.mark.parametrize("location", ["gs://bucket", "s3://key:secret@bucket?region=eu-west-1"])
 def test_a_bucket_has_one_client_and_pyarrows_paths(location: str) -> None:
-    first, path = files.open_filesystem(files.join(location, "a%20b", "c.tar"))
-    second, _ = files.open_filesystem(files.join(location, "d.tar"))
+    first, path = uris.open_filesystem(uris.join(location, "a%20b", "c.tar"))
+    second, _ = uris.open_filesystem(uris.join(location, "d.tar"))
     assert first is second
-    expected_fs, expected = fs.FileSystem.from_uri(files.join(location, "a%20b", "c.tar"))
+    expected_fs, expected = fs.FileSystem.from_uri(uris.join(location, "a%20b", "c.tar"))
     assert (first, path) == (expected_fs, expected)
 
 
@@ -287,15 +287,15 @@ def test_http(website: str, tmp_path: Path) -> None:
 
 def test_a_glob_over_http_reads_the_servers_index(website: str, tmp_path: Path) -> None:
     spread(str(tmp_path))
-    assert globbing.glob(f"{website}/x/*.tar") == [f"{website}/x/e.tar"]
-    assert globbing.glob(f"{website}/x/*.zip") == []
+    assert glob.glob(f"{website}/x/*.tar") == [f"{website}/x/e.tar"]
+    assert glob.glob(f"{website}/x/*.zip") == []
 
 
 def test_a_network_librarys_error_is_an_os_error() -> None:
     expected = pytest.raises(OSError, match="http://host/a: LookupError: odd")
-    with expected, files.network_errors("http://host/a"):
+    with expected, uris.network_errors("http://host/a"):
         raise LookupError("odd")
-    with pytest.raises(LookupError), files.network_errors("/a"):
+    with pytest.raises(LookupError), uris.network_errors("/a"):
         raise LookupError("a fault of ours")
-    with pytest.raises(ValueError, match="kept"), files.network_errors("http://host/a"):
+    with pytest.raises(ValueError, match="kept"), uris.network_errors("http://host/a"):
         raise ValueError("kept")

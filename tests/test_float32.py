@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sheen.core.codec import Codec
-from sheen.core.float32 import full_float32
+from sheen.codec.snac import Codec, full_float32
 from speaking import WAIT_S, tiny_codec
 
 OUTSIDE = "tf32"
@@ -23,7 +22,7 @@ def tiny() -> Codec:
 
 
 def test_torch_rounds_convolutions_unless_told_otherwise() -> None:
-    """When this fails, torch has another default, and `sheen.core.float32` has nothing to do."""
+    """When this fails, torch has another default, and `sheen.codec.snac` has nothing to do."""
     assert precision() == OUTSIDE
 
 

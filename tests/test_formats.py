@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from readers import READERS, check_speech, mpg123
-from sheen.core.audio import AudioError, decode, encode_audio, from_pcm16, to_pcm16
-from sheen.core.ending import Samples
-from sheen.core.formats import MEDIA_TYPES, AudioEncoder
+from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
+from sheen.audio.io import AudioError, Samples, decode, encode_audio, from_pcm16, to_pcm16
 
 RATE = 24_000
 FORMATS = list(MEDIA_TYPES)

@@ -10,11 +10,11 @@ from fastapi.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from sheen.serve.access import Gate, GateMiddleware, set_gate
-from sheen.serve.accounting import AccountingMiddleware
+from sheen.serve.access.auth import Gate, GateMiddleware, set_gate
+from sheen.serve.access.front import FrontMiddleware, set_origins
+from sheen.serve.access.keys import digest
 from sheen.serve.errors import install_error_handlers
-from sheen.serve.front import FrontMiddleware, set_origins
-from sheen.serve.keys import digest
+from sheen.serve.request_log import AccountingMiddleware
 
 KEY = {"Authorization": "Bearer sesame"}
 PAGE = "https://app.example"

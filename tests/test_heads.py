@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import CODEC, DIGITS, ROOT
-from sheen.heads import check_head
+from sheen.runs.cluster import check_head
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from corpora import (
     refused,
     with_audio,
 )
-from sheen.core.dataset import read_utterances
-from sheen.core.prompt_list import read_prompts
+from sheen.data.dataset import read_utterances
+from sheen.data.prompts import read_prompts
 
 train = load_script(ROOT / "jobs" / "train.py").main
 

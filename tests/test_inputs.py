@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sheen.core.manifest import MANIFEST_SCHEMA, plain_rows, read_manifest
+from sheen.data.corpus import MANIFEST_SCHEMA, plain_rows, read_manifest
 
 HF_AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 GOOD = {"audio": "a.wav", "text": "one"}

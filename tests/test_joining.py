@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from sheen.core.ending import Samples
-from sheen.core.joining import FADE_S, ONSET_S, SILENCE, Joiner, pause_after
+from sheen.audio.io import Samples
+from sheen.engine.joining import FADE_S, ONSET_S, SILENCE, Joiner, pause_after
 
 RATE = 24_000
 PAUSE_S = 0.3

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from conftest import RATE, VOICES, Measured, read_clip
-from sheen.core.codec import Codec
-from sheen.core.spectral import mel_distance
-from sheen.core.tokens import Codes
-from sheen.judge import coding
-from sheen.judge.codec_quality import CodecReport, Recording, Waveform, measure_codec
-from sheen.judge.voices import ALL, VoiceProfiles
+from sheen.audio.spectral import mel_distance
+from sheen.codec.layout import Codes
+from sheen.codec.snac import Codec
+from sheen.scoring import code_usage
+from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
+from sheen.scoring.speaker_id import ALL, VoiceProfiles
 
 pytestmark = pytest.mark.usefixtures("speed_timed_briefly")
 
@@ -201,7 +201,7 @@ def test_a_perfect_codec_has_no_distance(recordings: list[Recording]) -> None:
 
 
 def test_more_recordings_than_a_batch_keep_their_order() -> None:
-    recordings = [noisy(str(i), n=600 + i) for i in range(coding.BATCH + 3)]
+    recordings = [noisy(str(i), n=600 + i) for i in range(code_usage.BATCH + 3)]
     pcm: Any = PcmCodec()
     report, decoded = measure_codec(pcm, "pcm", recordings)
     assert [clip.name for clip in report.clips] == [item.name for item in recordings]

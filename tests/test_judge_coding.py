@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from conftest import read_clip
-from sheen.core.codec import Codec
-from sheen.core.tokens import Codes
-from sheen.judge.coding import LevelUse, code_usage, decode_clip, shuffle_codes
+from sheen.codec.layout import Codes
+from sheen.codec.snac import Codec
+from sheen.scoring.code_usage import LevelUse, code_usage, decode_clip, shuffle_codes
 
 
 def test_a_clip_decodes_to_as_many_samples_as_it_had(codec: Codec) -> None:

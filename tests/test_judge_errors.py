@@ -5,7 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from sheen.judge.errors import Unit, error_rate, normalise_words, word_error_difference
+from sheen.scoring.wer import Unit, error_rate, normalise_words, word_error_difference
 
 # One substitution; one deletion; one insertion; none; all three words deleted.
 REFERENCES = ["one two three", "four five", "six", "seven eight", "nine zero one"]

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from conftest import DIGITS, VOICES, read_clip, rows_of
-from sheen.judge.errors import error_rate
-from sheen.judge.hearing import AsrPipeline, Pocketsphinx, open_transcriber
+from sheen.scoring.asr import AsrPipeline, Pocketsphinx, open_transcriber
+from sheen.scoring.wer import error_rate
 from tiny_whisper import save_whisper
 
 GRAMMAR = DIGITS / "digits.gram"

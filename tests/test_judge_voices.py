@@ -12,20 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torchaudio.functional import resample
-from transformers import (
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForXVector,
-    Wav2Vec2Model,
-    WavLMConfig,
-    WavLMForXVector,
-)
 
-from conftest import DIGITS, VOICES, read_clip, rows_of
-from sheen.core.codec import Codec
-from sheen.judge.speaker import SpeakerEmbedding, cosine
-from sheen.judge.timbre import SpectralVoice
-from sheen.judge.voices import MIN_RECORDINGS, VoiceProfiles
+from conftest import VOICES, read_clip, rows_of
+from sheen.codec.snac import Codec
+from sheen.scoring.speaker_id import MIN_RECORDINGS, VoiceProfiles
 
 RATE = 16_000
 FITTED = 40
@@ -251,105 +241,3 @@ def test_profiles_that_cannot_be_made_are_refused(recordings: Recordings) -> Non
     broken = [*few["awb"][:3], np.zeros(RATE, np.float32), few["awb"][4]]
     with pytest.raises(ValueError, match=r"voice 'awb', recording 3: .*silent"):
         VoiceProfiles.fit(few | {"awb": broken}, RATE)
-
-
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_dim": (16,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-    "tdnn_dim": (24, 24, 24, 24, 48),
-    "xvector_output_dim": 20,
-    "vocab_size": 8,
-}
-
-
-@pytest.fixture(scope="module", params=["wavlm", "wav2vec2"])
-def x_vectors(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an untrained x-vector model and its feature extractor."""
-    torch.manual_seed(0)
-    model: Any = (
-        WavLMForXVector(WavLMConfig(**SMALL))
-        if request.param == "wavlm"
-        else Wav2Vec2ForXVector(Wav2Vec2Config(**SMALL))
-    )
-    folder = tmp_path_factory.mktemp("x-vectors") / request.param
-    model.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
-    return folder
-
-
-def test_speaker_embeddings_are_deterministic_and_of_length_1(
-    x_vectors: Path, recordings: Recordings
-) -> None:
-    clip, other = recordings["slt"][0], recordings["rms"][0]
-    judge = SpeakerEmbedding(str(x_vectors))
-    first = judge.embed(clip, RATE)
-    assert first.shape == (20,)
-    assert first.dtype == np.float32
-    assert np.linalg.norm(first) == pytest.approx(1)
-    far = judge.embed(other, RATE)
-    assert np.array_equal(judge.embed(clip, RATE), first)
-    assert cosine(first, judge.embed(clip, RATE)) == pytest.approx(1)
-    assert cosine(first, far) < 1 - 1e-6
-    # Loaded anew, from another path: the same judge.
-    copied = x_vectors.parent / "copied"
-    if not copied.exists():
-        copied.symlink_to(x_vectors)
-    again = SpeakerEmbedding(str(copied))
-    assert again.name == judge.name
-    assert np.array_equal(again.embed(clip, RATE), first)
-
-
-def test_speaker_embeddings_resample_to_the_models_rate(
-    x_vectors: Path, recordings: Recordings
-) -> None:
-    clip = recordings["slt"][0]
-    judge = SpeakerEmbedding(str(x_vectors))
-    same = judge.embed(to_rate(clip, 24_000), 24_000)
-    # Even of an untrained model: a clip taken for another rate is much farther away.
-    unlike = 1 - cosine(judge.embed(clip, RATE), judge.embed(to_rate(clip, 24_000), RATE))
-    assert 1 - cosine(judge.embed(clip, RATE), same) < 0.1 * unlike
-    for bad in (np.zeros(0, np.float32), np.zeros(RATE, np.float32), noise(0.2)):
-        with pytest.raises(ValueError, match=r"empty|silent|too short"):
-            judge.embed(bad, RATE)
-    assert np.isfinite(judge.embed(noise(0.4), RATE)).all()
-
-
-def test_profiles_compare_speaker_embeddings_by_cosine(
-    x_vectors: Path, recordings: Recordings, tmp_path: Path
-) -> None:
-    judge = SpeakerEmbedding(str(x_vectors))
-    profiles = VoiceProfiles.fit(part(recordings, 0, MIN_RECORDINGS), RATE, judge)
-    clip = recordings["kal16"][FITTED]
-    heard = profiles.hear(clip, RATE)
-    point = judge.embed(clip, RATE)
-    for number, voice in enumerate(VOICES):
-        expected = cosine(point, profiles.centres[number].astype(np.float32))
-        assert heard.scores[voice] == pytest.approx(expected, abs=1e-6)
-    location = str(tmp_path / "voices.json")
-    profiles.save(location)
-    assert VoiceProfiles.load(location, judge).hear(clip, RATE) == heard
-    with pytest.raises(ValueError, match=r"fitted with 'x-vector .* do not compare"):
-        VoiceProfiles.load(location)
-    VoiceProfiles.fit(part(recordings, 0, MIN_RECORDINGS), RATE, SpectralVoice()).save(location)
-    with pytest.raises(ValueError, match="fitted with 'spectral-1'"):
-        VoiceProfiles.load(location, judge)
-
-
-def test_models_that_are_no_speaker_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none'.*no such folder"):
-        SpeakerEmbedding(str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="nobody/nothing"):
-        SpeakerEmbedding("nobody/nothing")
-    with pytest.raises(ValueError, match=r"codec'.*neither"):
-        SpeakerEmbedding(str(DIGITS / "codec"))
-    # A model without its speaker head loads, with random numbers in the head.
-    folder = tmp_path / "headless"
-    Wav2Vec2Model(Wav2Vec2Config(**SMALL)).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor().save_pretrained(folder)
-    with pytest.raises(ValueError, match="no x-vector model, its weights lack"):
-        SpeakerEmbedding(str(folder))

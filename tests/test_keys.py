@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sheen.serve import keys
-from sheen.serve.keys import KEYS_VARIABLE, KeyFile, digest, read_keys
+from sheen.serve.access.auth import keys
+from sheen.serve.access.keys import KEYS_VARIABLE, KeyFile, digest, read_keys
 
 KEY, OTHER, THIRD = "first-key", "second-key", "third-key"
 WAIT_S = 60

@@ -18,15 +18,15 @@ import pytest
 import ray
 
 from conftest import CODEC, DIGITS, ROOT
-from sheen.tries import MOST_DEATHS, Tries
+from sheen.runs.attempts import MOST_DEATHS, Tries
 
 WORKERS = """
     import importlib.util, os, sys
     import ray
-    from sheen import cluster
+    from sheen.runs import cluster
 
     def for_decoders():  # in each worker
-        from sheen.core import audio
+        from sheen.audio import io as audio
         decode = audio.decode
 
         def marked(data):
@@ -39,7 +39,7 @@ WORKERS = """
         audio.decode = marked
 
     def for_speakers():
-        from sheen.core.voice import Voice
+        from sheen.engine.voice import Voice
         spoken = Voice.spoken
 
         def killing(self, text):

@@ -13,12 +13,12 @@ from torch import Tensor, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
-from sheen.core.batches import Batch, collate
-from sheen.core.loss import Objective
-from sheen.core.model import SpeechLM, extend, load_base, save_model
+from sheen.lm.batching import Batch, collate
+from sheen.lm.loss import Objective
+from sheen.lm.model import SpeechLM, extend, load_base, save_model
 from sheen.train import learner as learner_module
+from sheen.train.distributed import Ranks
 from sheen.train.learner import Learner, Strategy, add_adapters, merge_adapters
-from sheen.train.ranks import Ranks
 from test_attention import small_model
 from test_loss import LAYOUT, prompts, utterances
 

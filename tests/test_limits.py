@@ -29,16 +29,16 @@ from doors import (
     listening,
     text_of,
 )
-from sheen.serve import accounting
-from sheen.serve.access import Gate, GateMiddleware, set_gate
-from sheen.serve.accounting import AccountingMiddleware, Entry, listen
-from sheen.serve.api import SpeechRequest
+from sheen.serve import request_log
+from sheen.serve.access.auth import Gate, GateMiddleware, set_gate
+from sheen.serve.access.keys import digest
+from sheen.serve.access.limits import Limits, Pace
+from sheen.serve.access.messages import Inbox
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import install_error_handlers
-from sheen.serve.keys import digest
-from sheen.serve.limits import Limits, Pace
-from sheen.serve.messages import Inbox
+from sheen.serve.request_log import AccountingMiddleware, Entry, listen
+from sheen.serve.schema import SpeechRequest
 from sheen.serve.websocket import converse
 
 LIMITS = Limits(
@@ -84,7 +84,7 @@ def url(backend: Backend) -> Iterator[str]:
 @pytest.fixture
 def entries(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
     seen: list[Entry] = []
-    monkeypatch.setattr(accounting, "_listeners", [])
+    monkeypatch.setattr(request_log, "_listeners", [])
     listen(seen.append)
     return seen
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import RATE, ROOT
-from sheen.core.audio import wav_header
+from sheen.audio.io import wav_header
 
 sys.path.append(str(ROOT / "benchmarks"))
 from listener import Listener

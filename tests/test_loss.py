@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sheen.core import loss
-from sheen.core.batches import Batch, check_labels, collate, is_held_out, sequence_lengths
-from sheen.core.loss import IGNORE_INDEX, Objective, speech_loss, token_losses
-from sheen.core.tokens import TokenLayout
+from sheen.codec.layout import TokenLayout
+from sheen.lm import loss
+from sheen.lm.batching import Batch, check_labels, collate, is_held_out, sequence_lengths
+from sheen.lm.loss import IGNORE_INDEX, Objective, speech_loss, token_losses
 
 LAYOUT = TokenLayout(50, 32, (4, 2, 1))
 FOUR_LEVELS = TokenLayout(50, 32, (8, 4, 2, 1))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sheen.core.manifest import MANIFEST_SCHEMA, read_manifest
+from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
 
 GOOD_LINE = '{"audio": "a.wav", "text": "one"}'
 

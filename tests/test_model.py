@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from conftest import DIGITS, load_script
-from sheen.core.audio import decode_audio
-from sheen.core.batches import Batch, collate
-from sheen.core.codec import Codec
-from sheen.core.model import SpeechLM, extend, load_base, load_model, save_model, to_bfloat16
-from sheen.core.prompt import prompt_ids
+from sheen.audio.io import decode_audio
+from sheen.codec.snac import Codec
+from sheen.lm.batching import Batch, collate
+from sheen.lm.model import SpeechLM, extend, load_base, load_model, save_model, to_bfloat16
+from sheen.text.prompt import prompt_ids
 from speaking import generate
 
 CPU = torch.device("cpu")

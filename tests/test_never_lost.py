@@ -192,7 +192,7 @@ def test_a_rate_that_diverges_ends_the_run_and_says_so(
 FULL_DISK = """
     import resource, signal, sys
     import ray
-    from sheen import cluster
+    from sheen.runs import cluster
     from sheen.train import command
     from sheen.train.config import TrainConfig
     from sheen.train.job import run

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sheen.core.new_rows import draw_noise, initialise_rows
-from sheen.core.tokens import TokenLayout
+from sheen.codec.layout import TokenLayout
+from sheen.lm.model import draw_noise, initialise_rows
 
 KNOWN, WIDTH, CODES = 300, 6, 16
 LAYOUT = TokenLayout(KNOWN, CODES, (2, 1))

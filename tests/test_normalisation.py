@@ -16,10 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import CODEC, DIGITS, ROOT, load_script
-from sheen.core import dataset, normalisation
-from sheen.core.clip_limits import Limits
-from sheen.core.manifest import MANIFEST_SCHEMA
-from sheen.core.normalisation import (
+from sheen.codec.layout import TokenLayout
+from sheen.data import dataset
+from sheen.data.corpus import MANIFEST_SCHEMA
+from sheen.encode.decode_stage import Preparation, prepare
+from sheen.encode.filters import Limits
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import load_voice
+from sheen.text import normalization
+from sheen.text.normalization import (
     LANGUAGES,
     NormalisationInfo,
     Normaliser,
@@ -28,11 +33,7 @@ from sheen.core.normalisation import (
     language_code,
     load_normaliser,
 )
-from sheen.core.sampling import Sampling
-from sheen.core.text import split_sentences
-from sheen.core.tokens import TokenLayout
-from sheen.core.voice import load_voice
-from sheen.encode.decoding import Preparation, prepare
+from sheen.text.segmentation import split_sentences
 
 SILENT_CODES = [[1] * 12, [1] * 24, [1] * 48]  # a second of what a codec says
 
@@ -86,13 +87,13 @@ def test_a_text_is_read_as_its_sentences_are(english: Normaliser) -> None:
 
 def test_the_library_says_nothing(english: Normaliser) -> None:
     """It logs what it reads, and how it starts, which a command's output is not for."""
-    code = "from sheen.core.normalisation import *\nprint(load_normaliser(describe('en'))('5'))"
+    code = "from sheen.text.normalization import *\nprint(load_normaliser(describe('en'))('5'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("five\n", "")
 
 
 def test_core_does_not_load_it_for_nothing() -> None:
-    code = "import sys, sheen.core.dataset; sys.exit('pynini' in sys.modules)"
+    code = "import sys, sheen.data.dataset; sys.exit('pynini' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -155,10 +156,10 @@ def test_of_two_that_compile_at_once_one_is_kept(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "grammar.far").write_text(name)
     (tmp_path / "theirs").rename(tmp_path / "en")
-    normalisation._publish(tmp_path / "mine", tmp_path / "en")
+    normalization._publish(tmp_path / "mine", tmp_path / "en")
     assert (tmp_path / "en" / "grammar.far").read_text() == "theirs"
     with pytest.raises(OSError, match="nowhere"):
-        normalisation._publish(tmp_path / "mine", tmp_path / "nowhere" / "en")
+        normalization._publish(tmp_path / "mine", tmp_path / "nowhere" / "en")
 
 
 # On its way

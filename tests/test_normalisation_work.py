@@ -4,14 +4,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sheen.core.normalisation_work import (
-    LONGEST_PART,
-    MOST_SIGNS,
-    Part,
-    parts,
-    spell_digits,
-)
-from sheen.core.prompt import normalise
+from sheen.text.normalization import LONGEST_PART, MOST_SIGNS, Part, parts, spell_digits
+from sheen.text.prompt import normalise
 
 ROWS = [
     "3.14, 2.71, ", "1,", "1, ", "4 ", "1-", "1999 ", "192.168.0.1 ", "555-123-4567 ", "$5.20 ",

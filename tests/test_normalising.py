@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from sheen.core.normalisation import describe, load_normaliser
-from sheen.core.text import SentenceStream
-from sheen.serve import normalising
-from sheen.serve.normalising import NormaliserProcesses
+from sheen.serve import normalizers
+from sheen.serve.normalizers import NormaliserProcesses
+from sheen.text.normalization import describe, load_normaliser
+from sheen.text.segmentation import SentenceStream
 
 WAIT_S = 60.0
 DENSE = "we met at 10:30, and 3.14 is less than $5.20, so that " * 18
@@ -58,13 +58,13 @@ async def until(true: Callable[[], bool]) -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the library is given, in order."""
     seen: list[str] = []
-    ask = normalising._Helper.ask
+    ask = normalizers._Helper.ask
 
     def noting(self: Any, part: Any, deadline_s: float) -> Any:
         seen.append(part.text)
         return ask(self, part, deadline_s)
 
-    monkeypatch.setattr(normalising._Helper, "ask", noting)
+    monkeypatch.setattr(normalizers._Helper, "ask", noting)
     return seen
 
 

@@ -13,7 +13,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from conftest import CODEC, DIGITS
-from sheen.core.audio import wav_header
+from sheen.audio.io import wav_header
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run
 from sheen.train.codec.data import SegmentReader, find_recordings

@@ -25,11 +25,11 @@ from corpora import (
     verdicts,
     with_audio,
 )
-from sheen.core import files
-from sheen.core.codec_info import describe_codec
-from sheen.core.recordings import RecordingReader
+from sheen.codec.info import describe_codec
+from sheen.data.recordings import RecordingReader
 from sheen.encode.config import EncodeConfig
 from sheen.encode.plan import claim_output, read_rows
+from sheen.storage import uris
 from sheen.train.codec.data import find_recordings
 
 encode = load_script(ROOT / "jobs" / "encode.py").main
@@ -247,8 +247,8 @@ def test_a_file_by_two_links_is_named_twice(cache: Path) -> None:
 def test_an_output_within_the_input_is_found_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "real" / "inner").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real/inner")
-    assert files.contains(str(tmp_path / "real"), str(tmp_path / "link" / "out"))
-    assert not files.contains(str(tmp_path / "real"), str(tmp_path / "other"))
+    assert uris.contains(str(tmp_path / "real"), str(tmp_path / "link" / "out"))
+    assert not uris.contains(str(tmp_path / "real"), str(tmp_path / "other"))
 
 
 def test_links_that_lead_back_are_followed_once(ljspeech: Path) -> None:
@@ -264,9 +264,9 @@ def test_two_dots_after_a_link_mean_the_folder_above_its_target(
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to("a/b")
     monkeypatch.chdir(tmp_path)
-    assert files.absolute("link/../x") == f"{tmp_path}/a/x"
-    assert files.absolute("link/x/./y") == f"{tmp_path}/link/x/y"
-    assert files.absolute("a/../link") == f"{tmp_path}/link"
+    assert uris.absolute("link/../x") == f"{tmp_path}/a/x"
+    assert uris.absolute("link/x/./y") == f"{tmp_path}/link/x/y"
+    assert uris.absolute("a/../link") == f"{tmp_path}/link"
 
 
 # Encodings

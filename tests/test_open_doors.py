@@ -23,7 +23,7 @@ import pytest
 from conftest import ROOT
 from knocking import FOR_EVERYBODY
 from ports import SAID
-from sheen import loopback
+from sheen.runs import loopback
 
 TIMEOUT_S = 280
 MACHINES = {

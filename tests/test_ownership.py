@@ -15,12 +15,13 @@ import fsspec
 import pytest
 
 from conftest import CODEC, DIGITS, ROOT, load_script
-from sheen.core import files, ownership
-from sheen.core.ownership import LOCK_FILE, is_free, sole_owner
+from sheen.runs import lock
+from sheen.runs.lock import LOCK_FILE, is_free, sole_owner
+from sheen.storage import files, uris
 
 HOLD = """
 import sys
-from sheen.core.ownership import sole_owner
+from sheen.runs.lock import sole_owner
 with sole_owner(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -69,9 +70,9 @@ def test_what_is_written_stays_and_the_lock_goes(tmp_path: Path) -> None:
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """An object store's folder, where locks are renewed: quickly here."""
-    monkeypatch.setattr(ownership, "BEAT_S", 0.1)
-    monkeypatch.setattr(ownership, "WATCH_S", 3.0)
-    monkeypatch.setattr(ownership, "SETTLE_S", 0.0)
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "WATCH_S", 3.0)
+    monkeypatch.setattr(lock, "SETTLE_S", 0.0)
     fsspec.filesystem("memory").store.clear()
     return f"memory://owned/{request.node.name[:20]}"
 
@@ -79,7 +80,7 @@ def store(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> st
 def test_an_object_stores_owner_is_seen_by_what_it_renews(store: str) -> None:
     with sole_owner(store), pytest.raises(ValueError, match="is at work"):
         sole_owner(store).__enter__()
-    assert not files.exists(files.join(store, LOCK_FILE))
+    assert not files.exists(uris.join(store, LOCK_FILE))
     with sole_owner(store):
         pass
 
@@ -89,13 +90,13 @@ def test_a_lock_that_nobody_renews_is_taken_over(
     store: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of another machine after it was watched; of this one at once, when its process is gone."""
-    monkeypatch.setattr(ownership, "WATCH_S", 0.5 if host == "another" else 1e6)
+    monkeypatch.setattr(lock, "WATCH_S", 0.5 if host == "another" else 1e6)
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
     left = {"host": host, "pid": gone.pid, "token": "x"}
-    files.write_bytes(files.join(store, LOCK_FILE), json.dumps(left).encode())
+    files.write_bytes(uris.join(store, LOCK_FILE), json.dumps(left).encode())
     with sole_owner(store):
-        owner = json.loads(files.read_bytes(files.join(store, LOCK_FILE)))
+        owner = json.loads(files.read_bytes(uris.join(store, LOCK_FILE)))
         assert owner["pid"] == os.getpid()
 
 

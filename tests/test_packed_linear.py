@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sheen.core.decoding import FEWEST
-from sheen.core.packed_linear import PackedLinear, applies, pack_linears, product
+from sheen.engine.generation import FEWEST
+from sheen.lm.cpu_kernels import PackedLinear, applies, pack_linears, product
 
 SHAPES = [(256, 704), (4097, 256), (1024, 3072), (513, 100)]
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sheen.core import packing
-from sheen.core.packing import Bins, Step, pack, plan_epoch, plan_steps
-from sheen.train.plan import Plan, Position, plan_run
+from sheen.lm import batching
+from sheen.lm.batching import Bins, Step, pack, plan_epoch, plan_steps
+from sheen.train.data import Plan, Position, plan_run
 
 CAPACITY = 100
 
@@ -53,7 +53,7 @@ def test_an_epoch_holds_every_utterance_once(
     lengths: np.ndarray, seed: int, epoch: int, pool: int
 ) -> None:
     indices = np.arange(0, len(lengths), 2)
-    with patch.object(packing, "POOL", pool):
+    with patch.object(batching, "POOL", pool):
         rows = plan_epoch(lengths, indices, CAPACITY, seed, epoch)
     assert sorted(utterances(rows)) == indices.tolist()
     assert all(lengths[row].sum() <= CAPACITY for row in rows)
@@ -104,10 +104,10 @@ def test_lengths_that_fill_no_row_do_not_wait_for_the_end() -> None:
         sizes.append(len(indices))
         return pack(lengths, indices, *rest)
 
-    with patch.object(packing, "pack", watched):
+    with patch.object(batching, "pack", watched):
         rows = plan_epoch(lengths, np.arange(3000), CAPACITY, 0, 0)
     assert len(rows) == 3000
-    assert max(sizes) <= 4 * packing.POOL
+    assert max(sizes) <= 4 * batching.POOL
 
 
 def test_an_utterance_longer_than_a_row_is_named() -> None:

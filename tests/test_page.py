@@ -11,11 +11,11 @@ import pytest
 
 from browser import CHROMIUM, CTRL, WAIT_S, Browser, Page
 from page_server import PREFIX, SAMPLES, SECONDS, Speaker, serving
-from sheen.core.audio import to_pcm16, wav_header
-from sheen.core.formats import MEDIA_TYPES
-from sheen.serve.access import Gate, set_gate
-from sheen.serve.keys import digest
-from sheen.serve.page import page_response
+from sheen.audio.encoders import MEDIA_TYPES
+from sheen.audio.io import to_pcm16, wav_header
+from sheen.serve.access.auth import Gate, set_gate
+from sheen.serve.access.keys import digest
+from sheen.serve.web.page import page_response
 
 needs_chromium = pytest.mark.skipif(
     not Path(CHROMIUM).exists(), reason=f"there is no {CHROMIUM}: the page cannot be driven"

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from sheen.core.text import SentenceStream
-from sheen.serve.pieces import SLICE, Pieces
+from sheen.engine.longform import SLICE, Pieces
+from sheen.text.segmentation import SentenceStream
 
 LIMIT = 30
 

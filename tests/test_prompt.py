@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sheen.core.model import extend, load_base
-from sheen.core.prompt import normalise, prompt_ids, prompt_text
-from sheen.core.tokens import TokenLayout
+from sheen.codec.layout import TokenLayout
+from sheen.lm.model import extend, load_base
+from sheen.text.prompt import normalise, prompt_ids, prompt_text
 
 
 @pytest.fixture(scope="module")

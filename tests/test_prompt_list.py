@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sheen.core.prompt_list import Prompt, read_prompts
+from sheen.data.prompts import Prompt, read_prompts
 
 
 def read(path: Path) -> list[Prompt]:

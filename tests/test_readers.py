@@ -18,14 +18,14 @@ from conftest import DIGITS
 from doors import PATH, WAIT_S, listening
 from readers import check_speech
 from served import events, opened
-from sheen.core.formats import MEDIA_TYPES
-from sheen.serve.access import Gate, set_gate
-from sheen.serve.accounting import AccountingMiddleware, entry_of
-from sheen.serve.api import SpeechRequest
+from sheen.audio.encoders import MEDIA_TYPES
+from sheen.serve.access.auth import Gate, set_gate
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import install_error_handlers
+from sheen.serve.request_log import AccountingMiddleware, entry_of
 from sheen.serve.responses import answer
+from sheen.serve.schema import SpeechRequest
 from sheen.serve.websocket import converse
 
 DOORS = ("whole", "streamed", "events", "socket")

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sheen.core.manifest import read_manifest
-from sheen.core.recordings import RecordingReader
+from sheen.data.corpus import read_manifest
+from sheen.data.recordings import RecordingReader
 
 CORPUS = Path(__file__).resolve().parent.parent / "examples" / "digits" / "corpus"
 COUNT = 12
@@ -303,6 +303,6 @@ def test_a_parquet_row_group_is_read_once(clips: list[dict[str, Any]], tmp_path:
 
 
 def test_reading_needs_no_torch() -> None:
-    code = "import sys, sheen.core.recordings, sheen.core.manifest; print('torch' in sys.modules)"
+    code = "import sys, sheen.data.recordings, sheen.data.corpus; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert shown.stdout == "False\n"

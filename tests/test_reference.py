@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from sheen.serve.api import SpeechRequest
 from sheen.serve.app import app
-from sheen.serve.document import SpeechAPI
-from sheen.serve.page import page_response
-from sheen.serve.reference import reference_response
+from sheen.serve.schema import SpeechRequest
+from sheen.serve.web.docs import SpeechAPI, reference_response
+from sheen.serve.web.page import page_response
 
 VOICES = ["slt", "alloy"]
 

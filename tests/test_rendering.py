@@ -9,9 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sheen.core.audio import decode_audio, to_pcm16
-from sheen.core.ending import Samples
-from sheen.serve.rendering import Renderer, delta_event
+from sheen.audio.io import Samples, decode_audio, to_pcm16
+from sheen.serve.speech import Renderer, delta_event
 
 RATE = 24_000
 

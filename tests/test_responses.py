@@ -11,17 +11,17 @@ import pytest
 from fastapi import FastAPI, WebSocket
 from starlette.testclient import TestClient
 
-from sheen.core.text import SentenceStream
-from sheen.serve import accounting
-from sheen.serve.accounting import Entry, close_entry
-from sheen.serve.admission import Admission
-from sheen.serve.api import SpeechRequest
+from sheen.serve import request_log
+from sheen.serve.access.admission import Admission
+from sheen.serve.access.limits import Limits
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
-from sheen.serve.limits import Limits
+from sheen.serve.request_log import Entry, close_entry
 from sheen.serve.responses import streamed
+from sheen.serve.schema import SpeechRequest
 from sheen.serve.websocket import converse
+from sheen.text.segmentation import SentenceStream
 from speaking import WAIT_S
 
 
@@ -218,8 +218,8 @@ def test_what_a_socket_is_refused_is_logged_with_code_and_field(
     backend: Backend, socket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries: list[Entry] = []
-    monkeypatch.setattr(accounting, "_listeners", [])
-    accounting.listen(entries.append)
+    monkeypatch.setattr(request_log, "_listeners", [])
+    request_log.listen(entries.append)
     for message in (
         START | {"speed": 9},
         START | {"voice": "nobody"},

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import CODEC, DIGITS, ROOT, load_script, metrics, train_config
-from sheen.core import dataset
+from sheen.data import dataset
 from sheen.train.job import run as train
 
 WAVS = DIGITS / "corpus" / "wavs"

@@ -9,8 +9,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sheen.core import draws
-from sheen.core.sampling import REPETITION_WINDOW, Sampling, SlotSampler
+from sheen import rng
+from sheen.engine.sampler import REPETITION_WINDOW, Sampling, SlotSampler
 
 CPU = torch.device("cpu")
 BASE = 1000
@@ -162,7 +162,7 @@ def test_uniform_draws_leave_both_ends_out() -> None:
     low, high = ((ends + 0.5) * 2.0**-23).tolist()
     assert low > 0
     assert high < 1
-    values = draws.uniform(torch.arange(8), draws.SAMPLING, torch.arange(20_000))
+    values = rng.uniform(torch.arange(8), rng.SAMPLING, torch.arange(20_000))
     assert values.dtype == torch.float32
     assert values.min() > 0
     assert values.max() < 1

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from sheen.train.schedule import Schedule, learning_rate
+from sheen.train.learner import Schedule, learning_rate
 
 
 def rates(schedule: Schedule, warmup: int, total: int, share: float = 0.2) -> list[float]:

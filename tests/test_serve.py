@@ -36,10 +36,10 @@ from served import (
     state,
     wait_until_free,
 )
-from sheen.core.audio import wav_header
-from sheen.core.formats import MEDIA_TYPES
-from sheen.core.sampling import Sampling
-from sheen.core.voice import Voice
+from sheen.audio.encoders import MEDIA_TYPES
+from sheen.audio.io import wav_header
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import Voice
 from sheen.serve.config import ServeArgs
 from speaking import assert_close
 

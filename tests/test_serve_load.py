@@ -34,13 +34,13 @@ from served import (
     spoken_here,
     wait_until_free,
 )
-from sheen.core.formats import MEDIA_TYPES
-from sheen.core.sampling import Sampling
-from sheen.core.voice import Voice
+from sheen.audio.encoders import MEDIA_TYPES
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import Voice
+from sheen.serve.access.limits import Limits
 from sheen.serve.app import build
 from sheen.serve.config import ServeArgs
 from sheen.serve.drain import drain
-from sheen.serve.limits import Limits
 from speaking import assert_close
 
 # The first test here may have to make the checkpoint, and then starts Serve.

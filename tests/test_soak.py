@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sheen.core.audio import to_pcm16
-from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine
-from sheen.core.request_queue import Ticket
-from sheen.core.requests import EngineBusy
+from sheen.audio.io import Samples, to_pcm16
+from sheen.engine.engine import Engine
+from sheen.engine.scheduler import Ticket
+from sheen.engine.types import EngineBusy, Finished
 from speaking import WAIT_S, draw_request, random_model, speak, tiny_codec
 
 REQUESTS = 10_000

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sheen.core.spectral import (
+from sheen.audio.spectral import (
     FLOOR,
     REPORT_BANDS,
     REPORT_WINDOW,

@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 
 from conftest import RATE
-from sheen.judge.errors import normalise_words, rate_of_each, ratio_interval
-from sheen.judge.speech import Sound, measure_sound
-from sheen.judge.speech_quality import SpeechReport, SpokenClip, judge_speech, share
-from sheen.judge.speech_report import Waveform, render_json, render_report, voice_rows, worst_first
-from sheen.judge.voices import ALL
+from sheen.scoring.speaker_id import ALL
+from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, judge_speech, measure_sound, share
+from sheen.scoring.speech_report import (
+    Waveform,
+    render_json,
+    render_report,
+    voice_rows,
+    worst_first,
+)
+from sheen.scoring.wer import normalise_words, rate_of_each, ratio_interval
 from test_judge_errors import HYPOTHESES, REFERENCES
 from test_report import HOSTILE, Page, assert_self_contained
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sheen.core import files
-from sheen.train.store import RunStore, StorageFull
+from sheen.storage import files, uris
+from sheen.train.checkpoints import RunStore, StorageFull
 
 
 def write(text: str) -> Callable[[Path], None]:
@@ -25,7 +25,7 @@ def write(text: str) -> Callable[[Path], None]:
 
 def read(location: str | None) -> str:
     assert location is not None
-    return files.read_bytes(files.join(location, "deep", "state")).decode()
+    return files.read_bytes(uris.join(location, "deep", "state")).decode()
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -75,7 +75,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path)
         """
         import sys
         from pathlib import Path
-        from sheen.train.store import RunStore
+        from sheen.train.checkpoints import RunStore
         store = RunStore(sys.argv[1], keep=1)
         def write(folder: Path) -> None:
             for name in ("first", "last"):

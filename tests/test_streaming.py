@@ -6,9 +6,10 @@ import torch
 from snac import SNAC
 
 from conftest import CODEC
-from sheen.core.codec import Codec, load_codec
-from sheen.core.streaming import SilenceTrim, StreamingDecoder, decode_ready
-from sheen.core.tokens import TokenLayout
+from sheen.audio.silence import SilenceTrim
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import Codec, load_codec
+from sheen.engine.streaming import StreamingDecoder, decode_ready
 
 TOLERANCE = 1e-6
 LAYOUT = TokenLayout(500, 4096, (4, 2, 1))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sheen.core.ending import Samples
-from sheen.core.tempo import Tempo
+from sheen.audio.io import Samples
+from sheen.audio.time_stretch import Tempo
 
 RATE = 24_000
 SPEEDS = [0.25, 0.5, 0.8, 1.25, 2.0, 4.0]

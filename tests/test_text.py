@@ -7,8 +7,8 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import sheen.core.text as text_module
-from sheen.core.text import (
+import sheen.text.segmentation as text_module
+from sheen.text.segmentation import (
     LONGEST_SENTENCE,
     PieceCutter,
     SentenceStream,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sheen.core.loss import Objective
-from sheen.core.model import SpeechLM
-from sheen.core.tied_table import TiedTable
+from sheen.lm.cpu_kernels import TiedTable
+from sheen.lm.loss import Objective
+from sheen.lm.model import SpeechLM
 from test_attention import FAMILIES, packed, small_lm
 from test_loss import LAYOUT
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sheen.core.tokens import TokenLayout
+from sheen.codec.layout import TokenLayout
 
 STRIDES = {"24 kHz": (4, 2, 1), "32 and 44 kHz": (8, 4, 2, 1)}
 

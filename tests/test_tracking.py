@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sheen.core.audio import decode_audio
+from sheen.audio.io import decode_audio
 from sheen.train.tracking import TRACKERS, Trackers, check_trackers, open_trackers
 
 RATE = 8000

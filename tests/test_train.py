@@ -13,14 +13,15 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from conftest import CODEC, DIGITS, ROOT, load_script, metrics, train_config, weights
-from sheen.core import checkpoint, dataset
-from sheen.core.codec import load_codec
-from sheen.core.model import load_model
-from sheen.core.normalisation import NormalisationInfo
-from sheen.core.prompt_list import Prompt
-from sheen.core.voice import Voice, load_voice
-from sheen.train.audition import eval_prompts
+from sheen.codec.snac import load_codec
+from sheen.data import dataset
+from sheen.data.prompts import Prompt
+from sheen.engine.voice import Voice, load_voice
+from sheen.lm import checkpoint
+from sheen.lm.model import load_model
+from sheen.text.normalization import NormalisationInfo
 from sheen.train.data import build_training_set, common_length
+from sheen.train.evaluation import eval_prompts
 from sheen.train.job import run as train
 
 ENGLISH = NormalisationInfo(library="nemo_text_processing", version="0.9", language="en")
@@ -106,7 +107,7 @@ def test_the_checkpoint_says_how_long_its_texts_were(trained: Path, encoded: Pat
 def test_training_and_serving_build_the_same_prompt(encoded: Path, voice: Voice) -> None:
     data = training_set(encoded, voice)
     utterances = dataset.read_utterances(str(encoded), data.layout)
-    from sheen.core.sampling import Sampling
+    from sheen.engine.sampler import Sampling
 
     for index in range(len(utterances)):
         served = voice.request(

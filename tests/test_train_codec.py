@@ -20,12 +20,11 @@ from snac import SNAC
 from torch import Tensor
 
 from conftest import CODEC, DIGITS, ROOT, VOICES, load_script
-from sheen.core.asr_encoder import open_asr_encoder
-from sheen.core.asr_features import AsrFeatureLoss
-from sheen.core.audio import decode_audio, to_pcm16
-from sheen.core.codec import load_codec, open_codec
-from sheen.core.codec_training import TrainableCodec
-from sheen.core.spectral import mel_distance
+from sheen.audio.io import decode_audio, to_pcm16
+from sheen.audio.spectral import mel_distance
+from sheen.codec.asr_features import AsrFeatureLoss, open_asr_encoder
+from sheen.codec.snac import load_codec, open_codec
+from sheen.codec.training import TrainableCodec
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.data import SegmentReader, find_recordings, sample_names
 from sheen.train.codec.job import run

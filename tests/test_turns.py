@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from sheen.serve.turns import Client, Turns
+from sheen.serve.normalizers import Client, Turns
 
 
 def test_one_who_asks_for_little_goes_before_those_who_ask_for_much() -> None:

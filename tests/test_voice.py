@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from conftest import CODEC, DIGITS, load_script
-from sheen.core.checkpoint import CheckpointInfo, LayoutInfo, Pace
-from sheen.core.codec import Codec
-from sheen.core.codec_info import describe_codec
-from sheen.core.engine import Engine
-from sheen.core.model import SpeechLM, extend
-from sheen.core.sampling import Sampling
-from sheen.core.voice import PIECE_CHARACTERS, RUNAWAY, RequestError, Voice
+from sheen.codec.info import describe_codec
+from sheen.codec.snac import Codec
+from sheen.engine.engine import Engine
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import PIECE_CHARACTERS, RUNAWAY, RequestError, Voice
+from sheen.lm.checkpoint import CheckpointInfo, LayoutInfo, Pace
+from sheen.lm.model import SpeechLM, extend
 from speaking import speak
 
 FRAMES_PER_SECOND = 24_000 / 2048

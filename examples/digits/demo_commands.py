@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sheen import loopback
+from sheen.runs import loopback
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUN = ROOT / "runs" / "demo"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.dataset as pads
 
-from sheen.judge.voices import ALL
+from sheen.scoring.speaker_id import ALL
 
 COMPARED = {"WER": "words", "stopped by itself": "stopped", "right voice heard": "voice_right"}
 """What the table compares: its name there, and in an evaluation's results."""

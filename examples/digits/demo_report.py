@@ -14,13 +14,13 @@ import numpy as np
 from demo_comparison import BaseClip, comparison
 from demo_requests import Spoken
 
-from sheen.core.audio import decode_audio
-from sheen.core.codec import Codec, load_codec
-from sheen.judge.coding import decode_clip, encode_clips
-from sheen.judge.hearing import POCKETSPHINX, Transcriber, open_transcriber
+from sheen.audio.io import decode_audio
+from sheen.codec.snac import Codec, load_codec
 from sheen.report.clips import Clip, ClipRow, clip_row, save_png
 from sheen.report.figures import bars, curves, histogram
 from sheen.report.page import Section, table, write_page
+from sheen.scoring.asr import POCKETSPHINX, Transcriber, open_transcriber
+from sheen.scoring.code_usage import decode_clip, encode_clips
 
 DIGITS = Path(__file__).resolve().parent
 PICTURED = ("kal16", "slt")

@@ -1,7 +1,7 @@
 """Judges a codec on recordings that no training has heard: a table, JSON and a page.
 
 Owns the example's choices (held-out recordings, digits grammar, the four voices' profiles); all
-measuring is `sheen.judge.codec_quality`.
+measuring is `sheen.scoring.codec`.
 """
 
 import argparse
@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from sheen.core import files
-from sheen.core.audio import decode_audio
-from sheen.core.codec import load_codec
-from sheen.core.codec_info import describe_codec
-from sheen.core.manifest import plain_rows
-from sheen.judge.codec_quality import CodecReport, Recording, Waveform, measure_codec
-from sheen.judge.codec_report import PAGE_FILE, compare, voice_rows, write_report
-from sheen.judge.hearing import POCKETSPHINX, open_transcriber
-from sheen.judge.known_voices import fit_recordings
+from sheen.audio.io import decode_audio
+from sheen.codec.info import describe_codec
+from sheen.codec.snac import load_codec
+from sheen.data.corpus import plain_rows
 from sheen.report.clips import save_png
+from sheen.scoring.asr import POCKETSPHINX, open_transcriber
+from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
+from sheen.scoring.codec_report import PAGE_FILE, compare, voice_rows, write_report
+from sheen.scoring.speaker_id import fit_recordings
+from sheen.storage import files
 
 HERE = Path(__file__).resolve().parent
 

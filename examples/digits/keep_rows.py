@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from sheen.core.dataset import ENCODED, UTTERANCE_SCHEMA, read_info
+from sheen.data.dataset import ENCODED, UTTERANCE_SCHEMA, read_info
 
 
 def keep_rows(folders: Sequence[Path], counts: Mapping[str, int]) -> pa.Table:

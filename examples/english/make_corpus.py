@@ -84,7 +84,7 @@ def _prepare(styles: Path | None) -> None:
     global _worker
     from teachers import Teachers
 
-    from sheen.core.normalisation import describe, load_normaliser
+    from sheen.text.normalization import describe, load_normaliser
 
     _worker = load_normaliser(describe("en")), Teachers(styles)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from sheen.config import JobConfig
-from sheen.core.clip_limits import Limits
+from sheen.encode.filters import Limits
 
 
 class EncodeConfig(JobConfig):

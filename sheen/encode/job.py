@@ -19,21 +19,14 @@ import pyarrow.dataset as pads
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
-from sheen import cluster
-from sheen.core import dataset, files
-from sheen.core.codec import Codec, load_codec
-from sheen.core.codec_info import CodecInfo, describe_codec, find_codec
-from sheen.core.normalisation import NormalisationInfo, describe, load_normaliser
-from sheen.core.ownership import sole_owner
-from sheen.core.tokens import TokenLayout
-from sheen.encode.accounts import RunTimes, summarise
+from sheen.codec.info import CODEC_FOLDER, CodecInfo, describe_codec, find_codec
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import Codec, load_codec
+from sheen.data import dataset
 from sheen.encode.config import EncodeConfig
-from sheen.encode.decoding import Preparation, prepare_blocks
-from sheen.encode.encoding import EncodeWorker, shift_samples
-from sheen.encode.listening import codec_sample
-from sheen.encode.plan import PAGE_FILE, claim_output, cut_blocks, read_rows
-from sheen.encode.report_page import render
-from sheen.encode.rows import (
+from sheen.encode.decode_stage import Preparation, prepare_blocks
+from sheen.encode.encode_stage import EncodeWorker, shift_samples
+from sheen.encode.output import (
     STAGES,
     block_name,
     pack,
@@ -41,7 +34,14 @@ from sheen.encode.rows import (
     write_blocks,
     written_blocks,
 )
-from sheen.tries import Tries
+from sheen.encode.plan import PAGE_FILE, claim_output, cut_blocks, read_rows
+from sheen.encode.report import codec_sample, render
+from sheen.encode.summary import RunTimes, summarise
+from sheen.runs import cluster
+from sheen.runs.attempts import Tries
+from sheen.runs.lock import sole_owner
+from sheen.storage import files, folders, uris
+from sheen.text.normalization import NormalisationInfo, describe, load_normaliser
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def run(config: EncodeConfig) -> dict[str, Any]:
     normalisation = _normalisation(config.language)
     kept = [("--input", location) for location in config.input] + [("--codec", config.codec)]
     for flag, location in kept:
-        if files.contains(output, location):
+        if uris.contains(output, location):
             raise ValueError(f"--output {output} holds {flag} {location}; give another folder")
     codec = load_codec(config.codec)  # one that does not load must leave no claim
     with sole_owner(output):
@@ -79,10 +79,10 @@ def _write(
     normalisation: NormalisationInfo | None,
 ) -> dict[str, Any]:
     """Encode what is left, and report on all of it."""
-    rows = files.join(output, dataset.ROWS)
+    rows = uris.join(output, dataset.ROWS)
     blocks = cut_blocks(manifest, config.rows_per_block)
     left = _left(blocks, rows)
-    report_file = files.join(output, dataset.REPORT_FILE)
+    report_file = uris.join(output, dataset.REPORT_FILE)
     if not left and files.exists(report_file):
         logger.info("all %d rows are done already: nothing to do", len(manifest))
         report: dict[str, Any] = json.loads(files.read_bytes(report_file))
@@ -102,7 +102,7 @@ def _write(
         quality, clips = codec_sample(rows, manifest, codec, preparation, config.report_clips)
         title = f"Encoding of {', '.join(config.input)}"
         page = render(report, title, quality, clips)
-        files.write_bytes(files.join(output, PAGE_FILE), page.encode())
+        files.write_bytes(uris.join(output, PAGE_FILE), page.encode())
         files.write_bytes(report_file, json.dumps(report, indent=2).encode() + b"\n")
     return report
 
@@ -139,11 +139,11 @@ def _normalisation(language: str | None) -> NormalisationInfo | None:
 def _finish(
     output: str, source: str, info: CodecInfo, normalisation: NormalisationInfo | None
 ) -> None:
-    if files.exists(files.join(output, dataset.INFO_FILE)):
+    if files.exists(uris.join(output, dataset.INFO_FILE)):
         return
     if info.embedded:
         folder = str(find_codec(source).resolve())
-        files.copy_folder(folder, files.join(output, dataset.CODEC_FOLDER))
+        folders.copy_folder(folder, uris.join(output, CODEC_FOLDER))
     written = dataset.DatasetInfo(
         format_version=dataset.FORMAT_VERSION,
         codec=info,
@@ -263,9 +263,9 @@ def _times(reports: Sequence[dict[str, Any]], workers: int, seconds: float) -> R
 
 
 def _export(output: str, jsonl: str) -> None:
-    filesystem, path = files.open_filesystem(files.join(output, dataset.ENCODED))
+    filesystem, path = uris.open_filesystem(uris.join(output, dataset.ENCODED))
     source = pads.dataset(path, filesystem=filesystem, format="parquet")
-    target_fs, target = files.open_filesystem(jsonl)
+    target_fs, target = uris.open_filesystem(jsonl)
     if "/" in target:
         target_fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
     with target_fs.open_output_stream(target) as stream:

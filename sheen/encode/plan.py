@@ -10,14 +10,15 @@ import hashlib
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sheen.core import dataset, files
-from sheen.core.claim import RECORDINGS, claim, sample_digests
-from sheen.core.codec_info import CodecInfo
-from sheen.core.manifest import read_manifest
-from sheen.core.normalisation import NormalisationInfo
-from sheen.core.ownership import LOCK_FILE, is_free
+from sheen.codec.info import CODEC_FOLDER, CodecInfo
+from sheen.data import dataset
+from sheen.data.corpus import read_manifest
 from sheen.encode.config import EncodeConfig
-from sheen.encode.rows import OUTPUT_SCHEMA, PASSING
+from sheen.encode.output import OUTPUT_SCHEMA, PASSING
+from sheen.runs.fingerprint import RECORDINGS, claim, sample_digests
+from sheen.runs.lock import LOCK_FILE, is_free
+from sheen.storage import files, uris
+from sheen.text.normalization import NormalisationInfo
 
 RUN_FILE = "run.json"
 PAGE_FILE = "report.html"
@@ -35,7 +36,7 @@ _CONTENT = {"rows content", RECORDINGS}
 
 def read_rows(config: EncodeConfig) -> pa.Table:
     """The manifest rows that are asked for. Raises ValueError."""
-    locations = [files.absolute(location) for location in config.input]
+    locations = [uris.absolute(location) for location in config.input]
     try:
         manifest = read_manifest(locations, config.limit, config.form)
     except ValueError as error:
@@ -74,7 +75,7 @@ def claim_output(
 ) -> None:
     """Make the output folder this job's. ValueError where it is another's, or holds other things;
     with `overwrite` what an encode job left is deleted first."""
-    where = files.join(output, RUN_FILE)
+    where = uris.join(output, RUN_FILE)
     if config.overwrite:
         _delete(output)
     elif not is_free(output) and not files.exists(where):
@@ -117,7 +118,7 @@ def _delete(output: str) -> None:
     if is_free(output):
         return
     ours = {
-        dataset.ROWS, dataset.INFO_FILE, dataset.REPORT_FILE, dataset.CODEC_FOLDER, PAGE_FILE,
+        dataset.ROWS, dataset.INFO_FILE, dataset.REPORT_FILE, CODEC_FOLDER, PAGE_FILE,
         RUN_FILE,
     }  # fmt: skip
     if others := sorted(set(files.list_names(output)) - ours - {LOCK_FILE}):
@@ -126,4 +127,4 @@ def _delete(output: str) -> None:
             "overwritten; give another folder"
         )
     for name in ours & set(files.list_names(output)):
-        files.delete(files.join(output, name))
+        files.delete(uris.join(output, name))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sheen.config import JobConfig
-from sheen.core.sampling import Sampling
+from sheen.engine.sampler import Sampling
 
 
 class EvaluateConfig(JobConfig):

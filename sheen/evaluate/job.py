@@ -13,20 +13,21 @@ import pyarrow.dataset as pads
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from sheen import cluster
-from sheen.core import checkpoint, files, normalisation
-from sheen.core.ownership import sole_owner
-from sheen.core.prompt_list import read_prompts
+from sheen.data.prompts import read_prompts
 from sheen.evaluate.config import EvaluateConfig
-from sheen.evaluate.listening import ListenWorker
-from sheen.evaluate.plan import claim_output, plan_prompts, prompt_table
+from sheen.evaluate.output import write_rows
+from sheen.evaluate.prompts import claim_output, plan_prompts, prompt_table
 from sheen.evaluate.results import Evaluation, row_files, write_results
-from sheen.evaluate.rows import write_rows
-from sheen.evaluate.speaking import SpeakWorker
-from sheen.judge.hearing import POCKETSPHINX, Grammar, check_transcriber
-from sheen.judge.known_voices import fit_recordings
-from sheen.judge.voices import VoiceProfiles
-from sheen.tries import Tries
+from sheen.evaluate.speak_stage import SpeakWorker
+from sheen.evaluate.transcribe_stage import ListenWorker
+from sheen.lm import checkpoint
+from sheen.runs import cluster
+from sheen.runs.attempts import Tries
+from sheen.runs.lock import sole_owner
+from sheen.scoring.asr import POCKETSPHINX, Grammar, check_transcriber
+from sheen.scoring.speaker_id import VoiceProfiles, fit_recordings
+from sheen.storage import files, uris
+from sheen.text import normalization
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +38,17 @@ GPU_SHARES = 0.7, 0.3
 def run(config: EvaluateConfig) -> Evaluation:
     """Speak, judge, report. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
-    model = files.absolute(config.model)
+    model = uris.absolute(config.model)
     if not files.exists(model):
         raise ValueError(f"--model {config.model}: no such folder; give one of jobs/train.py")
     info = checkpoint.read_info(model)
     if info.normalisation is not None:
         try:
-            normalisation.check(info.normalisation)
+            normalization.check(info.normalisation)
         except ValueError as error:
             raise ValueError(f"--model {config.model}: {error}") from error
     try:
-        listed = read_prompts(files.absolute(config.prompts))
+        listed = read_prompts(uris.absolute(config.prompts))
     except ValueError as error:
         raise ValueError(f"--prompts {error}") from error
     plan = plan_prompts(listed, info, config)
@@ -79,7 +80,7 @@ def _written(output: str) -> set[int]:
     paths = row_files(output)
     if not paths:
         return set()
-    filesystem, _ = files.open_filesystem(output)
+    filesystem, _ = uris.open_filesystem(output)
     rows = pads.dataset(paths, filesystem=filesystem, format="parquet")
     keys = rows.to_table(columns=["key"])["key"].to_numpy()
     return set(keys.tolist())

@@ -11,16 +11,15 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from sheen.core import files
-from sheen.core.audio import decode_audio
-from sheen.core.checkpoint import CheckpointInfo
+from sheen.audio.io import decode_audio
 from sheen.evaluate.config import EvaluateConfig
-from sheen.evaluate.plan import Plan
-from sheen.evaluate.rows import AUDIO, ROWS
-from sheen.judge.speech import Sound
-from sheen.judge.speech_quality import SpeechReport, SpokenClip, judge_speech
-from sheen.judge.speech_report import render_json, render_report, worst_first
-from sheen.judge.voices import ALL, VoiceProfiles
+from sheen.evaluate.output import AUDIO, ROWS
+from sheen.evaluate.prompts import Plan
+from sheen.lm.checkpoint import CheckpointInfo
+from sheen.scoring.speaker_id import ALL, VoiceProfiles
+from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, judge_speech
+from sheen.scoring.speech_report import render_json, render_report, worst_first
+from sheen.storage import files, uris
 
 JSON_FILE, PAGE_FILE = "evaluation.json", "evaluation.html"
 
@@ -36,7 +35,7 @@ class Evaluation:
 
 def row_files(output: str) -> list[str]:
     """Paths of the files of rows."""
-    paths = files.list_files(files.join(output, ROWS))
+    paths = files.list_files(uris.join(output, ROWS))
     return sorted(path for path in paths if path.endswith(".parquet"))
 
 
@@ -48,7 +47,7 @@ def write_results(
     output: str,
 ) -> Evaluation:
     """Judge the rows and write JSON and the page. RuntimeError when a prompt has no row or two."""
-    filesystem, _ = files.open_filesystem(output)
+    filesystem, _ = uris.open_filesystem(output)
     source = pads.dataset(row_files(output), filesystem=filesystem, format="parquet")
     columns = [name for name in source.schema.names if name != "audio"]
     rows = source.to_table(columns=columns).sort_by("key").to_pylist()
@@ -67,7 +66,7 @@ def write_results(
     }
     if not spoken:
         files.write_bytes(
-            files.join(output, JSON_FILE), json.dumps(about, indent=2).encode() + b"\n"
+            uris.join(output, JSON_FILE), json.dumps(about, indent=2).encode() + b"\n"
         )
         return Evaluation(None, plan.left_out, rejected)
     report = judge_speech(
@@ -77,7 +76,7 @@ def write_results(
         spell_digits=config.spell_digits,
         seed=config.seed,
     )
-    files.write_bytes(files.join(output, JSON_FILE), render_json(report, about).encode())
+    files.write_bytes(uris.join(output, JSON_FILE), render_json(report, about).encode())
     worst = worst_first(report)[: config.worst]
     keys = [spoken[index]["key"] for index in worst]
     # Files that no key is in are not read: they hold their range of keys.
@@ -87,7 +86,7 @@ def write_results(
     for index, key in zip(worst, keys, strict=True):
         data = audio[key]["bytes"]
         if data is None:
-            data = files.read_bytes(files.join(output, AUDIO, audio[key]["path"]))
+            data = files.read_bytes(uris.join(output, AUDIO, audio[key]["path"]))
         players.append((report.clips[index], decode_audio(data, info.sample_rate)))
     lead = (
         f"{config.model}: {len(spoken)} prompts of {config.prompts}, "
@@ -96,7 +95,7 @@ def write_results(
     for reason, count in (plan.left_out + rejected).items():
         lead += f" {count} not spoken: {reason}."
     page = render_report(report, lead, players, info.sample_rate)
-    files.write_bytes(files.join(output, PAGE_FILE), page.encode())
+    files.write_bytes(uris.join(output, PAGE_FILE), page.encode())
     return Evaluation(report, plan.left_out, rejected)
 
 

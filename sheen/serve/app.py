@@ -13,10 +13,17 @@ from fastapi import Request, WebSocket
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from ray import serve
 
-from sheen.core.formats import MEDIA_TYPES
-from sheen.serve.access import Gate, GateMiddleware, set_gate
-from sheen.serve.accounting import AccountingMiddleware, entry_of, listen
-from sheen.serve.api import (
+from sheen.audio.encoders import MEDIA_TYPES
+from sheen.serve.access.auth import Gate, GateMiddleware, set_gate
+from sheen.serve.access.front import FrontMiddleware, set_origins
+from sheen.serve.access.keys import KEYS_VARIABLE, KeyFile, located, read_keys
+from sheen.serve.access.limits import RESERVE
+from sheen.serve.backend import Backend
+from sheen.serve.config import ServeArgs, checkpoint_location
+from sheen.serve.errors import APIError, documented, install_error_handlers
+from sheen.serve.request_log import AccountingMiddleware, Metrics, entry_of, listen
+from sheen.serve.responses import EVENT_STREAM, answer
+from sheen.serve.schema import (
     AudioModels,
     Model,
     ModelId,
@@ -25,17 +32,8 @@ from sheen.serve.api import (
     SpeechRequest,
     Voices,
 )
-from sheen.serve.backend import Backend
-from sheen.serve.config import ServeArgs, checkpoint_location
-from sheen.serve.document import SpeechAPI
-from sheen.serve.errors import APIError, documented, install_error_handlers
-from sheen.serve.front import FrontMiddleware, set_origins
-from sheen.serve.keys import KEYS_VARIABLE, KeyFile, located, read_keys
-from sheen.serve.limits import RESERVE
-from sheen.serve.metrics import Metrics
-from sheen.serve.page import page_response
-from sheen.serve.reference import reference_response
-from sheen.serve.responses import EVENT_STREAM, answer
+from sheen.serve.web.docs import SpeechAPI, reference_response
+from sheen.serve.web.page import page_response
 from sheen.serve.websocket import converse
 
 logger = logging.getLogger(__name__)

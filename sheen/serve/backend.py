@@ -14,22 +14,22 @@ from dataclasses import dataclass
 
 import torch
 
-from sheen.core.codec_process import CodecProcess
-from sheen.core.ending import Finished, Samples
-from sheen.core.engine import Engine
-from sheen.core.normalisation import language_code
-from sheen.core.sampling import Sampling
-from sheen.core.streaming import DEFAULT_RAMP
-from sheen.core.voice import Voice, load_voice
-from sheen.serve.accounting import Entry
-from sheen.serve.admission import Admission
-from sheen.serve.api import STANDARD_VOICES, SpeechSettings
+from sheen.audio.io import Samples
+from sheen.codec.worker import CodecProcess
+from sheen.engine.engine import Engine
+from sheen.engine.longform import Manner, Normalise, Pieces, Speech
+from sheen.engine.sampler import Sampling
+from sheen.engine.streaming import DEFAULT_RAMP
+from sheen.engine.types import Finished
+from sheen.engine.voice import Voice, load_voice
+from sheen.serve.access.admission import Admission
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
-from sheen.serve.normalising import NormaliserProcesses
-from sheen.serve.pieces import Normalise, Pieces
-from sheen.serve.rendering import Renderer
-from sheen.serve.speaking import Manner, Speech
+from sheen.serve.normalizers import NormaliserProcesses
+from sheen.serve.request_log import Entry
+from sheen.serve.schema import STANDARD_VOICES, SpeechSettings
+from sheen.serve.speech import Renderer
+from sheen.text.normalization import language_code
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 import sheen
-from sheen.core import checkpoint, files
-from sheen.serve.limits import Limits
+from sheen.lm import checkpoint
+from sheen.serve.access.limits import Limits
+from sheen.storage import uris
 
 CHECKOUT = Path(sheen.__file__).resolve().parent.parent
 
@@ -131,7 +132,7 @@ class ServeArgs(Limits, BaseModel, extra="forbid"):
 
 def checkpoint_location(model: str) -> str:
     """`args.model` made absolute. ValueError says which command makes a missing checkpoint."""
-    if files.is_uri(model):
+    if uris.is_uri(model):
         return model
     folder = CHECKOUT / Path(model).expanduser()
     if not checkpoint.is_checkpoint(folder):

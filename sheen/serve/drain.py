@@ -24,7 +24,7 @@ from ray._private.state import jobs
 from ray.exceptions import RayError, RayTaskError
 from ray.util import get_node_ip_address
 
-from sheen import cluster
+from sheen.runs import cluster
 
 POLL_S = 0.5
 TELL_S = 5.0

@@ -10,16 +10,16 @@ from collections.abc import AsyncIterator
 
 from fastapi.responses import Response, StreamingResponse
 
-from sheen.core.formats import MEDIA_TYPES
-from sheen.core.requests import EngineBusy
-from sheen.core.text import SentenceStream
-from sheen.core.voice import RequestError
-from sheen.serve.accounting import Entry
-from sheen.serve.api import SpeechRequest, Usage
+from sheen.audio.encoders import MEDIA_TYPES
+from sheen.engine.longform import SpeechFailed
+from sheen.engine.types import EngineBusy
+from sheen.engine.voice import RequestError
 from sheen.serve.backend import Backend, Utterance
 from sheen.serve.errors import APIError, unforeseen
-from sheen.serve.rendering import delta_event, event
-from sheen.serve.speaking import SpeechFailed
+from sheen.serve.request_log import Entry
+from sheen.serve.schema import SpeechRequest, Usage
+from sheen.serve.speech import delta_event, event
+from sheen.text.segmentation import SentenceStream
 
 EVENT_STREAM = "text/event-stream"
 

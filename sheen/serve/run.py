@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.scripts import cli
 
-from sheen import cluster
+from sheen.runs import cluster
 from sheen.serve.drain import add_waits, drain, tell
 
 BUILDER = "sheen.serve.app:"

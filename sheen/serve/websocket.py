@@ -2,7 +2,7 @@
 
 Owns the conversation on one WebSocket: utterances one after another, each from its first text to
 `end` or `cancel`, each admitted, counted and refused like a POST. What a message holds:
-`sheen.serve.api`. An error ends its utterance: the rest of its text is not spoken. A client that
+`sheen.serve.schema`. An error ends its utterance: the rest of its text is not spoken. A client that
 says nothing while nothing is spoken loses its utterance, and later its line.
 """
 
@@ -13,15 +13,15 @@ from contextlib import suppress
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from sheen.core.text import SentenceStream
-from sheen.serve.access import answered_protocol, check_key
-from sheen.serve.accounting import close_entry, open_entry, refused
-from sheen.serve.api import Cancel, End, SpeechSettings, Start, Text
+from sheen.serve.access.auth import answered_protocol, check_key
+from sheen.serve.access.limits import IDLE_S, MAX_UTTERANCE_CHARACTERS, SILENT_S, Limits
+from sheen.serve.access.messages import POLICY_VIOLATION, Closing, Inbox
 from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, unforeseen
-from sheen.serve.limits import IDLE_S, MAX_UTTERANCE_CHARACTERS, SILENT_S, Limits
-from sheen.serve.messages import POLICY_VIOLATION, Closing, Inbox
+from sheen.serve.request_log import close_entry, open_entry, refused
 from sheen.serve.responses import rendered, usage
+from sheen.serve.schema import Cancel, End, SpeechSettings, Start, Text
+from sheen.text.segmentation import SentenceStream
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,21 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from sheen.config import JobConfig
-from sheen.core.loss import Objective
-from sheen.train.learner import Precision, Strategy
-from sheen.train.schedule import Schedule
+from sheen.lm.loss import Objective
+from sheen.train.learner import Precision, Schedule, Strategy
 
 
-class TrainConfig(JobConfig):
+class RunFields(JobConfig):
+    """What every training job has: a run in a folder."""
+
+    output: str
+    run_name: Annotated[
+        str, Field(description="a run of the same name in the same output resumes")
+    ] = "run"
+    keep_checkpoints: Annotated[int, Field(ge=1, description="most recent ones that stay")] = 2
+
+
+class TrainConfig(RunFields):
     """Fine-tune a causal LM on codes: text in, speech tokens out."""
 
     data: Annotated[
@@ -40,9 +49,6 @@ class TrainConfig(JobConfig):
             "leave nothing behind"
         ),
     ] = False
-    run_name: Annotated[
-        str, Field(description="a run of the same name in the same output resumes")
-    ] = "run"
     num_workers: Annotated[
         int,
         Field(ge=1, description="training workers; a resumed run may have another number"),
@@ -174,7 +180,6 @@ class TrainConfig(JobConfig):
     half: Annotated[
         bool, Field(description="write checkpoint/ and best/ in bfloat16, half the size")
     ] = False
-    keep_checkpoints: Annotated[int, Field(ge=1, description="most recent ones that stay")] = 2
     max_failures: Annotated[
         int, Field(ge=-1, description="restarts from the last checkpoint after a lost worker")
     ] = 3

@@ -13,26 +13,28 @@ import ray
 from pyarrow import fs
 from transformers import AutoConfig, AutoTokenizer
 
-from sheen import cluster
-from sheen.core import bases, checkpoint, dataset, files
-from sheen.core.claim import folder_digest
-from sheen.core.codec import open_codec
-from sheen.core.codec_info import CodecInfo, describe_codec, find_codec
-from sheen.core.model import to_bfloat16
-from sheen.core.normalisation import NormalisationInfo, check
-from sheen.core.ownership import sole_owner
-from sheen.core.prompt_list import Prompt
-from sheen.core.tokens import TokenLayout
-from sheen.judge.hearing import Grammar, check_transcriber
-from sheen.train import state
-from sheen.train.audition import eval_prompts
+from sheen.codec import info as dataset_info
+from sheen.codec.info import CODEC_FOLDER, CodecInfo, describe_codec, find_codec
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import open_codec
+from sheen.data import dataset
+from sheen.data.prompts import Prompt
+from sheen.lm import base_model, checkpoint
+from sheen.lm.model import to_bfloat16
+from sheen.runs import cluster
+from sheen.runs.fingerprint import folder_digest
+from sheen.runs.lock import sole_owner
+from sheen.scoring.asr import Grammar, check_transcriber
+from sheen.storage import files, folders, uris
+from sheen.text.normalization import NormalisationInfo, check
+from sheen.train import checkpoints
+from sheen.train.checkpoints import RunStore
 from sheen.train.config import FREE_FIELDS, TrainConfig
 from sheen.train.data import build_training_set, describe, show_example
-from sheen.train.launch import fit
-from sheen.train.loop import train_loop
-from sheen.train.rehearsal import describe_rehearsal, rehearsal_loop
-from sheen.train.store import RunStore
+from sheen.train.evaluation import eval_prompts
+from sheen.train.launcher import fit
 from sheen.train.tracking import check_trackers
+from sheen.train.trainer import describe_rehearsal, rehearsal_loop, train_loop
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     Raises ValueError for what the user must change, and what `launch.fit` raises.
     """
     output = cluster.output_folder("--output", config.output)
-    locations = [files.absolute(location) for location in config.data]
+    locations = [uris.absolute(location) for location in config.data]
     check_trackers(config.trackers)
     codec, codec_files = _codec_of(locations, config.codec)
     model = _model_source(config.model)
@@ -96,7 +98,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
                 "model content": _model_content(model),
                 "codec sha256": codec.sha256,
             }
-            state.claim_run(output, config.run_name, fields, FREE_FIELDS, content)
+            checkpoints.claim_run(output, config.run_name, fields, FREE_FIELDS, content)
         cluster.connect()
         arguments = {
             "config": fields,
@@ -119,24 +121,24 @@ def run(config: TrainConfig) -> dict[str, Any]:
             try:
                 result = fit(rehearsal_loop, arguments, max_failures=0, **placement)
             finally:
-                files.delete_folder(output)
+                folders.delete_folder(output)
             rehearsal = dict(result.return_value)  # type: ignore[attr-defined]
             print(describe_rehearsal(rehearsal), flush=True)
             return rehearsal
         fit(train_loop, arguments, max_failures=config.max_failures, **placement)
-        store = RunStore(files.join(output, config.run_name), config.keep_checkpoints)
+        store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
         last, best = store.latest(), store.best()
         assert last is not None, "a run that ended well has saved"
-        model_folder = files.join(last, state.MODEL_FOLDER)
-        _export(model_folder, files.join(output, "checkpoint"), codec, codec_files, config.half)
+        model_folder = uris.join(last, checkpoints.MODEL_FOLDER)
+        _export(model_folder, uris.join(output, "checkpoint"), codec, codec_files, config.half)
         if best is not None:
-            _export(best, files.join(output, "best"), codec, codec_files, config.half)
-        return state.last_metrics(output)
+            _export(best, uris.join(output, "best"), codec, codec_files, config.half)
+        return checkpoints.last_metrics(output)
 
 
 def _codec_parts(source: str) -> Any:
     """The codec's arguments and weights."""
-    with files.local_folder(source) as folder:
+    with folders.local_folder(source) as folder:
         codec, arguments = open_codec(str(folder))
     return arguments, codec.state_dict()
 
@@ -170,7 +172,7 @@ def _codec_of_one(location: str, codec: str | None) -> tuple[CodecInfo, str]:
             f"--codec {codec} is not the codec that made {location} ({info.source}, weights "
             f"{info.sha256[:12]}); leave --codec out"
         )
-    return info, dataset.codec_source(location, info)
+    return info, dataset_info.codec_source(location, info)
 
 
 def _normalisation_of(
@@ -216,14 +218,14 @@ def _model_source(model: str) -> str:
     path = Path(model).expanduser()
     if path.is_dir():
         return str(path.resolve())
-    if not files.is_uri(model) and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
+    if not uris.is_uri(model) and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
         raise ValueError(f"--model {model}: no such folder")
     return model
 
 
 def _model_content(model: str) -> str:
     """A hub id as it is: its owner answers for what it holds."""
-    if not files.is_uri(model) and not Path(model).is_dir():
+    if not uris.is_uri(model) and not Path(model).is_dir():
         return model
     return folder_digest(model, (".safetensors", ".bin", ".json"))
 
@@ -233,10 +235,10 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
 
     The tokenizer, and whether the base lacks the codec's tokens.
     """
-    with files.local_folder(model, weights=False) as folder:
+    with folders.local_folder(model, weights=False) as folder:
         try:
-            if folder.is_dir() and not files.is_uri(model):  # a copy is without weights
-                bases.check_files(folder)
+            if folder.is_dir() and not uris.is_uri(model):  # a copy is without weights
+                base_model.check_files(folder)
         except ValueError as error:
             raise ValueError(f"--model {model}: {error}") from error
         try:
@@ -256,8 +258,8 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
                 )
             return info, tokenizer, False
     try:
-        positions = bases.check_config(base)
-        first_id = bases.first_new_id(tokenizer)
+        positions = base_model.check_config(base)
+        first_id = base_model.first_new_id(tokenizer)
     except ValueError as error:
         raise ValueError(f"--model {model}: {error}") from error
     layout = TokenLayout(first_id, codec.codebook_size, codec.strides)
@@ -276,9 +278,9 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
 
 def _export(source: str, target: str, codec: CodecInfo, codec_files: str, half: bool) -> None:
     """Publish a model folder, with its codec when that is a folder: all of it at once."""
-    with files.replacing(target) as folder:
-        files.copy_folder(source, str(folder))
+    with folders.replacing(target) as folder:
+        folders.copy_folder(source, str(folder))
         if half:
             to_bfloat16(folder)
         if codec.embedded:
-            files.copy_folder(codec_files, str(folder / dataset.CODEC_FOLDER))
+            folders.copy_folder(codec_files, str(folder / CODEC_FOLDER))

@@ -1,17 +1,28 @@
-"""A speech model that learns: its precision, its optimizer, and how ranks share it.
+"""Learning rate by step, for every training loop.
+
+What a worker opens before its first step: the codec, and the model that is to learn.
+
+Owns where that model comes from: a checkpoint as it is, or a base with rows for the codec's tokens,
+and adapters on either. How it learns is the learner's business; which checkpoint a run goes on
+from, the store's.
+
+A speech model that learns: its precision, its optimizer, and how ranks share it.
 
 Owns wrapping (DDP, FSDP2, torch.compile, LoRA), the optimizer's groups, and the whole state as one
 process would have it, so that any number of workers can go on from it. Knows nothing of data.
 """
 
 import logging
+import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+import ray
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from ray.train.torch import prepare_model
+from snac import SNAC
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,11 +35,89 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sheen.core.attention import check_isolation
-from sheen.core.batches import Batch
-from sheen.core.loss import LossSums
-from sheen.core.model import SpeechLM
-from sheen.train.ranks import Ranks
+from sheen.lm import checkpoint
+from sheen.lm.attention import check_isolation
+from sheen.lm.batching import Batch
+from sheen.lm.loss import LossSums
+from sheen.lm.model import SpeechLM, extend, load_base, load_model
+from sheen.storage import folders
+from sheen.train.distributed import Ranks
+
+Schedule = Literal["cosine", "wsd"]
+
+
+def learning_rate(
+    step: int,
+    peak: float,
+    warmup: int,
+    total: int,
+    schedule: Schedule = "cosine",
+    decay_share: float = 0.2,
+) -> float:
+    """Linear warm-up to `peak`, then down to a tenth of it at `total`.
+
+    "cosine" goes down all the way; "wsd" (warm-up, stable, decay: Hu et al. 2024, MiniCPM) stays at
+    the peak and falls linearly over the last `decay_share` of the steps, so that a run can be made
+    longer without having been planned so.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "wsd":
+        decay = max(1.0, decay_share * total)
+        return peak * (1.0 - 0.9 * max(0.0, 1.0 - (total - step) / decay))
+    progress = (step - warmup) / max(1, total - warmup)
+    return peak * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+
+
+CodecParts: TypeAlias = "ray.ObjectRef[tuple[dict[str, Any], dict[str, Tensor]]]"
+"""A codec's arguments and weights, in the object store."""
+
+
+def build_codec(parts: CodecParts) -> SNAC:
+    """The codec, on the host."""
+    arguments, weights = ray.get(parts)
+    codec = SNAC(**arguments)
+    codec.load_state_dict(weights)
+    return codec
+
+
+def open_model(
+    source: str,
+    info: checkpoint.CheckpointInfo,
+    seed: int,
+    codec: "CodecParts | None",
+    *,
+    lora_rank: int,
+    lora_alpha: int,
+) -> tuple[SpeechLM, Any]:
+    """The model and its tokenizer; with new adapters unless `lora_rank` is 0.
+
+    source: a checkpoint's or a base's folder or URI, or a base's hub id. codec: the new rows of a
+    base follow its codebooks; without one they are independent. A checkpoint has its rows.
+    """
+    model, tokenizer = _with_tokens(source, info, seed, codec)
+    if lora_rank:
+        add_adapters(model, lora_rank, lora_alpha)
+    return model, tokenizer
+
+
+def _with_tokens(
+    source: str, info: checkpoint.CheckpointInfo, seed: int, codec: "CodecParts | None"
+) -> tuple[SpeechLM, Any]:
+    """A checkpoint as it is, or a base with the codec's tokens added."""
+    with folders.local_folder(source) as folder:
+        if checkpoint.is_checkpoint(folder):
+            return load_model(folder, info.token_layout, info.objective)
+        lm, tokenizer = load_base(str(folder))
+    codebooks = None
+    if codec is not None:
+        quantizers = build_codec(codec).quantizer.quantizers
+        codebooks = [part.codebook.weight.detach() for part in quantizers]
+    model = extend(lm, tokenizer, info.layout.codebook_size, info.layout.strides, seed, codebooks)
+    assert model.layout == info.token_layout, "driver and worker disagree about the first id"
+    model.objective = info.objective
+    return model, tokenizer
+
 
 logger = logging.getLogger(__name__)
 

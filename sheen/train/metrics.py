@@ -1,19 +1,114 @@
-"""The metrics of a speech run: loss per codebook level, speed, and the line for the console.
+"""What has gathered since the last line of metrics: sums over steps, and seconds of training.
+
+Owns the clock, which stands still while a run evaluates or saves, and what a checkpoint keeps of
+both, so that the interval of a killed run goes on where it was. What is summed, and when a line is
+due, is the business of the two training loops.
+
+How much arithmetic a step is, and what share of a device's peak that makes per second.
+
+The metrics of a speech run: loss per codebook level, speed, and the line for the console.
 
 Owns the vector in which losses are summed over rows, steps and ranks, and the names of what is
 made of it. Keeps nothing: sums gather in an interval or an evaluation, the loop says when a line is
 due, and the outcome writes it.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sheen.core.loss import LossSums
-from sheen.core.model import SpeechLM
-from sheen.train.throughput import peak_flops, training_flops
+from sheen.lm.loss import LossSums
+from sheen.lm.model import SpeechLM
+from sheen.train.distributed import Ranks
+
+
+class Interval:
+    """One rank's sums, float64 `[size]` on `device`, and the seconds that they took.
+
+    The clock runs from the start.
+    """
+
+    def __init__(self, ranks: Ranks, size: int, device: torch.device) -> None:
+        self._ranks = ranks
+        self._sums = torch.zeros(size, dtype=torch.float64, device=device)
+        self._seconds = 0.0
+        self._since = time.monotonic()
+
+    def add(self, values: Tensor) -> None:
+        """Count `[size]` of a row or a step."""
+        self._sums += values
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time of the context is not the training's."""
+        self._seconds += time.monotonic() - self._since
+        yield
+        self._since = time.monotonic()
+
+    def end(self) -> tuple[Tensor, float]:
+        """The sums over ranks, on the host, and the seconds; the next interval begins.
+
+        Every rank must call it.
+        """
+        sums = self._ranks.sum(self._sums)
+        now = time.monotonic()
+        seconds = self._seconds + now - self._since
+        self._sums.zero_()
+        self._seconds, self._since = 0.0, now
+        return sums, seconds
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps. Every rank must call it, while the clock is paused."""
+        return {"recent": self._ranks.sum(self._sums), "seconds": self._seconds}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave; any number of workers may."""
+        if self._ranks.first:  # the sums are of all ranks already
+            self._sums += state["recent"].to(self._sums.device)
+            self._seconds = state["seconds"]
+
+
+# Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets. A name earlier in the table wins.
+PEAKS = {
+    "GB200": 2.5e15,
+    "B200": 2.25e15,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's bfloat16 peak in FLOP/s, where it is known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in PEAKS.items() if known in name), None)
+
+
+def training_flops(model: SpeechLM) -> tuple[float, float]:
+    """FLOP of forward and backward pass per token of a row, and per target token.
+
+    Six per weight and token: two forward, four backward (Kaplan et al. 2020). Attention scores are
+    left out: with utterances of a thousand tokens they are a few percent.
+    """
+    tables = {id(table) for table in model.tables}
+    body = sum(part.numel() for part in model.parameters() if id(part) not in tables)
+    rows, width = model.head.shape
+    if model.objective == "legal rows":
+        rows = model.layout.codebook_size
+    return 6.0 * body, 6.0 * width * rows
 
 
 def vector_size(levels: int) -> int:

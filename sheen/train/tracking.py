@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sheen.core import files
-from sheen.train.tracking_backends import BACKENDS, Run, Tracker, check_mlflow_uri
+from sheen.storage import files, uris
+from sheen.train.trackers import BACKENDS, Run, Tracker, check_mlflow_uri
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def open_trackers(
     optimizer steps done already, 0 for a run that starts. Raises ValueError for unknown names.
     """
     _check_names(names)
-    remote = bool(names) and files.is_uri(output)
+    remote = bool(names) and uris.is_uri(output)
     temporary = None
     if remote:  # deleted when the trackers close, or with the process that never closed them
         temporary = tempfile.TemporaryDirectory(prefix="sheen-", ignore_cleanup_errors=True)
@@ -149,7 +149,7 @@ def _claim_key(output: str, run_name: str, first_step: int) -> str:
     Not a hash of output and name: with the folder deleted and the run started afresh, W&B would
     keep the old run's rows and drop the new ones, or refuse the id of a run deleted there.
     """
-    location = files.join(output, run_name, KEY_FILE)
+    location = uris.join(output, run_name, KEY_FILE)
     if first_step and files.exists(location):
         return files.read_bytes(location).decode()
     key = uuid.uuid4().hex

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sheen.config import JobConfig
+from sheen.train.config import RunFields
 
 
-class CodecTrainConfig(JobConfig):
+class CodecTrainConfig(RunFields):
     """Train or fine-tune a SNAC codec on recordings."""
 
     data: Annotated[
@@ -34,9 +34,6 @@ class CodecTrainConfig(JobConfig):
         ),
     ] = False
     half: Annotated[bool, Field(description="write the codec in float16, half the size")] = False
-    run_name: Annotated[
-        str, Field(description="a run of the same name in the same output resumes")
-    ] = "run"
     num_workers: Annotated[
         int,
         Field(
@@ -128,7 +125,6 @@ class CodecTrainConfig(JobConfig):
     eval_every: Annotated[int, Field(ge=1, description="optimizer steps between evaluations")] = 500
     log_every: Annotated[int, Field(ge=1, description="optimizer steps between log lines")] = 20
     save_every: Annotated[int, Field(ge=1, description="optimizer steps between checkpoints")] = 500
-    keep_checkpoints: Annotated[int, Field(ge=1, description="most recent ones that stay")] = 2
     max_failures: Annotated[
         int, Field(ge=-1, description="restarts from the last checkpoint after a lost worker")
     ] = 3

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from pyarrow import fs
 from torch import Tensor
 
-from sheen.core import files, globbing
-from sheen.core.audio import AudioError, decode_audio
-from sheen.core.claim import sample_digests
-from sheen.core.manifest import AUDIO_SUFFIXES, METADATA_FILE, plain_rows
-from sheen.tries import MOST_DEATHS, Past, Tries, died
+from sheen.audio.io import AudioError, decode_audio
+from sheen.data.corpus import AUDIO_SUFFIXES, METADATA_FILE, plain_rows
+from sheen.runs.attempts import MOST_DEATHS, Past, Tries, died
+from sheen.runs.fingerprint import sample_digests
+from sheen.storage import files, glob, uris
 
 READ_AHEAD = 2
 """Steps whose segments are read before they are asked for."""
@@ -61,11 +61,11 @@ def find_recordings(location: str, held_out: int, seed: int) -> Recordings:
     """
     dropped: dict[str, int] = {}
     kind = files.kind(location)
-    if kind == fs.FileType.Directory and not files.exists(files.join(location, METADATA_FILE)):
+    if kind == fs.FileType.Directory and not files.exists(uris.join(location, METADATA_FILE)):
         paths = [
             path
-            for path in globbing.list_below(location)
-            if files.name(path).lower().endswith(AUDIO_SUFFIXES)
+            for path in glob.list_below(location)
+            if uris.name(path).lower().endswith(AUDIO_SUFFIXES)
         ]
         if not paths:
             raise ValueError(

@@ -11,19 +11,19 @@ import ray
 import torch
 from snac import SNAC
 
-from sheen import cluster
-from sheen.core import files
-from sheen.core.asr_features import AsrFeatureLoss
-from sheen.core.claim import RECORDINGS
-from sheen.core.codec import open_codec
-from sheen.core.ownership import sole_owner
-from sheen.train import state
+from sheen.codec.asr_features import AsrFeatureLoss
+from sheen.codec.snac import open_codec
+from sheen.runs import cluster
+from sheen.runs.attempts import Tries
+from sheen.runs.fingerprint import RECORDINGS
+from sheen.runs.lock import sole_owner
+from sheen.storage import folders, uris
+from sheen.train import checkpoints
+from sheen.train.checkpoints import RunStore
 from sheen.train.codec.config import FREE_FIELDS, CodecTrainConfig
 from sheen.train.codec.data import find_recordings
-from sheen.train.codec.loop import CODEC_FOLDER, segment_samples, train_loop
-from sheen.train.launch import fit
-from sheen.train.store import RunStore
-from sheen.tries import Tries
+from sheen.train.codec.trainer import CODEC_FOLDER, segment_samples, train_loop
+from sheen.train.launcher import fit
 
 
 def _content(model: SNAC) -> str:
@@ -38,14 +38,14 @@ def _content(model: SNAC) -> str:
 def run(config: CodecTrainConfig) -> dict[str, Any]:
     """Train; returns the last metrics. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
-    if files.contains(config.data, output):
+    if uris.contains(config.data, output):
         raise ValueError(
             f"--output {output} lies in --data {config.data}, where its audio samples would count "
             "as recordings when the run resumes; give another folder"
         )
     torch.manual_seed(config.seed)  # of random weights
     model, codec_config = open_codec(config.codec, config.from_scratch)
-    recordings = find_recordings(files.absolute(config.data), config.eval_recordings, config.seed)
+    recordings = find_recordings(uris.absolute(config.data), config.eval_recordings, config.seed)
     fields, free, asr_features = config.model_dump(), FREE_FIELDS, None
     if config.asr_features is None:
         free = free | {"asr_features_weight"}  # it means nothing then
@@ -66,7 +66,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         "codec content": _content(model),
     }
     with sole_owner(output):
-        state.claim_run(output, config.run_name, fields, free, content)
+        checkpoints.claim_run(output, config.run_name, fields, free, content)
         cluster.connect()
         fit(
             train_loop,
@@ -85,15 +85,15 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
             cpus_per_worker=config.cpus_per_worker,
             max_failures=config.max_failures,
         )
-        last = RunStore(files.join(output, config.run_name), config.keep_checkpoints).latest()
+        last = RunStore(uris.join(output, config.run_name), config.keep_checkpoints).latest()
         assert last is not None, "a run that ended well has saved"
-        files.copy_folder(files.join(last, CODEC_FOLDER), files.join(output, CODEC_FOLDER))
-        return state.last_metrics(output)
+        folders.copy_folder(uris.join(last, CODEC_FOLDER), uris.join(output, CODEC_FOLDER))
+        return checkpoints.last_metrics(output)
 
 
 def _open_asr_features(source: str, model: SNAC, seconds: float) -> tuple[AsrFeatureLoss, str]:
     """The loss that `--asr-features` names, for segments of this codec, and its weights' hash."""
-    from sheen.core.asr_encoder import open_asr_encoder, weights_sha256  # takes seconds to import
+    from sheen.codec.asr_features import open_asr_encoder, weights_sha256  # takes seconds to import
 
     try:
         encoder = open_asr_encoder(source)

@@ -14,16 +14,16 @@ from ray.train.torch import prepare_model
 from snac import SNAC
 from torch import Tensor
 
-from sheen.core.asr_features import AsrFeatureLoss
-from sheen.core.codec_training import (
+from sheen.codec.asr_features import AsrFeatureLoss
+from sheen.codec.training import (
     CodecLosses,
     CodeUsage,
     TrainableCodec,
     WeightAverage,
     restart_unused,
 )
-from sheen.core.draws import step_seed
-from sheen.train.ranks import Ranks
+from sheen.rng import step_seed
+from sheen.train.distributed import Ranks
 
 
 @dataclass(frozen=True)

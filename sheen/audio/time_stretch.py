@@ -1,0 +1,127 @@
+"""Tempo: speech faster or slower at the same pitch.
+
+Owns ffmpeg's `atempo` (it overlaps and adds windows of the waveform where they match best) and the
+promise that n samples become exactly n / speed, in whatever chunks they come. Knows nothing about
+formats or requests.
+"""
+
+import math
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.filter import Graph
+
+from sheen.audio.io import Samples
+
+SLOWEST, FASTEST = 0.25, 4.0
+"""The range of the speech API's `speed`."""
+
+_SLOWEST_FILTER = 0.5  # what one atempo can do; below it two are chained
+_BLOCK_S = 0.02
+
+_NOTHING = np.zeros(0, np.float32)
+
+
+class Tempo:
+    """Samples in, samples at `speed` out: 2.0 takes half as long, 0.5 twice as long.
+
+    `push` the samples in order, then `finish` once. All that they return, put together, is
+    round(n / speed) samples, the same for every chunking. At 1.0 what is pushed comes back as it
+    is. At other speeds and 24 kHz the first output comes after 1,440 to 2,880 samples of input (60
+    to 120 ms).
+    """
+
+    def __init__(self, speed: float, sample_rate: int) -> None:
+        """sample_rate: of input and output, Hz. Raises ValueError for a speed outside 0.25..4."""
+        if not SLOWEST <= speed <= FASTEST:
+            raise ValueError(f"speed is {speed}: expected a number from {SLOWEST} to {FASTEST}")
+        self._speed = speed
+        self._rate = sample_rate
+        self._block = round(_BLOCK_S * sample_rate)
+        self._graph = None if speed == 1.0 else _graph(speed, sample_rate)
+        self._waiting = _NOTHING  # less than a block of input
+        self._made = _NOTHING  # output ahead of what the input so far is due
+        self._taken = 0
+        self._given = 0
+        self._finished = False
+
+    def push(self, samples: Samples) -> Samples:
+        """The next samples `[n]`, float32; returns what is ready of the output `[m]`, often none.
+
+        Raises RuntimeError after `finish`.
+        """
+        self._check_open()
+        if self._graph is None:
+            return samples
+        self._taken += len(samples)
+        self._waiting = np.concatenate([self._waiting, samples])
+        # What atempo makes depends on how its input is cut (and a sample alone at speed 4 makes it
+        # fail), so it always gets blocks of one size.
+        whole = len(self._waiting) - len(self._waiting) % self._block
+        for start in range(0, whole, self._block):
+            self._filter(self._graph, self._waiting[start : start + self._block])
+        self._waiting = self._waiting[whole:]
+        # At high speeds atempo runs ahead by part of a window; were that given away, speech that
+        # ends here would be too long.
+        return self._give(math.floor(self._taken / self._speed))
+
+    def finish(self) -> Samples:
+        """The rest of the output `[m]`. Raises RuntimeError the second time."""
+        self._check_open()
+        self._finished = True
+        if self._graph is None:
+            return _NOTHING
+        due = round(self._taken / self._speed)
+        # Flushed, atempo drops up to a window for every filter (all of it, if the speech is
+        # shorter). Silence behind the speech pushes it out; what is made of the silence is cut.
+        block = np.zeros(self._block, np.float32)
+        block[: len(self._waiting)] = self._waiting
+        while self._given + len(self._made) < due:
+            self._filter(self._graph, block)
+            block = np.zeros(self._block, np.float32)
+        rest = self._give(due)
+        self._graph, self._made, self._waiting = None, _NOTHING, _NOTHING
+        return rest
+
+    def _check_open(self) -> None:
+        if self._finished:
+            raise RuntimeError("this Tempo is finished: make a new one for more samples")
+
+    def _filter(self, graph: Graph, block: Samples) -> None:
+        frame = av.AudioFrame.from_ndarray(block[None], format="flt", layout="mono")
+        frame.sample_rate = self._rate
+        graph.push(frame)
+        made = [self._made]
+        while (pulled := _pull(graph)) is not None:
+            made.append(pulled)
+        self._made = np.concatenate(made)
+
+    def _give(self, due: int) -> Samples:
+        """What is made, as far as sample `due` of the output."""
+        count = min(len(self._made), due - self._given)
+        given, self._made = self._made[:count], self._made[count:]
+        self._given += count
+        return given
+
+
+def _graph(speed: float, sample_rate: int) -> Graph:
+    graph = Graph()
+    time_base = Fraction(1, sample_rate)
+    source = graph.add_abuffer(
+        sample_rate=sample_rate, format="flt", layout="mono", time_base=time_base
+    )
+    speeds = [speed] if speed >= _SLOWEST_FILTER else [_SLOWEST_FILTER, speed / _SLOWEST_FILTER]
+    filters = [graph.add("atempo", tempo=f"{one:.9f}") for one in speeds]
+    graph.link_nodes(source, *filters, graph.add("abuffersink")).configure()
+    return graph
+
+
+def _pull(graph: Graph) -> Samples | None:
+    try:
+        frame = graph.pull()
+    except BlockingIOError:  # needs more input
+        return None
+    assert isinstance(frame, av.AudioFrame)
+    samples: Samples = frame.to_ndarray()[0]
+    return samples

@@ -1,0 +1,89 @@
+"""What a codec is, without loading it: where its files are, and who it is.
+
+Owns the identity (weight hash and config) that datasets and checkpoints carry. Imports no torch.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from sheen.storage import files, uris
+
+CODEC_FOLDER = "codec"
+"""Of a dataset or checkpoint that holds a copy of its codec."""
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "pytorch_model.bin"
+
+
+class CodecInfo(BaseModel, extra="forbid"):
+    """What a dataset or checkpoint says of its codec.
+
+    `source` is the folder or hub id that the user named. With `embedded`, the folder that carries
+    this record also holds a copy of the codec under `codec/`, because a path of one machine means
+    nothing on the next.
+    """
+
+    source: str
+    sha256: str
+    config: dict[str, Any]
+    embedded: bool
+
+    @property
+    def sample_rate(self) -> int:
+        return int(self.config["sampling_rate"])
+
+    @property
+    def codebook_size(self) -> int:
+        return int(self.config["codebook_size"])
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(self.config["vq_strides"])
+
+
+def find_codec(source: str) -> Path:
+    """The local folder of a codec: `source` itself, or the cached files of a hub id.
+
+    Raises ValueError naming the source when it is neither.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if source.startswith(("/", ".", "~")) or source.count("/") != 1:
+            raise ValueError(
+                f"codec {source!r}: no such folder; give a folder with {CONFIG_FILE} and "
+                f"{WEIGHTS_FILE}, or a hub id such as hubertsiuzdak/snac_24khz"
+            )
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            path = hf_hub_download(source, CONFIG_FILE)
+            hf_hub_download(source, WEIGHTS_FILE)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(
+                f"codec {source!r}: not a folder here, and the hub did not give it ({error})"
+            ) from error
+        folder = Path(path).parent
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(f"codec {source!r}: {folder / name} is missing")
+        files.refuse_pointer(folder / name)
+    return folder
+
+
+def describe_codec(source: str) -> CodecInfo:
+    """Identity of a codec, for dataset.json and the checkpoint."""
+    folder = find_codec(source)
+    with (folder / WEIGHTS_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    embedded = Path(source).expanduser().is_dir()
+    return CodecInfo(source=source, sha256=digest, config=config, embedded=embedded)
+
+
+def codec_source(folder: str, codec: CodecInfo) -> str:
+    """Where to load the codec of a dataset or checkpoint from: its own copy, or the hub id."""
+    return uris.join(folder, CODEC_FOLDER) if codec.embedded else codec.source

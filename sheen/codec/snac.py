@@ -1,0 +1,231 @@
+"""float32 on a GPU: torch lets cuDNN round a convolution's inputs to TF32, which has 10 bits.
+
+Owns that process-wide setting while a codec computes: whoever comes first takes TF32 away, whoever
+leaves last gives it back. Rounded so, near ties between codes fall otherwise than on a CPU, and a
+window of a stream no longer decodes to what the whole has there. Matrix products are left alone:
+torch computes them in float32 unless it is told otherwise.
+
+The codec: waveforms <-> codes, in batches.
+
+Owns loading a SNAC model (a folder or a hub id). Decoding takes the noise of SNAC's NoiseBlocks as
+a function of (seed, sample position), so that a window of an utterance decodes to the samples that
+the whole utterance has there. Knows nothing about tokens.
+"""
+
+import json
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from snac import SNAC
+from snac.layers import DecoderBlock, NoiseBlock, Snake1d
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sheen import rng
+from sheen.codec.inference import ClipEncoder, DilatedConv, Snake, TransposedConv, cut_batches
+from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE, find_codec
+from sheen.codec.layout import Codes
+from sheen.codec.window import WindowCodec
+
+_lock = threading.Lock()
+_inside = 0
+_outside = ""
+"""The setting while nobody is inside."""
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions are in float32 within, for every thread."""
+    global _inside, _outside
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined] # torch's stub lacks it
+    with _lock:
+        if _inside == 0:
+            _outside = convolutions.fp32_precision
+            convolutions.fp32_precision = "ieee"
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                convolutions.fp32_precision = _outside
+
+
+BATCH_SAMPLES = 24_000 * 120
+"""Of a batch on a GPU, padding included: an activation of the published shape takes 0.55 GB."""
+
+
+class Codec(WindowCodec):
+    """A SNAC model ready for inference on one device; see `load_codec`.
+
+    `source` is the folder or hub id it was loaded from, `arguments` are SNAC's own, if it was.
+    """
+
+    def __init__(
+        self,
+        model: SNAC,
+        device: torch.device,
+        source: str = "",
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model)
+        self.source = source
+        self.arguments = arguments
+        modules = list(model.modules())
+        for module in modules:
+            # weight_norm recomputes each weight on every forward; folded once, encoding takes
+            # less than half the time on a CPU.
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight")
+        for module in modules:
+            for name, part in module.named_children():
+                if isinstance(part, Snake1d):
+                    setattr(module, name, Snake(part))
+                elif DilatedConv.fits(part):
+                    setattr(module, name, DilatedConv(part))
+                elif device.type == "cpu" and TransposedConv.fits(part):
+                    setattr(module, name, TransposedConv(part))
+        self.model = model.eval().requires_grad_(False).to(device)
+        self._encoder = ClipEncoder(self.model)
+        self._tables: list[Tensor] = []
+        self.device = device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move to a device, in place."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        self._tables = []
+        return self
+
+    @torch.inference_mode()
+    @full_float32()
+    def encode(
+        self, waveforms: Sequence[Tensor], budget: int = BATCH_SAMPLES, batch: bool | None = None
+    ) -> list[Codes]:
+        """Codes of each waveform `[n]` (float32, at the codec's rate, n >= 1).
+
+        On a CPU each clip is encoded by itself: batches gain nothing there, and how a batch rounds
+        decides a near tie of two codes. On a GPU clips are batched, `budget` padded samples at a
+        time, and no clip sees its padding. `batch` decides otherwise.
+        """
+        block = self.frame_samples * self.block_frames
+        for index, waveform in enumerate(waveforms):
+            if waveform.ndim != 1 or len(waveform) == 0:
+                raise ValueError(
+                    f"waveform {index} has shape {tuple(waveform.shape)}, expected [n]"
+                )
+        lengths = [-(-len(waveform) // block) * block for waveform in waveforms]
+        if batch is None:
+            batch = self.device.type != "cpu"
+        batches = cut_batches(lengths, budget) if batch else ([i] for i in range(len(waveforms)))
+        encoded: dict[int, Codes] = {}
+        for members in batches:
+            own = [lengths[index] for index in members]
+            padded = torch.zeros(len(members), max(own))
+            for row, index in enumerate(members):
+                padded[row, : len(waveforms[index])] = waveforms[index]
+            padded = padded.to(self.device)
+            latents = (
+                self._encoder.together(padded, own) if batch else self._encoder.alone(padded[0])
+            )
+            levels = self.model.quantizer(latents)[1]
+            # One copy to the host for the whole batch.
+            flat = torch.cat(levels, dim=1).to(torch.int16).cpu().numpy()
+            splits = np.cumsum([level.shape[1] for level in levels])[:-1]
+            for row, index in enumerate(members):
+                whole = np.split(flat[row], splits)
+                encoded[index] = [
+                    level[: own[row] // (self.hop * stride)]
+                    for level, stride in zip(whole, self.strides, strict=True)
+                ]
+        return [encoded[index] for index in range(len(waveforms))]
+
+    @torch.inference_mode()
+    @full_float32()
+    def decode(
+        self,
+        codes: Sequence[NDArray[np.int16]],
+        seeds: Sequence[int] | None = None,
+        first_frames: Sequence[int] | None = None,
+    ) -> Tensor:
+        frames = codes[0].shape[1]
+        pad = -frames % self.block_frames
+        levels = []
+        for level, stride in zip(codes, self.strides, strict=True):
+            tensor = torch.from_numpy(np.ascontiguousarray(level)).long()
+            levels.append(nn.functional.pad(tensor, (0, pad * self.strides[0] // stride)))
+        x = self._latents([level.to(self.device) for level in levels])
+        batch = x.shape[0]
+        keys = None if seeds is None else torch.tensor(list(seeds), device=self.device)
+        starts = torch.tensor(list(first_frames or [0] * batch), device=self.device)
+        rate, block_index = 1, 0  # samples per latent so far, and which upsampling block
+        for layer in self.model.decoder.model:
+            if not isinstance(layer, DecoderBlock):
+                x = layer(x)
+                continue
+            rate *= int(self.model.decoder_rates[block_index])
+            for part in layer.block:
+                if not isinstance(part, NoiseBlock):
+                    x = part(x)
+                elif keys is not None:
+                    first_sample = starts * (self.strides[0] * rate)
+                    at = first_sample[:, None] + torch.arange(x.shape[-1], device=self.device)
+                    noise = rng.normal(keys, rng.NOISE + block_index, at).to(x.dtype)
+                    x = x + noise[:, None, :] * part.linear(x)
+            block_index += 1
+        return x[:, 0, : frames * self.frame_samples].float().cpu()
+
+    def _latents(self, levels: Sequence[Tensor]) -> Tensor:
+        """Latents `[B, D, T]` of codes `[B, T / stride]` of each level.
+
+        Looked up, because a product with as few columns as a window has codes of the coarse level
+        rounds by their number. Made at first use: 38 MB for the published codec.
+        """
+        if not self._tables:
+            self._tables = [
+                quantizer.out_proj(quantizer.codebook.weight.T[None])[0].T.contiguous()
+                for quantizer in self.model.quantizer.quantizers
+            ]
+        parts = [
+            nn.functional.embedding(level, table).repeat_interleave(stride, dim=1)
+            for level, table, stride in zip(levels, self._tables, self.strides, strict=True)
+        ]
+        return sum(parts[1:], parts[0]).transpose(1, 2)
+
+
+def open_codec(source: str, from_scratch: bool = False) -> tuple[SNAC, dict[str, Any]]:
+    """A SNAC model in float32 as it is published, weight norm and all, and its config.
+
+    `source` is a folder or hub id. With `from_scratch` only its shape is taken (`source` may then
+    be a JSON file of SNAC's own arguments) and the weights are random. Raises ValueError.
+    """
+    shape_only = from_scratch and Path(source).expanduser().is_file()
+    path = Path(source).expanduser() if shape_only else find_codec(source) / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        model = SNAC(**config)
+        if math.prod(model.encoder_rates) != math.prod(model.decoder_rates):
+            raise ValueError("encoder_rates and decoder_rates multiply to different numbers")
+        if not from_scratch:
+            # SNAC.from_pretrained unpickles whatever the file holds; this accepts tensors only.
+            weights = path.parent / WEIGHTS_FILE
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except Exception as error:  # torn pickles alone raise a dozen kinds
+        # torch advises on other loads over several lines.
+        reason = str(error).splitlines()[:1] or [type(error).__name__]
+        raise ValueError(f"codec {source!r}: not a SNAC codec ({reason[0]})") from error
+    return model.float(), config
+
+
+def load_codec(source: str, device: str | torch.device = "cpu") -> Codec:
+    """Load a codec for inference from a folder or a hub id, in float32 with folded weights."""
+    model, arguments = open_codec(source)
+    return Codec(model, torch.device(device), source, arguments)

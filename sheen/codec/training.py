@@ -1,0 +1,263 @@
+"""A SNAC codec that learns: its losses, the restart of unused codes, the average of its weights.
+
+Owns what the published package leaves out (hubertsiuzdak/snac #19, #31): the training forward of
+the residual quantizer and everything that must happen around an optimizer step. The quantizer's
+losses are those of VQ-VAE (van den Oord et al. 2017) as in the Descript Audio Codec, whose design
+SNAC shares. There is no adversary. Knows nothing of files of recordings, devices or Ray.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from snac import SNAC
+from snac.layers import Snake1d
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from sheen.audio.spectral import RANGE_DB, SpectralLoss, waveform_distance
+from sheen.codec.asr_features import AsrFeatureLoss
+from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE
+from sheen.codec.snac import Codec
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One pass through the residual quantizer.
+
+    `latents` is the decoder's input `[B, D, T]`. Per level: `codes` `[B, T / stride]`, and
+    `vectors` `[B * T / stride, codebook_dim]`, what each code was chosen for. The losses are
+    scalars, summed over levels.
+    """
+
+    latents: Tensor
+    codes: list[Tensor]
+    vectors: list[Tensor]
+    commitment: Tensor
+    codebook: Tensor
+
+
+@dataclass(frozen=True)
+class CodecLosses:
+    """Scalars of a batch, and what the codes were chosen for (see `Quantized`).
+
+    `asr_features` is None where no speech encoder listens.
+    """
+
+    mel: Tensor
+    stft: Tensor
+    waveform: Tensor
+    commitment: Tensor
+    codebook: Tensor
+    asr_features: Tensor | None
+    codes: list[Tensor]
+    vectors: list[Tensor]
+
+
+class Snake(nn.Module):
+    """SNAC's activation and parameter in plain torch.
+
+    TorchScript computes the parameter's gradient otherwise in the first calls of a process, so that
+    a resumed run would drift from one that never stopped; and torch.compile stops at it.
+    """
+
+    def __init__(self, alpha: nn.Parameter) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.alpha + 1e-9).reciprocal() * torch.sin(self.alpha * x).square()
+
+
+class TrainableCodec(nn.Module):
+    """A SNAC model with its losses: what a data-parallel wrapper wraps.
+
+    The model's activations become `Snake`; the names in its state stay as they are. With
+    `asr_features` the distance in a frozen recogniser's features is among the losses.
+    """
+
+    def __init__(
+        self,
+        model: SNAC,
+        range_db: float = RANGE_DB,
+        asr_features: AsrFeatureLoss | None = None,
+    ) -> None:
+        super().__init__()
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, Snake1d):
+                    setattr(module, name, Snake(child.alpha))
+        self.model = model
+        self.spectral = SpectralLoss(int(model.sampling_rate), range_db=range_db)
+        self.asr_features = asr_features
+
+    def compile_layers(self) -> None:
+        """Compile the two stacks of convolutions; the names in the state stay as they are."""
+        # Dynamo would cut the graphs at DDP's gradient buckets; the stacks are compiled whole.
+        torch._dynamo.config.optimize_ddp = False
+        self.model.encoder.compile()
+        self.model.decoder.compile()
+
+    def forward(self, audio: Tensor) -> CodecLosses:
+        """Of audio `[B, n]`, n a multiple of the codec's block of samples."""
+        quantized = quantize(self.model, self.model.encoder(audio[:, None]))
+        decoded = self.model.decoder(quantized.latents)[:, 0]
+        # Spectra in float32 whatever autocast is on: bfloat16 has no bits for quiet bands.
+        with torch.autocast(audio.device.type, enabled=False):
+            decoded = decoded.float()
+            terms = self.spectral(decoded, audio)
+            waveform = waveform_distance(decoded, audio)
+            features = None if self.asr_features is None else self.asr_features(decoded, audio)
+        return CodecLosses(
+            terms.mel,
+            terms.stft,
+            waveform,
+            quantized.commitment,
+            quantized.codebook,
+            features,
+            quantized.codes,
+            quantized.vectors,
+        )
+
+
+def quantize(model: SNAC, latents: Tensor) -> Quantized:
+    """The quantizer's forward with its losses; `latents` is the encoder's output `[B, D, T]`.
+
+    The published forward drops the distances that the losses need. Gradients pass to the encoder
+    by the straight-through estimator, as there.
+    """
+    output = torch.zeros_like(latents)
+    residual = latents
+    codes, vectors = [], []
+    commitment = codebook = latents.new_zeros((), dtype=torch.float32)
+    for quantizer in model.quantizer.quantizers:
+        stride = quantizer.stride
+        pooled = F.avg_pool1d(residual, stride, stride) if stride > 1 else residual
+        # Nearest codes in float32: ties are common, and bfloat16 makes more of them.
+        with torch.autocast(latents.device.type, enabled=False):
+            wanted = quantizer.in_proj(pooled.float())
+            chosen, indices = quantizer.decode_latents(wanted)
+            commitment = commitment + F.mse_loss(wanted, chosen.detach())
+            codebook = codebook + F.mse_loss(chosen, wanted.detach())
+            step = quantizer.out_proj(wanted + (chosen - wanted).detach())
+        step = step.repeat_interleave(stride, dim=-1)
+        output = output + step
+        residual = residual - step
+        codes.append(indices)
+        vectors.append(wanted.detach().transpose(1, 2).reshape(-1, wanted.shape[1]))
+    return Quantized(output, codes, vectors, commitment, codebook)
+
+
+class CodeUsage:
+    """Which codes are in use: for each, how many codes of its level ago it was last chosen.
+
+    `unused` after `patience` times the codebook's size: at 4, a code chosen as often as the
+    average is called unused by mistake once in e⁴ ≈ 55 times.
+    """
+
+    def __init__(self, levels: int, size: int, patience: float) -> None:
+        self.age = torch.zeros(levels, size, dtype=torch.int64)
+        self.restarted = torch.zeros(levels, dtype=torch.int64)
+        self._limit = int(patience * size)
+
+    def count(self, codes: Sequence[Tensor]) -> None:
+        """Count one step's codes, given per level."""
+        for age, level in zip(self.age, codes, strict=True):
+            age += level.numel()
+            age[level.flatten().cpu()] = 0
+
+    def unused(self, level: int) -> Tensor:
+        """Indices `[n]` of the level's unused codes, longest unused first."""
+        oldest = self.age[level].argsort(descending=True, stable=True)
+        return oldest[self.age[level][oldest] > self._limit]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"age": self.age, "restarted": self.restarted}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.age.copy_(state["age"])
+        self.restarted.copy_(state["restarted"])
+
+
+class WeightAverage:
+    """Exponential average of the weights, the one that is saved and judged.
+
+    The decay rises as (1 + t) / (10 + t) to its limit (Tarvainen and Valpola 2017), so that the
+    first weights of a training from scratch are soon forgotten.
+    """
+
+    def __init__(self, model: SNAC, decay: float) -> None:
+        def update(averages: Any, weights: Any, steps: Tensor | int) -> None:
+            now = min(decay, (1 + int(steps)) / (10 + int(steps)))
+            torch._foreach_lerp_(list(averages), list(weights), 1 - now)
+
+        self._averaged = AveragedModel(model, multi_avg_fn=update)
+        self.model: SNAC = self._averaged.module
+
+    def update(self, model: SNAC) -> None:
+        self._averaged.update_parameters(model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._averaged.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._averaged.load_state_dict(state)
+
+
+def inference_copy(model: SNAC, config: dict[str, Any], device: torch.device) -> Codec:
+    """The codec as it stands, ready for inference; `model` stays as it is.
+
+    Not a deep copy: folding the weights of one takes the weight property off the class that it
+    shares with its original.
+    """
+    copy = SNAC(**config)
+    copy.load_state_dict(model.state_dict())
+    return Codec(copy, device)
+
+
+@torch.no_grad()
+def restart_unused(
+    model: SNAC,
+    average: SNAC,
+    optimizer: torch.optim.Optimizer,
+    usage: CodeUsage,
+    vectors: Sequence[Tensor],
+    generator: torch.Generator,
+) -> int:
+    """Move unused codes to vectors that the encoder made in this step; returns how many.
+
+    Each code gets another vector, so at most as many codes move as there are vectors. The
+    optimizer's moments of the moved rows are forgotten, and the average takes the new rows as they
+    are: both spoke of codes that no longer exist.
+    """
+    moved = 0
+    for level, quantizer in enumerate(model.quantizer.quantizers):
+        found = vectors[level]
+        codes = usage.unused(level)[: len(found)]
+        if len(codes) == 0:
+            continue
+        picks = torch.randperm(len(found), generator=generator)[: len(codes)]
+        rows = found[picks.to(found.device)]
+        weight = quantizer.codebook.weight
+        at = codes.to(weight.device)
+        weight[at] = rows.to(weight.dtype)
+        average.quantizer.quantizers[level].codebook.weight[at] = rows.to(weight.dtype)
+        for moment in optimizer.state.get(weight, {}).values():
+            if torch.is_tensor(moment) and moment.shape == weight.shape:
+                moment[at] = 0.0
+        usage.age[level, codes] = 0
+        usage.restarted[level] += len(codes)
+        moved += len(codes)
+    return moved
+
+
+def save_codec(model: SNAC, config: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
+    """Write a folder that `snac.SNAC.from_pretrained` opens, its weights in `dtype`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
+    torch.save(state, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")

@@ -1,0 +1,110 @@
+"""Lists of prompts: what is to be spoken, and by whom, from the files that people have.
+
+Owns the formats and the faults of a file as a whole: a .txt file of one text per line, a .jsonl
+file, Parquet (a file or a folder of files), an LJSpeech folder, whose recordings are not looked
+at. Texts, ids and speakers go by the same keys as in recordings. Whether a text can be spoken and
+a voice exists is known to a checkpoint, not here.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+from pyarrow import fs
+
+from sheen.data.corpus import METADATA_FILE, plain_rows, read_lines
+from sheen.data.readers.parquet import said_columns
+from sheen.data.schema import KEYS, is_none, pick, said
+from sheen.storage import files, uris
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text; `speaker` is None where the list names none. `id` is the list's own, or the row."""
+
+    id: str
+    text: str
+    speaker: str | None = None
+
+
+def read_prompts(location: str) -> list[Prompt]:
+    """The prompts of a path or URI, in its order. Raises ValueError naming the file and the row."""
+    kind = files.kind(location)
+    if kind == fs.FileType.NotFound:
+        raise ValueError(f"{location}: no such file or folder")
+    if kind == fs.FileType.Directory and files.exists(uris.join(location, METADATA_FILE)):
+        prompts = list(_ljspeech(location))
+    elif kind == fs.FileType.Directory or location.endswith(".parquet"):
+        prompts = list(_parquet(location))
+    elif location.endswith((".jsonl", ".json")):
+        prompts = list(_jsonl(location))
+    elif location.endswith(".txt"):
+        lines = enumerate(read_lines(location), start=1)
+        prompts = [Prompt(f"line-{number}", line) for number, line in lines if line.strip()]
+    else:
+        raise ValueError(
+            f"{location}: expected a .txt, .jsonl or .parquet file, a folder of Parquet files, or "
+            "an LJSpeech folder"
+        )
+    if not prompts:
+        raise ValueError(f"{location}: it holds no prompts")
+    return prompts
+
+
+def _ljspeech(folder: str) -> Iterator[Prompt]:
+    for row in plain_rows(folder):
+        if row["reason"] == "malformed row":
+            raise ValueError(f"{folder}, {row['source']}: {row['detail']}")
+        yield Prompt(row["id"], row["text"], row["speaker"])
+
+
+def _jsonl(path: str) -> Iterator[Prompt]:
+    """Lines of `{"text", optional "id", "speaker"}`."""
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: not JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get(_text_key(row)), str):
+            raise ValueError(f'{where}: expected an object with a "text", got {line[:80]}')
+        yield _prompt(row, f"line-{number}", where)
+
+
+def _text_key(row: dict[str, Any]) -> str:
+    return next((key for key in KEYS["text"] if not is_none(row.get(key))), "text")
+
+
+def _parquet(location: str) -> Iterator[Prompt]:
+    """Rows with a column of texts, and perhaps ids and speakers."""
+    filesystem, path = uris.open_filesystem(location)
+    try:
+        source = pads.dataset(path, filesystem=filesystem, format="parquet")
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{location}: no Parquet that can be read ({error})") from error
+    columns = said_columns(location, source.schema)
+    number = 0
+    try:
+        for batch in source.to_batches(columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                where = f"{location}, row {number}"
+                if not isinstance(row.get(_text_key(row)), str):
+                    raise ValueError(f"{where}: its text is {pick(row, 'text')!r}")
+                yield _prompt(row, f"row-{number}", where)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{location}: no Parquet that can be read ({error})") from error
+
+
+def _prompt(row: dict[str, Any], name: str, where: str) -> Prompt:
+    """ValueError naming the place of what UTF-8 cannot write, or is no name."""
+    try:
+        fields = said(row)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    return Prompt(fields["id"] or name, fields["text"], fields["speaker"])

@@ -1,0 +1,154 @@
+"""Lines of JSON: a manifest of recordings, or rows that bring their codes.
+
+A fault of one line becomes a row with a reason. Of codes only the shape is looked at: which layout
+they must have is known to a codec, not here.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sheen.data.schema import (
+    CODES_KEY,
+    KEYS,
+    FileRows,
+    RowBuilder,
+    is_none,
+    iter_lines,
+    pick,
+    said,
+    text_of,
+)
+from sheen.storage import uris
+
+EXPECTED = '{"audio": ..., "text": ...}'
+EXPECTED_CODES = '{"snac_codes": [[...], ...], "text": ...}'
+LARGEST_CODE = 32767  # what the manifest's int16 holds
+CODES_SHAPE = (
+    "one list of codes for each codebook, the coarsest first: of SNAC at 24 kHz three, with 1, 2 "
+    "and 4 codes a frame"
+)
+LONGEST = 1e9  # seconds, some thirty years: no recording is longer
+
+
+class CodesError(ValueError):
+    """What is wrong with the codes of a row."""
+
+
+def read(location: str, limit: int | None, codes: bool | None = None) -> FileRows:
+    """Rows of a file; with `codes` None, its first line says whether it holds codes.
+
+    `{"audio", "text", optional "id", "speaker", "start", "end"}`, audio relative to the file and
+    seconds within it; or `{"snac_codes", "text", optional "id", "speaker"}`; see KEYS for what else
+    they may be called. Also NeMo's `offset` and `duration`.
+    """
+    rows = RowBuilder(limit)
+    for number, line in iter_lines(location):
+        if rows.full:
+            break
+        if not line.strip():
+            continue
+        if codes is None:
+            codes = _holds_codes(line)
+        rows.add(_row(location, number, line, codes, rows))
+    return rows.finish()
+
+
+def _holds_codes(line: str) -> bool:
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and CODES_KEY in data and "audio" not in data
+
+
+def _row(location: str, number: int, line: str, codes: bool, rows: RowBuilder) -> dict[str, Any]:
+    row: dict[str, Any] = {"text": "", "source": f"{uris.name(location)}:{number}"}
+    try:
+        data = json.loads(line)
+        if not isinstance(data, dict):
+            raise TypeError("it is no object")
+        rows.note_keys(data)
+        # A text that is missing is a text that is empty: codecs are trained without any.
+        row |= said(data)
+        if codes:
+            if CODES_KEY not in data:
+                raise ValueError(f"it has no {CODES_KEY}")
+            row[CODES_KEY] = codes_of(data[CODES_KEY])
+        else:
+            audio = text_of(pick(data, "audio"), "audio")
+            row["start"], row["end"] = _span(data)
+            if audio:
+                row["audio"] = uris.beside(location, audio)
+            elif data.keys() & set(KEYS["audio"]):
+                row |= {"reason": "missing", "detail": "the row names no recording"}
+            else:
+                raise ValueError(f"it has no audio ({', '.join(KEYS['audio'])})")
+    except CodesError as error:
+        row |= {"reason": "bad codes", "detail": f"line {number}: {error}"}
+    except (ValueError, TypeError, RecursionError) as error:
+        expected = EXPECTED_CODES if codes else EXPECTED
+        detail = f"line {number}: expected {expected} ({type(error).__name__}: {error})"
+        return {"text": "", "source": row["source"], "reason": "malformed row", "detail": detail}
+    return row
+
+
+def _span(data: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Seconds, checked; None is the recording's beginning or end.
+
+    Where neither is given, NeMo's offset, and duration from there, say the same. A duration alone
+    is that of the whole recording.
+    """
+    given = {name: data.get(name) for name in ("start", "end", "offset", "duration")}
+    given = {name: None if is_none(value) else value for name, value in given.items()}
+    if given["start"] is given["end"] is None and given["offset"] is not None:
+        names = ("offset", "duration")
+    else:
+        names = ("start", "end")
+    for name in names:
+        value = given[name]
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+        if not 0 <= value < LONGEST:  # false for NaN too
+            raise ValueError(f"{name} must be from 0 to {LONGEST:.0e} s, not {str(value)[:40]}")
+    start, end = given[names[0]], given[names[1]]
+    if names[1] == "duration" and end is not None:
+        end += start
+    if end is not None and end <= (start or 0):
+        raise ValueError(f"end must be later than start: {start or 0} to {end} seconds")
+    return (
+        None if start is None else float(start),
+        None if end is None else float(end),
+    )
+
+
+def codes_of(value: Any) -> list[NDArray[np.int16]]:
+    """Codes by codebook, from the coarsest on; arrays, which are a small part of lists' size.
+
+    They may be JSON in a string. Raises CodesError.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise CodesError(f"{CODES_KEY} is text that is not JSON ({error})") from error
+    if not isinstance(value, list) or not value:
+        raise CodesError(f"{CODES_KEY} must be {CODES_SHAPE}")
+    if all(type(code) is int for code in value):
+        raise CodesError(
+            f"{CODES_KEY} is one flat list of {len(value)} codes, expected {CODES_SHAPE}"
+        )
+    for place, level in enumerate(value):
+        if not isinstance(level, list):
+            raise CodesError(f"{CODES_KEY}[{place}] must be a list of codes")
+        for code in level:
+            if type(code) is not int or not 0 <= code <= LARGEST_CODE:
+                raise CodesError(
+                    f"{CODES_KEY}[{place}] holds {json.dumps(code)[:40]}, expected whole numbers "
+                    f"from 0 to {LARGEST_CODE}"
+                )
+    return [np.array(level, np.int16) for level in value]

@@ -1,0 +1,201 @@
+"""The rows that every form of input gives, gathered in columns.
+
+Owns their schema and what is the same in all forms: under which keys a user's row may hold a text,
+an id, a speaker and a recording, what counts as none, and how text files are encoded. A file may
+hold millions of rows: what has been read is kept as Arrow batches, not as Python objects.
+"""
+
+import codecs
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pyarrow as pa
+
+from sheen.storage import uris
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),  # null where the input names none; the manifest then gives one
+        ("text", pa.string()),
+        ("speaker", pa.string()),
+        ("audio", pa.string()),  # path or URI of the file with the recording; null with codes
+        # null: the file is the recording; "tar": place is its byte range, offset and size;
+        # "parquet": place is row group and row within it, column `audio`
+        ("container", pa.string()),
+        ("place", pa.list_(pa.int64())),
+        ("start", pa.float64()),  # seconds within the recording; null: its beginning
+        ("end", pa.float64()),  # null: its end
+        ("snac_codes", pa.list_(pa.list_(pa.int16()))),  # of rows that bring codes, else null
+        ("source", pa.string()),  # where the row stands, for people: "metadata.csv:12"
+        ("reason", pa.string()),  # why it is rejected, null while it is not
+        ("detail", pa.string()),
+    ]
+)
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "id": ("id", "utterance_id", "utt_id"),
+    "text": ("text", "transcription", "sentence", "transcript", "normalized_text"),
+    "speaker": ("speaker", "speaker_id", "speaker_name", "voice"),
+    "audio": ("audio", "audio_filepath", "audio_path", "path", "file", "file_name"),
+}
+"""Keys of JSON and columns of Parquet by what they say, the same in every form of input and in
+lists of prompts: of those that a row has, the first that holds something counts."""
+CODES_KEY = "snac_codes"
+OTHER_KEYS = (CODES_KEY, "start", "end", "offset", "duration")
+
+AUDIO_SUFFIXES = (
+    ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".ac3", ".aif", ".aifc",
+    ".aiff", ".amr", ".au", ".caf", ".m4b", ".mka", ".mp2", ".oga", ".snd", ".sph", ".spx", ".tta",
+    ".w64", ".weba", ".wma", ".wv",
+)  # fmt: skip
+
+BATCH_ROWS = 1 << 14
+STREAM_BUFFER = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """The rows of one file, in batches of ROW_SCHEMA."""
+
+    batches: list[pa.RecordBatch]
+    unused: frozenset[str] = field(default_factory=frozenset)
+    """The user's keys that no column is taken from."""
+
+
+class RowBuilder:
+    """Takes rows of one file until it has `limit` of them; what a row lacks is null."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._count = 0
+        self._columns: dict[str, list[Any]] = {}
+        self._batches: list[pa.RecordBatch] = []
+        self._unused: set[str] = set()
+        self._begin()
+
+    @property
+    def full(self) -> bool:
+        return self._count == self._limit
+
+    def add(self, row: dict[str, Any]) -> None:
+        for name, column in self._columns.items():
+            column.append(row.get(name))
+        self._count += 1
+        if self._count % BATCH_ROWS == 0:
+            self._flush()
+
+    def note_keys(self, keys: Iterable[str]) -> None:
+        """What a row of the user's says, of which some may go unused."""
+        self._unused |= unused_keys(keys)
+
+    def finish(self) -> FileRows:
+        self._flush()
+        return FileRows(self._batches, frozenset(self._unused))
+
+    def _begin(self) -> None:
+        self._columns = {name: [] for name in ROW_SCHEMA.names}
+
+    def _flush(self) -> None:
+        if self._columns["source"]:
+            self._batches.append(pa.RecordBatch.from_pydict(self._columns, schema=ROW_SCHEMA))
+        self._begin()
+
+
+_USED = {*OTHER_KEYS, *(key for keys in KEYS.values() for key in keys)}
+
+
+def unused_keys(keys: Iterable[str]) -> set[str]:
+    return set(keys) - _USED
+
+
+def is_none(value: Any) -> bool:
+    """Whether a user's value says nothing: null, NaN (which pandas writes for it) or ""."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def pick(row: Mapping[str, Any], name: str) -> Any:
+    """What a row holds under the first of the KEYS of `name` that says something, else None."""
+    return next((row[key] for key in KEYS[name] if not is_none(row.get(key))), None)
+
+
+def text_of(value: Any, name: str) -> str:
+    """A field of the user's that must be a string that UTF-8 can write; "" for none."""
+    if is_none(value):
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # which JSON can spell
+        half = ascii(value[error.start])
+        raise ValueError(f"{name} holds half of a surrogate pair, {half}: no character") from error
+    return value
+
+
+def name_of(value: Any, name: str) -> str | None:
+    """An id or a speaker, which may be a number; None where there is none."""
+    if is_none(value):
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        # Where a column of whole numbers has gaps, pandas writes 7.0 for 7.
+        return str(int(value)) if value == int(value) else str(value)
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string or a number, not {str(value)[:40]}")
+    return text_of(value, name)
+
+
+def said(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns text, id and speaker of a user's row. Raises TypeError and ValueError."""
+    return {
+        "text": text_of(pick(row, "text"), "text"),
+        "id": name_of(pick(row, "id"), "id"),
+        "speaker": name_of(pick(row, "speaker"), "speaker"),
+    }
+
+
+def buffered(stream: pa.NativeFile, size: int) -> io.BufferedReader:
+    """A file as Python's own, which reads `size` bytes at once."""
+    # It has what a raw stream has, but is not one by name.
+    return io.BufferedReader(cast(io.RawIOBase, stream), size)
+
+
+_MARKS = {  # the longer first: one begins like the other
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def iter_lines(location: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines, from 1, of a UTF-8 file. ValueError naming the line that is not."""
+    filesystem, path = uris.open_filesystem(location)
+    # A binary reader's lines end at line feeds only: U+2028 and its like may stand in a text.
+    with filesystem.open_input_stream(path) as raw, buffered(raw, STREAM_BUFFER) as lines:
+        for number, line in enumerate(lines, start=1):
+            if number == 1:
+                _check_encoding(location, line)
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{location}: line {number} is not UTF-8; convert it from the encoding that it "
+                    "is in, often Windows-1252 (iconv -f windows-1252 -t utf-8)"
+                ) from error
+            yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def _check_encoding(location: str, first_line: bytes) -> None:
+    """ValueError for a file in an encoding of wide characters, by its mark or its zero bytes."""
+    encoding = next((name for mark, name in _MARKS.items() if first_line.startswith(mark)), None)
+    if encoding is None and b"\0" in first_line:
+        # Without a mark: Latin letters are zero bytes and their ASCII, in either order.
+        encoding = "utf-16be" if first_line.startswith(b"\0") else "utf-16le"
+    if encoding:
+        raise ValueError(
+            f"{location}: line 1 is not UTF-8 but {encoding.upper()}; convert it "
+            f"(iconv -f {encoding} -t utf-8)"
+        )

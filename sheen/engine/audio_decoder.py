@@ -1,0 +1,262 @@
+"""The audio stage: streams' tokens in, PCM at their sinks, in threads of its own.
+
+Owns the order of work. Windows of several streams are decoded in one batch, the most urgent first:
+streams that have given no audio yet, in the order they came, then those whose listeners run out of
+audio soonest. A stream is one thread's at a time, so what its sink gets is in order. Whatever fails
+in one stream (its tokens, its sink) ends that stream. It knows nothing of models and slots.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from sheen.audio.io import Samples
+from sheen.audio.silence import SilenceTrim
+from sheen.codec.window import WindowCodec
+from sheen.engine.streaming import StreamingDecoder, decode_ready
+from sheen.engine.types import Finished, Playback, Sink
+
+logger = logging.getLogger(__name__)
+
+BATCH, CPU_BATCH = 16, 2
+"""Windows decoded at once, at most: a new stream waits for one batch. A CPU gains nothing from more
+(`benchmarks/codec_share.py`)."""
+
+
+@dataclass(eq=False)
+class Stream:
+    """One request's way from tokens to its sink. Its fields are the stage's."""
+
+    decoder: StreamingDecoder
+    sink: Sink | None
+    """None from its ending on. Sinks tend to hold their requests' tickets, which hold streams: such
+    a cycle would keep all of a request's audio until the garbage collector's next full round."""
+    trim: SilenceTrim | None = None
+    playback: Playback = field(default_factory=Playback)
+    """As a listener who plays at once hears it."""
+    tokens: list[int] = field(default_factory=list)
+    """Received, and not in the decoder yet."""
+    received: int = 0
+    """Tokens, all in all."""
+    needed: int = 0
+    """Tokens with which the next chunk can be decoded."""
+    ending: Finished | None = None
+    """Its reason and error are what the sink will be told, when everything before it was."""
+    broken: bool = False
+    """It ended by itself, maybe before its tokens did: its slot is to be freed."""
+    busy: bool = False
+
+    def __post_init__(self) -> None:
+        self.needed = self.decoder.needed * self.decoder.layout.tokens_per_frame
+
+    @property
+    def closed(self) -> bool:
+        return self.sink is None
+
+    @property
+    def urgency(self) -> tuple[bool, float]:
+        playback = self.playback
+        return playback.runs_out is not None, playback.runs_out or playback.opened
+
+    @property
+    def frames(self) -> int:
+        """Whole frames received."""
+        return self.received // self.decoder.layout.tokens_per_frame
+
+    @property
+    def ready(self) -> bool:
+        return not self.busy and (self.ending is not None or self.received >= self.needed)
+
+
+class AudioStage:
+    """Threads that decode. They call `closed` when a stream ends, and then tell its sink."""
+
+    def __init__(
+        self,
+        codec: WindowCodec,
+        closed: Callable[[Stream, Finished], object],
+        threads: int = 1,
+    ) -> None:
+        self._codec = codec
+        self._batch = CPU_BATCH if codec.device.type == "cpu" else BATCH
+        self._closed = closed
+        self._streams: set[Stream] = set()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._working: dict[int, float] = {}  # since when, by thread
+        self._threads = [
+            threading.Thread(target=self._loop, args=(n,), name=f"sheen-audio-{n}", daemon=True)
+            for n in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def feed(self, news: Iterable[tuple[Stream, int | Finished]]) -> None:
+        """Tokens and endings, as they come. After its ending a stream takes nothing more."""
+        with self._wake:
+            for stream, item in news:
+                if stream.closed or stream.ending is not None:
+                    continue
+                self._streams.add(stream)
+                if isinstance(item, Finished):
+                    stream.ending = item
+                else:
+                    stream.tokens.append(item)
+                    stream.received += 1
+                if stream.ready:
+                    self._wake.notify()
+
+    def cancel(self, stream: Stream) -> None:
+        """End a stream now, also one whose tokens have ended and whose audio is not all out."""
+        with self._wake:
+            if not stream.closed:
+                self._streams.add(stream)
+                stream.ending = Finished("cancelled", 0)
+                self._wake.notify()
+
+    def alive(self, stall_s: float) -> bool:
+        """Whether every thread and the codec run, and none is at one batch for longer than this."""
+        now = time.monotonic()
+        stalled = any(now - since > stall_s for since in list(self._working.values()))
+        running = all(thread.is_alive() for thread in self._threads)
+        return not stalled and running and self._codec.alive()
+
+    def close(self) -> None:
+        """Finish the streams that have an ending, and stop the threads."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _loop(self, number: int) -> None:
+        on_gpu = self._codec.device.type == "cuda"
+        # A GPU's queue of its own: audio must not wait for the tokens computed beside it.
+        side = torch.cuda.Stream(self._codec.device) if on_gpu else None
+        with torch.cuda.stream(side):  # nothing for None
+            while streams := self._claim():
+                self._working[number] = time.monotonic()
+                try:
+                    self._serve(streams)
+                except Exception:  # a fault of this file: the thread must outlive it
+                    logger.exception("the audio stage failed")
+                    for stream in streams:
+                        self._fail(stream, RuntimeError("the audio stage failed"))
+                self._release(streams)
+                self._working.pop(number, None)
+
+    def _claim(self) -> list[Stream]:
+        """The most urgent streams that something can be done for; none when the stage closes."""
+        with self._wake:
+            while True:
+                ready = [stream for stream in self._streams if stream.ready]
+                if ready:
+                    ready.sort(key=lambda stream: stream.urgency)
+                    claimed = ready[: self._batch]
+                    for stream in claimed:
+                        stream.busy = True
+                    return claimed
+                if self._closing and not self._streams:
+                    self._wake.notify_all()
+                    return []
+                self._wake.wait()
+
+    def _release(self, streams: Sequence[Stream]) -> None:
+        with self._wake:
+            for stream in streams:
+                stream.busy = False
+                if stream.closed:
+                    self._streams.discard(stream)
+            self._wake.notify_all()
+
+    def _serve(self, streams: Sequence[Stream]) -> None:
+        """Take in what came, and give out one chunk of each stream, or its ending."""
+        live, over = [], set()
+        for stream in streams:
+            with self._wake:
+                tokens, stream.tokens = stream.tokens, []
+                ending = stream.ending
+            if ending is not None and ending.reason in ("cancelled", "error"):
+                self._end(stream, ending)
+                continue
+            try:
+                if tokens:
+                    stream.decoder.push(tokens)
+                if ending is not None:
+                    stream.decoder.finish()
+                    over.add(stream)
+            except Exception as error:  # noqa: BLE001 - it is told to the sink
+                self._fail(stream, error)
+                continue
+            live.append(stream)
+        for stream, samples in zip(live, self._decode(live), strict=True):
+            if samples is None:
+                continue
+            if len(samples):
+                self._give(stream, samples)
+            elif stream in over and stream.ending is not None:
+                if stream.trim is not None and len(held := stream.trim.flush()):
+                    self._hand(stream, held)
+                self._end(stream, stream.ending)
+            stream.needed = stream.decoder.needed * stream.decoder.layout.tokens_per_frame
+
+    def _decode(self, streams: Sequence[Stream]) -> list[Samples | None]:
+        """The next chunk of each; None for one that failed. Together, unless that fails."""
+        try:
+            return list(decode_ready([stream.decoder for stream in streams]))
+        except Exception:
+            logger.exception("a batch of %d windows failed; now each alone", len(streams))
+        results: list[Samples | None] = []
+        for stream in streams:
+            try:
+                results.append(decode_ready([stream.decoder])[0])
+            except Exception as error:  # noqa: BLE001 - it is told to the sink
+                self._fail(stream, error)
+                results.append(None)
+        return results
+
+    def _give(self, stream: Stream, samples: Samples) -> None:
+        passed = samples if stream.trim is None else stream.trim.push(samples)
+        if len(passed):
+            self._hand(stream, passed)
+
+    def _hand(self, stream: Stream, samples: Samples) -> None:
+        """Hand samples to the sink, and reckon how long they will last."""
+        if not self._call(stream, samples):
+            return
+        stream.playback.came(len(samples) / self._codec.sample_rate)
+
+    def _call(self, stream: Stream, item: Samples | Finished) -> bool:
+        """False when the sink raised: its request is over, and no other."""
+        sink = stream.sink
+        if sink is None:
+            return False
+        if isinstance(item, Finished):
+            stream.sink = None
+        try:
+            sink(item)
+        except Exception:  # a sink is the caller's code: it may raise anything
+            logger.exception("the sink of a request failed; the request is dropped")
+            if stream.sink is not None:
+                stream.sink = None
+                stream.broken = True
+                self._closed(stream, Finished("cancelled", stream.frames))
+            return False
+        return True
+
+    def _end(self, stream: Stream, ending: Finished) -> None:
+        if not stream.closed:
+            ending = Finished(ending.reason, stream.frames, ending.error)
+            # Counted first: who hears of an ending may ask for the counts.
+            self._closed(stream, ending)
+            self._call(stream, ending)
+
+    def _fail(self, stream: Stream, error: Exception) -> None:
+        if not stream.closed:
+            logger.error("a stream failed: %s", error, exc_info=error)
+            stream.broken = True
+            self._end(stream, Finished("error", 0, str(error) or type(error).__name__))

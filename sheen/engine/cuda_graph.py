@@ -1,0 +1,110 @@
+"""The same pass over all slots every time: shapes that never change, so that a GPU can record it.
+
+Owns the recorded passes (CUDA graphs), one for each length that attention is cut at, and the inputs
+they read. All that the host says is one small table per pass; which head rows a slot may use is
+looked up on the device. On a CPU the same code runs unrecorded: that is for tests.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from sheen.engine.sampler import Needs, SlotSampler
+from sheen.lm.kv_cache import Rows, SlotCache
+from sheen.lm.model import SpeechLM
+
+SHORTEST = 256
+"""Positions of the shortest attention that is recorded; further ones double."""
+
+
+def lengths(room: int) -> list[int]:
+    """The lengths at which attention over slots of `room` positions is cut."""
+    cuts = [min(SHORTEST, room)]
+    while cuts[-1] < room:
+        cuts.append(min(2 * cuts[-1], room))
+    return cuts
+
+
+class WholePass:
+    """The decoding pass over all slots; slots that do not run compute in vain.
+
+    `tokens` `[slots]` are the last ones, which a pass reads and replaces.
+    """
+
+    def __init__(
+        self, model: SpeechLM, cache: SlotCache, sampler: SlotSampler, tokens: Tensor
+    ) -> None:
+        self._model, self._cache, self._sampler, self._tokens = model, cache, sampler, tokens
+        device, slots, layout = tokens.device, cache.slots, model.layout
+        self._lengths = lengths(cache.room)
+        self._slots = torch.arange(slots, device=device)
+        # Rows: positions, steps, first step at which a request may end.
+        self._table = torch.zeros(3, slots, dtype=torch.long, device=device)
+        bases = [layout.level_base(level) - 1 for level, _ in layout.slots]
+        self._bases = torch.tensor(bases, device=device)
+        self._columns = torch.arange(layout.codebook_size + 1, device=device)
+        self._recorded: dict[tuple[int, Needs], Callable[[], object]] = {}
+
+    def run(self, requests: Mapping[int, tuple[int, int, int]]) -> None:
+        """One token for each request: by slot its position, its step, when it may end first."""
+        spare = self._cache.spare
+        rows = [requests.get(slot, (spare, 0, 0)) for slot in range(self._cache.slots)]
+        table = torch.tensor(rows, dtype=torch.long).T.contiguous()
+        on_gpu = self._tokens.is_cuda
+        if on_gpu:
+            table = table.pin_memory()
+        self._table.copy_(table, non_blocking=True)
+        longest = 1 + max(position for position, _, _ in requests.values())
+        length = next(cut for cut in self._lengths if cut >= longest)
+        needs = self._sampler.needs(requests)
+        if not on_gpu:
+            self._compute(length, needs)
+            return
+        key = length, needs
+        if key not in self._recorded:
+            self._recorded[key] = self._record(length, needs)
+        self._recorded[key]()
+
+    def record_all(self) -> None:
+        """Record what requests will need, so that none of them waits for it."""
+        if self._tokens.is_cuda:
+            self._table[0].fill_(self._cache.spare)
+            for length in self._lengths:
+                needs = Needs(draws=True, likeliest=False, penalties=False)
+                self._recorded[length, needs] = self._record(length, needs)
+
+    def _record(self, length: int, needs: Needs) -> Callable[[], object]:
+        # What is lazily set up at the first call cannot be recorded; no slot's state is harmed by
+        # computing a token twice.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        kept = self._tokens.clone()
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._compute(length, needs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._tokens.copy_(kept)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._compute(length, needs)
+        return graph.replay
+
+    def _compute(self, length: int, needs: Needs) -> None:
+        positions, steps, minimum = self._table
+        active = positions != self._cache.spare
+        index = self._cache.index(self._slots, positions)
+        seen = torch.where(active, positions, 0)
+        rows = Rows(self._cache, index, positions=seen, length=length)
+        states = self._model.slot_states(self._tokens, seen, rows)
+        slots = steps % len(self._bases)
+        bases = self._bases[slots]
+        # All audio rows, 2% of a large vocabulary, and then those of each slot's level.
+        layout = self._model.layout
+        head = self._model.head[layout.start_id : layout.start_id + layout.size]
+        all_rows = torch.nn.functional.linear(states, head).float()
+        logits = all_rows.gather(1, bases[:, None] - layout.start_id + self._columns)
+        may_end = (slots == 0) & (steps >= minimum)
+        logits[:, 0] = torch.where(may_end, logits[:, 0], float("-inf"))
+        chosen = self._sampler.choose(logits, self._slots, steps, bases, needs, active)
+        self._tokens.copy_(torch.where(active, chosen, self._tokens))

@@ -1,0 +1,255 @@
+"""The engine: `submit(request, sink)`, and PCM arrives at the sink while it is generated.
+
+Owns the thread that generates tokens, and every request's ending. A request takes a free slot at
+the next step (`sheen.engine.scheduler`), is generated together with all others that run, and
+leaves its slot at `<audio_end>`, at its budget or when it is cancelled; its audio is decoded beside
+(`sheen.engine.audio_decoder`). It knows nothing about text, voices or HTTP.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from sheen.audio.silence import SilenceTrim
+from sheen.codec.window import WindowCodec
+from sheen.engine.audio_decoder import AudioStage, Stream
+from sheen.engine.generation import Pass, SlotDecoder
+from sheen.engine.scheduler import RequestQueue, Ticket
+from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder
+from sheen.engine.types import Counters, EngineBusy, Finished, FinishReason, Playback, Request, Sink
+from sheen.lm.kv_cache import CacheShape
+from sheen.lm.model import SpeechLM
+
+logger = logging.getLogger(__name__)
+
+STALL_S = 60.0
+"""A step, or a batch of windows, that takes longer is taken for one that never ends."""
+
+
+class Engine:
+    """Generates and decodes for up to `slots` requests at a time, in threads of its own.
+
+    `positions`: the longest request, prompt and audio, in tokens (default: the model's longest);
+    memory for `slots` times as many is taken at once, see `memory_per_slot`. `max_queue`: how many
+    requests may wait, beyond those that a slot is free for, before `submit` raises EngineBusy.
+    `noise`: the codec's own noise, drawn from each request's seed. `ramp`, `look_ahead`: see
+    StreamingDecoder. `trim_silence`: leave out the silence before speech. `ahead`: passes that are
+    started before the tokens of the one before are read (default: 1 on a GPU). `stall_s`: after
+    so long at one step the engine is not alive.
+    """
+
+    def __init__(
+        self,
+        model: SpeechLM,
+        codec: WindowCodec,
+        *,
+        slots: int = 8,
+        positions: int | None = None,
+        max_queue: int = 64,
+        noise: bool = True,
+        ramp: Sequence[int] = DEFAULT_RAMP,
+        look_ahead: int | None = None,
+        trim_silence: bool = False,
+        audio_threads: int = 1,
+        ahead: int | None = None,
+        stall_s: float = STALL_S,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots {slots}: expected at least 1")
+        self.positions = min(positions or model.max_positions, model.max_positions)
+        self.counters = Counters(slots)
+        self._model, self._codec = model, codec
+        self._noise, self._ramp, self._look_ahead = noise, tuple(ramp), look_ahead
+        self._trims = trim_silence
+        self._stall_s = stall_s
+        each = memory_per_slot(model, self.positions)
+        logger.info(
+            "%d slots of %d positions: %.1f MB each, %.1f MB together",
+            slots,
+            self.positions,
+            each / 1e6,
+            slots * each / 1e6,
+        )
+        self._decoder = SlotDecoder(model, slots, self.positions)
+        self._ahead = (1 if self._decoder.device.type == "cuda" else 0) if ahead is None else ahead
+        self._queue = RequestQueue(slots, max_queue)
+        self._running: dict[int, Ticket] = {}  # by slot, the token thread's
+        self._working_since: float | None = None
+        self._audio = AudioStage(codec, self._closed, audio_threads)
+        self._thread = threading.Thread(target=self._loop, name="sheen-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, sink: Sink, follows: Ticket | None = None) -> Ticket:
+        """Queue a request. One that `follows` another continues speech that a listener hears
+        already: it is never refused, goes before all that have not begun as soon as the other has
+        left its slot, and its audio is due when that of the other runs out.
+
+        Raises EngineBusy, ValueError for one that cannot fit a slot, and RuntimeError after
+        `close` or the engine's end.
+        """
+        layout = self._model.layout
+        if request.max_frames < 1 or request.positions(layout) > self.positions:
+            raise ValueError(
+                f"a prompt of {len(request.prompt)} tokens and {request.max_frames} frames do not "
+                f"fit the engine's {self.positions} positions"
+            )
+        seed = request.sampling.seed if self._noise else None
+        decoder = StreamingDecoder(self._codec, layout, seed, self._ramp, self._look_ahead)
+        trim = SilenceTrim(self._codec.sample_rate) if self._trims else None
+        heard = Playback() if follows is None else Playback(runs_out=follows.runs_out)
+        stream = Stream(decoder, sink, trim, heard)
+        ticket = Ticket(self._queue, request, stream, follows)
+        try:
+            self._queue.put(ticket)
+        except EngineBusy:
+            self.counters.refused()
+            raise
+        return ticket
+
+    def alive(self) -> bool:
+        """Whether both stages run, and neither is stuck."""
+        since = self._working_since
+        stalled = since is not None and time.monotonic() - since > self._stall_s
+        return not stalled and self._thread.is_alive() and self._audio.alive(self._stall_s)
+
+    def metrics(self) -> dict[str, float]:
+        """Plain numbers: counts since the start, and the state as it is."""
+        return self.counters.values() | {
+            "waiting": self._queue.waiting,
+            "running": self._queue.running,
+            "slots": self._queue.slots,
+        }
+
+    def close(self) -> None:
+        """Finish what is queued and stop the threads."""
+        self._queue.close()
+        self._thread.join()
+
+    def _closed(self, stream: Stream, ending: Finished) -> None:
+        """The audio stage is through with a stream."""
+        self.counters.ended(ending, stream.playback)
+        self._queue.heard()
+
+    def _loop(self) -> None:
+        passes: deque[tuple[Pass, dict[int, int]]] = deque()
+        fault = "the engine stopped"
+        try:
+            self._decoder.prepare()
+            while self._gather(bool(passes)):
+                step = self._decoder.step()
+                if step is not None:
+                    owners = {
+                        slot: ticket.slot[1]
+                        for slot, ticket in self._running.items()
+                        if ticket.slot is not None
+                    }
+                    passes.append((step, owners))
+                while passes and (step is None or len(passes) > self._ahead):
+                    self._deliver(*passes.popleft())
+        except BaseException as error:
+            logger.exception("the engine failed")
+            fault = str(error) or type(error).__name__
+        finally:
+            self._working_since = None
+            self._abandon(fault)
+            self._audio.close()
+
+    def _gather(self, pending: bool) -> bool:
+        """Admit and cancel; wait while there is nothing to do. False when all is done for good."""
+        self._working_since = None
+        work = self._queue.take(busy=pending or bool(self._running))
+        if work is None:
+            return False
+        admitted, cancels = work
+        self._working_since = time.monotonic()
+        for ticket in admitted:
+            self._start(ticket)
+        broken = [ticket for ticket in self._running.values() if ticket.stream.broken]
+        for ticket in (*cancels, *broken):
+            self._end(ticket, "cancelled")
+            self._audio.cancel(ticket.stream)
+        return True
+
+    def _start(self, ticket: Ticket) -> None:
+        assert ticket.slot is not None
+        slot, _ = ticket.slot
+        request, per_frame = ticket.request, self._model.layout.tokens_per_frame
+        self._running[slot] = ticket
+        ticket.waited_s = time.monotonic() - ticket.stream.playback.opened
+        self.counters.started(ticket.waited_s)
+        try:
+            self._decoder.start(
+                slot,
+                request.prompt,
+                request.sampling,
+                request.max_frames * per_frame,
+                request.min_frames * per_frame,
+            )
+        except Exception as error:
+            logger.exception("a request could not be started")
+            self._end(ticket, "error", error)
+
+    def _deliver(self, step: Pass, owners: dict[int, int]) -> None:
+        """Hand a pass's tokens to the streams whose requests it was computed for."""
+        layout = self._model.layout
+        news: list[tuple[Stream, int | Finished]] = []
+        tokens = step.read()
+        self.counters.passed(len(tokens))
+        for slot, token in zip(step.slots, tokens, strict=True):
+            ticket = self._running.get(slot)
+            if ticket is None or ticket.slot != (slot, owners.get(slot)):
+                continue  # the slot is another request's by now, or nobody's
+            if token == layout.end_id:
+                self._end(ticket, "stop", news=news)
+                continue
+            news.append((ticket.stream, token))
+            ticket.tokens += 1
+            if ticket.tokens == ticket.request.max_frames * layout.tokens_per_frame:
+                self._end(ticket, "length", news=news)
+        if news:
+            self._audio.feed(news)
+        for slot, error in step.failed.items():
+            ticket = self._running.get(slot)
+            if ticket is not None and ticket.slot == (slot, owners.get(slot)):
+                self._end(ticket, "error", error)
+        if any(isinstance(error, torch.AcceleratorError) for error in step.failed.values()):
+            raise RuntimeError("the device failed; nothing can be computed on it any more")
+
+    def _end(
+        self,
+        ticket: Ticket,
+        reason: FinishReason,
+        error: Exception | None = None,
+        news: list[tuple[Stream, int | Finished]] | None = None,
+    ) -> None:
+        """Free a request's slot and tell its stream, with the `news` if there are any."""
+        ticket.ended = True
+        if ticket.slot is not None:
+            slot, _ = ticket.slot
+            if self._running.get(slot) is not ticket:
+                return  # it had ended before
+            del self._running[slot]
+            self._decoder.stop(slot)
+            self._queue.give_back(slot)
+        message = "" if error is None else str(error) or type(error).__name__
+        item = ticket.stream, Finished(reason, 0, message)
+        if news is None:
+            self._audio.feed([item])
+        else:
+            news.append(item)
+
+    def _abandon(self, fault: str) -> None:
+        """Let everybody who still waits hear of the end."""
+        left = self._queue.end()
+        error = RuntimeError(fault)
+        for ticket in [*self._running.values(), *left]:
+            self._end(ticket, "error", error)
+
+
+def memory_per_slot(model: SpeechLM, positions: int) -> int:
+    """Bytes of keys and values that one slot takes, whether or not a request uses it."""
+    return CacheShape.of(model.lm).slot_bytes(positions)

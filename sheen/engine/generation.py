@@ -1,0 +1,296 @@
+"""Token generation over slots: one packed pass per step, prompts and running requests together.
+
+Owns what a pass holds, the positions and steps of every slot, and the slot grammar: only the head's
+rows that are legal at a request's slot of the frame are computed. A request's tokens do not depend
+on what else is in a pass: attention is computed slot by slot, prompts are cut at fixed places, and
+a pass never has so few rows that its matrix products would add up in another order. It knows
+nothing of queues, budgets of time or audio.
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sheen.engine.cuda_graph import WholePass
+from sheen.engine.sampler import Sampling, SlotSampler
+from sheen.lm.kv_cache import CacheShape, Rows, SlotCache, Span
+from sheen.lm.model import SpeechLM
+
+logger = logging.getLogger(__name__)
+
+PIECE = 256
+"""Tokens of a prompt that a pass takes at most: always cut here, whatever else runs, because where
+a prompt is cut decides how its attention rounds."""
+PROMPT_ROWS = 512
+"""Tokens of prompts in one pass, all together, beyond the first piece: what running requests may
+have to wait for."""
+FEWEST = 4
+"""Rows of a matrix product on a CPU in float32, at least and in multiples of this: products of
+fewer rows take another way through the library, which adds in another order, and so do the last
+values of rows that do not fill its registers."""
+
+
+@dataclass
+class _Request:
+    prompt: Sequence[int]
+    max_tokens: int
+    min_tokens: int
+    written: int = 0
+    """Tokens of the prompt that are in the cache."""
+    step: int = 0
+    """Tokens that were generated."""
+
+    @property
+    def position(self) -> int:
+        """Where the row of its last token goes."""
+        return len(self.prompt) + self.step - 1
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass produced: for `slots` one token each, for those in `failed` an exception.
+
+    `read` waits for the device.
+    """
+
+    slots: list[int]
+    failed: dict[int, Exception] = field(default_factory=dict)
+    _tokens: Tensor | None = None
+    _event: "torch.cuda.Event | None" = None
+
+    def read(self) -> list[int]:
+        """The tokens of `slots`."""
+        if self._event is not None:
+            self._event.synchronize()
+        if self._tokens is None:
+            return []
+        tokens: NDArray[np.int64] = self._tokens.numpy()
+        return [int(token) for token in tokens[self.slots]]
+
+
+class SlotDecoder:
+    """Runs the requests that were started, one token each per `step`.
+
+    `whole` computes all slots at once, with shapes that stay the same: what a GPU's recorded passes
+    want, and the default there. Raises ValueError when the slots do not fit the device.
+    """
+
+    def __init__(
+        self, model: SpeechLM, slots: int, positions: int, *, whole: bool | None = None
+    ) -> None:
+        self.model = model
+        self.layout = model.layout
+        self.positions = positions
+        self.device = model.head.device
+        on_cpu = self.device.type == "cpu"
+        self._whole = not on_cpu if whole is None else whole
+        self.cache = SlotCache(CacheShape.of(model.lm), slots, positions, self.device)
+        self.sampler = SlotSampler(slots, self.device)
+        self._tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
+        self._requests: dict[int, _Request] = {}
+        self._fewest = FEWEST if on_cpu and self.cache.shape.dtype == torch.float32 else 1
+        self._vocabulary = len(model.tables[0])
+        levels = [level for level, _ in self.layout.slots]
+        # Column c of a request's logits is token `base + c` of its level, code c - 1; column 0 is
+        # `<audio_end>` at level 0, and at other levels a row that is struck out.
+        self._bases = [self.layout.level_base(level) - 1 for level in range(self.layout.levels)]
+        self._slot_levels = levels
+        columns = self.layout.codebook_size + 1
+        self._heads = [model.head_product(base, columns) for base in self._bases]
+        self._recorded = None
+        if self._whole:
+            self._recorded = WholePass(model, self.cache, self.sampler, self._tokens)
+        # Layers that training compiled would be compiled anew for every number of rows.
+        self._compiled = any(part._compiled_call_impl is not None for part in model.lm.modules())
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Do now what would make the first requests wait."""
+        if self._recorded is not None:
+            self._recorded.record_all()
+
+    @torch.inference_mode()
+    def start(
+        self,
+        slot: int,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        max_tokens: int,
+        min_tokens: int = 1,
+    ) -> None:
+        """Let a request run at a free slot from the next pass on.
+
+        ValueError for token ids that the model does not have, or too many.
+        """
+        if not prompt or min(prompt) < 0 or max(prompt) >= self._vocabulary:
+            raise ValueError(f"the prompt holds ids outside 0..{self._vocabulary - 1}")
+        if len(prompt) + max_tokens > self.positions:
+            raise ValueError(f"{len(prompt)} + {max_tokens} tokens, {self.positions} positions")
+        self.sampler.set(slot, sampling)
+        self._requests[slot] = _Request(prompt, max_tokens, min_tokens)
+
+    def stop(self, slot: int) -> None:
+        self._requests.pop(slot, None)
+
+    @torch.inference_mode()
+    def step(self) -> Pass | None:
+        """One pass over everything that runs, or None when nothing does.
+
+        A request that reached its `max_tokens` is left out until it is stopped.
+        """
+        running, pieces = self._plan()
+        if not running and not pieces:
+            return None
+        failed: dict[int, Exception] = {}
+        try:
+            with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
+                self._run(running, pieces)
+        except Exception as error:  # the base is anybody's code: it may raise anything
+            logger.exception("a pass of %d requests failed", len(running) + len(pieces))
+            failed = self._run_apart(running, pieces, error)
+        produced = []
+        for span in [*(self._last_row(slot) for slot in running), *pieces]:
+            if span.slot in failed:
+                continue
+            request = self._requests[span.slot]
+            if not request.step:
+                request.written += span.count
+            if request.written == len(request.prompt):
+                request.step += 1
+                produced.append(span.slot)
+        for slot in failed:
+            self.stop(slot)
+        return self._copied(produced, failed)
+
+    def _plan(self) -> tuple[list[int], list[Span]]:
+        """The slots that go on, and the pieces of prompts that are taken in."""
+        running: list[int] = []
+        pieces: list[Span] = []
+        rows = 0
+        for slot, request in self._requests.items():
+            if request.step:
+                if request.step < request.max_tokens:
+                    running.append(slot)
+                continue
+            count = min(PIECE, len(request.prompt) - request.written)
+            if not pieces or rows + count <= PROMPT_ROWS:
+                pieces.append(Span(slot, request.written, count))
+                rows += count
+        return running, pieces
+
+    def _last_row(self, slot: int) -> Span:
+        return Span(slot, self._requests[slot].position, 1)
+
+    def _run(self, running: Sequence[int], pieces: Sequence[Span]) -> None:
+        if self._recorded is None:
+            self._packed(running, pieces)
+            return
+        if pieces:
+            self._packed([], pieces)
+        if running:
+            at = {slot: self._requests[slot] for slot in running}
+            self._recorded.run({slot: (r.position, r.step, r.min_tokens) for slot, r in at.items()})
+
+    def _run_apart(
+        self, running: Sequence[int], pieces: Sequence[Span], error: Exception
+    ) -> dict[int, Exception]:
+        """The same pass, one request at a time: what fails alone is what failed."""
+        if len(running) + len(pieces) == 1:
+            return {next(iter([*running, *(span.slot for span in pieces)])): error}
+        failed: dict[int, Exception] = {}
+        for slot in running:
+            try:
+                self._run([slot], [])
+            except Exception as error:  # noqa: BLE001 - as above
+                failed[slot] = error
+        for span in pieces:
+            try:
+                self._run([], [span])
+            except Exception as error:  # noqa: BLE001 - as above
+                failed[span.slot] = error
+        return failed
+
+    def _packed(self, running: Sequence[int], pieces: Sequence[Span]) -> None:
+        """Write the rows of a pass into the cache, and choose a token where a prompt is whole."""
+        spans = [*(self._last_row(slot) for slot in running), *pieces]
+        slots = [span.slot for span in spans for _ in range(span.count)]
+        places = [span.start + row for span in spans for row in range(span.count)]
+        prompts = [
+            token
+            for span in pieces
+            for token in self._requests[span.slot].prompt[span.start : span.start + span.count]
+        ]
+        spare = -len(slots) % self._fewest
+        slots += [0] * spare
+        places += [self.cache.spare] * spare
+        prompts += [0] * spare
+        ids = self._tensor(prompts)
+        if running:
+            ids = torch.cat([self._tokens[self._tensor(running)], ids])
+        positions = self._tensor(places)
+        index = self.cache.index(self._tensor(slots), positions)
+        # Rows that belong to nobody are written at the spare position and not rotated that far.
+        if spare:
+            positions[-spare:] = 0
+        states = self.model.slot_states(ids, positions, Rows(self.cache, index, spans))
+
+        last, ready, row = [], list(running), 0
+        for span in spans:
+            row += span.count
+            request = self._requests[span.slot]
+            if span.start + span.count >= len(request.prompt):
+                last.append(row - 1)
+                if len(last) > len(running):
+                    ready.append(span.slot)
+        if ready:
+            self._choose(states, last, ready)
+
+    def _choose(self, states: Tensor, rows: Sequence[int], slots: Sequence[int]) -> None:
+        """Choose the next token of requests from their rows of the states `[T, d]`."""
+        members: list[list[tuple[int, int]]] = [[] for _ in self._bases]
+        for row, slot in zip(rows, slots, strict=True):
+            step = self._requests[slot].step
+            members[self._slot_levels[step % len(self._slot_levels)]].append((row, slot))
+        # Level by level from here on, so that what belongs together lies together.
+        parts, order, bases = [], [], []
+        for base, head, own in zip(self._bases, self._heads, members, strict=True):
+            if not own:
+                continue
+            at = [row for row, _ in own]
+            at += at[:1] * (-len(at) % self._fewest)
+            parts.append(head(states[self._tensor(at)])[: len(own)])
+            order += [slot for _, slot in own]
+            bases += [base] * len(own)
+        logits = torch.cat(parts).float()
+        steps = [self._requests[slot].step for slot in order]
+        endless = [
+            row
+            for row, (step, slot) in enumerate(zip(steps, order, strict=True))
+            if step % len(self._slot_levels) or step < self._requests[slot].min_tokens
+        ]
+        if endless:
+            logits[self._tensor(endless), 0] = float("-inf")
+        where = self._tensor(order)
+        self._tokens[where] = self.sampler.choose(
+            logits, where, self._tensor(steps), self._tensor(bases), self.sampler.needs(order)
+        )
+
+    def _copied(self, produced: list[int], failed: dict[int, Exception]) -> Pass:
+        if not produced:
+            return Pass([], failed)
+        if self.device.type != "cuda":
+            return Pass(produced, failed, self._tokens.clone())
+        host = torch.empty(len(self._tokens), dtype=torch.long, pin_memory=True)
+        host.copy_(self._tokens, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return Pass(produced, failed, host, event)
+
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)

@@ -1,0 +1,126 @@
+"""Joining: the samples of pieces that were spoken one by one, as one stream without click or gap.
+
+Owns the seams. What the model puts around a piece (silence before speech, a tail of it after, an
+end at any value) becomes one pause of a chosen length between two pieces, entered and left by a
+short fade. Inside a piece no sample is changed, and speech whose only piece is the last passes
+untouched. Knows nothing about text: the caller says how long a pause is.
+"""
+
+import numpy as np
+
+from sheen.audio.io import Samples
+from sheen.audio.silence import SilenceTrim
+
+SILENCE = 0.01
+"""Of full scale; what stays below is a pause."""
+FADE_S = 0.005
+"""Long against a sample, short against a sound: a step of any height becomes inaudible."""
+ONSET_S = 0.03
+"""Silence kept before a piece's first sound, which is softer than the sound."""
+
+NOTHING = np.zeros(0, np.float32)
+
+PAUSES_S = {".!?…。！？": 0.3, ",;:—–，、；：": 0.18}
+"""By a piece's last character. Readers of English pause about that long, between sentences twice as
+long as between clauses (Krivokapić, "Prosodic planning", 2007)."""
+WORD_PAUSE_S = 0.06
+WORDLESS_S = 0.2
+"""Silence that is the speech of a text without a word (`text.has_word`). Clients that read line by
+line send such texts (a rule of a table, an emoji), and some end the reading at an error."""
+
+
+def pause_after(text: str) -> float:
+    """Seconds of silence after a piece with this text."""
+    last = text.rstrip("\"'”’»)]} ")[-1:]
+    for ends, seconds in PAUSES_S.items():
+        if last and last in ends:
+            return seconds
+    return WORD_PAUSE_S
+
+
+def wordless(sample_rate: int) -> Samples:
+    """The speech of a text without a word, `[n]`."""
+    return np.zeros(round(WORDLESS_S * sample_rate), np.float32)
+
+
+class Joiner:
+    """Pieces' samples in, in order, and out as they may be heard.
+
+    Begin every piece with `begin`; then `push` its samples and `end` it. What `push` and `end`
+    return, put together, is the stream.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        self._rate = sample_rate
+        self._fade = round(FADE_S * sample_rate)
+        self._trim: SilenceTrim | None = None
+        self._held = NOTHING
+        self._quiet = 0  # samples of the pause that have gone out
+        self._fading = 0  # samples of the fade that are still to come
+        self._pause = 0
+        self._last = True
+        self._pieces = 0
+
+    def begin(self, pause_s: float, last: bool) -> None:
+        """The next piece, after which `pause_s` of silence are due unless it is the `last`.
+
+        One of which nobody knows yet whether it is the last is not.
+        """
+        first = self._pieces == 0
+        self._trim = None if first else SilenceTrim(self._rate, SILENCE, ONSET_S)
+        self._fading = 0 if first else self._fade
+        self._pause = max(self._fade, round(pause_s * self._rate))
+        self._last = last
+        self._quiet = 0
+        self._fading = 0 if first else self._fade
+        self._pieces += 1
+
+    def push(self, samples: Samples) -> Samples:
+        """The samples `[n]` that may go out.
+
+        Held back, unless the piece is the last: as many as the fade takes, and silence beyond the
+        pause, which is dropped if no sound follows it.
+        """
+        passed = samples if self._trim is None else self._trim.push(samples)
+        passed = self._faded_in(passed)
+        if self._last:
+            return passed
+        self._held = np.concatenate([self._held, passed])
+        silence, left = self._silence()
+        ready = max(0, min(len(self._held), silence + left) - self._fade)
+        self._quiet += ready - min(ready, silence)
+        released, self._held = self._held[:ready], self._held[ready:]
+        return released
+
+    def end(self) -> Samples:
+        """No more of this piece will come: what was held back `[n]`, and the rest of the pause."""
+        rest = NOTHING if self._trim is None else self.push(self._trim.flush())
+        if self._last:
+            return rest
+        silence, left = self._silence()
+        kept = self._held[: silence + left]
+        fade = min(self._fade, len(kept))
+        down = np.arange(fade, 0, -1, dtype=np.float32) / (self._fade + 1)
+        faded = kept[len(kept) - fade :] * down
+        missing = max(0, left - (len(kept) - silence))
+        self._held = NOTHING
+        pause = np.zeros(missing, np.float32)
+        return np.concatenate([rest, kept[: len(kept) - fade], faded, pause])
+
+    def _silence(self) -> tuple[int, int]:
+        """Where in what is held the silence after the last sound begins, and how much of it is
+        still due. Sound in what is held begins the pause anew."""
+        loud = np.flatnonzero(np.abs(self._held) >= SILENCE)
+        if len(loud):
+            self._quiet = 0
+        start = int(loud[-1]) + 1 if len(loud) else 0
+        return start, self._pause - self._quiet
+
+    def _faded_in(self, samples: Samples) -> Samples:
+        count = min(self._fading, len(samples))
+        if not count:
+            return samples
+        done = self._fade - self._fading
+        up = np.arange(done + 1, done + count + 1, dtype=np.float32) / (self._fade + 1)
+        self._fading -= count
+        return np.concatenate([samples[:count] * up, samples[count:]])

@@ -1,0 +1,187 @@
+"""Slots: the fixed places at which requests run, and the memory of each.
+
+Owns the preallocated KV cache and the generations of slots. Whoever keeps a slot's number for later
+keeps its generation too: a slot that was given to another request in between has another one. Knows
+nothing about what is computed.
+
+The queue before the slots: who waits, in which order, and who may run next.
+
+Owns tickets, the queue's bound, the free slots, and how many requests are in the house, under one
+lock that clients, the engine's thread and the audio stage share; with nothing to do, the engine's
+thread sleeps here. It computes nothing and tells nobody of an ending.
+"""
+
+import threading
+from collections import deque
+
+from sheen.engine.audio_decoder import Stream
+from sheen.engine.types import EngineBusy, Request
+
+
+class Slots:
+    """Which slots are free. Not safe to share between threads without a lock."""
+
+    def __init__(self, count: int) -> None:
+        self._free = list(range(count - 1, -1, -1))  # the lowest first
+        self._generations = [0] * count
+        self.count = count
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def take(self) -> tuple[int, int]:
+        """A free slot and its generation."""
+        slot = self._free.pop()
+        return slot, self._generations[slot]
+
+    def give_back(self, slot: int) -> None:
+        """Free a slot; nothing that its generation so far produces is anybody's any more."""
+        assert slot not in self._free, f"slot {slot} is free already"
+        self._generations[slot] += 1
+        self._free.append(slot)
+        self._free.sort(reverse=True)
+
+
+UNHEARD = 2
+"""Requests in the house per slot: with this many whose audio is not all out, none is admitted."""
+
+
+class Ticket:
+    """A submitted request. After `cancel()` its sink gets `Finished("cancelled")` and no more
+    samples, unless it has ended already. `waited_s`: seconds until it had a slot, None before."""
+
+    def __init__(
+        self, queue: "RequestQueue", request: Request, stream: Stream, follows: "Ticket | None"
+    ) -> None:
+        self.request = request
+        self.stream = stream
+        self.continues = follows is not None
+        self.ended = False
+        """Whether it has left its slot, or will never have one."""
+        self.waited_s: float | None = None
+        self.slot: tuple[int, int] | None = None
+        """Slot and generation; None before it has one."""
+        self.tokens = 0
+        """Audio tokens generated."""
+        self._queue = queue
+        self._before = follows
+
+    @property
+    def rank(self) -> int:
+        """Who is admitted first: what continues the speech of a request that has no slot any more,
+        then requests that have not begun, then what one makes ahead that still has a slot."""
+        if self._before is None:
+            return 1
+        return 0 if self._before.ended else 2
+
+    def admit(self, slot: tuple[int, int]) -> None:
+        self.slot, self._before = slot, None
+
+    def cancel(self) -> None:
+        self._queue.cancel(self)
+
+    @property
+    def runs_out(self) -> float | None:
+        """When a listener will have heard what came, by `time.monotonic`; None before there is."""
+        return self.stream.playback.runs_out
+
+
+class RequestQueue:
+    """Tickets on their way to `slots` slots; at most `limit` wait, beyond those a slot is free for.
+
+    Those that follow another, whose listeners hear its speech already, are never refused, and go
+    first once the other has left its slot. Before that they go last: a long text takes a second
+    slot where nobody waits for one, and a few long texts do not fill them all.
+    """
+
+    def __init__(self, slots: int, limit: int) -> None:
+        self._limit = limit
+        self._wake = threading.Condition()
+        self._slots = Slots(slots)
+        self._waiting: list[Ticket] = []
+        self._cancels: deque[Ticket] = deque()
+        self._unheard = 0
+        self._closed = False
+
+    @property
+    def slots(self) -> int:
+        return self._slots.count
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Slots that are taken."""
+        return self._slots.count - self._slots.free
+
+    def put(self, ticket: Ticket) -> None:
+        """Raises EngineBusy, and RuntimeError after `close` or `end`."""
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            new = sum(not waiting.continues for waiting in self._waiting)
+            if not ticket.continues and new >= self._limit + self._admissible():
+                raise EngineBusy(len(self._waiting))
+            self._waiting.append(ticket)
+            self._wake.notify()
+
+    def cancel(self, ticket: Ticket) -> None:
+        with self._wake:
+            self._cancels.append(ticket)
+            self._wake.notify()
+
+    def heard(self) -> None:
+        """One more request's audio is all out, or will never be."""
+        with self._wake:
+            self._unheard -= 1
+            self._wake.notify()
+
+    def give_back(self, slot: int) -> None:
+        with self._wake:
+            self._slots.give_back(slot)
+
+    def take(self, busy: bool) -> tuple[list[Ticket], list[Ticket]] | None:
+        """Who has a slot from now on, and who is to be cancelled. Unless the caller is `busy`, it
+        waits until there is one; None when there will never be one again."""
+        with self._wake:
+            while not (busy or self._cancels or (self._waiting and self._admissible())):
+                if self._closed and not self._waiting:
+                    return None
+                self._wake.wait()
+            cancels = list(self._cancels)
+            self._cancels.clear()
+            for ticket in cancels:
+                if ticket.slot is None and ticket in self._waiting:
+                    self._waiting.remove(ticket)
+                    self._unheard += 1
+            admitted = []
+            for _ in range(min(self._admissible(), len(self._waiting))):
+                ticket = min(self._waiting, key=lambda waiting: waiting.rank)
+                self._waiting.remove(ticket)
+                ticket.admit(self._slots.take())
+                self._unheard += 1
+                admitted.append(ticket)
+        return admitted, cancels
+
+    def close(self) -> None:
+        """Take no more; those that wait will have their turn."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+
+    def end(self) -> list[Ticket]:
+        """Take no more, and give out those that wait."""
+        with self._wake:
+            self._closed = True
+            left = list(self._waiting)
+            self._waiting.clear()
+            self._unheard += len(left)
+        return left
+
+    def _admissible(self) -> int:
+        """How many requests could be admitted now; with the lock held."""
+        room = UNHEARD * self._slots.count - self._unheard
+        return max(0, min(self._slots.free, room))

@@ -1,0 +1,197 @@
+"""The streaming decoder: tokens in, PCM out, while the utterance is still being generated.
+
+Owns which frames may be decoded when, and which of the decoded samples are final. Every sample it
+emits is the sample that decoding the whole utterance gives there (to the bit on a CPU), the
+first and the last frame included, whatever the chunks: each window carries the context that the
+codec's receptive field needs, and noise is a function of position. Windows of several streams are
+decoded in one batch; a stream whose frames came faster than they were decoded takes several chunks
+as one window, so that a busy codec decodes less context twice. With a `look_ahead` the first
+chunk, and only that one, waits for fewer frames than it needs: it starts earlier, and its last
+samples differ (decision 0016 says by how much).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sheen.audio.silence import NO_SAMPLES
+from sheen.codec.layout import TokenLayout
+from sheen.codec.window import Window, WindowCodec
+
+DEFAULT_RAMP = (1, 2, 4, 8, 12)
+"""Frames of the first chunks; the last value repeats. Small first for an early start, then large,
+because each window decodes up to 6 frames of context again."""
+
+LONGEST = 36
+"""Frames of several chunks taken as one window, at most: nobody else is decoded meanwhile."""
+
+
+class StreamingDecoder:
+    """One utterance's decoder. `seed` None switches the codec's noise off.
+
+    `look_ahead`: frames that the first chunk waits for; None for as many as make it exact.
+    """
+
+    def __init__(
+        self,
+        codec: WindowCodec,
+        layout: TokenLayout,
+        seed: int | None,
+        ramp: Sequence[int] = DEFAULT_RAMP,
+        look_ahead: int | None = None,
+    ) -> None:
+        if not ramp or min(ramp) < 1:
+            raise ValueError(f"ramp {tuple(ramp)}: expected frames per chunk, each at least 1")
+        if look_ahead is not None and look_ahead < 0:
+            raise ValueError(f"look_ahead {look_ahead}: expected frames, 0 or more")
+        self.codec = codec
+        self.layout = layout
+        self.seed = seed
+        self._ramp = tuple(ramp)
+        self._look_ahead = look_ahead
+        self._ids: list[int] = []
+        # Grown by doubling: a row per frame would copy all of them for each.
+        self._table = np.zeros((16, layout.tokens_per_frame), np.int16)
+        self._whole = 0
+        self._emitted = 0
+        self._chunks = 0
+        self._ended = False
+
+    @property
+    def frames(self) -> int:
+        """Whole frames received."""
+        return self._whole
+
+    @property
+    def emitted(self) -> int:
+        """Frames whose samples were given out."""
+        return self._emitted
+
+    def push(self, ids: Iterable[int]) -> None:
+        """Take further audio token ids (without `<audio_end>`). ValueError for an illegal one."""
+        assert not self._ended, "push after finish"
+        self._ids.extend(ids)
+        per_frame = self.layout.tokens_per_frame
+        if whole := len(self._ids) // per_frame * per_frame:
+            new = self.layout.from_ids(np.array(self._ids[:whole], np.int64))
+            end = self._whole + len(new)
+            if end > len(self._table):
+                grown = np.zeros((max(end, 2 * len(self._table)), per_frame), np.int16)
+                grown[: self._whole] = self._table[: self._whole]
+                self._table = grown
+            self._table[self._whole : end] = new
+            self._whole = end
+            del self._ids[:whole]
+
+    def finish(self) -> None:
+        """No more tokens will come; those of an incomplete last frame are dropped."""
+        self._ended = True
+
+    def next_window(self) -> Window | None:
+        """The next window whose samples are final, or None while more frames are needed."""
+        due = None
+        for last in self._ends():
+            if self._ended:
+                if self.frames > self._emitted:
+                    due = self.codec.window(self._emitted, min(last, self.frames), self.frames)
+                if last >= self.frames:
+                    break
+            else:
+                window = self._window(last)
+                if window.stop > self.frames:
+                    break
+                due = window
+        return due
+
+    def _ends(self) -> Iterator[int]:
+        """Where the next window may end: the next chunk's end, and those after it.
+
+        The first chunk stays alone, for it is waited for. Windows end where chunks do, so that
+        those of several streams are of few lengths and can be one batch.
+        """
+        last, chunk = self._emitted, self._chunks
+        while True:
+            last += self._size(chunk)
+            if last - self._emitted > LONGEST and chunk > self._chunks:
+                return
+            yield last
+            if chunk == 0:
+                return
+            chunk += 1
+
+    def _size(self, chunk: int) -> int:
+        return self._ramp[min(chunk, len(self._ramp) - 1)]
+
+    @property
+    def needed(self) -> int:
+        """Frames that must be there before the next chunk can be decoded, if no end comes first."""
+        return self._window(self._emitted + self._size(self._chunks)).stop
+
+    def _window(self, last: int) -> Window:
+        window = self.codec.window(self._emitted, last, None)
+        if self._look_ahead is not None and self._emitted == 0:
+            block = self.codec.block_frames
+            stop = min(window.stop, -(-(last + self._look_ahead) // block) * block)
+            window = replace(window, stop=stop)
+        return window
+
+    def window_frames(self, window: Window) -> NDArray[np.int16]:
+        return self._table[window.start : min(window.stop, self._whole)]
+
+    def accept(self, window: Window, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Keep the final samples of a decoded window and move on."""
+        per_frame = self.codec.frame_samples
+        while self._emitted < window.last:
+            self._emitted += self._size(self._chunks)
+            self._chunks += 1
+        self._emitted = window.last  # the last chunk of an utterance may be shorter
+        first = (window.first - window.start) * per_frame
+        return samples[first : first + (window.last - window.first) * per_frame]
+
+    def decode(self, ids: Iterable[int]) -> NDArray[np.float32]:
+        """Push tokens and return the samples `[n]` that became final, possibly none."""
+        self.push(ids)
+        return self._drain()
+
+    def flush(self) -> NDArray[np.float32]:
+        """Finish and return all remaining samples."""
+        self.finish()
+        return self._drain()
+
+    def _drain(self) -> NDArray[np.float32]:
+        pieces = [NO_SAMPLES]
+        while len(samples := decode_ready([self])[0]):
+            pieces.append(samples)
+        return np.concatenate(pieces)
+
+
+def decode_ready(decoders: Sequence[StreamingDecoder]) -> list[NDArray[np.float32]]:
+    """Decode the next window of every stream that has one; streams without one get no samples.
+
+    All decoders must share codec and layout. Windows of equal length form one batch.
+    """
+    results = [NO_SAMPLES] * len(decoders)
+    groups: dict[tuple[int, bool], list[tuple[int, Window]]] = {}
+    for index, decoder in enumerate(decoders):
+        if window := decoder.next_window():
+            length = len(decoder.window_frames(window))
+            groups.setdefault((length, decoder.seed is None), []).append((index, window))
+    decoded: list[tuple[int, Window, NDArray[np.float32]]] = []
+    for (_, silent), members in groups.items():
+        first = decoders[members[0][0]]
+        stacks = [
+            first.layout.deinterleave(decoders[index].window_frames(window))
+            for index, window in members
+        ]
+        samples = first.codec.decode(
+            [np.stack(level) for level in zip(*stacks, strict=True)],
+            seeds=None if silent else [decoders[index].seed or 0 for index, _ in members],
+            first_frames=[window.start for _, window in members],
+        ).numpy()
+        decoded += [(index, window, samples[row]) for row, (index, window) in enumerate(members)]
+    # No stream moves on before all are decoded: after an exception they can be tried again.
+    for index, window, samples in decoded:
+        results[index] = decoders[index].accept(window, samples)
+    return results

@@ -1,0 +1,140 @@
+"""What a request's sink gets: samples, and how it ended.
+
+What an engine is asked for, and its answer when it has no room.
+
+A listener who plays from the first chunk on: when the audio in hand runs out, and how often.
+
+Owns that reckoning, which the order of work in the engine and the counts of the server share.
+
+What an engine counts: plain numbers, for whoever exports them.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sheen.audio.io import Samples
+from sheen.codec.layout import TokenLayout
+from sheen.engine.sampler import Sampling
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last thing a sink gets. `stop`: the model ended; `length`: the budget did."""
+
+    reason: FinishReason
+    frames: int
+    error: str = ""
+
+
+Sink = Callable[[Samples | Finished], object]
+"""Called from a thread of the engine; it must not block."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """`prompt` ends in `<audio_start>`; `min_frames` to `max_frames` frames are generated."""
+
+    prompt: Sequence[int]
+    max_frames: int
+    sampling: Sampling
+    min_frames: int = 1
+
+    def positions(self, layout: TokenLayout) -> int:
+        """Positions of a slot that it needs."""
+        return len(self.prompt) + self.max_frames * layout.tokens_per_frame
+
+
+class EngineBusy(RuntimeError):
+    """The queue is full; `waiting` requests are before this one."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already")
+        self.waiting = waiting
+
+
+@dataclass
+class Playback:
+    """One stream as heard. Times are of `time.monotonic`, seconds."""
+
+    opened: float = field(default_factory=time.monotonic)
+    runs_out: float | None = None
+    """When everything that came will have been heard; None before the first audio, unless there was
+    audio of the same listener before."""
+    first_audio_s: float | None = None
+    """From `opened` to the first samples."""
+    seconds: float = 0.0
+    """Audio that came."""
+    underruns: int = 0
+    """Chunks that came after the listener had run out."""
+
+    def came(self, seconds: float) -> None:
+        """So much audio has come now."""
+        now = time.monotonic()
+        if self.first_audio_s is None:
+            self.first_audio_s = now - self.opened
+        if self.runs_out is not None and now > self.runs_out:
+            self.underruns += 1
+        self.runs_out = max(self.runs_out or now, now) + seconds
+        self.seconds += seconds
+
+
+class Counters:
+    """Sums since the engine's start. Safe to use from several threads."""
+
+    def __init__(self, slots: int) -> None:
+        self._lock = threading.Lock()
+        self._slots = slots
+        self._endings = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
+        self._sums = dict.fromkeys(
+            (
+                "refused",
+                "started",
+                "queue_seconds",
+                "passes",
+                "tokens",
+                "audio_seconds",
+                "heard",
+                "first_audio_seconds",
+                "underruns",
+            ),
+            0.0,
+        )
+
+    def _add(self, **values: float) -> None:
+        with self._lock:
+            for name, value in values.items():
+                self._sums[name] += value
+
+    def refused(self) -> None:
+        """A request found the queue full."""
+        self._add(refused=1)
+
+    def started(self, waited_s: float) -> None:
+        """A request got a slot."""
+        self._add(started=1, queue_seconds=waited_s)
+
+    def passed(self, tokens: int) -> None:
+        """A pass produced so many tokens."""
+        self._add(passes=1, tokens=tokens)
+
+    def ended(self, ending: Finished, playback: Playback) -> None:
+        """A stream's sink got its last item."""
+        self._add(audio_seconds=playback.seconds, underruns=playback.underruns)
+        if playback.first_audio_s is not None:
+            self._add(heard=1, first_audio_seconds=playback.first_audio_s)
+        with self._lock:
+            self._endings[ending.reason] += 1
+
+    def values(self) -> dict[str, float]:
+        """`stop`, `length`, `cancelled`, `error`: requests by how they ended; `heard`: those that
+        gave audio, after `first_audio_seconds` all in all; `batch_fill`: mean share of slots that a
+        pass produced tokens for; the other names as they are."""
+        with self._lock:
+            passes = max(1.0, self._sums["passes"])
+            fill = self._sums["tokens"] / (passes * self._slots)
+            return {**self._endings, **self._sums, "batch_fill": fill}

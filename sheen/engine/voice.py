@@ -1,0 +1,233 @@
+"""A loaded checkpoint with its codec: text and a voice's name -> a request the engine can run.
+
+Owns what serving, the command line and batch synthesis share: opening the folder, refusing a codec
+or a text normalisation other than the recorded one, the spoken form of a text, how long a piece of
+it may be, and the budget of a request.
+
+An engine for code that waits: an iterator over one request, or whole waveforms of many.
+"""
+
+import math
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from sheen.audio.io import Samples
+from sheen.codec.info import codec_source
+from sheen.codec.snac import Codec, load_codec
+from sheen.engine.engine import Engine
+from sheen.engine.sampler import Sampling
+from sheen.engine.scheduler import Ticket
+from sheen.engine.types import Finished, Request
+from sheen.lm import checkpoint
+from sheen.lm.model import SpeechLM, load_model
+from sheen.storage import files, folders
+from sheen.text.normalization import Normaliser, check, load_normaliser
+from sheen.text.prompt import normalise, prompt_ids
+
+RUNAWAY = 3.0, 2.0
+"""A request gets this many times the seconds that its text is expected to take, and so many more:
+a model that does not end is not waited for."""
+TEXT_POSITIONS = 512
+"""Of a slot, at least; half as many as its audio's where that is more."""
+
+PIECE_CHARACTERS = 200
+"""Longest piece for a checkpoint that does not say what it was taught: a long sentence, 12 to 15
+seconds, as the recordings of common corpora are."""
+SLOWER = 1.5
+"""A piece may take this many times its expected seconds without meeting a request's cap."""
+
+
+class RequestError(ValueError):
+    """A request that cannot be spoken; `field` is `input` or `voice`."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speech model and its codec on one device; see `load_voice`."""
+
+    info: checkpoint.CheckpointInfo
+    model: SpeechLM
+    tokenizer: PreTrainedTokenizerBase
+    codec: Codec
+
+    @property
+    def normaliser(self) -> Normaliser | None:
+        """Loaded at first use; None for a model that takes texts as they are."""
+        normalisation = self.info.normalisation
+        return None if normalisation is None else load_normaliser(normalisation)
+
+    def spoken(self, text: str) -> str:
+        """A text in the form that the model was taught, which is what `request` takes; empty when
+        there is nothing to say."""
+        normaliser = self.normaliser
+        return normalise(text) if normaliser is None else normaliser(text)
+
+    def piece_characters(self, max_seconds: float, speaker: str | None) -> int:
+        """The most characters of spoken text to be given to `request` at once: no more than the
+        model was taught, and than `max_seconds` of audio hold; at least 1."""
+        taught = self.info.text_characters or PIECE_CHARACTERS
+        pace = self.info.pace.get(speaker or "")
+        if pace is None or pace.frames_per_character <= 0:
+            return taught
+        frames = max_seconds * self._frames_per_second / SLOWER
+        return max(1, min(taught, int((frames - pace.frames) / pace.frames_per_character)))
+
+    def request(
+        self,
+        text: str,
+        speaker: str | None,
+        sampling: Sampling,
+        max_seconds: float,
+        positions: int | None = None,
+    ) -> Request:
+        """A request to speak `text`, which is in its spoken form already, in at most `max_seconds`
+        of audio, or what the model's context leaves.
+
+        `positions` are the engine's, where they are fewer than the model's. Where the checkpoint
+        knows how long texts take, one that runs away ends sooner, see RUNAWAY. Raises RequestError
+        for an empty text, a speaker the model does not know, and a text that leaves no room for
+        audio.
+        """
+        voices = self.info.voices
+        if voices and speaker not in voices:
+            what = "no voice was named" if speaker is None else f"unknown voice {speaker!r}"
+            raise RequestError("voice", f"{what}; this model has: {', '.join(voices)}")
+        if not voices and speaker is not None:
+            raise RequestError(
+                "voice", f"unknown voice {speaker!r}; this model has one voice, without a name"
+            )
+        if not normalise(text):
+            raise RequestError("input", "the text is empty")
+        layout = self.model.layout
+        prompt = prompt_ids(self.tokenizer, layout.start_id, text, speaker)
+        positions = min(positions or self.model.max_positions, self.model.max_positions)
+        room = (positions - len(prompt)) // layout.tokens_per_frame
+        if room < 1:
+            raise RequestError(
+                "input",
+                f"the text takes {len(prompt)} of the model's {positions} positions "
+                "and leaves none for audio; give a shorter text",
+            )
+        if not max_seconds > 0:
+            raise ValueError(f"max_seconds {max_seconds}: expected more than 0")
+        if (expected := self.expected_seconds(text, speaker)) is not None:
+            max_seconds = min(max_seconds, RUNAWAY[0] * expected + RUNAWAY[1])
+        budget = max(1, int(min(max_seconds * self._frames_per_second, room)))
+        return Request(prompt, budget, sampling)
+
+    @property
+    def _frames_per_second(self) -> float:
+        return self.codec.sample_rate / self.codec.frame_samples
+
+    def longest(self, max_seconds: float) -> int:
+        """Positions for a request of `max_seconds` of audio and a text to fill them."""
+        frames = math.ceil(max_seconds * self._frames_per_second)
+        audio = frames * self.model.layout.tokens_per_frame
+        return min(self.model.max_positions, audio + max(TEXT_POSITIONS, audio // 2))
+
+    def expected_seconds(self, text: str, speaker: str | None) -> float | None:
+        """How long the voice's own recordings would take; None without a record."""
+        pace = self.info.pace.get(speaker or "")
+        if pace is None:
+            return None
+        frames = pace.frames + pace.frames_per_character * len(normalise(text))
+        return frames * self.codec.frame_samples / self.codec.sample_rate
+
+
+def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
+    """Open a checkpoint folder (path or URI) for synthesis on one device."""
+    if not files.exists(location):
+        raise ValueError(
+            f"checkpoint {location}: no such folder. Train one with jobs/train.py; "
+            "examples/digits/voice of a checkout is a small one that speaks digits."
+        )
+    with folders.local_folder(location) as folder:
+        info = checkpoint.read_info(folder)
+        source = codec_source(str(folder), info.codec)
+        checkpoint.check_codec(info, source)
+        if info.normalisation is not None:
+            try:
+                check(info.normalisation)
+            except ValueError as error:
+                raise ValueError(f"checkpoint {location}: {error}") from error
+        model, tokenizer = load_model(folder, info.token_layout)
+        model.to(device)
+        model.freeze()
+        return Voice(info, model, tokenizer, load_codec(source, device))
+
+
+def stream(engine: Engine, request: Request) -> Iterator[Samples | Finished]:
+    """Submit a request and yield what its sink gets: samples, and `Finished` as the last item.
+
+    Raises RuntimeError when the engine failed. Closing the iterator cancels the request.
+    """
+    items: queue.Queue[Samples | Finished] = queue.Queue()
+    ticket = engine.submit(request, items.put)
+    try:
+        while True:
+            item = items.get()
+            if isinstance(item, Finished) and item.reason == "error":
+                raise RuntimeError(f"the engine failed: {item.error}")
+            yield item
+            if isinstance(item, Finished):
+                return
+    finally:
+        ticket.cancel()
+
+
+def synthesise(engine: Engine, requests: Sequence[Request]) -> list[tuple[Samples, Finished]]:
+    """Submit requests together and wait: whole waveforms `[n]` and how each ended, in order.
+
+    Raises EngineBusy when the queue does not take them all, and RuntimeError when the engine
+    failed.
+    """
+    items: list[queue.Queue[Samples | Finished]] = [queue.Queue() for _ in requests]
+    tickets: list[Ticket] = []
+    try:
+        for request, sink in zip(requests, items, strict=True):
+            tickets.append(engine.submit(request, sink.put))
+        results = []
+        for sink in items:
+            pieces: list[Samples] = [np.zeros(0, np.float32)]
+            while not isinstance(item := sink.get(), Finished):
+                pieces.append(item)
+            if item.reason == "error":
+                raise RuntimeError(f"the engine failed: {item.error}")
+            results.append((np.concatenate(pieces), item))
+        return results
+    finally:
+        for ticket in tickets:
+            ticket.cancel()
+
+
+def synthesise_all(
+    model: SpeechLM, codec: Codec, requests: Sequence[Request], slots: int
+) -> list[tuple[Samples, Finished]]:
+    """`synthesise` with an engine of its own: any number of requests, `slots` of them at a time, in
+    memory for the longest of them."""
+    if not requests:
+        return []
+    longest = max(request.positions(model.layout) for request in requests)
+    engine = Engine(
+        model,
+        codec,
+        slots=min(slots, len(requests)),
+        positions=longest,
+        max_queue=len(requests),
+    )
+    try:
+        # The longest first: whatever runs last runs alone.
+        order = sorted(range(len(requests)), key=lambda i: -requests[i].max_frames)
+        results = synthesise(engine, [requests[index] for index in order])
+    finally:
+        engine.close()
+    return [result for _, result in sorted(zip(order, results, strict=True), key=lambda p: p[0])]

@@ -1,0 +1,156 @@
+"""What an evaluation will speak, decided before any worker starts.
+
+Owns the list of prompts, each with its voice, what is left out of it, and the claim on the output
+folder: it goes on with the evaluation that it holds, and refuses another.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from sheen.data.prompts import Prompt
+from sheen.evaluate.config import EvaluateConfig
+from sheen.evaluate.output import PROMPT_SCHEMA
+from sheen.lm.checkpoint import CheckpointInfo
+from sheen.runs.fingerprint import claim, folder_digest
+from sheen.runs.lock import is_free
+from sheen.scoring.asr import Grammar
+from sheen.scoring.speaker_id import ALL, VoiceProfiles
+from sheen.storage import files, uris
+
+RUN_FILE = "run.json"
+
+_FILE_NAME = re.compile(r"[\w.-]+")
+_FREE_FIELDS = {
+    "config", "output", "worst", "spell_digits", "slots", "rows_per_block", "num_workers",
+    "gpu", "cpus_per_worker", "model", "prompts", "voice_recordings",
+}  # fmt: skip
+"""What may differ when an evaluation resumes: rounding aside, none of it decides what is said, but
+for the last three, whose content is compared."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The prompts to speak, each with its voice, and how many were left out for which reason."""
+
+    prompts: list[Prompt]
+    left_out: Counter[str]
+
+
+def plan_prompts(listed: list[Prompt], info: CheckpointInfo, config: EvaluateConfig) -> Plan:
+    """What the flags make of a list. Raises ValueError naming the flag."""
+    known = list(dict.fromkeys([*info.voices, *config.untrained_voices]))
+    wanted = list(dict.fromkeys(config.voices)) if config.voices else known
+    for voice in wanted:
+        if voice not in known:
+            raise ValueError(
+                f"--voices {voice}: the checkpoint has "
+                + (", ".join(known) if known else "one voice, without a name")
+            )
+        if voice == ALL:
+            raise ValueError(f"a voice named {ALL!r} cannot be told from all voices together")
+    if config.limit is not None:
+        listed = listed[: config.limit]
+    left_out: Counter[str] = Counter()
+    prompts: list[Prompt] = []
+    for prompt in listed:
+        if not known:
+            prompts.append(Prompt(prompt.id, prompt.text))
+        elif prompt.speaker is None:
+            prompts += [Prompt(prompt.id, prompt.text, voice) for voice in wanted]
+        elif prompt.speaker in wanted:
+            prompts.append(prompt)
+        elif prompt.speaker in known:
+            left_out[f"voice {prompt.speaker!r} is not asked for"] += 1
+        else:
+            left_out[f"the checkpoint has no voice {prompt.speaker!r}"] += 1
+    if not prompts:
+        raise ValueError(
+            f"--prompts {config.prompts}: none is for {' or '.join(wanted)} "
+            f"({', '.join(f'{count} x {reason}' for reason, count in left_out.items())})"
+        )
+    if config.per_voice is not None:
+        prompts = _spread(prompts, config.per_voice)
+    if config.audio == "files":
+        _check_names(prompts)
+    return Plan(prompts, left_out)
+
+
+def _spread(prompts: list[Prompt], per_voice: int) -> list[Prompt]:
+    """At most `per_voice` prompts of each voice, from its first to near its last."""
+    groups: dict[str | None, list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt.speaker, []).append(prompt)
+    return [
+        own[place * len(own) // count]
+        for own in groups.values()
+        for count in [min(per_voice, len(own))]
+        for place in range(count)
+    ]
+
+
+def _check_names(prompts: list[Prompt]) -> None:
+    """Raise ValueError unless every prompt makes a file of its own."""
+    seen: set[tuple[str | None, str]] = set()
+    for prompt in prompts:
+        for part in [prompt.id] + ([] if prompt.speaker is None else [prompt.speaker]):
+            if not _FILE_NAME.fullmatch(part) or not part.strip("."):
+                raise ValueError(
+                    f"--audio files: {part!r} (prompt {prompt.id!r}) is no name for a file; give "
+                    "ids of letters, digits, '.', '_' and '-', or --audio parquet"
+                )
+        if (prompt.speaker, prompt.id) in seen:
+            raise ValueError(
+                f"--audio files: two prompts have the id {prompt.id!r}; give each its own, or "
+                "--audio parquet"
+            )
+        seen.add((prompt.speaker, prompt.id))
+
+
+def claim_output(
+    output: str,
+    config: EvaluateConfig,
+    model: str,
+    prompts: list[Prompt],
+    grammar: Grammar | None,
+    profiles: VoiceProfiles | None,
+) -> None:
+    """Refuse a folder that holds something else, or another evaluation."""
+    where = uris.join(output, RUN_FILE)
+    if not is_free(output) and not files.exists(where):
+        raise ValueError(
+            f"--output {output} holds something that is no evaluation; give another folder"
+        )
+    fields = config.model_dump(mode="json")
+    decided = {name: value for name, value in fields.items() if name not in _FREE_FIELDS}
+    for name in sorted(files.list_names(model)):
+        if name.endswith((".safetensors", ".json")):
+            decided[f"{name} of the model"] = files.sha256(uris.join(model, name))
+    decided["grammar"] = hashlib.sha256(grammar.jsgf).hexdigest() if grammar else None
+    if config.judge and Path(config.judge).expanduser().is_dir():
+        decided["judge"] = folder_digest(uris.absolute(config.judge))
+    decided["voice recordings"] = None
+    if profiles is not None:
+        made = repr((profiles.voices, profiles.centres.tolist(), profiles.limit))
+        decided["voice recordings"] = hashlib.sha256(made.encode()).hexdigest()
+    texts = json.dumps([astuple(prompt) for prompt in prompts])
+    decided["prompts sha256"] = hashlib.sha256(texts.encode()).hexdigest()
+    if changed := claim(where, decided, ("voice recordings",)):
+        raise ValueError(
+            f"--output {output} holds another evaluation: {changed}. Give the same values to "
+            "resume it, or another folder."
+        )
+
+
+def prompt_table(prompts: list[Prompt]) -> pa.Table:
+    """The prompts with PROMPT_SCHEMA."""
+    rows = [
+        {"key": key, "id": prompt.id, "text": prompt.text, "speaker": prompt.speaker}
+        for key, prompt in enumerate(prompts)
+    ]
+    return pa.Table.from_pylist(rows, schema=PROMPT_SCHEMA)

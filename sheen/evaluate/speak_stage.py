@@ -1,0 +1,90 @@
+"""The first stage of an evaluation, as Ray Data runs it: prompts -> audio.
+
+A prompt that cannot be spoken gets a reason and travels on to the output, so that nothing is
+dropped on the way and nothing is tried again. The text of one that is spoken is its spoken form,
+which is what the judge compares with.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from sheen.audio.io import encode_audio
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import RequestError, load_voice, synthesise_all
+from sheen.evaluate.output import ROW_SCHEMA
+from sheen.rng import step_seed
+from sheen.runs.attempts import Tries
+from sheen.scoring.speech import measure_sound
+
+REASONS = {"input": "text cannot be spoken", "voice": "voice is unknown"}
+"""By the field of a RequestError."""
+
+
+class SpeakWorker:
+    """An actor with the checkpoint on its device: PROMPT_SCHEMA -> ROW_SCHEMA, nothing heard yet.
+
+    A prompt that kills its process is refused after a few tries. A prompt's draws are a function of
+    the seed and its key, so they do not depend on the batch.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        device: str,
+        untrained_voices: list[str],
+        sampling: dict[str, Any],
+        seed: int,
+        max_seconds: float,
+        slots: int,
+        tries: Tries | None = None,
+    ) -> None:
+        # Workers fill the cores: more than one thread each would slow all of them down.
+        torch.set_num_threads(1)
+        voice = load_voice(model, device)
+        voices = [*voice.info.voices, *untrained_voices]
+        self._voice = replace(voice, info=voice.info.model_copy(update={"voices": voices}))
+        self._sampling, self._seed, self._max_seconds = sampling, seed, max_seconds
+        self._slots = slots
+        self._tries = tries
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self._tries is None:
+            return self.speak(table)
+        return self._tries.guard("speaking", table, self.speak)
+
+    def speak(self, table: pa.Table) -> pa.Table:
+        rows: list[dict[str, Any]] = [
+            dict.fromkeys(ROW_SCHEMA.names) | row for row in table.to_pylist()
+        ]
+        spoken, requests = [], []
+        for row in rows:
+            if row["reason"] is not None:
+                continue
+            sampling = Sampling(seed=step_seed(self._seed, row["key"]), **self._sampling)
+            text = self._voice.spoken(row["text"])
+            try:
+                request = self._voice.request(text, row["speaker"], sampling, self._max_seconds)
+            except RequestError as error:
+                row |= {"reason": REASONS[error.field], "detail": str(error)}
+            else:
+                row["text"] = text
+                spoken.append(row)
+                requests.append(request)
+        codec = self._voice.codec
+        results = synthesise_all(self._voice.model, codec, requests, self._slots)
+        for row, (waveform, finished) in zip(spoken, results, strict=True):
+            sound = measure_sound(waveform, codec.sample_rate)
+            audio = encode_audio(waveform, codec.sample_rate, "FLAC")
+            row |= {
+                "stopped": finished.reason == "stop",
+                "expected_seconds": self._voice.expected_seconds(row["text"], row["speaker"]),
+                "seconds": sound.seconds,
+                "speaking": sound.speaking,
+                "pause": sound.pause,
+                "clipped": sound.clipped,
+                "audio": {"bytes": audio, "path": f"{row['id']}.flac"},
+            }
+        return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)

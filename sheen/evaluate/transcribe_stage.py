@@ -1,0 +1,57 @@
+"""The second stage of an evaluation, as Ray Data runs it: audio -> what is heard in it.
+
+Apart from the first because its processes need the judge alone, and not what speaks.
+"""
+
+import pyarrow as pa
+import ray
+import torch
+
+from sheen.audio.io import decode_audio
+from sheen.evaluate.output import ROW_SCHEMA
+from sheen.runs.attempts import Tries
+from sheen.scoring.asr import Grammar, open_transcriber
+from sheen.scoring.speaker_id import VoiceProfiles
+from sheen.scoring.wer import normalise_words
+
+
+class ListenWorker:
+    """An actor with the judge: fills `heard`, and with profiles `voice_heard`."""
+
+    def __init__(
+        self,
+        judge: str | None,
+        grammar: Grammar | None,
+        device: str,
+        profiles: "ray.ObjectRef[VoiceProfiles | None]",
+        sample_rate: int,
+        tries: Tries | None = None,
+    ) -> None:
+        torch.set_num_threads(1)
+        self._transcriber = open_transcriber(judge, grammar, device) if judge else None
+        self._profiles = ray.get(profiles)
+        self._rate = sample_rate
+        self._tries = tries
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self._tries is None:
+            return self.listen(table)
+        return self._tries.guard("judging", table, self.listen)
+
+    def listen(self, table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        spoken = [row for row in rows if row["reason"] is None]
+        clips = [decode_audio(row["audio"]["bytes"], self._rate) for row in spoken]
+        if self._transcriber is not None:
+            heard = self._transcriber.transcribe(clips, self._rate)
+            for row, text in zip(spoken, heard, strict=True):
+                # Of a text without words ("...") no share of words can be wrong.
+                row["heard"] = text if normalise_words(row["text"]) else None
+                row["listener"] = self._transcriber.name
+        if self._profiles is not None:
+            for row, clip in zip(spoken, clips, strict=True):
+                try:
+                    row["voice_heard"] = self._profiles.hear(clip, self._rate).voice
+                except ValueError:  # silent or too short: the model's fault, not the caller's
+                    row["voice_heard"] = ""
+        return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)

@@ -1,0 +1,146 @@
+"""Which causal LMs can be taught, asked before any of their weights is loaded.
+
+Owns what Sheen assumes of a base that others made, each assumption checked and refused by name:
+its family (on a model of that family with few and random weights), its files and its tokenizer's
+ids. What only the weights themselves show is checked where they are loaded.
+"""
+
+import copy
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sheen.lm.attention import check_head, check_isolation
+from sheen.storage import files
+
+LAYERS, VOCABULARY = 2, 64
+INNER = {"intermediate_size": 64, "moe_intermediate_size": 64, "num_local_experts": 4}
+HEADS = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
+"""Sizes of the small model, where a family has them."""
+MOST_WEIGHTS = 100_000_000
+"""A family whose small model has more is checked with its own weights only."""
+
+
+def check_config(config: PreTrainedConfig) -> int:
+    """The longest sequence of a base, in tokens. Raises ValueError for one that cannot be taught.
+
+    Takes a few seconds: it computes with a small random model of the family.
+    """
+    kind = config.model_type
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"the base's weights are quantized ({_method(config)}); give the original weights, "
+            "which training needs"
+        )
+    if config.get_text_config() is not config:
+        raise ValueError(f"the base {kind!r} is multimodal; give a model of text alone")
+    if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ValueError(f"the base {kind!r} is no decoder-only language model")
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        raise ValueError(
+            f"the base {kind!r} states no longest sequence (max_position_embeddings): recurrent "
+            "models and such with ALiBi are not supported"
+        )
+    _try_family(config)
+    return positions
+
+
+def _method(config: PreTrainedConfig) -> str:
+    found = config.quantization_config
+    return str(found.get("quant_method") if isinstance(found, dict) else found.quant_method)
+
+
+def _try_family(config: PreTrainedConfig) -> None:
+    """Compute with small models of random weights: as narrow as can be, else as wide as it is."""
+    for narrow in (True, False):
+        try:
+            lm = _small(config, narrow)
+            if lm is not None:
+                check_head(lm)
+                check_isolation(lm)
+                return
+        except ValueError:
+            raise
+        except Exception:  # noqa: BLE001 - no model of this family can be that small
+            continue
+
+
+def _small(config: PreTrainedConfig, narrow: bool) -> PreTrainedModel | None:
+    """None where even the smallest is large; raises whatever the family raises."""
+    small = copy.deepcopy(config)
+    with suppress(AttributeError):  # some families compute it
+        if layers := getattr(small, "layer_types", None):
+            small.layer_types = layers[:LAYERS]
+    small.pad_token_id = small.bos_token_id = small.eos_token_id = None
+    sizes = {"num_hidden_layers": LAYERS, "vocab_size": VOCABULARY} | INNER
+    if narrow:
+        heads = HEADS["num_attention_heads"]
+        before = getattr(small, "num_key_value_heads", 1), getattr(small, "num_attention_heads", 2)
+        sizes |= HEADS | {"num_key_value_heads": heads if before[0] == before[1] else heads // 2}
+    for name, size in sizes.items():
+        if isinstance(getattr(small, name, None), int):
+            with suppress(AttributeError):
+                setattr(small, name, size)
+    with torch.device("meta"):
+        if AutoModelForCausalLM.from_config(small).num_parameters() > MOST_WEIGHTS:
+            return None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lm = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(5)  # as drawn, attention is nearly even and mixing shows too little
+    return lm
+
+
+def check_files(folder: Path) -> None:
+    """Raise ValueError naming a file of a model's folder that cannot be loaded.
+
+    Of weights the headers are read alone.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            files.refuse_pointer(path)
+    names = {path.name for path in folder.iterdir()}
+    kinds = (".safetensors", ".bin")  # transformers takes the first that is there
+    kind = next((kind for kind in kinds if any(kind in name for name in names)), kinds[0])
+    wanted = {name for name in names if name.endswith(kind)}
+    for index in folder.glob(f"*{kind}.index.json"):
+        wanted |= set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    if not wanted:
+        raise ValueError(f"{folder}: it holds no weights (*.safetensors)")
+    for name in sorted(wanted):
+        if name not in names:
+            raise ValueError(f"{folder / name} is missing: a part of the weights")
+        if name.endswith(".safetensors"):
+            try:
+                with safe_open(folder / name, "pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{folder / name}: no whole file of weights ({error})") from error
+
+
+def first_new_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that a token added to a tokenizer gets. ValueError where it is in use already.
+
+    Tokenizers number what is added from their size on; ids with gaps reach beyond that.
+    """
+    size, largest = len(tokenizer), max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= size:
+        raise ValueError(
+            f"the tokenizer's ids have gaps: it has {size} tokens and ids up to {largest}, so that "
+            "new tokens would get ids which are in use; renumber its vocabulary, and the rows of "
+            "the embeddings with it"
+        )
+    return size

@@ -1,0 +1,227 @@
+"""Sequences and packed rows: prompts and codes -> one row of tokens with labels.
+
+Owns the alignment of labels with inputs, the positions that predict each codebook level, and the
+evaluation split, which is a function of texts and a seed. An utterance is never cut: a cut one
+would teach the model not to stop.
+
+The plan of a run: which utterances share a packed row, and which rows an optimizer step.
+
+Owns bins. A plan is a function of lengths, seed and epoch alone, never of the number of workers,
+so that a resumed run sees the rows it would have seen and every rank takes equally many. Refuses
+to cut an utterance: one longer than a row must have been left out before.
+"""
+
+import hashlib
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sheen.codec.layout import TokenLayout
+from sheen.lm.attention import Segments
+from sheen.lm.loss import IGNORE_INDEX, Targets
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One packed row of utterances end to end, with next to no padding.
+
+    `input_ids`, `labels` and `position_ids` are `[1, T]` int64; label t names input t, positions
+    begin anew with each utterance. `segments` bounds the utterances, `targets` says which positions
+    predict what. Indices are made here, on the host, so that no device waits for a count.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    segments: Segments
+    targets: Targets
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.labels,
+            self.position_ids.to(device, non_blocking=True),
+            self.segments.to(device),
+            self.targets.to(device),
+        )
+
+
+def collate(
+    prompts: Sequence[Sequence[int] | NDArray[np.int32]],
+    frames: Sequence[NDArray[np.int16]],
+    layout: TokenLayout,
+    pad_id: int,
+    pad_to: int = 0,
+) -> Batch:
+    """One row from prompts (ending in `<audio_start>`) and codes `[frames, tokens_per_frame]`.
+
+    A row shorter than `pad_to` is filled by one more utterance of pads without labels: compiled
+    code wants one shape. No utterances give a row that is all padding, for a rank without work.
+    """
+    ids: list[NDArray[np.int64]] = []
+    labels: list[NDArray[np.int64]] = []
+    for prompt, codes in zip(prompts, frames, strict=True):
+        audio = np.concatenate([layout.to_ids(codes), [layout.end_id]])
+        ids += [np.concatenate([np.asarray(prompt, np.int64), audio])]
+        labels += [np.concatenate([np.full(len(prompt), IGNORE_INDEX), audio])]
+    if padding := max(pad_to - sum(map(len, ids)), 0 if ids else 1):
+        ids.append(np.full(padding, pad_id, np.int64))
+        labels.append(np.full(padding, IGNORE_INDEX))
+    lengths = [len(row) for row in ids]
+    flat_ids, flat_labels = np.concatenate(ids), np.concatenate(labels)
+    check_labels(flat_ids, flat_labels, layout, utterances=len(prompts))
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return Batch(
+        torch.from_numpy(flat_ids)[None],
+        torch.from_numpy(flat_labels)[None],
+        torch.from_numpy(positions)[None],
+        Segments.of(lengths),
+        targets_of(flat_labels, layout),
+    )
+
+
+def targets_of(labels: NDArray[np.int64], layout: TokenLayout) -> Targets:
+    """What each position of a row `[T]` predicts, by level: the label that follows it."""
+    following = np.append(labels[1:], IGNORE_INDEX)
+    positions, rows = [], []
+    for level in range(layout.levels):
+        legal = layout.legal(layout.slots.index((level, 0)))
+        at = np.flatnonzero((following >= legal.start) & (following < legal.stop))
+        positions.append(torch.from_numpy(at))
+        rows.append(torch.from_numpy(following[at] - legal.start))
+    return Targets(positions, rows)
+
+
+def check_labels(
+    ids: NDArray[np.int64], labels: NDArray[np.int64], layout: TokenLayout, utterances: int
+) -> None:
+    """Assert what training relies on; a shifted label has cost other projects whole runs."""
+    assert ids.shape == labels.shape, f"{len(ids)} inputs, {len(labels)} labels"
+    targets = labels != IGNORE_INDEX
+    assert np.array_equal(labels[targets], ids[targets]), "a label differs from its own input"
+    # A target follows <audio_start> or another target, and the last one is <audio_end>.
+    first = np.flatnonzero(targets & ~np.append(False, targets[:-1]))
+    last = np.flatnonzero(targets & ~np.append(targets[1:], False))
+    assert len(first) == utterances, f"{len(first)} stretches of targets, {utterances} utterances"
+    assert (ids[first - 1] == layout.start_id).all(), "targets do not follow <audio_start>"
+    assert (ids[last] == layout.end_id).all(), "targets do not end in <audio_end>"
+
+
+def sequence_lengths(
+    prompts: Sequence[Sequence[int]], offsets: NDArray[np.int64], layout: TokenLayout
+) -> NDArray[np.int64]:
+    """Tokens of each utterance's whole sequence: prompt, codes and `<audio_end>`."""
+    texts = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    return texts + np.diff(offsets) * layout.tokens_per_frame + 1
+
+
+def is_held_out(text: str, share: float, seed: int) -> bool:
+    """Whether an utterance belongs to the evaluation split.
+
+    Decided by a hash of its text and the seed alone: it stays where it is when rows are added, and
+    two rows with the same text are never on different sides.
+    """
+    digest = hashlib.sha256(f"{seed}\0{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+Bins = list[NDArray[np.int64]]
+"""Utterances by row."""
+
+FULL = 0.98
+"""A row filled less than this is taken apart, and its utterances wait for the next pool."""
+POOL = 64
+"""Rows packed together. More fill better; fewer leave the order of utterances more random.
+
+No more than these are taken apart either: where lengths fill no row, all would wait for the end.
+"""
+BLUR = 0.3
+"""Lengths are ordered as if they were shorter by up to this share: where a pool holds all there is,
+exact order would put the same utterances together in every epoch."""
+
+
+def pack(
+    lengths: NDArray[np.int64],
+    indices: NDArray[np.int64],
+    capacity: int,
+    order: NDArray[np.float64] | None = None,
+) -> Bins:
+    """Best-fit decreasing: the longest first, each into the fullest row that it still fits in.
+
+    At most `capacity` tokens a row. `order`, where given, says instead of the lengths which comes
+    first. Raises ValueError for an utterance that fits in no row.
+    """
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # what is left of each row and which, ascending
+    sizes = (lengths if order is None else order)[indices]
+    for index in indices[np.argsort(-sizes, kind="stable")].tolist():
+        length = int(lengths[index])
+        if length > capacity:
+            raise ValueError(f"utterance {index} has {length} tokens, a row holds {capacity}")
+        at = bisect_left(room, (length, -1))
+        if at == len(room):
+            left, row = capacity, len(bins)
+            bins.append([])
+        else:
+            left, row = room.pop(at)
+        bins[row].append(index)
+        insort(room, (left - length, row))
+    return [np.array(row, dtype=np.int64) for row in bins]
+
+
+def plan_epoch(
+    lengths: NDArray[np.int64], indices: NDArray[np.int64], capacity: int, seed: int, epoch: int
+) -> Bins:
+    """An epoch's rows, in order: utterances shuffled, packed pool by pool, rows shuffled."""
+    generator = np.random.default_rng([seed, epoch])
+    shuffled = generator.permutation(indices)
+    order = lengths * generator.uniform(1.0 - BLUR, 1.0, len(lengths))
+    pool = np.cumsum(lengths[shuffled]) // (POOL * capacity)
+    pools = np.split(shuffled, np.flatnonzero(np.diff(pool)) + 1)
+    bins: Bins = []
+    waiting = shuffled[:0]
+    for number, fresh in enumerate(pools, start=1):
+        rows = pack(lengths, np.concatenate([waiting, fresh]), capacity, order)
+        filled = np.array([lengths[row].sum() for row in rows])
+        apart = np.zeros(len(rows), dtype=bool)
+        if number < len(pools):
+            emptiest = np.argsort(filled, kind="stable")[:POOL]
+            apart[emptiest] = filled[emptiest] < FULL * capacity
+        bins += [row for row, again in zip(rows, apart, strict=True) if not again]
+        left = [row for row, again in zip(rows, apart, strict=True) if again]
+        waiting = np.concatenate([shuffled[:0], *left])
+    return [bins[i] for i in generator.permutation(len(bins))]
+
+
+def plan_rows(
+    lengths: NDArray[np.int64], indices: NDArray[np.int64], capacity: int, seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """The rows of epoch after epoch, without end."""
+    epoch = 0
+    while True:
+        yield from plan_epoch(lengths, indices, capacity, seed, epoch)
+        epoch += 1
+
+
+Step = list[Bins]
+"""`step[a][rank]`: the utterances of accumulated row a on a rank; none where rows ran out."""
+
+
+def plan_steps(rows: Bins, world: int, accumulation: int) -> list[Step]:
+    """Cut a run's rows into optimizer steps: every rank takes equally many of each.
+
+    The order does not depend on `world`: two ranks see together what one sees with twice the
+    accumulation. When the last step is not full its last rows are empty, and nothing is seen twice.
+    """
+    size = world * accumulation
+    empty = np.zeros(0, dtype=np.int64)
+    padded = rows + [empty] * (-len(rows) % size)
+    return [
+        [padded[first + a * world : first + (a + 1) * world] for a in range(accumulation)]
+        for first in range(0, len(padded), size)
+    ]

@@ -1,0 +1,312 @@
+"""The first values of the audio tokens' rows in a base's embedding table.
+
+Owns two ways to draw them. Both give rows the mean and the covariance of the rows the base has;
+they differ in the noise that the covariance colours: independent for every row, or alike for codes
+whose codebook vectors are alike. The second is the trainer's default: `benchmarks/new_rows.py`
+compares them, docs/decisions/0013 has the figures.
+
+transformers' own mean_resizing scales that covariance by 1e-9: all rows start equal (arXiv
+2604.02324). That did better than independent rows, and worse than rows from codebooks.
+
+The speech model: any causal LM that transformers loads, extended by the codec's tokens.
+
+Owns adding the tokens and the split of a forward pass into body (hidden
+states) and head (only the audio rows that a caller asks for). Refuses a base whose logits are more
+than `hidden @ rows`. Knows nothing about audio.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sheen.codec.layout import TokenLayout
+from sheen.lm.attention import PACKED, check_head, use_attention
+from sheen.lm.base_model import check_files, first_new_id
+from sheen.lm.batching import Batch
+from sheen.lm.cpu_kernels import Product, TiedTable, pack_linears, product
+from sheen.lm.kv_cache import SLOTTED, Rows
+from sheen.lm.loss import LossSums, Objective, speech_loss
+
+LEVEL_SHARE = 0.5
+"""Share of the noise's variance that all codes of a level have in common."""
+
+
+def draw_noise(
+    rows: int,
+    width: int,
+    generator: torch.Generator,
+    layout: TokenLayout,
+    codebooks: Sequence[Tensor] | None,
+) -> Tensor:
+    """Noise `[rows, width]` float64 of unit variance for the rows from `<audio_start>` on.
+
+    Without `codebooks` every row is drawn by itself. With them, one `[codebook_size, d]` per level,
+    a code's row is a random linear map of its whitened vector plus what its level has in common.
+    """
+    noise = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    for level, vectors in enumerate(codebooks or []):
+        white = _whiten(vectors.double().cpu())
+        mapping = torch.randn(white.shape[1], width, generator=generator, dtype=torch.float64)
+        common = torch.randn(width, generator=generator, dtype=torch.float64)
+        own = white @ mapping / white.shape[1] ** 0.5
+        first = layout.level_base(level) - layout.first_id
+        noise[first : first + layout.codebook_size] = (
+            LEVEL_SHARE**0.5 * common + (1 - LEVEL_SHARE) ** 0.5 * own
+        )
+    return noise
+
+
+def _whiten(vectors: Tensor) -> Tensor:
+    """`[n, d]` with zero mean, unit variances and no correlation."""
+    centred = vectors - vectors.mean(0)
+    left, _, right = torch.linalg.svd(centred, full_matrices=False)
+    return len(vectors) ** 0.5 * left @ right
+
+
+@torch.no_grad()
+def initialise_rows(table: Tensor, known: int, noise: Tensor) -> None:
+    """Set the rows from `known` on to the mean of those before plus their coloured noise."""
+    existing = table[:known].double()
+    mean = existing.mean(0)
+    centred = existing - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, known - 1))
+    factor = vectors * values.clamp(min=0).sqrt()
+    table[known:] = (mean + noise.to(table.device) @ factor.T).to(table.dtype)
+
+
+logger = logging.getLogger(__name__)
+
+PAD_TABLE_TO = 64
+"""The embedding table is padded to a multiple of this: unaligned matrix sizes are slow on GPUs."""
+
+
+class SpeechLM(nn.Module):
+    """A causal LM and the layout of its audio rows; `forward` is the training loss."""
+
+    def __init__(
+        self, lm: PreTrainedModel, layout: TokenLayout, objective: Objective = "legal rows"
+    ) -> None:
+        super().__init__()
+        assert lm.config._attn_implementation != PACKED, "another SpeechLM trains this base"
+        self.lm = lm
+        self.layout = layout
+        self.objective: Objective = objective
+        self._attention: str = lm.config._attn_implementation
+        self._one_gradient = False
+        self._frozen = False
+
+    def freeze(self) -> None:
+        """Lay the weights out for inference, in place: they cannot be trained or saved after it."""
+        self.lm.eval().requires_grad_(False)
+        pack_linears(self.lm.base_model)
+        self._frozen = True
+
+    def head_product(self, first: int, rows: int) -> Product:
+        """States `[B, d]` to the logits `[B, rows]` of the head's rows from `first` on."""
+        if self._frozen:
+            return product(self.head[first : first + rows])
+        return lambda states: nn.functional.linear(states, self.head[first : first + rows])
+
+    @property
+    def head(self) -> Tensor:
+        """`[V, d]`: the output embedding (the input one too where the base ties them)."""
+        return _table(self.lm.get_output_embeddings())
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """The embedding tables: input, and output where the base does not tie them."""
+        first, second = _table(self.lm.get_input_embeddings()), self.head
+        return [first] if first is second else [first, second]
+
+    @property
+    def max_positions(self) -> int:
+        return int(self.lm.config.max_position_embeddings)
+
+    def hidden(self, input_ids: Tensor | None, **arguments: Any) -> Any:
+        """The body's output; `.last_hidden_state` is `[B, T, d]`. Takes what the base takes."""
+        use_attention(self.lm, self._attention)
+        return self.lm.base_model(input_ids=input_ids, **arguments)
+
+    @torch.no_grad()
+    def prepare_training(self) -> None:
+        """Use `TiedTable` from now on, where the base takes looked up rows as it takes ids."""
+        embedding = self.lm.get_input_embeddings()
+        self._one_gradient = False
+        if TiedTable.fits(embedding, self.head):
+            ids = torch.arange(min(8, self.layout.first_id))[None]
+            states = self.hidden(ids, use_cache=False).last_hidden_state
+            looked_up = self.hidden(None, inputs_embeds=self.head[ids], use_cache=False)
+            self._one_gradient = torch.equal(states, looked_up.last_hidden_state)
+
+    def inputs_and_head(self, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """How the base is to be given ids in a training step, and the head to score with."""
+        embedding = self.lm.get_input_embeddings()
+        # Asked of the table at hand: a sharded one moves to its device after it was prepared.
+        fits = self._one_gradient and TiedTable.fits(embedding, self.head)
+        if not fits or not torch.is_grad_enabled():
+            return {"input_ids": ids}, self.head
+        assert isinstance(embedding, nn.Embedding)
+        table = TiedTable(embedding)
+        rows = table.look_up(ids)
+        return {"inputs_embeds": rows}, table.head()
+
+    def packed_states(self, batch: Batch, inputs: dict[str, Tensor] | None = None) -> Tensor:
+        """The states `[T, d]` of a packed row, given as `inputs` instead of its ids."""
+        use_attention(self.lm, PACKED)
+        output = self.lm.base_model(
+            **(inputs or {"input_ids": batch.input_ids}),
+            position_ids=batch.position_ids,
+            segments=batch.segments,
+            use_cache=False,
+        )
+        states: Tensor = output.last_hidden_state[0]
+        return states
+
+    def slot_states(self, ids: Tensor, positions: Tensor, rows: Rows) -> Tensor:
+        """The states `[T, d]` of a pass over slots: tokens `[T]` at `positions` `[T]`."""
+        use_attention(self.lm, SLOTTED)
+        output = self.lm.base_model(
+            input_ids=ids[None], position_ids=positions[None], rows=rows, use_cache=False
+        )
+        states: Tensor = output.last_hidden_state[0]
+        return states
+
+    def forward(self, batch: Batch) -> LossSums:
+        """Summed loss of a packed row."""
+        inputs, head = self.inputs_and_head(batch.input_ids)
+        states = self.packed_states(batch, inputs)
+        return speech_loss(states, batch.targets, head, self.layout, self.objective)
+
+
+def load_base(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM (float32) and its tokenizer, from a folder or a hub id."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        check_files(folder)
+    elif source.startswith(("/", ".", "~")):
+        raise ValueError(f"model {source!r}: no such folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except Exception as error:  # whatever the many readers of foreign files raise
+        raise ValueError(
+            f"model {source!r}: neither a transformers folder nor a model the hub gave "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        ) from error
+    return lm, tokenizer
+
+
+def extend(
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    codebook_size: int,
+    strides: tuple[int, ...],
+    seed: int,
+    codebooks: Sequence[Tensor] | None = None,
+) -> SpeechLM:
+    """Add the codec's tokens to a base, in place: new ids follow `len(tokenizer)`.
+
+    A published embedding table is often larger than its tokenizer; the rows in between were never
+    trained and become audio rows like any other. `codebooks` see `sheen.lm.model`. Raises
+    ValueError for a base that already holds such tokens or whose head is not a plain matrix.
+    """
+    known = first_new_id(tokenizer)
+    layout = TokenLayout(known, codebook_size, strides)
+    names = layout.token_names()
+    vocabulary = tokenizer.get_vocab()
+    if taken := [name for name in names if name in vocabulary]:
+        raise ValueError(f"the tokenizer already holds {taken[0]!r}: fine-tune its checkpoint")
+    # Special, so that `split_special_tokens` keeps them apart from the same letters in a text.
+    tokenizer.add_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True
+    )
+    ids = tokenizer.convert_tokens_to_ids(names)
+    if ids != list(range(layout.start_id, layout.start_id + layout.size)):
+        raise ValueError(
+            f"the tokenizer ({type(tokenizer).__name__}) gives the {len(names)} added tokens other "
+            f"ids than those from {known} on"
+        )
+    rows = max(known + layout.size, len(_table(lm.get_input_embeddings())))
+    lm.resize_token_embeddings(rows, pad_to_multiple_of=PAD_TABLE_TO, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    tables = {"input": _table(lm.get_input_embeddings())}
+    if (output := _table(lm.get_output_embeddings())) is not tables["input"]:
+        tables["output"] = output
+    for name, table in tables.items():
+        noise = draw_noise(len(table) - known, table.shape[1], generator, layout, codebooks)
+        initialise_rows(table, known, noise)
+        logger.info(
+            "initialised %d new rows of the %s embedding: std %.4f, existing %.4f",
+            len(table) - known,
+            name,
+            table[known:].std().item(),
+            table[:known].std().item(),
+        )
+    model = SpeechLM(lm, layout)
+    check_head(lm)
+    return model
+
+
+def _table(embedding: nn.Module) -> Tensor:
+    weight = embedding.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def load_model(
+    folder: Path, layout: TokenLayout, objective: Objective = "legal rows"
+) -> tuple[SpeechLM, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a checkpoint folder; `layout` is the one its JSON records.
+
+    `objective` is what `forward` computes; nothing else depends on it.
+    """
+    lm, tokenizer = load_base(str(folder))
+    found = tokenizer.convert_tokens_to_ids(layout.token_names()[0])
+    if found != layout.start_id:
+        raise ValueError(
+            f"{folder}: the tokenizer gives <audio_start> id {found}, the recorded layout "
+            f"{layout.start_id}: these files are not of one checkpoint"
+        )
+    return SpeechLM(lm, layout, objective), tokenizer
+
+
+def save_model(
+    model: SpeechLM,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write what bare transformers needs: config, safetensors, tokenizer.
+
+    `weights` are a `SpeechLM`'s, for one whose own are spread over processes or hold adapters.
+    """
+    if weights is None:
+        weights = model.state_dict()
+    model.lm.save_pretrained(
+        folder, state_dict={name.removeprefix("lm."): part for name, part in weights.items()}
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def to_bfloat16(folder: Path) -> None:
+    """Turn a saved model's weights into bfloat16, file by file; half the size."""
+    for path in sorted(folder.glob("*.safetensors")):
+        halves = {name: part.bfloat16() for name, part in load_file(path).items()}
+        save_file(halves, path, metadata={"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["dtype"] = "bfloat16"
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")

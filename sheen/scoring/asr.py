@@ -1,0 +1,241 @@
+"""Hearing: waveforms -> the words that a recogniser makes of them.
+
+Owns the two listeners behind `Transcriber`: pocketsphinx, which comes with its models and runs
+anywhere, and any speech recogniser that transformers opens. Neither is told what was to be said,
+and no clip's text depends on the clips heard before or beside it. Knows nothing about rates of
+errors or the voices that it judges.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pocketsphinx
+import torch
+from numpy.typing import NDArray
+from torchaudio.functional import resample
+
+from sheen.audio.io import to_pcm16
+from sheen.storage import files
+
+POCKETSPHINX = "pocketsphinx"
+_SPHINX_RATE = 16000
+_SPHINX_MARGIN_S = 0.2
+_SEARCH = "grammar"
+
+
+class Transcriber(Protocol):
+    """Who hears. `name` is what a report says of it: the program, its version and its settings."""
+
+    name: str
+
+    def transcribe(self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int) -> list[str]:
+        """The text of each waveform `[n]` (in -1..1, at `sample_rate` Hz), "" where none is heard.
+
+        In the order given, as the recogniser writes it: compare after normalisation.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A JSGF file: its name and its content, for workers on machines that do not have it."""
+
+    name: str
+    jsgf: bytes
+
+
+def read_grammar(location: str | Path) -> Grammar:
+    """A grammar from a path or URI; ValueError when there is none."""
+    try:
+        jsgf = files.read_bytes(str(location))
+    except OSError as error:
+        raise ValueError(f"grammar {str(location)!r}: {error.strerror or error}") from error
+    return Grammar(Path(location).name, jsgf)
+
+
+class Pocketsphinx:
+    """CMU Sphinx's small recogniser with its bundled model of US English, at its own settings.
+
+    `grammar`, which may be given by its path, restricts what can be heard to its first public rule;
+    without it the bundled language model decides, which knows English sentences. For one thread of
+    one process; every process makes its own. ValueError for a grammar that cannot be used.
+    """
+
+    def __init__(self, grammar: Grammar | str | Path | None = None) -> None:
+        # It logs to stderr why it refuses a grammar, and its exceptions do not say.
+        self._decoder = pocketsphinx.Decoder(
+            loglevel="ERROR", **({} if grammar is None else {"lm": None})
+        )
+        settings = "bundled language model of US English"
+        if grammar is not None:
+            if not isinstance(grammar, Grammar):
+                grammar = read_grammar(grammar)
+            try:
+                # By its text: given the path of a missing file, pocketsphinx 5.1.1 ends itself.
+                self._decoder.add_jsgf_string(_SEARCH, grammar.jsgf)
+            except ValueError as error:
+                raise ValueError(
+                    f"grammar {grammar.name!r}: pocketsphinx refuses it, see its line above; it "
+                    "takes JSGF with a public rule and words of its dictionary, in lower case"
+                ) from error
+            self._decoder.activate_search(_SEARCH)
+            digest = hashlib.sha256(grammar.jsgf).hexdigest()
+            settings = f"grammar {grammar.name} (sha256 {digest[:12]})"
+        # From here on it would only log that a clip did not match the grammar.
+        pocketsphinx.set_loglevel("FATAL")
+        self.name = f"{POCKETSPHINX} {version(POCKETSPHINX)}, {settings}"
+
+    def transcribe(self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int) -> list[str]:
+        margin = np.zeros(round(_SPHINX_MARGIN_S * _SPHINX_RATE), np.int16)
+        texts = []
+        for waveform in _resampled(waveforms, sample_rate, _SPHINX_RATE):
+            # Its noise removal takes the first frame for the noise, so a clip that begins or ends
+            # in sound gets words too many. From digital silence every clip starts alike.
+            pcm = np.concatenate([margin, to_pcm16(waveform), margin])
+            # That estimate of the noise survives an utterance; a new front end knows nothing.
+            self._decoder.reinit_feat()
+            self._decoder.start_utt()
+            # Whole, so that the cepstral mean is the clip's own, as the model's feat.params have it
+            # (`-cmn batch`). In pieces it would be a running mean that begins at a wrong guess.
+            self._decoder.process_raw(pcm.tobytes(), full_utt=True)
+            self._decoder.end_utt()
+            heard = self._decoder.hyp()
+            texts.append(heard.hypstr if heard else "")
+        return texts
+
+
+class AsrPipeline:
+    """A speech recogniser of transformers: a folder or a hub id, in float32, at its own settings.
+
+    `language` (such as "en") is for multilingual Whisper models, which guess it otherwise. Raises
+    ValueError when the model cannot be opened or the language not be set.
+    """
+
+    def __init__(
+        self, model: str, *, device: str = "cpu", batch_size: int = 8, language: str | None = None
+    ) -> None:
+        self._pipeline = _open_pipeline(model, device)
+        self._whisper = self._pipeline.type == "seq2seq_whisper"
+        self._rate = int(self._pipeline.feature_extractor.sampling_rate)
+        # Whisper pads every clip to its window of 30 s, alone or in a batch. What pads to the
+        # longest clip of a batch may hear a clip differently beside a longer one.
+        self._batch_size = batch_size if self._whisper else 1
+        self.name = f"{model} (transformers {version('transformers')}, float32)"
+        self._generate: dict[str, str] = {}
+        if language is not None:
+            generation = getattr(self._pipeline.model, "generation_config", None)
+            if not self._whisper or not getattr(generation, "is_multilingual", False):
+                raise ValueError(f"language {language!r}: {model!r} is no multilingual Whisper")
+            self._generate = {"language": language, "task": "transcribe"}
+            self.name += f", language {language}"
+
+    def transcribe(self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int) -> list[str]:
+        clips = list(_resampled(waveforms, sample_rate, self._rate))
+        window = self._pipeline.feature_extractor.n_samples if self._whisper else None
+        long = [window is not None and len(clip) > window for clip in clips]
+        texts = [""] * len(clips)
+        for is_long in (False, True):
+            # No recogniser takes an empty clip: nothing is heard in it.
+            mine = [i for i, clip in enumerate(clips) if len(clip) and long[i] == is_long]
+            if not mine:
+                continue
+            outputs = self._pipeline(
+                [{"raw": clips[i], "sampling_rate": self._rate} for i in mine],
+                batch_size=1 if is_long else self._batch_size,
+                generate_kwargs=self._generate,
+                # Past its window Whisper goes on from where its own timestamps say that it was.
+                **({"return_timestamps": True} if is_long else {}),
+            )
+            for i, output in zip(mine, outputs, strict=True):
+                texts[i] = output["text"].strip()
+        return texts
+
+
+def open_transcriber(
+    judge: str, grammar: Grammar | str | None = None, device: str = "cpu"
+) -> Transcriber:
+    """The listener that `--judge` names: "pocketsphinx", or a folder or hub id of a recogniser.
+
+    `device` is the recogniser's; pocketsphinx runs on the CPU. Raises ValueError naming the flag.
+    """
+    if judge == POCKETSPHINX:
+        try:
+            return Pocketsphinx(grammar)
+        except ValueError as error:
+            raise ValueError(f"--grammar: {error}") from error
+    if grammar is not None:
+        name = grammar.name if isinstance(grammar, Grammar) else grammar
+        raise ValueError(f"--grammar {name}: only --judge {POCKETSPHINX} takes a grammar")
+    try:
+        return AsrPipeline(judge, device=device)
+    except ValueError as error:
+        raise ValueError(f"--judge: {error}") from error
+
+
+def check_transcriber(judge: str | None, grammar: str | None) -> Grammar | None:
+    """What `--grammar` names, for workers that have no file of it.
+
+    Raises ValueError naming the flag, as `open_transcriber` would, short of loading a recogniser's
+    weights; and for a grammar where nobody listens.
+    """
+    found = None
+    if grammar is not None:
+        if judge is None:
+            raise ValueError(f"--grammar {grammar}: nobody listens; it needs --judge pocketsphinx")
+        try:
+            found = read_grammar(grammar)
+        except ValueError as error:
+            raise ValueError(f"--grammar {grammar}: {error}") from error
+    if judge == POCKETSPHINX or (judge is not None and found is not None):
+        open_transcriber(judge, found)
+    elif judge is not None:
+        try:
+            _find_recogniser(judge)
+        except ValueError as error:
+            raise ValueError(f"--judge: {error}") from error
+    return found
+
+
+def _find_recogniser(model: str) -> str:
+    """A folder's path, or a hub id as it is."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())
+    if model.startswith(("/", ".", "~")) or model.count("/") != 1:
+        raise ValueError(
+            f"recogniser {model!r}: no such folder; give a folder or a hub id such as "
+            "openai/whisper-base"
+        )
+    return model
+
+
+def _open_pipeline(model: str, device: str) -> Any:
+    found = _find_recogniser(model)
+    from transformers import pipeline  # takes seconds to import
+
+    try:
+        return pipeline(
+            "automatic-speech-recognition",
+            model=found,
+            device=device,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"recogniser {model!r} on {device}: {error}") from error
+
+
+def _resampled(
+    waveforms: Sequence[NDArray[np.float32]], source_rate: int, rate: int
+) -> Iterator[NDArray[np.float32]]:
+    for index, waveform in enumerate(waveforms):
+        if waveform.ndim != 1:
+            raise ValueError(f"waveform {index} has shape {waveform.shape}, expected [n]")
+        if len(waveform) == 0 or source_rate == rate:
+            yield waveform
+        else:
+            yield resample(torch.from_numpy(waveform), source_rate, rate).numpy()

@@ -1,0 +1,238 @@
+"""What can be measured of one spoken clip without knowing its words: level, pauses, clipping.
+
+Owns the measures and their limits. Nothing here is compared with anything.
+
+How good synthesised speech is: clip by clip, and by voice with intervals.
+
+Owns what a set of spoken prompts is judged by: the words heard, whether each ended by itself, its
+duration against what its text lets expect, pace, silence, clipping, and which voice is heard.
+Whoever heard them, and made them, is the caller's; what was not heard is left out.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sheen.audio.io import to_pcm16
+from sheen.scoring.speaker_id import ALL
+from sheen.scoring.wer import ErrorRate, error_rate, rate_of_each, ratio_interval
+from sheen.text.prompt import normalise
+
+_FRAME_S = 0.02
+_SILENT_DB = 40.0
+"""A frame this far under the loudest is silence: speech sounds lie within some 30 dB, and the noise
+of a codec between words lies below."""
+_LEAST_LEVEL = 1e-4  # RMS of full scale, -80 dB: a clip that is nowhere louder is all silence
+_FULL_SCALE = 32767
+"""Of 16-bit PCM; a sample that reaches it is clipped."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Seconds and shares of one clip.
+
+    `speaking` is from the first sounding frame to the end of the last, pauses included; `pause` is
+    the longest silence between them. `clipped` is the share of samples at full scale.
+    """
+
+    seconds: float
+    speaking: float
+    pause: float
+    clipped: float
+
+    @property
+    def silence(self) -> float:
+        """The share of the clip before the first sound and after the last; 1 for a silent clip."""
+        return 1 - self.speaking / self.seconds if self.seconds else 1.0
+
+
+def measure_sound(waveform: NDArray[np.float32], sample_rate: int) -> Sound:
+    """Measure a clip `[n]`, in -1..1 at `sample_rate` Hz. An empty clip is silent."""
+    seconds = len(waveform) / sample_rate
+    size = round(_FRAME_S * sample_rate)
+    count = -(-len(waveform) // size)
+    if not count:
+        return Sound(0.0, 0.0, 0.0, 0.0)
+    padded = np.zeros(count * size)
+    padded[: len(waveform)] = waveform
+    levels = np.sqrt((padded.reshape(count, size) ** 2).mean(axis=1))
+    threshold = max(_LEAST_LEVEL, levels.max() * 10 ** (-_SILENT_DB / 20))
+    sounding = np.flatnonzero(levels >= threshold)
+    clipped = float((np.abs(to_pcm16(waveform)) == _FULL_SCALE).mean())
+    if not len(sounding):
+        return Sound(seconds, 0.0, 0.0, clipped)
+    end = min(seconds, (sounding[-1] + 1) * size / sample_rate)
+    pause = max(0, int(np.diff(sounding, prepend=sounding[0] - 1).max()) - 1)
+    return Sound(
+        seconds, float(end - sounding[0] * size / sample_rate), pause * size / sample_rate, clipped
+    )
+
+
+_CLIPPED_SHARE = 1e-3
+"""A clip counts as clipped from this share of samples at full scale on: one in a thousand."""
+_Z = 1.959964  # of a 95% interval of the normal distribution
+
+
+@dataclass(frozen=True)
+class SpokenClip:
+    """One prompt and what became of it.
+
+    `heard` is None where nobody listened or the text has no words; `voice_heard` where no voice was
+    looked for, and "" where nothing like a voice is left; `expected_seconds` where nothing lets one
+    expect a duration.
+    """
+
+    id: str
+    voice: str | None
+    text: str
+    stopped: bool
+    sound: Sound
+    expected_seconds: float | None
+    heard: str | None = None
+    voice_heard: str | None = None
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds over the seconds expected."""
+        return self.sound.seconds / self.expected_seconds if self.expected_seconds else None
+
+
+@dataclass(frozen=True)
+class Share:
+    """`count` of `of` clips, with the 95% interval of Wilson (1927), which knows that few clips
+    without a failure prove little."""
+
+    rate: float
+    low: float
+    high: float
+    count: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over clips with its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class VoiceResult:
+    """One voice, or all; None for what was not measured."""
+
+    clips: int
+    seconds: float
+    words: ErrorRate | None
+    characters: ErrorRate | None
+    stopped: Share
+    voice_right: Share | None
+    duration: Mean | None
+    """Seconds over the seconds expected."""
+    pace: Mean | None
+    """Characters of text per second of speaking; None when nothing sounds."""
+    silence: Mean
+    """Share of a clip before the first sound and after the last."""
+    pause: Mean
+    """Longest pause in a clip, seconds."""
+    clipped: Share
+
+
+@dataclass(frozen=True)
+class SpeechReport:
+    """`voices` has every voice's result and that of ALL; `errors[i]` the share of word errors of
+    clip i, None where `heard` is."""
+
+    clips: list[SpokenClip]
+    errors: list[float | None]
+    voices: dict[str, VoiceResult]
+    listener: str | None
+    seed: int
+
+
+def share(count: int, of: int) -> Share:
+    """A share with its interval; `of` must be at least 1."""
+    rate = count / of
+    middle = (rate + _Z**2 / (2 * of)) / (1 + _Z**2 / of)
+    half = _Z / (1 + _Z**2 / of) * math.sqrt(rate * (1 - rate) / of + _Z**2 / (4 * of**2))
+    return Share(rate, max(0.0, middle - half), min(1.0, middle + half), count, of)
+
+
+def judge_speech(
+    clips: Sequence[SpokenClip],
+    *,
+    listener: str | None,
+    known_voices: Sequence[str] = (),
+    spell_digits: bool = False,
+    seed: int = 0,
+) -> SpeechReport:
+    """Judge clips, by voice and together.
+
+    `listener` names who heard them. Whether the right voice is heard is asked of clips whose voice
+    is among `known_voices`. `spell_digits` as in `errors.normalise_words`. Raises ValueError
+    without clips, for a voice named ALL, or for a text without words in which something was heard.
+    """
+    if not clips:
+        raise ValueError("there are no clips to judge")
+    if any(clip.voice == ALL for clip in clips):
+        raise ValueError(f"no voice may be named {ALL!r}")
+    texts, heard = _heard(clips)
+    rates = iter(rate_of_each("word", texts, heard, spell_digits=spell_digits) if texts else [])
+    errors = [None if clip.heard is None else next(rates) for clip in clips]
+    groups: dict[str, list[SpokenClip]] = {}
+    for clip in clips:
+        groups.setdefault(clip.voice or ALL, []).append(clip)
+    groups = {voice: groups[voice] for voice in sorted(groups) if voice != ALL} | {ALL: [*clips]}
+    voices = {
+        voice: _voice_result(members, known_voices, spell_digits, seed)
+        for voice, members in groups.items()
+    }
+    return SpeechReport(list(clips), errors, voices, listener, seed)
+
+
+def _voice_result(
+    clips: Sequence[SpokenClip], known: Sequence[str], spell_digits: bool, seed: int
+) -> VoiceResult:
+    texts, heard = _heard(clips)
+    words = characters = None
+    if texts:
+        words = error_rate("word", texts, heard, seed=seed, spell_digits=spell_digits)
+        characters = error_rate("character", texts, heard, seed=seed, spell_digits=spell_digits)
+    named = [clip for clip in clips if clip.voice_heard is not None and clip.voice in known]
+    right = sum(clip.voice_heard == clip.voice for clip in named)
+    sounds = [clip.sound for clip in clips]
+    return VoiceResult(
+        clips=len(clips),
+        seconds=round(sum(sound.seconds for sound in sounds), 1),
+        words=words,
+        characters=characters,
+        stopped=share(sum(clip.stopped for clip in clips), len(clips)),
+        voice_right=share(right, len(named)) if named else None,
+        duration=_mean([ratio for clip in clips if (ratio := clip.duration) is not None], seed),
+        pace=_mean(
+            [len(normalise(c.text)) / c.sound.speaking for c in clips if c.sound.speaking], seed
+        ),
+        silence=_required_mean([sound.silence for sound in sounds], seed),
+        pause=_required_mean([sound.pause for sound in sounds], seed),
+        clipped=share(sum(sound.clipped >= _CLIPPED_SHARE for sound in sounds), len(clips)),
+    )
+
+
+def _heard(clips: Sequence[SpokenClip]) -> tuple[list[str], list[str]]:
+    """What was to be said and what was heard, of the clips that were listened to."""
+    pairs = [(clip.text, clip.heard) for clip in clips if clip.heard is not None]
+    return [text for text, _ in pairs], [heard for _, heard in pairs]
+
+
+def _mean(values: Sequence[float], seed: int) -> Mean | None:
+    return _required_mean(values, seed) if values else None
+
+
+def _required_mean(values: Sequence[float], seed: int) -> Mean:
+    numbers = np.array(values, np.float64)
+    low, high = ratio_interval(numbers, np.ones(len(numbers)), seed)
+    return Mean(float(numbers.mean()), low, high)

@@ -1,0 +1,242 @@
+"""Turns: who is served next, where several clients each have work of known size.
+
+Fair queueing by virtual time (Demers, Keshav, Shenker, 1989): as if all were served at once, each
+with an equal share, the one that would be done first goes first. So one with little work goes
+before those with much, whenever it comes, and nobody waits for ever. Knows nothing of what the
+work is.
+
+A checkpoint's text normalisation in processes of its own.
+
+Owns those processes and who is served by them next. A part of a sentence takes the library up to a
+second, with Python's lock held: in the replica's own process everybody's audio would stop
+meanwhile. Requests take turns by parts, those with little text first, so that a page of numbers
+delays a listener by one part; what nobody waits for any more is not begun.
+"""
+
+import asyncio
+import heapq
+import itertools
+import logging
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
+
+from sheen.text.normalization import (
+    NormalisationInfo,
+    Part,
+    check,
+    join_parts,
+    load_normaliser,
+    parts,
+    spell_digits,
+)
+from sheen.text.prompt import normalise
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Client:
+    """One client: the virtual time at which the work that it asked for so far would be done."""
+
+    until: float = 0.0
+
+
+class Turns(Generic[Item]):
+    """Items in with their client and their work, one by one out. For any threads."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, float, Item]] = []
+        self._number = itertools.count()
+        self._now = 0.0
+        self._closed = False
+        self._wake = threading.Condition()
+
+    def put(self, client: Client, work: float, item: Item) -> None:
+        """Raises RuntimeError after `close`."""
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("nobody serves any more")
+            client.until = max(self._now, client.until) + work
+            heapq.heappush(self._heap, (client.until, next(self._number), work, item))
+            self._wake.notify()
+
+    def take(self) -> Item | None:
+        """The next item; waits for one. None after `close`."""
+        with self._wake:
+            while not self._heap and not self._closed:
+                self._wake.wait()
+            if self._closed:
+                return None
+            share = len(self._heap)
+            _, _, work, item = heapq.heappop(self._heap)
+            self._now += work / share
+            return item
+
+    def close(self) -> list[Item]:
+        """Take and give out nothing more. Returns what waits."""
+        with self._wake:
+            self._closed = True
+            left = [item for *_, item in self._heap]
+            self._heap.clear()
+            self._wake.notify_all()
+            return left
+
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_S = 25.0
+"""For one part, whose work is bounded: ten times the longest that any took (decision 0020). Beyond
+it something is broken, and the part is spoken as written."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    part: Part
+    words: Future[str]
+
+
+class NormaliserProcesses:
+    """`reader()` gives a request its way to them. `overdue`: parts that were taken as written."""
+
+    def __init__(
+        self, info: NormalisationInfo, processes: int, deadline_s: float = DEADLINE_S
+    ) -> None:
+        """Returns when the processes are ready, in a minute where grammars must be compiled.
+        ValueError where they cannot be loaded, see `sheen.text.normalization.check`."""
+        check(info)
+        self.overdue = 0
+        self._info, self._deadline_s = info, deadline_s
+        self._turns: Turns[_Job] = Turns()
+        self._broken = False
+        self._helpers = [_Helper(info) for _ in range(processes)]
+        for helper in self._helpers:
+            helper.wait_until_ready()
+        self._workers = [
+            threading.Thread(target=self._work, args=(place,), daemon=True)
+            for place in range(processes)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def reader(self) -> Callable[[str], Coroutine[Any, Any, str]]:
+        """For one request: `await` it with a sentence for its spoken form. Once it is cancelled, no
+        further part of the sentence is begun."""
+        client = Client()
+
+        async def read(sentence: str) -> str:
+            return join_parts(
+                [await self._words(client, part) for part in parts(normalise(sentence))]
+            )
+
+        return read
+
+    async def _words(self, client: Client, part: Part) -> str:
+        if part.spelled:
+            return spell_digits(part.text, self._info.language)
+        job = _Job(part, Future())
+        self._turns.put(client, part.work, job)
+        return await asyncio.wrap_future(job.words)
+
+    def alive(self) -> bool:
+        """False once a process has died by itself: the replica must be replaced."""
+        return not self._broken
+
+    def close(self) -> None:
+        for job in self._turns.close():
+            job.words.cancel()
+        for worker in self._workers:
+            worker.join()
+
+    def _work(self, place: int) -> None:
+        """A thread's: one process, and what it is asked."""
+        job = None
+        try:
+            while (job := self._turns.take()) is not None:
+                if job.words.set_running_or_notify_cancel():  # else its client has left
+                    self._answer(place, job)
+        except (OSError, EOFError, ValueError) as error:
+            logger.error("a process that normalises texts has ended: %s", error)
+            self._broken = True
+            waiting = self._turns.close()
+            lost = [left for left in waiting if left.words.set_running_or_notify_cancel()]
+            if job is not None and not job.words.done():
+                lost.append(job)
+            for left in lost:
+                left.words.set_exception(RuntimeError("a process that normalises texts has ended"))
+        finally:
+            self._helpers[place].close()
+
+    def _answer(self, place: int, job: _Job) -> None:
+        answer = self._helpers[place].ask(job.part, self._deadline_s)
+        if isinstance(answer, Exception):
+            job.words.set_exception(answer)
+        elif answer is not None:
+            job.words.set_result(answer)
+        else:
+            self.overdue += 1
+            logger.error(
+                "normalising %d characters took more than %g s; they are spoken as written",
+                len(job.part.text),
+                self._deadline_s,
+            )
+            job.words.set_result(job.part.text)
+            self._helpers[place].close()
+            self._helpers[place] = _Helper(self._info)
+            self._helpers[place].wait_until_ready()
+
+
+class _Helper:
+    """One process, which is asked one thing at a time. Its end is an EOFError or OSError."""
+
+    def __init__(self, info: NormalisationInfo) -> None:
+        context = get_context("spawn")  # a fork would copy locks that other threads hold
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, info), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """ValueError when it cannot load the grammars."""
+        error = self._connection.recv()
+        if error is not None:
+            raise error
+
+    def ask(self, part: Part, deadline_s: float) -> str | Exception | None:
+        """The part's words, or what the library raised; None when the deadline came first."""
+        self._connection.send(part)
+        if not self._connection.poll(deadline_s):
+            return None
+        answer: str | Exception = self._connection.recv()
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+def _serve(connection: Connection, info: NormalisationInfo) -> None:
+    """What a process does: normalise what it is sent until the other side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is its parent's to answer
+    try:
+        normaliser = load_normaliser(info)
+    except ValueError as error:
+        connection.send(error)
+        return
+    connection.send(None)
+    while True:
+        try:
+            part: Part = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: str | Exception = normaliser.part(part)
+        except Exception as error:  # noqa: BLE001 - it is raised on the other side
+            answer = RuntimeError(f"{type(error).__name__}: {error}")
+        connection.send(answer)

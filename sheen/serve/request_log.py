@@ -1,0 +1,289 @@
+"""One entry per request: what was asked, what became of it, and what must be given back at the end.
+
+Owns the entry's life, as ASGI middleware around the whole application: when the answer is out, or
+its client has left in any way, what the request held is released, and the entry is counted and
+logged. Knows nothing about speech but its figures.
+
+What is counted: Prometheus metrics through Ray's exporter, and one log line per request.
+
+Owns the names. Ray's exporter puts `ray_` before each, `_total` behind a counter's, and tags all
+with application, deployment and replica; `deploy/grafana-dashboard.json` shows them. Neither
+metrics nor log lines hold a text or a key.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from ray.serve.metrics import Counter, Gauge, Histogram
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sheen.engine.longform import Progress
+from sheen.engine.types import Playback
+from sheen.serve.errors import ERROR_KEY, APIError, remember, unforeseen
+
+SCOPE_KEY = "sheen.entry"
+CLIENT_LEFT = 499
+"""nginx's status for an answer that nobody waited for."""
+FAILED = 500
+LONGEST_ID = 128
+
+
+@dataclass
+class Entry(Progress):
+    """A request on its way. `status` None: no answer has begun."""
+
+    path: str = ""
+    request_id: str = ""
+    status: int | None = None
+    code: str | None = None
+    """Of the error that it was refused or failed with; `param`: the field that it names."""
+    param: str | None = None
+    characters: int = 0
+    voice: str = ""
+    audio_format: str = ""
+    playback: Playback = field(default_factory=Playback)
+    """As the audio left the server; `Playback.opened` is the request's arrival."""
+    held: ExitStack = field(default_factory=ExitStack)
+    """What is given back when the request is over."""
+    _first_chunk_s: float = 0.0
+    _last_came: float = 0.0
+
+    def blame(self, error: APIError) -> None:
+        """Enter what it was refused or failed with."""
+        self.code = error.code or HTTPStatus(error.status).name.lower()
+        self.param = error.param
+
+    def sent(self, seconds: float) -> None:
+        """So many seconds of audio leave now."""
+        if self.playback.first_audio_s is None:
+            self._first_chunk_s = seconds
+        self.playback.came(seconds)
+        self._last_came = time.monotonic() - self.playback.opened
+
+    @property
+    def realtime_factor(self) -> float | None:
+        """Seconds from the first to the last audio, per second of audio after the first chunk."""
+        later = self.playback.seconds - self._first_chunk_s
+        if self.playback.first_audio_s is None or later <= 0:
+            return None
+        return (self._last_came - self.playback.first_audio_s) / later
+
+    def fields(self) -> dict[str, Any]:
+        """As the log line holds it: seconds, rounded to milliseconds."""
+        numbers = {
+            "queue_s": self.queue_s,
+            "first_audio_s": self.playback.first_audio_s,
+            "audio_s": self.playback.seconds,
+            "took_s": time.monotonic() - self.playback.opened,
+            "realtime_factor": self.realtime_factor,
+        }
+        return {
+            "id": self.request_id,
+            "path": self.path,
+            "status": self.status,
+            "code": self.code,
+            "param": self.param,
+            "ending": self.ending or None,
+            "characters": self.characters,
+            "voice": self.voice,
+            "format": self.audio_format,
+            "pieces": self.pieces,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "underruns": self.playback.underruns,
+            **{name: None if n is None else round(n, 3) for name, n in numbers.items()},
+        }
+
+
+_listeners: list[Callable[[Entry], object]] = []
+
+
+def listen(ended: Callable[[Entry], object]) -> None:
+    """Tell `ended` of every entry's end. The process's, like the gate (`access.auth`)."""
+    _listeners.append(ended)
+
+
+def local_path(scope: Scope) -> str:
+    """The path within the application: its route prefix is in `root_path`, and in `path` too."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def open_entry(scope: Scope) -> Entry:
+    """A new entry for a request, or for an utterance on a WebSocket.
+
+    Serve's proxy gives every request an id, the client's own if it brings one, and puts it into the
+    answer's headers.
+    """
+    request_id = Headers(scope=scope).get("x-request-id", "")[:LONGEST_ID]
+    return Entry(path=local_path(scope), request_id=request_id)
+
+
+def close_entry(entry: Entry) -> None:
+    """Give back what it holds; count it."""
+    entry.held.close()
+    for ended in _listeners:
+        ended(entry)
+
+
+def entry_of(request: HTTPConnection) -> Entry:
+    """The entry that the middleware opened for a request."""
+    entry: Entry = request.scope[SCOPE_KEY]
+    return entry
+
+
+def refused(scope: Scope, error: APIError) -> None:
+    """Enter why a request is refused; what a WebSocket is refused has an entry of its own."""
+    remember(scope, error)
+    if SCOPE_KEY not in scope:
+        entry = open_entry(scope)
+        entry.status = error.status
+        entry.blame(error)
+        close_entry(entry)
+
+
+class AccountingMiddleware:
+    """Opens an entry for every request and closes it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # a WebSocket has an entry for each of its utterances
+            await self._app(scope, receive, send)
+            return
+        entry = scope[SCOPE_KEY] = open_entry(scope)
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                entry.status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except asyncio.CancelledError:
+            entry.status = entry.status or CLIENT_LEFT
+            raise
+        except Exception as failure:
+            entry.status = entry.status or FAILED
+            entry.blame(unforeseen(failure))
+            raise
+        finally:
+            if error := scope.get(ERROR_KEY):
+                entry.blame(error)
+            close_entry(entry)
+
+
+logger = logging.getLogger(__name__)
+
+SECONDS = [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0]
+FACTORS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 5.0]
+
+SPEECH = "/v1/audio/speech"
+"""Requests for paths below this get a log line of their own; Serve's access log has the others."""
+
+NAMES = {
+    "sheen_requests": "counter",
+    "sheen_refusals": "counter",
+    "sheen_tokens": "counter",
+    "sheen_audio_seconds": "counter",
+    "sheen_underruns": "counter",
+    "sheen_length_stops": "counter",
+    "sheen_cancels": "counter",
+    "sheen_texts_as_written": "counter",
+    "sheen_running_streams": "gauge",
+    "sheen_waiting_requests": "gauge",
+    "sheen_slots": "gauge",
+    "sheen_batch_fill": "gauge",
+    "sheen_queue_seconds": "histogram",
+    "sheen_first_audio_seconds": "histogram",
+    "sheen_realtime_factor": "histogram",
+}
+
+
+class Metrics:
+    """A replica's metrics. Make it in the replica: Ray tags them with where they are made."""
+
+    def __init__(self) -> None:
+        self._requests = Counter(
+            "sheen_requests",
+            "Answers, by HTTP status and by how the speech ended (stop, length, cancelled, error; "
+            "none where nothing was spoken).",
+            tag_keys=("status", "ending"),  # type: ignore[arg-type]  # Ray means any number
+        )
+        self._refusals = Counter(
+            "sheen_refusals",
+            "Refusals and failures, by the code of their error, on every way in.",
+            tag_keys=("reason",),
+        )
+        self._tokens = Counter("sheen_tokens", "Audio tokens generated.")
+        self._audio = Counter("sheen_audio_seconds", "Seconds of audio sent.")
+        self._underruns = Counter(
+            "sheen_underruns", "Chunks that came after a listener who plays at once had run out."
+        )
+        self._length_stops = Counter(
+            "sheen_length_stops", "Speech that its budget ended, and not the model."
+        )
+        self._cancels = Counter("sheen_cancels", "Speech that its client left or cancelled.")
+        self._as_written = Counter(
+            "sheen_texts_as_written",
+            "Parts of texts that were spoken as written, because normalising them took too long.",
+        )
+        self._running = Gauge("sheen_running_streams", "Pieces of text being spoken now.")
+        self._waiting = Gauge("sheen_waiting_requests", "Pieces of text that wait for a slot.")
+        self._slots = Gauge("sheen_slots", "Pieces of text that can be spoken at a time.")
+        self._fill = Gauge("sheen_batch_fill", "Mean share of slots in a step since the start.")
+        self._queue = Histogram("sheen_queue_seconds", "Seconds until a slot was free.", SECONDS)
+        self._first = Histogram(
+            "sheen_first_audio_seconds", "Seconds from the request to its first audio.", SECONDS
+        )
+        self._factor = Histogram(
+            "sheen_realtime_factor",
+            "Seconds from a request's first to its last audio, per second of audio after the first "
+            "chunk; below 1 is faster than it is played.",
+            FACTORS,
+        )
+        self._before = {"tokens": 0.0, "texts_as_written": 0.0}
+
+    def engine(self, values: Mapping[str, float]) -> None:
+        """Take over the numbers of what is behind the routes (`Backend.metrics`)."""
+        self._running.set(values["running"])
+        self._waiting.set(values["waiting"])
+        self._slots.set(values["slots"])
+        self._fill.set(values["batch_fill"])
+        for name, counter in (("tokens", self._tokens), ("texts_as_written", self._as_written)):
+            if more := values[name] - self._before[name]:
+                counter.inc(more)
+                self._before[name] = values[name]
+
+    def ended(self, entry: Entry) -> None:
+        """A request was answered, or its client left: count it, and log speech."""
+        playback = entry.playback
+        self._requests.inc(1.0, {"status": str(entry.status), "ending": entry.ending or "none"})
+        if entry.code is not None:
+            self._refusals.inc(1.0, {"reason": entry.code})
+        if entry.queue_s is not None:
+            self._queue.observe(entry.queue_s)
+        if playback.seconds:
+            self._audio.inc(playback.seconds)
+        if playback.first_audio_s is not None:
+            self._first.observe(playback.first_audio_s)
+        if entry.realtime_factor is not None:
+            self._factor.observe(entry.realtime_factor)
+        if playback.underruns:
+            self._underruns.inc(playback.underruns)
+        if entry.ending == "length":
+            self._length_stops.inc()
+        if entry.ending == "cancelled":
+            self._cancels.inc()
+        if entry.path.startswith(SPEECH):
+            fields = entry.fields()
+            logger.info("speech %s", fields["ending"] or fields["status"], extra={"speech": fields})

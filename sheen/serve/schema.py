@@ -1,0 +1,200 @@
+"""The HTTP contract: what a request for speech may hold, and what other answers look like.
+
+Owns the fields, their limits and their defaults, for the POST and for the WebSocket alike: values
+have JSON's types, as the schema says, and null is the default of every field that has one. Knows
+nothing about models or Ray.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, model_validator
+
+from sheen.engine.sampler import Sampling
+
+MAX_INPUT_CHARACTERS = 4096
+
+STANDARD_VOICES = (
+    *("alloy", "ash", "ballad", "coral", "echo", "fable", "onyx"),
+    *("nova", "sage", "shimmer", "verse", "marin", "cedar"),
+)
+"""OpenAI's voices. Some clients refuse every other name."""
+
+AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+
+
+WHOLE = BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_integer() else n)
+"""JSON has one kind of number: 7.0 is an integer."""
+
+
+class VoiceId(BaseModel):
+    id: str
+
+
+ABOUT = ("title", "description", "examples", "default")
+"""What of a JSON schema says nothing of its type."""
+
+
+def _nullable(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema that null is the default of every field that has one."""
+    for name, field in schema["properties"].items():
+        if "default" in field and "anyOf" not in field:
+            about = {key: field.pop(key) for key in ABOUT if key in field}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
+
+
+class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
+    """How a text is to be spoken. Unknown fields are ignored: clients send many."""
+
+    model: Annotated[
+        str, Field(description="any name; this server has one model", examples=["sheen"])
+    ]
+    voice: Annotated[
+        str | VoiceId,
+        Field(
+            description="a name from /v1/audio/voices, or one of OpenAI's 13 voices",
+            examples=["alloy"],
+        ),
+    ]
+    instructions: Annotated[
+        str | None,
+        Field(max_length=4096, description="accepted for OpenAI's clients, and ignored"),
+    ] = None
+    response_format: Annotated[
+        AudioFormat,
+        Field(
+            description="pcm: 16-bit little-endian mono at the rate in x-sample-rate; "
+            "opus: in Ogg; aac: ADTS"
+        ),
+    ] = "mp3"
+    speed: Annotated[float, Field(ge=0.25, le=4.0, description="at the same pitch")] = 1.0
+    temperature: Annotated[float, Field(ge=0.0, le=5.0, description="0 is greedy")] = (
+        Sampling.temperature
+    )
+    top_p: Annotated[
+        float, Field(gt=0.0, le=1.0, description="of the likeliest tokens; 1 is off")
+    ] = Sampling.top_p
+    top_k: Annotated[int, Field(ge=0, lt=2**31, description="0 is off"), WHOLE] = Sampling.top_k
+    repetition_penalty: Annotated[
+        float, Field(ge=0.5, le=5.0, description="over a short window of the audio; 1 is off")
+    ] = 1.0
+    seed: Annotated[
+        int | None,
+        Field(
+            ge=-1,
+            lt=2**63,
+            description="the same seed gives the same audio; -1 draws one, as if there were none",
+        ),
+        WHOLE,
+    ] = None
+    language: Annotated[
+        str | None,
+        Field(
+            max_length=35,
+            description="of the text: a code or a name, such as en, en-US or English; empty and "
+            "auto mean the model's own, and another than the model's is refused",
+        ),
+    ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, sent: Any) -> Any:
+        if not isinstance(sent, dict):
+            return sent
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {
+            name: value for name, value in sent.items() if value is not None or name not in optional
+        }
+
+    @property
+    def voice_name(self) -> str:
+        return self.voice if isinstance(self.voice, str) else self.voice.id
+
+
+class SpeechRequest(SpeechSettings):
+    """Body of `POST /v1/audio/speech`."""
+
+    input: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_INPUT_CHARACTERS,
+            description="the text to speak",
+            examples=["four two seven"],
+        ),
+    ]
+    stream_format: Annotated[
+        Literal["audio", "sse"],
+        Field(description="chunked audio bytes, or OpenAI's events with the same bytes in base64"),
+    ] = "audio"
+    stream: Annotated[bool, Field(description="false: the whole body at once, with its length")] = (
+        True
+    )
+
+
+class Start(SpeechSettings):
+    """First message on the WebSocket."""
+
+    type: Literal["start"]
+
+
+class Text(BaseModel):
+    """Text to speak, in pieces of up to MAX_INPUT_CHARACTERS."""
+
+    type: Literal["text"]
+    text: Annotated[str, Field(max_length=MAX_INPUT_CHARACTERS)]
+
+
+class End(BaseModel):
+    """No more text will come."""
+
+    type: Literal["end"]
+
+
+class Cancel(BaseModel):
+    """Stop: nothing more of what was sent so far will be heard."""
+
+    type: Literal["cancel"]
+
+
+MESSAGE: TypeAdapter[Start | Text | End | Cancel] = TypeAdapter(
+    Annotated[Start | Text | End | Cancel, Field(discriminator="type")]
+)
+"""Any message of a client on the WebSocket."""
+
+
+class Usage(BaseModel):
+    """Tokens of the prompts and of the audio."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class NamedVoice(BaseModel):
+    id: str
+    name: str
+
+
+class Voices(BaseModel):
+    voices: list[NamedVoice]
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "sheen"
+    voices: list[NamedVoice]
+
+
+class Models(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ModelId(BaseModel):
+    id: str
+
+
+class AudioModels(BaseModel):
+    models: list[ModelId]

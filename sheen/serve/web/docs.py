@@ -1,0 +1,169 @@
+"""The OpenAPI document of the application: what the framework writes, and what is true here.
+
+Owns the corrections. How it looks to a person: `sheen.serve.web.docs`.
+
+The page at `/docs`: the OpenAPI document for a person, in one answer without a script.
+
+Owns how it looks. Its only address is relative: it works behind any prefix, and without Internet.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Iterable, Iterator
+from html import escape
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+
+from sheen.serve.access.auth import PROTECTED
+from sheen.serve.web.page import own_headers, web_file
+
+_ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+
+
+class SpeechAPI(FastAPI):
+    """FastAPI, whose document promises no 422 (errors of validation are 400 here), names the key,
+    which the gate before the application asks for, and has every error as JSON. Its routes for the
+    document and for the pages made of it, which load scripts from elsewhere, are off."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(openapi_url=None, docs_url=None, redoc_url=None, **settings)
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+                    for status, response in operation["responses"].items():
+                        if status >= "400":
+                            response["content"] = _ERROR
+                    if path.startswith(PROTECTED):
+                        operation["security"] = [{"key": []}, {}]  # args.auth may be none
+            for name in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(name, None)
+            document["components"]["securitySchemes"] = {
+                "key": {"type": "http", "scheme": "bearer"}
+            }
+        return super().openapi()
+
+    def document(self, voices: Iterable[str], root_path: str) -> dict[str, Any]:
+        """The document of a server that has these voices, under an address that ends in
+        `root_path`."""
+        document = copy.deepcopy(self.openapi())
+        schemas = document["components"]["schemas"]
+        name, _ = schemas["SpeechRequest"]["properties"]["voice"]["anyOf"]
+        name["enum"] = schemas["VoiceId"]["properties"]["id"]["enum"] = list(voices)
+        if root_path:
+            document["servers"] = [{"url": root_path}]
+        return document
+
+
+Schema = dict[str, Any]
+
+_LIMITS = {
+    "minimum": "from {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "to {}",
+    "exclusiveMaximum": "below {}",
+    "minLength": "from {} characters",
+    "maxLength": "to {} characters",
+}
+
+
+def reference_response(document: dict[str, Any]) -> HTMLResponse:
+    style = web_file("page.css") + web_file("docs.css")
+    body = "".join(_sections(document))
+    title = escape(document["info"]["title"])
+    html = (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}: reference</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"<header>\n<h1>{title}</h1>\n{_prose(document['info'].get('description', ''))}"
+        f'<p>The same for programs: <a href="openapi.json">openapi.json</a></p>\n</header>\n'
+        f"<main>\n{body}</main>\n</body>\n</html>\n"
+    )
+    return HTMLResponse(html, headers=own_headers(style=style))
+
+
+def _sections(document: dict[str, Any]) -> Iterator[str]:
+    schemas = document["components"]["schemas"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            yield f"<section>\n<h2>{method.upper()} <code>{escape(path)}</code></h2>\n"
+            yield _prose(operation.get("description", operation["summary"]))
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            if body:
+                schema = _resolved(body["schema"], schemas)
+                yield _table(("field", "type", "default", ""), _fields(schema, schemas))
+                yield f"<pre>{escape(_curl(document, path, schema))}</pre>\n"
+            yield _table(("status", "content", ""), _responses(operation))
+            yield "</section>\n"
+
+
+def _fields(schema: Schema, schemas: Schema) -> Iterator[tuple[str, ...]]:
+    required = schema.get("required", ())
+    for name, field in schema["properties"].items():
+        default = "required" if name in required else json.dumps(field.get("default"))
+        yield _code(name), _kind(field, schemas), default, _inline(field.get("description", ""))
+
+
+def _responses(operation: Schema) -> Iterator[tuple[str, ...]]:
+    for status, response in operation["responses"].items():
+        kinds = ", ".join(response.get("content", ()))
+        yield _code(status), escape(kinds), _inline(response["description"])
+
+
+def _kind(schema: Schema, schemas: Schema) -> str:
+    """What a value may be."""
+    if "anyOf" in schema:
+        kinds = [_kind(one, schemas) for one in schema["anyOf"] if one.get("type") != "null"]
+        return " or ".join(kinds)
+    schema = _resolved(schema, schemas)
+    if "properties" in schema:
+        return _code(
+            "{" + ", ".join(json.dumps(name) + ": …" for name in schema["properties"]) + "}"
+        )
+    if "enum" in schema:
+        return ", ".join(map(_code, schema["enum"]))
+    limits = [text.format(schema[name]) for name, text in _LIMITS.items() if name in schema]
+    return escape(" ".join([schema["type"], *limits]))
+
+
+def _curl(document: dict[str, Any], path: str, schema: Schema) -> str:
+    """A request that works."""
+    examples = {
+        name: field["examples"][0]
+        for name, field in schema["properties"].items()
+        if "examples" in field
+    }
+    root = document.get("servers", [{"url": ""}])[0]["url"]
+    return (
+        f"curl http://HOST:PORT{root}{path} -H 'Content-Type: application/json' \\\n"
+        f"  -d '{json.dumps(examples)}' -o speech.mp3"
+    )
+
+
+def _resolved(schema: Schema, schemas: Schema) -> Schema:
+    found: Schema = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    return found
+
+
+def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = ["".join(f"<th>{cell}</th>" for cell in head)]
+    lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    return "<table>\n" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>\n"
+
+
+def _prose(text: str) -> str:
+    return "".join(f"<p>{_inline(part)}</p>\n" for part in text.strip().split("\n\n"))
+
+
+def _inline(text: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text, quote=False))
+
+
+def _code(text: str) -> str:
+    return f"<code>{escape(str(text))}</code>"

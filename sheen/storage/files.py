@@ -1,0 +1,182 @@
+"""Paths and filesystem URIs, read and written alike.
+
+Owns turning what a user typed into a pyarrow filesystem and a path on it. Every input and output
+of the jobs goes through here, so that workers need not share a disk with the driver. A location is
+a path or a URI; what stands behind `?` in a URI is options of its filesystem, kept in every
+location made from it.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import unicodedata
+from pathlib import Path
+from typing import NamedTuple
+
+from pyarrow import fs
+
+from sheen.storage.folders import delete_folder
+from sheen.storage.uris import network_errors, open_filesystem
+
+logger = logging.getLogger(__name__)
+FILE = fs.FileType.File
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no space."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git LFS puts in the place of a large one until it is fetched."""
+
+
+def kind(location: str) -> fs.FileType:
+    filesystem, path = open_filesystem(location)
+    return filesystem.get_file_info(path).type
+
+
+def exists(location: str) -> bool:
+    return kind(location) != fs.FileType.NotFound
+
+
+def is_empty(location: str) -> bool:
+    """True when nothing is there, or a folder with nothing in it."""
+    filesystem, path = open_filesystem(location)
+    info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.Directory:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            return not os.listdir(path)
+        return not filesystem.get_file_info(fs.FileSelector(path))
+    return bool(info.type == fs.FileType.NotFound)
+
+
+def delete(location: str) -> None:
+    """Delete a file or a folder; nothing happens where there is none."""
+    filesystem, path = open_filesystem(location)
+    if filesystem.get_file_info(path).is_file:
+        filesystem.delete_file(path)
+    else:
+        delete_folder(location)
+
+
+class Entry(NamedTuple):
+    """A file or folder as its filesystem lists it."""
+
+    path: str
+    type: fs.FileType
+
+
+def entries(location: str, recursive: bool = False) -> list[Entry]:
+    """What a folder holds, directly or at any depth; [] when it is missing.
+
+    Nothing here can open a local name that is not UTF-8; such are skipped, and the log says so.
+    """
+    filesystem, path = open_filesystem(location)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
+        return [Entry(info.path, info.type) for info in filesystem.get_file_info(selector)]
+    found: list[Entry] = []
+    skipped: list[bytes] = []
+    try:
+        _list_local(path, recursive, (os.path.realpath(path),), found, skipped)
+    except FileNotFoundError:
+        return []
+    if skipped:
+        logger.warning(
+            "%s: skipped %d files or folders whose names are not UTF-8, the first is %r",
+            location,
+            len(skipped),
+            skipped[0],
+        )
+    return found
+
+
+def _list_local(
+    folder: str, recursive: bool, above: tuple[str, ...], found: list[Entry], skipped: list[bytes]
+) -> None:
+    """`above`: real paths of the folders on the way, which a link may lead back to."""
+    with os.scandir(folder) as listing:
+        for item in listing:
+            try:
+                item.name.encode()
+            except UnicodeEncodeError:
+                skipped.append(os.fsencode(item.name))
+                continue
+            kinds = fs.FileType
+            kind_of = kinds.Directory if item.is_dir() else kinds.File if item.is_file() else None
+            found.append(Entry(item.path, kind_of or kinds.Unknown))
+            if recursive and kind_of == kinds.Directory:
+                inner = os.path.realpath(item.path)
+                if inner not in above:
+                    _list_local(item.path, recursive, (*above, inner), found, skipped)
+
+
+def list_names(location: str) -> list[str]:
+    """Names of everything directly in a folder."""
+    return [entry.path.rpartition("/")[2] for entry in entries(location)]
+
+
+def list_files(location: str, recursive: bool = False) -> list[str]:
+    """Paths of the files in a folder, directly or at any depth; [] when the folder is missing."""
+    listed = entries(location, recursive)
+    return [entry.path for entry in listed if entry.type == fs.FileType.File]
+
+
+def sha256(location: str) -> str:
+    """The hash of a file, read in pieces."""
+    filesystem, path = open_filesystem(location)
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(path) as stream:
+        while piece := stream.read(1 << 24):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise ValueError for a file that stands for one which Git LFS has yet to fetch."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(
+                f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull` where it "
+                "was cloned, or download the file"
+            )
+
+
+def read_bytes(location: str) -> bytes:
+    """A whole file. Raises FileNotFoundError, and OSError for what a network does.
+
+    A name may be written in either normal form of Unicode: macOS writes file names in the other one
+    than most texts, and both look the same.
+    """
+    filesystem, path = open_filesystem(location)
+    with network_errors(location):
+        try:
+            return _read(filesystem, path)
+        except FileNotFoundError:
+            for form in ("NFC", "NFD"):
+                other = unicodedata.normalize(form, path)
+                if other != path and filesystem.get_file_info(other).type == fs.FileType.File:
+                    return _read(filesystem, other)
+            raise
+
+
+def _read(filesystem: fs.FileSystem, path: str) -> bytes:
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(location: str, data: bytes) -> None:
+    """Write a whole file. On a local disk it appears complete or not at all."""
+    filesystem, path = open_filesystem(location)
+    filesystem.create_dir(os.path.dirname(path), recursive=True)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        # Hidden, so that what a killed process leaves is no file of a dataset to any reader.
+        temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
+        try:
+            Path(temporary).write_bytes(data)
+            os.replace(temporary, path)
+        except OSError as error:
+            # What a full disk raises names no file, or the temporary one.
+            raise OSError(error.errno, error.strerror, path) from error
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    else:
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)

@@ -1,0 +1,141 @@
+"""Paths and filesystem URIs, read and written alike.
+
+Owns turning what a user typed into a pyarrow filesystem and a path on it. Every input and output
+of the jobs goes through here, so that workers need not share a disk with the driver. A location is
+a path or a URI; what stands behind `?` in a URI is options of its filesystem, kept in every
+location made from it.
+"""
+
+import ctypes
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow import fs
+
+from sheen.storage.uris import contains, is_uri, open_filesystem
+
+logger = logging.getLogger(__name__)
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+"""How the names of files with a model's weights end."""
+
+
+def delete_folder(location: str) -> None:
+    filesystem, path = open_filesystem(location)
+    if filesystem.get_file_info(path).type == fs.FileType.Directory:
+        filesystem.delete_dir(path)
+
+
+def copy_folder(source: str, target: str) -> None:
+    """Copy a folder between any two filesystems, replacing what `target` held, as `replacing` does.
+
+    Raises FileNotFoundError for a source that is not there, and ValueError for one that the
+    replacing would delete; the target is then as it was.
+    """
+    source_fs, source_path = open_filesystem(source)
+    target_fs, target_path = open_filesystem(target)
+    if isinstance(target_fs, fs.LocalFileSystem):
+        with replacing(target) as folder:
+            fs.copy_files(source_path, str(folder), source_filesystem=source_fs)
+        return
+    if contains(target, source):
+        raise ValueError(f"{source} cannot be copied to {target}, which holds it")
+    source_fs.get_file_info(fs.FileSelector(source_path))  # before anything is deleted
+    target_fs.create_dir(target_path, recursive=True)
+    target_fs.delete_dir_contents(target_path)
+    fs.copy_files(
+        source_path, target_path, source_filesystem=source_fs, destination_filesystem=target_fs
+    )
+
+
+@contextmanager
+def replacing(target: str) -> Iterator[Path]:
+    """A new local folder to fill; it takes the place of `target` when the context ends well.
+
+    On a disk it is made in the target's parent, hidden, and exchanged with the target: whoever
+    reads, and whatever is killed, the target is the old folder whole or the new one whole. (Where
+    the system cannot exchange two folders - not Linux, or NFS - there is a moment without either.)
+    An object store cannot rename: there the old files are deleted before the new ones are written,
+    so that a reader may miss a file, but never gets files of both.
+    """
+    filesystem, path = open_filesystem(target)
+    parent = None
+    if isinstance(filesystem, fs.LocalFileSystem):
+        path = os.path.realpath(path)  # behind a link, which stays
+        parent = os.path.dirname(path)
+        os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=".sheen-", suffix=".tmp", dir=parent, ignore_cleanup_errors=True
+    ) as landing:
+        folder = Path(landing) / "new"
+        folder.mkdir()  # with the permissions of any new folder: those of `landing` are the user's
+        yield folder
+        if parent is None:
+            copy_folder(str(folder), target)
+        else:
+            put_in_place(folder, path)
+
+
+def put_in_place(folder: Path, target: str) -> None:
+    """Rename a folder to `target` on the same disk; what was there is deleted, or left in `folder`.
+
+    Flushed first, so that after a power cut too the name means whole files. Raises OSError.
+    """
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    if os.path.isdir(target) and _exchange(str(folder), target):
+        return
+    aside = folder.with_name(f"{folder.name}.old")
+    if os.path.isdir(target):
+        os.rename(target, aside)
+    try:
+        os.rename(folder, target)
+    except OSError:
+        if aside.is_dir():
+            os.rename(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(first: str, second: str) -> bool:
+    """Swap two paths in one step; False where the system or the filesystem cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    paths = os.fsencode(first), os.fsencode(second)
+    return bool(renameat2(here, paths[0], here, paths[1], exchange) == 0)
+
+
+@contextmanager
+def local_folder(location: str, weights: bool = True) -> Iterator[Path]:
+    """A folder as a local path: itself, or of one elsewhere a copy, deleted with the context.
+
+    What is no URI is given as it is; it may be a hub id. Without `weights` a copy lacks the files
+    of those: whoever reads a tokenizer downloads no model.
+    """
+    if not is_uri(location):
+        yield Path(location).expanduser()
+        return
+    filesystem, path = open_filesystem(location)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="sheen-", ignore_cleanup_errors=True) as copy:
+        if weights:
+            fs.copy_files(path, copy, source_filesystem=filesystem)
+        else:
+            for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
+                if info.is_file and not info.path.endswith(WEIGHTS):
+                    target = Path(copy) / os.path.relpath(info.path, path)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    fs.copy_files(info.path, str(target), source_filesystem=filesystem)
+        yield Path(copy)

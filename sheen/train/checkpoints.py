@@ -1,0 +1,316 @@
+"""The checkpoints of a run on disk or in an object store.
+
+Owns which of them count. A checkpoint is written under another name, or before it is listed; only
+what `checkpoints.json` lists is ever opened, and that file is replaced whole. So whatever is killed
+while it writes, the last listed checkpoint stays. Ray Train's own list is not used: it is written
+in place, and a full disk leaves half of it (docs/decisions/0012). One process writes.
+
+What a run keeps on disk: resumable checkpoints and the log of metrics.
+
+Owns `trainer.pt` (optimizer, step, metrics so far) beside the model folder of a
+checkpoint, `metrics.jsonl`, which a resumed run continues without repeated or missing lines, and
+`run.json`, which says how a run was started and refuses to resume it otherwise.
+
+What a run leaves behind: metrics, checkpoints, the best model, and how the prompts sounded.
+
+Owns what goes into each and where; when is the loop's business, and which checkpoint counts the
+store's.
+"""
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyarrow import fs
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sheen.audio.io import encode_audio
+from sheen.lm import checkpoint
+from sheen.lm.checkpoint import CheckpointInfo
+from sheen.lm.model import SpeechLM, save_model
+from sheen.report.clips import Clip, clip_row, save_png
+from sheen.runs.fingerprint import claim
+from sheen.storage import files, folders, uris
+from sheen.train.config import TrainConfig
+from sheen.train.evaluation import Spoken
+from sheen.train.learner import merge_adapters
+from sheen.train.tracking import open_trackers
+
+INDEX_FILE = "checkpoints.json"
+
+
+class StorageFull(OSError):
+    """No space for a checkpoint; the message names the folder and what is still there."""
+
+
+class RunStore:
+    """Checkpoints under `run`, a folder's path or URI; the `keep` most recent ones stay."""
+
+    def __init__(self, run: str, keep: int) -> None:
+        self.run = run
+        self._keep = keep
+
+    def latest(self) -> str | None:
+        """The location of the last whole checkpoint."""
+        names = self._index()["checkpoints"]
+        return uris.join(self.run, names[-1]) if names else None
+
+    def best(self) -> str | None:
+        """The location of the best model."""
+        name = self._index()["best"]
+        return uris.join(self.run, name) if name else None
+
+    @contextmanager
+    def open_latest(self) -> Iterator[Path | None]:
+        """The last whole checkpoint as a local folder for the time of the context."""
+        location = self.latest()
+        if location is None:
+            yield None
+        else:
+            with folders.local_folder(location) as folder:
+                yield folder
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Add the checkpoint that `write` puts into a folder. Raises StorageFull."""
+        name = f"step-{step:08d}"
+        self._write(name, write)
+        index = self._index()
+        names = [other for other in index["checkpoints"] if other != name] + [name]
+        index["checkpoints"] = names[-self._keep :]
+        self._replace(index)
+
+    def keep_best(self, step: int, write: Callable[[Path], None]) -> None:
+        """Replace the best model by the one that `write` puts into a folder. Raises StorageFull."""
+        name = f"best-{step:08d}"
+        self._write(name, write)
+        self._replace(self._index() | {"best": name})
+
+    def _index(self) -> dict[str, Any]:
+        path = uris.join(self.run, INDEX_FILE)
+        if not files.exists(path):
+            return {"checkpoints": [], "best": None}
+        index: dict[str, Any] = json.loads(files.read_bytes(path))
+        return index
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        target = uris.join(self.run, name)
+        filesystem, path = uris.open_filesystem(target)
+        local = isinstance(filesystem, fs.LocalFileSystem)
+        parent = Path(path).parent if local else None
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix="sheen-", suffix=".tmp", dir=parent, ignore_cleanup_errors=True
+        ) as landing:
+            folder = Path(landing) / name
+            folder.mkdir()
+            try:
+                write(folder)
+                if local:
+                    folders.put_in_place(folder, path)
+                else:
+                    folders.copy_folder(str(folder), target)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                code = _no_space(error, Path(landing))
+                if code is None:
+                    raise
+                last = self.latest()
+                kept = f"The last whole checkpoint is {last}. " if last else ""
+                raise StorageFull(
+                    code,
+                    f"{target}: {os.strerror(code)} while saving. {kept}Free space, then the same "
+                    "command goes on",
+                ) from error
+
+    def _replace(self, index: dict[str, Any]) -> None:
+        """Make `index` the truth, then delete what it does not list."""
+        path = uris.join(self.run, INDEX_FILE)
+        files.write_bytes(path, json.dumps(index, indent=2).encode() + b"\n")
+        listed = {*index["checkpoints"], index["best"]}
+        for name in files.list_names(self.run):
+            ours = name.startswith(("step-", "best-")) or name.endswith(".tmp")
+            if ours and name not in listed:
+                folders.delete_folder(uris.join(self.run, name))
+
+
+def _no_space(error: Exception, folder: Path) -> int | None:
+    """The errno of an error for want of space, else None.
+
+    Not every library says: torch and safetensors raise errors of their own. While what they wrote
+    is still there, a further file of a megabyte cannot be written either.
+    """
+    if isinstance(error, OSError) and error.errno in files.FULL:
+        return error.errno
+    try:
+        (folder / "probe").write_bytes(bytes(1 << 20))
+    except OSError as found:
+        return found.errno if found.errno in files.FULL else None
+    return None
+
+
+STATE_FILE = "trainer.pt"
+MODEL_FOLDER = "checkpoint"
+METRICS_FILE = "metrics.jsonl"
+RUN_FILE = "run.json"
+
+
+class MetricsLog:
+    """`metrics.jsonl` of an output folder as a list of rows that survives in every checkpoint."""
+
+    def __init__(self, output: str, rows: list[dict[str, Any]], writes: bool) -> None:
+        self.rows = rows
+        self._location = uris.join(output, METRICS_FILE)
+        filesystem, self._path = uris.open_filesystem(self._location)
+        # Object stores cannot append: there the file is written whole at each checkpoint.
+        self._appends = isinstance(filesystem, fs.LocalFileSystem)
+        self._writes = writes
+        self.sync()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if self._writes and self._appends:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def sync(self) -> None:
+        """Make the file hold exactly the rows; a resumed run thereby drops what it will redo."""
+        if self._writes:
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            files.write_bytes(self._location, text.encode())
+
+
+def save(folder: Path, **parts: Any) -> None:
+    """Write the trainer's state into a checkpoint's folder."""
+    torch.save(parts, folder / STATE_FILE)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The trainer's state, on the host."""
+    state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    return state
+
+
+def claim_run(
+    output: str, run_name: str, fields: dict[str, Any], free: set[str], content: dict[str, Any]
+) -> None:
+    """Record what decides the run's weights; refuse to resume one that was started otherwise.
+
+    `free` names the fields that a resumed run may change; `content` is what its inputs hold.
+    """
+    fixed = {name: value for name, value in fields.items() if name not in free}
+    changed = claim(uris.join(output, run_name, RUN_FILE), fixed | content, content)
+    if changed:
+        raise ValueError(
+            f"--run-name {run_name} in {output} was started otherwise: "
+            f"{changed}. Give the same values to resume it, or another --run-name."
+        )
+
+
+def last_metrics(output: str) -> dict[str, Any]:
+    """The last line of a run's metrics."""
+    rows = files.read_bytes(uris.join(output, METRICS_FILE)).decode().splitlines()
+    last: dict[str, Any] = json.loads(rows[-1])
+    return last
+
+
+def not_finite(norm: float, step: int, rate: float) -> str:
+    """What to say when the gradient after `step` steps is no number."""
+    return (
+        f"the gradient of step {step + 1} is {norm}: training diverged. The weights are those of "
+        f"step {step}, and the last checkpoint is kept. Start again with a lower --learning-rate "
+        f"(now {rate:g}) or more --warmup-steps"
+    )
+
+
+SAMPLES_FOLDER = "samples"
+
+
+class Outcome:
+    """One rank's hand in what is written: only the first writes."""
+
+    def __init__(
+        self,
+        output: str,
+        rows: list[dict[str, Any]],
+        info: CheckpointInfo,
+        tokenizer: Any,
+        config: TrainConfig,
+        store: RunStore,
+        *,
+        first_step: int,
+        writes: bool,
+    ) -> None:
+        self.store = store
+        self._output = output
+        self._info, self._tokenizer, self._config = info, tokenizer, config
+        self._writes = writes
+        self.log = MetricsLog(output, rows, writes=writes)
+        names = config.trackers if writes else []
+        self._trackers = open_trackers(
+            names, output, config.run_name, config.model_dump(mode="json"), first_step
+        )
+        metric = config.best_metric or ""
+        self._best = min((row[metric] for row in rows if metric in row), default=float("inf"))
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.log.add(row)
+        numbers = {
+            name: float(value)
+            for name, value in row.items()
+            if isinstance(value, int | float) and name not in ("step", "steps")
+        }
+        self._trackers.scalars(row["step"], numbers)
+
+    def improved(self, row: dict[str, Any]) -> bool:
+        """Whether the row has the lowest value yet of the metric that chooses the best model."""
+        value = row.get(self._config.best_metric or "")
+        if value is None or not value < self._best:
+            return False
+        self._best = value
+        return True
+
+    def speak(self, step: int, spoken: Sequence[Spoken], sample_rate: int) -> None:
+        """Write the prompts' audio as WAV, and give it to the trackers with its spectrogram."""
+        for item in spoken:
+            target = uris.join(self._output, SAMPLES_FOLDER, f"step-{step:06d}", f"{item.name}.wav")
+            files.write_bytes(target, encode_audio(item.waveform, sample_rate, "WAV"))
+            self._trackers.audio(step, item.name, item.waveform, sample_rate)
+            if len(item.waveform):
+                image = io.BytesIO()
+                save_png(clip_row([Clip(item.prompt.text, item.waveform, sample_rate)]), image)
+                self._trackers.image(step, item.name, image.getvalue())
+
+    def keep_best(self, step: int, model: SpeechLM, weights: dict[str, Tensor]) -> None:
+        """Make this the best model; the one before goes when this one is whole."""
+        if self._writes:
+            self.store.keep_best(step, lambda folder: self._write_model(folder, model, weights))
+
+    def save(self, step: int, model: SpeechLM, weights: dict[str, Tensor], **parts: Any) -> None:
+        """A checkpoint: the model as transformers opens it, and the state that goes on from it."""
+        if not self._writes:
+            return
+
+        def write(folder: Path) -> None:
+            self._write_model(folder / MODEL_FOLDER, model, weights)
+            save(folder, **parts, rows=self.log.rows)
+
+        self.log.sync()
+        self._trackers.sync()
+        self.store.save(step, write)
+
+    def _write_model(self, folder: Path, model: SpeechLM, weights: dict[str, Tensor]) -> None:
+        folder.mkdir(exist_ok=True)
+        if self._config.lora_rank:
+            weights = merge_adapters(model, weights)
+        save_model(model, self._tokenizer, folder, weights)
+        checkpoint.write_info(folder, self._info)
+
+    def close(self) -> None:
+        self._trackers.close()

@@ -1,0 +1,283 @@
+"""What the driver and the workers of a run tell each other while it runs.
+
+Owns two messages: stop (the driver was asked to end, save first) and failed (a worker met what no
+restart will mend); and which workers are there to hear the first. All of it lives in one small
+actor beside the driver.
+
+Running a training loop on Ray Train: start, stop on a signal, and say what went wrong.
+
+Owns TorchTrainer's set-up and the driver's wait. Ctrl-C and SIGTERM make the workers save and end;
+a second one, or one while no worker runs, ends at once, and the last checkpoint stays. What a
+worker raised comes back as one exception with its own message.
+
+The command line of the training jobs: parse, run, and an exit status that says how it ended.
+"""
+
+import asyncio
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.train import (
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
+from ray.train.torch import TorchTrainer
+from safetensors import SafetensorError
+
+from sheen.config import fail, load_config
+from sheen.runs import cluster
+from sheen.runs.exits import Stopped, run_job
+from sheen.storage import uris
+from sheen.train import distributed
+from sheen.train.checkpoints import RunStore
+from sheen.train.config import RunFields
+
+logger = logging.getLogger(__name__)
+
+Loop = TypeVar("Loop")
+
+FINAL = (
+    ValueError, TypeError, AttributeError, LookupError, ImportError, NotImplementedError,
+    SafetensorError,
+)  # fmt: skip
+"""What a worker raises before its first step and would raise again after every restart."""
+
+
+class _Board:
+    """Asynchronous, so that one call can wait while others come."""
+
+    def __init__(self) -> None:
+        self._stop = asyncio.Event()
+        self._failure: str | None = None
+        self._workers: list[Any] = []
+
+    async def stop(self) -> list[Any]:
+        self._stop.set()
+        return self._workers
+
+    async def wait_for_stop(self, worker: Any) -> None:
+        self._workers.append(worker)
+        await self._stop.wait()
+
+    async def fail(self, message: str) -> None:
+        self._failure = self._failure or message
+
+    async def failure(self) -> str | None:
+        return self._failure
+
+
+class Control:
+    """A handle to the board; made by the driver, given to the workers."""
+
+    def __init__(self) -> None:
+        node = ray.get_runtime_context().get_node_id()
+        options = {"label_selector": {"ray.io/node-id": node}}
+        self._board: Any = ray.remote(_Board).options(num_cpus=0, **options).remote()
+
+    def watched(self) -> "Watch":
+        """For a worker: what `stop_requested` needs to answer without a wait."""
+        return Watch(self._board)
+
+    def stop(self) -> bool:
+        """Ask the workers to save and end after their step; whether any of them is alive."""
+        return any(_is_alive(worker) for worker in ray.get(self._board.stop.remote()))
+
+    def failure(self) -> str | None:
+        """What a worker said no restart will mend, if any did."""
+        failure: str | None = ray.get(self._board.failure.remote())
+        return failure
+
+    def start(self, make: Callable[..., Loop], arguments: dict[str, Any]) -> Loop | None:
+        """`make(**arguments)` in a worker, or None where no restart would help: then it has said
+        so, and the worker returns."""
+        try:
+            return make(**arguments)
+        except FINAL as error:
+            logger.exception("this worker cannot start")
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            ray.get(self._board.fail.remote(f"{kind}{error}"))
+            return None
+
+
+def _is_alive(worker: Any) -> bool:
+    try:
+        ray.get(worker.__ray_ready__.remote(), timeout=5.0)
+    except RayActorError:
+        return False
+    except GetTimeoutError:
+        return True
+    return True
+
+
+class Watch:
+    """A worker's side of `Control`."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._stop: Any = board.wait_for_stop.remote(ray.get_runtime_context().current_actor)
+
+    def stop_requested(self) -> bool:
+        return bool(ray.wait([self._stop], timeout=0)[0])
+
+    def fail(self, message: str) -> None:
+        """Say why the run must end; the worker then returns."""
+        ray.get(self._board.fail.remote(message))
+
+
+FAILED_WAIT_S = 30.0
+"""How long workers may take to end after one of them said that no restart will mend it."""
+ASK_EVERY_S = 2.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def fit(
+    train_loop: Callable[[dict[str, Any]], Any],
+    arguments: dict[str, Any],
+    *,
+    output: str,
+    run_name: str,
+    num_workers: int,
+    gpu: bool | None,
+    cpus_per_worker: float,
+    max_failures: int,
+) -> Result:
+    """Run `train_loop({**arguments, "control": ...})` on the workers; the result of a whole run.
+
+    Raises Stopped after a signal, ValueError for what a worker said no restart will mend, and
+    TrainingFailedError when restarts are used up.
+    """
+    control = Control()
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={**arguments, "control": control},
+        torch_config=distributed.Config(),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=cluster.use_gpus(gpu),
+            resources_per_worker={"CPU": cpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=run_name,
+            storage_path=output,
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+    received: list[int] = []
+    with _on_signals(received):
+        result = _wait(trainer, control, received)
+    if failure := control.failure():
+        raise ValueError(failure)
+    if received:
+        raise Stopped(
+            received[0],
+            f"stopped by {signal.Signals(received[0]).name} and saved; the same command resumes",
+        )
+    return result
+
+
+def _wait(trainer: TorchTrainer, control: Control, received: list[int]) -> Result:
+    # In a thread: in the main one Ray Train takes over Ctrl-C and aborts the run unsaved.
+    outcome: list[Result | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="sheen-fit", daemon=True)
+    thread.start()
+    told = False
+    asked = time.monotonic()
+    failed_since: float | None = None
+    while thread.is_alive():
+        thread.join(timeout=0.2)
+        if received and not told:
+            told = True
+            if not control.stop():
+                raise Stopped(
+                    received[0],
+                    f"stopped by {signal.Signals(received[0]).name} while no worker was running; "
+                    "the same command starts or resumes",
+                )
+            print("stopping: workers end their step and save; again to end at once", flush=True)
+        # A worker that cannot start says so and returns; others may wait for it without end.
+        if time.monotonic() - asked > ASK_EVERY_S:
+            asked = time.monotonic()
+            failed_since = (failed_since or asked) if control.failure() else None
+        if failed_since is not None and asked - failed_since > FAILED_WAIT_S:
+            raise ValueError(control.failure())
+        if len(received) > 1:
+            raise Stopped(received[0], "ended at once; the same command resumes from the last save")
+    result = outcome[0]
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+@contextmanager
+def _on_signals(received: list[int]) -> Iterator[None]:
+    """Collect signals instead of ending, where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, lambda found, _: received.append(found)) for number in SIGNALS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+Config = TypeVar("Config", bound=RunFields)
+
+
+def main(
+    prog: str,
+    argv: list[str],
+    config_class: type[Config],
+    run: Callable[[Config], dict[str, Any]],
+    summary: Callable[[Config, dict[str, Any]], str],
+) -> int:
+    """As `run_job`; and 1: workers failed more often than allowed."""
+
+    def job() -> int:
+        config = load_config(config_class, argv, prog)
+        try:
+            print(summary(config, run(config)))
+        except TrainingFailedError as error:
+            fail(prog, RuntimeError(f"{_cause(error)}\n{_left(config)}"))
+            return 1
+        return 0
+
+    return run_job(prog, job)
+
+
+def _cause(error: TrainingFailedError) -> str:
+    """What a worker raised, instead of Ray Train's account of the whole group."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        rank, failure = next(iter(error.worker_failures.items()))
+        return f"worker {rank} failed: {failure}"
+    return str(error)
+
+
+def _left(config: RunFields) -> str:
+    """What a failed run leaves to go on from."""
+    run = uris.join(uris.absolute(config.output), config.run_name)
+    last = RunStore(run, config.keep_checkpoints).latest()
+    if last is None:
+        return "There is no checkpoint yet: the same command begins anew"
+    return f"The last checkpoint is {last}: the same command resumes from it"
