@@ -278,7 +278,7 @@ def jsonl(folder: Path, audio: str) -> str:
         (["--image", "{tmp}/x.png", "--clip", "slt-h999"], "--clip slt-h999: .* slt-h001 is one"),
         (["--grammar", "{tmp}/none.gram"], "--grammar: .*No such file"),
         (["--grammar", "{tmp}/bad.gram"], "--grammar: .*refuses it"),
-        (["--judge", "{tmp}/none"], "--judge: .*no such folder"),
+        (["--asr", "{tmp}/none"], "--asr: .*no such folder"),
         (["--output", "{tmp}/bad.gram"], "--output: .*File exists"),
         (["--image", "{tmp}/bad.gram/x.png"], "--image: .*(File exists|Not a directory)"),
         (["--per-voice", "0"], "--per-voice: 0 is less than 1"),

@@ -97,13 +97,13 @@ def test_an_optional_field_can_be_left_out(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("SHEEN_GRAMMAR", "digits.gram")
     given = [*EVALUATE, "--config", str(tmp_path / "job.yaml"), "--num-workers", "2"]
     config = load_config(EvaluateConfig, given, "evaluate")
-    assert (config.judge, config.limit) == ("pocketsphinx", 3)
+    assert (config.asr, config.limit) == ("base", 3)
     assert (config.grammar, config.num_workers) == ("digits.gram", 2)
-    left_out = ["--no-judge", "--no-limit", "--no-grammar", "--no-num-workers"]
+    left_out = ["--no-asr", "--no-limit", "--no-grammar", "--no-num-workers"]
     config = load_config(EvaluateConfig, [*given, *left_out], "evaluate")
-    assert config.judge is config.limit is config.grammar is config.num_workers is None
-    config = load_config(EvaluateConfig, [*given, "--no-judge", "--judge", "a/b"], "evaluate")
-    assert config.judge == "a/b"
+    assert config.asr is config.limit is config.grammar is config.num_workers is None
+    config = load_config(EvaluateConfig, [*given, "--no-asr", "--asr", "a/b"], "evaluate")
+    assert config.asr == "a/b"
 
 
 def test_a_list_can_be_left_out(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def evaluate_config(
         "model": str(trained / "checkpoint"),
         "prompts": str(prompts),
         "output": str(output),
+        "asr": "pocketsphinx",
         "max_seconds": 0.5,
     }
     return EvaluateConfig(**(fields | changes))
@@ -347,7 +348,7 @@ def files_config(trained: Path, folder: Path) -> EvaluateConfig:
         folder / "out",
         voices=["slt", "awb"],
         audio="files",
-        judge=None,
+        asr=None,
         rows_per_block=1,
         num_workers=1,
         worst=3,
@@ -468,7 +469,7 @@ def test_a_model_and_prompts_that_were_moved_are_the_same(spoken: Done, tmp_path
     [
         ({"seed": 1}, "seed was 0, now 1"),
         ({"temperature": 0.9}, f"temperature was {Sampling.temperature}, now 0.9"),
-        ({"judge": "pocketsphinx"}, "judge was None, now 'pocketsphinx'"),
+        ({"asr": "pocketsphinx"}, "asr was None, now 'pocketsphinx'"),
         ({"voices": ["slt"]}, "voices was ['slt', 'awb'], now ['slt']"),
         ({"audio": "parquet", "limit": 1}, "audio was 'files', now 'parquet'"),
     ],
@@ -518,7 +519,7 @@ def test_when_nothing_can_be_spoken_the_command_fails(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = write_prompts(tmp_path / "prompts.jsonl", [{"text": TOO_LONG, "speaker": "slt"}] * 3)
-    config = evaluate_config(trained, prompts, tmp_path / "out", judge=None, num_workers=1)
+    config = evaluate_config(trained, prompts, tmp_path / "out", asr=None, num_workers=1)
     assert main(words_of(config)) == 2
     assert "no prompt could be spoken" in capsys.readouterr().err
     report = json.loads((tmp_path / "out" / JSON_FILE).read_text("utf-8"))
@@ -538,8 +539,8 @@ def test_when_nothing_can_be_spoken_the_command_fails(
         ({"prompts": "{tmp}/blank.txt"}, "--prompts {tmp}/blank.txt: it holds no prompts"),
         ({"prompts": "{tmp}/strange.jsonl"}, "--prompts {tmp}/strange.jsonl: none is for"),
         ({"voices": ["nobody"]}, "--voices nobody: the checkpoint has awb, kal16, rms, slt"),
-        ({"judge": None, "grammar": str(GRAMMAR)}, "nobody listens"),
-        ({"judge": "./nowhere"}, "--judge: recogniser './nowhere': no such folder"),
+        ({"asr": None, "grammar": str(GRAMMAR)}, "nobody listens"),
+        ({"asr": "./nowhere"}, "--asr: recogniser './nowhere': no such folder"),
         ({"grammar": "{tmp}/nowhere.gram"}, "--grammar {tmp}/nowhere.gram"),
         ({"voice_recordings": "{tmp}/nowhere"}, "--voice-recordings"),
         ({"voice_recordings": "{tmp}/one"}, "--voice-recordings {tmp}/one: profiles need two"),

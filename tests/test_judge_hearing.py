@@ -250,13 +250,13 @@ def test_a_language_is_for_multilingual_whisper(models: Path) -> None:
 
 @pytest.mark.parametrize("where", ["{folder}/missing", "{folder}", "nobody/no-such-recogniser"])
 def test_a_recogniser_that_is_not_there_is_named(tmp_path: Path, where: str) -> None:
-    judge = where.format(folder=tmp_path)
-    with pytest.raises(ValueError, match=f"--judge.*{judge}"):
-        open_transcriber(judge)
+    asr = where.format(folder=tmp_path)
+    with pytest.raises(ValueError, match=f"--asr.*{asr}"):
+        open_transcriber(asr)
 
 
 def test_a_model_that_does_not_hear_is_named(base: Path) -> None:
-    with pytest.raises(ValueError, match=f"--judge.*{base}"):
+    with pytest.raises(ValueError, match=f"--asr.*{base}"):
         open_transcriber(str(base))
 
 

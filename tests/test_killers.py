@@ -112,7 +112,7 @@ def test_a_prompt_that_kills_its_speaker(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
     done = run_job(
         "evaluate", tmp_path, model=trained / "checkpoint", prompts=tmp_path / "prompts.jsonl",
-        output=tmp_path / "out", voices='["slt"]', max_seconds=0.3, num_workers=1, judge="None",
+        output=tmp_path / "out", voices='["slt"]', max_seconds=0.3, num_workers=1, asr="None",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = rows_in(tmp_path / "out" / "rows")

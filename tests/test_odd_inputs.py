@@ -306,7 +306,7 @@ def test_a_prompt_that_cannot_be_written_is_named(
     path = tmp_path / "prompts.jsonl"
     path.write_text(prompts, "utf-8")
     message = refused(
-        evaluate, capsys, "--model", str(DIGITS / "voice"), "--prompts", str(path), "--no-judge",
+        evaluate, capsys, "--model", str(DIGITS / "voice"), "--prompts", str(path), "--no-asr",
         "--output", f"{tmp_path}/out",
     )  # fmt: skip
     assert f"--prompts {path}, {told}" in message

@@ -333,7 +333,7 @@ def test_prompts_are_spoken_and_judged(encoded: Path, trained: Path, tmp_path: P
     train(
         train_config(
             encoded, trained / "checkpoint", output, max_steps=2, save_every=2, eval_every=2,
-            eval_prompts=str(prompts), speak_every=2, speak_seconds=0.5, judge="pocketsphinx",
+            eval_prompts=str(prompts), speak_every=2, speak_seconds=0.5, asr="pocketsphinx",
             grammar=str(DIGITS / "digits.gram"), best_metric="eval_wer", half=True, lora_rank=2,
         )
     )  # fmt: skip
@@ -417,7 +417,7 @@ def test_a_torn_parquet_file_is_named(encoded: Path, base: Path, tmp_path: Path)
     [
         ({"batch_tokens": 100}, "--batch-tokens 100: a row must hold the longest utterance"),
         ({"trackers": ["tensorbord"]}, "--trackers tensorbord: no such tracker"),
-        ({"grammar": "digits.gram", "eval_prompts": "p"}, "needs --judge pocketsphinx"),
+        ({"grammar": "digits.gram", "eval_prompts": "p"}, "needs --asr pocketsphinx"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_named(

@@ -1,5 +1,6 @@
 """A tiny Whisper with random weights, saved as transformers and as CTranslate2 have it."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from transformers import (
 )
 
 
-def save_whisper(folder: Path, multilingual: bool = True, layers: int = 1) -> None:
+def save_whisper(folder: Path, multilingual: bool = True, layers: int = 1, window: int = 2) -> None:
     """A Whisper of bytes whose window is 2 s instead of 30; `layers` of its encoder."""
     letters = {letter: index for index, letter in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = WhisperTokenizer(vocab=letters, merges=[], pad_token="<|endoftext|>")
     names = ("startoftranscript", "en", "fr", "translate", "transcribe", "startofprev")
-    special = [f"<|{name}|>" for name in (*names, "notimestamps")]
+    special = [f"<|{name}|>" for name in (*names, "startoflm", "nospeech", "notimestamps")]
     tokenizer.add_tokens([AddedToken(token, special=True) for token in special], True)
-    tokenizer.add_tokens([f"<|{step * 0.02:.2f}|>" for step in range(101)])
+    tokenizer.add_tokens([f"<|{step * 0.02:.2f}|>" for step in range(50 * window + 1)])
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in (*names, "endoftext")}
     ends: dict[str, Any] = {
         "pad_token_id": ids["endoftext"],
@@ -41,8 +42,8 @@ def save_whisper(folder: Path, multilingual: bool = True, layers: int = 1) -> No
         decoder_attention_heads=2,
         encoder_ffn_dim=16,
         decoder_ffn_dim=16,
-        max_source_positions=100,
-        max_target_positions=64,
+        max_source_positions=50 * window,
+        max_target_positions=448 if window == 30 else 64,
         init_std=1.0,
         **ends,
     )
@@ -58,7 +59,9 @@ def save_whisper(folder: Path, multilingual: bool = True, layers: int = 1) -> No
         **ends,
     )
     model.save_pretrained(folder)
-    WhisperProcessor(WhisperFeatureExtractor(chunk_length=2), tokenizer).save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(chunk_length=window), tokenizer).save_pretrained(
+        folder
+    )
 
 
 def save_encoder(folder: Path, seed: int = 0) -> Path:
@@ -78,3 +81,12 @@ def convert(folder: Path, output: Path, quantization: str | None = None) -> Path
     """Convert to a CTranslate2 folder, `output`."""
     TransformersConverter(str(folder)).convert(str(output), quantization=quantization)
     return output
+
+
+def save_faster_whisper(folder: Path, multilingual: bool = True) -> Path:
+    """Save one as faster-whisper opens it, whose window is always 30 s, and return its folder."""
+    published = folder.with_name(folder.name + "-transformers")
+    save_whisper(published, multilingual, window=30)
+    convert(published, folder)
+    shutil.copy(published / "tokenizer.json", folder)
+    return folder

@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         default=str(HERE / "corpus"),
         help="recordings of the same voices, for the voice heard; '' leaves it out",
     )
-    flags.add_argument("--judge", default=POCKETSPHINX, help="or a transformers ASR id or folder")
+    flags.add_argument("--asr", default=POCKETSPHINX, help="or any that jobs/evaluate.py takes")
     flags.add_argument(
         "--grammar", default=str(HERE / "digits.gram"), help="JSGF of pocketsphinx; '' for none"
     )
@@ -116,8 +116,8 @@ def judge(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[
             args.image.parent.mkdir(parents=True, exist_ok=True)
     with named("--codec"):
         codec, info = load_codec(args.codec), describe_codec(args.codec)
-    grammar = args.grammar if args.judge == POCKETSPHINX else None
-    listener = open_transcriber(args.judge, grammar or None)
+    grammar = args.grammar if args.asr == POCKETSPHINX else None
+    listener = open_transcriber(args.asr, grammar or None)
     logger.info("reading %s", args.data)
     with named("--data"):
         recordings = read_recordings(args.data, codec.sample_rate, args.per_voice)

@@ -67,19 +67,27 @@ class EvaluateConfig(JobConfig):
     max_seconds: Annotated[
         float, Field(gt=0.0, description="longest audio of a prompt, seconds")
     ] = 30.0
-    judge: Annotated[
+    asr: Annotated[
         str | None,
         Field(
-            description="who writes down what is heard: 'pocketsphinx', or a recogniser's hub id "
-            "or folder; --no-judge only speaks"
+            description="transcribes the audio, for the word error rate: a name of "
+            "faster-whisper's (base, small.en) or CTranslate2 folder, a transformers model's hub "
+            "id or folder, or 'pocketsphinx'; --no-asr only speaks"
         ),
-    ] = "pocketsphinx"
+    ] = "base"
+    asr_language: Annotated[
+        str | None,
+        Field(
+            description="of faster-whisper's transcripts; en also compares English numbers, money, "
+            "contractions and spellings as one; --no-asr-language guesses it for each clip"
+        ),
+    ] = "en"
     grammar: Annotated[str | None, Field(description="JSGF file: what pocketsphinx may hear")] = (
         None
     )
     spell_digits: Annotated[
         bool,
-        Field(description="compare 532 as 'five three two', for judges that write numerals"),
+        Field(description="compare 532 as 'five three two', for ASR that writes numerals"),
     ] = False
     voice_recordings: Annotated[
         str | None,

@@ -52,7 +52,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     except ValueError as error:
         raise ValueError(f"--prompts {error}") from error
     plan = plan_prompts(listed, info, config)
-    grammar = check_transcriber(config.judge, config.grammar)
+    grammar = check_transcriber(config.asr, config.grammar)
     profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
     with sole_owner(output):
         claim_output(output, config, model, plan.prompts, grammar, profiles)
@@ -107,7 +107,7 @@ def _speak(
     # large model may take longer for a block on a CPU.
     DataContext.get_current().execution_no_progress_timeout_s = -1
     tries = Tries()
-    listens_on_gpu = gpu and config.judge not in (None, POCKETSPHINX)
+    listens_on_gpu = gpu and config.asr not in (None, POCKETSPHINX)
     speaking, listening = GPU_SHARES if listens_on_gpu else (1.0, 0.0)
     data = ray.data.from_blocks(blocks).map_batches(
         SpeakWorker,
@@ -127,11 +127,12 @@ def _speak(
         num_cpus=config.cpus_per_worker,
         num_gpus=speaking if gpu else 0,
     )
-    if config.judge is not None or profiles is not None:
+    if config.asr is not None or profiles is not None:
         data = data.map_batches(
             ListenWorker,
             fn_constructor_kwargs={
-                "judge": config.judge,
+                "asr": config.asr,
+                "language": config.asr_language,
                 "grammar": grammar,
                 "device": device if listens_on_gpu else "cpu",
                 "profiles": ray.put(profiles),

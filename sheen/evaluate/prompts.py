@@ -21,6 +21,7 @@ from sheen.runs.fingerprint import claim, folder_digest
 from sheen.runs.lock import is_free
 from sheen.scoring.asr import Grammar
 from sheen.scoring.speaker_id import ALL, VoiceProfiles
+from sheen.scoring.whisper import NAMES
 from sheen.storage import files, uris
 
 RUN_FILE = "run.json"
@@ -132,8 +133,8 @@ def claim_output(
         if name.endswith((".safetensors", ".json")):
             decided[f"{name} of the model"] = files.sha256(uris.join(model, name))
     decided["grammar"] = hashlib.sha256(grammar.jsgf).hexdigest() if grammar else None
-    if config.judge and Path(config.judge).expanduser().is_dir():
-        decided["judge"] = folder_digest(uris.absolute(config.judge))
+    if config.asr and config.asr not in NAMES and Path(config.asr).expanduser().is_dir():
+        decided["asr"] = folder_digest(uris.absolute(config.asr))
     decided["voice recordings"] = None
     if profiles is not None:
         made = repr((profiles.voices, profiles.centres.tolist(), profiles.limit))

@@ -16,6 +16,7 @@ from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import AUDIO, ROWS
 from sheen.evaluate.prompts import Plan
 from sheen.lm.checkpoint import CheckpointInfo
+from sheen.scoring.english import wer_normaliser
 from sheen.scoring.speaker_id import ALL, VoiceProfiles
 from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, judge_speech
 from sheen.scoring.speech_report import render_json, render_report, worst_first
@@ -74,6 +75,7 @@ def write_results(
         listener=next((row["listener"] for row in spoken), None),
         known_voices=profiles.voices if profiles else (),
         spell_digits=config.spell_digits,
+        normalise=str if config.spell_digits else wer_normaliser(config.asr, config.asr_language),
         seed=config.seed,
     )
     files.write_bytes(uris.join(output, JSON_FILE), render_json(report, about).encode())

@@ -20,15 +20,16 @@ class ListenWorker:
 
     def __init__(
         self,
-        judge: str | None,
+        asr: str | None,
         grammar: Grammar | None,
         device: str,
         profiles: "ray.ObjectRef[VoiceProfiles | None]",
         sample_rate: int,
         tries: Tries | None = None,
+        language: str | None = "en",
     ) -> None:
         torch.set_num_threads(1)
-        self._transcriber = open_transcriber(judge, grammar, device) if judge else None
+        self._transcriber = open_transcriber(asr, grammar, device, language) if asr else None
         self._profiles = ray.get(profiles)
         self._rate = sample_rate
         self._tries = tries

@@ -1,9 +1,9 @@
 """Hearing: waveforms -> the words that a recogniser makes of them.
 
-Owns the two listeners behind `Transcriber`: pocketsphinx, which comes with its models and runs
-anywhere, and any speech recogniser that transformers opens. Neither is told what was to be said,
-and no clip's text depends on the clips heard before or beside it. Knows nothing about rates of
-errors or the voices that it judges.
+Owns the choice of a `Transcriber` and two of them: pocketsphinx, which comes with its models and
+runs anywhere, and any speech recogniser that transformers opens; the third, faster-whisper, is
+`sheen.scoring.whisper`. None is told what was to be said, and no clip's text depends on the clips
+heard before or beside it. Knows nothing about rates of errors or the voices that it judges.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torchaudio.functional import resample
 
 from sheen.audio.io import to_pcm16
+from sheen.scoring.whisper import FasterWhisper, find_whisper
 from sheen.storage import files
 
 POCKETSPHINX = "pocketsphinx"
@@ -157,27 +158,34 @@ class AsrPipeline:
 
 
 def open_transcriber(
-    judge: str, grammar: Grammar | str | None = None, device: str = "cpu"
+    asr: str,
+    grammar: Grammar | str | None = None,
+    device: str = "cpu",
+    language: str | None = "en",
 ) -> Transcriber:
-    """The listener that `--judge` names: "pocketsphinx", or a folder or hub id of a recogniser.
+    """The ASR that `--asr` names.
 
-    `device` is the recogniser's; pocketsphinx runs on the CPU. Raises ValueError naming the flag.
+    It is "pocketsphinx"; a faster-whisper model's name or CTranslate2 folder, which transcribes
+    `language` (None guesses it); or a transformers model's folder or hub id, which guesses it.
+    `device` is the model's; pocketsphinx runs on the CPU. Raises ValueError naming the flag.
     """
-    if judge == POCKETSPHINX:
+    if asr == POCKETSPHINX:
         try:
             return Pocketsphinx(grammar)
         except ValueError as error:
             raise ValueError(f"--grammar: {error}") from error
     if grammar is not None:
         name = grammar.name if isinstance(grammar, Grammar) else grammar
-        raise ValueError(f"--grammar {name}: only --judge {POCKETSPHINX} takes a grammar")
+        raise ValueError(f"--grammar {name}: only --asr {POCKETSPHINX} takes a grammar")
     try:
-        return AsrPipeline(judge, device=device)
+        if find_whisper(asr) is not None:
+            return FasterWhisper(asr, device=device, language=language)
+        return AsrPipeline(asr, device=device)
     except ValueError as error:
-        raise ValueError(f"--judge: {error}") from error
+        raise ValueError(f"--asr: {error}") from error
 
 
-def check_transcriber(judge: str | None, grammar: str | None) -> Grammar | None:
+def check_transcriber(asr: str | None, grammar: str | None) -> Grammar | None:
     """What `--grammar` names, for workers that have no file of it.
 
     Raises ValueError naming the flag, as `open_transcriber` would, short of loading a recogniser's
@@ -185,19 +193,20 @@ def check_transcriber(judge: str | None, grammar: str | None) -> Grammar | None:
     """
     found = None
     if grammar is not None:
-        if judge is None:
-            raise ValueError(f"--grammar {grammar}: nobody listens; it needs --judge pocketsphinx")
+        if asr is None:
+            raise ValueError(f"--grammar {grammar}: nobody listens; it needs --asr pocketsphinx")
         try:
             found = read_grammar(grammar)
         except ValueError as error:
             raise ValueError(f"--grammar {grammar}: {error}") from error
-    if judge == POCKETSPHINX or (judge is not None and found is not None):
-        open_transcriber(judge, found)
-    elif judge is not None:
+    if asr == POCKETSPHINX or (asr is not None and found is not None):
+        open_transcriber(asr, found)
+    elif asr is not None:
         try:
-            _find_recogniser(judge)
+            if find_whisper(asr) is None:
+                _find_recogniser(asr)
         except ValueError as error:
-            raise ValueError(f"--judge: {error}") from error
+            raise ValueError(f"--asr: {error}") from error
     return found
 
 
@@ -205,11 +214,17 @@ def _find_recogniser(model: str) -> str:
     """A folder's path, or a hub id as it is."""
     folder = Path(model).expanduser()
     if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"recogniser {model!r}: a folder that holds no model; expected model.bin, "
+                "tokenizer.json and a vocabulary (CTranslate2), or config.json and weights "
+                "(transformers)"
+            )
         return str(folder.resolve())
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:
         raise ValueError(
-            f"recogniser {model!r}: no such folder; give a folder or a hub id such as "
-            "openai/whisper-base"
+            f"recogniser {model!r}: no such folder; give a folder, a hub id such as "
+            "openai/whisper-base, or a name of faster-whisper's such as base"
         )
     return model
 

@@ -10,7 +10,7 @@ Whoever heard them, and made them, is the caller's; what was not heard is left o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sheen.audio.io import to_pcm16
 from sheen.scoring.speaker_id import ALL
 from sheen.scoring.wer import ErrorRate, error_rate, rate_of_each, ratio_interval
-from sheen.text.prompt import normalise
+from sheen.text.prompt import normalise as normalise_text
 
 _FRAME_S = 0.02
 _SILENT_DB = 40.0
@@ -168,19 +168,21 @@ def judge_speech(
     listener: str | None,
     known_voices: Sequence[str] = (),
     spell_digits: bool = False,
+    normalise: Callable[[str], str] = str,
     seed: int = 0,
 ) -> SpeechReport:
     """Judge clips, by voice and together.
 
     `listener` names who heard them. Whether the right voice is heard is asked of clips whose voice
-    is among `known_voices`. `spell_digits` as in `errors.normalise_words`. Raises ValueError
+    is among `known_voices`. `spell_digits` as in `errors.normalise_words`; `normalise` is applied
+    to both sides before that. Raises ValueError
     without clips, for a voice named ALL, or for a text without words in which something was heard.
     """
     if not clips:
         raise ValueError("there are no clips to judge")
     if any(clip.voice == ALL for clip in clips):
         raise ValueError(f"no voice may be named {ALL!r}")
-    texts, heard = _heard(clips)
+    texts, heard = _heard(clips, normalise)
     rates = iter(rate_of_each("word", texts, heard, spell_digits=spell_digits) if texts else [])
     errors = [None if clip.heard is None else next(rates) for clip in clips]
     groups: dict[str, list[SpokenClip]] = {}
@@ -188,16 +190,20 @@ def judge_speech(
         groups.setdefault(clip.voice or ALL, []).append(clip)
     groups = {voice: groups[voice] for voice in sorted(groups) if voice != ALL} | {ALL: [*clips]}
     voices = {
-        voice: _voice_result(members, known_voices, spell_digits, seed)
+        voice: _voice_result(members, known_voices, spell_digits, normalise, seed)
         for voice, members in groups.items()
     }
     return SpeechReport(list(clips), errors, voices, listener, seed)
 
 
 def _voice_result(
-    clips: Sequence[SpokenClip], known: Sequence[str], spell_digits: bool, seed: int
+    clips: Sequence[SpokenClip],
+    known: Sequence[str],
+    spell_digits: bool,
+    normalise: Callable[[str], str],
+    seed: int,
 ) -> VoiceResult:
-    texts, heard = _heard(clips)
+    texts, heard = _heard(clips, normalise)
     words = characters = None
     if texts:
         words = error_rate("word", texts, heard, seed=seed, spell_digits=spell_digits)
@@ -214,7 +220,8 @@ def _voice_result(
         voice_right=share(right, len(named)) if named else None,
         duration=_mean([ratio for clip in clips if (ratio := clip.duration) is not None], seed),
         pace=_mean(
-            [len(normalise(c.text)) / c.sound.speaking for c in clips if c.sound.speaking], seed
+            [len(normalise_text(c.text)) / c.sound.speaking for c in clips if c.sound.speaking],
+            seed,
         ),
         silence=_required_mean([sound.silence for sound in sounds], seed),
         pause=_required_mean([sound.pause for sound in sounds], seed),
@@ -222,9 +229,13 @@ def _voice_result(
     )
 
 
-def _heard(clips: Sequence[SpokenClip]) -> tuple[list[str], list[str]]:
+def _heard(
+    clips: Sequence[SpokenClip], normalise: Callable[[str], str]
+) -> tuple[list[str], list[str]]:
     """What was to be said and what was heard, of the clips that were listened to."""
-    pairs = [(clip.text, clip.heard) for clip in clips if clip.heard is not None]
+    pairs = [
+        (normalise(clip.text), normalise(clip.heard)) for clip in clips if clip.heard is not None
+    ]
     return [text for text, _ in pairs], [heard for _, heard in pairs]
 
 

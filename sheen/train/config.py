@@ -154,13 +154,21 @@ class TrainConfig(RunFields):
     speak_seconds: Annotated[
         float, Field(gt=0.0, description="longest audio per prompt, seconds")
     ] = 15.0
-    judge: Annotated[
+    asr: Annotated[
         str | None,
         Field(
-            description="who writes down what the prompts' audio says, for the word error rate: "
-            "'pocketsphinx', or a recogniser's hub id or folder"
+            description="transcribes the prompts' audio, for the word error rate: a name of "
+            "faster-whisper's (base, small.en) or CTranslate2 folder, a transformers model's hub "
+            "id or folder, or 'pocketsphinx'"
         ),
     ] = None
+    asr_language: Annotated[
+        str | None,
+        Field(
+            description="of faster-whisper's transcripts; en also compares English numbers, money, "
+            "contractions and spellings as one; --no-asr-language guesses it for each clip"
+        ),
+    ] = "en"
     grammar: Annotated[str | None, Field(description="JSGF file: what pocketsphinx may hear")] = (
         None
     )
@@ -205,7 +213,8 @@ FREE_FIELDS = {
     "eval_prompts",
     "speak_every",
     "speak_seconds",
-    "judge",
+    "asr",
+    "asr_language",
     "grammar",
     "best_metric",
     "trackers",

@@ -1,4 +1,4 @@
-"""Audible evaluation: fixed prompts spoken by the model as it stands, heard by the judge.
+"""Audible evaluation: fixed prompts spoken by the model as it stands, transcribed by ASR.
 
 Owns the list of prompts and what is measured of their audio. The same prompts, seeds and sampling
 at every evaluation, so that two of them differ by the model alone.
@@ -78,13 +78,15 @@ class Audition:
         info: CheckpointInfo,
         tokenizer: PreTrainedTokenizerBase,
         codec: Codec,
-        judge: Transcriber | None,
+        asr: Transcriber | None,
         max_seconds: float,
+        normalise: Callable[[str], str] = str,
     ) -> None:
         self.sample_rate = codec.sample_rate
         self._prompts = prompts
         self._info, self._tokenizer, self._codec = info, tokenizer, codec
-        self._judge = judge
+        self._asr = asr
+        self._normalise = normalise
         self._max_seconds = max_seconds
 
     def speak(self, model: SpeechLM) -> list[Spoken]:
@@ -109,13 +111,14 @@ class Audition:
         ]
 
     def measure(self, spoken: Sequence[Spoken]) -> dict[str, Any]:
-        """Share that stopped, and the error rates where a judge listens."""
+        """Share that stopped, and the error rates where there is ASR."""
         metrics: dict[str, Any] = {
             "eval_stopped": round(sum(s.stopped for s in spoken) / len(spoken), 4)
         }
-        if self._judge is not None:
-            heard = self._judge.transcribe([s.waveform for s in spoken], self.sample_rate)
-            texts = [s.prompt.text for s in spoken]
+        if self._asr is not None:
+            heard = self._asr.transcribe([s.waveform for s in spoken], self.sample_rate)
+            texts = [self._normalise(s.prompt.text) for s in spoken]
+            heard = [self._normalise(text) for text in heard]
             metrics["eval_wer"] = round(error_rate("word", texts, heard).rate, 4)
         return metrics
 

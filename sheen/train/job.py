@@ -78,7 +78,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
                 "--eval-prompts: a sharded model (--strategy fsdp) cannot speak while it trains; "
                 "leave the prompts out, and listen to the checkpoint"
             )
-        grammar = check_transcriber(config.judge, config.grammar)
+        grammar = check_transcriber(config.asr, config.grammar)
         prompts = eval_prompts(config.eval_prompts, info.voices)
         if info.normalisation is not None:
             check(info.normalisation)

@@ -29,6 +29,7 @@ from sheen.lm import checkpoint
 from sheen.lm.batching import Step
 from sheen.rng import step_seed
 from sheen.scoring.asr import Grammar, open_transcriber
+from sheen.scoring.english import wer_normaliser
 from sheen.storage import uris
 from sheen.train import checkpoints
 from sheen.train.checkpoints import Outcome, RunStore, StorageFull
@@ -163,9 +164,14 @@ class Worker:
         self, prompts: list[Prompt], parts: CodecParts, grammar: Grammar | None
     ) -> Audition:
         config = self.config
-        judge = open_transcriber(config.judge, grammar) if config.judge else None
+        asr = None
+        if config.asr:
+            asr = open_transcriber(config.asr, grammar, language=config.asr_language)
+        normalise = wer_normaliser(config.asr, config.asr_language)
         codec = Codec(build_codec(parts), self.ranks.device)
-        return Audition(prompts, self.info, self.tokenizer, codec, judge, config.speak_seconds)
+        return Audition(
+            prompts, self.info, self.tokenizer, codec, asr, config.speak_seconds, normalise
+        )
 
     def run(self) -> None:
         config = self.config

@@ -1,0 +1,294 @@
+"""Scores a codec on recordings: WER, DNSMOS and level through it, beside the recordings' own.
+
+Owns the choice of recordings, DNSMOS (package speechmos), the table, `score.json` and `mel.png`.
+The same sentences are transcribed twice, from the recording and from what the codec makes of it, so
+that the difference is the codec's. WER is after Whisper's English normaliser.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchaudio.functional import resample
+
+from sheen.audio.io import decode_audio
+from sheen.codec.info import describe_codec
+from sheen.codec.snac import Codec, load_codec
+from sheen.data.corpus import plain_rows
+from sheen.report.clips import Clip, clip_row, save_png
+from sheen.scoring.asr import open_transcriber
+from sheen.scoring.code_usage import decode_clip, encode_clips
+from sheen.scoring.english import normalise_english
+from sheen.scoring.speaker_id import ALL
+from sheen.scoring.wer import (
+    ErrorDifference,
+    ErrorRate,
+    error_rate,
+    normalise_words,
+    word_error_difference,
+)
+from sheen.storage import files
+
+Waveform = NDArray[np.float32]
+Mos = Callable[[Waveform, int], float]
+
+DNSMOS_RATE = 16_000
+JSON_FILE, IMAGE_FILE = "score.json", "mel.png"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One recording and its reconstruction; `rms` of each is over all its samples."""
+
+    id: str
+    voice: str | None
+    text: str
+    seconds: float
+    recording_transcript: str
+    codec_transcript: str
+    recording_dnsmos: float
+    codec_dnsmos: float
+    recording_rms: float
+    codec_rms: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of a voice or all: WER as shares, DNSMOS OVRL from 1 to 5, `rms_ratio` output over input."""
+
+    clips: int
+    seconds: float
+    recording_wer: ErrorRate
+    codec_wer: ErrorRate
+    wer_difference: ErrorDifference
+    recording_dnsmos: float
+    codec_dnsmos: float
+    rms_ratio: float
+
+
+def spread(rows: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` rows at equal distances over the list."""
+    count = min(count, len(rows))
+    return [rows[place * len(rows) // count] for place in range(count)]
+
+
+def read_recordings(manifest: str, count: int, sample_rate: int) -> list[tuple[Any, Waveform]]:
+    """Rows with text, and their audio `[n]`. ValueError names a row that cannot be used."""
+    chosen = spread(plain_rows(manifest), count)
+    for row in chosen:
+        if row["reason"] is not None:
+            raise ValueError(f"{manifest}, {row['source']}: {row['reason']} ({row['detail']})")
+        if not normalise_words(row["text"]):
+            raise ValueError(f"{manifest}, {row['source']}: its text has no words to compare")
+    found = []
+    for row in chosen:
+        try:
+            waveform = decode_audio(files.read_bytes(row["audio"]), sample_rate)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{manifest}, {row['source']}: {row['audio']}: {error}") from error
+        found.append((row, waveform))
+    return found
+
+
+def open_dnsmos() -> Mos:
+    """DNSMOS P.835 OVRL of a waveform `[n]` at a sample rate. ValueError without the package."""
+    try:
+        from speechmos import dnsmos
+    except ImportError as error:
+        raise ValueError(
+            f"DNSMOS needs packages speechmos, librosa and onnxruntime ({error}); install "
+            "examples/english/requirements.txt"
+        ) from error
+
+    def overall(waveform: Waveform, sample_rate: int) -> float:
+        audio = resample(torch.from_numpy(waveform), sample_rate, DNSMOS_RATE).numpy()
+        return float(dnsmos.run(np.clip(audio, -1, 1), DNSMOS_RATE)["ovrl_mos"])
+
+    return overall
+
+
+def rms(waveform: Waveform) -> float:
+    """Root mean square of a waveform `[n]`."""
+    return float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
+
+
+def summarise(clips: Sequence[Scored], seed: int) -> Scores:
+    """The scores of clips together. RMS is over all their samples; DNSMOS a mean over clips."""
+    texts = [normalise_english(clip.text) for clip in clips]
+    recorded = [normalise_english(clip.recording_transcript) for clip in clips]
+    coded = [normalise_english(clip.codec_transcript) for clip in clips]
+    power = [
+        sum(clip.seconds * level**2 for clip, level in zip(clips, levels, strict=True))
+        for levels in ([c.recording_rms for c in clips], [c.codec_rms for c in clips])
+    ]
+    return Scores(
+        clips=len(clips),
+        seconds=sum(clip.seconds for clip in clips),
+        recording_wer=error_rate("word", texts, recorded, seed=seed),
+        codec_wer=error_rate("word", texts, coded, seed=seed),
+        wer_difference=word_error_difference(texts, recorded, coded, seed=seed),
+        recording_dnsmos=float(np.mean([clip.recording_dnsmos for clip in clips])),
+        codec_dnsmos=float(np.mean([clip.codec_dnsmos for clip in clips])),
+        rms_ratio=float(np.sqrt(power[1] / power[0])) if power[0] else float("nan"),
+    )
+
+
+def by_voice(clips: Sequence[Scored], seed: int) -> dict[str, Scores]:
+    """Scores of each voice where there are several, and of ALL."""
+    voices = sorted({clip.voice for clip in clips if clip.voice is not None})
+    groups = {voice: [clip for clip in clips if clip.voice == voice] for voice in voices}
+    if len(voices) < 2:
+        groups = {}
+    return {voice: summarise(members, seed) for voice, members in (groups | {ALL: clips}).items()}
+
+
+def render_table(scores: dict[str, Scores]) -> str:
+    """Lines of text; WER in percent, its difference in points with the 95% interval."""
+    header = "voice|clips|seconds|WER recordings|WER codec|difference"
+    rows = [f"{header}|DNSMOS recordings|codec|difference|RMS out/in".split("|")]
+    for voice, found in scores.items():
+        more = found.wer_difference
+        points = [f"{100 * value:+.1f}" for value in (more.difference, more.low, more.high)]
+        rows.append(
+            [
+                voice,
+                str(found.clips),
+                f"{found.seconds:.0f}",
+                f"{100 * found.recording_wer.rate:.1f}%",
+                f"{100 * found.codec_wer.rate:.1f}%",
+                f"{points[0]} [{points[1]}, {points[2]}]",
+                f"{found.recording_dnsmos:.2f}",
+                f"{found.codec_dnsmos:.2f}",
+                f"{found.codec_dnsmos - found.recording_dnsmos:+.2f}",
+                f"{found.rms_ratio:.3f}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def score(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, write the image, and return what `score.json` holds. ValueError names the flag."""
+    with named("--output"):
+        args.output.mkdir(parents=True, exist_ok=True)
+    with named("--codec"):
+        codec, info = load_codec(args.codec), describe_codec(args.codec)
+    asr = open_transcriber(args.asr)
+    dnsmos = open_dnsmos()
+    with named("--recordings"):
+        found = read_recordings(args.recordings, args.count, codec.sample_rate)
+    logger.info("encoding and decoding %d recordings", len(found))
+    decoded = _through(codec, [waveform for _, waveform in found], args.seed)
+    clips = []
+    for (row, waveform), made in zip(found, decoded, strict=True):
+        before, after = asr.transcribe([waveform, made], codec.sample_rate)
+        clips.append(
+            Scored(
+                id=row["id"],
+                voice=row["speaker"],
+                text=row["text"],
+                seconds=len(waveform) / codec.sample_rate,
+                recording_transcript=before,
+                codec_transcript=after,
+                recording_dnsmos=dnsmos(waveform, codec.sample_rate),
+                codec_dnsmos=dnsmos(made, codec.sample_rate),
+                recording_rms=rms(waveform),
+                codec_rms=rms(made),
+            )
+        )
+        if len(clips) % 10 == 0:
+            logger.info("scored %d of %d", len(clips), len(found))
+    shown = [
+        Clip("recording", found[0][1], codec.sample_rate),
+        Clip("codec", decoded[0], codec.sample_rate),
+    ]
+    save_png(clip_row(shown, clips[0].text), args.output / IMAGE_FILE)
+    scores = by_voice(clips, args.seed)
+    return {
+        "codec": args.codec,
+        "codec_sha256": info.sha256,
+        "asr": asr.name,
+        "recordings": args.recordings,
+        "seed": args.seed,
+        "scores": {voice: asdict(each) for voice, each in scores.items()},
+        "clips": [asdict(clip) for clip in clips],
+        "table": render_table(scores),
+    }
+
+
+def _through(codec: Codec, waveforms: Sequence[Waveform], seed: int) -> list[Waveform]:
+    codes, _ = encode_clips(codec, waveforms)
+    return [
+        decode_clip(codec, clip, len(waveform), seed)
+        for clip, waveform in zip(codes, waveforms, strict=True)
+    ]
+
+
+@contextmanager
+def named(flag: str) -> Iterator[None]:
+    """Errors inside are about this flag."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{flag}: {error}") from error
+
+
+def at_least_one(text: str) -> int:
+    """The type of --count."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(description="Score a codec on recordings with texts.")
+    flags.add_argument("--codec", required=True, help="folder or hub id")
+    flags.add_argument(
+        "--recordings", required=True, help=".jsonl manifest or LJSpeech folder, with texts"
+    )
+    flags.add_argument("--asr", default="base", help="as jobs/evaluate.py (default: %(default)s)")
+    flags.add_argument(
+        "--count",
+        type=at_least_one,
+        default=100,
+        help="recordings, spread over the manifest (default: %(default)s)",
+    )
+    flags.add_argument("--output", type=Path, required=True, help="folder of the results")
+    flags.add_argument("--seed", type=int, default=0, help="of the codec's noise and intervals")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; wrong input ends it with a message, status 2."""
+    flags = parser()
+    args = flags.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    try:
+        result = score(args)
+    except ValueError as error:
+        flags.error(str(error))
+    table = result.pop("table")
+    (args.output / JSON_FILE).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    print(table)
+    print(f"{result['asr']}; {args.output / JSON_FILE}, {args.output / IMAGE_FILE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

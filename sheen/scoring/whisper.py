@@ -1,0 +1,125 @@
+"""Whisper by faster-whisper: waveforms -> transcripts, on a CPU several times faster than torch.
+
+Owns which sources are faster-whisper's (names of published models, folders in CTranslate2's format)
+and the settings: greedy, temperature 0, every clip on its own. Models in transformers' format are
+`sheen.scoring.asr`'s. Imports faster-whisper, which takes seconds, only to load a model.
+"""
+
+import logging
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchaudio.functional import resample
+
+RATE = 16_000
+"""Sample rate of every Whisper, Hz."""
+NAMES = (
+    frozenset(
+        f"{size}{english}"
+        for size in ("tiny", "base", "small", "medium")
+        for english in ("", ".en")
+    )
+    | {"large-v1", "large-v2", "large-v3", "large", "large-v3-turbo", "turbo"}
+    | {f"distil-{size}" for size in ("small.en", "medium.en", "large-v2", "large-v3", "large-v3.5")}
+)
+"""What faster-whisper calls the published models, which it downloads: its `available_models()`."""
+_WEIGHTS = "model.bin"
+_TOKENIZER = "tokenizer.json"
+_VOCABULARIES = ("vocabulary.json", "vocabulary.txt")
+
+
+def find_whisper(source: str) -> str | None:
+    """A name of NAMES as it is, a CTranslate2 folder's path, or None where it is neither.
+
+    A name wins over a folder of that name, which is ./NAME. Raises ValueError for a folder with
+    model.bin that lacks what belongs to it.
+    """
+    if source in NAMES:
+        return source
+    folder = Path(source).expanduser()
+    if not (folder / _WEIGHTS).is_file():
+        return None
+    missing = [] if (folder / _TOKENIZER).is_file() else [_TOKENIZER]
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        missing.append(" or ".join(_VOCABULARIES))
+    if missing:
+        raise ValueError(
+            f"ASR model {source!r}: {_WEIGHTS} without {' and '.join(missing)}; expected a folder "
+            "as ct2-transformers-converter writes it, with --copy_files tokenizer.json"
+        )
+    return str(folder.resolve())
+
+
+class FasterWhisper:
+    """A Whisper in int8 on a CPU, in float16 on a GPU.
+
+    `model` as in `find_whisper`; on a CPU it runs on as many threads as torch does in this process.
+    `language` is an ISO 639-1 code, None to guess it for each clip. Raises ValueError when the
+    model cannot be opened or does not know the language.
+    """
+
+    def __init__(self, model: str, *, device: str = "cpu", language: str | None = "en") -> None:
+        source = find_whisper(model)
+        if source is None:
+            raise ValueError(
+                f"ASR model {model!r}: expected a folder with {_WEIGHTS} or one of "
+                f"{', '.join(sorted(NAMES))}"
+            )
+        kind, _, index = device.partition(":")
+        precision = "int8" if kind == "cpu" else "float16"
+        self._model = _open(model, source, kind, int(index or 0), precision)
+        known = self._model.supported_languages
+        if language is not None and language not in known:
+            raise ValueError(
+                f"ASR model {model!r} does not know language {language!r}; it knows "
+                f"{', '.join(known)}"
+            )
+        self._language = language
+        self.name = (
+            f"{model} (faster-whisper {version('faster-whisper')}, {precision}, greedy, "
+            f"language {language or 'guessed'})"
+        )
+
+    def transcribe(self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int) -> list[str]:
+        """As `sheen.scoring.asr.Transcriber`; clips are independent of one another."""
+        return [self._text(waveform, sample_rate) for waveform in waveforms]
+
+    def _text(self, waveform: NDArray[np.float32], sample_rate: int) -> str:
+        if waveform.ndim != 1:
+            raise ValueError(f"a waveform has shape {waveform.shape}, expected [n]")
+        if sample_rate != RATE and len(waveform):
+            waveform = resample(torch.from_numpy(waveform), sample_rate, RATE).numpy()
+        if not len(waveform):  # it would divide by its length
+            return ""
+        segments, _ = self._model.transcribe(
+            waveform,
+            language=self._language,
+            beam_size=1,
+            # One temperature: with more of them it samples again where it doubts a transcript.
+            temperature=0.0,
+            condition_on_previous_text=False,
+        )
+        return " ".join(segment.text.strip() for segment in segments).strip()
+
+
+def _open(model: str, source: str, kind: str, index: int, precision: str) -> Any:
+    from faster_whisper import WhisperModel  # takes seconds to import
+
+    logging.getLogger("faster_whisper").setLevel(logging.WARNING)  # it logs every clip
+    try:
+        return WhisperModel(
+            source,
+            device=kind,
+            device_index=index,
+            compute_type=precision,
+            cpu_threads=torch.get_num_threads(),
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        # Messages of the hub have several lines.
+        reason = " ".join(str(error).split())
+        raise ValueError(f"ASR model {model!r} on {kind}: {reason}") from error
