@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup check test soak demo bench judge-codec lock clean
+.PHONY: setup check test soak docs demo bench judge-codec lock clean
 
 setup: $(VENV)/.installed
 
@@ -35,6 +35,9 @@ test: check
 soak: setup
 	$(BIN)/pytest -m soak
 
+docs: setup
+	$(BIN)/mkdocs build --strict
+
 demo: setup
 	$(BIN)/python examples/digits/demo.py
 
@@ -53,7 +56,7 @@ judge-codec: setup
 
 lock:
 	$(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-emit-index-url --output-file requirements.txt
-	$(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-emit-index-url --extra dev --output-file requirements-dev.txt
+	$(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-emit-index-url --extra dev --extra docs --output-file requirements-dev.txt
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
