@@ -36,7 +36,7 @@ soak: setup
 	$(BIN)/pytest -m soak
 
 docs: setup
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: setup
 	$(BIN)/python examples/digits/demo.py
