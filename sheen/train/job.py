@@ -48,7 +48,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     codec, codec_files = _codec_of(locations, config.codec)
     model = _model_source(config.model)
     info, tokenizer, extends = _plan_checkpoint(model, codec)
-    info.objective = config.objective
+    info.softmax = config.softmax
     info.normalisation = _normalisation_of(locations, model, info.normalisation)
     limit = min(config.max_tokens, info.max_positions)
     if config.batch_tokens < limit:

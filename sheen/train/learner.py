@@ -107,7 +107,7 @@ def _with_tokens(
     """A checkpoint as it is, or a base with the codec's tokens added."""
     with folders.local_folder(source) as folder:
         if checkpoint.is_checkpoint(folder):
-            return load_model(folder, info.token_layout, info.objective)
+            return load_model(folder, info.token_layout, info.softmax)
         lm, tokenizer = load_base(str(folder))
     codebooks = None
     if codec is not None:
@@ -115,7 +115,7 @@ def _with_tokens(
         codebooks = [part.codebook.weight.detach() for part in quantizers]
     model = extend(lm, tokenizer, info.layout.codebook_size, info.layout.strides, seed, codebooks)
     assert model.layout == info.token_layout, "driver and worker disagree about the first id"
-    model.objective = info.objective
+    model.softmax = info.softmax
     return model, tokenizer
 
 

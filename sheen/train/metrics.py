@@ -106,7 +106,7 @@ def training_flops(model: SpeechLM) -> tuple[float, float]:
     tables = {id(table) for table in model.tables}
     body = sum(part.numel() for part in model.parameters() if id(part) not in tables)
     rows, width = model.head.shape
-    if model.objective == "legal rows":
+    if model.softmax == "masked":
         rows = model.layout.codebook_size
     return 6.0 * body, 6.0 * width * rows
 
