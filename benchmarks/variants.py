@@ -40,7 +40,7 @@ Make = Callable[[], Batch | Padded]
 
 def train_ours(model: SpeechLM, steps: Sequence[Sequence[Make]], clock: Clock) -> float:
     """With the training job's own learner; returns the mean loss of the steps."""
-    # Its Ranks asks Ray who it is.
+    # Its Collectives asks Ray who it is.
     alone: Any = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"))
     learner = Learner(
         model,

@@ -17,7 +17,7 @@ from sheen.codec.layout import Softmax
 from sheen.lm.batching import Batch, collate
 from sheen.lm.model import SpeechLM, extend, load_base, save_model
 from sheen.train import learner as learner_module
-from sheen.train.distributed import Ranks
+from sheen.train.distributed import Collectives
 from sheen.train.learner import Learner, Strategy, add_adapters, merge_adapters
 from test_attention import small_model
 from test_loss import LAYOUT, prompts, utterances
@@ -27,7 +27,7 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Place:
-    """What a learner asks of Ranks, which only a Ray worker can make."""
+    """What a learner asks of Collectives, which only a Ray worker can make."""
 
     rank: int = 0
     world: int = 1
@@ -45,7 +45,7 @@ def open_learner(model: SpeechLM, place: Place | None = None, **changes: Any) ->
         "learning_rate": 1e-3,
         "weight_decay": 0.1,
     }
-    return Learner(model, cast(Ranks, place or Place()), **(settings | changes))
+    return Learner(model, cast(Collectives, place or Place()), **(settings | changes))
 
 
 def row(seed: int) -> Batch:

@@ -313,10 +313,10 @@ def eval_loss(row: dict[str, Any]) -> float:
 def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(
     encoded: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rehearsal = train(train_config(encoded, base, tmp_path / "out", dry_run=True))
+    figures = train(train_config(encoded, base, tmp_path / "out", dry_run=True))
     assert not (tmp_path / "out").exists()
-    assert rehearsal["steps"] == 6
-    assert rehearsal["peak_memory_gb"] > 0
+    assert figures["steps"] == 6
+    assert figures["peak_memory_gb"] > 0
     said = capfd.readouterr().out
     assert "<audio_start>" in said
     assert "<audio_end>" in said

@@ -39,7 +39,7 @@ from sheen.report.clips import Clip, clip_row, save_png
 from sheen.runs.fingerprint import claim
 from sheen.storage import files, folders, uris
 from sheen.train.config import TrainConfig
-from sheen.train.evaluation import Spoken
+from sheen.train.evaluation import EvalSample
 from sheen.train.learner import merge_adapters
 from sheen.train.tracking import open_trackers
 
@@ -232,7 +232,7 @@ def not_finite(norm: float, step: int, rate: float) -> str:
 SAMPLES_FOLDER = "samples"
 
 
-class Outcome:
+class RunOutputs:
     """One rank's hand in what is written: only the first writes."""
 
     def __init__(
@@ -276,7 +276,7 @@ class Outcome:
         self._best = value
         return True
 
-    def speak(self, step: int, spoken: Sequence[Spoken], sample_rate: int) -> None:
+    def speak(self, step: int, spoken: Sequence[EvalSample], sample_rate: int) -> None:
         """Write the prompts' audio as WAV, and give it to the trackers with its spectrogram."""
         for item in spoken:
             target = uris.join(self._output, SAMPLES_FOLDER, f"step-{step:06d}", f"{item.name}.wav")

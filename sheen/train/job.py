@@ -34,11 +34,11 @@ from sheen.train.data import build_training_set, describe, show_example
 from sheen.train.evaluation import eval_prompts
 from sheen.train.launcher import fit
 from sheen.train.tracking import check_trackers
-from sheen.train.trainer import describe_rehearsal, rehearsal_loop, train_loop
+from sheen.train.trainer import describe_dry_run, dry_run_loop, train_loop
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
-    """Train; returns the last metrics, or the rehearsal's for a dry run.
+    """Train; returns the last metrics, or the figures of a dry run.
 
     Raises ValueError for what the user must change, and what `launch.fit` raises.
     """
@@ -119,12 +119,12 @@ def run(config: TrainConfig) -> dict[str, Any]:
         }
         if config.dry_run:
             try:
-                result = fit(rehearsal_loop, arguments, max_failures=0, **placement)
+                result = fit(dry_run_loop, arguments, max_failures=0, **placement)
             finally:
                 folders.delete_folder(output)
-            rehearsal = dict(result.return_value)  # type: ignore[attr-defined]
-            print(describe_rehearsal(rehearsal), flush=True)
-            return rehearsal
+            figures = dict(result.return_value)  # type: ignore[attr-defined]
+            print(describe_dry_run(figures), flush=True)
+            return figures
         fit(train_loop, arguments, max_failures=config.max_failures, **placement)
         store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
         last, best = store.latest(), store.best()
