@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from conftest import RATE
+from sheen.scoring.english import normalise_english
 from sheen.scoring.speaker_id import ALL
 from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, judge_speech, measure_sound, share
 from sheen.scoring.speech_report import (
@@ -250,6 +251,17 @@ def test_numerals_are_read_out_when_asked() -> None:
         assert words is not None
         assert words.errors == errors
         assert report.errors == [errors / 3]
+
+
+def test_both_sides_are_normalised_before_words_are_counted() -> None:
+    heard = clip("x", "It costs twenty four dollars.", heard="it costs $24")
+    for normalise, errors, words in ((normalise_english, 0, 4), (str, 3, 5)):
+        report = judge(heard, normalise=normalise)
+        found = report.voices[ALL].words
+        assert found is not None
+        assert (found.errors, found.units) == (errors, words)
+        assert report.errors == [errors / words]
+        assert report.clips[0].text == heard.text  # the page shows what was asked for
 
 
 def test_intervals_are_drawn_from_the_seed() -> None:
