@@ -46,7 +46,7 @@ from sheen.evaluate.output import AUDIO, ROW_SCHEMA, ROWS
 from sheen.evaluate.prompts import Plan, plan_prompts, prompt_table
 from sheen.evaluate.results import JSON_FILE, PAGE_FILE, write_results
 from sheen.evaluate.speak_stage import SpeakWorker
-from sheen.evaluate.transcribe_stage import ListenWorker
+from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm.checkpoint import CheckpointInfo, Pace
 from sheen.scoring.asr import Pocketsphinx, read_grammar
 from sheen.scoring.speaker_id import ALL, VoiceProfiles
@@ -252,8 +252,8 @@ def test_the_report_is_that_of_the_rows(evaluated: Done) -> None:
     report, rows = evaluated.report, spoken_in(evaluated.output)
     assert report["prompts"] == len(PLANNED)
     assert sum(report["rejected"].values()) == 2
-    assert sum(report["left_out"].values()) == 1
-    assert "nobody" in next(iter(report["left_out"]))
+    assert sum(report["skipped"].values()) == 1
+    assert "nobody" in next(iter(report["skipped"]))
     assert report["config"]["prompts"] == evaluated.config.prompts
     assert list(report["voices"]) == [*sorted(VOICES), ALL]
     for voice, result in report["voices"].items():
@@ -294,7 +294,7 @@ def test_the_page_plays_the_worst(evaluated: Done) -> None:
     assert_self_contained(html)
     assert len(page.attributes("src", "audio")) == 2
     assert "8 prompts" in page.text
-    for reason in (*evaluated.report["rejected"], *evaluated.report["left_out"]):
+    for reason in (*evaluated.report["rejected"], *evaluated.report["skipped"]):
         assert reason in page.text
 
 
@@ -379,7 +379,7 @@ def test_without_a_judge_the_rest_is_reported(spoken: Done) -> None:
         assert row["heard"] is row["voice_heard"] is row["reason"] is None
     report = spoken.report
     assert report["listener"] is None
-    assert list(report["left_out"].values()) == [1]
+    assert list(report["skipped"].values()) == [1]
     assert list(report["voices"]) == ["awb", "slt", ALL]
     for result, clips in zip(report["voices"].values(), (4, 5, 9), strict=True):
         assert result["words"] is result["characters"] is result["voice_right"] is None
@@ -590,27 +590,27 @@ def plan(
     fields: dict[str, Any] = {"model": "m", "prompts": "p", "output": "o"}
     info = CheckpointInfo.model_construct(voices=trained_voices)
     made = plan_prompts(listed, info, EvaluateConfig(**(fields | changes)))
-    return [(prompt.id, prompt.speaker) for prompt in made.prompts], made.left_out
+    return [(prompt.id, prompt.speaker) for prompt in made.prompts], made.skipped
 
 
 def test_prompts_without_a_voice_are_for_every_voice() -> None:
-    planned, left_out = plan(MIXED, ["awb", "rms", "slt"])
+    planned, skipped = plan(MIXED, ["awb", "rms", "slt"])
     assert planned == [("a", "slt"), ("b", "awb"), ("b", "rms"), ("b", "slt"), ("c", "awb")]
-    assert not left_out
+    assert not skipped
 
 
 def test_only_voices_that_are_asked_for_speak() -> None:
-    planned, left_out = plan(MIXED, ["awb", "rms", "slt"], voices=["slt", "rms"])
+    planned, skipped = plan(MIXED, ["awb", "rms", "slt"], voices=["slt", "rms"])
     assert planned == [("a", "slt"), ("b", "slt"), ("b", "rms")]
-    assert left_out.total() == 1
-    assert "'awb'" in next(iter(left_out))
+    assert skipped.total() == 1
+    assert "'awb'" in next(iter(skipped))
 
 
 def test_untrained_voices_are_asked_for_all_the_same() -> None:
     listed = [*MIXED, Prompt("d", "four", "new")]
-    planned, left_out = plan(listed, ["awb"], untrained_voices=["new"])
+    planned, skipped = plan(listed, ["awb"], untrained_voices=["new"])
     assert planned == [("b", "awb"), ("b", "new"), ("c", "awb"), ("d", "new")]
-    assert left_out.total() == 1
+    assert skipped.total() == 1
     planned, _ = plan(listed, ["awb"], untrained_voices=["new"], voices=["new"])
     assert planned == [("b", "new"), ("d", "new")]
 
@@ -634,17 +634,17 @@ def test_few_prompts_of_a_voice_are_spread_over_its_list() -> None:
 
 
 def test_a_checkpoint_of_one_voice_speaks_for_all() -> None:
-    planned, left_out = plan(MIXED, [])
+    planned, skipped = plan(MIXED, [])
     assert planned == [("a", None), ("b", None), ("c", None)]
-    assert not left_out
+    assert not skipped
     with pytest.raises(ValueError, match="--voices slt: the checkpoint has one voice"):
         plan(MIXED, [], voices=["slt"])
 
 
 def test_the_limit_is_one_of_the_list() -> None:
-    planned, left_out = plan(MIXED, ["awb", "slt"], voices=["awb"], limit=2)
+    planned, skipped = plan(MIXED, ["awb", "slt"], voices=["awb"], limit=2)
     assert planned == [("b", "awb")]
-    assert left_out.total() == 1
+    assert skipped.total() == 1
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "a b", "a\n", ""])
@@ -728,13 +728,13 @@ def test_listening_keeps_rows_and_clips_together(
     table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
     grammar = read_grammar(GRAMMAR)
-    listened = ListenWorker("pocketsphinx", grammar, "cpu", ray.put(profiles), RATE)(table)
+    listened = TranscribeWorker("pocketsphinx", grammar, "cpu", ray.put(profiles), RATE)(table)
 
     assert listened.schema == ROW_SCHEMA
     assert [row["key"] for row in listened.to_pylist()] == [0, 3, 1, 2]
     assert listened["heard"].to_pylist() == [heard[0], None, heard[1], None]
     assert listened["voice_heard"].to_pylist() == [first, None, "", last]
-    unheard = ListenWorker(None, None, "cpu", ray.put(profiles), RATE)(table)
+    unheard = TranscribeWorker(None, None, "cpu", ray.put(profiles), RATE)(table)
     assert unheard["heard"].to_pylist() == [None] * 4
     assert unheard["voice_heard"] == listened["voice_heard"]
 

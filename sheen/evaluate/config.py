@@ -9,7 +9,7 @@ from sheen.engine.sampler import Sampling
 
 
 class EvaluateConfig(JobConfig):
-    """Speak prompts with a checkpoint, and judge what is heard."""
+    """Speak prompts with a checkpoint, transcribe the audio and score it."""
 
     model: Annotated[str, Field(description="checkpoint folder of jobs/train.py; path or URI")]
     prompts: Annotated[
@@ -23,7 +23,7 @@ class EvaluateConfig(JobConfig):
         str,
         Field(
             description="folder for rows/, audio and the report; absolute path or URI. The same "
-            "evaluation in the same folder goes on where it ended"
+            "command in the same folder resumes it"
         ),
     ]
     voices: Annotated[

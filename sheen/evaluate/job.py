@@ -1,7 +1,7 @@
-"""The evaluate job: prompts -> audio, and a report of what is heard in it.
+"""The evaluate job: prompts -> audio -> transcripts -> scores.
 
-Owns the Ray Data pipeline and its resume: a block of rows is one file, written whole under the
-prompts' positions in the list, and the same command goes on with the prompts that no file has.
+Owns the Ray Data pipeline and resuming: a block of rows is one file, committed whole under the
+prompts' positions in the list, and the same command resumes with the prompts that are missing.
 """
 
 import json
@@ -16,14 +16,14 @@ from ray.data import ActorPoolStrategy, DataContext
 from sheen.data.prompts import read_prompts
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import write_rows
-from sheen.evaluate.prompts import claim_output, plan_prompts, prompt_table
+from sheen.evaluate.prompts import plan_prompts, prepare_output, prompt_table
 from sheen.evaluate.results import Evaluation, row_files, write_results
 from sheen.evaluate.speak_stage import SpeakWorker
-from sheen.evaluate.transcribe_stage import ListenWorker
+from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm import checkpoint
 from sheen.runs import cluster
-from sheen.runs.attempts import Tries
-from sheen.runs.lock import sole_owner
+from sheen.runs.attempts import Attempts
+from sheen.runs.lock import output_lock
 from sheen.scoring.asr import POCKETSPHINX, Grammar, check_transcriber
 from sheen.scoring.speaker_id import VoiceProfiles, fit_recordings
 from sheen.storage import files, uris
@@ -54,8 +54,8 @@ def run(config: EvaluateConfig) -> Evaluation:
     plan = plan_prompts(listed, info, config)
     grammar = check_transcriber(config.asr, config.grammar)
     profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
-    with sole_owner(output):
-        claim_output(output, config, model, plan.prompts, grammar, profiles)
+    with output_lock(output):
+        prepare_output(output, config, model, plan.prompts, grammar, profiles)
         table = prompt_table(plan.prompts)
         if done := _written(output):
             logger.info("%d of %d prompts are spoken already", len(done), len(table))
@@ -106,7 +106,7 @@ def _speak(
     # To Ray a stage that computes makes no progress, and half an hour without any ends the job; a
     # large model may take longer for a block on a CPU.
     DataContext.get_current().execution_no_progress_timeout_s = -1
-    tries = Tries()
+    attempts = Attempts()
     listens_on_gpu = gpu and config.asr not in (None, POCKETSPHINX)
     speaking, listening = GPU_SHARES if listens_on_gpu else (1.0, 0.0)
     data = ray.data.from_blocks(blocks).map_batches(
@@ -119,7 +119,7 @@ def _speak(
             "seed": config.seed,
             "max_seconds": config.max_seconds,
             "slots": config.slots,
-            "tries": tries,
+            "attempts": attempts,
         },
         compute=ActorPoolStrategy(size=workers),
         batch_size=size,
@@ -129,7 +129,7 @@ def _speak(
     )
     if config.asr is not None or profiles is not None:
         data = data.map_batches(
-            ListenWorker,
+            TranscribeWorker,
             fn_constructor_kwargs={
                 "asr": config.asr,
                 "language": config.asr_language,
@@ -137,7 +137,7 @@ def _speak(
                 "device": device if listens_on_gpu else "cpu",
                 "profiles": ray.put(profiles),
                 "sample_rate": sample_rate,
-                "tries": tries,
+                "attempts": attempts,
             },
             compute=ActorPoolStrategy(size=workers),
             batch_size=size,

@@ -1,7 +1,7 @@
-"""The table between the stages of an evaluation, and the files of its rows.
+"""The tables between the stages of an evaluation, and the files of its rows.
 
-Owns the columns and how a block of rows is written. Imports neither torch nor a model: blocks are
-written by processes of their own, which start in a moment because of it.
+Owns the columns and how a block of rows is written. Imports neither torch nor a model, so that the
+processes that write start quickly.
 """
 
 import io

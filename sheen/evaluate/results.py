@@ -1,6 +1,6 @@
-"""What an evaluation leaves besides its rows: `evaluation.json` and the page.
+"""The results of an evaluation: `evaluation.json` and the HTML page, from its rows.
 
-Owns reading the rows back and which clips the page plays.
+Owns reading the rows back and the choice of clips that the page plays.
 """
 
 import json
@@ -30,7 +30,7 @@ class Evaluation:
     """`report` is None where no prompt could be spoken; `rejected` counts them by reason."""
 
     report: SpeechReport | None
-    left_out: Counter[str]
+    skipped: Counter[str]
     rejected: Counter[str]
 
 
@@ -62,14 +62,14 @@ def write_results(
     about = {
         "config": config.model_dump(mode="json"),
         "prompts": len(rows),
-        "left_out": dict(plan.left_out),
+        "skipped": dict(plan.skipped),
         "rejected": dict(rejected),
     }
     if not spoken:
         files.write_bytes(
             uris.join(output, JSON_FILE), json.dumps(about, indent=2).encode() + b"\n"
         )
-        return Evaluation(None, plan.left_out, rejected)
+        return Evaluation(None, plan.skipped, rejected)
     report = judge_speech(
         [_clip(row) for row in spoken],
         listener=next((row["listener"] for row in spoken), None),
@@ -94,11 +94,11 @@ def write_results(
         f"{config.model}: {len(spoken)} prompts of {config.prompts}, "
         f"{report.voices[ALL].seconds:.0f} s of speech."
     )
-    for reason, count in (plan.left_out + rejected).items():
+    for reason, count in (plan.skipped + rejected).items():
         lead += f" {count} not spoken: {reason}."
     page = render_report(report, lead, players, info.sample_rate)
     files.write_bytes(uris.join(output, PAGE_FILE), page.encode())
-    return Evaluation(report, plan.left_out, rejected)
+    return Evaluation(report, plan.skipped, rejected)
 
 
 def _clip(row: dict[str, Any]) -> SpokenClip:

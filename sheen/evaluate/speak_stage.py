@@ -16,7 +16,7 @@ from sheen.engine.sampler import Sampling
 from sheen.engine.voice import RequestError, load_voice, synthesise_all
 from sheen.evaluate.output import ROW_SCHEMA
 from sheen.rng import step_seed
-from sheen.runs.attempts import Tries
+from sheen.runs.attempts import Attempts
 from sheen.scoring.speech import measure_sound
 
 REASONS = {"input": "text cannot be spoken", "voice": "voice is unknown"}
@@ -26,8 +26,8 @@ REASONS = {"input": "text cannot be spoken", "voice": "voice is unknown"}
 class SpeakWorker:
     """An actor with the checkpoint on its device: PROMPT_SCHEMA -> ROW_SCHEMA, nothing heard yet.
 
-    A prompt that kills its process is refused after a few tries. A prompt's draws are a function of
-    the seed and its key, so they do not depend on the batch.
+    A prompt that crashes its process is rejected after a few attempts. Its random numbers are a
+    function of the seed and its key, so they do not depend on the batch.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class SpeakWorker:
         seed: int,
         max_seconds: float,
         slots: int,
-        tries: Tries | None = None,
+        attempts: Attempts | None = None,
     ) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
@@ -48,12 +48,12 @@ class SpeakWorker:
         self._voice = replace(voice, info=voice.info.model_copy(update={"voices": voices}))
         self._sampling, self._seed, self._max_seconds = sampling, seed, max_seconds
         self._slots = slots
-        self._tries = tries
+        self._attempts = attempts
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self._tries is None:
+        if self._attempts is None:
             return self.speak(table)
-        return self._tries.guard("speaking", table, self.speak)
+        return self._attempts.guard("speaking", table, self.speak)
 
     def speak(self, table: pa.Table) -> pa.Table:
         rows: list[dict[str, Any]] = [

@@ -1,6 +1,6 @@
-"""The second stage of an evaluation, as Ray Data runs it: audio -> what is heard in it.
+"""The second stage of an evaluation: audio -> transcript and identified speaker, in actors.
 
-Apart from the first because its processes need the judge alone, and not what speaks.
+Separate from synthesis because its processes load the ASR model and nothing that speaks.
 """
 
 import pyarrow as pa
@@ -9,14 +9,14 @@ import torch
 
 from sheen.audio.io import decode_audio
 from sheen.evaluate.output import ROW_SCHEMA
-from sheen.runs.attempts import Tries
+from sheen.runs.attempts import Attempts
 from sheen.scoring.asr import Grammar, open_transcriber
 from sheen.scoring.speaker_id import VoiceProfiles
 from sheen.scoring.wer import normalise_words
 
 
-class ListenWorker:
-    """An actor with the judge: fills `heard`, and with profiles `voice_heard`."""
+class TranscribeWorker:
+    """An actor with the ASR model: fills `heard`, and with profiles `voice_heard`."""
 
     def __init__(
         self,
@@ -25,21 +25,21 @@ class ListenWorker:
         device: str,
         profiles: "ray.ObjectRef[VoiceProfiles | None]",
         sample_rate: int,
-        tries: Tries | None = None,
+        attempts: Attempts | None = None,
         language: str | None = "en",
     ) -> None:
         torch.set_num_threads(1)
         self._transcriber = open_transcriber(asr, grammar, device, language) if asr else None
         self._profiles = ray.get(profiles)
         self._rate = sample_rate
-        self._tries = tries
+        self._attempts = attempts
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self._tries is None:
-            return self.listen(table)
-        return self._tries.guard("judging", table, self.listen)
+        if self._attempts is None:
+            return self.transcribe(table)
+        return self._attempts.guard("transcription", table, self.transcribe)
 
-    def listen(self, table: pa.Table) -> pa.Table:
+    def transcribe(self, table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
         spoken = [row for row in rows if row["reason"] is None]
         clips = [decode_audio(row["audio"]["bytes"], self._rate) for row in spoken]

@@ -23,7 +23,7 @@ from sheen.lm import base_model, checkpoint
 from sheen.lm.model import to_bfloat16
 from sheen.runs import cluster
 from sheen.runs.fingerprint import folder_digest
-from sheen.runs.lock import sole_owner
+from sheen.runs.lock import output_lock
 from sheen.scoring.asr import Grammar, check_transcriber
 from sheen.storage import files, folders, uris
 from sheen.text.normalization import NormalisationInfo, check
@@ -85,7 +85,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     needs_codec = bool(prompts) or (extends and config.new_rows == "codebook")
     with ExitStack() as owned:
         if not config.dry_run:
-            owned.enter_context(sole_owner(output))
+            owned.enter_context(output_lock(output))
         fields = config.model_dump(mode="json")
         if config.dry_run:
             print(show_example(data, tokenizer), flush=True)

@@ -28,7 +28,7 @@ from sheen.audio.spectral import mel_distance
 from sheen.codec.asr_features import AsrFeatureLoss
 from sheen.codec.snac import Codec
 from sheen.codec.training import inference_copy, save_codec
-from sheen.runs.attempts import Tries
+from sheen.runs.attempts import Attempts
 from sheen.storage import files, uris
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore, StorageFull
@@ -124,7 +124,7 @@ class Worker:
         codec: "ray.ObjectRef[tuple[dict[str, Any], dict[str, Tensor]]]",
         asr_features: "ray.ObjectRef[AsrFeatureLoss] | None",
         output: str,
-        tries: Tries,
+        attempts: Attempts,
         control: Control,
     ) -> None:
         self.config = CodecTrainConfig.model_construct(**config)
@@ -173,7 +173,7 @@ class Worker:
             rank=self.group.rank,
             world=self.group.world,
             seed=self.config.seed,
-            tries=tries,
+            attempts=attempts,
         )
         self._sample_names = sample_names(recordings.evaluation[: self.config.sample_recordings])
         # Sums of the terms, and steps.
