@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from conftest import CODEC, DIGITS, ROOT, rows_of
 from sheen.codec.info import CODEC_FOLDER, describe_codec
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import load_voice, synthesise_all
+from sheen.engine.voice import load_voice, synthesize_all
 from sheen.lm import checkpoint
 from sheen.scoring.asr import Pocketsphinx
 from sheen.scoring.wer import error_rate
@@ -51,7 +51,7 @@ def spoken() -> list[Spoken]:
             texts.append(rows[place * len(rows) // PER_VOICE][1])
             sampling = Sampling(seed=len(requests))
             requests.append(voice.request(texts[-1], name, sampling, LONGEST_S))
-    results = synthesise_all(voice.model, voice.codec, requests, BATCH)
+    results = synthesize_all(voice.model, voice.codec, requests, BATCH)
     rate = voice.codec.sample_rate
     return [
         Spoken(text, waveform, rate, finished.reason == "stop")

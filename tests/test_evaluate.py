@@ -242,7 +242,7 @@ def test_prompts_that_cannot_be_spoken_say_why(evaluated: Done) -> None:
     rejected = {row["id"]: row for row in rows_in(evaluated.output) if row["reason"] is not None}
     assert rejected.keys() == {"long", "blank"}
     assert {row["reason"] for row in rejected.values()} == {"text cannot be spoken"}
-    assert "2048 positions" in rejected["long"]["detail"]
+    assert "2048 tokens" in rejected["long"]["detail"]
     assert "the text is empty" in rejected["blank"]["detail"]
     for row in rejected.values():
         assert all(row[name] is None for name in MEASURED if name not in ("reason", "detail"))

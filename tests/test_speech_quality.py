@@ -1,4 +1,4 @@
-"""How good synthesised speech is: figures counted by hand, and a report that shows all of them."""
+"""How good synthesized speech is: figures counted by hand, and a report that shows all of them."""
 
 import json
 from typing import Any

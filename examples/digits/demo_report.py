@@ -59,7 +59,7 @@ def write_report(
             "One string, four times",
             [
                 "Held-out strings, of which the model has never heard one. The recordings are the "
-                "flite synthesiser's; better than the codec's reconstruction no model can sound "
+                "flite synthesizer's; better than the codec's reconstruction no model can sound "
                 "here; the base is the committed voice, fine-tuned is what the demo served.",
                 *rows,
             ],

@@ -13,7 +13,7 @@ import torch
 
 from sheen.audio.io import encode_audio
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import RequestError, load_voice, synthesise_all
+from sheen.engine.voice import RequestError, load_voice, synthesize_all
 from sheen.evaluate.output import ROW_SCHEMA
 from sheen.rng import step_seed
 from sheen.runs.attempts import Attempts
@@ -74,7 +74,7 @@ class SpeakWorker:
                 spoken.append(row)
                 requests.append(request)
         codec = self._voice.codec
-        results = synthesise_all(self._voice.model, codec, requests, self._slots)
+        results = synthesize_all(self._voice.model, codec, requests, self._slots)
         for row, (waveform, finished) in zip(spoken, results, strict=True):
             sound = measure_sound(waveform, codec.sample_rate)
             audio = encode_audio(waveform, codec.sample_rate, "FLAC")

@@ -88,7 +88,7 @@ class ClipRow:
 
 
 def clip_row(clips: Sequence[Clip], title: str = "") -> ClipRow:
-    """Clips to be compared by ear and eye, such as [recorded, synthesised].
+    """Clips to be compared by ear and eye, such as [recorded, synthesized].
 
     All share one time axis, amplitude axis, frequency axis and dB scale. The spectrograms are
     computed at the lowest sample rate in the row, for otherwise their mel bands would differ; what

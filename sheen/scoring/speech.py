@@ -2,7 +2,7 @@
 
 Owns the measures and their limits. Nothing here is compared with anything.
 
-How good synthesised speech is: clip by clip, and by voice with intervals.
+How good synthesized speech is: clip by clip, and by voice with intervals.
 
 Owns what a set of spoken prompts is judged by: the words heard, whether each ended by itself, its
 duration against what its text lets expect, pace, silence, clipping, and which voice is heard.

@@ -1,4 +1,4 @@
-"""How good synthesised speech is, as JSON and as a page: tables by voice, the worst clips first.
+"""How good synthesized speech is, as JSON and as a page: tables by voice, the worst clips first.
 
 Owns how a `SpeechReport` is shown. Measures nothing.
 """

@@ -23,7 +23,7 @@ from sheen.codec.snac import Codec
 from sheen.data import prompts as prompt_list
 from sheen.data.prompts import Prompt
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import RequestError, Voice, synthesise_all
+from sheen.engine.voice import RequestError, Voice, synthesize_all
 from sheen.lm.batching import pack
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM
@@ -102,7 +102,7 @@ class EvalSamples:
                 )
             except RequestError as error:
                 raise ValueError(f"--eval-prompts, prompt {index + 1}: {error}") from error
-        results = synthesise_all(model, self._codec, requests, BATCH)
+        results = synthesize_all(model, self._codec, requests, BATCH)
         return [
             EvalSample(_name(index, prompt), prompt, waveform, finished.reason == "stop")
             for index, (prompt, (waveform, finished)) in enumerate(
