@@ -1,4 +1,4 @@
-"""Prompts and a checkpoint -> audio, and a report of what is heard in it. See `--help`."""
+"""Prompts and a checkpoint -> audio, and a report of its quality. See `--help`."""
 
 import sys
 

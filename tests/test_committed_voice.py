@@ -27,7 +27,7 @@ COMMITTED = DIGITS / "voice"
 TRAINED = ("slt", "rms", "awb")
 PER_VOICE = 20
 LONGEST_S = 6.0
-"""Twice the longest recording; what is cut here has not stopped by itself."""
+"""Twice the longest recording; what is cut here has not ended with EOS."""
 BATCH = 16
 
 
@@ -60,8 +60,8 @@ def spoken() -> list[Spoken]:
 
 
 def test_it_is_understood(spoken: list[Spoken]) -> None:
-    listener = Pocketsphinx(DIGITS / "digits.gram")
-    heard = listener.transcribe([one.waveform for one in spoken], spoken[0].rate)
+    asr = Pocketsphinx(DIGITS / "digits.gram")
+    heard = asr.transcribe([one.waveform for one in spoken], spoken[0].rate)
     errors = error_rate("word", [one.text for one in spoken], heard)
     assert errors.utterances == 60
     assert errors.rate <= 0.15

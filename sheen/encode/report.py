@@ -261,10 +261,10 @@ def _speakers(report: Mapping[str, Any]) -> list[Block]:
 
 def _codec(codec: CodecReport) -> list[Block]:
     header, rows = voice_rows(codec)
-    listener = f"Heard by {codec.listener}." if codec.listener else "Nobody listened."
+    asr = f"ASR: {codec.asr}." if codec.asr else "No ASR."
     return [
         f"{codec.codec} on {len(codec.clips):,} recordings spread over the corpus "
-        f"({codec.voices[ALL].seconds:,.0f} s), encoded and decoded again. {listener}",
+        f"({codec.voices[ALL].seconds:,.0f} s), encoded and decoded again. {asr}",
         table(header, rows),
     ]
 

@@ -25,18 +25,18 @@ from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.lock import output_lock
 from sheen.scoring.asr import POCKETSPHINX, Grammar, check_transcriber
-from sheen.scoring.speaker_id import VoiceProfiles, fit_recordings
+from sheen.scoring.speaker_id import SpeakerProfiles, enroll_speakers
 from sheen.storage import files, uris
 from sheen.text import normalization
 
 logger = logging.getLogger(__name__)
 
 GPU_SHARES = 0.7, 0.3
-"""Of a speaking worker and of the listening one beside it, where a recogniser runs on GPUs."""
+"""Of a speaking and of a transcribing worker, where the ASR runs on GPUs too."""
 
 
 def run(config: EvaluateConfig) -> Evaluation:
-    """Speak, judge, report. Raises ValueError for what the user must change."""
+    """Speak, score, report. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
     model = uris.absolute(config.model)
     if not files.exists(model):
@@ -66,11 +66,11 @@ def run(config: EvaluateConfig) -> Evaluation:
         return write_results(config, info, profiles, plan, output)
 
 
-def _fit_profiles(location: str | None, sample_rate: int) -> VoiceProfiles | None:
+def _fit_profiles(location: str | None, sample_rate: int) -> SpeakerProfiles | None:
     if location is None:
         return None
     try:
-        return fit_recordings(location, sample_rate)
+        return enroll_speakers(location, sample_rate)
     except ValueError as error:
         raise ValueError(f"--voice-recordings {location}: {error}") from error
 
@@ -91,7 +91,7 @@ def _speak(
     config: EvaluateConfig,
     model: str,
     grammar: Grammar | None,
-    profiles: VoiceProfiles | None,
+    profiles: SpeakerProfiles | None,
     sample_rate: int,
     output: str,
 ) -> None:
@@ -107,8 +107,8 @@ def _speak(
     # large model may take longer for a block on a CPU.
     DataContext.get_current().execution_no_progress_timeout_s = -1
     attempts = Attempts()
-    listens_on_gpu = gpu and config.asr not in (None, POCKETSPHINX)
-    speaking, listening = GPU_SHARES if listens_on_gpu else (1.0, 0.0)
+    asr_on_gpu = gpu and config.asr not in (None, POCKETSPHINX)
+    speaking, transcribing = GPU_SHARES if asr_on_gpu else (1.0, 0.0)
     data = ray.data.from_blocks(blocks).map_batches(
         SpeakWorker,
         fn_constructor_kwargs={
@@ -134,7 +134,7 @@ def _speak(
                 "asr": config.asr,
                 "language": config.asr_language,
                 "grammar": grammar,
-                "device": device if listens_on_gpu else "cpu",
+                "device": device if asr_on_gpu else "cpu",
                 "profiles": ray.put(profiles),
                 "sample_rate": sample_rate,
                 "attempts": attempts,
@@ -143,7 +143,7 @@ def _speak(
             batch_size=size,
             batch_format="pyarrow",
             num_cpus=0.1,  # fractions: whole CPUs would wait forever behind the speaking workers
-            num_gpus=listening,
+            num_gpus=transcribing,
         )
     data = data.map_batches(
         partial(write_rows, output=output, audio_files=config.audio == "files"),

@@ -28,15 +28,15 @@ _AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _RESULT: list[tuple[str, pa.DataType]] = [
     ("reason", pa.string()),  # why it was not spoken, null when it was
     ("detail", pa.string()),
-    ("stopped", pa.bool_()),  # by itself, not by its budget
+    ("ended_with_eos", pa.bool_()),  # else cut off at its token limit
     ("expected_seconds", pa.float64()),
     ("seconds", pa.float64()),
     ("speaking", pa.float64()),
     ("pause", pa.float64()),
     ("clipped", pa.float64()),
-    ("listener", pa.string()),
-    ("heard", pa.string()),
-    ("voice_heard", pa.string()),
+    ("asr", pa.string()),
+    ("transcript", pa.string()),
+    ("identified_speaker", pa.string()),
     ("audio", _AUDIO),  # FLAC, as the `audio` of Hugging Face datasets
 ]
 ROW_SCHEMA = pa.schema([*_PROMPT, *_RESULT])

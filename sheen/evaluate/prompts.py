@@ -20,7 +20,7 @@ from sheen.lm.checkpoint import CheckpointInfo
 from sheen.runs.fingerprint import check_fingerprint, folder_digest
 from sheen.runs.lock import is_unused
 from sheen.scoring.asr import Grammar
-from sheen.scoring.speaker_id import ALL, VoiceProfiles
+from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.whisper import NAMES
 from sheen.storage import files, uris
 
@@ -119,7 +119,7 @@ def prepare_output(
     model: str,
     prompts: list[Prompt],
     grammar: Grammar | None,
-    profiles: VoiceProfiles | None,
+    profiles: SpeakerProfiles | None,
 ) -> None:
     """Refuse a folder that holds something else, or another evaluation."""
     where = uris.join(output, RUN_FILE)

@@ -2,7 +2,7 @@
 
 A prompt that cannot be spoken gets a reason and travels on to the output, so that nothing is
 dropped on the way and nothing is tried again. The text of one that is spoken is its spoken form,
-which is what the judge compares with.
+which is what its transcript is compared with.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ REASONS = {"input": "text cannot be spoken", "voice": "voice is unknown"}
 
 
 class SpeakWorker:
-    """An actor with the checkpoint on its device: PROMPT_SCHEMA -> ROW_SCHEMA, nothing heard yet.
+    """An actor with the checkpoint on its device: PROMPT_SCHEMA -> ROW_SCHEMA, not transcribed yet.
 
     A prompt that crashes its process is rejected after a few attempts. Its random numbers are a
     function of the seed and its key, so they do not depend on the batch.
@@ -79,7 +79,7 @@ class SpeakWorker:
             sound = measure_sound(waveform, codec.sample_rate)
             audio = encode_audio(waveform, codec.sample_rate, "FLAC")
             row |= {
-                "stopped": finished.reason == "stop",
+                "ended_with_eos": finished.reason == "stop",
                 "expected_seconds": self._voice.expected_seconds(row["text"], row["speaker"]),
                 "seconds": sound.seconds,
                 "speaking": sound.speaking,

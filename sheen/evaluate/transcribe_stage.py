@@ -11,19 +11,19 @@ from sheen.audio.io import decode_audio
 from sheen.evaluate.output import ROW_SCHEMA
 from sheen.runs.attempts import Attempts
 from sheen.scoring.asr import Grammar, open_transcriber
-from sheen.scoring.speaker_id import VoiceProfiles
+from sheen.scoring.speaker_id import SpeakerProfiles
 from sheen.scoring.wer import normalise_words
 
 
 class TranscribeWorker:
-    """An actor with the ASR model: fills `heard`, and with profiles `voice_heard`."""
+    """An actor with the ASR: fills `transcript`, and with profiles `identified_speaker`."""
 
     def __init__(
         self,
         asr: str | None,
         grammar: Grammar | None,
         device: str,
-        profiles: "ray.ObjectRef[VoiceProfiles | None]",
+        profiles: "ray.ObjectRef[SpeakerProfiles | None]",
         sample_rate: int,
         attempts: Attempts | None = None,
         language: str | None = "en",
@@ -44,15 +44,15 @@ class TranscribeWorker:
         spoken = [row for row in rows if row["reason"] is None]
         clips = [decode_audio(row["audio"]["bytes"], self._rate) for row in spoken]
         if self._transcriber is not None:
-            heard = self._transcriber.transcribe(clips, self._rate)
-            for row, text in zip(spoken, heard, strict=True):
-                # Of a text without words ("...") no share of words can be wrong.
-                row["heard"] = text if normalise_words(row["text"]) else None
-                row["listener"] = self._transcriber.name
+            transcripts = self._transcriber.transcribe(clips, self._rate)
+            for row, text in zip(spoken, transcripts, strict=True):
+                # A text without words ("...") has no WER.
+                row["transcript"] = text if normalise_words(row["text"]) else None
+                row["asr"] = self._transcriber.name
         if self._profiles is not None:
             for row, clip in zip(spoken, clips, strict=True):
                 try:
-                    row["voice_heard"] = self._profiles.hear(clip, self._rate).voice
+                    row["identified_speaker"] = self._profiles.hear(clip, self._rate).voice
                 except ValueError:  # silent or too short: the model's fault, not the caller's
-                    row["voice_heard"] = ""
+                    row["identified_speaker"] = ""
         return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
