@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup check test soak docs demo bench judge-codec lock clean
+.PHONY: setup check test soak docs demo bench score-codec lock clean
 
 setup: $(VENV)/.installed
 
@@ -51,8 +51,8 @@ bench: setup
 	$(BIN)/python benchmarks/encoding_memory.py --codec examples/digits/codec
 	$(BIN)/python benchmarks/training.py --layers 28 4
 
-judge-codec: setup
-	$(BIN)/python examples/digits/judge_codec.py
+score-codec: setup
+	$(BIN)/python examples/digits/score_codec.py
 
 lock:
 	$(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-emit-index-url --output-file requirements.txt

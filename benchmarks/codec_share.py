@@ -13,7 +13,7 @@ import time
 import torch
 from serving import DEFAULT_MODEL
 
-from sheen.engine.generation import SlotDecoder
+from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampler import Sampling
 from sheen.engine.streaming import StreamingDecoder, decode_ready
 from sheen.engine.voice import Voice, load_voice
@@ -26,7 +26,7 @@ def generate(voice: Voice, streams: int) -> tuple[float, list[list[int]]]:
     layout = voice.model.layout
     count = FRAMES * layout.tokens_per_frame
     prompt = [*range(40), layout.start_id]
-    decoder = SlotDecoder(voice.model, streams, len(prompt) + count + 10)
+    decoder = TokenGenerator(voice.model, streams, len(prompt) + count + 10)
     for slot in range(streams):
         decoder.start(slot, prompt, Sampling(seed=slot), count + 1, count + 1)
     tokens: list[list[int]] = [[] for _ in range(streams)]

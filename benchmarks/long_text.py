@@ -1,8 +1,8 @@
-"""What a long text costs: its words beside those of short texts, and the seams between its pieces.
+"""What a long text costs: its words beside those of short texts, and the seams between its chunks.
 
-A text of 4,000 characters is cut into pieces, spoken and joined as the server does, and every piece
-is heard by itself; so are as many texts of the same words that are short enough to be one piece.
-Seams: the largest step between two samples around each, beside the largest inside pieces; and the
+A text of 4,000 characters is cut into chunks, spoken and joined as the server does, and every chunk
+is heard by itself; so are as many texts of the same words that are short enough to be one chunk.
+Seams: the largest step between two samples around each, beside the largest inside chunks; and the
 longest silence, beside the longest pause that is meant.
 """
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from sheen.engine.joining import FADE_S, SILENCE, Joiner, pause_after
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import Voice, load_voice, synthesise_all
+from sheen.engine.voice import Voice, load_voice, synthesize_all
 from sheen.scoring.asr import Pocketsphinx
 from sheen.scoring.wer import error_rate
-from sheen.text.segmentation import PieceCutter, split_sentences
+from sheen.text.segmentation import TextChunker, split_sentences
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -39,20 +39,20 @@ def long_text(draw: random.Random) -> str:
 
 
 def cut(text: str, limit: int) -> list[str]:
-    cutter = PieceCutter(limit)
-    pieces = [piece for part in split_sentences(text, "en") for piece in cutter.push(part)]
-    return pieces + cutter.finish()
+    cutter = TextChunker(limit)
+    chunks = [chunk for part in split_sentences(text, "en") for chunk in cutter.push(part)]
+    return chunks + cutter.finish()
 
 
 def speak(voice: Voice, speaker: str, texts: list[str]) -> list[NDArray[np.float32]]:
     requests = [voice.request(text, speaker, Sampling(seed=1), MAX_SECONDS) for text in texts]
-    return [waveform for waveform, _ in synthesise_all(voice.model, voice.codec, requests, 8)]
+    return [waveform for waveform, _ in synthesize_all(voice.model, voice.codec, requests, 8)]
 
 
 def join(
     waveforms: list[NDArray[np.float32]], texts: list[str], rate: int
 ) -> tuple[NDArray[np.float32], list[int]]:
-    """The stream, and where each piece but the first begins in it."""
+    """The stream, and where each chunk but the first begins in it."""
     joiner, stream, starts, length = Joiner(rate), [], [], 0
     for number, (waveform, text) in enumerate(zip(waveforms, texts, strict=True)):
         joiner.begin(pause_after(text), last=number == len(texts) - 1)
@@ -79,32 +79,32 @@ def main() -> int:
     draw = random.Random(0)
     text = long_text(draw)
     print(
-        "| voice | characters | pieces | WER of pieces | WER of short texts | "
+        "| voice | characters | chunks | WER of chunks | WER of short texts | "
         "largest step at a seam, inside | longest silence, longest pause meant |"
     )
     print("|---|---|---|---|---|---|---|")
     for speaker in options.voice or voice.info.voices:
-        limit = voice.piece_characters(MAX_SECONDS, speaker)
-        pieces = cut(text, limit)
+        limit = voice.max_chunk_chars(MAX_SECONDS, speaker)
+        chunks = cut(text, limit)
         short = [
-            " ".join(draw.choice(WORDS) for _ in range(max(1, len(piece.split()))))
-            for piece in pieces
+            " ".join(draw.choice(WORDS) for _ in range(max(1, len(chunk.split()))))
+            for chunk in chunks
         ]
-        spoken = speak(voice, speaker, pieces)
+        spoken = speak(voice, speaker, chunks)
         rates = [
             error_rate("word", texts, ear.transcribe(waveforms, rate))
-            for texts, waveforms in ((pieces, spoken), (short, speak(voice, speaker, short)))
+            for texts, waveforms in ((chunks, spoken), (short, speak(voice, speaker, short)))
         ]
-        stream, starts = join(spoken, pieces, rate)
+        stream, starts = join(spoken, chunks, rate)
         steps = np.abs(np.diff(stream))
         near, fade = np.zeros(len(steps), bool), round(FADE_S * rate)
-        for start, piece in zip(starts, pieces, strict=False):
-            before = start - round(pause_after(piece) * rate) - 2 * fade
+        for start, chunk in zip(starts, chunks, strict=False):
+            before = start - round(pause_after(chunk) * rate) - 2 * fade
             near[before : start + 2 * fade] = True
-        pauses = max(pause_after(piece) for piece in pieces)
+        pauses = max(pause_after(chunk) for chunk in chunks)
         words = " | ".join(f"{r.rate:.1%} ({r.low:.1%} to {r.high:.1%})" for r in rates)
         print(
-            f"| {speaker} | {len(text)} | {len(pieces)} | {words} | "
+            f"| {speaker} | {len(text)} | {len(chunks)} | {words} | "
             f"{steps[near].max():.3f}, {steps[~near].max():.3f} | "
             f"{longest_silence(stream) / rate:.2f} s, {pauses:.2f} s |"
         )

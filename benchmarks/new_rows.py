@@ -159,7 +159,7 @@ def fine_tune(
     model: SpeechLM, data: TrainingSet, steps: list[int], options: argparse.Namespace, seed: int
 ) -> list[list[float]]:
     """Held-out loss and that of each level after `steps`, with the training job's own learner."""
-    # Its Ranks asks Ray who it is.
+    # Its Collectives asks Ray who it is.
     alone: Any = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"))
     peak, curve, started = options.learning_rate, [], time.monotonic()
     learner = Learner(

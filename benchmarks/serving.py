@@ -24,7 +24,7 @@ from serving_sides import SIDES, Served, Side, generate_alone, open_side
 from workload import Shape, make_base
 
 from sheen.audio.io import Samples
-from sheen.engine.generation import SlotDecoder
+from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import Finished, Request
 from sheen.engine.voice import Voice
@@ -147,7 +147,7 @@ def compare(served: Served, options: argparse.Namespace) -> None:
 def seconds_per_token(model: SpeechLM, streams: int, tokens: int) -> float:
     """Of the engine's passes with so many requests, past a prompt of 40 tokens."""
     prompt = [*range(100, 139), model.layout.start_id]
-    decoder = SlotDecoder(model, streams, len(prompt) + tokens + 20)
+    decoder = TokenGenerator(model, streams, len(prompt) + tokens + 20)
     for slot in range(streams):
         decoder.start(slot, prompt, Sampling(seed=slot), tokens + 10, tokens + 10)
     for _ in range(10):

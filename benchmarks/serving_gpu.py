@@ -24,7 +24,7 @@ from workload import Shape, make_base
 from sheen.audio.io import Samples
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine, memory_per_slot
-from sheen.engine.generation import SlotDecoder
+from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import Finished, Request
 from sheen.lm.kv_cache import CacheShape
@@ -85,7 +85,7 @@ def make_request(model: SpeechLM, frames: int, seed: int) -> Request:
 
 def time_passes(model: SpeechLM, slots: int, past: int, passes: int) -> float:
     """Seconds of a pass with all slots running, `past` tokens in."""
-    decoder = SlotDecoder(model, slots, TEXT + past + passes + 50)
+    decoder = TokenGenerator(model, slots, TEXT + past + passes + 50)
     decoder.prepare()
     for slot in range(slots):
         request = make_request(model, 1, slot)
@@ -124,12 +124,12 @@ def serve(
 ) -> tuple[str, bool]:
     """A row of the table, and whether all were heard in time."""
     generator = np.random.default_rng(0)
-    positions = make_request(model, frames, 0).positions(model.layout)
+    max_seq_len = make_request(model, frames, 0).seq_len(model.layout)
     engine = Engine(
         model,
         codec,
         slots=slots,
-        positions=positions,
+        max_seq_len=max_seq_len,
         max_queue=10 * slots,
         look_ahead=look_ahead,
     )

@@ -203,7 +203,7 @@ class Served:
 
 def open_side(name: str, served: Served, slots: int, requests: Sequence[Request]) -> Side:
     model, codec, beside = served.plain, served.voice.codec, served.beside
-    positions = max(request.positions(model.layout) for request in requests)
+    positions = max(request.seq_len(model.layout) for request in requests)
     if name == "a":
         return OneByOne(model, codec)
     if name == "b":
@@ -212,7 +212,7 @@ def open_side(name: str, served: Served, slots: int, requests: Sequence[Request]
     if name == "c":
         return TransformersBatching(model, beside, slots, positions, requests[0].sampling)
     return Engine(
-        served.voice.model, beside, slots=slots, positions=positions, max_queue=len(requests)
+        served.voice.model, beside, slots=slots, max_seq_len=positions, max_queue=len(requests)
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from workload import Shape, make_base
 
-from sheen.engine.generation import SlotDecoder
+from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampler import Sampling, SlotSampler
 from sheen.engine.voice import load_voice
 from sheen.lm import kv_cache
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         model = SpeechLM(lm, shape.layout)
     prompt = [*range(100, 139), model.layout.start_id]
     total = options.past + 2 * STEPS
-    decoder = SlotDecoder(model, options.streams, len(prompt) + total + 10)
+    decoder = TokenGenerator(model, options.streams, len(prompt) + total + 10)
     for slot in range(options.streams):
         decoder.start(slot, prompt, Sampling(seed=slot), total + 10, total + 10)
     for _ in range(options.past):

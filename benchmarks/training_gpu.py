@@ -3,7 +3,7 @@
 Random weights, bfloat16 autocast over float32 weights, clips of 1 to 12 seconds, full optimizer
 steps with AdamW (fused on a GPU). Every variant starts from the same weights; tokens are those of
 clips, pads do not count. The share of the device's peak counts the arithmetic that the variant's
-objective needs, not pads and not logits that nothing scores. Prints a Markdown table, writes JSON.
+loss needs, not pads and not logits that nothing scores. Prints a Markdown table, writes JSON.
 Neither Ray nor any other part of the training job is needed.
 """
 
@@ -81,7 +81,7 @@ def measure(
 ) -> dict[str, Any]:
     device = torch.device(options.device)
     kind = SpeechLM if variant.packs else WholeLM if variant.whole else PaddedLM
-    model = kind(make_base(shape), shape.layout, "all rows" if variant.whole else "legal rows")
+    model = kind(make_base(shape), shape.layout, "full" if variant.whole else "masked")
     model.to(device)
     parameters = list(model.parameters())
     if variant.compiles:

@@ -40,7 +40,7 @@ Make = Callable[[], Batch | Padded]
 
 def train_ours(model: SpeechLM, steps: Sequence[Sequence[Make]], clock: Clock) -> float:
     """With the training job's own learner; returns the mean loss of the steps."""
-    # Its Ranks asks Ray who it is.
+    # Its Collectives asks Ray who it is.
     alone: Any = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"))
     learner = Learner(
         model,
@@ -87,7 +87,7 @@ def padded_positions(clips: Sequence[Clip]) -> int:
 def check(shape: Shape, clips: Sequence[Clip]) -> dict[str, Any]:
     """Assert that the variants compute the same losses where they should."""
     lm, layout = make_base(shape), shape.layout
-    every, legal = SpeechLM(lm, layout, "all rows"), SpeechLM(lm, layout)
+    every, legal = SpeechLM(lm, layout, "full"), SpeechLM(lm, layout)
     legal_padded = PaddedLM(lm, layout)
     padded, packed = pad_batch(clips, layout), pack_row(clips, layout)
     count = len(packed.targets)
@@ -150,7 +150,7 @@ def run(variant: str, shape: Shape, clips: Sequence[Clip]) -> dict[str, Any]:
         steps += [batches[at : at + rows] for at in range(first, len(batches), rows)]
         model = (SpeechLM if packs else PaddedLM)(lm, layout)
         if variant == "packed, all rows":
-            model.objective = "all rows"
+            model.softmax = "full"
         loss = train_ours(model, steps, clock)
         positions = sum(make().input_ids.numel() for make in batches[first:])
     figures = {"loss": loss, "targets": sum(clip.targets for clip in timed)}

@@ -141,4 +141,4 @@ class PaddedLM(SpeechLM):
             **inputs,
         )
         states = output.last_hidden_state.flatten(0, 1)
-        return speech_loss(states, batch.targets, head, self.layout, self.objective)
+        return speech_loss(states, batch.targets, head, self.layout, self.softmax)

@@ -5,7 +5,7 @@ import sys
 from sheen.config import load_config
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run
-from sheen.encode.output import PASSING
+from sheen.encode.output import TRANSIENT
 from sheen.runs.exits import run_job
 
 PROG = "jobs/encode.py"
@@ -24,7 +24,7 @@ def encode(argv: list[str]) -> int:
     )
     for reason, entry in report["rejects"].items():
         print(f"  rejected, {reason}: {entry['rows']} ({entry['examples'][0]})")
-    if again := sum(report["rejects"].get(reason, {"rows": 0})["rows"] for reason in PASSING):
+    if again := sum(report["rejects"].get(reason, {"rows": 0})["rows"] for reason in TRANSIENT):
         print(f"  {again} of those may be there later: the same command tries them again")
     if not report["rows_out"]:
         raise ValueError("nothing could be encoded; see report.json in the output")

@@ -1,4 +1,4 @@
-"""Prompts and a checkpoint -> audio, and a report of what is heard in it. See `--help`."""
+"""Prompts and a checkpoint -> audio, and a report of its quality. See `--help`."""
 
 import sys
 
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
 def evaluate(argv: list[str]) -> int:
     config = load_config(EvaluateConfig, argv, PROG)
     result = run(config)
-    for reason, count in (result.left_out + result.rejected).items():
+    for reason, count in (result.skipped + result.rejected).items():
         print(f"  not spoken: {count} x {reason}")
     if result.report is None:
         raise ValueError("no prompt could be spoken; see the rows in --output")

@@ -67,17 +67,17 @@ def main(argv: list[str]) -> int:
 
 
 def _speak(voice: Voice, request: Request) -> tuple[Samples, FinishReason]:
-    positions = request.positions(voice.model.layout)
-    engine = Engine(voice.model, voice.codec, slots=1, positions=positions)
-    pieces: list[Samples] = [np.zeros(0, np.float32)]
+    max_seq_len = request.seq_len(voice.model.layout)
+    engine = Engine(voice.model, voice.codec, slots=1, max_seq_len=max_seq_len)
+    chunks: list[Samples] = [np.zeros(0, np.float32)]
     reason: FinishReason = "stop"
     for item in stream(engine, request):
         if isinstance(item, Finished):
             reason = item.reason
         else:
-            pieces.append(item)
+            chunks.append(item)
     engine.close()
-    return np.concatenate(pieces), reason
+    return np.concatenate(chunks), reason
 
 
 def _check_output(path: Path) -> None:

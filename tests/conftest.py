@@ -42,7 +42,7 @@ from sheen.runs import cluster
 from sheen.scoring import code_usage
 from sheen.scoring.asr import Pocketsphinx
 from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
-from sheen.scoring.speaker_id import VoiceProfiles
+from sheen.scoring.speaker_id import SpeakerProfiles
 from sheen.train.config import TrainConfig
 from sheen.train.job import run as train
 
@@ -93,12 +93,12 @@ def codec() -> Codec:
 
 
 @pytest.fixture(scope="session")
-def profiles() -> VoiceProfiles:
+def profiles() -> SpeakerProfiles:
     few = {
         voice: [read_clip("corpus", row[0]) for row in rows_of("corpus", voice)[:6]]
         for voice in VOICES
     }
-    return VoiceProfiles.fit(few, RATE)
+    return SpeakerProfiles.fit(few, RATE)
 
 
 @pytest.fixture(scope="session")
@@ -123,12 +123,12 @@ def speed_timed_briefly() -> Iterator[None]:
 def measured(
     codec: Codec,
     recordings: list[Recording],
-    profiles: VoiceProfiles,
+    profiles: SpeakerProfiles,
     speed_timed_briefly: None,
 ) -> Measured:
-    """The real codec, heard by the real listener."""
-    listener = Pocketsphinx(DIGITS / "digits.gram")
-    return measure_codec(codec, "small", recordings, listener=listener, profiles=profiles)
+    """The real codec, scored by the real ASR."""
+    asr = Pocketsphinx(DIGITS / "digits.gram")
+    return measure_codec(codec, "small", recordings, asr=asr, profiles=profiles)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 from conftest import DIGITS
 from sheen.codec.layout import TokenLayout
 from sheen.encode.config import EncodeConfig
-from sheen.encode.decode_stage import Preparation, prepare
+from sheen.encode.decode_stage import DecodeSettings, decode_rows
 from sheen.encode.filters import Limits
 from sheen.encode.plan import read_rows
 
@@ -33,7 +33,7 @@ def sound(name: str) -> bytes:
 def prepared(*locations: Path | str) -> list[Row]:
     """The rows of an encode job's input after its plan and its first stage."""
     rows = read_rows(EncodeConfig(input=[str(each) for each in locations], output="unused"))
-    return prepare(rows, Preparation(24_000, Limits(), LAYOUT, 2048 / 24_000)).to_pylist()
+    return decode_rows(rows, DecodeSettings(24_000, Limits(), LAYOUT, 2048 / 24_000)).to_pylist()
 
 
 def verdicts(rows: list[Row]) -> list[tuple[str, str | None]]:

@@ -20,17 +20,17 @@ from ray import serve
 
 from sheen.audio.io import to_pcm16, wav_header
 from sheen.engine.engine import Engine
-from sheen.engine.longform import Manner, Pieces, Speech
+from sheen.engine.longform import ChunkStream, Speech, SynthesisParams
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import Voice
 from sheen.serve.app import build
 from sheen.serve.config import ServeArgs
-from sheen.serve.request_log import Entry
+from sheen.serve.request_log import RequestRecord
 from sheen.text.segmentation import split_sentences
 
 HTTP_TIMEOUT_S = 120
 MAX_SECONDS = 1.5
-"""Of a piece: the tests' model hardly ever ends by itself."""
+"""Of a chunk: the tests' model hardly ever ends by itself."""
 HEADER = len(wav_header(24_000))
 FRAME = 2048
 """Samples of a coarse codec frame."""
@@ -120,14 +120,14 @@ def spoken_here(
         return voice.spoken(sentence)
 
     async def run() -> list[NDArray[np.float32]]:
-        pieces = Pieces(normalise, voice.piece_characters(max_seconds, speaker))
-        pieces.feed(split_sentences(text, None))
-        pieces.close()
-        manner = Manner(speaker, sampling, max_seconds)
-        speech = Speech(engine, voice, manner, pieces, Entry("", ""))
+        chunks = ChunkStream(normalise, voice.max_chunk_chars(max_seconds, speaker))
+        chunks.feed(split_sentences(text, None))
+        chunks.close()
+        params = SynthesisParams(speaker, sampling, max_seconds)
+        speech = Speech(engine, voice, params, chunks, RequestRecord("", ""))
         return [samples async for samples in speech.samples()]
 
-    engine = Engine(voice.model, voice.codec, slots=1, positions=voice.longest(max_seconds))
+    engine = Engine(voice.model, voice.codec, slots=1, max_seq_len=voice.max_seq_len(max_seconds))
     try:
         return to_pcm16(np.concatenate(asyncio.run(run())))
     finally:

@@ -15,7 +15,7 @@ from sheen.audio.io import Samples
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
-from sheen.engine.generation import SlotDecoder
+from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import Finished, Request
 from sheen.lm.model import SpeechLM
@@ -96,7 +96,7 @@ def draw_request(number: int, frames: int = 12, longest: int = 300) -> Request:
 def generate(model: SpeechLM, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
     """Greedy tokens of prompts that run together, each until it ends or has so many."""
     longest = max(map(len, prompts)) + tokens
-    decoder = SlotDecoder(model, len(prompts), longest)
+    decoder = TokenGenerator(model, len(prompts), longest)
     for slot, prompt in enumerate(prompts):
         decoder.start(slot, prompt, Sampling(0.0), tokens, model.layout.tokens_per_frame)
     produced: list[list[int]] = [[] for _ in prompts]
@@ -120,11 +120,11 @@ class Sink:
 
     def wait(self) -> tuple[Samples, Finished]:
         """All samples and the ending. The ending must be the last thing that came."""
-        pieces = [np.zeros(0, np.float32)]
+        chunks = [np.zeros(0, np.float32)]
         while not isinstance(item := self.items.get(timeout=WAIT_S), Finished):
-            pieces.append(item)
+            chunks.append(item)
         assert self.items.empty()
-        return np.concatenate(pieces), item
+        return np.concatenate(chunks), item
 
 
 def speak(engine: Engine, request: Request) -> tuple[Samples, Finished]:

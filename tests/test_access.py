@@ -19,7 +19,7 @@ from sheen.serve import request_log
 from sheen.serve.access.auth import Gate, GateMiddleware, set_gate
 from sheen.serve.access.keys import digest
 from sheen.serve.errors import APIError, install_error_handlers
-from sheen.serve.request_log import AccountingMiddleware, Entry, entry_of, listen, refused
+from sheen.serve.request_log import RequestLogMiddleware, RequestRecord, listen, record_of, refused
 from sheen.serve.schema import SpeechRequest
 
 KEY, OTHER = "first-key", "second-key"
@@ -31,11 +31,11 @@ def client() -> Iterator[TestClient]:
     app = FastAPI()
     install_error_handlers(app)
     app.add_middleware(GateMiddleware)
-    app.add_middleware(AccountingMiddleware)
+    app.add_middleware(RequestLogMiddleware)
 
     @app.post("/v1/echo")
     async def echo(body: dict[str, Any], request: Request) -> dict[str, Any]:
-        entry_of(request).held.callback(released.append, entry_of(request).path)
+        record_of(request).cleanup.callback(released.append, record_of(request).path)
         return body
 
     @app.get("/health")
@@ -56,7 +56,7 @@ def client() -> Iterator[TestClient]:
 
     @app.get("/v1/cut")
     async def cut(request: Request) -> StreamingResponse:
-        entry_of(request).held.callback(released.append, "cut")
+        record_of(request).cleanup.callback(released.append, "cut")
 
         async def body() -> AsyncIterator[bytes]:
             yield b"some"
@@ -78,8 +78,8 @@ released: list[str] = []
 
 
 @pytest.fixture
-def entries(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
-    seen: list[Entry] = []
+def records(monkeypatch: pytest.MonkeyPatch) -> list[RequestRecord]:
+    seen: list[RequestRecord] = []
     monkeypatch.setattr(request_log, "_listeners", [])
     listen(seen.append)
     released.clear()
@@ -158,7 +158,7 @@ def in_a_subprotocol(key: str) -> str:
 
 @pytest.mark.parametrize("origin", [{}, {"Origin": "http://testserver"}, *FOREIGN])
 def test_a_websocket_needs_a_key_wherever_it_comes_from(
-    client: TestClient, keys: None, entries: list[Entry], origin: dict[str, str]
+    client: TestClient, keys: None, records: list[RequestRecord], origin: dict[str, str]
 ) -> None:
     # A page of another host has a key only if it was given one.
     assert talk(client, bearer(KEY) | origin) == "hello"
@@ -171,11 +171,11 @@ def test_a_websocket_needs_a_key_wherever_it_comes_from(
         [{}, in_a_subprotocol("")],
     )
     for headers, *subprotocols in wrong:
-        entries.clear()
+        records.clear()
         with pytest.raises(WebSocketDisconnect) as closed:
             talk(client, headers | origin, *subprotocols)
         assert closed.value.code == 1008
-        assert [(entry.status, entry.code) for entry in entries] == [(401, "invalid_api_key")]
+        assert [(record.status, record.code) for record in records] == [(401, "invalid_api_key")]
 
 
 def test_no_key_is_taken_from_a_query(client: TestClient, keys: None) -> None:
@@ -184,26 +184,26 @@ def test_no_key_is_taken_from_a_query(client: TestClient, keys: None) -> None:
 
 
 def test_without_keys_no_foreign_page_opens_a_websocket(
-    client: TestClient, entries: list[Entry]
+    client: TestClient, records: list[RequestRecord]
 ) -> None:
     assert talk(client, {"Origin": "http://testserver"}) == "hello"
     for origin in FOREIGN:
-        entries.clear()
+        records.clear()
         with pytest.raises(WebSocketDisconnect) as closed:
             talk(client, origin)
         assert closed.value.code == 1008
-        assert [(entry.status, entry.code) for entry in entries] == [(403, "foreign_origin")]
+        assert [(record.status, record.code) for record in records] == [(403, "foreign_origin")]
 
 
 def test_keys_that_cannot_be_known_open_nothing_and_nobody_is_told_they_are_wrong(
-    client: TestClient, entries: list[Entry], request: pytest.FixtureRequest
+    client: TestClient, records: list[RequestRecord], request: pytest.FixtureRequest
 ) -> None:
     request.addfinalizer(lambda: set_gate(Gate(None)))
     set_gate(Gate(lambda: None))
     response = client.post("/v1/echo", json={}, headers=bearer(KEY))
     assert response.status_code == 503
     assert int(response.headers["Retry-After"]) >= 1
-    assert response.json()["error"]["code"] == entries[0].code == "keys_unreadable"
+    assert response.json()["error"]["code"] == records[0].code == "keys_unreadable"
     with pytest.raises(WebSocketDisconnect):
         talk(client, bearer(KEY))
     assert client.get("/health").status_code == 200
@@ -223,11 +223,11 @@ def test_keys_that_cannot_be_known_open_nothing_and_nobody_is_told_they_are_wron
     ],
 )
 def test_every_answer_is_entered_once_with_its_status(
-    client: TestClient, entries: list[Entry], method: str, path: str, status: int
+    client: TestClient, records: list[RequestRecord], method: str, path: str, status: int
 ) -> None:
     client.request(method, path, headers={"x-request-id": "mine"})
-    [entry] = entries
-    assert (entry.path, entry.status, entry.request_id) == (path, status, "mine")
+    [record] = records
+    assert (record.path, record.status, record.request_id) == (path, status, "mine")
 
 
 SPEECH = {"model": "sheen", "voice": "slt", "input": "a secret text"}
@@ -249,7 +249,7 @@ SPEECH = {"model": "sheen", "voice": "slt", "input": "a secret text"}
 )
 def test_the_log_has_code_and_field_of_every_refusal(
     client: TestClient,
-    entries: list[Entry],
+    records: list[RequestRecord],
     method: str,
     path: str,
     body: dict[str, Any] | None,
@@ -257,26 +257,26 @@ def test_the_log_has_code_and_field_of_every_refusal(
     param: str | None,
 ) -> None:
     client.request(method, path, json=body)
-    [fields] = [entry.fields() for entry in entries]
+    [fields] = [record.fields() for record in records]
     assert (fields["code"], fields["param"]) == (code, param)
     assert "secret" not in json.dumps(fields)
 
 
 def test_a_refusal_at_the_gate_is_entered_too(
-    client: TestClient, keys: None, entries: list[Entry]
+    client: TestClient, keys: None, records: list[RequestRecord]
 ) -> None:
     client.post("/v1/echo")
-    assert [(entry.status, entry.code) for entry in entries] == [(401, "invalid_api_key")]
+    assert [(record.status, record.code) for record in records] == [(401, "invalid_api_key")]
 
 
 def test_what_a_request_holds_is_released_however_it_ends(
-    client: TestClient, entries: list[Entry]
+    client: TestClient, records: list[RequestRecord]
 ) -> None:
     client.post("/v1/echo", json={})
     with pytest.raises(RuntimeError, match="middle"), TestClient(client.app) as strict:
         strict.get("/v1/cut")
     assert released == ["/v1/echo", "cut"]
-    assert [entry.status for entry in entries] == [200, 200]
+    assert [record.status for record in records] == [200, 200]
 
 
 def test_what_is_logged_of_speech_holds_neither_text_nor_key(
@@ -284,7 +284,7 @@ def test_what_is_logged_of_speech_holds_neither_text_nor_key(
 ) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(request_log, "_listeners", [])
-    listen(lambda entry: seen.append(entry.fields()))
+    listen(lambda record: seen.append(record.fields()))
     client.post("/v1/echo", json={"input": "a secret text"}, headers=bearer(KEY))
     [fields] = seen
     assert (fields["path"], fields["status"]) == ("/v1/echo", 200)
@@ -294,13 +294,13 @@ def test_what_is_logged_of_speech_holds_neither_text_nor_key(
 
 
 def test_the_pace_is_that_of_the_audio_after_the_first_chunk() -> None:
-    entry = Entry(path="/v1/audio/speech", request_id="id")
-    entry.sent(0.5)
-    assert entry.realtime_factor is None
-    entry.sent(0.5)
-    assert entry.realtime_factor is not None
-    assert 0 <= entry.realtime_factor < 1
-    assert entry.fields()["audio_s"] == 1.0
+    record = RequestRecord(path="/v1/audio/speech", request_id="id")
+    record.sent(0.5)
+    assert record.realtime_factor is None
+    record.sent(0.5)
+    assert record.realtime_factor is not None
+    assert 0 <= record.realtime_factor < 1
+    assert record.fields()["audio_s"] == 1.0
 
 
 def test_what_a_client_sent_goes_with_its_refusal() -> None:

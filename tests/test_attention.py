@@ -17,10 +17,11 @@ from transformers import (
     Qwen3Config,
 )
 
+from sheen.codec.layout import Softmax
 from sheen.lm import attention
 from sheen.lm.attention import PACKED, Segments, check_isolation, packed_attention
 from sheen.lm.batching import Batch, collate
-from sheen.lm.loss import Objective, token_losses
+from sheen.lm.loss import token_losses
 from sheen.lm.model import SpeechLM
 from speaking import generate
 from test_loss import LAYOUT, prompts, utterances
@@ -62,8 +63,8 @@ def small_lm(config: Any) -> PreTrainedModel:
     return lm
 
 
-def small_model(family: str, objective: Objective = "legal rows") -> SpeechLM:
-    return SpeechLM(small_lm(FAMILIES[family]), LAYOUT, objective)
+def small_model(family: str, softmax: Softmax = "masked") -> SpeechLM:
+    return SpeechLM(small_lm(FAMILIES[family]), LAYOUT, softmax)
 
 
 def three_utterances() -> tuple[list[list[int]], list[np.ndarray]]:
@@ -94,7 +95,7 @@ def perturbed(which: int) -> Batch:
 def losses_by_utterance(model: SpeechLM, batch: Batch) -> list[torch.Tensor]:
     """Every target's loss, utterance by utterance."""
     states = model.packed_states(batch)
-    losses, _ = token_losses(states, batch.targets, model.head, LAYOUT, model.objective)
+    losses, _ = token_losses(states, batch.targets, model.head, LAYOUT, model.softmax)
     values, positions = torch.cat(losses), torch.cat(batch.targets.positions)
     owner = torch.bucketize(positions, batch.segments.bounds[1:], right=True)
     return [values[owner == utterance] for utterance in range(len(LENGTHS))]
@@ -141,11 +142,11 @@ def test_no_gradient_crosses_from_one_utterance_to_another(family: str) -> None:
 
 
 @every_family
-@pytest.mark.parametrize("objective", ["legal rows", "all rows"])
+@pytest.mark.parametrize("softmax", ["masked", "full"])
 def test_loss_and_gradients_of_a_row_are_the_sums_over_its_utterances(
-    family: str, objective: Objective
+    family: str, softmax: Softmax
 ) -> None:
-    model = small_model(family, objective)
+    model = small_model(family, softmax)
     parameters = list(model.parameters())
     sums = model(packed())
     together = torch.autograd.grad(sums.loss.sum(), parameters)

@@ -7,16 +7,22 @@ from typing import Any
 
 import pytest
 
-from sheen.runs.fingerprint import RECORDINGS, SAMPLED, claim, folder_digest, sample_digests
+from sheen.runs.fingerprint import (
+    RECORDINGS,
+    SAMPLED,
+    check_fingerprint,
+    folder_digest,
+    sample_digests,
+)
 
 FIELDS: dict[str, Any] = {"seed": 0, "voices": ["a", "b"], "judge": None, "normal": {"by": "x"}}
 
 
 def test_the_first_is_recorded_and_the_same_resumes(tmp_path: Path) -> None:
     where = str(tmp_path / "out" / "run.json")
-    assert claim(where, FIELDS) == ""
+    assert check_fingerprint(where, FIELDS) == ""
     before = Path(where).read_bytes()
-    assert claim(where, FIELDS) == ""
+    assert check_fingerprint(where, FIELDS) == ""
     assert Path(where).read_bytes() == before
 
 
@@ -32,16 +38,16 @@ def test_the_first_is_recorded_and_the_same_resumes(tmp_path: Path) -> None:
 )
 def test_all_that_differs_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     where = str(tmp_path / "run.json")
-    claim(where, FIELDS)
+    check_fingerprint(where, FIELDS)
     before = Path(where).read_bytes()
-    assert message in claim(where, FIELDS | changes, {"data"})
+    assert message in check_fingerprint(where, FIELDS | changes, {"data"})
     assert Path(where).read_bytes() == before
 
 
 def test_what_an_older_record_does_not_say_is_not_compared(tmp_path: Path) -> None:
     where = str(tmp_path / "run.json")
-    claim(where, FIELDS)
-    assert claim(where, FIELDS | {"data": "hash"}, {"data"}) == ""
+    check_fingerprint(where, FIELDS)
+    assert check_fingerprint(where, FIELDS | {"data": "hash"}, {"data"}) == ""
 
 
 @pytest.fixture
@@ -58,19 +64,19 @@ def test_recordings_are_compared_where_both_are_known(
     """Some of them missing, moved, or repaired are the same corpus; most of them others are not."""
     where = str(tmp_path / "run.json")
     assert len(sample_digests(clips)) == SAMPLED
-    claim(where, {RECORDINGS: sample_digests([None, *clips[1:]])})
+    check_fingerprint(where, {RECORDINGS: sample_digests([None, *clips[1:]])})
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     for clip in clips:
         shutil.copy(str(clip), moved)
     again = [str(moved / Path(str(clip)).name) for clip in clips]
-    assert claim(where, {RECORDINGS: sample_digests(again)}) == ""
+    assert check_fingerprint(where, {RECORDINGS: sample_digests(again)}) == ""
     for place in range(8):  # 0, 2, 5 and 7 are compared, of which nobody knew 0
         (moved / str(place)).write_bytes(b"another")
-    assert claim(where, {RECORDINGS: sample_digests(again)}) == ""
+    assert check_fingerprint(where, {RECORDINGS: sample_digests(again)}) == ""
     for place in range(8, 11):
         (moved / str(place)).write_bytes(b"another")
-    assert claim(where, {RECORDINGS: sample_digests(again)}) == (
+    assert check_fingerprint(where, {RECORDINGS: sample_digests(again)}) == (
         "4 of 7 recordings that were compared have another content"
     )
 

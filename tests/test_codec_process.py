@@ -52,10 +52,10 @@ def test_what_it_refuses_is_raised_here_and_it_goes_on(codec: Codec, beside: Cod
 def test_an_engine_hears_of_its_end(codec: Codec) -> None:
     beside = CodecProcess(codec)
     model = random_model(end=0.0)
-    engine = Engine(model, beside, slots=2, positions=POSITIONS)
+    engine = Engine(model, beside, slots=2, max_seq_len=POSITIONS)
     request = draw_request(0, frames=20)
     samples, ending = speak(engine, request)
-    alone = Engine(model, codec, slots=2, positions=POSITIONS)
+    alone = Engine(model, codec, slots=2, max_seq_len=POSITIONS)
     expected, _ = speak(alone, request)
     alone.close()
     assert ending.reason == "length"

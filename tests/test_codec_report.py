@@ -1,7 +1,7 @@
 """Codec reports: the page and the JSON show all of it, and the example's script writes them.
 
 The report of the real codec is that of its two held-out recordings of each voice; the others are
-of a codec whose codes are the samples and a listener that says what it is told to.
+of a codec whose codes are the samples and an ASR that says what it is told to.
 """
 
 import json
@@ -32,7 +32,7 @@ from sheen.scoring.speaker_id import ALL
 from test_judge_codec_quality import Told, measure, noisy
 from test_report import Page, assert_self_contained
 
-judge_codec = load_script(DIGITS / "judge_codec.py")
+score_codec = load_script(DIGITS / "score_codec.py")
 
 pytestmark = pytest.mark.usefixtures("speed_timed_briefly")
 
@@ -86,15 +86,15 @@ def test_page_is_one_file_that_plays_two_clips_of_each_voice(
     assert [row[0] for row in rows] == [*VOICES, ALL]
     for cell in (*header, *(cell for row in rows for cell in row), *(c.name for c in report.clips)):
         assert cell in page.text
-    assert f"Listener: {report.listener}" in page.text
+    assert f"ASR: {report.asr}" in page.text
 
 
 def test_page_plays_the_worst_clips_first(tmp_path: Path) -> None:
     recordings = [noisy(name, "one two", voice) for voice in "vw" for name in ("p", "q", "r")]
     recordings = [replace(item, name=f"{item.voice}-{item.name}") for item in recordings]
     right, half, wrong = "one two", "one", "three four"
-    listener = Told([right] * 6, [half, right, wrong, wrong, half, right], [wrong] * 6)
-    report = measure(recordings, listener)
+    asr = Told([right] * 6, [half, right, wrong, wrong, half, right], [wrong] * 6)
+    report = measure(recordings, asr)
     decoded = [item.waveform for item in recordings]
 
     def shown(count: int) -> list[str]:
@@ -107,7 +107,7 @@ def test_page_plays_the_worst_clips_first(tmp_path: Path) -> None:
     assert shown(2) == ["v-r", "v-p", "w-p", "w-q"]
 
 
-def test_without_listener_the_worst_are_the_most_distant(tmp_path: Path) -> None:
+def test_without_asr_the_worst_are_the_most_distant(tmp_path: Path) -> None:
     recordings = [noisy(name) for name in ("near", "far", "middle")]
     report = measure(recordings)
     clips = [
@@ -128,10 +128,10 @@ def test_the_table_is_one_row_a_voice() -> None:
             "voice",
             "clips",
             "mel distance",
-            "WER of recordings",
-            "of reconstructions",
-            "difference",
-            "of shuffled codes",
+            "WER, recordings",
+            "WER, reconstructions",
+            "WER, difference",
+            "WER, shuffled codes",
         ],
         [
             [
@@ -148,15 +148,15 @@ def test_the_table_is_one_row_a_voice() -> None:
     )
 
 
-def test_without_a_listener_there_are_no_rates(tmp_path: Path) -> None:
+def test_without_asr_there_are_no_rates(tmp_path: Path) -> None:
     recordings = [noisy("a", "one", "v"), noisy("b", "two", "v")]
     report = measure(recordings)
     assert_no_rates(report)
-    assert report.listener is None
+    assert report.asr is None
     write_report(tmp_path, report, recordings, [item.waveform for item in recordings])
     text = page_in(tmp_path).text
-    assert "Listener: none" in text
-    assert "heard:" not in text
+    assert "ASR: none" in text
+    assert "transcript:" not in text
 
 
 @pytest.mark.parametrize("text", [None, "", "..."])
@@ -171,22 +171,27 @@ def test_without_texts_there_are_no_rates(text: str | None, tmp_path: Path) -> N
 
 def assert_no_rates(report: CodecReport) -> None:
     for result in report.voices.values():
-        assert result.recordings is result.reconstructions is result.shuffled is None
-        assert result.difference is result.voice_right is None
+        assert result.recordings_wer is result.reconstructions_wer is result.shuffled_wer is None
+        assert result.wer_difference is result.speaker_accuracy is None
     for clip in report.clips:
-        assert clip.heard_recording is clip.heard_reconstruction is clip.voice_heard is None
+        assert (
+            clip.recording_transcript
+            is clip.reconstruction_transcript
+            is clip.identified_speaker
+            is None
+        )
     assert voice_rows(report)[0] == ["voice", "clips", "mel distance"]
 
 
-def test_what_has_no_text_is_not_listened_to(tmp_path: Path) -> None:
+def test_recordings_without_text_are_not_transcribed(tmp_path: Path) -> None:
     """Some with a text, some without, and a voice none of whose recordings has one."""
     recordings = [noisy("a", "one", "v"), noisy("b", None, "v"), noisy("c", "!", "w"), noisy("d")]
-    listener = Told(["one"], ["one"], ["two"])
-    report = measure(recordings, listener)
-    assert [len(clips) for clips in listener.clips] == [1, 1, 1]
-    assert [clip.heard_recording for clip in report.clips] == ["one", None, None, None]
-    assert report.voices["v"].recordings == report.voices[ALL].recordings is not None
-    assert report.voices["w"].recordings is None
+    asr = Told(["one"], ["one"], ["two"])
+    report = measure(recordings, asr)
+    assert [len(clips) for clips in asr.clips] == [1, 1, 1]
+    assert [clip.recording_transcript for clip in report.clips] == ["one", None, None, None]
+    assert report.voices["v"].recordings_wer == report.voices[ALL].recordings_wer is not None
+    assert report.voices["w"].recordings_wer is None
     assert report.voices[ALL].clips == 4
     header, rows = voice_rows(report)
     assert rows[1] == ["w", "1", "0.00 dB", "", "", "", ""]
@@ -236,7 +241,7 @@ def test_script_writes_a_report_and_prints_it(
     caplog.set_level(logging.INFO)
     output, image = tmp_path / "report", tmp_path / "pictures" / "clip.png"
     arguments = ["--per-voice", "1", "--profiles", few, "--output", str(output)]
-    assert judge_codec.main([*arguments, "--image", str(image), "--clip", "awb-h001"]) == 0
+    assert score_codec.main([*arguments, "--image", str(image), "--clip", "awb-h001"]) == 0
     report = json.loads((output / JSON_FILE).read_text("utf-8"))
     assert [clip["voice"] for clip in report["clips"]] == list(VOICES)
     assert len(page_in(output).attributes("src", "audio")) == 2 * len(VOICES)
@@ -245,16 +250,16 @@ def test_script_writes_a_report_and_prints_it(
     assert [line.split()[0] for line in printed[:6]] == ["voice", *VOICES, ALL]
     assert all(len(line.split("  ")) >= 8 for line in printed[:6])
     assert "pocketsphinx" in printed[6]
-    assert report["listener"] in printed[6]
+    assert report["asr"] in printed[6]
     assert printed[8] == f"page: {output / PAGE_FILE}"
-    # A judgement of all recordings takes minutes: each stage says that it begins.
+    # A score of all recordings takes minutes: each stage says that it begins.
     said = " ".join(caplog.messages)
-    for stage in ("reading", "learning the voices", "encoding 4", "decoding", "listening to 4"):
+    for stage in ("reading", "enrolling the speakers", "encoding 4", "decoding", "transcribing 4"):
         assert stage in said
 
 
 def test_script_spreads_few_recordings_over_the_list() -> None:
-    recordings = judge_codec.read_recordings(str(DIGITS / "heldout"), RATE, 2)
+    recordings = score_codec.read_recordings(str(DIGITS / "heldout"), RATE, 2)
     assert [item.name for item in recordings] == [
         f"{voice}-{number}" for voice in VOICES for number in ("h001", "h051")
     ]
@@ -308,6 +313,6 @@ def test_script_names_the_recording_that_cannot_be_read(
 
 def assert_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        judge_codec.main(arguments)
+        score_codec.main(arguments)
     assert ended.value.code == 2
     assert re.search(said, capsys.readouterr().err)

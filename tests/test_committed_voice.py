@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from conftest import CODEC, DIGITS, ROOT, rows_of
 from sheen.codec.info import CODEC_FOLDER, describe_codec
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import load_voice, synthesise_all
+from sheen.engine.voice import load_voice, synthesize_all
 from sheen.lm import checkpoint
 from sheen.scoring.asr import Pocketsphinx
 from sheen.scoring.wer import error_rate
@@ -27,7 +27,7 @@ COMMITTED = DIGITS / "voice"
 TRAINED = ("slt", "rms", "awb")
 PER_VOICE = 20
 LONGEST_S = 6.0
-"""Twice the longest recording; what is cut here has not stopped by itself."""
+"""Twice the longest recording; what is cut here has not ended with EOS."""
 BATCH = 16
 
 
@@ -51,7 +51,7 @@ def spoken() -> list[Spoken]:
             texts.append(rows[place * len(rows) // PER_VOICE][1])
             sampling = Sampling(seed=len(requests))
             requests.append(voice.request(texts[-1], name, sampling, LONGEST_S))
-    results = synthesise_all(voice.model, voice.codec, requests, BATCH)
+    results = synthesize_all(voice.model, voice.codec, requests, BATCH)
     rate = voice.codec.sample_rate
     return [
         Spoken(text, waveform, rate, finished.reason == "stop")
@@ -60,8 +60,8 @@ def spoken() -> list[Spoken]:
 
 
 def test_it_is_understood(spoken: list[Spoken]) -> None:
-    listener = Pocketsphinx(DIGITS / "digits.gram")
-    heard = listener.transcribe([one.waveform for one in spoken], spoken[0].rate)
+    asr = Pocketsphinx(DIGITS / "digits.gram")
+    heard = asr.transcribe([one.waveform for one in spoken], spoken[0].rate)
     errors = error_rate("word", [one.text for one in spoken], heard)
     assert errors.utterances == 60
     assert errors.rate <= 0.15

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from sheen.serve.request_log import NAMES
 
-LABELS = {"application", "replica", "status", "ending", "reason", "le"}
+LABELS = {"application", "replica", "status", "finish_reason", "reason", "le"}
 SUFFIX = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
 EXPORTED = {f"ray_{name}{SUFFIX[kind]}": kind for name, kind in NAMES.items()}
 METRIC = re.compile(r"\bray_\w+")

@@ -18,7 +18,7 @@ from transformers import (
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.engine.engine import memory_per_slot
-from sheen.engine.generation import PIECE, SlotDecoder
+from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
 from sheen.engine.sampler import Sampling
 from sheen.engine.scheduler import Slots
 from sheen.engine.types import Request
@@ -43,7 +43,7 @@ def frozen() -> SpeechLM:
     return frozen
 
 
-def begin(decoder: SlotDecoder, slot: int, request: Request) -> None:
+def begin(decoder: TokenGenerator, slot: int, request: Request) -> None:
     frame = decoder.layout.tokens_per_frame
     decoder.start(
         slot,
@@ -55,7 +55,7 @@ def begin(decoder: SlotDecoder, slot: int, request: Request) -> None:
 
 
 def run(
-    decoder: SlotDecoder, requests: Sequence[Request], arrivals: random.Random | None
+    decoder: TokenGenerator, requests: Sequence[Request], arrivals: random.Random | None
 ) -> list[list[int]]:
     """The tokens of each request; they arrive at random, or all as soon as there is a slot."""
     free, waiting = list(range(decoder.cache.slots)), list(enumerate(requests))
@@ -87,23 +87,23 @@ def run(
 
 def test_200_requests_arriving_at_random_get_what_each_gets_alone(model: SpeechLM) -> None:
     requests = [draw_request(number, frames=7) for number in range(200)]
-    decoder = SlotDecoder(model, SLOTS, POSITIONS)
+    decoder = TokenGenerator(model, SLOTS, POSITIONS)
     together = run(decoder, requests, random.Random(0))
     for number, request in enumerate(requests):
         assert run(decoder, [request], None) == [together[number]], f"request {number}"
     ends = sum(tokens[-1] == LAYOUT.end_id for tokens in together)
     assert 10 < ends < 190, "some must end by themselves, and some at their budget"
-    assert any(len(request.prompt) > PIECE for request in requests)
+    assert any(len(request.prompt) > PREFILL_CHUNK for request in requests)
 
 
 def test_so_do_requests_of_a_frozen_model(model: SpeechLM, frozen: SpeechLM) -> None:
     requests = [draw_request(number, frames=7) for number in range(60)]
-    together = run(SlotDecoder(frozen, SLOTS, POSITIONS), requests, random.Random(0))
-    alone = SlotDecoder(frozen, SLOTS, POSITIONS)
+    together = run(TokenGenerator(frozen, SLOTS, POSITIONS), requests, random.Random(0))
+    alone = TokenGenerator(frozen, SLOTS, POSITIONS)
     for number, request in enumerate(requests):
         assert run(alone, [request], None) == [together[number]], f"request {number}"
     # Other roundings, the same model: hardly a token differs.
-    trained = run(SlotDecoder(model, SLOTS, POSITIONS), requests, random.Random(0))
+    trained = run(TokenGenerator(model, SLOTS, POSITIONS), requests, random.Random(0))
     same = sum(ours == theirs for ours, theirs in zip(together, trained, strict=True))
     assert same >= 50
 
@@ -134,7 +134,7 @@ def test_greedy_tokens_are_transformers_until_two_are_as_good(
     for number in range(24):
         drawn = draw_request(number)
         requests.append(Request(drawn.prompt, 5, Sampling(0.0)))
-    decoder = SlotDecoder(frozen if freezes else model, SLOTS, POSITIONS)
+    decoder = TokenGenerator(frozen if freezes else model, SLOTS, POSITIONS)
     ours = run(decoder, requests, random.Random(1))
     ties = 0
     for request, tokens in zip(requests, ours, strict=True):
@@ -165,8 +165,8 @@ def test_greedy_tokens_are_transformers_until_two_are_as_good(
 def test_all_slots_at_once_give_the_same_tokens(model: SpeechLM) -> None:
     """The shape of passes that a GPU records, unrecorded."""
     requests = [draw_request(number) for number in range(40)]
-    packed = run(SlotDecoder(model, 4, POSITIONS), requests, random.Random(0))
-    whole = run(SlotDecoder(model, 4, POSITIONS, whole=True), requests, random.Random(0))
+    packed = run(TokenGenerator(model, 4, POSITIONS), requests, random.Random(0))
+    whole = run(TokenGenerator(model, 4, POSITIONS, static_shapes=True), requests, random.Random(0))
     # Other shapes round otherwise, and a draw may fall on the other side of a bound.
     assert sum(a == b for a, b in zip(packed, whole, strict=True)) >= 38
 
@@ -203,9 +203,9 @@ def test_other_bases_by_their_own_whole_forward(config: Any, whole: bool) -> Non
     generator = random.Random(0)
     requests = [
         Request([*(generator.randrange(100) for _ in range(n)), layout.start_id], 4, Sampling(0.0))
-        for n in (1, 7, 40, PIECE + 30)
+        for n in (1, 7, 40, PREFILL_CHUNK + 30)
     ]
-    produced = run(SlotDecoder(model, 3, 400, whole=whole), requests, random.Random(0))
+    produced = run(TokenGenerator(model, 3, 400, static_shapes=whole), requests, random.Random(0))
     lm.set_attn_implementation("eager")
     for request, tokens in zip(requests, produced, strict=True):
         ids = torch.tensor([[*request.prompt, *tokens]])
@@ -219,11 +219,11 @@ def test_other_bases_by_their_own_whole_forward(config: Any, whole: bool) -> Non
             assert best.max() - best[token - start] < 1e-3
 
 
-def test_a_prompt_in_pieces_is_the_prompt(model: SpeechLM) -> None:
+def test_a_prompt_in_chunks_is_the_prompt(model: SpeechLM) -> None:
     """Its last state beside the base's own forward pass over the whole of it."""
     generator = random.Random(0)
-    prompt = [*(generator.randrange(WORDS) for _ in range(PIECE + 100)), LAYOUT.start_id]
-    decoder = SlotDecoder(model, 2, POSITIONS)
+    prompt = [*(generator.randrange(WORDS) for _ in range(PREFILL_CHUNK + 100)), LAYOUT.start_id]
+    decoder = TokenGenerator(model, 2, POSITIONS)
     begin(decoder, 1, Request(prompt, 1, Sampling(0.0)))
     first, second = decoder.step(), decoder.step()
     assert first is not None
@@ -241,7 +241,7 @@ def test_a_prompt_in_pieces_is_the_prompt(model: SpeechLM) -> None:
 
 def test_10000_frames_of_an_untrained_model_all_decode() -> None:
     model = random_model(end=0.0)
-    decoder = SlotDecoder(model, 64, POSITIONS)
+    decoder = TokenGenerator(model, 64, POSITIONS)
     settings = [Sampling(1.0, 0, 1.0), Sampling(5.0, 0, 1.0), Sampling(1.0, 100, 1.0)]
     requests = [
         Request(
@@ -264,7 +264,7 @@ def test_10000_frames_of_an_untrained_model_all_decode() -> None:
 
 def test_such_frames_are_audio(codec: Codec) -> None:
     requests = [Request([LAYOUT.start_id], 20, Sampling(1.0, 0, 1.0, n), 20) for n in range(4)]
-    tokens = run(SlotDecoder(random_model(end=0.0), 4, POSITIONS), requests, None)
+    tokens = run(TokenGenerator(random_model(end=0.0), 4, POSITIONS), requests, None)
     frames = np.stack([LAYOUT.from_ids(np.array(ids)) for ids in tokens])
     levels = [LAYOUT.deinterleave(utterance) for utterance in frames]
     samples = codec.decode([np.stack(level) for level in zip(*levels, strict=True)])
@@ -283,7 +283,7 @@ def test_the_end_comes_no_sooner_than_allowed_and_only_where_a_frame_begins() ->
     ]
     ended = 0
     for request, tokens in zip(
-        requests, run(SlotDecoder(model, 8, POSITIONS), requests, None), strict=True
+        requests, run(TokenGenerator(model, 8, POSITIONS), requests, None), strict=True
     ):
         if LAYOUT.end_id in tokens:
             frames, rest = divmod(tokens.index(LAYOUT.end_id), FRAME)
@@ -301,7 +301,7 @@ def test_a_pass_that_fails_for_one_goes_on_for_the_others(model: SpeechLM, whole
     for number in (0, 1, 2, 4, 5):
         prompt = [token for token in requests[number].prompt if token != poison]
         requests[number] = Request(prompt, 3, Sampling(seed=number), 3)
-    decoder = SlotDecoder(model, 8, POSITIONS, whole=whole)
+    decoder = TokenGenerator(model, 8, POSITIONS, static_shapes=whole)
     others = [request for number, request in enumerate(requests) if number != 3]
     expected = run(decoder, others, None)
 
@@ -328,11 +328,11 @@ def test_a_pass_that_fails_for_one_goes_on_for_the_others(model: SpeechLM, whole
 
 
 def test_a_prompt_that_the_model_has_no_rows_for_is_refused(model: SpeechLM) -> None:
-    decoder = SlotDecoder(model, 1, 64)
+    decoder = TokenGenerator(model, 1, 64)
     for prompt in ([], [-1], [10**6, LAYOUT.start_id]):
         with pytest.raises(ValueError, match="ids outside"):
             decoder.start(0, prompt, Sampling(), 7)
-    with pytest.raises(ValueError, match="64 positions"):
+    with pytest.raises(ValueError, match="of 64 tokens"):
         decoder.start(0, [1] * 60, Sampling(), 7)
     assert decoder.step() is None
 

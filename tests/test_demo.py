@@ -36,13 +36,13 @@ def scripts() -> dict[str, ModuleType]:
 # The table
 
 
-def voice_result(errors: float, stopped: float, right: float | None) -> dict[str, Any]:
+def voice_result(errors: float, ended_with_eos: float, right: float | None) -> dict[str, Any]:
     """Of an evaluation's JSON, what the table shows."""
     return {
         "clips": 25,
-        "words": {"rate": errors, "low": errors / 2, "high": errors * 2, "units": 100},
-        "stopped": {"rate": stopped, "low": 0.0, "high": 1.0, "count": 25, "of": 25},
-        "voice_right": None if right is None else {"rate": right, "low": 0.0, "high": 1.0},
+        "wer": {"rate": errors, "low": errors / 2, "high": errors * 2, "units": 100},
+        "ended_with_eos": {"rate": ended_with_eos, "low": 0.0, "high": 1.0, "count": 25, "of": 25},
+        "speaker_accuracy": None if right is None else {"rate": right, "low": 0.0, "high": 1.0},
     }
 
 
@@ -50,7 +50,7 @@ def evaluation(untrained: Sequence[str], **voices: dict[str, Any]) -> dict[str, 
     everybody = voice_result(0.1, 1.0, 1.0) | {"clips": 25 * len(voices)}
     return {
         "config": {"untrained_voices": list(untrained)},
-        "listener": "an ear",
+        "asr": "an ASR",
         "seed": 0,
         "voices": {**voices, ALL: everybody},
     }
@@ -79,10 +79,10 @@ def test_the_table_shows_each_voice_before_and_after_and_the_new_one_first() -> 
         "90.0% [45.0%, 180.0%]",
         "10.0% [5.0%, 20.0%]",
     )
-    assert (new["stopped by itself, before"], new["stopped by itself, after"]) == ("48%", "100%")
-    assert (new["right voice heard, before"], new["right voice heard, after"]) == ("0%", "100%")
+    assert (new["ended with EOS, before"], new["ended with EOS, after"]) == ("48%", "100%")
+    assert (new["speaker accuracy, before"], new["speaker accuracy, after"]) == ("0%", "100%")
     assert slt["WER, before"].startswith("8.0% ")
-    assert awb["right voice heard, after"] == ""  # was not measured
+    assert awb["speaker accuracy, after"] == ""  # was not measured
 
 
 def test_the_console_has_a_column_for_each_voice() -> None:
@@ -201,7 +201,7 @@ def reported(scripts: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-def test_the_page_plays_each_string_four_times_and_says_what_was_heard(reported: Path) -> None:
+def test_the_page_plays_each_string_four_times_and_shows_the_transcripts(reported: Path) -> None:
     html = (reported / "report.html").read_text("utf-8")
     assert_self_contained(html)
     page = Page(html)
@@ -209,9 +209,9 @@ def test_the_page_plays_each_string_four_times_and_says_what_was_heard(reported:
     for voice in ("slt", "kal16"):
         name, text, *_ = rows_of("heldout", voice)[40]
         assert f"{voice}: {text} ({name})" in page.text
-    assert page.text.count("heard: nothing") == 2
+    assert page.text.count("transcript: nothing") == 2
     assert "kal16 (new)" in page.text
-    assert "an ear" in page.text
+    assert "an ASR" in page.text
 
 
 def test_the_images_show_four_clips_one_above_the_other(reported: Path) -> None:

@@ -16,7 +16,7 @@ from conftest import CODEC
 from sheen.codec.layout import TokenLayout
 from sheen.data.corpus import read_manifest
 from sheen.encode.config import EncodeConfig
-from sheen.encode.decode_stage import Preparation, prepare
+from sheen.encode.decode_stage import DecodeSettings, decode_rows
 from sheen.encode.filters import Limits
 from sheen.encode.job import run
 
@@ -138,8 +138,8 @@ def test_parts_of_one_recording_fail_alike_and_it_is_read_once(tmp_path: Path) -
         for number, span in enumerate(spans)
     ]
     (tmp_path / "lines.jsonl").write_text("\n".join(lines), "utf-8")
-    preparation = Preparation(24_000, Limits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000)
-    rows = prepare(read_manifest(str(tmp_path / "lines.jsonl")), preparation).to_pylist()
+    preparation = DecodeSettings(24_000, Limits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000)
+    rows = decode_rows(read_manifest(str(tmp_path / "lines.jsonl")), preparation).to_pylist()
     assert [row["reason"] for row in rows] == ["unreadable"] * 3
     assert len({row["detail"] for row in rows}) == 1
     assert rows[0]["read_s"] > 0

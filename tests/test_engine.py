@@ -18,7 +18,7 @@ from sheen.engine.sampler import Sampling
 from sheen.engine.scheduler import Ticket
 from sheen.engine.streaming import StreamingDecoder
 from sheen.engine.types import EngineBusy, Finished, Playback, Request
-from sheen.engine.voice import stream, synthesise, synthesise_all
+from sheen.engine.voice import stream, synthesize, synthesize_all
 from sheen.lm.model import SpeechLM
 from speaking import (
     LAYOUT,
@@ -153,7 +153,7 @@ def test_a_model_that_ends_is_counted_too(tiny: Codec) -> None:
 def test_the_slot_may_be_filled_to_its_last_position_and_no_further(
     model: SpeechLM, tiny: Codec
 ) -> None:
-    with opened(model, tiny, slots=1, positions=100) as engine:
+    with opened(model, tiny, slots=1, max_seq_len=100) as engine:
         room = 100 - FRAME
         full = Request([65] * (room - 1) + [LAYOUT.start_id], 1, Sampling(0.0))
         assert speak(engine, full)[1] == Finished("length", 1)
@@ -161,7 +161,7 @@ def test_the_slot_may_be_filled_to_its_last_position_and_no_further(
             Request([65] * room + [LAYOUT.start_id], 1, Sampling()),
             Request(full.prompt, 2, Sampling()),
         ):
-            with pytest.raises(ValueError, match="100 positions"):
+            with pytest.raises(ValueError, match="maximum of 100 tokens"):
                 engine.submit(request, Sink())
         with pytest.raises(ValueError, match="0 frames"):
             engine.submit(Request([65], 0, Sampling()), Sink())
@@ -173,22 +173,22 @@ def test_the_iterator_gives_the_same(model: SpeechLM, tiny: Codec) -> None:
         items = list(stream(engine, request))
         samples, finished = speak(engine, request)
         assert items[-1] == finished
-        pieces = [item for item in items if not isinstance(item, Finished)]
-        assert np.abs(np.concatenate(pieces) - samples).max() <= TOLERANCE
-        [(whole, ending)] = synthesise(engine, [request])
+        chunks = [item for item in items if not isinstance(item, Finished)]
+        assert np.abs(np.concatenate(chunks) - samples).max() <= TOLERANCE
+        [(whole, ending)] = synthesize(engine, [request])
         assert ending == finished
         assert np.abs(whole - samples).max() <= TOLERANCE
 
 
 def test_many_at_once_keep_their_order(model: SpeechLM, tiny: Codec) -> None:
     requests = [draw_request(number, frames=3) for number in range(12)]
-    results = synthesise_all(model, tiny, requests, slots=3)
+    results = synthesize_all(model, tiny, requests, slots=3)
     with opened(model, tiny, slots=3) as engine:
         for request, (samples, finished) in zip(requests, results, strict=True):
             expected, ending = speak(engine, request)
             assert finished == ending
             assert np.abs(samples - expected).max(initial=0) <= TOLERANCE
-    assert synthesise_all(model, tiny, [], slots=3) == []
+    assert synthesize_all(model, tiny, [], slots=3) == []
 
 
 # The queue
@@ -277,7 +277,7 @@ def test_what_continues_speech_is_never_refused_and_goes_before_what_has_not_beg
 def test_what_is_made_ahead_takes_no_slot_that_somebody_waits_for(
     endless: SpeechLM, tiny: Codec
 ) -> None:
-    """Else as few long texts as half the slots keep everybody else out, piece after piece."""
+    """Else as few long texts as half the slots keep everybody else out, chunk after chunk."""
     barrier = Barrier()
     sinks = [Sink() for _ in range(5)]
     with opened(endless, tiny, slots=2) as engine, before_each_pass(endless, barrier):
@@ -584,6 +584,6 @@ def test_first_audio_comes_before_later_audio_and_then_the_deadline_decides(tiny
 def test_memory_is_stated_before_it_is_taken(
     model: SpeechLM, tiny: Codec, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO", "sheen"), opened(model, tiny, slots=3, positions=POSITIONS):
+    with caplog.at_level("INFO", "sheen"), opened(model, tiny, slots=3, max_seq_len=POSITIONS):
         pass
-    assert "3 slots of 512 positions: 0.6 MB each, 1.8 MB together" in caplog.text
+    assert "3 slots of 512 tokens: 0.6 MB each, 1.8 MB together" in caplog.text

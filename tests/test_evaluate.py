@@ -46,10 +46,10 @@ from sheen.evaluate.output import AUDIO, ROW_SCHEMA, ROWS
 from sheen.evaluate.prompts import Plan, plan_prompts, prompt_table
 from sheen.evaluate.results import JSON_FILE, PAGE_FILE, write_results
 from sheen.evaluate.speak_stage import SpeakWorker
-from sheen.evaluate.transcribe_stage import ListenWorker
+from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm.checkpoint import CheckpointInfo, Pace
 from sheen.scoring.asr import Pocketsphinx, read_grammar
-from sheen.scoring.speaker_id import ALL, VoiceProfiles
+from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.wer import error_rate
 from sheen.storage import files
 from test_report import Page, assert_self_contained
@@ -219,11 +219,11 @@ def test_the_rows_of_spoken_prompts_are_complete(evaluated: Done, voice: Voice) 
     for row in rows:
         missing = {name for name in MEASURED if row[name] is None} - {"detail"}
         # Of a text without words no share of words can be wrong.
-        assert missing == ({"reason", "heard"} if row["id"] == "dots" else {"reason"})
+        assert missing == ({"reason", "transcript"} if row["id"] == "dots" else {"reason"})
         assert 0 < row["seconds"] <= 0.5
         assert 0 <= row["pause"] <= row["speaking"] <= row["seconds"]
         assert row["expected_seconds"] == voice.expected_seconds(row["text"], row["speaker"])
-        assert row["voice_heard"] in ("awb", "slt", "")
+        assert row["identified_speaker"] in ("awb", "slt", "")
 
 
 def test_the_audio_is_in_the_rows(evaluated: Done) -> None:
@@ -242,7 +242,7 @@ def test_prompts_that_cannot_be_spoken_say_why(evaluated: Done) -> None:
     rejected = {row["id"]: row for row in rows_in(evaluated.output) if row["reason"] is not None}
     assert rejected.keys() == {"long", "blank"}
     assert {row["reason"] for row in rejected.values()} == {"text cannot be spoken"}
-    assert "2048 positions" in rejected["long"]["detail"]
+    assert "2048 tokens" in rejected["long"]["detail"]
     assert "the text is empty" in rejected["blank"]["detail"]
     for row in rejected.values():
         assert all(row[name] is None for name in MEASURED if name not in ("reason", "detail"))
@@ -252,29 +252,29 @@ def test_the_report_is_that_of_the_rows(evaluated: Done) -> None:
     report, rows = evaluated.report, spoken_in(evaluated.output)
     assert report["prompts"] == len(PLANNED)
     assert sum(report["rejected"].values()) == 2
-    assert sum(report["left_out"].values()) == 1
-    assert "nobody" in next(iter(report["left_out"]))
+    assert sum(report["skipped"].values()) == 1
+    assert "nobody" in next(iter(report["skipped"]))
     assert report["config"]["prompts"] == evaluated.config.prompts
     assert list(report["voices"]) == [*sorted(VOICES), ALL]
     for voice, result in report["voices"].items():
         own = [row for row in rows if voice in (row["speaker"], ALL)]
-        judged = [row for row in own if row["heard"] is not None]
-        texts, heard = [row["text"] for row in judged], [row["heard"] for row in judged]
+        judged = [row for row in own if row["transcript"] is not None]
+        texts, heard = [row["text"] for row in judged], [row["transcript"] for row in judged]
         assert result["clips"] == len(own)
-        assert result["stopped"]["count"] == sum(row["stopped"] for row in own)
-        for unit, name in (("word", "words"), ("character", "characters")):
+        assert result["ended_with_eos"]["count"] == sum(row["ended_with_eos"] for row in own)
+        for unit, name in (("word", "wer"), ("character", "cer")):
             errors = error_rate(unit, texts, heard)
             assert (result[name]["errors"], result[name]["units"]) == (errors.errors, errors.units)
         ratios = [row["seconds"] / row["expected_seconds"] for row in own]
         assert result["duration"]["value"] == pytest.approx(np.mean(ratios))
         profiled = [row for row in own if row["speaker"] in ("awb", "slt")]
         if profiled:
-            right = [row["voice_heard"] == row["speaker"] for row in profiled]
-            assert result["voice_right"]["of"] == len(profiled)
-            assert result["voice_right"]["count"] == sum(right)
+            right = [row["identified_speaker"] == row["speaker"] for row in profiled]
+            assert result["speaker_accuracy"]["of"] == len(profiled)
+            assert result["speaker_accuracy"]["count"] == sum(right)
         else:
-            assert result["voice_right"] is None
-    assert "pocketsphinx" in report["listener"]
+            assert result["speaker_accuracy"] is None
+    assert "pocketsphinx" in report["asr"]
 
 
 def test_the_command_prints_the_table(evaluated: Done) -> None:
@@ -284,7 +284,7 @@ def test_the_command_prints_the_table(evaluated: Done) -> None:
     assert table[0].split() == ["voice", "awb", "kal16", "rms", "slt", "all"]
     assert table[1].split() == ["clips", "2", "2", "2", "2", "8"]
     names = [line[:24].strip() for line in table]
-    assert {"WER", "CER", "right voice heard", "stopped by itself"} < set(names)
+    assert {"WER", "CER", "speaker accuracy", "ended with EOS"} < set(names)
     assert f"page: {evaluated.output / PAGE_FILE}" in table
 
 
@@ -294,7 +294,7 @@ def test_the_page_plays_the_worst(evaluated: Done) -> None:
     assert_self_contained(html)
     assert len(page.attributes("src", "audio")) == 2
     assert "8 prompts" in page.text
-    for reason in (*evaluated.report["rejected"], *evaluated.report["left_out"]):
+    for reason in (*evaluated.report["rejected"], *evaluated.report["skipped"]):
         assert reason in page.text
 
 
@@ -376,17 +376,17 @@ def test_audio_goes_into_files_of_the_voices_that_are_asked_for(spoken: Done) ->
 def test_without_a_judge_the_rest_is_reported(spoken: Done) -> None:
     assert spoken.status == 0
     for row in rows_in(spoken.output):
-        assert row["heard"] is row["voice_heard"] is row["reason"] is None
+        assert row["transcript"] is row["identified_speaker"] is row["reason"] is None
     report = spoken.report
-    assert report["listener"] is None
-    assert list(report["left_out"].values()) == [1]
+    assert report["asr"] is None
+    assert list(report["skipped"].values()) == [1]
     assert list(report["voices"]) == ["awb", "slt", ALL]
     for result, clips in zip(report["voices"].values(), (4, 5, 9), strict=True):
-        assert result["words"] is result["characters"] is result["voice_right"] is None
-        assert result["stopped"]["of"] == result["clips"] == clips
+        assert result["wer"] is result["cer"] is result["speaker_accuracy"] is None
+        assert result["ended_with_eos"]["of"] == result["clips"] == clips
     page = Page((spoken.output / PAGE_FILE).read_text("utf-8"))
     assert len(page.attributes("src", "audio")) == 3
-    assert "Nobody listened" in page.text
+    assert "No ASR" in page.text
     assert not any(line.startswith("WER") for line in spoken.printed)
 
 
@@ -539,7 +539,7 @@ def test_when_nothing_can_be_spoken_the_command_fails(
         ({"prompts": "{tmp}/blank.txt"}, "--prompts {tmp}/blank.txt: it holds no prompts"),
         ({"prompts": "{tmp}/strange.jsonl"}, "--prompts {tmp}/strange.jsonl: none is for"),
         ({"voices": ["nobody"]}, "--voices nobody: the checkpoint has awb, kal16, rms, slt"),
-        ({"asr": None, "grammar": str(GRAMMAR)}, "nobody listens"),
+        ({"asr": None, "grammar": str(GRAMMAR)}, "there is no ASR"),
         ({"asr": "./nowhere"}, "--asr: recogniser './nowhere': no such folder"),
         ({"grammar": "{tmp}/nowhere.gram"}, "--grammar {tmp}/nowhere.gram"),
         ({"voice_recordings": "{tmp}/nowhere"}, "--voice-recordings"),
@@ -590,27 +590,27 @@ def plan(
     fields: dict[str, Any] = {"model": "m", "prompts": "p", "output": "o"}
     info = CheckpointInfo.model_construct(voices=trained_voices)
     made = plan_prompts(listed, info, EvaluateConfig(**(fields | changes)))
-    return [(prompt.id, prompt.speaker) for prompt in made.prompts], made.left_out
+    return [(prompt.id, prompt.speaker) for prompt in made.prompts], made.skipped
 
 
 def test_prompts_without_a_voice_are_for_every_voice() -> None:
-    planned, left_out = plan(MIXED, ["awb", "rms", "slt"])
+    planned, skipped = plan(MIXED, ["awb", "rms", "slt"])
     assert planned == [("a", "slt"), ("b", "awb"), ("b", "rms"), ("b", "slt"), ("c", "awb")]
-    assert not left_out
+    assert not skipped
 
 
 def test_only_voices_that_are_asked_for_speak() -> None:
-    planned, left_out = plan(MIXED, ["awb", "rms", "slt"], voices=["slt", "rms"])
+    planned, skipped = plan(MIXED, ["awb", "rms", "slt"], voices=["slt", "rms"])
     assert planned == [("a", "slt"), ("b", "slt"), ("b", "rms")]
-    assert left_out.total() == 1
-    assert "'awb'" in next(iter(left_out))
+    assert skipped.total() == 1
+    assert "'awb'" in next(iter(skipped))
 
 
 def test_untrained_voices_are_asked_for_all_the_same() -> None:
     listed = [*MIXED, Prompt("d", "four", "new")]
-    planned, left_out = plan(listed, ["awb"], untrained_voices=["new"])
+    planned, skipped = plan(listed, ["awb"], untrained_voices=["new"])
     assert planned == [("b", "awb"), ("b", "new"), ("c", "awb"), ("d", "new")]
-    assert left_out.total() == 1
+    assert skipped.total() == 1
     planned, _ = plan(listed, ["awb"], untrained_voices=["new"], voices=["new"])
     assert planned == [("b", "new"), ("d", "new")]
 
@@ -634,17 +634,17 @@ def test_few_prompts_of_a_voice_are_spread_over_its_list() -> None:
 
 
 def test_a_checkpoint_of_one_voice_speaks_for_all() -> None:
-    planned, left_out = plan(MIXED, [])
+    planned, skipped = plan(MIXED, [])
     assert planned == [("a", None), ("b", None), ("c", None)]
-    assert not left_out
+    assert not skipped
     with pytest.raises(ValueError, match="--voices slt: the checkpoint has one voice"):
         plan(MIXED, [], voices=["slt"])
 
 
 def test_the_limit_is_one_of_the_list() -> None:
-    planned, left_out = plan(MIXED, ["awb", "slt"], voices=["awb"], limit=2)
+    planned, skipped = plan(MIXED, ["awb", "slt"], voices=["awb"], limit=2)
     assert planned == [("b", "awb")]
-    assert left_out.total() == 1
+    assert skipped.total() == 1
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "a b", "a\n", ""])
@@ -703,7 +703,7 @@ def test_every_prompt_has_draws_of_its_own(trained: Path) -> None:
 
 
 def test_listening_keeps_rows_and_clips_together(
-    ray_cluster: None, profiles: VoiceProfiles
+    ray_cluster: None, profiles: SpeakerProfiles
 ) -> None:
     clips = [
         read_clip("heldout", "slt-h001"),
@@ -728,15 +728,15 @@ def test_listening_keeps_rows_and_clips_together(
     table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
     grammar = read_grammar(GRAMMAR)
-    listened = ListenWorker("pocketsphinx", grammar, "cpu", ray.put(profiles), RATE)(table)
+    listened = TranscribeWorker("pocketsphinx", grammar, "cpu", ray.put(profiles), RATE)(table)
 
     assert listened.schema == ROW_SCHEMA
     assert [row["key"] for row in listened.to_pylist()] == [0, 3, 1, 2]
-    assert listened["heard"].to_pylist() == [heard[0], None, heard[1], None]
-    assert listened["voice_heard"].to_pylist() == [first, None, "", last]
-    unheard = ListenWorker(None, None, "cpu", ray.put(profiles), RATE)(table)
-    assert unheard["heard"].to_pylist() == [None] * 4
-    assert unheard["voice_heard"] == listened["voice_heard"]
+    assert listened["transcript"].to_pylist() == [heard[0], None, heard[1], None]
+    assert listened["identified_speaker"].to_pylist() == [first, None, "", last]
+    unheard = TranscribeWorker(None, None, "cpu", ray.put(profiles), RATE)(table)
+    assert unheard["transcript"].to_pylist() == [None] * 4
+    assert unheard["identified_speaker"] == listened["identified_speaker"]
 
 
 @pytest.mark.parametrize("container", ["FLAC", "WAV"])

@@ -133,12 +133,12 @@ def test_parts_of_locations() -> None:
     assert uris.child("hf://datasets/a/b", "c d") == "hf://datasets/a/b/c d"
 
 
-def test_beside() -> None:
-    assert uris.beside("/data/m.jsonl", "a.wav") == "/data/a.wav"
-    assert uris.beside("m.jsonl", "a.wav") == "./a.wav"
-    assert uris.beside("s3://b/x/m.jsonl?region=r", "w/a b.wav") == "s3://b/x/w/a%20b.wav?region=r"
+def test_sibling() -> None:
+    assert uris.sibling("/data/m.jsonl", "a.wav") == "/data/a.wav"
+    assert uris.sibling("m.jsonl", "a.wav") == "./a.wav"
+    assert uris.sibling("s3://b/x/m.jsonl?region=r", "w/a b.wav") == "s3://b/x/w/a%20b.wav?region=r"
     for path in ("/other/a.wav", "gs://b/a.wav"):
-        assert uris.beside("s3://b/m.jsonl", path) == path
+        assert uris.sibling("s3://b/m.jsonl", path) == path
 
 
 # Globs

@@ -14,7 +14,7 @@ from sheen.serve.access.auth import Gate, GateMiddleware, set_gate
 from sheen.serve.access.front import FrontMiddleware, set_origins
 from sheen.serve.access.keys import digest
 from sheen.serve.errors import install_error_handlers
-from sheen.serve.request_log import AccountingMiddleware
+from sheen.serve.request_log import RequestLogMiddleware
 
 KEY = {"Authorization": "Bearer sesame"}
 PAGE = "https://app.example"
@@ -27,7 +27,7 @@ def app() -> FastAPI:
     install_error_handlers(app)
     app.add_middleware(GateMiddleware)
     app.add_middleware(FrontMiddleware)
-    app.add_middleware(AccountingMiddleware)
+    app.add_middleware(RequestLogMiddleware)
 
     @app.get("/health", response_class=PlainTextResponse)
     async def health() -> str:

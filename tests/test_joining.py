@@ -1,4 +1,4 @@
-"""Joining: pieces of speech as one stream. Nothing here needs a model."""
+"""Joining: chunks of speech as one stream. Nothing here needs a model."""
 
 import random
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ def speech(seconds: float, before: float = 0.0, after: float = 0.0, level: float
     return np.concatenate([hiss[0], sound, hiss[1]])
 
 
-def join(pieces: Sequence[Samples], seed: int = 0, known: bool = True) -> list[Samples]:
-    """The stream of each piece, from chunks of random lengths. `known`: the last one is."""
+def join(chunks: Sequence[Samples], seed: int = 0, known: bool = True) -> list[Samples]:
+    """The stream of each chunk, from chunks of random lengths. `known`: the last one is."""
     draw = random.Random(seed)
     joiner, streams = Joiner(RATE), []
-    for number, piece in enumerate(pieces):
-        joiner.begin(PAUSE_S, last=known and number == len(pieces) - 1)
+    for number, chunk in enumerate(chunks):
+        joiner.begin(PAUSE_S, last=known and number == len(chunks) - 1)
         parts, at = [np.zeros(0, np.float32)], 0
-        while at < len(piece):
+        while at < len(chunk):
             size = draw.choice([1, 7, 100, 2048, 24_576])
-            parts.append(joiner.push(piece[at : at + size]))
+            parts.append(joiner.push(chunk[at : at + size]))
             at += size
         streams.append(np.concatenate([*parts, joiner.end()]))
     return streams
@@ -46,17 +46,17 @@ def silences(stream: Samples) -> list[int]:
     return [int(gap) for gap in gaps if gap >= 0.02 * RATE]
 
 
-def test_one_piece_passes_untouched_and_at_once() -> None:
-    piece = speech(0.5, before=0.7, after=0.9)
+def test_one_chunk_passes_untouched_and_at_once() -> None:
+    chunk = speech(0.5, before=0.7, after=0.9)
     joiner = Joiner(RATE)
     joiner.begin(PAUSE_S, last=True)
-    np.testing.assert_array_equal(joiner.push(piece), piece)
+    np.testing.assert_array_equal(joiner.push(chunk), chunk)
     assert not len(joiner.end())
 
 
 @pytest.mark.parametrize("before", [0.0, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize("after", [0.0, 0.002, 0.2, 0.3, 1.5])
-def test_between_two_pieces_is_one_pause(before: float, after: float) -> None:
+def test_between_two_chunks_is_one_pause(before: float, after: float) -> None:
     stream = np.concatenate(join([speech(0.4, after=after), speech(0.4, before=before)]))
     [pause] = silences(stream)
     onset = min(before, ONSET_S)
@@ -72,21 +72,21 @@ def test_a_seam_between_any_two_values_is_no_step() -> None:
 
 
 def test_the_cut_into_chunks_does_not_matter() -> None:
-    pieces = [speech(0.3, 0.2, 0.8), speech(0.2, 0.4, 0.0), speech(0.1, 0.0, 0.1), speech(0.3, 2.0)]
-    expected = join(pieces)
+    chunks = [speech(0.3, 0.2, 0.8), speech(0.2, 0.4, 0.0), speech(0.1, 0.0, 0.1), speech(0.3, 2.0)]
+    expected = join(chunks)
     for seed in range(1, 20):
-        for stream, same in zip(join(pieces, seed), expected, strict=True):
+        for stream, same in zip(join(chunks, seed), expected, strict=True):
             np.testing.assert_array_equal(stream, same)
 
 
-def test_inside_a_piece_nothing_changes() -> None:
+def test_inside_a_chunk_nothing_changes() -> None:
     pause = np.concatenate([speech(0.3), speech(0.3, before=1.0)])
     first, second, _ = join([pause, pause, speech(0.1)])
     np.testing.assert_array_equal(first[: len(pause) - 120], pause[:-120])
     np.testing.assert_array_equal(second[120 : len(pause) - 120], pause[120:-120])
 
 
-def test_a_piece_without_a_sound_becomes_no_more_than_a_pause() -> None:
+def test_a_chunk_without_a_sound_becomes_no_more_than_a_pause() -> None:
     nothing = speech(0.0, before=1.5)
     streams = join([speech(0.2), nothing, speech(0.2)])
     assert len(streams[1]) <= (PAUSE_S + FADE_S) * RATE

@@ -1,7 +1,7 @@
 """A codec's quality: the figures are those of its clips, the control fails.
 
-What concerns the real codec and ear is measured once, on two held-out recordings of each voice. The
-rest looks at the bookkeeping, with a codec whose codes are the samples and a listener that says
+What concerns the real codec and ASR is measured once, on two held-out recordings of each voice. The
+rest looks at the bookkeeping, with a codec whose codes are the samples and an ASR that says
 what it is told to.
 """
 
@@ -19,7 +19,7 @@ from sheen.codec.layout import Codes
 from sheen.codec.snac import Codec
 from sheen.scoring import code_usage
 from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
-from sheen.scoring.speaker_id import ALL, VoiceProfiles
+from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 
 pytestmark = pytest.mark.usefixtures("speed_timed_briefly")
 
@@ -61,38 +61,38 @@ def noisy(name: str, text: str | None = None, voice: str | None = None, n: int =
 
 
 def measure(
-    recordings: Sequence[Recording], listener: Told | None = None, **arguments: Any
+    recordings: Sequence[Recording], asr: Told | None = None, **arguments: Any
 ) -> CodecReport:
     pcm: Any = PcmCodec()
-    return measure_codec(pcm, "pcm", recordings, listener=listener, **arguments)[0]
+    return measure_codec(pcm, "pcm", recordings, asr=asr, **arguments)[0]
 
 
 def untimed(report: CodecReport) -> CodecReport:
     return replace(report, encode_realtime=0.0, decode_realtime=0.0)
 
 
-# The real codec and the real ear
+# The real codec and ASR
 
 
 def test_the_codec_keeps_the_words_and_shuffling_its_codes_does_not(measured: Measured) -> None:
     report, _ = measured
     total = report.voices[ALL]
-    assert total.recordings is not None
-    assert total.reconstructions is not None
-    assert total.shuffled is not None
-    assert total.recordings.units == 4 * (2 + 3)
-    assert total.recordings.rate <= 0.1
-    assert total.reconstructions.rate <= 0.4
-    assert total.shuffled.rate >= 0.7
+    assert total.recordings_wer is not None
+    assert total.reconstructions_wer is not None
+    assert total.shuffled_wer is not None
+    assert total.recordings_wer.units == 4 * (2 + 3)
+    assert total.recordings_wer.rate <= 0.1
+    assert total.reconstructions_wer.rate <= 0.4
+    assert total.shuffled_wer.rate >= 0.7
 
 
 def test_the_voices_are_heard_in_the_reconstructions(measured: Measured) -> None:
     report, _ = measured
-    right = [clip.voice_heard == clip.voice for clip in report.clips]
-    assert report.voices[ALL].voice_right == np.mean(right) >= 0.7
+    right = [clip.identified_speaker == clip.voice for clip in report.clips]
+    assert report.voices[ALL].speaker_accuracy == np.mean(right) >= 0.7
     for voice in VOICES:
-        own = [clip.voice_heard == voice for clip in report.clips if clip.voice == voice]
-        assert report.voices[voice].voice_right == np.mean(own)
+        own = [clip.identified_speaker == voice for clip in report.clips if clip.voice == voice]
+        assert report.voices[voice].speaker_accuracy == np.mean(own)
 
 
 def test_reconstructions_are_the_recordings_in_length_and_order(
@@ -131,9 +131,9 @@ def test_the_seed_is_all_that_differs(codec: Codec) -> None:
     ]
 
     def run(seed: int) -> tuple[CodecReport, list[Waveform]]:
-        listener = Told(["one two", "one"], ["one", "two two"], ["", ""])
-        report, _ = measure_codec(codec, "small", recordings, listener=listener, seed=seed)
-        return report, [clip for clips in listener.clips[1:] for clip in clips]
+        asr = Told(["one two", "one"], ["one", "two two"], ["", ""])
+        report, _ = measure_codec(codec, "small", recordings, asr=asr, seed=seed)
+        return report, [clip for clips in asr.clips[1:] for clip in clips]
 
     (first, played), (again, same), (_, others) = run(3), run(3), run(4)
     assert untimed(first) == untimed(again)
@@ -155,34 +155,34 @@ def test_rates_are_those_of_each_voice_and_of_all() -> None:
         noisy("b1", "five six", "b"),
         noisy("a2", "seven eight", "a"),
     ]
-    listener = Told(
+    asr = Told(
         ["one two three", "five six", "seven eight"],
         ["one two", "five nine", "seven eight"],
         ["", "", "nine nine nine"],
     )
-    report = measure(recordings, listener)
+    report = measure(recordings, asr)
     assert list(report.voices) == [ALL, "a", "b"]
-    for voice, clips, heard, made, control in (
+    for voice, clips, recorded, made, control in (
         ("a", 2, 1 / 6, 2 / 6, 7 / 6),
         ("b", 1, 0, 1 / 2, 1),
         (ALL, 3, 1 / 8, 3 / 8, 9 / 8),
     ):
         result = report.voices[voice]
         assert result.clips == clips
-        assert result.recordings is not None
-        assert result.reconstructions is not None
-        assert result.difference is not None
-        assert result.shuffled is not None
-        assert result.recordings.rate == pytest.approx(heard)
-        assert result.reconstructions.rate == pytest.approx(made)
-        assert result.difference.difference == pytest.approx(made - heard)
-        assert result.shuffled.rate == pytest.approx(control)
-        assert result.recordings.utterances == result.difference.utterances == clips
-    assert report.listener == "told"
-    assert report.clips[1].heard_recording == "five six"
-    assert report.clips[1].heard_reconstruction == "five nine"
-    # What was played to the listener is what the columns are named after.
-    played, rebuilt, control_clips = listener.clips
+        assert result.recordings_wer is not None
+        assert result.reconstructions_wer is not None
+        assert result.wer_difference is not None
+        assert result.shuffled_wer is not None
+        assert result.recordings_wer.rate == pytest.approx(recorded)
+        assert result.reconstructions_wer.rate == pytest.approx(made)
+        assert result.wer_difference.difference == pytest.approx(made - recorded)
+        assert result.shuffled_wer.rate == pytest.approx(control)
+        assert result.recordings_wer.utterances == result.wer_difference.utterances == clips
+    assert report.asr == "told"
+    assert report.clips[1].recording_transcript == "five six"
+    assert report.clips[1].reconstruction_transcript == "five nine"
+    # What was played to the ASR is what the columns are named after.
+    played, rebuilt, control_clips = asr.clips
     for item, original, copy, shuffled in zip(
         recordings, played, rebuilt, control_clips, strict=True
     ):
@@ -210,16 +210,16 @@ def test_more_recordings_than_a_batch_keep_their_order() -> None:
 
 
 def test_voices_that_cannot_be_heard_are_wrong_and_unknown_ones_left_out(
-    profiles: VoiceProfiles, recordings: list[Recording]
+    profiles: SpeakerProfiles, recordings: list[Recording]
 ) -> None:
     silent = Recording("silent", np.zeros(RATE, np.float32), None, "slt")
     stranger = Recording("stranger", recordings[0].waveform, None, "nobody")
     unnamed = Recording("unnamed", recordings[0].waveform)
     report = measure([recordings[0], silent, stranger, unnamed], profiles=profiles)
-    assert [clip.voice_heard for clip in report.clips] == ["slt", "", "slt", "slt"]
-    assert report.voices["slt"].voice_right == 0.5
-    assert report.voices["nobody"].voice_right is None
-    assert report.voices[ALL].voice_right == 0.5
+    assert [clip.identified_speaker for clip in report.clips] == ["slt", "", "slt", "slt"]
+    assert report.voices["slt"].speaker_accuracy == 0.5
+    assert report.voices["nobody"].speaker_accuracy is None
+    assert report.voices[ALL].speaker_accuracy == 0.5
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

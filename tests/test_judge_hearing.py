@@ -39,71 +39,71 @@ def noise(samples: int, level: float = 0.1, seed: int = 0) -> Waveform:
 
 
 @pytest.fixture(scope="module")
-def listener() -> Pocketsphinx:
+def asr() -> Pocketsphinx:
     return Pocketsphinx(GRAMMAR)
 
 
 # pocketsphinx
 
 
-def test_recordings_are_heard_as_their_words(listener: Pocketsphinx) -> None:
-    heard = listener.transcribe([recording(name) for name in RMS], RATE)
+def test_recordings_are_heard_as_their_words(asr: Pocketsphinx) -> None:
+    heard = asr.transcribe([recording(name) for name in RMS], RATE)
     measured = error_rate("word", [TEXTS[name] for name in RMS], heard)
     assert measured.units >= 50
     assert measured.rate <= 0.05
 
 
 @pytest.mark.parametrize("voice", VOICES)
-def test_every_voice_of_the_example_is_understood(listener: Pocketsphinx, voice: str) -> None:
+def test_every_voice_of_the_example_is_understood(asr: Pocketsphinx, voice: str) -> None:
     names = [f"{voice}-{number:04d}" for number in range(10, 90, 10)]
-    heard = listener.transcribe([recording(name) for name in names], RATE)
+    heard = asr.transcribe([recording(name) for name in names], RATE)
     assert error_rate("word", [TEXTS[name] for name in names], heard).rate <= 0.1
 
 
-def test_shuffled_speech_is_not_understood(listener: Pocketsphinx) -> None:
-    """The same sounds in another order: what the listener hears is the words, not the voice."""
+def test_shuffled_speech_is_not_understood(asr: Pocketsphinx) -> None:
+    """The same sounds in another order: what the ASR recognises is the words, not the voice."""
     rng = np.random.default_rng(0)
     shuffled = []
     for name in RMS:
         pieces = np.array_split(recording(name), len(recording(name)) // 800)
         shuffled.append(np.concatenate([pieces[i] for i in rng.permutation(len(pieces))]))
-    heard = listener.transcribe(shuffled, RATE)
+    heard = asr.transcribe(shuffled, RATE)
     assert error_rate("word", [TEXTS[name] for name in RMS], heard).rate > 0.7
 
 
-def test_a_clip_is_heard_whatever_was_heard_before(listener: Pocketsphinx) -> None:
+def test_a_clip_is_heard_whatever_was_heard_before(asr: Pocketsphinx) -> None:
     # After any of the others, an ear that keeps its estimate of the noise hears awb-0052 otherwise.
     names = ["awb-0052", "slt-0001", "rms-0001", "slt-0052", "awb-0051", "kal16-0001"]
     clips = [recording(name) for name in names]
     alone = [Pocketsphinx(GRAMMAR).transcribe([clip], RATE)[0] for clip in clips]
-    assert listener.transcribe(clips, RATE) == alone
-    assert listener.transcribe(clips[::-1], RATE)[::-1] == alone
+    assert asr.transcribe(clips, RATE) == alone
+    assert asr.transcribe(clips[::-1], RATE)[::-1] == alone
     for other in (*clips[1:], noise(RATE, 0.3)):
-        assert listener.transcribe([other, clips[0]], RATE)[1] == alone[0]
+        assert asr.transcribe([other, clips[0]], RATE)[1] == alone[0]
 
 
-def test_silence_around_a_clip_changes_nothing(listener: Pocketsphinx) -> None:
+def test_silence_around_a_clip_changes_nothing(asr: Pocketsphinx) -> None:
     clips = [recording(name) for name in RMS[:6]]
     padded = [np.pad(clip, 3000) for clip in clips]
-    assert listener.transcribe(padded, RATE) == listener.transcribe(clips, RATE)
+    assert asr.transcribe(padded, RATE) == asr.transcribe(clips, RATE)
 
 
-def test_the_sample_rate_does_not_matter(listener: Pocketsphinx) -> None:
+def test_the_sample_rate_does_not_matter(asr: Pocketsphinx) -> None:
     names = [*RMS[:4], "slt-0001", "awb-0001", "kal16-0001"]
-    at_24k = listener.transcribe([recording(name, 24000) for name in names], 24000)
-    assert at_24k == listener.transcribe([recording(name) for name in names], RATE)
+    at_24k = asr.transcribe([recording(name, 24000) for name in names], 24000)
+    assert at_24k == asr.transcribe([recording(name) for name in names], RATE)
     # The rate is not merely ignored.
-    assert at_24k != listener.transcribe([recording(name, 24000) for name in names], RATE)
+    assert at_24k != asr.transcribe([recording(name, 24000) for name in names], RATE)
 
 
-def test_where_nothing_is_said_nothing_is_heard(listener: Pocketsphinx) -> None:
+def test_where_nothing_is_said_nothing_is_heard(asr: Pocketsphinx) -> None:
     silence = np.zeros(RATE, np.float32)
     clips = [silence[:0], silence[:1], silence, recording("rms-0001")]
     for rate in (RATE, 24000):
-        heard = listener.transcribe(clips[:3], rate)
+        heard = asr.transcribe(clips[:3], rate)
         assert heard == ["", "", ""]
-    assert listener.transcribe(clips, RATE)[3] == TEXTS["rms-0001"]
-    assert listener.transcribe([], RATE) == []
+    assert asr.transcribe(clips, RATE)[3] == TEXTS["rms-0001"]
+    assert asr.transcribe([], RATE) == []
 
 
 def test_a_grammar_is_all_that_can_be_heard(tmp_path: Path) -> None:
@@ -115,20 +115,20 @@ def test_a_grammar_is_all_that_can_be_heard(tmp_path: Path) -> None:
 
 def test_without_a_grammar_the_language_model_hears() -> None:
     names = RMS[:3]
-    listener = Pocketsphinx()
-    heard = listener.transcribe([recording(name) for name in names], RATE)
+    asr = Pocketsphinx()
+    heard = asr.transcribe([recording(name) for name in names], RATE)
     assert error_rate("word", [TEXTS[name] for name in names], heard).rate <= 0.4
-    assert "language model" in listener.name
+    assert "language model" in asr.name
 
 
-def test_the_name_tells_grammars_apart(listener: Pocketsphinx, tmp_path: Path) -> None:
+def test_the_name_tells_grammars_apart(asr: Pocketsphinx, tmp_path: Path) -> None:
     other = tmp_path / GRAMMAR.name
     other.write_bytes(GRAMMAR.read_bytes().replace(b"zero | ", b""))
-    assert "pocketsphinx 5." in listener.name
-    assert GRAMMAR.name in listener.name
-    assert Pocketsphinx(other).name != listener.name
+    assert "pocketsphinx 5." in asr.name
+    assert GRAMMAR.name in asr.name
+    assert Pocketsphinx(other).name != asr.name
     other.write_bytes(GRAMMAR.read_bytes())
-    assert Pocketsphinx(other).name == listener.name
+    assert Pocketsphinx(other).name == asr.name
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_a_grammar_that_is_no_file_is_named(tmp_path: Path, what: str) -> None:
         open_transcriber("pocketsphinx", str(tmp_path / what))
 
 
-def test_a_stereo_clip_is_refused(listener: Pocketsphinx) -> None:
+def test_a_stereo_clip_is_refused(asr: Pocketsphinx) -> None:
     with pytest.raises(ValueError, match=r"waveform 1 has shape \(2, 100\)"):
-        listener.transcribe([np.zeros(100, np.float32), np.zeros((2, 100), np.float32)], RATE)
+        asr.transcribe([np.zeros(100, np.float32), np.zeros((2, 100), np.float32)], RATE)
 
 
 # Recognisers of transformers: tiny, untrained, saved and opened like any other.
@@ -214,26 +214,26 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("model", ["ctc", "whisper"])
 def test_batched_equals_single(models: Path, model: str) -> None:
     """The last clip is longer than Whisper's window, and one is empty."""
-    listener = AsrPipeline(str(models / model), batch_size=3)
+    asr = AsrPipeline(str(models / model), batch_size=3)
     lengths = (16000, 9000, 0, 23000, 4000, 50000)
     clips = [noise(length, seed=length) for length in lengths]
-    heard = listener.transcribe(clips, RATE)
+    heard = asr.transcribe(clips, RATE)
     assert [type(text) for text in heard] == [str] * len(clips)
-    assert heard == [listener.transcribe([clip], RATE)[0] for clip in clips]
-    assert heard[::-1] == listener.transcribe(clips[::-1], RATE)
+    assert heard == [asr.transcribe([clip], RATE)[0] for clip in clips]
+    assert heard[::-1] == asr.transcribe(clips[::-1], RATE)
     assert [bool(text) for text in heard] == [length > 0 for length in lengths]
     assert len(set(heard)) == len(clips)
 
 
 @pytest.mark.parametrize("model", ["ctc", "whisper"])
 def test_recognisers_get_their_own_sample_rate(models: Path, model: str) -> None:
-    listener = open_transcriber(str(models / model))
-    assert str(models / model) in listener.name
+    asr = open_transcriber(str(models / model))
+    assert str(models / model) in asr.name
     clip = noise(24000)
     at_16k = resample(torch.from_numpy(clip), 24000, 16000).numpy()
-    heard = listener.transcribe([clip], 24000)
-    assert heard == listener.transcribe([at_16k], 16000)
-    assert heard != listener.transcribe([clip], 16000)
+    heard = asr.transcribe([clip], 24000)
+    assert heard == asr.transcribe([at_16k], 16000)
+    assert heard != asr.transcribe([clip], 16000)
 
 
 def test_a_language_is_for_multilingual_whisper(models: Path) -> None:

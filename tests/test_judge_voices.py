@@ -15,7 +15,7 @@ from torchaudio.functional import resample
 
 from conftest import VOICES, read_clip, rows_of
 from sheen.codec.snac import Codec
-from sheen.scoring.speaker_id import MIN_RECORDINGS, VoiceProfiles
+from sheen.scoring.speaker_id import MIN_RECORDINGS, SpeakerProfiles
 
 RATE = 16_000
 FITTED = 40
@@ -44,12 +44,12 @@ def heldback(recordings: Recordings) -> Recordings:
 
 
 @pytest.fixture(scope="module")
-def profiles(recordings: Recordings) -> VoiceProfiles:
-    return VoiceProfiles.fit(part(recordings, 0, FITTED), RATE)
+def profiles(recordings: Recordings) -> SpeakerProfiles:
+    return SpeakerProfiles.fit(part(recordings, 0, FITTED), RATE)
 
 
 def accuracy(
-    profiles: VoiceProfiles, clips: Mapping[str, Sequence[Clip]], rate: int = RATE
+    profiles: SpeakerProfiles, clips: Mapping[str, Sequence[Clip]], rate: int = RATE
 ) -> float:
     heard = [profiles.hear(clip, rate).voice == voice for voice in clips for clip in clips[voice]]
     return float(np.mean(heard))
@@ -65,7 +65,7 @@ def noise(seconds: float = 1.5, seed: int = 0) -> Clip:
 
 
 def test_accepted_the_right_voice_is_named_for_99_percent(
-    profiles: VoiceProfiles, heldback: Recordings
+    profiles: SpeakerProfiles, heldback: Recordings
 ) -> None:
     assert sum(map(len, heldback.values())) == 160
     assert accuracy(profiles, heldback) >= 0.99
@@ -75,12 +75,12 @@ def test_accepted_the_right_voice_is_named_for_99_percent(
 def test_few_recordings_are_enough(
     recordings: Recordings, heldback: Recordings, count: int
 ) -> None:
-    few = VoiceProfiles.fit(part(recordings, 0, count), RATE)
+    few = SpeakerProfiles.fit(part(recordings, 0, count), RATE)
     assert accuracy(few, heldback) >= 0.97
 
 
 def test_the_codec_leaves_the_voice(
-    profiles: VoiceProfiles, heldback: Recordings, codec: Codec
+    profiles: SpeakerProfiles, heldback: Recordings, codec: Codec
 ) -> None:
     """The shortest clips, the hardest ones, at another rate and reconstructed by the codec."""
     rebuilt: Recordings = {}
@@ -117,7 +117,7 @@ def middle(clip: Clip) -> Clip:
     ],
 )
 def test_what_no_voice_is_made_of_changes_nothing(
-    profiles: VoiceProfiles, heldback: Recordings, change: Any, rate: int
+    profiles: SpeakerProfiles, heldback: Recordings, change: Any, rate: int
 ) -> None:
     for clips in heldback.values():
         for clip in clips[:6]:
@@ -138,7 +138,7 @@ def test_what_no_voice_is_made_of_changes_nothing(
     ],
 )
 def test_a_poorer_chain_leaves_the_voice(
-    profiles: VoiceProfiles, heldback: Recordings, change: Any
+    profiles: SpeakerProfiles, heldback: Recordings, change: Any
 ) -> None:
     poorer = {voice: [change(clip) for clip in clips[:20]] for voice, clips in heldback.items()}
     assert accuracy(profiles, poorer) >= 0.97
@@ -152,12 +152,12 @@ def test_permuted_labels_leave_chance(recordings: Recordings) -> None:
         voice: [clips[index] for index in order[number :: len(VOICES)]]
         for number, voice in enumerate(VOICES)
     }
-    profiles = VoiceProfiles.fit(part(dealt, 0, FITTED), RATE)
+    profiles = SpeakerProfiles.fit(part(dealt, 0, FITTED), RATE)
     assert accuracy(profiles, part(dealt, FITTED)) < 0.4
 
 
 def test_scores_margin_and_strangeness_of_own_recordings(
-    profiles: VoiceProfiles, heldback: Recordings
+    profiles: SpeakerProfiles, heldback: Recordings
 ) -> None:
     heard = [profiles.hear(clip, RATE) for clips in heldback.values() for clip in clips]
     for one in heard:
@@ -170,7 +170,7 @@ def test_scores_margin_and_strangeness_of_own_recordings(
     assert np.mean([one.unlikely for one in heard]) <= 0.1
 
 
-def test_noise_is_unlikely_in_every_voice(profiles: VoiceProfiles) -> None:
+def test_noise_is_unlikely_in_every_voice(profiles: SpeakerProfiles) -> None:
     for seed in range(10):
         assert profiles.hear(noise(seed=seed), RATE).unlikely
 
@@ -180,7 +180,7 @@ def test_an_unknown_voice_gets_a_known_name_and_is_mostly_unlikely(
 ) -> None:
     for absent in VOICES:
         known = part({v: clips for v, clips in recordings.items() if v != absent}, 0, 20)
-        profiles = VoiceProfiles.fit(known, RATE)
+        profiles = SpeakerProfiles.fit(known, RATE)
         heard = [profiles.hear(clip, RATE) for clip in heldback[absent]]
         assert {one.voice for one in heard} <= set(known)
         # Measured over draws of 20 recordings per voice: 81% to 100%.
@@ -188,30 +188,30 @@ def test_an_unknown_voice_gets_a_known_name_and_is_mostly_unlikely(
 
 
 def test_saved_profiles_judge_identically(
-    profiles: VoiceProfiles, heldback: Recordings, tmp_path: Path
+    profiles: SpeakerProfiles, heldback: Recordings, tmp_path: Path
 ) -> None:
     location = str(tmp_path / "new folder" / "voices.json")
     profiles.save(location)
-    loaded = VoiceProfiles.load(location)
+    loaded = SpeakerProfiles.load(location)
     assert Path(location).stat().st_size < 100_000
     for clips in heldback.values():
         assert loaded.hear(clips[0], RATE) == profiles.hear(clips[0], RATE)
 
 
 def test_the_same_recordings_give_the_same_profiles(recordings: Recordings) -> None:
-    one, other = (VoiceProfiles.fit(part(recordings, 0, 6), RATE) for _ in range(2))
+    one, other = (SpeakerProfiles.fit(part(recordings, 0, 6), RATE) for _ in range(2))
     clip = recordings["awb"][FITTED]
     assert one.hear(clip, RATE) == other.hear(clip, RATE)
 
 
 def test_files_that_are_no_profiles_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
-        VoiceProfiles.load(str(tmp_path / "none.json"))
+        SpeakerProfiles.load(str(tmp_path / "none.json"))
     for content in (b"", b"{}", b"[1]", b"\xff\xfe", b'{"format": "sheen voice profiles 2"}'):
         path = tmp_path / "other.json"
         path.write_bytes(content)
         with pytest.raises(ValueError, match="holds no voice profiles"):
-            VoiceProfiles.load(str(path))
+            SpeakerProfiles.load(str(path))
 
 
 @pytest.mark.parametrize(
@@ -226,18 +226,20 @@ def test_files_that_are_no_profiles_are_refused(tmp_path: Path) -> None:
         (np.zeros((2, RATE), np.float32), r"shape \(2, 16000\)"),
     ],
 )
-def test_clips_without_a_voice_are_refused(profiles: VoiceProfiles, clip: Clip, said: str) -> None:
+def test_clips_without_a_voice_are_refused(
+    profiles: SpeakerProfiles, clip: Clip, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         profiles.hear(clip, RATE)
 
 
 def test_profiles_that_cannot_be_made_are_refused(recordings: Recordings) -> None:
     few = part(recordings, 0, MIN_RECORDINGS)
-    VoiceProfiles.fit(few, RATE)
+    SpeakerProfiles.fit(few, RATE)
     with pytest.raises(ValueError, match="two voices"):
-        VoiceProfiles.fit({"slt": few["slt"]}, RATE)
+        SpeakerProfiles.fit({"slt": few["slt"]}, RATE)
     with pytest.raises(ValueError, match=f"'rms' has 4 recordings.* {MIN_RECORDINGS} at least"):
-        VoiceProfiles.fit(few | {"rms": few["rms"][:4]}, RATE)
+        SpeakerProfiles.fit(few | {"rms": few["rms"][:4]}, RATE)
     broken = [*few["awb"][:3], np.zeros(RATE, np.float32), few["awb"][4]]
     with pytest.raises(ValueError, match=r"voice 'awb', recording 3: .*silent"):
-        VoiceProfiles.fit(few | {"awb": broken}, RATE)
+        SpeakerProfiles.fit(few | {"awb": broken}, RATE)

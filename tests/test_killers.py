@@ -18,7 +18,7 @@ import pytest
 import ray
 
 from conftest import CODEC, DIGITS, ROOT
-from sheen.runs.attempts import MOST_DEATHS, Tries
+from sheen.runs.attempts import MAX_CRASHES, Attempts
 
 WORKERS = """
     import importlib.util, os, sys
@@ -139,20 +139,20 @@ def test_a_recording_that_kills_the_codecs_trainer(tmp_path: Path) -> None:
 
 def test_a_row_is_refused_after_as_many_deaths_and_not_before(ray_cluster: None) -> None:
     """The count alone: each begin without an end is a death of the row that was last noted."""
-    tries = Tries()
+    attempts = Attempts()
     table = pa.table({"key": [7, 8], "reason": pa.nulls(2, pa.string()),
                       "detail": pa.nulls(2, pa.string()), "pcm": [b"a", b"b"]})  # fmt: skip
     block = ("stage", 7)
-    assert tries.begin(block).begun == 1
-    for deaths in range(MOST_DEATHS):
-        past = tries.begin(block)
-        assert len(past.deaths.get(8, [])) == deaths
-        tries.at(block, 7)
-        tries.at(block, 8)
-    done = tries.guard("stage", table, lambda part: part)
+    assert attempts.begin(block).starts == 1
+    for crashes in range(MAX_CRASHES):
+        past = attempts.begin(block)
+        assert len(past.crashes.get(8, [])) == crashes
+        attempts.at(block, 7)
+        attempts.at(block, 8)
+    done = attempts.guard("stage", table, lambda part: part)
     assert done["reason"].to_pylist() == [None, "stage crashed"]
     assert done["pcm"].to_pylist() == [b"a", None]
-    assert tries.begin(block).begun == 1, "a block that ended begins anew"
+    assert attempts.begin(block).starts == 1, "a block that ended begins anew"
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,11 @@ from torch import Tensor, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
+from sheen.codec.layout import Softmax
 from sheen.lm.batching import Batch, collate
-from sheen.lm.loss import Objective
 from sheen.lm.model import SpeechLM, extend, load_base, save_model
 from sheen.train import learner as learner_module
-from sheen.train.distributed import Ranks
+from sheen.train.distributed import Collectives
 from sheen.train.learner import Learner, Strategy, add_adapters, merge_adapters
 from test_attention import small_model
 from test_loss import LAYOUT, prompts, utterances
@@ -27,7 +27,7 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Place:
-    """What a learner asks of Ranks, which only a Ray worker can make."""
+    """What a learner asks of Collectives, which only a Ray worker can make."""
 
     rank: int = 0
     world: int = 1
@@ -45,7 +45,7 @@ def open_learner(model: SpeechLM, place: Place | None = None, **changes: Any) ->
         "learning_rate": 1e-3,
         "weight_decay": 0.1,
     }
-    return Learner(model, cast(Ranks, place or Place()), **(settings | changes))
+    return Learner(model, cast(Collectives, place or Place()), **(settings | changes))
 
 
 def row(seed: int) -> Batch:
@@ -290,15 +290,15 @@ def evaluation(learner: Learner, place: Place) -> float:
     return float(total)
 
 
-KINDS: list[tuple[Strategy, str, Objective, int]] = [
-    ("ddp", "qwen3", "legal rows", 0),
-    ("fsdp", "qwen3", "legal rows", 0),  # one table for input and output
-    ("fsdp", "llama", "all rows", 4),  # two tables, and adapters
+KINDS: list[tuple[Strategy, str, Softmax, int]] = [
+    ("ddp", "qwen3", "masked", 0),
+    ("fsdp", "qwen3", "masked", 0),  # one table for input and output
+    ("fsdp", "llama", "full", 4),  # two tables, and adapters
 ]
 
 
-def start_model(family: str, objective: Objective, adapters: int) -> SpeechLM:
-    model = small_model(family, objective)
+def start_model(family: str, softmax: Softmax, adapters: int) -> SpeechLM:
+    model = small_model(family, softmax)
     if adapters:
         torch.manual_seed(1)
         add_adapters(model, adapters, 8)
@@ -312,8 +312,8 @@ def of_two(rank: int, folder: str) -> None:
     learner_module.prepare_model = DistributedDataParallel
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     place = Place(rank, 2)
-    for index, (strategy, family, objective, adapters) in enumerate(KINDS):
-        learner = open_learner(start_model(family, objective, adapters), place, strategy=strategy)
+    for index, (strategy, family, softmax, adapters) in enumerate(KINDS):
+        learner = open_learner(start_model(family, softmax, adapters), place, strategy=strategy)
         losses = run_steps(learner, place, range(STEPS))
         evaluated = evaluation(learner, place)
         weights, optimizer = learner.state()
@@ -322,7 +322,7 @@ def of_two(rank: int, folder: str) -> None:
         dist.barrier()
         after = run_steps(learner, place, range(STEPS, STEPS + 2))
         weights, optimizer = torch.load(f"{folder}/state-{index}.pt", weights_only=True)
-        model = start_model(family, objective, adapters)
+        model = start_model(family, softmax, adapters)
         model.load_state_dict(weights)
         again = open_learner(model, place, strategy=strategy)
         again.load_optimizer(optimizer)
@@ -341,10 +341,10 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("index", range(len(KINDS)))
 def test_two_processes_take_the_steps_of_one(two_processes: Path, index: int) -> None:
-    _, family, objective, adapters = KINDS[index]
+    _, family, softmax, adapters = KINDS[index]
     losses, evaluated, after, resumed = torch.load(two_processes / f"run-{index}.pt")
     weights, optimizer = torch.load(two_processes / f"state-{index}.pt")
-    model = start_model(family, objective, adapters)
+    model = start_model(family, softmax, adapters)
     learner = open_learner(model)
     assert losses == pytest.approx(run_steps(learner, Place(), range(STEPS)), rel=1e-4)
     expected = sum(float(learner.evaluate(row(seed)).loss.sum()) for seed in (98, 99))
@@ -359,7 +359,7 @@ def test_two_processes_take_the_steps_of_one(two_processes: Path, index: int) ->
 
     # Two processes go on from their state as if they had not stopped, and so does one.
     assert resumed == after
-    alone = start_model(family, objective, adapters)
+    alone = start_model(family, softmax, adapters)
     alone.load_state_dict(weights)
     learner = open_learner(alone)
     learner.load_optimizer(optimizer)

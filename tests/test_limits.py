@@ -37,7 +37,7 @@ from sheen.serve.access.messages import Inbox
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import install_error_handlers
-from sheen.serve.request_log import AccountingMiddleware, Entry, listen
+from sheen.serve.request_log import RequestLogMiddleware, RequestRecord, listen
 from sheen.serve.schema import SpeechRequest
 from sheen.serve.websocket import converse
 
@@ -65,7 +65,7 @@ def url(backend: Backend) -> Iterator[str]:
     app = FastAPI()
     install_error_handlers(app)
     app.add_middleware(GateMiddleware)
-    app.add_middleware(AccountingMiddleware)
+    app.add_middleware(RequestLogMiddleware)
 
     @app.post(PATH)
     async def speech(body: SpeechRequest) -> Response:
@@ -82,8 +82,8 @@ def url(backend: Backend) -> Iterator[str]:
 
 
 @pytest.fixture
-def entries(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
-    seen: list[Entry] = []
+def records(monkeypatch: pytest.MonkeyPatch) -> list[RequestRecord]:
+    seen: list[RequestRecord] = []
     monkeypatch.setattr(request_log, "_listeners", [])
     listen(seen.append)
     return seen
@@ -91,10 +91,10 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
 
 @pytest.mark.parametrize(("breaks", "expected"), DOORS.items(), ids=[row.__name__ for row in DOORS])
 def test_every_door_has_its_limits_and_counts_who_breaks_them(
-    url: str, entries: list[Entry], breaks: Break, expected: Outcome
+    url: str, records: list[RequestRecord], breaks: Break, expected: Outcome
 ) -> None:
     assert breaks(url, LIMITS) == expected
-    assert expected[1] in {entry.code for entry in entries}
+    assert expected[1] in {record.code for record in records}
 
 
 def test_what_fits_to_the_byte_passes(url: str) -> None:

@@ -6,16 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sheen.codec.layout import TokenLayout
+from sheen.codec.layout import Softmax, TokenLayout
 from sheen.lm import loss
 from sheen.lm.batching import Batch, check_labels, collate, is_held_out, sequence_lengths
-from sheen.lm.loss import IGNORE_INDEX, Objective, speech_loss, token_losses
+from sheen.lm.loss import IGNORE_INDEX, speech_loss, token_losses
 
 LAYOUT = TokenLayout(50, 32, (4, 2, 1))
 FOUR_LEVELS = TokenLayout(50, 32, (8, 4, 2, 1))
 
 both_layouts = pytest.mark.parametrize("layout", [LAYOUT, FOUR_LEVELS])
-both_objectives = pytest.mark.parametrize("objective", ["legal rows", "all rows"])
+both_softmaxes = pytest.mark.parametrize("softmax", ["masked", "full"])
 
 
 def utterances(*frames: int, layout: TokenLayout = LAYOUT) -> list[np.ndarray]:
@@ -116,8 +116,8 @@ def test_every_target_is_the_next_token_of_its_own_utterance(
 
 
 @both_layouts
-@both_objectives
-def test_loss_is_that_of_a_plain_reference(layout: TokenLayout, objective: Objective) -> None:
+@both_softmaxes
+def test_loss_is_that_of_a_plain_reference(layout: TokenLayout, softmax: Softmax) -> None:
     """Worked out anew in float64, target by target, from the codes alone."""
     codes = utterances(3, 1, layout=layout)
     texts = prompts(3, 6, layout=layout)
@@ -127,7 +127,7 @@ def test_loss_is_that_of_a_plain_reference(layout: TokenLayout, objective: Objec
     with torch.no_grad():  # the model ranks the first utterance's end highest, the second's lowest
         hidden[ends[0] - 1] = 9 * head[layout.end_id]
         hidden[ends[1] - 1] = -9 * head[layout.end_id]
-    sums = speech_loss(hidden, batch.targets, head, layout, objective)
+    sums = speech_loss(hidden, batch.targets, head, layout, softmax)
 
     expected, counts = np.zeros(layout.levels), np.zeros(layout.levels, int)
     first = 0
@@ -138,7 +138,7 @@ def test_loss_is_that_of_a_plain_reference(layout: TokenLayout, objective: Objec
             state = hidden[first + len(text) - 1 + at].detach().double().numpy()
             scores = head.detach().double().numpy() @ state
             score = scores[target]
-            if objective == "legal rows":
+            if softmax == "masked":
                 scores = scores[list(layout.legal(slot))]
             largest = scores.max()
             level = layout.slots[slot][0]
@@ -149,24 +149,24 @@ def test_loss_is_that_of_a_plain_reference(layout: TokenLayout, objective: Objec
     np.testing.assert_array_equal(sums.count.numpy(), counts)
     assert (int(sums.ends), int(sums.ends_right)) == (2, 1)
 
-    losses, _ = token_losses(hidden, batch.targets, head, layout, objective)
+    losses, _ = token_losses(hidden, batch.targets, head, layout, softmax)
     assert [len(part) for part in losses] == counts.tolist()
     torch.testing.assert_close(torch.stack([part.sum() for part in losses]), sums.loss)
 
 
-@both_objectives
-def test_an_end_ranked_first_where_none_is_due_is_not_right(objective: Objective) -> None:
+@both_softmaxes
+def test_an_end_ranked_first_where_none_is_due_is_not_right(softmax: Softmax) -> None:
     batch = collate(prompts(3), utterances(2), LAYOUT, pad_id=0)
     hidden, head = random_states(batch, LAYOUT)
     with torch.no_grad():
         head[LAYOUT.end_id] *= 9
         hidden[:-2] = 9 * head[LAYOUT.end_id]  # at every state but the one before <audio_end>
         hidden[-2] = -9 * head[LAYOUT.end_id]
-    sums = speech_loss(hidden, batch.targets, head, LAYOUT, objective)
+    sums = speech_loss(hidden, batch.targets, head, LAYOUT, softmax)
     assert (int(sums.ends), int(sums.ends_right)) == (1, 0)
 
 
-def test_the_objectives_differ_in_which_rows_learn() -> None:
+def test_masked_and_full_softmax_differ_in_which_rows_learn() -> None:
     batch = collate(prompts(3, 6), utterances(3, 1), LAYOUT, pad_id=0)
     hidden, head = random_states(batch, LAYOUT)
     (legal,) = torch.autograd.grad(
@@ -174,7 +174,7 @@ def test_the_objectives_differ_in_which_rows_learn() -> None:
     )
     moved = legal.abs().sum(1) > 0
     assert moved.nonzero()[:, 0].tolist() == [*range(LAYOUT.end_id, LAYOUT.first_id + LAYOUT.size)]
-    sums = speech_loss(hidden, batch.targets, head, LAYOUT, "all rows")
+    sums = speech_loss(hidden, batch.targets, head, LAYOUT, "full")
     (everywhere,) = torch.autograd.grad(sums.loss.sum(), head)
     assert (everywhere.abs().sum(1) > 0).all()
 
@@ -186,15 +186,15 @@ def test_chunks_of_all_rows_change_nothing(chunk: int, monkeypatch: pytest.Monke
     results = []
     for size in (loss.CHUNK, chunk):
         monkeypatch.setattr(loss, "CHUNK", size)
-        losses = torch.cat(token_losses(hidden, batch.targets, head, LAYOUT, "all rows")[0])
+        losses = torch.cat(token_losses(hidden, batch.targets, head, LAYOUT, "full")[0])
         # Targets weighted apart, so that none can pass for another.
         weighted = (losses * torch.arange(len(losses))).sum()
         results.append((losses, *torch.autograd.grad(weighted, [hidden, head])))
     torch.testing.assert_close(results[0], results[1])
 
 
-@both_objectives
-def test_padding_carries_nothing(objective: Objective) -> None:
+@both_softmaxes
+def test_padding_carries_nothing(softmax: Softmax) -> None:
     texts, codes = prompts(3, 6), utterances(3, 1)
     batch = collate(texts, codes, LAYOUT, pad_id=0)
     padded = collate(texts, codes, LAYOUT, pad_id=0, pad_to=100)
@@ -203,8 +203,8 @@ def test_padding_carries_nothing(objective: Objective) -> None:
     assert padded.segments.lengths == (*batch.segments.lengths, 100 - tokens)
     assert padded.position_ids[0, tokens:].tolist() == list(range(100 - tokens))
     hidden, head = random_states(padded, LAYOUT)
-    sums = speech_loss(hidden, padded.targets, head, LAYOUT, objective)
-    shorter = speech_loss(hidden[:tokens], batch.targets, head, LAYOUT, objective)
+    sums = speech_loss(hidden, padded.targets, head, LAYOUT, softmax)
+    shorter = speech_loss(hidden[:tokens], batch.targets, head, LAYOUT, softmax)
     assert torch.equal(sums.loss, shorter.loss)
     assert torch.equal(sums.count, shorter.count)
     (gradient,) = torch.autograd.grad(sums.loss.sum(), hidden)
@@ -214,16 +214,16 @@ def test_padding_carries_nothing(objective: Objective) -> None:
     assert collate(texts, codes, LAYOUT, 0, pad_to=5).input_ids.shape == (1, tokens), "nor cut"
 
 
-@both_objectives
+@both_softmaxes
 @pytest.mark.parametrize("pad_to", [0, 64])
 def test_a_row_without_utterances_has_no_loss_and_still_a_gradient(
-    objective: Objective, pad_to: int
+    softmax: Softmax, pad_to: int
 ) -> None:
     """Ranks compute together: one whose rows ran out must take part, and move nothing."""
     batch = collate([], [], LAYOUT, pad_id=3, pad_to=pad_to)
     assert batch.input_ids.tolist() == [[3] * max(1, pad_to)]
     hidden, head = random_states(batch, LAYOUT)
-    sums = speech_loss(hidden, batch.targets, head, LAYOUT, objective)
+    sums = speech_loss(hidden, batch.targets, head, LAYOUT, softmax)
     assert sums.loss.tolist() == [0.0, 0.0, 0.0]
     assert sums.count.tolist() == [0, 0, 0]
     assert (int(sums.ends), int(sums.ends_right)) == (0, 0)

@@ -19,7 +19,7 @@ from conftest import CODEC, DIGITS, ROOT, load_script
 from sheen.codec.layout import TokenLayout
 from sheen.data import dataset
 from sheen.data.corpus import MANIFEST_SCHEMA
-from sheen.encode.decode_stage import Preparation, prepare
+from sheen.encode.decode_stage import DecodeSettings, decode_rows
 from sheen.encode.filters import Limits
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import load_voice
@@ -172,10 +172,10 @@ def test_a_text_counts_as_it_is_spoken(english: Normaliser) -> None:
     }  # fmt: skip
     table = pa.Table.from_pylist([row], schema=MANIFEST_SCHEMA)
     layout = TokenLayout(0, 4096, (4, 2, 1))
-    preparation = Preparation(24_000, Limits(max_text_rate=30), layout, 2048 / 24_000)
-    (as_it_is,) = prepare(table, preparation).to_pylist()
+    preparation = DecodeSettings(24_000, Limits(max_text_rate=30), layout, 2048 / 24_000)
+    (as_it_is,) = decode_rows(table, preparation).to_pylist()
     assert (as_it_is["text"], as_it_is["reason"]) == ("$1,234,567", None)
-    (spoken,) = prepare(table, replace(preparation, normalisation=describe("en"))).to_pylist()
+    (spoken,) = decode_rows(table, replace(preparation, normalisation=describe("en"))).to_pylist()
     assert spoken["text"].endswith(" hundred and sixty seven dollars")
     assert spoken["reason"] == "implausible speech rate"
 

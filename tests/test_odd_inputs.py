@@ -28,7 +28,7 @@ from corpora import (
 from sheen.codec.info import describe_codec
 from sheen.data.recordings import RecordingReader
 from sheen.encode.config import EncodeConfig
-from sheen.encode.plan import claim_output, read_rows
+from sheen.encode.plan import prepare_output, read_rows
 from sheen.storage import uris
 from sheen.train.codec.data import find_recordings
 
@@ -163,13 +163,13 @@ def test_a_recording_that_comes_later_makes_the_same_row(
     config = EncodeConfig(input=[str(ljspeech)], output=f"{ljspeech}/out")
     codec = describe_codec(str(CODEC))
     before = read_rows(config)
-    claim_output(config.output, config, before, codec, None)
+    prepare_output(config.output, config, before, codec, None)
     path = ljspeech / "wavs" / file
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(sound(CLIPS[1]))
     after = read_rows(config)
     assert [table["reason"].to_pylist()[1] for table in (before, after)] == ["missing", None]
-    claim_output(config.output, config, after, codec, None)
+    prepare_output(config.output, config, after, codec, None)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -16,13 +16,13 @@ import pytest
 
 from conftest import CODEC, DIGITS, ROOT, load_script
 from sheen.runs import lock
-from sheen.runs.lock import LOCK_FILE, is_free, sole_owner
+from sheen.runs.lock import LOCK_FILE, is_unused, output_lock
 from sheen.storage import files, uris
 
 HOLD = """
 import sys
-from sheen.runs.lock import sole_owner
-with sole_owner(sys.argv[1]):
+from sheen.runs.lock import output_lock
+with output_lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -47,23 +47,23 @@ def test_a_second_owner_is_refused_by_name_and_the_next_is_not(tmp_path: Path) -
     with held(output) as process:
         name = f"process {process.pid} on {socket.gethostname()}"
         with pytest.raises(ValueError, match=f"--output {output}: another job .{name}. is at work"):
-            sole_owner(str(output)).__enter__()
+            output_lock(str(output)).__enter__()
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with sole_owner(str(output)):
-            assert is_free(str(output))
+        with output_lock(str(output)):
+            assert is_unused(str(output))
         assert list(output.iterdir()) == []
-    with sole_owner(str(tmp_path / "new" / "out")):
+    with output_lock(str(tmp_path / "new" / "out")):
         pass
     assert not (tmp_path / "new" / "out").exists(), "nothing was written: nothing is left"
 
 
 def test_what_is_written_stays_and_the_lock_goes(tmp_path: Path) -> None:
-    with sole_owner(str(tmp_path)):
+    with output_lock(str(tmp_path)):
         (tmp_path / "rows").write_text("x")
-        assert not is_free(str(tmp_path))
+        assert not is_unused(str(tmp_path))
         with pytest.raises(ValueError, match="is at work"):
-            sole_owner(str(tmp_path)).__enter__()
+            output_lock(str(tmp_path)).__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
 
 
@@ -78,10 +78,10 @@ def store(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> st
 
 
 def test_an_object_stores_owner_is_seen_by_what_it_renews(store: str) -> None:
-    with sole_owner(store), pytest.raises(ValueError, match="is at work"):
-        sole_owner(store).__enter__()
+    with output_lock(store), pytest.raises(ValueError, match="is at work"):
+        output_lock(store).__enter__()
     assert not files.exists(uris.join(store, LOCK_FILE))
-    with sole_owner(store):
+    with output_lock(store):
         pass
 
 
@@ -95,7 +95,7 @@ def test_a_lock_that_nobody_renews_is_taken_over(
         gone.wait()
     left = {"host": host, "pid": gone.pid, "token": "x"}
     files.write_bytes(uris.join(store, LOCK_FILE), json.dumps(left).encode())
-    with sole_owner(store):
+    with output_lock(store):
         owner = json.loads(files.read_bytes(uris.join(store, LOCK_FILE)))
         assert owner["pid"] == os.getpid()
 

@@ -23,7 +23,7 @@ from sheen.serve.access.auth import Gate, set_gate
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import install_error_handlers
-from sheen.serve.request_log import AccountingMiddleware, entry_of
+from sheen.serve.request_log import RequestLogMiddleware, record_of
 from sheen.serve.responses import answer
 from sheen.serve.schema import SpeechRequest
 from sheen.serve.websocket import converse
@@ -39,11 +39,11 @@ def url() -> Iterator[str]:
     backend = Backend(args.model_copy(update={"audio_process": False}), str(DIGITS / "voice"))
     app = FastAPI()
     install_error_handlers(app)
-    app.add_middleware(AccountingMiddleware)
+    app.add_middleware(RequestLogMiddleware)
 
     @app.post(PATH)
     async def speech(body: SpeechRequest, request: Request) -> Response:
-        return await answer(backend, body, entry_of(request), WAIT_S)
+        return await answer(backend, body, record_of(request), WAIT_S)
 
     @app.websocket(f"{PATH}/stream")
     async def talk(socket: WebSocket) -> None:

@@ -17,7 +17,7 @@ from sheen.serve.access.limits import Limits
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
-from sheen.serve.request_log import Entry, close_entry
+from sheen.serve.request_log import RequestRecord, close_record
 from sheen.serve.responses import streamed
 from sheen.serve.schema import SpeechRequest
 from sheen.serve.websocket import converse
@@ -36,9 +36,9 @@ def backend(trained: Path) -> Iterator[Backend]:
 
 def ask(
     backend: Backend, timeout_s: float = WAIT_S, **fields: Any
-) -> tuple[list[bytes], Entry, Any]:
-    """The chunks of an answer, its entry when it is over, and what it failed with."""
-    entry, chunks = Entry("/v1/audio/speech", "id"), list[bytes]()
+) -> tuple[list[bytes], RequestRecord, Any]:
+    """The chunks of an answer, its record when it is over, and what it failed with."""
+    record, chunks = RequestRecord("/v1/audio/speech", "id"), list[bytes]()
     fields = {
         "model": "m",
         "input": "one two six",
@@ -49,21 +49,21 @@ def ask(
     async def run() -> Any:
         body = SpeechRequest.model_validate(fields)
         try:
-            utterance = backend.begin(body, entry)
+            utterance = backend.begin(body, record)
             sentences = SentenceStream()
-            await utterance.pieces.feed_text(body.input, sentences)
-            utterance.pieces.close(sentences)
+            await utterance.chunks.feed_text(body.input, sentences)
+            utterance.chunks.close(sentences)
             events = body.stream_format == "sse"
-            response = await streamed(utterance, entry, timeout_s, events)
+            response = await streamed(utterance, record, timeout_s, events)
             async for chunk in response.body_iterator:
                 assert isinstance(chunk, bytes)
                 chunks.append(chunk)
         except APIError as error:
             return error
         finally:
-            close_entry(entry)
+            close_record(record)
 
-    return chunks, entry, asyncio.run(run())
+    return chunks, record, asyncio.run(run())
 
 
 def break_after(backend: Backend, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
@@ -82,10 +82,10 @@ def test_a_stream_that_breaks_never_ends_as_if_it_were_whole(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_after(backend, monkeypatch, 1)
-    chunks, entry, error = ask(backend)
+    chunks, record, error = ask(backend)
     assert chunks
     assert isinstance(error, APIError)
-    assert (error.status, entry.ending) == (500, "error")
+    assert (error.status, record.finish_reason) == (500, "error")
     assert backend.admission.inside == 0
 
 
@@ -105,10 +105,10 @@ def test_a_failure_before_the_audio_has_a_status(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_after(backend, monkeypatch, 0)
-    chunks, entry, error = ask(backend)
+    chunks, record, error = ask(backend)
     assert not chunks
     assert isinstance(error, APIError)
-    assert (error.status, entry.ending) == (500, "error")
+    assert (error.status, record.finish_reason) == (500, "error")
 
 
 def test_audio_that_does_not_begin_in_time_is_a_503_and_leaves_the_slot(
@@ -122,14 +122,14 @@ def test_audio_that_does_not_begin_in_time_is_a_503_and_leaves_the_slot(
 
     with monkeypatch.context() as patch:
         patch.setattr(backend.voice.codec, "decode", wait)
-        _, entry, error = ask(backend, timeout_s=0.05)
+        _, record, error = ask(backend, timeout_s=0.05)
         release.set()
     assert isinstance(error, APIError)
-    assert (error.status, error.code, entry.ending) == (503, "timeout", "error")
+    assert (error.status, error.code, record.finish_reason) == (503, "timeout", "error")
     assert error.retry_after_s
-    chunks, entry, error = ask(backend)
+    chunks, record, error = ask(backend)
     assert (bool(chunks), error) == (True, None)
-    assert entry.ending in ("stop", "length")
+    assert record.finish_reason in ("stop", "length")
 
 
 def test_a_place_that_is_not_there_is_a_429_and_is_not_counted_as_speech(
@@ -138,9 +138,9 @@ def test_a_place_that_is_not_there_is_a_429_and_is_not_counted_as_speech(
     # Of its own: places may still be kept for those whom earlier tests had refused.
     monkeypatch.setattr(backend, "admission", Admission(2, 1))
     with backend.admission.enter(), backend.admission.enter():
-        _, entry, error = ask(backend)
+        _, record, error = ask(backend)
     assert isinstance(error, APIError)
-    assert (error.status, entry.ending) == (429, "")
+    assert (error.status, record.finish_reason) == (429, "")
 
 
 # On a WebSocket
@@ -217,9 +217,9 @@ def test_a_message_that_is_none_ends_the_utterance_it_is_in(backend: Backend, so
 def test_what_a_socket_is_refused_is_logged_with_code_and_field(
     backend: Backend, socket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entries: list[Entry] = []
+    records: list[RequestRecord] = []
     monkeypatch.setattr(request_log, "_listeners", [])
-    request_log.listen(entries.append)
+    request_log.listen(records.append)
     for message in (
         START | {"speed": 9},
         START | {"voice": "nobody"},
@@ -229,7 +229,7 @@ def test_what_a_socket_is_refused_is_logged_with_code_and_field(
         socket.send_json(message)
     for _ in range(3):
         heard(socket)
-    logged = [(entry.path, entry.code, entry.param) for entry in entries]
+    logged = [(record.path, record.code, record.param) for record in records]
     assert logged == [
         ("/", "less_than_equal", "speed"),
         ("/", "voice_not_found", "voice"),
@@ -238,7 +238,7 @@ def test_what_a_socket_is_refused_is_logged_with_code_and_field(
 
 
 def test_no_more_lines_than_places(backend: Backend, socket: Any) -> None:
-    backend.lines = backend.most_lines
+    backend.open_sockets = backend.max_sockets
     try:
         app = FastAPI()
 
@@ -250,4 +250,4 @@ def test_no_more_lines_than_places(backend: Backend, socket: Any) -> None:
             assert heard(another)[1]["error"]["type"] == "rate_limit_error"
             assert another.receive()["code"] == 1013
     finally:
-        backend.lines = 1
+        backend.open_sockets = 1

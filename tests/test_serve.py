@@ -190,7 +190,7 @@ def test_pcm_is_the_wav_without_its_header(client: openai.OpenAI) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(client: openai.OpenAI) -> None:
-    """While nobody else is spoken to, in one piece and in several."""
+    """While nobody else is spoken to, in one chunk and in several."""
     for text in ("four two seven one nine", "four two. seven one nine six. three"):
         bodies = {create_pcm(client, text=text, seed=7).tobytes() for _ in range(6)}
         assert len(bodies) == 1
@@ -289,7 +289,7 @@ def test_not_streamed_the_body_has_its_length(url: str) -> None:
     assert body[:HEADER] == wav_header(24_000, (len(body) - HEADER) // 2)
 
 
-# Many at once, long texts, texts in pieces
+# Many at once, long texts, texts in chunks
 
 
 def test_each_of_64_is_whole_or_told_to_come_back(url: str, voice: Voice) -> None:
@@ -345,9 +345,9 @@ def talk(url: str, *messages: dict[str, Any]) -> list[bytes | dict[str, Any]]:
 START = {"type": "start", "model": "sheen", "voice": "slt", "response_format": "pcm", "seed": 7}
 
 
-def test_text_in_pieces_gives_the_speech_of_the_whole(url: str, voice: Voice) -> None:
-    pieces = ["fo", "ur t", "wo. sev", "en", " one", ". nine"]
-    texts = [{"type": "text", "text": piece} for piece in pieces]
+def test_text_in_chunks_gives_the_speech_of_the_whole(url: str, voice: Voice) -> None:
+    chunks = ["fo", "ur t", "wo. sev", "en", " one", ". nine"]
+    texts = [{"type": "text", "text": chunk} for chunk in chunks]
     *audio, done = talk(url, START, *texts, {"type": "end"})
     expected = spoken_here(voice, "four two. seven one. nine", "slt", Sampling(seed=7))
     assert isinstance(done, dict)

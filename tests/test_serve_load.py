@@ -53,7 +53,7 @@ LONG = {
     "seed": 1,
 }
 """Greedy: after a few training steps `<audio_end>` is never the likeliest, so only the budgets of
-its pieces end this, a hundred frames later."""
+its chunks end this, a hundred frames later."""
 
 
 LIMITS = {

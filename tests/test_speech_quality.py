@@ -1,4 +1,4 @@
-"""How good synthesised speech is: figures counted by hand, and a report that shows all of them."""
+"""How good synthesized speech is: figures counted by hand, and a report that shows all of them."""
 
 import json
 from typing import Any
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from conftest import RATE
+from sheen.scoring.english import normalise_english
 from sheen.scoring.speaker_id import ALL
-from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, judge_speech, measure_sound, share
+from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, measure_sound, score_speech, share
 from sheen.scoring.speech_report import (
     Waveform,
     render_json,
@@ -45,17 +46,19 @@ def clip(
     seconds: float = 1.0,
     speaking: float = 0.8,
     clipped: float = 0.0,
-    stopped: bool = True,
+    ended_with_eos: bool = True,
     expected: float | None = 1.0,
-    heard: str | None = None,
-    voice_heard: str | None = None,
+    transcript: str | None = None,
+    identified_speaker: str | None = None,
 ) -> SpokenClip:
     sound = Sound(seconds, speaking, 0.1, clipped)
-    return SpokenClip(name, voice, text, stopped, sound, expected, heard, voice_heard)
+    return SpokenClip(
+        name, voice, text, ended_with_eos, sound, expected, transcript, identified_speaker
+    )
 
 
 def judge(*clips: SpokenClip, **arguments: Any) -> SpeechReport:
-    return judge_speech(clips, **({"listener": "told"} | arguments))
+    return score_speech(clips, **({"asr": "told"} | arguments))
 
 
 # One clip
@@ -161,77 +164,94 @@ def test_the_rate_of_each_is_errors_over_its_own_units() -> None:
 # Many clips
 
 THREE = [
-    clip("a1", "one two three four", "a", heard="one two three", voice_heard="a", seconds=2.0),
     clip(
-        "b1", "five six", "b", heard="five nine", voice_heard="a", expected=2.0, stopped=False,
+        "a1",
+        "one two three four",
+        "a",
+        transcript="one two three",
+        identified_speaker="a",
+        seconds=2.0,
+    ),
+    clip(
+        "b1",
+        "five six",
+        "b",
+        transcript="five nine",
+        identified_speaker="a",
+        expected=2.0,
+        ended_with_eos=False,
         clipped=0.0009,
     ),
-    clip("a2", "seven eight", "a", heard="Seven, eight.", voice_heard="a", clipped=0.001),
-]  # fmt: skip
+    clip(
+        "a2", "seven eight", "a", transcript="Seven, eight.", identified_speaker="a", clipped=0.001
+    ),
+]
 
 
 def test_figures_are_those_of_each_voice_and_of_all() -> None:
-    report = judge(*THREE, known_voices=("a", "b"), seed=5)
-    assert (report.clips, report.listener, report.seed) == (THREE, "told", 5)
-    assert report.errors == [1 / 4, 1 / 2, 0]
+    report = judge(*THREE, enrolled=("a", "b"), seed=5)
+    assert (report.clips, report.asr, report.seed) == (THREE, "told", 5)
+    assert report.clip_wer == [1 / 4, 1 / 2, 0]
     assert list(report.voices) == ["a", "b", ALL]
-    for voice, clips, seconds, words, letters, stopped, right, clipped, duration, pace in (
+    for voice, clips, seconds, words, letters, ended, right, clipped, duration, pace in (
         ("a", 2, 3.0, 1 / 6, 5 / 29, 1, 1, 1 / 2, 1.5, (18 + 11) / 2 / 0.8),
         ("b", 1, 1.0, 1 / 2, 3 / 8, 0, 0, 0, 0.5, 8 / 0.8),
         (ALL, 3, 4.0, 2 / 8, 8 / 37, 2 / 3, 2 / 3, 1 / 3, 3.5 / 3, 37 / 3 / 0.8),
     ):
         result = report.voices[voice]
         assert (result.clips, result.seconds) == (clips, seconds)
-        assert result.words is not None
-        assert result.characters is not None
-        assert result.voice_right is not None
+        assert result.wer is not None
+        assert result.cer is not None
+        assert result.speaker_accuracy is not None
         assert result.duration is not None
-        assert result.pace is not None
-        assert result.words.rate == pytest.approx(words)
-        assert result.characters.rate == pytest.approx(letters)
-        assert result.stopped.rate == pytest.approx(stopped)
-        assert result.voice_right.rate == pytest.approx(right)
+        assert result.characters_per_second is not None
+        assert result.wer.rate == pytest.approx(words)
+        assert result.cer.rate == pytest.approx(letters)
+        assert result.ended_with_eos.rate == pytest.approx(ended)
+        assert result.speaker_accuracy.rate == pytest.approx(right)
         assert result.clipped.rate == pytest.approx(clipped)
         assert result.duration.value == pytest.approx(duration)
-        assert result.pace.value == pytest.approx(pace)
+        assert result.characters_per_second.value == pytest.approx(pace)
         assert result.pause.value == pytest.approx(0.1)
     assert report.voices["b"].silence.value == pytest.approx(0.2)
     assert report.voices["a"].silence.value == pytest.approx((1.2 / 2 + 0.2) / 2)
 
 
 def test_a_single_voice_needs_no_name() -> None:
-    report = judge(clip("x", voice=None, heard="one two"), clip("y", voice=None, heard="one"))
+    report = judge(
+        clip("x", voice=None, transcript="one two"), clip("y", voice=None, transcript="one")
+    )
     assert list(report.voices) == [ALL]
     assert report.voices[ALL].clips == 2
 
 
 def test_what_nobody_heard_has_no_figures() -> None:
-    report = judge(clip("x", expected=None), clip("y", "...", expected=None), listener=None)
+    report = judge(clip("x", expected=None), clip("y", "...", expected=None), asr=None)
     result = report.voices[ALL]
-    assert report.errors == [None, None]
-    assert result.words is result.characters is result.voice_right is result.duration is None
-    assert result.stopped.of == 2
+    assert report.clip_wer == [None, None]
+    assert result.wer is result.cer is result.speaker_accuracy is result.duration is None
+    assert result.ended_with_eos.of == 2
 
 
 def test_voices_that_nobody_knows_are_left_out_and_lost_ones_are_wrong() -> None:
     report = judge(
-        clip("x", voice="v", voice_heard="v"),
-        clip("lost", voice="v", voice_heard=""),
-        clip("stranger", voice="w", voice_heard="v"),
-        known_voices=("v",),
-        listener=None,
+        clip("x", voice="v", identified_speaker="v"),
+        clip("lost", voice="v", identified_speaker=""),
+        clip("stranger", voice="w", identified_speaker="v"),
+        enrolled=("v",),
+        asr=None,
     )
-    assert report.voices["w"].voice_right is None
-    assert report.voices["v"].voice_right == report.voices[ALL].voice_right == share(1, 2)
+    assert report.voices["w"].speaker_accuracy is None
+    assert report.voices["v"].speaker_accuracy == report.voices[ALL].speaker_accuracy == share(1, 2)
 
 
 def test_what_is_silent_has_no_pace() -> None:
-    silent = clip("x", speaking=0.0, heard="")
-    report = judge(silent, clip("y", heard="one two"))
-    pace = report.voices[ALL].pace
+    silent = clip("x", speaking=0.0, transcript="")
+    report = judge(silent, clip("y", transcript="one two"))
+    pace = report.voices[ALL].characters_per_second
     assert pace is not None
     assert pace.value == pytest.approx(len("one two") / 0.8)
-    assert judge(silent).voices[ALL].pace is None
+    assert judge(silent).voices[ALL].characters_per_second is None
     assert judge(silent).voices[ALL].silence.value == 1.0
 
 
@@ -243,42 +263,53 @@ def test_a_duration_that_is_not_to_be_expected_is_left_out() -> None:
 
 
 def test_numerals_are_read_out_when_asked() -> None:
-    heard = clip("x", "five three two", heard="532")
+    heard = clip("x", "five three two", transcript="532")
     for spelled, errors in ((True, 0), (False, 3)):  # of three words
         report = judge(heard, spell_digits=spelled)
-        words = report.voices[ALL].words
+        words = report.voices[ALL].wer
         assert words is not None
         assert words.errors == errors
-        assert report.errors == [errors / 3]
+        assert report.clip_wer == [errors / 3]
+
+
+def test_both_sides_are_normalised_before_words_are_counted() -> None:
+    heard = clip("x", "It costs twenty four dollars.", heard="it costs $24")
+    for normalise, errors, words in ((normalise_english, 0, 4), (str, 3, 5)):
+        report = judge(heard, normalise=normalise)
+        found = report.voices[ALL].words
+        assert found is not None
+        assert (found.errors, found.units) == (errors, words)
+        assert report.errors == [errors / words]
+        assert report.clips[0].text == heard.text  # the page shows what was asked for
 
 
 def test_intervals_are_drawn_from_the_seed() -> None:
     clips = [
-        clip(str(i), seconds=0.5 + i / 7, speaking=0.3, heard="one two" if i % 3 else "one")
+        clip(str(i), seconds=0.5 + i / 7, speaking=0.3, transcript="one two" if i % 3 else "one")
         for i in range(12)
     ]
     first, others = judge(*clips, seed=1), [judge(*clips, seed=seed) for seed in range(2, 6)]
     assert judge(*clips, seed=1) == first
     result = first.voices[ALL]
-    for name in ("words", "duration", "silence"):
+    for name in ("wer", "duration", "silence"):
         drawn = getattr(result, name)
         same = [getattr(other.voices[ALL], name) for other in others]
         assert any((other.low, other.high) != (drawn.low, drawn.high) for other in same)
-        middle = "rate" if name == "words" else "value"
+        middle = "rate" if name == "wer" else "value"
         assert {getattr(other, middle) for other in same} == {getattr(drawn, middle)}
         assert drawn.low < getattr(drawn, middle) < drawn.high
 
 
 def test_clips_that_nobody_heard_are_left_out_of_the_errors() -> None:
     """As those of texts without words, of which no share can be wrong."""
-    report = judge(clip("x", "..."), clip("y", heard="one"), clip("z", voice="w"))
-    assert report.errors == [None, 1 / 2, None]
-    words = report.voices[ALL].words
+    report = judge(clip("x", "..."), clip("y", transcript="one"), clip("z", voice="w"))
+    assert report.clip_wer == [None, 1 / 2, None]
+    words = report.voices[ALL].wer
     assert words is not None
     assert (words.errors, words.units, words.utterances) == (1, 2, 1)
-    assert report.voices["v"].words == words
-    assert report.voices["w"].words is None
-    assert (report.voices[ALL].clips, report.voices[ALL].stopped.of) == (3, 3)
+    assert report.voices["v"].wer == words
+    assert report.voices["w"].wer is None
+    assert (report.voices[ALL].clips, report.voices[ALL].ended_with_eos.of) == (3, 3)
     assert worst_first(report)[0] == 1
 
 
@@ -286,9 +317,9 @@ def test_what_cannot_be_judged_is_refused() -> None:
     with pytest.raises(ValueError, match="no clips"):
         judge()
     with pytest.raises(ValueError, match="holds no words"):
-        judge(clip("x", "...", heard="one"))
+        judge(clip("x", "...", transcript="one"))
     with pytest.raises(ValueError, match="'all'"):
-        judge(clip("x", voice=ALL, heard="one"))
+        judge(clip("x", voice=ALL, transcript="one"))
 
 
 # The report
@@ -296,7 +327,8 @@ def test_what_cannot_be_judged_is_refused() -> None:
 
 def test_the_table_is_one_row_a_voice() -> None:
     report = judge(
-        clip("x", heard="one", voice_heard="v", expected=2.0, stopped=False), known_voices=("v",)
+        clip("x", transcript="one", identified_speaker="v", expected=2.0, ended_with_eos=False),
+        enrolled=("v",),
     )
     assert voice_rows(report) == (
         [
@@ -304,8 +336,8 @@ def test_the_table_is_one_row_a_voice() -> None:
             "clips",
             "WER",
             "CER",
-            "right voice heard",
-            "stopped by itself",
+            "speaker accuracy",
+            "ended with EOS",
             "duration / expected",
             "characters per second",
             "silence at the ends",
@@ -332,61 +364,61 @@ def test_the_table_is_one_row_a_voice() -> None:
 
 
 def test_the_table_leaves_out_what_was_not_measured() -> None:
-    header, rows = voice_rows(judge(clip("x", expected=None), listener=None))
-    assert header[2] == "stopped by itself"
+    header, rows = voice_rows(judge(clip("x", expected=None), asr=None))
+    assert header[2] == "ended with EOS"
     assert "duration / expected" not in header
     # Of one voice only: its cell is empty.
     header, rows = voice_rows(
         judge(
-            clip("x", voice="v", voice_heard="v"),
-            clip("y", voice="w", voice_heard="v", expected=None),
-            known_voices=("v",),
+            clip("x", voice="v", identified_speaker="v"),
+            clip("y", voice="w", identified_speaker="v", expected=None),
+            enrolled=("v",),
         )
     )
     (of_w,) = (dict(zip(header, row, strict=True)) for row in rows if row[0] == "w")
-    assert of_w["right voice heard"] == of_w["duration / expected"] == ""
+    assert of_w["speaker accuracy"] == of_w["duration / expected"] == ""
     assert of_w["clips"] == "1"
 
 
 def test_the_worst_come_first() -> None:
     """By words that are wrong, then cut ones, then those too long or too short."""
     heard = [
-        clip("right", heard="one two"),
-        clip("half", heard="one", expected=0.9),
-        clip("quarter", "one two three four", heard="one two three", stopped=False),
-        clip("long", heard="one two", seconds=3.0),
-        clip("short", heard="one two", seconds=0.2),
-        clip("cut", heard="one two", stopped=False),
-        clip("unknown", heard="one two", expected=None),
+        clip("right", transcript="one two"),
+        clip("half", transcript="one", expected=0.9),
+        clip("quarter", "one two three four", transcript="one two three", ended_with_eos=False),
+        clip("long", transcript="one two", seconds=3.0),
+        clip("short", transcript="one two", seconds=0.2),
+        clip("cut", transcript="one two", ended_with_eos=False),
+        clip("unknown", transcript="one two", expected=None),
     ]
     report = judge(*heard)
     names = [heard[index].id for index in worst_first(report)]
     assert names[:5] == ["half", "quarter", "cut", "short", "long"]
-    unheard = [clip("fine"), clip("odd", seconds=9.0), clip("cut", stopped=False)]
-    order = worst_first(judge(*unheard, listener=None))
+    unheard = [clip("fine"), clip("odd", seconds=9.0), clip("cut", ended_with_eos=False)]
+    order = worst_first(judge(*unheard, asr=None))
     assert [unheard[index].id for index in order] == ["cut", "odd", "fine"]
 
 
 def test_a_clip_of_no_length_is_odder_than_any_other() -> None:
     clips = [clip("long", seconds=9.0), clip("none", seconds=0.0, speaking=0.0), clip("fine")]
-    assert worst_first(judge(*clips, listener=None)) == [1, 0, 2]
+    assert worst_first(judge(*clips, asr=None)) == [1, 0, 2]
 
 
 def test_json_holds_the_results_and_what_they_are_of() -> None:
     def refuse(constant: str) -> None:  # NaN and the infinities
         raise AssertionError(f"{constant} is no JSON")
 
-    report = judge(clip("x", voice="Åsa", speaking=0.0, heard=""), seed=3)
+    report = judge(clip("x", voice="Åsa", speaking=0.0, transcript=""), seed=3)
     text = render_json(report, {"prompts": 1, "config": {"seed": 3}})
     content = json.loads(text, parse_constant=refuse)
     assert (content["prompts"], content["config"]) == (1, {"seed": 3})
-    assert (content["listener"], content["seed"]) == ("told", 3)
+    assert (content["asr"], content["seed"]) == ("told", 3)
     assert list(content["voices"]) == ["Åsa", ALL]
-    assert content["voices"]["Åsa"]["words"]["rate"] == 1.0
-    assert content["voices"]["Åsa"]["pace"] is None
-    stopped = content["voices"]["Åsa"]["stopped"]
-    assert (stopped["rate"], stopped["count"], stopped["of"]) == (1.0, 1, 1)
-    assert (stopped["low"], stopped["high"]) == pytest.approx((0.2065, 1.0), abs=1e-4)
+    assert content["voices"]["Åsa"]["wer"]["rate"] == 1.0
+    assert content["voices"]["Åsa"]["characters_per_second"] is None
+    ended = content["voices"]["Åsa"]["ended_with_eos"]
+    assert (ended["rate"], ended["count"], ended["of"]) == (1.0, 1, 1)
+    assert (ended["low"], ended["high"]) == pytest.approx((0.2065, 1.0), abs=1e-4)
     assert "Åsa" in text
 
 
@@ -396,33 +428,33 @@ def page_of(report: SpeechReport, *worst: SpokenClip, lead: str = "A lead.") -> 
 
 
 def test_the_page_plays_the_given_clips_in_order() -> None:
-    report = judge(*THREE, known_voices=("a", "b"))
+    report = judge(*THREE, enrolled=("a", "b"))
     html = page_of(report, THREE[1], THREE[0])
     page = Page(html)
     assert_self_contained(html)
     assert "<title>Speech report</title>" in html
     assert page.attributes("aria-label", "audio") == ["Play b", "Play a"]
-    assert page.text.index("b1: 1.00 s, 2.00 s expected, cut by its budget") < page.text.index(
-        "a1: 2.00 s, 1.00 s expected, heard: one two three, voice heard: a"
-    )
+    assert page.text.index(
+        "b1: 1.00 s, 2.00 s expected, cut off at its token limit"
+    ) < page.text.index("a1: 2.00 s, 1.00 s expected, transcript: one two three, speaker: a")
     assert "a2:" not in page.text
     header, rows = voice_rows(report)
     for cell in (*header, *(cell for row in rows for cell in row)):
         assert cell in page.text
-    for said in ("A lead.", "Heard by told", "five six", "Seed 0"):
+    for said in ("A lead.", "ASR: told", "five six", "Seed 0"):
         assert said in page.text
 
 
 def test_the_page_says_what_is_not_known() -> None:
-    lost = clip("lost", voice=None, expected=None, heard="", voice_heard="")
+    lost = clip("lost", voice=None, expected=None, transcript="", identified_speaker="")
     text = Page(page_of(judge(lost), lost)).text
-    assert "lost: 1.00 s, heard: nothing, voice heard: none" in text
+    assert "lost: 1.00 s, transcript: nothing, speaker: none" in text
     assert "expected" not in text
     unheard = clip("quiet", voice=None)
-    text = Page(page_of(judge(unheard, listener=None), unheard)).text
-    assert "Nobody listened" in text
-    assert "heard:" not in text
-    assert "Duration over what the text lets expect" in text
+    text = Page(page_of(judge(unheard, asr=None), unheard)).text
+    assert "No ASR" in text
+    assert "transcript:" not in text
+    assert "Duration over the duration expected of the text" in text
 
 
 def test_a_page_without_clips_is_a_page() -> None:
@@ -432,8 +464,8 @@ def test_a_page_without_clips_is_a_page() -> None:
 
 
 def test_texts_are_never_markup() -> None:
-    hostile = clip(HOSTILE, HOSTILE, HOSTILE, heard=HOSTILE, voice_heard=HOSTILE)
-    page = Page(page_of(judge(hostile, listener=HOSTILE), hostile, lead=HOSTILE))
+    hostile = clip(HOSTILE, HOSTILE, HOSTILE, transcript=HOSTILE, identified_speaker=HOSTILE)
+    page = Page(page_of(judge(hostile, asr=HOSTILE), hostile, lead=HOSTILE))
     assert "script" not in {tag for tag, _ in page.tags}
-    # lead; row of the table; listener; the clip's row, title and caption with id, heard and voice
+    # lead; row of the table; asr; the clip's row, title and caption with id, transcript and speaker
     assert page.text.count(HOSTILE) == 1 + 1 + 1 + 1 + 1 + 3

@@ -1,4 +1,4 @@
-"""Sentences and pieces: what is cut where, and that nothing is lost."""
+"""Sentences and chunks: what is cut where, and that nothing is lost."""
 
 import itertools
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import sheen.text.segmentation as text_module
 from sheen.text.segmentation import (
     LONGEST_SENTENCE,
-    PieceCutter,
     SentenceStream,
+    TextChunker,
     has_word,
     split_sentences,
 )
@@ -40,8 +40,8 @@ def letters(text: str) -> list[str]:
 
 
 def cut(limit: int, *sentences: str) -> list[str]:
-    cutter = PieceCutter(limit)
-    return [piece for sentence in sentences for piece in cutter.push(sentence)] + cutter.finish()
+    cutter = TextChunker(limit)
+    return [chunk for sentence in sentences for chunk in cutter.push(sentence)] + cutter.finish()
 
 
 # Sentences
@@ -88,7 +88,7 @@ def test_a_word_is_a_letter_or_a_number_of_any_script() -> None:
     assert [text for text in WITH_WORDS if not has_word(text)] == []
 
 
-def test_what_has_no_word_is_neither_sentence_nor_piece() -> None:
+def test_what_has_no_word_is_neither_sentence_nor_chunk() -> None:
     for text in WORDLESS:
         assert split_sentences(f"One.\n{text}\nTwo.\n{text}") == ["One.", "Two."], text
         assert split_sentences(text) == cut(20, text) == []
@@ -167,11 +167,11 @@ def test_the_work_of_cutting_grows_with_the_text_and_not_with_its_square(
     assert looked_at <= 120 * len(text)
 
 
-# Pieces
+# ChunkStream
 
 
 def test_the_first_sentence_is_not_kept_waiting() -> None:
-    cutter = PieceCutter(20)
+    cutter = TextChunker(20)
     assert cutter.push("One.") == ["One."]
     assert cutter.push("Two.") == cutter.push("Three three.") == []
     assert cutter.push("Four.") == ["Two. Three three."]
@@ -190,7 +190,7 @@ def test_long_sentences_are_cut_after_clauses() -> None:
 
 def test_cuts_are_even() -> None:
     words = "word " * 20
-    assert [len(piece) for piece in cut(98, words)] == [49, 49], "not 94 and 4"
+    assert [len(chunk) for chunk in cut(98, words)] == [49, 49], "not 94 and 4"
     assert cut(25, "this sentence is short, now") == ["this sentence", "is short, now"]
 
 
@@ -205,10 +205,10 @@ def test_words_are_cut_only_when_they_must_be() -> None:
 
 @settings(deadline=None)
 @given(st.lists(ANY, max_size=6), st.integers(1, 120))
-def test_pieces_hold_everything_and_keep_the_limit(sentences: list[str], limit: int) -> None:
-    pieces = cut(limit, *sentences)
-    assert all(0 < len(piece) <= limit for piece in pieces)
-    assert all(piece == piece.strip() for piece in pieces)
-    assert letters("".join(pieces)) == letters("".join(sentences))
-    assert all(map(has_word, pieces))
-    assert cut(limit, *sentences) == pieces
+def test_chunks_hold_everything_and_keep_the_limit(sentences: list[str], limit: int) -> None:
+    chunks = cut(limit, *sentences)
+    assert all(0 < len(chunk) <= limit for chunk in chunks)
+    assert all(chunk == chunk.strip() for chunk in chunks)
+    assert letters("".join(chunks)) == letters("".join(sentences))
+    assert all(map(has_word, chunks))
+    assert cut(limit, *sentences) == chunks

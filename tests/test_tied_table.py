@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sheen.codec.layout import Softmax
 from sheen.lm.cpu_kernels import TiedTable
-from sheen.lm.loss import Objective
 from sheen.lm.model import SpeechLM
 from test_attention import FAMILIES, packed, small_lm
 from test_loss import LAYOUT
 
 
-def tied_model(objective: Objective, padding_idx: int | None = None) -> SpeechLM:
+def tied_model(softmax: Softmax, padding_idx: int | None = None) -> SpeechLM:
     config = deepcopy(FAMILIES["qwen3"])
     config.pad_token_id = padding_idx
-    return SpeechLM(small_lm(config).train(), LAYOUT, objective)
+    return SpeechLM(small_lm(config).train(), LAYOUT, softmax)
 
 
 def gradients(model: SpeechLM, rows: int) -> dict[str, Tensor]:
@@ -27,14 +27,14 @@ def gradients(model: SpeechLM, rows: int) -> dict[str, Tensor]:
     return {name: part.grad.clone() for name, part in model.named_parameters()}
 
 
-@pytest.mark.parametrize("objective", ["legal rows", "all rows"])
+@pytest.mark.parametrize("softmax", ["masked", "full"])
 @pytest.mark.parametrize("padding_idx", [None, int(packed().input_ids[0, 2])])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_the_gradient_is_what_autograd_sums(
-    objective: Objective, padding_idx: int | None, rows: int
+    softmax: Softmax, padding_idx: int | None, rows: int
 ) -> None:
     """Of a token that is padding to the base, which learns nothing where it is looked up, too."""
-    model = tied_model(objective, padding_idx)
+    model = tied_model(softmax, padding_idx)
     expected, loss = gradients(model, rows), model(packed()).loss
     model.prepare_training()
     found = gradients(model, rows)
@@ -46,7 +46,7 @@ def test_the_gradient_is_what_autograd_sums(
 
 def test_frozen_layers_leave_the_gradient_whole() -> None:
     """As with adapters, where the table learns and the body does not."""
-    model = tied_model("legal rows")
+    model = tied_model("masked")
     for name, part in model.named_parameters():
         part.requires_grad_("embed_tokens" in name)
     model(packed()).loss.sum().backward()
@@ -80,7 +80,7 @@ def untie(model: SpeechLM) -> None:
 
 @pytest.mark.parametrize("change", [scale_what_is_looked_up, make_another_class, untie])
 def test_other_tables_are_left_to_autograd(change: Callable[[SpeechLM], None]) -> None:
-    model = tied_model("legal rows")
+    model = tied_model("masked")
     change(model)
     model.prepare_training()
     inputs, head = model.inputs_and_head(packed().input_ids)
@@ -89,7 +89,7 @@ def test_other_tables_are_left_to_autograd(change: Callable[[SpeechLM], None]) -
 
 
 def test_without_gradients_nothing_is_shared() -> None:
-    model = tied_model("legal rows")
+    model = tied_model("masked")
     model.prepare_training()
     with torch.no_grad():
         assert model.inputs_and_head(packed().input_ids)[1] is model.head

@@ -313,10 +313,10 @@ def eval_loss(row: dict[str, Any]) -> float:
 def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(
     encoded: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rehearsal = train(train_config(encoded, base, tmp_path / "out", dry_run=True))
+    figures = train(train_config(encoded, base, tmp_path / "out", dry_run=True))
     assert not (tmp_path / "out").exists()
-    assert rehearsal["steps"] == 6
-    assert rehearsal["peak_memory_gb"] > 0
+    assert figures["steps"] == 6
+    assert figures["peak_memory_gb"] > 0
     said = capfd.readouterr().out
     assert "<audio_start>" in said
     assert "<audio_end>" in said
@@ -392,14 +392,14 @@ def test_a_llama_base_trains_over_all_rows(encoded: Path, base: Path, tmp_path: 
     train(
         train_config(
             data, tmp_path / "llama", output, max_steps=4, eval_every=4, save_every=4,
-            objective="all rows", new_rows="codebook", schedule="wsd", learning_rate=1e-2,
+            softmax="full", new_rows="codebook", schedule="wsd", learning_rate=1e-2,
         )
     )  # fmt: skip
     rows = metrics(output)[1:]
     assert rows[0]["loss"] == pytest.approx(np.log(12_350), rel=0.1), "uniform over all rows"
     assert rows[-1]["loss"] < rows[0]["loss"]
     info = checkpoint.read_info(output / "checkpoint")
-    assert info.objective == "all rows"
+    assert info.softmax == "full"
     assert info.normalisation == ENGLISH
 
 

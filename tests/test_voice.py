@@ -9,7 +9,7 @@ from sheen.codec.info import describe_codec
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import PIECE_CHARACTERS, RUNAWAY, RequestError, Voice
+from sheen.engine.voice import DEFAULT_CHUNK_CHARS, RUNAWAY, RequestError, Voice
 from sheen.lm.checkpoint import CheckpointInfo, LayoutInfo, Pace
 from sheen.lm.model import SpeechLM, extend
 from speaking import speak
@@ -68,45 +68,45 @@ def test_the_cap_is_hard(paced: Voice, unpaced: Voice) -> None:
 
 
 def test_a_text_may_fill_the_model_and_then_leaves_less_audio(unpaced: Voice) -> None:
-    positions = unpaced.model.max_positions
-    request = unpaced.request("a" * (positions - 50), None, GREEDY, 30.0)
-    assert request.max_frames == (positions - len(request.prompt)) // 7
+    max_seq_len = unpaced.model.max_positions
+    request = unpaced.request("a" * (max_seq_len - 50), None, GREEDY, 30.0)
+    assert request.max_frames == (max_seq_len - len(request.prompt)) // 7
     with pytest.raises(RequestError, match="shorter text"):
-        unpaced.request("a" * positions, None, GREEDY, 30.0)
+        unpaced.request("a" * max_seq_len, None, GREEDY, 30.0)
 
 
-def test_an_engine_with_fewer_positions_leaves_less_too(unpaced: Voice) -> None:
-    request = unpaced.request("a" * 50, None, GREEDY, 30.0, positions=100)
+def test_an_engine_with_a_shorter_maximum_leaves_less_too(unpaced: Voice) -> None:
+    request = unpaced.request("a" * 50, None, GREEDY, 30.0, max_seq_len=100)
     assert request.max_frames == (100 - 51) // 7
-    assert request.positions(unpaced.model.layout) <= 100
-    with pytest.raises(RequestError, match="100 positions"):
-        unpaced.request("a" * 95, None, GREEDY, 30.0, positions=100)
+    assert request.seq_len(unpaced.model.layout) <= 100
+    with pytest.raises(RequestError, match="100 tokens"):
+        unpaced.request("a" * 95, None, GREEDY, 30.0, max_seq_len=100)
 
 
 def test_the_longest_request_has_room_for_its_text(unpaced: Voice) -> None:
     for seconds in (0.5, 10.0):
-        positions = unpaced.longest(seconds)
-        request = unpaced.request("a" * 500, None, GREEDY, seconds, positions)
+        max_seq_len = unpaced.max_seq_len(seconds)
+        request = unpaced.request("a" * 500, None, GREEDY, seconds, max_seq_len)
         assert request.max_frames == int(seconds * FRAMES_PER_SECOND)
-    assert unpaced.longest(600.0) == unpaced.model.max_positions
+    assert unpaced.max_seq_len(600.0) == unpaced.model.max_positions
 
 
 def test_a_piece_is_no_longer_than_what_the_model_was_taught(paced: Voice, unpaced: Voice) -> None:
     """Nor than the seconds that it may take; half as many again are left for a slow one."""
-    assert unpaced.piece_characters(30.0, None) == PIECE_CHARACTERS
+    assert unpaced.max_chunk_chars(30.0, None) == DEFAULT_CHUNK_CHARS
     taught = replace(unpaced, info=unpaced.info.model_copy(update={"text_characters": 34}))
-    assert taught.piece_characters(30.0, None) == 34
-    assert paced.piece_characters(30.0, "quick") == PIECE_CHARACTERS
-    slow = paced.piece_characters(30.0, "slow")
+    assert taught.max_chunk_chars(30.0, None) == 34
+    assert paced.max_chunk_chars(30.0, "quick") == DEFAULT_CHUNK_CHARS
+    slow = paced.max_chunk_chars(30.0, "slow")
     assert slow == int((20 * FRAMES_PER_SECOND - 4) / 2)
     expected = paced.expected_seconds("a" * slow, "slow")
     assert expected is not None
     assert 19.8 < expected <= 20.0
-    assert paced.piece_characters(0.1, "slow") == 1
+    assert paced.max_chunk_chars(0.1, "slow") == 1
 
 
 def test_a_request_that_nothing_ends_is_ended(unpaced: Voice) -> None:
-    engine = Engine(unpaced.model, unpaced.codec, slots=1, positions=unpaced.longest(0.3))
+    engine = Engine(unpaced.model, unpaced.codec, slots=1, max_seq_len=unpaced.max_seq_len(0.3))
     request = unpaced.request("four", None, GREEDY, 0.3)
     samples, finished = speak(engine, request)
     engine.close()

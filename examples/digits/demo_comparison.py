@@ -14,7 +14,11 @@ import pyarrow.dataset as pads
 
 from sheen.scoring.speaker_id import ALL
 
-COMPARED = {"WER": "words", "stopped by itself": "stopped", "right voice heard": "voice_right"}
+COMPARED = {
+    "WER": "wer",
+    "ended with EOS": "ended_with_eos",
+    "speaker accuracy": "speaker_accuracy",
+}
 """What the table compares: its name there, and in an evaluation's results."""
 
 

@@ -43,10 +43,9 @@ def write_report(
     """
     alone, together = requests
     codec = load_codec(str(DIGITS / "codec"))
-    listener = open_transcriber(POCKETSPHINX, str(DIGITS / "digits.gram"))
+    asr = open_transcriber(POCKETSPHINX, str(DIGITS / "digits.gram"))
     rows = [
-        _compare(clip, spoken.wav, codec, listener)
-        for clip, spoken in zip(clips, together, strict=True)
+        _compare(clip, spoken.wav, codec, asr) for clip, spoken in zip(clips, together, strict=True)
     ]
     metrics = [
         json.loads(line)
@@ -59,7 +58,7 @@ def write_report(
             "One string, four times",
             [
                 "Held-out strings, of which the model has never heard one. The recordings are the "
-                "flite synthesiser's; better than the codec's reconstruction no model can sound "
+                "flite synthesizer's; better than the codec's reconstruction no model can sound "
                 "here; the base is the committed voice, fine-tuned is what the demo served.",
                 *rows,
             ],
@@ -90,7 +89,7 @@ def write_report(
     return _save_images(folder, clips, rows)
 
 
-def _compare(clip: BaseClip, fine_tuned: Path, codec: Codec, listener: Transcriber) -> ClipRow:
+def _compare(clip: BaseClip, fine_tuned: Path, codec: Codec, asr: Transcriber) -> ClipRow:
     """One string as it was recorded, coded, spoken before and spoken after."""
     rate = codec.sample_rate
     path = DIGITS / "heldout" / "wavs" / f"{clip.id}.flac"
@@ -102,11 +101,11 @@ def _compare(clip: BaseClip, fine_tuned: Path, codec: Codec, listener: Transcrib
         "base": decode_audio(clip.audio, rate),
         "fine-tuned": decode_audio(fine_tuned.read_bytes(), rate),
     }
-    heard = listener.transcribe(list(waveforms.values()), rate)
+    texts = asr.transcribe(list(waveforms.values()), rate)
     return clip_row(
         [
-            Clip(title, waveform, rate, f"heard: {words or 'nothing'}")
-            for (title, waveform), words in zip(waveforms.items(), heard, strict=True)
+            Clip(title, waveform, rate, f"transcript: {words or 'nothing'}")
+            for (title, waveform), words in zip(waveforms.items(), texts, strict=True)
         ],
         title=f"{clip.voice}: {clip.text} ({clip.id})",
     )
@@ -128,7 +127,7 @@ def _comparison_section(before: dict[str, Any], after: dict[str, Any]) -> Sectio
         "Before and after",
         [
             table(header, rows),
-            f"Held-out strings of two to six digits, heard by {after['listener']}. WER is the "
+            f"Held-out strings of two to six digits, transcribed by {after['asr']}. WER is the "
             "word error rate, in brackets its 95% bootstrap interval over strings; seed "
             f"{after['seed']}, the same for both.",
         ],

@@ -210,8 +210,7 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
                 codec_rms=rms(made),
             )
         )
-        if len(clips) % 10 == 0:
-            logger.info("scored %d of %d", len(clips), len(found))
+        logger.info("%d of %d: %s", len(clips), len(found), json.dumps(asdict(clips[-1])))
     shown = [
         Clip("recording", found[0][1], codec.sample_rate),
         Clip("codec", decoded[0], codec.sample_rate),

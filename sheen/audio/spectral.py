@@ -1,4 +1,4 @@
-"""Spectra of speech: the distances that a codec is trained on and judged by.
+"""Spectral distances of speech: the losses that a codec trains on, and the mel distance.
 
 Owns the log-mel spectrogram, the multi-resolution mel and STFT losses, and the mel distance in
 decibels that reports give. Knows nothing of codecs, files or plots.

@@ -12,6 +12,7 @@ a frame may begin (`<audio_end>` and level 0) are one contiguous slice, and so i
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,10 @@ AUDIO_END = "<audio_end>"
 
 Codes = list[NDArray[np.int16]]
 """One utterance's codes: one array per level, coarse first, `[frames * codes_per_frame[level]]`."""
+
+Softmax = Literal["masked", "full"]
+"""What a model's logits are normalised over in training: the rows that are legal at a slot, so that
+every decoder must mask the others, or the whole vocabulary, so that none needs to."""
 
 
 @dataclass(frozen=True)

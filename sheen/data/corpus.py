@@ -1,9 +1,9 @@
-"""Where recordings come from: the user's inputs, in whatever form -> one manifest table.
+"""The manifest: every input of a corpus, in whatever format, as one table of rows.
 
-Owns the table and what holds over all inputs: keys, ids that stand once (named by their file where
-files number their rows alike), rows without text, and a line on the keys that go unused. The forms
-themselves are `sheen.data.readers`. A fault of a whole file is an error; a fault of one row becomes
-a row with a reason, so that the report accounts for it. Reads no audio.
+Owns the table and what holds across inputs: keys, unique ids (prefixed with their file where files
+number rows alike), rows without text, and the note on unused keys. A fault of a whole file raises;
+a fault of one row becomes a row with a reason, so that the report accounts for it. The formats are
+`sheen.data.readers`'s. Reads no audio.
 """
 
 import logging

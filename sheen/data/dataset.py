@@ -1,10 +1,9 @@
-"""The dataset of codes on disk: the utterance row, `dataset.json`, and reading both.
+"""The dataset of codes on disk: the utterance schema, `dataset.json`, and reading both.
 
-Owns the Arrow schema, the folder's layout and its format version, and the check that codes are
-codes of the codec they claim. Files of codes that others made have the keys of the encode job's
-inputs (`sheen.data.readers`), and what it would reject is dropped and counted here. Rows hold codes
-per level, not token ids, so that the token layout can change without encoding again. Refuses
-another format version by name.
+Owns the folder's layout and format version, and the check that codes fit the codec. Parquet and
+JSONL files of codes from elsewhere are read under the same keys as the encode job's inputs; rows
+that the job would reject are dropped and counted. Rows hold codes per level, not token ids, so the
+token layout can change without encoding again. Refuses other format versions by name.
 """
 
 import json
@@ -210,7 +209,7 @@ def _parquet_rows(location: str) -> Iterator[_Row]:
             continue
         try:
             source = pads.dataset(path, filesystem=filesystem, format="parquet")
-            columns = [*parquet.said_columns(path, source.schema), CODES_KEY]
+            columns = [*parquet.field_columns(path, source.schema), CODES_KEY]
             _check_codes_column(path, source.schema)
             for batch in source.to_batches(columns=columns):
                 yield from _batch_rows(path, batch, first)
@@ -246,7 +245,7 @@ def _is_list(kind: pa.DataType) -> bool:
 def _batch_rows(path: str, batch: pa.RecordBatch, first: int) -> Iterator[_Row]:
     """`first`: the number of the first row."""
     column: Any = batch.column(CODES_KEY)
-    said = parquet.said_of(batch.drop_columns([CODES_KEY]).to_pylist())
+    said = parquet.column_fields(batch.drop_columns([CODES_KEY]).to_pylist())
     codes = _codes_in(path, column) if _is_list(column.type) else column.to_pylist()
     for place, (row_codes, name, text, speaker) in enumerate(
         zip(codes, said["id"], said["text"], said["speaker"], strict=True), start=first

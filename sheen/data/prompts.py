@@ -1,9 +1,8 @@
-"""Lists of prompts: what is to be spoken, and by whom, from the files that people have.
+"""Prompt lists: texts to speak, with optional ids and speakers.
 
-Owns the formats and the faults of a file as a whole: a .txt file of one text per line, a .jsonl
-file, Parquet (a file or a folder of files), an LJSpeech folder, whose recordings are not looked
-at. Texts, ids and speakers go by the same keys as in recordings. Whether a text can be spoken and
-a voice exists is known to a checkpoint, not here.
+Owns the file formats: .txt of one text per line, .jsonl, Parquet (a file or a folder), and an
+LJSpeech folder, whose recordings are ignored. Columns are found as in `sheen.data.schema`. A
+malformed file raises. Whether a text can be spoken or a voice exists is the checkpoint's business.
 """
 
 import json
@@ -16,8 +15,8 @@ import pyarrow.dataset as pads
 from pyarrow import fs
 
 from sheen.data.corpus import METADATA_FILE, plain_rows, read_lines
-from sheen.data.readers.parquet import said_columns
-from sheen.data.schema import KEYS, is_none, pick, said
+from sheen.data.readers.parquet import field_columns
+from sheen.data.schema import KEYS, is_none, pick, row_fields
 from sheen.storage import files, uris
 
 
@@ -87,7 +86,7 @@ def _parquet(location: str) -> Iterator[Prompt]:
         source = pads.dataset(path, filesystem=filesystem, format="parquet")
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{location}: no Parquet that can be read ({error})") from error
-    columns = said_columns(location, source.schema)
+    columns = field_columns(location, source.schema)
     number = 0
     try:
         for batch in source.to_batches(columns=columns):
@@ -104,7 +103,7 @@ def _parquet(location: str) -> Iterator[Prompt]:
 def _prompt(row: dict[str, Any], name: str, where: str) -> Prompt:
     """ValueError naming the place of what UTF-8 cannot write, or is no name."""
     try:
-        fields = said(row)
+        fields = row_fields(row)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error
     return Prompt(fields["id"] or name, fields["text"], fields["speaker"])

@@ -1,8 +1,8 @@
-"""The bytes of a recording, wherever a manifest row says that they lie.
+"""The bytes of a recording, from wherever its manifest row points.
 
-Owns the reading of whole files, byte ranges of tar shards and rows of Parquet files. Decodes
-nothing. What was opened last stays open, so rows are best read in the manifest's order. Of a
-Parquet file a few rows and the page they stand in are in memory, however large its row groups.
+Owns reading whole files, byte ranges of tar shards and rows of Parquet files. Decodes nothing. The
+last container stays open, so rows are best read in manifest order. Only a few rows of a Parquet
+file and the page that holds them are in memory, however large its row groups.
 """
 
 from collections.abc import Iterator, Mapping
@@ -125,5 +125,5 @@ class RecordingReader:
         if audio.get("bytes") is not None:
             return bytes(audio["bytes"])
         if audio.get("path"):
-            return files.read_bytes(uris.beside(location, audio["path"]))
+            return files.read_bytes(uris.sibling(location, audio["path"]))
         raise FileNotFoundError(f"{location}: row {place} of row group {group} has no recording")

@@ -1,8 +1,8 @@
-"""The rows that every form of input gives, gathered in columns.
+"""The row schema that every input format is read into, and the columns a user's row may have.
 
-Owns their schema and what is the same in all forms: under which keys a user's row may hold a text,
-an id, a speaker and a recording, what counts as none, and how text files are encoded. A file may
-hold millions of rows: what has been read is kept as Arrow batches, not as Python objects.
+Owns the keys under which a text, id, speaker and recording are found, which values count as
+missing, and the encoding of text files. A file may hold millions of rows: rows are kept as Arrow
+batches, not as Python objects.
 """
 
 import codecs
@@ -147,8 +147,8 @@ def name_of(value: Any, name: str) -> str | None:
     return text_of(value, name)
 
 
-def said(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns text, id and speaker of a user's row. Raises TypeError and ValueError."""
+def row_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The text, id and speaker of a user's row. Raises TypeError and ValueError."""
     return {
         "text": text_of(pick(row, "text"), "text"),
         "id": name_of(pick(row, "id"), "id"),

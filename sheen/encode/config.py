@@ -25,8 +25,7 @@ class EncodeConfig(JobConfig):
     output: Annotated[
         str,
         Field(
-            description="folder for the dataset; absolute path or URI. The same command goes on "
-            "with what it holds"
+            description="folder for the dataset; absolute path or URI. The same command resumes it"
         ),
     ]
     form: Annotated[

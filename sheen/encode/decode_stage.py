@@ -20,14 +20,14 @@ from sheen.data.recordings import RecordingReader
 from sheen.encode import filters
 from sheen.encode.filters import Limits, Samples
 from sheen.encode.output import PCM_SCHEMA, pack, unpack
-from sheen.runs.attempts import Tries
+from sheen.runs.attempts import Attempts
 from sheen.storage import files
 from sheen.text.normalization import NormalisationInfo, load_normaliser
 from sheen.text.prompt import normalise
 
 
 @dataclass(frozen=True)
-class Preparation:
+class DecodeSettings:
     """What is done to every recording. `layout` is for the codes that some rows bring along."""
 
     sample_rate: int
@@ -48,25 +48,27 @@ class Rejected(Exception):
         self.reason = reason
 
 
-def prepare_blocks(
-    packed: pa.Table, *, preparation: Preparation, tries: Tries, limit_s: float
+def decode_blocks(
+    packed: pa.Table, *, settings: DecodeSettings, attempts: Attempts, limit_s: float
 ) -> pa.Table:
-    """`prepare` of each block. A recording that kills its process, or takes longer than `limit_s`
-    seconds, is refused after a few tries."""
+    """`decode_rows` of each block. A recording that crashes its process, or takes longer than
+    `limit_s` seconds, is rejected after MAX_CRASHES attempts."""
 
     def do(table: pa.Table) -> pa.Table:
-        return prepare(table, preparation, limit_s)
+        return decode_rows(table, settings, limit_s)
 
-    return pack(tries.guard("decoder", table, do, limit_s) for table in unpack(packed))
+    return pack(attempts.guard("decoder", table, do, limit_s) for table in unpack(packed))
 
 
-def prepare(table: pa.Table, preparation: Preparation, limit_s: float | None = None) -> pa.Table:
+def decode_rows(
+    table: pa.Table, settings: DecodeSettings, limit_s: float | None = None
+) -> pa.Table:
     """MANIFEST_SCHEMA -> PCM_SCHEMA. A recording that cannot be used gets a reason and no PCM.
 
     One that takes longer than `limit_s` seconds ends the process.
     """
     rows = table.to_pylist()
-    clips = _Clips(_reader(), preparation)
+    clips = _Clips(_reader(), settings)
     for row in rows:
         row |= {"pcm": None, "seconds": None}
         clips.times = {"read_s": 0.0, "decode_s": 0.0, "resample_s": 0.0}
@@ -75,8 +77,8 @@ def prepare(table: pa.Table, preparation: Preparation, limit_s: float | None = N
                 # In C and by itself: no thread of Python's runs while a decoder holds its lock.
                 faulthandler.dump_traceback_later(limit_s, exit=True, file=2)
             try:
-                if preparation.normalisation is not None:
-                    row["text"] = _spoken(row["text"], preparation.normalisation)
+                if settings.normalisation is not None:
+                    row["text"] = _spoken(row["text"], settings.normalisation)
                 if row["snac_codes"] is None:
                     row["pcm"] = clips.pcm(row)
                 else:
@@ -111,16 +113,16 @@ class _Clips:
     """The rows of a block, one after the other. Neighbours that are parts of one recording decode
     it once, or fail alike."""
 
-    def __init__(self, reader: RecordingReader, preparation: Preparation) -> None:
+    def __init__(self, reader: RecordingReader, settings: DecodeSettings) -> None:
         self._reader = reader
-        self._preparation = preparation
+        self._settings = settings
         self._at: tuple[Any, ...] | None = None
         self._whole: tuple[Samples, int] | Rejected | None = None
         self.times: dict[str, float] = {}
 
     def pcm(self, row: dict[str, Any]) -> bytes:
         """Also notes the row's `seconds`. Raises Rejected."""
-        what, limits = self._preparation, self._preparation.limits
+        what, limits = self._settings, self._settings.limits
         samples, rate = self._cut(row, *self._decoded(row))
         row["seconds"] = len(samples) / rate
         _check(filters.length_fault(row["seconds"], limits))
@@ -185,10 +187,10 @@ class _Clips:
     def check_codes(self, row: dict[str, Any]) -> None:
         """Of a row that brings its codes. Raises Rejected."""
         codes = row["snac_codes"]
-        if problem := self._preparation.layout.check(codes):
+        if problem := self._settings.layout.check(codes):
             raise Rejected("bad codes", problem)
-        row["seconds"] = len(codes[0]) * self._preparation.frame_seconds
-        limits = self._preparation.limits
+        row["seconds"] = len(codes[0]) * self._settings.frame_seconds
+        limits = self._settings.limits
         _check(filters.length_fault(row["seconds"], limits))
         _check(filters.text_fault(normalise(row["text"]), row["seconds"], limits))
 

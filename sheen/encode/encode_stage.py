@@ -15,7 +15,7 @@ import torch
 from sheen.audio.io import from_pcm16
 from sheen.codec.snac import Codec
 from sheen.encode.output import ENCODED, ENCODED_SCHEMA, REJECTED, pack, unpack
-from sheen.runs.attempts import Tries
+from sheen.runs.attempts import Attempts
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -36,7 +36,7 @@ class EncodeWorker:
     neither its folder nor a hub. Every recording is encoded once for each of `shifts`, with so many
     samples of silence before it; the id of all but the first row of it ends in `~` and a number.
     Codes that a row brings along stay as they are. `budget`: see `Codec.encode`. A recording that
-    kills its process is refused after a few tries.
+    kills its process is refused after a few attempts.
     """
 
     def __init__(
@@ -45,20 +45,20 @@ class EncodeWorker:
         device: str,
         shifts: Sequence[int],
         budget: int,
-        tries: Tries,
+        attempts: Attempts,
     ) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
         self._codec = ray.get(codec).to(device)
         self._shifts = shifts
         self._budget = budget
-        self._tries = tries
+        self._attempts = attempts
         self._name = str(ray.get_runtime_context().get_actor_id())
         self._free_since: float | None = None
 
     def __call__(self, packed: pa.Table) -> pa.Table:
         tables = unpack(packed)
-        return pack(self._tries.guard("encoder", table, self.encode) for table in tables)
+        return pack(self._attempts.guard("encoder", table, self.encode) for table in tables)
 
     def encode(self, table: pa.Table) -> pa.Table:
         started = time.perf_counter()

@@ -1,7 +1,7 @@
-"""The encode job: recordings -> a dataset folder of codes, with a report that accounts for all.
+"""The encode job: recordings -> a dataset folder of codes and a report that covers every row.
 
-Owns the Ray Data pipeline, its resume, and what the output folder holds. A block of rows is
-committed whole under its own name, and the same command goes on with the blocks that are not there
+Owns the Ray Data pipeline, resuming, and the contents of the output folder. A block of rows is
+committed whole under its own name, and the same command resumes with the blocks that are missing
 (decision 0019 says why not Ray Data's checkpointing). `dataset.json` is written last: a folder
 without it is not finished.
 """
@@ -24,22 +24,22 @@ from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
 from sheen.data import dataset
 from sheen.encode.config import EncodeConfig
-from sheen.encode.decode_stage import Preparation, prepare_blocks
+from sheen.encode.decode_stage import DecodeSettings, decode_blocks
 from sheen.encode.encode_stage import EncodeWorker, shift_samples
 from sheen.encode.output import (
     STAGES,
     block_name,
     pack,
-    rejected_for_now,
+    transiently_rejected,
     write_blocks,
     written_blocks,
 )
-from sheen.encode.plan import PAGE_FILE, claim_output, cut_blocks, read_rows
+from sheen.encode.plan import PAGE_FILE, cut_blocks, prepare_output, read_rows
 from sheen.encode.report import codec_sample, render
 from sheen.encode.summary import RunTimes, summarise
 from sheen.runs import cluster
-from sheen.runs.attempts import Tries
-from sheen.runs.lock import sole_owner
+from sheen.runs.attempts import Attempts
+from sheen.runs.lock import output_lock
 from sheen.storage import files, folders, uris
 from sheen.text.normalization import NormalisationInfo, describe, load_normaliser
 
@@ -59,9 +59,9 @@ def run(config: EncodeConfig) -> dict[str, Any]:
     for flag, location in kept:
         if uris.contains(output, location):
             raise ValueError(f"--output {output} holds {flag} {location}; give another folder")
-    codec = load_codec(config.codec)  # one that does not load must leave no claim
-    with sole_owner(output):
-        claim_output(output, config, manifest, info, normalisation)
+    codec = load_codec(config.codec)  # before anything is written: it may not load
+    with output_lock(output):
+        prepare_output(output, config, manifest, info, normalisation)
         report = _write(output, config, manifest, codec, info, normalisation)
         if report["rows_out"]:
             if jsonl:
@@ -87,7 +87,7 @@ def _write(
         logger.info("all %d rows are done already: nothing to do", len(manifest))
         report: dict[str, Any] = json.loads(files.read_bytes(report_file))
     else:
-        preparation = Preparation(
+        settings = DecodeSettings(
             codec.sample_rate,
             config.limits,
             TokenLayout(0, info.codebook_size, info.strides),
@@ -97,9 +97,9 @@ def _write(
             normalisation,
         )
         first_keys = [block["key"][0].as_py() for block in blocks]
-        times = _encode(left, first_keys, codec, preparation, config, rows)
+        times = _encode(left, first_keys, codec, settings, config, rows)
         report = summarise(rows, codec.sample_rate, codec.codebook_size, times)
-        quality, clips = codec_sample(rows, manifest, codec, preparation, config.report_clips)
+        quality, clips = codec_sample(rows, manifest, codec, settings, config.report_clips)
         title = f"Encoding of {', '.join(config.input)}"
         page = render(report, title, quality, clips)
         files.write_bytes(uris.join(output, PAGE_FILE), page.encode())
@@ -110,7 +110,7 @@ def _write(
 def _left(blocks: Sequence[pa.Table], rows: str) -> list[pa.Table]:
     """The blocks that are not written, and of those that are the rows worth another try."""
     done = written_blocks(rows)
-    failed = pa.array(rejected_for_now(rows), pa.int64())
+    failed = pa.array(transiently_rejected(rows), pa.int64())
     new, again = [], []
     for block in blocks:
         if block_name(block["key"][0].as_py()) not in done:
@@ -120,7 +120,7 @@ def _left(blocks: Sequence[pa.Table], rows: str) -> list[pa.Table]:
     if done:
         logger.info("%d of %d blocks are there already", len(blocks) - len(new), len(blocks))
     if count := sum(map(len, again)):
-        logger.info("%d rows that were missing or not read are tried again", count)
+        logger.info("retrying %d rows that were missing or not read", count)
     return new + again
 
 
@@ -157,7 +157,7 @@ def _encode(
     blocks: Sequence[pa.Table],
     first_keys: Sequence[int],
     codec: Codec,
-    preparation: Preparation,
+    settings: DecodeSettings,
     config: EncodeConfig,
     rows: str,
 ) -> RunTimes:
@@ -174,14 +174,14 @@ def _encode(
     # Tasks reserve nothing and are held to a number instead: when nodes die, the encoding workers
     # move to those that are left, and what they reserve there must not keep their input from them.
     tasks = TaskPoolStrategy(size=cluster.count("CPU"))
-    tries = Tries()
+    attempts = Attempts()
     written = (
         ray.data.from_blocks([pack([block]) for block in blocks])
         .map_batches(
             partial(
-                prepare_blocks,
-                preparation=preparation,
-                tries=tries,
+                decode_blocks,
+                settings=settings,
+                attempts=attempts,
                 limit_s=config.decode_seconds,
             ),
             batch_size=None,
@@ -197,7 +197,7 @@ def _encode(
                 "device": "cuda" if gpu else "cpu",
                 "shifts": shift_samples(config.shifts, codec.frame_samples),
                 "budget": round(config.batch_seconds * codec.sample_rate),
-                "tries": tries,
+                "attempts": attempts,
             },
             compute=ActorPoolStrategy(size=workers),
             batch_size=1,  # a packed block; Ray wants a number where there are GPUs

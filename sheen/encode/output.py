@@ -1,7 +1,7 @@
 """The tables between the stages of encoding, and the files of the output's rows.
 
-Owns the columns, and how a block of rows is committed. Imports neither torch nor a codec: blocks
-are written by processes of their own, which start in a moment because of it.
+Owns the columns and how a block of rows is committed. Imports neither torch nor a codec, so that
+the processes that write start quickly.
 """
 
 import io
@@ -21,8 +21,8 @@ from sheen.storage import files, uris
 
 ENCODED, REJECTED = "encoded", "rejected"
 """Values of `status`, the partition of the rows."""
-PASSING = ("missing", "not read")
-"""Reasons that may be gone the next time: such rows are tried again by the same command."""
+TRANSIENT = ("missing", "not read")
+"""Reasons that may not hold the next time: the same command retries such rows."""
 
 _PCM: list[tuple[str, pa.DataType]] = [
     ("pcm", pa.large_binary()),  # 16-bit mono at the codec's rate: half the bytes of float32
@@ -100,14 +100,14 @@ def written_blocks(rows: str) -> set[str]:
     return {path.rsplit("/", 1)[-1] for path in paths if path.endswith(".parquet")}
 
 
-def rejected_for_now(rows: str) -> set[int]:
-    """Keys of the rows that were rejected for one of the PASSING reasons."""
+def transiently_rejected(rows: str) -> set[int]:
+    """Keys of the rows rejected for a TRANSIENT reason."""
     filesystem, _ = uris.open_filesystem(rows)
     found: set[Any] = set()
     for path in files.list_files(uris.join(rows, f"status={REJECTED}")):
         if path.endswith(".parquet"):
             table = pq.read_table(path, columns=["key", "reason"], filesystem=filesystem)
-            passing = table.filter(pc.is_in(table["reason"], pa.array(PASSING)))
+            passing = table.filter(pc.is_in(table["reason"], pa.array(TRANSIENT)))
             found |= set(passing["key"].to_pylist())
     return found
 

@@ -1,8 +1,8 @@
 """What an encode job will do, decided before any worker starts.
 
-Owns the rows that are asked for, how they are cut into blocks, and the claim on the output folder:
-it goes on with the job that it holds, and refuses another. Blocks depend on the input alone, never
-on the cluster, so that a block is the same block in every run.
+Owns which rows are encoded, how they are divided into blocks, and the check of the output folder:
+a job resumes its own output and refuses any other. Blocks depend on the input alone, never on the
+cluster, so that a block is the same in every run.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ from sheen.codec.info import CODEC_FOLDER, CodecInfo
 from sheen.data import dataset
 from sheen.data.corpus import read_manifest
 from sheen.encode.config import EncodeConfig
-from sheen.encode.output import OUTPUT_SCHEMA, PASSING
-from sheen.runs.fingerprint import RECORDINGS, claim, sample_digests
-from sheen.runs.lock import LOCK_FILE, is_free
+from sheen.encode.output import OUTPUT_SCHEMA, TRANSIENT
+from sheen.runs.fingerprint import RECORDINGS, check_fingerprint, sample_digests
+from sheen.runs.lock import LOCK_FILE, is_unused
 from sheen.storage import files, uris
 from sheen.text.normalization import NormalisationInfo
 
@@ -66,7 +66,7 @@ def cut_blocks(manifest: pa.Table, rows_per_block: int) -> list[pa.Table]:
     return [manifest.slice(start, size) for start in range(0, len(manifest), size)]
 
 
-def claim_output(
+def prepare_output(
     output: str,
     config: EncodeConfig,
     manifest: pa.Table,
@@ -78,7 +78,7 @@ def claim_output(
     where = uris.join(output, RUN_FILE)
     if config.overwrite:
         _delete(output)
-    elif not is_free(output) and not files.exists(where):
+    elif not is_unused(output) and not files.exists(where):
         raise ValueError(
             f"--output {output} is not empty; give --overwrite to replace it, or another folder"
         )
@@ -93,7 +93,7 @@ def claim_output(
         "rows content": _digest(manifest),
         RECORDINGS: sample_digests(manifest["audio"].to_pylist()),
     }
-    if changed := claim(where, decided, _CONTENT):
+    if changed := check_fingerprint(where, decided, _CONTENT):
         raise ValueError(
             f"--output {output} holds another encoding: {changed}. Give the same values to resume "
             "it, --overwrite to begin anew, or another folder."
@@ -107,7 +107,7 @@ def _digest(manifest: pa.Table) -> str:
     names = ("key", "id", "text", "speaker", "start", "end", "snac_codes", "reason")
     for batch in manifest.select(names).to_batches():
         for row in batch.to_pylist():
-            if row["reason"] in PASSING:
+            if row["reason"] in TRANSIENT:
                 row["reason"] = None
             digest.update(repr(tuple(row.values())).encode())
     return digest.hexdigest()
@@ -115,7 +115,7 @@ def _digest(manifest: pa.Table) -> str:
 
 def _delete(output: str) -> None:
     """Delete a dataset of ours. ValueError for a folder that holds something else too."""
-    if is_free(output):
+    if is_unused(output):
         return
     ours = {
         dataset.ROWS, dataset.INFO_FILE, dataset.REPORT_FILE, CODEC_FOLDER, PAGE_FILE,

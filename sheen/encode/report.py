@@ -1,12 +1,7 @@
-"""What the codec makes of a few of the encoded recordings, for the report's page.
+"""The encode job's report as an HTML page: whether the corpus is sound, then the evidence.
 
-Owns which recordings; they are read and prepared once more as for encoding. Measures through
-`sheen.scoring`.
-
-An encode job's report as a page: whether the corpus is fine, then why one may think so.
-
-Owns how the report of `sheen.encode.summary` is shown, and the limits beyond which it says that
-something deserves a look. Computes nothing from rows and writes no file.
+Owns how the report of `sheen.encode.summary` is shown, the thresholds beyond which it points
+something out, and the codec's reconstruction of a few recordings. Reads no rows and writes no file.
 """
 
 import logging
@@ -19,7 +14,7 @@ import pyarrow.compute as pc
 
 from sheen.audio.io import from_pcm16
 from sheen.codec.snac import Codec
-from sheen.encode.decode_stage import Preparation, prepare
+from sheen.encode.decode_stage import DecodeSettings, decode_rows
 from sheen.encode.summary import sample_rows
 from sheen.report.clips import ClipRow
 from sheen.report.figures import bars, counted_histogram
@@ -35,14 +30,14 @@ LONGEST_S = 8.0
 
 
 def codec_sample(
-    rows: str, manifest: pa.Table, codec: Codec, preparation: Preparation, count: int
+    rows: str, manifest: pa.Table, codec: Codec, settings: DecodeSettings, count: int
 ) -> tuple[CodecReport | None, Sequence[ClipRow]]:
     """The codec's report on up to `count` recordings, spread over the input, and their clips."""
     keys = [row["key"] for row in sample_rows(rows, count)] if count else []
     asked = manifest.filter(pc.is_in(manifest["key"], pa.array(keys, pa.int64())))
     longest = round(LONGEST_S * codec.sample_rate)
     recordings = []
-    for row in prepare(asked, preparation).to_pylist():
+    for row in decode_rows(asked, settings).to_pylist():
         if row["pcm"] is not None:
             clip = from_pcm16(np.frombuffer(row["pcm"], "<i2"))[:longest]
             recordings.append(Recording(row["id"], clip, row["text"], row["speaker"]))
@@ -266,10 +261,10 @@ def _speakers(report: Mapping[str, Any]) -> list[Block]:
 
 def _codec(codec: CodecReport) -> list[Block]:
     header, rows = voice_rows(codec)
-    listener = f"Heard by {codec.listener}." if codec.listener else "Nobody listened."
+    asr = f"ASR: {codec.asr}." if codec.asr else "No ASR."
     return [
         f"{codec.codec} on {len(codec.clips):,} recordings spread over the corpus "
-        f"({codec.voices[ALL].seconds:,.0f} s), encoded and decoded again. {listener}",
+        f"({codec.voices[ALL].seconds:,.0f} s), encoded and decoded again. {asr}",
         table(header, rows),
     ]
 

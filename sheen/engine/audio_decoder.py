@@ -44,7 +44,7 @@ class Stream:
     """Tokens, all in all."""
     needed: int = 0
     """Tokens with which the next chunk can be decoded."""
-    ending: Finished | None = None
+    finished: Finished | None = None
     """Its reason and error are what the sink will be told, when everything before it was."""
     broken: bool = False
     """It ended by itself, maybe before its tokens did: its slot is to be freed."""
@@ -69,7 +69,7 @@ class Stream:
 
     @property
     def ready(self) -> bool:
-        return not self.busy and (self.ending is not None or self.received >= self.needed)
+        return not self.busy and (self.finished is not None or self.received >= self.needed)
 
 
 class AudioStage:
@@ -96,14 +96,14 @@ class AudioStage:
             thread.start()
 
     def feed(self, news: Iterable[tuple[Stream, int | Finished]]) -> None:
-        """Tokens and endings, as they come. After its ending a stream takes nothing more."""
+        """Tokens and ends, as they come. After its end a stream takes nothing more."""
         with self._wake:
             for stream, item in news:
-                if stream.closed or stream.ending is not None:
+                if stream.closed or stream.finished is not None:
                     continue
                 self._streams.add(stream)
                 if isinstance(item, Finished):
-                    stream.ending = item
+                    stream.finished = item
                 else:
                     stream.tokens.append(item)
                     stream.received += 1
@@ -115,7 +115,7 @@ class AudioStage:
         with self._wake:
             if not stream.closed:
                 self._streams.add(stream)
-                stream.ending = Finished("cancelled", 0)
+                stream.finished = Finished("cancelled", 0)
                 self._wake.notify()
 
     def alive(self, stall_s: float) -> bool:
@@ -126,7 +126,7 @@ class AudioStage:
         return not stalled and running and self._codec.alive()
 
     def close(self) -> None:
-        """Finish the streams that have an ending, and stop the threads."""
+        """Finish the streams that have an end, and stop the threads."""
         with self._wake:
             self._closing = True
             self._wake.notify_all()
@@ -174,19 +174,19 @@ class AudioStage:
             self._wake.notify_all()
 
     def _serve(self, streams: Sequence[Stream]) -> None:
-        """Take in what came, and give out one chunk of each stream, or its ending."""
+        """Take in what came, and give out one chunk of each stream, or its end."""
         live, over = [], set()
         for stream in streams:
             with self._wake:
                 tokens, stream.tokens = stream.tokens, []
-                ending = stream.ending
-            if ending is not None and ending.reason in ("cancelled", "error"):
-                self._end(stream, ending)
+                finished = stream.finished
+            if finished is not None and finished.reason in ("cancelled", "error"):
+                self._end(stream, finished)
                 continue
             try:
                 if tokens:
                     stream.decoder.push(tokens)
-                if ending is not None:
+                if finished is not None:
                     stream.decoder.finish()
                     over.add(stream)
             except Exception as error:  # noqa: BLE001 - it is told to the sink
@@ -198,10 +198,10 @@ class AudioStage:
                 continue
             if len(samples):
                 self._give(stream, samples)
-            elif stream in over and stream.ending is not None:
+            elif stream in over and stream.finished is not None:
                 if stream.trim is not None and len(held := stream.trim.flush()):
                     self._hand(stream, held)
-                self._end(stream, stream.ending)
+                self._end(stream, stream.finished)
             stream.needed = stream.decoder.needed * stream.decoder.layout.tokens_per_frame
 
     def _decode(self, streams: Sequence[Stream]) -> list[Samples | None]:
@@ -248,12 +248,12 @@ class AudioStage:
             return False
         return True
 
-    def _end(self, stream: Stream, ending: Finished) -> None:
+    def _end(self, stream: Stream, finished: Finished) -> None:
         if not stream.closed:
-            ending = Finished(ending.reason, stream.frames, ending.error)
+            finished = Finished(finished.reason, stream.frames, finished.error)
             # Counted first: who hears of an ending may ask for the counts.
-            self._closed(stream, ending)
-            self._call(stream, ending)
+            self._closed(stream, finished)
+            self._call(stream, finished)
 
     def _fail(self, stream: Stream, error: Exception) -> None:
         if not stream.closed:

@@ -1,8 +1,8 @@
-"""The same pass over all slots every time: shapes that never change, so that a GPU can record it.
+"""The decode step over all slots, in static shapes, so that a GPU can capture it as a CUDA graph.
 
-Owns the recorded passes (CUDA graphs), one for each length that attention is cut at, and the inputs
-they read. All that the host says is one small table per pass; which head rows a slot may use is
-looked up on the device. On a CPU the same code runs unrecorded: that is for tests.
+Owns the captured graphs, one per attention length and set of sampling features, and their input
+buffers. The host sends one small table per step; which rows of the head a slot may use is looked up
+on the device. On a CPU the same code runs without a graph, which is how it is tested.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,22 +14,22 @@ from sheen.engine.sampler import Needs, SlotSampler
 from sheen.lm.kv_cache import Rows, SlotCache
 from sheen.lm.model import SpeechLM
 
-SHORTEST = 256
-"""Positions of the shortest attention that is recorded; further ones double."""
+MIN_LENGTH = 256
+"""Positions of the shortest attention that is captured; further ones double."""
 
 
-def lengths(room: int) -> list[int]:
-    """The lengths at which attention over slots of `room` positions is cut."""
-    cuts = [min(SHORTEST, room)]
-    while cuts[-1] < room:
-        cuts.append(min(2 * cuts[-1], room))
+def attention_lengths(capacity: int) -> list[int]:
+    """The lengths at which attention over slots of `capacity` positions is cut."""
+    cuts = [min(MIN_LENGTH, capacity)]
+    while cuts[-1] < capacity:
+        cuts.append(min(2 * cuts[-1], capacity))
     return cuts
 
 
-class WholePass:
-    """The decoding pass over all slots; slots that do not run compute in vain.
+class DecodeStep:
+    """Decodes one token at every slot; what idle slots compute is discarded.
 
-    `tokens` `[slots]` are the last ones, which a pass reads and replaces.
+    `tokens` `[slots]` are the last ones, which a step reads and replaces.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class WholePass:
     ) -> None:
         self._model, self._cache, self._sampler, self._tokens = model, cache, sampler, tokens
         device, slots, layout = tokens.device, cache.slots, model.layout
-        self._lengths = lengths(cache.room)
+        self._lengths = attention_lengths(cache.capacity)
         self._slots = torch.arange(slots, device=device)
         # Rows: positions, steps, first step at which a request may end.
         self._table = torch.zeros(3, slots, dtype=torch.long, device=device)
         bases = [layout.level_base(level) - 1 for level, _ in layout.slots]
         self._bases = torch.tensor(bases, device=device)
         self._columns = torch.arange(layout.codebook_size + 1, device=device)
-        self._recorded: dict[tuple[int, Needs], Callable[[], object]] = {}
+        self._graphs: dict[tuple[int, Needs], Callable[[], object]] = {}
 
     def run(self, requests: Mapping[int, tuple[int, int, int]]) -> None:
         """One token for each request: by slot its position, its step, when it may end first."""
@@ -62,19 +62,19 @@ class WholePass:
             self._compute(length, needs)
             return
         key = length, needs
-        if key not in self._recorded:
-            self._recorded[key] = self._record(length, needs)
-        self._recorded[key]()
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(length, needs)
+        self._graphs[key]()
 
-    def record_all(self) -> None:
+    def capture_all(self) -> None:
         """Record what requests will need, so that none of them waits for it."""
         if self._tokens.is_cuda:
             self._table[0].fill_(self._cache.spare)
             for length in self._lengths:
                 needs = Needs(draws=True, likeliest=False, penalties=False)
-                self._recorded[length, needs] = self._record(length, needs)
+                self._graphs[length, needs] = self._capture(length, needs)
 
-    def _record(self, length: int, needs: Needs) -> Callable[[], object]:
+    def _capture(self, length: int, needs: Needs) -> Callable[[], object]:
         # What is lazily set up at the first call cannot be recorded; no slot's state is harmed by
         # computing a token twice.
         stream = torch.cuda.Stream()

@@ -1,6 +1,6 @@
 """The engine: `submit(request, sink)`, and PCM arrives at the sink while it is generated.
 
-Owns the thread that generates tokens, and every request's ending. A request takes a free slot at
+Owns the thread that generates tokens, and every request's end. A request takes a free slot at
 the next step (`sheen.engine.scheduler`), is generated together with all others that run, and
 leaves its slot at `<audio_end>`, at its budget or when it is cancelled; its audio is decoded beside
 (`sheen.engine.audio_decoder`). It knows nothing about text, voices or HTTP.
@@ -17,7 +17,7 @@ import torch
 from sheen.audio.silence import SilenceTrim
 from sheen.codec.window import WindowCodec
 from sheen.engine.audio_decoder import AudioStage, Stream
-from sheen.engine.generation import Pass, SlotDecoder
+from sheen.engine.generation import StepOutput, TokenGenerator
 from sheen.engine.scheduler import RequestQueue, Ticket
 from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder
 from sheen.engine.types import Counters, EngineBusy, Finished, FinishReason, Playback, Request, Sink
@@ -33,11 +33,11 @@ STALL_S = 60.0
 class Engine:
     """Generates and decodes for up to `slots` requests at a time, in threads of its own.
 
-    `positions`: the longest request, prompt and audio, in tokens (default: the model's longest);
+    `max_seq_len`: the longest request, prompt and audio, in tokens (default: the model's longest);
     memory for `slots` times as many is taken at once, see `memory_per_slot`. `max_queue`: how many
     requests may wait, beyond those that a slot is free for, before `submit` raises EngineBusy.
     `noise`: the codec's own noise, drawn from each request's seed. `ramp`, `look_ahead`: see
-    StreamingDecoder. `trim_silence`: leave out the silence before speech. `ahead`: passes that are
+    StreamingDecoder. `trim_silence`: leave out the silence before speech. `ahead`: steps that are
     started before the tokens of the one before are read (default: 1 on a GPU). `stall_s`: after
     so long at one step the engine is not alive.
     """
@@ -48,7 +48,7 @@ class Engine:
         codec: WindowCodec,
         *,
         slots: int = 8,
-        positions: int | None = None,
+        max_seq_len: int | None = None,
         max_queue: int = 64,
         noise: bool = True,
         ramp: Sequence[int] = DEFAULT_RAMP,
@@ -60,22 +60,23 @@ class Engine:
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots {slots}: expected at least 1")
-        self.positions = min(positions or model.max_positions, model.max_positions)
+        self.max_seq_len = min(max_seq_len or model.max_positions, model.max_positions)
         self.counters = Counters(slots)
         self._model, self._codec = model, codec
         self._noise, self._ramp, self._look_ahead = noise, tuple(ramp), look_ahead
         self._trims = trim_silence
         self._stall_s = stall_s
-        each = memory_per_slot(model, self.positions)
+        each = memory_per_slot(model, self.max_seq_len)
         logger.info(
-            "%d slots of %d positions: %.1f MB each, %.1f MB together",
+            "%d slots of %d tokens: %.1f MB each, %.1f MB together",
             slots,
-            self.positions,
+            self.max_seq_len,
             each / 1e6,
             slots * each / 1e6,
         )
-        self._decoder = SlotDecoder(model, slots, self.positions)
-        self._ahead = (1 if self._decoder.device.type == "cuda" else 0) if ahead is None else ahead
+        self._generator = TokenGenerator(model, slots, self.max_seq_len)
+        on_gpu = self._generator.device.type == "cuda"
+        self._ahead = int(on_gpu) if ahead is None else ahead
         self._queue = RequestQueue(slots, max_queue)
         self._running: dict[int, Ticket] = {}  # by slot, the token thread's
         self._working_since: float | None = None
@@ -92,10 +93,10 @@ class Engine:
         `close` or the engine's end.
         """
         layout = self._model.layout
-        if request.max_frames < 1 or request.positions(layout) > self.positions:
+        if request.max_frames < 1 or request.seq_len(layout) > self.max_seq_len:
             raise ValueError(
                 f"a prompt of {len(request.prompt)} tokens and {request.max_frames} frames do not "
-                f"fit the engine's {self.positions} positions"
+                f"fit the engine's maximum of {self.max_seq_len} tokens"
             )
         seed = request.sampling.seed if self._noise else None
         decoder = StreamingDecoder(self._codec, layout, seed, self._ramp, self._look_ahead)
@@ -129,27 +130,27 @@ class Engine:
         self._queue.close()
         self._thread.join()
 
-    def _closed(self, stream: Stream, ending: Finished) -> None:
+    def _closed(self, stream: Stream, finished: Finished) -> None:
         """The audio stage is through with a stream."""
-        self.counters.ended(ending, stream.playback)
-        self._queue.heard()
+        self.counters.ended(finished, stream.playback)
+        self._queue.audio_done()
 
     def _loop(self) -> None:
-        passes: deque[tuple[Pass, dict[int, int]]] = deque()
+        steps: deque[tuple[StepOutput, dict[int, int]]] = deque()
         fault = "the engine stopped"
         try:
-            self._decoder.prepare()
-            while self._gather(bool(passes)):
-                step = self._decoder.step()
+            self._generator.prepare()
+            while self._gather(bool(steps)):
+                step = self._generator.step()
                 if step is not None:
                     owners = {
                         slot: ticket.slot[1]
                         for slot, ticket in self._running.items()
                         if ticket.slot is not None
                     }
-                    passes.append((step, owners))
-                while passes and (step is None or len(passes) > self._ahead):
-                    self._deliver(*passes.popleft())
+                    steps.append((step, owners))
+                while steps and (step is None or len(steps) > self._ahead):
+                    self._deliver(*steps.popleft())
         except BaseException as error:
             logger.exception("the engine failed")
             fault = str(error) or type(error).__name__
@@ -182,7 +183,7 @@ class Engine:
         ticket.waited_s = time.monotonic() - ticket.stream.playback.opened
         self.counters.started(ticket.waited_s)
         try:
-            self._decoder.start(
+            self._generator.start(
                 slot,
                 request.prompt,
                 request.sampling,
@@ -193,12 +194,12 @@ class Engine:
             logger.exception("a request could not be started")
             self._end(ticket, "error", error)
 
-    def _deliver(self, step: Pass, owners: dict[int, int]) -> None:
-        """Hand a pass's tokens to the streams whose requests it was computed for."""
+    def _deliver(self, step: StepOutput, owners: dict[int, int]) -> None:
+        """Hand a step's tokens to the streams whose requests it was computed for."""
         layout = self._model.layout
         news: list[tuple[Stream, int | Finished]] = []
         tokens = step.read()
-        self.counters.passed(len(tokens))
+        self.counters.stepped(len(tokens))
         for slot, token in zip(step.slots, tokens, strict=True):
             ticket = self._running.get(slot)
             if ticket is None or ticket.slot != (slot, owners.get(slot)):
@@ -233,7 +234,7 @@ class Engine:
             if self._running.get(slot) is not ticket:
                 return  # it had ended before
             del self._running[slot]
-            self._decoder.stop(slot)
+            self._generator.stop(slot)
             self._queue.give_back(slot)
         message = "" if error is None else str(error) or type(error).__name__
         item = ticket.stream, Finished(reason, 0, message)
@@ -250,6 +251,6 @@ class Engine:
             self._end(ticket, "error", error)
 
 
-def memory_per_slot(model: SpeechLM, positions: int) -> int:
+def memory_per_slot(model: SpeechLM, max_seq_len: int) -> int:
     """Bytes of keys and values that one slot takes, whether or not a request uses it."""
-    return CacheShape.of(model.lm).slot_bytes(positions)
+    return CacheShape.of(model.lm).slot_bytes(max_seq_len)

@@ -1,9 +1,9 @@
-"""Token generation over slots: one packed pass per step, prompts and running requests together.
+"""Token generation over slots: one forward pass per step, for prompts and running requests alike.
 
-Owns what a pass holds, the positions and steps of every slot, and the slot grammar: only the head's
+Owns what a step holds, the positions and steps of every slot, and the slot grammar: only the head's
 rows that are legal at a request's slot of the frame are computed. A request's tokens do not depend
-on what else is in a pass: attention is computed slot by slot, prompts are cut at fixed places, and
-a pass never has so few rows that its matrix products would add up in another order. It knows
+on what else is in a step: attention is computed slot by slot, prompts are cut at fixed places, and
+a step never has so few rows that its matrix products would add up in another order. It knows
 nothing of queues, budgets of time or audio.
 """
 
@@ -17,20 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sheen.engine.cuda_graph import WholePass
+from sheen.engine.cuda_graph import DecodeStep
 from sheen.engine.sampler import Sampling, SlotSampler
 from sheen.lm.kv_cache import CacheShape, Rows, SlotCache, Span
 from sheen.lm.model import SpeechLM
 
 logger = logging.getLogger(__name__)
 
-PIECE = 256
-"""Tokens of a prompt that a pass takes at most: always cut here, whatever else runs, because where
+PREFILL_CHUNK = 256
+"""Tokens of a prompt that a step takes at most: always cut here, whatever else runs, because where
 a prompt is cut decides how its attention rounds."""
-PROMPT_ROWS = 512
-"""Tokens of prompts in one pass, all together, beyond the first piece: what running requests may
+PREFILL_ROWS = 512
+"""Tokens of prompts in one step, all together, beyond the first chunk: what running requests may
 have to wait for."""
-FEWEST = 4
+MIN_ROWS = 4
 """Rows of a matrix product on a CPU in float32, at least and in multiples of this: products of
 fewer rows take another way through the library, which adds in another order, and so do the last
 values of rows that do not fill its registers."""
@@ -53,8 +53,8 @@ class _Request:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What a pass produced: for `slots` one token each, for those in `failed` an exception.
+class StepOutput:
+    """What a step produced: for `slots` one token each, for those in `failed` an exception.
 
     `read` waits for the device.
     """
@@ -74,27 +74,27 @@ class Pass:
         return [int(token) for token in tokens[self.slots]]
 
 
-class SlotDecoder:
+class TokenGenerator:
     """Runs the requests that were started, one token each per `step`.
 
-    `whole` computes all slots at once, with shapes that stay the same: what a GPU's recorded passes
-    want, and the default there. Raises ValueError when the slots do not fit the device.
+    `static_shapes` computes all slots at once, with shapes that stay the same: what a GPU's
+    CUDA graphs want, and the default there. Raises ValueError when the slots do not fit the device.
     """
 
     def __init__(
-        self, model: SpeechLM, slots: int, positions: int, *, whole: bool | None = None
+        self, model: SpeechLM, slots: int, max_seq_len: int, *, static_shapes: bool | None = None
     ) -> None:
         self.model = model
         self.layout = model.layout
-        self.positions = positions
+        self.max_seq_len = max_seq_len
         self.device = model.head.device
         on_cpu = self.device.type == "cpu"
-        self._whole = not on_cpu if whole is None else whole
-        self.cache = SlotCache(CacheShape.of(model.lm), slots, positions, self.device)
+        self._static_shapes = not on_cpu if static_shapes is None else static_shapes
+        self.cache = SlotCache(CacheShape.of(model.lm), slots, max_seq_len, self.device)
         self.sampler = SlotSampler(slots, self.device)
         self._tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
         self._requests: dict[int, _Request] = {}
-        self._fewest = FEWEST if on_cpu and self.cache.shape.dtype == torch.float32 else 1
+        self._min_rows = MIN_ROWS if on_cpu and self.cache.shape.dtype == torch.float32 else 1
         self._vocabulary = len(model.tables[0])
         levels = [level for level, _ in self.layout.slots]
         # Column c of a request's logits is token `base + c` of its level, code c - 1; column 0 is
@@ -103,17 +103,17 @@ class SlotDecoder:
         self._slot_levels = levels
         columns = self.layout.codebook_size + 1
         self._heads = [model.head_product(base, columns) for base in self._bases]
-        self._recorded = None
-        if self._whole:
-            self._recorded = WholePass(model, self.cache, self.sampler, self._tokens)
+        self._decode_step = None
+        if self._static_shapes:
+            self._decode_step = DecodeStep(model, self.cache, self.sampler, self._tokens)
         # Layers that training compiled would be compiled anew for every number of rows.
         self._compiled = any(part._compiled_call_impl is not None for part in model.lm.modules())
 
     @torch.inference_mode()
     def prepare(self) -> None:
         """Do now what would make the first requests wait."""
-        if self._recorded is not None:
-            self._recorded.record_all()
+        if self._decode_step is not None:
+            self._decode_step.capture_all()
 
     @torch.inference_mode()
     def start(
@@ -124,14 +124,17 @@ class SlotDecoder:
         max_tokens: int,
         min_tokens: int = 1,
     ) -> None:
-        """Let a request run at a free slot from the next pass on.
+        """Let a request run at a free slot from the next step on.
 
         ValueError for token ids that the model does not have, or too many.
         """
         if not prompt or min(prompt) < 0 or max(prompt) >= self._vocabulary:
             raise ValueError(f"the prompt holds ids outside 0..{self._vocabulary - 1}")
-        if len(prompt) + max_tokens > self.positions:
-            raise ValueError(f"{len(prompt)} + {max_tokens} tokens, {self.positions} positions")
+        if len(prompt) + max_tokens > self.max_seq_len:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens and {max_tokens} to generate exceed the maximum "
+                f"sequence length of {self.max_seq_len} tokens"
+            )
         self.sampler.set(slot, sampling)
         self._requests[slot] = _Request(prompt, max_tokens, min_tokens)
 
@@ -139,23 +142,23 @@ class SlotDecoder:
         self._requests.pop(slot, None)
 
     @torch.inference_mode()
-    def step(self) -> Pass | None:
-        """One pass over everything that runs, or None when nothing does.
+    def step(self) -> StepOutput | None:
+        """One step over everything that runs, or None when nothing does.
 
         A request that reached its `max_tokens` is left out until it is stopped.
         """
-        running, pieces = self._plan()
-        if not running and not pieces:
+        running, chunks = self._plan()
+        if not running and not chunks:
             return None
         failed: dict[int, Exception] = {}
         try:
             with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
-                self._run(running, pieces)
+                self._run(running, chunks)
         except Exception as error:  # the base is anybody's code: it may raise anything
-            logger.exception("a pass of %d requests failed", len(running) + len(pieces))
-            failed = self._run_apart(running, pieces, error)
+            logger.exception("a step of %d requests failed", len(running) + len(chunks))
+            failed = self._run_apart(running, chunks, error)
         produced = []
-        for span in [*(self._last_row(slot) for slot in running), *pieces]:
+        for span in [*(self._last_row(slot) for slot in running), *chunks]:
             if span.slot in failed:
                 continue
             request = self._requests[span.slot]
@@ -169,64 +172,66 @@ class SlotDecoder:
         return self._copied(produced, failed)
 
     def _plan(self) -> tuple[list[int], list[Span]]:
-        """The slots that go on, and the pieces of prompts that are taken in."""
+        """The slots that go on, and the chunks of prompts that are taken in."""
         running: list[int] = []
-        pieces: list[Span] = []
+        chunks: list[Span] = []
         rows = 0
         for slot, request in self._requests.items():
             if request.step:
                 if request.step < request.max_tokens:
                     running.append(slot)
                 continue
-            count = min(PIECE, len(request.prompt) - request.written)
-            if not pieces or rows + count <= PROMPT_ROWS:
-                pieces.append(Span(slot, request.written, count))
+            count = min(PREFILL_CHUNK, len(request.prompt) - request.written)
+            if not chunks or rows + count <= PREFILL_ROWS:
+                chunks.append(Span(slot, request.written, count))
                 rows += count
-        return running, pieces
+        return running, chunks
 
     def _last_row(self, slot: int) -> Span:
         return Span(slot, self._requests[slot].position, 1)
 
-    def _run(self, running: Sequence[int], pieces: Sequence[Span]) -> None:
-        if self._recorded is None:
-            self._packed(running, pieces)
+    def _run(self, running: Sequence[int], chunks: Sequence[Span]) -> None:
+        if self._decode_step is None:
+            self._packed(running, chunks)
             return
-        if pieces:
-            self._packed([], pieces)
+        if chunks:
+            self._packed([], chunks)
         if running:
             at = {slot: self._requests[slot] for slot in running}
-            self._recorded.run({slot: (r.position, r.step, r.min_tokens) for slot, r in at.items()})
+            self._decode_step.run(
+                {slot: (r.position, r.step, r.min_tokens) for slot, r in at.items()}
+            )
 
     def _run_apart(
-        self, running: Sequence[int], pieces: Sequence[Span], error: Exception
+        self, running: Sequence[int], chunks: Sequence[Span], error: Exception
     ) -> dict[int, Exception]:
-        """The same pass, one request at a time: what fails alone is what failed."""
-        if len(running) + len(pieces) == 1:
-            return {next(iter([*running, *(span.slot for span in pieces)])): error}
+        """The same step, one request at a time: what fails alone is what failed."""
+        if len(running) + len(chunks) == 1:
+            return {next(iter([*running, *(span.slot for span in chunks)])): error}
         failed: dict[int, Exception] = {}
         for slot in running:
             try:
                 self._run([slot], [])
             except Exception as error:  # noqa: BLE001 - as above
                 failed[slot] = error
-        for span in pieces:
+        for span in chunks:
             try:
                 self._run([], [span])
             except Exception as error:  # noqa: BLE001 - as above
                 failed[span.slot] = error
         return failed
 
-    def _packed(self, running: Sequence[int], pieces: Sequence[Span]) -> None:
-        """Write the rows of a pass into the cache, and choose a token where a prompt is whole."""
-        spans = [*(self._last_row(slot) for slot in running), *pieces]
+    def _packed(self, running: Sequence[int], chunks: Sequence[Span]) -> None:
+        """Write the rows of a step into the cache, and choose a token where a prompt is whole."""
+        spans = [*(self._last_row(slot) for slot in running), *chunks]
         slots = [span.slot for span in spans for _ in range(span.count)]
         places = [span.start + row for span in spans for row in range(span.count)]
         prompts = [
             token
-            for span in pieces
+            for span in chunks
             for token in self._requests[span.slot].prompt[span.start : span.start + span.count]
         ]
-        spare = -len(slots) % self._fewest
+        spare = -len(slots) % self._min_rows
         slots += [0] * spare
         places += [self.cache.spare] * spare
         prompts += [0] * spare
@@ -263,7 +268,7 @@ class SlotDecoder:
             if not own:
                 continue
             at = [row for row, _ in own]
-            at += at[:1] * (-len(at) % self._fewest)
+            at += at[:1] * (-len(at) % self._min_rows)
             parts.append(head(states[self._tensor(at)])[: len(own)])
             order += [slot for _, slot in own]
             bases += [base] * len(own)
@@ -281,16 +286,16 @@ class SlotDecoder:
             logits, where, self._tensor(steps), self._tensor(bases), self.sampler.needs(order)
         )
 
-    def _copied(self, produced: list[int], failed: dict[int, Exception]) -> Pass:
+    def _copied(self, produced: list[int], failed: dict[int, Exception]) -> StepOutput:
         if not produced:
-            return Pass([], failed)
+            return StepOutput([], failed)
         if self.device.type != "cuda":
-            return Pass(produced, failed, self._tokens.clone())
+            return StepOutput(produced, failed, self._tokens.clone())
         host = torch.empty(len(self._tokens), dtype=torch.long, pin_memory=True)
         host.copy_(self._tokens, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        return Pass(produced, failed, host, event)
+        return StepOutput(produced, failed, host, event)
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)

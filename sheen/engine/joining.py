@@ -1,8 +1,8 @@
-"""Joining: the samples of pieces that were spoken one by one, as one stream without click or gap.
+"""Joining: the samples of chunks that were spoken one by one, as one stream without click or gap.
 
-Owns the seams. What the model puts around a piece (silence before speech, a tail of it after, an
-end at any value) becomes one pause of a chosen length between two pieces, entered and left by a
-short fade. Inside a piece no sample is changed, and speech whose only piece is the last passes
+Owns the seams. What the model puts around a chunk (silence before speech, a tail of it after, an
+end at any value) becomes one pause of a chosen length between two chunks, entered and left by a
+short fade. Inside a chunk no sample is changed, and speech whose only chunk is the last passes
 untouched. Knows nothing about text: the caller says how long a pause is.
 """
 
@@ -16,12 +16,12 @@ SILENCE = 0.01
 FADE_S = 0.005
 """Long against a sample, short against a sound: a step of any height becomes inaudible."""
 ONSET_S = 0.03
-"""Silence kept before a piece's first sound, which is softer than the sound."""
+"""Silence kept before a chunk's first sound, which is softer than the sound."""
 
 NOTHING = np.zeros(0, np.float32)
 
 PAUSES_S = {".!?…。！？": 0.3, ",;:—–，、；：": 0.18}
-"""By a piece's last character. Readers of English pause about that long, between sentences twice as
+"""By a chunk's last character. Readers of English pause about that long, between sentences twice as
 long as between clauses (Krivokapić, "Prosodic planning", 2007)."""
 WORD_PAUSE_S = 0.06
 WORDLESS_S = 0.2
@@ -30,7 +30,7 @@ line send such texts (a rule of a table, an emoji), and some end the reading at 
 
 
 def pause_after(text: str) -> float:
-    """Seconds of silence after a piece with this text."""
+    """Seconds of silence after a chunk with this text."""
     last = text.rstrip("\"'”’»)]} ")[-1:]
     for ends, seconds in PAUSES_S.items():
         if last and last in ends:
@@ -44,9 +44,9 @@ def wordless(sample_rate: int) -> Samples:
 
 
 class Joiner:
-    """Pieces' samples in, in order, and out as they may be heard.
+    """Samples of chunks in, in order, and out as they may be heard.
 
-    Begin every piece with `begin`; then `push` its samples and `end` it. What `push` and `end`
+    Begin every chunk with `begin`; then `push` its samples and `end` it. What `push` and `end`
     return, put together, is the stream.
     """
 
@@ -59,26 +59,26 @@ class Joiner:
         self._fading = 0  # samples of the fade that are still to come
         self._pause = 0
         self._last = True
-        self._pieces = 0
+        self._chunks = 0
 
     def begin(self, pause_s: float, last: bool) -> None:
-        """The next piece, after which `pause_s` of silence are due unless it is the `last`.
+        """The next chunk, after which `pause_s` of silence are due unless it is the `last`.
 
         One of which nobody knows yet whether it is the last is not.
         """
-        first = self._pieces == 0
+        first = self._chunks == 0
         self._trim = None if first else SilenceTrim(self._rate, SILENCE, ONSET_S)
         self._fading = 0 if first else self._fade
         self._pause = max(self._fade, round(pause_s * self._rate))
         self._last = last
         self._quiet = 0
         self._fading = 0 if first else self._fade
-        self._pieces += 1
+        self._chunks += 1
 
     def push(self, samples: Samples) -> Samples:
         """The samples `[n]` that may go out.
 
-        Held back, unless the piece is the last: as many as the fade takes, and silence beyond the
+        Held back, unless the chunk is the last: as many as the fade takes, and silence beyond the
         pause, which is dropped if no sound follows it.
         """
         passed = samples if self._trim is None else self._trim.push(samples)
@@ -93,7 +93,7 @@ class Joiner:
         return released
 
     def end(self) -> Samples:
-        """No more of this piece will come: what was held back `[n]`, and the rest of the pause."""
+        """No more of this chunk will come: what was held back `[n]`, and the rest of the pause."""
         rest = NOTHING if self._trim is None else self.push(self._trim.flush())
         if self._last:
             return rest

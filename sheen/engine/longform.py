@@ -1,11 +1,11 @@
-"""A request's text, sentence by sentence as it comes -> pieces that the model can speak.
+"""A request's text, sentence by sentence as it comes -> chunks that the model can speak.
 
-Owns when a sentence is normalised and packed: not before its piece is asked for, so that the first
-piece speaks while the last is still text. Knows nothing about audio.
+Owns when a sentence is normalised and packed: not before its chunk is asked for, so that the first
+chunk speaks while the last is still text. Knows nothing about audio.
 
-Speaking: pieces of text -> one stream of samples, in order, each piece made ahead of its turn.
+Speaking: chunks of text -> one stream of samples, in order, each chunk made ahead of its turn.
 
-Owns the way of one request through the engine: the first piece waits its turn like any request, the
+Owns the way of one request through the engine: the first chunk waits its turn like any request, the
 next one is submitted as soon as the one before it is heard, and where they meet is no click or gap.
 Knows nothing about HTTP or audio formats.
 """
@@ -22,7 +22,7 @@ from sheen.engine.sampler import Sampling
 from sheen.engine.scheduler import Ticket
 from sheen.engine.types import Finished
 from sheen.engine.voice import Voice
-from sheen.text.segmentation import PieceCutter, SentenceStream
+from sheen.text.segmentation import SentenceStream, TextChunker
 
 Normalise = Callable[[str], Awaitable[str]]
 
@@ -30,12 +30,12 @@ SLICE = 256
 """Characters that are cut into sentences at a time."""
 
 
-class Pieces:
-    """Sentences in, spoken pieces of at most `limit` characters out. One event loop's."""
+class ChunkStream:
+    """Sentences in, spoken chunks of at most `limit` characters out. One event loop's."""
 
     def __init__(self, normalise: Normalise, limit: int) -> None:
         self._normalise = normalise
-        self._cutter = PieceCutter(limit)
+        self._chunker = TextChunker(limit)
         self._sentences: deque[str] = deque()
         self._ready: deque[str] = deque()
         self._closed = False
@@ -62,22 +62,22 @@ class Pieces:
 
     @property
     def last(self) -> bool:
-        """Whether it is known that no piece follows."""
-        return self._closed and not (self._ready or self._sentences or self._cutter.packed)
+        """Whether it is known that no chunk follows."""
+        return self._closed and not (self._ready or self._sentences or self._chunker.packed)
 
     async def next(self) -> str | None:
-        """The next piece, or None when there is no more; waits while none is known.
+        """The next chunk, or None when there is no more; waits while none is known.
 
         Sentences are packed together as far as they are there, and never waited for with something
-        at hand. One without a word gives no piece.
+        at hand. One without a word gives no chunk.
         """
         while not self._ready:
             if self._sentences:
                 spoken = await self._normalise(self._sentences.popleft())
                 if spoken:
-                    self._ready.extend(self._cutter.push(spoken))
-            elif self._cutter.packed:
-                self._ready.extend(self._cutter.finish())
+                    self._ready.extend(self._chunker.push(spoken))
+            elif self._chunker.packed:
+                self._ready.extend(self._chunker.finish())
             elif self._closed:
                 return None
             else:
@@ -87,24 +87,29 @@ class Pieces:
 
 
 class SpeechFailed(RuntimeError):
-    """The engine gave up on a piece."""
+    """The engine gave up on a chunk."""
 
 
 @dataclass(frozen=True)
-class Manner:
+class SynthesisParams:
     """How a request wants to be spoken."""
 
     speaker: str | None
     sampling: Sampling
-    piece_seconds: float
-    """Longest audio of a piece."""
+    chunk_seconds: float
+    """Longest audio of a chunk."""
 
 
-class Piece:
-    """One piece at the engine: an asynchronous queue of its samples, and its ending."""
+class Chunk:
+    """One chunk at the engine: an asynchronous queue of its samples, and its finished."""
 
     def __init__(
-        self, text: str, engine: Engine, voice: Voice, manner: Manner, before: "Piece | None"
+        self,
+        text: str,
+        engine: Engine,
+        voice: Voice,
+        params: SynthesisParams,
+        before: "Chunk | None",
     ) -> None:
         """Raises RequestError, EngineBusy, and RuntimeError when the engine has ended."""
         self.text = text
@@ -115,7 +120,7 @@ class Piece:
             loop.call_soon_threadsafe(self._items.put_nowait, item)
 
         self.request = voice.request(
-            text, manner.speaker, manner.sampling, manner.piece_seconds, engine.positions
+            text, params.speaker, params.sampling, params.chunk_seconds, engine.max_seq_len
         )
         follows = None if before is None else before.ticket
         self.ticket: Ticket = engine.submit(self.request, sink, follows)
@@ -128,70 +133,75 @@ class Piece:
 class Progress:
     """What has become of a text that is being spoken."""
 
-    ending: str = ""
+    finish_reason: str = ""
     """`stop`, `length`, `cancelled`, `error`; empty where nothing was spoken."""
-    pieces: int = 0
+    chunks: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     queue_s: float | None = None
 
 
 class Speech:
-    """One request being spoken; its figures go into `entry`. Iterate `samples` once."""
+    """One request being spoken; its figures go into `record`. Iterate `samples` once."""
 
     def __init__(
-        self, engine: Engine, voice: Voice, manner: Manner, pieces: Pieces, entry: Progress
+        self,
+        engine: Engine,
+        voice: Voice,
+        params: SynthesisParams,
+        chunks: ChunkStream,
+        record: Progress,
     ) -> None:
-        self._engine, self._voice, self._manner = engine, voice, manner
-        self._pieces = pieces
-        self._entry = entry
+        self._engine, self._voice, self._params = engine, voice, params
+        self._chunks = chunks
+        self._record = record
         self._joiner = Joiner(voice.codec.sample_rate)
         self._tickets: set[Ticket] = set()
-        self._coming: asyncio.Task[Piece | None] | None = None
+        self._coming: asyncio.Task[Chunk | None] | None = None
         self._over = False
 
     async def samples(self) -> AsyncIterator[Samples]:
         """The stream, which is silence for a text without a word. Raises RequestError, EngineBusy
         and SpeechFailed, the first two before any sample."""
-        piece = await self._open(None)
-        if piece is None:
+        chunk = await self._open(None)
+        if chunk is None:
             yield wordless(self._voice.codec.sample_rate)
-        while piece is not None:
-            self._joiner.begin(pause_after(piece.text), self._pieces.last)
-            while not isinstance(item := await piece.next(), Finished):
+        while chunk is not None:
+            self._joiner.begin(pause_after(chunk.text), self._chunks.last)
+            while not isinstance(item := await chunk.next(), Finished):
                 if self._coming is None:
-                    self._coming = asyncio.create_task(self._open(piece))
+                    self._coming = asyncio.create_task(self._open(chunk))
                 if len(samples := self._joiner.push(item)):
                     yield samples
-            self._close(piece, item)
+            self._close(chunk, item)
             if len(samples := self._joiner.end()):
                 yield samples
-            piece = await (self._coming or self._open(piece))
+            chunk = await (self._coming or self._open(chunk))
             self._coming = None
         self._over = True
 
-    async def _open(self, before: Piece | None) -> Piece | None:
-        """Submit the next piece when there is one."""
-        text = await self._pieces.next()
+    async def _open(self, before: Chunk | None) -> Chunk | None:
+        """Submit the next chunk when there is one."""
+        text = await self._chunks.next()
         if text is None:
             return None
-        piece = Piece(text, self._engine, self._voice, self._manner, before)
-        self._tickets.add(piece.ticket)
-        self._entry.pieces += 1
-        self._entry.input_tokens += len(piece.request.prompt)
-        return piece
+        chunk = Chunk(text, self._engine, self._voice, self._params, before)
+        self._tickets.add(chunk.ticket)
+        self._record.chunks += 1
+        self._record.input_tokens += len(chunk.request.prompt)
+        return chunk
 
-    def _close(self, piece: Piece, ending: Finished) -> None:
-        self._tickets.discard(piece.ticket)
-        entry, layout = self._entry, self._voice.model.layout
-        entry.output_tokens += ending.frames * layout.tokens_per_frame
-        if entry.queue_s is None:
-            entry.queue_s = piece.ticket.waited_s
-        if ending.reason == "error":
-            entry.ending = "error"
-            raise SpeechFailed(f"synthesis failed: {ending.error}")
-        if entry.ending != "length":
-            entry.ending = ending.reason
+    def _close(self, chunk: Chunk, finished: Finished) -> None:
+        self._tickets.discard(chunk.ticket)
+        record, layout = self._record, self._voice.model.layout
+        record.output_tokens += finished.frames * layout.tokens_per_frame
+        if record.queue_s is None:
+            record.queue_s = chunk.ticket.waited_s
+        if finished.reason == "error":
+            record.finish_reason = "error"
+            raise SpeechFailed(f"synthesis failed: {finished.error}")
+        if record.finish_reason != "length":
+            record.finish_reason = finished.reason
 
     def cancel(self) -> None:
         """Give back what it holds, now. Nothing happens after the end."""
@@ -199,5 +209,5 @@ class Speech:
             ticket.cancel()
         if self._coming is not None and not self._coming.cancel() and not self._coming.cancelled():
             self._coming.exception()  # it has ended: if it failed, nobody waits to hear of it
-        if not self._over and self._entry.pieces and self._entry.ending != "error":
-            self._entry.ending = "cancelled"
+        if not self._over and self._record.chunks and self._record.finish_reason != "error":
+            self._record.finish_reason = "cancelled"

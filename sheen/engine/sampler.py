@@ -1,6 +1,6 @@
 """Choosing the next token among the rows legal at a slot.
 
-Owns the repetition penalty, temperature, top-k, top-p and the draw. All requests of a pass are
+Owns the repetition penalty, temperature, top-k, top-p and the draw. All requests of a step are
 chosen at once, each with its own settings; a draw is a function of the request's seed and its step
 (`sheen.rng`), and no arithmetic of one row depends on another, so a request gets the same
 tokens whatever else runs. Takes logits of the legal rows only: an illegal token cannot be chosen
@@ -59,7 +59,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Needs:
-    """What at least one of the requests of a pass asks for; what none does is not computed."""
+    """What at least one of the requests of a step asks for; what none does is not computed."""
 
     draws: bool
     likeliest: bool

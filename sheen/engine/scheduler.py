@@ -43,7 +43,7 @@ class Slots:
         self._free.sort(reverse=True)
 
 
-UNHEARD = 2
+MAX_IN_FLIGHT_PER_SLOT = 2
 """Requests in the house per slot: with this many whose audio is not all out, none is admitted."""
 
 
@@ -101,7 +101,7 @@ class RequestQueue:
         self._slots = Slots(slots)
         self._waiting: list[Ticket] = []
         self._cancels: deque[Ticket] = deque()
-        self._unheard = 0
+        self._in_flight = 0
         self._closed = False
 
     @property
@@ -133,10 +133,10 @@ class RequestQueue:
             self._cancels.append(ticket)
             self._wake.notify()
 
-    def heard(self) -> None:
+    def audio_done(self) -> None:
         """One more request's audio is all out, or will never be."""
         with self._wake:
-            self._unheard -= 1
+            self._in_flight -= 1
             self._wake.notify()
 
     def give_back(self, slot: int) -> None:
@@ -156,13 +156,13 @@ class RequestQueue:
             for ticket in cancels:
                 if ticket.slot is None and ticket in self._waiting:
                     self._waiting.remove(ticket)
-                    self._unheard += 1
+                    self._in_flight += 1
             admitted = []
             for _ in range(min(self._admissible(), len(self._waiting))):
                 ticket = min(self._waiting, key=lambda waiting: waiting.rank)
                 self._waiting.remove(ticket)
                 ticket.admit(self._slots.take())
-                self._unheard += 1
+                self._in_flight += 1
                 admitted.append(ticket)
         return admitted, cancels
 
@@ -178,10 +178,10 @@ class RequestQueue:
             self._closed = True
             left = list(self._waiting)
             self._waiting.clear()
-            self._unheard += len(left)
+            self._in_flight += len(left)
         return left
 
     def _admissible(self) -> int:
         """How many requests could be admitted now; with the lock held."""
-        room = UNHEARD * self._slots.count - self._unheard
-        return max(0, min(self._slots.free, room))
+        spare = MAX_IN_FLIGHT_PER_SLOT * self._slots.count - self._in_flight
+        return max(0, min(self._slots.free, spare))

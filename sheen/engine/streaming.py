@@ -161,10 +161,10 @@ class StreamingDecoder:
         return self._drain()
 
     def _drain(self) -> NDArray[np.float32]:
-        pieces = [NO_SAMPLES]
+        chunks = [NO_SAMPLES]
         while len(samples := decode_ready([self])[0]):
-            pieces.append(samples)
-        return np.concatenate(pieces)
+            chunks.append(samples)
+        return np.concatenate(chunks)
 
 
 def decode_ready(decoders: Sequence[StreamingDecoder]) -> list[NDArray[np.float32]]:

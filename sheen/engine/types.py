@@ -44,7 +44,7 @@ class Request:
     sampling: Sampling
     min_frames: int = 1
 
-    def positions(self, layout: TokenLayout) -> int:
+    def seq_len(self, layout: TokenLayout) -> int:
         """Positions of a slot that it needs."""
         return len(self.prompt) + self.max_frames * layout.tokens_per_frame
 
@@ -89,13 +89,13 @@ class Counters:
     def __init__(self, slots: int) -> None:
         self._lock = threading.Lock()
         self._slots = slots
-        self._endings = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
+        self._finish_reasons = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
         self._sums = dict.fromkeys(
             (
                 "refused",
                 "started",
                 "queue_seconds",
-                "passes",
+                "steps",
                 "tokens",
                 "audio_seconds",
                 "heard",
@@ -118,9 +118,9 @@ class Counters:
         """A request got a slot."""
         self._add(started=1, queue_seconds=waited_s)
 
-    def passed(self, tokens: int) -> None:
-        """A pass produced so many tokens."""
-        self._add(passes=1, tokens=tokens)
+    def stepped(self, tokens: int) -> None:
+        """A step produced this many tokens."""
+        self._add(steps=1, tokens=tokens)
 
     def ended(self, ending: Finished, playback: Playback) -> None:
         """A stream's sink got its last item."""
@@ -128,13 +128,13 @@ class Counters:
         if playback.first_audio_s is not None:
             self._add(heard=1, first_audio_seconds=playback.first_audio_s)
         with self._lock:
-            self._endings[ending.reason] += 1
+            self._finish_reasons[ending.reason] += 1
 
     def values(self) -> dict[str, float]:
         """`stop`, `length`, `cancelled`, `error`: requests by how they ended; `heard`: those that
         gave audio, after `first_audio_seconds` all in all; `batch_fill`: mean share of slots that a
-        pass produced tokens for; the other names as they are."""
+        step produced tokens for; the other names as they are."""
         with self._lock:
-            passes = max(1.0, self._sums["passes"])
-            fill = self._sums["tokens"] / (passes * self._slots)
-            return {**self._endings, **self._sums, "batch_fill": fill}
+            steps = max(1.0, self._sums["steps"])
+            fill = self._sums["tokens"] / (steps * self._slots)
+            return {**self._finish_reasons, **self._sums, "batch_fill": fill}

@@ -1,7 +1,7 @@
 """A loaded checkpoint with its codec: text and a voice's name -> a request the engine can run.
 
 Owns what serving, the command line and batch synthesis share: opening the folder, refusing a codec
-or a text normalisation other than the recorded one, the spoken form of a text, how long a piece of
+or a text normalisation other than the recorded one, the spoken form of a text, how long a chunk of
 it may be, and the budget of a request.
 
 An engine for code that waits: an iterator over one request, or whole waveforms of many.
@@ -35,11 +35,11 @@ a model that does not end is not waited for."""
 TEXT_POSITIONS = 512
 """Of a slot, at least; half as many as its audio's where that is more."""
 
-PIECE_CHARACTERS = 200
-"""Longest piece for a checkpoint that does not say what it was taught: a long sentence, 12 to 15
+DEFAULT_CHUNK_CHARS = 200
+"""Longest chunk for a checkpoint that does not say what it was taught: a long sentence, 12 to 15
 seconds, as the recordings of common corpora are."""
 SLOWER = 1.5
-"""A piece may take this many times its expected seconds without meeting a request's cap."""
+"""A chunk may take this many times its expected seconds without meeting a request's cap."""
 
 
 class RequestError(ValueError):
@@ -71,10 +71,10 @@ class Voice:
         normaliser = self.normaliser
         return normalise(text) if normaliser is None else normaliser(text)
 
-    def piece_characters(self, max_seconds: float, speaker: str | None) -> int:
+    def max_chunk_chars(self, max_seconds: float, speaker: str | None) -> int:
         """The most characters of spoken text to be given to `request` at once: no more than the
         model was taught, and than `max_seconds` of audio hold; at least 1."""
-        taught = self.info.text_characters or PIECE_CHARACTERS
+        taught = self.info.text_characters or DEFAULT_CHUNK_CHARS
         pace = self.info.pace.get(speaker or "")
         if pace is None or pace.frames_per_character <= 0:
             return taught
@@ -87,14 +87,14 @@ class Voice:
         speaker: str | None,
         sampling: Sampling,
         max_seconds: float,
-        positions: int | None = None,
+        max_seq_len: int | None = None,
     ) -> Request:
         """A request to speak `text`, which is in its spoken form already, in at most `max_seconds`
         of audio, or what the model's context leaves.
 
-        `positions` are the engine's, where they are fewer than the model's. Where the checkpoint
+        `max_seq_len` is the engine's, where it is less than the model's. Where the checkpoint
         knows how long texts take, one that runs away ends sooner, see RUNAWAY. Raises RequestError
-        for an empty text, a speaker the model does not know, and a text that leaves no room for
+        for an empty text, a speaker the model does not know, and a text that leaves no tokens for
         audio.
         """
         voices = self.info.voices
@@ -109,26 +109,26 @@ class Voice:
             raise RequestError("input", "the text is empty")
         layout = self.model.layout
         prompt = prompt_ids(self.tokenizer, layout.start_id, text, speaker)
-        positions = min(positions or self.model.max_positions, self.model.max_positions)
-        room = (positions - len(prompt)) // layout.tokens_per_frame
-        if room < 1:
+        max_seq_len = min(max_seq_len or self.model.max_positions, self.model.max_positions)
+        left = (max_seq_len - len(prompt)) // layout.tokens_per_frame
+        if left < 1:
             raise RequestError(
                 "input",
-                f"the text takes {len(prompt)} of the model's {positions} positions "
+                f"the text takes {len(prompt)} of the model's {max_seq_len} tokens "
                 "and leaves none for audio; give a shorter text",
             )
         if not max_seconds > 0:
             raise ValueError(f"max_seconds {max_seconds}: expected more than 0")
         if (expected := self.expected_seconds(text, speaker)) is not None:
             max_seconds = min(max_seconds, RUNAWAY[0] * expected + RUNAWAY[1])
-        budget = max(1, int(min(max_seconds * self._frames_per_second, room)))
+        budget = max(1, int(min(max_seconds * self._frames_per_second, left)))
         return Request(prompt, budget, sampling)
 
     @property
     def _frames_per_second(self) -> float:
         return self.codec.sample_rate / self.codec.frame_samples
 
-    def longest(self, max_seconds: float) -> int:
+    def max_seq_len(self, max_seconds: float) -> int:
         """Positions for a request of `max_seconds` of audio and a text to fill them."""
         frames = math.ceil(max_seconds * self._frames_per_second)
         audio = frames * self.model.layout.tokens_per_frame
@@ -184,7 +184,7 @@ def stream(engine: Engine, request: Request) -> Iterator[Samples | Finished]:
         ticket.cancel()
 
 
-def synthesise(engine: Engine, requests: Sequence[Request]) -> list[tuple[Samples, Finished]]:
+def synthesize(engine: Engine, requests: Sequence[Request]) -> list[tuple[Samples, Finished]]:
     """Submit requests together and wait: whole waveforms `[n]` and how each ended, in order.
 
     Raises EngineBusy when the queue does not take them all, and RuntimeError when the engine
@@ -197,37 +197,37 @@ def synthesise(engine: Engine, requests: Sequence[Request]) -> list[tuple[Sample
             tickets.append(engine.submit(request, sink.put))
         results = []
         for sink in items:
-            pieces: list[Samples] = [np.zeros(0, np.float32)]
+            chunks: list[Samples] = [np.zeros(0, np.float32)]
             while not isinstance(item := sink.get(), Finished):
-                pieces.append(item)
+                chunks.append(item)
             if item.reason == "error":
                 raise RuntimeError(f"the engine failed: {item.error}")
-            results.append((np.concatenate(pieces), item))
+            results.append((np.concatenate(chunks), item))
         return results
     finally:
         for ticket in tickets:
             ticket.cancel()
 
 
-def synthesise_all(
+def synthesize_all(
     model: SpeechLM, codec: Codec, requests: Sequence[Request], slots: int
 ) -> list[tuple[Samples, Finished]]:
-    """`synthesise` with an engine of its own: any number of requests, `slots` of them at a time, in
+    """`synthesize` with an engine of its own: any number of requests, `slots` of them at a time, in
     memory for the longest of them."""
     if not requests:
         return []
-    longest = max(request.positions(model.layout) for request in requests)
+    longest = max(request.seq_len(model.layout) for request in requests)
     engine = Engine(
         model,
         codec,
         slots=min(slots, len(requests)),
-        positions=longest,
+        max_seq_len=longest,
         max_queue=len(requests),
     )
     try:
         # The longest first: whatever runs last runs alone.
         order = sorted(range(len(requests)), key=lambda i: -requests[i].max_frames)
-        results = synthesise(engine, [requests[index] for index in order])
+        results = synthesize(engine, [requests[index] for index in order])
     finally:
         engine.close()
     return [result for _, result in sorted(zip(order, results, strict=True), key=lambda p: p[0])]

@@ -9,7 +9,7 @@ from sheen.engine.sampler import Sampling
 
 
 class EvaluateConfig(JobConfig):
-    """Speak prompts with a checkpoint, and judge what is heard."""
+    """Speak prompts with a checkpoint, transcribe the audio and score it."""
 
     model: Annotated[str, Field(description="checkpoint folder of jobs/train.py; path or URI")]
     prompts: Annotated[
@@ -23,7 +23,7 @@ class EvaluateConfig(JobConfig):
         str,
         Field(
             description="folder for rows/, audio and the report; absolute path or URI. The same "
-            "evaluation in the same folder goes on where it ended"
+            "command in the same folder resumes it"
         ),
     ]
     voices: Annotated[
@@ -82,9 +82,9 @@ class EvaluateConfig(JobConfig):
             "contractions and spellings as one; --no-asr-language guesses it for each clip"
         ),
     ] = "en"
-    grammar: Annotated[str | None, Field(description="JSGF file: what pocketsphinx may hear")] = (
-        None
-    )
+    grammar: Annotated[
+        str | None, Field(description="JSGF file: restricts what pocketsphinx recognises")
+    ] = None
     spell_digits: Annotated[
         bool,
         Field(description="compare 532 as 'five three two', for ASR that writes numerals"),
@@ -92,7 +92,7 @@ class EvaluateConfig(JobConfig):
     voice_recordings: Annotated[
         str | None,
         Field(
-            description="recordings of the voices, to hear which one speaks: LJSpeech folder or "
+            description="recordings of the voices, for speaker accuracy: LJSpeech folder or "
             ".jsonl manifest with speakers; path or URI"
         ),
     ] = None
@@ -121,7 +121,7 @@ class EvaluateConfig(JobConfig):
         float,
         Field(
             gt=0.0,
-            description="CPUs reserved per speaking worker; below 1, so that listening, reading "
+            description="CPUs reserved per speaking worker; below 1, so that ASR, reading "
             "and writing always find a free share",
         ),
     ] = 0.5

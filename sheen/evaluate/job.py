@@ -1,7 +1,7 @@
-"""The evaluate job: prompts -> audio, and a report of what is heard in it.
+"""The evaluate job: prompts -> audio -> transcripts -> scores.
 
-Owns the Ray Data pipeline and its resume: a block of rows is one file, written whole under the
-prompts' positions in the list, and the same command goes on with the prompts that no file has.
+Owns the Ray Data pipeline and resuming: a block of rows is one file, committed whole under the
+prompts' positions in the list, and the same command resumes with the prompts that are missing.
 """
 
 import json
@@ -16,27 +16,27 @@ from ray.data import ActorPoolStrategy, DataContext
 from sheen.data.prompts import read_prompts
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import write_rows
-from sheen.evaluate.prompts import claim_output, plan_prompts, prompt_table
+from sheen.evaluate.prompts import plan_prompts, prepare_output, prompt_table
 from sheen.evaluate.results import Evaluation, row_files, write_results
 from sheen.evaluate.speak_stage import SpeakWorker
-from sheen.evaluate.transcribe_stage import ListenWorker
+from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm import checkpoint
 from sheen.runs import cluster
-from sheen.runs.attempts import Tries
-from sheen.runs.lock import sole_owner
+from sheen.runs.attempts import Attempts
+from sheen.runs.lock import output_lock
 from sheen.scoring.asr import POCKETSPHINX, Grammar, check_transcriber
-from sheen.scoring.speaker_id import VoiceProfiles, fit_recordings
+from sheen.scoring.speaker_id import SpeakerProfiles, enroll_speakers
 from sheen.storage import files, uris
 from sheen.text import normalization
 
 logger = logging.getLogger(__name__)
 
 GPU_SHARES = 0.7, 0.3
-"""Of a speaking worker and of the listening one beside it, where a recogniser runs on GPUs."""
+"""Of a speaking and of a transcribing worker, where the ASR runs on GPUs too."""
 
 
 def run(config: EvaluateConfig) -> Evaluation:
-    """Speak, judge, report. Raises ValueError for what the user must change."""
+    """Speak, score, report. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
     model = uris.absolute(config.model)
     if not files.exists(model):
@@ -54,8 +54,8 @@ def run(config: EvaluateConfig) -> Evaluation:
     plan = plan_prompts(listed, info, config)
     grammar = check_transcriber(config.asr, config.grammar)
     profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
-    with sole_owner(output):
-        claim_output(output, config, model, plan.prompts, grammar, profiles)
+    with output_lock(output):
+        prepare_output(output, config, model, plan.prompts, grammar, profiles)
         table = prompt_table(plan.prompts)
         if done := _written(output):
             logger.info("%d of %d prompts are spoken already", len(done), len(table))
@@ -66,11 +66,11 @@ def run(config: EvaluateConfig) -> Evaluation:
         return write_results(config, info, profiles, plan, output)
 
 
-def _fit_profiles(location: str | None, sample_rate: int) -> VoiceProfiles | None:
+def _fit_profiles(location: str | None, sample_rate: int) -> SpeakerProfiles | None:
     if location is None:
         return None
     try:
-        return fit_recordings(location, sample_rate)
+        return enroll_speakers(location, sample_rate)
     except ValueError as error:
         raise ValueError(f"--voice-recordings {location}: {error}") from error
 
@@ -91,7 +91,7 @@ def _speak(
     config: EvaluateConfig,
     model: str,
     grammar: Grammar | None,
-    profiles: VoiceProfiles | None,
+    profiles: SpeakerProfiles | None,
     sample_rate: int,
     output: str,
 ) -> None:
@@ -106,9 +106,9 @@ def _speak(
     # To Ray a stage that computes makes no progress, and half an hour without any ends the job; a
     # large model may take longer for a block on a CPU.
     DataContext.get_current().execution_no_progress_timeout_s = -1
-    tries = Tries()
-    listens_on_gpu = gpu and config.asr not in (None, POCKETSPHINX)
-    speaking, listening = GPU_SHARES if listens_on_gpu else (1.0, 0.0)
+    attempts = Attempts()
+    asr_on_gpu = gpu and config.asr not in (None, POCKETSPHINX)
+    speaking, transcribing = GPU_SHARES if asr_on_gpu else (1.0, 0.0)
     data = ray.data.from_blocks(blocks).map_batches(
         SpeakWorker,
         fn_constructor_kwargs={
@@ -119,7 +119,7 @@ def _speak(
             "seed": config.seed,
             "max_seconds": config.max_seconds,
             "slots": config.slots,
-            "tries": tries,
+            "attempts": attempts,
         },
         compute=ActorPoolStrategy(size=workers),
         batch_size=size,
@@ -129,21 +129,21 @@ def _speak(
     )
     if config.asr is not None or profiles is not None:
         data = data.map_batches(
-            ListenWorker,
+            TranscribeWorker,
             fn_constructor_kwargs={
                 "asr": config.asr,
                 "language": config.asr_language,
                 "grammar": grammar,
-                "device": device if listens_on_gpu else "cpu",
+                "device": device if asr_on_gpu else "cpu",
                 "profiles": ray.put(profiles),
                 "sample_rate": sample_rate,
-                "tries": tries,
+                "attempts": attempts,
             },
             compute=ActorPoolStrategy(size=workers),
             batch_size=size,
             batch_format="pyarrow",
             num_cpus=0.1,  # fractions: whole CPUs would wait forever behind the speaking workers
-            num_gpus=listening,
+            num_gpus=transcribing,
         )
     data = data.map_batches(
         partial(write_rows, output=output, audio_files=config.audio == "files"),

@@ -1,7 +1,7 @@
-"""The table between the stages of an evaluation, and the files of its rows.
+"""The tables between the stages of an evaluation, and the files of its rows.
 
-Owns the columns and how a block of rows is written. Imports neither torch nor a model: blocks are
-written by processes of their own, which start in a moment because of it.
+Owns the columns and how a block of rows is written. Imports neither torch nor a model, so that the
+processes that write start quickly.
 """
 
 import io
@@ -28,15 +28,15 @@ _AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _RESULT: list[tuple[str, pa.DataType]] = [
     ("reason", pa.string()),  # why it was not spoken, null when it was
     ("detail", pa.string()),
-    ("stopped", pa.bool_()),  # by itself, not by its budget
+    ("ended_with_eos", pa.bool_()),  # else cut off at its token limit
     ("expected_seconds", pa.float64()),
     ("seconds", pa.float64()),
     ("speaking", pa.float64()),
     ("pause", pa.float64()),
     ("clipped", pa.float64()),
-    ("listener", pa.string()),
-    ("heard", pa.string()),
-    ("voice_heard", pa.string()),
+    ("asr", pa.string()),
+    ("transcript", pa.string()),
+    ("identified_speaker", pa.string()),
     ("audio", _AUDIO),  # FLAC, as the `audio` of Hugging Face datasets
 ]
 ROW_SCHEMA = pa.schema([*_PROMPT, *_RESULT])

@@ -1,7 +1,7 @@
 """What an evaluation will speak, decided before any worker starts.
 
-Owns the list of prompts, each with its voice, what is left out of it, and the claim on the output
-folder: it goes on with the evaluation that it holds, and refuses another.
+Owns the list of prompts, each with its voice, which prompts are skipped and why, and the check of
+the output folder: an evaluation resumes its own output and refuses any other.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from sheen.data.prompts import Prompt
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.lm.checkpoint import CheckpointInfo
-from sheen.runs.fingerprint import claim, folder_digest
-from sheen.runs.lock import is_free
+from sheen.runs.fingerprint import check_fingerprint, folder_digest
+from sheen.runs.lock import is_unused
 from sheen.scoring.asr import Grammar
-from sheen.scoring.speaker_id import ALL, VoiceProfiles
+from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.whisper import NAMES
 from sheen.storage import files, uris
 
@@ -37,10 +37,10 @@ for the last three, whose content is compared."""
 
 @dataclass(frozen=True)
 class Plan:
-    """The prompts to speak, each with its voice, and how many were left out for which reason."""
+    """The prompts to speak, each with its voice, and how many were skipped, by reason."""
 
     prompts: list[Prompt]
-    left_out: Counter[str]
+    skipped: Counter[str]
 
 
 def plan_prompts(listed: list[Prompt], info: CheckpointInfo, config: EvaluateConfig) -> Plan:
@@ -57,7 +57,7 @@ def plan_prompts(listed: list[Prompt], info: CheckpointInfo, config: EvaluateCon
             raise ValueError(f"a voice named {ALL!r} cannot be told from all voices together")
     if config.limit is not None:
         listed = listed[: config.limit]
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     prompts: list[Prompt] = []
     for prompt in listed:
         if not known:
@@ -67,19 +67,19 @@ def plan_prompts(listed: list[Prompt], info: CheckpointInfo, config: EvaluateCon
         elif prompt.speaker in wanted:
             prompts.append(prompt)
         elif prompt.speaker in known:
-            left_out[f"voice {prompt.speaker!r} is not asked for"] += 1
+            skipped[f"voice {prompt.speaker!r} is not asked for"] += 1
         else:
-            left_out[f"the checkpoint has no voice {prompt.speaker!r}"] += 1
+            skipped[f"the checkpoint has no voice {prompt.speaker!r}"] += 1
     if not prompts:
         raise ValueError(
             f"--prompts {config.prompts}: none is for {' or '.join(wanted)} "
-            f"({', '.join(f'{count} x {reason}' for reason, count in left_out.items())})"
+            f"({', '.join(f'{count} x {reason}' for reason, count in skipped.items())})"
         )
     if config.per_voice is not None:
         prompts = _spread(prompts, config.per_voice)
     if config.audio == "files":
         _check_names(prompts)
-    return Plan(prompts, left_out)
+    return Plan(prompts, skipped)
 
 
 def _spread(prompts: list[Prompt], per_voice: int) -> list[Prompt]:
@@ -113,17 +113,17 @@ def _check_names(prompts: list[Prompt]) -> None:
         seen.add((prompt.speaker, prompt.id))
 
 
-def claim_output(
+def prepare_output(
     output: str,
     config: EvaluateConfig,
     model: str,
     prompts: list[Prompt],
     grammar: Grammar | None,
-    profiles: VoiceProfiles | None,
+    profiles: SpeakerProfiles | None,
 ) -> None:
     """Refuse a folder that holds something else, or another evaluation."""
     where = uris.join(output, RUN_FILE)
-    if not is_free(output) and not files.exists(where):
+    if not is_unused(output) and not files.exists(where):
         raise ValueError(
             f"--output {output} holds something that is no evaluation; give another folder"
         )
@@ -141,7 +141,7 @@ def claim_output(
         decided["voice recordings"] = hashlib.sha256(made.encode()).hexdigest()
     texts = json.dumps([astuple(prompt) for prompt in prompts])
     decided["prompts sha256"] = hashlib.sha256(texts.encode()).hexdigest()
-    if changed := claim(where, decided, ("voice recordings",)):
+    if changed := check_fingerprint(where, decided, ("voice recordings",)):
         raise ValueError(
             f"--output {output} holds another evaluation: {changed}. Give the same values to "
             "resume it, or another folder."

@@ -1,6 +1,6 @@
-"""What an evaluation leaves besides its rows: `evaluation.json` and the page.
+"""The results of an evaluation: `evaluation.json` and the HTML page, from its rows.
 
-Owns reading the rows back and which clips the page plays.
+Owns reading the rows back and the choice of clips that the page plays.
 """
 
 import json
@@ -17,8 +17,8 @@ from sheen.evaluate.output import AUDIO, ROWS
 from sheen.evaluate.prompts import Plan
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.scoring.english import wer_normaliser
-from sheen.scoring.speaker_id import ALL, VoiceProfiles
-from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, judge_speech
+from sheen.scoring.speaker_id import ALL, SpeakerProfiles
+from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, score_speech
 from sheen.scoring.speech_report import render_json, render_report, worst_first
 from sheen.storage import files, uris
 
@@ -30,7 +30,7 @@ class Evaluation:
     """`report` is None where no prompt could be spoken; `rejected` counts them by reason."""
 
     report: SpeechReport | None
-    left_out: Counter[str]
+    skipped: Counter[str]
     rejected: Counter[str]
 
 
@@ -43,11 +43,11 @@ def row_files(output: str) -> list[str]:
 def write_results(
     config: EvaluateConfig,
     info: CheckpointInfo,
-    profiles: VoiceProfiles | None,
+    profiles: SpeakerProfiles | None,
     plan: Plan,
     output: str,
 ) -> Evaluation:
-    """Judge the rows and write JSON and the page. RuntimeError when a prompt has no row or two."""
+    """Score the rows, write JSON and the page. RuntimeError unless each prompt has one row."""
     filesystem, _ = uris.open_filesystem(output)
     source = pads.dataset(row_files(output), filesystem=filesystem, format="parquet")
     columns = [name for name in source.schema.names if name != "audio"]
@@ -62,18 +62,18 @@ def write_results(
     about = {
         "config": config.model_dump(mode="json"),
         "prompts": len(rows),
-        "left_out": dict(plan.left_out),
+        "skipped": dict(plan.skipped),
         "rejected": dict(rejected),
     }
     if not spoken:
         files.write_bytes(
             uris.join(output, JSON_FILE), json.dumps(about, indent=2).encode() + b"\n"
         )
-        return Evaluation(None, plan.left_out, rejected)
-    report = judge_speech(
+        return Evaluation(None, plan.skipped, rejected)
+    report = score_speech(
         [_clip(row) for row in spoken],
-        listener=next((row["listener"] for row in spoken), None),
-        known_voices=profiles.voices if profiles else (),
+        asr=next((row["asr"] for row in spoken), None),
+        enrolled=profiles.voices if profiles else (),
         spell_digits=config.spell_digits,
         normalise=str if config.spell_digits else wer_normaliser(config.asr, config.asr_language),
         seed=config.seed,
@@ -94,11 +94,11 @@ def write_results(
         f"{config.model}: {len(spoken)} prompts of {config.prompts}, "
         f"{report.voices[ALL].seconds:.0f} s of speech."
     )
-    for reason, count in (plan.left_out + rejected).items():
+    for reason, count in (plan.skipped + rejected).items():
         lead += f" {count} not spoken: {reason}."
     page = render_report(report, lead, players, info.sample_rate)
     files.write_bytes(uris.join(output, PAGE_FILE), page.encode())
-    return Evaluation(report, plan.left_out, rejected)
+    return Evaluation(report, plan.skipped, rejected)
 
 
 def _clip(row: dict[str, Any]) -> SpokenClip:
@@ -106,9 +106,9 @@ def _clip(row: dict[str, Any]) -> SpokenClip:
         id=row["id"],
         voice=row["speaker"],
         text=row["text"],
-        stopped=row["stopped"],
+        ended_with_eos=row["ended_with_eos"],
         sound=Sound(row["seconds"], row["speaking"], row["pause"], row["clipped"]),
         expected_seconds=row["expected_seconds"],
-        heard=row["heard"],
-        voice_heard=row["voice_heard"],
+        transcript=row["transcript"],
+        identified_speaker=row["identified_speaker"],
     )

@@ -2,7 +2,7 @@
 
 A prompt that cannot be spoken gets a reason and travels on to the output, so that nothing is
 dropped on the way and nothing is tried again. The text of one that is spoken is its spoken form,
-which is what the judge compares with.
+which is what its transcript is compared with.
 """
 
 from dataclasses import replace
@@ -13,10 +13,10 @@ import torch
 
 from sheen.audio.io import encode_audio
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import RequestError, load_voice, synthesise_all
+from sheen.engine.voice import RequestError, load_voice, synthesize_all
 from sheen.evaluate.output import ROW_SCHEMA
 from sheen.rng import step_seed
-from sheen.runs.attempts import Tries
+from sheen.runs.attempts import Attempts
 from sheen.scoring.speech import measure_sound
 
 REASONS = {"input": "text cannot be spoken", "voice": "voice is unknown"}
@@ -24,10 +24,10 @@ REASONS = {"input": "text cannot be spoken", "voice": "voice is unknown"}
 
 
 class SpeakWorker:
-    """An actor with the checkpoint on its device: PROMPT_SCHEMA -> ROW_SCHEMA, nothing heard yet.
+    """An actor with the checkpoint on its device: PROMPT_SCHEMA -> ROW_SCHEMA, not transcribed yet.
 
-    A prompt that kills its process is refused after a few tries. A prompt's draws are a function of
-    the seed and its key, so they do not depend on the batch.
+    A prompt that crashes its process is rejected after a few attempts. Its random numbers are a
+    function of the seed and its key, so they do not depend on the batch.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class SpeakWorker:
         seed: int,
         max_seconds: float,
         slots: int,
-        tries: Tries | None = None,
+        attempts: Attempts | None = None,
     ) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
@@ -48,12 +48,12 @@ class SpeakWorker:
         self._voice = replace(voice, info=voice.info.model_copy(update={"voices": voices}))
         self._sampling, self._seed, self._max_seconds = sampling, seed, max_seconds
         self._slots = slots
-        self._tries = tries
+        self._attempts = attempts
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self._tries is None:
+        if self._attempts is None:
             return self.speak(table)
-        return self._tries.guard("speaking", table, self.speak)
+        return self._attempts.guard("speaking", table, self.speak)
 
     def speak(self, table: pa.Table) -> pa.Table:
         rows: list[dict[str, Any]] = [
@@ -74,12 +74,12 @@ class SpeakWorker:
                 spoken.append(row)
                 requests.append(request)
         codec = self._voice.codec
-        results = synthesise_all(self._voice.model, codec, requests, self._slots)
+        results = synthesize_all(self._voice.model, codec, requests, self._slots)
         for row, (waveform, finished) in zip(spoken, results, strict=True):
             sound = measure_sound(waveform, codec.sample_rate)
             audio = encode_audio(waveform, codec.sample_rate, "FLAC")
             row |= {
-                "stopped": finished.reason == "stop",
+                "ended_with_eos": finished.reason == "stop",
                 "expected_seconds": self._voice.expected_seconds(row["text"], row["speaker"]),
                 "seconds": sound.seconds,
                 "speaking": sound.speaking,

@@ -12,8 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from sheen.codec.info import CodecInfo, describe_codec
-from sheen.codec.layout import TokenLayout
-from sheen.lm.loss import Objective
+from sheen.codec.layout import Softmax, TokenLayout
 from sheen.storage import files, uris
 from sheen.text import prompt
 from sheen.text.normalization import NormalisationInfo
@@ -48,9 +47,8 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     normaliser: str = prompt.NORMALISER_VERSION
     normalisation: NormalisationInfo | None = None
     """How the training texts got their spoken form; None for texts as they were."""
-    objective: Objective = "legal rows"
-    """Over legal rows, logits were trained among the rows legal at a slot only, and every decoder
-    must mask to them; over all rows, a decoder need not."""
+    softmax: Softmax = "masked"
+    """What the model was trained with, see `Softmax`."""
     voices: list[str] = []
     """Speakers the model was trained on, in alphabetical order; empty for a single voice."""
     pace: dict[str, Pace] = {}

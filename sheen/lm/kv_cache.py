@@ -4,10 +4,10 @@ Owns the preallocated KV cache and the generations of slots. Whoever keeps a slo
 keeps its generation too: a slot that was given to another request in between has another one. Knows
 nothing about what is computed.
 
-Attention of one pass over slots: every row sees its own slot up to itself, and nothing else.
+Attention of one step over slots: every row sees its own slot up to itself, and nothing else.
 
 Owns the attention function that transformers calls in generation. On a CPU it is one call per slot
-over that slot's own length: no shape depends on what else is in the pass, so neither does a
+over that slot's own length: no shape depends on what else is in the step, so neither does a
 rounding. On a GPU it is one call over all slots, cut at a common length.
 """
 
@@ -45,38 +45,41 @@ class CacheShape:
             dtype=lm.dtype,
         )
 
-    def slot_bytes(self, positions: int) -> int:
-        """Memory of one slot of this many positions."""
-        values = self.layers * self.kv_heads * self.head_dim * room(positions)
+    def slot_bytes(self, max_seq_len: int) -> int:
+        """Memory of one slot that holds sequences of up to `max_seq_len` tokens."""
+        values = self.layers * self.kv_heads * self.head_dim * capacity(max_seq_len)
         return 2 * values * self.dtype.itemsize
 
 
-def room(positions: int) -> int:
-    """Positions that a slot has memory for: one more than asked for, see `SlotCache.spare`."""
-    return -(-(positions + 1) // BLOCK) * BLOCK
+def capacity(max_seq_len: int) -> int:
+    """Positions of a slot's memory: at least one more than its longest sequence has, see
+    `SlotCache.spare`."""
+    return -(-(max_seq_len + 1) // BLOCK) * BLOCK
 
 
 class SlotCache:
-    """Keys and values of all slots, per layer `[slots, kv_heads, room, head_dim]`.
+    """Keys and values of all slots, per layer `[slots, kv_heads, capacity, head_dim]`.
 
-    `spare` is the last position of every slot. No request gets so far; rows of a pass that belong
+    `spare` is the last position of every slot. No request gets so far; rows of a step that belong
     to no request are written there. Raises ValueError when the device has not the memory.
     """
 
-    def __init__(self, shape: CacheShape, slots: int, positions: int, device: torch.device) -> None:
+    def __init__(
+        self, shape: CacheShape, slots: int, max_seq_len: int, device: torch.device
+    ) -> None:
         self.shape = shape
         self.slots = slots
-        self.room = room(positions)
-        self.spare = self.room - 1
-        needed = slots * shape.slot_bytes(positions)
+        self.capacity = capacity(max_seq_len)
+        self.spare = self.capacity - 1
+        needed = slots * shape.slot_bytes(max_seq_len)
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if needed > free:
                 raise ValueError(
-                    f"{slots} slots of {positions} positions need {needed / 1e9:.2f} GB, "
-                    f"{shape.slot_bytes(positions) / 1e6:.1f} MB each; {free / 1e9:.2f} GB are free"
+                    f"{slots} slots of {max_seq_len} tokens need {needed / 1e9:.2f} GB, "
+                    f"{needed / slots / 1e6:.1f} MB each; {free / 1e9:.2f} GB are free"
                 )
-        size = (slots, shape.kv_heads, self.room, shape.head_dim)
+        size = (slots, shape.kv_heads, self.capacity, shape.head_dim)
 
         def tables() -> list[Tensor]:
             # Zeros, because what nothing was written to is masked by a product with zero.
@@ -85,7 +88,7 @@ class SlotCache:
             ]
 
         self.keys, self.values = tables(), tables()
-        # One view per layer and slot, `[1, kv_heads, room, head_dim]`: made once, cut often.
+        # One view per layer and slot, `[1, kv_heads, capacity, head_dim]`: made once, cut often.
         self.slot_keys = [list(table.split(1)) for table in self.keys]
         self.slot_values = [list(table.split(1)) for table in self.values]
         self._flat = [
@@ -97,7 +100,7 @@ class SlotCache:
     def index(self, slots: Tensor, positions: Tensor) -> Tensor:
         """Where rows at `slots` `[T]` and `positions` `[T]` are kept: `[T * kv_heads]`."""
         heads = slots[:, None] * self.shape.kv_heads + self._heads
-        return (heads * self.room + positions[:, None]).reshape(-1)
+        return (heads * self.capacity + positions[:, None]).reshape(-1)
 
     def write(self, layer: int, index: Tensor, key: Tensor, value: Tensor) -> None:
         """Keep `key` and `value` `[1, kv_heads, T, head_dim]` at an `index`."""
@@ -117,7 +120,7 @@ SLOTTED = "sheen_slots"
 
 @dataclass(frozen=True)
 class Span:
-    """`count` rows of a pass that stand at a slot's positions from `start` on."""
+    """`count` rows of a step that stand at a slot's positions from `start` on."""
 
     slot: int
     start: int
@@ -126,7 +129,7 @@ class Span:
 
 @dataclass
 class Rows:
-    """The rows `[T]` of a pass. `index` says where the cache keeps them.
+    """The rows `[T]` of a step. `index` says where the cache keeps them.
 
     Either `spans` name them in order (rows after the last span belong to nobody), or, with
     `length`, row s is slot s at `positions[s]`, which is below `length`.
@@ -237,7 +240,7 @@ def _slot_by_slot(
 
 
 def _causal(span: Span, window: int | None, device: torch.device) -> Tensor:
-    """`[count, start + count]`: what the rows of a later piece of a prompt see."""
+    """`[count, start + count]`: what the rows of a later chunk of a prompt see."""
     at = torch.arange(span.start + span.count, device=device)
     own = at[span.start :, None]
     seen = at <= own

@@ -1,29 +1,26 @@
-"""The loss: per codebook level, over the rows that are legal at each slot or over all rows.
+"""The loss: cross-entropy per codebook level, under a masked or a full softmax.
 
-Owns the two objectives and their counts. By default the model is scored against the distribution
-that a decoder restricted to legal rows samples from: 4,097 rows where a frame may begin (level 0
-and `<audio_end>`), 4,096 elsewhere, instead of the 164k of the whole vocabulary. Over all rows it
-learns to leave the others alone too, for engines that decode without a mask. Sums are returned with
+Owns both and their counts. Masked, the default, normalises over the rows that are legal at a slot,
+the distribution that a masked decoder samples from: 4,097 rows where a frame may begin (level 0 and
+`<audio_end>`), 4,096 elsewhere, instead of the 164k of the whole vocabulary. Full normalises over
+all rows, so that engines which decode without a mask can use the model. Sums are returned with
 target counts; dividing happens once, by the count over all ranks and accumulation steps.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sheen.codec.layout import TokenLayout
+from sheen.codec.layout import Softmax, TokenLayout
 
 IGNORE_INDEX = -100
 """Label of a position that carries no loss (torch's own convention)."""
 
-Objective = Literal["legal rows", "all rows"]
-
 CHUNK = 2048
-"""Targets scored at once against all rows: 1.3 GB of float32 logits at 164k rows."""
+"""Targets scored at once by a full softmax: 1.3 GB of float32 logits at 164k rows."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class LossSums:
 
 
 def token_losses(
-    hidden: Tensor, targets: Targets, head: Tensor, layout: TokenLayout, objective: Objective
+    hidden: Tensor, targets: Targets, head: Tensor, layout: TokenLayout, softmax: Softmax
 ) -> tuple[list[Tensor], Tensor]:
     """Cross-entropy of every target, per level `[n]` float32 in nats; `<audio_end>` ranked first.
 
@@ -78,8 +75,8 @@ def token_losses(
         legal = layout.legal(layout.slots.index((level, 0)))
         states = hidden[positions]
         legal_rows = audio[legal.start - layout.start_id : legal.stop - layout.start_id]
-        if objective == "all rows":
-            losses.append(_over_all_rows(states, legal.start + rows, head))
+        if softmax == "full":
+            losses.append(_full_losses(states, legal.start + rows, head))
             if level == 0:
                 with torch.no_grad():
                     logits = F.linear(states, legal_rows)
@@ -91,7 +88,7 @@ def token_losses(
     return losses, ends_right
 
 
-def _over_all_rows(states: Tensor, ids: Tensor, head: Tensor) -> Tensor:
+def _full_losses(states: Tensor, ids: Tensor, head: Tensor) -> Tensor:
     """Chunk by chunk and recomputed in the backward pass: the logits are never held at once."""
 
     def losses(states: Tensor, ids: Tensor) -> Tensor:
@@ -110,10 +107,10 @@ def speech_loss(
     targets: Targets,
     head: Tensor,
     layout: TokenLayout,
-    objective: Objective = "legal rows",
+    softmax: Softmax = "masked",
 ) -> LossSums:
     """The sums of `token_losses`."""
-    losses, ends_right = token_losses(hidden, targets, head, layout, objective)
+    losses, ends_right = token_losses(hidden, targets, head, layout, softmax)
     counts = torch.tensor([len(rows) for rows in targets.rows], device=hidden.device)
     ends = (targets.rows[0] == 0).sum()
     return LossSums(torch.stack([loss.sum() for loss in losses]), counts, ends, ends_right.sum())

@@ -32,13 +32,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sheen.codec.layout import TokenLayout
+from sheen.codec.layout import Softmax, TokenLayout
 from sheen.lm.attention import PACKED, check_head, use_attention
 from sheen.lm.base_model import check_files, first_new_id
 from sheen.lm.batching import Batch
 from sheen.lm.cpu_kernels import Product, TiedTable, pack_linears, product
 from sheen.lm.kv_cache import SLOTTED, Rows
-from sheen.lm.loss import LossSums, Objective, speech_loss
+from sheen.lm.loss import LossSums, speech_loss
 
 LEVEL_SHARE = 0.5
 """Share of the noise's variance that all codes of a level have in common."""
@@ -97,13 +97,13 @@ class SpeechLM(nn.Module):
     """A causal LM and the layout of its audio rows; `forward` is the training loss."""
 
     def __init__(
-        self, lm: PreTrainedModel, layout: TokenLayout, objective: Objective = "legal rows"
+        self, lm: PreTrainedModel, layout: TokenLayout, softmax: Softmax = "masked"
     ) -> None:
         super().__init__()
         assert lm.config._attn_implementation != PACKED, "another SpeechLM trains this base"
         self.lm = lm
         self.layout = layout
-        self.objective: Objective = objective
+        self.softmax: Softmax = softmax
         self._attention: str = lm.config._attn_implementation
         self._one_gradient = False
         self._frozen = False
@@ -188,7 +188,7 @@ class SpeechLM(nn.Module):
         """Summed loss of a packed row."""
         inputs, head = self.inputs_and_head(batch.input_ids)
         states = self.packed_states(batch, inputs)
-        return speech_loss(states, batch.targets, head, self.layout, self.objective)
+        return speech_loss(states, batch.targets, head, self.layout, self.softmax)
 
 
 def load_base(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -267,11 +267,11 @@ def _table(embedding: nn.Module) -> Tensor:
 
 
 def load_model(
-    folder: Path, layout: TokenLayout, objective: Objective = "legal rows"
+    folder: Path, layout: TokenLayout, softmax: Softmax = "masked"
 ) -> tuple[SpeechLM, PreTrainedTokenizerBase]:
     """The model and tokenizer of a checkpoint folder; `layout` is the one its JSON records.
 
-    `objective` is what `forward` computes; nothing else depends on it.
+    `softmax` is what `forward` computes; nothing else depends on it.
     """
     lm, tokenizer = load_base(str(folder))
     found = tokenizer.convert_tokens_to_ids(layout.token_names()[0])
@@ -280,7 +280,7 @@ def load_model(
             f"{folder}: the tokenizer gives <audio_start> id {found}, the recorded layout "
             f"{layout.start_id}: these files are not of one checkpoint"
         )
-    return SpeechLM(lm, layout, objective), tokenizer
+    return SpeechLM(lm, layout, softmax), tokenizer
 
 
 def save_model(

@@ -88,7 +88,7 @@ class ClipRow:
 
 
 def clip_row(clips: Sequence[Clip], title: str = "") -> ClipRow:
-    """Clips to be compared by ear and eye, such as [recorded, synthesised].
+    """Clips to compare, such as [recorded, synthesized].
 
     All share one time axis, amplitude axis, frequency axis and dB scale. The spectrograms are
     computed at the lowest sample rate in the row, for otherwise their mel bands would differ; what
@@ -134,7 +134,7 @@ def save_png(
     """
     images = []
     for clip, plot in zip(row.clips, row.plots, strict=True):
-        # Above the figure, and only here: elsewhere a title is text beside it.
+        # Above the figure, and only here: elsewhere a title is text next to it.
         title = plot.figure.text(0.5, 1.06, clip.title, ha="center", va="top", fontsize=FONT_SIZE)
         file = io.BytesIO()
         plot.figure.savefig(file, dpi=IMAGE_DPI, bbox_inches=Bbox([[-0.2, 0], [3.8, 2.95]]))

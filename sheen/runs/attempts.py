@@ -1,9 +1,10 @@
-"""Rows that kill their process: named and refused after a few tries, so that the rest is done.
+"""Rows that crash their process: identified, then rejected, so that the job finishes.
 
-Owns the count of tries. A decoder that crashes, or takes all memory, takes its process with it;
-Ray starts that anew and runs the block again, without end. So each block is noted when it begins in
-one small actor beside the driver. One that begins again is done row by row, each row noted before
-it, and a row that was the last one noted MOST_DEATHS times is refused.
+Owns the attempt counts. A decoder that crashes or exhausts memory takes its process with it; Ray
+restarts the process and runs the block again, endlessly. Each block is therefore registered with
+one small actor on the driver's node when it starts. A block that starts a second time is processed
+row by row, each row registered first, and a row that was running in MAX_CRASHES crashes is
+rejected. Does not catch exceptions: a row that raises is its stage's business.
 """
 
 import time
@@ -15,30 +16,30 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-MOST_DEATHS = 2
+MAX_CRASHES = 2
 
 
 @dataclass
-class Past:
-    """Of a block: how often it was begun, and how long each row ran that was at work when its
-    process ended, seconds."""
+class BlockAttempts:
+    """The attempts at one block: how often it was started and, by row, how long each run that
+    ended in a crash took, seconds."""
 
-    begun: int = 0
-    deaths: dict[Hashable, list[float]] = field(default_factory=lambda: defaultdict(list))
+    starts: int = 0
+    crashes: dict[Hashable, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-class _Board:
+class _Registry:
     def __init__(self) -> None:
-        self._past: dict[Hashable, Past] = defaultdict(Past)
+        self._blocks: dict[Hashable, BlockAttempts] = defaultdict(BlockAttempts)
         self._at: dict[Hashable, tuple[Hashable, float]] = {}
 
-    def begin(self, block: Hashable) -> Past:
-        past = self._past[block]
+    def begin(self, block: Hashable) -> BlockAttempts:
+        history = self._blocks[block]
         if block in self._at:
             row, since = self._at.pop(block)
-            past.deaths[row].append(time.monotonic() - since)
-        past.begun += 1
-        return past
+            history.crashes[row].append(time.monotonic() - since)
+        history.starts += 1
+        return history
 
     def at(self, block: Hashable, row: Hashable) -> None:
         self._at.pop(block, None)
@@ -46,25 +47,24 @@ class _Board:
             self._at[block] = row, time.monotonic()
 
     def end(self, block: Hashable) -> None:
-        self._past.pop(block, None)
+        self._blocks.pop(block, None)
         self._at.pop(block, None)
 
 
-class Tries:
-    """A handle to the count; made by the driver, given to tasks and actors."""
+class Attempts:
+    """A handle to the registry, created by the driver and passed to tasks and actors."""
 
     def __init__(self) -> None:
         node = ray.get_runtime_context().get_node_id()
         options = {"label_selector": {"ray.io/node-id": node}}
-        self._board: Any = ray.remote(_Board).options(num_cpus=0, **options).remote()
+        self._board: Any = ray.remote(_Registry).options(num_cpus=0, **options).remote()
 
-    def begin(self, block: Hashable) -> Past:
-        past: Past = ray.get(self._board.begin.remote(block))
-        return past
+    def begin(self, block: Hashable) -> BlockAttempts:
+        history: BlockAttempts = ray.get(self._board.begin.remote(block))
+        return history
 
     def at(self, block: Hashable, row: Hashable) -> None:
-        """Note the row that comes next, or None; the one before is done. Returns when that is
-        known."""
+        """Register the row that runs next, or None. Blocks until it is registered."""
         ray.get(self._board.at.remote(block, row))
 
     def end(self, block: Hashable) -> None:
@@ -77,42 +77,43 @@ class Tries:
         do: Callable[[pa.Table], pa.Table],
         limit_s: float = float("inf"),
     ) -> pa.Table:
-        """`do(table)`, of rows with a `key` each, by itself or row by row.
+        """`do(table)` on rows with a `key`: the whole table, or row by row after a crash.
 
-        A row that kills its process gets a reason, "`stage` crashed", or "hung" where it took
-        `limit_s` seconds, a detail, and no `pcm`. `do` must let rows with a reason pass.
+        A row that crashes its process gets the reason "`stage` crashed", or "`stage` hung" where
+        every run took `limit_s` seconds, a detail, and no `pcm`. `do` must pass rows with a reason
+        through unchanged.
         """
         block = (stage, table["key"][0].as_py())
-        past = self.begin(block)
-        if past.begun == 1:
+        history = self.begin(block)
+        if history.starts == 1:
             done = do(table)
         else:
             parts = []
             for place, key in enumerate(table["key"].to_pylist()):
                 row = table.slice(place, 1)
-                if len(past.deaths.get(key, [])) < MOST_DEATHS:
+                if len(history.crashes.get(key, [])) < MAX_CRASHES:
                     self.at(block, key)
                 else:
-                    row = _refused(row, stage, past.deaths[key], limit_s)
+                    row = _refused(row, stage, history.crashes[key], limit_s)
                 parts.append(do(row))
             done = pa.concat_tables(parts)
         self.end(block)
         return done
 
 
-def died(stage: str, deaths: list[float], limit_s: float) -> tuple[str, str]:
-    """A reason and a detail."""
-    if min(deaths) >= limit_s:
-        return f"{stage} hung", f"not done after {limit_s:g} s, {len(deaths)} times"
+def crash_reason(stage: str, crashes: list[float], limit_s: float) -> tuple[str, str]:
+    """The reason and the detail for rejecting a row."""
+    if min(crashes) >= limit_s:
+        return f"{stage} hung", f"not done after {limit_s:g} s, {len(crashes)} times"
     return (
         f"{stage} crashed",
-        f"the process that worked on it ended, {len(deaths)} times, each time within "
-        f"{max(deaths):.0f} s",
+        f"the process that worked on it ended, {len(crashes)} times, each time within "
+        f"{max(crashes):.0f} s",
     )
 
 
-def _refused(row: pa.Table, stage: str, deaths: list[float], limit_s: float) -> pa.Table:
-    reason, detail = died(stage, deaths, limit_s)
+def _refused(row: pa.Table, stage: str, crashes: list[float], limit_s: float) -> pa.Table:
+    reason, detail = crash_reason(stage, crashes, limit_s)
     if "audio" in row.column_names and pa.types.is_string(row.schema.field("audio").type):
         detail = f"{row['audio'][0].as_py()}: {detail}"
     values: dict[str, Any] = {"reason": pa.array([reason]), "detail": pa.array([detail])}

@@ -1,11 +1,8 @@
-"""Joining the Ray cluster, and where a job's output may lie.
+"""Joining the Ray cluster, as every job's driver does first.
 
-Owns what every job's driver does first: connect with the environment its workers need, and refuse
-an output path that would vanish.
-
-Whether the head that a job would join is there.
-
-Ray waits for a head that has died without end, and says nothing of where it has the address from.
+Owns the environment that workers need, the check that the head named by RAY_ADDRESS or a file
+answers (Ray itself waits for a dead head without end and does not say where its address came
+from), the device that `--gpu` selects, and the refusal of an output path that would be lost.
 """
 
 import os

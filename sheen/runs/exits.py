@@ -1,7 +1,7 @@
 """How a job ends: an exit status, and one line that says why.
 
-Owns what becomes of the errors that a user can mend: bad input, a disk that is full or must not be
-written, Ctrl-C. Everything else is a fault of ours and keeps its traceback.
+Owns how errors that the user can fix are shown: bad input, a full or read-only disk, Ctrl-C. Every
+other exception is a bug and keeps its traceback.
 """
 
 import logging
@@ -34,7 +34,7 @@ def run_job(prog: str, job: Callable[[], int]) -> int:
     except (ValueError, OSError) as error:
         if isinstance(error, RayTaskError):  # it is what the task raised too
             raise
-        if isinstance(error, OSError) and error.errno in files.FULL:
+        if isinstance(error, OSError) and error.errno in files.DISK_FULL:
             return fail(prog, OSError(f"{error}. Free space, then the same command resumes"))
         return fail(prog, error)
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
-"""What decided a run's result, written beside it, so that only the same run goes on from it.
+"""The fingerprint of a run: what determines its result, stored next to it.
 
-Owns the file, the comparison, and what stands for data, models and recordings in it: their content,
-never where they lie. Two corpora may have one name, and a submitted job runs in another copy of the
-working directory each time. Which fields decide, and what the user is told to do, is the job's.
+Owns the file, the comparison, and what represents data, models and recordings in it: their content,
+never their location. Two corpora may share a name, and a submitted job runs in a fresh copy of the
+working directory each time. Which fields matter, and what the user is told to do, is the job's.
 """
 
 import hashlib
@@ -18,12 +18,14 @@ SAMPLED = 8
 """Recordings of a corpus that are compared: to read all of them would take as long as the job."""
 
 
-def claim(location: str, fields: Mapping[str, Any], content: Collection[str] = ()) -> str:
-    """Record `fields` at a path or URI, or compare them with what is recorded there.
+def check_fingerprint(
+    location: str, fields: Mapping[str, Any], content: Collection[str] = ()
+) -> str:
+    """Write `fields` to a path or URI, or compare them with the fingerprint stored there.
 
-    Returns "" when the run is new or the same, else what differs. A field of `content` that the
-    record lacks is not compared: it was written before such fields were. RECORDINGS differ where
-    most of those do that are known on both sides: a file that was repaired makes no other corpus.
+    Returns "" when the run is new or the same, else the differences. A field of `content` that the
+    stored fingerprint lacks is not compared: an older version did not write it. RECORDINGS differ
+    when more than half of those known on both sides do: one repaired file is no other corpus.
     """
     if not files.exists(location):
         files.write_bytes(location, json.dumps(fields, indent=2).encode() + b"\n")

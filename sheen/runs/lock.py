@@ -1,9 +1,9 @@
-"""Who works on an output folder: one job at a time.
+"""The lock of an output folder: one job at a time.
 
-Owns the lock file in it. On a local or network disk the system holds the lock, so that it goes with
-the process that had it, however that ended. Object stores have no such lock: there the owner writes
-the file anew every BEAT_S seconds, and one that nobody renews while a newcomer watches is taken
-over. Two that begin within the same second on an object store are told apart by who wrote last.
+On a local or network disk the operating system holds the lock on a file, so it ends with the
+process. Object stores have no locks: there the owner rewrites the file every BEAT_S seconds, and a
+newcomer takes over a file that nobody renews while it watches. Of two jobs that start within the
+same second on an object store, the last writer wins.
 """
 
 import fcntl
@@ -31,8 +31,8 @@ SETTLE_S = 1.0
 
 
 @contextmanager
-def sole_owner(output: str) -> Iterator[None]:
-    """Own a folder, which is made, for the time of the context.
+def output_lock(output: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is created, for the context.
 
     Raises ValueError naming who owns it already, and OSError where it cannot be written.
     """
@@ -41,8 +41,8 @@ def sole_owner(output: str) -> Iterator[None]:
         yield
 
 
-def is_free(output: str) -> bool:
-    """Whether a folder holds nothing but its lock."""
+def is_unused(output: str) -> bool:
+    """Whether a folder holds nothing but its lock file."""
     return files.is_empty(output) or set(files.list_names(output)) <= {LOCK_FILE}
 
 

@@ -1,9 +1,9 @@
-"""Hearing: waveforms -> the words that a recogniser makes of them.
+"""ASR: waveforms to text.
 
-Owns the choice of a `Transcriber` and two of them: pocketsphinx, which comes with its models and
-runs anywhere, and any speech recogniser that transformers opens; the third, faster-whisper, is
-`sheen.scoring.whisper`. None is told what was to be said, and no clip's text depends on the clips
-heard before or beside it. Knows nothing about rates of errors or the voices that it judges.
+Owns the choice of a `Transcriber` and two of them: pocketsphinx, which brings its own models, and
+any transformers speech recognition model; faster-whisper is `sheen.scoring.whisper`. A transcriber
+never sees the reference text, and a clip's transcript does not depend on the other clips. Error
+rates are `sheen.scoring.wer`'s.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ _SEARCH = "grammar"
 
 
 class Transcriber(Protocol):
-    """Who hears. `name` is what a report says of it: the program, its version and its settings."""
+    """`name` is for reports: the program, its version and its settings."""
 
     name: str
 
     def transcribe(self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int) -> list[str]:
-        """The text of each waveform `[n]` (in -1..1, at `sample_rate` Hz), "" where none is heard.
+        """The text of each waveform `[n]` (in -1..1, at `sample_rate` Hz), "" where there is none.
 
         In the order given, as the recogniser writes it: compare after normalisation.
         """
@@ -62,7 +62,7 @@ def read_grammar(location: str | Path) -> Grammar:
 class Pocketsphinx:
     """CMU Sphinx's small recogniser with its bundled model of US English, at its own settings.
 
-    `grammar`, which may be given by its path, restricts what can be heard to its first public rule;
+    `grammar`, which may be given by its path, restricts transcripts to its first public rule;
     without it the bundled language model decides, which knows English sentences. For one thread of
     one process; every process makes its own. ValueError for a grammar that cannot be used.
     """
@@ -105,8 +105,8 @@ class Pocketsphinx:
             # (`-cmn batch`). In pieces it would be a running mean that begins at a wrong guess.
             self._decoder.process_raw(pcm.tobytes(), full_utt=True)
             self._decoder.end_utt()
-            heard = self._decoder.hyp()
-            texts.append(heard.hypstr if heard else "")
+            hypothesis = self._decoder.hyp()
+            texts.append(hypothesis.hypstr if hypothesis else "")
         return texts
 
 
@@ -124,7 +124,7 @@ class AsrPipeline:
         self._whisper = self._pipeline.type == "seq2seq_whisper"
         self._rate = int(self._pipeline.feature_extractor.sampling_rate)
         # Whisper pads every clip to its window of 30 s, alone or in a batch. What pads to the
-        # longest clip of a batch may hear a clip differently beside a longer one.
+        # longest clip of a batch may transcribe a clip differently next to a longer one.
         self._batch_size = batch_size if self._whisper else 1
         self.name = f"{model} (transformers {version('transformers')}, float32)"
         self._generate: dict[str, str] = {}
@@ -141,7 +141,7 @@ class AsrPipeline:
         long = [window is not None and len(clip) > window for clip in clips]
         texts = [""] * len(clips)
         for is_long in (False, True):
-            # No recogniser takes an empty clip: nothing is heard in it.
+            # No recogniser takes an empty clip: its transcript is "".
             mine = [i for i, clip in enumerate(clips) if len(clip) and long[i] == is_long]
             if not mine:
                 continue
@@ -149,7 +149,7 @@ class AsrPipeline:
                 [{"raw": clips[i], "sampling_rate": self._rate} for i in mine],
                 batch_size=1 if is_long else self._batch_size,
                 generate_kwargs=self._generate,
-                # Past its window Whisper goes on from where its own timestamps say that it was.
+                # Past its window Whisper resumes from its own last timestamp.
                 **({"return_timestamps": True} if is_long else {}),
             )
             for i, output in zip(mine, outputs, strict=True):
@@ -186,15 +186,15 @@ def open_transcriber(
 
 
 def check_transcriber(asr: str | None, grammar: str | None) -> Grammar | None:
-    """What `--grammar` names, for workers that have no file of it.
+    """The grammar that `--grammar` names, for workers that cannot read its file.
 
     Raises ValueError naming the flag, as `open_transcriber` would, short of loading a recogniser's
-    weights; and for a grammar where nobody listens.
+    weights; and for a grammar without ASR.
     """
     found = None
     if grammar is not None:
         if asr is None:
-            raise ValueError(f"--grammar {grammar}: nobody listens; it needs --asr pocketsphinx")
+            raise ValueError(f"--grammar {grammar}: there is no ASR; it needs --asr pocketsphinx")
         try:
             found = read_grammar(grammar)
         except ValueError as error:

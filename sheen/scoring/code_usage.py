@@ -1,8 +1,8 @@
-"""A codec at work: clips to codes and back, how fast, and how much of its codebooks it uses.
+"""A codec at work: encoding, decoding, their speed, and the usage of the codebooks.
 
 Owns what needs a codec and clips and nothing else: encoding in batches, decoding a clip, the codes
-in random order, both speeds, and the use and perplexity of each codebook level. Knows no text, no
-voice and no listener, and compares no two clips: that is `sheen.scoring.codec`'s.
+in random order, both speeds, and usage and perplexity of each codebook level. Compares no two
+clips: that is `sheen.scoring.codec`'s.
 
 Shapes: n samples.
 """
@@ -77,7 +77,7 @@ def decode_speed(codec: Codec, codes: Sequence[Codes], seed: int) -> float:
 
 
 def shuffle_codes(codes: Codes, seed: int) -> Codes:
-    """The same codes, each level in random order: the control that must not be understood."""
+    """The same codes, each level in random order: the control, which ASR must not recognise."""
     draw = np.random.default_rng(seed)
     return [draw.permutation(level) for level in codes]
 

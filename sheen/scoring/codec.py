@@ -1,9 +1,9 @@
-"""How good a codec is: recordings beside what the codec makes of them, measured.
+"""Quality of a codec: its reconstructions compared with the recordings.
 
-Owns the comparison, by clip and by voice: words heard in both, mel distance, voice heard. Texts
-and listeners are the caller's; what needs them is left out without them. A control decodes the
-same codes in random order, so that a listener who would pass anything is found out. Running the
-codec, its speeds and the use of its codes are `sheen.scoring.code_usage`'s; how all of it is shown,
+Owns the comparison, by clip and by voice: WER of both, mel distance, speaker accuracy. Texts, ASR
+and enrolled speakers are the caller's; figures that need a missing one are skipped. The control
+decodes the same codes in random order: a low WER there means that the ASR accepts anything.
+Running the codec, its speed and its code usage are `sheen.scoring.code_usage`'s; the page is
 `sheen.scoring.codec_report`'s.
 """
 
@@ -20,7 +20,7 @@ from sheen.codec.layout import Codes
 from sheen.codec.snac import Codec
 from sheen.scoring import code_usage
 from sheen.scoring.asr import Transcriber
-from sheen.scoring.speaker_id import ALL, VoiceProfiles
+from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.wer import (
     ErrorDifference,
     ErrorRate,
@@ -46,9 +46,9 @@ class Recording:
 
 @dataclass(frozen=True)
 class ClipResult:
-    """One recording and its reconstruction; texts heard are None without a listener or a text.
+    """One recording and its reconstruction; transcripts are None without ASR or a text.
 
-    `voice_heard` is None without profiles, "" where nothing like a voice is left.
+    `identified_speaker` is None without profiles, "" for a clip without a voice.
     """
 
     name: str
@@ -56,26 +56,26 @@ class ClipResult:
     text: str | None
     seconds: float
     mel_distance_db: float
-    heard_recording: str | None
-    heard_reconstruction: str | None
-    voice_heard: str | None
+    recording_transcript: str | None
+    reconstruction_transcript: str | None
+    identified_speaker: str | None
 
 
 @dataclass(frozen=True)
 class VoiceResult:
-    """The clips of one voice, or of all; rates are shares, None where there was no text.
+    """The clips of one voice, or of all; WER is None without ASR or texts.
 
-    `voice_right` is the share of right names, of the clips whose voice the profiles know.
+    `speaker_accuracy` is over the clips whose voice is enrolled.
     """
 
     clips: int
     seconds: float
     mel_distance_db: float
-    recordings: ErrorRate | None
-    reconstructions: ErrorRate | None
-    difference: ErrorDifference | None
-    shuffled: ErrorRate | None
-    voice_right: float | None
+    recordings_wer: ErrorRate | None
+    reconstructions_wer: ErrorRate | None
+    wer_difference: ErrorDifference | None
+    shuffled_wer: ErrorRate | None
+    speaker_accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class CodecReport:
 
     codec: str
     sample_rate: int
-    listener: str | None
+    asr: str | None
     seed: int
     threads: int
     encode_realtime: float
@@ -99,13 +99,13 @@ def measure_codec(
     name: str,
     recordings: Sequence[Recording],
     *,
-    listener: Transcriber | None = None,
-    profiles: VoiceProfiles | None = None,
+    asr: Transcriber | None = None,
+    profiles: SpeakerProfiles | None = None,
     seed: int = 0,
 ) -> tuple[CodecReport, list[Waveform]]:
-    """Encode, decode and judge; also returns the reconstructions, in the recordings' order.
+    """Encode, decode and score; also returns the reconstructions, in the recordings' order.
 
-    The codec's noise is on, as when it speaks, drawn from `seed`. Raises ValueError for no
+    The codec's noise is on, as in synthesis, drawn from `seed`. Raises ValueError for no
     recordings, or a voice named ALL.
     """
     if not recordings:
@@ -119,8 +119,8 @@ def measure_codec(
         code_usage.decode_clip(codec, clip, len(item.waveform), seed)
         for clip, item in zip(codes, recordings, strict=True)
     ]
-    heard = _listen(codec, recordings, codes, decoded, listener, seed)
-    voices_heard = _hear_voices(profiles, decoded, codec.sample_rate)
+    transcripts = _transcribe(codec, recordings, codes, decoded, asr, seed)
+    identified = _identify_speakers(profiles, decoded, codec.sample_rate)
     clips = [
         ClipResult(
             name=item.name,
@@ -128,9 +128,9 @@ def measure_codec(
             text=item.text,
             seconds=round(len(item.waveform) / codec.sample_rate, 3),
             mel_distance_db=round(mel_distance(decoded[i], item.waveform, codec.sample_rate), 3),
-            heard_recording=heard.recordings.get(i),
-            heard_reconstruction=heard.reconstructions.get(i),
-            voice_heard=voices_heard[i],
+            recording_transcript=transcripts.recordings.get(i),
+            reconstruction_transcript=transcripts.reconstructions.get(i),
+            identified_speaker=identified[i],
         )
         for i, item in enumerate(recordings)
     ]
@@ -138,18 +138,18 @@ def measure_codec(
     for i, item in enumerate(recordings):
         if item.voice is not None:
             groups.setdefault(item.voice, []).append(i)
-    known = profiles.voices if profiles is not None else ()
+    enrolled = profiles.voices if profiles is not None else ()
     logger.info("measuring speed and intervals")
     report = CodecReport(
         codec=name,
         sample_rate=codec.sample_rate,
-        listener=listener.name if listener else None,
+        asr=asr.name if asr else None,
         seed=seed,
         threads=torch.get_num_threads(),
         encode_realtime=round(encode_realtime, 1),
         decode_realtime=round(code_usage.decode_speed(codec, codes, seed), 1),
         voices={
-            voice: _voice_result(clips, members, heard, known, seed)
+            voice: _voice_result(clips, members, transcripts, enrolled, seed)
             for voice, members in groups.items()
         },
         levels=code_usage.code_usage(codes, codec.codebook_size),
@@ -159,7 +159,7 @@ def measure_codec(
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _Transcripts:
     """Texts by index of the clips that have one."""
 
     recordings: dict[int, str]
@@ -167,21 +167,21 @@ class _Heard:
     shuffled: dict[int, str]
 
 
-def _listen(
+def _transcribe(
     codec: Codec,
     recordings: Sequence[Recording],
     codes: Sequence[Codes],
     decoded: Sequence[Waveform],
-    listener: Transcriber | None,
+    asr: Transcriber | None,
     seed: int,
-) -> _Heard:
+) -> _Transcripts:
     spoken = [i for i, item in enumerate(recordings) if normalise_words(item.text or "")]
-    if listener is None or not spoken:
-        return _Heard({}, {}, {})
+    if asr is None or not spoken:
+        return _Transcripts({}, {}, {})
 
     def texts(name: str, waveforms: Sequence[Waveform]) -> dict[int, str]:
-        logger.info("listening to %d %s", len(spoken), name)
-        return dict(zip(spoken, listener.transcribe(waveforms, codec.sample_rate), strict=True))
+        logger.info("transcribing %d %s", len(spoken), name)
+        return dict(zip(spoken, asr.transcribe(waveforms, codec.sample_rate), strict=True))
 
     shuffled = [
         code_usage.decode_clip(
@@ -189,20 +189,20 @@ def _listen(
         )
         for i in spoken
     ]
-    return _Heard(
+    return _Transcripts(
         texts("recordings", [recordings[i].waveform for i in spoken]),
         texts("reconstructions", [decoded[i] for i in spoken]),
         texts("shuffled codes", shuffled),
     )
 
 
-def _hear_voices(
-    profiles: VoiceProfiles | None, decoded: Sequence[Waveform], sample_rate: int
+def _identify_speakers(
+    profiles: SpeakerProfiles | None, decoded: Sequence[Waveform], sample_rate: int
 ) -> list[str | None]:
-    """The voice of each reconstruction; see `ClipResult`."""
+    """The speaker of each reconstruction; see `ClipResult`."""
     if profiles is None:
         return [None] * len(decoded)
-    logger.info("naming voices")
+    logger.info("identifying speakers")
     voices: list[str | None] = []
     for audio in decoded:
         try:
@@ -215,34 +215,36 @@ def _hear_voices(
 def _voice_result(
     clips: Sequence[ClipResult],
     members: Sequence[int],
-    heard: _Heard,
-    known: Collection[str],
+    transcripts: _Transcripts,
+    enrolled: Collection[str],
     seed: int,
 ) -> VoiceResult:
-    spoken = [i for i in members if i in heard.recordings]
+    spoken = [i for i in members if i in transcripts.recordings]
     references = [clips[i].text or "" for i in spoken]
 
     def rate(texts: Mapping[int, str]) -> ErrorRate | None:
         hypotheses = [texts[i] for i in spoken]
         return error_rate("word", references, hypotheses, seed=seed) if spoken else None
 
-    named = [i for i in members if clips[i].voice in known]
+    named = [i for i in members if clips[i].voice in enrolled]
     return VoiceResult(
         clips=len(members),
         seconds=round(sum(clips[i].seconds for i in members), 1),
         mel_distance_db=round(float(np.mean([clips[i].mel_distance_db for i in members])), 3),
-        recordings=rate(heard.recordings),
-        reconstructions=rate(heard.reconstructions),
-        difference=word_error_difference(
+        recordings_wer=rate(transcripts.recordings),
+        reconstructions_wer=rate(transcripts.reconstructions),
+        wer_difference=word_error_difference(
             references,
-            [heard.recordings[i] for i in spoken],
-            [heard.reconstructions[i] for i in spoken],
+            [transcripts.recordings[i] for i in spoken],
+            [transcripts.reconstructions[i] for i in spoken],
             seed=seed,
         )
         if spoken
         else None,
-        shuffled=rate(heard.shuffled),
-        voice_right=float(np.mean([clips[i].voice_heard == clips[i].voice for i in named]))
+        shuffled_wer=rate(transcripts.shuffled),
+        speaker_accuracy=float(
+            np.mean([clips[i].identified_speaker == clips[i].voice for i in named])
+        )
         if named
         else None,
     )

@@ -1,4 +1,4 @@
-"""A codec's quality as JSON and as a page: tables, code usage, and clips to hear and see.
+"""A codec's quality as JSON and as a page: tables, code usage, and clips to play and see.
 
 Owns how a `CodecReport` is shown. Measures nothing.
 """
@@ -41,7 +41,7 @@ def write_report(
         ],
         lead=(
             f"{report.codec}, {report.sample_rate} Hz, on {len(report.clips)} recordings "
-            f"({report.voices[ALL].seconds:.0f} s). Listener: {report.listener or 'none'}. Seed "
+            f"({report.voices[ALL].seconds:.0f} s). ASR: {report.asr or 'none'}. Seed "
             f"{report.seed}."
         ),
     )
@@ -50,15 +50,15 @@ def write_report(
 def voice_rows(report: CodecReport) -> tuple[list[str], list[list[str]]]:
     """The table by voice, header and rows, as the page and the console show it."""
     columns: dict[str, str] = {}
-    if report.voices[ALL].recordings is not None:
+    if report.voices[ALL].recordings_wer is not None:
         columns |= {
-            "recordings": "WER of recordings",
-            "reconstructions": "of reconstructions",
-            "difference": "difference",
-            "shuffled": "of shuffled codes",
+            "recordings_wer": "WER, recordings",
+            "reconstructions_wer": "WER, reconstructions",
+            "wer_difference": "WER, difference",
+            "shuffled_wer": "WER, shuffled codes",
         }
-    if report.voices[ALL].voice_right is not None:
-        columns["voice_right"] = "right voice heard"
+    if report.voices[ALL].speaker_accuracy is not None:
+        columns["speaker_accuracy"] = "speaker accuracy"
     rows = []
     for voice in [*(name for name in report.voices if name != ALL), ALL]:
         result = report.voices[voice]
@@ -81,11 +81,11 @@ def _share(value: ErrorRate | ErrorDifference | float | None) -> str:
 def _voice_blocks(report: CodecReport) -> list[Block]:
     header, rows = voice_rows(report)
     blocks: list[Block] = [table(header, rows)]
-    if report.voices[ALL].recordings is not None:
+    if report.voices[ALL].recordings_wer is not None:
         blocks.append(
             "Rates are word error rates with 95% bootstrap intervals over clips; the difference "
             "is paired, clip by clip. Shuffled codes are the control: the same codes in random "
-            "order, which must not be understood."
+            "order, which ASR must not recognise."
         )
     blocks.append(
         f"On {report.threads} CPU threads or the device given: encoded at "
@@ -119,9 +119,9 @@ def _clip_blocks(
 ) -> list[Block]:
     def badness(i: int) -> tuple[float, float]:
         clip = report.clips[i]
-        if clip.text is None or clip.heard_reconstruction is None:
+        if clip.text is None or clip.reconstruction_transcript is None:
             return 0.0, clip.mel_distance_db
-        errors = error_rate("word", [clip.text], [clip.heard_reconstruction], resamples=1)
+        errors = error_rate("word", [clip.text], [clip.reconstruction_transcript], resamples=1)
         return errors.rate, clip.mel_distance_db
 
     blocks: list[Block] = []
@@ -133,16 +133,16 @@ def _clip_blocks(
 
 
 def compare(report: CodecReport, index: int, recording: Waveform, decoded: Waveform) -> ClipRow:
-    """One clip's recording beside its reconstruction."""
+    """One clip's recording compared with its reconstruction."""
     clip, rate = report.clips[index], report.sample_rate
     return clip_row(
         [
-            Clip("recording", recording, rate, _heard(clip.heard_recording)),
-            Clip("reconstruction", decoded, rate, _heard(clip.heard_reconstruction)),
+            Clip("recording", recording, rate, _caption(clip.recording_transcript)),
+            Clip("reconstruction", decoded, rate, _caption(clip.reconstruction_transcript)),
         ],
         f"{clip.name}: {clip.text or 'no text'} ({clip.mel_distance_db:.1f} dB)",
     )
 
 
-def _heard(text: str | None) -> str:
-    return "" if text is None else f"heard: {text or 'nothing'}"
+def _caption(text: str | None) -> str:
+    return "" if text is None else f"transcript: {text or 'nothing'}"

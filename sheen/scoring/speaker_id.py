@@ -1,15 +1,10 @@
-"""Which voice is heard: profiles of known voices, and the nearest of them to a clip.
+"""Speaker identification: profiles of enrolled speakers, and the nearest of them to a clip.
 
-Owns the profiles, their file and the naming, with any embedding; the offline one is
-`voice_features`'s. Knows nothing about words or spectra, and never says "none of them": it names
-one of the voices it has, and says how far the clip is from what that voice's recordings are like.
+Owns which recordings a profile is made of, the profiles, and the distance to them. Closed-set: it
+names one of the enrolled speakers, never "none of them". Knows nothing about words; embeddings are
+`sheen.scoring.voice_features`'.
 
-Shapes: n samples, D dimensions of an embedding, K voices.
-
-Profiles of voices from a folder or manifest of their recordings.
-
-Owns which recordings a profile is made of. Knows nothing of the profiles themselves, which are
-`sheen.scoring.speaker_id`'.
+Shapes: n samples, D dimensions of an embedding, K speakers.
 """
 
 import json
@@ -37,7 +32,7 @@ MIN_RECORDINGS = 5
 _FOLDS = 5
 _USUAL_PERCENT = 95.0
 _DISTURBED_PER_VOICE = 12
-_NAMING_STEP = 0.3  # dB of a band, octaves of pitch: see VoiceProfiles
+_NAMING_STEP = 0.3  # dB of a band, octaves of pitch: see SpeakerProfiles
 _OWN_STEP = 1.0
 
 
@@ -48,7 +43,7 @@ class VoiceJudge(Protocol):
     """Identity of the measure: points of two judges with different names do not compare."""
     metric: Metric
     """How points compare. `distance`: Mahalanobis, for points whose steps are described in
-    `VoiceProfiles`; `cosine`: by their direction alone."""
+    `SpeakerProfiles`; `cosine`: by their direction alone."""
 
     def embed(self, waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
         """The point `[D]` of a clip `[n]`; ValueError for a clip without a voice to look at."""
@@ -81,7 +76,7 @@ class Heard:
 
 
 class _File(BaseModel, extra="forbid"):
-    """What `VoiceProfiles.save` writes."""
+    """What `SpeakerProfiles.save` writes."""
 
     format: Literal["sheen voice profiles 1"] = "sheen voice profiles 1"
     judge: str
@@ -94,7 +89,7 @@ class _File(BaseModel, extra="forbid"):
 
 
 @dataclass(frozen=True, eq=False)
-class VoiceProfiles:
+class SpeakerProfiles:
     """Known voices, each from its own recordings; see `fit`.
 
     With a judge of metric `distance`, a voice is a Gaussian: its mean, and one covariance for all
@@ -284,7 +279,7 @@ PROFILE_RECORDINGS = 40
 """Recordings of each voice that its profile is made of, spread evenly over its list."""
 
 
-def fit_recordings(location: str, sample_rate: int) -> VoiceProfiles:
+def enroll_speakers(location: str, sample_rate: int) -> SpeakerProfiles:
     """Profiles of the voices of an LJSpeech folder or a .jsonl manifest with speakers.
 
     Rows that cannot be used, and rows without a speaker, are counted in the log. Raises ValueError
@@ -292,24 +287,24 @@ def fit_recordings(location: str, sample_rate: int) -> VoiceProfiles:
     few recordings.
     """
     by_voice: dict[str, list[dict[str, Any]]] = {}
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for row in plain_rows(uris.absolute(location)):
         if not row["speaker"]:
-            left_out["no speaker"] += 1
+            skipped["no speaker"] += 1
             continue
         usable = by_voice.setdefault(row["speaker"], [])
         if row["reason"] is not None:
-            left_out[row["reason"]] += 1
+            skipped[row["reason"]] += 1
         else:
             usable.append(row)
-    for reason, count in left_out.items():
+    for reason, count in skipped.items():
         logger.warning("%s: %d recordings not used for voices: %s", location, count, reason)
     recordings: dict[str, list[NDArray[np.float32]]] = {}
     for voice, rows in by_voice.items():
         count = min(PROFILE_RECORDINGS, len(rows))
         chosen = [rows[place * len(rows) // count] for place in range(count)]
         recordings[voice] = [_read(row["audio"], sample_rate) for row in chosen]
-    return VoiceProfiles.fit(recordings, sample_rate)
+    return SpeakerProfiles.fit(recordings, sample_rate)
 
 
 def _read(path: str, sample_rate: int) -> NDArray[np.float32]:

@@ -1,12 +1,8 @@
-"""What can be measured of one spoken clip without knowing its words: level, pauses, clipping.
+"""Quality of synthesized speech: signal measures of a clip, and results by voice with intervals.
 
-Owns the measures and their limits. Nothing here is compared with anything.
-
-How good synthesised speech is: clip by clip, and by voice with intervals.
-
-Owns what a set of spoken prompts is judged by: the words heard, whether each ended by itself, its
-duration against what its text lets expect, pace, silence, clipping, and which voice is heard.
-Whoever heard them, and made them, is the caller's; what was not heard is left out.
+Owns the measures and the statistics: level, pauses and clipping of one clip; WER, CER, share ended
+with EOS, duration, speaking rate and speaker accuracy of many. Runs no model: synthesis, ASR and
+speaker identification are the caller's, and a clip without their result counts in no figure of it.
 """
 
 import math
@@ -78,21 +74,21 @@ _Z = 1.959964  # of a 95% interval of the normal distribution
 
 @dataclass(frozen=True)
 class SpokenClip:
-    """One prompt and what became of it.
+    """One prompt as it was spoken.
 
-    `heard` is None where nobody listened or the text has no words; `voice_heard` where no voice was
-    looked for, and "" where nothing like a voice is left; `expected_seconds` where nothing lets one
-    expect a duration.
+    `transcript` is None without ASR, and for a text without words. `identified_speaker` is None
+    without enrolled speakers, and "" for a clip without a voice. `expected_seconds` is None for a
+    voice without a duration model.
     """
 
     id: str
     voice: str | None
     text: str
-    stopped: bool
+    ended_with_eos: bool
     sound: Sound
     expected_seconds: float | None
-    heard: str | None = None
-    voice_heard: str | None = None
+    transcript: str | None = None
+    identified_speaker: str | None = None
 
     @property
     def duration(self) -> float | None:
@@ -127,13 +123,13 @@ class VoiceResult:
 
     clips: int
     seconds: float
-    words: ErrorRate | None
-    characters: ErrorRate | None
-    stopped: Share
-    voice_right: Share | None
+    wer: ErrorRate | None
+    cer: ErrorRate | None
+    ended_with_eos: Share
+    speaker_accuracy: Share | None
     duration: Mean | None
     """Seconds over the seconds expected."""
-    pace: Mean | None
+    characters_per_second: Mean | None
     """Characters of text per second of speaking; None when nothing sounds."""
     silence: Mean
     """Share of a clip before the first sound and after the last."""
@@ -144,13 +140,13 @@ class VoiceResult:
 
 @dataclass(frozen=True)
 class SpeechReport:
-    """`voices` has every voice's result and that of ALL; `errors[i]` the share of word errors of
-    clip i, None where `heard` is."""
+    """`voices` has the result of each voice and of ALL; `clip_wer[i]` is the WER of clip i, None
+    without a transcript. `asr` names the recogniser."""
 
     clips: list[SpokenClip]
-    errors: list[float | None]
+    clip_wer: list[float | None]
     voices: dict[str, VoiceResult]
-    listener: str | None
+    asr: str | None
     seed: int
 
 
@@ -162,64 +158,68 @@ def share(count: int, of: int) -> Share:
     return Share(rate, max(0.0, middle - half), min(1.0, middle + half), count, of)
 
 
-def judge_speech(
+def score_speech(
     clips: Sequence[SpokenClip],
     *,
-    listener: str | None,
-    known_voices: Sequence[str] = (),
+    asr: str | None,
+    enrolled: Sequence[str] = (),
     spell_digits: bool = False,
     normalise: Callable[[str], str] = str,
     seed: int = 0,
 ) -> SpeechReport:
-    """Judge clips, by voice and together.
+    """Score clips, by voice and together.
 
-    `listener` names who heard them. Whether the right voice is heard is asked of clips whose voice
-    is among `known_voices`. `spell_digits` as in `errors.normalise_words`; `normalise` is applied
-    to both sides before that. Raises ValueError
-    without clips, for a voice named ALL, or for a text without words in which something was heard.
+    `asr` names the recogniser. Speaker accuracy is over the clips whose voice is among `enrolled`.
+    `spell_digits` as in `wer.normalise_words`; `normalise` is applied to text and transcript before
+    that. Raises ValueError without clips, for a voice named ALL, or for a text without words that
+    has a transcript.
     """
     if not clips:
-        raise ValueError("there are no clips to judge")
+        raise ValueError("there are no clips to score")
     if any(clip.voice == ALL for clip in clips):
         raise ValueError(f"no voice may be named {ALL!r}")
-    texts, heard = _heard(clips, normalise)
-    rates = iter(rate_of_each("word", texts, heard, spell_digits=spell_digits) if texts else [])
-    errors = [None if clip.heard is None else next(rates) for clip in clips]
+    texts, transcripts = _transcripts(clips, normalise)
+    rates = iter(
+        rate_of_each("word", texts, transcripts, spell_digits=spell_digits) if texts else []
+    )
+    clip_wer = [None if clip.transcript is None else next(rates) for clip in clips]
     groups: dict[str, list[SpokenClip]] = {}
     for clip in clips:
         groups.setdefault(clip.voice or ALL, []).append(clip)
     groups = {voice: groups[voice] for voice in sorted(groups) if voice != ALL} | {ALL: [*clips]}
     voices = {
-        voice: _voice_result(members, known_voices, spell_digits, normalise, seed)
+        voice: _voice_result(members, enrolled, spell_digits, normalise, seed)
         for voice, members in groups.items()
     }
-    return SpeechReport(list(clips), errors, voices, listener, seed)
+    return SpeechReport(list(clips), clip_wer, voices, asr, seed)
 
 
 def _voice_result(
     clips: Sequence[SpokenClip],
-    known: Sequence[str],
+    enrolled: Sequence[str],
     spell_digits: bool,
     normalise: Callable[[str], str],
     seed: int,
 ) -> VoiceResult:
-    texts, heard = _heard(clips, normalise)
-    words = characters = None
+    texts, transcripts = _transcripts(clips, normalise)
+    wer = cer = None
     if texts:
-        words = error_rate("word", texts, heard, seed=seed, spell_digits=spell_digits)
-        characters = error_rate("character", texts, heard, seed=seed, spell_digits=spell_digits)
-    named = [clip for clip in clips if clip.voice_heard is not None and clip.voice in known]
-    right = sum(clip.voice_heard == clip.voice for clip in named)
+        wer = error_rate("word", texts, transcripts, seed=seed, spell_digits=spell_digits)
+        cer = error_rate("character", texts, transcripts, seed=seed, spell_digits=spell_digits)
+    named = [
+        clip for clip in clips if clip.identified_speaker is not None and clip.voice in enrolled
+    ]
+    right = sum(clip.identified_speaker == clip.voice for clip in named)
     sounds = [clip.sound for clip in clips]
     return VoiceResult(
         clips=len(clips),
         seconds=round(sum(sound.seconds for sound in sounds), 1),
-        words=words,
-        characters=characters,
-        stopped=share(sum(clip.stopped for clip in clips), len(clips)),
-        voice_right=share(right, len(named)) if named else None,
+        wer=wer,
+        cer=cer,
+        ended_with_eos=share(sum(clip.ended_with_eos for clip in clips), len(clips)),
+        speaker_accuracy=share(right, len(named)) if named else None,
         duration=_mean([ratio for clip in clips if (ratio := clip.duration) is not None], seed),
-        pace=_mean(
+        characters_per_second=_mean(
             [len(normalise_text(c.text)) / c.sound.speaking for c in clips if c.sound.speaking],
             seed,
         ),
@@ -229,14 +229,16 @@ def _voice_result(
     )
 
 
-def _heard(
+def _transcripts(
     clips: Sequence[SpokenClip], normalise: Callable[[str], str]
 ) -> tuple[list[str], list[str]]:
-    """What was to be said and what was heard, of the clips that were listened to."""
+    """Texts and transcripts of the clips that have both."""
     pairs = [
-        (normalise(clip.text), normalise(clip.heard)) for clip in clips if clip.heard is not None
+        (normalise(clip.text), normalise(clip.transcript))
+        for clip in clips
+        if clip.transcript is not None
     ]
-    return [text for text, _ in pairs], [heard for _, heard in pairs]
+    return [text for text, _ in pairs], [transcript for _, transcript in pairs]
 
 
 def _mean(values: Sequence[float], seed: int) -> Mean | None:

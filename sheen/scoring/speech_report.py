@@ -1,4 +1,4 @@
-"""How good synthesised speech is, as JSON and as a page: tables by voice, the worst clips first.
+"""Quality of synthesized speech as JSON and as a page: tables by voice, the worst clips first.
 
 Owns how a `SpeechReport` is shown. Measures nothing.
 """
@@ -22,21 +22,21 @@ Waveform = NDArray[np.float32]
 
 
 def render_json(report: SpeechReport, about: dict[str, Any]) -> str:
-    """What it is `about`, and the results by voice; clip by clip they are the caller's rows."""
+    """`about` and the results by voice; those of each clip are in the caller's rows."""
     results = {voice: asdict(result) for voice, result in report.voices.items()}
-    content = about | {"listener": report.listener, "seed": report.seed, "voices": results}
+    content = about | {"asr": report.asr, "seed": report.seed, "voices": results}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def voice_rows(report: SpeechReport) -> tuple[list[str], list[list[str]]]:
     """The table by voice, header and rows, as the page and the console show it."""
     columns: dict[str, Callable[[VoiceResult], ErrorRate | Share | Mean | None]] = {
-        "WER": lambda result: result.words,
-        "CER": lambda result: result.characters,
-        "right voice heard": lambda result: result.voice_right,
-        "stopped by itself": lambda result: result.stopped,
+        "WER": lambda result: result.wer,
+        "CER": lambda result: result.cer,
+        "speaker accuracy": lambda result: result.speaker_accuracy,
+        "ended with EOS": lambda result: result.ended_with_eos,
         "duration / expected": lambda result: result.duration,
-        "characters per second": lambda result: result.pace,
+        "characters per second": lambda result: result.characters_per_second,
         "silence at the ends": lambda result: result.silence,
         "longest pause, s": lambda result: result.pause,
         "clipped": lambda result: result.clipped,
@@ -52,13 +52,13 @@ def voice_rows(report: SpeechReport) -> tuple[list[str], list[list[str]]]:
 
 
 def worst_first(report: SpeechReport) -> list[int]:
-    """Clips by how bad they are: word errors, then those cut by their budget, then odd lengths."""
+    """Clips by how bad they are: WER, then those without EOS, then odd lengths."""
 
     def badness(index: int) -> tuple[float, bool, float]:
         clip = report.clips[index]
-        errors = report.errors[index] or 0.0
+        errors = report.clip_wer[index] or 0.0
         ratio = 1.0 if clip.duration is None else clip.duration
-        return errors, not clip.stopped, max(ratio, 1 / ratio if ratio else float("inf"))
+        return errors, not clip.ended_with_eos, max(ratio, 1 / ratio if ratio else float("inf"))
 
     return sorted(range(len(report.clips)), key=badness, reverse=True)
 
@@ -68,15 +68,15 @@ def render_report(
 ) -> str:
     """The page; `worst` are the clips to play, in order, with their waveforms `[n]`."""
     header, rows = voice_rows(report)
-    listener = f"Heard by {report.listener}. " if report.listener else "Nobody listened. "
+    asr = f"ASR: {report.asr}. " if report.asr else "No ASR. "
     blocks: list[Block] = [
         table(header, rows),
-        f"{listener}In brackets 95% intervals over clips: bootstrap, for shares Wilson's. Seed "
+        f"{asr}In brackets 95% intervals over clips: bootstrap, for shares Wilson's. Seed "
         f"{report.seed}.",
     ]
     ratios = [ratio for clip in report.clips if (ratio := clip.duration) is not None]
     if ratios:
-        blocks.append(histogram("Duration over what the text lets expect", ratios, "times"))
+        blocks.append(histogram("Duration over the duration expected of the text", ratios, "times"))
     blocks.append(
         histogram("Duration of the clips", [clip.sound.seconds for clip in report.clips], "s")
     )
@@ -92,12 +92,12 @@ def _caption(clip: SpokenClip) -> str:
     parts = [f"{clip.id}: {clip.sound.seconds:.2f} s"]
     if clip.expected_seconds is not None:
         parts.append(f"{clip.expected_seconds:.2f} s expected")
-    if not clip.stopped:
-        parts.append("cut by its budget")
-    if clip.heard is not None:
-        parts.append(f"heard: {clip.heard or 'nothing'}")
-    if clip.voice_heard is not None:
-        parts.append(f"voice heard: {clip.voice_heard or 'none'}")
+    if not clip.ended_with_eos:
+        parts.append("cut off at its token limit")
+    if clip.transcript is not None:
+        parts.append(f"transcript: {clip.transcript or 'nothing'}")
+    if clip.identified_speaker is not None:
+        parts.append(f"speaker: {clip.identified_speaker or 'none'}")
     return ", ".join(parts)
 
 

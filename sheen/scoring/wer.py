@@ -1,8 +1,8 @@
-"""Errors: what was to be said against what was heard, as a rate with its uncertainty.
+"""Word and character error rates, with their uncertainty.
 
-Owns the normalisation that both sides go through, the rates of words and of characters, and the
-difference of two rates on the same texts. jiwer aligns and counts; the intervals are bootstrap
-intervals over utterances. Knows nothing about audio or who heard it.
+Owns the normalisation that references and hypotheses go through, WER and CER, and the paired
+difference of two WERs. jiwer aligns and counts; intervals are bootstrap intervals over utterances.
+Runs no ASR.
 """
 
 import re
@@ -59,7 +59,7 @@ def normalise_words(text: str, *, spell_digits: bool = False) -> str:
 
     Apostrophes vanish ("don't" is "dont"). Every other character that is no letter, mark or number
     separates words. With `spell_digits` a word of nothing but digits 0 to 9 is read out digit by
-    digit ("532" is "five three two"), for listeners that write what they hear as numerals: right
+    digit ("532" is "five three two"), for ASR that writes numerals: right
     where the texts are strings of digits, wrong where 20 is said "twenty".
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
@@ -138,12 +138,12 @@ def _count(
     if not references:
         raise ValueError("there are no references")
     expected = [normalise_words(text, spell_digits=spell_digits) for text in references]
-    heard = [normalise_words(text, spell_digits=spell_digits) for text in hypotheses]
+    recognised = [normalise_words(text, spell_digits=spell_digits) for text in hypotheses]
     for index, text in enumerate(expected):
         if not text:
             raise ValueError(f"reference {index} holds no words: {references[index]!r}")
     process = jiwer.process_words if unit == "word" else jiwer.process_characters
-    output = process(expected, heard)
+    output = process(expected, recognised)
     errors = [
         sum(
             max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)

@@ -21,7 +21,7 @@ from sheen.serve.access.limits import RESERVE
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, documented, install_error_handlers
-from sheen.serve.request_log import AccountingMiddleware, Metrics, entry_of, listen
+from sheen.serve.request_log import Metrics, RequestLogMiddleware, listen, record_of
 from sheen.serve.responses import EVENT_STREAM, answer
 from sheen.serve.schema import (
     AudioModels,
@@ -57,7 +57,7 @@ app = SpeechAPI(title="Sheen", description=DESCRIPTION, redirect_slashes=False)
 install_error_handlers(app)
 app.add_middleware(GateMiddleware)
 app.add_middleware(FrontMiddleware)
-app.add_middleware(AccountingMiddleware)  # the last one added is the first to see a request
+app.add_middleware(RequestLogMiddleware)  # the last one added is the first to see a request
 
 
 def _log_like_serve() -> None:
@@ -111,7 +111,7 @@ class SpeechService:
         """Let nobody in any more; how many requests are inside, and seconds until what has been
         sent to those that were is heard."""
         self._backend.admission.draining = True
-        return self._backend.admission.inside, self._backend.unheard_s
+        return self._backend.admission.inside, self._backend.unplayed_s
 
     def __del__(self) -> None:
         """Called by Serve when the replica is stopped; by then it has no requests."""
@@ -203,9 +203,9 @@ class SpeechService:
     )
     async def speech(self, body: SpeechRequest, request: Request) -> Response:
         """The text as speech, streamed as it is made."""
-        entry = entry_of(request)
-        entry.characters = len(body.input)
-        return await answer(self._backend, body, entry, self._args.first_audio_timeout_s)
+        record = record_of(request)
+        record.characters = len(body.input)
+        return await answer(self._backend, body, record, self._args.first_audio_timeout_s)
 
     @app.websocket("/v1/audio/speech/stream")
     async def speech_stream(self, socket: WebSocket) -> None:

@@ -17,7 +17,7 @@ import torch
 from sheen.audio.io import Samples
 from sheen.codec.worker import CodecProcess
 from sheen.engine.engine import Engine
-from sheen.engine.longform import Manner, Normalise, Pieces, Speech
+from sheen.engine.longform import ChunkStream, Normalise, Speech, SynthesisParams
 from sheen.engine.sampler import Sampling
 from sheen.engine.streaming import DEFAULT_RAMP
 from sheen.engine.types import Finished
@@ -26,7 +26,7 @@ from sheen.serve.access.admission import Admission
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
 from sheen.serve.normalizers import NormaliserProcesses
-from sheen.serve.request_log import Entry
+from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema import STANDARD_VOICES, SpeechSettings
 from sheen.serve.speech import Renderer
 from sheen.text.normalization import language_code
@@ -37,16 +37,16 @@ UNNAMED_VOICE = "default"
 """What a model that was trained without speakers calls its one voice."""
 CPU_RAMP = 2, 2, 4, 8, 12
 """As DEFAULT_RAMP, for a CPU, on which one frame is over before two more are made and decoded: with
-a listener alone 2 ms are missing and not 90 (benchmarks/README.md)."""
+a listener alone 2 ms are missing and not 90 (docs/benchmarks.md)."""
 RENDERERS = 2
 """Threads that make compressed audio, which they do without Python's lock."""
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """An admitted request: feed `pieces`, iterate `speech`, send what `renderer` makes of it."""
+    """An admitted request: feed `chunks`, iterate `speech`, send what `renderer` makes of it."""
 
-    pieces: Pieces
+    chunks: ChunkStream
     speech: Speech
     renderer: Renderer
     come_back: Callable[[], int]
@@ -69,8 +69,8 @@ class Backend:
             self.voice.model,
             self._codec_process or self.voice.codec,
             slots=args.slots,
-            positions=args.positions or self.voice.longest(args.default_max_seconds),
-            # Admission is the bound: a long text's next piece takes a slot from those it let in.
+            max_seq_len=args.max_seq_len or self.voice.max_seq_len(args.default_max_seconds),
+            # Admission is the bound: a long text's next chunk takes a slot from those it let in.
             max_queue=args.slots + args.max_queue,
             noise=args.noise,
             ramp=args.ramp or (CPU_RAMP if device == "cpu" else DEFAULT_RAMP),
@@ -79,7 +79,7 @@ class Backend:
             audio_threads=args.audio_threads,
         )
         self.admission = Admission(args.slots + args.max_queue, args.slots)
-        self.lines, self.most_lines = 0, args.sockets
+        self.open_sockets, self.max_sockets = 0, args.sockets
         """WebSockets that are open, and how many may be."""
         self._heard_until = 0.0
         self._renderers = ThreadPoolExecutor(RENDERERS, "sheen-renderer")
@@ -95,7 +95,7 @@ class Backend:
         """Speak at all slots before reporting ready: a first pass of a shape is much slower."""
         names = self.voice.info.voices
         request = self.voice.request(
-            "one", names[0] if names else None, Sampling(), 1.0, self.engine.positions
+            "one", names[0] if names else None, Sampling(), 1.0, self.engine.max_seq_len
         )
         endings: queue.SimpleQueue[Finished] = queue.SimpleQueue()
 
@@ -124,8 +124,10 @@ class Backend:
         """Hz, of everything that is sent."""
         return self.voice.codec.sample_rate
 
-    def begin(self, settings: SpeechSettings, entry: Entry, *, whole: bool = False) -> Utterance:
-        """Admit a request; `entry` holds its place until it is closed. `whole`: its bytes leave
+    def begin(
+        self, settings: SpeechSettings, record: RequestRecord, *, whole: bool = False
+    ) -> Utterance:
+        """Admit a request; `record` holds its place until it is closed. `whole`: its bytes leave
         together, see `Renderer`.
 
         Raises APIError: 400 for settings that the model cannot follow, 429 and 503 when it is not
@@ -133,21 +135,21 @@ class Backend:
         """
         speaker = self._speaker(settings.voice_name)
         check_language(settings.language, self.language)
-        entry.voice, entry.audio_format = settings.voice_name, settings.response_format
+        record.voice, record.audio_format = settings.voice_name, settings.response_format
         request = settings.model_dump_json()
-        entry.held.enter_context(self.admission.enter(request))
-        entry.held.callback(self._note, entry)
+        record.cleanup.enter_context(self.admission.enter(request))
+        record.cleanup.callback(self._note, record)
         seed = settings.seed
         if seed is None or seed < 0:
             seed = secrets.randbits(63)
         sampling = Sampling(
             settings.temperature, settings.top_k, settings.top_p, seed, settings.repetition_penalty
         )
-        limit = self.voice.piece_characters(self._args.default_max_seconds, speaker)
-        pieces = Pieces(self._reader(), limit)
-        manner = Manner(speaker, sampling, self._args.default_max_seconds)
-        speech = Speech(self.engine, self.voice, manner, pieces, entry)
-        entry.held.callback(speech.cancel)
+        limit = self.voice.max_chunk_chars(self._args.default_max_seconds, speaker)
+        chunks = ChunkStream(self._reader(), limit)
+        params = SynthesisParams(speaker, sampling, self._args.default_max_seconds)
+        speech = Speech(self.engine, self.voice, params, chunks, record)
+        record.cleanup.callback(speech.cancel)
         renderer = Renderer(
             settings.response_format,
             settings.speed,
@@ -155,15 +157,15 @@ class Backend:
             self._renderers,
             whole=whole,
         )
-        entry.held.callback(renderer.close)
-        return Utterance(pieces, speech, renderer, lambda: self.admission.promise(request))
+        record.cleanup.callback(renderer.close)
+        return Utterance(chunks, speech, renderer, lambda: self.admission.promise(request))
 
-    def _note(self, entry: Entry) -> None:
-        if entry.ending != "cancelled":
-            self._heard_until = max(self._heard_until, entry.playback.runs_out or 0.0)
+    def _note(self, record: RequestRecord) -> None:
+        if record.finish_reason != "cancelled":
+            self._heard_until = max(self._heard_until, record.playback.runs_out or 0.0)
 
     @property
-    def unheard_s(self) -> float:
+    def unplayed_s(self) -> float:
         """Until listeners have heard what has been sent: part of it may lie in Ray's proxy."""
         return max(0.0, self._heard_until - time.monotonic())
 

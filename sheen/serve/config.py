@@ -28,15 +28,15 @@ class ServeArgs(Limits, BaseModel, extra="forbid"):
         float,
         Field(
             gt=0.0,
-            description="longest audio of one piece of text, seconds; a longer text is spoken in "
-            "pieces",
+            description="longest audio of one chunk of text, seconds; a longer text is split into "
+            "chunks",
         ),
     ] = 30.0
     slots: Annotated[
         int,
         Field(ge=1, description="requests that run at once, each with memory of its own"),
     ] = 8
-    positions: Annotated[
+    max_seq_len: Annotated[
         int | None,
         Field(
             ge=1,

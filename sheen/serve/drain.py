@@ -44,7 +44,7 @@ def drain(application: str, timeout_s: float, hear_s: float) -> int:
     began = told = time.monotonic()
     inside, quiet_since = -1, None
     while (now := time.monotonic()) < began + timeout_s:
-        unheard_s = 0.0
+        unplayed_s = 0.0
         try:
             answers = handle.broadcast("drain").results(timeout_s=ANSWER_S)
         except RayTaskError as error:
@@ -55,14 +55,14 @@ def drain(application: str, timeout_s: float, hear_s: float) -> int:
             print(f"a replica does not answer: {error}", file=sys.stderr)
         else:
             inside = sum(requests for requests, _ in answers)
-            unheard_s = max((seconds for _, seconds in answers), default=0.0)
+            unplayed_s = max((seconds for _, seconds in answers), default=0.0)
             if not inside:
                 quiet_since = quiet_since or now
-                if not unheard_s or now >= quiet_since + hear_s:
+                if not unplayed_s or now >= quiet_since + hear_s:
                     return 0
         if now >= told + TELL_S:
             told = now
-            print(f"{inside} requests, {unheard_s:.0f} s of audio to be heard", file=sys.stderr)
+            print(f"{inside} requests, {unplayed_s:.0f} s of audio to be played", file=sys.stderr)
         time.sleep(POLL_S)
     return inside
 

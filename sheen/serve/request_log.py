@@ -1,7 +1,7 @@
-"""One entry per request: what was asked, what became of it, and what must be given back at the end.
+"""One record per request: what was asked, how it ended, and what must be released at the end.
 
-Owns the entry's life, as ASGI middleware around the whole application: when the answer is out, or
-its client has left in any way, what the request held is released, and the entry is counted and
+Owns the record's life, as ASGI middleware around the whole application: when the answer is out, or
+its client has left in any way, what the request held is released, and the record is counted and
 logged. Knows nothing about speech but its figures.
 
 What is counted: Prometheus metrics through Ray's exporter, and one log line per request.
@@ -29,7 +29,7 @@ from sheen.engine.longform import Progress
 from sheen.engine.types import Playback
 from sheen.serve.errors import ERROR_KEY, APIError, remember, unforeseen
 
-SCOPE_KEY = "sheen.entry"
+SCOPE_KEY = "sheen.record"
 CLIENT_LEFT = 499
 """nginx's status for an answer that nobody waited for."""
 FAILED = 500
@@ -37,7 +37,7 @@ LONGEST_ID = 128
 
 
 @dataclass
-class Entry(Progress):
+class RequestRecord(Progress):
     """A request on its way. `status` None: no answer has begun."""
 
     path: str = ""
@@ -51,7 +51,7 @@ class Entry(Progress):
     audio_format: str = ""
     playback: Playback = field(default_factory=Playback)
     """As the audio left the server; `Playback.opened` is the request's arrival."""
-    held: ExitStack = field(default_factory=ExitStack)
+    cleanup: ExitStack = field(default_factory=ExitStack)
     """What is given back when the request is over."""
     _first_chunk_s: float = 0.0
     _last_came: float = 0.0
@@ -91,11 +91,11 @@ class Entry(Progress):
             "status": self.status,
             "code": self.code,
             "param": self.param,
-            "ending": self.ending or None,
+            "finish_reason": self.finish_reason or None,
             "characters": self.characters,
             "voice": self.voice,
             "format": self.audio_format,
-            "pieces": self.pieces,
+            "chunks": self.chunks,
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
             "underruns": self.playback.underruns,
@@ -103,11 +103,11 @@ class Entry(Progress):
         }
 
 
-_listeners: list[Callable[[Entry], object]] = []
+_listeners: list[Callable[[RequestRecord], object]] = []
 
 
-def listen(ended: Callable[[Entry], object]) -> None:
-    """Tell `ended` of every entry's end. The process's, like the gate (`access.auth`)."""
+def listen(ended: Callable[[RequestRecord], object]) -> None:
+    """Tell `ended` of every record's end. The process's, like the gate (`access.auth`)."""
     _listeners.append(ended)
 
 
@@ -117,69 +117,69 @@ def local_path(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def open_entry(scope: Scope) -> Entry:
-    """A new entry for a request, or for an utterance on a WebSocket.
+def open_record(scope: Scope) -> RequestRecord:
+    """A new record for a request, or for an utterance on a WebSocket.
 
     Serve's proxy gives every request an id, the client's own if it brings one, and puts it into the
     answer's headers.
     """
     request_id = Headers(scope=scope).get("x-request-id", "")[:LONGEST_ID]
-    return Entry(path=local_path(scope), request_id=request_id)
+    return RequestRecord(path=local_path(scope), request_id=request_id)
 
 
-def close_entry(entry: Entry) -> None:
+def close_record(record: RequestRecord) -> None:
     """Give back what it holds; count it."""
-    entry.held.close()
+    record.cleanup.close()
     for ended in _listeners:
-        ended(entry)
+        ended(record)
 
 
-def entry_of(request: HTTPConnection) -> Entry:
-    """The entry that the middleware opened for a request."""
-    entry: Entry = request.scope[SCOPE_KEY]
-    return entry
+def record_of(request: HTTPConnection) -> RequestRecord:
+    """The record that the middleware opened for a request."""
+    record: RequestRecord = request.scope[SCOPE_KEY]
+    return record
 
 
 def refused(scope: Scope, error: APIError) -> None:
-    """Enter why a request is refused; what a WebSocket is refused has an entry of its own."""
+    """Enter why a request is refused; what a WebSocket is refused has a record of its own."""
     remember(scope, error)
     if SCOPE_KEY not in scope:
-        entry = open_entry(scope)
-        entry.status = error.status
-        entry.blame(error)
-        close_entry(entry)
+        record = open_record(scope)
+        record.status = error.status
+        record.blame(error)
+        close_record(record)
 
 
-class AccountingMiddleware:
-    """Opens an entry for every request and closes it."""
+class RequestLogMiddleware:
+    """Opens a record for every request and closes it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # a WebSocket has an entry for each of its utterances
+        if scope["type"] != "http":  # a WebSocket has a record for each of its utterances
             await self._app(scope, receive, send)
             return
-        entry = scope[SCOPE_KEY] = open_entry(scope)
+        record = scope[SCOPE_KEY] = open_record(scope)
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
-                entry.status = message["status"]
+                record.status = message["status"]
             await send(message)
 
         try:
             await self._app(scope, receive, watched)
         except asyncio.CancelledError:
-            entry.status = entry.status or CLIENT_LEFT
+            record.status = record.status or CLIENT_LEFT
             raise
         except Exception as failure:
-            entry.status = entry.status or FAILED
-            entry.blame(unforeseen(failure))
+            record.status = record.status or FAILED
+            record.blame(unforeseen(failure))
             raise
         finally:
             if error := scope.get(ERROR_KEY):
-                entry.blame(error)
-            close_entry(entry)
+                record.blame(error)
+            close_record(record)
 
 
 logger = logging.getLogger(__name__)
@@ -215,9 +215,9 @@ class Metrics:
     def __init__(self) -> None:
         self._requests = Counter(
             "sheen_requests",
-            "Answers, by HTTP status and by how the speech ended (stop, length, cancelled, error; "
-            "none where nothing was spoken).",
-            tag_keys=("status", "ending"),  # type: ignore[arg-type]  # Ray means any number
+            "Responses, by HTTP status and finish reason (stop, length, cancelled, error; none "
+            "where nothing was synthesized).",
+            tag_keys=("status", "finish_reason"),  # type: ignore[arg-type]  # Ray means any number
         )
         self._refusals = Counter(
             "sheen_refusals",
@@ -237,9 +237,9 @@ class Metrics:
             "sheen_texts_as_written",
             "Parts of texts that were spoken as written, because normalising them took too long.",
         )
-        self._running = Gauge("sheen_running_streams", "Pieces of text being spoken now.")
-        self._waiting = Gauge("sheen_waiting_requests", "Pieces of text that wait for a slot.")
-        self._slots = Gauge("sheen_slots", "Pieces of text that can be spoken at a time.")
+        self._running = Gauge("sheen_running_streams", "Text chunks being synthesized now.")
+        self._waiting = Gauge("sheen_waiting_requests", "Text chunks waiting for a slot.")
+        self._slots = Gauge("sheen_slots", "Text chunks that can be synthesized at once.")
         self._fill = Gauge("sheen_batch_fill", "Mean share of slots in a step since the start.")
         self._queue = Histogram("sheen_queue_seconds", "Seconds until a slot was free.", SECONDS)
         self._first = Histogram(
@@ -264,26 +264,30 @@ class Metrics:
                 counter.inc(more)
                 self._before[name] = values[name]
 
-    def ended(self, entry: Entry) -> None:
+    def ended(self, record: RequestRecord) -> None:
         """A request was answered, or its client left: count it, and log speech."""
-        playback = entry.playback
-        self._requests.inc(1.0, {"status": str(entry.status), "ending": entry.ending or "none"})
-        if entry.code is not None:
-            self._refusals.inc(1.0, {"reason": entry.code})
-        if entry.queue_s is not None:
-            self._queue.observe(entry.queue_s)
+        playback = record.playback
+        self._requests.inc(
+            1.0, {"status": str(record.status), "finish_reason": record.finish_reason or "none"}
+        )
+        if record.code is not None:
+            self._refusals.inc(1.0, {"reason": record.code})
+        if record.queue_s is not None:
+            self._queue.observe(record.queue_s)
         if playback.seconds:
             self._audio.inc(playback.seconds)
         if playback.first_audio_s is not None:
             self._first.observe(playback.first_audio_s)
-        if entry.realtime_factor is not None:
-            self._factor.observe(entry.realtime_factor)
+        if record.realtime_factor is not None:
+            self._factor.observe(record.realtime_factor)
         if playback.underruns:
             self._underruns.inc(playback.underruns)
-        if entry.ending == "length":
+        if record.finish_reason == "length":
             self._length_stops.inc()
-        if entry.ending == "cancelled":
+        if record.finish_reason == "cancelled":
             self._cancels.inc()
-        if entry.path.startswith(SPEECH):
-            fields = entry.fields()
-            logger.info("speech %s", fields["ending"] or fields["status"], extra={"speech": fields})
+        if record.path.startswith(SPEECH):
+            fields = record.fields()
+            logger.info(
+                "speech %s", fields["finish_reason"] or fields["status"], extra={"speech": fields}
+            )

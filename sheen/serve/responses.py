@@ -16,7 +16,7 @@ from sheen.engine.types import EngineBusy
 from sheen.engine.voice import RequestError
 from sheen.serve.backend import Backend, Utterance
 from sheen.serve.errors import APIError, unforeseen
-from sheen.serve.request_log import Entry
+from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema import SpeechRequest, Usage
 from sheen.serve.speech import delta_event, event
 from sheen.text.segmentation import SentenceStream
@@ -24,10 +24,10 @@ from sheen.text.segmentation import SentenceStream
 EVENT_STREAM = "text/event-stream"
 
 
-async def rendered(utterance: Utterance, entry: Entry) -> AsyncIterator[bytes]:
+async def rendered(utterance: Utterance, record: RequestRecord) -> AsyncIterator[bytes]:
     """The audio's bytes as they are made, at least one. APIError for what can be foreseen."""
     try:
-        async for data in _made(utterance, entry):
+        async for data in _made(utterance, record):
             yield data
     except RequestError as error:
         raise APIError(400, str(error), param=error.field) from error
@@ -37,12 +37,12 @@ async def rendered(utterance: Utterance, entry: Entry) -> AsyncIterator[bytes]:
         raise APIError(500, str(failure)) from failure
 
 
-async def _made(utterance: Utterance, entry: Entry) -> AsyncIterator[bytes]:
+async def _made(utterance: Utterance, record: RequestRecord) -> AsyncIterator[bytes]:
     renderer, sent = utterance.renderer, False
     try:
         async for samples in utterance.speech.samples():
             data = await renderer.push(samples)
-            entry.sent(renderer.seconds(samples))
+            record.sent(renderer.seconds(samples))
             if data or renderer.whole:  # of a whole file nothing leaves, but it has begun
                 sent = True
                 yield data
@@ -52,51 +52,51 @@ async def _made(utterance: Utterance, entry: Entry) -> AsyncIterator[bytes]:
         if not sent:
             raise SpeechFailed("synthesis failed: the model gave no audio")
     except Exception:
-        if entry.pieces:  # else nothing was begun that could fail
-            entry.ending = "error"
+        if record.chunks:  # else nothing was begun that could fail
+            record.finish_reason = "error"
         raise
 
 
-def usage(entry: Entry) -> Usage:
-    total = entry.input_tokens + entry.output_tokens
+def usage(record: RequestRecord) -> Usage:
+    total = record.input_tokens + record.output_tokens
     return Usage(
-        input_tokens=entry.input_tokens, output_tokens=entry.output_tokens, total_tokens=total
+        input_tokens=record.input_tokens, output_tokens=record.output_tokens, total_tokens=total
     )
 
 
 async def answer(
-    backend: Backend, request: SpeechRequest, entry: Entry, timeout_s: float
+    backend: Backend, request: SpeechRequest, record: RequestRecord, timeout_s: float
 ) -> Response:
     """The answer to a request as it asks for it: whole, or begun. Raises APIError."""
     events = request.stream_format == "sse"
     at_once = not request.stream and not events
-    utterance = backend.begin(request, entry, whole=at_once)
+    utterance = backend.begin(request, record, whole=at_once)
     sentences = SentenceStream(backend.language)
-    await utterance.pieces.feed_text(request.input, sentences)
-    utterance.pieces.close(sentences)
+    await utterance.chunks.feed_text(request.input, sentences)
+    utterance.chunks.close(sentences)
     if at_once:
-        return await whole(utterance, entry, timeout_s)
-    return await streamed(utterance, entry, timeout_s, events)
+        return await whole(utterance, record, timeout_s)
+    return await streamed(utterance, record, timeout_s, events)
 
 
 async def streamed(
-    utterance: Utterance, entry: Entry, timeout_s: float, events: bool
+    utterance: Utterance, record: RequestRecord, timeout_s: float, events: bool
 ) -> StreamingResponse:
     """The answer, begun. Raises APIError when it cannot begin, with 503 after `timeout_s`."""
-    chunks = rendered(utterance, entry)
-    first = await _first(chunks, utterance, entry, timeout_s)
-    rest = _events(first, chunks, entry) if events else _audio(first, chunks)
-    media = EVENT_STREAM if events else MEDIA_TYPES[entry.audio_format]
+    chunks = rendered(utterance, record)
+    first = await _first(chunks, utterance, record, timeout_s)
+    rest = _events(first, chunks, record) if events else _audio(first, chunks)
+    media = EVENT_STREAM if events else MEDIA_TYPES[record.audio_format]
     return StreamingResponse(rest, media_type=media, headers=_headers(utterance))
 
 
-async def whole(utterance: Utterance, entry: Entry, timeout_s: float) -> Response:
+async def whole(utterance: Utterance, record: RequestRecord, timeout_s: float) -> Response:
     """The answer when all of it is there, with its length. Raises APIError."""
-    chunks = rendered(utterance, entry)
-    body = bytearray(await _first(chunks, utterance, entry, timeout_s))
+    chunks = rendered(utterance, record)
+    body = bytearray(await _first(chunks, utterance, record, timeout_s))
     async for chunk in chunks:
         body += chunk
-    media = MEDIA_TYPES[entry.audio_format]
+    media = MEDIA_TYPES[record.audio_format]
     return Response(bytes(body), media_type=media, headers=_headers(utterance))
 
 
@@ -110,13 +110,13 @@ def _headers(utterance: Utterance) -> dict[str, str]:
 
 
 async def _first(
-    chunks: AsyncIterator[bytes], utterance: Utterance, entry: Entry, timeout_s: float
+    chunks: AsyncIterator[bytes], utterance: Utterance, record: RequestRecord, timeout_s: float
 ) -> bytes:
     try:
         async with asyncio.timeout(timeout_s):
             return await anext(chunks)
     except TimeoutError as error:
-        entry.ending = "error"
+        record.finish_reason = "error"
         raise APIError(
             503,
             f"the audio had not begun after {timeout_s:g} s",
@@ -132,7 +132,9 @@ async def _audio(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[by
         yield chunk
 
 
-async def _events(first: bytes, chunks: AsyncIterator[bytes], entry: Entry) -> AsyncIterator[bytes]:
+async def _events(
+    first: bytes, chunks: AsyncIterator[bytes], record: RequestRecord
+) -> AsyncIterator[bytes]:
     yield delta_event(first)
     try:
         async for chunk in chunks:
@@ -141,4 +143,4 @@ async def _events(first: bytes, chunks: AsyncIterator[bytes], entry: Entry) -> A
         known = error if isinstance(error, APIError) else unforeseen(error)
         yield event("speech.audio.error", **known.body())
         raise  # some clients know no error event: they must see the answer cut off
-    yield event("speech.audio.done", usage=usage(entry).model_dump())
+    yield event("speech.audio.done", usage=usage(record).model_dump())

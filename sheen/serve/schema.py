@@ -138,7 +138,7 @@ class Start(SpeechSettings):
 
 
 class Text(BaseModel):
-    """Text to speak, in pieces of up to MAX_INPUT_CHARACTERS."""
+    """Text to speak, in parts of up to MAX_INPUT_CHARACTERS."""
 
     type: Literal["text"]
     text: Annotated[str, Field(max_length=MAX_INPUT_CHARACTERS)]

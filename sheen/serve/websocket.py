@@ -18,7 +18,7 @@ from sheen.serve.access.limits import IDLE_S, MAX_UTTERANCE_CHARACTERS, SILENT_S
 from sheen.serve.access.messages import POLICY_VIOLATION, Closing, Inbox
 from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, unforeseen
-from sheen.serve.request_log import close_entry, open_entry, refused
+from sheen.serve.request_log import close_record, open_record, refused
 from sheen.serve.responses import rendered, usage
 from sheen.serve.schema import Cancel, End, SpeechSettings, Start, Text
 from sheen.text.segmentation import SentenceStream
@@ -30,7 +30,7 @@ SWITCHED, GOING_AWAY, TRY_LATER = 101, 1001, 1013
 """HTTP's status of a WebSocket; two of its close codes (RFC 6455, 7.4.1, and IANA's registry)."""
 
 
-class Spoken:
+class SocketUtterance:
     """One utterance on its way: text in, frames of audio out, a message at the end."""
 
     def __init__(self, socket: WebSocket, backend: Backend, settings: SpeechSettings) -> None:
@@ -40,16 +40,16 @@ class Spoken:
         self.failed = False
         self._socket = socket
         self._sentences = SentenceStream(backend.language)
-        self._entry = open_entry(socket.scope)
-        self._entry.status = SWITCHED
+        self._record = open_record(socket.scope)
+        self._record.status = SWITCHED
         try:
-            self._utterance = backend.begin(settings, self._entry)
+            self._utterance = backend.begin(settings, self._record)
         except BaseException:
-            self._entry.held.close()  # nothing was said: what it is refused with is entered alone
+            self._record.cleanup.close()  # the refusal gets a record of its own
             raise
         self._active = time.monotonic()
         self._task = asyncio.create_task(self._send())
-        self._task.add_done_callback(lambda _: close_entry(self._entry))
+        self._task.add_done_callback(lambda _: close_record(self._record))
 
     @property
     def sending(self) -> bool:
@@ -65,18 +65,18 @@ class Spoken:
         """Raises APIError when it has become too long."""
         if text:
             self._active = time.monotonic()
-        self._entry.characters += len(text)
-        if self._entry.characters > MAX_UTTERANCE_CHARACTERS:
+        self._record.characters += len(text)
+        if self._record.characters > MAX_UTTERANCE_CHARACTERS:
             raise APIError(
                 400,
                 f"text: more than {MAX_UTTERANCE_CHARACTERS} characters without an end",
                 param="text",
             )
-        await self._utterance.pieces.feed_text(text, self._sentences)
+        await self._utterance.chunks.feed_text(text, self._sentences)
 
     def end(self) -> None:
         self.complete = True
-        self._utterance.pieces.close(self._sentences)
+        self._utterance.chunks.close(self._sentences)
 
     async def stop(self) -> None:
         """After this not a byte more of it is sent."""
@@ -85,10 +85,10 @@ class Spoken:
 
     async def _send(self) -> None:
         try:
-            async for data in rendered(self._utterance, self._entry):
+            async for data in rendered(self._utterance, self._record):
                 await self._socket.send_bytes(data)
                 self._active = time.monotonic()
-            done = usage(self._entry).model_dump()
+            done = usage(self._record).model_dump()
             await self._socket.send_json({"type": "speech.audio.done", "usage": done})
         except WebSocketDisconnect:
             pass  # who receives on this socket hears of it too
@@ -97,21 +97,23 @@ class Spoken:
             if known is not error:
                 logger.exception("speech on a WebSocket failed")
             self.failed = True
-            self._entry.status = known.status
-            self._entry.blame(known)
+            self._record.status = known.status
+            self._record.blame(known)
             await send_error(self._socket, known)
 
 
 async def converse(socket: WebSocket, backend: Backend, limits: Limits) -> None:
     """Serve one WebSocket until its client leaves, or breaks a limit."""
     await socket.accept(answered_protocol(socket.scope))
-    if backend.lines >= backend.most_lines:
-        error = APIError(429, f"{backend.lines} WebSockets are open", code="too_many_sockets")
+    if backend.open_sockets >= backend.max_sockets:
+        error = APIError(
+            429, f"{backend.open_sockets} WebSockets are open", code="too_many_sockets"
+        )
         await refuse(socket, error)
         await socket.close(TRY_LATER)
         return
     conversation = Conversation(socket, backend, limits)
-    backend.lines += 1
+    backend.open_sockets += 1
     try:
         while (code := await conversation.step()) is None:
             pass
@@ -119,7 +121,7 @@ async def converse(socket: WebSocket, backend: Backend, limits: Limits) -> None:
     except WebSocketDisconnect:
         pass
     finally:
-        backend.lines -= 1
+        backend.open_sockets -= 1
         await conversation.stop()
 
 
@@ -130,8 +132,8 @@ class Conversation:
         self._socket, self._backend = socket, backend
         self._inbox = Inbox(limits)
         self._settings: SpeechSettings | None = None
-        self._spoken: Spoken | None = None
-        self._deaf = False  # after an error, to the rest of that text
+        self._current: SocketUtterance | None = None
+        self._discarding = False  # after an error, to the rest of that text
         self._spoke = time.monotonic()
         self._start_timeout_s = limits.start_timeout_s
         self._start_by = self._spoke + limits.start_timeout_s
@@ -158,7 +160,7 @@ class Conversation:
                 self._end()
             else:
                 await self.stop()
-                self._deaf = False
+                self._discarding = False
                 await self._socket.send_json({"type": "speech.audio.cancelled"})
         except Closing as error:
             await self.stop()
@@ -169,7 +171,7 @@ class Conversation:
             if speaking is not None and not speaking.complete:
                 # What follows would be spoken with a hole in it, and end as if it were whole.
                 await self.stop()
-                self._deaf = True
+                self._discarding = True
             await refuse(self._socket, error)
         return None
 
@@ -185,9 +187,9 @@ class Conversation:
 
     async def stop(self) -> None:
         """Stop what is being spoken."""
-        if self._spoken is not None:
-            await self._spoken.stop()
-            self._spoken = None
+        if self._current is not None:
+            await self._current.stop()
+            self._current = None
 
     def _tick(self) -> int | None:
         """Nothing came for a while. A close code when nothing will."""
@@ -198,27 +200,29 @@ class Conversation:
         return None
 
     @property
-    def _speaking(self) -> Spoken | None:
-        return self._spoken if self._spoken is not None and self._spoken.sending else None
+    def _speaking(self) -> SocketUtterance | None:
+        return self._current if self._current is not None and self._current.sending else None
 
     def _start(self, settings: SpeechSettings) -> None:
         if self._speaking is not None:
             raise APIError(
                 400, "type: start while something is spoken; end or cancel it first", param="type"
             )
-        self._settings, self._deaf = settings, False
+        self._settings, self._discarding = settings, False
 
     async def _text(self, text: str) -> None:
         if self._settings is None:
             raise APIError(400, "type: text before start; send start first", param="type")
-        if self._deaf or (self._spoken and self._spoken.failed and not self._spoken.complete):
-            self._deaf = True
+        if self._discarding or (
+            self._current and self._current.failed and not self._current.complete
+        ):
+            self._discarding = True
             return
         speaking = self._speaking
         if speaking is None:
-            self._deaf = True  # unless it is admitted
-            speaking = self._spoken = Spoken(self._socket, self._backend, self._settings)
-            self._deaf = False
+            self._discarding = True  # unless it is admitted
+            speaking = self._current = SocketUtterance(self._socket, self._backend, self._settings)
+            self._discarding = False
         elif speaking.complete:
             raise APIError(
                 400,
@@ -228,8 +232,10 @@ class Conversation:
         await speaking.add(text)
 
     def _end(self) -> None:
-        if self._deaf or (self._spoken and self._spoken.failed and not self._spoken.complete):
-            self._deaf, self._spoken = False, None  # the client has been told
+        if self._discarding or (
+            self._current and self._current.failed and not self._current.complete
+        ):
+            self._discarding, self._current = False, None  # the client has been told
             return
         if self._speaking is None or self._speaking.complete:
             raise APIError(400, "type: end without text before it", param="type")

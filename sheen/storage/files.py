@@ -1,9 +1,7 @@
-"""Paths and filesystem URIs, read and written alike.
+"""Files at a location: list, read, hash, delete, and write atomically.
 
-Owns turning what a user typed into a pyarrow filesystem and a path on it. Every input and output
-of the jobs goes through here, so that workers need not share a disk with the driver. A location is
-a path or a URI; what stands behind `?` in a URI is options of its filesystem, kept in every
-location made from it.
+Refuses Git LFS pointers, and turns network libraries' exceptions into OSError. Folders as a whole
+are `sheen.storage.folders`'s.
 """
 
 import errno
@@ -21,8 +19,8 @@ from sheen.storage.uris import network_errors, open_filesystem
 
 logger = logging.getLogger(__name__)
 FILE = fs.FileType.File
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where there is no space."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a disk without space."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that Git LFS puts in the place of a large one until it is fetched."""
 

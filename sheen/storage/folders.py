@@ -1,9 +1,6 @@
-"""Paths and filesystem URIs, read and written alike.
+"""Folders at a location: copy, replace atomically, delete, and fetch as a local path.
 
-Owns turning what a user typed into a pyarrow filesystem and a path on it. Every input and output
-of the jobs goes through here, so that workers need not share a disk with the driver. A location is
-a path or a URI; what stands behind `?` in a URI is options of its filesystem, kept in every
-location made from it.
+Owns how a new folder takes the place of an old one, so that readers find one or the other, whole.
 """
 
 import ctypes

@@ -1,6 +1,7 @@
-"""Patterns of paths and URIs, and what lies below a folder.
+"""Glob patterns over paths and URIs, and the files below a folder.
 
-Owns what matches. Hidden files and folders (`.name`) are left out unless they are asked for.
+Owns what a pattern matches. Hidden files and folders (`.name`) are skipped unless the pattern asks
+for them.
 """
 
 import unicodedata
@@ -15,7 +16,7 @@ from sheen.storage import files, uris
 
 
 def list_below(location: str) -> list[str]:
-    """Locations of the files at any depth of a folder, sorted; hidden ones (`.name`) left out."""
+    """Locations of the files at any depth of a folder, sorted; hidden ones (`.name`) skipped."""
     return sorted(uris.child(location, path) for path in paths_below(location))
 
 

@@ -1,9 +1,9 @@
-"""Paths and filesystem URIs, read and written alike.
+"""Locations: a path or a filesystem URI, resolved to a pyarrow filesystem and a path on it.
 
-Owns turning what a user typed into a pyarrow filesystem and a path on it. Every input and output
-of the jobs goes through here, so that workers need not share a disk with the driver. A location is
-a path or a URI; what stands behind `?` in a URI is options of its filesystem, kept in every
-location made from it.
+Owns joining, naming and comparing locations, and opening their filesystem: pyarrow's own where it
+has one, else fsspec's. Every input and output of the jobs goes through here, so that workers need
+not share a disk with the driver. The query of a URI holds options of its filesystem and is kept in
+every location derived from it. Reads and writes no files.
 """
 
 import logging
@@ -89,7 +89,7 @@ def name(location: str) -> str:
     return unquote(last) if scheme(location) in ESCAPED_SCHEMES else last
 
 
-def beside(location: str, path: str) -> str:
+def sibling(location: str, path: str) -> str:
     """What a file means by a path: a URI or an absolute path itself, others from its folder on."""
     if is_uri(path) or path.startswith("/"):
         return path

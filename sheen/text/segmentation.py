@@ -1,4 +1,4 @@
-"""Long texts: cut into sentences as they come, and into pieces that a model was taught to speak.
+"""Long texts: cut into sentences as they come, and into chunks that a model was taught to speak.
 
 Owns where a text may be cut, and how sentences are packed. How the cut parts sound together is
 `joining`'s; how a sentence is written is `normalisation`'s, between the two cuts.
@@ -88,10 +88,10 @@ def split_sentences(text: str, language: str | None = None) -> list[str]:
     return stream.push(text) + stream.finish()
 
 
-class PieceCutter:
-    """Packs sentences into pieces of at most `limit` characters, in order.
+class TextChunker:
+    """Packs sentences into chunks of at most `limit` characters, in order.
 
-    The first sentence is a piece of its own and is given at once, as somebody waits for it. A
+    The first sentence is a chunk of its own and is given at once, as somebody waits for it. A
     sentence over the limit is cut into about even parts: after a clause, else between words, else
     between the characters that a reader sees. Nothing is lost but white space where it is cut, and
     parts without a word (`has_word`), of which a model would make up a sound.
@@ -100,18 +100,18 @@ class PieceCutter:
     def __init__(self, limit: int) -> None:
         """ValueError for a limit below 1."""
         if limit < 1:
-            raise ValueError(f"limit {limit}: a piece has at least 1 character")
+            raise ValueError(f"limit {limit}: a chunk has at least 1 character")
         self._limit = limit
         self._packed = ""
         self._first = True
 
     @property
     def packed(self) -> bool:
-        """Whether `finish` would give a piece."""
+        """Whether `finish` would give a chunk."""
         return bool(self._packed)
 
     def push(self, sentence: str) -> list[str]:
-        """The pieces that are complete with this sentence."""
+        """The chunks that are complete with this sentence."""
         parts = _with_words(_cut_sentence(sentence.strip(), self._limit))
         if self._first:
             self._first = not parts
@@ -206,4 +206,4 @@ def _place(sentence: str, limit: int) -> int:
     ):
         if possible := [at for at in places if least <= at <= most]:
             return min(possible, key=badness)
-    return limit  # one character of more marks than a piece may have
+    return limit  # one character of more marks than a chunk may have

@@ -36,10 +36,10 @@ from sheen.lm import checkpoint
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM, save_model
 from sheen.report.clips import Clip, clip_row, save_png
-from sheen.runs.fingerprint import claim
+from sheen.runs.fingerprint import check_fingerprint
 from sheen.storage import files, folders, uris
 from sheen.train.config import TrainConfig
-from sheen.train.evaluation import Spoken
+from sheen.train.evaluation import EvalSample
 from sheen.train.learner import merge_adapters
 from sheen.train.tracking import open_trackers
 
@@ -146,12 +146,12 @@ def _no_space(error: Exception, folder: Path) -> int | None:
     Not every library says: torch and safetensors raise errors of their own. While what they wrote
     is still there, a further file of a megabyte cannot be written either.
     """
-    if isinstance(error, OSError) and error.errno in files.FULL:
+    if isinstance(error, OSError) and error.errno in files.DISK_FULL:
         return error.errno
     try:
         (folder / "probe").write_bytes(bytes(1 << 20))
     except OSError as found:
-        return found.errno if found.errno in files.FULL else None
+        return found.errno if found.errno in files.DISK_FULL else None
     return None
 
 
@@ -205,7 +205,7 @@ def claim_run(
     `free` names the fields that a resumed run may change; `content` is what its inputs hold.
     """
     fixed = {name: value for name, value in fields.items() if name not in free}
-    changed = claim(uris.join(output, run_name, RUN_FILE), fixed | content, content)
+    changed = check_fingerprint(uris.join(output, run_name, RUN_FILE), fixed | content, content)
     if changed:
         raise ValueError(
             f"--run-name {run_name} in {output} was started otherwise: "
@@ -232,7 +232,7 @@ def not_finite(norm: float, step: int, rate: float) -> str:
 SAMPLES_FOLDER = "samples"
 
 
-class Outcome:
+class RunOutputs:
     """One rank's hand in what is written: only the first writes."""
 
     def __init__(
@@ -276,7 +276,7 @@ class Outcome:
         self._best = value
         return True
 
-    def speak(self, step: int, spoken: Sequence[Spoken], sample_rate: int) -> None:
+    def speak(self, step: int, spoken: Sequence[EvalSample], sample_rate: int) -> None:
         """Write the prompts' audio as WAV, and give it to the trackers with its spectrogram."""
         for item in spoken:
             target = uris.join(self._output, SAMPLES_FOLDER, f"step-{step:06d}", f"{item.name}.wav")

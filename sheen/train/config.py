@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from sheen.codec.layout import Softmax
 from sheen.config import JobConfig
-from sheen.lm.loss import Objective
 from sheen.train.learner import Precision, Schedule, Strategy
 
 
@@ -84,14 +84,14 @@ class TrainConfig(RunFields):
             "left out and counted",
         ),
     ] = 2048
-    objective: Annotated[
-        Objective,
+    softmax: Annotated[
+        Softmax,
         Field(
-            description="'legal rows': softmax over the rows that may stand at a slot, faster, and "
-            "every decoder must mask as Sheen's do; 'all rows': over the whole vocabulary, for "
+            description="'masked': over the rows that may stand at a slot, faster, and every "
+            "decoder must mask as Sheen's does; 'full': over the whole vocabulary, for "
             "engines that decode without a mask"
         ),
-    ] = "legal rows"
+    ] = "masked"
     new_rows: Annotated[
         Literal["independent", "codebook"],
         Field(

@@ -31,7 +31,7 @@ from torch import Tensor
 Item = TypeVar("Item")
 
 
-class Ranks:
+class Collectives:
     """This worker's place in its group, and its device."""
 
     def __init__(self) -> None:

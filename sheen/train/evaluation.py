@@ -6,8 +6,8 @@ at every evaluation, so that two of them differ by the model alone.
 The speech model as it stands: its loss on held-out utterances, and the prompts it speaks.
 
 Owns how ranks share both, and that the model is in training mode again after either. When is the
-loop's business; what is measured of the prompts' audio, the audition's; where it is kept, the
-outcome's.
+loop's business; what is measured of the prompts' audio, the samples'; where it is kept, the
+outputs'.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,14 +23,14 @@ from sheen.codec.snac import Codec
 from sheen.data import prompts as prompt_list
 from sheen.data.prompts import Prompt
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import RequestError, Voice, synthesise_all
+from sheen.engine.voice import RequestError, Voice, synthesize_all
 from sheen.lm.batching import pack
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM
 from sheen.scoring.asr import Transcriber
 from sheen.scoring.wer import error_rate, normalise_words
 from sheen.train.data import TrainingSet
-from sheen.train.distributed import Ranks
+from sheen.train.distributed import Collectives
 from sheen.train.learner import Learner
 from sheen.train.metrics import loss_metrics, sums_vector, vector_size
 
@@ -39,7 +39,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class Spoken:
+class EvalSample:
     """`waveform` `[n]` at the codec's rate; `stopped`: the model ended it, not its budget."""
 
     name: str
@@ -69,7 +69,7 @@ def eval_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
     return prompts if voices else [replace(prompt, speaker=None) for prompt in prompts]
 
 
-class Audition:
+class EvalSamples:
     """Speaks and measures on one rank."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Audition:
         self._normalise = normalise
         self._max_seconds = max_seconds
 
-    def speak(self, model: SpeechLM) -> list[Spoken]:
+    def speak(self, model: SpeechLM) -> list[EvalSample]:
         """Every prompt, in order; `model` must be in evaluation mode."""
         voice = Voice(self._info, model, self._tokenizer, self._codec)
         prompts = [replace(prompt, text=voice.spoken(prompt.text)) for prompt in self._prompts]
@@ -102,15 +102,15 @@ class Audition:
                 )
             except RequestError as error:
                 raise ValueError(f"--eval-prompts, prompt {index + 1}: {error}") from error
-        results = synthesise_all(model, self._codec, requests, BATCH)
+        results = synthesize_all(model, self._codec, requests, BATCH)
         return [
-            Spoken(_name(index, prompt), prompt, waveform, finished.reason == "stop")
+            EvalSample(_name(index, prompt), prompt, waveform, finished.reason == "stop")
             for index, (prompt, (waveform, finished)) in enumerate(
                 zip(prompts, results, strict=True)
             )
         ]
 
-    def measure(self, spoken: Sequence[Spoken]) -> dict[str, Any]:
+    def measure(self, spoken: Sequence[EvalSample]) -> dict[str, Any]:
         """Share that stopped, and the error rates where there is ASR."""
         metrics: dict[str, Any] = {
             "eval_stopped": round(sum(s.stopped for s in spoken) / len(spoken), 4)
@@ -130,48 +130,48 @@ def _name(index: int, prompt: Prompt) -> str:
 class Evaluation:
     """One rank's part. Every rank calls a method at the same step, and gets the same metrics.
 
-    capacity: tokens of a packed row. audition: on the one rank that speaks.
+    capacity: tokens of a packed row. samples: on the one rank that speaks.
     """
 
     def __init__(
         self,
         learner: Learner,
-        ranks: Ranks,
+        group: Collectives,
         data: TrainingSet,
-        audition: Audition | None,
+        samples: EvalSamples | None,
         *,
         capacity: int,
         pad_id: int,
     ) -> None:
-        self._learner, self._ranks, self._data = learner, ranks, data
-        self._audition = audition
+        self._learner, self._group, self._data = learner, group, data
+        self._samples = samples
         self._capacity, self._pad_id = capacity, pad_id
 
     def loss(self) -> dict[str, Any]:
         """The mean losses of the evaluation split."""
-        model, ranks, data = self._learner.model, self._ranks, self._data
+        model, group, data = self._learner.model, self._group, self._data
         model.eval()
         size = vector_size(data.layout.levels)
-        sums = torch.zeros(size, dtype=torch.float64, device=ranks.device)
+        sums = torch.zeros(size, dtype=torch.float64, device=group.device)
         rows = pack(data.lengths, data.evaluation, self._capacity)
         # Every rank takes equally many, as sharded layers compute together.
-        rows += [np.zeros(0, np.int64)] * (-len(rows) % ranks.world)
-        for indices in rows[ranks.rank :: ranks.world]:
+        rows += [np.zeros(0, np.int64)] * (-len(rows) % group.world)
+        for indices in rows[group.rank :: group.world]:
             batch = data.batch(indices, self._pad_id)
             sums += sums_vector(self._learner.evaluate(batch), batch.input_ids.shape[1])
         model.train()
-        return loss_metrics(ranks.sum(sums), "eval_")
+        return loss_metrics(group.sum(sums), "eval_")
 
     def speak(
-        self, write: Callable[[int, Sequence[Spoken], int], None], step: int
+        self, write: Callable[[int, Sequence[EvalSample], int], None], step: int
     ) -> dict[str, Any]:
         """One rank speaks, and keeps what it said; all get what was measured."""
         metrics: dict[str, Any] = {}
-        if self._audition is not None:
+        if self._samples is not None:
             model = self._learner.model
             model.eval()
-            spoken = self._audition.speak(model)
+            spoken = self._samples.speak(model)
             model.train()
-            metrics = self._audition.measure(spoken)
-            write(step, spoken, self._audition.sample_rate)
-        return self._ranks.gather(metrics)[0]
+            metrics = self._samples.measure(spoken)
+            write(step, spoken, self._samples.sample_rate)
+        return self._group.gather(metrics)[0]

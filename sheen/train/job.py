@@ -23,7 +23,7 @@ from sheen.lm import base_model, checkpoint
 from sheen.lm.model import to_bfloat16
 from sheen.runs import cluster
 from sheen.runs.fingerprint import folder_digest
-from sheen.runs.lock import sole_owner
+from sheen.runs.lock import output_lock
 from sheen.scoring.asr import Grammar, check_transcriber
 from sheen.storage import files, folders, uris
 from sheen.text.normalization import NormalisationInfo, check
@@ -34,11 +34,11 @@ from sheen.train.data import build_training_set, describe, show_example
 from sheen.train.evaluation import eval_prompts
 from sheen.train.launcher import fit
 from sheen.train.tracking import check_trackers
-from sheen.train.trainer import describe_rehearsal, rehearsal_loop, train_loop
+from sheen.train.trainer import describe_dry_run, dry_run_loop, train_loop
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
-    """Train; returns the last metrics, or the rehearsal's for a dry run.
+    """Train; returns the last metrics, or the figures of a dry run.
 
     Raises ValueError for what the user must change, and what `launch.fit` raises.
     """
@@ -48,7 +48,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     codec, codec_files = _codec_of(locations, config.codec)
     model = _model_source(config.model)
     info, tokenizer, extends = _plan_checkpoint(model, codec)
-    info.objective = config.objective
+    info.softmax = config.softmax
     info.normalisation = _normalisation_of(locations, model, info.normalisation)
     limit = min(config.max_tokens, info.max_positions)
     if config.batch_tokens < limit:
@@ -85,7 +85,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     needs_codec = bool(prompts) or (extends and config.new_rows == "codebook")
     with ExitStack() as owned:
         if not config.dry_run:
-            owned.enter_context(sole_owner(output))
+            owned.enter_context(output_lock(output))
         fields = config.model_dump(mode="json")
         if config.dry_run:
             print(show_example(data, tokenizer), flush=True)
@@ -119,12 +119,12 @@ def run(config: TrainConfig) -> dict[str, Any]:
         }
         if config.dry_run:
             try:
-                result = fit(rehearsal_loop, arguments, max_failures=0, **placement)
+                result = fit(dry_run_loop, arguments, max_failures=0, **placement)
             finally:
                 folders.delete_folder(output)
-            rehearsal = dict(result.return_value)  # type: ignore[attr-defined]
-            print(describe_rehearsal(rehearsal), flush=True)
-            return rehearsal
+            figures = dict(result.return_value)  # type: ignore[attr-defined]
+            print(describe_dry_run(figures), flush=True)
+            return figures
         fit(train_loop, arguments, max_failures=config.max_failures, **placement)
         store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
         last, best = store.latest(), store.best()

@@ -41,7 +41,7 @@ from sheen.lm.batching import Batch
 from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM, extend, load_base, load_model
 from sheen.storage import folders
-from sheen.train.distributed import Ranks
+from sheen.train.distributed import Collectives
 
 Schedule = Literal["cosine", "wsd"]
 
@@ -107,7 +107,7 @@ def _with_tokens(
     """A checkpoint as it is, or a base with the codec's tokens added."""
     with folders.local_folder(source) as folder:
         if checkpoint.is_checkpoint(folder):
-            return load_model(folder, info.token_layout, info.objective)
+            return load_model(folder, info.token_layout, info.softmax)
         lm, tokenizer = load_base(str(folder))
     codebooks = None
     if codec is not None:
@@ -115,7 +115,7 @@ def _with_tokens(
         codebooks = [part.codebook.weight.detach() for part in quantizers]
     model = extend(lm, tokenizer, info.layout.codebook_size, info.layout.strides, seed, codebooks)
     assert model.layout == info.token_layout, "driver and worker disagree about the first id"
-    model.objective = info.objective
+    model.softmax = info.softmax
     return model, tokenizer
 
 
@@ -137,7 +137,7 @@ class Learner:
     def __init__(
         self,
         model: SpeechLM,
-        ranks: Ranks,
+        group: Collectives,
         *,
         strategy: Strategy,
         precision: Precision,
@@ -146,13 +146,13 @@ class Learner:
         weight_decay: float,
     ) -> None:
         self.model = model
-        self._ranks = ranks
+        self._group = group
         if precision == "auto":
-            precision = "bfloat16" if ranks.device.type == "cuda" else "float32"
-        self._sharded = strategy == "fsdp" and ranks.world > 1
+            precision = "bfloat16" if group.device.type == "cuda" else "float32"
+        self._sharded = strategy == "fsdp" and group.world > 1
         self._autocast = precision == "bfloat16" and not self._sharded
         if not self._sharded:
-            self.model.to(ranks.device)  # sharding moves layer by layer
+            self.model.to(group.device)  # sharding moves layer by layer
         self.model.eval()
         with self._precision():
             check_isolation(self.model.lm)
@@ -165,7 +165,7 @@ class Learner:
         self.module: nn.Module = model
         if self._sharded:
             self._shard(layers, precision)
-        elif ranks.world > 1:
+        elif group.world > 1:
             self.module = prepare_model(model)
         self.optimizer = torch.optim.AdamW(
             _groups(model, weight_decay),
@@ -180,7 +180,7 @@ class Learner:
         The root is the speech model, whose forward reads rows of the output embedding: they are
         whole while it runs.
         """
-        mesh = init_device_mesh(self._ranks.device.type, (self._ranks.world,))
+        mesh = init_device_mesh(self._group.device.type, (self._group.world,))
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if precision == "bfloat16" else None,
             reduce_dtype=torch.float32,
@@ -192,7 +192,7 @@ class Learner:
         """The loss of a row; gradients are exchanged in the backward pass of a step's last row."""
         self._exchange(last)
         with self._precision():
-            sums: LossSums = self.module(batch.to(self._ranks.device))
+            sums: LossSums = self.module(batch.to(self._group.device))
         return sums
 
     @torch.no_grad()
@@ -200,13 +200,13 @@ class Learner:
         # Sharded layers gather their weights only when called through their wrapper.
         module = self.module if self._sharded else self.model
         with self._precision():
-            sums: LossSums = module(batch.to(self._ranks.device))
+            sums: LossSums = module(batch.to(self._group.device))
         return sums
 
     def _precision(self) -> AbstractContextManager[Any]:
         if not self._autocast:
             return nullcontext()
-        return torch.autocast(self._ranks.device.type, torch.bfloat16)
+        return torch.autocast(self._group.device.type, torch.bfloat16)
 
     def _exchange(self, wanted: bool) -> None:
         if isinstance(self.module, DistributedDataParallel):

@@ -24,17 +24,17 @@ from torch import Tensor
 
 from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM
-from sheen.train.distributed import Ranks
+from sheen.train.distributed import Collectives
 
 
-class Interval:
+class MetricsWindow:
     """One rank's sums, float64 `[size]` on `device`, and the seconds that they took.
 
     The clock runs from the start.
     """
 
-    def __init__(self, ranks: Ranks, size: int, device: torch.device) -> None:
-        self._ranks = ranks
+    def __init__(self, group: Collectives, size: int, device: torch.device) -> None:
+        self._group = group
         self._sums = torch.zeros(size, dtype=torch.float64, device=device)
         self._seconds = 0.0
         self._since = time.monotonic()
@@ -55,7 +55,7 @@ class Interval:
 
         Every rank must call it.
         """
-        sums = self._ranks.sum(self._sums)
+        sums = self._group.sum(self._sums)
         now = time.monotonic()
         seconds = self._seconds + now - self._since
         self._sums.zero_()
@@ -64,11 +64,11 @@ class Interval:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps. Every rank must call it, while the clock is paused."""
-        return {"recent": self._ranks.sum(self._sums), "seconds": self._seconds}
+        return {"recent": self._group.sum(self._sums), "seconds": self._seconds}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave; any number of workers may."""
-        if self._ranks.first:  # the sums are of all ranks already
+        if self._group.first:  # the sums are of all ranks already
             self._sums += state["recent"].to(self._sums.device)
             self._seconds = state["seconds"]
 
@@ -106,7 +106,7 @@ def training_flops(model: SpeechLM) -> tuple[float, float]:
     tables = {id(table) for table in model.tables}
     body = sum(part.numel() for part in model.parameters() if id(part) not in tables)
     rows, width = model.head.shape
-    if model.objective == "legal rows":
+    if model.softmax == "masked":
         rows = model.layout.codebook_size
     return 6.0 * body, 6.0 * width * rows
 

@@ -32,15 +32,15 @@ from sheen.scoring.asr import Grammar, open_transcriber
 from sheen.scoring.english import wer_normaliser
 from sheen.storage import uris
 from sheen.train import checkpoints
-from sheen.train.checkpoints import Outcome, RunStore, StorageFull
+from sheen.train.checkpoints import RunOutputs, RunStore, StorageFull
 from sheen.train.config import TrainConfig
 from sheen.train.data import Position, TrainingSet, plan_run
-from sheen.train.distributed import Ranks
-from sheen.train.evaluation import Audition, Evaluation
+from sheen.train.distributed import Collectives
+from sheen.train.evaluation import EvalSamples, Evaluation
 from sheen.train.launcher import Control
 from sheen.train.learner import CodecParts, Learner, build_codec, learning_rate, open_model
 from sheen.train.metrics import (
-    Interval,
+    MetricsWindow,
     Speed,
     console_line,
     loss_metrics,
@@ -61,7 +61,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
     try:
         worker.run()
     finally:
-        worker.outcome.close()
+        worker.outputs.close()
 
 
 class Worker:
@@ -83,7 +83,7 @@ class Worker:
         self.data: TrainingSet = ray.get(data)
         self.info = info
         self.control = control.watched()
-        self.ranks = Ranks()
+        self.group = Collectives()
         torch.set_num_threads(max(1, int(self.config.cpus_per_worker)))
         torch.manual_seed(self.config.seed)
         rows: list[dict[str, Any]] = [self.data.summary]
@@ -105,7 +105,7 @@ class Worker:
             self.model.load_state_dict(restored.get("learned", {}), strict=False)
         self.learner = Learner(
             self.model,
-            self.ranks,
+            self.group,
             strategy=self.config.strategy,
             precision=self.config.precision,
             compile_layers=self.config.compile,
@@ -124,7 +124,7 @@ class Worker:
             seed=self.config.seed,
             epochs=self.config.epochs,
             max_steps=self.config.max_steps,
-            world=self.ranks.world,
+            world=self.group.world,
             accumulation=self.config.accumulation,
             done=done,
         )
@@ -132,7 +132,7 @@ class Worker:
             self._say(note)
         self.step, self.used = (done.step, done.rows) if done else (0, 0)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
-        self.outcome = Outcome(
+        self.outputs = RunOutputs(
             output,
             rows,
             info,
@@ -140,36 +140,36 @@ class Worker:
             self.config,
             store,
             first_step=self.step,
-            writes=self.ranks.first,
+            writes=self.group.first,
         )
-        audition = None
-        if self.ranks.first and prompts:
-            audition = self._audition(prompts, codec, grammar)
+        samples = None
+        if self.group.first and prompts:
+            samples = self._samples(prompts, codec, grammar)
         self.evaluation = Evaluation(
             self.learner,
-            self.ranks,
+            self.group,
             self.data,
-            audition,
+            samples,
             capacity=self.config.batch_tokens,
             pad_id=self.pad_id,
         )
         self._speaks = bool(prompts)
-        self.speed = Speed(self.model, self.ranks.device, self.ranks.world)
+        self.speed = Speed(self.model, self.group.device, self.group.world)
         levels = info.token_layout.levels
-        self.interval = Interval(self.ranks, vector_size(levels), self.ranks.device)
+        self.window = MetricsWindow(self.group, vector_size(levels), self.group.device)
         if restored:
-            self.interval.load_state(restored)
+            self.window.load_state(restored)
 
-    def _audition(
+    def _samples(
         self, prompts: list[Prompt], parts: CodecParts, grammar: Grammar | None
-    ) -> Audition:
+    ) -> EvalSamples:
         config = self.config
         asr = None
         if config.asr:
             asr = open_transcriber(config.asr, grammar, language=config.asr_language)
         normalise = wer_normaliser(config.asr, config.asr_language)
-        codec = Codec(build_codec(parts), self.ranks.device)
-        return Audition(
+        codec = Codec(build_codec(parts), self.group.device)
+        return EvalSamples(
             prompts, self.info, self.tokenizer, codec, asr, config.speak_seconds, normalise
         )
 
@@ -187,16 +187,16 @@ class Worker:
             if self.step % config.log_every == 0 or last:
                 row |= self._training_metrics(norm)
             if len(self.data.evaluation) and (self.step % config.eval_every == 0 or last):
-                with self.interval.paused():
+                with self.window.paused():
                     row |= self.evaluation.loss()
             if self._speaks and (self.step % config.speak_every == 0 or last):
-                with self.interval.paused():
-                    row |= self.evaluation.speak(self.outcome.speak, self.step)
+                with self.window.paused():
+                    row |= self.evaluation.speak(self.outputs.speak, self.step)
             if row:
                 row = {"event": "step", "step": self.step, "steps": self.plan.total} | row
-                self.outcome.add(row)
+                self.outputs.add(row)
                 self._say(console_line(row))
-            best = self.outcome.improved(row)
+            best = self.outputs.improved(row)
             save = self.step % config.save_every == 0 or last or stop
             if (best or save) and (failure := self._save(best=best, save=save)):
                 self.control.fail(failure)
@@ -209,17 +209,17 @@ class Worker:
         """The gradient norm, and whether the run is to stop: ranks agree on both."""
         config = self.config
         pad_to = config.batch_tokens if config.compile else 0
-        mine = [self.data.batch(ranks[self.ranks.rank], self.pad_id, pad_to) for ranks in batches]
+        mine = [self.data.batch(ranks[self.group.rank], self.pad_id, pad_to) for ranks in batches]
         asked = float(self.control.stop_requested())
         targets = float(sum(len(batch.targets) for batch in mine))
-        count, stop = self.ranks.sum(torch.tensor([targets, asked], dtype=torch.float64)).tolist()
+        count, stop = self.group.sum(torch.tensor([targets, asked], dtype=torch.float64)).tolist()
         # Dropout of this step and rank, whatever ran before.
-        torch.manual_seed(step_seed(config.seed, self.step, self.ranks.rank))
+        torch.manual_seed(step_seed(config.seed, self.step, self.group.rank))
         for index, batch in enumerate(mine):
             sums = self.learner.loss(batch, last=index + 1 == len(mine))
             # Gradients are averaged over ranks; the loss is a sum over them.
-            (sums.loss.sum() * (self.ranks.world / count)).backward()
-            self.interval.add(sums_vector(sums, batch.input_ids.shape[1]))
+            (sums.loss.sum() * (self.group.world / count)).backward()
+            self.window.add(sums_vector(sums, batch.input_ids.shape[1]))
         rate = learning_rate(
             self.step,
             config.learning_rate,
@@ -231,7 +231,7 @@ class Worker:
         return self.learner.update(rate, config.clip_norm), stop > 0
 
     def _training_metrics(self, norm: float) -> dict[str, Any]:
-        sums, seconds = self.interval.end()
+        sums, seconds = self.window.end()
         steps = (self.step - 1) % self.config.log_every + 1
         return {
             **loss_metrics(sums),
@@ -244,36 +244,36 @@ class Worker:
     def _save(self, *, best: bool, save: bool) -> str:
         """Write as the best model, as a checkpoint, or both; returns why it cannot go on, or ""."""
         failure = ""
-        with self.interval.paused():
+        with self.window.paused():
             weights, optimizer = self.learner.state()
-            interval = self.interval.state()
+            window = self.window.state()
             learned: dict[str, Tensor] = {}
             if self.config.lora_rank:
                 names = {name for name, part in self.model.named_parameters() if part.requires_grad}
                 learned = {name: part for name, part in weights.items() if name in names}
             try:
                 if best:
-                    self.outcome.keep_best(self.step, self.model, weights)
+                    self.outputs.keep_best(self.step, self.model, weights)
                 if save:
-                    self.outcome.save(
+                    self.outputs.save(
                         self.step,
                         self.model,
                         weights,
                         learned=learned,
                         optimizer=optimizer,
                         position=vars(Position(self.step, self.used, self.plan.rows_per_step)),
-                        **interval,
+                        **window,
                     )
             except StorageFull as error:
                 failure = str(error)
-        return self.ranks.gather(failure)[0]
+        return self.group.gather(failure)[0]
 
     def _say(self, text: str) -> None:
-        if self.ranks.first:
+        if self.group.first:
             logger.info(text)
 
 
-def rehearsal_loop(arguments: dict[str, Any]) -> dict[str, Any]:
+def dry_run_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs instead of the training loop; its figures."""
     worker = arguments["control"].start(Worker, arguments)
     if worker is None:
@@ -285,14 +285,14 @@ def rehearsal_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     norm, _ = worker.train_step(fullest)
     seconds = time.monotonic() - started
-    worker.outcome.close()
+    worker.outputs.close()
     weights = sum(p.numel() for p in worker.model.parameters())
     return {
         "steps": worker.plan.total,
         "seconds_per_step": round(seconds, 3),
         "hours": round(seconds * worker.plan.total / 3600, 2),
-        "peak_memory_gb": round(_peak_memory(worker.ranks.device) / 1e9, 2),
-        "device": str(worker.ranks.device),
+        "peak_memory_gb": round(_peak_memory(worker.group.device) / 1e9, 2),
+        "device": str(worker.group.device),
         "parameters_m": round(weights / 1e6, 1),
         "gradient_norm": norm,
         "eval_utterances": len(worker.data.evaluation),
@@ -307,7 +307,7 @@ def _peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def describe_rehearsal(metrics: dict[str, Any]) -> str:
+def describe_dry_run(metrics: dict[str, Any]) -> str:
     """For the console."""
     return (
         f"dry run: {metrics['parameters_m']} M parameters, {metrics['steps']} steps of about "

@@ -1,6 +1,6 @@
-"""Which files a location stands for, and in which form they are.
+"""Format detection: the files that a location stands for, and the reader of each.
 
-Owns the recognition by what a path holds. An input of several forms is refused, not read in part.
+Refuses a location that mixes formats, rather than reading part of it.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""Lines of JSON: a manifest of recordings, or rows that bring their codes.
+"""JSON lines: a manifest of recordings, or rows that bring their codes.
 
-A fault of one line becomes a row with a reason. Of codes only the shape is looked at: which layout
-they must have is known to a codec, not here.
+A malformed line becomes a row with a reason. Of codes only the shape is checked; whether they fit
+a codec is the codec's business.
 """
 
 import json
@@ -18,7 +18,7 @@ from sheen.data.schema import (
     is_none,
     iter_lines,
     pick,
-    said,
+    row_fields,
     text_of,
 )
 from sheen.storage import uris
@@ -72,7 +72,7 @@ def _row(location: str, number: int, line: str, codes: bool, rows: RowBuilder) -
             raise TypeError("it is no object")
         rows.note_keys(data)
         # A text that is missing is a text that is empty: codecs are trained without any.
-        row |= said(data)
+        row |= row_fields(data)
         if codes:
             if CODES_KEY not in data:
                 raise ValueError(f"it has no {CODES_KEY}")
@@ -81,7 +81,7 @@ def _row(location: str, number: int, line: str, codes: bool, rows: RowBuilder) -
             audio = text_of(pick(data, "audio"), "audio")
             row["start"], row["end"] = _span(data)
             if audio:
-                row["audio"] = uris.beside(location, audio)
+                row["audio"] = uris.sibling(location, audio)
             elif data.keys() & set(KEYS["audio"]):
                 row |= {"reason": "missing", "detail": "the row names no recording"}
             else:

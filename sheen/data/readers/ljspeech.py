@@ -1,7 +1,7 @@
-"""An LJSpeech folder: metadata.csv of `id|text` lines beside wavs/.
+"""An LJSpeech folder: metadata.csv with lines `id|text`, and wavs/.
 
-Owns what the columns mean and which recording an id means. Other tools write a speaker or seconds
-into columns that hold something else here; what looks like it is refused, not read.
+Owns what the columns mean and which recording an id names. Refuses files whose extra columns look
+like a speaker or seconds, which other tools write where LJSpeech has the spoken text.
 """
 
 import re

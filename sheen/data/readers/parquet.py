@@ -1,7 +1,7 @@
-"""Parquet in the Hugging Face layout: recordings as `audio: {bytes, path}` beside their texts.
+"""Parquet in the Hugging Face layout: `audio: {bytes, path}` with texts.
 
-Reads the small columns only. The bytes of a recording are fetched where they are decoded, by row
-group and row, see `sheen.data.recordings`. Owns which columns say what, for other Parquet too.
+Owns which columns hold what. Reads the small columns only; recordings are read where they are
+decoded, by row group and row (`sheen.data.recordings`).
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def read(location: str, limit: int | None) -> FileRows:
         with filesystem.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
             schema = file.schema_arrow
             audio, embedded = _audio_column(location, schema)
-            columns = said_columns(location, schema)
+            columns = field_columns(location, schema)
             wanted = [*columns, *([] if embedded else [audio])]
             for group in range(file.num_row_groups):
                 if limit is not None and count >= limit:
@@ -76,7 +76,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def said_columns(location: str, schema: pa.Schema) -> list[str]:
+def field_columns(location: str, schema: pa.Schema) -> list[str]:
     """The columns of a file that KEYS knows as text, id or speaker, and whose type fits.
 
     Raises ValueError when there is none for the text, or none that fits.
@@ -103,8 +103,8 @@ def _fits(kind: pa.DataType, name: str) -> bool:
     return _is_text(kind) or pa.types.is_null(kind) or (number and name != "text")
 
 
-def said_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[str | None]]:
-    """The columns text, id and speaker of rows of `said_columns`."""
+def column_fields(rows: Sequence[dict[str, Any]]) -> dict[str, list[str | None]]:
+    """The columns text, id and speaker of rows of `field_columns`."""
     return {
         "text": [text_of(pick(row, "text"), "text") for row in rows],
         "id": [name_of(pick(row, "id"), "id") for row in rows],
@@ -120,7 +120,7 @@ def _batch(
     count = len(table)
     rows = table.to_pylist()
     data: dict[str, pa.Array[Any]] = {
-        name: pa.array(values, pa.string()) for name, values in said_of(rows).items()
+        name: pa.array(values, pa.string()) for name, values in column_fields(rows).items()
     }
     name = uris.name(location)
     numbers = range(first + 1, first + count + 1)
@@ -133,7 +133,7 @@ def _batch(
         )
     else:
         named = [row[paths] or None for row in rows]
-        audio = [uris.beside(location, path) if path else None for path in named]
+        audio = [uris.sibling(location, path) if path else None for path in named]
         data["audio"] = pa.array(audio, pa.string())
         for name, value in (("reason", "missing"), ("detail", "the row names no recording")):
             data[name] = pa.array([None if path else value for path in named], pa.string())

@@ -1,7 +1,6 @@
-"""WebDataset shards: tar files in which a sample is the members that share a key.
+"""WebDataset shards: tar files in which members with a common key form a sample.
 
-Owns the index of a shard. Only headers and texts are read; recordings are left where they lie, as
-a byte range each.
+Owns the index of a shard. Reads only headers and texts; a recording becomes a byte range.
 """
 
 import io
@@ -12,7 +11,7 @@ from typing import Any, cast
 
 from pyarrow import fs
 
-from sheen.data.schema import AUDIO_SUFFIXES, FileRows, RowBuilder, buffered, said
+from sheen.data.schema import AUDIO_SUFFIXES, FileRows, RowBuilder, buffered, row_fields
 from sheen.storage import uris
 
 LOCAL_BUFFER = 1 << 14
@@ -118,7 +117,7 @@ def _fields(sample: Sample, rows: RowBuilder) -> dict[str, Any]:
         rows.note_keys(data)
         if sample.text is not None:
             data["text"] = sample.text.decode("utf-8-sig").strip()
-        fields = said(data)
+        fields = row_fields(data)
         row |= fields | {"id": fields["id"] or sample.key}
         if len(sample.audio) > 1:
             raise ValueError(f"it has recordings {', '.join(name for name, *_ in sample.audio)}")

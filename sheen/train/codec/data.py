@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sheen.audio.io import AudioError, decode_audio
 from sheen.data.corpus import AUDIO_SUFFIXES, METADATA_FILE, plain_rows
-from sheen.runs.attempts import MOST_DEATHS, Past, Tries, died
+from sheen.runs.attempts import MAX_CRASHES, Attempts, BlockAttempts, crash_reason
 from sheen.runs.fingerprint import sample_digests
 from sheen.storage import files, glob, uris
 
@@ -104,7 +104,7 @@ class SegmentReader:
     """Batches of segments for one rank, read by threads while the step before computes.
 
     `unreadable` maps each recording that could not be used to the reason. Where the rank's process
-    has ended before, as `tries` says, one recording is read at a time, and one that kills its
+    has ended before, as `attempts` says, one recording is read at a time, and one that kills its
     process, or takes READ_LIMIT_S, is unreadable.
     """
 
@@ -118,17 +118,17 @@ class SegmentReader:
         rank: int,
         world: int,
         seed: int,
-        tries: Tries | None = None,
+        attempts: Attempts | None = None,
     ) -> None:
         self.unreadable: dict[str, str] = {}
-        self._tries = tries
+        self._attempts = attempts
         self._block = ("recordings", rank)
-        past = tries.begin(self._block) if tries is not None else Past(1)
-        self._careful = past.begun > 1
+        past = attempts.begin(self._block) if attempts is not None else BlockAttempts(1)
+        self._careful = past.starts > 1
         self._turn = Lock()
-        for path, deaths in past.deaths.items():
-            if len(deaths) >= MOST_DEATHS:
-                reason, detail = died("decoder", deaths, READ_LIMIT_S)
+        for path, crashes in past.crashes.items():
+            if len(crashes) >= MAX_CRASHES:
+                reason, detail = crash_reason("decoder", crashes, READ_LIMIT_S)
                 self.unreadable[str(path)] = f"{reason} ({detail})"
         self._paths = paths
         self._sample_rate = sample_rate
@@ -192,14 +192,14 @@ class SegmentReader:
         return self._read(path)
 
     def _read_alone(self, path: str) -> NDArray[np.float32] | None:
-        assert self._tries is not None
-        self._tries.at(self._block, path)
+        assert self._attempts is not None
+        self._attempts.at(self._block, path)
         faulthandler.dump_traceback_later(READ_LIMIT_S, exit=True, file=2)
         try:
             return self._read(path)
         finally:
             faulthandler.cancel_dump_traceback_later()
-            self._tries.at(self._block, None)
+            self._attempts.at(self._block, None)
 
     def _read(self, path: str) -> NDArray[np.float32] | None:
         try:

@@ -14,9 +14,9 @@ from snac import SNAC
 from sheen.codec.asr_features import AsrFeatureLoss
 from sheen.codec.snac import open_codec
 from sheen.runs import cluster
-from sheen.runs.attempts import Tries
+from sheen.runs.attempts import Attempts
 from sheen.runs.fingerprint import RECORDINGS
-from sheen.runs.lock import sole_owner
+from sheen.runs.lock import output_lock
 from sheen.storage import folders, uris
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
@@ -65,7 +65,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         RECORDINGS: recordings.sample(),
         "codec content": _content(model),
     }
-    with sole_owner(output):
+    with output_lock(output):
         checkpoints.claim_run(output, config.run_name, fields, free, content)
         cluster.connect()
         fit(
@@ -76,7 +76,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
                 "codec": ray.put((codec_config, model.state_dict())),
                 "asr_features": None if asr_features is None else ray.put(asr_features),
                 "output": output,
-                "tries": Tries(),
+                "attempts": Attempts(),
             },
             output=output,
             run_name=config.run_name,

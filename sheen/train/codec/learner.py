@@ -23,7 +23,7 @@ from sheen.codec.training import (
     restart_unused,
 )
 from sheen.rng import step_seed
-from sheen.train.distributed import Ranks
+from sheen.train.distributed import Collectives
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CodecLearner:
     def __init__(
         self,
         model: SNAC,
-        ranks: Ranks,
+        group: Collectives,
         *,
         loss_weights: Mapping[str, float],
         range_db: float,
@@ -62,8 +62,8 @@ class CodecLearner:
         compile_layers: bool,
         seed: int,
     ) -> None:
-        self.model = model.to(ranks.device)
-        self._ranks, self._seed = ranks, seed
+        self.model = model.to(group.device)
+        self._group, self._seed = group, seed
         self._loss_weights, self._clip_norm = loss_weights, clip_norm
         self._average = WeightAverage(self.model, average_decay)
         self._usage = CodeUsage(model.n_codebooks, model.codebook_size, restart_patience)
@@ -77,7 +77,7 @@ class CodecLearner:
             parameter_groups(self.model, codebook_rate),
             lr=learning_rate,
             betas=(0.8, 0.99),  # as the Descript Audio Codec's
-            fused=ranks.device.type == "cuda",
+            fused=group.device.type == "cuda",
         )
 
     @property
@@ -87,10 +87,10 @@ class CodecLearner:
     def update(self, audio: Tensor, step: int, rate: float) -> CodecStep:
         """One optimizer step on this rank's `[B, n]`; with a norm that is no number, none."""
         # The codec's noise of this step and rank, whatever ran before.
-        torch.manual_seed(step_seed(self._seed, step, self._ranks.rank))
+        torch.manual_seed(step_seed(self._seed, step, self._group.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["relative_rate"]
-        device = self._ranks.device
+        device = self._group.device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             losses: CodecLosses = self._module(audio.to(device))
         terms = torch.stack([getattr(losses, name) for name in self._loss_weights])
@@ -103,8 +103,8 @@ class CodecLearner:
         self.optimizer.zero_grad(set_to_none=True)
         self._average.update(self.model)
         # Every rank sees all ranks' codes, and so restarts the same ones.
-        codes = [self._ranks.concatenate(level.flatten()) for level in losses.codes]
-        vectors = [self._ranks.concatenate(level) for level in losses.vectors]
+        codes = [self._group.concatenate(level.flatten()) for level in losses.codes]
+        vectors = [self._group.concatenate(level) for level in losses.vectors]
         self._usage.count(codes)
         restarted = restart_unused(
             self.model,

@@ -28,17 +28,17 @@ from sheen.audio.spectral import mel_distance
 from sheen.codec.asr_features import AsrFeatureLoss
 from sheen.codec.snac import Codec
 from sheen.codec.training import inference_copy, save_codec
-from sheen.runs.attempts import Tries
+from sheen.runs.attempts import Attempts
 from sheen.storage import files, uris
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore, StorageFull
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.data import Recordings, SegmentReader, sample_names
 from sheen.train.codec.learner import CodecLearner
-from sheen.train.distributed import Ranks
+from sheen.train.distributed import Collectives
 from sheen.train.launcher import Control
 from sheen.train.learner import learning_rate
-from sheen.train.metrics import Interval
+from sheen.train.metrics import MetricsWindow
 
 SAMPLES_FOLDER = "samples"
 
@@ -124,14 +124,14 @@ class Worker:
         codec: "ray.ObjectRef[tuple[dict[str, Any], dict[str, Tensor]]]",
         asr_features: "ray.ObjectRef[AsrFeatureLoss] | None",
         output: str,
-        tries: Tries,
+        attempts: Attempts,
         control: Control,
     ) -> None:
         self.config = CodecTrainConfig.model_construct(**config)
         self.recordings = recordings
         self.output = output
         self.control = control.watched()
-        self.ranks = Ranks()
+        self.group = Collectives()
         torch.set_num_threads(max(1, int(self.config.cpus_per_worker)))
         self.codec_config, weights = ray.get(codec)
         model = SNAC(**self.codec_config)
@@ -140,7 +140,7 @@ class Worker:
         self.terms = TERMS if asr_features is None else (*TERMS, ASR_TERM)
         self.learner = CodecLearner(
             model,
-            self.ranks,
+            self.group,
             loss_weights={name: getattr(self.config, f"{name}_weight") for name in self.terms},
             range_db=self.config.range_db,
             asr_features=None if asr_features is None else ray.get(asr_features),
@@ -163,25 +163,25 @@ class Worker:
             self.learner.load_state(restored)
             self.step, rows = restored["step"], restored["rows"]
             self._say(f"resuming after step {self.step}")
-        self.log = checkpoints.MetricsLog(output, rows, writes=self.ranks.first)
+        self.log = checkpoints.MetricsLog(output, rows, writes=self.group.first)
         self.samples = segment_samples(self.config.segment_seconds, model)
         self.reader = SegmentReader(
             recordings.train,
             sample_rate=self.sample_rate,
             samples=self.samples,
             per_rank=self.config.segments,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
+            rank=self.group.rank,
+            world=self.group.world,
             seed=self.config.seed,
-            tries=tries,
+            attempts=attempts,
         )
         self._sample_names = sample_names(recordings.evaluation[: self.config.sample_recordings])
         # Sums of the terms, and steps.
-        self.interval = Interval(self.ranks, len(self.terms) + 1, torch.device("cpu"))
+        self.window = MetricsWindow(self.group, len(self.terms) + 1, torch.device("cpu"))
         self._restarted = 0
         if restored:
-            self.interval.load_state(restored)
-            self._restarted = restored["restarted"] if self.ranks.first else 0
+            self.window.load_state(restored)
+            self._restarted = restored["restarted"] if self.group.first else 0
 
     def run(self) -> None:
         total = self.config.max_steps
@@ -205,7 +205,7 @@ class Worker:
             if row:
                 self._add({"event": "step", "step": self.step, "steps": total} | row)
             asked = torch.tensor([float(self.control.stop_requested())])
-            stop = float(self.ranks.sum(asked)) > 0
+            stop = float(self.group.sum(asked)) > 0
             save = self.step % self.config.save_every == 0 or last or stop
             if save and (failure := self._save()):
                 self.control.fail(failure)
@@ -219,14 +219,14 @@ class Worker:
         config = self.config
         rate = learning_rate(self.step, config.learning_rate, config.warmup_steps, config.max_steps)
         done = self.learner.update(batch, self.step, rate)
-        self.interval.add(torch.cat([done.losses, done.losses.new_ones(1)]).double().cpu())
+        self.window.add(torch.cat([done.losses, done.losses.new_ones(1)]).double().cpu())
         self._restarted += done.restarted
         return done.norm
 
     def _training_metrics(self, norm: float) -> dict[str, Any]:
-        sums, seconds = self.interval.end()
+        sums, seconds = self.window.end()
         restarted, self._restarted = self._restarted, 0
-        steps = float(sums[-1]) / self.ranks.world
+        steps = float(sums[-1]) / self.group.world
         heard = float(sums[-1]) * self.config.segments * self.samples / self.sample_rate
         metrics = {
             **{name: round(float(sums[i] / sums[-1]), 5) for i, name in enumerate(self.terms)},
@@ -242,16 +242,16 @@ class Worker:
 
     def _unreadable(self) -> dict[str, str]:
         """What any rank could not read, with the reason."""
-        of_ranks = self.ranks.gather(self.reader.unreadable)
+        of_ranks = self.group.gather(self.reader.unreadable)
         return {path: reason for found in of_ranks for path, reason in found.items()}
 
     def _evaluate(self) -> dict[str, Any]:
         """The averaged codec on the held-out recordings."""
-        with self.interval.paused():
-            codec = inference_copy(self.learner.average, self.codec_config, self.ranks.device)
+        with self.window.paused():
+            codec = inference_copy(self.learner.average, self.codec_config, self.group.device)
             held_out = HeldOut(codec)
             for index, path in enumerate(self.recordings.evaluation):
-                if index % self.ranks.world != self.ranks.rank:
+                if index % self.group.world != self.group.rank:
                     continue
                 waveform = self.reader.read(path)
                 if waveform is None:
@@ -260,7 +260,7 @@ class Worker:
                 if index < len(self._sample_names):
                     folder, name = f"step-{self.step:06d}", self._sample_names[index]
                     write_sample(self.output, folder, name, waveform, decoded, self.sample_rate)
-            distances, uses = self.ranks.sum(held_out.distances), self.ranks.sum(held_out.uses)
+            distances, uses = self.group.sum(held_out.distances), self.group.sum(held_out.uses)
         if distances[1] == 0:
             return {"unreadable": self._unreadable()}
         return metrics_of(distances, uses)
@@ -268,8 +268,8 @@ class Worker:
     def _save(self) -> str:
         """A checkpoint; returns why the run cannot go on, or ""."""
         failure = ""
-        with self.interval.paused():
-            interval = self.interval.state()
+        with self.window.paused():
+            window = self.window.state()
 
             def write(folder: Path) -> None:
                 save_codec(
@@ -283,24 +283,24 @@ class Worker:
                     **self.learner.state(),
                     step=self.step,
                     rows=self.log.rows,
-                    **interval,
+                    **window,
                     restarted=self._restarted,
                 )
 
-            if self.ranks.first:
+            if self.group.first:
                 self.log.sync()
                 try:
                     self.store.save(self.step, write)
                 except StorageFull as error:
                     failure = str(error)
-        return self.ranks.gather(failure)[0]
+        return self.group.gather(failure)[0]
 
     def _add(self, row: dict[str, Any]) -> None:
         self.log.add(row)
         self._say(_line(row))
 
     def _say(self, text: str) -> None:
-        if self.ranks.first:
+        if self.group.first:
             logger.info(text)
 
 

@@ -1,4 +1,4 @@
-"""Judges a codec on recordings that no training has heard: a table, JSON and a page.
+"""Scores a codec on recordings held out from training: a table, JSON and a page.
 
 Owns the example's choices (held-out recordings, digits grammar, the four voices' profiles); all
 measuring is `sheen.scoring.codec`.
@@ -21,7 +21,7 @@ from sheen.report.clips import save_png
 from sheen.scoring.asr import POCKETSPHINX, open_transcriber
 from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
 from sheen.scoring.codec_report import PAGE_FILE, compare, voice_rows, write_report
-from sheen.scoring.speaker_id import fit_recordings
+from sheen.scoring.speaker_id import enroll_speakers
 from sheen.storage import files
 
 HERE = Path(__file__).resolve().parent
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 def read_recordings(folder: str, sample_rate: int, per_voice: int | None) -> list[Recording]:
     """Recordings of a manifest, at most `per_voice` of each voice, spread over its list.
 
-    Raises ValueError naming a row that cannot be used: a judgement must not leave clips out.
+    Raises ValueError naming a row that cannot be used: no clip may be missing from the score.
     """
     rows: dict[str | None, list[dict[str, str]]] = {}
     for row in plain_rows(folder):
@@ -66,7 +66,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    flags = argparse.ArgumentParser(description="Judge a codec on the held-out recordings.")
+    flags = argparse.ArgumentParser(description="Score a codec on the held-out recordings.")
     flags.add_argument("--codec", default=str(HERE / "codec"), help="folder or hub id")
     flags.add_argument(
         "--data", default=str(HERE / "heldout"), help="LJSpeech folder or .jsonl with texts"
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--profiles",
         default=str(HERE / "corpus"),
-        help="recordings of the same voices, for the voice heard; '' leaves it out",
+        help="recordings of the same voices, for speaker accuracy; '' skips it",
     )
     flags.add_argument("--asr", default=POCKETSPHINX, help="or any that jobs/evaluate.py takes")
     flags.add_argument(
@@ -104,7 +104,7 @@ def named(flag: str) -> Iterator[None]:
         raise ValueError(f"{flag}: {error}") from error
 
 
-def judge(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[Waveform]]:
+def score(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[Waveform]]:
     """The report, and the clips that it is about. Raises ValueError naming the flag.
 
     Whatever can be wrong is looked at before the minutes of measuring.
@@ -117,7 +117,7 @@ def judge(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[
     with named("--codec"):
         codec, info = load_codec(args.codec), describe_codec(args.codec)
     grammar = args.grammar if args.asr == POCKETSPHINX else None
-    listener = open_transcriber(args.asr, grammar or None)
+    asr = open_transcriber(args.asr, grammar or None)
     logger.info("reading %s", args.data)
     with named("--data"):
         recordings = read_recordings(args.data, codec.sample_rate, args.per_voice)
@@ -126,14 +126,14 @@ def judge(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[
         raise ValueError(f"--clip {args.clip}: not among the recordings; {names[0]} is one")
     profiles = None
     if args.profiles:
-        logger.info("learning the voices of %s", args.profiles)
+        logger.info("enrolling the speakers of %s", args.profiles)
         with named("--profiles"):
-            profiles = fit_recordings(args.profiles, codec.sample_rate)
+            profiles = enroll_speakers(args.profiles, codec.sample_rate)
     report, decoded = measure_codec(
         codec,
         f"{Path(args.codec).name} (weights {info.sha256[:12]})",
         recordings,
-        listener=listener,
+        asr=asr,
         profiles=profiles,
         seed=args.seed,
     )
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     try:
-        report, recordings, decoded = judge(args)
+        report, recordings, decoded = score(args)
     except ValueError as error:
         flags.error(str(error))
     write_report(args.output, report, recordings, decoded)
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     for row in [header, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
     print(
-        f"judge: {report.listener}; seed {report.seed}; {args.threads} thread(s): encodes at "
+        f"ASR: {report.asr}; seed {report.seed}; {args.threads} thread(s): encodes at "
         f"{report.encode_realtime}, decodes at {report.decode_realtime} times realtime\n"
         f"codes used: {', '.join(f'{level.used} of {level.size}' for level in report.levels)}\n"
         f"page: {args.output / PAGE_FILE}"
