@@ -22,7 +22,7 @@ from sheen.text.segmentation import has_word
 PROG = "python -m sheen"
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(PROG, description=__doc__)
     parser.add_argument("text")
     parser.add_argument("--model", required=True, help="checkpoint folder, path or URI")
@@ -96,4 +96,4 @@ def _check_device(device: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
