@@ -1,14 +1,10 @@
-"""The encoder of a Whisper speech recogniser, from transformers or CTranslate2, in plain torch.
+"""A loss in the features of a frozen Whisper encoder, and loading that encoder.
 
-Owns where such a model is found, how CTranslate2's variables are named in transformers' encoder,
-and the identity of its weights. What is done with its features is asr_features's business.
-
-A distance of two batches of audio in the features of a frozen speech recogniser.
-
-Owns Whisper's log-mel spectrum at a codec's own sample rate and the loss on what Whisper's encoder
-makes of it. A codec of few bits that learns from spectral distances alone keeps the timbre before
-it keeps the words; this distance is about the words (JHCodec, arXiv 2603.05887). Knows nothing of
-codecs, nor of where an encoder comes from.
+Owns Whisper's log-mel spectrogram at a codec's own sample rate, the distance of two batches of
+audio in the encoder's features, and opening the encoder from transformers' or CTranslate2's files.
+A codec of few bits that learns from spectral distances alone preserves timbre before words; this
+distance is about the words (JHCodec, arXiv 2603.05887). Knows nothing of codecs. Refuses quantized
+weights and sample rates at which Whisper's windows are no whole number of samples.
 """
 
 import hashlib

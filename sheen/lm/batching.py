@@ -1,14 +1,11 @@
-"""Sequences and packed rows: prompts and codes -> one row of tokens with labels.
+"""Packed rows: prompts and codes -> one row of tokens; and which utterances share a row.
 
-Owns the alignment of labels with inputs, the positions that predict each codebook level, and the
-evaluation split, which is a function of texts and a seed. An utterance is never cut: a cut one
-would teach the model not to stop.
-
-The plan of a run: which utterances share a packed row, and which rows an optimizer step.
-
-Owns bins. A plan is a function of lengths, seed and epoch alone, never of the number of workers,
-so that a resumed run sees the rows it would have seen and every rank takes equally many. Refuses
-to cut an utterance: one longer than a row must have been left out before.
+Owns the alignment of targets with inputs, the positions that predict each codebook level, the
+evaluation split, best-fit packing, and the cut of rows into optimizer steps. The split is a
+function of texts and a seed; the packing of lengths, seed and epoch, never of the number of
+workers, so that a resumed run sees the rows it would have seen and every rank takes equally many.
+Refuses to cut an utterance, which would teach the model not to emit EOS: one longer than a row
+must be skipped before.
 """
 
 import hashlib
@@ -30,21 +27,27 @@ from sheen.lm.loss import IGNORE_INDEX, Targets
 class Batch:
     """One packed row of utterances end to end, with next to no padding.
 
-    `input_ids`, `labels` and `position_ids` are `[1, T]` int64; label t names input t, positions
-    begin anew with each utterance. `segments` bounds the utterances, `targets` says which positions
-    predict what. Indices are made here, on the host, so that no device waits for a count.
+    `input_ids` and `position_ids` are `[1, T]` int64; positions begin anew with each utterance.
+    `segments` bounds the utterances, `targets` says which positions predict what. Indices are made
+    here, on the host, so that no device waits for a count.
     """
 
     input_ids: Tensor
-    labels: Tensor
     position_ids: Tensor
     segments: Segments
     targets: Targets
 
+    @property
+    def labels(self) -> Tensor:
+        """`[1, T]` as transformers takes them: the inputs that are targets, else IGNORE_INDEX."""
+        at = torch.cat(self.targets.positions) + 1
+        labels = torch.full_like(self.input_ids, IGNORE_INDEX)
+        labels[0, at] = self.input_ids[0, at]
+        return labels
+
     def to(self, device: torch.device) -> "Batch":
         return Batch(
             self.input_ids.to(device, non_blocking=True),
-            self.labels,
             self.position_ids.to(device, non_blocking=True),
             self.segments.to(device),
             self.targets.to(device),
@@ -78,7 +81,6 @@ def collate(
     positions = np.concatenate([np.arange(length) for length in lengths])
     return Batch(
         torch.from_numpy(flat_ids)[None],
-        torch.from_numpy(flat_labels)[None],
         torch.from_numpy(positions)[None],
         Segments.of(lengths),
         targets_of(flat_labels, layout),

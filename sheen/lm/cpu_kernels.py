@@ -1,15 +1,11 @@
-"""Matrix products with weights that do not change any more, laid out for this CPU beforehand.
+"""CPU kernels of the speech LM: prepacked matrix products, one gradient for a tied embedding table.
 
-Owns the layout and the product, for float32 on x86: of few rows, oneDNN's takes half the time of
-what `torch.nn.functional.linear` takes there. Refuses nothing: where it does not apply, the
-product is `linear`'s.
-
-One gradient of a table that is input embedding and output head at once.
-
-Owns the two uses of such a table in a training step on a CPU. Left to autograd, each use makes a
-gradient of the table's whole size, nearly all zeros: 670 MB in fresh pages each, at the 164k rows
-of Qwen3-0.6B with the codec's tokens. In a profile of 4 such layers a fifth of the time went into
-filling them. Here the gradient of the head takes that of the looked up rows in.
+Owns two optimizations. For inference in float32 on x86, weights are laid out for oneDNN
+beforehand: with few rows its product takes half the time of `torch.nn.functional.linear`. For
+training, a table that is both input embedding and output head gets one gradient: autograd would
+make two of the whole table's size, nearly all zeros (670 MB each at the 164k rows of Qwen3-0.6B
+with the codec's tokens; a fifth of a 4-layer model's training time went into filling them). Where
+neither applies, torch's own operations are used; nothing is refused.
 """
 
 from collections.abc import Callable

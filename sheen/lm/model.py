@@ -1,18 +1,12 @@
-"""The first values of the audio tokens' rows in a base's embedding table.
+"""The speech LM: any causal LM that transformers loads, extended by the codec's tokens.
 
-Owns two ways to draw them. Both give rows the mean and the covariance of the rows the base has;
-they differ in the noise that the covariance colours: independent for every row, or alike for codes
-whose codebook vectors are alike. The second is the trainer's default: `benchmarks/new_rows.py`
-compares them, docs/decisions/0013 has the figures.
-
-transformers' own mean_resizing scales that covariance by 1e-9: all rows start equal (arXiv
-2604.02324). That did better than independent rows, and worse than rows from codebooks.
-
-The speech model: any causal LM that transformers loads, extended by the codec's tokens.
-
-Owns adding the tokens and the split of a forward pass into body (hidden
-states) and head (only the audio rows that a caller asks for). Refuses a base whose logits are more
-than `hidden @ rows`. Knows nothing about audio.
+Owns adding the tokens, the initial values of their embedding rows, the split of a forward pass
+into body (hidden states) and head (only the audio rows that a caller asks for), and saving and
+loading. New rows get the mean and the covariance of the base's rows; their noise is alike for
+codes whose codebook vectors are alike, or independent where no codebooks are given. transformers'
+own mean_resizing scales that covariance by 1e-9, so that all rows start equal (arXiv 2604.02324):
+docs/decisions/0013 compares the three. Refuses a base whose logits are more than `hidden @ rows`.
+Knows nothing about audio.
 """
 
 import json

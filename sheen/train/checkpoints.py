@@ -1,20 +1,12 @@
-"""The checkpoints of a run on disk or in an object store.
+"""What a run writes: resumable checkpoints, the best model, the metrics log, the run's fingerprint.
 
-Owns which of them count. A checkpoint is written under another name, or before it is listed; only
-what `checkpoints.json` lists is ever opened, and that file is replaced whole. So whatever is killed
-while it writes, the last listed checkpoint stays. Ray Train's own list is not used: it is written
-in place, and a full disk leaves half of it (docs/decisions/0012). One process writes.
-
-What a run keeps on disk: resumable checkpoints and the log of metrics.
-
-Owns `trainer.pt` (optimizer, step, metrics so far) beside the model folder of a
-checkpoint, `metrics.jsonl`, which a resumed run continues without repeated or missing lines, and
-`run.json`, which says how a run was started and refuses to resume it otherwise.
-
-What a run leaves behind: metrics, checkpoints, the best model, and how the prompts sounded.
-
-Owns what goes into each and where; when is the loop's business, and which checkpoint counts the
-store's.
+Owns which checkpoints count. A checkpoint is written under another name, or before it is listed;
+only what `checkpoints.json` lists is ever opened, and that file is replaced atomically. So
+whenever a writer is killed, the last listed checkpoint remains. Ray Train's own list is not used:
+it is written in place, and a full disk leaves half of it (docs/decisions/0012). One process
+writes. `metrics.jsonl` continues after a resume without repeated or missing lines. Refuses to
+resume a run whose settings or inputs differ from those it was started with, naming each
+difference.
 """
 
 import io

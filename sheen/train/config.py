@@ -45,8 +45,8 @@ class TrainConfig(RunFields):
     dry_run: Annotated[
         bool,
         Field(
-            description="check data and model, print an example, take one step to measure memory, "
-            "leave nothing behind"
+            description="check data and model, print an example, take two steps on the fullest "
+            "rows to measure memory and time, leave nothing behind"
         ),
     ] = False
     num_workers: Annotated[

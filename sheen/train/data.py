@@ -1,13 +1,11 @@
-"""What the workers train on: utterances with their prompts, split and counted.
+"""The training set of a speech LM, and the plan of the optimizer steps over it.
 
-Owns the step from a dataset on disk to arrays that all workers of a node share. The driver makes
-it once and puts it into Ray's object store, so workers need no disk of the driver's and every
-fault of the data is found before a worker starts.
-
-Where a run stands in its data, and which steps are left.
-
-Owns the position of a run as the count of rows it has used, which holds for any number of workers.
-Another number keeps the rows of a step where it can, and says what changes where it cannot.
+Owns tokenization, the train/evaluation split, the duration statistics of each voice and the data
+summary: datasets on disk become arrays that all workers of a node share. The driver builds them
+once and puts them into Ray's object store, so that workers need no access to the data and errors
+in it are found before any worker starts. Also owns a run's position in the data, counted in rows
+and thus independent of the number of workers, and the plan of the remaining steps. Refuses data of
+which nothing can be trained on, and texts that the tokenizer maps to audio tokens.
 """
 
 import hashlib

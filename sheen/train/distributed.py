@@ -1,12 +1,9 @@
-"""What the workers of a group tell each other: sums, lists and agreement.
+"""Collectives over a group of training workers, and how their process group starts.
 
-Owns the collective calls of both training loops. With one worker nothing is sent.
-
-Where the workers of a training meet: a store that rank 0 holds at its node's own address.
-
-Owns how torch's process group starts. Left to itself torch opens that store on every address of the
-machine (docs/upstream.md), and neither it nor gloo asks for a secret: on a cluster of one machine
-both stay on loopback here. Refuses nothing; between nodes, the network is what guards them.
+Owns sums and gathers of both training loops (with one worker nothing is sent), and the rendezvous:
+torch's default store listens on every address of the machine (docs/upstream.md), so rank 0 opens
+it on its node's own address instead. Neither the store nor gloo authenticates: on a one-machine
+cluster both stay on loopback; between nodes only the network protects them.
 """
 
 import ipaddress

@@ -1,13 +1,9 @@
-"""Audible evaluation: fixed prompts spoken by the model as it stands, transcribed by ASR.
+"""Evaluation of a speech LM during training: held-out loss, and speech samples of fixed prompts.
 
-Owns the list of prompts and what is measured of their audio. The same prompts, seeds and sampling
-at every evaluation, so that two of them differ by the model alone.
-
-The speech model as it stands: its loss on held-out utterances, and the prompts it speaks.
-
-Owns how ranks share both, and that the model is in training mode again after either. When is the
-loop's business; what is measured of the prompts' audio, the samples'; where it is kept, the
-outputs'.
+Owns how ranks share the held-out rows, and the evaluation samples: the same prompts, seeds and
+sampling at every evaluation, so that two of them differ by the model alone; their EOS rate, and
+their WER where ASR is given. The model is back in training mode afterwards. Does not decide when
+to evaluate. Refuses prompts without words or of a voice that the model does not have.
 """
 
 from collections.abc import Callable, Sequence

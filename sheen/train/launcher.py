@@ -1,16 +1,11 @@
-"""What the driver and the workers of a run tell each other while it runs.
+"""Runs a training loop on Ray Train: command line, start, stop on a signal, error report.
 
-Owns two messages: stop (the driver was asked to end, save first) and failed (a worker met what no
-restart will mend); and which workers are there to hear the first. All of it lives in one small
-actor beside the driver.
-
-Running a training loop on Ray Train: start, stop on a signal, and say what went wrong.
-
-Owns TorchTrainer's set-up and the driver's wait. Ctrl-C and SIGTERM make the workers save and end;
-a second one, or one while no worker runs, ends at once, and the last checkpoint stays. What a
-worker raised comes back as one exception with its own message.
-
-The command line of the training jobs: parse, run, and an exit status that says how it ended.
+Owns the TorchTrainer's configuration and the driver's wait, and the small actor through which the
+driver and its workers exchange two messages: stop (save and end) and failed (no restart will
+help). SIGINT and SIGTERM make the workers save and end; a second signal, or one that comes while
+no worker is running, ends the job at once and leaves the last checkpoint. An exception in a worker
+is reported as one error with its own message. Refuses to restart after errors that would recur
+(`FINAL`).
 """
 
 import asyncio

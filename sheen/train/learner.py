@@ -1,15 +1,9 @@
-"""Learning rate by step, for every training loop.
+"""The speech LM under training: opening it, wrapping it, and the optimizer step.
 
-What a worker opens before its first step: the codec, and the model that is to learn.
-
-Owns where that model comes from: a checkpoint as it is, or a base with rows for the codec's tokens,
-and adapters on either. How it learns is the learner's business; which checkpoint a run goes on
-from, the store's.
-
-A speech model that learns: its precision, its optimizer, and how ranks share it.
-
-Owns wrapping (DDP, FSDP2, torch.compile, LoRA), the optimizer's groups, and the whole state as one
-process would have it, so that any number of workers can go on from it. Knows nothing of data.
+Owns the learning-rate schedule, the choice of initial weights (a checkpoint, or a base extended by
+the codec's tokens, optionally with LoRA adapters), DDP, FSDP2 and torch.compile wrapping, AdamW's
+parameter groups, and the full state dict, which any number of workers can resume from. Knows
+nothing about data, logging or where checkpoints are stored.
 """
 
 import logging

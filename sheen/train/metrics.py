@@ -1,18 +1,11 @@
-"""What has gathered since the last line of metrics: sums over steps, and seconds of training.
+"""Metrics of a training run: sums over a window of steps, loss and throughput, the console line.
 
-Owns the clock, which stands still while a run evaluates or saves, and what a checkpoint keeps of
-both, so that the interval of a killed run goes on where it was. What is summed, and when a line is
-due, is the business of the two training loops.
-
-How much arithmetic a step is, and what share of a device's peak that makes per second.
-
-The metrics of a speech run: loss per codebook level, speed, and the line for the console.
-
-Owns the vector in which losses are summed over rows, steps and ranks, and the names of what is
-made of it. Keeps nothing: sums gather in an interval or an evaluation, the loop says when a line is
-due, and the outcome writes it.
+Owns the metrics window (sums since the last log line and the training time they took, which
+excludes evaluation and saving, and survives in checkpoints), the FLOP count behind the share of a
+device's peak, and the names in `metrics.jsonl`. Does not decide when to log, and writes nothing.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +66,7 @@ class MetricsWindow:
             self._seconds = state["seconds"]
 
 
-# Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets. A name earlier in the table wins.
+# Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets. The first name that matches counts.
 PEAKS = {
     "GB200": 2.5e15,
     "B200": 2.25e15,
@@ -82,6 +75,7 @@ PEAKS = {
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10": 125e12,
     "RTX 4090": 165e12,
@@ -89,12 +83,27 @@ PEAKS = {
 }
 
 
+# What may follow a model's name without making it another chip: form factor and memory.
+VARIANT = r"(?:[ -](?:SXM\d?|PCIE|HBM\w+|\d+GB))*"
+
+
 def peak_flops(device: torch.device) -> float | None:
     """The device's bfloat16 peak in FLOP/s, where it is known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAKS.items() if known in name), None)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """As `peak_flops`, of the name that CUDA gives a device, such as 'NVIDIA A100-SXM4-80GB'.
+
+    Matches whole names: an A10G has about half the peak of an A10, and an L40 more than an L4.
+    """
+    chip = name.removeprefix("NVIDIA ").removeprefix("GeForce ")
+    for known, peak in PEAKS.items():
+        if re.fullmatch(re.escape(known) + VARIANT, chip, re.IGNORECASE):
+            return peak
+    return None
 
 
 def training_flops(model: SpeechLM) -> tuple[float, float]:

@@ -1,14 +1,10 @@
-"""The training loop of one worker.
+"""The training loop of a speech LM in one worker, and the dry run.
 
 Owns the optimizer step: gradients of summed losses, divided once by the target count over all
 ranks and accumulated rows; and when to log, evaluate, save and stop. Step k sees the same rows
-whether or not the run was interrupted before it, because the plan of all steps is made at the
-start from lengths and seed. Which numbers are logged and how they are made is not its business.
-
-A dry run: one step on the largest rows, and what it cost.
-
-Owns the measurement of memory and time; everything else is the real worker, so that what would
-fail in the first minutes of a run fails here.
+whether or not the run was interrupted before it, because all steps are planned at the start from
+lengths and seed. The dry run measures time and peak memory of steps on the fullest rows with the
+same worker.
 """
 
 import logging
@@ -281,7 +277,7 @@ def dry_run_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     lengths, steps = worker.data.lengths, worker.plan.steps
     tokens = [max(lengths[row].sum() for ranks in step for row in ranks) for step in steps]
     fullest = steps[int(np.argmax(tokens))]
-    worker.train_step(fullest)  # opens the optimizer's state
+    worker.train_step(fullest)  # allocates the optimizer's state
     started = time.monotonic()
     norm, _ = worker.train_step(fullest)
     seconds = time.monotonic() - started

@@ -1,9 +1,9 @@
-"""Recordings as segments: which ones, where they are cut, and reading them ahead of time.
+"""Recordings as training segments: selection, split, cropping, and reading ahead.
 
-Owns the draw of segments. The k-th segment of a run is a function of the seed and k alone, so a
-resumed run hears what the interrupted one would have heard, and workers read only the recordings
-they need, from wherever those lie. What cannot be read is counted, and another recording takes its
-place.
+Owns the sampling of segments. The k-th segment of a run is a function of the seed and k alone, so
+a resumed run gets the segments that the interrupted one would have got, and workers read only the
+recordings they need, wherever those are stored. An unreadable recording is counted, and another
+one replaces it.
 """
 
 import faulthandler

@@ -1,8 +1,8 @@
-"""A codec that learns: its optimizer, how ranks share it, and what follows every step.
+"""The codec under training: its optimizer, DDP wrapping, and what follows each step.
 
-Owns DDP, the codebooks' own learning rate, the average of the weights, the restart of unused codes,
-and the state that all this goes on from. The noise of a step is a function of the run's seed, the
-step and the rank. Knows nothing of recordings, and not when to log, evaluate or save.
+Owns the codebooks' own learning rate, the average of the weights, the restart of unused codes, and
+the state that a resumed run needs of them. The noise of a step is a function of the run's seed,
+the step and the rank. Knows nothing of recordings, logging, evaluation or saving.
 """
 
 from collections.abc import Mapping

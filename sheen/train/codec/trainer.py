@@ -1,13 +1,9 @@
-"""How the codec sounds on the held-out recordings: mel distance, code usage, audio samples.
+"""The training loop of a codec in one worker, and its evaluation on held-out recordings.
 
-Owns nothing of training: it is given a codec and gives back sums, so that ranks can share the
-recordings and add up.
-
-The codec's training loop of one worker.
-
-Owns which segments a step hears and at what rate, and when to log, evaluate, save and stop. Step k
-hears the same segments and adds the same noise whether or not the run was interrupted before it.
-What a step does to the codec is the learner's business.
+Owns which segments a step trains on and at what learning rate, when to log, evaluate, save and
+stop, and the evaluation: mel distance, codebook perplexity, audio samples. Step k sees the same
+segments and the same noise whether or not the run was interrupted before it. What a step does to
+the codec belongs to the learner.
 """
 
 import logging
