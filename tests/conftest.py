@@ -1,19 +1,15 @@
-"""What tests share: one local Ray cluster, and the path's real products made once, small.
+"""Fixtures of all tests: one local Ray cluster, and the path's real products made once, small.
 
 Everything here is the real thing at small size: the example's recordings, the small codec, a base
-model of a few thousand parameters, encoded and trained by the jobs' own code.
+model of a few thousand parameters, encoded and trained by the jobs' own code. Ray is imported by
+the fixtures that need it.
 """
 
-import importlib.util
-import json
 import os
-import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -29,62 +25,28 @@ if threading.current_thread() is threading.main_thread():
     # A shell's background job ignores Ctrl-C, and so would what tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-import ray
 import torch
-from safetensors.torch import load_file
 
-from sheen.audio.io import decode_audio
+from helpers.example import (
+    CODEC,
+    DIGITS,
+    HELD_OUT,
+    RATE,
+    VOICES,
+    copy_corpus,
+    load_script,
+    read_clip,
+    rows_of,
+)
+from helpers.measured import Measured
 from sheen.codec.snac import Codec, load_codec
-from sheen.encode.config import EncodeConfig
-from sheen.encode.job import run as encode
 from sheen.engine.voice import Voice, load_voice
-from sheen.runs import cluster
 from sheen.scoring import code_usage
 from sheen.scoring.asr import Pocketsphinx
-from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
+from sheen.scoring.codec import Recording, measure_codec
 from sheen.scoring.speaker_id import SpeakerProfiles
-from sheen.train.config import TrainConfig
-from sheen.train.job import run as train
-
-ROOT = Path(__file__).resolve().parent.parent
-DIGITS = ROOT / "examples" / "digits"
-CODEC = DIGITS / "codec"
-VOICES = ("slt", "rms", "awb", "kal16")
-HELD_OUT = ("h001", "h010")  # of two and of three digits
-RATE = 24_000  # of the small codec, Hz
-
-Measured = tuple[CodecReport, list[Waveform]]
 
 torch.set_num_threads(1)
-
-
-def load_script(path: Path) -> ModuleType:
-    """A script that is in no package, as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def rows_of(folder: str, voice: str) -> list[list[str]]:
-    """What the example's metadata.csv says of one voice's recordings: id, text, ..., voice."""
-    lines = (DIGITS / folder / "metadata.csv").read_text("utf-8").splitlines()
-    return [line.split("|") for line in lines if line.endswith(f"|{voice}")]
-
-
-def read_clip(folder: str, name: str, sample_rate: int = RATE) -> Waveform:
-    """A recording of the example, `[n]`."""
-    return decode_audio((DIGITS / folder / "wavs" / f"{name}.flac").read_bytes(), sample_rate)
-
-
-def copy_corpus(rows: Sequence[Sequence[str]], folder: Path) -> None:
-    """Make `folder` an LJSpeech folder of these rows of the example's corpus."""
-    (folder / "wavs").mkdir()
-    for name, *_ in rows:
-        shutil.copy(DIGITS / "corpus" / "wavs" / f"{name}.flac", folder / "wavs")
-    (folder / "metadata.csv").write_text("".join("|".join(row) + "\n" for row in rows), "utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -134,6 +96,10 @@ def measured(
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local cluster of two CPUs, whatever the machine has."""
+    import ray
+
+    from sheen.runs import cluster
+
     ray.init(
         "local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": cluster.WORKER_ENV}
     )
@@ -156,6 +122,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def encoded(ray_cluster: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus, encoded by the job."""
+    from sheen.encode.config import EncodeConfig
+    from sheen.encode.job import run as encode
+
     output = tmp_path_factory.mktemp("encoded") / "codes"
     report = encode(
         EncodeConfig(input=str(corpus), output=str(output), codec=str(CODEC), rows_per_block=4)
@@ -173,39 +142,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train_config(data: Path, base: Path, output: Path, **changes: Any) -> TrainConfig:
-    """The short run that several tests compare with."""
-    fields: dict[str, Any] = {
-        "data": str(data),
-        "output": str(output),
-        "model": str(base),
-        "max_steps": 6,
-        "accumulation": 2,
-        "max_tokens": 512,
-        "batch_tokens": 512,
-        "learning_rate": 2e-3,
-        "warmup_steps": 2,
-        "eval_share": 0.2,
-        "eval_every": 3,
-        "log_every": 1,
-        "save_every": 3,
-    }
-    return TrainConfig(**(fields | changes))
-
-
-def metrics(output: Path) -> list[dict[str, Any]]:
-    """Of a training run: the data's line, then a line per logged step."""
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    """Of a training run's last model."""
-    return load_file(output / "checkpoint" / "model.safetensors")
-
-
 @pytest.fixture(scope="session")
 def trained(encoded: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a short training run: checkpoint/ and metrics.jsonl."""
+    from helpers.training import train_config
+    from sheen.train.job import run as train
+
     output = tmp_path_factory.mktemp("trained") / "train"
     train(train_config(encoded, base, output))
     return output

@@ -1,0 +1,91 @@
+"""The committed voice speaks: strings that no training has heard, in the three voices it knows.
+
+20 held-out strings of each voice, from the shortest to the longest, with fixed seeds and the
+sampling that serving has by default; pocketsphinx writes down what it hears. The bound on its size
+is on the model and the tokenizer: `codec/` in the checkpoint is a copy of examples/digits/codec,
+which a checkpoint of a codec from a folder always carries.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+
+from helpers.example import CODEC, DIGITS, ROOT, rows_of
+from sheen.codec.info import CODEC_FOLDER, describe_codec
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import load_voice, synthesize_all
+from sheen.lm import checkpoint
+from sheen.scoring.asr import Pocketsphinx
+from sheen.scoring.wer import error_rate
+from sheen.serve.config import checkpoint_location
+
+COMMITTED = DIGITS / "voice"
+TRAINED = ("slt", "rms", "awb")
+PER_VOICE = 20
+LONGEST_S = 6.0
+"""Twice the longest recording; what is cut here has not ended with EOS."""
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """`waveform` `[n]` at `rate` Hz."""
+
+    text: str
+    waveform: NDArray[np.float32]
+    rate: int
+    stopped: bool
+
+
+@pytest.fixture(scope="module")
+def spoken() -> list[Spoken]:
+    voice = load_voice(str(COMMITTED))
+    own = {name: rows_of("heldout", name) for name in TRAINED}
+    texts, requests = [], []
+    for place in range(PER_VOICE):
+        for name, rows in own.items():
+            texts.append(rows[place * len(rows) // PER_VOICE][1])
+            sampling = Sampling(seed=len(requests))
+            requests.append(voice.request(texts[-1], name, sampling, LONGEST_S))
+    results = synthesize_all(voice.model, voice.codec, requests, BATCH)
+    rate = voice.codec.sample_rate
+    return [
+        Spoken(text, waveform, rate, finished.reason == "stop")
+        for text, (waveform, finished) in zip(texts, results, strict=True)
+    ]
+
+
+def test_it_is_understood(spoken: list[Spoken]) -> None:
+    asr = Pocketsphinx(DIGITS / "digits.gram")
+    heard = asr.transcribe([one.waveform for one in spoken], spoken[0].rate)
+    errors = error_rate("word", [one.text for one in spoken], heard)
+    assert errors.utterances == 60
+    assert errors.rate <= 0.15
+
+
+def test_it_stops_by_itself(spoken: list[Spoken]) -> None:
+    assert sum(one.stopped for one in spoken) >= 59
+
+
+def test_it_is_small() -> None:
+    files = [path for path in COMMITTED.rglob("*") if path.is_file()]
+    assert COMMITTED / "model.safetensors" in files
+    own = [path for path in files if path.parent != COMMITTED / CODEC_FOLDER]
+    assert sum(path.stat().st_size for path in own) <= 20_000_000
+
+
+def test_it_is_what_a_fresh_clone_serves() -> None:
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
+    (application,) = config["applications"]
+    assert Path(checkpoint_location(application["args"]["model"])).samefile(COMMITTED)
+
+
+def test_the_demo_can_teach_it_a_voice_that_it_does_not_know() -> None:
+    info = checkpoint.read_info(COMMITTED)
+    assert info.voices == sorted(TRAINED)
+    # What the demo encodes with: a checkpoint refuses codes of any other codec.
+    assert info.codec.sha256 == describe_codec(str(CODEC)).sha256

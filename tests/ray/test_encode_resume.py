@@ -1,0 +1,197 @@
+"""An encoding that is killed loses nothing, repeats nothing, and ends as if it had never been.
+
+The real job, its real workers, two nodes. `make soak` does each three times at random moments.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from ray.cluster_utils import Cluster
+
+from helpers.example import CODEC, DIGITS, ROOT, load_script
+from sheen.encode.config import EncodeConfig
+from sheen.encode.job import run
+
+WAIT_S = 300
+ROWS = 72
+BLOCKS = ROWS // 4
+
+main = load_script(ROOT / "jobs" / "encode.py").main
+
+
+def make_corpus(folder: Path) -> Path:
+    """Recordings of the example, and one that is no recording, so that rejects are written too."""
+    (folder / "wavs").mkdir(parents=True)
+    lines = (DIGITS / "corpus" / "metadata.csv").read_text("utf-8").splitlines()[: ROWS - 1]
+    for line in lines:
+        name = line.split("|")[0]
+        (folder / "wavs" / f"{name}.flac").symlink_to(DIGITS / "corpus" / "wavs" / f"{name}.flac")
+    (folder / "wavs" / "noise.wav").write_bytes(b"no sound" * 100)
+    lines.insert(30, "noise|not a recording")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("resume") / "in")
+
+
+def arguments(corpus: Path, output: Path) -> list[str]:
+    return ["--input", str(corpus), "--output", str(output), "--codec", str(CODEC)]
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    """All rows, in the order of the corpus."""
+    files = sorted((output / "rows").glob("status=*/*.parquet"))
+    rows = [
+        row | {"status": file.parent.name}
+        for file in files
+        for row in pq.ParquetFile(file).read().to_pylist()
+    ]
+    return sorted(rows, key=lambda row: int(row["key"]))
+
+
+def committed(output: Path) -> dict[str, int]:
+    """The committed blocks and when each was written."""
+    files = (output / "rows" / "status=encoded").glob("*.parquet")
+    return {file.name: file.stat().st_mtime_ns for file in files}
+
+
+@pytest.fixture(scope="module")
+def expected(
+    ray_cluster: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """What an uninterrupted run writes."""
+    output = tmp_path_factory.mktemp("whole") / "codes"
+    run(EncodeConfig(input=str(corpus), output=str(output), codec=str(CODEC), report_clips=0))
+    rows = rows_of(output)
+    assert [row["key"] for row in rows] == list(range(ROWS))
+    return rows
+
+
+@contextmanager
+def job(corpus: Path, output: Path, cluster: Cluster) -> Iterator[subprocess.Popen[bytes]]:
+    """The job in a process of its own, on a cluster of two nodes."""
+    environment = os.environ | {"RAY_ADDRESS": cluster.address}
+    command = [sys.executable, str(ROOT / "jobs" / "encode.py"), *arguments(corpus, output)]
+    log = output.parent / "job.log"
+    with log.open("ab") as file, subprocess.Popen(
+        [*command, "--report-clips", "0"],
+        stdout=file, stderr=file, env=environment, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def until(what: Callable[[], object], process: subprocess.Popen[bytes], output: Path) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not what():
+        log = (output.parent / "job.log").read_text("utf-8", "replace")
+        assert process.poll() is None, log[-3000:]
+        assert time.monotonic() < deadline, log[-3000:]
+        time.sleep(0.02)  # between two looks
+
+
+def encoders() -> list[psutil.Process]:
+    """The encoding workers of this process's clusters."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "EncodeWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def interrupt(kind: str, corpus: Path, output: Path, when: int) -> None:
+    """Run until `when` blocks are written, kill, and let the run end if it can."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        with job(corpus, output, cluster) as process:
+            until(lambda: len(committed(output)) >= when, process, output)
+            if kind == "driver":
+                process.kill()
+            elif kind == "worker":
+                for worker in encoders()[:1]:
+                    worker.kill()
+            else:
+                cluster.remove_node(node, allow_graceful=False)
+            process.wait(WAIT_S)
+    finally:
+        cluster.shutdown()
+
+
+def check(kind: str, corpus: Path, output: Path, when: int, expected: list[dict[str, Any]]) -> None:
+    output.parent.mkdir(parents=True)
+    interrupt(kind, corpus, output, when)
+    before = committed(output)
+    report = output / "report.json"
+    finished = report.exists()
+    assert finished or len(before) >= when
+    assert finished or kind != "worker", "a worker that dies is replaced"
+    assert main([*arguments(corpus, output), "--report-clips", "0"]) == 0
+    assert rows_of(output) == expected  # row for row, and none twice
+    after = committed(output)
+    assert len(after) == BLOCKS
+    assert {name: after[name] for name in before} == before, "committed work was done again"
+    if not finished:
+        done = json.loads(report.read_text("utf-8"))["this_run"]["rows"]
+        assert done == ROWS - ROWS // BLOCKS * len(before)
+
+
+# Show 2 of encoding at scale
+
+
+@pytest.mark.parametrize("kind", ["driver", "worker", "node"])
+def test_a_killed_encoding_ends_as_if_it_had_not_been(
+    kind: str, corpus: Path, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    check(kind, corpus, tmp_path / kind / "codes", 3, expected)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["driver", "worker", "node"])
+def test_so_it_does_at_any_moment(
+    kind: str, corpus: Path, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    for turn in range(3):
+        when = random.randrange(1, BLOCKS - 1)
+        print(f"{kind}, turn {turn}: after {when} blocks")
+        check(kind, corpus, tmp_path / f"{kind}-{turn}" / "codes", when, expected)
+
+
+def test_a_finished_encoding_does_nothing_and_another_is_refused(
+    ray_cluster: None, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "codes"
+    assert main([*arguments(corpus, output), "--limit", "12"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert main([*arguments(corpus, output), "--limit", "12", "--num-workers", "1"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    capsys.readouterr()
+    for changed, difference in (
+        (["--limit", "13"], "limit was 12, now 13"),
+        (["--limit", "12", "--min-seconds", "0.3"], "min_seconds was 0.2, now 0.3"),
+    ):
+        assert main([*arguments(corpus, output), *changed]) == 2
+        error = capsys.readouterr().err
+        assert difference in error
+        assert "--overwrite" in error
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before

@@ -1,0 +1,770 @@
+"""The evaluate job on a cluster: every prompt is spoken once, judged, and never lost."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import soundfile
+
+from helpers.example import DIGITS, RATE, ROOT, VOICES, copy_corpus, load_script, read_clip, rows_of
+from helpers.pages import Page, assert_self_contained
+from sheen.audio.io import decode_audio, encode_audio, to_pcm16
+from sheen.data import dataset
+from sheen.data.prompts import Prompt
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import Voice
+from sheen.evaluate.config import EvaluateConfig
+from sheen.evaluate.job import run
+from sheen.evaluate.output import AUDIO, ROW_SCHEMA, ROWS
+from sheen.evaluate.prompts import Plan, plan_prompts, prompt_table
+from sheen.evaluate.results import JSON_FILE, PAGE_FILE, write_results
+from sheen.evaluate.speak_stage import SpeakWorker
+from sheen.evaluate.transcribe_stage import TranscribeWorker
+from sheen.lm.checkpoint import CheckpointInfo, Pace
+from sheen.scoring.asr import Pocketsphinx, read_grammar
+from sheen.scoring.speaker_id import ALL, SpeakerProfiles
+from sheen.scoring.wer import error_rate
+from sheen.storage import files
+
+Row = dict[str, Any]
+
+GRAMMAR = DIGITS / "digits.gram"
+SAMPLING = {"temperature": Sampling.temperature, "top_k": 0, "top_p": 0.95}
+TOO_LONG = "nine " * 500  # characters are tokens here, and the model has 2,048 positions
+LISTED: list[Row] = [
+    {"id": "pair", "text": "one two", "speaker": "slt"},
+    {"id": "each", "text": "three"},
+    {"text": "four  five six", "speaker": "awb"},
+    {"id": "pair", "text": "seven eight", "speaker": "rms"},
+    {"id": "long", "text": TOO_LONG, "speaker": "rms"},
+    {"id": "blank", "text": " ", "speaker": "slt"},
+    {"id": "dots", "text": "...", "speaker": "kal16"},
+    {"id": "stranger", "text": "zero", "speaker": "nobody"},
+]
+PLANNED = [
+    ("pair", "one two", "slt"),
+    ("each", "three", "awb"),
+    ("each", "three", "kal16"),
+    ("each", "three", "rms"),
+    ("each", "three", "slt"),
+    ("line-3", "four  five six", "awb"),
+    ("pair", "seven eight", "rms"),
+    ("long", TOO_LONG, "rms"),
+    ("blank", " ", "slt"),
+    ("dots", "...", "kal16"),
+]
+PLAN = Plan([Prompt(*prompt) for prompt in PLANNED], Counter())
+MEASURED = [name for name in ROW_SCHEMA.names if name not in ("key", "id", "text", "speaker")]
+
+main = load_script(ROOT / "jobs" / "evaluate.py").main
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run of the command leaves, and what it printed."""
+
+    config: EvaluateConfig
+    output: Path
+    status: int
+    printed: list[str]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.output / JSON_FILE).read_text("utf-8"))
+        return content
+
+
+def write_prompts(path: Path, rows: list[Row]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def evaluate_config(
+    trained: Path, prompts: Path | str, output: Path, **changes: Any
+) -> EvaluateConfig:
+    """Of the untrained voice, which makes noise until its budget ends."""
+    fields: dict[str, Any] = {
+        "model": str(trained / "checkpoint"),
+        "prompts": str(prompts),
+        "output": str(output),
+        "asr": "pocketsphinx",
+        "max_seconds": 0.5,
+    }
+    return EvaluateConfig(**(fields | changes))
+
+
+def words_of(config: EvaluateConfig) -> list[str]:
+    """The configuration as it is typed."""
+    words = []
+    for name, value in config.model_dump(exclude_unset=True).items():
+        flag = name.replace("_", "-")
+        if value is None:
+            words.append(f"--no-{flag}")
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None:
+                words += [f"--{flag}", str(item)]
+    return words
+
+
+def do(config: EvaluateConfig) -> Done:
+    shown = io.StringIO()
+    with redirect_stdout(shown):
+        status = main(words_of(config))
+    return Done(config, Path(config.output), status, shown.getvalue().splitlines())
+
+
+def rows_in(output: Path) -> list[Row]:
+    """All rows in the order of the list, read with nothing but pyarrow."""
+    read = [
+        row
+        for file in (output / ROWS).glob("*.parquet")
+        for row in pq.ParquetFile(file).read().to_pylist()
+    ]
+    return sorted(read, key=lambda row: int(row["key"]))
+
+
+def spoken_in(output: Path) -> list[Row]:
+    return [row for row in rows_in(output) if row["reason"] is None]
+
+
+def contents(folder: Path, pattern: str = "*") -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob(pattern)
+        if path.is_file()
+    }
+
+
+def committed(output: Path) -> list[Path]:
+    """The file of each block that a run has finished."""
+    return sorted((output / ROWS).glob("*.parquet"))
+
+
+def wait_for(condition: Callable[[], bool], alive: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings of two of the four voices, enough for profiles."""
+    folder = tmp_path_factory.mktemp("known")
+    copy_corpus([row for voice in ("awb", "slt") for row in rows_of("corpus", voice)[:5]], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path, known: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """One run with its judges, which takes as many workers as the cluster has room for."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    return do(
+        evaluate_config(
+            trained,
+            write_prompts(folder / "prompts.jsonl", LISTED),
+            folder / "new" / "out",
+            grammar=str(GRAMMAR),
+            voice_recordings=str(known),
+            rows_per_block=4,
+            worst=2,
+        )
+    )
+
+
+# One run, judged
+
+
+def test_every_prompt_has_one_row(evaluated: Done) -> None:
+    rows = rows_in(evaluated.output)
+    assert [row["key"] for row in rows] == list(range(len(PLANNED)))
+    # What was spoken, and of the others what was asked for.
+    asked = [
+        (name, "four five six" if name == "line-3" else text, speaker)
+        for name, text, speaker in PLANNED
+    ]
+    assert [(row["id"], row["text"], row["speaker"]) for row in rows] == asked
+
+
+def test_the_rows_of_spoken_prompts_are_complete(evaluated: Done, voice: Voice) -> None:
+    rows = spoken_in(evaluated.output)
+    assert len(rows) == 8
+    for row in rows:
+        missing = {name for name in MEASURED if row[name] is None} - {"detail"}
+        # Of a text without words no share of words can be wrong.
+        assert missing == ({"reason", "transcript"} if row["id"] == "dots" else {"reason"})
+        assert 0 < row["seconds"] <= 0.5
+        assert 0 <= row["pause"] <= row["speaking"] <= row["seconds"]
+        assert row["expected_seconds"] == voice.expected_seconds(row["text"], row["speaker"])
+        assert row["identified_speaker"] in ("awb", "slt", "")
+
+
+def test_the_audio_is_in_the_rows(evaluated: Done) -> None:
+    rows = spoken_in(evaluated.output)
+    for row in rows:
+        assert row["audio"]["path"] == f"{row['id']}.flac"
+        described = soundfile.info(io.BytesIO(row["audio"]["bytes"]))
+        assert (described.format, described.subtype) == ("FLAC", "PCM_16")
+        assert (described.samplerate, described.channels) == (RATE, 1)
+        assert described.frames / RATE == row["seconds"]
+    assert len({row["audio"]["bytes"] for row in rows}) == len(rows)
+    assert not (evaluated.output / AUDIO).exists()
+
+
+def test_prompts_that_cannot_be_spoken_say_why(evaluated: Done) -> None:
+    rejected = {row["id"]: row for row in rows_in(evaluated.output) if row["reason"] is not None}
+    assert rejected.keys() == {"long", "blank"}
+    assert {row["reason"] for row in rejected.values()} == {"text cannot be spoken"}
+    assert "2048 tokens" in rejected["long"]["detail"]
+    assert "the text is empty" in rejected["blank"]["detail"]
+    for row in rejected.values():
+        assert all(row[name] is None for name in MEASURED if name not in ("reason", "detail"))
+
+
+def test_the_report_is_that_of_the_rows(evaluated: Done) -> None:
+    report, rows = evaluated.report, spoken_in(evaluated.output)
+    assert report["prompts"] == len(PLANNED)
+    assert sum(report["rejected"].values()) == 2
+    assert sum(report["skipped"].values()) == 1
+    assert "nobody" in next(iter(report["skipped"]))
+    assert report["config"]["prompts"] == evaluated.config.prompts
+    assert list(report["voices"]) == [*sorted(VOICES), ALL]
+    for voice, result in report["voices"].items():
+        own = [row for row in rows if voice in (row["speaker"], ALL)]
+        judged = [row for row in own if row["transcript"] is not None]
+        texts, heard = [row["text"] for row in judged], [row["transcript"] for row in judged]
+        assert result["clips"] == len(own)
+        assert result["ended_with_eos"]["count"] == sum(row["ended_with_eos"] for row in own)
+        for unit, name in (("word", "wer"), ("character", "cer")):
+            errors = error_rate(unit, texts, heard)
+            assert (result[name]["errors"], result[name]["units"]) == (errors.errors, errors.units)
+        ratios = [row["seconds"] / row["expected_seconds"] for row in own]
+        assert result["duration"]["value"] == pytest.approx(np.mean(ratios))
+        profiled = [row for row in own if row["speaker"] in ("awb", "slt")]
+        if profiled:
+            right = [row["identified_speaker"] == row["speaker"] for row in profiled]
+            assert result["speaker_accuracy"]["of"] == len(profiled)
+            assert result["speaker_accuracy"]["count"] == sum(right)
+        else:
+            assert result["speaker_accuracy"] is None
+    assert "pocketsphinx" in report["asr"]
+
+
+def test_the_command_prints_the_table(evaluated: Done) -> None:
+    assert evaluated.status == 0
+    first = next(i for i, line in enumerate(evaluated.printed) if line.startswith("voice "))
+    table = evaluated.printed[first:]
+    assert table[0].split() == ["voice", "awb", "kal16", "rms", "slt", "all"]
+    assert table[1].split() == ["clips", "2", "2", "2", "2", "8"]
+    names = [line[:24].strip() for line in table]
+    assert {"WER", "CER", "speaker accuracy", "ended with EOS"} < set(names)
+    assert f"page: {evaluated.output / PAGE_FILE}" in table
+
+
+def test_the_page_plays_the_worst(evaluated: Done) -> None:
+    html = (evaluated.output / PAGE_FILE).read_text("utf-8")
+    page = Page(html)
+    assert_self_contained(html)
+    assert len(page.attributes("src", "audio")) == 2
+    assert "8 prompts" in page.text
+    for reason in (*evaluated.report["rejected"], *evaluated.report["skipped"]):
+        assert reason in page.text
+
+
+# What is read back
+
+
+@pytest.mark.parametrize("fault", ["twice", "lost"])
+def test_rows_that_are_not_one_for_each_prompt_are_no_result(
+    evaluated: Done, voice: Voice, tmp_path: Path, fault: str
+) -> None:
+    output = Path(shutil.copytree(evaluated.output, tmp_path / "out"))
+    block = committed(output)[0]
+    if fault == "twice":
+        shutil.copy(block, block.with_name("again.parquet"))
+    else:
+        block.unlink()
+    with pytest.raises(RuntimeError, match=f"rows for {len(PLANNED)} prompts"):
+        write_results(evaluated.config, voice.info, None, PLAN, str(output))
+
+
+def test_a_page_may_play_nothing(evaluated: Done, voice: Voice, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(evaluated.output, tmp_path / "out"))
+    config = evaluated.config.model_copy(update={"worst": 0})
+    write_results(config, voice.info, None, PLAN, str(output))
+    page = Page((output / PAGE_FILE).read_text("utf-8"))
+    assert page.attributes("src", "audio") == []
+    assert "By voice" in page.text
+
+
+# A run of some voices that only speaks, into files, and one like it that is killed
+
+FILES: list[Row] = [
+    {"id": "t0", "text": "one"},
+    {"id": "t1", "text": "two three"},
+    {"id": "own", "text": "four five", "speaker": "slt"},
+    {"id": "other", "text": "six", "speaker": "rms"},
+    {"id": "t2", "text": "seven eight nine"},
+    {"id": "t3", "text": "zero"},
+]
+NAMES = [
+    "slt/t0.flac", "awb/t0.flac", "slt/t1.flac", "awb/t1.flac", "slt/own.flac",
+    "slt/t2.flac", "awb/t2.flac", "slt/t3.flac", "awb/t3.flac",
+]  # fmt: skip
+
+
+def files_config(trained: Path, folder: Path) -> EvaluateConfig:
+    """Every prompt is a block of its own, so that what is spoken beside it is nothing."""
+    return evaluate_config(
+        trained,
+        write_prompts(folder / "prompts.jsonl", FILES),
+        folder / "out",
+        voices=["slt", "awb"],
+        audio="files",
+        asr=None,
+        rows_per_block=1,
+        num_workers=1,
+        worst=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def spoken(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return do(files_config(trained, tmp_path_factory.mktemp("spoken")))
+
+
+def test_audio_goes_into_files_of_the_voices_that_are_asked_for(spoken: Done) -> None:
+    rows = rows_in(spoken.output)
+    assert [row["key"] for row in rows] == list(range(len(NAMES)))
+    assert [row["audio"] for row in rows] == [{"bytes": None, "path": name} for name in NAMES]
+    audio = contents(spoken.output / AUDIO)
+    assert sorted(audio) == sorted(NAMES)
+    for row in rows:
+        assert row["speaker"] == row["audio"]["path"].partition("/")[0]
+        samples = decode_audio(audio[row["audio"]["path"]], RATE)
+        assert len(samples) / RATE == row["seconds"]
+    assert len(set(audio.values())) == len(NAMES)
+
+
+def test_without_a_judge_the_rest_is_reported(spoken: Done) -> None:
+    assert spoken.status == 0
+    for row in rows_in(spoken.output):
+        assert row["transcript"] is row["identified_speaker"] is row["reason"] is None
+    report = spoken.report
+    assert report["asr"] is None
+    assert list(report["skipped"].values()) == [1]
+    assert list(report["voices"]) == ["awb", "slt", ALL]
+    for result, clips in zip(report["voices"].values(), (4, 5, 9), strict=True):
+        assert result["wer"] is result["cer"] is result["speaker_accuracy"] is None
+        assert result["ended_with_eos"]["of"] == result["clips"] == clips
+    page = Page((spoken.output / PAGE_FILE).read_text("utf-8"))
+    assert len(page.attributes("src", "audio")) == 3
+    assert "No ASR" in page.text
+    assert not any(line.startswith("WER") for line in spoken.printed)
+
+
+KILLED = """
+    import sys
+
+    import ray
+
+    from sheen.runs import cluster
+    from sheen.config import load_config
+    from sheen.evaluate.config import EvaluateConfig
+    from sheen.evaluate.job import run
+
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": cluster.WORKER_ENV}
+    )
+    run(load_config(EvaluateConfig, sys.argv[1:], "evaluate"))
+"""
+
+
+@pytest.mark.soak  # a cluster of its own: two and a half minutes
+def test_a_killed_run_goes_on_and_ends_the_same(
+    trained: Path, spoken: Done, tmp_path: Path
+) -> None:
+    """Killed with all of its cluster, and gone on with on another one."""
+    config = files_config(trained, tmp_path)
+    output = Path(config.output)
+    script, log = tmp_path / "killed.py", tmp_path / "killed.log"
+    script.write_text(textwrap.dedent(KILLED))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with log.open("w") as file, subprocess.Popen(
+        [sys.executable, str(script), *words_of(config)],
+        env=environment, stdout=file, stderr=file, cwd=ROOT,
+    ) as process:  # fmt: skip
+        wait_for(lambda: bool(committed(output)), lambda: process.poll() is None, 200)
+        assert process.poll() is None, log.read_text()[-3000:]
+        family = psutil.Process(process.pid).children(recursive=True)
+        family = [member for member in family if "Agent" not in member.name()]
+        process.send_signal(signal.SIGKILL)
+    # A worker that outlives its driver for a moment could still write; Ray's agents do not.
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+    assert committed(output), log.read_text()[-3000:]
+    assert not (output / JSON_FILE).exists(), "it was killed before its end"
+    done = [pq.ParquetFile(path).read()["key"].to_pylist() for path in committed(output)]
+    assert 0 < sum(map(len, done)) < len(NAMES)
+    kept = contents(output / ROWS, "*.parquet")
+
+    assert run(config.model_copy(update={"slots": 8, "worst": 1})).report is not None
+
+    assert kept.items() <= contents(output / ROWS).items(), "what was finished is left alone"
+    assert rows_in(output) == rows_in(spoken.output)
+    assert contents(output / AUDIO, "*.flac") == contents(spoken.output / AUDIO)
+    content = json.loads((output / JSON_FILE).read_text("utf-8"))
+    assert content["voices"] == spoken.report["voices"]
+
+
+# The same folder again
+
+
+def test_a_finished_run_speaks_nothing_again(spoken: Done) -> None:
+    before, report = contents(spoken.output / ROWS), spoken.report
+    run(spoken.config.model_copy(update={"slots": 2}))
+    assert contents(spoken.output / ROWS) == before
+    again = spoken.report
+    assert again.pop("config") != report.pop("config")
+    assert again == report
+
+
+def test_a_model_and_prompts_that_were_moved_are_the_same(spoken: Done, tmp_path: Path) -> None:
+    before = contents(spoken.output / ROWS)
+    model = shutil.copytree(spoken.config.model, tmp_path / "a model")
+    prompts = shutil.copy(spoken.config.prompts, tmp_path / "others.jsonl")
+    run(spoken.config.model_copy(update={"model": str(model), "prompts": str(prompts)}))
+    assert contents(spoken.output / ROWS) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"temperature": 0.9}, f"temperature was {Sampling.temperature}, now 0.9"),
+        ({"asr": "pocketsphinx"}, "asr was None, now 'pocketsphinx'"),
+        ({"voices": ["slt"]}, "voices was ['slt', 'awb'], now ['slt']"),
+        ({"audio": "parquet", "limit": 1}, "audio was 'files', now 'parquet'"),
+    ],
+)
+def test_another_evaluation_in_the_folder_is_refused(
+    spoken: Done, changes: dict[str, Any], message: str
+) -> None:
+    refuse_to_go_on(spoken, message, **changes)
+
+
+def test_other_prompts_in_the_folder_are_refused(spoken: Done, tmp_path: Path) -> None:
+    """Though their file has the same name."""
+    other = write_prompts(tmp_path / "prompts.jsonl", [*FILES[1:], FILES[0]])
+    refuse_to_go_on(spoken, "prompts sha256 was", prompts=str(other))
+
+
+def test_another_model_in_the_folder_is_refused(spoken: Done, tmp_path: Path) -> None:
+    """Though its folder has the same name."""
+    model = Path(shutil.copytree(spoken.config.model, tmp_path / "checkpoint"))
+    weights = model / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    refuse_to_go_on(spoken, "model.safetensors of the model was", model=str(model))
+
+
+def refuse_to_go_on(done: Done, message: str, **changes: Any) -> None:
+    before = contents(done.output)
+    with pytest.raises(ValueError, match="holds another evaluation") as caught:
+        run(done.config.model_copy(update=changes))
+    assert message in str(caught.value)
+    assert contents(done.output) == before
+
+
+def test_a_folder_of_something_else_is_refused(
+    spoken: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("all of it", "utf-8")
+    config = spoken.config.model_copy(update={"output": str(tmp_path)})
+    assert main(words_of(config)) == 2
+    assert f"--output {tmp_path} holds something" in capsys.readouterr().err
+    assert contents(tmp_path) == {"thesis.txt": b"all of it"}
+
+
+@pytest.mark.soak
+def test_when_nothing_can_be_spoken_the_command_fails(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", [{"text": TOO_LONG, "speaker": "slt"}] * 3)
+    config = evaluate_config(trained, prompts, tmp_path / "out", asr=None, num_workers=1)
+    assert main(words_of(config)) == 2
+    assert "no prompt could be spoken" in capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / JSON_FILE).read_text("utf-8"))
+    assert report["prompts"] == sum(report["rejected"].values()) == 3
+    assert len(rows_in(tmp_path / "out")) == 3
+
+
+# Refused before any worker starts
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "{tmp}/nowhere"}, "--model {tmp}/nowhere: no such folder"),
+        ({"model": "{tmp}/empty"}, "{tmp}/empty is not a Sheen checkpoint"),
+        ({"prompts": "{tmp}/nowhere.txt"}, "--prompts {tmp}/nowhere.txt: no such file"),
+        ({"prompts": "{tmp}/blank.txt"}, "--prompts {tmp}/blank.txt: it holds no prompts"),
+        ({"prompts": "{tmp}/strange.jsonl"}, "--prompts {tmp}/strange.jsonl: none is for"),
+        ({"voices": ["nobody"]}, "--voices nobody: the checkpoint has awb, kal16, rms, slt"),
+        ({"asr": None, "grammar": str(GRAMMAR)}, "there is no ASR"),
+        ({"asr": "./nowhere"}, "--asr: recogniser './nowhere': no such folder"),
+        ({"grammar": "{tmp}/nowhere.gram"}, "--grammar {tmp}/nowhere.gram"),
+        ({"voice_recordings": "{tmp}/nowhere"}, "--voice-recordings"),
+        ({"voice_recordings": "{tmp}/one"}, "--voice-recordings {tmp}/one: profiles need two"),
+        ({"voice_recordings": "{tmp}/torn.jsonl"}, "{tmp}/torn.flac"),
+        ({"voice_recordings": "{tmp}/torn.jsonl"}, "--voice-recordings"),
+        ({"voice_recordings": "{tmp}/lost.jsonl"}, "--voice-recordings"),
+        ({"prompts": "{tmp}/path.jsonl", "audio": "files"}, "'a/b' (prompt 'a/b') is no name"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+    ],
+)
+def test_what_the_user_must_change_is_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any], message: str,
+) -> None:  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one").mkdir()
+    copy_corpus(rows_of("corpus", "slt")[:1], tmp_path / "one")
+    (tmp_path / "blank.txt").write_text("\n", "utf-8")
+    (tmp_path / "torn.flac").write_bytes(b"no sound")
+    write_prompts(tmp_path / "strange.jsonl", LISTED[-1:])
+    write_prompts(tmp_path / "path.jsonl", [{"id": "a/b", "text": "one"}])
+    for name in ("torn", "lost"):
+        row = {"audio": f"{name}.flac", "text": "one", "speaker": "slt"}
+        write_prompts(tmp_path / f"{name}.jsonl", [row])
+    config = evaluate_config(trained, write_prompts(tmp_path / "p.jsonl", LISTED), tmp_path / "out")
+    given = {
+        name: value.format(tmp=tmp_path) if isinstance(value, str) else value
+        for name, value in changes.items()
+    }
+    fields = config.model_dump(exclude_unset=True) | given
+    assert main(words_of(EvaluateConfig.model_construct(**fields))) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jobs/evaluate.py: error: ")
+    assert message.format(tmp=tmp_path) in error
+    assert not (tmp_path / "out").exists()
+
+
+# The plan
+
+MIXED = [Prompt("a", "one", "slt"), Prompt("b", "two"), Prompt("c", "three", "awb")]
+
+
+def plan(
+    listed: list[Prompt], trained_voices: list[str], **changes: Any
+) -> tuple[list[tuple[str, str | None]], Counter[str]]:
+    """Id and voice of what a checkpoint of these voices is to speak, and what is left out."""
+    fields: dict[str, Any] = {"model": "m", "prompts": "p", "output": "o"}
+    info = CheckpointInfo.model_construct(voices=trained_voices)
+    made = plan_prompts(listed, info, EvaluateConfig(**(fields | changes)))
+    return [(prompt.id, prompt.speaker) for prompt in made.prompts], made.skipped
+
+
+def test_prompts_without_a_voice_are_for_every_voice() -> None:
+    planned, skipped = plan(MIXED, ["awb", "rms", "slt"])
+    assert planned == [("a", "slt"), ("b", "awb"), ("b", "rms"), ("b", "slt"), ("c", "awb")]
+    assert not skipped
+
+
+def test_only_voices_that_are_asked_for_speak() -> None:
+    planned, skipped = plan(MIXED, ["awb", "rms", "slt"], voices=["slt", "rms"])
+    assert planned == [("a", "slt"), ("b", "slt"), ("b", "rms")]
+    assert skipped.total() == 1
+    assert "'awb'" in next(iter(skipped))
+
+
+def test_untrained_voices_are_asked_for_all_the_same() -> None:
+    listed = [*MIXED, Prompt("d", "four", "new")]
+    planned, skipped = plan(listed, ["awb"], untrained_voices=["new"])
+    assert planned == [("b", "awb"), ("b", "new"), ("c", "awb"), ("d", "new")]
+    assert skipped.total() == 1
+    planned, _ = plan(listed, ["awb"], untrained_voices=["new"], voices=["new"])
+    assert planned == [("b", "new"), ("d", "new")]
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [{"voices": ["slt", "slt"]}, {"voices": ["slt"]}, {"untrained_voices": ["slt"]}],
+)
+def test_a_voice_that_is_asked_for_twice_speaks_once(twice: dict[str, list[str]]) -> None:
+    assert plan(MIXED[:2], ["slt"], **twice)[0] == [("a", "slt"), ("b", "slt")]
+
+
+def test_few_prompts_of_a_voice_are_spread_over_its_list() -> None:
+    listed = [Prompt(str(place), "one", ("awb", "slt")[place % 2]) for place in range(20)]
+    planned, _ = plan(listed, ["awb", "slt"], per_voice=3)
+    assert sorted(planned, key=lambda prompt: int(prompt[0])) == [
+        ("0", "awb"), ("1", "slt"), ("6", "awb"), ("7", "slt"), ("12", "awb"), ("13", "slt"),
+    ]  # fmt: skip
+    everything, _ = plan(listed, ["awb", "slt"])
+    assert sorted(plan(listed, ["awb", "slt"], per_voice=99)[0]) == sorted(everything)
+
+
+def test_a_checkpoint_of_one_voice_speaks_for_all() -> None:
+    planned, skipped = plan(MIXED, [])
+    assert planned == [("a", None), ("b", None), ("c", None)]
+    assert not skipped
+    with pytest.raises(ValueError, match="--voices slt: the checkpoint has one voice"):
+        plan(MIXED, [], voices=["slt"])
+
+
+def test_the_limit_is_one_of_the_list() -> None:
+    planned, skipped = plan(MIXED, ["awb", "slt"], voices=["awb"], limit=2)
+    assert planned == [("b", "awb")]
+    assert skipped.total() == 1
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "a b", "a\n", ""])
+def test_an_id_that_is_no_file_name_is_refused_for_files(name: str) -> None:
+    listed = [Prompt("fine-1_2.x", "one", "slt"), Prompt(name, "two", "slt")]
+    with pytest.raises(ValueError, match=r"--audio files: .* is no name for a file"):
+        plan(listed, ["slt"], audio="files")
+    assert len(plan(listed, ["slt"])[0]) == 2
+
+
+def test_ids_that_repeat_are_refused_for_files() -> None:
+    listed = [Prompt("a", "one", "slt"), Prompt("b", "two", "slt"), Prompt("a", "three", "slt")]
+    with pytest.raises(ValueError, match="--audio files: two prompts have the id 'a'"):
+        plan(listed, ["slt"], audio="files")
+    assert len(plan(listed, ["slt"])[0]) == 3
+    # Of two voices: each has its own folder.
+    others = [replace(listed[0], speaker="awb"), *listed[:2]]
+    assert len(plan(others, ["awb", "slt"], audio="files")[0]) == 3
+
+
+def test_the_hash_of_a_file_is_that_of_all_its_pieces(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes((1 << 24) + 5)
+    (tmp_path / "weights").write_bytes(data)
+    expected = hashlib.sha256(data).hexdigest()
+    for location in (str(tmp_path / "weights"), (tmp_path / "weights").as_uri()):
+        assert files.sha256(location) == expected
+
+
+# The stages by themselves
+
+
+def test_every_prompt_has_draws_of_its_own(trained: Path) -> None:
+    """The same text in the same voice; more prompts than a batch holds; one that is refused."""
+    worker = SpeakWorker(
+        model=str(trained / "checkpoint"),
+        device="cpu",
+        untrained_voices=["new"],
+        sampling=SAMPLING,
+        seed=0,
+        max_seconds=0.3,
+        slots=2,
+    )
+    prompts = [Prompt(name, "one two", "slt") for name in "abc"]
+    prompts += [Prompt("d", "one two", "nobody"), Prompt("e", "one two", "new")]
+    table = worker(prompt_table(prompts))
+    assert table.schema == ROW_SCHEMA
+    rows = {row["id"]: row for row in table.to_pylist()}
+    assert len({rows[name]["audio"]["bytes"] for name in "abc"}) == 3
+    assert rows["d"]["reason"] == "voice is unknown"
+    assert "unknown voice 'nobody'" in rows["d"]["detail"]
+    assert rows["e"]["reason"] is rows["e"]["expected_seconds"] is None
+    assert rows["e"]["seconds"] > 0
+    # A block of which nothing can be spoken.
+    (row,) = worker(prompt_table([Prompt("f", " ", "slt")])).to_pylist()
+    assert (row["id"], row["seconds"], row["audio"]) == ("f", None, None)
+
+
+def test_listening_keeps_rows_and_clips_together(
+    ray_cluster: None, profiles: SpeakerProfiles
+) -> None:
+    clips = [
+        read_clip("heldout", "slt-h001"),
+        np.zeros(RATE // 2, np.float32),
+        read_clip("heldout", "awb-h010"),
+    ]
+    rows: list[Row] = [
+        dict.fromkeys(ROW_SCHEMA.names)
+        | {
+            "key": key,
+            "text": text,
+            "audio": {"bytes": encode_audio(clip, RATE, "FLAC"), "path": "x"},
+        }
+        for key, (clip, text) in enumerate(zip(clips, ("one", "two", "..."), strict=True))
+    ]
+    rows.insert(1, dict.fromkeys(ROW_SCHEMA.names) | {"key": 3, "reason": "too long"})
+    decoded = [decode_audio(row["audio"]["bytes"], RATE) for row in rows if row["audio"]]
+    heard = Pocketsphinx(GRAMMAR).transcribe(decoded, RATE)
+    assert len(set(heard)) == 3
+    first, last = (profiles.hear(decoded[index], RATE).voice for index in (0, 2))
+    assert first != last
+    table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+
+    grammar = read_grammar(GRAMMAR)
+    listened = TranscribeWorker("pocketsphinx", grammar, "cpu", ray.put(profiles), RATE)(table)
+
+    assert listened.schema == ROW_SCHEMA
+    assert [row["key"] for row in listened.to_pylist()] == [0, 3, 1, 2]
+    assert listened["transcript"].to_pylist() == [heard[0], None, heard[1], None]
+    assert listened["identified_speaker"].to_pylist() == [first, None, "", last]
+    unheard = TranscribeWorker(None, None, "cpu", ray.put(profiles), RATE)(table)
+    assert unheard["transcript"].to_pylist() == [None] * 4
+    assert unheard["identified_speaker"] == listened["identified_speaker"]
+
+
+@pytest.mark.parametrize("container", ["FLAC", "WAV"])
+def test_encoded_audio_holds_the_samples(container: Literal["FLAC", "WAV"]) -> None:
+    samples = np.random.default_rng(0).uniform(-1.1, 1.1, 1000).astype(np.float32)
+    data = encode_audio(samples, RATE, container)
+    read, rate = soundfile.read(io.BytesIO(data), dtype="int16")
+    assert rate == RATE
+    assert soundfile.info(io.BytesIO(data)).format == container
+    np.testing.assert_array_equal(read, to_pcm16(samples))
+
+
+# How long a text is expected to take
+
+
+def test_a_text_is_expected_to_take_what_recordings_do(voice: Voice, encoded: Path) -> None:
+    read = dataset.read_utterances(str(encoded), voice.info.token_layout)
+    seconds_per_frame = voice.codec.frame_samples / RATE
+    for name in VOICES:
+        taken, expected = 0.0, 0.0
+        for index, (text, speaker) in enumerate(zip(read.texts, read.speakers, strict=True)):
+            if speaker == name:
+                taken += len(read.codes(index)) * seconds_per_frame
+                expected += voice.expected_seconds(text, name) or 0.0
+        assert expected == pytest.approx(taken, rel=1e-3)
+
+
+def test_white_space_takes_no_time(voice: Voice) -> None:
+    expected = voice.expected_seconds("one two", "slt")
+    assert expected is not None
+    assert voice.expected_seconds("  one \n two ", "slt") == expected > 0
+
+
+def test_without_a_record_nothing_is_expected(voice: Voice) -> None:
+    assert voice.expected_seconds("one two", None) is None
+    pace = {"": Pace(frames=3, frames_per_character=1.5)}
+    info = voice.info.model_copy(update={"pace": pace})
+    nameless = replace(voice, info=info)
+    assert nameless.expected_seconds("one two", "slt") is None
+    assert nameless.expected_seconds("one two", None) == pytest.approx((3 + 1.5 * 7) * 2048 / RATE)

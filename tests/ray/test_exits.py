@@ -1,0 +1,122 @@
+"""How the jobs end: one line and a status for what a user can mend; the same command resumes."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from helpers.example import CODEC, ROOT, load_script
+from helpers.jobs import DOORS
+from sheen.runs.exits import Stopped, run_job
+
+encode = load_script(ROOT / "jobs" / "encode.py").main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("--x: no"), 2, "job: error: --x: no"),
+        (OSError(errno.EROFS, "Read-only file system", "/o"), 2, "Read-only file system: '/o'"),
+        (OSError(errno.ENOSPC, "No space", "/o"), 2, "'/o'. Free space, then the same command"),
+        (KeyboardInterrupt(), 130, "job: interrupted; the same command resumes"),
+        (Stopped(signal.SIGTERM, "stopped"), 143, "job: stopped"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job() -> int:
+        raise error
+
+    assert run_job("job", job) == status
+    said = "".join(capsys.readouterr()).splitlines()
+    assert len(said) == 1
+    assert line in said[0]
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    for error in (RuntimeError("x"), KeyError("x")):
+        with pytest.raises(type(error)):
+            run_job("job", lambda error=error: (_ for _ in ()).throw(error))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("job", DOORS)
+def test_an_output_that_cannot_be_written_is_one_line(
+    job: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A file is where a folder would have to be, which not even root can write below."""
+    monkeypatch.chdir(tmp_path)
+    line = '{"text": "one", "snac_codes": [[1], [1, 2], [1, 2, 3, 4]]}\n'
+    (tmp_path / "codes.jsonl").write_text(line * 3)
+    words = DOORS[job] | ({"model": base} if job == "train" else {})
+    words |= {"output": tmp_path / "codes.jsonl" / "out"}
+    main = load_script(ROOT / "jobs" / f"{job}.py").main
+    capsys.readouterr()
+    assert main([str(w) for pair in words.items() for w in (f"--{pair[0]}", pair[1])]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, said
+    assert "codes.jsonl" in said[0]
+
+
+def words_for(corpus: Path, output: Path) -> list[str]:
+    return [
+        *("--input", str(corpus), "--output", str(output), "--codec", str(CODEC)),
+        *("--report-clips", "0", "--rows-per-block", "4", "--num-workers", "1"),
+    ]
+
+
+def keys_in(output: Path) -> list[Any]:
+    paths = (output / "rows").rglob("*.parquet")
+    return sorted(row["key"] for path in paths for row in pq.ParquetFile(path).read().to_pylist())
+
+
+def test_a_worker_that_cannot_write_ends_the_encoding_with_one_line(
+    ray_cluster: None, corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert encode([*words_for(corpus, output), "--limit", "4"]) == 0
+    (output / "report.json").unlink()
+    folder = output / "rows" / "status=encoded"
+    folder.rename(tmp_path / "aside")
+    folder.write_text("in the way")
+    capfd.readouterr()
+    assert encode([*words_for(corpus, output), "--limit", "4"]) == 2
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert "status=encoded" in said.err.strip().splitlines()[-1]
+    folder.unlink()
+    assert encode([*words_for(corpus, output), "--limit", "4"]) == 0
+    assert keys_in(output) == [0, 1, 2, 3]
+
+
+def test_an_interrupted_encoding_says_so_and_resumes(
+    ray_cluster: None, corpus: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    words = [sys.executable, str(ROOT / "jobs" / "encode.py"), *words_for(corpus, output)]
+    environment = os.environ | {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)
+    }  # fmt: skip
+    log = tmp_path / "log"
+    with log.open("w") as file, subprocess.Popen(
+        [*words, "--shifts", "60"], stdout=file, stderr=file, env=environment
+    ) as process:  # fmt: skip
+        while process.poll() is None and not list(output.rglob("*.parquet")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+    said = log.read_text()
+    assert process.returncode == 130, said[-3000:]
+    assert said.strip().splitlines()[-1] == "jobs/encode.py: interrupted; the same command resumes"
+    assert "Traceback" not in said
+    assert encode([*words_for(corpus, output), "--shifts", "60"]) == 0
+    keys = keys_in(output)
+    assert [keys.count(key) for key in sorted(set(keys))] == [60] * 16

@@ -1,0 +1,227 @@
+"""A training run that is killed, stopped, starved of disk or given nonsense loses nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+
+from helpers.example import ROOT
+from helpers.training import metrics, train_config, weights
+from sheen.train.config import TrainConfig
+from sheen.train.job import run as train
+
+TIMED = {"target_tokens_per_second", "tokens_per_second", "seconds_left"}
+
+
+def curve(output: Path) -> list[dict[str, Any]]:
+    """The metrics without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in metrics(output)]
+
+
+def assert_same_end(output: Path, trained: Path) -> None:
+    assert curve(output) == curve(trained)
+    for name, tensor in weights(trained).items():
+        assert torch.equal(tensor, weights(output)[name]), name
+
+
+def wait_for(condition: Callable[[], bool], alive: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+@contextmanager
+def job(config: TrainConfig, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The train job as a process of its own, on the tests' cluster."""
+    words = [sys.executable, str(ROOT / "jobs" / "train.py")]
+    for name, value in config.model_dump(exclude_unset=True, exclude_none=True).items():
+        flag = f"--{name.replace('_', '-')}"
+        for word in value if isinstance(value, list) else [value]:
+            words += [flag] if word is True else [flag, str(word)]
+    address = ray.get_runtime_context().gcs_address
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            words, env=os.environ | {"RAY_ADDRESS": address}, stdout=file, stderr=file, cwd=ROOT
+        ) as process,
+    ):
+        yield process
+
+
+def test_a_killed_run_resumes_by_name_and_ends_the_same(
+    encoded: Path, base: Path, trained: Path, tmp_path: Path
+) -> None:
+    config = train_config(encoded, base, tmp_path / "out")
+    saved = tmp_path / "out" / "run" / "checkpoints.json"
+    log = tmp_path / "killed.log"
+    with job(config, log) as process:
+        wait_for(saved.exists, lambda: process.poll() is None, 200)
+        process.send_signal(signal.SIGKILL)
+    assert saved.exists(), log.read_text()[-3000:]
+    assert not (tmp_path / "out" / "checkpoint").exists(), "it was killed before its end"
+    # Lines that the killed run wrote after its checkpoint must not stand twice.
+    train(config)
+    assert_same_end(tmp_path / "out", trained)
+
+
+def train_workers() -> list[psutil.Process]:
+    """Of this process's cluster alone: tests beside it have workers too."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if (process.cmdline() or [""])[0].startswith("ray::RayTrainWorker"):
+                found.append(process)
+    return found
+
+
+def test_a_signal_while_no_worker_can_start_ends_the_run(
+    encoded: Path, base: Path, tmp_path: Path
+) -> None:
+    """For a GPU that is not there it would wait for ever."""
+    config = train_config(encoded, base, tmp_path / "out", gpu=True)
+    log = tmp_path / "waiting.log"
+    begun = tmp_path / "out" / "run" / ".validate_storage_marker"
+    with job(config, log) as process:
+        wait_for(begun.exists, lambda: process.poll() is None, 200)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM, log.read_text()[-3000:]
+    assert "stopped by SIGTERM while no worker was running" in log.read_text()
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.soak)])
+def test_workers_killed_at_random_steps_change_nothing(
+    encoded: Path, base: Path, trained: Path, tmp_path: Path, times: int
+) -> None:
+    config = train_config(encoded, base, tmp_path / "out", max_failures=times)
+    log = tmp_path / "out" / "metrics.jsonl"
+    killed: list[int] = []
+    ended = threading.Event()
+
+    def kill() -> None:
+        """A worker each time the log first holds one of so many random steps."""
+        for step in sorted(random.Random(0).sample(range(1, 6), times)):
+
+            def reached(step: int = step) -> bool:
+                return log.exists() and any(
+                    row.get("step", 0) >= step for row in metrics(tmp_path / "out")
+                )
+
+            wait_for(reached, lambda: not ended.is_set(), 200)
+            for process in train_workers():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+                    killed.append(process.pid)
+            wait_for(lambda: not reached(), lambda: not ended.is_set(), 20)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        train(config)
+    finally:
+        ended.set()
+        killer.join()
+    assert len(set(killed)) == times
+    assert_same_end(tmp_path / "out", trained)
+
+
+def test_a_stopped_run_goes_on_with_another_number_of_workers(
+    encoded: Path, base: Path, trained: Path, tmp_path: Path
+) -> None:
+    """SIGTERM saves at once; one worker then takes the rows that two had, and says so."""
+    changes = {"num_workers": 2, "accumulation": 1, "cpus_per_worker": 0.5, "save_every": 100}
+    config = train_config(encoded, base, tmp_path / "out", **changes)
+    log = tmp_path / "stopped.log"
+    begun = tmp_path / "out" / "metrics.jsonl"
+    with job(config, log) as process:
+        wait_for(begun.exists, lambda: process.poll() is None, 200)
+        # Both stand still until they are told, so that they cannot come to their end before it.
+        workers = train_workers()
+        for worker in workers:
+            worker.suspend()
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "stopping:" in log.read_text(), lambda: process.poll() is None, 100)
+        for worker in workers:
+            worker.resume()
+    assert process.returncode == 128 + signal.SIGTERM, log.read_text()[-3000:]
+    assert "the same command resumes" in log.read_text()
+    index = json.loads((tmp_path / "out" / "run" / "checkpoints.json").read_text())
+    assert len(index["checkpoints"]) == 1, "none was due: the signal made it"
+    config = config.model_copy(update={"num_workers": 1, "cpus_per_worker": 1.0})
+    with job(config, log) as process:
+        process.wait(timeout=250)
+    assert process.returncode == 0, log.read_text()[-3000:]
+    assert "a step still has 2 rows, the same ones" in log.read_text()
+    for one, two in zip(metrics(trained)[1:], metrics(tmp_path / "out")[1:], strict=True):
+        assert two["step"] == one["step"]
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def test_a_finished_run_has_nothing_left_to_do(encoded: Path, base: Path, trained: Path) -> None:
+    before = (trained / "metrics.jsonl").read_bytes(), weights(trained)
+    train(train_config(encoded, base, trained))
+    assert (trained / "metrics.jsonl").read_bytes() == before[0]
+    assert_same_end(trained, trained)
+
+
+def test_a_rate_that_diverges_ends_the_run_and_says_so(
+    encoded: Path, base: Path, tmp_path: Path
+) -> None:
+    config = train_config(
+        encoded, base, tmp_path / "out", learning_rate=1e30, warmup_steps=0, save_every=1
+    )
+    with pytest.raises(ValueError, match=r"the gradient of step \d is nan.*--learning-rate"):
+        train(config)
+    index = json.loads((tmp_path / "out" / "run" / "checkpoints.json").read_text())
+    assert index["checkpoints"], "the last checkpoint is kept"
+
+
+FULL_DISK = """
+    import resource, signal, sys
+    import ray
+    from sheen.runs import cluster
+    from sheen.train import command
+    from sheen.train.config import TrainConfig
+    from sheen.train.job import run
+
+    def limit():  # in each worker: files end at a size, as on a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    ray.init(
+        "local", num_cpus=1, include_dashboard=False,
+        runtime_env={"env_vars": cluster.WORKER_ENV, "worker_process_setup_hook": limit},
+    )
+    sys.exit(command.main("train", sys.argv[1:], TrainConfig, run, lambda *_: "done"))
+"""
+
+
+def test_a_full_disk_ends_the_run_and_says_so(encoded: Path, base: Path, tmp_path: Path) -> None:
+    script = tmp_path / "full.py"
+    script.write_text(textwrap.dedent(FULL_DISK))
+    config = train_config(encoded, base, tmp_path / "out", save_every=1, best_metric=None)
+    words = [sys.executable, str(script)]
+    for name, value in config.model_dump(exclude_unset=True, exclude_none=True).items():
+        for word in value if isinstance(value, list) else [value]:
+            words += [f"--{name.replace('_', '-')}", str(word)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=250, env=environment)
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "step-00000001: File too large while saving" in done.stderr
+    assert "Free space, then the same command goes on" in done.stderr
+    left = {path.name for path in (tmp_path / "out" / "run").iterdir()}
+    assert not any(name.startswith(("step-", "sheen-")) for name in left), "nothing half written"

@@ -1,0 +1,187 @@
+"""The same command again: what failed for now is tried again, and other content is refused.
+
+Through the jobs' doors: files in, rows and message out.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from helpers.example import CODEC, DIGITS, ROOT, load_script
+from helpers.training import metrics, train_config
+from sheen.data import dataset
+from sheen.train.job import run as train
+
+WAVS = DIGITS / "corpus" / "wavs"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+encode = load_script(ROOT / "jobs" / "encode.py").main
+
+
+def flags(location: Path, output: Path, codec: Path = CODEC) -> list[str]:
+    words = ["--input", str(location), "--output", str(output), "--codec", str(codec)]
+    return [*words, "--report-clips", "0", "--min-text-rate", "0", "--rows-per-block", "4"]
+
+
+def rows_of(output: Path) -> dict[str, dict[str, Any]]:
+    rows = [
+        row | {"status": path.parent.name.partition("=")[2]}
+        for path in sorted((output / "rows").rglob("*.parquet"))
+        for row in pq.ParquetFile(path).read().to_pylist()
+    ]
+    assert len({row["id"] for row in rows}) == len(rows), "a row stands twice"
+    return {row["id"]: row for row in rows}
+
+
+def jsonl(folder: Path) -> Path:
+    """Six rows in two blocks; of the second recording nothing is there, of the fifth a pointer."""
+    folder.mkdir()
+    lines = []
+    for n in range(1, 7):
+        lines.append(json.dumps({"id": f"r{n}", "audio": f"slt-000{n}.flac", "text": "five"}))
+        if n not in (2, 5):
+            shutil.copy(WAVS / f"slt-000{n}.flac", folder)
+    (folder / "slt-0005.flac").write_bytes(POINTER)
+    (folder / "bad.wav").write_bytes(b"no sound" * 100)
+    lines[3] = json.dumps({"id": "r4", "audio": "bad.wav", "text": "five"})
+    (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "in.jsonl"
+
+
+def ljspeech(folder: Path) -> Path:
+    (folder / "wavs").mkdir(parents=True)
+    lines = []
+    for n in range(1, 7):
+        lines.append(f"r{n}|five\n")
+        if n not in (2, 5):
+            shutil.copy(WAVS / f"slt-000{n}.flac", folder / "wavs" / f"r{n}.flac")
+    (folder / "wavs" / "r4.flac").write_bytes(b"no sound" * 100)
+    (folder / "metadata.csv").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["jsonl", "ljspeech"])
+def test_rows_that_failed_for_now_are_tried_again(
+    ray_cluster: None, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    location = (jsonl if form == "jsonl" else ljspeech)(tmp_path / "in")
+    folder = tmp_path / "in" if form == "jsonl" else tmp_path / "in" / "wavs"
+    output = tmp_path / "out"
+    assert encode(flags(location, output)) == 0
+    said = capsys.readouterr().out
+    assert "3 of 6 recordings encoded" in said
+    assert "2 of those may be there later: the same command tries them again" in said
+    before = rows_of(output)
+    assert {name for name, row in before.items() if row["reason"] == "missing"} == {"r2", "r5"}
+    assert before["r4"]["reason"] == "unreadable"
+    for n in (2, 5):
+        name = f"slt-000{n}.flac" if form == "jsonl" else f"r{n}.flac"
+        shutil.copy(WAVS / f"slt-000{n}.flac", folder / name)
+    assert encode(flags(location, output)) == 0
+    after = rows_of(output)
+    assert {name for name, row in after.items() if row["status"] == "encoded"} == {
+        "r1", "r2", "r3", "r5", "r6"
+    }  # fmt: skip
+    assert after["r4"] == before["r4"]
+    for name in ("r1", "r3", "r6"):
+        assert after[name] == before[name]
+    keys = [row["key"] for row in read_encoded(output)]
+    assert keys == sorted(keys)
+    assert dataset.read_info(str(output))
+    # What an interruption between the two files of a block leaves is mended by the next run.
+    capsys.readouterr()
+    assert encode(flags(location, output)) == 0
+    assert "5 of 6 recordings encoded" in capsys.readouterr().out
+
+
+def read_encoded(output: Path) -> list[dict[str, Any]]:
+    paths = sorted((output / "rows" / "status=encoded").glob("*.parquet"))
+    return [row for path in paths for row in pq.ParquetFile(path).read().to_pylist()]
+
+
+def test_a_retry_that_dies_between_its_files_is_mended(ray_cluster: None, tmp_path: Path) -> None:
+    location, output = jsonl(tmp_path / "in"), tmp_path / "out"
+    assert encode(flags(location, output)) == 0
+    rejected = output / "rows" / "status=rejected"
+    shutil.copytree(rejected, tmp_path / "rejected")
+    for n in (2, 5):
+        shutil.copy(WAVS / f"slt-000{n}.flac", tmp_path / "in")
+    assert encode(flags(location, output)) == 0
+    after = rows_of(output)
+    shutil.copytree(tmp_path / "rejected", rejected, dirs_exist_ok=True)
+    assert encode(flags(location, output)) == 0
+    assert rows_of(output) == after
+
+
+# Content, not names
+
+
+def corpus(folder: Path, voice: str) -> Path:
+    """The same ids and texts for every voice."""
+    (folder / "wavs").mkdir(parents=True)
+    for n in range(1, 5):
+        shutil.copy(WAVS / f"{voice}-000{n}.flac", folder / "wavs" / f"r{n}.flac")
+    (folder / "metadata.csv").write_text("".join(f"r{n}|five\n" for n in range(1, 5)))
+    return folder
+
+
+def test_other_recordings_of_the_same_names_are_refused(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert encode(flags(corpus(tmp_path / "a" / "mine", "slt"), output)) == 0
+    before = rows_of(output)
+    capsys.readouterr()
+    assert encode(flags(corpus(tmp_path / "b" / "mine", "awb"), output)) == 2
+    assert "4 of 4 recordings that were compared have another content" in capsys.readouterr().err
+    assert rows_of(output) == before
+    moved = tmp_path / "c" / "elsewhere"
+    shutil.copytree(tmp_path / "a" / "mine", moved)
+    assert encode(flags(moved, output)) == 0
+    assert rows_of(output) == before
+
+
+def test_a_codec_that_does_not_load_claims_nothing(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    location, output = corpus(tmp_path / "in", "slt"), tmp_path / "out"
+    codec = tmp_path / "codec"
+    shutil.copytree(CODEC, codec)
+    for content in (POINTER, b"torn", b"\x80\x04junk"):
+        (codec / "pytorch_model.bin").write_bytes(content)
+        assert encode(flags(location, output, codec)) == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1, said
+        assert str(codec) in said[0]
+        assert not output.exists()
+    assert encode(flags(location, output)) == 0
+
+
+def test_training_on_other_data_of_the_same_name_is_refused(
+    encoded: Path, base: Path, trained: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / encoded.name
+    shutil.copytree(encoded, other)
+    next((other / "rows" / "status=encoded").glob("*.parquet")).unlink()
+    with pytest.raises(ValueError, match=r"data content was '16 utterances.*now '12 utterances"):
+        train(train_config(other, base, trained))
+    model = tmp_path / base.name
+    shutil.copytree(base, model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ValueError, match="model content was"):
+        train(train_config(encoded, model, trained))
+
+
+def test_training_resumes_where_data_and_model_were_moved(
+    encoded: Path, base: Path, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(encoded, tmp_path / "elsewhere")
+    shutil.copytree(base, tmp_path / "base")
+    before = metrics(trained)
+    train(train_config(tmp_path / "elsewhere", tmp_path / "base", trained))
+    assert metrics(trained) == before

@@ -1,0 +1,69 @@
+"""A codec computes in float32 on a GPU too: the setting for it, which can be read without a GPU."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.speaking import WAIT_S, tiny_codec
+from sheen.codec.snac import Codec, full_float32
+
+OUTSIDE = "tf32"
+
+
+def precision() -> str:
+    return str(torch.backends.cudnn.conv.fp32_precision)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Codec:
+    return tiny_codec()
+
+
+def test_torch_rounds_convolutions_unless_told_otherwise() -> None:
+    """When this fails, torch has another default, and `sheen.codec.snac` has nothing to do."""
+    assert precision() == OUTSIDE
+
+
+def test_a_codec_does_not(tiny: Codec) -> None:
+    seen: list[str] = []
+    hooks = [
+        layer.register_forward_hook(lambda *_: seen.append(precision()))
+        for layer in tiny.model.modules()
+        if isinstance(layer, torch.nn.Conv1d)
+    ]
+    (codes,) = tiny.encode([torch.zeros(4096)])
+    encoding = len(seen)
+    tiny.decode([level[None] for level in codes], [0])
+    for hook in hooks:
+        hook.remove()
+    assert 0 < encoding < len(seen)
+    assert set(seen) == {"ieee"}
+    assert precision() == OUTSIDE
+
+
+def test_what_fails_gives_the_setting_back(tiny: Codec) -> None:
+    with pytest.raises(ValueError, match="waveform 0 has shape"):
+        tiny.encode([torch.zeros(0)])
+    with pytest.raises(IndexError):
+        tiny.decode([np.full((1, frames), 9999, np.int16) for frames in (1, 2, 4)])
+    assert precision() == OUTSIDE
+
+
+def test_the_last_of_several_threads_gives_it_back() -> None:
+    inside, leave = threading.Barrier(2), threading.Event()
+
+    def stay() -> None:
+        with full_float32():
+            inside.wait(WAIT_S)
+            leave.wait(WAIT_S)
+
+    thread = threading.Thread(target=stay)
+    with full_float32():
+        thread.start()
+        inside.wait(WAIT_S)
+    assert precision() == "ieee"
+    leave.set()
+    thread.join()
+    assert precision() == OUTSIDE

@@ -1,0 +1,126 @@
+"""Encoding clips: in a batch, in pieces and as published, the codes are those of the clip alone."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from snac import SNAC
+
+from helpers.example import CODEC, DIGITS
+from sheen.codec import inference
+from sheen.codec.inference import ClipEncoder, cut_batches
+from sheen.codec.snac import Codec, load_codec
+
+SHAPES = {
+    # The published shapes with random weights, fewer channels where windows are attended to.
+    "24 kHz": {
+        "sampling_rate": 24000, "encoder_dim": 48, "encoder_rates": [2, 4, 8, 8],
+        "decoder_dim": 64, "decoder_rates": [8, 8, 4, 2], "attn_window_size": None,
+        "vq_strides": [4, 2, 1],
+    },
+    "32 kHz": {
+        "sampling_rate": 32000, "encoder_dim": 8, "encoder_rates": [2, 3, 8, 8],
+        "decoder_dim": 64, "decoder_rates": [8, 8, 3, 2], "attn_window_size": 32,
+        "vq_strides": [8, 4, 2, 1],
+    },
+}  # fmt: skip
+
+
+def made(shape: str) -> Codec:
+    torch.manual_seed(0)
+    return Codec(SNAC(**SHAPES[shape]), torch.device("cpu"))
+
+
+def speech(count: int, longest: float, seed: int) -> list[torch.Tensor]:
+    """Pieces of recordings, of random lengths from one sample on, each scaled otherwise."""
+    generator = np.random.default_rng(seed)
+    paths = sorted((DIGITS / "corpus" / "wavs").glob("*.flac"))[:40]
+    whole = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in paths])
+    clips = []
+    for number in range(count):
+        length = int(generator.integers(1, int(24_000 * longest))) if number else 1
+        start = int(generator.integers(0, len(whole) - length))
+        clip = whole[start : start + length] * np.float32(generator.uniform(0.2, 1.0))
+        clips.append(torch.from_numpy(clip))
+    return clips
+
+
+def different(ours: list[list[np.ndarray]], theirs: list[list[np.ndarray]]) -> int:
+    total = 0
+    for one, other in zip(ours, theirs, strict=True):
+        assert [len(level) for level in one] == [len(level) for level in other]
+        total += sum(int((a != b).sum()) for a, b in zip(one, other, strict=True))
+    return total
+
+
+# Show 1 of encoding at scale
+
+
+@pytest.mark.parametrize(("shape", "longest"), [("small", 2.0), ("24 kHz", 0.3)])
+def test_300_clips_in_one_call_have_the_codes_of_each_alone(shape: str, longest: float) -> None:
+    codec = load_codec(str(CODEC)) if shape == "small" else made(shape)
+    clips = speech(300, longest, seed=1)
+    together = codec.encode(clips)
+    assert different(together, [codec.encode([clip])[0] for clip in clips[::-1]][::-1]) == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_clip_of_a_batch_sees_its_padding_nor_its_neighbours(shape: str) -> None:
+    """In float64, where the batch's rounding cannot hide, or be taken for, what leaks."""
+    codec = made(shape)
+    codec.model.double()
+    clips = [clip.double() for clip in speech(6, 1.5, seed=2)]
+    block = codec.frame_samples * codec.block_frames
+    lengths = [-(-len(clip) // block) * block for clip in clips]
+    padded = torch.zeros(len(clips), max(lengths), dtype=torch.float64)
+    for row, clip in zip(padded, clips, strict=True):
+        row[: len(clip)] = clip
+    encoder = ClipEncoder(codec.model)
+    with torch.inference_mode():
+        together = encoder.together(padded, lengths)
+        for row, length in enumerate(lengths):
+            alone = encoder.alone(padded[row, :length])[0]
+            same = together[row, :, : length // codec.hop]
+            torch.testing.assert_close(same, alone, rtol=1e-9, atol=1e-11)
+
+
+def test_batched_codes_differ_in_near_ties_alone() -> None:
+    codec = load_codec(str(CODEC))
+    clips = speech(100, 3.0, seed=1)
+    together = codec.encode(clips, budget=24_000 * 12, batch=True)
+    codes = sum(len(level) for clip in together for level in clip)
+    assert different(together, codec.encode(clips)) <= codes / 2000
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pieces_are_the_whole(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(shape).model.double()
+    samples = 2048 * 32 * 3 if shape == "24 kHz" else 3072 * 16 * 4
+    clip = torch.randn(samples, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = ClipEncoder(model)
+    monkeypatch.setattr(inference, "PIECE_BYTES", 1 << 17)
+    pieces = ClipEncoder(model)
+    with torch.inference_mode():
+        expected = whole.together(clip[None], [samples])
+        torch.testing.assert_close(pieces.alone(clip), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_they_are_the_published_codes() -> None:
+    torch.manual_seed(0)
+    published, codec = SNAC(**SHAPES["24 kHz"]).eval(), made("24 kHz")
+    clips = speech(6, 4.0, seed=3)
+    with torch.inference_mode():
+        theirs = [[level[0].numpy() for level in published.encode(c[None, None])] for c in clips]
+    assert different(codec.encode(clips), theirs) == 0
+
+
+def test_batches_keep_to_the_budget_and_hold_every_clip_once() -> None:
+    lengths = [int(n) for n in np.random.default_rng(0).integers(1, 100, 500)] + [5000]
+    batches = list(cut_batches(lengths, 1000))
+    assert sorted(index for batch in batches for index in batch) == list(range(501))
+    for batch in batches:
+        longest = max(lengths[index] for index in batch)
+        assert len(batch) * longest <= 1000 or len(batch) == 1
+    used = sum(lengths) - 5000
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches) - 5000
+    assert padded < 1.1 * used, "clips of like lengths belong together"

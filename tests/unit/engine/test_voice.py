@@ -1,0 +1,114 @@
+"""Budgets and room: what a text's request may take."""
+
+from dataclasses import replace
+
+import pytest
+
+from helpers.example import CODEC, DIGITS, load_script
+from helpers.speaking import speak
+from sheen.codec.info import describe_codec
+from sheen.codec.snac import Codec
+from sheen.engine.engine import Engine
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import DEFAULT_CHUNK_CHARS, RUNAWAY, RequestError, Voice
+from sheen.lm.checkpoint import CheckpointInfo, LayoutInfo, Pace
+from sheen.lm.model import SpeechLM, extend
+
+FRAMES_PER_SECOND = 24_000 / 2048
+GREEDY = Sampling(0.0)
+
+
+def make_voice(codec: Codec, pace: dict[str, Pace], voices: list[str] | None = None) -> Voice:
+    make_base = load_script(DIGITS / "make_base.py")
+    tokenizer = make_base.build_tokenizer()
+    lm = make_base.build_model(tokenizer, 64, 1, seed=0)
+    model: SpeechLM = extend(lm, tokenizer, 4096, (4, 2, 1), seed=0)
+    model.lm.eval().requires_grad_(False)
+    layout = model.layout
+    info = CheckpointInfo(
+        layout=LayoutInfo(
+            first_id=layout.first_id, codebook_size=layout.codebook_size, strides=layout.strides
+        ),
+        codec=describe_codec(str(CODEC)),
+        sample_rate=24_000,
+        voices=voices or [],
+        pace=pace,
+        max_positions=model.max_positions,
+    )
+    return Voice(info, model, tokenizer, codec)
+
+
+@pytest.fixture(scope="module")
+def unpaced(codec: Codec) -> Voice:
+    return make_voice(codec, {})
+
+
+@pytest.fixture(scope="module")
+def paced(codec: Codec) -> Voice:
+    slow, quick = Pace(frames=4, frames_per_character=2), Pace(frames=1, frames_per_character=0.1)
+    return make_voice(codec, {"slow": slow, "quick": quick}, ["quick", "slow", "unknown"])
+
+
+def test_the_budget_follows_the_text(paced: Voice) -> None:
+    """A model that does not end stops soon after it should have."""
+    times, more = RUNAWAY
+    for text in ("one", "one two three four"):
+        for speaker, frames in (("slow", 4 + 2 * len(text)), ("quick", 1 + 0.1 * len(text))):
+            request = paced.request(text, speaker, GREEDY, 60.0)
+            assert request.max_frames == int(times * frames + more * FRAMES_PER_SECOND)
+
+
+def test_the_cap_is_hard(paced: Voice, unpaced: Voice) -> None:
+    assert paced.request("one " * 40, "slow", GREEDY, 3.0).max_frames == 35
+    assert unpaced.request("one", None, GREEDY, 3.0).max_frames == 35
+    # A voice whose pace is not known: the cap alone.
+    assert paced.request("one", "unknown", GREEDY, 3.0).max_frames == 35
+    with pytest.raises(ValueError, match="max_seconds"):
+        unpaced.request("one", None, GREEDY, 0.0)
+
+
+def test_a_text_may_fill_the_model_and_then_leaves_less_audio(unpaced: Voice) -> None:
+    max_seq_len = unpaced.model.max_positions
+    request = unpaced.request("a" * (max_seq_len - 50), None, GREEDY, 30.0)
+    assert request.max_frames == (max_seq_len - len(request.prompt)) // 7
+    with pytest.raises(RequestError, match="shorter text"):
+        unpaced.request("a" * max_seq_len, None, GREEDY, 30.0)
+
+
+def test_an_engine_with_a_shorter_maximum_leaves_less_too(unpaced: Voice) -> None:
+    request = unpaced.request("a" * 50, None, GREEDY, 30.0, max_seq_len=100)
+    assert request.max_frames == (100 - 51) // 7
+    assert request.seq_len(unpaced.model.layout) <= 100
+    with pytest.raises(RequestError, match="100 tokens"):
+        unpaced.request("a" * 95, None, GREEDY, 30.0, max_seq_len=100)
+
+
+def test_the_longest_request_has_room_for_its_text(unpaced: Voice) -> None:
+    for seconds in (0.5, 10.0):
+        max_seq_len = unpaced.max_seq_len(seconds)
+        request = unpaced.request("a" * 500, None, GREEDY, seconds, max_seq_len)
+        assert request.max_frames == int(seconds * FRAMES_PER_SECOND)
+    assert unpaced.max_seq_len(600.0) == unpaced.model.max_positions
+
+
+def test_a_piece_is_no_longer_than_what_the_model_was_taught(paced: Voice, unpaced: Voice) -> None:
+    """Nor than the seconds that it may take; half as many again are left for a slow one."""
+    assert unpaced.max_chunk_chars(30.0, None) == DEFAULT_CHUNK_CHARS
+    taught = replace(unpaced, info=unpaced.info.model_copy(update={"text_characters": 34}))
+    assert taught.max_chunk_chars(30.0, None) == 34
+    assert paced.max_chunk_chars(30.0, "quick") == DEFAULT_CHUNK_CHARS
+    slow = paced.max_chunk_chars(30.0, "slow")
+    assert slow == int((20 * FRAMES_PER_SECOND - 4) / 2)
+    expected = paced.expected_seconds("a" * slow, "slow")
+    assert expected is not None
+    assert 19.8 < expected <= 20.0
+    assert paced.max_chunk_chars(0.1, "slow") == 1
+
+
+def test_a_request_that_nothing_ends_is_ended(unpaced: Voice) -> None:
+    engine = Engine(unpaced.model, unpaced.codec, slots=1, max_seq_len=unpaced.max_seq_len(0.3))
+    request = unpaced.request("four", None, GREEDY, 0.3)
+    samples, finished = speak(engine, request)
+    engine.close()
+    assert (finished.reason, finished.frames) == ("length", 3)
+    assert len(samples) == 3 * 2048

@@ -1,0 +1,470 @@
+"""The digits example: what its committed files promise, and what its scripts draw and build."""
+
+import importlib.util
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import numpy
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sheen.codec.info import CodecInfo
+from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import load_codec
+from sheen.config import JobConfig, load_config
+from sheen.data.dataset import ENCODED, UTTERANCE_SCHEMA, DatasetInfo, read_utterances, write_info
+from sheen.data.prompts import read_prompts
+from sheen.encode.config import EncodeConfig
+from sheen.engine.sampler import Sampling
+from sheen.evaluate.config import EvaluateConfig
+from sheen.lm.batching import is_held_out
+from sheen.train.codec.config import CodecTrainConfig
+from sheen.train.config import TrainConfig
+
+DIGITS = Path(__file__).resolve().parents[3] / "examples" / "digits"
+
+
+def load(name: str) -> ModuleType:
+    """The script of this name, which is in no package, as a module."""
+    spec = importlib.util.spec_from_file_location(f"digits_{name}", DIGITS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_corpus = load("make_corpus")
+make_base = load("make_base")
+keep_rows = load("keep_rows")
+
+
+def read_rows(folder: Path = DIGITS / "corpus") -> list[list[str]]:
+    lines = (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    return [line.split("|") for line in lines]
+
+
+def texts_of(voice: str) -> list[str]:
+    return [text for _, text, _, speaker in read_rows() if speaker == voice]
+
+
+# The committed files
+
+RECORDINGS = {"slt": 80, "rms": 80, "awb": 80, "kal16": 200}  # kal16 is the demo's new voice
+
+
+def test_rows_are_digit_strings_in_four_voices() -> None:
+    rows = read_rows()
+    assert Counter(row[3] for row in rows) == RECORDINGS
+    for name, text, normalised, speaker in rows:
+        assert name.startswith(f"{speaker}-")
+        assert normalised == text
+        assert 2 <= len(text.split(" ")) <= 6
+        assert set(text.split(" ")) <= set(make_corpus.WORDS)
+
+
+def test_no_row_holds_a_held_out_string() -> None:
+    heldout = set((DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines())
+    assert len(heldout) == 400
+    assert not heldout & {text for _, text, _, _ in read_rows()}
+
+
+@pytest.mark.parametrize("name", ["corpus", "heldout"])
+def test_every_id_is_unique_and_has_its_audio(name: str) -> None:
+    ids = [row[0] for row in read_rows(DIGITS / name)]
+    assert len(set(ids)) == len(ids)
+    assert {path.name for path in (DIGITS / name / "wavs").iterdir()} == {
+        f"{row_id}.flac" for row_id in ids
+    }
+
+
+@pytest.mark.parametrize("folder", ["corpus", "heldout"])
+def test_audio_is_speech_and_not_silence(folder: str) -> None:
+    for name, text, _, _ in read_rows(DIGITS / folder):
+        path = DIGITS / folder / "wavs" / f"{name}.flac"
+        info = soundfile.info(path)
+        assert (info.format, info.subtype, info.channels) == ("FLAC", "PCM_16", 1), name
+        assert info.samplerate == 16_000, name
+        assert 0.25 < info.duration / len(text.split()) < 0.75, name
+        samples = soundfile.read(path)[0]
+        assert len(samples) == info.frames, name
+        assert 0.15 < numpy.abs(samples).max() < 0.99, name
+
+
+@pytest.mark.parametrize(("folder", "limit"), [("corpus", 12_300_000), ("heldout", 12_300_000)])
+def test_recordings_are_small_enough_to_commit(folder: str, limit: int) -> None:
+    files = [path for path in (DIGITS / folder).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= limit
+
+
+def test_script_draws_the_committed_strings_again() -> None:
+    heldout = frozenset(make_corpus.read_heldout(DIGITS / "heldout.txt"))
+    for voice, count in RECORDINGS.items():
+        assert make_corpus.draw_strings(voice, count, 0, heldout) == texts_of(voice)
+
+
+def test_held_out_list_is_the_one_the_script_draws() -> None:
+    drawn = make_corpus.draw_heldout()
+    assert (DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines() == drawn
+    assert Counter(len(text.split()) for text in drawn) == {2: 20, 3: 95, 4: 95, 5: 95, 6: 95}
+
+
+def test_held_out_recordings_are_the_ones_the_script_would_write() -> None:
+    heldout = (DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines()
+    # Voice k speaks lines k, k + 4, k + 8, ...: spelled out here, not asked of the script.
+    expected = [
+        [f"{voice}-h{number:03d}", text, text, voice]
+        for k, voice in enumerate(["slt", "rms", "awb", "kal16"])
+        for number, text in enumerate(heldout[k::4], start=1)
+    ]
+    assert read_rows(DIGITS / "heldout") == expected
+    assert make_corpus.heldout_rows(heldout, make_corpus.VOICES, None) == [
+        (name, text, voice) for name, text, _, voice in expected
+    ]
+
+
+def test_held_out_recordings_are_of_every_held_out_string_once() -> None:
+    rows = read_rows(DIGITS / "heldout")
+    assert Counter(row[3] for row in rows) == dict.fromkeys(make_corpus.VOICES, 100)
+    heldout = (DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines()
+    assert sorted(row[1] for row in rows) == sorted(heldout)
+    assert not {row[1] for row in rows} & {row[1] for row in read_rows()}
+
+
+def test_held_out_strings_of_every_voice_have_the_same_lengths() -> None:
+    for voice in make_corpus.VOICES:
+        texts = [row[1] for row in read_rows(DIGITS / "heldout") if row[3] == voice]
+        lengths = Counter(len(text.split()) for text in texts)
+        assert lengths.pop(2) == 5
+        assert sorted(lengths) == [3, 4, 5, 6]
+        assert set(lengths.values()) <= {23, 24}
+
+
+# Drawing strings
+
+
+def test_same_seed_draws_the_same_strings() -> None:
+    drawn = make_corpus.draw_strings("slt", 50, 3, frozenset())
+    assert make_corpus.draw_strings("slt", 50, 3, frozenset()) == drawn
+    assert make_corpus.draw_strings("slt", 20, 3, frozenset()) == drawn[:20]
+    assert make_corpus.draw_strings("slt", 50, 4, frozenset()) != drawn
+    assert make_corpus.draw_strings("awb", 50, 3, frozenset()) != drawn
+
+
+def test_a_held_out_string_is_never_drawn() -> None:
+    # All pairs of digits but one: any slip would show at the first string of two digits.
+    pairs = {f"{a} {b}" for a in make_corpus.WORDS for b in make_corpus.WORDS}
+    drawn = make_corpus.draw_strings("slt", 500, 0, pairs - {"nine one"})
+    assert [text for text in drawn if len(text.split()) == 2] == ["nine one"]
+
+
+def test_strings_are_distinct_when_a_length_runs_out() -> None:
+    drawn = make_corpus.draw_strings("slt", 600, 0, frozenset())
+    assert len(set(drawn)) == 600
+    assert Counter(len(text.split()) for text in drawn) == {2: 100, 3: 125, 4: 125, 5: 125, 6: 125}
+
+
+def test_more_strings_than_there_are_is_an_error() -> None:
+    with pytest.raises(ValueError, match="only 1111100 are not held out"):
+        make_corpus.draw_strings("slt", 1_111_101, 0, frozenset())
+
+
+# Picking held-out strings
+
+
+@given(
+    st.sets(st.sampled_from(make_corpus.VOICES), min_size=1),
+    st.integers(min_value=1, max_value=100),
+)
+@settings(deadline=None, database=None)
+def test_some_held_out_rows_are_rows_of_all(voices: set[str], per_voice: int) -> None:
+    heldout = make_corpus.draw_heldout()
+    rows = make_corpus.heldout_rows(heldout, sorted(voices), per_voice)
+    assert Counter(row[2] for row in rows) == dict.fromkeys(voices, per_voice)
+    assert len(set(rows)) == len(rows)
+    assert set(rows) <= set(make_corpus.heldout_rows(heldout, make_corpus.VOICES, None))
+
+
+def test_a_few_held_out_rows_are_of_all_lengths() -> None:
+    rows = make_corpus.heldout_rows(make_corpus.draw_heldout(), ["awb"], 20)
+    assert Counter(len(row[1].split()) for row in rows) == {2: 1, 3: 5, 4: 5, 5: 5, 6: 4}
+
+
+# Refusals
+
+
+def test_an_output_folder_in_use_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    with pytest.raises(SystemExit) as exit_info:
+        make_corpus.main(["--output", str(tmp_path)])
+    assert exit_info.value.code == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--per-voice", "101"], "101 strings for voice 'slt': only 100 are held out"),
+        (["--voices", "slt", "kal"], "voice 'kal' has no held-out strings"),
+        (["--write-heldout"], "not allowed with argument --heldout"),
+        (["--per-voice", "0"], "0 is less than 1"),
+    ],
+)
+def test_what_no_held_out_recordings_can_be_made_of_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    output = tmp_path / "heldout"
+    with pytest.raises(SystemExit) as exit_info:
+        make_corpus.main(["--heldout", "--output", str(output), *arguments])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_committed_held_out_recordings_are_never_written_over(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        make_corpus.main(["--heldout"])
+    assert exit_info.value.code == 2
+    assert f"{DIGITS / 'heldout'} exists and is not empty" in capsys.readouterr().err
+
+
+def test_missing_flite_is_said_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as exit_info:
+        make_corpus.main(["--output", str(tmp_path / "corpus")])
+    assert exit_info.value.code == 2
+    assert "apt-get install flite" in capsys.readouterr().err
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_held_out_list_is_never_written_twice(tmp_path: Path) -> None:
+    path = tmp_path / "heldout.txt"
+    make_corpus.write_heldout(path)
+    assert path.read_bytes() == (DIGITS / "heldout.txt").read_bytes()
+    path.write_text("one two\n")
+    with pytest.raises(ValueError, match="exists"):
+        make_corpus.write_heldout(path)
+    assert path.read_text() == "one two\n"
+
+
+@pytest.mark.parametrize("line", ["one", "one  two", "one two ", "one ten", "1 2", ""])
+def test_a_held_out_line_that_would_match_nothing_is_an_error(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "heldout.txt"
+    path.write_text(f"one two\n{line}\n")
+    with pytest.raises(ValueError, match="line 2"):
+        make_corpus.read_heldout(path)
+
+
+# flite is a system package that only making a corpus needs, so it may be absent.
+needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+
+
+@needs_flite
+def test_flite_makes_the_first_rows_of_the_committed_corpus(tmp_path: Path) -> None:
+    output = tmp_path / "corpus"
+    make_corpus.main(["--output", str(output), "--voices", "awb", "slt", "--per-voice", "2"])
+    rows = [line.split("|") for line in (output / "metadata.csv").read_text().splitlines()]
+    committed = {name: row for name, *row in read_rows()}
+    assert [name for name, *_ in rows] == ["awb-0001", "awb-0002", "slt-0001", "slt-0002"]
+    assert all(committed[name] == row for name, *row in rows)
+    assert len(list((output / "wavs").iterdir())) == 4
+
+
+@needs_flite
+def test_flite_makes_the_committed_held_out_recordings_again(tmp_path: Path) -> None:
+    output = tmp_path / "heldout"
+    make_corpus.main(["--heldout", "--output", str(output), "--per-voice", "1"])
+    rows = read_rows(output)
+    assert [name for name, *_ in rows] == ["slt-h001", "rms-h001", "awb-h001", "kal16-h001"]
+    committed = read_rows(DIGITS / "heldout")
+    assert all(row in committed for row in rows)
+    for name, *_ in rows:
+        made, _ = soundfile.read(output / "wavs" / f"{name}.flac", dtype="int16")
+        kept, _ = soundfile.read(DIGITS / "heldout" / "wavs" / f"{name}.flac", dtype="int16")
+        assert numpy.array_equal(made, kept), name
+
+
+@needs_flite
+def test_a_voice_flite_would_replace_by_its_default_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no voice nobody: it has .*slt"):
+        make_corpus.check_flite(["slt", "nobody"])
+
+
+# The configurations
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("encode", EncodeConfig),
+        ("train", TrainConfig),
+        ("voice", TrainConfig),
+        ("evaluate", EvaluateConfig),
+        ("codec", CodecTrainConfig),
+    ],
+)
+def test_configurations_are_ones_that_the_jobs_take(name: str, config: type[JobConfig]) -> None:
+    load_config(config, ["--config", str(DIGITS / f"{name}.yaml")], name)
+
+
+def test_the_evaluation_samples_as_serving_does() -> None:
+    config = load_config(EvaluateConfig, ["--config", str(DIGITS / "evaluate.yaml")], "evaluate")
+    chosen = Sampling(config.temperature, config.top_k, config.top_p)
+    assert chosen == Sampling()
+
+
+def test_prompts_of_the_base_are_held_out_of_its_training_and_left_for_judging() -> None:
+    config = load_config(TrainConfig, ["--config", str(DIGITS / "voice.yaml")], "train")
+    prompts = read_prompts(str(DIGITS / "prompts.jsonl"))
+    assert all(is_held_out(prompt.text, config.eval_share, config.seed) for prompt in prompts)
+    judged = set((DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines())
+    assert not judged & {prompt.text for prompt in prompts}
+    # No string of two digits is among the hundredth that the run holds out.
+    kinds = Counter((prompt.speaker, len(prompt.text.split())) for prompt in prompts)
+    assert kinds == Counter((voice, n) for voice in ("slt", "rms", "awb") for n in (3, 4, 5, 6))
+
+
+# The kept rows of the old voices
+
+
+def test_kept_rows_are_of_the_voices_that_the_voice_knows_and_none_is_held_out() -> None:
+    codec = load_codec(str(DIGITS / "codec"))
+    layout = TokenLayout(0, codec.codebook_size, codec.strides)
+    read = read_utterances(str(DIGITS / "old-voices.parquet"), layout)
+    assert not read.dropped
+    assert Counter(read.speakers) == {"slt": 1200, "rms": 600, "awb": 600}
+    heldout = set((DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines())
+    assert not heldout & set(read.texts)
+
+
+def write_codes(folder: Path, speakers: list[str], sha256: str = "0") -> Path:
+    """A dataset of codes of these speakers, a row each; ids count down."""
+    codes = [[0], [1, 2], [3, 4, 5, 6]]
+    rows = [
+        {"id": f"{len(speakers) - place:02d}", "text": str(place), "speaker": speaker,
+         "n_samples": 2048, "snac_codes": codes}
+        for place, speaker in enumerate(speakers)
+    ]  # fmt: skip
+    (folder / ENCODED).mkdir(parents=True)
+    table = pa.Table.from_pylist(rows, schema=UTTERANCE_SCHEMA)
+    pq.write_table(table, folder / ENCODED / "0.parquet")
+    info = CodecInfo(source="small", sha256=sha256, config={}, embedded=False)
+    write_info(str(folder), DatasetInfo(format_version=1, codec=info, sample_rate=24_000))
+    return folder
+
+
+def test_as_many_rows_of_each_voice_are_kept_spread_over_its_ids(tmp_path: Path) -> None:
+    folders = [
+        write_codes(tmp_path / "one", ["a"] * 9),
+        write_codes(tmp_path / "two", ["b", "b", "c", "c", "b"]),
+    ]
+    kept = keep_rows.keep_rows(folders[:1], {"a": 3}).to_pylist()
+    assert [row["id"] for row in kept] == ["01", "04", "07"]
+    both = keep_rows.keep_rows(folders, {"b": 3, "a": 2})
+    assert both["speaker"].to_pylist() == ["b", "b", "b", "a", "a"]
+    assert both.schema == UTTERANCE_SCHEMA
+
+
+def test_rows_that_cannot_be_kept_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write_codes(tmp_path / "one", ["a", "a", "b"])
+    other = write_codes(tmp_path / "other", ["a", "b"], sha256="1")
+    target = tmp_path / "kept.parquet"
+    for folders, rows, message in (
+        ([one], "b=2", "'b' has 1 rows"),
+        ([one], "z=1", "'z' has 0 rows"),
+        ([one], "b", "expected VOICE=ROWS"),
+        ([one, other], "a=1", "not all of one codec"),
+    ):
+        with pytest.raises(SystemExit):
+            keep_rows.main([*map(str, folders), "--rows", rows, "--output", str(target)])
+        assert message in capsys.readouterr().err
+    assert not target.exists()
+    keep_rows.main([str(one), "--rows", "a=1", "b=1", "--output", str(target)])
+    assert pq.read_table(target)["speaker"].to_pylist() == ["a", "b"]
+
+
+# The base model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "model"
+    make_base.main(["--output", str(folder), "--hidden-size", "64", "--layers", "1"])
+    return folder
+
+
+def test_tokenizer_gives_any_text_back(base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    @settings(deadline=None, database=None)
+    @given(st.text())
+    @example("four  two   seven ")
+    @example("Grüße, 你好 🙂\t!\r\n do n't , stop .")
+    def check(text: str) -> None:
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids) == text
+        assert len(ids) == len(text.encode())
+
+    check()
+
+
+def test_one_ascii_character_is_one_token_of_its_own(base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    encoded = [tokenizer.encode(chr(code)) for code in range(128)]
+    assert all(len(ids) == 1 for ids in encoded)
+    special = {tokenizer.pad_token_id, tokenizer.eos_token_id}
+    assert len({ids[0] for ids in encoded} | special) == 130
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<pad>", "<eos>")
+
+
+def test_base_opens_with_the_auto_classes_and_has_a_row_per_token(base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    inputs = tokenizer("four two", return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, 8, len(tokenizer))
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_seed_decides_the_weights() -> None:
+    tokenizer = make_base.build_tokenizer()
+
+    def first_row(seed: int) -> torch.Tensor:
+        model = make_base.build_model(tokenizer, 64, 1, seed)
+        weight: torch.Tensor = model.get_input_embeddings().weight
+        return weight[0]
+
+    assert torch.equal(first_row(0), first_row(0))
+    assert not torch.equal(first_row(0), first_row(1))
+
+
+def test_default_base_has_a_few_million_parameters() -> None:
+    model = make_base.build_model(make_base.build_tokenizer(), 256, 6, 0)
+    assert model.num_parameters() == 4_493_824
+
+
+def test_base_refuses_a_width_that_heads_do_not_divide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        make_base.main(["--output", str(tmp_path / "model"), "--hidden-size", "100"])
+    assert exit_info.value.code == 2
+    assert "multiple of 64" in capsys.readouterr().err

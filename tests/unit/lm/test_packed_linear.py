@@ -1,0 +1,45 @@
+"""Products with weights laid out beforehand: linear's, and no row depends on the rows beside it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sheen.engine.generation import MIN_ROWS as FEWEST
+from sheen.lm.cpu_kernels import PackedLinear, applies, pack_linears, product
+
+SHAPES = [(256, 704), (4097, 256), (1024, 3072), (513, 100)]
+
+
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_it_is_the_product(rows: int, width: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(width, rows).requires_grad_(False)
+    x = torch.randn(12, width)
+    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    torch.testing.assert_close(PackedLinear(layer)(x).double(), exact, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(PackedLinear(layer)(x[None])[0], PackedLinear(layer)(x))
+
+
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_a_row_is_the_same_among_any_others(rows: int, width: int) -> None:
+    """In the multiples that the decoder computes."""
+    torch.manual_seed(1)
+    multiply = product(torch.randn(rows, width))
+    x = torch.randn(512, width)
+    fewest = multiply(x[:FEWEST])
+    for count in (*range(2 * FEWEST, 70, FEWEST), 128, 260, 512):
+        assert torch.equal(multiply(x[:count])[:FEWEST], fewest), f"among {count}"
+        assert torch.equal(multiply(x[:count].flip(0))[-FEWEST:].flip(0), fewest), f"among {count}"
+
+
+def test_only_what_gains_is_packed() -> None:
+    base = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 8)), nn.LayerNorm(8))
+    layers = [base[0], base[1][0]]  # type: ignore[index]
+    pack_linears(base)
+    assert isinstance(base[2], nn.LayerNorm)
+    for old, new in zip(layers, (base[0], base[1][0]), strict=True):  # type: ignore[index]
+        assert isinstance(new, PackedLinear) == applies(old.weight)
+    halves = nn.Sequential(nn.Linear(4, 8)).bfloat16()
+    pack_linears(halves)
+    assert type(halves[0]) is nn.Linear

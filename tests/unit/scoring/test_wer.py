@@ -1,0 +1,157 @@
+"""Error rates: hand-counted errors, what normalisation makes equal, and honest intervals."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from helpers.word_pairs import HYPOTHESES, REFERENCES
+from sheen.scoring.wer import Unit, error_rate, normalise_words, word_error_difference
+
+
+def many(utterances: int, wrong_every: int) -> tuple[list[str], list[str]]:
+    """Utterances of three words, every so many of them with one word wrong."""
+    references = ["one two three"] * utterances
+    return references, [
+        "one nine three" if index % wrong_every == 0 else text
+        for index, text in enumerate(references)
+    ]
+
+
+def test_words_counted_by_hand() -> None:
+    measured = error_rate("word", REFERENCES, HYPOTHESES)
+    assert (measured.errors, measured.units, measured.utterances) == (6, 11, 5)
+    assert measured.rate == pytest.approx(6 / 11)
+    assert measured.low <= measured.rate <= measured.high
+
+
+def test_characters_counted_by_hand() -> None:
+    # "two" to "too" 1, "four five" to "four" 5, "six" to "six six" 4, none, "nine zero one" 13.
+    measured = error_rate("character", REFERENCES, HYPOTHESES)
+    assert (measured.errors, measured.units) == (23, 13 + 9 + 3 + 11 + 13)
+
+
+def test_a_shift_is_one_deletion_and_one_insertion() -> None:
+    assert error_rate("word", ["a b c d"], ["b c d e"]).errors == 2
+
+
+def test_the_rate_weighs_words_not_utterances() -> None:
+    measured = error_rate(
+        "word", ["one two three four five", "six"], ["one two three four five", ""]
+    )
+    assert measured.rate == pytest.approx(1 / 6)
+
+
+def test_more_heard_than_said_exceeds_one() -> None:
+    assert error_rate("word", ["six"], ["six six six six"]).rate == 3.0
+
+
+@pytest.mark.parametrize("unit", get_args(Unit))
+def test_both_sides_are_normalised(unit: Unit) -> None:
+    assert error_rate(unit, ["Don't stop -- now!"], ["  dont STOP,\tnow"]).errors == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "normalised"),
+    [
+        ("  Four,\n two   SEVEN. ", "four two seven"),
+        ("twenty-one", "twenty one"),
+        ("it\u2019s John's", "its johns"),
+        ("Straße", "strasse"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("\uff15 \u2460", "5 1"),
+        ("\u4f60\u597d\u3002", "\u4f60\u597d"),
+        ("532", "532"),
+        ("...", ""),
+    ],
+)
+def test_normalisation(text: str, normalised: str) -> None:
+    assert normalise_words(text) == normalised
+    assert normalise_words(normalised) == normalised
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("532", "five three two"),
+        ("5-3, 2", "five three two"),
+        ("b52", "b52"),
+        ("one 0", "one zero"),
+    ],
+)
+def test_numerals_are_read_out_only_when_asked(text: str, spelled: str) -> None:
+    assert normalise_words(text, spell_digits=True) == spelled
+    assert error_rate("word", [spelled], [text], spell_digits=True).errors == 0
+
+
+def test_the_interval_covers_what_new_samples_give() -> None:
+    """Of intervals from samples of a known rate, about 95% must hold it."""
+    rng = np.random.default_rng(5)
+    share, covered = 0.3, 0
+    for trial in range(60):
+        wrong = rng.random(60) < share
+        hypotheses = ["two" if is_wrong else "one" for is_wrong in wrong]
+        measured = error_rate("word", ["one"] * 60, hypotheses, seed=trial, resamples=300)
+        covered += measured.low <= share <= measured.high
+    assert 51 <= covered <= 60
+
+
+def test_the_interval_is_a_function_of_the_seed() -> None:
+    references, hypotheses = many(40, wrong_every=4)
+    first = error_rate("word", references, hypotheses, seed=1)
+    assert error_rate("word", references, hypotheses, seed=1) == first
+    others = [error_rate("word", references, hypotheses, seed=seed) for seed in range(2, 6)]
+    assert any((other.low, other.high) != (first.low, first.high) for other in others)
+    assert {other.rate for other in others} == {first.rate}
+
+
+def test_fewer_utterances_widen_the_interval() -> None:
+    small, large = (error_rate("word", *many(count, wrong_every=4)) for count in (20, 320))
+    assert small.rate == large.rate
+    assert small.low < large.low < large.rate < large.high < small.high
+    # Sixteen times the utterances: a quarter of the width.
+    assert (small.high - small.low) / (large.high - large.low) == pytest.approx(4, rel=0.3)
+
+
+def test_the_same_hypotheses_do_not_differ() -> None:
+    same = word_error_difference(REFERENCES, HYPOTHESES, HYPOTHESES)
+    assert (same.difference, same.low, same.high) == (0, 0, 0)
+
+
+def test_the_difference_is_b_less_a() -> None:
+    worse = word_error_difference(REFERENCES, REFERENCES, HYPOTHESES)
+    assert worse.difference == pytest.approx(6 / 11)
+    better = word_error_difference(REFERENCES, HYPOTHESES, REFERENCES)
+    assert better.difference == -worse.difference
+    assert (better.low, better.high) == pytest.approx((-worse.high, -worse.low))
+    assert worse.utterances == 5
+
+
+def test_pairing_tells_apart_what_two_rates_do_not() -> None:
+    """b makes the errors of a and a few more: hidden between texts, plain on the same texts."""
+    references, a = many(60, wrong_every=2)
+    b = ["one nine nine" if index < 8 else text for index, text in enumerate(a)]
+    difference = word_error_difference(references, a, b)
+    assert difference.low > 0
+    assert error_rate("word", references, a).high > error_rate("word", references, b).low
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "message"),
+    [
+        (["one", "two"], ["one"], "2 references and 1 hypotheses"),
+        ([], [], "no references"),
+        (["one", " ?!"], ["one", "two"], r"reference 1 holds no words: ' \?!'"),
+    ],
+)
+def test_what_cannot_be_compared(
+    references: list[str], hypotheses: list[str], message: str
+) -> None:
+    for unit in get_args(Unit):
+        with pytest.raises(ValueError, match=message):
+            error_rate(unit, references, hypotheses)
+    with pytest.raises(ValueError, match=message):
+        word_error_difference(references, references, hypotheses)
+    if hypotheses:
+        with pytest.raises(ValueError, match=message):
+            word_error_difference(references, hypotheses, references)

@@ -1,0 +1,253 @@
+"""Answers that fail: before their audio, and in the middle. The real backend, no Ray Serve."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, WebSocket
+from starlette.testclient import TestClient
+
+from helpers.speaking import WAIT_S
+from sheen.serve import request_log
+from sheen.serve.access.admission import Admission
+from sheen.serve.access.limits import Limits
+from sheen.serve.backend import Backend
+from sheen.serve.config import ServeArgs
+from sheen.serve.errors import APIError
+from sheen.serve.request_log import RequestRecord, close_record
+from sheen.serve.responses import streamed
+from sheen.serve.schema import SpeechRequest
+from sheen.serve.websocket import converse
+from sheen.text.segmentation import SentenceStream
+
+
+@pytest.fixture(scope="module")
+def backend(trained: Path) -> Iterator[Backend]:
+    args = ServeArgs(auth="none", default_max_seconds=1.0, slots=1, max_queue=1)
+    args = args.model_copy(update={"audio_process": False})  # so that a test can break it
+    backend = Backend(args, str(trained / "checkpoint"))
+    yield backend
+    backend.close()
+
+
+def ask(
+    backend: Backend, timeout_s: float = WAIT_S, **fields: Any
+) -> tuple[list[bytes], RequestRecord, Any]:
+    """The chunks of an answer, its record when it is over, and what it failed with."""
+    record, chunks = RequestRecord("/v1/audio/speech", "id"), list[bytes]()
+    fields = {
+        "model": "m",
+        "input": "one two six",
+        "voice": "slt",
+        "response_format": "pcm",
+    } | fields
+
+    async def run() -> Any:
+        body = SpeechRequest.model_validate(fields)
+        try:
+            utterance = backend.begin(body, record)
+            sentences = SentenceStream()
+            await utterance.chunks.feed_text(body.input, sentences)
+            utterance.chunks.close(sentences)
+            events = body.stream_format == "sse"
+            response = await streamed(utterance, record, timeout_s, events)
+            async for chunk in response.body_iterator:
+                assert isinstance(chunk, bytes)
+                chunks.append(chunk)
+        except APIError as error:
+            return error
+        finally:
+            close_record(record)
+
+    return chunks, record, asyncio.run(run())
+
+
+def break_after(backend: Backend, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Let the codec decode so many batches of windows, and then no more."""
+    decode, left = backend.voice.codec.decode, iter(range(calls))
+
+    def decode_or_fail(*arguments: Any, **named: Any) -> Any:
+        if next(left, None) is None:
+            raise RuntimeError("the codec broke")
+        return decode(*arguments, **named)
+
+    monkeypatch.setattr(backend.voice.codec, "decode", decode_or_fail)
+
+
+def test_a_stream_that_breaks_never_ends_as_if_it_were_whole(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_after(backend, monkeypatch, 1)
+    chunks, record, error = ask(backend)
+    assert chunks
+    assert isinstance(error, APIError)
+    assert (error.status, record.finish_reason) == (500, "error")
+    assert backend.admission.inside == 0
+
+
+def test_among_events_a_break_is_told_and_then_cut_off(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_after(backend, monkeypatch, 1)
+    chunks, _, error = ask(backend, stream_format="sse")
+    kinds = [json.loads(chunk.removeprefix(b"data: "))["type"] for chunk in chunks]
+    assert kinds[0] == "speech.audio.delta"
+    assert kinds[-1] == "speech.audio.error"
+    assert "speech.audio.done" not in kinds
+    assert isinstance(error, APIError)
+
+
+def test_a_failure_before_the_audio_has_a_status(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_after(backend, monkeypatch, 0)
+    chunks, record, error = ask(backend)
+    assert not chunks
+    assert isinstance(error, APIError)
+    assert (error.status, record.finish_reason) == (500, "error")
+
+
+def test_audio_that_does_not_begin_in_time_is_a_503_and_leaves_the_slot(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, release = backend.voice.codec.decode, threading.Event()
+
+    def wait(*arguments: Any, **named: Any) -> Any:
+        assert release.wait(WAIT_S)
+        return decode(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend.voice.codec, "decode", wait)
+        _, record, error = ask(backend, timeout_s=0.05)
+        release.set()
+    assert isinstance(error, APIError)
+    assert (error.status, error.code, record.finish_reason) == (503, "timeout", "error")
+    assert error.retry_after_s
+    chunks, record, error = ask(backend)
+    assert (bool(chunks), error) == (True, None)
+    assert record.finish_reason in ("stop", "length")
+
+
+def test_a_place_that_is_not_there_is_a_429_and_is_not_counted_as_speech(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of its own: places may still be kept for those whom earlier tests had refused.
+    monkeypatch.setattr(backend, "admission", Admission(2, 1))
+    with backend.admission.enter(), backend.admission.enter():
+        _, record, error = ask(backend)
+    assert isinstance(error, APIError)
+    assert (error.status, record.finish_reason) == (429, "")
+
+
+# On a WebSocket
+
+START = {"type": "start", "model": "m", "voice": "slt", "response_format": "pcm"}
+END = {"type": "end"}
+
+
+@pytest.fixture
+def socket(backend: Backend) -> Iterator[Any]:
+    app = FastAPI()
+
+    @app.websocket("/")
+    async def talk(socket: WebSocket) -> None:
+        await converse(socket, backend, Limits())
+
+    with TestClient(app) as client, client.websocket_connect("/") as socket:
+        socket.send_json(START)
+        yield socket
+
+
+def say(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def heard(socket: Any) -> tuple[int, dict[str, Any]]:
+    """Bytes of audio before the next message, and that message."""
+    size = 0
+    while "bytes" in (message := socket.receive()):
+        size += len(message["bytes"])
+    return size, json.loads(message["text"])
+
+
+def test_after_a_refusal_the_rest_of_that_text_is_not_spoken(backend: Backend, socket: Any) -> None:
+    backend.admission.draining = True
+    socket.send_json(say("do not "))
+    assert heard(socket)[1]["error"]["code"] == "draining"
+    backend.admission.draining = False
+    for message in (say("open the door. "), say("go. "), END):
+        socket.send_json(message)
+    # The next thing that is heard is the next text.
+    for message in (say("one. "), END):
+        socket.send_json(message)
+    size, done = heard(socket)
+    assert done["type"] == "speech.audio.done"
+    assert 0 < size <= 2 * 24_000 * 1.5
+
+
+def test_speech_that_fails_while_its_text_comes_is_not_taken_up_again(
+    backend: Backend, socket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        break_after(backend, patch, 1)
+        socket.send_json(say("one two six. one two "))
+        size, failure = heard(socket)
+    assert size > 0
+    assert (failure["type"], failure["error"]["type"]) == ("error", "server_error")
+    for message in (say("six. "), END, say("one. "), END):
+        socket.send_json(message)
+    assert heard(socket)[1]["type"] == "speech.audio.done"
+    assert backend.admission.inside == 0
+
+
+def test_a_message_that_is_none_ends_the_utterance_it_is_in(backend: Backend, socket: Any) -> None:
+    socket.send_json(say("one "))
+    socket.send_json({"type": "text", "text": "x" * 5000})
+    assert heard(socket)[1]["error"]["param"] == "text"
+    assert backend.admission.inside == 0
+    for message in (say("two. "), END, say("six. "), END):
+        socket.send_json(message)
+    assert heard(socket)[1]["type"] == "speech.audio.done"
+
+
+def test_what_a_socket_is_refused_is_logged_with_code_and_field(
+    backend: Backend, socket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records: list[RequestRecord] = []
+    monkeypatch.setattr(request_log, "_listeners", [])
+    request_log.listen(records.append)
+    for message in (
+        START | {"speed": 9},
+        START | {"voice": "nobody"},
+        say("one"),
+        {"type": "sing"},
+    ):
+        socket.send_json(message)
+    for _ in range(3):
+        heard(socket)
+    logged = [(record.path, record.code, record.param) for record in records]
+    assert logged == [
+        ("/", "less_than_equal", "speed"),
+        ("/", "voice_not_found", "voice"),
+        ("/", "union_tag_invalid", None),
+    ]
+
+
+def test_no_more_lines_than_places(backend: Backend, socket: Any) -> None:
+    backend.open_sockets = backend.max_sockets
+    try:
+        app = FastAPI()
+
+        @app.websocket("/")
+        async def talk(socket: WebSocket) -> None:
+            await converse(socket, backend, Limits())
+
+        with TestClient(app) as client, client.websocket_connect("/") as another:
+            assert heard(another)[1]["error"]["type"] == "rate_limit_error"
+            assert another.receive()["code"] == 1013
+    finally:
+        backend.open_sockets = 1
