@@ -6,11 +6,10 @@ that the job would reject are dropped and counted. Rows hold codes per level, no
 token layout can change without encoding again. Refuses other format versions by name.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,17 +17,17 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 from pyarrow import fs
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from sheen.codec.info import CodecInfo
 from sheen.codec.layout import TokenLayout
 from sheen.data.readers import jsonl, parquet
 from sheen.data.schema import CODES_KEY
-from sheen.storage import files, uris
-from sheen.text.normalization import NormalisationInfo
+from sheen.storage import files, records, uris
+from sheen.text.normalization import NemoStep, NormalizerStep, text_normalization
 from sheen.text.prompt import normalise
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INFO_FILE = "dataset.json"
 REPORT_FILE = "report.json"
 ROWS = "rows"
@@ -49,12 +48,16 @@ UTTERANCE_SCHEMA = pa.schema(_FIELDS)
 class DatasetInfo(BaseModel, extra="forbid"):
     """What `dataset.json` says. It is written last: a folder without it is not finished."""
 
-    format_version: int
+    format_version: Literal[2] = 2
     codec: CodecInfo
     sample_rate: int
     """Hz."""
-    normalisation: NormalisationInfo | None = None
-    """How the texts got their spoken form; None for texts as they were."""
+    normalizer: tuple[NormalizerStep, ...] = ()
+    """What the texts have gone through, in order; empty for texts as they were."""
+
+    @property
+    def text_normalization(self) -> NemoStep | None:
+        return text_normalization(self.normalizer)
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Utterances:
 
 
 def write_info(folder: str, info: DatasetInfo) -> None:
-    files.write_bytes(uris.join(folder, INFO_FILE), info.model_dump_json(indent=2).encode() + b"\n")
+    files.write_bytes(uris.join(folder, INFO_FILE), records.dump(info))
 
 
 def read_info(folder: str) -> DatasetInfo:
@@ -94,21 +97,7 @@ def read_info(folder: str) -> DatasetInfo:
             f"{path} is missing: {folder} is not a finished dataset of codes. "
             "Make one with jobs/encode.py, or run it again if it was interrupted."
         )
-    try:
-        data = json.loads(files.read_bytes(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected an object")
-    if data.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format version {data.get('format_version')!r}, this Sheen reads "
-            f"{FORMAT_VERSION}. Encode the recordings again with this version."
-        )
-    try:
-        return DatasetInfo.model_validate(data)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return records.read(path, DatasetInfo)
 
 
 def read_utterances(location: str, layout: TokenLayout) -> Utterances:

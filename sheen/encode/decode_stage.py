@@ -22,7 +22,7 @@ from sheen.encode.filters import Limits, Samples
 from sheen.encode.output import PCM_SCHEMA, pack, unpack
 from sheen.runs.attempts import Attempts
 from sheen.storage import files
-from sheen.text.normalization import NormalisationInfo, load_normaliser
+from sheen.text.normalization import NemoStep, load_normaliser
 from sheen.text.prompt import normalise
 
 
@@ -36,7 +36,7 @@ class DecodeSettings:
     frame_seconds: float
     trim_db: float | None = None
     loudness_lufs: float | None = None
-    normalisation: NormalisationInfo | None = None
+    normalisation: NemoStep | None = None
     """None: texts are taken as they are."""
 
 
@@ -102,7 +102,7 @@ def _name(row: Mapping[str, Any]) -> str:
     return f"{row['audio']}: " if row["audio"] else ""
 
 
-def _spoken(text: str, normalisation: NormalisationInfo) -> str:
+def _spoken(text: str, normalisation: NemoStep) -> str:
     spoken = load_normaliser(normalisation)(text)
     if not spoken:
         raise Rejected("no text", f"{text!r} holds nothing that is spoken")

@@ -41,7 +41,7 @@ from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.lock import output_lock
 from sheen.storage import files, folders, uris
-from sheen.text.normalization import NormalisationInfo, describe, load_normaliser
+from sheen.text.normalization import NemoStep, describe, load_normaliser
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _write(
     manifest: pa.Table,
     codec: Codec,
     info: CodecInfo,
-    normalisation: NormalisationInfo | None,
+    normalisation: NemoStep | None,
 ) -> dict[str, Any]:
     """Encode what is left, and report on all of it."""
     rows = uris.join(output, dataset.ROWS)
@@ -124,7 +124,7 @@ def _left(blocks: Sequence[pa.Table], rows: str) -> list[pa.Table]:
     return new + again
 
 
-def _normalisation(language: str | None) -> NormalisationInfo | None:
+def _normalisation(language: str | None) -> NemoStep | None:
     if language is None:
         return None
     try:
@@ -136,19 +136,16 @@ def _normalisation(language: str | None) -> NormalisationInfo | None:
     return normalisation
 
 
-def _finish(
-    output: str, source: str, info: CodecInfo, normalisation: NormalisationInfo | None
-) -> None:
+def _finish(output: str, source: str, info: CodecInfo, normalisation: NemoStep | None) -> None:
     if files.exists(uris.join(output, dataset.INFO_FILE)):
         return
     if info.embedded:
         folder = str(find_codec(source).resolve())
         folders.copy_folder(folder, uris.join(output, CODEC_FOLDER))
     written = dataset.DatasetInfo(
-        format_version=dataset.FORMAT_VERSION,
         codec=info,
         sample_rate=info.sample_rate,
-        normalisation=normalisation,
+        normalizer=(normalisation,) if normalisation else (),
     )
     dataset.write_info(output, written)
 

@@ -18,7 +18,7 @@ from sheen.encode.output import OUTPUT_SCHEMA, TRANSIENT
 from sheen.runs.fingerprint import RECORDINGS, check_fingerprint, sample_digests
 from sheen.runs.lock import LOCK_FILE, is_unused
 from sheen.storage import files, uris
-from sheen.text.normalization import NormalisationInfo
+from sheen.text.normalization import NemoStep
 
 RUN_FILE = "run.json"
 PAGE_FILE = "report.html"
@@ -71,7 +71,7 @@ def prepare_output(
     config: EncodeConfig,
     manifest: pa.Table,
     codec: CodecInfo,
-    normalisation: NormalisationInfo | None,
+    normalisation: NemoStep | None,
 ) -> None:
     """Make the output folder this job's. ValueError where it is another's, or holds other things;
     with `overwrite` what an encode job left is deleted first."""
@@ -87,7 +87,7 @@ def prepare_output(
     decided |= {
         "codec sha256": codec.sha256,
         "sample rate": codec.sample_rate,
-        "normalisation": normalisation.model_dump() if normalisation else None,
+        "normalizer": [normalisation.model_dump()] if normalisation else [],
         "format": [dataset.FORMAT_VERSION, *OUTPUT_SCHEMA.names],
         "rows": len(manifest),
         "rows content": _digest(manifest),

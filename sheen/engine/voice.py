@@ -62,7 +62,7 @@ class Voice:
     @property
     def normaliser(self) -> Normaliser | None:
         """Loaded at first use; None for a model that takes texts as they are."""
-        normalisation = self.info.normalisation
+        normalisation = self.info.text_normalization
         return None if normalisation is None else load_normaliser(normalisation)
 
     def spoken(self, text: str) -> str:
@@ -74,12 +74,14 @@ class Voice:
     def max_chunk_chars(self, max_seconds: float, speaker: str | None) -> int:
         """The most characters of spoken text to be given to `request` at once: no more than the
         model was taught, and than `max_seconds` of audio hold; at least 1."""
-        taught = self.info.text_characters or DEFAULT_CHUNK_CHARS
-        pace = self.info.pace.get(speaker or "")
-        if pace is None or pace.frames_per_character <= 0:
+        taught = self.info.max_chunk_chars or DEFAULT_CHUNK_CHARS
+        durations = self.info.duration_model.get(speaker or "")
+        if durations is None or durations.frames_per_char <= 0:
             return taught
         frames = max_seconds * self._frames_per_second / SLOWER
-        return max(1, min(taught, int((frames - pace.frames) / pace.frames_per_character)))
+        return max(
+            1, min(taught, int((frames - durations.base_frames) / durations.frames_per_char))
+        )
 
     def request(
         self,
@@ -136,10 +138,10 @@ class Voice:
 
     def expected_seconds(self, text: str, speaker: str | None) -> float | None:
         """How long the voice's own recordings would take; None without a record."""
-        pace = self.info.pace.get(speaker or "")
-        if pace is None:
+        durations = self.info.duration_model.get(speaker or "")
+        if durations is None:
             return None
-        frames = pace.frames + pace.frames_per_character * len(normalise(text))
+        frames = durations.base_frames + durations.frames_per_char * len(normalise(text))
         return frames * self.codec.frame_samples / self.codec.sample_rate
 
 
@@ -150,13 +152,13 @@ def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
             f"checkpoint {location}: no such folder. Train one with jobs/train.py; "
             "examples/digits/voice of a checkout is a small one that speaks digits."
         )
+    info = checkpoint.read_info(location)  # before a large folder is copied from elsewhere
     with folders.local_folder(location) as folder:
-        info = checkpoint.read_info(folder)
         source = codec_source(str(folder), info.codec)
         checkpoint.check_codec(info, source)
-        if info.normalisation is not None:
+        if info.text_normalization is not None:
             try:
-                check(info.normalisation)
+                check(info.text_normalization)
             except ValueError as error:
                 raise ValueError(f"checkpoint {location}: {error}") from error
         model, tokenizer = load_model(folder, info.token_layout)

@@ -42,9 +42,9 @@ def run(config: EvaluateConfig) -> Evaluation:
     if not files.exists(model):
         raise ValueError(f"--model {config.model}: no such folder; give one of jobs/train.py")
     info = checkpoint.read_info(model)
-    if info.normalisation is not None:
+    if info.text_normalization is not None:
         try:
-            normalization.check(info.normalisation)
+            normalization.check(info.text_normalization)
         except ValueError as error:
             raise ValueError(f"--model {config.model}: {error}") from error
     try:

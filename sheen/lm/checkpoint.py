@@ -1,67 +1,130 @@
 """The checkpoint folder: a model that bare transformers opens, plus one small JSON.
 
-Owns `sheen.json`: the token layout, the codec, the sample rate, the versions of prompt template
-and text normaliser, how written text becomes spoken, the voices and their pace. Training writes it,
-serving reads it, and nothing about tokens is configured twice. Refuses another format, template or
-normaliser version by name.
+Owns `sheen.json`: the token layout, the codec, the sample rate, the prompt's template, the steps
+that normalise a text, the voices and how long they speak. Training writes it, serving reads it, and
+nothing about tokens is configured twice. Refuses another format version, and every name or key that
+this version does not know.
 """
 
-import json
 from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, model_validator
 
 from sheen.codec.info import CodecInfo, describe_codec
 from sheen.codec.layout import Softmax, TokenLayout
-from sheen.storage import files, uris
-from sheen.text import prompt
-from sheen.text.normalization import NormalisationInfo
+from sheen.storage import files, records, uris
+from sheen.text.normalization import (
+    NemoStep,
+    NfcSpaceStep,
+    NormalizerStep,
+    text_normalization,
+)
+from sheen.text.prompt import PromptInfo
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INFO_FILE = "sheen.json"
 
 
 class LayoutInfo(BaseModel, extra="forbid"):
-    first_id: int
-    codebook_size: int
-    strides: tuple[int, ...]
+    """Token ids by slot, a slot being a position in the frame of codes (24 kHz SNAC: 7)."""
+
+    family: Literal["sheen"] = "sheen"
+    """How the ids are arranged. `sheen`: see `TokenLayout`; slots of one level share their ids."""
+    start_id: int
+    end_id: int
+    slot_bases: tuple[int, ...]
+    """The id of code 0 at each slot."""
+
+    @classmethod
+    def of(cls, layout: TokenLayout) -> Self:
+        return cls(
+            start_id=layout.start_id,
+            end_id=layout.end_id,
+            slot_bases=tuple(layout.slot_bases.tolist()),
+        )
 
 
-class Pace(BaseModel, extra="forbid"):
+class DurationModel(BaseModel, extra="forbid"):
     """How long texts take in the training data: a straight line through frames over characters of
     normalised text. Frames are the codec's coarse ones."""
 
-    frames: float
-    frames_per_character: float
+    base_frames: float
+    frames_per_char: float
+
+
+class SamplingDefaults(BaseModel, extra="forbid"):
+    """Settings that the model's makers speak it with."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    repetition_window: int | Literal["all"] | None = None
+    """Generated tokens."""
+
+
+class ReferenceInfo(BaseModel, extra="forbid"):
+    """How a recording of the voice to speak in is placed before the text."""
+
+    form: Literal["one-turn", "two-turn"]
+    """`one-turn`: both texts, then the recording's codes, which the model continues; `two-turn`:
+    the recording's text and codes as a row of their own, then the text."""
 
 
 class CheckpointInfo(BaseModel, extra="forbid"):
-    """What `sheen.json` says."""
+    """What `sheen.json` says. Further keys will be optional; everything else that changes comes
+    with another format version, which `sheen.convert` leads to."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[2] = 2
     layout: LayoutInfo
+    softmax: Softmax = "masked"
+    """What the model was trained with, see `Softmax`."""
     codec: CodecInfo
     sample_rate: int
     """Hz."""
-    template: str = prompt.TEMPLATE_VERSION
-    normaliser: str = prompt.NORMALISER_VERSION
-    normalisation: NormalisationInfo | None = None
-    """How the training texts got their spoken form; None for texts as they were."""
-    softmax: Softmax = "masked"
-    """What the model was trained with, see `Softmax`."""
+    prompt: PromptInfo = PromptInfo()
+    normalizer: tuple[NormalizerStep, ...] = (NfcSpaceStep(),)
+    """What a text goes through before it is put into the prompt, in order."""
     voices: list[str] = []
     """Speakers the model was trained on, in alphabetical order; empty for a single voice."""
-    pace: dict[str, Pace] = {}
+    duration_model: dict[str, DurationModel] = {}
     """By voice; "" is the one without a name."""
-    text_characters: int | None = None
-    """Longest text that the model was taught, in its spoken form: of 100 training texts, 99 are no
-    longer. None where nobody counted."""
-    max_positions: int
+    max_chunk_chars: int | None = None
+    """Longest text that the model was taught, normalised: of 100 training texts, 99 are no longer.
+    None where nobody counted."""
+    max_sequence_length: int
     """Tokens of the longest sequence, prompt and audio, that the model may be given."""
+    tags: list[str] = []
+    """Words such as `<laugh>` that the model was taught to act, as they stand in a text."""
+    sampling: SamplingDefaults | None = None
+    reference: ReferenceInfo | None = None
+    """None for a model that was taught no references."""
 
     @property
     def token_layout(self) -> TokenLayout:
-        return TokenLayout(self.layout.first_id, self.layout.codebook_size, self.layout.strides)
+        return TokenLayout(self.layout.start_id, self.codec.codebook_size, self.codec.strides)
+
+    @property
+    def text_normalization(self) -> NemoStep | None:
+        return text_normalization(self.normalizer)
+
+    @model_validator(mode="after")
+    def _ids_are_the_familys(self) -> Self:
+        try:
+            expected = LayoutInfo.of(self.token_layout)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"codec.config is not a SNAC codec's ({error!r})") from error
+        if self.layout != expected:
+            raise ValueError(
+                f"layout: ids {_ids(self.layout)} are not those of the family "
+                f"{self.layout.family!r} for this codec, {_ids(expected)}"
+            )
+        return self
+
+
+def _ids(layout: LayoutInfo) -> dict[str, Any]:
+    return layout.model_dump(exclude={"family"})
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -69,7 +132,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def write_info(folder: Path, info: CheckpointInfo) -> None:
-    (folder / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n", "utf-8")
+    (folder / INFO_FILE).write_bytes(records.dump(info))
 
 
 def read_info(folder: Path | str) -> CheckpointInfo:
@@ -80,25 +143,7 @@ def read_info(folder: Path | str) -> CheckpointInfo:
             f"{path} is missing: {folder} is not a Sheen checkpoint. "
             "Make one with jobs/train.py; examples/digits/voice of a checkout is a small one."
         )
-    try:
-        data = dict(json.loads(files.read_bytes(path)))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a JSON object ({error})") from error
-    known = {
-        "format_version": FORMAT_VERSION,
-        "template": prompt.TEMPLATE_VERSION,
-        "normaliser": prompt.NORMALISER_VERSION,
-    }
-    for key, expected in known.items():
-        if data.get(key) != expected:
-            raise ValueError(
-                f"{path}: {key} is {data.get(key)!r}, this Sheen knows {expected!r}. "
-                "Use the version of Sheen that wrote the checkpoint, or train again."
-            )
-    try:
-        return CheckpointInfo.model_validate(data)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return records.read(path, CheckpointInfo)
 
 
 def check_codec(info: CheckpointInfo, source: str) -> None:

@@ -84,9 +84,9 @@ class Backend:
         self._heard_until = 0.0
         self._renderers = ThreadPoolExecutor(RENDERERS, "sheen-renderer")
         self._normalisers: NormaliserProcesses | None = None
-        if self.voice.info.normalisation is not None:
+        if self.voice.info.text_normalization is not None:
             self._normalisers = NormaliserProcesses(
-                self.voice.info.normalisation, args.text_processes
+                self.voice.info.text_normalization, args.text_processes
             )
         self._warm_up()
         logger.info("serving %s on %s, voices %s", location, device, self.voices)
@@ -182,7 +182,7 @@ class Backend:
     @property
     def language(self) -> str | None:
         """What the model's texts are normalised as; None where it takes them as they are."""
-        info = self.voice.info.normalisation
+        info = self.voice.info.text_normalization
         return None if info is None else info.language
 
     def _reader(self) -> Normalise:

@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from sheen.text.normalization import (
-    NormalisationInfo,
+    NemoStep,
     Part,
     check,
     join_parts,
@@ -104,9 +104,7 @@ class _Job:
 class NormaliserProcesses:
     """`reader()` gives a request its way to them. `overdue`: parts that were taken as written."""
 
-    def __init__(
-        self, info: NormalisationInfo, processes: int, deadline_s: float = DEADLINE_S
-    ) -> None:
+    def __init__(self, info: NemoStep, processes: int, deadline_s: float = DEADLINE_S) -> None:
         """Returns when the processes are ready, in a minute where grammars must be compiled.
         ValueError where they cannot be loaded, see `sheen.text.normalization.check`."""
         check(info)
@@ -194,7 +192,7 @@ class NormaliserProcesses:
 class _Helper:
     """One process, which is asked one thing at a time. Its end is an EOFError or OSError."""
 
-    def __init__(self, info: NormalisationInfo) -> None:
+    def __init__(self, info: NemoStep) -> None:
         context = get_context("spawn")  # a fork would copy locks that other threads hold
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, info), daemon=True)
@@ -221,7 +219,7 @@ class _Helper:
         self._connection.close()
 
 
-def _serve(connection: Connection, info: NormalisationInfo) -> None:
+def _serve(connection: Connection, info: NemoStep) -> None:
     """What a process does: normalise what it is sent until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is its parent's to answer
     try:

@@ -22,10 +22,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import regex
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from sheen.text.prompt import normalise
 from sheen.text.segmentation import split_sentences
@@ -148,31 +148,45 @@ def language_code(asked: str) -> str:
     return names.get(word[0], word[0])
 
 
-class NormalisationInfo(BaseModel, extra="forbid", frozen=True):
-    """What made the spoken form of texts."""
+class NemoStep(BaseModel, extra="forbid", frozen=True):
+    """Written text to the words that are spoken."""
 
-    library: Literal["nemo_text_processing"]
+    name: Literal["nemo_text_processing"] = LIBRARY
     version: str
     """Of the library: its grammars change with it."""
     language: str
-    parts: Literal["sentences", "parts-1"] = "sentences"
-    """What the library was given at once: `normalisation_work.PARTS_VERSION`; before there was one,
-    whole sentences. These are now read in parts too, which changes words where a sentence holds a
-    long row of numbers."""
+    segmentation: Literal["sentences", "parts-1"] = "sentences"
+    """What the library was given at once: PARTS_VERSION; before there was one, whole sentences.
+    These are now read in parts too, which changes words where a sentence holds a long row of
+    numbers."""
 
 
-def describe(language: str) -> NormalisationInfo:
+class NfcSpaceStep(BaseModel, extra="forbid", frozen=True):
+    """Unicode NFC; every run of white space becomes one space, none at either end: `normalise`."""
+
+    name: Literal["nfc-space"] = "nfc-space"
+    version: Literal["1"] = "1"
+
+
+NormalizerStep = Annotated[NemoStep | NfcSpaceStep, Field(discriminator="name")]
+"""What a dataset and a checkpoint record, in the order in which texts take the steps."""
+
+
+def text_normalization(steps: Iterable[NormalizerStep]) -> NemoStep | None:
+    """The step that writes numbers and abbreviations out; None for texts as they are."""
+    return next((step for step in steps if isinstance(step, NemoStep)), None)
+
+
+def describe(language: str) -> NemoStep:
     """The normalisation that is installed here, for a language of LANGUAGES or its name. Raises
     ValueError."""
     language = language_code(language)
-    info = NormalisationInfo(
-        library=LIBRARY, version=_installed(language), language=language, parts=PARTS_VERSION
-    )
+    info = NemoStep(version=_installed(language), language=language, segmentation=PARTS_VERSION)
     check(info)
     return info
 
 
-def check(info: NormalisationInfo) -> None:
+def check(info: NemoStep) -> None:
     """Raise ValueError unless `load_normaliser` can load this here; quick, loads nothing."""
     if info.language not in LANGUAGES:
         raise ValueError(
@@ -228,7 +242,7 @@ def join_parts(spoken: Iterable[str]) -> str:
 
 
 @cache
-def load_normaliser(info: NormalisationInfo) -> Normaliser:
+def load_normaliser(info: NemoStep) -> Normaliser:
     """One for each process. Compiles the grammars where that was never done, which takes a minute,
     else reads them, in a second. ValueError says what is missing, see `check`."""
     check(info)

@@ -1,7 +1,7 @@
 """The one prompt template, used by training and serving alike.
 
-Owns the normalisation of text, the place of the speaker, and how both become token ids. The two
-versions below are recorded in every checkpoint; changing either behaviour means a new version.
+Owns the last step of normalisation, the place of the speaker, and how both become token ids. A
+checkpoint records the template and the step; changing either behaviour means a new version of it.
 User text is encoded with special tokens switched off: `<audio_start>` typed into a text or a
 speaker's name stays the letters it is.
 """
@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and encoding workers do without it
     from transformers import PreTrainedTokenizerBase
 
-TEMPLATE_VERSION = "speaker-text-1"
-"""`{speaker}: {text}` or `{text}`, directly followed by `<audio_start>`."""
-NORMALISER_VERSION = "nfc-space-1"
-"""Unicode NFC; every run of white space becomes one space; none at either end."""
-
 _WHITE_SPACE = re.compile(r"\s+")
 
 
+class PromptInfo(BaseModel, extra="forbid", frozen=True):
+    """The template: `{speaker}: {text}` or `{text}`, directly followed by `<audio_start>`."""
+
+    name: Literal["speaker-text"] = "speaker-text"
+    version: Literal["1"] = "1"
+
+
 def normalise(text: str) -> str:
-    """Text as the model sees it, see NORMALISER_VERSION."""
+    """Unicode NFC; every run of white space becomes one space; none at either end."""
     return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
 
 

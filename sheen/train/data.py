@@ -33,7 +33,7 @@ from sheen.lm.batching import (
     plan_steps,
     sequence_lengths,
 )
-from sheen.lm.checkpoint import Pace
+from sheen.lm.checkpoint import DurationModel
 from sheen.lm.loss import IGNORE_INDEX
 from sheen.text.prompt import prompt_ids
 
@@ -57,8 +57,8 @@ class TrainingSet:
     train: NDArray[np.int64]
     evaluation: NDArray[np.int64]
     voices: list[str]
-    pace: dict[str, Pace]
-    text_characters: int
+    duration_model: dict[str, DurationModel]
+    max_chunk_chars: int
     """See `CheckpointInfo`."""
     summary: dict[str, Any]
 
@@ -126,8 +126,8 @@ def build_training_set(
         train=train,
         evaluation=evaluation,
         voices=sorted({speaker for speaker in utterances.speakers if speaker}),
-        pace=_pace(utterances),
-        text_characters=common_length([utterances.texts[index] for index in train]),
+        duration_model=_duration_model(utterances),
+        max_chunk_chars=common_length([utterances.texts[index] for index in train]),
         summary=_summary(utterances, lengths, fits, train, evaluation) | unknown,
     )
 
@@ -164,14 +164,14 @@ def common_length(texts: Sequence[str]) -> int:
     return int(np.percentile([len(text) for text in texts], 99, method="inverted_cdf"))
 
 
-def _pace(utterances: Utterances) -> dict[str, Pace]:
+def _duration_model(utterances: Utterances) -> dict[str, DurationModel]:
     """By voice, the least squares line; through the origin where that falls or begins below it."""
     groups: dict[str, list[int]] = {}
     for index, speaker in enumerate(utterances.speakers):
         groups.setdefault(speaker or "", []).append(index)
     frames = np.diff(utterances.offsets).astype(np.float64)
     characters = np.array([len(text) for text in utterances.texts], np.float64)
-    pace = {}
+    fitted = {}
     for voice, members in sorted(groups.items()):
         x, y = characters[members], frames[members]
         varied = x.var() > 0
@@ -179,8 +179,8 @@ def _pace(utterances: Utterances) -> dict[str, Pace]:
         first = float(y.mean() - slope * x.mean())
         if slope <= 0 or first < 0:
             slope, first = float(y.sum() / x.sum()), 0.0
-        pace[voice] = Pace(frames=round(first, 4), frames_per_character=round(slope, 5))
-    return pace
+        fitted[voice] = DurationModel(base_frames=round(first, 4), frames_per_char=round(slope, 5))
+    return fitted
 
 
 def _summary(

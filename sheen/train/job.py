@@ -26,7 +26,7 @@ from sheen.runs.fingerprint import folder_digest
 from sheen.runs.lock import output_lock
 from sheen.scoring.asr import Grammar, check_transcriber
 from sheen.storage import files, folders, uris
-from sheen.text.normalization import NormalisationInfo, check
+from sheen.text.normalization import NfcSpaceStep, NormalizerStep, check, text_normalization
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
 from sheen.train.config import FREE_FIELDS, TrainConfig
@@ -49,8 +49,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     model = _model_source(config.model)
     info, tokenizer, extends = _plan_checkpoint(model, codec)
     info.softmax = config.softmax
-    info.normalisation = _normalisation_of(locations, model, info.normalisation)
-    limit = min(config.max_tokens, info.max_positions)
+    info.normalizer = _normalizer_of(locations, model, info)
+    limit = min(config.max_tokens, info.max_sequence_length)
     if config.batch_tokens < limit:
         raise ValueError(
             f"--batch-tokens {config.batch_tokens}: a row must hold the longest utterance, "
@@ -67,9 +67,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
     )
     print(describe(data.summary), flush=True)
     info.voices = sorted({*info.voices, *data.voices})
-    info.pace |= data.pace
+    info.duration_model |= data.duration_model
     # What is learned last is not all that it was taught.
-    info.text_characters = max(info.text_characters or 0, data.text_characters)
+    info.max_chunk_chars = max(info.max_chunk_chars or 0, data.max_chunk_chars)
     prompts: list[Prompt] = []
     grammar: Grammar | None = None
     if config.eval_prompts is not None:
@@ -80,8 +80,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
             )
         grammar = check_transcriber(config.asr, config.grammar)
         prompts = eval_prompts(config.eval_prompts, info.voices)
-        if info.normalisation is not None:
-            check(info.normalisation)
+        if info.text_normalization is not None:
+            check(info.text_normalization)
     needs_codec = bool(prompts) or (extends and config.new_rows == "codebook")
     with ExitStack() as owned:
         if not config.dry_run:
@@ -175,41 +175,40 @@ def _codec_of_one(location: str, codec: str | None) -> tuple[CodecInfo, str]:
     return info, dataset_info.codec_source(location, info)
 
 
-def _normalisation_of(
-    locations: Sequence[str], model: str, taught: NormalisationInfo | None
-) -> NormalisationInfo | None:
-    """How the texts of the data got their spoken form; `taught` is the model's own so far.
+def _normalizer_of(
+    locations: Sequence[str], model: str, info: checkpoint.CheckpointInfo
+) -> tuple[NormalizerStep, ...]:
+    """The steps that the texts of the data have gone through, and the prompt's own after them.
 
-    A file of codes does not say, and goes with the others.
+    `info` is the model's so far. A file of codes does not say, and goes with the others.
     """
     found = {
-        location: dataset.read_info(location).normalisation
+        location: dataset.read_info(location).normalizer
         for location in locations
         if files.kind(location) == fs.FileType.Directory
     }
     if not found:
-        return taught
-    (first, normalisation), *others = found.items()
+        return info.normalizer
+    (first, steps), *others = found.items()
     for location, other in others:
-        if other != normalisation:
+        if other != steps:
             raise ValueError(
-                f"--data {location} has {_texts(other)}, {first} has {_texts(normalisation)}; "
+                f"--data {location} has {_texts(other)}, {first} has {_texts(steps)}; "
                 "encode both with one --language"
             )
-    if normalisation is None and taught is not None:
+    if not steps and (taught := info.text_normalization):
         raise ValueError(
-            f"--data {first} has {_texts(None)}, the checkpoint {model} was taught "
-            f"{_texts(taught)}; encode with --language {taught.language}"
+            f"--data {first} has {_texts(steps)}, the checkpoint {model} was taught "
+            f"{_texts([taught])}; encode with --language {taught.language}"
         )
-    return normalisation
+    return (*steps, NfcSpaceStep())
 
 
-def _texts(normalisation: NormalisationInfo | None) -> str:
-    if normalisation is None:
+def _texts(steps: Sequence[NormalizerStep]) -> str:
+    if (step := text_normalization(steps)) is None:
         return "texts as they are"
     return (
-        f"texts normalised as {normalisation.language!r} by {normalisation.library} "
-        f"{normalisation.version} ({normalisation.parts})"
+        f"texts normalised as {step.language!r} by {step.name} {step.version} ({step.segmentation})"
     )
 
 
@@ -249,7 +248,7 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
                 f"--model {model}: neither a transformers folder nor a model the hub gave ({error})"
             ) from error
         if checkpoint.is_checkpoint(folder):
-            info = checkpoint.read_info(folder)
+            info = checkpoint.read_info(model)
             if info.codec.sha256 != codec.sha256:
                 raise ValueError(
                     f"--data was encoded with {codec.source} (weights {codec.sha256[:12]}), the "
@@ -264,14 +263,10 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
         raise ValueError(f"--model {model}: {error}") from error
     layout = TokenLayout(first_id, codec.codebook_size, codec.strides)
     info = checkpoint.CheckpointInfo(
-        layout=checkpoint.LayoutInfo(
-            first_id=layout.first_id,
-            codebook_size=layout.codebook_size,
-            strides=layout.strides,
-        ),
+        layout=checkpoint.LayoutInfo.of(layout),
         codec=codec,
         sample_rate=codec.sample_rate,
-        max_positions=positions,
+        max_sequence_length=positions,
     )
     return info, tokenizer, True
 

@@ -107,7 +107,7 @@ def _with_tokens(
     if codec is not None:
         quantizers = build_codec(codec).quantizer.quantizers
         codebooks = [part.codebook.weight.detach() for part in quantizers]
-    model = extend(lm, tokenizer, info.layout.codebook_size, info.layout.strides, seed, codebooks)
+    model = extend(lm, tokenizer, info.codec.codebook_size, info.codec.strides, seed, codebooks)
     assert model.layout == info.token_layout, "driver and worker disagree about the first id"
     model.softmax = info.softmax
     return model, tokenizer

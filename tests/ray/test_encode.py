@@ -214,7 +214,7 @@ def test_parquet_columns_have_the_documented_types(output: Path) -> None:
 def test_dataset_json_describes_the_codec(output: Path) -> None:
     described = json.loads((output / "dataset.json").read_text("utf-8"))
     assert described == {
-        "format_version": 1,
+        "format_version": 2,
         "sample_rate": 24000,
         "codec": {
             "source": str(CODEC),
@@ -222,7 +222,7 @@ def test_dataset_json_describes_the_codec(output: Path) -> None:
             "config": json.loads((CODEC / "config.json").read_text("utf-8")),
             "embedded": True,
         },
-        "normalisation": None,
+        "normalizer": [],
     }
     assert read_info(str(output)).codec.strides == (4, 2, 1)
 

@@ -39,7 +39,7 @@ from sheen.evaluate.prompts import Plan, plan_prompts, prompt_table
 from sheen.evaluate.results import JSON_FILE, PAGE_FILE, write_results
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.evaluate.transcribe_stage import TranscribeWorker
-from sheen.lm.checkpoint import CheckpointInfo, Pace
+from sheen.lm.checkpoint import CheckpointInfo, DurationModel
 from sheen.scoring.asr import Pocketsphinx, read_grammar
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.wer import error_rate
@@ -763,8 +763,8 @@ def test_white_space_takes_no_time(voice: Voice) -> None:
 
 def test_without_a_record_nothing_is_expected(voice: Voice) -> None:
     assert voice.expected_seconds("one two", None) is None
-    pace = {"": Pace(frames=3, frames_per_character=1.5)}
-    info = voice.info.model_copy(update={"pace": pace})
+    durations = {"": DurationModel(base_frames=3, frames_per_char=1.5)}
+    info = voice.info.model_copy(update={"duration_model": durations})
     nameless = replace(voice, info=info)
     assert nameless.expected_seconds("one two", "slt") is None
     assert nameless.expected_seconds("one two", None) == pytest.approx((3 + 1.5 * 7) * 2048 / RATE)

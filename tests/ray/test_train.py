@@ -20,12 +20,12 @@ from sheen.data.prompts import Prompt
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm import checkpoint
 from sheen.lm.model import load_model
-from sheen.text.normalization import NormalisationInfo
+from sheen.text.normalization import NemoStep, NfcSpaceStep
 from sheen.train.data import build_training_set, common_length
 from sheen.train.evaluation import eval_prompts
 from sheen.train.job import run as train
 
-ENGLISH = NormalisationInfo(library="nemo_text_processing", version="0.9", language="en")
+ENGLISH = NemoStep(version="0.9", language="en")
 
 
 def training_set(location: Path, voice: Voice, *more: Path, **changes: Any) -> Any:
@@ -85,22 +85,22 @@ def test_the_checkpoint_says_what_serving_needs(trained: Path, encoded: Path) ->
 
 def test_the_checkpoint_says_how_long_texts_take(trained: Path, encoded: Path) -> None:
     info = checkpoint.read_info(trained / "checkpoint")
-    assert list(info.pace) == info.voices
+    assert list(info.duration_model) == info.voices
     read = dataset.read_utterances(str(encoded), info.token_layout)
-    for voice, pace in info.pace.items():
+    for voice, line in info.duration_model.items():
         own = [index for index, speaker in enumerate(read.speakers) if speaker == voice]
         frames = np.array([len(read.codes(index)) for index in own])
         characters = np.array([len(read.texts[index]) for index in own])
-        expected = pace.frames + pace.frames_per_character * characters
+        expected = line.base_frames + line.frames_per_char * characters
         assert expected.sum() == pytest.approx(frames.sum(), rel=1e-3)
-        assert pace.frames_per_character > 0
+        assert line.frames_per_char > 0
         assert abs(expected - frames).max() < 0.3 * frames.mean()
 
 
 def test_the_checkpoint_says_how_long_its_texts_were(trained: Path, encoded: Path) -> None:
     info = checkpoint.read_info(trained / "checkpoint")
     texts = dataset.read_utterances(str(encoded), info.token_layout).texts
-    assert info.text_characters in {len(text) for text in texts}
+    assert info.max_chunk_chars in {len(text) for text in texts}
     assert common_length(["a"] * 990 + ["a" * 9] * 10) == 1
     assert common_length(["a"] * 980 + ["a" * 9] * 20) == common_length(["a" * 9]) == 9
 
@@ -171,7 +171,7 @@ def test_three_rows_of_codes_train_through_the_command(
     assert "eval_loss" not in rows[-1]
     info = checkpoint.read_info(tmp_path / "out" / "checkpoint")
     assert info.voices == []
-    assert info.pace.keys() == {""}
+    assert info.duration_model.keys() == {""}
 
 
 def test_two_workers_give_the_losses_of_one_with_twice_the_accumulation(
@@ -213,11 +213,11 @@ def test_data_of_two_codecs_is_refused(encoded: Path, base: Path, tmp_path: Path
         train(config)
 
 
-def normalised(encoded: Path, folder: Path, normalisation: NormalisationInfo | None) -> Path:
+def normalised(encoded: Path, folder: Path, step: NemoStep) -> Path:
     """The dataset, as if its texts had been normalised."""
     shutil.copytree(encoded, folder)
     info = dataset.read_info(str(encoded))
-    info.normalisation = normalisation
+    info.normalizer = (step,)
     dataset.write_info(str(folder), info)
     return folder
 
@@ -232,7 +232,7 @@ def test_texts_of_two_normalisations_are_refused(
         train(config)
     taught = tmp_path / "taught"
     shutil.copytree(trained / "checkpoint", taught)
-    info = checkpoint.read_info(taught).model_copy(update={"normalisation": ENGLISH})
+    info = checkpoint.read_info(taught).model_copy(update={"normalizer": (ENGLISH,)})
     checkpoint.write_info(taught, info)
     with pytest.raises(ValueError, match=r"taught texts normalised as 'en'.* --language en"):
         train(train_config(encoded, taught, tmp_path / "out"))
@@ -401,7 +401,7 @@ def test_a_llama_base_trains_over_all_rows(encoded: Path, base: Path, tmp_path: 
     assert rows[-1]["loss"] < rows[0]["loss"]
     info = checkpoint.read_info(output / "checkpoint")
     assert info.softmax == "full"
-    assert info.normalisation == ENGLISH
+    assert info.normalizer == (ENGLISH, NfcSpaceStep())
 
 
 def test_a_torn_parquet_file_is_named(encoded: Path, base: Path, tmp_path: Path) -> None:

@@ -142,21 +142,12 @@ def test_an_output_that_cannot_be_written_is_named(
 # Checkpoints that must not be opened
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("format_version", 2), ("template", "speaker-text-9"), ("normaliser", "none-9")],
-)
-def test_another_version_is_refused_by_name(
-    capsys: pytest.CaptureFixture[str], damaged: Path, key: str, value: object
+def test_a_checkpoint_of_an_older_format_is_refused_with_the_command_that_converts_it(
+    capsys: pytest.CaptureFixture[str], damaged: Path
 ) -> None:
-    path = damaged / "sheen.json"
-    info: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    assert info[key] != value
-    path.write_text(json.dumps({**info, key: value}), "utf-8")
+    (damaged / "sheen.json").write_text('{"format_version": 1}', "utf-8")
     message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "slt")
-    assert f"{key} is {value!r}" in message
-    assert repr(info[key]) in message
-    assert str(path) in message
+    assert f"`sheen convert {damaged}`" in message
 
 
 def test_another_normalisation_is_refused_by_name(
@@ -164,22 +155,12 @@ def test_another_normalisation_is_refused_by_name(
 ) -> None:
     path = damaged / "sheen.json"
     info: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    info["normalisation"] = {"library": "nemo_text_processing", "version": "0.9", "language": "en"}
+    step = {"name": "nemo_text_processing", "version": "0.9", "language": "en"}
+    info["normalizer"].insert(0, step)
     path.write_text(json.dumps(info), "utf-8")
     message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "slt")
     assert str(damaged) in message
     assert "normalised by nemo_text_processing 0.9" in message
-
-
-def test_a_record_of_before_opens(damaged: Path) -> None:
-    """Neither how texts were normalised nor how long they were used to be written."""
-    path = damaged / "sheen.json"
-    info: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    del info["normalisation"], info["text_characters"]
-    path.write_text(json.dumps(info), "utf-8")
-    opened = load_voice(str(damaged))
-    assert opened.info.normalisation is opened.info.text_characters is None
-    assert opened.spoken(" at 10:30\n") == "at 10:30"
 
 
 def test_half_a_record_is_named(capsys: pytest.CaptureFixture[str], damaged: Path) -> None:

@@ -13,14 +13,13 @@ import pytest
 from sheen.codec.info import CodecInfo, codec_source
 from sheen.codec.layout import TokenLayout
 from sheen.data.dataset import (
-    FORMAT_VERSION,
     DatasetInfo,
     Utterances,
     read_info,
     read_utterances,
     write_info,
 )
-from sheen.text.normalization import NormalisationInfo
+from sheen.text.normalization import NemoStep
 
 LAYOUT = TokenLayout(first_id=1000, codebook_size=4096, strides=(4, 2, 1))
 FOUR_LEVELS = TokenLayout(first_id=1000, codebook_size=4096, strides=(8, 4, 2, 1))
@@ -287,7 +286,6 @@ def test_only_line_ends_end_a_line(tmp_path: Path, space: str) -> None:
 # dataset.json
 
 INFO = DatasetInfo(
-    format_version=FORMAT_VERSION,
     codec=CodecInfo(source="some/codec", sha256="0" * 64, config={"noise": True}, embedded=True),
     sample_rate=24000,
 )
@@ -296,18 +294,16 @@ INFO = DatasetInfo(
 def test_info_round_trip(tmp_path: Path) -> None:
     write_info(str(tmp_path), INFO)
     assert read_info(str(tmp_path)) == INFO
-    assert json.loads((tmp_path / "dataset.json").read_text("utf-8"))["format_version"] == 1
+    assert json.loads((tmp_path / "dataset.json").read_text("utf-8"))["format_version"] == 2
 
 
-def test_what_normalised_the_texts_is_kept_and_was_not_always_written(tmp_path: Path) -> None:
-    normalisation = NormalisationInfo(library="nemo_text_processing", version="1.0", language="de")
-    info = INFO.model_copy(update={"normalisation": normalisation})
+def test_the_steps_that_normalised_the_texts_are_kept(tmp_path: Path) -> None:
+    step = NemoStep(version="1.0", language="de", segmentation="parts-1")
+    info = INFO.model_copy(update={"normalizer": (step,)})
     write_info(str(tmp_path), info)
     assert read_info(str(tmp_path)) == info
-    written = json.loads((tmp_path / "dataset.json").read_text("utf-8"))
-    del written["normalisation"]
-    (tmp_path / "dataset.json").write_text(json.dumps(written), "utf-8")
-    assert read_info(str(tmp_path)) == INFO
+    assert info.text_normalization == step
+    assert INFO.text_normalization is None
 
 
 def test_an_unfinished_folder_says_so(tmp_path: Path) -> None:
@@ -316,15 +312,7 @@ def test_an_unfinished_folder_says_so(tmp_path: Path) -> None:
         read_info(str(tmp_path))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
-def test_another_format_version_is_refused_by_name(tmp_path: Path, version: Any) -> None:
-    content = INFO.model_dump() | {"format_version": version}
-    (tmp_path / "dataset.json").write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ValueError, match=rf"dataset\.json: format version {version!r}, .* reads 1"):
-        read_info(str(tmp_path))
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 2}'])
 def test_a_dataset_json_of_something_else_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "dataset.json").write_text(content, "utf-8")
     with pytest.raises(ValueError, match=r"dataset\.json"):

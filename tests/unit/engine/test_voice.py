@@ -11,14 +11,16 @@ from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import DEFAULT_CHUNK_CHARS, RUNAWAY, RequestError, Voice
-from sheen.lm.checkpoint import CheckpointInfo, LayoutInfo, Pace
+from sheen.lm.checkpoint import CheckpointInfo, DurationModel, LayoutInfo
 from sheen.lm.model import SpeechLM, extend
 
 FRAMES_PER_SECOND = 24_000 / 2048
 GREEDY = Sampling(0.0)
 
 
-def make_voice(codec: Codec, pace: dict[str, Pace], voices: list[str] | None = None) -> Voice:
+def make_voice(
+    codec: Codec, durations: dict[str, DurationModel], voices: list[str] | None = None
+) -> Voice:
     make_base = load_script(DIGITS / "make_base.py")
     tokenizer = make_base.build_tokenizer()
     lm = make_base.build_model(tokenizer, 64, 1, seed=0)
@@ -26,14 +28,12 @@ def make_voice(codec: Codec, pace: dict[str, Pace], voices: list[str] | None = N
     model.lm.eval().requires_grad_(False)
     layout = model.layout
     info = CheckpointInfo(
-        layout=LayoutInfo(
-            first_id=layout.first_id, codebook_size=layout.codebook_size, strides=layout.strides
-        ),
+        layout=LayoutInfo.of(layout),
         codec=describe_codec(str(CODEC)),
         sample_rate=24_000,
         voices=voices or [],
-        pace=pace,
-        max_positions=model.max_positions,
+        duration_model=durations,
+        max_sequence_length=model.max_positions,
     )
     return Voice(info, model, tokenizer, codec)
 
@@ -45,7 +45,8 @@ def unpaced(codec: Codec) -> Voice:
 
 @pytest.fixture(scope="module")
 def paced(codec: Codec) -> Voice:
-    slow, quick = Pace(frames=4, frames_per_character=2), Pace(frames=1, frames_per_character=0.1)
+    slow = DurationModel(base_frames=4, frames_per_char=2)
+    quick = DurationModel(base_frames=1, frames_per_char=0.1)
     return make_voice(codec, {"slow": slow, "quick": quick}, ["quick", "slow", "unknown"])
 
 
@@ -94,7 +95,7 @@ def test_the_longest_request_has_room_for_its_text(unpaced: Voice) -> None:
 def test_a_piece_is_no_longer_than_what_the_model_was_taught(paced: Voice, unpaced: Voice) -> None:
     """Nor than the seconds that it may take; half as many again are left for a slow one."""
     assert unpaced.max_chunk_chars(30.0, None) == DEFAULT_CHUNK_CHARS
-    taught = replace(unpaced, info=unpaced.info.model_copy(update={"text_characters": 34}))
+    taught = replace(unpaced, info=unpaced.info.model_copy(update={"max_chunk_chars": 34}))
     assert taught.max_chunk_chars(30.0, None) == 34
     assert paced.max_chunk_chars(30.0, "quick") == DEFAULT_CHUNK_CHARS
     slow = paced.max_chunk_chars(30.0, "slow")

@@ -364,7 +364,7 @@ def write_codes(folder: Path, speakers: list[str], sha256: str = "0") -> Path:
     table = pa.Table.from_pylist(rows, schema=UTTERANCE_SCHEMA)
     pq.write_table(table, folder / ENCODED / "0.parquet")
     info = CodecInfo(source="small", sha256=sha256, config={}, embedded=False)
-    write_info(str(folder), DatasetInfo(format_version=1, codec=info, sample_rate=24_000))
+    write_info(str(folder), DatasetInfo(codec=info, sample_rate=24_000))
     return folder
 
 

@@ -26,7 +26,7 @@ from sheen.engine.voice import load_voice
 from sheen.text import normalization
 from sheen.text.normalization import (
     LANGUAGES,
-    NormalisationInfo,
+    NemoStep,
     Normaliser,
     check,
     describe,
@@ -125,7 +125,7 @@ def test_what_is_no_language_of_ours_is_none(asked: str) -> None:
 
 def test_another_version_is_refused_by_name() -> None:
     installed = describe("en").version
-    other = NormalisationInfo(library="nemo_text_processing", version="0.9", language="en")
+    other = NemoStep(version="0.9", language="en")
     with pytest.raises(ValueError, match=rf"nemo_text_processing 0\.9, here is {installed}"):
         check(other)
 
@@ -194,10 +194,10 @@ def test_the_encode_job_writes_spoken_texts_and_says_so(
     assert [row["text"] for row in rows] == ["It is ten thirty.", "four two"]
     (rejected,) = pq.read_table(str(output / "rows" / "status=rejected")).to_pylist()
     assert (rejected["reason"], rejected["text"]) == ("no text", "...")
-    assert dataset.read_info(str(output)).normalisation == describe("en")
+    assert dataset.read_info(str(output)).text_normalization == describe("en")
     capsys.readouterr()
     assert encode(command) == 2
-    assert "normalisation was {" in capsys.readouterr().err
+    assert "normalizer was [{" in capsys.readouterr().err
     assert encode([*command, "--language", "tlh"]) == 2
     assert "--language tlh: text normalisation: unknown language" in capsys.readouterr().err
 
@@ -205,7 +205,7 @@ def test_the_encode_job_writes_spoken_texts_and_says_so(
 def test_a_voice_speaks_what_it_was_taught(english: Normaliser) -> None:
     voice = load_voice(str(DIGITS / "voice"))
     assert voice.spoken(" at  10:30\n") == "at 10:30"
-    info = voice.info.model_copy(update={"normalisation": describe("en")})
+    info = voice.info.model_copy(update={"normalizer": (describe("en"),)})
     taught = replace(voice, info=info)
     assert taught.spoken(" at  10:30\n") == "at ten thirty"
     assert taught.spoken("...") == ""

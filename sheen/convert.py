@@ -1,0 +1,177 @@
+"""`sheen convert FOLDER`: checkpoints and datasets of an older format, brought up to date in place.
+
+Owns what older versions of Sheen wrote: the keys of format 1 and what they are called now. Only
+JSON changes; weights, tokenizers, codecs and rows stay as they are, byte for byte. A folder is
+converted with all that lies below it, so that a job's output goes with its checkpoints and can be
+resumed; each file is replaced whole, and none is unless all of them can be. A codec's files have no
+format of Sheen's own.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyarrow import fs
+
+from sheen.codec.info import CONFIG_FILE
+from sheen.codec.layout import TokenLayout
+from sheen.config import fail
+from sheen.data import dataset
+from sheen.lm import checkpoint
+from sheen.storage import files, glob, records, uris
+
+Keys = dict[str, Any]
+
+PROG = "sheen convert"
+FINGERPRINT_FILE = "run.json"
+"""What decided a job's result: two of its keys are named after those of the formats here."""
+
+PROMPTS = {"speaker-text-1": {"name": "speaker-text", "version": "1"}}
+NORMALISERS = {"nfc-space-1": {"name": "nfc-space", "version": "1"}}
+SOFTMAX = {"legal rows": "masked", "all rows": "full"}
+RENAMED = {
+    "template": "prompt",
+    "normaliser": "normalizer",
+    "normalisation": "normalizer",
+    "objective": "softmax",
+    "pace": "duration_model",
+    "text_characters": "max_chunk_chars",
+    "max_positions": "max_sequence_length",
+}
+"""Keys of `sheen.json`, format 1, and what has their place."""
+
+
+def convert(folder: str) -> list[str]:
+    """Bring a folder, path or URI, up to date. A line for each file that changed; [] for none.
+
+    Raises ValueError, and changes nothing, for a folder that holds neither a checkpoint, a dataset
+    nor a codec, and for a file with a version, a key or a value that this Sheen does not know.
+    """
+    if files.kind(folder) != fs.FileType.Directory:
+        raise ValueError(f"{folder}: no such folder")
+    found = [path for path in glob.list_below(folder) if uris.name(path) in _KINDS]
+    if not any(uris.name(path) != FINGERPRINT_FILE for path in found) and not is_codec(folder):
+        raise ValueError(
+            f"{folder}: no {checkpoint.INFO_FILE} of a checkpoint and no {dataset.INFO_FILE} of a "
+            "dataset, here or in a folder below"
+        )
+    pending: dict[str, bytes] = {}
+    changes: list[str] = []
+    for path in found:
+        old = records.load(path)
+        try:
+            new = _KINDS[uris.name(path)](path, old)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: not as Sheen wrote it ({error!r})") from error
+        if new is not None:
+            pending[path] = new
+            changes.append(f"{path}: {_said(old)}")
+    for path, content in pending.items():
+        files.write_bytes(path, content)
+    return changes
+
+
+def is_codec(folder: str) -> bool:
+    path = uris.join(folder, CONFIG_FILE)
+    return files.exists(path) and "vq_strides" in records.load(path)
+
+
+def _checkpoint(path: str, old: Keys) -> bytes | None:
+    if old.get(records.VERSION_KEY) != 1:
+        records.read(path, checkpoint.CheckpointInfo)  # refuses what is not current
+        return None
+    new = {key: value for key, value in old.items() if key not in RENAMED}
+    size, strides = old["codec"]["config"]["codebook_size"], old["codec"]["config"]["vq_strides"]
+    layout = old["layout"]
+    if (layout["codebook_size"], layout["strides"]) != (size, strides):
+        raise ValueError(f"{path}: layout {layout} is not of the codec's {size} codes, {strides}")
+    ids = TokenLayout(layout["first_id"], size, tuple(strides))
+    steps = [*_steps(old), _known(path, old, "normaliser", NORMALISERS)]
+    new |= {
+        records.VERSION_KEY: checkpoint.FORMAT_VERSION,
+        "layout": checkpoint.LayoutInfo.of(ids),
+        "prompt": _known(path, old, "template", PROMPTS),
+        "normalizer": steps,
+        "softmax": _known(path, old, "objective", SOFTMAX),
+        "duration_model": {
+            voice: {
+                "base_frames": line["frames"],
+                "frames_per_char": line["frames_per_character"],
+            }
+            for voice, line in old.get("pace", {}).items()
+        },
+        "max_chunk_chars": old.get("text_characters"),
+        "max_sequence_length": old["max_positions"],
+    }
+    return records.dump(records.parse(path, checkpoint.CheckpointInfo, new))
+
+
+def _dataset(path: str, old: Keys) -> bytes | None:
+    if old.get(records.VERSION_KEY) != 1:
+        records.read(path, dataset.DatasetInfo)
+        return None
+    new = {key: value for key, value in old.items() if key != "normalisation"}
+    new |= {records.VERSION_KEY: dataset.FORMAT_VERSION, "normalizer": _steps(old)}
+    return records.dump(records.parse(path, dataset.DatasetInfo, new))
+
+
+def _fingerprint(path: str, old: Keys) -> bytes | None:
+    new = dict(old)
+    if "objective" in old:
+        new["softmax"] = _known(path, old, "objective", SOFTMAX)
+        del new["objective"]
+    if "normalisation" in old:
+        new["normalizer"] = _steps(old)
+        new["format"] = [dataset.FORMAT_VERSION, *old["format"][1:]]
+        del new["normalisation"]
+    return None if new == old else json.dumps(new, indent=2).encode() + b"\n"
+
+
+def _known(path: str, old: Keys, key: str, table: Mapping[str, Any]) -> Any:
+    """What a value of format 1 is now; the first of the table where the key is missing."""
+    value = old.get(key, next(iter(table)))
+    if value not in table:
+        raise ValueError(f"{path}: {key} is {value!r}, this Sheen knows {', '.join(table)}")
+    return table[value]
+
+
+def _steps(old: Keys) -> list[Keys]:
+    """`normalisation` of format 1."""
+    step = old.get("normalisation")
+    if step is None:
+        return []
+    new = {key: value for key, value in step.items() if key not in ("library", "parts")}
+    return [{"name": step["library"], **new, "segmentation": step.get("parts", "sentences")}]
+
+
+def _said(old: Keys) -> str:
+    version = f"format {old[records.VERSION_KEY]} to 2, " if records.VERSION_KEY in old else ""
+    renamed = [f"{before} is {now}" for before, now in RENAMED.items() if before in old]
+    if "layout" in old:
+        renamed.insert(0, "layout has ids by slot")
+    return version + ", ".join(renamed or ["no key has another name"])
+
+
+_KINDS: dict[str, Callable[[str, Keys], bytes | None]] = {
+    checkpoint.INFO_FILE: _checkpoint,
+    dataset.INFO_FILE: _dataset,
+    FINGERPRINT_FILE: _fingerprint,
+}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        PROG, description="Bring checkpoints and datasets of an older format up to date, in place."
+    )
+    parser.add_argument(
+        "folder", help="checkpoint, dataset, or output folder of a job: path or URI"
+    )
+    folder = parser.parse_args(argv).folder
+    try:
+        changes = convert(folder)
+        nothing = "a codec's files have no format of Sheen's own" if is_codec(folder) else "current"
+    except (ValueError, OSError) as error:
+        return fail(PROG, error)
+    print("\n".join(changes or [f"{folder}: nothing to convert ({nothing})"]))
+    return 0
