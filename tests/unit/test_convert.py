@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conftest import CODEC, DIGITS, load_script
+from helpers.example import CODEC, DIGITS, load_script
 from sheen import convert
 from sheen.codec.info import describe_codec
 from sheen.data import dataset
