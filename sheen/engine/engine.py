@@ -20,7 +20,7 @@ from sheen.engine.audio_decoder import AudioStage, Stream
 from sheen.engine.generation import StepOutput, TokenGenerator
 from sheen.engine.scheduler import RequestQueue, Ticket
 from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder
-from sheen.engine.types import Counters, EngineBusy, Finished, FinishReason, Playback, Request, Sink
+from sheen.engine.types import Counters, Finished, FinishReason, Playback, Request, Sink
 from sheen.lm.kv_cache import CacheShape
 from sheen.lm.model import SpeechLM
 
@@ -104,11 +104,7 @@ class Engine:
         heard = Playback() if follows is None else Playback(runs_out=follows.runs_out)
         stream = Stream(decoder, sink, trim, heard)
         ticket = Ticket(self._queue, request, stream, follows)
-        try:
-            self._queue.put(ticket)
-        except EngineBusy:
-            self.counters.refused()
-            raise
+        self._queue.put(ticket)
         return ticket
 
     def alive(self) -> bool:
@@ -132,7 +128,7 @@ class Engine:
 
     def _closed(self, stream: Stream, finished: Finished) -> None:
         """The audio stage is through with a stream."""
-        self.counters.ended(finished, stream.playback)
+        self.counters.ended(finished.reason)
         self._queue.audio_done()
 
     def _loop(self) -> None:
@@ -181,7 +177,6 @@ class Engine:
         request, per_frame = ticket.request, self._model.layout.tokens_per_frame
         self._running[slot] = ticket
         ticket.waited_s = time.monotonic() - ticket.stream.playback.opened
-        self.counters.started(ticket.waited_s)
         try:
             self._generator.start(
                 slot,

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from sheen.audio.io import Samples
 from sheen.codec.layout import TokenLayout
@@ -89,52 +89,23 @@ class Counters:
     def __init__(self, slots: int) -> None:
         self._lock = threading.Lock()
         self._slots = slots
-        self._finish_reasons = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
-        self._sums = dict.fromkeys(
-            (
-                "refused",
-                "started",
-                "queue_seconds",
-                "steps",
-                "tokens",
-                "audio_seconds",
-                "heard",
-                "first_audio_seconds",
-                "underruns",
-            ),
-            0.0,
-        )
-
-    def _add(self, **values: float) -> None:
-        with self._lock:
-            for name, value in values.items():
-                self._sums[name] += value
-
-    def refused(self) -> None:
-        """A request found the queue full."""
-        self._add(refused=1)
-
-    def started(self, waited_s: float) -> None:
-        """A request got a slot."""
-        self._add(started=1, queue_seconds=waited_s)
+        self._finish_reasons: dict[str, float] = dict.fromkeys(get_args(FinishReason), 0)
+        self._steps = self._tokens = 0
 
     def stepped(self, tokens: int) -> None:
         """A step produced this many tokens."""
-        self._add(steps=1, tokens=tokens)
-
-    def ended(self, ending: Finished, playback: Playback) -> None:
-        """A stream's sink got its last item."""
-        self._add(audio_seconds=playback.seconds, underruns=playback.underruns)
-        if playback.first_audio_s is not None:
-            self._add(heard=1, first_audio_seconds=playback.first_audio_s)
         with self._lock:
-            self._finish_reasons[ending.reason] += 1
+            self._steps += 1
+            self._tokens += tokens
+
+    def ended(self, reason: FinishReason) -> None:
+        """A stream's sink got its last item."""
+        with self._lock:
+            self._finish_reasons[reason] += 1
 
     def values(self) -> dict[str, float]:
-        """`stop`, `length`, `cancelled`, `error`: requests by how they ended; `heard`: those that
-        gave audio, after `first_audio_seconds` all in all; `batch_fill`: mean share of slots that a
-        step produced tokens for; the other names as they are."""
+        """Requests by finish reason, `tokens`, and `batch_fill`: the mean share of slots that a
+        step produced tokens for."""
         with self._lock:
-            steps = max(1.0, self._sums["steps"])
-            fill = self._sums["tokens"] / (steps * self._slots)
-            return {**self._finish_reasons, **self._sums, "batch_fill": fill}
+            fill = self._tokens / (max(1, self._steps) * self._slots)
+            return {**self._finish_reasons, "tokens": self._tokens, "batch_fill": fill}

@@ -190,24 +190,6 @@ FACTORS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 5.0]
 SPEECH = "/v1/audio/speech"
 """Requests for paths below this get a log line of their own; Serve's access log has the others."""
 
-NAMES = {
-    "sheen_requests": "counter",
-    "sheen_refusals": "counter",
-    "sheen_tokens": "counter",
-    "sheen_audio_seconds": "counter",
-    "sheen_underruns": "counter",
-    "sheen_length_stops": "counter",
-    "sheen_cancels": "counter",
-    "sheen_texts_as_written": "counter",
-    "sheen_running_streams": "gauge",
-    "sheen_waiting_requests": "gauge",
-    "sheen_slots": "gauge",
-    "sheen_batch_fill": "gauge",
-    "sheen_queue_seconds": "histogram",
-    "sheen_first_audio_seconds": "histogram",
-    "sheen_realtime_factor": "histogram",
-}
-
 
 class Metrics:
     """A replica's metrics. Make it in the replica: Ray tags them with where they are made."""

@@ -25,6 +25,7 @@ from sheen.codec.asr_features import AsrFeatureLoss
 from sheen.codec.snac import Codec
 from sheen.codec.training import inference_copy, save_codec
 from sheen.runs.attempts import Attempts
+from sheen.scoring.code_usage import level_use
 from sheen.storage import files, uris
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore, StorageFull
@@ -64,10 +65,8 @@ class HeldOut:
 def metrics_of(distances: Tensor, uses: Tensor) -> dict[str, float]:
     """Mean mel distance in dB, and per level the perplexity of the codes used."""
     metrics = {"eval_mel_distance_db": round(float(distances[0] / distances[1]), 4)}
-    for level, used in enumerate(uses):
-        shares = used / used.sum()
-        entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
-        metrics[f"eval_perplexity_level_{level}"] = round(float(entropy.exp()), 1)
+    for level, counts in enumerate(uses.cpu().numpy()):
+        metrics[f"eval_perplexity_level_{level}"] = level_use(counts).perplexity
     return metrics
 
 

@@ -133,8 +133,6 @@ def test_a_model_that_never_ends_stops_at_its_budget_and_is_counted(
     assert {finished for _, finished in results} == {Finished("length", 3)}
     assert (metrics["length"], metrics["stop"], metrics["error"]) == (6, 0, 0)
     assert metrics["tokens"] == 6 * 3 * FRAME
-    assert metrics["heard"] == 6
-    assert metrics["audio_seconds"] == pytest.approx(6 * 3 * tiny.frame_samples / 24_000)
     assert (metrics["waiting"], metrics["running"], metrics["slots"]) == (0, 0, 4)
     assert 0 < metrics["batch_fill"] <= 1
 
@@ -238,7 +236,6 @@ def test_beyond_what_may_wait_a_request_is_refused_and_the_others_complete(
             expected, ending = speak(engine, short(2, seed))
             assert finished == ending
             assert np.abs(samples - expected).max() <= TOLERANCE
-        assert engine.metrics()["refused"] == 1
     assert refused.items.empty()
 
 

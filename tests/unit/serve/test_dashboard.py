@@ -5,13 +5,16 @@ import re
 from typing import Any
 
 import pytest
+from ray.util.metrics import Metric
 
 from helpers.example import ROOT
-from sheen.serve.request_log import NAMES
+from sheen.serve.request_log import Metrics
 
 LABELS = {"application", "replica", "status", "finish_reason", "reason", "le"}
 SUFFIX = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
-EXPORTED = {f"ray_{name}{SUFFIX[kind]}": kind for name, kind in NAMES.items()}
+METRICS = [metric for metric in vars(Metrics()).values() if isinstance(metric, Metric)]
+KINDS = {metric.info["name"]: type(metric).__name__.lower() for metric in METRICS}
+EXPORTED = {f"ray_{name}{SUFFIX[kind]}": kind for name, kind in KINDS.items()}
 METRIC = re.compile(r"\bray_\w+")
 
 
