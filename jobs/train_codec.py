@@ -1,19 +1,12 @@
 """Recordings -> a SNAC codec. See `--help`."""
 
 import sys
-from typing import Any
 
-from sheen.train import launcher
-from sheen.train.codec.config import CodecTrainConfig
-from sheen.train.codec.job import run
-
-
-def summary(config: CodecTrainConfig, last: dict[str, Any]) -> str:
-    return f"codec in {config.output}/codec, log-mel loss {last['mel']:.4f}"
+from sheen.commands import train_codec
 
 
 def main(argv: list[str]) -> int:
-    return launcher.main("jobs/train_codec.py", argv, CodecTrainConfig, run, summary)
+    return train_codec(argv, "jobs/train_codec.py")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,36 @@
-"""Sheen: your own voice model on Ray."""
+"""Sheen: your own voice model on Ray.
+
+    speaker = sheen.load("runs/mine/train/checkpoint")
+    speaker.synthesize("four two seven").save("out.wav")
+
+Owns the names that other people's code may rely on, `__all__`; every other module may change from
+one version to the next. Imports nothing before it is asked for: `import sheen` costs no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sheen.speaker import Audio, Speaker
 
 __version__ = "0.1.0"
+__all__ = ["Audio", "Speaker", "__version__", "load"]
+
+
+def load(model: str, *, device: str | None = None, max_seconds: float = 30.0) -> "Speaker":
+    """Open a checkpoint for synthesis, without Ray.
+
+    `model`: a folder, a URI such as s3://bucket/checkpoint, or a hub id. `device`: a torch device
+    (default: `cuda` where there is one, else `cpu`). `max_seconds`: longest audio of one chunk of
+    text; longer texts are spoken in several. Raises ValueError naming the argument.
+    """
+    from sheen.speaker import Speaker
+
+    return Speaker(model, device=device, max_seconds=max_seconds)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Audio", "Speaker"):
+        from sheen import speaker
+
+        return getattr(speaker, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

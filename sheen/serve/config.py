@@ -11,6 +11,8 @@ from sheen.serve.access.limits import Limits
 from sheen.storage import uris
 
 CHECKOUT = Path(sheen.__file__).resolve().parent.parent
+"""Of a checkout its root, wherever a worker's working directory is; of an installed package the
+folder of all packages, which holds no checkpoint."""
 
 
 class ServeArgs(Limits, BaseModel, extra="forbid"):
@@ -19,8 +21,8 @@ class ServeArgs(Limits, BaseModel, extra="forbid"):
     model: Annotated[
         str,
         Field(
-            description="checkpoint folder: absolute path, URI, or a path relative to the folder "
-            "that holds the sheen package"
+            description="checkpoint folder: absolute path, URI, or a path relative to the checkout "
+            "or, where there is none, to the working directory"
         ),
     ] = "examples/digits/voice"
     model_id: Annotated[str, Field(description="name shown by /v1/models")] = "sheen"
@@ -134,10 +136,12 @@ def checkpoint_location(model: str) -> str:
     """`args.model` made absolute. ValueError says which command makes a missing checkpoint."""
     if uris.is_uri(model):
         return model
-    folder = CHECKOUT / Path(model).expanduser()
-    if not checkpoint.is_checkpoint(folder):
-        raise ValueError(
-            f"args.model {model}: no checkpoint in {folder}. `python jobs/train.py --output DIR` "
-            "writes one to DIR/checkpoint; examples/digits/voice of a checkout is a small one."
-        )
-    return str(folder)
+    folders = [CHECKOUT / Path(model).expanduser(), Path(model).expanduser().absolute()]
+    for folder in folders:
+        if checkpoint.is_checkpoint(folder):
+            return str(folder)
+    raise ValueError(
+        f"args.model {model}: no checkpoint in {' or '.join(dict.fromkeys(map(str, folders)))}. "
+        "`sheen train --output DIR` writes one to DIR/checkpoint; examples/digits/voice of a "
+        "checkout is a small one."
+    )

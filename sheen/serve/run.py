@@ -1,7 +1,8 @@
-"""`python -m sheen.serve.run CONFIG`: `serve run CONFIG`, and an end that lets speech finish.
+"""`sheen serve`: `serve run` of a config or of one checkpoint, and an end that lets speech finish.
 
-Owns what SIGTERM and SIGINT mean. Docker, Kubernetes and systemd end a server with the first, a
-terminal with the second, and `serve run` cuts every stream on either (seen with Ray 2.60). Here
+Owns the config that `--model` stands for and `--print-config` shows, and what SIGTERM and SIGINT
+mean. Docker, Kubernetes and systemd end a server with the first, a terminal with the second, and
+`serve run` cuts every stream on either (seen with Ray 2.60). Here
 requests are drained as by `sheen.serve.drain`, Serve is shut down, and the process exits with 0 and
 with it the Ray cluster that it started, which is on 127.0.0.1. A second signal ends it at once.
 """
@@ -9,9 +10,11 @@ with it the Ray cluster that it started, which is on 127.0.0.1. A second signal 
 import argparse
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import ray
 import yaml
@@ -21,9 +24,13 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.scripts import cli
 
 from sheen.runs import cluster
+from sheen.serve.access.keys import KEYS_VARIABLE
+from sheen.serve.config import checkpoint_location
 from sheen.serve.drain import add_waits, drain, tell
+from sheen.storage import uris
 
 BUILDER = "sheen.serve.app:"
+HOST = "127.0.0.1"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -31,31 +38,108 @@ class Stop(BaseException):
     """A signal came. Not an Exception: `serve run` catches those, and shuts down at once."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.serve.run") -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m sheen.serve.run",
-        description="`serve run` of a config; SIGTERM and SIGINT let speech finish first.",
+        prog=prog,
+        description="`serve run` of a config, or of one for --model; SIGTERM and SIGINT let speech "
+        "finish first.",
     )
-    parser.add_argument("config", type=Path, help="such as serve_config.yaml")
+    parser.add_argument("config", type=Path, nargs="?", help="such as serve_config.yaml")
+    parser.add_argument("--model", help="instead of a config: checkpoint folder, path or URI")
+    parser.add_argument("--host", default=HOST, help="with --model (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="with --model (default: 8000)")
+    parser.add_argument(
+        "--auth",
+        choices=("keys", "none"),
+        help=f"with --model: keys from the environment variable {KEYS_VARIABLE} (default: none for "
+        "a host of 127.*, else keys)",
+    )
+    parser.add_argument("--gpu", action="store_true", help="with --model: a GPU for each replica")
+    parser.add_argument(
+        "--print-config", action="store_true", help="with --model: print its config and exit"
+    )
     parser.add_argument("--address", help="HOST:PORT of a Ray cluster (default: as `serve run`)")
     add_waits(parser)
     options = parser.parse_args(arguments)
+    if (options.config is None) == (options.model is None):
+        parser.error("give a config or --model, one of them")
+    if options.config is not None:
+        return _run(options.config, options, parser)
     try:
-        config = yaml.safe_load(options.config.read_text("utf-8"))
+        model = checkpoint_location(uris.absolute(options.model))
+    except ValueError as error:
+        parser.error(str(error))
+    auth = options.auth or ("none" if options.host.startswith("127.") else "keys")
+    config = yaml.safe_dump(
+        serve_config(model, options.host, options.port, auth, options.gpu), sort_keys=False
+    )
+    if options.print_config:
+        print(f"# serve run FILE, or sheen serve FILE\n{config}", end="")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="sheen-") as folder:
+        path = Path(folder) / "serve_config.yaml"
+        path.write_text(config, "utf-8")
+        return _run(path, options, parser)
+
+
+def serve_config(model: str, host: str, port: int, auth: str, gpu: bool = False) -> dict[str, Any]:
+    """The config of Ray Serve that speaks with one checkpoint, as serve_config.yaml of a checkout
+    is."""
+    actor = {"num_cpus": 1} | ({"num_gpus": 1} if gpu else {})
+    scaling = {
+        "min_replicas": 1,
+        "max_replicas": 1 if gpu else 2,
+        "target_ongoing_requests": 6,
+        "upscale_delay_s": 10,
+        "downscale_delay_s": 300,
+    }
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": host, "port": port},
+        "logging_config": {"encoding": "JSON"},
+        "applications": [
+            {
+                "name": "sheen",
+                "route_prefix": "/",
+                "import_path": f"{BUILDER}build",
+                "runtime_env": {"env_vars": dict(cluster.WORKER_ENV)},
+                "args": {
+                    "model": model,
+                    "slots": 8,
+                    "max_queue": 64,
+                    "trim_silence": True,
+                    "torch_threads": 1,
+                    "auth": auth,
+                },
+                "deployments": [
+                    {
+                        "name": "SpeechService",
+                        "autoscaling_config": scaling,
+                        "ray_actor_options": actor,
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def _run(path: Path, options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    try:
+        config = yaml.safe_load(path.read_text("utf-8"))
         applications = [
             application["name"]
             for application in config["applications"]
             if application["import_path"].startswith(BUILDER)
         ]
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
-        parser.error(f"{options.config}: not a config of Ray Serve ({error!r})")
+        parser.error(f"{path}: not a config of Ray Serve ({error!r})")
     # Before `serve run` would: Ray's start sets a handler for SIGTERM, which ours replace.
     with cluster.on_loopback():
         ray.init(options.address, namespace="serve")
     for number in SIGNALS:
         signal.signal(number, _stop)
     try:
-        cli.main(["run", str(options.config)], standalone_mode=False)
+        cli.main(["run", str(path)], standalone_mode=False)
     except Stop:
         for number in SIGNALS:
             signal.signal(number, _exit)

@@ -1,0 +1,243 @@
+"""The Python API: a checkpoint, opened by `sheen.load`, that speaks texts.
+
+Owns `Speaker` and `Audio`: which engine a program gets, and errors that name the argument. A text
+is spoken by the code that the server uses (`sheen.engine.longform`): the same text normalization
+and the same chunks. Knows nothing about Ray or HTTP.
+"""
+
+import asyncio
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
+from sheen.audio.time_stretch import Tempo
+from sheen.engine.engine import Engine
+from sheen.engine.longform import ChunkStream, Progress, Speech, SynthesisParams
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import RequestError, load_voice
+from sheen.storage import files, uris
+from sheen.text.segmentation import SentenceStream
+
+
+@dataclass(frozen=True)
+class Audio:
+    """What was spoken."""
+
+    samples: NDArray[np.float32]
+    """`[n]`, -1 to 1, mono."""
+    sample_rate: int
+    """Hz."""
+    finish_reason: str
+    """`stop`: the model ended the speech; `length`: a limit did, in one chunk at least."""
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.sample_rate
+
+    def save(self, path: str | Path) -> None:
+        """Write a file, path or URI, in the format that its ending names: .wav, .flac, .mp3, .opus,
+        .aac or .pcm (raw 16-bit samples). ValueError for another ending."""
+        encoder = AudioEncoder(audio_format(str(path)), self.sample_rate, whole=True)
+        data = encoder.push(self.samples)
+        files.write_bytes(str(path), data + encoder.finish())
+
+
+def audio_format(path: str) -> str:
+    """The format that a file's ending names. ValueError for an unknown one."""
+    ending = Path(uris.name(path)).suffix.lower().removeprefix(".")
+    if ending not in MEDIA_TYPES:
+        endings = ", ".join(f".{name}" for name in MEDIA_TYPES)
+        raise ValueError(f"path {path}: expected a name that ends in one of {endings}")
+    return ending
+
+
+class Speaker:
+    """A checkpoint on one device. Several threads may use it; their requests take turns.
+
+    Holds memory and threads until `close`, the end of a `with` block, or its own end.
+    """
+
+    def __init__(self, model: str, *, device: str | None = None, max_seconds: float = 30.0) -> None:
+        """As `sheen.load`."""
+        if not max_seconds > 0:
+            raise ValueError(f"max_seconds {max_seconds}: expected more than 0")
+        device = _checked_device(device)
+        self._voice = load_voice(_located(model), device)
+        self._max_seconds = max_seconds
+        self._engine = Engine(
+            self._voice.model,
+            self._voice.codec,
+            slots=1,
+            max_seq_len=self._voice.max_seq_len(max_seconds),
+        )
+        self._close = weakref.finalize(self, self._engine.close)
+
+    @property
+    def voices(self) -> list[str]:
+        """Names that `voice` may have; empty for a model with one voice, which has no name."""
+        return list(self._voice.info.voices)
+
+    @property
+    def sample_rate(self) -> int:
+        """Of all audio, Hz."""
+        return self._voice.codec.sample_rate
+
+    def synthesize(
+        self,
+        text: str,
+        voice: str | None = None,
+        *,
+        speed: float = 1.0,
+        temperature: float = Sampling.temperature,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        repetition_penalty: float = Sampling.repetition_penalty,
+        seed: int = Sampling.seed,
+    ) -> Audio:
+        """Speak a text of any length.
+
+        `voice`: one of `voices`; may be left out where there is one only. `speed`: 0.25 to 4, at
+        the same pitch. `temperature`: 0 (the likeliest token always) to 5. `top_k`, `top_p`: draw
+        from so many of the likeliest tokens, from so much of the probability; 0 and 1 are off.
+        `repetition_penalty`: 0.5 to 5, 1 is off. `seed`: another one is another rendition; the same
+        one gives the same audio. A text without a word, such as an emoji, is a moment of silence.
+
+        Raises ValueError, which names the argument, and RuntimeError where synthesis failed or the
+        speaker is closed.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
+        progress = Progress()
+        chunks = list(self._speak(text, voice, speed, sampling, progress))
+        samples = np.concatenate([np.zeros(0, np.float32), *chunks])
+        return Audio(samples, self.sample_rate, progress.finish_reason or "stop")
+
+    def stream(
+        self,
+        text: str,
+        voice: str | None = None,
+        *,
+        speed: float = 1.0,
+        temperature: float = Sampling.temperature,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        repetition_penalty: float = Sampling.repetition_penalty,
+        seed: int = Sampling.seed,
+    ) -> Iterator[NDArray[np.float32]]:
+        """As `synthesize`, while it is generated: chunks of samples `[n]`, which together are its
+        `samples`. Wrong arguments are refused here, before the first chunk is asked for. Closing
+        the iterator ends the synthesis."""
+        sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
+        return self._speak(text, voice, speed, sampling, Progress())
+
+    def close(self) -> None:
+        """Stop, and give back the threads. Again, it does nothing."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _language(self) -> str | None:
+        info = self._voice.info.normalisation
+        return None if info is None else info.language
+
+    def _speak(
+        self, text: str, voice: str | None, speed: float, sampling: Sampling, progress: Progress
+    ) -> Iterator[NDArray[np.float32]]:
+        if not self._close.alive:
+            raise RuntimeError("this Speaker is closed: load another one")
+        voice = self._known(voice)
+        if not text.strip():
+            raise ValueError("text: it is empty")
+        tempo = Tempo(speed, self.sample_rate)
+        params = SynthesisParams(voice, sampling, self._max_seconds)
+        return self._stretched(self._samples(text, params, progress), tempo)
+
+    def _known(self, voice: str | None) -> str | None:
+        voices = self._voice.info.voices
+        if voice is None and len(voices) == 1:
+            return voices[0]
+        if voice is None and voices:
+            raise ValueError(f"voice: expected one of this model's: {', '.join(voices)}")
+        if voice is not None and voice not in voices:
+            known = ", ".join(voices) or "one voice, without a name: leave `voice` out"
+            raise ValueError(f"voice: unknown voice {voice!r}; this model has: {known}")
+        return voice
+
+    @staticmethod
+    def _stretched(
+        samples: Iterator[NDArray[np.float32]], tempo: Tempo
+    ) -> Iterator[NDArray[np.float32]]:
+        for chunk in samples:
+            if len(ready := tempo.push(chunk)):
+                yield ready
+        if len(ready := tempo.finish()):
+            yield ready
+
+    def _samples(
+        self, text: str, params: SynthesisParams, progress: Progress
+    ) -> Iterator[NDArray[np.float32]]:
+        async def spoken(sentence: str) -> str:
+            return self._voice.spoken(sentence)
+
+        async def started() -> Speech:
+            limit = self._voice.max_chunk_chars(params.chunk_seconds, params.speaker)
+            chunks = ChunkStream(spoken, limit)
+            sentences = SentenceStream(self._language)
+            await chunks.feed_text(text, sentences)
+            chunks.close(sentences)
+            return Speech(self._engine, self._voice, params, chunks, progress)
+
+        with asyncio.Runner() as runner:
+            speech = runner.run(started())
+            try:
+                samples = speech.samples()
+                while (chunk := runner.run(anext(samples, None))) is not None:
+                    yield chunk
+            except RequestError as error:
+                name = "text" if error.field == "input" else error.field
+                raise ValueError(f"{name}: {error}") from error
+            finally:
+                speech.cancel()
+
+
+def _checked_device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _located(model: str) -> str:
+    """A path or URI; a hub id is downloaded to the hub's cache first."""
+    is_path = uris.is_uri(model) or model.startswith(("/", ".", "~")) or model.count("/") != 1
+    if is_path or Path(model).exists():
+        return model
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(model)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"model {model!r}: no such folder here, and the hub did not give it ({error})"
+        ) from error
