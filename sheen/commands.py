@@ -182,6 +182,12 @@ def serve(argv: list[str], prog: str) -> int:
     return main(argv, prog)
 
 
+def convert(argv: list[str], prog: str) -> int:
+    from sheen.convert import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     "speak": (speak, "a text and a checkpoint -> an audio file"),
     "encode": (encode, "recordings -> a dataset of codec codes"),
@@ -189,6 +195,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "train-codec": (train_codec, "recordings -> a codec of your own"),
     "evaluate": (evaluate, "prompts and a checkpoint -> speech, scored, and a report page"),
     "serve": (serve, "a checkpoint -> an OpenAI-compatible speech server"),
+    "convert": (convert, "folders of an older format, brought up to date in place"),
 }
 
 

@@ -154,7 +154,7 @@ class Speaker:
 
     @property
     def _language(self) -> str | None:
-        info = self._voice.info.normalisation
+        info = self._voice.info.text_normalization
         return None if info is None else info.language
 
     def _speak(
@@ -164,7 +164,7 @@ class Speaker:
             raise RuntimeError("this Speaker is closed: load another one")
         voice = self._known(voice)
         if not text.strip():
-            raise ValueError("text: it is empty")
+            raise ValueError("text: the text is empty")
         tempo = Tempo(speed, self.sample_rate)
         params = SynthesisParams(voice, sampling, self._max_seconds)
         return self._stretched(self._samples(text, params, progress), tempo)

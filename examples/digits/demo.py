@@ -71,7 +71,7 @@ def main() -> int:
     print(f"Spectrograms: {', '.join(map(str, images))}")
     print(f"Speak again: serve run {RUN / 'serve_config.yaml'}, or")
     words = f'"four two seven" --model {CHECKPOINT} --voice {NEW_VOICE} -o out.wav'
-    print(f"  python -m sheen {words}")
+    print(f"  sheen speak {words}")
     return 0
 
 

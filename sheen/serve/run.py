@@ -25,7 +25,7 @@ from ray.serve.scripts import cli
 
 from sheen.runs import cluster
 from sheen.serve.access.keys import KEYS_VARIABLE
-from sheen.serve.config import checkpoint_location
+from sheen.serve.config import CHECKOUT, ServeArgs, checkpoint_location
 from sheen.serve.drain import add_waits, drain, tell
 from sheen.storage import uris
 
@@ -56,11 +56,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
     )
     parser.add_argument("--gpu", action="store_true", help="with --model: a GPU for each replica")
     parser.add_argument(
-        "--print-config", action="store_true", help="with --model: print its config and exit"
+        "--print-config", action="store_true", help="print the config for --model (default: the example's voice) and exit"
     )
     parser.add_argument("--address", help="HOST:PORT of a Ray cluster (default: as `serve run`)")
     add_waits(parser)
     options = parser.parse_args(arguments)
+    if options.print_config and options.model is None:
+        options.model = str(CHECKOUT / ServeArgs().model)
     if (options.config is None) == (options.model is None):
         parser.error("give a config or --model, one of them")
     if options.config is not None:

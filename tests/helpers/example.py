@@ -12,6 +12,8 @@ from sheen.scoring.codec import Waveform
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "examples" / "digits"
 CODEC = DIGITS / "codec"
+CHECKPOINT = DIGITS / "voice"
+"""A voice that is trained, and small: slt, rms and awb say digits."""
 VOICES = ("slt", "rms", "awb", "kal16")
 HELD_OUT = ("h001", "h010")  # of two and of three digits
 RATE = 24_000  # of the small codec, Hz

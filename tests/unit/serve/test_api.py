@@ -413,7 +413,7 @@ def test_the_committed_configuration_is_one_that_ray_and_build_accept() -> None:
 def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="examples/digits/voice") as raised:
         checkpoint_location(str(tmp_path))
-    assert "jobs/train.py" in str(raised.value)
+    assert "sheen train" in str(raised.value)
     assert str(tmp_path) in str(raised.value)
 
 

@@ -1,0 +1,53 @@
+"""`sheen serve`: the config that `--model` stands for."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers.example import CHECKPOINT, ROOT
+from sheen.serve.config import checkpoint_location
+from sheen.serve.run import main, serve_config
+
+
+def test_the_config_for_a_model_is_the_shipped_one_with_that_model() -> None:
+    shipped = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
+    [application] = shipped["applications"]
+    assert shipped == serve_config(application["args"]["model"], "127.0.0.1", 8000, "none")
+
+
+@pytest.mark.parametrize(("host", "auth"), [("127.0.0.1", "none"), ("0.0.0.0", "keys")])
+def test_print_config_writes_yaml_that_opens_the_door_to_this_machine_alone(
+    host: str, auth: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(CHECKPOINT.parent)
+    words = ["--model", CHECKPOINT.name, "--host", host, "--port", "8123", "--print-config"]
+    assert main(words) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config == serve_config(str(CHECKPOINT), host, 8123, auth)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "give a config or --model"),
+        (["a.yaml", "--model", "b"], "give a config or --model"),
+        (["--model", "nothing"], "no checkpoint in"),
+        (["nothing.yaml"], "nothing.yaml: not a config of Ray Serve"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_ray_starts(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(words)
+    assert exited.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_relative_model_is_looked_for_in_the_working_directory_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").symlink_to(CHECKPOINT)
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_location("mine") == str(tmp_path / "mine")

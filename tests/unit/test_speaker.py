@@ -1,0 +1,143 @@
+"""The Python API: `sheen.load`, Speaker and Audio, on the committed voice."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sheen
+from helpers.example import CHECKPOINT
+from helpers.readers import check_speech
+from sheen.speaker import Audio, Speaker
+
+KEYWORDS = ["speed", "temperature", "top_k", "top_p", "repetition_penalty", "seed"]
+
+
+@pytest.fixture(scope="module")
+def speaker() -> Iterator[Speaker]:
+    with sheen.load(str(CHECKPOINT), device="cpu") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def audio(speaker: Speaker) -> Audio:
+    return speaker.synthesize("four two seven", voice="slt")
+
+
+def public(cls: type) -> set[str]:
+    return {name for name in dir(cls) if not name.startswith("_")}
+
+
+def test_the_public_surface_is_what_other_code_may_rely_on() -> None:
+    assert sorted(sheen.__all__) == ["Audio", "Speaker", "__version__", "load"]
+    for name in sheen.__all__:
+        assert getattr(sheen, name)
+    assert list(inspect.signature(sheen.load).parameters) == ["model", "device", "max_seconds"]
+    assert public(sheen.Speaker) == {"close", "sample_rate", "stream", "synthesize", "voices"}
+    for method in (Speaker.synthesize, Speaker.stream):
+        parameters = list(inspect.signature(method).parameters)
+        assert parameters == ["self", "text", "voice", *KEYWORDS]
+    assert public(sheen.Audio) == {"save", "seconds"}
+    fields = list(inspect.signature(sheen.Audio).parameters)
+    assert fields == ["samples", "sample_rate", "finish_reason"]
+    with pytest.raises(AttributeError, match="Voice"):
+        getattr(sheen, "Voice")  # noqa: B009 - the name is not there, which mypy knows
+
+
+def test_a_text_is_spoken_until_the_model_ends_it(speaker: Speaker, audio: Audio) -> None:
+    assert speaker.voices == ["awb", "rms", "slt"]
+    assert audio.sample_rate == speaker.sample_rate == 24_000
+    assert audio.samples.dtype == np.float32
+    assert audio.samples.ndim == 1
+    assert audio.finish_reason == "stop"
+    assert 0.5 < audio.seconds < 4
+    assert np.abs(audio.samples).max() > 0.05
+
+
+def test_streamed_chunks_together_are_the_whole(speaker: Speaker, audio: Audio) -> None:
+    chunks = list(speaker.stream("four two seven", voice="slt"))
+    assert len(chunks) > 1
+    np.testing.assert_array_equal(np.concatenate(chunks), audio.samples)
+
+
+def test_a_speaker_goes_on_after_a_stream_that_was_left(speaker: Speaker, audio: Audio) -> None:
+    for _ in speaker.stream("one two three four five six seven", voice="slt"):
+        break
+    again = speaker.synthesize("four two seven", voice="slt")
+    np.testing.assert_array_equal(again.samples, audio.samples)
+
+
+def test_the_seed_decides_which_rendition_is_spoken(speaker: Speaker, audio: Audio) -> None:
+    other = speaker.synthesize("four two seven", "slt", seed=1, temperature=1.0)
+    assert not np.array_equal(other.samples, audio.samples)
+
+
+def test_twice_the_speed_takes_half_as_long(speaker: Speaker, audio: Audio) -> None:
+    fast = speaker.synthesize("four two seven", "slt", speed=2.0)
+    assert len(fast.samples) == round(len(audio.samples) / 2)
+
+
+def test_a_text_of_several_chunks_is_spoken_to_its_end(speaker: Speaker, audio: Audio) -> None:
+    long = speaker.synthesize("Four two seven. Four two seven. Four two seven.", "slt")
+    assert long.finish_reason == "stop"
+    assert long.seconds > 2 * audio.seconds
+
+
+def test_a_text_without_a_word_is_a_moment_of_silence(speaker: Speaker) -> None:
+    silence = speaker.synthesize("😀", "slt")
+    assert silence.seconds == 0.2
+    assert not silence.samples.any()
+    assert silence.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "mp3", "opus", "aac", "pcm"])
+def test_a_file_has_the_format_of_its_ending(audio: Audio, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"speech.{ending}"
+    audio.save(path)
+    check_speech(ending, path.read_bytes(), len(audio.samples), True, tmp_path)
+
+
+def test_another_ending_is_refused_and_the_known_ones_named(audio: Audio, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"speech\.txt: .*\.mp3, \.opus"):
+        audio.save(tmp_path / "speech.txt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"voice": "nobody"}, "voice: unknown voice 'nobody'; this model has: awb, rms, slt"),
+        ({"voice": None}, "voice: expected one of this model's: awb, rms, slt"),
+        ({"text": " \n"}, "text: the text is empty"),
+        ({"speed": 9.0}, "speed is 9.0"),
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"seed": -1}, "seed -1"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_the_first_chunk(
+    speaker: Speaker, arguments: dict[str, object], expected: str
+) -> None:
+    call: dict[str, object] = {"text": "four", "voice": "slt"} | arguments
+    with pytest.raises(ValueError, match=expected):
+        speaker.stream(**call)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", ["nothing", "/nowhere/at/all", "no/voice", "file:///nowhere"])
+def test_a_model_that_is_not_there_is_named(model: str) -> None:
+    with pytest.raises(ValueError, match=model):
+        sheen.load(model)
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="device 'nothing'"):
+        sheen.load(str(CHECKPOINT), device="nothing")
+
+
+def test_a_closed_speaker_says_so() -> None:
+    speaker = sheen.load(str(CHECKPOINT), device="cpu")
+    speaker.close()
+    speaker.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        speaker.synthesize("four", "slt")
