@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
     )
     parser.add_argument("--gpu", action="store_true", help="with --model: a GPU for each replica")
     parser.add_argument(
-        "--print-config", action="store_true", help="print the config for --model (default: the example's voice) and exit"
+        "--print-config",
+        action="store_true",
+        help="print the config for --model (default: the example's voice) and exit",
     )
     parser.add_argument("--address", help="HOST:PORT of a Ray cluster (default: as `serve run`)")
     add_waits(parser)
