@@ -37,7 +37,7 @@ RENAMED = {
     "objective": "softmax",
     "pace": "duration_model",
     "text_characters": "max_chunk_chars",
-    "max_positions": "max_sequence_length",
+    "max_positions": "max_seq_len",
 }
 """Keys of `sheen.json`, format 1, and what has their place."""
 
@@ -45,16 +45,16 @@ RENAMED = {
 def convert(folder: str) -> list[str]:
     """Bring a folder, path or URI, up to date. A line for each file that changed; [] for none.
 
-    Raises ValueError, and changes nothing, for a folder that holds neither a checkpoint, a dataset
-    nor a codec, and for a file with a version, a key or a value that this Sheen does not know.
+    Raises ValueError, and changes nothing, for a folder that holds neither a checkpoint, a dataset,
+    a job's output nor a codec, and for a file with a version, a key or a value that is not known.
     """
     if files.kind(folder) != fs.FileType.Directory:
         raise ValueError(f"{folder}: no such folder")
     found = [path for path in glob.list_below(folder) if uris.name(path) in _KINDS]
-    if not any(uris.name(path) != FINGERPRINT_FILE for path in found) and not is_codec(folder):
+    if not found and not is_codec(folder):
         raise ValueError(
-            f"{folder}: no {checkpoint.INFO_FILE} of a checkpoint and no {dataset.INFO_FILE} of a "
-            "dataset, here or in a folder below"
+            f"{folder}: no {checkpoint.INFO_FILE} of a checkpoint, no {dataset.INFO_FILE} of a "
+            f"dataset and no {FINGERPRINT_FILE} of a job, here or in a folder below"
         )
     pending: dict[str, bytes] = {}
     changes: list[str] = []
@@ -102,7 +102,7 @@ def _checkpoint(path: str, old: Keys) -> bytes | None:
             for voice, line in old.get("pace", {}).items()
         },
         "max_chunk_chars": old.get("text_characters"),
-        "max_sequence_length": old["max_positions"],
+        "max_seq_len": old["max_positions"],
     }
     return records.dump(records.parse(path, checkpoint.CheckpointInfo, new))
 

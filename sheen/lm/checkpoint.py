@@ -93,7 +93,7 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     max_chunk_chars: int | None = None
     """Longest text that the model was taught, normalised: of 100 training texts, 99 are no longer.
     None where nobody counted."""
-    max_sequence_length: int
+    max_seq_len: int
     """Tokens of the longest sequence, prompt and audio, that the model may be given."""
     tags: list[str] = []
     """Words such as `<laugh>` that the model was taught to act, as they stand in a text."""

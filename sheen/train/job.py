@@ -50,7 +50,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     info, tokenizer, extends = _plan_checkpoint(model, codec)
     info.softmax = config.softmax
     info.normalizer = _normalizer_of(locations, model, info)
-    limit = min(config.max_tokens, info.max_sequence_length)
+    limit = min(config.max_tokens, info.max_seq_len)
     if config.batch_tokens < limit:
         raise ValueError(
             f"--batch-tokens {config.batch_tokens}: a row must hold the longest utterance, "
@@ -266,7 +266,7 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
         layout=checkpoint.LayoutInfo.of(layout),
         codec=codec,
         sample_rate=codec.sample_rate,
-        max_sequence_length=positions,
+        max_seq_len=positions,
     )
     return info, tokenizer, True
 

@@ -74,9 +74,7 @@ def new_checkpoint() -> CheckpointInfo:
     layout = LayoutInfo(
         start_id=258, end_id=259, slot_bases=(260, 4356, 8452, 8452, 4356, 8452, 8452)
     )
-    return CheckpointInfo(
-        layout=layout, codec=codec_keys(), sample_rate=24_000, max_sequence_length=2048
-    )  # type: ignore[arg-type]
+    return CheckpointInfo(layout=layout, codec=codec_keys(), sample_rate=24_000, max_seq_len=2048)  # type: ignore[arg-type]
 
 
 # What is refused
@@ -122,7 +120,7 @@ def test_another_format_version_is_refused_by_name(tmp_path: Path, version: obje
         ("reference", {"form": "three-turn"}, "reference.form is 'three-turn', .* 'two-turn'"),
         ("sampling", {"temprature": 1}, "sampling.temprature is 1, .* no such key"),
         ("pace", {}, "pace is {}, and this Sheen knows no such key"),
-        ("max_sequence_length", "long", "max_sequence_length is 'long'"),
+        ("max_seq_len", "long", "max_seq_len is 'long'"),
         ("codec.config", {"codebook_size": 2048}, "codec.config is not a SNAC codec's"),
     ],
 )

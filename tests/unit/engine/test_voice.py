@@ -33,7 +33,7 @@ def make_voice(
         sample_rate=24_000,
         voices=voices or [],
         duration_model=durations,
-        max_sequence_length=model.max_positions,
+        max_seq_len=model.max_positions,
     )
     return Voice(info, model, tokenizer, codec)
 
