@@ -39,6 +39,7 @@ from helpers.example import (
     rows_of,
 )
 from helpers.measured import Measured
+from helpers.tiny_voice import save_checkpoint
 from sheen.codec.snac import Codec, load_codec
 from sheen.engine.voice import Voice, load_voice
 from sheen.scoring import code_usage
@@ -154,5 +155,13 @@ def trained(encoded: Path, base: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def voice(trained: Path) -> Voice:
-    return load_voice(str(trained / "checkpoint"))
+def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder that no training made."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    save_checkpoint(folder, base)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def voice(checkpoint: Path) -> Voice:
+    return load_voice(str(checkpoint))

@@ -1,4 +1,4 @@
-"""The served application, as its clients see it: Ray Serve, a trained checkpoint, HTTP.
+"""The served application, as its clients see it: Ray Serve, a checkpoint, HTTP.
 
 What happens under load, and at the end: `tests/e2e/test_serve_load.py`.
 """
@@ -48,9 +48,9 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster: None, trained: Path) -> Iterator[str]:
+def url(ray_cluster: None, checkpoint: Path) -> Iterator[str]:
     args = ServeArgs(
-        model=str(trained / "checkpoint"),
+        model=str(checkpoint),
         auth="none",
         default_max_seconds=MAX_SECONDS,
         slots=8,

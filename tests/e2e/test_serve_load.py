@@ -85,9 +85,9 @@ def write_keys(link: Path, key: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(ray_cluster: None, trained: Path, keys_file: Path) -> Iterator[str]:
+def small(ray_cluster: None, checkpoint: Path, keys_file: Path) -> Iterator[str]:
     args = ServeArgs(
-        model=str(trained / "checkpoint"),
+        model=str(checkpoint),
         keys_file=str(keys_file),
         default_max_seconds=MAX_SECONDS,
         slots=1,
@@ -257,9 +257,11 @@ def test_a_killed_replica_is_replaced_and_its_listeners_hear_of_it(
 # The last tests: they replace what the others ask, and stop it
 
 
-def test_a_change_of_checkpoint_fails_no_request(small: str, trained: Path, tmp_path: Path) -> None:
+def test_a_change_of_checkpoint_fails_no_request(
+    small: str, checkpoint: Path, tmp_path: Path
+) -> None:
     """One replica, the hardest case: what comes while there is none waits for the next."""
-    other = shutil.copytree(trained / "checkpoint", tmp_path / "checkpoint")
+    other = shutil.copytree(checkpoint, tmp_path / "checkpoint")
     args = ServeArgs(
         model=str(other),
         model_id="other",

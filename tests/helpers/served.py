@@ -124,7 +124,7 @@ def spoken_here(
         chunks.feed(split_sentences(text, None))
         chunks.close()
         params = SynthesisParams(speaker, sampling, max_seconds)
-        speech = Speech(engine, voice, params, chunks, RequestRecord("", ""))
+        speech = Speech(engine, voice, params, chunks, RequestRecord())
         return [samples async for samples in speech.samples()]
 
     engine = Engine(voice.model, voice.codec, slots=1, max_seq_len=voice.max_seq_len(max_seconds))

@@ -26,10 +26,10 @@ from sheen.text.segmentation import SentenceStream
 
 
 @pytest.fixture(scope="module")
-def backend(trained: Path) -> Iterator[Backend]:
+def backend(checkpoint: Path) -> Iterator[Backend]:
     args = ServeArgs(auth="none", default_max_seconds=1.0, slots=1, max_queue=1)
     args = args.model_copy(update={"audio_process": False})  # so that a test can break it
-    backend = Backend(args, str(trained / "checkpoint"))
+    backend = Backend(args, str(checkpoint))
     yield backend
     backend.close()
 
@@ -38,7 +38,7 @@ def ask(
     backend: Backend, timeout_s: float = WAIT_S, **fields: Any
 ) -> tuple[list[bytes], RequestRecord, Any]:
     """The chunks of an answer, its record when it is over, and what it failed with."""
-    record, chunks = RequestRecord("/v1/audio/speech", "id"), list[bytes]()
+    record, chunks = RequestRecord(path="/v1/audio/speech", request_id="id"), list[bytes]()
     fields = {
         "model": "m",
         "input": "one two six",

@@ -1,0 +1,34 @@
+"""A checkpoint that no training made: the example's codec, and a model with random weights.
+
+It speaks noise of any length, and is what the tests use wherever training is not what they test.
+"""
+
+import shutil
+from pathlib import Path
+
+from helpers.example import CODEC, VOICES
+from sheen.codec.info import CODEC_FOLDER, describe_codec
+from sheen.lm.checkpoint import CheckpointInfo, LayoutInfo, Pace, write_info
+from sheen.lm.model import extend, load_base, save_model
+
+
+def save_checkpoint(folder: Path, base: Path) -> None:
+    """Make `folder` a checkpoint of `base` with the codec's tokens, as training would leave it."""
+    codec = describe_codec(str(CODEC))
+    lm, tokenizer = load_base(str(base))
+    model = extend(lm, tokenizer, codec.codebook_size, codec.strides, seed=0)
+    folder.mkdir(parents=True)
+    save_model(model, tokenizer, folder)
+    layout = model.layout
+    info = CheckpointInfo(
+        layout=LayoutInfo(
+            first_id=layout.first_id, codebook_size=layout.codebook_size, strides=layout.strides
+        ),
+        codec=codec,
+        sample_rate=codec.sample_rate,
+        voices=sorted(VOICES),
+        pace={voice: Pace(frames=2.0, frames_per_character=0.3) for voice in VOICES},
+        max_positions=model.max_positions,
+    )
+    write_info(folder, info)
+    shutil.copytree(CODEC, folder / CODEC_FOLDER)
