@@ -4,7 +4,9 @@ Owns the log-mel spectrogram, the multi-resolution mel and STFT losses, and the 
 decibels that reports give. Knows nothing of codecs, files or plots.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +22,9 @@ RANGE_DB = 60.0
 
 REPORT_WINDOW, REPORT_BANDS = 1024, 80
 
+Norm = Literal["slaney"] | None
+"""Of mel filters: equal areas, or equal heights."""
+
 
 class Spectrum(nn.Module):
     """Magnitudes of one resolution: `window` samples, a hop of a quarter of it, `bands` mels."""
@@ -27,13 +32,11 @@ class Spectrum(nn.Module):
     taper: Tensor
     bank: Tensor
 
-    def __init__(self, sample_rate: int, window: int, bands: int) -> None:
+    def __init__(self, sample_rate: int, window: int, bands: int, norm: Norm = "slaney") -> None:
         super().__init__()
         self.window = window
         self.register_buffer("taper", torch.hann_window(window), persistent=False)
-        bank = melscale_fbanks(
-            window // 2 + 1, 0.0, sample_rate / 2, bands, sample_rate, norm="slaney"
-        )
+        bank = melscale_fbanks(window // 2 + 1, 0.0, sample_rate / 2, bands, sample_rate, norm=norm)
         self.register_buffer("bank", bank, persistent=False)
 
     def magnitudes(self, audio: Tensor) -> Tensor:
@@ -117,14 +120,25 @@ def waveform_distance(audio: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def log_mel_db(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
-    """`[n]` -> `[80, frames]` in dB of full scale, frames of 1,024 samples every 256."""
-    if len(waveform) < REPORT_WINDOW:
-        waveform = np.pad(waveform, (0, REPORT_WINDOW - len(waveform)))
-    spectrum = Spectrum(sample_rate, REPORT_WINDOW, REPORT_BANDS)
+def log_mel_db(
+    waveform: NDArray[np.float32],
+    sample_rate: int,
+    window: int = REPORT_WINDOW,
+    norm: Norm = "slaney",
+) -> NDArray[np.float32]:
+    """`[n]` -> `[80, frames]` in dB of full scale; frames of `window` samples, a quarter apart."""
+    if len(waveform) < window:
+        waveform = np.pad(waveform, (0, window - len(waveform)))
+    spectrum = Spectrum(sample_rate, window, REPORT_BANDS, norm)
     magnitudes = spectrum.magnitudes(torch.from_numpy(np.ascontiguousarray(waveform))[None])
     mel: NDArray[np.float32] = (20.0 * spectrum.mel(magnitudes)[0].log10()).numpy()
     return mel
+
+
+def hz_to_mel(hertz: float) -> float:
+    """The HTK mel scale, that of `Spectrum`: band b of B is centred at (b + 1) / (B + 1) of the
+    Nyquist frequency's mels."""
+    return 2595.0 * math.log10(1.0 + hertz / 700.0)
 
 
 def mel_distance(

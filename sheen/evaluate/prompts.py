@@ -137,7 +137,7 @@ def prepare_output(
         decided["asr"] = folder_digest(uris.absolute(config.asr))
     decided["voice recordings"] = None
     if profiles is not None:
-        made = repr((profiles.voices, profiles.centres.tolist(), profiles.limit))
+        made = repr((profiles.voices, profiles.means.tolist(), profiles.precision.tolist()))
         decided["voice recordings"] = hashlib.sha256(made.encode()).hexdigest()
     texts = json.dumps([astuple(prompt) for prompt in prompts])
     decided["prompts sha256"] = hashlib.sha256(texts.encode()).hexdigest()

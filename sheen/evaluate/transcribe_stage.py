@@ -52,7 +52,7 @@ class TranscribeWorker:
         if self._profiles is not None:
             for row, clip in zip(spoken, clips, strict=True):
                 try:
-                    row["identified_speaker"] = self._profiles.hear(clip, self._rate).voice
+                    row["identified_speaker"] = self._profiles.identify(clip, self._rate)
                 except ValueError:  # silent or too short: the model's fault, not the caller's
                     row["identified_speaker"] = ""
         return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)

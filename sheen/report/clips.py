@@ -1,8 +1,7 @@
 """Sounds for reports: a player, the waveform and the mel spectrogram of each, side by side.
 
 This module owns how sound is shown: shared axes, so that a row can be compared, and the encoding
-for the player. It measures nothing, reads no recording, and knows no codec or model. The signal
-processing is torchaudio's.
+for the player. It measures nothing, reads no recording, and knows no codec or model.
 """
 
 import base64
@@ -18,19 +17,17 @@ import numpy.typing as npt
 import soundfile
 import torch
 import torchaudio.functional
-import torchaudio.transforms
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 from matplotlib.transforms import Bbox
 
+from sheen.audio.spectral import REPORT_BANDS, hz_to_mel, log_mel_db
 from sheen.report.figures import COLOURS, FONT_SIZE, IMAGE_DPI, Plot, style
 
 INT16_FULL_SCALE = 32768
 WAVEFORM_COLUMNS = 800  # about the pixels across a figure; bounds the size of the drawing
-MEL_BANDS = 80
 MEL_WINDOW = 0.04  # s, at least: it is rounded up to a power of two samples
-MEL_HOP = 0.01  # s
 DYNAMIC_RANGE = 80  # dB that the colours span, down from the loudest point of a row
 # A row is drawn as if its loudest sound had at least this amplitude (-40 dB of full scale), for
 # otherwise the dither of a silent recording would be blown up until it looks like sound.
@@ -154,22 +151,13 @@ def audio_uri(clip: Clip) -> str:
 
 
 def _mel_decibels(clip: Clip, rate: int) -> npt.NDArray[np.float32]:
-    """Mel spectrogram [MEL_BANDS, frames] in dB at `rate` Hz; no frames for an empty clip."""
+    """Mel spectrogram [REPORT_BANDS, frames] in dB at `rate` Hz; no frames for an empty clip."""
     if not len(clip.audio):
-        return np.zeros((MEL_BANDS, 0), np.float32)
-    to_mel = torchaudio.transforms.MelSpectrogram(
-        rate,
-        n_fft=_window_length(rate),
-        hop_length=round(MEL_HOP * rate),
-        n_mels=MEL_BANDS,
-        pad_mode="constant",  # the default, reflection, fails on clips shorter than the window
-    )
-    with torch.inference_mode():
-        audio = torch.tensor(np.ascontiguousarray(clip.audio))
-        audio = torchaudio.functional.resample(audio, clip.sample_rate, rate)
-        decibels = torchaudio.transforms.AmplitudeToDB("power")(to_mel(audio))
-    result: npt.NDArray[np.float32] = decibels.numpy()
-    return result
+        return np.zeros((REPORT_BANDS, 0), np.float32)
+    audio = torch.tensor(np.ascontiguousarray(clip.audio))
+    audio = torchaudio.functional.resample(audio, clip.sample_rate, rate)
+    # Filters of equal height, under which the noise of a room is as dark in every band.
+    return log_mel_db(audio.numpy(), rate, _window_length(rate), norm=None)
 
 
 def _window_length(rate: int) -> int:
@@ -189,12 +177,12 @@ def _draw_waveform(axes: Axes, clip: Clip) -> None:
 
 
 def _draw_mel(axes: Axes, decibels: npt.NDArray[np.float32], rate: int) -> None:
-    """Draw [MEL_BANDS, frames] on an axis that is linear in mel and labelled in kHz."""
+    """Draw [REPORT_BANDS, frames] on an axis that is linear in mel and labelled in kHz."""
     # Centres of the bands divide 0..Nyquist, in mel, into equal steps.
-    step = _mel(rate / 2) / (MEL_BANDS + 1)
-    bottom, top = 0.5 * step, (MEL_BANDS + 0.5) * step
+    step = hz_to_mel(rate / 2) / (REPORT_BANDS + 1)
+    bottom, top = 0.5 * step, (REPORT_BANDS + 0.5) * step
     if decibels.size:
-        hop = round(MEL_HOP * rate) / rate
+        hop = _window_length(rate) / 4 / rate
         axes.imshow(
             decibels,
             cmap="magma",
@@ -206,9 +194,4 @@ def _draw_mel(axes: Axes, decibels: npt.NDArray[np.float32], rate: int) -> None:
         )
     axes.set_ylim(bottom, top)
     ticks = [hertz for hertz in FREQUENCY_TICKS if hertz <= rate / 2]
-    axes.set_yticks([_mel(hertz) for hertz in ticks], [f"{hertz / 1000:g}" for hertz in ticks])
-
-
-def _mel(hertz: float) -> float:
-    """The HTK mel scale, which is the default of `torchaudio.transforms.MelSpectrogram`."""
-    return 2595.0 * math.log10(1.0 + hertz / 700.0)
+    axes.set_yticks([hz_to_mel(hertz) for hertz in ticks], [f"{hertz / 1000:g}" for hertz in ticks])

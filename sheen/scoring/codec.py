@@ -206,7 +206,7 @@ def _identify_speakers(
     voices: list[str | None] = []
     for audio in decoded:
         try:
-            voices.append(profiles.hear(audio, sample_rate).voice)
+            voices.append(profiles.identify(audio, sample_rate))
         except ValueError:  # silent or too short: a poor codec's result, not a caller's mistake
             voices.append("")
     return voices

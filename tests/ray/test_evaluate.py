@@ -714,7 +714,7 @@ def test_listening_keeps_rows_and_clips_together(
     decoded = [decode_audio(row["audio"]["bytes"], RATE) for row in rows if row["audio"]]
     heard = Pocketsphinx(GRAMMAR).transcribe(decoded, RATE)
     assert len(set(heard)) == 3
-    first, last = (profiles.hear(decoded[index], RATE).voice for index in (0, 2))
+    first, last = (profiles.identify(decoded[index], RATE) for index in (0, 2))
     assert first != last
     table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 

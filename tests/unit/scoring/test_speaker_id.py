@@ -1,10 +1,9 @@
-"""Judging voices: the right one is named, whatever the chain did, and what is no voice is refused.
+"""Speaker identification: the right one is named, whatever the chain did; no voice is refused.
 
 The first test is the condition on which the offline measure was accepted.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,8 +50,8 @@ def profiles(recordings: Recordings) -> SpeakerProfiles:
 def accuracy(
     profiles: SpeakerProfiles, clips: Mapping[str, Sequence[Clip]], rate: int = RATE
 ) -> float:
-    heard = [profiles.hear(clip, rate).voice == voice for voice in clips for clip in clips[voice]]
-    return float(np.mean(heard))
+    right = [profiles.identify(clip, rate) == voice for voice in clips for clip in clips[voice]]
+    return float(np.mean(right))
 
 
 def to_rate(clip: Clip, rate: int) -> Clip:
@@ -121,11 +120,7 @@ def test_what_no_voice_is_made_of_changes_nothing(
 ) -> None:
     for clips in heldback.values():
         for clip in clips[:6]:
-            before, after = profiles.hear(clip, RATE), profiles.hear(change(clip), rate)
-            assert after.voice == before.voice
-            # Nor the scores: a shifted frame grid and a resampler's edge are all there is.
-            for voice in VOICES:
-                assert after.scores[voice] == pytest.approx(before.scores[voice], abs=0.1)
+            assert profiles.identify(change(clip), rate) == profiles.identify(clip, RATE)
 
 
 @pytest.mark.parametrize(
@@ -156,62 +151,10 @@ def test_permuted_labels_leave_chance(recordings: Recordings) -> None:
     assert accuracy(profiles, part(dealt, FITTED)) < 0.4
 
 
-def test_scores_margin_and_strangeness_of_own_recordings(
-    profiles: SpeakerProfiles, heldback: Recordings
-) -> None:
-    heard = [profiles.hear(clip, RATE) for clips in heldback.values() for clip in clips]
-    for one in heard:
-        assert list(one.scores) == list(VOICES)
-        best, second = sorted(one.scores.values(), reverse=True)[:2]
-        assert one.scores[one.voice] == best
-        assert one.margin == pytest.approx(best - second)
-        assert one.unlikely == (one.strangeness > 1)
-    # One in twenty by definition, and then the luck of the draw.
-    assert np.mean([one.unlikely for one in heard]) <= 0.1
-
-
-def test_noise_is_unlikely_in_every_voice(profiles: SpeakerProfiles) -> None:
-    for seed in range(10):
-        assert profiles.hear(noise(seed=seed), RATE).unlikely
-
-
-def test_an_unknown_voice_gets_a_known_name_and_is_mostly_unlikely(
-    recordings: Recordings, heldback: Recordings
-) -> None:
-    for absent in VOICES:
-        known = part({v: clips for v, clips in recordings.items() if v != absent}, 0, 20)
-        profiles = SpeakerProfiles.fit(known, RATE)
-        heard = [profiles.hear(clip, RATE) for clip in heldback[absent]]
-        assert {one.voice for one in heard} <= set(known)
-        # Measured over draws of 20 recordings per voice: 81% to 100%.
-        assert np.mean([one.unlikely for one in heard]) > 0.7
-
-
-def test_saved_profiles_judge_identically(
-    profiles: SpeakerProfiles, heldback: Recordings, tmp_path: Path
-) -> None:
-    location = str(tmp_path / "new folder" / "voices.json")
-    profiles.save(location)
-    loaded = SpeakerProfiles.load(location)
-    assert Path(location).stat().st_size < 100_000
-    for clips in heldback.values():
-        assert loaded.hear(clips[0], RATE) == profiles.hear(clips[0], RATE)
-
-
 def test_the_same_recordings_give_the_same_profiles(recordings: Recordings) -> None:
     one, other = (SpeakerProfiles.fit(part(recordings, 0, 6), RATE) for _ in range(2))
-    clip = recordings["awb"][FITTED]
-    assert one.hear(clip, RATE) == other.hear(clip, RATE)
-
-
-def test_files_that_are_no_profiles_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such file"):
-        SpeakerProfiles.load(str(tmp_path / "none.json"))
-    for content in (b"", b"{}", b"[1]", b"\xff\xfe", b'{"format": "sheen voice profiles 2"}'):
-        path = tmp_path / "other.json"
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="holds no voice profiles"):
-            SpeakerProfiles.load(str(path))
+    np.testing.assert_array_equal(one.means, other.means)
+    np.testing.assert_array_equal(one.precision, other.precision)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +164,7 @@ def test_files_that_are_no_profiles_are_refused(tmp_path: Path) -> None:
         (np.zeros(RATE, np.float32), "silent"),
         (np.full(RATE, 3e-5, np.float32), "silent"),
         (noise(0.2), "too short: 0.20 s"),
-        (np.pad(noise(0.05), (RATE, RATE)), r"too short: .* only 0.0\d s sound"),
+        (np.pad(noise(0.05), (RATE, RATE)), "too short: only [1-9] of its"),
         (np.full(RATE, np.nan, np.float32), "NaN"),
         (np.zeros((2, RATE), np.float32), r"shape \(2, 16000\)"),
     ],
@@ -230,7 +173,7 @@ def test_clips_without_a_voice_are_refused(
     profiles: SpeakerProfiles, clip: Clip, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        profiles.hear(clip, RATE)
+        profiles.identify(clip, RATE)
 
 
 def test_profiles_that_cannot_be_made_are_refused(recordings: Recordings) -> None:
