@@ -39,7 +39,6 @@ from helpers.example import (
     rows_of,
 )
 from helpers.measured import Measured
-from helpers.tiny_voice import save_checkpoint
 from sheen.codec.snac import Codec, load_codec
 from sheen.engine.voice import Voice, load_voice
 from sheen.scoring import code_usage
@@ -157,6 +156,8 @@ def trained(encoded: Path, base: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder that no training made."""
+    from helpers.tiny_voice import save_checkpoint
+
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     save_checkpoint(folder, base)
     return folder

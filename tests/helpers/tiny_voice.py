@@ -8,7 +8,7 @@ from pathlib import Path
 
 from helpers.example import CODEC, VOICES
 from sheen.codec.info import CODEC_FOLDER, describe_codec
-from sheen.lm.checkpoint import CheckpointInfo, LayoutInfo, Pace, write_info
+from sheen.lm.checkpoint import CheckpointInfo, DurationModel, LayoutInfo, write_info
 from sheen.lm.model import extend, load_base, save_model
 
 
@@ -19,16 +19,15 @@ def save_checkpoint(folder: Path, base: Path) -> None:
     model = extend(lm, tokenizer, codec.codebook_size, codec.strides, seed=0)
     folder.mkdir(parents=True)
     save_model(model, tokenizer, folder)
-    layout = model.layout
     info = CheckpointInfo(
-        layout=LayoutInfo(
-            first_id=layout.first_id, codebook_size=layout.codebook_size, strides=layout.strides
-        ),
+        layout=LayoutInfo.of(model.layout),
         codec=codec,
         sample_rate=codec.sample_rate,
         voices=sorted(VOICES),
-        pace={voice: Pace(frames=2.0, frames_per_character=0.3) for voice in VOICES},
-        max_positions=model.max_positions,
+        duration_model={
+            voice: DurationModel(base_frames=2.0, frames_per_char=0.3) for voice in VOICES
+        },
+        max_seq_len=model.max_positions,
     )
     write_info(folder, info)
     shutil.copytree(CODEC, folder / CODEC_FOLDER)
