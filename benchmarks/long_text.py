@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sheen.engine.engine import Engine
 from sheen.engine.joining import FADE_S, SILENCE, Joiner, pause_after
+from sheen.engine.longform import SynthesisParams, Synthesized, synthesize_all
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import Voice, load_voice, synthesize_all
+from sheen.engine.voice import Voice, load_voice
 from sheen.scoring.asr import Pocketsphinx
 from sheen.scoring.wer import error_rate
 from sheen.text.segmentation import TextChunker, split_sentences
@@ -45,8 +47,12 @@ def cut(text: str, limit: int) -> list[str]:
 
 
 def speak(voice: Voice, speaker: str, texts: list[str]) -> list[NDArray[np.float32]]:
-    requests = [voice.request(text, speaker, Sampling(seed=1), MAX_SECONDS) for text in texts]
-    return [waveform for waveform, _ in synthesize_all(voice.model, voice.codec, requests, 8)]
+    """Each of the texts, which are short enough to be one chunk."""
+    params = SynthesisParams(speaker, Sampling(seed=1), MAX_SECONDS)
+    engine = Engine(voice.model, voice.codec, slots=8, max_seq_len=voice.max_seq_len(MAX_SECONDS))
+    results = synthesize_all(engine, voice, [(text, params) for text in texts])
+    engine.close()
+    return [result.samples for result in results if isinstance(result, Synthesized)]
 
 
 def join(

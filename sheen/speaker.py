@@ -5,7 +5,6 @@ is spoken by the code that the server uses (`sheen.engine.longform`): the same t
 and the same chunks. Knows nothing about Ray or HTTP.
 """
 
-import asyncio
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
+from sheen.audio.silence import NO_SAMPLES
 from sheen.audio.time_stretch import Tempo
 from sheen.engine.engine import Engine
-from sheen.engine.longform import ChunkStream, Progress, Speech, SynthesisParams
+from sheen.engine.longform import Synthesis, SynthesisParams, synthesize
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import RequestError, load_voice
 from sheen.storage import files, uris
-from sheen.text.segmentation import SentenceStream
 
 
 @dataclass(frozen=True)
@@ -114,10 +113,10 @@ class Speaker:
         speaker is closed.
         """
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
-        progress = Progress()
-        chunks = list(self._speak(text, voice, speed, sampling, progress))
-        samples = np.concatenate([np.zeros(0, np.float32), *chunks])
-        return Audio(samples, self.sample_rate, progress.finish_reason or "stop")
+        tempo = Tempo(speed, self.sample_rate)
+        speech = self._speak(text, voice, sampling)
+        samples = np.concatenate([NO_SAMPLES, *_stretched(speech, tempo)])
+        return Audio(samples, self.sample_rate, speech.finish_reason)
 
     def stream(
         self,
@@ -135,7 +134,8 @@ class Speaker:
         `samples`. Wrong arguments are refused here, before the first chunk is asked for. Closing
         the iterator ends the synthesis."""
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
-        return self._speak(text, voice, speed, sampling, Progress())
+        tempo = Tempo(speed, self.sample_rate)
+        return _stretched(self._speak(text, voice, sampling), tempo)
 
     def close(self) -> None:
         """Stop, and give back the threads. Again, it does nothing."""
@@ -152,22 +152,14 @@ class Speaker:
     ) -> None:
         self.close()
 
-    @property
-    def _language(self) -> str | None:
-        info = self._voice.info.text_normalization
-        return None if info is None else info.language
-
-    def _speak(
-        self, text: str, voice: str | None, speed: float, sampling: Sampling, progress: Progress
-    ) -> Iterator[NDArray[np.float32]]:
+    def _speak(self, text: str, voice: str | None, sampling: Sampling) -> Synthesis:
         if not self._close.alive:
             raise RuntimeError("this Speaker is closed: load another one")
         voice = self._known(voice)
         if not text.strip():
             raise ValueError("text: the text is empty")
-        tempo = Tempo(speed, self.sample_rate)
         params = SynthesisParams(voice, sampling, self._max_seconds)
-        return self._stretched(self._samples(text, params, progress), tempo)
+        return synthesize(self._engine, self._voice, text, params)
 
     def _known(self, voice: str | None) -> str | None:
         voices = self._voice.info.voices
@@ -180,41 +172,19 @@ class Speaker:
             raise ValueError(f"voice: unknown voice {voice!r}; this model has: {known}")
         return voice
 
-    @staticmethod
-    def _stretched(
-        samples: Iterator[NDArray[np.float32]], tempo: Tempo
-    ) -> Iterator[NDArray[np.float32]]:
-        for chunk in samples:
-            if len(ready := tempo.push(chunk)):
+
+def _stretched(speech: Synthesis, tempo: Tempo) -> Iterator[NDArray[np.float32]]:
+    try:
+        for samples in speech:
+            if len(ready := tempo.push(samples)):
                 yield ready
-        if len(ready := tempo.finish()):
-            yield ready
-
-    def _samples(
-        self, text: str, params: SynthesisParams, progress: Progress
-    ) -> Iterator[NDArray[np.float32]]:
-        async def spoken(sentence: str) -> str:
-            return self._voice.spoken(sentence)
-
-        async def started() -> Speech:
-            limit = self._voice.max_chunk_chars(params.chunk_seconds, params.speaker)
-            chunks = ChunkStream(spoken, limit)
-            sentences = SentenceStream(self._language)
-            await chunks.feed_text(text, sentences)
-            chunks.close(sentences)
-            return Speech(self._engine, self._voice, params, chunks, progress)
-
-        with asyncio.Runner() as runner:
-            speech = runner.run(started())
-            try:
-                samples = speech.samples()
-                while (chunk := runner.run(anext(samples, None))) is not None:
-                    yield chunk
-            except RequestError as error:
-                name = "text" if error.field == "input" else error.field
-                raise ValueError(f"{name}: {error}") from error
-            finally:
-                speech.cancel()
+    except RequestError as error:
+        name = "text" if error.field == "input" else error.field
+        raise ValueError(f"{name}: {error}") from error
+    finally:
+        speech.close()
+    if len(ready := tempo.finish()):
+        yield ready
 
 
 def _checked_device(device: str | None) -> str:

@@ -76,6 +76,7 @@ class Engine:
         )
         self._generator = TokenGenerator(model, slots, self.max_seq_len)
         on_gpu = self._generator.device.type == "cuda"
+        self.max_queue = max_queue
         self._ahead = int(on_gpu) if ahead is None else ahead
         self._queue = RequestQueue(slots, max_queue)
         self._running: dict[int, Ticket] = {}  # by slot, the token thread's
@@ -106,6 +107,10 @@ class Engine:
         ticket = Ticket(self._queue, request, stream, follows)
         self._queue.put(ticket)
         return ticket
+
+    @property
+    def slots(self) -> int:
+        return self._queue.slots
 
     def alive(self) -> bool:
         """Whether both stages run, and neither is stuck."""

@@ -1,89 +1,35 @@
-"""A request's text, sentence by sentence as it comes -> chunks that the model can speak.
+"""Long-form synthesis: a text of any length -> one stream of samples.
 
-Owns when a sentence is normalised and packed: not before its chunk is asked for, so that the first
-chunk speaks while the last is still text. Knows nothing about audio.
-
-Speaking: chunks of text -> one stream of samples, in order, each chunk made ahead of its turn.
-
-Owns the way of one request through the engine: the first chunk waits its turn like any request, the
-next one is submitted as soon as the one before it is heard, and where they meet is no click or gap.
-Knows nothing about HTTP or audio formats.
+Owns the one way from text to audio, for the server, the Python API, the command line and
+evaluation. Sentences are normalized and packed into chunks (`chunking`); each chunk is a request to
+the engine, submitted when the one before it gives its first audio; where two of them meet there is
+a pause, without a click or a gap (`joining`). The same text, parameters and seed give the same
+samples, whoever asks. Knows nothing about HTTP or audio formats.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Self, TypeVar
+
+import numpy as np
 
 from sheen.audio.io import Samples
+from sheen.audio.silence import NO_SAMPLES
+from sheen.engine.chunking import ChunkStream, Normalize
 from sheen.engine.engine import Engine
 from sheen.engine.joining import Joiner, pause_after, wordless
 from sheen.engine.sampler import Sampling
 from sheen.engine.scheduler import Ticket
-from sheen.engine.types import Finished
-from sheen.engine.voice import Voice
-from sheen.text.segmentation import SentenceStream, TextChunker
+from sheen.engine.types import Finished, FinishReason
+from sheen.engine.voice import RequestError, Voice
+from sheen.text.segmentation import split_sentences
 
-Normalise = Callable[[str], Awaitable[str]]
-
-SLICE = 256
-"""Characters that are cut into sentences at a time."""
-
-
-class ChunkStream:
-    """Sentences in, spoken chunks of at most `limit` characters out. One event loop's."""
-
-    def __init__(self, normalise: Normalise, limit: int) -> None:
-        self._normalise = normalise
-        self._chunker = TextChunker(limit)
-        self._sentences: deque[str] = deque()
-        self._ready: deque[str] = deque()
-        self._closed = False
-        self._news = asyncio.Event()
-
-    def feed(self, sentences: Iterable[str]) -> None:
-        """Further sentences, complete ones."""
-        self._sentences.extend(sentences)
-        self._news.set()
-
-    async def feed_text(self, text: str, stream: SentenceStream) -> None:
-        """Further text. Others have their turn in between: an odd text of 4,096 characters takes
-        60 ms to be cut."""
-        for start in range(0, len(text), SLICE):
-            self.feed(stream.push(text[start : start + SLICE]))
-            await asyncio.sleep(0)
-
-    def close(self, stream: SentenceStream | None = None) -> None:
-        """No more will come than what is left in `stream`."""
-        if stream is not None:
-            self.feed(stream.finish())
-        self._closed = True
-        self._news.set()
-
-    @property
-    def last(self) -> bool:
-        """Whether it is known that no chunk follows."""
-        return self._closed and not (self._ready or self._sentences or self._chunker.packed)
-
-    async def next(self) -> str | None:
-        """The next chunk, or None when there is no more; waits while none is known.
-
-        Sentences are packed together as far as they are there, and never waited for with something
-        at hand. One without a word gives no chunk.
-        """
-        while not self._ready:
-            if self._sentences:
-                spoken = await self._normalise(self._sentences.popleft())
-                if spoken:
-                    self._ready.extend(self._chunker.push(spoken))
-            elif self._chunker.packed:
-                self._ready.extend(self._chunker.finish())
-            elif self._closed:
-                return None
-            else:
-                self._news.clear()
-                await self._news.wait()
-        return self._ready.popleft()
+Result = TypeVar("Result")
 
 
 class SpeechFailed(RuntimeError):
@@ -92,16 +38,17 @@ class SpeechFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class SynthesisParams:
-    """How a request wants to be spoken."""
+    """How a text is to be spoken: the same for each of its chunks."""
 
-    speaker: str | None
-    sampling: Sampling
-    chunk_seconds: float
+    speaker: str | None = None
+    """One of the model's voices; None for a model with one voice, which has no name."""
+    sampling: Sampling = field(default_factory=Sampling)
+    chunk_seconds: float = 30.0
     """Longest audio of a chunk."""
 
 
 class Chunk:
-    """One chunk at the engine: an asynchronous queue of its samples, and its finished."""
+    """One chunk at the engine: an asynchronous queue of its samples, and how it ended."""
 
     def __init__(
         self,
@@ -117,7 +64,8 @@ class Chunk:
         loop = asyncio.get_running_loop()
 
         def sink(item: Samples | Finished) -> None:
-            loop.call_soon_threadsafe(self._items.put_nowait, item)
+            with suppress(RuntimeError):  # the loop is closed: the request was cancelled
+                loop.call_soon_threadsafe(self._items.put_nowait, item)
 
         self.request = voice.request(
             text, params.speaker, params.sampling, params.chunk_seconds, engine.max_seq_len
@@ -131,10 +79,10 @@ class Chunk:
 
 @dataclass
 class Progress:
-    """What has become of a text that is being spoken."""
+    """What has been synthesized of a text so far."""
 
-    finish_reason: str = ""
-    """`stop`, `length`, `cancelled`, `error`; empty where nothing was spoken."""
+    finish_reason: FinishReason | Literal[""] = ""
+    """Of the chunks so far: `length` if one of them met its budget; empty where there is none."""
     chunks: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -142,7 +90,7 @@ class Progress:
 
 
 class Speech:
-    """One request being spoken; its figures go into `record`. Iterate `samples` once."""
+    """One text at the engine; its figures go into `progress`. Iterate `samples` once."""
 
     def __init__(
         self,
@@ -150,11 +98,11 @@ class Speech:
         voice: Voice,
         params: SynthesisParams,
         chunks: ChunkStream,
-        record: Progress,
+        progress: Progress,
     ) -> None:
         self._engine, self._voice, self._params = engine, voice, params
         self._chunks = chunks
-        self._record = record
+        self.progress = progress
         self._joiner = Joiner(voice.codec.sample_rate)
         self._tickets: set[Ticket] = set()
         self._coming: asyncio.Task[Chunk | None] | None = None
@@ -187,27 +135,196 @@ class Speech:
             return None
         chunk = Chunk(text, self._engine, self._voice, self._params, before)
         self._tickets.add(chunk.ticket)
-        self._record.chunks += 1
-        self._record.input_tokens += len(chunk.request.prompt)
+        self.progress.chunks += 1
+        self.progress.input_tokens += len(chunk.request.prompt)
         return chunk
 
     def _close(self, chunk: Chunk, finished: Finished) -> None:
         self._tickets.discard(chunk.ticket)
-        record, layout = self._record, self._voice.model.layout
-        record.output_tokens += finished.frames * layout.tokens_per_frame
-        if record.queue_s is None:
-            record.queue_s = chunk.ticket.waited_s
+        progress, layout = self.progress, self._voice.model.layout
+        progress.output_tokens += finished.frames * layout.tokens_per_frame
+        if progress.queue_s is None:
+            progress.queue_s = chunk.ticket.waited_s
         if finished.reason == "error":
-            record.finish_reason = "error"
+            progress.finish_reason = "error"
             raise SpeechFailed(f"synthesis failed: {finished.error}")
-        if record.finish_reason != "length":
-            record.finish_reason = finished.reason
+        if progress.finish_reason != "length":
+            progress.finish_reason = finished.reason
 
-    def cancel(self) -> None:
-        """Give back what it holds, now. Nothing happens after the end."""
+    def close(self) -> None:
+        """Cancel what is not finished, and give back what it holds. After the end, do nothing."""
         for ticket in self._tickets:
             ticket.cancel()
         if self._coming is not None and not self._coming.cancel() and not self._coming.cancelled():
             self._coming.exception()  # it has ended: if it failed, nobody waits to hear of it
-        if not self._over and self._record.chunks and self._record.finish_reason != "error":
-            self._record.finish_reason = "cancelled"
+        if not self._over and self.progress.chunks and self.progress.finish_reason != "error":
+            self.progress.finish_reason = "cancelled"
+
+
+def open_speech(
+    engine: Engine, voice: Voice, text: str, params: SynthesisParams, normalize: Normalize
+) -> Speech:
+    """A text that is whole, ready to be spoken. Raises RequestError, see `Voice.check`."""
+    voice.check(text, params.speaker)
+    chunks = ChunkStream(normalize, voice.max_chunk_chars(params.chunk_seconds, params.speaker))
+    chunks.feed(split_sentences(text, voice.language))
+    chunks.close()
+    return Speech(engine, voice, params, chunks, Progress())
+
+
+class Synthesis(Iterator[Samples]):
+    """A text being synthesized, see `synthesize`: an iterator of samples `[n]`, float32."""
+
+    def __init__(self, speech: Speech, sample_rate: int) -> None:
+        self.sample_rate = sample_rate
+        self._progress = speech.progress
+        self._items: queue.SimpleQueue[Samples | None] = queue.SimpleQueue()
+        self._closed = False
+        self._background = _Background(self._produce(speech))
+
+    async def _produce(self, speech: Speech) -> None:
+        try:
+            async for samples in speech.samples():
+                self._items.put(samples)
+        finally:
+            speech.close()
+            self._items.put(None)
+
+    def __next__(self) -> Samples:
+        """Waits for samples. Raises RequestError, EngineBusy and SpeechFailed."""
+        if self._closed:
+            raise StopIteration
+        if (samples := self._items.get()) is None:
+            self._closed = True
+            self._background.result()
+            raise StopIteration
+        return samples
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """How it ended, known after the last samples. `stop`: every chunk ended with EOS, or the
+        text has no word and its speech is a short silence; `length`: a chunk met its budget."""
+        return self._progress.finish_reason or "stop"
+
+    def close(self) -> None:
+        """Cancel what has not been generated yet, and end the iterator."""
+        self._closed = True
+        self._background.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def synthesize(
+    engine: Engine,
+    voice: Voice,
+    text: str,
+    params: SynthesisParams,
+    normalize: Callable[[str], str] | None = None,
+) -> Synthesis:
+    """Speak a text of any length, for code that waits: iterate the result for its samples.
+
+    normalize: gives a sentence its spoken form (default: `voice.spoken`). Close the result, or use
+    it as a context manager, to cancel what is left. Raises RequestError for an empty text and an
+    unknown voice; the iterator raises EngineBusy and SpeechFailed.
+    """
+    speech = open_speech(engine, voice, text, params, inline(normalize or voice.spoken))
+    return Synthesis(speech, voice.codec.sample_rate)
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """A text's samples `[n]`, its spoken form, and how it ended, see `Synthesis.finish_reason`."""
+
+    samples: Samples
+    text: str
+    finish_reason: FinishReason
+
+
+def synthesize_all(
+    engine: Engine, voice: Voice, texts: Sequence[tuple[str, SynthesisParams]]
+) -> list[Synthesized | RequestError]:
+    """Speak any number of texts, as many at once as keep the engine's slots busy; wait for all.
+
+    In the order of `texts`; a text that cannot be spoken gives its RequestError. Raises
+    SpeechFailed when the engine failed.
+    """
+
+    async def speak(text: str, params: SynthesisParams) -> Synthesized | RequestError:
+        sentences: list[str] = []
+
+        async def normalize(sentence: str) -> str:
+            sentences.append(voice.spoken(sentence))
+            return sentences[-1]
+
+        async with places:
+            try:
+                speech = open_speech(engine, voice, text, params, normalize)
+                with closing(speech):
+                    samples = [NO_SAMPLES, *[part async for part in speech.samples()]]
+            except RequestError as error:
+                return error
+        spoken = " ".join(filter(None, sentences))
+        return Synthesized(np.concatenate(samples), spoken, speech.progress.finish_reason or "stop")
+
+    async def speak_all() -> list[Synthesized | RequestError]:
+        # The longest first: whatever runs last runs alone.
+        order = sorted(range(len(texts)), key=lambda index: -len(texts[index][0]))
+        results = await asyncio.gather(*(speak(*texts[index]) for index in order))
+        return [result for _, result in sorted(zip(order, results, strict=True), key=_first)]
+
+    # Beyond the slots: texts whose tokens are all there still wait for their audio.
+    places = asyncio.Semaphore(engine.slots + min(engine.slots, engine.max_queue))
+    return _Background(speak_all()).result()
+
+
+def _first(pair: tuple[int, object]) -> int:
+    return pair[0]
+
+
+def inline(normalize: Callable[[str], str]) -> Normalize:
+    """A function that computes in the event loop's thread, for `ChunkStream`."""
+
+    async def normalize_here(sentence: str) -> str:
+        return normalize(sentence)
+
+    return normalize_here
+
+
+class _Background(Generic[Result]):
+    """A coroutine in a thread with an event loop of its own, since the caller may be in one that
+    runs already (a notebook)."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Result]) -> None:
+        self._future: Future[Result] = Future()
+        self._started = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(coroutine,), name="sheen-longform", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, coroutine: Coroutine[Any, Any, Result]) -> None:
+        async def main() -> Result:
+            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+            self._started.set()
+            return await coroutine
+
+        try:
+            self._future.set_result(asyncio.run(main()))
+        except BaseException as error:  # noqa: BLE001 - it is raised in the other thread
+            self._future.set_exception(error)
+
+    def result(self) -> Result:
+        """Wait for it; raises what it raised."""
+        return self._future.result()
+
+    def cancel(self) -> None:
+        """Cancel it, and wait until it has ended."""
+        self._started.wait()
+        with suppress(RuntimeError):  # the loop is closed: it has ended already
+            assert self._task is not None
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join()

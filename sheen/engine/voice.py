@@ -1,28 +1,21 @@
-"""A loaded checkpoint with its codec: text and a voice's name -> a request the engine can run.
+"""A loaded checkpoint with its codec: a text and a voice's name -> a request the engine can run.
 
-Owns what serving, the command line and batch synthesis share: opening the folder, refusing a codec
-or a text normalisation other than the recorded one, the spoken form of a text, how long a chunk of
-it may be, and the budget of a request.
-
-An engine for code that waits: an iterator over one request, or whole waveforms of many.
+Owns opening the folder, the spoken form of a sentence, the longest text of a chunk, and a request's
+budget of audio. Refuses a codec or a text normalization other than the recorded one, a voice that
+the model does not have, and a text without a word or too long for the model's context. Generates
+nothing: that is the engine's.
 """
 
 import math
-import queue
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sheen.audio.io import Samples
 from sheen.codec.info import codec_source
 from sheen.codec.snac import Codec, load_codec
-from sheen.engine.engine import Engine
 from sheen.engine.sampler import Sampling
-from sheen.engine.scheduler import Ticket
-from sheen.engine.types import Finished, Request
+from sheen.engine.types import Request
 from sheen.lm import checkpoint
 from sheen.lm.model import SpeechLM, load_model
 from sheen.storage import files, folders
@@ -65,11 +58,30 @@ class Voice:
         normalisation = self.info.text_normalization
         return None if normalisation is None else load_normaliser(normalisation)
 
-    def spoken(self, text: str) -> str:
-        """A text in the form that the model was taught, which is what `request` takes; empty when
-        there is nothing to say."""
+    @property
+    def language(self) -> str | None:
+        """What texts are normalized as, ISO 639-1; None where the model takes them as they are."""
+        normalisation = self.info.text_normalization
+        return None if normalisation is None else normalisation.language
+
+    def spoken(self, sentence: str) -> str:
+        """A sentence in the form that the model was taught, which is what `request` takes; empty
+        when there is nothing to say."""
         normaliser = self.normaliser
-        return normalise(text) if normaliser is None else normaliser(text)
+        return normalise(sentence) if normaliser is None else normaliser.sentence(sentence)
+
+    def check(self, text: str, speaker: str | None) -> None:
+        """Raise RequestError for an empty text, and a speaker that the model does not know."""
+        voices = self.info.voices
+        if voices and speaker not in voices:
+            what = "no voice was named" if speaker is None else f"unknown voice {speaker!r}"
+            raise RequestError("voice", f"{what}; this model has: {', '.join(voices)}")
+        if not voices and speaker is not None:
+            raise RequestError(
+                "voice", f"unknown voice {speaker!r}; this model has one voice, without a name"
+            )
+        if not text.strip():
+            raise RequestError("input", "the text is empty")
 
     def max_chunk_chars(self, max_seconds: float, speaker: str | None) -> int:
         """The most characters of spoken text to be given to `request` at once: no more than the
@@ -99,16 +111,7 @@ class Voice:
         for an empty text, a speaker the model does not know, and a text that leaves no tokens for
         audio.
         """
-        voices = self.info.voices
-        if voices and speaker not in voices:
-            what = "no voice was named" if speaker is None else f"unknown voice {speaker!r}"
-            raise RequestError("voice", f"{what}; this model has: {', '.join(voices)}")
-        if not voices and speaker is not None:
-            raise RequestError(
-                "voice", f"unknown voice {speaker!r}; this model has one voice, without a name"
-            )
-        if not normalise(text):
-            raise RequestError("input", "the text is empty")
+        self.check(text, speaker)
         layout = self.model.layout
         prompt = prompt_ids(self.tokenizer, layout.start_id, text, speaker)
         max_seq_len = min(max_seq_len or self.model.max_positions, self.model.max_positions)
@@ -165,71 +168,3 @@ def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
         model.to(device)
         model.freeze()
         return Voice(info, model, tokenizer, load_codec(source, device))
-
-
-def stream(engine: Engine, request: Request) -> Iterator[Samples | Finished]:
-    """Submit a request and yield what its sink gets: samples, and `Finished` as the last item.
-
-    Raises RuntimeError when the engine failed. Closing the iterator cancels the request.
-    """
-    items: queue.Queue[Samples | Finished] = queue.Queue()
-    ticket = engine.submit(request, items.put)
-    try:
-        while True:
-            item = items.get()
-            if isinstance(item, Finished) and item.reason == "error":
-                raise RuntimeError(f"the engine failed: {item.error}")
-            yield item
-            if isinstance(item, Finished):
-                return
-    finally:
-        ticket.cancel()
-
-
-def synthesize(engine: Engine, requests: Sequence[Request]) -> list[tuple[Samples, Finished]]:
-    """Submit requests together and wait: whole waveforms `[n]` and how each ended, in order.
-
-    Raises EngineBusy when the queue does not take them all, and RuntimeError when the engine
-    failed.
-    """
-    items: list[queue.Queue[Samples | Finished]] = [queue.Queue() for _ in requests]
-    tickets: list[Ticket] = []
-    try:
-        for request, sink in zip(requests, items, strict=True):
-            tickets.append(engine.submit(request, sink.put))
-        results = []
-        for sink in items:
-            chunks: list[Samples] = [np.zeros(0, np.float32)]
-            while not isinstance(item := sink.get(), Finished):
-                chunks.append(item)
-            if item.reason == "error":
-                raise RuntimeError(f"the engine failed: {item.error}")
-            results.append((np.concatenate(chunks), item))
-        return results
-    finally:
-        for ticket in tickets:
-            ticket.cancel()
-
-
-def synthesize_all(
-    model: SpeechLM, codec: Codec, requests: Sequence[Request], slots: int
-) -> list[tuple[Samples, Finished]]:
-    """`synthesize` with an engine of its own: any number of requests, `slots` of them at a time, in
-    memory for the longest of them."""
-    if not requests:
-        return []
-    longest = max(request.seq_len(model.layout) for request in requests)
-    engine = Engine(
-        model,
-        codec,
-        slots=min(slots, len(requests)),
-        max_seq_len=longest,
-        max_queue=len(requests),
-    )
-    try:
-        # The longest first: whatever runs last runs alone.
-        order = sorted(range(len(requests)), key=lambda i: -requests[i].max_frames)
-        results = synthesize(engine, [requests[index] for index in order])
-    finally:
-        engine.close()
-    return [result for _, result in sorted(zip(order, results, strict=True), key=lambda p: p[0])]

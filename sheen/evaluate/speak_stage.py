@@ -12,8 +12,10 @@ import pyarrow as pa
 import torch
 
 from sheen.audio.io import encode_audio
+from sheen.engine.engine import Engine
+from sheen.engine.longform import SynthesisParams, synthesize_all
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import RequestError, load_voice, synthesize_all
+from sheen.engine.voice import RequestError, load_voice
 from sheen.evaluate.output import ROW_SCHEMA
 from sheen.rng import step_seed
 from sheen.runs.attempts import Attempts
@@ -47,7 +49,12 @@ class SpeakWorker:
         voices = [*voice.info.voices, *untrained_voices]
         self._voice = replace(voice, info=voice.info.model_copy(update={"voices": voices}))
         self._sampling, self._seed, self._max_seconds = sampling, seed, max_seconds
-        self._slots = slots
+        self._engine = Engine(
+            voice.model,
+            voice.codec,
+            slots=slots,
+            max_seq_len=voice.max_seq_len(max_seconds),
+        )
         self._attempts = attempts
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -59,27 +66,20 @@ class SpeakWorker:
         rows: list[dict[str, Any]] = [
             dict.fromkeys(ROW_SCHEMA.names) | row for row in table.to_pylist()
         ]
-        spoken, requests = [], []
-        for row in rows:
-            if row["reason"] is not None:
+        asked = [row for row in rows if row["reason"] is None]
+        results = synthesize_all(
+            self._engine, self._voice, [(row["text"], self._params(row)) for row in asked]
+        )
+        rate = self._voice.codec.sample_rate
+        for row, result in zip(asked, results, strict=True):
+            if isinstance(result, RequestError):
+                row |= {"reason": REASONS[result.field], "detail": str(result)}
                 continue
-            sampling = Sampling(seed=step_seed(self._seed, row["key"]), **self._sampling)
-            text = self._voice.spoken(row["text"])
-            try:
-                request = self._voice.request(text, row["speaker"], sampling, self._max_seconds)
-            except RequestError as error:
-                row |= {"reason": REASONS[error.field], "detail": str(error)}
-            else:
-                row["text"] = text
-                spoken.append(row)
-                requests.append(request)
-        codec = self._voice.codec
-        results = synthesize_all(self._voice.model, codec, requests, self._slots)
-        for row, (waveform, finished) in zip(spoken, results, strict=True):
-            sound = measure_sound(waveform, codec.sample_rate)
-            audio = encode_audio(waveform, codec.sample_rate, "FLAC")
+            row["text"] = result.text or row["text"]
+            sound = measure_sound(result.samples, rate)
+            audio = encode_audio(result.samples, rate, "FLAC")
             row |= {
-                "ended_with_eos": finished.reason == "stop",
+                "ended_with_eos": result.finish_reason == "stop",
                 "expected_seconds": self._voice.expected_seconds(row["text"], row["speaker"]),
                 "seconds": sound.seconds,
                 "speaking": sound.speaking,
@@ -88,3 +88,7 @@ class SpeakWorker:
                 "audio": {"bytes": audio, "path": f"{row['id']}.flac"},
             }
         return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+
+    def _params(self, row: dict[str, Any]) -> SynthesisParams:
+        sampling = Sampling(seed=step_seed(self._seed, row["key"]), **self._sampling)
+        return SynthesisParams(row["speaker"], sampling, self._max_seconds)

@@ -16,8 +16,9 @@ import torch
 
 from sheen.audio.io import Samples
 from sheen.codec.worker import CodecProcess
+from sheen.engine.chunking import ChunkStream, Normalize
 from sheen.engine.engine import Engine
-from sheen.engine.longform import ChunkStream, Normalise, Speech, SynthesisParams
+from sheen.engine.longform import Speech, SynthesisParams, inline
 from sheen.engine.sampler import Sampling
 from sheen.engine.streaming import DEFAULT_RAMP
 from sheen.engine.types import Finished
@@ -134,7 +135,7 @@ class Backend:
         admitted.
         """
         speaker = self._speaker(settings.voice_name)
-        check_language(settings.language, self.language)
+        check_language(settings.language, self.voice.language)
         record.voice, record.audio_format = settings.voice_name, settings.response_format
         request = settings.model_dump_json()
         record.cleanup.enter_context(self.admission.enter(request))
@@ -149,7 +150,7 @@ class Backend:
         chunks = ChunkStream(self._reader(), limit)
         params = SynthesisParams(speaker, sampling, self._args.default_max_seconds)
         speech = Speech(self.engine, self.voice, params, chunks, record)
-        record.cleanup.callback(speech.cancel)
+        record.cleanup.callback(speech.close)
         renderer = Renderer(
             settings.response_format,
             settings.speed,
@@ -179,21 +180,12 @@ class Backend:
             )
         return self._names[name]
 
-    @property
-    def language(self) -> str | None:
-        """What the model's texts are normalised as; None where it takes them as they are."""
-        info = self.voice.info.text_normalization
-        return None if info is None else info.language
-
-    def _reader(self) -> Normalise:
+    def _reader(self) -> Normalize:
         """What gives one request's sentences their spoken form."""
         if self._normalisers is not None:
             return self._normalisers.reader()
 
-        async def as_it_is(sentence: str) -> str:
-            return self.voice.spoken(sentence)
-
-        return as_it_is
+        return inline(self.voice.spoken)
 
     def metrics(self) -> dict[str, float]:
         """The engine's, and how many parts of texts were taken as written."""

@@ -71,7 +71,7 @@ async def answer(
     events = request.stream_format == "sse"
     at_once = not request.stream and not events
     utterance = backend.begin(request, record, whole=at_once)
-    sentences = SentenceStream(backend.language)
+    sentences = SentenceStream(backend.voice.language)
     await utterance.chunks.feed_text(request.input, sentences)
     utterance.chunks.close(sentences)
     if at_once:

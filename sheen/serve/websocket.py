@@ -39,7 +39,7 @@ class SocketUtterance:
         """Whether all of its text is there."""
         self.failed = False
         self._socket = socket
-        self._sentences = SentenceStream(backend.language)
+        self._sentences = SentenceStream(backend.voice.language)
         self._record = open_record(socket.scope)
         self._record.status = SWITCHED
         try:

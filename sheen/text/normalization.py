@@ -221,10 +221,11 @@ class Normaliser:
 
     def __call__(self, text: str) -> str:
         """Empty for a text without a word."""
-        sentences = split_sentences(text, self._language)
-        return join_parts(
-            self.part(part) for sentence in sentences for part in parts(normalise(sentence))
-        )
+        return join_parts(map(self.sentence, split_sentences(text, self._language)))
+
+    def sentence(self, sentence: str) -> str:
+        """As for a text that is this one sentence."""
+        return join_parts(self.part(part) for part in parts(normalise(sentence)))
 
     def part(self, part: Part) -> str:
         """One part's words; what the grammars cannot read stays as it is written. Takes up to 0.3 s

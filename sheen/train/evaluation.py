@@ -18,8 +18,10 @@ from transformers import PreTrainedTokenizerBase
 from sheen.codec.snac import Codec
 from sheen.data import prompts as prompt_list
 from sheen.data.prompts import Prompt
+from sheen.engine.engine import Engine
+from sheen.engine.longform import SynthesisParams, synthesize_all
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import RequestError, Voice, synthesize_all
+from sheen.engine.voice import RequestError, Voice
 from sheen.lm.batching import pack
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM
@@ -30,7 +32,7 @@ from sheen.train.distributed import Collectives
 from sheen.train.learner import Learner
 from sheen.train.metrics import loss_metrics, sums_vector, vector_size
 
-BATCH = 16
+BATCH = 8
 """Prompts spoken at once."""
 
 
@@ -88,23 +90,36 @@ class EvalSamples:
     def speak(self, model: SpeechLM) -> list[EvalSample]:
         """Every prompt, in order; `model` must be in evaluation mode."""
         voice = Voice(self._info, model, self._tokenizer, self._codec)
-        prompts = [replace(prompt, text=voice.spoken(prompt.text)) for prompt in self._prompts]
-        requests = []
-        for index, prompt in enumerate(prompts):
-            sampling = Sampling(seed=index)
-            try:
-                requests.append(
-                    voice.request(prompt.text, prompt.speaker, sampling, self._max_seconds)
-                )
-            except RequestError as error:
-                raise ValueError(f"--eval-prompts, prompt {index + 1}: {error}") from error
-        results = synthesize_all(model, self._codec, requests, BATCH)
-        return [
-            EvalSample(_name(index, prompt), prompt, waveform, finished.reason == "stop")
-            for index, (prompt, (waveform, finished)) in enumerate(
-                zip(prompts, results, strict=True)
+        texts = [
+            (
+                prompt.text,
+                SynthesisParams(prompt.speaker, Sampling(seed=index), self._max_seconds),
             )
+            for index, prompt in enumerate(self._prompts)
         ]
+        engine = Engine(
+            model,
+            self._codec,
+            slots=min(BATCH, len(texts)),
+            max_seq_len=voice.max_seq_len(self._max_seconds),
+        )
+        try:
+            results = synthesize_all(engine, voice, texts)
+        finally:
+            engine.close()
+        samples = []
+        for index, (prompt, result) in enumerate(zip(self._prompts, results, strict=True)):
+            if isinstance(result, RequestError):
+                raise ValueError(f"--eval-prompts, prompt {index + 1}: {result}") from result
+            samples.append(
+                EvalSample(
+                    _name(index, prompt),
+                    replace(prompt, text=result.text or prompt.text),
+                    result.samples,
+                    result.finish_reason == "stop",
+                )
+            )
+        return samples
 
     def measure(self, spoken: Sequence[EvalSample]) -> dict[str, Any]:
         """Share that stopped, and the error rates where there is ASR."""

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from helpers.example import CODEC, DIGITS, ROOT, rows_of
 from sheen.codec.info import CODEC_FOLDER, describe_codec
+from sheen.engine.engine import Engine
+from sheen.engine.longform import SynthesisParams, Synthesized, synthesize_all
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import load_voice, synthesize_all
+from sheen.engine.voice import load_voice
 from sheen.lm import checkpoint
 from sheen.scoring.asr import Pocketsphinx
 from sheen.scoring.wer import error_rate
@@ -45,17 +47,20 @@ class Spoken:
 def spoken() -> list[Spoken]:
     voice = load_voice(str(COMMITTED))
     own = {name: rows_of("heldout", name) for name in TRAINED}
-    texts, requests = [], []
+    texts: list[tuple[str, SynthesisParams]] = []
     for place in range(PER_VOICE):
         for name, rows in own.items():
-            texts.append(rows[place * len(rows) // PER_VOICE][1])
-            sampling = Sampling(seed=len(requests))
-            requests.append(voice.request(texts[-1], name, sampling, LONGEST_S))
-    results = synthesize_all(voice.model, voice.codec, requests, BATCH)
+            params = SynthesisParams(name, Sampling(seed=len(texts)), LONGEST_S)
+            texts.append((rows[place * len(rows) // PER_VOICE][1], params))
+    engine = Engine(voice.model, voice.codec, slots=BATCH, max_seq_len=voice.max_seq_len(LONGEST_S))
+    results = synthesize_all(engine, voice, texts)
+    engine.close()
+    spoken = [result for result in results if isinstance(result, Synthesized)]
+    assert len(spoken) == len(texts)
     rate = voice.codec.sample_rate
     return [
-        Spoken(text, waveform, rate, finished.reason == "stop")
-        for text, (waveform, finished) in zip(texts, results, strict=True)
+        Spoken(text, result.samples, rate, result.finish_reason == "stop")
+        for (text, _), result in zip(texts, spoken, strict=True)
     ]
 
 

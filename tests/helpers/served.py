@@ -1,6 +1,5 @@
 """What tests of the served application share: starting it, asking it, and what it should say."""
 
-import asyncio
 import http.client
 import io
 import json
@@ -20,13 +19,11 @@ from ray import serve
 
 from sheen.audio.io import to_pcm16, wav_header
 from sheen.engine.engine import Engine
-from sheen.engine.longform import ChunkStream, Speech, SynthesisParams
+from sheen.engine.longform import SynthesisParams, synthesize
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import Voice
 from sheen.serve.app import build
 from sheen.serve.config import ServeArgs
-from sheen.serve.request_log import RequestRecord
-from sheen.text.segmentation import split_sentences
 
 HTTP_TIMEOUT_S = 120
 MAX_SECONDS = 1.5
@@ -116,20 +113,10 @@ def spoken_here(
 ) -> NDArray[np.int16]:
     """What a request's speech is in this process, with an engine of its own."""
 
-    async def normalise(sentence: str) -> str:
-        return voice.spoken(sentence)
-
-    async def run() -> list[NDArray[np.float32]]:
-        chunks = ChunkStream(normalise, voice.max_chunk_chars(max_seconds, speaker))
-        chunks.feed(split_sentences(text, None))
-        chunks.close()
-        params = SynthesisParams(speaker, sampling, max_seconds)
-        speech = Speech(engine, voice, params, chunks, RequestRecord())
-        return [samples async for samples in speech.samples()]
-
     engine = Engine(voice.model, voice.codec, slots=1, max_seq_len=voice.max_seq_len(max_seconds))
     try:
-        return to_pcm16(np.concatenate(asyncio.run(run())))
+        params = SynthesisParams(speaker, sampling, max_seconds)
+        return to_pcm16(np.concatenate(list(synthesize(engine, voice, text, params))))
     finally:
         engine.close()
 

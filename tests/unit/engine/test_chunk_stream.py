@@ -2,7 +2,7 @@
 
 import asyncio
 
-from sheen.engine.longform import SLICE, ChunkStream
+from sheen.engine.chunking import SLICE, ChunkStream
 from sheen.text.segmentation import SentenceStream
 
 LIMIT = 30
