@@ -65,7 +65,7 @@ class EvaluateConfig(JobConfig):
         int, Field(ge=0, description="of the draws, another for each prompt, and the intervals")
     ] = 0
     max_seconds: Annotated[
-        float, Field(gt=0.0, description="longest audio of a prompt, seconds")
+        float, Field(gt=0.0, description="longest audio of a chunk of a prompt, seconds")
     ] = 30.0
     asr: Annotated[
         str | None,

@@ -4,38 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.example import CODEC, DIGITS, load_script
 from helpers.speaking import speak
-from sheen.codec.info import describe_codec
+from helpers.voices import make_voice
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import DEFAULT_CHUNK_CHARS, RUNAWAY, RequestError, Voice
-from sheen.lm.checkpoint import CheckpointInfo, DurationModel, LayoutInfo
-from sheen.lm.model import SpeechLM, extend
+from sheen.lm.checkpoint import DurationModel
 
 FRAMES_PER_SECOND = 24_000 / 2048
 GREEDY = Sampling(0.0)
-
-
-def make_voice(
-    codec: Codec, durations: dict[str, DurationModel], voices: list[str] | None = None
-) -> Voice:
-    make_base = load_script(DIGITS / "make_base.py")
-    tokenizer = make_base.build_tokenizer()
-    lm = make_base.build_model(tokenizer, 64, 1, seed=0)
-    model: SpeechLM = extend(lm, tokenizer, 4096, (4, 2, 1), seed=0)
-    model.lm.eval().requires_grad_(False)
-    layout = model.layout
-    info = CheckpointInfo(
-        layout=LayoutInfo.of(layout),
-        codec=describe_codec(str(CODEC)),
-        sample_rate=24_000,
-        voices=voices or [],
-        duration_model=durations,
-        max_seq_len=model.max_positions,
-    )
-    return Voice(info, model, tokenizer, codec)
 
 
 @pytest.fixture(scope="module")
