@@ -150,7 +150,7 @@ def test_closing_it_cancels_what_is_not_spoken_yet(engine: Engine, voice: Voice)
     assert speech.finish_reason == "cancelled"
     # Nothing of it is left at the engine: the next text is spoken at once.
     assert list(synthesize(engine, voice, "One.", SHORT))
-    assert engine.metrics()["started"] < 10
+    assert engine.metrics()["cancelled"] >= 1
 
 
 def test_many_texts_keep_their_order_and_one_that_cannot_be_spoken_fails_alone(
@@ -178,7 +178,7 @@ def test_an_unknown_voice_is_refused_before_anything_is_generated(
     with pytest.raises(RequestError, match="has one voice") as refusal:
         synthesize(engine, voice, "Four.", SynthesisParams("nobody"))
     assert refusal.value.field == "voice"
-    assert engine.metrics()["started"] == 0
+    assert engine.metrics()["tokens"] == 0
 
 
 def test_a_failure_of_the_engine_is_raised_where_the_samples_are_read(
