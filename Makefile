@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup check test soak docs demo bench score-codec lock clean
+.PHONY: setup check test-fast test soak docs demo bench score-codec lock clean
 
 setup: $(VENV)/.installed
 
@@ -27,10 +27,15 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Files of tests run in turn in two processes, each with a Ray cluster of its own: most of their time
-# passes while one process starts.
+# What tests/unit holds starts no Ray; few examples of each property.
+test-fast: check
+	$(BIN)/pytest tests/unit --numprocesses 2 --dist worksteal --hypothesis-profile fast
+
+# Then whole files in turn in two processes, each with a Ray cluster of its own, because tests kill
+# the workers of theirs: most of their time passes while one process starts.
 test: check
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest tests/unit --numprocesses 2 --dist worksteal
+	$(BIN)/pytest tests/ray tests/e2e --numprocesses 2 --dist loadfile
 
 soak: setup
 	$(BIN)/pytest -m soak

@@ -6,12 +6,16 @@ the fixtures that need it.
 """
 
 import os
+import secrets
+import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+from filelock import FileLock
 
 from sheen.runs import loopback
 
@@ -47,6 +51,42 @@ from sheen.scoring.codec import Recording, measure_codec
 from sheen.scoring.speaker_id import SpeakerProfiles
 
 torch.set_num_threads(1)
+
+Made = Callable[[str, Callable[[Path], None]], Path]
+
+hypothesis.settings.register_profile("full", deadline=None, print_blob=True, max_examples=50)
+hypothesis.settings.register_profile(
+    "fast", parent=hypothesis.settings.get_profile("full"), max_examples=10
+)
+hypothesis.settings.load_profile("full")
+
+SEED = "SHEEN_TEST_SEED"
+# Read by what tests draw at random; the processes of one run inherit it.
+os.environ.setdefault(SEED, str(secrets.randbelow(2**32)))
+
+
+def pytest_report_header() -> str:
+    return f"random moments: {SEED}={os.environ[SEED]}"
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """`made_once(name, make)`: a folder that all the processes of this run read, and that the first
+    to ask for it made."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        target, done = folder / "made-once" / name, folder / "made-once" / f"{name}.done"
+        target.parent.mkdir(exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not done.exists():
+                make(target)
+                done.touch()
+        return target
+
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -108,59 +148,65 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(made_once: Made) -> Path:
     """An LJSpeech folder of 16 short recordings, 4 per voice, from the example."""
-    folder = tmp_path_factory.mktemp("corpus")
     rows: list[list[str]] = []
     for voice in VOICES:
         # Of 80, as many as every voice has: what is trained here does not change with the demo.
         rows += sorted(rows_of("corpus", voice)[:80], key=lambda row: len(row[1]))[:4]
-    copy_corpus(rows, folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        copy_corpus(rows, folder)
+
+    return made_once("corpus", make)
 
 
 @pytest.fixture(scope="session")
-def encoded(ray_cluster: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoded(ray_cluster: None, corpus: Path, made_once: Made) -> Path:
     """The corpus, encoded by the job."""
     from sheen.encode.config import EncodeConfig
     from sheen.encode.job import run as encode
 
-    output = tmp_path_factory.mktemp("encoded") / "codes"
-    report = encode(
-        EncodeConfig(input=str(corpus), output=str(output), codec=str(CODEC), rows_per_block=4)
-    )
-    assert report["rows_out"] == 16
-    return output
+    def make(folder: Path) -> None:
+        report = encode(
+            EncodeConfig(input=str(corpus), output=str(folder), codec=str(CODEC), rows_per_block=4)
+        )
+        assert report["rows_out"] == 16
+
+    return made_once("encoded", make)
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(made_once: Made) -> Path:
     """An untrained Qwen3 of two thin layers and its character tokenizer."""
-    folder = tmp_path_factory.mktemp("base") / "model"
-    script = load_script(DIGITS / "make_base.py")
-    script.main(["--output", str(folder), "--hidden-size", "64", "--layers", "2"])
-    return folder
+
+    def make(folder: Path) -> None:
+        script = load_script(DIGITS / "make_base.py")
+        script.main(["--output", str(folder), "--hidden-size", "64", "--layers", "2"])
+
+    return made_once("base", make)
 
 
 @pytest.fixture(scope="session")
-def trained(encoded: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(
+    encoded: Path, base: Path, made_once: Made, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The output folder of a short training run: checkpoint/ and metrics.jsonl."""
     from helpers.training import train_config
     from sheen.train.job import run as train
 
-    output = tmp_path_factory.mktemp("trained") / "train"
-    train(train_config(encoded, base, output))
-    return output
+    output = made_once("trained", lambda folder: train(train_config(encoded, base, folder)))
+    # Tests run the job there again, and one process at a time may.
+    return Path(shutil.copytree(output, tmp_path_factory.mktemp("trained") / "train"))
 
 
 @pytest.fixture(scope="session")
-def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(base: Path, made_once: Made) -> Path:
     """A checkpoint folder that no training made."""
     from helpers.tiny_voice import save_checkpoint
 
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    save_checkpoint(folder, base)
-    return folder
+    return made_once("checkpoint", lambda folder: save_checkpoint(folder, base))
 
 
 @pytest.fixture(scope="session")

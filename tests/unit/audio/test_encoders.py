@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from av.container import OutputContainer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.readers import READERS, check_speech, mpg123
@@ -183,7 +183,6 @@ def test_flac_holds_the_samples_of_wav() -> None:
 
 
 @pytest.mark.parametrize("audio_format", FORMATS)
-@settings(max_examples=12, deadline=None)
 @given(lengths=st.lists(st.sampled_from([0, 1, 2, 575, 576, 960, 2048, 3001]), max_size=8))
 def test_the_bytes_do_not_depend_on_the_chunks(audio_format: str, lengths: list[int]) -> None:
     samples = sweep(6000)

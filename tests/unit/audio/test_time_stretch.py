@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sheen.audio.io import Samples
@@ -27,24 +27,35 @@ def changed(
     return np.concatenate([*pieces, tempo.finish()])
 
 
-@pytest.mark.parametrize("speed", [*SPEEDS, 1.0, 0.26, 0.999, 3.7])
-@pytest.mark.parametrize("count", [0, 1, 2, 479, 1023, 2049, 24_000, 30 * RATE])
+@pytest.mark.parametrize(
+    ("count", "speed"),
+    [
+        *((0, 0.25), (1, 4.0), (2, 0.8), (479, 2.0), (1023, 0.26), (2049, 0.999)),
+        *((RATE, 1.0), (3 * RATE, 3.7)),
+    ],
+)
 def test_n_samples_become_n_by_speed(speed: float, count: int) -> None:
     made = changed(tone(count), speed)
     assert made.dtype == np.float32
     assert len(made) == round(count / speed)
 
 
-@pytest.mark.parametrize("speed", SPEEDS)
-@settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.integers(0, 2500), max_size=12), count=st.integers(1, 12_000))
-def test_the_chunks_do_not_matter(speed: float, lengths: list[int], count: int) -> None:
+@given(
+    speed=st.sampled_from(SPEEDS),
+    lengths=st.lists(st.integers(0, 2500), max_size=12),
+    count=st.integers(1, 12_000),
+)
+def test_chunk_sizes_do_not_change_the_samples(
+    speed: float, lengths: list[int], count: int
+) -> None:
     samples = np.random.default_rng(count).normal(0, 0.1, count).astype(np.float32)
     assert np.array_equal(changed(samples, speed, lengths), changed(samples, speed))
 
 
-@pytest.mark.parametrize("speed", SPEEDS)
-@pytest.mark.parametrize("rate", [8000, RATE, 44_100])
+@pytest.mark.parametrize(
+    ("rate", "speed"),
+    [(8000, 0.25), (8000, 2.0), (RATE, 0.5), (RATE, 4.0), (44_100, 0.8), (44_100, 1.25)],
+)
 def test_the_pitch_and_the_loudness_stay(speed: float, rate: int) -> None:
     time = np.arange(2 * rate) / rate
     made = changed((0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32), speed, rate=rate)
@@ -88,7 +99,7 @@ def test_speed_one_gives_back_what_it_gets() -> None:
 
 
 @pytest.mark.parametrize("speed", [1.0, 2.0])
-def test_it_ends_once(speed: float) -> None:
+def test_nothing_is_taken_after_finish(speed: float) -> None:
     tempo = Tempo(speed, RATE)
     tempo.finish()
     with pytest.raises(RuntimeError, match="make a new one"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sheen.codec.layout import TokenLayout
@@ -29,7 +29,6 @@ def test_slots_of_the_published_codecs() -> None:
 
 
 @pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
-@settings(max_examples=50, deadline=None)
 @given(first_id=st.integers(0, 200_000), frames=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
 def test_codes_to_ids_and_back(
     strides: tuple[int, ...], first_id: int, frames: int, seed: int

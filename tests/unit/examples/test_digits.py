@@ -184,7 +184,7 @@ def test_more_strings_than_there_are_is_an_error() -> None:
     st.sets(st.sampled_from(make_corpus.VOICES), min_size=1),
     st.integers(min_value=1, max_value=100),
 )
-@settings(deadline=None, database=None)
+@settings(database=None)
 def test_some_held_out_rows_are_rows_of_all(voices: set[str], per_voice: int) -> None:
     heldout = make_corpus.draw_heldout()
     rows = make_corpus.heldout_rows(heldout, sorted(voices), per_voice)
@@ -413,7 +413,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tokenizer_gives_any_text_back(base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
 
-    @settings(deadline=None, database=None)
+    @settings(database=None)
     @given(st.text())
     @example("four  two   seven ")
     @example("Grüße, 你好 🙂\t!\r\n do n't , stop .")

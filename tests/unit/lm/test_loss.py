@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.utterances import LAYOUT, prompts, utterances
@@ -75,7 +75,6 @@ def test_labels_without_their_beginning_or_end_are_caught() -> None:
         check_labels(whole, labels, LAYOUT, 2)
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4)), max_size=5),
     st.sampled_from([LAYOUT, FOUR_LEVELS]),

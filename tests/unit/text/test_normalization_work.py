@@ -1,7 +1,7 @@
 """What is normalised at once: bounded, the whole sentence, and the same for the same text."""
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sheen.text.normalization import LONGEST_PART, MOST_SIGNS, Part, parts, spell_digits
@@ -49,7 +49,6 @@ WORDS = st.sampled_from(
 
 
 @example("")
-@settings(deadline=None)
 @given(st.lists(WORDS, max_size=60).map(" ".join) | st.text(max_size=300))
 def test_parts_are_the_sentence(text: str) -> None:
     sentence = normalise(text)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import regex
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import sheen.text.segmentation as text_module
@@ -114,7 +114,6 @@ def test_a_sentence_is_out_when_the_next_word_is() -> None:
 
 @example("One. Two", [5, 6, 7])
 @example("a\r\nb", [2])
-@settings(deadline=None)
 @given(ANY, st.lists(st.integers(0, 10_000), max_size=30))
 def test_the_parts_a_text_comes_in_do_not_matter(text: str, cuts: list[int]) -> None:
     stream = SentenceStream("en")
@@ -122,7 +121,6 @@ def test_the_parts_a_text_comes_in_do_not_matter(text: str, cuts: list[int]) -> 
     assert found + stream.finish() == split_sentences(text, "en")
 
 
-@settings(deadline=None)
 @given(ANY)
 def test_sentences_are_the_text(text: str) -> None:
     """In order, without white space at their ends; only what says nothing may be missing."""
@@ -203,7 +201,6 @@ def test_words_are_cut_only_when_they_must_be() -> None:
     assert cut(2, "e" + "\u0301" * 4) == ["e\u0301"]
 
 
-@settings(deadline=None)
 @given(st.lists(ANY, max_size=6), st.integers(1, 120))
 def test_chunks_hold_everything_and_keep_the_limit(sentences: list[str], limit: int) -> None:
     chunks = cut(limit, *sentences)
