@@ -49,11 +49,7 @@ demo: setup
 bench: setup
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/serving.py --shape --threads 2
-	$(BIN)/python benchmarks/step_profile.py --model examples/digits/voice
-	$(BIN)/python benchmarks/codec_share.py
-	$(BIN)/python benchmarks/long_text.py
 	$(BIN)/python benchmarks/encoding.py
-	$(BIN)/python benchmarks/encoding_memory.py --codec examples/digits/codec
 	$(BIN)/python benchmarks/training.py --layers 28 4
 
 score-codec: setup

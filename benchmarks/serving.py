@@ -1,4 +1,4 @@
-"""The engine beside three others: throughput, time to the first audible sample, underruns.
+"""The engine compared with transformers: throughput, time to first audible sample, underruns.
 
 Run by `make bench`. All sides run one after the other, with the same checkpoint,
 prompts, sampling, lengths and arrivals, and decode the audio. Requests arrive as a Poisson process;

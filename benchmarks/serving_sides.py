@@ -1,7 +1,7 @@
 """The sides of the serving benchmark, each behind `submit(request, sink)` and `close()`.
 
 All serve the same checkpoint with the same codec, and decode the audio. (a) transformers' generate,
-one request at a time, its audio decoded as a whole. (b) is in `serving_fixed.py`. (c) transformers'
+one request at a time, its audio decoded as a whole. (b) transformers'
 continuous batching, its audio decoded by Sheen's own stage. Sheen: the engine.
 """
 
@@ -14,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from serving_fixed import FixedBatches
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import ContinuousBatchingConfig
 
@@ -207,9 +206,6 @@ def open_side(name: str, served: Served, slots: int, requests: Sequence[Request]
     if name == "a":
         return OneByOne(model, codec)
     if name == "b":
-        use_attention(model.lm, "sdpa")
-        return FixedBatches(model, codec, slots)
-    if name == "c":
         return TransformersBatching(model, beside, slots, positions, requests[0].sampling)
     return Engine(
         served.voice.model, beside, slots=slots, max_seq_len=positions, max_queue=len(requests)
@@ -218,7 +214,6 @@ def open_side(name: str, served: Served, slots: int, requests: Sequence[Request]
 
 SIDES = {
     "a": "(a) transformers generate, one by one",
-    "b": "(b) fixed batches with streaming",
-    "c": "(c) transformers continuous batching",
+    "b": "(b) transformers continuous batching",
     "sheen": "Sheen",
 }

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 BATCH, CPU_BATCH = 16, 2
 """Windows decoded at once, at most: a new stream waits for one batch. A CPU gains nothing from more
-(`benchmarks/codec_share.py`)."""
+(docs/benchmarks.md)."""
 
 
 @dataclass(eq=False)
