@@ -9,11 +9,10 @@ resume a run whose settings or inputs differ from those it was started with, nam
 difference.
 """
 
-import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,16 @@ from typing import Any
 import torch
 from pyarrow import fs
 from safetensors import SafetensorError
-from torch import Tensor
 
-from sheen.audio.io import encode_audio
-from sheen.lm import checkpoint
-from sheen.lm.checkpoint import CheckpointInfo
-from sheen.lm.model import SpeechLM, save_model
-from sheen.report.clips import Clip, clip_row, save_png
 from sheen.runs.fingerprint import check_fingerprint
 from sheen.storage import files, folders, uris
-from sheen.train.config import TrainConfig
-from sheen.train.evaluation import EvalSample
-from sheen.train.learner import merge_adapters
-from sheen.train.tracking import open_trackers
 
 INDEX_FILE = "checkpoints.json"
+STATE_FILE = "trainer.pt"
+"""Of a checkpoint: what resuming needs besides the model, which lies in MODEL_FOLDER."""
+MODEL_FOLDER = "model"
+METRICS_FILE = "metrics.jsonl"
+RUN_FILE = "run.json"
 
 
 class StorageFull(OSError):
@@ -118,7 +112,7 @@ class RunStore:
                 raise StorageFull(
                     code,
                     f"{target}: {os.strerror(code)} while saving. {kept}Free space, then the same "
-                    "command goes on",
+                    "command resumes",
                 ) from error
 
     def _replace(self, index: dict[str, Any]) -> None:
@@ -147,12 +141,6 @@ def _no_space(error: Exception, folder: Path) -> int | None:
     return None
 
 
-STATE_FILE = "trainer.pt"
-MODEL_FOLDER = "checkpoint"
-METRICS_FILE = "metrics.jsonl"
-RUN_FILE = "run.json"
-
-
 class MetricsLog:
     """`metrics.jsonl` of an output folder as a list of rows that survives in every checkpoint."""
 
@@ -176,11 +164,6 @@ class MetricsLog:
         if self._writes:
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             files.write_bytes(self._location, text.encode())
-
-
-def save(folder: Path, **parts: Any) -> None:
-    """Write the trainer's state into a checkpoint's folder."""
-    torch.save(parts, folder / STATE_FILE)
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -210,99 +193,3 @@ def last_metrics(output: str) -> dict[str, Any]:
     rows = files.read_bytes(uris.join(output, METRICS_FILE)).decode().splitlines()
     last: dict[str, Any] = json.loads(rows[-1])
     return last
-
-
-def not_finite(norm: float, step: int, rate: float) -> str:
-    """What to say when the gradient after `step` steps is no number."""
-    return (
-        f"the gradient of step {step + 1} is {norm}: training diverged. The weights are those of "
-        f"step {step}, and the last checkpoint is kept. Start again with a lower --learning-rate "
-        f"(now {rate:g}) or more --warmup-steps"
-    )
-
-
-SAMPLES_FOLDER = "samples"
-
-
-class RunOutputs:
-    """One rank's hand in what is written: only the first writes."""
-
-    def __init__(
-        self,
-        output: str,
-        rows: list[dict[str, Any]],
-        info: CheckpointInfo,
-        tokenizer: Any,
-        config: TrainConfig,
-        store: RunStore,
-        *,
-        first_step: int,
-        writes: bool,
-    ) -> None:
-        self.store = store
-        self._output = output
-        self._info, self._tokenizer, self._config = info, tokenizer, config
-        self._writes = writes
-        self.log = MetricsLog(output, rows, writes=writes)
-        names = config.trackers if writes else []
-        self._trackers = open_trackers(
-            names, output, config.run_name, config.model_dump(mode="json"), first_step
-        )
-        metric = config.best_metric or ""
-        self._best = min((row[metric] for row in rows if metric in row), default=float("inf"))
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.log.add(row)
-        numbers = {
-            name: float(value)
-            for name, value in row.items()
-            if isinstance(value, int | float) and name not in ("step", "steps")
-        }
-        self._trackers.scalars(row["step"], numbers)
-
-    def improved(self, row: dict[str, Any]) -> bool:
-        """Whether the row has the lowest value yet of the metric that chooses the best model."""
-        value = row.get(self._config.best_metric or "")
-        if value is None or not value < self._best:
-            return False
-        self._best = value
-        return True
-
-    def speak(self, step: int, spoken: Sequence[EvalSample], sample_rate: int) -> None:
-        """Write the prompts' audio as WAV, and give it to the trackers with its spectrogram."""
-        for item in spoken:
-            target = uris.join(self._output, SAMPLES_FOLDER, f"step-{step:06d}", f"{item.name}.wav")
-            files.write_bytes(target, encode_audio(item.waveform, sample_rate, "WAV"))
-            self._trackers.audio(step, item.name, item.waveform, sample_rate)
-            if len(item.waveform):
-                image = io.BytesIO()
-                save_png(clip_row([Clip(item.prompt.text, item.waveform, sample_rate)]), image)
-                self._trackers.image(step, item.name, image.getvalue())
-
-    def keep_best(self, step: int, model: SpeechLM, weights: dict[str, Tensor]) -> None:
-        """Make this the best model; the one before goes when this one is whole."""
-        if self._writes:
-            self.store.keep_best(step, lambda folder: self._write_model(folder, model, weights))
-
-    def save(self, step: int, model: SpeechLM, weights: dict[str, Tensor], **parts: Any) -> None:
-        """A checkpoint: the model as transformers opens it, and the state that goes on from it."""
-        if not self._writes:
-            return
-
-        def write(folder: Path) -> None:
-            self._write_model(folder / MODEL_FOLDER, model, weights)
-            save(folder, **parts, rows=self.log.rows)
-
-        self.log.sync()
-        self._trackers.sync()
-        self.store.save(step, write)
-
-    def _write_model(self, folder: Path, model: SpeechLM, weights: dict[str, Tensor]) -> None:
-        folder.mkdir(exist_ok=True)
-        if self._config.lora_rank:
-            weights = merge_adapters(model, weights)
-        save_model(model, self._tokenizer, folder, weights)
-        checkpoint.write_info(folder, self._info)
-
-    def close(self) -> None:
-        self._trackers.close()

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -48,6 +49,21 @@ class Collectives:
         total = values.to(self.device, copy=True)
         dist.all_reduce(total)
         return total.cpu()
+
+    def sum_named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums over ranks of values with the same names and shapes on all, in one exchange."""
+        if not values:
+            return {}
+        names = sorted(values)
+        total = self.sum(torch.cat([values[name].flatten() for name in names]))
+        parts = torch.split(total, [values[name].numel() for name in names])
+        return {
+            name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)
+        }
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank's flag is set."""
+        return bool(self.sum(torch.tensor(float(flag))) > 0)
 
     def concatenate(self, values: Tensor) -> Tensor:
         """Every rank's tensor of the same shape, in the order of ranks."""

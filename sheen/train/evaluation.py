@@ -6,15 +6,16 @@ their WER where ASR is given. The model is back in training mode afterwards. Doe
 to evaluate. Refuses prompts without words or of a voice that the model does not have.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from sheen.audio.io import encode_audio
 from sheen.codec.snac import Codec
 from sheen.data import prompts as prompt_list
 from sheen.data.prompts import Prompt
@@ -25,15 +26,19 @@ from sheen.engine.voice import RequestError, Voice
 from sheen.lm.batching import pack
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM
+from sheen.report.clips import Clip, clip_row, save_png
 from sheen.scoring.asr import Transcriber
 from sheen.scoring.wer import error_rate, normalise_words
+from sheen.storage import files, uris
 from sheen.train.data import TrainingSet
 from sheen.train.distributed import Collectives
 from sheen.train.learner import Learner
-from sheen.train.metrics import loss_metrics, sums_vector, vector_size
+from sheen.train.metrics import MetricsWindow, loss_metrics, loss_sums
+from sheen.train.tracking import Trackers
 
 BATCH = 8
-"""Prompts spoken at once."""
+"""Prompts synthesized at once."""
+SAMPLES_FOLDER = "samples"
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def eval_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
 
 
 class EvalSamples:
-    """Speaks and measures on one rank."""
+    """Synthesizes and scores the prompts on one rank; audio goes to `<output>/samples`."""
 
     def __init__(
         self,
@@ -79,7 +84,9 @@ class EvalSamples:
         asr: Transcriber | None,
         max_seconds: float,
         normalise: Callable[[str], str] = str,
+        output: str = "",
     ) -> None:
+        self._output = output
         self.sample_rate = codec.sample_rate
         self._prompts = prompts
         self._info, self._tokenizer, self._codec = info, tokenizer, codec
@@ -87,7 +94,7 @@ class EvalSamples:
         self._normalise = normalise
         self._max_seconds = max_seconds
 
-    def speak(self, model: SpeechLM) -> list[EvalSample]:
+    def synthesize(self, model: SpeechLM) -> list[EvalSample]:
         """Every prompt, in order; `model` must be in evaluation mode."""
         voice = Voice(self._info, model, self._tokenizer, self._codec)
         texts = [
@@ -121,17 +128,29 @@ class EvalSamples:
             )
         return samples
 
-    def measure(self, spoken: Sequence[EvalSample]) -> dict[str, Any]:
-        """Share that stopped, and the error rates where there is ASR."""
-        metrics: dict[str, Any] = {
-            "eval_stopped": round(sum(s.stopped for s in spoken) / len(spoken), 4)
-        }
+    def score(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
+        """The share that ended with EOS, and the WER where there is ASR."""
+        ended = sum(sample.stopped for sample in samples)
+        metrics: dict[str, Any] = {"eval_stopped": round(ended / len(samples), 4)}
         if self._asr is not None:
-            heard = self._asr.transcribe([s.waveform for s in spoken], self.sample_rate)
-            texts = [self._normalise(s.prompt.text) for s in spoken]
-            heard = [self._normalise(text) for text in heard]
-            metrics["eval_wer"] = round(error_rate("word", texts, heard).rate, 4)
+            found = self._asr.transcribe([s.waveform for s in samples], self.sample_rate)
+            texts = [self._normalise(sample.prompt.text) for sample in samples]
+            transcripts = [self._normalise(text) for text in found]
+            metrics["eval_wer"] = round(error_rate("word", texts, transcripts).rate, 4)
         return metrics
+
+    def write(self, samples: Sequence[EvalSample], step: int, trackers: Trackers) -> None:
+        """As WAV files, and to the trackers, there with a spectrogram."""
+        folder = uris.join(self._output, SAMPLES_FOLDER, f"step-{step:06d}")
+        for item in samples:
+            wav = encode_audio(item.waveform, self.sample_rate, "WAV")
+            files.write_bytes(uris.join(folder, f"{item.name}.wav"), wav)
+            trackers.audio(step, item.name, item.waveform, self.sample_rate)
+            if len(item.waveform):
+                image = io.BytesIO()
+                clip = Clip(item.prompt.text, item.waveform, self.sample_rate)
+                save_png(clip_row([clip]), image)
+                trackers.image(step, item.name, image.getvalue())
 
 
 def _name(index: int, prompt: Prompt) -> str:
@@ -141,7 +160,7 @@ def _name(index: int, prompt: Prompt) -> str:
 class Evaluation:
     """One rank's part. Every rank calls a method at the same step, and gets the same metrics.
 
-    capacity: tokens of a packed row. samples: on the one rank that speaks.
+    capacity: tokens of a packed row. samples: on the one rank that synthesizes.
     """
 
     def __init__(
@@ -162,27 +181,24 @@ class Evaluation:
         """The mean losses of the evaluation split."""
         model, group, data = self._learner.model, self._group, self._data
         model.eval()
-        size = vector_size(data.layout.levels)
-        sums = torch.zeros(size, dtype=torch.float64, device=group.device)
+        sums = MetricsWindow(group)
         rows = pack(data.lengths, data.evaluation, self._capacity)
         # Every rank takes equally many, as sharded layers compute together.
         rows += [np.zeros(0, np.int64)] * (-len(rows) % group.world)
         for indices in rows[group.rank :: group.world]:
             batch = data.batch(indices, self._pad_id)
-            sums += sums_vector(self._learner.evaluate(batch), batch.input_ids.shape[1])
+            sums.add(loss_sums(self._learner.evaluate(batch), batch.input_ids.shape[1]))
         model.train()
-        return loss_metrics(group.sum(sums), "eval_")
+        return loss_metrics(sums.end()[0], "eval_")
 
-    def speak(
-        self, write: Callable[[int, Sequence[EvalSample], int], None], step: int
-    ) -> dict[str, Any]:
-        """One rank speaks, and keeps what it said; all get what was measured."""
+    def speech(self, step: int, trackers: Trackers) -> dict[str, Any]:
+        """One rank synthesizes the prompts and writes the audio; all get the metrics."""
         metrics: dict[str, Any] = {}
         if self._samples is not None:
             model = self._learner.model
             model.eval()
-            spoken = self._samples.speak(model)
+            samples = self._samples.synthesize(model)
             model.train()
-            metrics = self._samples.measure(spoken)
-            write(step, spoken, self._samples.sample_rate)
+            metrics = self._samples.score(samples)
+            self._samples.write(samples, step, trackers)
         return self._group.gather(metrics)[0]

@@ -75,14 +75,14 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if config.eval_prompts is not None:
         if config.strategy == "fsdp":
             raise ValueError(
-                "--eval-prompts: a sharded model (--strategy fsdp) cannot speak while it trains; "
-                "leave the prompts out, and listen to the checkpoint"
+                "--eval-prompts: a sharded model (--strategy fsdp) cannot synthesize while it "
+                "trains; omit the prompts and run jobs/evaluate.py on the checkpoint"
             )
         grammar = check_transcriber(config.asr, config.grammar)
         prompts = eval_prompts(config.eval_prompts, info.voices)
         if info.text_normalization is not None:
             check(info.text_normalization)
-    needs_codec = bool(prompts) or (extends and config.new_rows == "codebook")
+    needs_codec = bool(prompts) or extends
     with ExitStack() as owned:
         if not config.dry_run:
             owned.enter_context(output_lock(output))

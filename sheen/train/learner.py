@@ -9,7 +9,7 @@ nothing about data, logging or where checkpoints are stored.
 import logging
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import ray
 import torch
@@ -35,9 +35,19 @@ from sheen.lm.batching import Batch
 from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM, extend, load_base, load_model
 from sheen.storage import folders
+from sheen.train.config import Precision, Schedule, Strategy
 from sheen.train.distributed import Collectives
 
-Schedule = Literal["cosine", "wsd"]
+logger = logging.getLogger(__name__)
+
+DECAY_SHARE = 0.2
+"""Share of the steps in which the "wsd" schedule decays."""
+WEIGHT_DECAY = 0.01
+"""Of matrices; norms and biases have none."""
+CLIP_NORM = 1.0
+"""Largest gradient norm."""
+LORA_ALPHA = 32
+"""Adapters count LORA_ALPHA / rank times."""
 
 
 def learning_rate(
@@ -46,7 +56,7 @@ def learning_rate(
     warmup: int,
     total: int,
     schedule: Schedule = "cosine",
-    decay_share: float = 0.2,
+    decay_share: float = DECAY_SHARE,
 ) -> float:
     """Linear warm-up to `peak`, then down to a tenth of it at `total`.
 
@@ -62,6 +72,9 @@ def learning_rate(
     progress = (step - warmup) / max(1, total - warmup)
     return peak * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
 
+
+ADAPTER = "default"
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 CodecParts: TypeAlias = "ray.ObjectRef[tuple[dict[str, Any], dict[str, Tensor]]]"
 """A codec's arguments and weights, in the object store."""
@@ -82,7 +95,6 @@ def open_model(
     codec: "CodecParts | None",
     *,
     lora_rank: int,
-    lora_alpha: int,
 ) -> tuple[SpeechLM, Any]:
     """The model and its tokenizer; with new adapters unless `lora_rank` is 0.
 
@@ -91,7 +103,7 @@ def open_model(
     """
     model, tokenizer = _with_tokens(source, info, seed, codec)
     if lora_rank:
-        add_adapters(model, lora_rank, lora_alpha)
+        add_adapters(model, lora_rank)
     return model, tokenizer
 
 
@@ -113,15 +125,6 @@ def _with_tokens(
     return model, tokenizer
 
 
-logger = logging.getLogger(__name__)
-
-Strategy = Literal["ddp", "fsdp"]
-Precision = Literal["auto", "float32", "bfloat16"]
-
-ADAPTER = "default"
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
 class Learner:
     """Weights are float32 whatever the arithmetic's precision is.
 
@@ -137,7 +140,7 @@ class Learner:
         precision: Precision,
         compile_layers: bool,
         learning_rate: float,
-        weight_decay: float,
+        weight_decay: float = WEIGHT_DECAY,
     ) -> None:
         self.model = model
         self._group = group
@@ -209,7 +212,7 @@ class Learner:
         elif isinstance(self.module, FSDPModule):
             self.module.set_requires_gradient_sync(wanted)
 
-    def update(self, rate: float, clip_norm: float) -> float:
+    def update(self, rate: float, clip_norm: float = CLIP_NORM) -> float:
         """One optimizer step from the gradients at hand; returns their norm before clipping.
 
         With a norm that is no number nothing is changed.
@@ -261,7 +264,7 @@ def _groups(model: SpeechLM, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def add_adapters(model: SpeechLM, rank: int, alpha: int) -> None:
+def add_adapters(model: SpeechLM, rank: int, alpha: int = LORA_ALPHA) -> None:
     """LoRA on every linear layer of the body; the rest of the body is frozen.
 
     The embedding tables learn whole: the audio tokens' rows are new and hold nothing to adapt.

@@ -7,7 +7,7 @@ device's peak, and the names in `metrics.jsonl`. Does not decide when to log, an
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -19,22 +19,29 @@ from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM
 from sheen.train.distributed import Collectives
 
+Sums = Mapping[str, Tensor]
+"""Sums by name, float64 on the host."""
+
 
 class MetricsWindow:
-    """One rank's sums, float64 `[size]` on `device`, and the seconds that they took.
+    """One rank's sums by name since the last log line, and the training seconds they took.
 
     The clock runs from the start.
     """
 
-    def __init__(self, group: Collectives, size: int, device: torch.device) -> None:
+    def __init__(self, group: Collectives) -> None:
         self._group = group
-        self._sums = torch.zeros(size, dtype=torch.float64, device=device)
-        self._seconds = 0.0
-        self._since = time.monotonic()
+        self._sums: dict[str, Tensor] = {}
+        self._seconds, self._since = 0.0, time.monotonic()
+        self._steps = 0
 
-    def add(self, values: Tensor) -> None:
-        """Count `[size]` of a row or a step."""
-        self._sums += values
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add values of a row or a step; all ranks add the same names in the same shapes."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
+
+    def count_step(self) -> None:
+        self._steps += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -43,26 +50,25 @@ class MetricsWindow:
         yield
         self._since = time.monotonic()
 
-    def end(self) -> tuple[Tensor, float]:
-        """The sums over ranks, on the host, and the seconds; the next interval begins.
-
-        Every rank must call it.
-        """
-        sums = self._group.sum(self._sums)
+    def end(self) -> tuple[dict[str, Tensor], float, int]:
+        """The sums over ranks, the seconds and the steps; the next window begins. Collective."""
+        sums = self._group.sum_named(self._sums)
         now = time.monotonic()
-        seconds = self._seconds + now - self._since
-        self._sums.zero_()
+        seconds, steps = self._seconds + now - self._since, self._steps
+        self._sums, self._steps = {}, 0
         self._seconds, self._since = 0.0, now
-        return sums, seconds
+        return sums, seconds, steps
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps. Every rank must call it, while the clock is paused."""
-        return {"recent": self._group.sum(self._sums), "seconds": self._seconds}
+        """What a checkpoint keeps, while the clock is paused. Collective."""
+        sums = self._group.sum_named(self._sums)
+        return {"sums": sums, "seconds": self._seconds, "steps": self._steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave; any number of workers may."""
+        """Continue from what `state` returned, with any number of workers."""
+        self._steps = state["steps"]
         if self._group.first:  # the sums are of all ranks already
-            self._sums += state["recent"].to(self._sums.device)
+            self._sums = {name: part.to(self._group.device) for name, part in state["sums"].items()}
             self._seconds = state["seconds"]
 
 
@@ -110,7 +116,7 @@ def training_flops(model: SpeechLM) -> tuple[float, float]:
     """FLOP of forward and backward pass per token of a row, and per target token.
 
     Six per weight and token: two forward, four backward (Kaplan et al. 2020). Attention scores are
-    left out: with utterances of a thousand tokens they are a few percent.
+    omitted: with utterances of a thousand tokens they are a few percent.
     """
     tables = {id(table) for table in model.tables}
     body = sum(part.numel() for part in model.parameters() if id(part) not in tables)
@@ -120,31 +126,25 @@ def training_flops(model: SpeechLM) -> tuple[float, float]:
     return 6.0 * body, 6.0 * width * rows
 
 
-def vector_size(levels: int) -> int:
-    return 2 * levels + 3
+def loss_sums(sums: LossSums, tokens: int) -> dict[str, Tensor]:
+    """What a row of `tokens` tokens adds to a window: see `LossSums`, and `tokens`."""
+    counted = torch.full_like(sums.ends, tokens)
+    return {
+        "loss": sums.loss,
+        "targets": sums.count,
+        "ends": sums.ends,
+        "ends_right": sums.ends_right,
+        "tokens": counted,
+    }
 
 
-def sums_vector(sums: LossSums, tokens: int) -> Tensor:
-    """Of one row of `tokens` tokens: loss and count per level, ends, ends right, and the tokens.
-
-    Float64 `[vector_size(levels)]` on the row's device.
-    """
-    ends = torch.stack([sums.ends, sums.ends_right, torch.full_like(sums.ends, tokens)])
-    return torch.cat([sums.loss.detach().double(), sums.count.double(), ends.double()])
-
-
-def _parts(vector: Tensor) -> list[Tensor]:
-    levels = (len(vector) - vector_size(0)) // 2
-    return list(torch.split(vector, [levels, levels, 1, 1, 1]))
-
-
-def loss_metrics(vector: Tensor, prefix: str = "") -> dict[str, float]:
+def loss_metrics(sums: Sums, prefix: str = "") -> dict[str, float]:
     """Mean loss in nats, over all targets and per level, and the share of ends ranked first."""
-    loss, count, ends, ends_right, _ = _parts(vector)
-    metrics = {f"{prefix}loss": float(loss.sum() / count.sum())}
+    loss, targets = sums["loss"], sums["targets"]
+    metrics = {f"{prefix}loss": float(loss.sum() / targets.sum())}
     for level in range(len(loss)):
-        metrics[f"{prefix}loss_level_{level}"] = float(loss[level] / count[level])
-    metrics[f"{prefix}end_accuracy"] = float(ends_right / ends)
+        metrics[f"{prefix}loss_level_{level}"] = float(loss[level] / targets[level])
+    metrics[f"{prefix}end_accuracy"] = float(sums["ends_right"] / sums["ends"])
     return {name: round(value, 5) for name, value in metrics.items()}
 
 
@@ -156,10 +156,9 @@ class Speed:
         peak = peak_flops(device)
         self._peak = None if peak is None else peak * world
 
-    def metrics(self, vector: Tensor, seconds: float) -> dict[str, float]:
+    def metrics(self, sums: Sums, seconds: float) -> dict[str, float]:
         """Tokens per second, and the share of the devices' peak where that is known."""
-        _, count, _, _, seen = _parts(vector)
-        targets, tokens = float(count.sum()), float(seen)
+        targets, tokens = float(sums["targets"].sum()), float(sums["tokens"])
         metrics = {
             "target_tokens_per_second": round(targets / seconds, 1),
             "tokens_per_second": round(tokens / seconds, 1),
@@ -170,9 +169,9 @@ class Speed:
         return metrics
 
 
-def console_line(row: dict[str, Any]) -> str:
-    """A row of `metrics.jsonl` in short."""
-    parts = [f"step {row['step']}/{row['steps']}"]
+def describe_losses(row: dict[str, Any]) -> list[str]:
+    """A speech LM's row of `metrics.jsonl` in short."""
+    parts = []
     if "loss" in row:
         levels = "/".join(
             f"{value:.2f}" for name, value in row.items() if name.startswith("loss_level_")
@@ -181,9 +180,16 @@ def console_line(row: dict[str, Any]) -> str:
         parts += [f"{row['tokens_per_second']:.0f} tokens/s"]
         if "share_of_peak" in row:
             parts += [f"{row['share_of_peak']:.0%} of peak"]
-        parts += [f"{timedelta(seconds=row['seconds_left'])} left"]
     if "eval_loss" in row:
         parts += [f"eval loss {row['eval_loss']:.3f}, end {row['eval_end_accuracy']:.0%}"]
     if "eval_wer" in row:
-        parts += [f"word errors {row['eval_wer']:.1%}"]
+        parts += [f"WER {row['eval_wer']:.1%}"]
+    return parts
+
+
+def console_line(row: dict[str, Any], parts: list[str]) -> str:
+    """A row of metrics for the console: the step, the job's own parts and the time left."""
+    parts = [f"step {row['step']}/{row['steps']}", *parts]
+    if "seconds_left" in row:
+        parts += [f"{timedelta(seconds=row['seconds_left'])} left"]
     return ", ".join(parts)

@@ -1,43 +1,165 @@
-"""Where a run's scalars, sounds and pictures go besides `metrics.jsonl`.
+"""Experiment trackers: scalars, audio and images of a run in TensorBoard and W&B.
 
-Owns the trackers of rank 0: which are open, and what they are opened with. It is never the record
-of a run: that is `metrics.jsonl`, which has all scalars whatever happens here. What is done with
-each library is the business of `tracking_backends`.
+Owns the protocol of a tracker, the two that implement it, and that none of them stops a run: the
+first exception out of one is logged with its traceback and disables it until the run's next start;
+what it misses is counted and reported at the end. `metrics.jsonl` stays the record of a run. Only
+what `check_trackers` finds before any worker starts is an error. A library is imported when its
+tracker is opened.
 
-A tracker never stops a run. The first exception out of one is logged as a warning with its
-traceback and takes that tracker off until the run's next start; what it misses is counted and said
-at the end. Only what `check_trackers` finds, before any worker starts, is an error.
+A run that starts at step 0 is a new one everywhere, and a resumed one shows no step twice:
+TensorBoard hides what the interrupted run wrote after its checkpoint; W&B cannot remove rows, so
+there the repeated ones are skipped.
 """
 
 import importlib.util
+import io
 import logging
+import os
 import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import fs
 
 from sheen.storage import files, uris
-from sheen.train.trackers import BACKENDS, Run, Tracker, check_mlflow_uri
 
 logger = logging.getLogger(__name__)
 
-TRACKERS = tuple(BACKENDS)
-# The client of MLflow is a package of its own.
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
+PROJECT = "sheen"
+"""W&B's project, unless the environment names another."""
 KEY_FILE = "tracking_key"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a tracker is opened with.
+
+    folder: local, for what a tracker writes; synced to `output` when that is elsewhere (`remote`).
+    key: identifies the run in W&B, the same for all its starts.
+    """
+
+    output: str
+    name: str
+    fields: dict[str, Any]
+    first_step: int
+    remote: bool
+    folder: Path
+    key: str
+
+
+class Tracker(Protocol):
+    """`sync` makes everything so far readable where the run's output is; `close` ends the run."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def audio(self, step: int, name: str, waveform: NDArray[np.float32], rate: int) -> None: ...
+    def image(self, step: int, name: str, png: bytes) -> None: ...
+    def sync(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in `<output>/tensorboard/<run name>`, by torch's writer.
+
+    tensorboardX's flush omits what is queued, and its queue blocks for ever on a full disk.
+    """
+
+    def __init__(self, run: Run) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = run.folder / "tensorboard" / run.name
+        self._target = uris.join(run.output, "tensorboard", run.name) if run.remote else None
+        purge = run.first_step + 1 if run.first_step else 0
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def audio(self, step: int, name: str, waveform: NDArray[np.float32], rate: int) -> None:
+        self._writer.add_audio(name, waveform, step, sample_rate=rate)
+
+    def image(self, step: int, name: str, png: bytes) -> None:
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def sync(self) -> None:
+        if self._target is None:
+            self._writer.flush()
+            return
+        # A closed writer begins another file at its next event, so each is copied only once.
+        self._writer.close()
+        _add_files(self._folder, self._target)
+        for part in self._folder.iterdir():
+            part.unlink()
+
+    def close(self) -> None:
+        self.sync()
+        self._writer.close()
+
+
+class WandB:
+    """A run on W&B, as the WANDB_* variables say; of an offline one, its folder."""
+
+    def __init__(self, run: Run) -> None:
+        import wandb
+
+        self._wandb, env = wandb, os.environ.get
+        self._run = wandb.init(  # arguments win over the environment, which is thus asked here
+            project=env("WANDB_PROJECT", PROJECT),
+            name=env("WANDB_NAME", run.name),
+            id=env("WANDB_RUN_ID", run.key),
+            dir=env("WANDB_DIR", str(run.folder)),
+            config=run.fields,
+            allow_val_change=True,  # a resumed run may have other values of some fields
+            resume="allow",
+            reinit="create_new",
+        )
+        self._copy_to = uris.join(run.output, "wandb") if run.remote else None
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        if step >= self._run.starting_step:  # W&B warns about each earlier one
+            self._run.log(dict(values), step=step)
+
+    def audio(self, step: int, name: str, waveform: NDArray[np.float32], rate: int) -> None:
+        self.scalars(step, {name: self._wandb.Audio(waveform, sample_rate=rate)})
+
+    def image(self, step: int, name: str, png: bytes) -> None:
+        self.scalars(step, {name: self._wandb.Image(Image.open(io.BytesIO(png)))})
+
+    def sync(self) -> None:
+        if self._copy_to is not None and self._run.offline:
+            folder = Path(self._run.sync_dir)
+            _add_files(folder, uris.join(self._copy_to, folder.name))
+
+    def close(self) -> None:
+        self._run.finish()
+        self.sync()
+
+
+def _add_files(folder: Path, target: str) -> None:
+    """Copy a local folder's files to `target`, keeping what else it holds."""
+    filesystem, path = uris.open_filesystem(target)
+    filesystem.create_dir(path, recursive=True)
+    local = fs.LocalFileSystem()
+    fs.copy_files(str(folder), path, source_filesystem=local, destination_filesystem=filesystem)
+
+
+# By the names of their packages.
+TRACKERS: dict[str, Callable[[Run], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 class Trackers:
     """The open trackers of a run. No method raises what a tracker raised.
 
-    missed: of each tracker that is off, how many records (a row of scalars, a sound, a picture)
-    came after its failure.
+    missed: of each disabled tracker, how many records came after its failure.
     """
 
     def __init__(
@@ -47,42 +169,42 @@ class Trackers:
         temporary: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
         self.missed: Counter[str] = Counter()
-        self._off: list[str] = []
+        self._disabled: list[str] = []
         self._temporary = temporary
         self._open: dict[str, Tracker] = {}
         for name in dict.fromkeys(names):
             with self._guard(name):
-                self._open[name] = BACKENDS[name](run)
+                self._open[name] = TRACKERS[name](run)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._record(lambda tracker: tracker.scalars(step, values))
 
     def audio(self, step: int, name: str, waveform: NDArray[np.float32], sample_rate: int) -> None:
-        """A sound `[n]`, clipped to -1..1, under `audio/<name>`; n may be 0. sample_rate: Hz."""
-        # Not all take fewer samples than two; silence as short says that nothing was spoken.
-        heard = np.clip(waveform, -1.0, 1.0) if len(waveform) > 1 else np.zeros(2, np.float32)
-        self._record(lambda tracker: tracker.audio(step, f"audio/{name}", heard, sample_rate))
+        """A waveform `[n]`, clipped to -1..1, under `audio/<name>`; n may be 0."""
+        # Some trackers refuse fewer samples than two.
+        clip = np.clip(waveform, -1.0, 1.0) if len(waveform) > 1 else np.zeros(2, np.float32)
+        self._record(lambda tracker: tracker.audio(step, f"audio/{name}", clip, sample_rate))
 
     def image(self, step: int, name: str, png: bytes) -> None:
-        """A PNG file's bytes, under `image/<name>`: a sound's picture may have the sound's name."""
+        """A PNG file under `image/<name>`."""
         self._record(lambda tracker: tracker.image(step, f"image/{name}", png))
 
     def sync(self) -> None:
-        """Bring all so far to where it will be read; for a checkpoint."""
+        """For a checkpoint: see `Tracker`."""
         self._each(lambda tracker: tracker.sync())
 
     def close(self) -> None:
-        """Bring all there, end the runs, and say what was missed. May be called again."""
+        """End the run and report what was missed. May be called again."""
         self._each(lambda tracker: tracker.close())
         self._open.clear()
         if self._temporary is not None:
             self._temporary.cleanup()
-        for name in self._off:
+        for name in self._disabled:
             logger.warning("tracker %s was off and missed %d records", name, self.missed[name])
-        self._off.clear()
+        self._disabled.clear()
 
     def _record(self, tell: Callable[[Tracker], None]) -> None:
-        self.missed.update(self._off)
+        self.missed.update(self._disabled)
         self._each(tell)
 
     def _each(self, tell: Callable[[Tracker], None]) -> None:
@@ -96,31 +218,23 @@ class Trackers:
             yield
         except Exception:  # whatever it is, the training is worth more
             self._open.pop(name, None)
-            self._off.append(name)
-            logger.warning(
-                "tracker %s failed and is off; metrics.jsonl goes on", name, exc_info=True
-            )
+            self._disabled.append(name)
+            text = "tracker %s failed and is off; metrics.jsonl continues"
+            logger.warning(text, name, exc_info=True)
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ValueError for names that are none, and for what a tracker lacks on this machine."""
-    _check_names(names)
+    """Raise ValueError for unknown names, and for what a tracker lacks on this machine."""
     for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"--trackers {name}: no such tracker (known: {', '.join(TRACKERS)})")
         spec = importlib.util.find_spec(name)
         # A folder of that name, such as the one W&B writes, is found too, but without an origin.
         if spec is None or spec.origin is None:
             raise ValueError(
-                f"--trackers {name} needs the package {PACKAGES[name]}, which is not installed: "
-                f"pip install {PACKAGES[name]}"
+                f"--trackers {name} needs the package {name}, which is not installed: "
+                f"pip install {name}"
             )
-    if "mlflow" in names:
-        check_mlflow_uri()
-
-
-def _check_names(names: Sequence[str]) -> None:
-    for name in names:
-        if name not in TRACKERS:
-            raise ValueError(f"--trackers {name}: no such tracker (known: {', '.join(TRACKERS)})")
 
 
 def open_trackers(
@@ -128,23 +242,21 @@ def open_trackers(
 ) -> Trackers:
     """Open the named trackers of a run; by rank 0 alone.
 
-    output: absolute path or URI. fields: the run's configuration, as JSON has it. first_step:
-    optimizer steps done already, 0 for a run that starts. Raises ValueError for unknown names.
+    output: absolute path or URI. fields: the run's configuration, as in JSON. first_step: optimizer
+    steps done already, 0 for a run that starts.
     """
-    _check_names(names)
     remote = bool(names) and uris.is_uri(output)
     temporary = None
     if remote:  # deleted when the trackers close, or with the process that never closed them
         temporary = tempfile.TemporaryDirectory(prefix="sheen-", ignore_cleanup_errors=True)
     folder = Path(output if temporary is None else temporary.name)
-    key = _claim_key(output, run_name, first_step) if {"wandb", "mlflow"} & set(names) else ""
-    return Trackers(
-        names, Run(output, run_name, fields, first_step, remote, folder, key), temporary
-    )
+    key = _run_key(output, run_name, first_step) if "wandb" in names else ""
+    run = Run(output, run_name, fields, first_step, remote, folder, key)
+    return Trackers(names, run, temporary)
 
 
-def _claim_key(output: str, run_name: str, first_step: int) -> str:
-    """What W&B and MLflow know a run by: drawn when it starts, kept in the run's folder.
+def _run_key(output: str, run_name: str, first_step: int) -> str:
+    """Drawn when a run starts, and kept in its folder.
 
     Not a hash of output and name: with the folder deleted and the run started afresh, W&B would
     keep the old run's rows and drop the new ones, or refuse the id of a run deleted there.

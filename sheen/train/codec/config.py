@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sheen.train.config import RunFields
+from sheen.train.config import FREE_RUN_FIELDS, RunFields
 
 
 class CodecTrainConfig(RunFields):
@@ -17,12 +17,6 @@ class CodecTrainConfig(RunFields):
             "manifest; path or URI. Texts are not needed"
         ),
     ]
-    output: Annotated[
-        str,
-        Field(
-            description="folder for codec/, metrics.jsonl, samples and runs; absolute path or URI"
-        ),
-    ]
     codec: Annotated[str, Field(description="codec to continue from: hub id or folder")] = (
         "hubertsiuzdak/snac_24khz"
     )
@@ -32,28 +26,6 @@ class CodecTrainConfig(RunFields):
             description="random weights in the shape of --codec, which may then also be a .json "
             "file of SNAC's arguments"
         ),
-    ] = False
-    half: Annotated[bool, Field(description="write the codec in float16, half the size")] = False
-    num_workers: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="training workers (DDP). On one machine without a GPU, workers of one CPU "
-            "each are faster than one worker of many",
-        ),
-    ] = 1
-    gpu: Annotated[
-        bool | None,
-        Field(
-            description="one GPU per worker; default: when the cluster has one now. Give it where "
-            "GPU nodes start on demand"
-        ),
-    ] = None
-    cpus_per_worker: Annotated[
-        float, Field(gt=0.0, description="CPUs, and torch threads, per worker")
-    ] = 1.0
-    compile: Annotated[
-        bool, Field(description="torch.compile the convolutions; needs a C++ compiler")
     ] = False
     max_steps: Annotated[int, Field(ge=1, description="optimizer steps")] = 10_000
     segments: Annotated[int, Field(ge=1, description="segments per step and worker")] = 8
@@ -65,41 +37,18 @@ class CodecTrainConfig(RunFields):
             "samples). From 1 s on, most latents see all they would see in a whole recording",
         ),
     ] = 1.0
-    learning_rate: Annotated[float, Field(gt=0.0, description="peak, after warm-up")] = 2e-4
-    codebook_rate: Annotated[
-        float,
-        Field(
-            gt=0.0,
-            description="learning rate of the codebooks, relative to the rest's. A code moves only "
-            "when it is chosen, the encoder at every step; left behind, codes go out of use",
-        ),
-    ] = 10.0
-    warmup_steps: Annotated[int, Field(ge=0, description="optimizer steps of warm-up")] = 100
-    clip_norm: Annotated[float, Field(gt=0.0, description="largest gradient norm")] = 10.0
-    mel_weight: Annotated[float, Field(ge=0.0, description="of the log-mel distance")] = 15.0
     stft_weight: Annotated[float, Field(ge=0.0, description="of the STFT distance")] = 1.0
-    range_db: Annotated[
-        float,
-        Field(
-            gt=0.0,
-            description="both distances compare down to this many dB below the loudest point of a "
-            "segment",
-        ),
-    ] = 60.0
     waveform_weight: Annotated[
         float, Field(ge=0.0, description="of the distance of samples, which teaches pitch")
     ] = 1.0
     commitment_weight: Annotated[
         float, Field(ge=0.0, description="pulls the encoder to its codes")
     ] = 0.25
-    codebook_weight: Annotated[
-        float, Field(ge=0.0, description="pulls the codes to the encoder")
-    ] = 1.0
     asr_features: Annotated[
         str | None,
         Field(
             description="Whisper whose frozen encoder compares decoded and original audio: hub id, "
-            "folder, or CTranslate2 folder. It keeps the words. Judge the codec by another model"
+            "folder, or CTranslate2 folder. It keeps the words. Score the codec with another model"
         ),
     ] = None
     asr_features_weight: Annotated[
@@ -119,33 +68,8 @@ class CodecTrainConfig(RunFields):
     eval_recordings: Annotated[
         int, Field(ge=0, description="recordings held out for evaluation and audio samples")
     ] = 16
-    sample_recordings: Annotated[
-        int, Field(ge=0, description="held-out recordings written as WAV at each evaluation")
-    ] = 4
-    eval_every: Annotated[int, Field(ge=1, description="optimizer steps between evaluations")] = 500
-    log_every: Annotated[int, Field(ge=1, description="optimizer steps between log lines")] = 20
-    save_every: Annotated[int, Field(ge=1, description="optimizer steps between checkpoints")] = 500
-    max_failures: Annotated[
-        int, Field(ge=-1, description="restarts from the last checkpoint after a lost worker")
-    ] = 3
-    seed: Annotated[int, Field(ge=0, description="of weights, split, segments and noise")] = 0
 
 
-# What a resumed run may change: nothing here moves a weight. Data and codec may lie elsewhere; what
-# they hold is compared.
-FREE_FIELDS = {
-    "config",
-    "data",
-    "codec",
-    "output",
-    "run_name",
-    "half",
-    "gpu",
-    "cpus_per_worker",
-    "sample_recordings",
-    "eval_every",
-    "log_every",
-    "save_every",
-    "keep_checkpoints",
-    "max_failures",
-}
+# What a resumed run may change: nothing here moves a weight. Data and codec may be stored
+# elsewhere; their content is compared.
+FREE_FIELDS = FREE_RUN_FIELDS | {"data", "codec"}

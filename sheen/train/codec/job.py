@@ -12,6 +12,7 @@ import torch
 from snac import SNAC
 
 from sheen.codec.asr_features import AsrFeatureLoss
+from sheen.codec.info import CODEC_FOLDER
 from sheen.codec.snac import open_codec
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
@@ -22,8 +23,9 @@ from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
 from sheen.train.codec.config import FREE_FIELDS, CodecTrainConfig
 from sheen.train.codec.data import find_recordings
-from sheen.train.codec.trainer import CODEC_FOLDER, segment_samples, train_loop
+from sheen.train.codec.trainer import segment_samples, train_loop
 from sheen.train.launcher import fit
+from sheen.train.tracking import check_trackers
 
 
 def _content(model: SNAC) -> str:
@@ -43,6 +45,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
             f"--output {output} lies in --data {config.data}, where its audio samples would count "
             "as recordings when the run resumes; give another folder"
         )
+    check_trackers(config.trackers)
     torch.manual_seed(config.seed)  # of random weights
     model, codec_config = open_codec(config.codec, config.from_scratch)
     recordings = find_recordings(uris.absolute(config.data), config.eval_recordings, config.seed)
@@ -87,7 +90,9 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         )
         last = RunStore(uris.join(output, config.run_name), config.keep_checkpoints).latest()
         assert last is not None, "a run that ended well has saved"
-        folders.copy_folder(uris.join(last, CODEC_FOLDER), uris.join(output, CODEC_FOLDER))
+        folders.copy_folder(
+            uris.join(last, checkpoints.MODEL_FOLDER), uris.join(output, CODEC_FOLDER)
+        )
         return checkpoints.last_metrics(output)
 
 
@@ -102,7 +107,7 @@ def _open_asr_features(source: str, model: SNAC, seconds: float) -> tuple[AsrFea
         raise ValueError(f"--asr-features: {error}") from error
     if segment_samples(seconds, model) > loss.longest:
         raise ValueError(
-            f"--segment-seconds {seconds:g}: the encoder of --asr-features {source} hears at most "
+            f"--segment-seconds {seconds:g}: the encoder of --asr-features {source} takes at most "
             f"{loss.longest / model.sampling_rate:g} s"
         )
     return loss, weights_sha256(encoder)

@@ -25,6 +25,12 @@ from sheen.codec.training import (
 from sheen.rng import step_seed
 from sheen.train.distributed import Collectives
 
+CLIP_NORM = 10.0
+"""Largest gradient norm."""
+CODEBOOK_RATE = 10.0
+"""Learning rate of the codebooks, relative to the rest's. A code moves only when it is chosen, the
+encoder at every step; left behind, codes go out of use (docs/decisions/0010)."""
+
 
 @dataclass(frozen=True)
 class CodecStep:
@@ -40,9 +46,9 @@ class CodecStep:
 
 
 class CodecLearner:
-    """Computes with `model`; `average` is the one to save and to judge.
+    """Computes with `model`; `average` is the one to save and to evaluate.
 
-    loss_weights: what each term of `CodecLosses` counts; other terms are left out. asr_features:
+    loss_weights: what each term of `CodecLosses` counts; other terms are ignored. asr_features:
     for the term of that name; it is no part of the state.
     """
 
@@ -52,11 +58,8 @@ class CodecLearner:
         group: Collectives,
         *,
         loss_weights: Mapping[str, float],
-        range_db: float,
         asr_features: AsrFeatureLoss | None,
         learning_rate: float,
-        codebook_rate: float,
-        clip_norm: float,
         average_decay: float,
         restart_patience: float,
         compile_layers: bool,
@@ -64,17 +67,17 @@ class CodecLearner:
     ) -> None:
         self.model = model.to(group.device)
         self._group, self._seed = group, seed
-        self._loss_weights, self._clip_norm = loss_weights, clip_norm
+        self._loss_weights = loss_weights
         self._average = WeightAverage(self.model, average_decay)
         self._usage = CodeUsage(model.n_codebooks, model.codebook_size, restart_patience)
-        trainable = TrainableCodec(self.model, range_db, asr_features)
+        trainable = TrainableCodec(self.model, asr_features=asr_features)
         if compile_layers:
             trainable.compile_layers()
         self._module = prepare_model(
             trainable, parallel_strategy_kwargs={"broadcast_buffers": False}
         )
         self.optimizer = torch.optim.Adam(
-            parameter_groups(self.model, codebook_rate),
+            parameter_groups(self.model),
             lr=learning_rate,
             betas=(0.8, 0.99),  # as the Descript Audio Codec's
             fused=group.device.type == "cuda",
@@ -96,7 +99,7 @@ class CodecLearner:
         terms = torch.stack([getattr(losses, name) for name in self._loss_weights])
         weights = terms.new_tensor(list(self._loss_weights.values()))
         torch.autograd.backward((terms * weights).sum())
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         if not bool(norm.isfinite()):
             return CodecStep(float(norm), terms.detach(), 0)
         self.optimizer.step()
@@ -131,12 +134,12 @@ class CodecLearner:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def parameter_groups(model: SNAC, codebook_rate: float) -> list[dict[str, Any]]:
-    """The optimizer's groups: the codebooks learn `codebook_rate` times as fast as the rest."""
+def parameter_groups(model: SNAC) -> list[dict[str, Any]]:
+    """The optimizer's groups: the codebooks learn CODEBOOK_RATE times as fast as the rest."""
     codebooks = [quantizer.codebook.weight for quantizer in model.quantizer.quantizers]
     of_codebooks = {id(weight) for weight in codebooks}
     rest = [weight for weight in model.parameters() if id(weight) not in of_codebooks]
     return [
         {"params": rest, "relative_rate": 1.0},
-        {"params": codebooks, "relative_rate": codebook_rate},
+        {"params": codebooks, "relative_rate": CODEBOOK_RATE},
     ]

@@ -6,9 +6,7 @@ segments and the same noise whether or not the run was interrupted before it. Wh
 the codec belongs to the learner.
 """
 
-import logging
-from collections.abc import Iterable
-from datetime import timedelta
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +26,20 @@ from sheen.runs.attempts import Attempts
 from sheen.scoring.code_usage import level_use
 from sheen.storage import files, uris
 from sheen.train import checkpoints
-from sheen.train.checkpoints import RunStore, StorageFull
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.data import Recordings, SegmentReader, sample_names
 from sheen.train.codec.learner import CodecLearner
-from sheen.train.distributed import Collectives
+from sheen.train.evaluation import SAMPLES_FOLDER
 from sheen.train.launcher import Control
-from sheen.train.learner import learning_rate
-from sheen.train.metrics import MetricsWindow
+from sheen.train.loop import Snapshot, Trainer, run_trainer
+from sheen.train.metrics import Sums
 
-SAMPLES_FOLDER = "samples"
+MEL_WEIGHT = 15.0
+"""Of the log-mel distance: the scale that the other terms' weights are relative to."""
+CODEBOOK_WEIGHT = 1.0
+"""Of the distance that pulls the codes to the encoder."""
+SAMPLES = 4
+"""Held-out recordings written as WAV at each evaluation."""
 
 
 class HeldOut:
@@ -48,7 +50,7 @@ class HeldOut:
         self.distances = torch.zeros(2, dtype=torch.float64)
         self.uses = torch.zeros(len(codec.strides), codec.codebook_size, dtype=torch.float64)
 
-    def hear(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    def add(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         """Count one recording `[n]`; returns its reconstruction `[n]`."""
         codec = self._codec
         codes = codec.encode([torch.from_numpy(waveform)])[0]
@@ -88,17 +90,21 @@ def write_sample(
         files.write_bytes(target, encode_audio(samples, sample_rate, "WAV"))
 
 
-logger = logging.getLogger(__name__)
-
-CODEC_FOLDER = "codec"
-TERMS = ("mel", "stft", "waveform", "commitment", "codebook")
-ASR_TERM = "asr_features"
+def loss_weights(config: CodecTrainConfig, asr_features: bool) -> dict[str, float]:
+    """What each term of `CodecLosses` counts in the sum that is minimised."""
+    weights = {
+        "mel": MEL_WEIGHT,
+        "stft": config.stft_weight,
+        "waveform": config.waveform_weight,
+        "commitment": config.commitment_weight,
+        "codebook": CODEBOOK_WEIGHT,
+    }
+    return weights | ({"asr_features": config.asr_features_weight} if asr_features else {})
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
-    """What each worker runs; `arguments` are those of Worker."""
-    if worker := arguments["control"].start(Worker, arguments):
-        worker.run()
+    """What each worker runs; `arguments` are those of CodecTrainer."""
+    run_trainer(CodecTrainer, arguments)
 
 
 def segment_samples(seconds: float, model: SNAC) -> int:
@@ -109,8 +115,11 @@ def segment_samples(seconds: float, model: SNAC) -> int:
     return -(-round(seconds * int(model.sampling_rate)) // block) * block
 
 
-class Worker:
-    """One rank of a run."""
+class CodecTrainer(Trainer):
+    """One rank of a run that trains a codec."""
+
+    config: CodecTrainConfig
+    learner: CodecLearner
 
     def __init__(
         self,
@@ -122,43 +131,24 @@ class Worker:
         attempts: Attempts,
         control: Control,
     ) -> None:
-        self.config = CodecTrainConfig.model_construct(**config)
+        super().__init__(CodecTrainConfig.model_construct(**config), output, control)
         self.recordings = recordings
-        self.output = output
-        self.control = control.watched()
-        self.group = Collectives()
-        torch.set_num_threads(max(1, int(self.config.cpus_per_worker)))
         self.codec_config, weights = ray.get(codec)
         model = SNAC(**self.codec_config)
         model.load_state_dict(weights)
         self.sample_rate = int(model.sampling_rate)
-        self.terms = TERMS if asr_features is None else (*TERMS, ASR_TERM)
+        self.loss_weights = loss_weights(self.config, asr_features is not None)
         self.learner = CodecLearner(
             model,
             self.group,
-            loss_weights={name: getattr(self.config, f"{name}_weight") for name in self.terms},
-            range_db=self.config.range_db,
+            loss_weights=self.loss_weights,
             asr_features=None if asr_features is None else ray.get(asr_features),
             learning_rate=self.config.learning_rate,
-            codebook_rate=self.config.codebook_rate,
-            clip_norm=self.config.clip_norm,
             average_decay=self.config.average_decay,
             restart_patience=self.config.restart_patience,
             compile_layers=self.config.compile,
             seed=self.config.seed,
         )
-        self.step = 0
-        rows: list[dict[str, Any]] = [recordings.summary]
-        self.store = RunStore(uris.join(output, self.config.run_name), self.config.keep_checkpoints)
-        restored: dict[str, Any] = {}
-        with self.store.open_latest() as folder:
-            if folder is not None:
-                restored = checkpoints.load(folder)
-        if restored:
-            self.learner.load_state(restored)
-            self.step, rows = restored["step"], restored["rows"]
-            self._say(f"resuming after step {self.step}")
-        self.log = checkpoints.MetricsLog(output, rows, writes=self.group.first)
         self.samples = segment_samples(self.config.segment_seconds, model)
         self.reader = SegmentReader(
             recordings.train,
@@ -170,66 +160,40 @@ class Worker:
             seed=self.config.seed,
             attempts=attempts,
         )
-        self._sample_names = sample_names(recordings.evaluation[: self.config.sample_recordings])
-        # Sums of the terms, and steps.
-        self.window = MetricsWindow(self.group, len(self.terms) + 1, torch.device("cpu"))
-        self._restarted = 0
-        if restored:
-            self.window.load_state(restored)
-            self._restarted = restored["restarted"] if self.group.first else 0
+        self._sample_names = sample_names(recordings.evaluation[:SAMPLES])
+        with self.store.open_latest() as folder:
+            state = None if folder is None else checkpoints.load(folder)
+        if state is not None:
+            self.learner.load_state(state)
+        self.begin(state, recordings.summary, self.config.max_steps)
 
     def run(self) -> None:
-        total = self.config.max_steps
-        if self.step == 0 and self.recordings.evaluation:
-            # What a fine-tune starts from, heard and measured like everything after it.
-            self._add({"event": "step", "step": 0, "steps": total} | self._evaluate())
-        for batch in self.reader.batches(self.step, total):
-            norm = self._train_step(batch)
-            if not np.isfinite(norm):
-                self.control.fail(
-                    checkpoints.not_finite(norm, self.step, self.config.learning_rate)
-                )
-                return
-            self.step += 1
-            last = self.step == total
-            row: dict[str, Any] = {}
-            if self.step % self.config.log_every == 0 or last:
-                row |= self._training_metrics(norm)
-            if self.recordings.evaluation and (self.step % self.config.eval_every == 0 or last):
-                row |= self._evaluate()
+        if self.step == 0:  # what a fine-tune starts from, measured like everything after it
+            with self.window.paused():
+                row = self.evaluate()
             if row:
-                self._add({"event": "step", "step": self.step, "steps": total} | row)
-            asked = torch.tensor([float(self.control.stop_requested())])
-            stop = float(self.group.sum(asked)) > 0
-            save = self.step % self.config.save_every == 0 or last or stop
-            if save and (failure := self._save()):
-                self.control.fail(failure)
-                return
-            if stop and not last:
-                self._say(f"stopped after step {self.step}, saved")
-                return
+                self.record(row)
+        super().run()
 
-    def _train_step(self, batch: Tensor) -> float:
-        """The gradient norm: one that is no number ends the run."""
-        config = self.config
-        rate = learning_rate(self.step, config.learning_rate, config.warmup_steps, config.max_steps)
+    def batches(self) -> Iterator[Tensor]:
+        return self.reader.batches(self.step, self.total)
+
+    def train_step(self, batch: Tensor, rate: float) -> float:
         done = self.learner.update(batch, self.step, rate)
-        self.window.add(torch.cat([done.losses, done.losses.new_ones(1)]).double().cpu())
-        self._restarted += done.restarted
+        terms = dict(zip(self.loss_weights, done.losses, strict=True))
+        # Every rank restarts the same codes.
+        restarted = done.restarted if self.group.first else 0
+        counts = {"updates": 1, "restarted_codes": restarted}
+        self.window.add(terms | {name: done.losses.new_tensor(n) for name, n in counts.items()})
         return done.norm
 
-    def _training_metrics(self, norm: float) -> dict[str, Any]:
-        sums, seconds = self.window.end()
-        restarted, self._restarted = self._restarted, 0
-        steps = float(sums[-1]) / self.group.world
-        heard = float(sums[-1]) * self.config.segments * self.samples / self.sample_rate
-        metrics = {
-            **{name: round(float(sums[i] / sums[-1]), 5) for i, name in enumerate(self.terms)},
-            "restarted_codes": restarted,
-            "gradient_norm": round(norm, 4),
-            "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
-            "realtime": round(heard / seconds, 2),
-            "seconds_left": round(seconds / steps * (self.config.max_steps - self.step)),
+    def training_metrics(self, sums: Sums, seconds: float) -> dict[str, Any]:
+        updates = float(sums["updates"])
+        audio_seconds = updates * self.config.segments * self.samples / self.sample_rate
+        metrics: dict[str, Any] = {
+            **{name: round(float(sums[name]) / updates, 5) for name in self.loss_weights},
+            "restarted_codes": int(sums["restarted_codes"]),
+            "realtime": round(audio_seconds / seconds, 2),
         }
         if unreadable := self._unreadable():
             metrics["unreadable"] = unreadable
@@ -240,78 +204,46 @@ class Worker:
         of_ranks = self.group.gather(self.reader.unreadable)
         return {path: reason for found in of_ranks for path, reason in found.items()}
 
-    def _evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Any]:
         """The averaged codec on the held-out recordings."""
-        with self.window.paused():
-            codec = inference_copy(self.learner.average, self.codec_config, self.group.device)
-            held_out = HeldOut(codec)
-            for index, path in enumerate(self.recordings.evaluation):
-                if index % self.group.world != self.group.rank:
-                    continue
-                waveform = self.reader.read(path)
-                if waveform is None:
-                    continue
-                decoded = held_out.hear(waveform)
-                if index < len(self._sample_names):
-                    folder, name = f"step-{self.step:06d}", self._sample_names[index]
-                    write_sample(self.output, folder, name, waveform, decoded, self.sample_rate)
-            distances, uses = self.group.sum(held_out.distances), self.group.sum(held_out.uses)
+        if not self.recordings.evaluation or not self.due(self.config.eval_every):
+            return {}
+        codec = inference_copy(self.learner.average, self.codec_config, self.group.device)
+        held_out = HeldOut(codec)
+        for index, path in enumerate(self.recordings.evaluation):
+            if index % self.group.world != self.group.rank:
+                continue
+            waveform = self.reader.read(path)
+            if waveform is None:
+                continue
+            decoded = held_out.add(waveform)
+            if index < len(self._sample_names):
+                folder, name = f"step-{self.step:06d}", self._sample_names[index]
+                write_sample(self.output, folder, name, waveform, decoded, self.sample_rate)
+        distances, uses = self.group.sum(held_out.distances), self.group.sum(held_out.uses)
         if distances[1] == 0:
             return {"unreadable": self._unreadable()}
         return metrics_of(distances, uses)
 
-    def _save(self) -> str:
-        """A checkpoint; returns why the run cannot go on, or ""."""
-        failure = ""
-        with self.window.paused():
-            window = self.window.state()
+    def snapshot(self) -> Snapshot:
+        def write_model(folder: Path) -> None:
+            dtype = torch.float16 if self.config.half else torch.float32
+            save_codec(self.learner.average, self.codec_config, folder, dtype)
 
-            def write(folder: Path) -> None:
-                save_codec(
-                    self.learner.average,
-                    self.codec_config,
-                    folder / CODEC_FOLDER,
-                    torch.float16 if self.config.half else torch.float32,
-                )
-                checkpoints.save(
-                    folder,
-                    **self.learner.state(),
-                    step=self.step,
-                    rows=self.log.rows,
-                    **window,
-                    restarted=self._restarted,
-                )
+        return Snapshot(write_model, self.learner.state())
 
-            if self.group.first:
-                self.log.sync()
-                try:
-                    self.store.save(self.step, write)
-                except StorageFull as error:
-                    failure = str(error)
-        return self.group.gather(failure)[0]
-
-    def _add(self, row: dict[str, Any]) -> None:
-        self.log.add(row)
-        self._say(_line(row))
-
-    def _say(self, text: str) -> None:
-        if self.group.first:
-            logger.info(text)
-
-
-def _line(row: dict[str, Any]) -> str:
-    parts = [f"step {row['step']}/{row['steps']}"]
-    if "mel" in row:
-        parts += [
-            f"mel {row['mel']:.4f}, stft {row['stft']:.3f}",
-            f"waveform {row['waveform']:.3f}, codebook {row['codebook']:.4f}",
-        ]
-        if ASR_TERM in row:
-            parts += [f"ASR features {row[ASR_TERM]:.4f}"]
-        parts += [f"{row['restarted_codes']} codes restarted", f"{row['realtime']} x realtime"]
-        parts += [f"{timedelta(seconds=row['seconds_left'])} left"]
-    if "eval_mel_distance_db" in row:
-        parts += [f"held out: {row['eval_mel_distance_db']:.2f} dB mel distance"]
-    if "unreadable" in row:
-        parts += [f"{len(row['unreadable'])} recordings unreadable"]
-    return ", ".join(parts)
+    def describe(self, row: dict[str, Any]) -> list[str]:
+        parts = []
+        if "mel" in row:
+            parts += [
+                f"mel {row['mel']:.4f}, stft {row['stft']:.3f}",
+                f"waveform {row['waveform']:.3f}, codebook {row['codebook']:.4f}",
+            ]
+            if "asr_features" in row:
+                parts += [f"ASR features {row['asr_features']:.4f}"]
+            parts += [f"{row['restarted_codes']} codes restarted", f"{row['realtime']} x realtime"]
+        if "eval_mel_distance_db" in row:
+            parts += [f"held out: {row['eval_mel_distance_db']:.2f} dB mel distance"]
+        if "unreadable" in row:
+            parts += [f"{len(row['unreadable'])} recordings unreadable"]
+        return parts
