@@ -1,17 +1,23 @@
-"""Which causal LMs can be taught, asked before any of their weights is loaded.
+"""Base models: which causal LMs can be trained, and the first values of their new embedding rows.
 
-Owns what Sheen assumes of a base that others made, each assumption checked and refused by name:
-its family (on a model of that family with few and random weights), its files and its tokenizer's
-ids. What only the weights themselves show is checked where they are loaded.
+Owns what Sheen assumes of a base that others made, each assumption checked and refused by name
+before any of its weights is loaded: its family (on a model of that family with few and random
+weights), its files and its tokenizer's ids. What only the weights show is checked where they are
+loaded. New rows get the mean and the covariance of the base's rows; their noise is alike for codes
+whose codebook vectors are alike, or independent where no codebooks are given. transformers' own
+mean_resizing scales that covariance by 1e-9, so that all rows start equal (arXiv 2604.02324):
+docs/decisions/0013 compares the three.
 """
 
 import copy
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -19,9 +25,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sheen.codec.layout import TokenLayout
 from sheen.lm.attention import check_head, check_isolation
 from sheen.storage import files
 
+LEVEL_SHARE = 0.5
+"""Share of the noise's variance that all codes of a level have in common."""
 LAYERS, VOCABULARY = 2, 64
 INNER = {"intermediate_size": 64, "moe_intermediate_size": 64, "num_local_experts": 4}
 HEADS = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
@@ -144,3 +153,46 @@ def first_new_id(tokenizer: PreTrainedTokenizerBase) -> int:
             "the embeddings with it"
         )
     return size
+
+
+def draw_noise(
+    rows: int,
+    width: int,
+    generator: torch.Generator,
+    layout: TokenLayout,
+    codebooks: Sequence[Tensor] | None,
+) -> Tensor:
+    """Noise `[rows, width]` float64 of unit variance for the rows from `<audio_start>` on.
+
+    Without `codebooks` every row is drawn by itself. With them, one `[codebook_size, d]` per level,
+    a code's row is a random linear map of its whitened vector plus what its level has in common.
+    """
+    noise = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    for level, vectors in enumerate(codebooks or []):
+        white = _whiten(vectors.double().cpu())
+        mapping = torch.randn(white.shape[1], width, generator=generator, dtype=torch.float64)
+        common = torch.randn(width, generator=generator, dtype=torch.float64)
+        own = white @ mapping / white.shape[1] ** 0.5
+        first = layout.level_base(level) - layout.first_id
+        noise[first : first + layout.codebook_size] = (
+            LEVEL_SHARE**0.5 * common + (1 - LEVEL_SHARE) ** 0.5 * own
+        )
+    return noise
+
+
+def _whiten(vectors: Tensor) -> Tensor:
+    """`[n, d]` with zero mean, unit variances and no correlation."""
+    centred = vectors - vectors.mean(0)
+    left, _, right = torch.linalg.svd(centred, full_matrices=False)
+    return len(vectors) ** 0.5 * left @ right
+
+
+@torch.no_grad()
+def initialise_rows(table: Tensor, known: int, noise: Tensor) -> None:
+    """Set the rows from `known` on to the mean of those before plus their coloured noise."""
+    existing = table[:known].double()
+    mean = existing.mean(0)
+    centred = existing - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, known - 1))
+    factor = vectors * values.clamp(min=0).sqrt()
+    table[known:] = (mean + noise.to(table.device) @ factor.T).to(table.dtype)

@@ -1,12 +1,8 @@
 """The speech LM: any causal LM that transformers loads, extended by the codec's tokens.
 
-Owns adding the tokens, the initial values of their embedding rows, the split of a forward pass
-into body (hidden states) and head (only the audio rows that a caller asks for), and saving and
-loading. New rows get the mean and the covariance of the base's rows; their noise is alike for
-codes whose codebook vectors are alike, or independent where no codebooks are given. transformers'
-own mean_resizing scales that covariance by 1e-9, so that all rows start equal (arXiv 2604.02324):
-docs/decisions/0013 compares the three. Refuses a base whose logits are more than `hidden @ rows`.
-Knows nothing about audio.
+Owns adding the tokens, the split of a forward pass into body (hidden states) and head (only the
+audio rows that a caller asks for), and saving and loading. Refuses a base whose logits are more
+than `hidden @ rows`. Knows nothing about audio.
 """
 
 import json
@@ -28,58 +24,11 @@ from transformers import (
 
 from sheen.codec.layout import Softmax, TokenLayout
 from sheen.lm.attention import PACKED, check_head, use_attention
-from sheen.lm.base_model import check_files, first_new_id
+from sheen.lm.base_model import check_files, draw_noise, first_new_id, initialise_rows
 from sheen.lm.batching import Batch
 from sheen.lm.cpu_kernels import Product, TiedTable, pack_linears, product
 from sheen.lm.kv_cache import SLOTTED, Rows
 from sheen.lm.loss import LossSums, speech_loss
-
-LEVEL_SHARE = 0.5
-"""Share of the noise's variance that all codes of a level have in common."""
-
-
-def draw_noise(
-    rows: int,
-    width: int,
-    generator: torch.Generator,
-    layout: TokenLayout,
-    codebooks: Sequence[Tensor] | None,
-) -> Tensor:
-    """Noise `[rows, width]` float64 of unit variance for the rows from `<audio_start>` on.
-
-    Without `codebooks` every row is drawn by itself. With them, one `[codebook_size, d]` per level,
-    a code's row is a random linear map of its whitened vector plus what its level has in common.
-    """
-    noise = torch.randn(rows, width, generator=generator, dtype=torch.float64)
-    for level, vectors in enumerate(codebooks or []):
-        white = _whiten(vectors.double().cpu())
-        mapping = torch.randn(white.shape[1], width, generator=generator, dtype=torch.float64)
-        common = torch.randn(width, generator=generator, dtype=torch.float64)
-        own = white @ mapping / white.shape[1] ** 0.5
-        first = layout.level_base(level) - layout.first_id
-        noise[first : first + layout.codebook_size] = (
-            LEVEL_SHARE**0.5 * common + (1 - LEVEL_SHARE) ** 0.5 * own
-        )
-    return noise
-
-
-def _whiten(vectors: Tensor) -> Tensor:
-    """`[n, d]` with zero mean, unit variances and no correlation."""
-    centred = vectors - vectors.mean(0)
-    left, _, right = torch.linalg.svd(centred, full_matrices=False)
-    return len(vectors) ** 0.5 * left @ right
-
-
-@torch.no_grad()
-def initialise_rows(table: Tensor, known: int, noise: Tensor) -> None:
-    """Set the rows from `known` on to the mean of those before plus their coloured noise."""
-    existing = table[:known].double()
-    mean = existing.mean(0)
-    centred = existing - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, known - 1))
-    factor = vectors * values.clamp(min=0).sqrt()
-    table[known:] = (mean + noise.to(table.device) @ factor.T).to(table.dtype)
-
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +163,7 @@ def extend(
     """Add the codec's tokens to a base, in place: new ids follow `len(tokenizer)`.
 
     A published embedding table is often larger than its tokenizer; the rows in between were never
-    trained and become audio rows like any other. `codebooks` see `sheen.lm.model`. Raises
+    trained and become audio rows like any other. `codebooks` see `draw_noise`. Raises
     ValueError for a base that already holds such tokens or whose head is not a plain matrix.
     """
     known = first_new_id(tokenizer)

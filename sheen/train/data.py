@@ -34,7 +34,6 @@ from sheen.lm.batching import (
     sequence_lengths,
 )
 from sheen.lm.checkpoint import DurationModel
-from sheen.lm.loss import IGNORE_INDEX
 from sheen.text.prompt import prompt_ids
 
 logger = logging.getLogger(__name__)
@@ -229,33 +228,6 @@ def describe(summary: dict[str, Any]) -> str:
     return text
 
 
-def show_example(data: TrainingSet, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The shortest utterance as the model is given it: which tokens carry loss, and which do not.
-
-    Long stretches are cut in the middle.
-    """
-    index = data.train[data.lengths[data.train].argmin()]
-    batch = data.batch(np.array([index]), 0)
-    ids = batch.input_ids[0].tolist()
-    added = data.layout.token_names()
-    names = [
-        added[token - data.layout.first_id]
-        if token >= data.layout.first_id
-        else tokenizer.convert_ids_to_tokens(token)
-        for token in ids
-    ]
-    learned = (batch.labels[0] != IGNORE_INDEX).tolist()
-    first = learned.index(True)
-    lines = [f"the shortest utterance, {len(ids)} tokens of which {len(ids) - first} carry loss:"]
-    shown = {*range(first), *range(first, first + 9), *range(len(ids) - 3, len(ids))}
-    for at, (token, name) in enumerate(zip(ids, names, strict=True)):
-        if at in shown:
-            lines.append(f"  {at:5d} {token:7d} {'loss' if learned[at] else '   -'}  {name}")
-        elif at - 1 in shown:
-            lines.append("    ...")
-    return "\n".join(lines)
-
-
 @dataclass(frozen=True)
 class Position:
     """After `step` optimizer steps: `rows` used, the last steps of `rows_per_step` rows each."""
@@ -316,6 +288,6 @@ def _note(before: int, now: int, world: int, accumulation: int) -> str:
         )
     return (
         f"resumed with {world} workers and {accumulation} rows each: a step now has {now} rows "
-        f"instead of {before}. The data goes on where it stopped; the learning rate stays as "
+        f"instead of {before}. The data continues where it stopped; the learning rate stays as "
         "configured"
     )

@@ -43,13 +43,13 @@ SAMPLES_FOLDER = "samples"
 
 @dataclass(frozen=True)
 class EvalSample:
-    """`waveform` `[n]` at the codec's rate; `stopped`: the model ended it, not its budget."""
+    """`waveform` `[n]` at the codec's rate."""
 
     name: str
     prompt: Prompt
     """Its text in the spoken form."""
     waveform: NDArray[np.float32]
-    stopped: bool
+    ended_with_eos: bool
 
 
 def eval_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
@@ -130,8 +130,8 @@ class EvalSamples:
 
     def score(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
         """The share that ended with EOS, and the WER where there is ASR."""
-        ended = sum(sample.stopped for sample in samples)
-        metrics: dict[str, Any] = {"eval_stopped": round(ended / len(samples), 4)}
+        ended = sum(sample.ended_with_eos for sample in samples)
+        metrics: dict[str, Any] = {"eval_ended_with_eos": round(ended / len(samples), 4)}
         if self._asr is not None:
             found = self._asr.transcribe([s.waveform for s in samples], self.sample_rate)
             texts = [self._normalise(sample.prompt.text) for sample in samples]

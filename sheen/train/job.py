@@ -30,11 +30,11 @@ from sheen.text.normalization import NfcSpaceStep, NormalizerStep, check, text_n
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
 from sheen.train.config import FREE_FIELDS, TrainConfig
-from sheen.train.data import build_training_set, describe, show_example
+from sheen.train.data import build_training_set, describe
 from sheen.train.evaluation import eval_prompts
 from sheen.train.launcher import fit
 from sheen.train.tracking import check_trackers
-from sheen.train.trainer import describe_dry_run, dry_run_loop, train_loop
+from sheen.train.trainer import describe_dry_run, dry_run_loop, show_example, train_loop
 
 
 def run(config: TrainConfig) -> dict[str, Any]:

@@ -18,11 +18,13 @@ import numpy as np
 import ray
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from sheen.codec.snac import Codec
 from sheen.data.prompts import Prompt
 from sheen.lm import checkpoint
 from sheen.lm.batching import Step
+from sheen.lm.loss import IGNORE_INDEX
 from sheen.lm.model import save_model
 from sheen.rng import step_seed
 from sheen.scoring.asr import Grammar, open_transcriber
@@ -251,3 +253,30 @@ def describe_dry_run(metrics: dict[str, Any]) -> str:
         f"{metrics['peak_memory_gb']} GB of a worker on {metrics['device']}, "
         f"{metrics['eval_utterances']} utterances to evaluate on; nothing of it is kept"
     )
+
+
+def show_example(data: TrainingSet, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The shortest utterance as the model is given it: which tokens carry loss, and which do not.
+
+    Long stretches are cut in the middle.
+    """
+    index = data.train[data.lengths[data.train].argmin()]
+    batch = data.batch(np.array([index]), 0)
+    ids = batch.input_ids[0].tolist()
+    added = data.layout.token_names()
+    names = [
+        added[token - data.layout.first_id]
+        if token >= data.layout.first_id
+        else tokenizer.convert_ids_to_tokens(token)
+        for token in ids
+    ]
+    learned = (batch.labels[0] != IGNORE_INDEX).tolist()
+    first = learned.index(True)
+    lines = [f"the shortest utterance, {len(ids)} tokens of which {len(ids) - first} carry loss:"]
+    shown = {*range(first), *range(first, first + 9), *range(len(ids) - 3, len(ids))}
+    for at, (token, name) in enumerate(zip(ids, names, strict=True)):
+        if at in shown:
+            lines.append(f"  {at:5d} {token:7d} {'loss' if learned[at] else '   -'}  {name}")
+        elif at - 1 in shown:
+            lines.append("    ...")
+    return "\n".join(lines)

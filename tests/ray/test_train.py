@@ -339,7 +339,7 @@ def test_prompts_are_spoken_and_judged(encoded: Path, trained: Path, tmp_path: P
         )
     )  # fmt: skip
     last = metrics(output)[-1]
-    assert 0.0 <= last["eval_stopped"] <= 1.0
+    assert 0.0 <= last["eval_ended_with_eos"] <= 1.0
     assert last["eval_wer"] > 0.0
     names = {path.name for path in (output / "samples" / "step-000002").iterdir()}
     assert names == {"prompt-01-slt.wav", "prompt-02-awb.wav"}
@@ -393,7 +393,7 @@ def test_a_llama_base_trains_over_all_rows(encoded: Path, base: Path, tmp_path: 
     train(
         train_config(
             data, tmp_path / "llama", output, max_steps=4, eval_every=4, save_every=4,
-            softmax="full", new_rows="codebook", schedule="wsd", learning_rate=1e-2,
+            softmax="full", schedule="wsd", learning_rate=1e-2,
         )
     )  # fmt: skip
     rows = metrics(output)[1:]

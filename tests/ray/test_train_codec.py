@@ -82,7 +82,6 @@ def codec_config(data: Path, shape: Path, output: Path, **changes: Any) -> Codec
         "restart_patience": 2.0,
         "average_decay": 0.8,
         "eval_recordings": 4,
-        "sample_recordings": 3,
         "eval_every": 10,
         "log_every": 5,
         "save_every": 5,
@@ -180,8 +179,10 @@ def test_asr_features_are_learnt_from_and_logged(trained: Path, trained_with_asr
     assert list(weights(trained_with_asr)) == list(weights(trained))
 
 
-def test_samples_are_there_to_be_heard(trained: Path, recordings: Path) -> None:
-    held_out = find_recordings(str(recordings), 4, 0).evaluation[:3]
+def test_each_evaluation_writes_recordings_and_reconstructions(
+    trained: Path, recordings: Path
+) -> None:
+    held_out = find_recordings(str(recordings), 4, 0).evaluation
     names = sample_names(held_out)
     folders = {"recordings", "step-000000", "step-000010", "step-000020", "step-000023"}
     assert {path.name for path in (trained / "samples").iterdir()} == folders
@@ -263,7 +264,7 @@ def test_a_finished_run_has_nothing_left_but_its_export(
     """Of its own folder moved elsewhere, and with fields that a resumed run may change."""
     output = Path(shutil.copytree(trained, tmp_path / "out"))
     shutil.rmtree(output / "codec")
-    run(codec_config(recordings, shape, output, log_every=3, sample_recordings=1))
+    run(codec_config(recordings, shape, output, log_every=3, eval_every=7))
     assert (output / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
     for name, tensor in weights(trained).items():
         assert torch.equal(tensor, weights(output)[name]), name

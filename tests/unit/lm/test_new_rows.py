@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sheen.codec.layout import TokenLayout
-from sheen.lm.model import draw_noise, initialise_rows
+from sheen.lm.base_model import draw_noise, initialise_rows
 
 KNOWN, WIDTH, CODES = 300, 6, 16
 LAYOUT = TokenLayout(KNOWN, CODES, (2, 1))

@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from sheen.train.learner import Schedule, learning_rate
+from sheen.train.config import Schedule
+from sheen.train.learner import learning_rate
 
 
 def rates(schedule: Schedule, warmup: int, total: int, share: float = 0.2) -> list[float]:
