@@ -1,8 +1,18 @@
 """The numbers of a training run: which chip's peak counts, and what the dry run measures."""
 
-import pytest
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, cast
 
-from sheen.train.metrics import peak_of
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sheen.train.config import TrainConfig
+from sheen.train.distributed import Collectives
+from sheen.train.metrics import MetricsWindow, peak_of
+from sheen.train.trainer import DRY_RUN_STEPS, SpeechTrainer, measure_steps
 
 
 @pytest.mark.parametrize(
@@ -29,3 +39,69 @@ def test_peak_flops_of_known_gpus(name: str, peak: float) -> None:
 )
 def test_a_gpu_whose_name_only_contains_a_known_one_has_no_peak(name: str) -> None:
     assert peak_of(name) is None
+
+
+class OneWorker:
+    """Collectives of a group of one, without the Ray worker that the real ones need."""
+
+    first = True
+    device = torch.device("cpu")
+
+    def sum_named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in values.items()}
+
+
+def open_window() -> MetricsWindow:
+    return MetricsWindow(cast(Collectives, OneWorker()))
+
+
+def test_a_window_sums_by_name_and_starts_again_after_each_line() -> None:
+    window = open_window()
+    for step in range(3):
+        window.add({"tokens": torch.tensor(10 + step), "loss": torch.tensor([0.5, 1.0])})
+        window.count_step()
+    sums, seconds, steps = window.end()
+    assert (float(sums["tokens"]), sums["loss"].tolist(), steps) == (33, [1.5, 3.0], 3)
+    assert seconds > 0
+    window.add({"tokens": torch.tensor(1)})
+    sums, _, steps = window.end()
+    assert (set(sums), float(sums["tokens"]), steps) == ({"tokens"}, 1, 0)
+
+
+def test_a_window_resumes_from_a_checkpoint_with_the_same_bits() -> None:
+    values = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
+    whole, before, resumed = open_window(), open_window(), open_window()
+    for value in values:
+        whole.add({"loss": value})
+        whole.count_step()
+    for value in values[:4]:
+        before.add({"loss": value})
+        before.count_step()
+    with before.paused():
+        resumed.load_state(before.state())
+    for value in values[4:]:
+        resumed.add({"loss": value})
+        resumed.count_step()
+    expected, _, steps = whole.end()
+    found, _, steps_resumed = resumed.end()
+    assert torch.equal(found["loss"], expected["loss"])
+    assert steps_resumed == steps == 6
+
+
+def test_a_dry_run_takes_the_steps_that_its_help_names() -> None:
+    taken: list[Any] = []
+    row = np.array([0])
+    worker = SimpleNamespace(
+        data=SimpleNamespace(lengths=np.array([7, 30]), evaluation=[]),
+        plan=SimpleNamespace(steps=[[[row]], [[row + 1]]], total=2),
+        group=OneWorker(),
+        model=torch.nn.Linear(1, 1),
+        learning_rate=lambda: 1e-4,
+        train_step=lambda batch, rate: taken.append(batch) or 0.5,
+        close=lambda: None,
+    )
+    figures = measure_steps(cast(SpeechTrainer, worker))
+    assert taken == [[[row + 1]]] * DRY_RUN_STEPS, "the fullest rows"
+    assert figures["gradient_norm"] == 0.5
+    words = {1: "one step", 2: "two steps"}
+    assert words[DRY_RUN_STEPS] in (TrainConfig.model_fields["dry_run"].description or "")
