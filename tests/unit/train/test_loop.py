@@ -1,0 +1,144 @@
+"""The training loop of a worker: saving, stopping and resuming, without the cluster around it."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from helpers.training import metrics, train_config
+from sheen.lm.checkpoint import read_info
+from sheen.train import loop, trainer
+from sheen.train.checkpoints import MODEL_FOLDER, load
+from sheen.train.data import TrainingSet, build_training_set
+from sheen.train.distributed import Collectives
+from sheen.train.launcher import Control
+from sheen.train.trainer import SpeechTrainer
+
+TIMED = ("tokens_per_second", "target_tokens_per_second", "seconds_left", "share_of_peak")
+
+
+class OneWorker(Collectives):
+    """The group of a run with one worker, without the Ray worker that a real one asks."""
+
+    def __init__(self) -> None:
+        self.rank, self.world, self.device = 0, 1, torch.device("cpu")
+
+
+class Stop:
+    """The messages of a run; it asks to stop after a number of steps."""
+
+    def __init__(self, after: int | None = None) -> None:
+        self.left = after
+        self.failures: list[str] = []
+
+    def watched(self) -> "Stop":
+        return self
+
+    def stop_requested(self) -> bool:
+        if self.left is not None:
+            self.left -= 1
+        return self.left == 0
+
+    def fail(self, message: str) -> None:
+        self.failures.append(message)
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "Collectives", OneWorker)
+    monkeypatch.setattr(trainer.ray, "get", lambda item: item)
+
+
+@pytest.fixture(scope="module")
+def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
+    draw = np.random.default_rng(0)
+    lines = []
+    for index in range(24):
+        frames = int(draw.integers(2, 6))
+        codes = [draw.integers(0, 4096, frames * times).tolist() for times in (1, 2, 4)]
+        lines.append(json.dumps({"text": f"text {index}", "speaker": "slt", "snac_codes": codes}))
+    path = tmp_path_factory.mktemp("codes") / "codes.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
+    layout = read_info(checkpoint).token_layout
+    return build_training_set([str(path)], layout, tokenizer, 128, 0.2, 8, seed=0)
+
+
+def open_trainer(
+    data: TrainingSet, checkpoint: Path, output: Path, control: Stop, **changes: Any
+) -> SpeechTrainer:
+    fields: dict[str, Any] = {"batch_tokens": 128, "max_tokens": 128, "trackers": []}
+    fields |= {"max_steps": 4, "log_every": 2} | changes
+    config = train_config(Path("codes"), checkpoint, output, **fields)
+    return SpeechTrainer(
+        config.model_dump(mode="json"),
+        cast(Any, data),
+        read_info(checkpoint),
+        str(checkpoint),
+        cast(Any, None),
+        [],
+        None,
+        str(output),
+        cast(Control, control),
+    )
+
+
+def weights(worker: SpeechTrainer) -> dict[str, Tensor]:
+    return {name: part.clone() for name, part in worker.model.state_dict().items()}
+
+
+def untimed(output: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in metrics(output)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}])
+def test_a_run_stopped_within_a_metrics_window_resumes_with_the_same_bits(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    whole = open_trainer(data, checkpoint, tmp_path / "whole", Stop(), **changes)
+    whole.run()
+    stopped = open_trainer(data, checkpoint, tmp_path / "parts", Stop(after=3), **changes)
+    stopped.run()
+    assert stopped.step == 3
+    resumed = open_trainer(data, checkpoint, tmp_path / "parts", Stop(), **changes)
+    assert resumed.step == 3
+    resumed.run()
+    found = weights(resumed)
+    for name, expected in weights(whole).items():
+        assert torch.equal(found[name], expected), name
+    assert untimed(tmp_path / "parts") == untimed(tmp_path / "whole")
+
+
+def test_a_checkpoint_holds_the_model_and_what_resuming_needs(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path
+) -> None:
+    worker = open_trainer(data, checkpoint, tmp_path, Stop(), max_steps=3)
+    worker.run()
+    with worker.store.open_latest() as folder:
+        assert folder is not None
+        assert read_info(folder / MODEL_FOLDER) == worker.info
+        state = load(folder)
+    assert state["step"] == state["position"]["step"] == 3
+    assert state["rows"] == metrics(tmp_path)
+    best = min(row["eval_loss"] for row in metrics(tmp_path) if "eval_loss" in row)
+    assert worker.store.best() is not None
+    assert worker._best == best
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_and_saves_nothing(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path
+) -> None:
+    control = Stop()
+    worker = open_trainer(data, checkpoint, tmp_path, control)
+    with torch.no_grad():
+        worker.model.head[worker.info.token_layout.start_id :].fill_(float("nan"))
+    worker.run()
+    (failure,) = control.failures
+    assert "the gradient of step 1 is nan" in failure
+    assert "--learning-rate" in failure
+    assert worker.store.latest() is None
