@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup check test-fast test soak docs demo bench score-codec lock clean
+.PHONY: setup check test-fast test soak docs wheel demo bench score-codec lock clean
 
 setup: $(VENV)/.installed
 
@@ -43,6 +43,9 @@ soak: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+wheel: setup
+	$(BIN)/uv build --quiet --wheel --out-dir dist
+
 demo: setup
 	$(BIN)/python examples/digits/demo.py
 
@@ -60,4 +63,4 @@ lock:
 	$(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-emit-index-url --extra dev --extra docs --output-file requirements-dev.txt
 
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) runs dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
