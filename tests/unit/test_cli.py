@@ -16,7 +16,6 @@ import soundfile
 import torch
 
 import sheen.__main__
-from helpers.example import CHECKPOINT
 from helpers.readers import check_speech
 from helpers.speaking import WAIT_S, assert_close, speak
 from sheen.__main__ import main
@@ -26,16 +25,6 @@ from sheen.commands import COMMANDS
 from sheen.engine.engine import Engine
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import Voice, load_voice
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> Path:
-    return CHECKPOINT
-
-
-@pytest.fixture(scope="module")
-def voice(checkpoint: Path) -> Voice:
-    return load_voice(str(checkpoint))
 
 
 @pytest.fixture
@@ -200,7 +189,7 @@ def test_an_unknown_voice_lists_the_known_ones(
 ) -> None:
     message = refusal(capsys, "four two", "--model", str(checkpoint), "--voice", "nobody")
     assert "nobody" in message
-    assert "awb, rms, slt" in message
+    assert "awb, kal16, rms, slt" in message
 
 
 @pytest.mark.parametrize("text", ["", " \t\n", "\u2003"])

@@ -1,6 +1,8 @@
 """The Python API: `sheen.load`, Speaker and Audio, on the committed voice."""
 
 import inspect
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +135,15 @@ def test_a_model_that_is_not_there_is_named(model: str) -> None:
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="device 'nothing'"):
         sheen.load(str(CHECKPOINT), device="nothing")
+
+
+def test_the_only_voice_of_a_model_need_not_be_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    info = json.loads((folder / "sheen.json").read_text("utf-8"))
+    (folder / "sheen.json").write_text(json.dumps({**info, "voices": ["slt"]}), "utf-8")
+    with sheen.load(str(folder), device="cpu", max_seconds=1.0) as speaker:
+        unnamed, named = speaker.synthesize("four"), speaker.synthesize("four", "slt")
+    np.testing.assert_array_equal(unnamed.samples, named.samples)
 
 
 def test_a_closed_speaker_says_so() -> None:
