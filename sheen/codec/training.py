@@ -1,6 +1,6 @@
-"""A SNAC codec that learns: its losses, the restart of unused codes, the average of its weights.
+"""Training a SNAC codec: its losses, the restart of unused codes, the average of its weights.
 
-Owns what the published package leaves out (hubertsiuzdak/snac #19, #31): the training forward of
+Owns what the published package lacks (hubertsiuzdak/snac #19, #31): the training forward of
 the residual quantizer and everything that must happen around an optimizer step. The quantizer's
 losses are those of VQ-VAE (van den Oord et al. 2017) as in the Descript Audio Codec, whose design
 SNAC shares. There is no adversary. Knows nothing of files of recordings, devices or Ray.
@@ -45,7 +45,7 @@ class Quantized:
 class CodecLosses:
     """Scalars of a batch, and what the codes were chosen for (see `Quantized`).
 
-    `asr_features` is None where no speech encoder listens.
+    `asr_features` is None without a speech encoder.
     """
 
     mel: Tensor
@@ -184,7 +184,7 @@ class CodeUsage:
 
 
 class WeightAverage:
-    """Exponential average of the weights, the one that is saved and judged.
+    """Exponential average of the weights, the one that is saved and evaluated.
 
     The decay rises as (1 + t) / (10 + t) to its limit (Tarvainen and Valpola 2017), so that the
     first weights of a training from scratch are soon forgotten.

@@ -72,7 +72,7 @@ class TiedTable:
     """The table `[V, d]` of one forward pass: `look_up` once, then `head`; another for the next.
 
     Autograd runs what was made later first, so the head's gradient is there when the rows' comes.
-    RuntimeError in the backward pass when it is not: the head was made first, or left out.
+    RuntimeError in the backward pass when it is not: the head was made first, or never used.
     """
 
     def __init__(self, embedding: nn.Embedding) -> None:
@@ -133,7 +133,9 @@ class _LookUp(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         table, ctx.shared._gradient = ctx.shared._gradient, None
         if table is None:
-            raise RuntimeError("the head's gradient is not there: was it made first, or left out?")
+            raise RuntimeError(
+                "the head's gradient is not there: was it made first, or never used?"
+            )
         flat, rows = ids.flatten(), gradient.flatten(0, -2)
         if ctx.padding_idx is not None:
             rows = rows * (flat != ctx.padding_idx)[:, None]

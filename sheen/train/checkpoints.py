@@ -26,7 +26,7 @@ from sheen.storage import files, folders, uris
 
 INDEX_FILE = "checkpoints.json"
 STATE_FILE = "trainer.pt"
-"""Of a checkpoint: what resuming needs besides the model, which lies in MODEL_FOLDER."""
+"""Of a checkpoint: what resuming needs in addition to the model in MODEL_FOLDER."""
 MODEL_FOLDER = "model"
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"

@@ -188,8 +188,8 @@ class TrainConfig(RunFields):
     best_metric: Annotated[
         Literal["eval_loss", "eval_wer"] | None,
         Field(
-            description="the checkpoint with the lowest value of it is kept as best/ beside "
-            "checkpoint/"
+            description="the checkpoint with the lowest value of it is kept as best/, next "
+            "to checkpoint/"
         ),
     ] = "eval_loss"
 

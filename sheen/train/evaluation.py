@@ -47,7 +47,7 @@ class EvalSample:
 
     name: str
     prompt: Prompt
-    """Its text in the spoken form."""
+    """Its text as normalized."""
     waveform: NDArray[np.float32]
     ended_with_eos: bool
 

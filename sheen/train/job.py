@@ -110,22 +110,17 @@ def run(config: TrainConfig) -> dict[str, Any]:
             "grammar": grammar,
             "output": output,
         }
-        placement: dict[str, Any] = {
-            "output": output,
-            "run_name": config.run_name,
-            "num_workers": config.num_workers,
-            "gpu": config.gpu,
-            "cpus_per_worker": config.cpus_per_worker,
-        }
         if config.dry_run:
             try:
-                result = fit(dry_run_loop, arguments, max_failures=0, **placement)
+                result = fit(
+                    dry_run_loop, arguments, config.model_copy(update={"max_failures": 0}), output
+                )
             finally:
                 folders.delete_folder(output)
             figures = dict(result.return_value)  # type: ignore[attr-defined]
             print(describe_dry_run(figures), flush=True)
             return figures
-        fit(train_loop, arguments, max_failures=config.max_failures, **placement)
+        fit(train_loop, arguments, config, output)
         store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
         last, best = store.latest(), store.best()
         assert last is not None, "a run that ended well has saved"
@@ -252,7 +247,7 @@ def _plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoin
             if info.codec.sha256 != codec.sha256:
                 raise ValueError(
                     f"--data was encoded with {codec.source} (weights {codec.sha256[:12]}), the "
-                    f"checkpoint {model} speaks {info.codec.source} (weights "
+                    f"checkpoint {model} generates codes of {info.codec.source} (weights "
                     f"{info.codec.sha256[:12]}): encode the recordings with the checkpoint's codec"
                 )
             return info, tokenizer, False

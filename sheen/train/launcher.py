@@ -46,11 +46,11 @@ FINAL = (
     ValueError, TypeError, AttributeError, LookupError, ImportError, NotImplementedError,
     SafetensorError,
 )  # fmt: skip
-"""What a worker raises before its first step and would raise again after every restart."""
+"""Errors before a worker's first step that would recur after every restart."""
 
 
 class _Board:
-    """Asynchronous, so that one call can wait while others come."""
+    """The actor's state. Asynchronous, so that one call can wait while others are served."""
 
     def __init__(self) -> None:
         self._stop = asyncio.Event()
@@ -89,13 +89,13 @@ class Control:
         return any(_is_alive(worker) for worker in ray.get(self._board.stop.remote()))
 
     def failure(self) -> str | None:
-        """What a worker said no restart will mend, if any did."""
+        """The error of a worker that no restart would resolve, if there is one."""
         failure: str | None = ray.get(self._board.failure.remote())
         return failure
 
     def start(self, make: Callable[..., Loop], arguments: dict[str, Any]) -> Loop | None:
-        """`make(**arguments)` in a worker, or None where no restart would help: then it has said
-        so, and the worker returns."""
+        """`make(**arguments)` in a worker; None after an error that would recur, which is
+        reported to the driver."""
         try:
             return make(**arguments)
         except FINAL as error:
@@ -126,12 +126,12 @@ class Watch:
         return bool(ray.wait([self._stop], timeout=0)[0])
 
     def fail(self, message: str) -> None:
-        """Say why the run must end; the worker then returns."""
+        """Report why the run must end; the worker then returns."""
         ray.get(self._board.fail.remote(message))
 
 
 FAILED_WAIT_S = 30.0
-"""How long workers may take to end after one of them said that no restart will mend it."""
+"""How long workers may take to end after one reported an error that no restart resolves."""
 ASK_EVERY_S = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -139,17 +139,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def fit(
     train_loop: Callable[[dict[str, Any]], Any],
     arguments: dict[str, Any],
-    *,
+    config: RunFields,
     output: str,
-    run_name: str,
-    num_workers: int,
-    gpu: bool | None,
-    cpus_per_worker: float,
-    max_failures: int,
 ) -> Result:
     """Run `train_loop({**arguments, "control": ...})` on the workers; the result of a whole run.
 
-    Raises Stopped after a signal, ValueError for what a worker said no restart will mend, and
+    Raises Stopped after a signal, ValueError for an error that no restart would resolve, and
     TrainingFailedError when restarts are used up.
     """
     control = Control()
@@ -158,14 +153,14 @@ def fit(
         train_loop_config={**arguments, "control": control},
         torch_config=distributed.Config(),
         scaling_config=ScalingConfig(
-            num_workers=num_workers,
-            use_gpu=cluster.use_gpus(gpu),
-            resources_per_worker={"CPU": cpus_per_worker},
+            num_workers=config.num_workers,
+            use_gpu=cluster.use_gpus(config.gpu),
+            resources_per_worker={"CPU": config.cpus_per_worker},
         ),
         run_config=RunConfig(
-            name=run_name,
+            name=config.run_name,
             storage_path=output,
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
     received: list[int] = []
@@ -207,7 +202,7 @@ def _wait(trainer: TorchTrainer, control: Control, received: list[int]) -> Resul
                     "the same command starts or resumes",
                 )
             print("stopping: workers end their step and save; again to end at once", flush=True)
-        # A worker that cannot start says so and returns; others may wait for it without end.
+        # A worker that cannot start reports it and returns; others may wait for it for ever.
         if time.monotonic() - asked > ASK_EVERY_S:
             asked = time.monotonic()
             failed_since = (failed_since or asked) if control.failure() else None
@@ -262,7 +257,7 @@ def main(
 
 
 def _cause(error: TrainingFailedError) -> str:
-    """What a worker raised, instead of Ray Train's account of the whole group."""
+    """The error of one worker, instead of Ray Train's report on the whole group."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = next(iter(error.worker_failures.items()))
         return f"worker {rank} failed: {failure}"
@@ -270,7 +265,7 @@ def _cause(error: TrainingFailedError) -> str:
 
 
 def _left(config: RunFields) -> str:
-    """What a failed run leaves to go on from."""
+    """Where a failed run resumes from."""
     run = uris.join(uris.absolute(config.output), config.run_name)
     last = RunStore(run, config.keep_checkpoints).latest()
     if last is None:

@@ -1,9 +1,9 @@
 """The training loop that both jobs share: steps, the metrics log, saving, and stopping.
 
-Owns when to log, evaluate, save and stop, and what every checkpoint holds besides the model: the
-step, the rows of `metrics.jsonl` and the metrics window. All ranks run it in step; only the first
-one writes. What a step computes, what is measured of a model and how the model is written belongs
-to a job's own trainer. A gradient that is not finite ends the run without saving.
+Owns when to log, evaluate, save and stop, and what every checkpoint holds in addition to the
+model: the step, the rows of `metrics.jsonl` and the metrics window. All ranks run it in step; only
+the first one writes. What a step computes, what is measured of a model and how the model is
+written belongs to a job's own trainer. A gradient that is not finite ends the run without saving.
 """
 
 import logging

@@ -439,6 +439,6 @@ def test_an_output_among_the_recordings_is_refused(
     """Its samples would be recordings to train on when the run resumes."""
     data = Path(shutil.copytree(recordings, tmp_path / "data"))
     for output in (data, data / "deep" / "out"):
-        with pytest.raises(ValueError, match=r"--output .* lies in --data"):
+        with pytest.raises(ValueError, match=r"--output .* is inside --data"):
             run(codec_config(data, shape, output))
     assert not (data / "deep").exists()

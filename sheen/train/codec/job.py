@@ -42,8 +42,8 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     output = cluster.output_folder("--output", config.output)
     if uris.contains(config.data, output):
         raise ValueError(
-            f"--output {output} lies in --data {config.data}, where its audio samples would count "
-            "as recordings when the run resumes; give another folder"
+            f"--output {output} is inside --data {config.data}, where its audio samples would "
+            "count as recordings when the run resumes; give another folder"
         )
     check_trackers(config.trackers)
     torch.manual_seed(config.seed)  # of random weights
@@ -52,7 +52,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     fields, free, asr_features = config.model_dump(), FREE_FIELDS, None
     if config.asr_features is None:
         free = free | {"asr_features_weight"}  # it means nothing then
-    else:  # known by its weights, wherever they lie
+    else:  # identified by its weights, wherever they are
         asr_features, fields["asr_features"] = _open_asr_features(
             config.asr_features, model, config.segment_seconds
         )
@@ -81,12 +81,8 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
                 "output": output,
                 "attempts": Attempts(),
             },
-            output=output,
-            run_name=config.run_name,
-            num_workers=config.num_workers,
-            gpu=config.gpu,
-            cpus_per_worker=config.cpus_per_worker,
-            max_failures=config.max_failures,
+            config,
+            output,
         )
         last = RunStore(uris.join(output, config.run_name), config.keep_checkpoints).latest()
         assert last is not None, "a run that ended well has saved"
