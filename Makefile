@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup check test-fast test soak docs wheel demo bench score-codec lock clean
+.PHONY: setup check test-fast test coverage soak docs wheel demo bench score-codec lock clean
 
 setup: $(VENV)/.installed
 
@@ -36,6 +36,10 @@ test-fast: check
 test: check
 	$(BIN)/pytest tests/unit --numprocesses 2 --dist worksteal
 	$(BIN)/pytest tests/ray tests/e2e --numprocesses 2 --dist loadfile
+
+# Of the unit tests; those on Ray run the same code in processes that it does not see.
+coverage: setup
+	$(BIN)/pytest tests/unit --numprocesses 2 --dist worksteal --cov
 
 soak: setup
 	$(BIN)/pytest -m soak

@@ -1,0 +1,53 @@
+"""Every package that the code imports is declared, not only brought along by another one."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from helpers.example import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def canonical(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def declared(requirements: Iterable[str]) -> set[str]:
+    names = (re.match(r"[\w.-]+", requirement) for requirement in requirements)
+    return {canonical(name[0]) for name in names if name}
+
+
+def imported(folder: Path) -> set[str]:
+    """Top-level modules that the files below a folder import, at any place."""
+    modules = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module.partition(".")[0])
+    return modules - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("sheen", ("wandb", "mlflow")), ("tests", ("dev",))]
+)
+def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]) -> None:
+    allowed = declared(PROJECT["dependencies"])
+    for extra in extras:
+        allowed |= declared(EXTRAS[extra])
+    distributions = packages_distributions()
+    missing = {
+        module
+        for module in imported(ROOT / folder)
+        if module in distributions and allowed.isdisjoint(map(canonical, distributions[module]))
+    }
+    assert missing - {"sheen"} == set()
