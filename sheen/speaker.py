@@ -7,6 +7,7 @@ and the same chunks. Knows nothing about Ray or HTTP.
 
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -114,8 +115,9 @@ class Speaker:
         """
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         tempo = Tempo(speed, self.sample_rate)
-        speech = self._speak(text, voice, sampling)
-        samples = np.concatenate([NO_SAMPLES, *_stretched(speech, tempo)])
+        params = self._params(text, voice, sampling)
+        with synthesize(self._engine, self._voice, text, params) as speech:
+            samples = np.concatenate([NO_SAMPLES, *_stretched(speech, tempo)])
         return Audio(samples, self.sample_rate, speech.finish_reason)
 
     def stream(
@@ -135,7 +137,7 @@ class Speaker:
         the iterator ends the synthesis."""
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         tempo = Tempo(speed, self.sample_rate)
-        return _stretched(self._speak(text, voice, sampling), tempo)
+        return self._streamed(text, self._params(text, voice, sampling), tempo)
 
     def close(self) -> None:
         """Stop, and give back the threads. Again, it does nothing."""
@@ -152,39 +154,39 @@ class Speaker:
     ) -> None:
         self.close()
 
-    def _speak(self, text: str, voice: str | None, sampling: Sampling) -> Synthesis:
+    def _params(self, text: str, voice: str | None, sampling: Sampling) -> SynthesisParams:
         if not self._close.alive:
             raise RuntimeError("this Speaker is closed: load another one")
-        voice = self._known(voice)
-        if not text.strip():
-            raise ValueError("text: the text is empty")
-        params = SynthesisParams(voice, sampling, self._max_seconds)
-        return synthesize(self._engine, self._voice, text, params)
+        if voice is None and len(self.voices) == 1:
+            voice = self.voices[0]
+        with _errors_by_argument():
+            self._voice.check(text, voice)
+        return SynthesisParams(voice, sampling, self._max_seconds)
 
-    def _known(self, voice: str | None) -> str | None:
-        voices = self._voice.info.voices
-        if voice is None and len(voices) == 1:
-            return voices[0]
-        if voice is None and voices:
-            raise ValueError(f"voice: expected one of this model's: {', '.join(voices)}")
-        if voice is not None and voice not in voices:
-            known = ", ".join(voices) or "one voice, without a name: leave `voice` out"
-            raise ValueError(f"voice: unknown voice {voice!r}; this model has: {known}")
-        return voice
+    def _streamed(
+        self, text: str, params: SynthesisParams, tempo: Tempo
+    ) -> Iterator[NDArray[np.float32]]:
+        with synthesize(self._engine, self._voice, text, params) as speech:
+            yield from _stretched(speech, tempo)
 
 
 def _stretched(speech: Synthesis, tempo: Tempo) -> Iterator[NDArray[np.float32]]:
-    try:
+    with _errors_by_argument():
         for samples in speech:
             if len(ready := tempo.push(samples)):
                 yield ready
+    if len(ready := tempo.finish()):
+        yield ready
+
+
+@contextmanager
+def _errors_by_argument() -> Iterator[None]:
+    """A request's errors, with the names that the arguments have here."""
+    try:
+        yield
     except RequestError as error:
         name = "text" if error.field == "input" else error.field
         raise ValueError(f"{name}: {error}") from error
-    finally:
-        speech.close()
-    if len(ready := tempo.finish()):
-        yield ready
 
 
 def _checked_device(device: str | None) -> str:

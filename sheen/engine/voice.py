@@ -152,7 +152,7 @@ def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
     """Open a checkpoint folder (path or URI) for synthesis on one device."""
     if not files.exists(location):
         raise ValueError(
-            f"checkpoint {location}: no such folder. Train one with jobs/train.py; "
+            f"checkpoint {location}: no such folder. Train one with `sheen train`; "
             "examples/digits/voice of a checkout is a small one that speaks digits."
         )
     info = checkpoint.read_info(location)  # before a large folder is copied from elsewhere

@@ -11,7 +11,7 @@ from sheen.engine.sampler import Sampling
 class EvaluateConfig(JobConfig):
     """Speak prompts with a checkpoint, transcribe the audio and score it."""
 
-    model: Annotated[str, Field(description="checkpoint folder of jobs/train.py; path or URI")]
+    model: Annotated[str, Field(description="checkpoint folder of `sheen train`; path or URI")]
     prompts: Annotated[
         str,
         Field(

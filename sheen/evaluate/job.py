@@ -40,7 +40,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     output = cluster.output_folder("--output", config.output)
     model = uris.absolute(config.model)
     if not files.exists(model):
-        raise ValueError(f"--model {config.model}: no such folder; give one of jobs/train.py")
+        raise ValueError(f"--model {config.model}: no such folder; give one of `sheen train`")
     info = checkpoint.read_info(model)
     if info.text_normalization is not None:
         try:

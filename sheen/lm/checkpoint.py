@@ -141,7 +141,7 @@ def read_info(folder: Path | str) -> CheckpointInfo:
     if not files.exists(path):
         raise ValueError(
             f"{path} is missing: {folder} is not a Sheen checkpoint. "
-            "Make one with jobs/train.py; examples/digits/voice of a checkout is a small one."
+            "Make one with `sheen train`; examples/digits/voice of a checkout is a small one."
         )
     return records.read(path, CheckpointInfo)
 

@@ -9,6 +9,7 @@ with Ray 2.60); a replica that is replaced finishes its requests without any of 
 import argparse
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -112,15 +113,19 @@ def _applications(address: str) -> list[str]:
 
 
 def serve_runs() -> list[int]:
-    """The processes on this machine that run `serve run`, or `sheen.serve.run`, on the cluster."""
+    """The processes on this machine that run `serve run`, or `sheen serve`, on the cluster."""
     here = get_node_ip_address()  # type: ignore[no-untyped-call]
     return [
         job["DriverPid"]
         for job in jobs()  # type: ignore[no-untyped-call]
-        if not job["IsDead"]
-        and job["DriverIPAddress"] == here
-        and ("serve run" in job["Entrypoint"] or "sheen.serve.run" in job["Entrypoint"])
+        if not job["IsDead"] and job["DriverIPAddress"] == here and runs_serve(job["Entrypoint"])
     ]
+
+
+def runs_serve(command_line: str) -> bool:
+    """Whether a process is `serve run`, `sheen serve` or `python -m sheen.serve.run`."""
+    forms = r"\bserve run\b", r"\bsheen serve\b", r"\bsheen\.serve\.run\b"
+    return re.search("|".join(forms), command_line) is not None
 
 
 def end(processes: Sequence[int]) -> list[int]:

@@ -180,7 +180,7 @@ def test_a_folder_that_is_no_checkpoint_is_named(
 ) -> None:
     message = refusal(capsys, "four two", "--model", str(tmp_path))
     assert str(tmp_path / "sheen.json") in message
-    assert "jobs/train.py" in message
+    assert "sheen train" in message
     assert "examples/digits/voice" in message
 
 

@@ -111,7 +111,7 @@ def test_another_ending_is_refused_and_the_known_ones_named(audio: Audio, tmp_pa
     ("arguments", "expected"),
     [
         ({"voice": "nobody"}, "voice: unknown voice 'nobody'; this model has: awb, rms, slt"),
-        ({"voice": None}, "voice: expected one of this model's: awb, rms, slt"),
+        ({"voice": None}, "voice: no voice was named; this model has: awb, rms, slt"),
         ({"text": " \n"}, "text: the text is empty"),
         ({"speed": 9.0}, "speed is 9.0"),
         ({"temperature": -1.0}, "temperature -1.0"),

@@ -7,6 +7,7 @@ import yaml
 
 from helpers.example import CHECKPOINT, ROOT
 from sheen.serve.config import checkpoint_location
+from sheen.serve.drain import runs_serve
 from sheen.serve.run import main, serve_config
 
 
@@ -43,6 +44,24 @@ def test_what_cannot_be_served_is_refused_before_ray_starts(
         main(words)
     assert exited.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command_line", "runs"),
+    [
+        ("/env/bin/python /env/bin/serve run serve_config.yaml", True),
+        ("/env/bin/python /env/bin/sheen serve --model voice", True),
+        ("python -m sheen serve serve_config.yaml", True),
+        ("python -m sheen.serve.run serve_config.yaml", True),
+        ("python -m sheen.serve.drain", False),
+        ("python jobs/train.py --output served", False),
+        ("/env/bin/python /env/bin/sheen encode --output sheen", False),
+    ],
+)
+def test_a_drain_ends_every_form_of_serve_run_and_nothing_else(
+    command_line: str, runs: bool
+) -> None:
+    assert runs_serve(command_line) is runs
 
 
 def test_a_relative_model_is_looked_for_in_the_working_directory_too(
