@@ -56,10 +56,13 @@ def different(ours: list[list[np.ndarray]], theirs: list[list[np.ndarray]]) -> i
 # Show 1 of encoding at scale
 
 
+@pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(("shape", "longest"), [("small", 2.0), ("24 kHz", 0.3)])
-def test_300_clips_in_one_call_have_the_codes_of_each_alone(shape: str, longest: float) -> None:
+def test_clips_in_one_call_have_the_codes_of_each_alone(
+    shape: str, longest: float, count: int
+) -> None:
     codec = load_codec(str(CODEC)) if shape == "small" else made(shape)
-    clips = speech(300, longest, seed=1)
+    clips = speech(count, longest, seed=1)
     together = codec.encode(clips)
     assert different(together, [codec.encode([clip])[0] for clip in clips[::-1]][::-1]) == 0
 
@@ -84,9 +87,10 @@ def test_no_clip_of_a_batch_sees_its_padding_nor_its_neighbours(shape: str) -> N
             torch.testing.assert_close(same, alone, rtol=1e-9, atol=1e-11)
 
 
-def test_batched_codes_differ_in_near_ties_alone() -> None:
+@pytest.mark.parametrize("count", [15, pytest.param(100, marks=pytest.mark.soak)])
+def test_batched_codes_differ_in_near_ties_alone(count: int) -> None:
     codec = load_codec(str(CODEC))
-    clips = speech(100, 3.0, seed=1)
+    clips = speech(count, 3.0, seed=1)
     together = codec.encode(clips, budget=24_000 * 12, batch=True)
     codes = sum(len(level) for clip in together for level in clip)
     assert different(together, codec.encode(clips)) <= codes / 2000

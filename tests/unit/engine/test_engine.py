@@ -95,21 +95,26 @@ def short(frames: int = 2, seed: int = 1) -> Request:
 # What comes out
 
 
+@pytest.fixture(scope="module")
+def alone(model: SpeechLM, tiny: Codec) -> list[tuple[Samples, Finished]]:
+    """What each of 30 requests gets when nobody else asks."""
+    with opened(model, tiny, slots=5) as engine:
+        return [speak(engine, draw_request(number)) for number in range(30)]
+
+
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_requests_together_get_what_each_gets_alone(
-    model: SpeechLM, tiny: Codec, ahead: int
+    model: SpeechLM, tiny: Codec, alone: list[tuple[Samples, Finished]], ahead: int
 ) -> None:
-    """With passes started ahead, a slot's next request must not get its last one's tokens."""
+    """With steps started ahead, a slot's next request must not get its last one's tokens."""
     requests = [draw_request(number) for number in range(30)]
     with opened(model, tiny, slots=5, ahead=ahead) as engine:
         together = speak_all(engine, requests)
-    with opened(model, tiny, slots=5) as engine:
-        for request, (samples, finished) in zip(requests, together, strict=True):
-            alone, ending = speak(engine, request)
-            assert finished == ending
-            assert samples.shape == alone.shape == (finished.frames * tiny.frame_samples,)
-            assert np.abs(samples - alone).max(initial=0) <= TOLERANCE
-            assert np.abs(to_pcm16(samples).astype(int) - to_pcm16(alone)).max(initial=0) <= 1
+    for (samples, finished), (expected, ending) in zip(together, alone, strict=True):
+        assert finished == ending
+        assert samples.shape == expected.shape == (finished.frames * tiny.frame_samples,)
+        assert np.abs(samples - expected).max(initial=0) <= TOLERANCE
+        assert np.abs(to_pcm16(samples).astype(int) - to_pcm16(expected)).max(initial=0) <= 1
 
 
 @pytest.mark.parametrize("frames", [1, 5])

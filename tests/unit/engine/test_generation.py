@@ -85,19 +85,22 @@ def run(
 # Show 1
 
 
-def test_200_requests_arriving_at_random_get_what_each_gets_alone(model: SpeechLM) -> None:
-    requests = [draw_request(number, frames=7) for number in range(200)]
+@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.soak)])
+def test_requests_arriving_at_random_get_what_each_gets_alone(model: SpeechLM, count: int) -> None:
+    requests = [draw_request(number, frames=7) for number in range(count)]
     decoder = TokenGenerator(model, SLOTS, POSITIONS)
     together = run(decoder, requests, random.Random(0))
     for number, request in enumerate(requests):
         assert run(decoder, [request], None) == [together[number]], f"request {number}"
     ends = sum(tokens[-1] == LAYOUT.end_id for tokens in together)
-    assert 10 < ends < 190, "some must end by themselves, and some at their budget"
+    assert count / 20 < ends < count * 0.95, "some must end by themselves, and some at their budget"
     assert any(len(request.prompt) > PREFILL_CHUNK for request in requests)
 
 
-def test_so_do_requests_of_a_frozen_model(model: SpeechLM, frozen: SpeechLM) -> None:
-    requests = [draw_request(number, frames=7) for number in range(60)]
+def test_requests_of_a_frozen_model_get_what_each_gets_alone(
+    model: SpeechLM, frozen: SpeechLM
+) -> None:
+    requests = [draw_request(number, frames=7) for number in range(30)]
     together = run(TokenGenerator(frozen, SLOTS, POSITIONS), requests, random.Random(0))
     alone = TokenGenerator(frozen, SLOTS, POSITIONS)
     for number, request in enumerate(requests):
@@ -105,7 +108,7 @@ def test_so_do_requests_of_a_frozen_model(model: SpeechLM, frozen: SpeechLM) -> 
     # Other roundings, the same model: hardly a token differs.
     trained = run(TokenGenerator(model, SLOTS, POSITIONS), requests, random.Random(0))
     same = sum(ours == theirs for ours, theirs in zip(together, trained, strict=True))
-    assert same >= 50
+    assert same >= 25
 
 
 class LegalRows(LogitsProcessor):
@@ -239,7 +242,8 @@ def test_a_prompt_in_chunks_is_the_prompt(model: SpeechLM) -> None:
 # Show 4
 
 
-def test_10000_frames_of_an_untrained_model_all_decode() -> None:
+@pytest.mark.parametrize("count", [25, pytest.param(250, marks=pytest.mark.soak)])
+def test_frames_of_an_untrained_model_all_decode(count: int) -> None:
     model = random_model(end=0.0)
     decoder = TokenGenerator(model, 64, POSITIONS)
     settings = [Sampling(1.0, 0, 1.0), Sampling(5.0, 0, 1.0), Sampling(1.0, 100, 1.0)]
@@ -250,16 +254,16 @@ def test_10000_frames_of_an_untrained_model_all_decode() -> None:
             Sampling(kind.temperature, kind.top_k, kind.top_p, number),
             min_frames=40,
         )
-        for number in range(250)
+        for number in range(count)
         for kind in [settings[number % len(settings)]]
     ]
     frames = [LAYOUT.from_ids(np.array(tokens)) for tokens in run(decoder, requests, None)]
     codes = np.concatenate(frames)
-    assert codes.shape == (10_000, FRAME)
+    assert codes.shape == (40 * count, FRAME)
     # Every code of every level can come, the first and the last included.
     for slot in range(FRAME):
-        assert codes[:, slot].min() < 20
-        assert codes[:, slot].max() > 4075
+        assert codes[:, slot].min() < 50_000 / count / 40
+        assert codes[:, slot].max() > 4095 - 50_000 / count / 40
 
 
 def test_such_frames_are_audio(codec: Codec) -> None:

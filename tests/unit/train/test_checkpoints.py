@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -73,36 +74,50 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path)
     """A process saves without end and is killed; what it leaves is opened, again and again."""
     script = textwrap.dedent(
         """
-        import sys
+        import os, sys
         from pathlib import Path
         from sheen.train.checkpoints import RunStore
         store = RunStore(sys.argv[1], keep=1)
         def write(folder: Path) -> None:
             for name in ("first", "last"):
                 (folder / name).write_text(str(step) * 100_000)
-        step = int(sys.argv[2])
-        while True:
-            store.save(step, write)
-            step += 1
-            print(step, flush=True)
+        for line in sys.stdin:
+            if child := os.fork():
+                os.waitpid(child, 0)
+                print("dead", flush=True)
+                continue
+            print(os.getpid(), flush=True)
+            step = int(line)
+            while True:
+                store.save(step, write)
+                step += 1
+                print(step, flush=True)
         """
     )
     step = 0
-    for _ in range(3):
-        with subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path / "run"), str(step)],
-            stdout=subprocess.PIPE, text=True,
-        ) as process:  # fmt: skip
-            assert process.stdout is not None
-            for _ in range(3):
-                step = int(process.stdout.readline())
-            process.kill()
-        with RunStore(str(tmp_path / "run"), keep=1).open_latest() as folder:
-            assert folder is not None
-            first, last = (folder / "first").read_text(), (folder / "last").read_text()
-        assert first == last
-        assert len(first) % 100_000 == 0
-        step += 10
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "run")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            for _ in range(5):
+                print(step, file=process.stdin, flush=True)
+                writer = int(process.stdout.readline())
+                for _ in range(3):
+                    step = int(process.stdout.readline())
+                os.kill(writer, signal.SIGKILL)
+                while process.stdout.readline() != "dead\n":
+                    pass
+                with RunStore(str(tmp_path / "run"), keep=1).open_latest() as folder:
+                    assert folder is not None
+                    first, last = (folder / "first").read_text(), (folder / "last").read_text()
+                assert first == last
+                assert len(first) % 100_000 == 0
+                step += 10
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_failed_write_loses_nothing_and_says_what_is_left(tmp_path: Path) -> None:
