@@ -41,7 +41,8 @@ class Tempo:
         self._block = round(_BLOCK_S * sample_rate)
         self._graph = None if speed == 1.0 else _graph(speed, sample_rate)
         self._waiting = _NOTHING  # less than a block of input
-        self._made = _NOTHING  # output ahead of what the input so far is due
+        self._made: list[Samples] = []  # output ahead of what the input so far is due
+        self._made_samples = 0
         self._taken = 0
         self._given = 0
         self._finished = False
@@ -77,11 +78,11 @@ class Tempo:
         # shorter). Silence behind the speech pushes it out; what is made of the silence is cut.
         block = np.zeros(self._block, np.float32)
         block[: len(self._waiting)] = self._waiting
-        while self._given + len(self._made) < due:
+        while self._given + self._made_samples < due:
             self._filter(self._graph, block)
             block = np.zeros(self._block, np.float32)
         rest = self._give(due)
-        self._graph, self._made, self._waiting = None, _NOTHING, _NOTHING
+        self._graph, self._made, self._waiting = None, [], _NOTHING
         return rest
 
     def _check_open(self) -> None:
@@ -92,17 +93,17 @@ class Tempo:
         frame = av.AudioFrame.from_ndarray(block[None], format="flt", layout="mono")
         frame.sample_rate = self._rate
         graph.push(frame)
-        made = [self._made]
         while (pulled := _pull(graph)) is not None:
-            made.append(pulled)
-        self._made = np.concatenate(made)
+            self._made.append(pulled)
+            self._made_samples += len(pulled)
 
     def _give(self, due: int) -> Samples:
         """What is made, as far as sample `due` of the output."""
-        count = min(len(self._made), due - self._given)
-        given, self._made = self._made[:count], self._made[count:]
+        made = np.concatenate([_NOTHING, *self._made])
+        count = min(len(made), due - self._given)
+        self._made, self._made_samples = [made[count:]], len(made) - count
         self._given += count
-        return given
+        return made[:count]
 
 
 def _graph(speed: float, sample_rate: int) -> Graph:

@@ -27,6 +27,8 @@ from sheen.codec.snac import Codec
 from sheen.codec.window import WindowCodec
 
 CHUNK = 1 << 24  # bytes read at once
+END_S = 10.0
+"""For a process to end by itself once nobody asks it."""
 
 
 class CodecProcess(WindowCodec):
@@ -88,11 +90,15 @@ class CodecProcess(WindowCodec):
         return torch.from_numpy(result)
 
     def close(self) -> None:
-        """End the processes. No call to `decode` may be under way."""
+        """End the processes, those too that are stuck in a call to `decode`."""
         for connection in self._connections:
             connection.close()
         for child in self._children:
-            child.wait()
+            try:
+                child.wait(END_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 def serve(connection: Connection, codec: Codec) -> None:

@@ -118,12 +118,14 @@ class AudioStage:
                 stream.finished = Finished("cancelled", 0)
                 self._wake.notify()
 
-    def alive(self, stall_s: float) -> bool:
-        """Whether every thread and the codec run, and none is at one batch for longer than this."""
+    def alive(self) -> bool:
+        """Whether every thread and the codec run."""
+        return all(thread.is_alive() for thread in self._threads) and self._codec.alive()
+
+    def stalled(self, stall_s: float) -> bool:
+        """Whether a thread is at one batch for longer than this."""
         now = time.monotonic()
-        stalled = any(now - since > stall_s for since in list(self._working.values()))
-        running = all(thread.is_alive() for thread in self._threads)
-        return not stalled and running and self._codec.alive()
+        return any(now - since > stall_s for since in list(self._working.values()))
 
     def close(self) -> None:
         """Finish the streams that have an end, and stop the threads."""

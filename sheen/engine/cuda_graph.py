@@ -5,7 +5,7 @@ buffers. The host sends one small table per step; which rows of the head a slot 
 on the device. On a CPU the same code runs without a graph, which is how it is tested.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,6 +16,11 @@ from sheen.lm.model import SpeechLM
 
 MIN_LENGTH = 256
 """Positions of the shortest attention that is captured; further ones double."""
+
+PLAIN = Needs(draws=True, likeliest=False, penalties=False)
+GENERAL = Needs(draws=True, likeliest=True, penalties=True)
+"""What is captured: the common settings, and all of them. What a request does not ask for leaves
+its tokens as they are."""
 
 
 def attention_lengths(capacity: int) -> list[int]:
@@ -44,7 +49,7 @@ class DecodeStep:
         bases = [layout.level_base(level) - 1 for level, _ in layout.slots]
         self._bases = torch.tensor(bases, device=device)
         self._columns = torch.arange(layout.codebook_size + 1, device=device)
-        self._graphs: dict[tuple[int, Needs], Callable[[], object]] = {}
+        self._graphs: dict[tuple[int, Needs], torch.cuda.CUDAGraph] = {}
 
     def run(self, requests: Mapping[int, tuple[int, int, int]]) -> None:
         """One token for each request: by slot its position, its step, when it may end first."""
@@ -53,42 +58,43 @@ class DecodeStep:
         table = torch.tensor(rows, dtype=torch.long).T.contiguous()
         on_gpu = self._tokens.is_cuda
         if on_gpu:
+            self.capture_all()
             table = table.pin_memory()
         self._table.copy_(table, non_blocking=True)
         longest = 1 + max(position for position, _, _ in requests.values())
         length = next(cut for cut in self._lengths if cut >= longest)
-        needs = self._sampler.needs(requests)
-        if not on_gpu:
+        needs = PLAIN if self._sampler.needs(requests) == PLAIN else GENERAL
+        if on_gpu:
+            self._graphs[length, needs].replay()
+        else:
             self._compute(length, needs)
-            return
-        key = length, needs
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(length, needs)
-        self._graphs[key]()
 
     def capture_all(self) -> None:
-        """Record what requests will need, so that none of them waits for it."""
-        if self._tokens.is_cuda:
-            self._table[0].fill_(self._cache.spare)
+        """Capture every graph, unless that was done: never while requests run, so that none of them
+        waits for it, and none is computed more than once."""
+        if self._tokens.is_cuda and not self._graphs:
+            self.idle()
             for length in self._lengths:
-                needs = Needs(draws=True, likeliest=False, penalties=False)
-                self._graphs[length, needs] = self._capture(length, needs)
+                for needs in (PLAIN, GENERAL):
+                    self._graphs[length, needs] = self._capture(length, needs)
 
-    def _capture(self, length: int, needs: Needs) -> Callable[[], object]:
-        # What is lazily set up at the first call cannot be recorded; no slot's state is harmed by
-        # computing a token twice.
+    def idle(self) -> None:
+        """Let no slot run in the steps that follow, until `run`: they change nothing."""
+        self._table[0].fill_(self._cache.spare)
+        self._table[1:].zero_()
+
+    def _capture(self, length: int, needs: Needs) -> torch.cuda.CUDAGraph:
+        # What is set up lazily at the first calls cannot be captured.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        kept = self._tokens.clone()
         with torch.cuda.stream(stream):
             for _ in range(2):
                 self._compute(length, needs)
         torch.cuda.current_stream().wait_stream(stream)
-        self._tokens.copy_(kept)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._compute(length, needs)
-        return graph.replay
+        return graph
 
     def _compute(self, length: int, needs: Needs) -> None:
         positions, steps, minimum = self._table

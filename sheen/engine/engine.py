@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 STALL_S = 60.0
 """A step, or a batch of windows, that takes longer is taken for one that never ends."""
+JOIN_S = 0.1
+"""Between two looks at an engine that closes: whether it is stuck."""
 
 
 class Engine:
@@ -114,9 +116,7 @@ class Engine:
 
     def alive(self) -> bool:
         """Whether both stages run, and neither is stuck."""
-        since = self._working_since
-        stalled = since is not None and time.monotonic() - since > self._stall_s
-        return not stalled and self._thread.is_alive() and self._audio.alive(self._stall_s)
+        return not self._stalled() and self._thread.is_alive() and self._audio.alive()
 
     def metrics(self) -> dict[str, float]:
         """Plain numbers: counts since the start, and the state as it is."""
@@ -127,9 +127,19 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Finish what is queued and stop the threads."""
+        """Finish what is queued and stop the threads. Returns without them when one of them is
+        stuck, see `stall_s`: requests that have not ended by then get no end."""
         self._queue.close()
-        self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(JOIN_S)
+            if self._stalled():
+                logger.error("the engine is closed with a step that does not end")
+                return
+
+    def _stalled(self) -> bool:
+        since = self._working_since
+        waiting = since is not None and time.monotonic() - since > self._stall_s
+        return waiting or self._audio.stalled(self._stall_s)
 
     def _closed(self, stream: Stream, finished: Finished) -> None:
         """The audio stage is through with a stream."""

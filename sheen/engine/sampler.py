@@ -112,7 +112,7 @@ class SlotSampler:
         """Token ids `[B]` for logits `[B, R]` of the requests at `slots` `[B]`.
 
         Column c of a row is the token `bases[b] + c`; `steps` `[B]` count each request's tokens.
-        Rows that are not `active` get -1.
+        Rows that are not `active` get any id, and leave no trace.
         """
         temperature, top_k, top_p, penalty = self._numbers[slots].T
         if needs.penalties:
@@ -126,9 +126,10 @@ class SlotSampler:
             columns = drawn if columns is None else torch.where(temperature == 0, columns, drawn)
         assert columns is not None
         ids = bases + columns
-        if active is not None:
-            ids = torch.where(active, ids, -1)
-        self._history[slots, steps % REPETITION_WINDOW] = ids
+        place = slots, steps % REPETITION_WINDOW
+        # A slot that is idle in this step may have a request whose prompt has just been read.
+        kept = ids if active is None else torch.where(active, ids, self._history[place])
+        self._history[place] = kept
         return ids
 
     def _penalised(self, logits: Tensor, slots: Tensor, bases: Tensor, penalty: Tensor) -> Tensor:

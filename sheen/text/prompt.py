@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
@@ -51,6 +52,12 @@ def prompt_ids(
     ids = tokenizer(
         prompt_text(text, speaker), add_special_tokens=False, split_special_tokens=True
     )["input_ids"]
-    begin = tokenizer("")["input_ids"][:1]
-    first = [int(i) for i in begin if i == tokenizer.bos_token_id]
-    return [*first, *(int(i) for i in ids), start_id]
+    return [*_begin(tokenizer, tokenizer.bos_token_id), *(int(i) for i in ids), start_id]
+
+
+@lru_cache(maxsize=4)
+def _begin(tokenizer: PreTrainedTokenizerBase, begin_id: int | None) -> list[int]:
+    """The begin token, where the tokenizer puts it in front of a text."""
+    return (
+        [begin_id] if begin_id is not None and tokenizer("")["input_ids"][:1] == [begin_id] else []
+    )

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sheen.audio import time_stretch
 from sheen.audio.io import Samples
 from sheen.audio.time_stretch import Tempo
 
@@ -112,3 +113,22 @@ def test_nothing_is_taken_after_finish(speed: float) -> None:
 def test_other_speeds_are_refused(speed: float) -> None:
     with pytest.raises(ValueError, match=r"expected a number from 0\.25 to 4\.0"):
         Tempo(speed, RATE)
+
+
+def test_a_long_chunk_is_copied_a_few_times_and_not_once_for_each_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied = 0
+    concatenate = np.concatenate
+
+    def counted(arrays: Sequence[Samples]) -> Samples:
+        nonlocal copied
+        joined: Samples = concatenate(arrays)
+        copied += len(joined)
+        return joined
+
+    monkeypatch.setattr(time_stretch.np, "concatenate", counted)
+    tempo = Tempo(0.5, RATE)
+    made = len(tempo.push(tone(10 * RATE))) + len(tempo.finish())
+    assert made == 20 * RATE
+    assert copied <= 3 * made

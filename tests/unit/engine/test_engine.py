@@ -481,9 +481,9 @@ def test_an_illegal_token_ends_its_stream_and_not_the_thread(tiny: Codec) -> Non
     assert sinks[0].wait()[1].reason == "error"
     assert sinks[1].wait()[1] == Finished("stop", 4)
     assert (bad.broken, good.broken) == (True, False)
-    assert stage.alive(WAIT_S)
+    assert stage.alive()
     stage.close()
-    assert not stage.alive(WAIT_S)
+    assert not stage.alive()
 
 
 # The heartbeat
@@ -509,8 +509,32 @@ def test_a_stuck_pass_and_a_stuck_sink_are_seen(endless: SpeechLM, tiny: Codec) 
 
         engine.submit(short(), stuck)
         assert reached.wait(WAIT_S)
-        assert not engine._audio.alive(0.0)
+        assert not engine.alive()
+        engine._stall_s = WAIT_S  # else it would be closed with a step under way
         release.set()
+
+
+def test_an_engine_with_a_stuck_codec_closes_all_the_same(
+    endless: SpeechLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, reached, release = tiny_codec(), threading.Event(), threading.Event()
+
+    def stuck(*arguments: object, **named: object) -> None:
+        reached.set()
+        assert release.wait(WAIT_S)
+        raise RuntimeError("it was stuck")
+
+    monkeypatch.setattr(codec, "decode", stuck)
+    engine = Engine(endless, codec, slots=1, stall_s=0.5)
+    engine.submit(short(), Sink())
+    assert reached.wait(WAIT_S)
+    closing = threading.Thread(target=engine.close, daemon=True)
+    closing.start()
+    closing.join(60)
+    closed = not closing.is_alive()
+    release.set()
+    assert closed
+    engine._thread.join(WAIT_S)
 
 
 def test_an_engine_whose_thread_ends_tells_everybody(endless: SpeechLM, tiny: Codec) -> None:

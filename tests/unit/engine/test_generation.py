@@ -18,6 +18,7 @@ from transformers import (
 from helpers.speaking import LAYOUT, POSITIONS, WORDS, draw_request, random_model
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
+from sheen.engine.cuda_graph import GENERAL, PLAIN, DecodeStep
 from sheen.engine.engine import memory_per_slot
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
 from sheen.engine.sampler import Sampling
@@ -172,6 +173,44 @@ def test_all_slots_at_once_give_the_same_tokens(model: SpeechLM) -> None:
     whole = run(TokenGenerator(model, 4, POSITIONS, static_shapes=True), requests, random.Random(0))
     # Other shapes round otherwise, and a draw may fall on the other side of a bound.
     assert sum(a == b for a, b in zip(packed, whole, strict=True)) >= 38
+
+
+@pytest.mark.parametrize("static_shapes", [False, True])
+def test_a_penalised_request_gets_the_same_tokens_whoever_joins(
+    model: SpeechLM, static_shapes: bool
+) -> None:
+    """While its prompt is read others run, and its first token counts in its window like any. A
+    penalty below 1 makes repeating likelier, so that each token in the window shows."""
+    penalised = [
+        Request(draw_request(number).prompt, 6, Sampling(temperature, repetition_penalty=0.5), 6)
+        for number, temperature in ((1, 0.0), (2, 0.7), (3, 0.0))
+    ]
+    others = [Request(draw_request(number).prompt, 12, Sampling(1.0), 12) for number in (4, 5)]
+    alone = [
+        run(TokenGenerator(model, 4, POSITIONS, static_shapes=static_shapes), [request], None)[0]
+        for request in penalised
+    ]
+    generator = TokenGenerator(model, 4, POSITIONS, static_shapes=static_shapes)
+    together = run(generator, [*others, *penalised], random.Random(3))
+    assert together[len(others) :] == alone
+
+
+def test_a_step_in_which_no_slot_runs_changes_no_request(model: SpeechLM) -> None:
+    """Such steps warm up what a GPU captures, also when requests are there already."""
+    request = Request(draw_request(2).prompt, 6, Sampling(0.7, repetition_penalty=0.5), 6)
+    generator = TokenGenerator(model, 2, POSITIONS, static_shapes=True)
+    expected = run(generator, [request], None)[0]
+    step = DecodeStep(model, generator.cache, generator.sampler, generator._tokens)
+    begin(generator, 0, request)
+    tokens = []
+    while len(tokens) < len(expected):
+        output = generator.step()
+        assert output is not None
+        tokens += output.read()
+        step.idle()
+        for needs in (PLAIN, GENERAL):
+            step._compute(256, needs)
+    assert tokens == expected
 
 
 SHAPE: dict[str, Any] = {

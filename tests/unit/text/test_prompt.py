@@ -71,3 +71,21 @@ def test_a_base_with_a_begin_token_gets_it(
         single="<eos> $A", special_tokens=[("<eos>", begin)]
     )
     assert prompt_ids(tokenizer, layout.start_id, "one") == [begin, *plain]
+
+
+def test_a_tokenizer_reads_each_text_once(
+    extended: tuple[PreTrainedTokenizerBase, TokenLayout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, layout = extended
+    prompt_ids(tokenizer, layout.start_id, "one")
+    read: list[str] = []
+    call = type(tokenizer).__call__
+
+    def counted(self: PreTrainedTokenizerBase, text: str, **named: object) -> object:
+        read.append(text)
+        return call(self, text, **named)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    for text in ("two", "three"):
+        prompt_ids(tokenizer, layout.start_id, text)
+    assert read == ["two", "three"]
