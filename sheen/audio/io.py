@@ -183,13 +183,17 @@ def _wav_seconds_missing(data: bytes) -> float:
     return 0.0
 
 
+PCM16_MAX = 32767
+"""What full scale is in 16-bit PCM."""
+
+
 def to_pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     """Float samples in -1..1 to 16-bit PCM, clipped, rounded to the nearest step."""
-    return np.rint(np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2")
+    return np.rint(np.clip(samples, -1.0, 1.0) * PCM16_MAX).astype("<i2")
 
 
 def from_pcm16(pcm: NDArray[np.int16]) -> NDArray[np.float32]:
-    return pcm.astype(np.float32) / 32767.0
+    return pcm.astype(np.float32) / PCM16_MAX
 
 
 def encode_audio(

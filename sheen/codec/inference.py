@@ -1,16 +1,11 @@
-"""Layers of SNAC that compute what the published ones compute, in less time on a CPU.
+"""SNAC's layers and encoder, computed faster on a CPU, with the published weights.
 
-Owns nothing but the arithmetic: the weights are the published layers'. What a sample comes to does
-not depend, to the bit, on where in a batch, or how far from an edge of it, the sample lies, nor on
-how long the batch is: the same frames give the same audio in whatever windows they are decoded.
-
-SNAC's encoder over clips of any lengths: alone in pieces of time, or together in one batch.
-
-Owns how the published layers are applied. Alone, each block of the encoder runs over pieces of the
-clip that stay in a core's cache, each with the context that its layers reach. Together, clips are
-padded to the longest and what lies beyond a clip's own end is set to zero before any layer could
-reach it, so that no clip sees padding that it would not have alone. Which of the two is the
-caller's choice; it knows nothing of devices or codes.
+Owns arithmetic alone. A sample's value does not depend, to the bit, on its place in a batch, its
+distance from an edge or the batch's length: the same frames give the same audio in whatever windows
+they are decoded. The encoder takes a clip alone, block by block over pieces of it that stay in a
+core's cache, each with its receptive field; or several clips in one batch, padded, with zeros
+beyond each clip's end before any layer can reach them. Which of the two is the caller's choice.
+Knows nothing about devices or codes.
 """
 
 from collections.abc import Iterator, Sequence

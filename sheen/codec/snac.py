@@ -1,15 +1,10 @@
-"""float32 on a GPU: torch lets cuDNN round a convolution's inputs to TF32, which has 10 bits.
+"""The codec: waveforms <-> codes, in batches.
 
-Owns that process-wide setting while a codec computes: whoever comes first takes TF32 away, whoever
-leaves last gives it back. Rounded so, near ties between codes fall otherwise than on a CPU, and a
-window of a stream no longer decodes to what the whole has there. Matrix products are left alone:
-torch computes them in float32 unless it is told otherwise.
-
-The codec: waveforms <-> codes, in batches.
-
-Owns loading a SNAC model (a folder or a hub id). Decoding takes the noise of SNAC's NoiseBlocks as
-a function of (seed, sample position), so that a window of an utterance decodes to the samples that
-the whole utterance has there. Knows nothing about tokens.
+Owns loading a SNAC model (a folder or a hub id), and decoding in which the noise of SNAC's
+NoiseBlocks is a function of (seed, sample position), so that a window of an utterance decodes to
+the samples that the whole utterance has there. On a GPU it switches TF32 off in cuDNN while a codec
+computes, process-wide: TF32's 10 bits break near ties between codes otherwise than a CPU, and make
+windows differ from the whole. Knows nothing about tokens.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""The audio stage: streams' tokens in, PCM at their sinks, in threads of its own.
+"""Decoding audio: tokens of streams in, samples at their sinks, in threads of its own.
 
 Owns the order of work. Windows of several streams are decoded in one batch, the most urgent first:
-streams that have given no audio yet, in the order they came, then those whose listeners run out of
-audio soonest. A stream is one thread's at a time, so what its sink gets is in order. Whatever fails
-in one stream (its tokens, its sink) ends that stream. It knows nothing of models and slots.
+streams without audio yet in the order they came, then those whose listeners run out of audio
+soonest. A stream is one thread's at a time, so its sink gets samples in order. A failure in one
+stream (its tokens, its sink) ends that stream alone. Knows nothing about models or slots.
 """
 
 import logging

@@ -1,9 +1,10 @@
-"""The engine: `submit(request, sink)`, and PCM arrives at the sink while it is generated.
+"""The engine: `submit(request, sink)`, and samples arrive at the sink while they are generated.
 
-Owns the thread that generates tokens, and every request's end. A request takes a free slot at
-the next step (`sheen.engine.scheduler`), is generated together with all others that run, and
-leaves its slot at `<audio_end>`, at its budget or when it is cancelled; its audio is decoded beside
-(`sheen.engine.audio_decoder`). It knows nothing about text, voices or HTTP.
+Owns the thread that generates tokens, and how every request ends. A request takes a free slot at
+the next step (`sheen.engine.scheduler`), is generated together with all others that run, and leaves
+its slot at `<audio_end>`, at its budget or when it is cancelled; its audio is decoded concurrently
+(`sheen.engine.audio_decoder`). Refuses requests beyond the queue's bound or the maximum sequence
+length. Knows nothing about text, voices or HTTP.
 """
 
 import logging

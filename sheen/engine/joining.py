@@ -1,9 +1,9 @@
-"""Joining: the samples of chunks that were spoken one by one, as one stream without click or gap.
+"""Joining: samples of chunks that were generated one by one -> one stream without clicks or gaps.
 
-Owns the seams. What the model puts around a chunk (silence before speech, a tail of it after, an
-end at any value) becomes one pause of a chosen length between two chunks, entered and left by a
-short fade. Inside a chunk no sample is changed, and speech whose only chunk is the last passes
-untouched. Knows nothing about text: the caller says how long a pause is.
+Owns the seams. What the model puts around a chunk (silence before and after speech, a last sample
+of any value) becomes one pause of a chosen length between two chunks, with short fades on both
+sides. Samples inside a chunk are not changed, and a text of a single chunk passes untouched. Knows
+nothing about text but the pause that a chunk's last character calls for.
 """
 
 import numpy as np

@@ -1,14 +1,10 @@
-"""Slots: the fixed places at which requests run, and the memory of each.
+"""Admission to the engine's slots: who waits, in which order, and who runs next.
 
-Owns the preallocated KV cache and the generations of slots. Whoever keeps a slot's number for later
-keeps its generation too: a slot that was given to another request in between has another one. Knows
-nothing about what is computed.
-
-The queue before the slots: who waits, in which order, and who may run next.
-
-Owns tickets, the queue's bound, the free slots, and how many requests are in the house, under one
-lock that clients, the engine's thread and the audio stage share; with nothing to do, the engine's
-thread sleeps here. It computes nothing and tells nobody of an ending.
+Owns the free slots and their generations, the tickets of requests, the queue's bound, and the
+number of requests in flight, under one lock that clients, the token thread and the audio threads
+share; the token thread sleeps here while there is nothing to do. A slot's generation changes when
+it is freed, so that a token computed for its last request is not taken for the next one's. Refuses
+a request when the queue is full. Computes nothing, and reports no finish reason.
 """
 
 import threading
@@ -44,7 +40,7 @@ class Slots:
 
 
 MAX_IN_FLIGHT_PER_SLOT = 2
-"""Requests in the house per slot: with this many whose audio is not all out, none is admitted."""
+"""Requests per slot that have begun and whose audio is not complete, at most."""
 
 
 class Ticket:
@@ -83,16 +79,16 @@ class Ticket:
 
     @property
     def runs_out(self) -> float | None:
-        """When a listener will have heard what came, by `time.monotonic`; None before there is."""
+        """When the audio sent so far will have been played, by `time.monotonic`; None before any."""
         return self.stream.playback.runs_out
 
 
 class RequestQueue:
     """Tickets on their way to `slots` slots; at most `limit` wait, beyond those a slot is free for.
 
-    Those that follow another, whose listeners hear its speech already, are never refused, and go
-    first once the other has left its slot. Before that they go last: a long text takes a second
-    slot where nobody waits for one, and a few long texts do not fill them all.
+    Those that follow another, whose speech is playing already, are never refused, and go first once
+    the other has left its slot. Before that they go last: a long text takes a second slot where
+    nobody waits for one, and a few long texts do not fill them all.
     """
 
     def __init__(self, slots: int, limit: int) -> None:

@@ -1,12 +1,8 @@
-"""What a request's sink gets: samples, and how it ended.
+"""What passes between the engine and its callers: requests, finish reasons, playback, counters.
 
-What an engine is asked for, and its answer when it has no room.
-
-A listener who plays from the first chunk on: when the audio in hand runs out, and how often.
-
-Owns that reckoning, which the order of work in the engine and the counts of the server share.
-
-What an engine counts: plain numbers, for whoever exports them.
+Owns the vocabulary of the engine's interface and no behaviour beyond plain arithmetic: `Playback`
+tells when a listener who plays from the first chunk on runs out of audio, `Counters` sums what is
+exported. Refuses nothing; the engine checks what it is given.
 """
 
 import threading
@@ -59,18 +55,18 @@ class EngineBusy(RuntimeError):
 
 @dataclass
 class Playback:
-    """One stream as heard. Times are of `time.monotonic`, seconds."""
+    """A listener who plays a stream from its first chunk on. Times are of `time.monotonic`."""
 
     opened: float = field(default_factory=time.monotonic)
     runs_out: float | None = None
-    """When everything that came will have been heard; None before the first audio, unless there was
-    audio of the same listener before."""
+    """When everything sent so far will have been played; None before the first audio, unless the
+    same listener had audio before."""
     first_audio_s: float | None = None
     """From `opened` to the first samples."""
     seconds: float = 0.0
-    """Audio that came."""
+    """Of audio that was sent."""
     underruns: int = 0
-    """Chunks that came after the listener had run out."""
+    """Chunks that were sent after the audio before them had been played."""
 
     def came(self, seconds: float) -> None:
         """So much audio has come now."""

@@ -1,14 +1,11 @@
-"""Slots: the fixed places at which requests run, and the memory of each.
+"""The KV cache of generation, and attention over it.
 
-Owns the preallocated KV cache and the generations of slots. Whoever keeps a slot's number for later
-keeps its generation too: a slot that was given to another request in between has another one. Knows
-nothing about what is computed.
-
-Attention of one step over slots: every row sees its own slot up to itself, and nothing else.
-
-Owns the attention function that transformers calls in generation. On a CPU it is one call per slot
-over that slot's own length: no shape depends on what else is in the step, so neither does a
-rounding. On a GPU it is one call over all slots, cut at a common length.
+Owns preallocated keys and values, a fixed stretch of them per slot, and the attention function that
+transformers calls in generation: each row of a step attends to its own slot, up to itself. On a CPU
+that is one call per slot over the slot's own length, so that no shape, and hence no rounding,
+depends on what else is in the step; on a GPU it is one call over all slots, cut at a common length.
+Refuses slots that do not fit the device's memory, and attention arguments that it does not compute.
+Knows nothing about requests: which slot is whose is `sheen.engine.scheduler`'s.
 """
 
 from dataclasses import dataclass, field

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sheen.audio.io import to_pcm16
+from sheen.audio.io import PCM16_MAX, to_pcm16
 from sheen.scoring.speaker_id import ALL
 from sheen.scoring.wer import ErrorRate, error_rate, rate_of_each, ratio_interval
 from sheen.text.prompt import normalise as normalise_text
@@ -22,8 +22,6 @@ _SILENT_DB = 40.0
 """A frame this far under the loudest is silence: speech sounds lie within some 30 dB, and the noise
 of a codec between words lies below."""
 _LEAST_LEVEL = 1e-4  # RMS of full scale, -80 dB: a clip that is nowhere louder is all silence
-_FULL_SCALE = 32767
-"""Of 16-bit PCM; a sample that reaches it is clipped."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def measure_sound(waveform: NDArray[np.float32], sample_rate: int) -> Sound:
     levels = np.sqrt((padded.reshape(count, size) ** 2).mean(axis=1))
     threshold = max(_LEAST_LEVEL, levels.max() * 10 ** (-_SILENT_DB / 20))
     sounding = np.flatnonzero(levels >= threshold)
-    clipped = float((np.abs(to_pcm16(waveform)) == _FULL_SCALE).mean())
+    clipped = float((np.abs(to_pcm16(waveform)) == PCM16_MAX).mean())
     if not len(sounding):
         return Sound(seconds, 0.0, 0.0, clipped)
     end = min(seconds, (sounding[-1] + 1) * size / sample_rate)

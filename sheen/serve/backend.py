@@ -1,7 +1,8 @@
-"""What a replica speaks with: the checkpoint, its engine, and what runs beside them.
+"""A replica's checkpoint and engine, and the processes and threads beside them.
 
-Owns their life (load, warm up, drain, close) and the way from a request's settings to an utterance
-that is admitted and ready to speak. Knows nothing about HTTP but the errors it answers with.
+Owns their life (load, warm up, drain, close), and the way from a request's settings to an admitted
+utterance. Refuses voices and languages that the model does not have, and requests beyond admission.
+Knows nothing about HTTP but the errors it answers with.
 """
 
 import logging

@@ -1,16 +1,11 @@
-"""Turns: who is served next, where several clients each have work of known size.
+"""Text normalization in processes of its own, shared fairly by requests.
 
-Fair queueing by virtual time (Demers, Keshav, Shenker, 1989): as if all were served at once, each
-with an equal share, the one that would be done first goes first. So one with little work goes
-before those with much, whenever it comes, and nobody waits for ever. Knows nothing of what the
-work is.
-
-A checkpoint's text normalisation in processes of its own.
-
-Owns those processes and who is served by them next. A part of a sentence takes the library up to a
-second, with Python's lock held: in the replica's own process everybody's audio would stop
-meanwhile. Requests take turns by parts, those with little text first, so that a page of numbers
-delays a listener by one part; what nobody waits for any more is not begun.
+Owns those processes and the order in which requests use them. The library takes up to a second for
+a part of a sentence and holds Python's lock meanwhile; in the replica's own process that would stop
+everybody's audio. Requests take turns part by part, by fair queueing in virtual time (Demers,
+Keshav, Shenker, 1989): the one that would finish first if all were served at once goes first, so a
+page of numbers delays others by one part, and nobody waits forever. A part whose request was
+cancelled is not begun; one that exceeds its deadline is spoken as written, and counted.
 """
 
 import asyncio

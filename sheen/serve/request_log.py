@@ -1,14 +1,10 @@
-"""One record per request: what was asked, how it ended, and what must be released at the end.
+"""One record per request: its life, the metrics it is counted in, and its log line.
 
-Owns the record's life, as ASGI middleware around the whole application: when the answer is out, or
-its client has left in any way, what the request held is released, and the record is counted and
-logged. Knows nothing about speech but its figures.
-
-What is counted: Prometheus metrics through Ray's exporter, and one log line per request.
-
-Owns the names. Ray's exporter puts `ray_` before each, `_total` behind a counter's, and tags all
-with application, deployment and replica; `deploy/grafana-dashboard.json` shows them. Neither
-metrics nor log lines hold a text or a key.
+Owns the record, as ASGI middleware around the whole application: when the response is out, or the
+client has disconnected in any way, what the request held is released, and the record is counted and
+logged. Owns the metrics' names too; Ray's exporter puts `ray_` before each, `_total` behind a
+counter's, and tags all with application, deployment and replica (`deploy/grafana-dashboard.json`
+shows them). Neither metrics nor log lines hold a text or a key.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""An utterance as an HTTP answer: streamed as audio or as events, or whole.
+"""An utterance as an HTTP response: streamed as audio or as events, or whole.
 
-Owns when the answer begins (with its first bytes, so that until then a failure still has a status
-of its own) and how it ends: a stream that fails is cut off, or says so in an event; it never ends
-as if it were complete.
+Owns when the response begins (with its first bytes, so that until then a failure still gets a
+status of its own) and how it ends: a stream that fails is cut off, or says so in an event; it never
+ends as if it were complete.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
-"""`/v1/audio/speech/stream`: text comes as a language model writes it, audio leaves as it is ready.
+"""The WebSocket `/v1/audio/speech/stream`: text in as a language model writes it, audio out.
 
 Owns the conversation on one WebSocket: utterances one after another, each from its first text to
-`end` or `cancel`, each admitted, counted and refused like a POST. What a message holds:
-`sheen.serve.schema`. An error ends its utterance: the rest of its text is not spoken. A client that
-says nothing while nothing is spoken loses its utterance, and later its line.
+`end` or `cancel`, each admitted, counted and refused like a POST. An error ends its utterance, and
+the rest of that text is discarded. A client that is silent for too long loses its utterance, and
+later its connection. The messages: `sheen.serve.schema`.
 """
 
 import asyncio

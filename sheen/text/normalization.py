@@ -1,17 +1,14 @@
-"""How much text is normalised at once: sentences cut into parts of bounded work.
-
-Owns the rule, which looks at the text alone, so that a text has the same words at encoding and in
-serving, on a busy machine and on an idle one. The library's grammars follow every reading of every
-digit and sign: one costs as much as ten letters, and a row of numbers of 1,000 characters 3 to 20
-seconds (decision 0020). Knows nothing of the library.
-
-Written text -> the words that are spoken: "$5.20" -> "five dollars twenty cents".
+"""Text normalization: written text -> spoken words, "$5.20" -> "five dollars twenty cents".
 
 Owns the library that does it, its compiled grammars, and the record of both that a dataset and a
-checkpoint carry: a model is given its texts in the form that it was taught. Refuses another version
-of the library than the recorded one. Sentence by sentence, and these in parts of bounded work
-(`normalisation_work`), in training as in serving, so that a text has one spoken form however much
-of it is there.
+checkpoint carry, so that a model gets texts in the form that it was trained on. Refuses a version
+of the library other than the recorded one, and languages without grammars.
+
+Texts are normalized sentence by sentence, and sentences in parts of bounded work. The rule looks at
+the text alone, so a text has the same spoken form in encoding and in serving, on a busy machine and
+on an idle one. The bound is needed because the grammars follow every reading of every digit and
+sign: one costs as much as ten letters, and a row of numbers of 1,000 characters takes 3 to 20
+seconds (decision 0020).
 """
 
 import importlib.metadata

@@ -1,10 +1,7 @@
-"""The OpenAPI document of the application: what the framework writes, and what is true here.
+"""The API's reference: the OpenAPI document, and the page at `/docs` that shows it.
 
-Owns the corrections. How it looks to a person: `sheen.serve.web.docs`.
-
-The page at `/docs`: the OpenAPI document for a person, in one answer without a script.
-
-Owns how it looks. Its only address is relative: it works behind any prefix, and without Internet.
+Owns what is corrected in the document that FastAPI generates, and the page's HTML, which is one
+response without a script. Its only link is relative, so it works behind any prefix and offline.
 """
 
 import copy
