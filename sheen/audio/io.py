@@ -183,7 +183,7 @@ def _wav_seconds_missing(data: bytes) -> float:
     return 0.0
 
 
-PCM16_MAX = 32767
+PCM16_MAX = 32767.0
 """What full scale is in 16-bit PCM."""
 
 

@@ -79,7 +79,7 @@ class Ticket:
 
     @property
     def runs_out(self) -> float | None:
-        """When the audio sent so far will have been played, by `time.monotonic`; None before any."""
+        """When the audio sent so far will have been played, monotonic; None before there is any."""
         return self.stream.playback.runs_out
 
 
