@@ -13,6 +13,7 @@ from torch import Tensor, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
+from helpers import spawned
 from helpers.small_models import small_model
 from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax
@@ -335,7 +336,7 @@ def of_two(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(of_two, (str(folder),), nprocs=2)
+    multiprocessing.spawn(spawned.call, (__file__, of_two.__name__, str(folder)), nprocs=2)
     return folder
 
 
