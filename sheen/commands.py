@@ -72,7 +72,7 @@ def speak(argv: list[str], prog: str) -> int:
     add("--max-seconds", type=float, default=30.0, help=f"{limit} {shown}")
     add("--device", help="torch device (default: cuda where there is one, else cpu)")
     options = parser.parse_args(argv)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     try:
         # Before any work: a file that cannot be written should not cost a synthesis.
         audio_format(options.output)

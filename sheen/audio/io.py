@@ -189,7 +189,8 @@ PCM16_MAX = 32767.0
 
 def to_pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     """Float samples in -1..1 to 16-bit PCM, clipped, rounded to the nearest step."""
-    return np.rint(np.clip(samples, -1.0, 1.0) * PCM16_MAX).astype("<i2")
+    pcm: NDArray[np.int16] = np.rint(np.clip(samples, -1.0, 1.0) * PCM16_MAX).astype("<i2")
+    return pcm
 
 
 def from_pcm16(pcm: NDArray[np.int16]) -> NDArray[np.float32]:

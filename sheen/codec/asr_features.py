@@ -43,7 +43,8 @@ def open_asr_encoder(source: str) -> WhisperEncoder:
             )
     except (OSError, ValueError, RuntimeError, LookupError) as error:
         raise ValueError(f"speech encoder {source!r}: {error}") from error
-    return encoder.float().requires_grad_(False).eval()
+    frozen: WhisperEncoder = encoder.float().requires_grad_(False).eval()
+    return frozen
 
 
 def weights_sha256(encoder: WhisperEncoder) -> str:
@@ -63,7 +64,9 @@ def _from_transformers(source: str) -> WhisperEncoder:
     config = WhisperConfig.from_pretrained(source)
     if config.model_type != "whisper":
         raise ValueError(f"a model of type {config.model_type!r}, expected 'whisper'")
-    return WhisperModel.from_pretrained(source, dtype=torch.float32).get_encoder()
+    model = WhisperModel.from_pretrained(source, dtype=torch.float32)
+    encoder: WhisperEncoder = model.get_encoder()
+    return encoder
 
 
 def _from_ctranslate2(path: Path) -> WhisperEncoder:

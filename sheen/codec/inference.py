@@ -115,7 +115,8 @@ class TransposedConv(nn.Module):
         y, before = taps.chunk(2, dim=1)
         y[..., 1:] += before[..., :-1]
         y = y.unflatten(1, (self._outputs, self._rate)).transpose(2, 3).flatten(2)
-        return y[..., self._cropped : self._cropped + samples]
+        cropped: Tensor = y[..., self._cropped : self._cropped + samples]
+        return cropped
 
 
 PIECE_BYTES = 2 << 20

@@ -131,7 +131,7 @@ class Voice:
 
     @property
     def _frames_per_second(self) -> float:
-        return self.codec.sample_rate / self.codec.frame_samples
+        return float(self.codec.sample_rate / self.codec.frame_samples)
 
     def max_seq_len(self, max_seconds: float) -> int:
         """Positions for a request of `max_seconds` of audio and a text to fill them."""
@@ -145,7 +145,7 @@ class Voice:
         if durations is None:
             return None
         frames = durations.base_frames + durations.frames_per_char * len(normalise(text))
-        return frames * self.codec.frame_samples / self.codec.sample_rate
+        return frames / self._frames_per_second
 
 
 def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:

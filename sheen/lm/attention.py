@@ -145,12 +145,13 @@ def check_isolation(lm: PreTrainedModel) -> None:
 
     def states(*which: int) -> Tensor:
         segments = Segments.of([8] * len(which)).to(device)
-        return lm.base_model(
+        hidden: Tensor = lm.base_model(
             input_ids=rows[list(which)].reshape(1, -1),
             position_ids=positions.repeat(1, len(which)),
             segments=segments,
             use_cache=False,
-        ).last_hidden_state[0, -8:]
+        ).last_hidden_state
+        return hidden[0, -8:]
 
     own = None
     if lm.config._attn_implementation != PACKED:

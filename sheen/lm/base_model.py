@@ -105,7 +105,7 @@ def _small(config: PreTrainedConfig, narrow: bool) -> PreTrainedModel | None:
             return None
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        lm = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
+        lm: PreTrainedModel = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in lm.parameters():
             if parameter.ndim >= 2:
@@ -184,7 +184,8 @@ def _whiten(vectors: Tensor) -> Tensor:
     """`[n, d]` with zero mean, unit variances and no correlation."""
     centred = vectors - vectors.mean(0)
     left, _, right = torch.linalg.svd(centred, full_matrices=False)
-    return len(vectors) ** 0.5 * left @ right
+    whitened: Tensor = len(vectors) ** 0.5 * left @ right
+    return whitened
 
 
 @torch.no_grad()

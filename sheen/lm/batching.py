@@ -119,7 +119,8 @@ def sequence_lengths(
 ) -> NDArray[np.int64]:
     """Tokens of each utterance's whole sequence: prompt, codes and `<audio_end>`."""
     texts = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-    return texts + np.diff(offsets) * layout.tokens_per_frame + 1
+    lengths: NDArray[np.int64] = texts + np.diff(offsets) * layout.tokens_per_frame + 1
+    return lengths
 
 
 def is_held_out(text: str, share: float, seed: int) -> bool:

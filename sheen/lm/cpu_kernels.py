@@ -95,12 +95,12 @@ class TiedTable:
 
     def look_up(self, ids: Tensor) -> Tensor:
         """`[..., d]` for ids `[...]`, as the embedding does."""
-        rows: Tensor = _LookUp.apply(self._embedding.weight, ids, self._embedding.padding_idx, self)
+        rows: Tensor = _LookUp.apply(self._embedding.weight, ids, self._embedding.padding_idx, self)  # type: ignore[no-untyped-call]
         return rows
 
     def head(self) -> Tensor:
         """The table `[V, d]`."""
-        whole: Tensor = _Head.apply(self._embedding.weight, self)
+        whole: Tensor = _Head.apply(self._embedding.weight, self)  # type: ignore[no-untyped-call]
         return whole
 
 

@@ -130,7 +130,8 @@ def _prepare(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.floa
     if peak < _SILENCE:
         raise ValueError(f"the clip is silent: its peak is {peak:.1e} of full scale")
     clip = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
-    return resample(clip, sample_rate, _RATE).numpy()
+    resampled: NDArray[np.float32] = resample(clip, sample_rate, _RATE).numpy()
+    return resampled
 
 
 def enroll_speakers(location: str, sample_rate: int) -> SpeakerProfiles:

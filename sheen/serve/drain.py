@@ -73,7 +73,7 @@ def join(application: str, address: str | None) -> None:
 
     ValueError names the cluster that has not, or those to choose from.
     """
-    addresses = [address] if address else sorted(find_gcs_addresses())  # type: ignore[no-untyped-call]
+    addresses = [address] if address else sorted(find_gcs_addresses())
     having, others = [], []
     for candidate in addresses:
         try:
@@ -114,10 +114,10 @@ def _applications(address: str) -> list[str]:
 
 def serve_runs() -> list[int]:
     """The processes on this machine that run `serve run`, or `sheen serve`, on the cluster."""
-    here = get_node_ip_address()  # type: ignore[no-untyped-call]
+    here = get_node_ip_address()
     return [
         job["DriverPid"]
-        for job in jobs()  # type: ignore[no-untyped-call]
+        for job in jobs()
         if not job["IsDead"] and job["DriverIPAddress"] == here and runs_serve(job["Entrypoint"])
     ]
 
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tell(left)
     if options.keep:
         return 1 if left else 0
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    serve.shutdown()
     waiting = serve_runs()
     ray.shutdown()  # before the cluster, which may be a `serve run` process's own, ends
     stuck = end(waiting)

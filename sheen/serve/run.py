@@ -159,7 +159,7 @@ def _run(path: Path, options: argparse.Namespace, parser: argparse.ArgumentParse
             cut |= left != 0
         except (RayServeException, RayError) as error:  # not begun, or drained from outside
             print(f"{application}: nothing to drain ({error})", file=sys.stderr)
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    serve.shutdown()
     ray.shutdown()
     return 1 if cut else 0
 

@@ -95,7 +95,8 @@ def spell_digits(text: str, language: str) -> str:
     """What the library is not given, as it is read: each digit a word, all else as written."""
     words = DIGITS[language].split()
     spelled = _DIGIT.sub(lambda digit: f" {words[int(digit[0])]} ", text)
-    return _STOPS.sub("", " ".join(spelled.split()))
+    joined: str = _STOPS.sub("", " ".join(spelled.split()))
+    return joined
 
 
 def _signs(text: str) -> int:

@@ -205,5 +205,6 @@ def _place(sentence: str, limit: int) -> int:
         (graphemes, 1, limit),
     ):
         if possible := [at for at in places if least <= at <= most]:
-            return min(possible, key=badness)
+            best: int = min(possible, key=badness)
+            return best
     return limit  # one character of more marks than a chunk may have

@@ -123,7 +123,7 @@ class Config(TorchConfig):
 def hold_store() -> tuple[str, int]:
     """Open this process's store; its address and port."""
     global _store
-    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    address: str = ray.util.get_node_ip_address()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listening = socket.create_server((address, 0), family=family)
     port = listening.getsockname()[1]

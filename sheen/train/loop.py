@@ -192,7 +192,7 @@ class Trainer(ABC):
 def run_trainer(trainer: Callable[..., Trainer], arguments: dict[str, Any]) -> None:
     """What a worker runs: `trainer(**arguments)`, to the end of its run."""
     # A bar per file of weights says nothing in a job's log.
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     worker = arguments["control"].start(trainer, arguments)
     if worker is None:
         return
