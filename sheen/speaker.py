@@ -21,8 +21,9 @@ from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
 from sheen.audio.silence import NO_SAMPLES
 from sheen.audio.time_stretch import Tempo
 from sheen.engine.engine import Engine
-from sheen.engine.longform import Synthesis, SynthesisParams, synthesize
+from sheen.engine.longform import Synthesis, synthesize
 from sheen.engine.sampler import Sampling
+from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import RequestError, load_voice
 from sheen.storage import files, uris
 

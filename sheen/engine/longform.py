@@ -13,8 +13,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Self, TypeVar
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -23,28 +24,12 @@ from sheen.audio.silence import NO_SAMPLES
 from sheen.engine.chunking import ChunkStream, Normalize
 from sheen.engine.engine import Engine
 from sheen.engine.joining import Joiner, pause_after, wordless
-from sheen.engine.sampler import Sampling
 from sheen.engine.scheduler import Ticket
-from sheen.engine.types import Finished, FinishReason
+from sheen.engine.types import Finished, FinishReason, Progress, SpeechFailed, SynthesisParams
 from sheen.engine.voice import RequestError, Voice
 from sheen.text.segmentation import split_sentences
 
 Result = TypeVar("Result")
-
-
-class SpeechFailed(RuntimeError):
-    """The engine gave up on a chunk."""
-
-
-@dataclass(frozen=True)
-class SynthesisParams:
-    """How a text is to be spoken: the same for each of its chunks."""
-
-    speaker: str | None = None
-    """One of the model's voices; None for a model with one voice, which has no name."""
-    sampling: Sampling = field(default_factory=Sampling)
-    chunk_seconds: float = 30.0
-    """Longest audio of a chunk."""
 
 
 class Chunk:
@@ -75,18 +60,6 @@ class Chunk:
 
     async def next(self) -> Samples | Finished:
         return await self._items.get()
-
-
-@dataclass
-class Progress:
-    """What has been synthesized of a text so far."""
-
-    finish_reason: FinishReason | Literal[""] = ""
-    """Of the chunks so far: `length` if one of them met its budget; empty where there is none."""
-    chunks: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    queue_s: float | None = None
 
 
 class Speech:
@@ -274,15 +247,11 @@ def synthesize_all(
         # The longest first: whatever runs last runs alone.
         order = sorted(range(len(texts)), key=lambda index: -len(texts[index][0]))
         results = await asyncio.gather(*(speak(*texts[index]) for index in order))
-        return [result for _, result in sorted(zip(order, results, strict=True), key=_first)]
+        return [result for _, result in sorted(zip(order, results, strict=True), key=itemgetter(0))]
 
     # Beyond the slots: texts whose tokens are all there still wait for their audio.
     places = asyncio.Semaphore(engine.slots + min(engine.slots, engine.max_queue))
     return _Background(speak_all()).result()
-
-
-def _first(pair: tuple[int, object]) -> int:
-    return pair[0]
 
 
 def inline(normalize: Callable[[str], str]) -> Normalize:

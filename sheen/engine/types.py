@@ -1,4 +1,4 @@
-"""What passes between the engine and its callers: requests, finish reasons, playback, counters.
+"""What passes between the engine and its callers: requests, how they end, playback, counters.
 
 Owns the vocabulary of the engine's interface and no behaviour beyond plain arithmetic: `Playback`
 tells when a listener who plays from the first chunk on runs out of audio, `Counters` sums what is
@@ -51,6 +51,33 @@ class EngineBusy(RuntimeError):
     def __init__(self, waiting: int) -> None:
         super().__init__(f"{waiting} requests are waiting already")
         self.waiting = waiting
+
+
+class SpeechFailed(RuntimeError):
+    """The engine gave up on a chunk."""
+
+
+@dataclass(frozen=True)
+class SynthesisParams:
+    """How a text is to be spoken: the same for each of its chunks."""
+
+    speaker: str | None = None
+    """One of the model's voices; None for a model with one voice, which has no name."""
+    sampling: Sampling = field(default_factory=Sampling)
+    chunk_seconds: float = 30.0
+    """Longest audio of a chunk."""
+
+
+@dataclass
+class Progress:
+    """What has been synthesized of a text so far."""
+
+    finish_reason: FinishReason | Literal[""] = ""
+    """Of the chunks so far: `length` if one of them met its budget; empty where there is none."""
+    chunks: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    queue_s: float | None = None
 
 
 @dataclass

@@ -13,8 +13,9 @@ import torch
 
 from sheen.audio.io import encode_audio
 from sheen.engine.engine import Engine
-from sheen.engine.longform import SynthesisParams, synthesize_all
+from sheen.engine.longform import synthesize_all
 from sheen.engine.sampler import Sampling
+from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import RequestError, load_voice
 from sheen.evaluate.output import ROW_SCHEMA
 from sheen.rng import step_seed

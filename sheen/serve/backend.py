@@ -19,10 +19,10 @@ from sheen.audio.io import Samples
 from sheen.codec.worker import CodecProcess
 from sheen.engine.chunking import ChunkStream, Normalize
 from sheen.engine.engine import Engine
-from sheen.engine.longform import Speech, SynthesisParams, inline
+from sheen.engine.longform import Speech, inline
 from sheen.engine.sampler import Sampling
 from sheen.engine.streaming import DEFAULT_RAMP
-from sheen.engine.types import Finished
+from sheen.engine.types import Finished, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.serve.access.admission import Admission
 from sheen.serve.config import ServeArgs

@@ -21,8 +21,7 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sheen.engine.longform import Progress
-from sheen.engine.types import Playback
+from sheen.engine.types import Playback, Progress
 from sheen.serve.errors import ERROR_KEY, APIError, remember, unforeseen
 
 SCOPE_KEY = "sheen.record"

@@ -11,8 +11,7 @@ from collections.abc import AsyncIterator
 from fastapi.responses import Response, StreamingResponse
 
 from sheen.audio.encoders import MEDIA_TYPES
-from sheen.engine.longform import SpeechFailed
-from sheen.engine.types import EngineBusy
+from sheen.engine.types import EngineBusy, SpeechFailed
 from sheen.engine.voice import RequestError
 from sheen.serve.backend import Backend, Utterance
 from sheen.serve.errors import APIError, unforeseen

@@ -15,6 +15,7 @@ import importlib.metadata
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -210,12 +211,13 @@ def _installed(language: str) -> str:
 
 
 class Normaliser:
-    """Call it with a text for its spoken form, see `load_normaliser`. One thread at a time."""
+    """Call it with a text for its spoken form, see `load_normaliser`. Threads take turns."""
 
     def __init__(self, language: str, library: Any) -> None:
         """library: the Normalizer of nemo_text_processing."""
         self._language = language
         self._library = library
+        self._lock = threading.Lock()
 
     def __call__(self, text: str) -> str:
         """Empty for a text without a word."""
@@ -230,7 +232,8 @@ class Normaliser:
         of English, a second of the dearest languages (decision 0020)."""
         if part.spelled:
             return spell_digits(part.text, self._language)
-        spoken: str = self._library.normalize(part.text)
+        with self._lock:
+            spoken: str = self._library.normalize(part.text)
         # What it gives up on comes back escaped for its grammars.
         return part.text if spoken == _SYNTAX.sub(r"\\\g<0>", part.text) else spoken
 

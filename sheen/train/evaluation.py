@@ -20,8 +20,9 @@ from sheen.codec.snac import Codec
 from sheen.data import prompts as prompt_list
 from sheen.data.prompts import Prompt
 from sheen.engine.engine import Engine
-from sheen.engine.longform import SynthesisParams, synthesize_all
+from sheen.engine.longform import synthesize_all
 from sheen.engine.sampler import Sampling
+from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import RequestError, Voice
 from sheen.lm.batching import pack
 from sheen.lm.checkpoint import CheckpointInfo

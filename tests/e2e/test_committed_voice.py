@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from helpers.example import CODEC, DIGITS, ROOT, rows_of
 from sheen.codec.info import CODEC_FOLDER, describe_codec
 from sheen.engine.engine import Engine
-from sheen.engine.longform import SynthesisParams, Synthesized, synthesize_all
+from sheen.engine.longform import Synthesized, synthesize_all
 from sheen.engine.sampler import Sampling
+from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import load_voice
 from sheen.lm import checkpoint
 from sheen.scoring.asr import Pocketsphinx

@@ -19,8 +19,9 @@ from ray import serve
 
 from sheen.audio.io import to_pcm16, wav_header
 from sheen.engine.engine import Engine
-from sheen.engine.longform import SynthesisParams, synthesize
+from sheen.engine.longform import synthesize
 from sheen.engine.sampler import Sampling
+from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import Voice
 from sheen.serve.app import build
 from sheen.serve.config import ServeArgs

@@ -18,13 +18,9 @@ from helpers.voices import make_voice
 from sheen.__main__ import main
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
-from sheen.engine.longform import (
-    SynthesisParams,
-    Synthesized,
-    synthesize,
-    synthesize_all,
-)
+from sheen.engine.longform import Synthesized, synthesize, synthesize_all
 from sheen.engine.sampler import Sampling
+from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import RequestError, Voice
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.speak_stage import SpeakWorker
