@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from helpers.example import CODEC
 from helpers.training import metrics, train_config
+from sheen.codec.snac import open_codec
+from sheen.data.prompts import Prompt
 from sheen.lm.checkpoint import read_info
 from sheen.train import loop, trainer
 from sheen.train.checkpoints import MODEL_FOLDER, load
@@ -69,8 +72,18 @@ def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Training
     return build_training_set([str(path)], layout, tokenizer, 128, 0.2, 8, seed=0)
 
 
+def codec_parts() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    codec, arguments = open_codec(str(CODEC))
+    return arguments, codec.state_dict()
+
+
 def open_trainer(
-    data: TrainingSet, checkpoint: Path, output: Path, control: Stop, **changes: Any
+    data: TrainingSet,
+    checkpoint: Path,
+    output: Path,
+    control: Stop,
+    prompts: list[Prompt] | None = None,
+    **changes: Any,
 ) -> SpeechTrainer:
     fields: dict[str, Any] = {"batch_tokens": 128, "max_tokens": 128, "trackers": []}
     fields |= {"max_steps": 4, "log_every": 2} | changes
@@ -80,8 +93,8 @@ def open_trainer(
         cast(Any, data),
         read_info(checkpoint),
         str(checkpoint),
-        cast(Any, None),
-        [],
+        cast(Any, codec_parts()) if prompts else cast(Any, None),
+        prompts or [],
         None,
         str(output),
         cast(Control, control),
@@ -142,3 +155,21 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_saves_nothing(
     assert "the gradient of step 1 is nan" in failure
     assert "--learning-rate" in failure
     assert worker.store.latest() is None
+
+
+def test_evaluation_samples_are_written_and_do_not_change_the_training(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path
+) -> None:
+    prompts = [Prompt("a", "text 1", "slt"), Prompt("b", "text 2", "awb")]
+    changes = {"max_steps": 2, "speak_every": 1, "speak_seconds": 0.3}
+    spoken = open_trainer(data, checkpoint, tmp_path / "spoken", Stop(), prompts, **changes)
+    spoken.run()
+    silent = open_trainer(data, checkpoint, tmp_path / "silent", Stop(), **changes)
+    silent.run()
+    for step in ("step-000001", "step-000002"):
+        names = {path.name for path in (tmp_path / "spoken" / "samples" / step).iterdir()}
+        assert names == {"prompt-01-slt.wav", "prompt-02-awb.wav"}
+    assert 0.0 <= metrics(tmp_path / "spoken")[-1]["eval_ended_with_eos"] <= 1.0
+    found = weights(spoken)
+    for name, expected in weights(silent).items():
+        assert torch.equal(found[name], expected), name
