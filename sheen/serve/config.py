@@ -21,8 +21,7 @@ class ServeArgs(Limits, BaseModel, extra="forbid"):
     model: Annotated[
         str,
         Field(
-            description="checkpoint folder: absolute path, URI, or a path relative to the checkout "
-            "or, where there is none, to the working directory"
+            description="checkpoint folder: absolute path, URI, or a path relative to the checkout"
         ),
     ] = "examples/digits/voice"
     model_id: Annotated[str, Field(description="name shown by /v1/models")] = "sheen"
@@ -136,12 +135,11 @@ def checkpoint_location(model: str) -> str:
     """`args.model` made absolute. ValueError says which command makes a missing checkpoint."""
     if uris.is_uri(model):
         return model
-    folders = [CHECKOUT / Path(model).expanduser(), Path(model).expanduser().absolute()]
-    for folder in folders:
-        if checkpoint.is_checkpoint(folder):
-            return str(folder)
+    folder = CHECKOUT / Path(model).expanduser()
+    if checkpoint.is_checkpoint(folder):
+        return str(folder)
     raise ValueError(
-        f"args.model {model}: no checkpoint in {' or '.join(dict.fromkeys(map(str, folders)))}. "
+        f"args.model {model}: no checkpoint in {folder}. "
         "`sheen train --output DIR` writes one to DIR/checkpoint; examples/digits/voice of a "
         "checkout is a small one."
     )

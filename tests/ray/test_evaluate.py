@@ -31,7 +31,7 @@ from sheen.audio.io import decode_audio, encode_audio, to_pcm16
 from sheen.data import dataset
 from sheen.data.prompts import Prompt
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import Voice
+from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.job import run
 from sheen.evaluate.output import AUDIO, ROW_SCHEMA, ROWS
@@ -163,6 +163,11 @@ def wait_for(condition: Callable[[], bool], alive: Callable[[], bool], seconds: 
     deadline = time.monotonic() + seconds
     while not condition() and alive() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def voice(trained: Path) -> Voice:
+    return load_voice(str(trained / "checkpoint"))
 
 
 @pytest.fixture(scope="module")

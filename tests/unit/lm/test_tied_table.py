@@ -98,7 +98,7 @@ def test_without_gradients_nothing_is_shared() -> None:
 def test_rows_without_a_head_are_an_error() -> None:
     """Else their gradient would be lost."""
     table = TiedTable(nn.Embedding(4, 2))
-    with pytest.raises(RuntimeError, match="or left out"):
+    with pytest.raises(RuntimeError, match="or never used"):
         table.look_up(torch.tensor([1])).sum().backward()
     head = table.head()
     with pytest.raises(RuntimeError, match="was it made first"):

@@ -273,13 +273,13 @@ def test_numerals_are_read_out_when_asked() -> None:
 
 
 def test_both_sides_are_normalised_before_words_are_counted() -> None:
-    heard = clip("x", "It costs twenty four dollars.", heard="it costs $24")
+    heard = clip("x", "It costs twenty four dollars.", transcript="it costs $24")
     for normalise, errors, words in ((normalise_english, 0, 4), (str, 3, 5)):
         report = judge(heard, normalise=normalise)
-        found = report.voices[ALL].words
+        found = report.voices[ALL].wer
         assert found is not None
         assert (found.errors, found.units) == (errors, words)
-        assert report.errors == [errors / words]
+        assert report.clip_wer == [errors / words]
         assert report.clips[0].text == heard.text  # the page shows what was asked for
 
 
