@@ -256,6 +256,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.soak
 def test_the_published_shape_trains_in_the_memory_of_a_laptop() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PUBLISHED_SHAPE_STEPS], capture_output=True, text=True, timeout=280

@@ -15,7 +15,7 @@ from sheen.codec.worker import CodecProcess
 from sheen.engine.engine import Engine
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def beside(codec: Codec) -> Iterator[CodecProcess]:
     process = CodecProcess(codec, processes=2)
     yield process

@@ -4,7 +4,6 @@ The English grammars are compiled once on a machine, in some 20 s.
 """
 
 import importlib.metadata
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from helpers.example import CODEC, DIGITS, ROOT, load_script
+from helpers.example import DIGITS, ROOT, load_script
 from sheen.codec.layout import TokenLayout
-from sheen.data import dataset
 from sheen.data.corpus import MANIFEST_SCHEMA
 from sheen.encode.decode_stage import DecodeSettings, decode_rows
 from sheen.encode.filters import Limits
@@ -178,28 +175,6 @@ def test_a_text_counts_as_it_is_spoken(english: Normaliser) -> None:
     (spoken,) = decode_rows(table, replace(preparation, normalisation=describe("en"))).to_pylist()
     assert spoken["text"].endswith(" hundred and sixty seven dollars")
     assert spoken["reason"] == "implausible speech rate"
-
-
-def test_the_encode_job_writes_spoken_texts_and_says_so(
-    ray_cluster: None, english: Normaliser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    texts = ["It is 10:30.", "four two", "..."]
-    lines = [json.dumps({"text": text, "snac_codes": SILENT_CODES}) for text in texts]
-    (tmp_path / "codes.jsonl").write_text("\n".join(lines))
-    output = tmp_path / "out"
-    command = ["--input", str(tmp_path / "codes.jsonl"), "--output", str(output)]
-    command += ["--codec", str(CODEC), "--report-clips", "0"]
-    assert encode([*command, "--language", "en"]) == 0
-    rows = pq.read_table(str(output / "rows" / "status=encoded")).to_pylist()
-    assert [row["text"] for row in rows] == ["It is ten thirty.", "four two"]
-    (rejected,) = pq.read_table(str(output / "rows" / "status=rejected")).to_pylist()
-    assert (rejected["reason"], rejected["text"]) == ("no text", "...")
-    assert dataset.read_info(str(output)).text_normalization == describe("en")
-    capsys.readouterr()
-    assert encode(command) == 2
-    assert "normalizer was [{" in capsys.readouterr().err
-    assert encode([*command, "--language", "tlh"]) == 2
-    assert "--language tlh: text normalisation: unknown language" in capsys.readouterr().err
 
 
 def test_a_voice_speaks_what_it_was_taught(english: Normaliser) -> None:

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from helpers.example import CODEC, ROOT, load_script
-from helpers.training import train_config
 from sheen.codec.layout import TokenLayout
 from sheen.lm import base_model
 from sheen.lm.model import extend
@@ -172,23 +171,3 @@ def test_a_text_must_not_have_an_audio_tokens_id(lines: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(GIVEN / "stablelm")
     with pytest.raises(ValueError, match=r"the id .* is one of the audio tokens'"):
         build_training_set([str(lines)], TokenLayout(9, 4096, (4, 2, 1)), tokenizer, 99, 0, 1, 0)
-
-
-def test_what_only_a_worker_sees_ends_the_run_without_a_restart(
-    encoded: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Weights of the older form, whose file opens only where they are loaded."""
-    model = tmp_path / "base"
-    shutil.copytree(base, model)
-    (model / "model.safetensors").unlink()
-    (model / "pytorch_model.bin").write_bytes(b"no weights")
-    config = train_config(encoded, model, tmp_path / "out")
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump(
-        exclude_unset=True, exclude={"data"}).items()]  # fmt: skip
-    assert main([*words, "--data", str(encoded)]) == 2
-    said = capfd.readouterr()
-    last = said.err.strip().splitlines()[-1]
-    assert last.startswith("jobs/train.py: error:")
-    assert str(model) in last
-    assert "checkpoint" not in last, "there is none"
-    assert (said.out + said.err).count("this worker cannot start") == 1
