@@ -141,6 +141,9 @@ class WandB:
 
     def close(self) -> None:
         self._run.finish()
+        if self._run.offline:
+            # `finish` does not wait until W&B's process has written the last records; this does.
+            self._wandb.teardown()
         self.sync()
 
 
