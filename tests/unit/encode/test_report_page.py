@@ -157,7 +157,7 @@ def test_the_codec_on_a_sample(report: dict[str, Any], speed_timed_briefly: None
     for cell in (*header, *(cell for row in rows for cell in row)):
         assert cell in page.text
     assert "pcm on 2 recordings" in page.text
-    assert "Heard by told." in page.text
+    assert "ASR: told." in page.text
     assert page.attributes("aria-label", "audio") == ["Play recording"]
     assert "The codec on a sample" not in page_of(report).text
 

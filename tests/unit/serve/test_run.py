@@ -1,12 +1,9 @@
 """`sheen serve`: the config that `--model` stands for."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from helpers.example import CHECKPOINT, ROOT
-from sheen.serve.config import checkpoint_location
 from sheen.serve.drain import runs_serve
 from sheen.serve.run import main, serve_config
 
@@ -62,11 +59,3 @@ def test_a_drain_ends_every_form_of_serve_run_and_nothing_else(
     command_line: str, runs: bool
 ) -> None:
     assert runs_serve(command_line) is runs
-
-
-def test_a_relative_model_is_looked_for_in_the_working_directory_too(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "mine").symlink_to(CHECKPOINT)
-    monkeypatch.chdir(tmp_path)
-    assert checkpoint_location("mine") == str(tmp_path / "mine")
