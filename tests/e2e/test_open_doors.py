@@ -104,6 +104,7 @@ def started(way: str) -> dict[str, Any]:
         done = subprocess.run(
             [*ISOLATED, *words, json.dumps(expected)],
             capture_output=True, text=True, timeout=TIMEOUT_S,
+            env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         )  # fmt: skip
         log = folder / "log"
         said = done.stderr[-3000:] + (

@@ -36,7 +36,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from sheen.runs import cluster
-from sheen.train import launch
+from sheen.train import launcher
+from sheen.train.config import RunFields
 
 def loop(arguments):
     total = torch.ones(1)
@@ -46,8 +47,8 @@ def loop(arguments):
     time.sleep(1000)
 
 cluster.connect()
-launch.fit(loop, {"met": "MET"}, output="OUTPUT", run_name="run", num_workers=2, gpu=False,
-           cpus_per_worker=0.5, max_failures=0)
+config = RunFields(output="OUTPUT", num_workers=2, gpu=False, cpus_per_worker=0.5, max_failures=0)
+launcher.fit(loop, {"met": "MET"}, config, "OUTPUT")
 """
 DEMO = """
 import time
