@@ -390,7 +390,7 @@ def test_a_run_of_before_asr_features_resumes(
         (["--data", "{data}", "--codec", "{empty}/nowhere"], "nowhere': no such folder"),
         (["--data", "{data}", "--codec", "{shape}"], "tiny.json': no such folder"),
         (["--data", "{data}", "--codec", "nobody/nothing"], "codec 'nobody/nothing': not a folder"),
-        (["--data", "{data}", "--mel-wieght", "3"], "unknown flag --mel-wieght; did you mean"),
+        (["--data", "{data}", "--stft-wieght", "3"], "unknown flag --stft-wieght; did you mean"),
         (["--data", "{data}", "--segments", "0"], "segments: Input should be greater"),
         (
             ["--data", "{data}", "--eval-recordings", "2", "--asr-features", "{empty}/nowhere"],
@@ -407,7 +407,7 @@ def test_a_run_of_before_asr_features_resumes(
                 "--segment-seconds",
                 "2.1",
             ],
-            "--segment-seconds 2.1: the encoder of --asr-features {whisper} hears at most 2 s",
+            "--segment-seconds 2.1: the encoder of --asr-features {whisper} takes at most 2 s",
         ),
         ([], "give --data or the key 'data'"),
     ],
@@ -429,7 +429,7 @@ def test_what_the_user_must_change_is_named(
     assert error.startswith("jobs/train_codec.py: error: ")
     assert message in error
     if "wieght" in message:
-        assert "--mel-weight" in error
+        assert "--stft-weight" in error
     assert not (tmp_path / "out").exists()
 
 
