@@ -76,7 +76,8 @@ def reference_response(document: dict[str, Any]) -> HTMLResponse:
     title = escape(document["info"]["title"])
     html = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<link rel="icon" href="data:,">\n'
         f"<title>{title}: reference</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f"<header>\n<h1>{title}</h1>\n{_prose(document['info'].get('description', ''))}"
         f'<p>The same for programs: <a href="openapi.json">openapi.json</a></p>\n</header>\n'
