@@ -25,6 +25,7 @@ TEXT = "four two"
 STATE = "document.body.dataset.state"
 RECEIVED = "!document.querySelector('#download').disabled"
 HEARD = "document.querySelector('#first-audio').textContent.endsWith(' ms')"
+LASTS = "parseFloat(document.querySelector('#duration').textContent) > 0"
 LOADED = "document.querySelector('#voice').options.length || error.textContent"
 INK = """(() => {
   const canvas = document.querySelector('#waveform');
@@ -81,7 +82,7 @@ def test_a_click_is_heard_and_shown_and_what_came_is_saved(
     blank = tab.evaluate(INK)
     fill(tab, TEXT, audio_format)
     tab.click("#speak")
-    tab.until(f"{RECEIVED} && {HEARD}")
+    tab.until(f"{RECEIVED} && {HEARD} && {LASTS}")
 
     (asked,) = speaker.asked
     assert (asked.input, asked.model, asked.voice) == (TEXT, "digits", "awb")

@@ -174,7 +174,7 @@ def test_with_every_other_place_taken_health_and_readiness_are_told(
     with ExitStack() as stack:
         for _ in range(PLACES):
             stack.enter_context(line(small, START))
-        longer = LONG | {"input": " ".join(["four two"] * 60)}  # nobody waits for its end
+        longer = LONG | {"input": " ".join(["four two"] * 200)}  # nobody waits for its end
         running = [stack.enter_context(opened(small, **longer)) for _ in range(PLACES)]
         assert running[0].status == 200
         for _ in range(3):

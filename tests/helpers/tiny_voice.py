@@ -25,7 +25,7 @@ def save_checkpoint(folder: Path, base: Path) -> None:
         sample_rate=codec.sample_rate,
         voices=sorted(VOICES),
         duration_model={
-            voice: DurationModel(base_frames=2.0, frames_per_char=0.3) for voice in VOICES
+            voice: DurationModel(base_frames=2.0, frames_per_char=0.75) for voice in VOICES
         },
         max_seq_len=model.max_positions,
     )

@@ -193,10 +193,8 @@ def test_a_rate_that_diverges_ends_the_run_and_says_so(
 FULL_DISK = """
     import resource, signal, sys
     import ray
+    from sheen.commands import train
     from sheen.runs import cluster
-    from sheen.train import command
-    from sheen.train.config import TrainConfig
-    from sheen.train.job import run
 
     def limit():  # in each worker: files end at a size, as on a full disk
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -206,7 +204,7 @@ FULL_DISK = """
         "local", num_cpus=1, include_dashboard=False,
         runtime_env={"env_vars": cluster.WORKER_ENV, "worker_process_setup_hook": limit},
     )
-    sys.exit(command.main("train", sys.argv[1:], TrainConfig, run, lambda *_: "done"))
+    sys.exit(train(sys.argv[1:], "train"))
 """
 
 
@@ -222,6 +220,6 @@ def test_a_full_disk_ends_the_run_and_says_so(encoded: Path, base: Path, tmp_pat
     done = subprocess.run(words, capture_output=True, text=True, timeout=250, env=environment)
     assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
     assert "step-00000001: File too large while saving" in done.stderr
-    assert "Free space, then the same command goes on" in done.stderr
+    assert "Free space, then the same command resumes" in done.stderr
     left = {path.name for path in (tmp_path / "out" / "run").iterdir()}
     assert not any(name.startswith(("step-", "sheen-")) for name in left), "nothing half written"

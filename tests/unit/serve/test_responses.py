@@ -27,7 +27,7 @@ from sheen.text.segmentation import SentenceStream
 
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
-    args = ServeArgs(auth="none", default_max_seconds=1.0, slots=1, max_queue=1)
+    args = ServeArgs(auth="none", default_max_seconds=1.5, slots=1, max_queue=1)
     args = args.model_copy(update={"audio_process": False})  # so that a test can break it
     backend = Backend(args, str(checkpoint))
     yield backend
