@@ -154,6 +154,7 @@ def test_after_a_signal_speech_is_whole_and_the_process_ends(
         assert ended(process, family) == 0, (tmp_path / "serve.log").read_text("utf-8")
 
 
+@pytest.mark.soak
 def test_a_drain_finds_its_cluster_and_ends_serve_run(
     ray_cluster: None, tmp_path: Path, environment: dict[str, str]
 ) -> None:

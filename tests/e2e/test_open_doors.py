@@ -37,6 +37,7 @@ MACHINES = {
     "worker": "cluster",
 }
 """Column of docs/ports.md -> the way of starting that has that machine."""
+SLOW = ("demo", "tests", "README", "server")  # `job`, `serve run` and `cluster` start the same
 ON_ONE_MACHINE = ("job", "demo", "tests", "README", "server")
 REMOTE = ("serve run", "head", "worker")
 LOOPBACK = "127.0.0.1"
@@ -165,7 +166,7 @@ def table(machine: str) -> dict[tuple[str, str], str]:
 
 def columns(names: Iterable[str]) -> list[Any]:
     """As parameters; what opens the same by the same code as another is left to `make soak`."""
-    return [pytest.param(n, marks=pytest.mark.soak) if n == "server" else n for n in names]
+    return [pytest.param(n, marks=pytest.mark.soak) if n in SLOW else n for n in names]
 
 
 @pytest.mark.parametrize("machine", columns(MACHINES))

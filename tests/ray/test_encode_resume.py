@@ -159,7 +159,7 @@ def check(kind: str, corpus: Path, output: Path, when: int, expected: list[dict[
 # Show 2 of encoding at scale
 
 
-@pytest.mark.parametrize("kind", ["driver", "worker", "node"])
+@pytest.mark.parametrize("kind", ["driver", "worker", pytest.param("node", marks=pytest.mark.soak)])
 def test_a_killed_encoding_ends_as_if_it_had_not_been(
     kind: str, corpus: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -108,7 +108,7 @@ def test_an_interrupted_encoding_says_so_and_resumes(
     }  # fmt: skip
     log = tmp_path / "log"
     with log.open("w") as file, subprocess.Popen(
-        [*words, "--shifts", "60"], stdout=file, stderr=file, env=environment
+        [*words, "--shifts", "20"], stdout=file, stderr=file, env=environment
     ) as process:  # fmt: skip
         while process.poll() is None and not list(output.rglob("*.parquet")):
             time.sleep(0.02)
@@ -117,6 +117,6 @@ def test_an_interrupted_encoding_says_so_and_resumes(
     assert process.returncode == 130, said[-3000:]
     assert said.strip().splitlines()[-1] == "jobs/encode.py: interrupted; the same command resumes"
     assert "Traceback" not in said
-    assert encode([*words_for(corpus, output), "--shifts", "60"]) == 0
+    assert encode([*words_for(corpus, output), "--shifts", "20"]) == 0
     keys = keys_in(output)
-    assert [keys.count(key) for key in sorted(set(keys))] == [60] * 16
+    assert [keys.count(key) for key in sorted(set(keys))] == [20] * 16

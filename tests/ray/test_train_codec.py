@@ -227,6 +227,7 @@ def test_the_published_package_opens_the_codec(trained: Path) -> None:
     assert [level.shape[1] for level in codes] == [2, 4, 8]
 
 
+@pytest.mark.soak
 def test_a_killed_run_resumes_by_name_and_ends_the_same(
     trained_with_asr: Path, recordings: Path, shape: Path, whisper: Path, tmp_path: Path
 ) -> None:
