@@ -7,6 +7,8 @@ export OMP_NUM_THREADS ?= 1
 # As sheen.runs.cluster.WORKER_ENV: glibc otherwise returns each large tensor to the kernel.
 export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
+# Without compiled modules each worker process spends ten seconds more on importing torch and Ray.
+export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: setup check test-fast test coverage soak docs wheel demo bench score-codec lock clean
