@@ -49,8 +49,8 @@ def read_manifest(
 ) -> pa.Table:
     """The rows of an input, in its own order, with MANIFEST_SCHEMA. Raises ValueError.
 
-    `location` is one or several paths, URIs or globs (see `globbing.glob`); `form` names their form
-    where what they hold does not: "ljspeech", "jsonl", "parquet", "webdataset" or "codes". `limit`
+    `location` is one or several paths, URIs or globs (see `sheen.storage.glob`); `form` is one of
+    `sheen.data.readers.forms.FORMS`, where what they hold does not show it. `limit`
     keeps the first rows, faulty ones included. A row without an id of its own is called after its
     line in the only file, or after its place among all rows. Where an id stands in several files,
     theirs become FILE/ID.

@@ -20,7 +20,10 @@ LINES_SUFFIXES = (".jsonl", ".json")
 
 @dataclass(frozen=True)
 class Form:
-    """A form of input: how a file of it is read, and the suffix of its files in a folder."""
+    """A form of input: how one file of it is read, and the suffix of its files in a folder.
+
+    Without a suffix, `read` gets the folder itself.
+    """
 
     read: Reader
     suffix: str | None = None
