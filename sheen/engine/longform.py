@@ -1,10 +1,10 @@
 """Long-form synthesis: a text of any length -> one stream of samples.
 
 Owns the one way from text to audio, for the server, the Python API, the command line and
-evaluation. Sentences are normalized and packed into chunks (`chunking`); each chunk is a request to
-the engine, submitted when the one before it gives its first audio; where two of them meet there is
-a pause, without a click or a gap (`joining`). The same text, parameters and seed give the same
-samples, whoever asks. Knows nothing about HTTP or audio formats.
+evaluation. Sentences are normalized and packed into chunks, and their samples joined, by `chunks`;
+each chunk is a request to the engine, submitted when the one before it gives its first audio. The
+same text, parameters and seed give the same samples, whoever asks. Knows nothing about HTTP or
+audio formats.
 """
 
 import asyncio
@@ -21,9 +21,8 @@ import numpy as np
 
 from sheen.audio.io import Samples
 from sheen.audio.silence import NO_SAMPLES
-from sheen.engine.chunking import ChunkStream, Normalize
+from sheen.engine.chunks import ChunkStream, Joiner, Normalize, pause_after, wordless
 from sheen.engine.engine import Engine
-from sheen.engine.joining import Joiner, pause_after, wordless
 from sheen.engine.scheduler import Ticket
 from sheen.engine.types import Finished, FinishReason, Progress, SpeechFailed, SynthesisParams
 from sheen.engine.voice import RequestError, Voice

@@ -17,7 +17,7 @@ import torch
 
 from sheen.audio.io import Samples
 from sheen.codec.worker import CodecProcess
-from sheen.engine.chunking import ChunkStream, Normalize
+from sheen.engine.chunks import ChunkStream, Normalize
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Speech, inline
 from sheen.engine.sampler import Sampling
