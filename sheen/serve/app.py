@@ -32,8 +32,7 @@ from sheen.serve.schema import (
     SpeechRequest,
     Voices,
 )
-from sheen.serve.web.docs import SpeechAPI, reference_response
-from sheen.serve.web.page import page_response
+from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 from sheen.serve.websocket import converse
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from sheen.audio.encoders import MEDIA_TYPES
 from sheen.audio.io import to_pcm16, wav_header
 from sheen.serve.access.auth import Gate, set_gate
 from sheen.serve.access.keys import digest
-from sheen.serve.web.page import page_response
+from sheen.serve.web.pages import page_response
 
 needs_chromium = pytest.mark.skipif(
     not Path(CHROMIUM).exists(), reason=f"there is no {CHROMIUM}: the page cannot be driven"

@@ -21,8 +21,7 @@ from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
 from sheen.serve.access.auth import Gate, GateMiddleware, answered_protocol, set_gate
 from sheen.serve.errors import APIError, install_error_handlers
 from sheen.serve.schema import AudioModels, ModelId, NamedVoice, SpeechRequest, Voices
-from sheen.serve.web.docs import SpeechAPI, reference_response
-from sheen.serve.web.page import page_response
+from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 
 PREFIX = "/some/prefix"
 SAMPLES = read_clip("heldout", "slt-h001")

@@ -9,8 +9,7 @@ import pytest
 
 from sheen.serve.app import app
 from sheen.serve.schema import SpeechRequest
-from sheen.serve.web.docs import SpeechAPI, reference_response
-from sheen.serve.web.page import page_response
+from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 
 VOICES = ["slt", "alloy"]
 
