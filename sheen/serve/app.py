@@ -14,10 +14,15 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from ray import serve
 
 from sheen.audio.encoders import MEDIA_TYPES
-from sheen.serve.access.auth import Gate, GateMiddleware, set_gate
-from sheen.serve.access.front import FrontMiddleware, set_origins
 from sheen.serve.access.keys import KEYS_VARIABLE, KeyFile, located, read_keys
 from sheen.serve.access.limits import RESERVE
+from sheen.serve.access.middleware import (
+    FrontMiddleware,
+    Gate,
+    GateMiddleware,
+    set_gate,
+    set_origins,
+)
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, documented, install_error_handlers

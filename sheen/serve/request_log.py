@@ -102,7 +102,7 @@ _listeners: list[Callable[[RequestRecord], object]] = []
 
 
 def listen(ended: Callable[[RequestRecord], object]) -> None:
-    """Tell `ended` of every record's end. The process's, like the gate (`access.auth`)."""
+    """Tell `ended` of every record's end. The process's, like the gate (`access.middleware`)."""
     _listeners.append(ended)
 
 

@@ -19,7 +19,7 @@ from helpers.example import DIGITS
 from helpers.readers import check_speech
 from helpers.served import events, opened
 from sheen.audio.encoders import MEDIA_TYPES
-from sheen.serve.access.auth import Gate, set_gate
+from sheen.serve.access.middleware import Gate, set_gate
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import install_error_handlers

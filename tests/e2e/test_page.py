@@ -13,8 +13,8 @@ from helpers.browser import CHROMIUM, CTRL, WAIT_S, Browser, Page
 from helpers.page_server import PREFIX, SAMPLES, SECONDS, Speaker, serving
 from sheen.audio.encoders import MEDIA_TYPES
 from sheen.audio.io import to_pcm16, wav_header
-from sheen.serve.access.auth import Gate, set_gate
 from sheen.serve.access.keys import digest
+from sheen.serve.access.middleware import Gate, set_gate
 from sheen.serve.web.pages import page_response
 
 needs_chromium = pytest.mark.skipif(

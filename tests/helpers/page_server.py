@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from helpers.browser import WAIT_S
 from helpers.example import RATE, read_clip
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
-from sheen.serve.access.auth import Gate, GateMiddleware, answered_protocol, set_gate
+from sheen.serve.access.middleware import Gate, GateMiddleware, answered_protocol, set_gate
 from sheen.serve.errors import APIError, install_error_handlers
 from sheen.serve.schema import AudioModels, ModelId, NamedVoice, SpeechRequest, Voices
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response

@@ -21,7 +21,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
-from sheen.serve.access.auth import PROTECTED
+from sheen.serve.access.middleware import PROTECTED
 
 SCRIPTS = ("playback.js", "waveform.js", "page.js")
 """In the order in which they need each other."""

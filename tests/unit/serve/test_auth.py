@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from sheen.serve import request_log
-from sheen.serve.access.auth import Gate, GateMiddleware, set_gate
 from sheen.serve.access.keys import digest
+from sheen.serve.access.middleware import Gate, GateMiddleware, set_gate
 from sheen.serve.errors import APIError, install_error_handlers
 from sheen.serve.request_log import RequestLogMiddleware, RequestRecord, listen, record_of, refused
 from sheen.serve.schema import SpeechRequest

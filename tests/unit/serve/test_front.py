@@ -10,9 +10,14 @@ from fastapi.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from sheen.serve.access.auth import Gate, GateMiddleware, set_gate
-from sheen.serve.access.front import FrontMiddleware, set_origins
 from sheen.serve.access.keys import digest
+from sheen.serve.access.middleware import (
+    FrontMiddleware,
+    Gate,
+    GateMiddleware,
+    set_gate,
+    set_origins,
+)
 from sheen.serve.errors import install_error_handlers
 from sheen.serve.request_log import RequestLogMiddleware
 
