@@ -21,9 +21,9 @@ from sheen.runs.lock import output_lock
 from sheen.storage import folders, uris
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
-from sheen.train.codec.config import FREE_FIELDS, CodecTrainConfig
 from sheen.train.codec.data import find_recordings
 from sheen.train.codec.trainer import segment_samples, train_loop
+from sheen.train.config import CODEC_FREE_FIELDS, CodecTrainConfig
 from sheen.train.launcher import fit
 from sheen.train.tracking import check_trackers
 
@@ -49,7 +49,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)  # of random weights
     model, codec_config = open_codec(config.codec, config.from_scratch)
     recordings = find_recordings(uris.absolute(config.data), config.eval_recordings, config.seed)
-    fields, free, asr_features = config.model_dump(), FREE_FIELDS, None
+    fields, free, asr_features = config.model_dump(), CODEC_FREE_FIELDS, None
     if config.asr_features is None:
         free = free | {"asr_features_weight"}  # it means nothing then
     else:  # identified by its weights, wherever they are
