@@ -18,8 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import ContinuousBatchingConfig
 
 from sheen.codec.layout import TokenLayout
-from sheen.codec.snac import Codec
-from sheen.codec.window import WindowCodec
+from sheen.codec.snac import Codec, WindowCodec
 from sheen.codec.worker import CodecProcess
 from sheen.engine.audio_decoder import AudioStage, Stream
 from sheen.engine.engine import Engine

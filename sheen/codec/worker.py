@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from snac import SNAC
 from torch import Tensor
 
-from sheen.codec.snac import Codec
-from sheen.codec.window import WindowCodec
+from sheen.codec.snac import Codec, WindowCodec
 
 CHUNK = 1 << 24  # bytes read at once
 END_S = 10.0

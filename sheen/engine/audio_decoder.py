@@ -16,7 +16,7 @@ import torch
 
 from sheen.audio.io import Samples
 from sheen.audio.silence import SilenceTrim
-from sheen.codec.window import WindowCodec
+from sheen.codec.snac import WindowCodec
 from sheen.engine.streaming import StreamingDecoder, decode_ready
 from sheen.engine.types import Finished, Playback, Sink
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from sheen.audio.silence import SilenceTrim
-from sheen.codec.window import WindowCodec
+from sheen.codec.snac import WindowCodec
 from sheen.engine.audio_decoder import AudioStage, Stream
 from sheen.engine.generation import StepOutput, TokenGenerator
 from sheen.engine.scheduler import RequestQueue, Ticket

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sheen.audio.silence import NO_SAMPLES
 from sheen.codec.layout import TokenLayout
-from sheen.codec.window import Window, WindowCodec
+from sheen.codec.snac import Window, WindowCodec
 
 DEFAULT_RAMP = (1, 2, 4, 8, 12)
 """Frames of the first chunks; the last value repeats. Small first for an early start, then large,
