@@ -26,8 +26,14 @@ from sheen.serve.access.middleware import (
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, documented, install_error_handlers
-from sheen.serve.request_log import Metrics, RequestLogMiddleware, listen, record_of
-from sheen.serve.responses import EVENT_STREAM, answer
+from sheen.serve.request_log import (
+    Metrics,
+    RequestLogMiddleware,
+    RequestRecord,
+    listen,
+    record_of,
+)
+from sheen.serve.responses import EVENT_STREAM, streamed, whole
 from sheen.serve.schema import (
     AudioModels,
     Model,
@@ -39,6 +45,7 @@ from sheen.serve.schema import (
 )
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 from sheen.serve.websocket import converse
+from sheen.text.segmentation import SentenceStream
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +221,21 @@ class SpeechService:
     @app.websocket("/v1/audio/speech/stream")
     async def speech_stream(self, socket: WebSocket) -> None:
         await converse(socket, self._backend, self._args)
+
+
+async def answer(
+    backend: Backend, request: SpeechRequest, record: RequestRecord, timeout_s: float
+) -> Response:
+    """The answer to a request as it asks for it: whole, or begun. Raises APIError."""
+    events = request.stream_format == "sse"
+    at_once = not request.stream and not events
+    utterance = backend.begin(request, record, whole=at_once)
+    sentences = SentenceStream(backend.voice.language)
+    await utterance.chunks.feed_text(request.input, sentences)
+    utterance.chunks.close(sentences)
+    if at_once:
+        return await whole(utterance, record, timeout_s)
+    return await streamed(utterance, record, timeout_s, events)
 
 
 def build(args: ServeArgs) -> serve.Application:

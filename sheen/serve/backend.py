@@ -9,9 +9,7 @@ import logging
 import queue
 import secrets
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 
@@ -29,8 +27,8 @@ from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
 from sheen.serve.normalizers import NormaliserProcesses
 from sheen.serve.request_log import RequestRecord
+from sheen.serve.responses import Renderer, Utterance
 from sheen.serve.schema import STANDARD_VOICES, SpeechSettings
-from sheen.serve.speech import Renderer
 from sheen.text.normalization import language_code
 
 logger = logging.getLogger(__name__)
@@ -42,17 +40,6 @@ CPU_RAMP = 2, 2, 4, 8, 12
 a listener alone 2 ms are missing and not 90 (docs/benchmarks.md)."""
 RENDERERS = 2
 """Threads that make compressed audio, which they do without Python's lock."""
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """An admitted request: feed `chunks`, iterate `speech`, send what `renderer` makes of it."""
-
-    chunks: ChunkStream
-    speech: Speech
-    renderer: Renderer
-    come_back: Callable[[], int]
-    """A place promised for when it is asked for again: seconds until then."""
 
 
 class Backend:

@@ -1,24 +1,113 @@
-"""An utterance as an HTTP response: streamed as audio or as events, or whole.
+"""An utterance as an HTTP response: in its speed and format, streamed as audio or events, or whole.
 
-Owns when the response begins (with its first bytes, so that until then a failure still gets a
+Owns what is rendered beside the event loop and in which order (speed, then format), OpenAI's
+events, when the response begins (with its first bytes, so that until then a failure still gets a
 status of its own) and how it ends: a stream that fails is cut off, or says so in an event; it never
-ends as if it were complete.
+ends as if it were complete. What a format is and how speed changes: `sheen.audio.encoders`,
+`sheen.audio.time_stretch`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import base64
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi.responses import Response, StreamingResponse
 
-from sheen.audio.encoders import MEDIA_TYPES
+from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
+from sheen.audio.io import Samples
+from sheen.audio.time_stretch import Tempo
+from sheen.engine.chunks import ChunkStream
+from sheen.engine.longform import Speech
 from sheen.engine.types import EngineBusy, SpeechFailed
 from sheen.engine.voice import RequestError
-from sheen.serve.backend import Backend, Utterance
 from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.request_log import RequestRecord
-from sheen.serve.schema import SpeechRequest, Usage
-from sheen.serve.speech import delta_event, event
-from sheen.text.segmentation import SentenceStream
+from sheen.serve.schema import Usage
+
+CHEAP = {"pcm", "wav"}
+"""Formats that cost less to make than to hand to another thread."""
+
+
+class Renderer:
+    """One response's bytes. `close` it, whatever happened."""
+
+    def __init__(
+        self,
+        audio_format: str,
+        speed: float,
+        sample_rate: int,
+        pool: ThreadPoolExecutor,
+        *,
+        whole: bool = False,
+    ) -> None:
+        """`whole`: all bytes leave at `finish`, with a header that states the length."""
+        self.sample_rate = sample_rate
+        self.whole = whole
+        self._speed = speed
+        self._tempo = Tempo(speed, sample_rate)
+        self._encoder = AudioEncoder(audio_format, sample_rate, whole=whole)
+        self._pool = None if audio_format in CHEAP and speed == 1.0 else pool
+        # A client may leave while another thread computes: what it uses is not closed under it.
+        self._lock = threading.Lock()
+        self._closed = False
+
+    async def push(self, samples: Samples) -> bytes:
+        """What can be sent of these samples and those before them."""
+        return await self._computed(samples)
+
+    async def finish(self) -> bytes:
+        """All that is left."""
+        return await self._computed(None)
+
+    def seconds(self, samples: Samples) -> float:
+        """How long a listener hears these samples."""
+        return len(samples) / self.sample_rate / self._speed
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._encoder.close()
+
+    async def _computed(self, samples: Samples | None) -> bytes:
+        if self._pool is None:
+            return self._compute(samples)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, samples)
+
+    def _compute(self, samples: Samples | None) -> bytes:
+        with self._lock:
+            if self._closed:
+                return b""
+            if samples is not None:
+                return self._encoder.push(self._tempo.push(samples))
+            last = self._encoder.push(self._tempo.finish())
+            return last + self._encoder.finish()
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """An admitted request: feed `chunks`, iterate `speech`, send what `renderer` makes of it."""
+
+    chunks: ChunkStream
+    speech: Speech
+    renderer: Renderer
+    come_back: Callable[[], int]
+    """A place promised for when it is asked for again: seconds until then."""
+
+
+def delta_event(data: bytes) -> bytes:
+    """Audio as one of OpenAI's server-sent events."""
+    return event("speech.audio.delta", audio=base64.b64encode(data).decode())
+
+
+def event(kind: str, **fields: Any) -> bytes:
+    """A server-sent event of this type."""
+    return f"data: {json.dumps({'type': kind, **fields})}\n\n".encode()
+
 
 EVENT_STREAM = "text/event-stream"
 
@@ -61,21 +150,6 @@ def usage(record: RequestRecord) -> Usage:
     return Usage(
         input_tokens=record.input_tokens, output_tokens=record.output_tokens, total_tokens=total
     )
-
-
-async def answer(
-    backend: Backend, request: SpeechRequest, record: RequestRecord, timeout_s: float
-) -> Response:
-    """The answer to a request as it asks for it: whole, or begun. Raises APIError."""
-    events = request.stream_format == "sse"
-    at_once = not request.stream and not events
-    utterance = backend.begin(request, record, whole=at_once)
-    sentences = SentenceStream(backend.voice.language)
-    await utterance.chunks.feed_text(request.input, sentences)
-    utterance.chunks.close(sentences)
-    if at_once:
-        return await whole(utterance, record, timeout_s)
-    return await streamed(utterance, record, timeout_s, events)
 
 
 async def streamed(
