@@ -1,4 +1,5 @@
-"""How much faster the encode job is than the seed's way, and how near to bare processes.
+"""How much faster the encode job is than one process running SNAC as published, and how near to
+bare processes that only run the codec.
 
 Run by `make bench`. Clips of 1 to 15 s at 44.1 kHz, the codec's published 24 kHz shape with random
 weights, on the CPU. The sides run one after another on the same clips: the baseline (one process,

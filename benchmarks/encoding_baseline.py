@@ -1,4 +1,4 @@
-"""What the encode job is compared with: the seed's way, and bare processes that only run the codec.
+"""What the encode job is compared with: one process running SNAC as published, and bare processes.
 
 The baseline is one process, one clip at a time, as users of snac write it: soundfile, FFT
 resampling, `SNAC.encode` as published (weight norm computed on every call), torch's default number
