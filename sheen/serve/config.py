@@ -1,18 +1,73 @@
-"""The serving application's arguments: `args` in serve_config.yaml."""
+"""The serving application's arguments: `args` in serve_config.yaml.
+
+Owns their names, defaults and help, what a client may send among them. What keeps those limits is
+`sheen.serve.access.limits`.
+"""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
 import sheen
 from sheen.lm import checkpoint
-from sheen.serve.access.limits import Limits
 from sheen.storage import uris
 
 CHECKOUT = Path(sheen.__file__).resolve().parent.parent
 """Of a checkout its root, wherever a worker's working directory is; of an installed package the
 folder of all packages, which holds no checkpoint."""
+
+
+KIB = 1024
+
+
+class BodyLimit(NamedTuple):
+    """Of one request's body."""
+
+    size: int
+    """Bytes."""
+    seconds: float
+    """From the request's arrival to the body's last byte."""
+
+
+class Limits(BaseModel):
+    """The table, with its defaults."""
+
+    max_body_bytes: Annotated[
+        int, Field(ge=1024, description="a larger body of a request gets 413")
+    ] = 256 * KIB  # the longest text and instructions, with every character escaped, take 100 kB
+    body_timeout_s: Annotated[
+        float,
+        Field(gt=0.0, description="a body that is not whole by then, however it comes, gets 408"),
+    ] = 10.0
+    max_bodies: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="bodies of requests on their way at a time; with one more, the oldest of "
+            "them gets 408",
+        ),
+    ] = 128
+    max_message_bytes: Annotated[
+        int,
+        Field(
+            ge=1024,
+            description="a WebSocket with a larger message, decompressed, is closed with 1009",
+        ),
+    ] = 256 * KIB
+    max_messages_per_s: Annotated[
+        int,
+        Field(ge=1, description="a WebSocket with more messages in a second is closed with 1008"),
+    ] = 50
+    start_timeout_s: Annotated[
+        float,
+        Field(gt=0.0, description="a WebSocket without `start` by then is closed with 1008"),
+    ] = 10.0
+
+    def body(self, path: str) -> BodyLimit:
+        """The row of a route, `path` within the application. None has one of its own yet."""
+        rows: dict[str, BodyLimit] = {}
+        return rows.get(path, BodyLimit(self.max_body_bytes, self.body_timeout_s))
 
 
 class ServeArgs(Limits, BaseModel, extra="forbid"):

@@ -13,10 +13,17 @@ from contextlib import suppress
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from sheen.serve.access.limits import IDLE_S, MAX_UTTERANCE_CHARACTERS, SILENT_S, Limits
-from sheen.serve.access.messages import POLICY_VIOLATION, Closing, Inbox
+from sheen.serve.access.limits import (
+    IDLE_S,
+    MAX_UTTERANCE_CHARACTERS,
+    POLICY_VIOLATION,
+    SILENT_S,
+    Closing,
+    Inbox,
+)
 from sheen.serve.access.middleware import answered_protocol, check_key
 from sheen.serve.backend import Backend
+from sheen.serve.config import Limits
 from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.request_log import close_record, open_record, refused
 from sheen.serve.responses import rendered, usage

@@ -38,9 +38,8 @@ from helpers.speaking import assert_close
 from sheen.audio.encoders import MEDIA_TYPES
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import Voice
-from sheen.serve.access.limits import Limits
 from sheen.serve.app import build
-from sheen.serve.config import ServeArgs
+from sheen.serve.config import Limits, ServeArgs
 from sheen.serve.drain import drain
 
 # The first test here may have to make the checkpoint, and then starts Serve.

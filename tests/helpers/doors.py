@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from sheen.serve.access.limits import Limits
+from sheen.serve.config import Limits
 
 WAIT_S = 120
 """Far longer than anything takes: what a failing server costs, never a passing one."""

@@ -1,22 +1,28 @@
-"""How much a client may ask for and how long it may take, at every door.
+"""What keeps a client to the limits of its body and its messages, at every door.
 
-Owns the table: `Limits` are fields of `args`, `Limits.body` has a row per route. And what keeps it:
-the clock of a body, the size and pace of a WebSocket's messages. Each refusal has a code, by which
-it is counted. How many requests speak at a time is `sheen.serve.access.admission`'s.
+Owns the clock of a body, and what is taken for a message on a WebSocket: small enough, slow enough,
+and ours. Each refusal has a code, by which it is counted. The limits are fields of `args`
+(`sheen.serve.config`); what a message holds is `sheen.serve.schema`'s, what it does
+`sheen.serve.websocket`'s; how many requests speak at a time is `sheen.serve.access.admission`'s.
 """
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
+from sheen.serve.config import BodyLimit, Limits
 from sheen.serve.errors import APIError, Refused
+from sheen.serve.schema import MESSAGE, Cancel, End, Start, Text
 
-KIB = 1024
+POLICY_VIOLATION, TOO_BIG = 1008, 1009
+"""Close codes of WebSockets (RFC 6455, 7.4.1)."""
 MAX_UTTERANCE_CHARACTERS = 32_768
 """What a language model writes in one answer: the text of one utterance on a WebSocket."""
 IDLE_S = 60.0
@@ -26,55 +32,6 @@ SILENT_S = 600.0
 RESERVE = 64
 """Places of a replica beyond all that can be held: for what is answered at once, such as /health,
 and every refusal."""
-
-
-class BodyLimit(NamedTuple):
-    """Of one request's body."""
-
-    size: int
-    """Bytes."""
-    seconds: float
-    """From the request's arrival to the body's last byte."""
-
-
-class Limits(BaseModel):
-    """The table, with its defaults."""
-
-    max_body_bytes: Annotated[
-        int, Field(ge=1024, description="a larger body of a request gets 413")
-    ] = 256 * KIB  # the longest text and instructions, with every character escaped, take 100 kB
-    body_timeout_s: Annotated[
-        float,
-        Field(gt=0.0, description="a body that is not whole by then, however it comes, gets 408"),
-    ] = 10.0
-    max_bodies: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="bodies of requests on their way at a time; with one more, the oldest of "
-            "them gets 408",
-        ),
-    ] = 128
-    max_message_bytes: Annotated[
-        int,
-        Field(
-            ge=1024,
-            description="a WebSocket with a larger message, decompressed, is closed with 1009",
-        ),
-    ] = 256 * KIB
-    max_messages_per_s: Annotated[
-        int,
-        Field(ge=1, description="a WebSocket with more messages in a second is closed with 1008"),
-    ] = 50
-    start_timeout_s: Annotated[
-        float,
-        Field(gt=0.0, description="a WebSocket without `start` by then is closed with 1008"),
-    ] = 10.0
-
-    def body(self, path: str) -> BodyLimit:
-        """The row of a route, `path` within the application. None has one of its own yet."""
-        rows: dict[str, BodyLimit] = {}
-        return rows.get(path, BodyLimit(self.max_body_bytes, self.body_timeout_s))
 
 
 def too_large(limit: BodyLimit) -> APIError:
@@ -163,3 +120,100 @@ class Pace:
         more = (now - self._at) * self._per_second
         self._left, self._at = min(self._left + more, float(self._per_second)) - 1.0, now
         return self._left >= 0.0
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+class Closing(APIError):
+    """An error after which the WebSocket is closed."""
+
+    def __init__(self, close_code: int, status: int, message: str, code: str | None) -> None:
+        super().__init__(status, message, code=code)
+        self.close_code = close_code
+
+
+class Inbox:
+    """Of one WebSocket."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._pace = Pace(limits.max_messages_per_s)
+        self._half = ""
+        """The first half of a surrogate pair whose second half the next text may begin with."""
+
+    def take(self, received: Message) -> Start | Text | End | Cancel:
+        """A message as it was received. Closing for one that breaks a limit, APIError for one that
+        is none of ours."""
+        text, binary = received.get("text"), received.get("bytes")
+        if self._size(text or binary or "") > self._limits.max_message_bytes:
+            most = self._limits.max_message_bytes
+            raise Closing(TOO_BIG, 413, f"a message of more than {most} bytes", "message_too_large")
+        if not self._pace.keeps():
+            most = self._limits.max_messages_per_s
+            raise Closing(
+                POLICY_VIOLATION, 429, f"more than {most} messages a second", "too_many_messages"
+            )
+        if text is None:
+            raise APIError(
+                400, "a binary message; send JSON in text messages", code="binary_message"
+            )
+        message = self._parsed(text)
+        if not isinstance(message, Text):
+            self._half = ""
+        return message
+
+    def _size(self, data: str | bytes) -> int:
+        """Bytes; of a text that is surely too long, its characters."""
+        if isinstance(data, bytes) or len(data) > self._limits.max_message_bytes:
+            return len(data)
+        return len(data.encode())
+
+    def _parsed(self, text: str) -> Start | Text | End | Cancel:
+        half, self._half = self._half, ""
+        try:
+            message = MESSAGE.validate_json(text)
+        except ValidationError as error:
+            fields = _of_halves(text)
+            if fields is None:
+                raise _invalid(error) from error
+            fields["text"], self._half = _joined(half + fields["text"])
+            try:
+                return MESSAGE.validate_python(fields)
+            except ValidationError as another:
+                raise _invalid(another) from another
+        if half and isinstance(message, Text):
+            if message.text:
+                message.text = "\N{REPLACEMENT CHARACTER}" + message.text
+            else:
+                self._half = half
+        return message
+
+
+def _invalid(error: ValidationError) -> APIError:
+    problem = error.errors()[0]
+    # The first part is the message's type, the second the field.
+    param = next((str(part) for part in problem["loc"][1:2]), None)
+    return APIError(
+        400, f"{param or 'message'}: {problem['msg']}", param=param, code=problem["type"]
+    )
+
+
+def _of_halves(text: str) -> dict[str, Any] | None:
+    """The fields of a `text` message that holds half a surrogate pair, which pydantic takes for no
+    JSON, and JavaScript writes where a string was sliced. None if that is not what is wrong."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
+        return None
+    return fields if _HALF.search(fields["text"]) else None
+
+
+def _joined(text: str) -> tuple[str, str]:
+    """A text whose pairs are characters, what has no other half is replaced; and the half at its
+    end, whose other half may follow."""
+    rest = text[-1] if "\ud800" <= text[-1:] <= "\udbff" else ""
+    units = text[: len(text) - len(rest)].encode("utf-16-le", "surrogatepass")
+    return units.decode("utf-16-le", "replace"), rest

@@ -18,7 +18,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sheen.serve.access.keys import is_known
-from sheen.serve.access.limits import Bodies, Body, Limits, declared, too_large
+from sheen.serve.access.limits import POLICY_VIOLATION, Bodies, Body, declared, too_large
+from sheen.serve.config import Limits
 from sheen.serve.errors import APIError, error_response
 from sheen.serve.request_log import local_path, refused
 
@@ -98,8 +99,6 @@ KEY_PROTOCOL = "openai-insecure-api-key."
 """What stands before the key among the subprotocols of a WebSocket: the one place where a browser
 lets a page put it, as OpenAI's own endpoints take it. Never a query, which proxies log."""
 RETRY_S = 5
-POLICY_VIOLATION = 1008
-"""A WebSocket's close code (RFC 6455, 7.4.1)."""
 
 Digests = frozenset[str]
 

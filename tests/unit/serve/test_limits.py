@@ -31,11 +31,10 @@ from helpers.doors import (
 from helpers.example import DIGITS
 from sheen.serve import request_log
 from sheen.serve.access.keys import digest
-from sheen.serve.access.limits import Limits, Pace
-from sheen.serve.access.messages import Inbox
+from sheen.serve.access.limits import Inbox, Pace
 from sheen.serve.access.middleware import Gate, GateMiddleware, set_gate
 from sheen.serve.backend import Backend
-from sheen.serve.config import ServeArgs
+from sheen.serve.config import Limits, ServeArgs
 from sheen.serve.errors import install_error_handlers
 from sheen.serve.request_log import RequestLogMiddleware, RequestRecord, listen
 from sheen.serve.schema import SpeechRequest

@@ -19,9 +19,8 @@ from helpers.speaking import WAIT_S
 from sheen.audio.io import Samples, decode_audio, to_pcm16
 from sheen.serve import request_log
 from sheen.serve.access.admission import Admission
-from sheen.serve.access.limits import Limits
 from sheen.serve.backend import Backend
-from sheen.serve.config import ServeArgs
+from sheen.serve.config import Limits, ServeArgs
 from sheen.serve.errors import APIError
 from sheen.serve.request_log import RequestRecord, close_record
 from sheen.serve.responses import Renderer, delta_event, streamed
