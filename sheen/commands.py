@@ -107,7 +107,7 @@ def encode(argv: list[str], prog: str) -> int:
     from sheen.encode.config import EncodeConfig
     from sheen.encode.job import run
     from sheen.encode.output import TRANSIENT
-    from sheen.runs.exits import run_job
+    from sheen.runs.cluster import run_job
 
     def job() -> int:
         report = run(load_config(EncodeConfig, argv, prog))
@@ -132,7 +132,7 @@ def evaluate(argv: list[str], prog: str) -> int:
     from sheen.evaluate.config import EvaluateConfig
     from sheen.evaluate.job import run
     from sheen.evaluate.results import PAGE_FILE
-    from sheen.runs.exits import run_job
+    from sheen.runs.cluster import run_job
     from sheen.scoring.speech_report import voice_rows
 
     def job() -> int:

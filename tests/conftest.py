@@ -17,12 +17,12 @@ import hypothesis
 import pytest
 from filelock import FileLock
 
-from sheen.runs import loopback
+from sheen.runs import cluster
 
 # Before Ray or torch is imported: no other machine and no other user may reach the clusters of the
 # tests, a token left in the home folder must not matter, and two cores do not bear several threads
 # in several processes.
-os.environ.update(loopback.settings(loopback.folder_until_exit()))
+os.environ.update(cluster.loopback_settings(cluster.token_folder()))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 if threading.current_thread() is threading.main_thread():
@@ -137,8 +137,6 @@ def measured(
 def ray_cluster() -> Iterator[None]:
     """A local cluster of two CPUs, whatever the machine has."""
     import ray
-
-    from sheen.runs import cluster
 
     ray.init(
         "local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": cluster.WORKER_ENV}

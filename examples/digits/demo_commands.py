@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sheen.runs import loopback
+from sheen.runs import cluster
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUN = ROOT / "runs" / "demo"
@@ -92,7 +92,8 @@ def ray_head() -> Iterator[dict[str, str]]:
     """
     port, dashboard = _free_port(), _free_port()
     environment = os.environ | {
-        **loopback.settings(RUN),  # of this demo alone: the home folder's token stays as it is
+        # Of this demo alone: the home folder's token stays as it is.
+        **cluster.loopback_settings(RUN),
         # Jobs run `python` from the PATH of the node's Ray process.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_ADDRESS": f"127.0.0.1:{port}",

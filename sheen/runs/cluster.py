@@ -1,22 +1,29 @@
-"""Joining the Ray cluster, as every job's driver does first.
+"""A job's driver on a Ray cluster: how it joins one, and how it ends.
 
 Owns the environment that workers need, the check that the head named by RAY_ADDRESS or a file
 answers (Ray itself waits for a dead head without end and does not say where its address came
-from), the device that `--gpu` selects, and the refusal of an output path that would be lost.
+from), the settings of a Ray that only this user, on this machine, can use, the device that `--gpu`
+selects, the refusal of an output path that would be lost, and the exit status. Errors that the user
+can fix (bad input, a full or read-only disk, Ctrl-C) are one line; every other exception is a bug
+and keeps its traceback.
+
+Ray is imported where it is used: it reads `loopback_settings` when it is imported.
 """
 
+import atexit
+import logging
 import os
+import secrets
+import shutil
+import signal
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
-from ray._common.utils import get_ray_address_file
-from ray._private import ray_constants
-
-from sheen.runs import loopback
-from sheen.storage import uris
+from sheen.config import fail
+from sheen.storage import files, uris
 
 WORKER_ENV = {
     # glibc returns each large tensor to the kernel and page-faults it back: with these the codec
@@ -24,6 +31,11 @@ WORKER_ENV = {
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "MALLOC_MMAP_THRESHOLD_": "33554432",
 }
+_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray reads it on Linux too. "0": no node but this one, and every port is on 127.0.0.1."""
+_TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+ANSWER_S = 5.0
+"""A head that lives answers sooner."""
 
 
 def connect() -> None:
@@ -33,24 +45,28 @@ def connect() -> None:
     one, else one of its own. RAY_AUTH_MODE stays as the user has it; unset, a new cluster has Ray's
     default, which is the token. ValueError where the head that is named does not answer.
     """
+    import ray
+
     if ray.is_initialized():
         return
-    if not check_head() and not loopback.has_token():
+    if not check_head() and not _has_token():
         # Ray would write a token to the home folder, where it would change what a later
         # `ray start` does.
-        token = loopback.write_token(loopback.folder_until_exit())
-        os.environ[loopback.TOKEN_PATH] = str(token)
+        token = write_token(token_folder())
+        os.environ[_TOKEN_PATH] = str(token)
     with on_loopback():
         ray.init(runtime_env={"env_vars": WORKER_ENV}, log_to_driver=True)
 
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Around `ray.init`: what loopback.SWITCH does, which Ray reads when it is imported.
+    """Around `ray.init`: what _SWITCH does, which Ray reads when it is imported.
 
     A new cluster gets 127.0.0.1; a head's 127.0.0.1 is not replaced by the machine's own address,
     where a head on loopback does not listen. A head with any other address is joined as ever.
     """
+    from ray._private import ray_constants
+
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -61,6 +77,8 @@ def on_loopback() -> Iterator[None]:
 
 def count(resource: str, default: int = 1) -> int:
     """How many of a resource the cluster has now, at least `default`."""
+    import ray
+
     resources: dict[str, float] = ray.cluster_resources()
     return max(default, int(resources.get(resource, 0)))
 
@@ -94,14 +112,13 @@ def output_folder(flag: str, location: str) -> str:
     return uris.absolute(location)
 
 
-ANSWER_S = 5.0
-
-
 def check_head() -> bool:
     """Whether a job would join a head, and not start a cluster.
 
     ValueError names the variable or the file that has the address of no living head.
     """
+    from ray._common.utils import get_ray_address_file
+
     source, address = "the variable RAY_ADDRESS", os.environ.get("RAY_ADDRESS", "")
     remedy = "unset it to start a cluster here, or give the address of a head that runs"
     if not address:
@@ -122,3 +139,68 @@ def check_head() -> bool:
             f"{source} says that a Ray head is at {address}, where none answers ({error}); {remedy}"
         ) from error
     return True
+
+
+def token_folder() -> Path:
+    """A new folder that only this user may open; it ends with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="sheen-token-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def loopback_settings(folder: Path) -> dict[str, str]:
+    """The environment of a Ray that listens on loopback and asks for a new token, kept in `folder`.
+
+    `--node-ip-address=127.0.0.1` does not keep Ray on loopback: it replaces that address with the
+    machine's own (docs/upstream.md). Other users of the machine reach loopback too: the token is
+    what keeps them out.
+    """
+    return {_SWITCH: "0", "RAY_AUTH_MODE": "token", _TOKEN_PATH: str(write_token(folder))}
+
+
+def write_token(folder: Path) -> Path:
+    """A new token, in a file that its owner alone may read."""
+    path = folder / "ray-token"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(secrets.token_hex(32))
+    return path
+
+
+def _has_token() -> bool:
+    """Whether this user has chosen a token, in one of the three places where Ray looks."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get(_TOKEN_PATH)
+    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
+
+
+class Stopped(Exception):
+    """A job ended early because it was asked to, and can be resumed."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.status = 128 + signum
+        """Exit status, as shells have it for a process that ended by a signal."""
+
+
+def run_job(prog: str, job: Callable[[], int]) -> int:
+    """What `job` returns; 2: the user must change something; 128 + signal: stopped, resumable.
+
+    Also sets the log up as every job has it.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return job()
+    except (ValueError, OSError) as error:
+        from ray.exceptions import RayTaskError
+
+        if isinstance(error, RayTaskError):  # it is what the task raised too
+            raise
+        if isinstance(error, OSError) and error.errno in files.DISK_FULL:
+            return fail(prog, OSError(f"{error}. Free space, then the same command resumes"))
+        return fail(prog, error)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; the same command resumes", flush=True)
+        return 128 + signal.SIGINT
+    except Stopped as stopped:
+        print(f"{prog}: {stopped}", flush=True)
+        return stopped.status

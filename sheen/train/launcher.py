@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 
 from sheen.config import fail, load_config
 from sheen.runs import cluster
-from sheen.runs.exits import Stopped, run_job
+from sheen.runs.cluster import Stopped, run_job
 from sheen.storage import uris
 from sheen.train import distributed
 from sheen.train.checkpoints import RunStore

@@ -23,7 +23,7 @@ import pytest
 from helpers.example import ROOT
 from helpers.knocking import FOR_EVERYBODY
 from helpers.ports import SAID
-from sheen.runs import loopback
+from sheen.runs import cluster
 
 TIMEOUT_S = 280
 MACHINES = {
@@ -220,10 +220,10 @@ def test_figures_tell_no_text_and_no_key() -> None:
 
 
 def test_a_token_is_in_a_file_that_its_owner_alone_may_read(tmp_path: Path) -> None:
-    settings = loopback.settings(tmp_path)
+    settings = cluster.loopback_settings(tmp_path)
     path = Path(settings["RAY_AUTH_TOKEN_PATH"])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(path.read_text()) == 64
-    assert stat.S_IMODE(loopback.folder_until_exit().stat().st_mode) == 0o700
+    assert stat.S_IMODE(cluster.token_folder().stat().st_mode) == 0o700
     with pytest.raises(FileExistsError):
-        loopback.write_token(tmp_path)  # of another cluster: never taken over
+        cluster.write_token(tmp_path)  # of another cluster: never taken over

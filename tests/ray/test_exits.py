@@ -15,7 +15,7 @@ import ray
 
 from helpers.example import CODEC, ROOT, load_script
 from helpers.jobs import DOORS
-from sheen.runs.exits import Stopped, run_job
+from sheen.runs.cluster import Stopped, run_job
 
 encode = load_script(ROOT / "jobs" / "encode.py").main
 
