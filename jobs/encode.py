@@ -2,7 +2,7 @@
 
 import sys
 
-from sheen.commands import encode
+from sheen.__main__ import encode
 
 
 def main(argv: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 import sys
 
-from sheen.commands import evaluate
+from sheen.__main__ import evaluate
 
 
 def main(argv: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 import sys
 
-from sheen.commands import train
+from sheen.__main__ import train
 
 
 def main(argv: list[str]) -> int:

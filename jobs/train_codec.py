@@ -2,7 +2,7 @@
 
 import sys
 
-from sheen.commands import train_codec
+from sheen.__main__ import train_codec
 
 
 def main(argv: list[str]) -> int:

@@ -1,10 +1,219 @@
-"""`sheen` and `python -m sheen`: see `sheen.commands`."""
+"""The commands: arguments in, exit status out.
 
+`sheen NAME ...`, `python -m sheen NAME ...` and `jobs/*.py` call the same ones.
+
+Owns what a command prints, and the flags of `speak`; a job's flags are the fields of its config.
+Every command imports what it needs when it is called: `sheen --help` costs no torch, and `speak` no
+Ray.
+"""
+
+import argparse
+import shlex
 import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sheen.commands import main
+from sheen import __version__
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from sheen.train.config import CodecTrainConfig, TrainConfig
+
+Command = Callable[[list[str], str], int]
+"""Arguments, and the name of the program in messages -> exit status."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `sheen` command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words[0] if words else "--help"
+    if name in COMMANDS:
+        return COMMANDS[name][0](words[1:], f"sheen {name}")
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"sheen {__version__}")
+        return 0
+    message = f"sheen: error: unknown command {name!r}; expected one of {', '.join(COMMANDS)}"
+    if any(word.split("=")[0] == "--model" for word in words):
+        message += f". To speak a text: sheen speak {shlex.join(words)}"
+    print(message, file=sys.stderr)
+    return 2
+
+
+def speak(argv: list[str], prog: str) -> int:
+    from transformers.utils.logging import disable_progress_bar
+
+    from sheen.config import fail
+    from sheen.engine.sampler import Sampling
+    from sheen.speaker import Speaker, audio_format
+
+    parser = argparse.ArgumentParser(
+        prog, description="Speak a text from a checkpoint into a file, without Ray."
+    )
+    add, shown = parser.add_argument, "(default: %(default)s)"
+    add("text", metavar="TEXT", help="what to speak; - reads it from standard input")
+    add("--model", required=True, help="checkpoint: a folder, a URI or a hub id")
+    add("--voice", help="one of the model's voices (default: the only one)")
+    endings = ".wav, .flac, .mp3, .opus, .aac or .pcm"
+    add("-o", "--output", default="out.wav", help=f"file, path or URI, with {endings} {shown}")
+    add("--speed", type=float, default=1.0, help=f"0.25 to 4, at the same pitch {shown}")
+    add("--seed", type=int, default=Sampling.seed, help=f"another one speaks anew {shown}")
+    for flag, kind, what in (
+        ("--temperature", float, "0 to 5; 0 takes the likeliest token"),
+        ("--top-k", int, "draw from so many of the likeliest tokens; 0 is off"),
+        ("--top-p", float, "draw from so much of the probability; 1 is off"),
+        ("--repetition-penalty", float, "0.5 to 5; 1 is off"),
+    ):
+        default = getattr(Sampling, flag[2:].replace("-", "_"))
+        add(flag, type=kind, default=default, help=f"{what} {shown}")
+    limit = "longest audio of one chunk of text, seconds"
+    add("--max-seconds", type=float, default=30.0, help=f"{limit} {shown}")
+    add("--device", help="torch device (default: cuda where there is one, else cpu)")
+    options = parser.parse_args(argv)
+    disable_progress_bar()
+    try:
+        # Before any work: a file that cannot be written should not cost a synthesis.
+        audio_format(options.output)
+        if "://" not in options.output and not Path(options.output).parent.is_dir():
+            raise ValueError(f"output {options.output}: no folder {Path(options.output).parent}")
+        text = sys.stdin.read() if options.text == "-" else options.text
+        speaker = Speaker(options.model, device=options.device, max_seconds=options.max_seconds)
+        with speaker:
+            started = time.monotonic()
+            audio = speaker.synthesize(
+                text,
+                options.voice,
+                speed=options.speed,
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                repetition_penalty=options.repetition_penalty,
+                seed=options.seed,
+            )
+            audio.save(options.output)
+            took = time.monotonic() - started
+    except (ValueError, OSError) as error:
+        return fail(prog, error)
+    print(
+        f"{options.output}: {audio.seconds:.2f} s of audio in {took:.2f} s, "
+        f"finish reason {audio.finish_reason}"
+    )
+    return 0
+
+
+def encode(argv: list[str], prog: str) -> int:
+    from sheen.config import load_config
+    from sheen.encode.config import EncodeConfig
+    from sheen.encode.job import run
+    from sheen.encode.output import TRANSIENT
+    from sheen.runs.cluster import run_job
+
+    def job() -> int:
+        report = run(load_config(EncodeConfig, argv, prog))
+        print(
+            f"{report['rows_out']} of {report['rows_in']} recordings encoded, "
+            f"{report['utterances']} utterances, "
+            f"{report['hours'] * 60:.1f} minutes, {report['audio_seconds_per_second']} x realtime"
+        )
+        for reason, entry in report["rejects"].items():
+            print(f"  rejected, {reason}: {entry['rows']} ({entry['examples'][0]})")
+        if again := sum(report["rejects"].get(reason, {"rows": 0})["rows"] for reason in TRANSIENT):
+            print(f"  {again} of those may be there later: the same command tries them again")
+        if not report["rows_out"]:
+            raise ValueError("nothing could be encoded; see report.json in the output")
+        return 0
+
+    return run_job(prog, job)
+
+
+def evaluate(argv: list[str], prog: str) -> int:
+    from sheen.config import load_config
+    from sheen.evaluate.config import EvaluateConfig
+    from sheen.evaluate.job import run
+    from sheen.evaluate.results import PAGE_FILE
+    from sheen.runs.cluster import run_job
+    from sheen.scoring.speech_report import voice_rows
+
+    def job() -> int:
+        config = load_config(EvaluateConfig, argv, prog)
+        result = run(config)
+        for reason, count in (result.skipped + result.rejected).items():
+            print(f"  not spoken: {count} x {reason}")
+        if result.report is None:
+            raise ValueError("no prompt could be spoken; see the rows in --output")
+        header, rows = voice_rows(result.report)
+        for name, cells in zip(header, zip(*rows, strict=True), strict=True):
+            print(f"{name:24}" + "  ".join(f"{cell:24}" for cell in cells).rstrip())
+        print(f"page: {config.output}/{PAGE_FILE}")
+        return 0
+
+    return run_job(prog, job)
+
+
+def train(argv: list[str], prog: str) -> int:
+    from sheen.train import launcher
+    from sheen.train.config import TrainConfig
+    from sheen.train.job import run
+
+    def summary(config: "TrainConfig", last: dict[str, Any]) -> str:
+        if config.dry_run:
+            return "the run can start"
+        return f"checkpoint in {config.output}/checkpoint, loss {last['loss']:.3f}"
+
+    return launcher.main(prog, argv, TrainConfig, run, summary)
+
+
+def train_codec(argv: list[str], prog: str) -> int:
+    from sheen.train import launcher
+    from sheen.train.codec.job import run
+    from sheen.train.config import CodecTrainConfig
+
+    def summary(config: "CodecTrainConfig", last: dict[str, Any]) -> str:
+        return f"codec in {config.output}/codec, log-mel loss {last['mel']:.4f}"
+
+    return launcher.main(prog, argv, CodecTrainConfig, run, summary)
+
+
+def serve(argv: list[str], prog: str) -> int:
+    from sheen.serve.run import main
+
+    return main(argv, prog)
+
+
+def convert(argv: list[str], prog: str) -> int:
+    from sheen.convert import main
+
+    return main(argv)
+
+
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "speak": (speak, "a text and a checkpoint -> an audio file"),
+    "encode": (encode, "recordings -> a dataset of codec codes"),
+    "train": (train, "a dataset -> a checkpoint"),
+    "train-codec": (train_codec, "recordings -> a codec of your own"),
+    "evaluate": (evaluate, "prompts and a checkpoint -> speech, scored, and a report page"),
+    "serve": (serve, "a checkpoint -> an OpenAI-compatible speech server"),
+    "convert": (convert, "folders of an older format, brought up to date in place"),
+}
+
+
+def _help() -> str:
+    lines = [f"  {name:12} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: sheen COMMAND [ARGUMENTS]",
+            "",
+            "Your own voice model on Ray.",
+            "",
+            *lines,
+            "",
+            "sheen COMMAND --help lists a command's flags; sheen --version prints the version.",
+        ]
+    )
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -193,7 +193,7 @@ def test_a_rate_that_diverges_ends_the_run_and_says_so(
 FULL_DISK = """
     import resource, signal, sys
     import ray
-    from sheen.commands import train
+    from sheen.__main__ import train
     from sheen.runs import cluster
 
     def limit():  # in each worker: files end at a size, as on a full disk

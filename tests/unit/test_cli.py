@@ -18,10 +18,9 @@ import torch
 import sheen.__main__
 from helpers.readers import check_speech
 from helpers.speaking import WAIT_S, assert_close, speak
-from sheen.__main__ import main
+from sheen.__main__ import COMMANDS, main
 from sheen.audio.io import to_pcm16
 from sheen.codec.info import WEIGHTS_FILE
-from sheen.commands import COMMANDS
 from sheen.engine.engine import Engine
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import Voice, load_voice
