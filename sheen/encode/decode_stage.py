@@ -4,9 +4,9 @@ Owns reading, decoding, cutting, the text's spoken form and what is refused. A r
 fails gets a reason and travels on to the output: nothing is dropped on the way. Loads no codec.
 """
 
-import faulthandler
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -54,18 +54,23 @@ def decode_blocks(
     """`decode_rows` of each block. A recording that crashes its process, or takes longer than
     `limit_s` seconds, is rejected after MAX_CRASHES attempts."""
 
-    def do(table: pa.Table) -> pa.Table:
-        return decode_rows(table, settings, limit_s)
+    def limit(key: int) -> AbstractContextManager[None]:
+        return attempts.limit(key, limit_s)
 
-    return pack(attempts.guard("decoder", table, do, limit_s) for table in unpack(packed))
+    def do(table: pa.Table) -> pa.Table:
+        return decode_rows(table, settings, limit)
+
+    return pack(attempts.guard("decoder", table, do) for table in unpack(packed))
 
 
 def decode_rows(
-    table: pa.Table, settings: DecodeSettings, limit_s: float | None = None
+    table: pa.Table,
+    settings: DecodeSettings,
+    limit: Callable[[int], AbstractContextManager[None]] = lambda key: nullcontext(),
 ) -> pa.Table:
     """MANIFEST_SCHEMA -> PCM_SCHEMA. A recording that cannot be used gets a reason and no PCM.
 
-    One that takes longer than `limit_s` seconds ends the process.
+    Each is worked on within `limit(key)`.
     """
     rows = table.to_pylist()
     clips = _Clips(_reader(), settings)
@@ -73,21 +78,16 @@ def decode_rows(
         row |= {"pcm": None, "seconds": None}
         clips.times = {"read_s": 0.0, "decode_s": 0.0, "resample_s": 0.0}
         if row["reason"] is None:
-            if limit_s is not None:
-                # In C and by itself: no thread of Python's runs while a decoder holds its lock.
-                faulthandler.dump_traceback_later(limit_s, exit=True, file=2)
             try:
-                if settings.normalisation is not None:
-                    row["text"] = _spoken(row["text"], settings.normalisation)
-                if row["snac_codes"] is None:
-                    row["pcm"] = clips.pcm(row)
-                else:
-                    clips.check_codes(row)
+                with limit(row["key"]):
+                    if settings.normalisation is not None:
+                        row["text"] = _spoken(row["text"], settings.normalisation)
+                    if row["snac_codes"] is None:
+                        row["pcm"] = clips.pcm(row)
+                    else:
+                        clips.check_codes(row)
             except Rejected as error:
                 row |= {"reason": error.reason, "detail": f"{_name(row)}{error}"}
-            finally:
-                if limit_s is not None:
-                    faulthandler.cancel_dump_traceback_later()
         row |= clips.times
     return pa.Table.from_pylist(rows, schema=PCM_SCHEMA)
 

@@ -7,37 +7,53 @@ row by row, each row registered first, and a row that was running in MAX_CRASHES
 rejected. Does not catch exceptions: a row that raises is its stage's business.
 """
 
+import faulthandler
+import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from threading import Timer
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
 
 MAX_CRASHES = 2
+REPORT_S = 5.0
+"""How long a process that is about to end itself waits for the registry."""
+
+
+class Crash(NamedTuple):
+    seconds: float
+    """From the row's start to the end of its process, or, at most, to the next attempt."""
+    hung: bool
+    """The process ended itself because the row took longer than its limit."""
 
 
 @dataclass
 class BlockAttempts:
-    """The attempts at one block: how often it was started and, by row, how long each run that
-    ended in a crash took, seconds."""
+    """The attempts at one block: how often it was started and, by row, the runs that ended in a
+    crash."""
 
     starts: int = 0
-    crashes: dict[Hashable, list[float]] = field(default_factory=lambda: defaultdict(list))
+    crashes: dict[Hashable, list[Crash]] = field(default_factory=lambda: defaultdict(list))
 
 
 class _Registry:
     def __init__(self) -> None:
         self._blocks: dict[Hashable, BlockAttempts] = defaultdict(BlockAttempts)
         self._at: dict[Hashable, tuple[Hashable, float]] = {}
+        self._limits: dict[Hashable, float] = {}
 
     def begin(self, block: Hashable) -> BlockAttempts:
         history = self._blocks[block]
         if block in self._at:
             row, since = self._at.pop(block)
-            history.crashes[row].append(time.monotonic() - since)
+            limit = self._limits.pop(row, None)
+            crash = Crash(limit or time.monotonic() - since, hung=limit is not None)
+            history.crashes[row].append(crash)
         history.starts += 1
         return history
 
@@ -45,6 +61,10 @@ class _Registry:
         self._at.pop(block, None)
         if row is not None:
             self._at[block] = row, time.monotonic()
+
+    def hung(self, row: Hashable, limit_s: float) -> None:
+        if any(row == running for running, _ in self._at.values()):
+            self._limits[row] = limit_s
 
     def end(self, block: Hashable) -> None:
         self._blocks.pop(block, None)
@@ -70,18 +90,37 @@ class Attempts:
     def end(self, block: Hashable) -> None:
         self._board.end.remote(block)
 
-    def guard(
-        self,
-        stage: str,
-        table: pa.Table,
-        do: Callable[[pa.Table], pa.Table],
-        limit_s: float = float("inf"),
-    ) -> pa.Table:
+    @contextmanager
+    def limit(self, row: Hashable, seconds: float) -> Iterator[None]:
+        """Ends this process if the block of the `with` takes longer than `seconds`.
+
+        The registry is told first, because nothing else could tell this end from a crash. Where
+        that cannot be done, because C code holds Python's lock, the process ends soon after
+        and counts as crashed.
+        """
+        timer = Timer(seconds, self._end_process, (row, seconds))
+        timer.daemon = True
+        faulthandler.dump_traceback_later(seconds + 2 * REPORT_S, exit=True, file=2)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            faulthandler.cancel_dump_traceback_later()
+
+    def _end_process(self, row: Hashable, limit_s: float) -> None:
+        try:
+            ray.get(self._board.hung.remote(row, limit_s), timeout=REPORT_S)
+        finally:
+            faulthandler.dump_traceback(file=2)
+            os._exit(1)
+
+    def guard(self, stage: str, table: pa.Table, do: Callable[[pa.Table], pa.Table]) -> pa.Table:
         """`do(table)` on rows with a `key`: the whole table, or row by row after a crash.
 
         A row that crashes its process gets the reason "`stage` crashed", or "`stage` hung" where
-        every run took `limit_s` seconds, a detail, and no `pcm`. `do` must pass rows with a reason
-        through unchanged.
+        every run took longer than its `limit`, a detail, and no `pcm`. `do` must pass rows with a
+        reason through unchanged.
         """
         block = (stage, table["key"][0].as_py())
         history = self.begin(block)
@@ -94,26 +133,27 @@ class Attempts:
                 if len(history.crashes.get(key, [])) < MAX_CRASHES:
                     self.at(block, key)
                 else:
-                    row = _refused(row, stage, history.crashes[key], limit_s)
+                    row = _refused(row, stage, history.crashes[key])
                 parts.append(do(row))
             done = pa.concat_tables(parts)
         self.end(block)
         return done
 
 
-def crash_reason(stage: str, crashes: list[float], limit_s: float) -> tuple[str, str]:
+def crash_reason(stage: str, crashes: list[Crash]) -> tuple[str, str]:
     """The reason and the detail for rejecting a row."""
-    if min(crashes) >= limit_s:
-        return f"{stage} hung", f"not done after {limit_s:g} s, {len(crashes)} times"
+    longest = max(crash.seconds for crash in crashes)
+    if all(crash.hung for crash in crashes):
+        return f"{stage} hung", f"not done after {longest:g} s, {len(crashes)} times"
     return (
         f"{stage} crashed",
         f"the process that worked on it ended, {len(crashes)} times, each time within "
-        f"{max(crashes):.0f} s",
+        f"{longest:.0f} s",
     )
 
 
-def _refused(row: pa.Table, stage: str, crashes: list[float], limit_s: float) -> pa.Table:
-    reason, detail = crash_reason(stage, crashes, limit_s)
+def _refused(row: pa.Table, stage: str, crashes: list[Crash]) -> pa.Table:
+    reason, detail = crash_reason(stage, crashes)
     if "audio" in row.column_names and pa.types.is_string(row.schema.field("audio").type):
         detail = f"{row['audio'][0].as_py()}: {detail}"
     values: dict[str, Any] = {"reason": pa.array([reason]), "detail": pa.array([detail])}

@@ -6,7 +6,6 @@ recordings they need, wherever those are stored. An unreadable recording is coun
 one replaces it.
 """
 
-import faulthandler
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -128,7 +127,7 @@ class SegmentReader:
         self._turn = Lock()
         for path, crashes in past.crashes.items():
             if len(crashes) >= MAX_CRASHES:
-                reason, detail = crash_reason("decoder", crashes, READ_LIMIT_S)
+                reason, detail = crash_reason("decoder", crashes)
                 self.unreadable[str(path)] = f"{reason} ({detail})"
         self._paths = paths
         self._sample_rate = sample_rate
@@ -194,11 +193,10 @@ class SegmentReader:
     def _read_alone(self, path: str) -> NDArray[np.float32] | None:
         assert self._attempts is not None
         self._attempts.at(self._block, path)
-        faulthandler.dump_traceback_later(READ_LIMIT_S, exit=True, file=2)
         try:
-            return self._read(path)
+            with self._attempts.limit(path, READ_LIMIT_S):
+                return self._read(path)
         finally:
-            faulthandler.cancel_dump_traceback_later()
             self._attempts.at(self._block, None)
 
     def _read(self, path: str) -> NDArray[np.float32] | None:
