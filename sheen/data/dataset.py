@@ -7,7 +7,7 @@ token layout can change without encoding again. Refuses other format versions by
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ INFO_FILE = "dataset.json"
 REPORT_FILE = "report.json"
 ROWS = "rows"
 ENCODED = f"{ROWS}/status=encoded"
+LARGE_FILE = 128 << 20  # bytes
 
 CODES_TYPE: pa.DataType = pa.list_(pa.list_(pa.int16()))
 _FIELDS: list[tuple[str, pa.DataType]] = [
@@ -192,17 +193,14 @@ def _parquet_rows(location: str) -> Iterator[_Row]:
     filesystem, path = uris.open_filesystem(location)
     single = files.kind(location) == fs.FileType.File
     found = [path] if single else sorted(files.list_files(location, recursive=True))
-    first = 0
-    for path in found:
-        if not path.endswith(".parquet"):
-            continue
+    paths = [path for path in found if path.endswith(".parquet")]
+
+    def stream(path: str) -> Iterator[pa.RecordBatch]:
         try:
             source = pads.dataset(path, filesystem=filesystem, format="parquet")
             columns = [*parquet.field_columns(path, source.schema), CODES_KEY]
             _check_codes_column(path, source.schema)
-            for batch in source.to_batches(columns=columns):
-                yield from _batch_rows(path, batch, first)
-                first += batch.num_rows
+            yield from source.to_batches(columns=columns)
         except TypeError as error:
             raise ValueError(f"{path}: {error}") from error
         except (pa.ArrowException, OSError) as error:
@@ -210,6 +208,20 @@ def _parquet_rows(location: str) -> Iterator[_Row]:
                 f"{path}: not a whole Parquet file of encoded speech ({error}). Encode again, or "
                 "delete this file to train without its rows"
             ) from error
+
+    def read(path: str) -> Iterable[pa.RecordBatch]:
+        """Ahead of its turn, but for a file that is large: a few of those would fill the memory."""
+        size = filesystem.get_file_info(path).size or 0
+        return list(stream(path)) if size <= LARGE_FILE else stream(path)
+
+    first = 0
+    for path, batches in zip(paths, files.map_ahead(read, paths), strict=True):
+        for batch in batches:
+            try:
+                yield from _batch_rows(path, batch, first)
+            except TypeError as error:
+                raise ValueError(f"{path}: {error}") from error
+            first += batch.num_rows
 
 
 def _check_codes_column(path: str, schema: pa.Schema) -> None:

@@ -54,10 +54,6 @@ class EncodeConfig(JobConfig):
     max_seconds: Annotated[
         float | None, Field(gt=0.0, description="longer recordings are rejected, seconds")
     ] = Limits.max_seconds
-    silent_below_db: Annotated[
-        float | None,
-        Field(le=0.0, description="softer recordings are rejected: the loudest sample, dB"),
-    ] = Limits.silent_below_db
     max_clipped: Annotated[
         float | None,
         Field(ge=0.0, le=1.0, description="above this share of full-scale samples: rejected"),
@@ -94,33 +90,6 @@ class EncodeConfig(JobConfig):
             "few recordings",
         ),
     ] = 1
-    rows_per_block: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="rows that are read, encoded and committed together, at most; fewer where "
-            "the input is small. More make fewer, larger files and take more memory",
-        ),
-    ] = 64
-    batch_seconds: Annotated[
-        float,
-        Field(
-            gt=0.0,
-            description="audio of one batch on a GPU, padding included, seconds. On a CPU clips "
-            "are encoded one by one: batches gain nothing there",
-        ),
-    ] = 120.0
-    decode_seconds: Annotated[
-        float,
-        Field(
-            gt=0.0,
-            description="a recording that takes longer to read and decode is rejected, seconds",
-        ),
-    ] = 300.0
-    report_clips: Annotated[
-        int,
-        Field(ge=0, description="recordings that the report plays beside what the codec makes"),
-    ] = 6
     num_workers: Annotated[
         int | None,
         Field(
@@ -135,22 +104,13 @@ class EncodeConfig(JobConfig):
             "GPU nodes start on demand"
         ),
     ] = None
-    cpus_per_worker: Annotated[
-        float,
-        Field(
-            gt=0.0,
-            description="CPUs reserved per encoding worker, which uses one: below 1, so that when "
-            "nodes die the workers fit on those that are left",
-        ),
-    ] = 0.25
 
     @property
     def limits(self) -> Limits:
         return Limits(
-            self.min_seconds,
-            self.max_seconds,
-            self.silent_below_db,
-            self.max_clipped,
-            self.min_text_rate,
-            self.max_text_rate,
+            min_seconds=self.min_seconds,
+            max_seconds=self.max_seconds,
+            max_clipped=self.max_clipped,
+            min_text_rate=self.min_text_rate,
+            max_text_rate=self.max_text_rate,
         )

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
+from sheen import blocks
 from sheen.codec.info import CODEC_FOLDER, CodecInfo, describe_codec, find_codec
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
@@ -26,17 +26,10 @@ from sheen.data import dataset
 from sheen.encode.config import EncodeConfig
 from sheen.encode.decode_stage import DecodeSettings, decode_blocks
 from sheen.encode.encode_stage import EncodeWorker, shift_samples
-from sheen.encode.output import (
-    STAGES,
-    block_name,
-    pack,
-    transiently_rejected,
-    write_blocks,
-    written_blocks,
-)
-from sheen.encode.plan import PAGE_FILE, cut_blocks, prepare_output, read_rows
-from sheen.encode.report import codec_sample, render
-from sheen.encode.summary import RunTimes, summarise
+from sheen.encode.output import STAGES, STATUSES, pack, write_blocks
+from sheen.encode.plan import PAGE_FILE, plan_blocks, prepare_output, read_rows
+from sheen.encode.report import render
+from sheen.encode.statistics import RunTimes, Statistics
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.lock import output_lock
@@ -46,6 +39,13 @@ from sheen.text.normalization import NemoStep, describe, load_normaliser
 logger = logging.getLogger(__name__)
 
 PROGRESS_S = 10.0
+DECODE_LIMIT_S = 300.0
+"""A recording that takes longer to read and decode is rejected."""
+GPU_BATCH_S = 120.0
+"""Audio of a batch on a GPU, padding included. On a CPU clips are encoded one by one: batches gain
+nothing there."""
+WORKER_CPUS = 0.25
+"""Reserved by an encoding worker, which uses one: when nodes die, the workers fit on the others."""
 
 
 def run(config: EncodeConfig) -> dict[str, Any]:
@@ -78,50 +78,37 @@ def _write(
     info: CodecInfo,
     normalisation: NemoStep | None,
 ) -> dict[str, Any]:
-    """Encode what is left, and report on all of it."""
-    rows = uris.join(output, dataset.ROWS)
-    blocks = cut_blocks(manifest, config.rows_per_block)
-    left = _left(blocks, rows)
+    """Encode what is left, and report on all rows."""
+    blocks.merge_all(output, STATUSES)  # what an interrupted run committed
+    left = plan_blocks(manifest, output)
     report_file = uris.join(output, dataset.REPORT_FILE)
     if not left and files.exists(report_file):
         logger.info("all %d rows are done already: nothing to do", len(manifest))
         report: dict[str, Any] = json.loads(files.read_bytes(report_file))
-    else:
-        settings = DecodeSettings(
-            codec.sample_rate,
-            config.limits,
-            TokenLayout(0, info.codebook_size, info.strides),
-            codec.frame_samples / codec.sample_rate,
-            config.trim_db,
-            config.loudness_lufs,
-            normalisation,
-        )
-        first_keys = [block["key"][0].as_py() for block in blocks]
-        times = _encode(left, first_keys, codec, settings, config, rows)
-        report = summarise(rows, codec.sample_rate, codec.codebook_size, times)
-        quality, clips = codec_sample(rows, manifest, codec, settings, config.report_clips)
-        title = f"Encoding of {', '.join(config.input)}"
-        page = render(report, title, quality, clips)
-        files.write_bytes(uris.join(output, PAGE_FILE), page.encode())
-        files.write_bytes(report_file, json.dumps(report, indent=2).encode() + b"\n")
+        return report
+    settings = DecodeSettings(
+        codec.sample_rate,
+        config.limits,
+        TokenLayout(0, info.codebook_size, info.strides),
+        codec.frame_samples / codec.sample_rate,
+        config.trim_db,
+        config.loudness_lufs,
+        normalisation,
+    )
+    times = _encode(left, codec, settings, config, output)
+    statistics = Statistics(codec.sample_rate, codec.codebook_size)
+    names = []
+    for name, rows in blocks.merge(output, STATUSES):
+        names.append(name)
+        statistics.add(rows)
+    for rows in blocks.read_merged(output, STATUSES, skip=names):
+        statistics.add(rows)
+    blocks.check_keys(output, statistics.keys, manifest["key"].to_numpy())
+    report = statistics.report(times)
+    page = render(report, f"Encoding of {', '.join(config.input)}")
+    files.write_bytes(uris.join(output, PAGE_FILE), page.encode())
+    files.write_bytes(report_file, json.dumps(report, indent=2).encode() + b"\n")
     return report
-
-
-def _left(blocks: Sequence[pa.Table], rows: str) -> list[pa.Table]:
-    """The blocks that are not written, and of those that are the rows worth another try."""
-    done = written_blocks(rows)
-    failed = pa.array(transiently_rejected(rows), pa.int64())
-    new, again = [], []
-    for block in blocks:
-        if block_name(block["key"][0].as_py()) not in done:
-            new.append(block)
-        elif len(part := block.filter(pc.field("key").isin(failed) & pc.field("reason").is_null())):
-            again.append(part)
-    if done:
-        logger.info("%d of %d blocks are there already", len(blocks) - len(new), len(blocks))
-    if count := sum(map(len, again)):
-        logger.info("retrying %d rows that were missing or not read", count)
-    return new + again
 
 
 def _normalisation(language: str | None) -> NemoStep | None:
@@ -151,20 +138,19 @@ def _finish(output: str, source: str, info: CodecInfo, normalisation: NemoStep |
 
 
 def _encode(
-    blocks: Sequence[pa.Table],
-    first_keys: Sequence[int],
+    planned: Sequence[pa.Table],
     codec: Codec,
     settings: DecodeSettings,
     config: EncodeConfig,
-    rows: str,
+    output: str,
 ) -> RunTimes:
     """Run the pipeline over the blocks that are not written yet."""
     started = time.monotonic()
-    if not blocks:  # a run that was stopped before its report
+    if not planned:  # a run that was stopped before its report
         return _times([], 1, time.monotonic() - started)
     cluster.connect()
     gpu = cluster.use_gpus(config.gpu)
-    workers = min(config.num_workers or cluster.count("GPU" if gpu else "CPU"), len(blocks))
+    workers = min(config.num_workers or cluster.count("GPU" if gpu else "CPU"), len(planned))
     # To Ray a stage that computes makes no progress, and half an hour without any ends the job;
     # waiting for a spot node, or a block of an hour's audio on a CPU, may take longer.
     DataContext.get_current().execution_no_progress_timeout_s = -1
@@ -173,13 +159,13 @@ def _encode(
     tasks = TaskPoolStrategy(size=cluster.count("CPU"))
     attempts = Attempts()
     written = (
-        ray.data.from_blocks([pack([block]) for block in blocks])
+        ray.data.from_blocks([pack([block]) for block in planned])
         .map_batches(
             partial(
                 decode_blocks,
                 settings=settings,
                 attempts=attempts,
-                limit_s=config.decode_seconds,
+                limit_s=DECODE_LIMIT_S,
             ),
             batch_size=None,
             batch_format="pyarrow",
@@ -193,30 +179,29 @@ def _encode(
                 "codec": ray.put(codec),
                 "device": "cuda" if gpu else "cpu",
                 "shifts": shift_samples(config.shifts, codec.frame_samples),
-                "budget": round(config.batch_seconds * codec.sample_rate),
+                "budget": round(GPU_BATCH_S * codec.sample_rate),
                 "attempts": attempts,
             },
             compute=ActorPoolStrategy(size=workers),
             batch_size=1,  # a packed block; Ray wants a number where there are GPUs
             batch_format="pyarrow",
-            num_cpus=config.cpus_per_worker,
+            num_cpus=WORKER_CPUS,
             num_gpus=1 if gpu else 0,
         )
         .map_batches(
-            partial(write_blocks, rows=rows, first_keys=first_keys),
+            partial(write_blocks, output=output),
             batch_size=None,
             batch_format="pyarrow",
             compute=tasks,
             num_cpus=0,
         )
     )
-    total = sum(map(len, blocks))
+    total = sum(map(len, planned))
     reports: list[dict[str, Any]] = []
     said = time.monotonic()
     for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
         reports += batch.to_pylist()
-        if fault := next(filter(None, batch["fault"].to_pylist()), None):
-            raise OSError(*json.loads(fault))
+        blocks.raise_fault(batch["fault"].to_pylist())
         now = time.monotonic()
         if now - said > PROGRESS_S:
             said = now

@@ -4,23 +4,21 @@ Owns the columns and how a block of rows is committed. Imports neither torch nor
 the processes that write start quickly.
 """
 
-import io
-import json
 import time
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from sheen import blocks
 from sheen.data import dataset
 from sheen.data.corpus import MANIFEST_SCHEMA
-from sheen.storage import files, uris
 
-ENCODED, REJECTED = "encoded", "rejected"
-"""Values of `status`, the partition of the rows."""
+STATUSES = ENCODED, REJECTED = "encoded", "rejected"
+"""Values of `status`, by which row files are divided."""
 TRANSIENT = ("missing", "not read")
 """Reasons that may not hold the next time: the same command retries such rows."""
 
@@ -59,18 +57,19 @@ _WORK: list[tuple[str, pa.DataType]] = [
     ("resample_s", pa.float64()),
     ("encode_s", pa.float64()),
 ]
+BLOCK_SCHEMA = pa.schema([*_OUTPUT, ("status", pa.string())])
+"""A row of a committed block."""
 ENCODED_SCHEMA = pa.schema([*_OUTPUT, ("status", pa.string()), *_WORK])
 """Output rows, and what they took."""
 
 _DONE: list[tuple[str, pa.DataType]] = [
-    ("key", pa.int64()),  # of the block's first row
     ("rows", pa.int64()),
     ("finished", pa.float64()),  # seconds since the epoch
     ("write_s", pa.float64()),
-    ("fault", pa.string()),  # why it could not be written: JSON of errno and message
+    ("fault", pa.string()),  # of `blocks.commit`
 ]
 DONE_SCHEMA = pa.schema([*_DONE, *_WORK])
-"""What the driver hears of a block that is written; its work is that of all its rows."""
+"""What the driver is told of a committed block; its work is that of all its rows."""
 
 
 def pack(tables: Iterable[pa.Table]) -> pa.Table:
@@ -90,80 +89,30 @@ def unpack(packed: pa.Table) -> Iterator[pa.Table]:
         yield pa.ipc.open_stream(block.as_buffer()).read_all()
 
 
-def block_name(first_key: int) -> str:
-    return f"{first_key:012d}.parquet"
+def transiently_rejected(output: str) -> NDArray[np.int64]:
+    """Keys of the merged rows that were rejected for a TRANSIENT reason."""
+    if not (paths := blocks.row_files(output, REJECTED)):
+        return np.zeros(0, np.int64)
+    rows = blocks.read_columns(output, paths, ["key", "reason"])
+    keys: NDArray[np.int64] = rows.filter(pc.field("reason").isin(TRANSIENT))["key"].to_numpy()
+    return keys
 
 
-def written_blocks(rows: str) -> set[str]:
-    """Names of the blocks that are committed below a folder of rows."""
-    paths = files.list_files(uris.join(rows, f"status={ENCODED}"))
-    return {path.rsplit("/", 1)[-1] for path in paths if path.endswith(".parquet")}
-
-
-def transiently_rejected(rows: str) -> set[int]:
-    """Keys of the rows rejected for a TRANSIENT reason."""
-    filesystem, _ = uris.open_filesystem(rows)
-    found: set[Any] = set()
-    for path in files.list_files(uris.join(rows, f"status={REJECTED}")):
-        if path.endswith(".parquet"):
-            table = pq.read_table(path, columns=["key", "reason"], filesystem=filesystem)
-            passing = table.filter(pc.is_in(table["reason"], pa.array(TRANSIENT)))
-            found |= set(passing["key"].to_pylist())
-    return found
-
-
-def write_blocks(packed: pa.Table, *, rows: str, first_keys: Sequence[int]) -> pa.Table:
+def write_blocks(packed: pa.Table, *, output: str) -> pa.Table:
     """`write_block` of each; returns DONE_SCHEMA."""
-    done = [write_block(table, rows, first_keys) for table in unpack(packed)]
+    done = [write_block(table, output) for table in unpack(packed)]
     return pa.Table.from_pylist(done, schema=DONE_SCHEMA)
 
 
-def write_block(table: pa.Table, rows: str, first_keys: Sequence[int]) -> dict[str, Any]:
-    """Commit a block of ENCODED_SCHEMA below a folder of rows; returns a row of DONE_SCHEMA.
-
-    The rejected rows' file comes first and the encoded rows' file, even with none, last: where it
-    is, the block is whole. Both are named by the block's first key, one of the ascending
-    `first_keys`, and hold what a repetition would hold, so writing a block twice changes nothing.
-
-    Of a block that is committed, `table` may be the rows that were tried again: those take the
-    place of their earlier selves, encoded ones first, so that no moment of dying loses a row. A
-    space that runs out, or a folder that must not be written, is what `fault` says.
-    """
+def write_block(table: pa.Table, output: str) -> dict[str, Any]:
+    """Commit a block of ENCODED_SCHEMA; returns a row of DONE_SCHEMA."""
     started = time.perf_counter()
-    first = first_keys[bisect_right(first_keys, pc.min(table["key"]).as_py()) - 1]
-    both = (REJECTED, ENCODED)
-    places = {name: uris.join(rows, f"status={name}", block_name(first)) for name in both}
-    fault = None
-    try:
-        committed = files.exists(places[ENCODED])
-        for status in reversed(both) if committed else both:
-            part = table.filter(pc.field("status") == status).select(OUTPUT_SCHEMA.names)
-            if committed and files.exists(places[status]):
-                part = _joined(places[status], part, table["key"])
-            if status == REJECTED and not len(part):
-                files.delete(places[status])
-                continue
-            file = io.BytesIO()
-            pq.write_table(part.cast(OUTPUT_SCHEMA), file)
-            files.write_bytes(places[status], file.getvalue())
-    except OSError as error:
-        fault = json.dumps([error.errno, str(error)])
+    fault = blocks.commit(output, table.select(BLOCK_SCHEMA.names))
     sums = {name: pc.sum(table[name]).as_py() or 0.0 for name, _ in _WORK if name != "worker"}
     return sums | {
-        "key": first,
         "rows": len(pc.unique(table["key"])),
         "worker": table["worker"][0].as_py(),
         "write_s": time.perf_counter() - started,
         "finished": time.time(),
         "fault": fault,
     }
-
-
-def _joined(place: str, part: pa.Table, keys: "pa.ChunkedArray[Any]") -> pa.Table:
-    """The rows of a file but for those of `keys`, and `part`, in the order of their keys."""
-    filesystem, path = uris.open_filesystem(place)
-    with filesystem.open_input_file(path) as file:
-        before = pq.ParquetFile(file).read()
-    kept = before.filter(pc.invert(pc.is_in(before["key"], keys.combine_chunks())))
-    both = pa.concat_tables([kept.cast(OUTPUT_SCHEMA), part.cast(OUTPUT_SCHEMA)])
-    return both.take(pc.sort_indices(both["key"]))

@@ -6,28 +6,35 @@ cluster, so that a block is the same in every run.
 """
 
 import hashlib
+import logging
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sheen import blocks
 from sheen.codec.info import CODEC_FOLDER, CodecInfo
 from sheen.data import dataset
 from sheen.data.corpus import read_manifest
 from sheen.encode.config import EncodeConfig
-from sheen.encode.output import OUTPUT_SCHEMA, TRANSIENT
+from sheen.encode.output import OUTPUT_SCHEMA, TRANSIENT, transiently_rejected
 from sheen.runs.fingerprint import RECORDINGS, check_fingerprint, sample_digests
 from sheen.runs.lock import LOCK_FILE, is_unused
 from sheen.storage import files, uris
 from sheen.text.normalization import NemoStep
 
+logger = logging.getLogger(__name__)
+
 RUN_FILE = "run.json"
 PAGE_FILE = "report.html"
+BLOCK_ROWS = 64
+"""Rows that are read, encoded and committed together, at most: a minute's work of a CPU."""
 MOST_BLOCKS, FEWEST_ROWS = 64, 4
 """A small input is cut this finely, so that every worker gets some of it, and no finer."""
 
 _FREE_FIELDS = {
-    "config", "input", "output", "overwrite", "jsonl", "batch_seconds", "report_clips",
-    "num_workers", "gpu", "cpus_per_worker", "form", "codec", "language", "decode_seconds",
+    "config", "input", "output", "overwrite", "jsonl", "num_workers", "gpu", "form", "codec",
+    "language",
 }  # fmt: skip
 """What may differ when a job resumes: none of it decides a row, but `input` and `codec`, whose
 content is compared, and `language`, which is compared with what normalises it."""
@@ -60,10 +67,18 @@ def _only(manifest: pa.Table, speakers: list[str], location: str) -> pa.Table:
     return manifest.filter(pc.field("speaker").isin(speakers) | nameless)
 
 
-def cut_blocks(manifest: pa.Table, rows_per_block: int) -> list[pa.Table]:
-    """Tables of consecutive rows."""
-    size = min(rows_per_block, max(FEWEST_ROWS, len(manifest) // MOST_BLOCKS))
-    return [manifest.slice(start, size) for start in range(0, len(manifest), size)]
+def plan_blocks(manifest: pa.Table, output: str) -> list[pa.Table]:
+    """The blocks of rows that are not in the output yet or, rejected for a transient reason, are
+    worth another attempt."""
+    done = blocks.merged_keys(output)
+    faultless = manifest.filter(pc.field("reason").is_null())["key"].to_numpy()
+    again = np.intersect1d(transiently_rejected(output), faultless)
+    if len(done):
+        logger.info("%d of %d rows are done already", len(done), len(manifest))
+    if len(again):
+        logger.info("retrying %d rows that were missing or not read", len(again))
+    size = min(BLOCK_ROWS, max(FEWEST_ROWS, len(manifest) // MOST_BLOCKS))
+    return blocks.plan(manifest, size, np.setdiff1d(done, again))
 
 
 def prepare_output(
@@ -118,8 +133,8 @@ def _delete(output: str) -> None:
     if is_unused(output):
         return
     ours = {
-        dataset.ROWS, dataset.INFO_FILE, dataset.REPORT_FILE, CODEC_FOLDER, PAGE_FILE,
-        RUN_FILE,
+        blocks.ROWS, blocks.BLOCKS, dataset.INFO_FILE, dataset.REPORT_FILE, CODEC_FOLDER,
+        PAGE_FILE, RUN_FILE,
     }  # fmt: skip
     if others := sorted(set(files.list_names(output)) - ours - {LOCK_FILE}):
         raise ValueError(

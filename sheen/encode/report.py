@@ -1,58 +1,14 @@
 """The encode job's report as an HTML page: whether the corpus is sound, then the evidence.
 
-Owns how the report of `sheen.encode.summary` is shown, the thresholds beyond which it points
-something out, and the codec's reconstruction of a few recordings. Reads no rows and writes no file.
+Owns how the report of `sheen.encode.statistics` is shown, and the thresholds beyond which the page
+points something out. Reads no rows and writes no file.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from sheen.audio.io import from_pcm16
-from sheen.codec.snac import Codec
-from sheen.encode.decode_stage import DecodeSettings, decode_rows
-from sheen.encode.summary import sample_rows
-from sheen.report.clips import ClipRow
 from sheen.report.figures import bars, counted_histogram
 from sheen.report.page import Block, Cell, Section, render_page, table
-from sheen.scoring.codec import CodecReport, Recording, measure_codec
-from sheen.scoring.codec_report import compare, voice_rows
-from sheen.scoring.speaker_id import ALL
-
-logger = logging.getLogger(__name__)
-
-LONGEST_S = 8.0
-"""Of a recording, from its beginning: the page carries its sound."""
-
-
-def codec_sample(
-    rows: str, manifest: pa.Table, codec: Codec, settings: DecodeSettings, count: int
-) -> tuple[CodecReport | None, Sequence[ClipRow]]:
-    """The codec's report on up to `count` recordings, spread over the input, and their clips."""
-    keys = [row["key"] for row in sample_rows(rows, count)] if count else []
-    asked = manifest.filter(pc.is_in(manifest["key"], pa.array(keys, pa.int64())))
-    longest = round(LONGEST_S * codec.sample_rate)
-    recordings = []
-    for row in decode_rows(asked, settings).to_pylist():
-        if row["pcm"] is not None:
-            clip = from_pcm16(np.frombuffer(row["pcm"], "<i2"))[:longest]
-            recordings.append(Recording(row["id"], clip, row["text"], row["speaker"]))
-        elif row["reason"] is not None:
-            # It could be read when it was encoded: no reason to lose the job's report.
-            logger.warning("the report leaves out %s: %s", row["source"], row["detail"])
-    if not recordings:
-        return None, []
-    report, decoded = measure_codec(codec, codec.source, recordings)
-    clips = [
-        compare(report, index, recording.waveform, decoded[index])
-        for index, recording in enumerate(recordings)
-    ]
-    return report, clips
-
 
 SPEAKERS_SHOWN = 50
 
@@ -64,10 +20,8 @@ CODES_FOR_USE = 20
 MAX_IDLE = 0.1  # of the workers' time
 
 
-def render(
-    report: Mapping[str, Any], title: str, codec: CodecReport | None, clips: Sequence[ClipRow]
-) -> str:
-    """The page as HTML: `report` as `summarise` returns it, `clips` those of the codec's report."""
+def render(report: Mapping[str, Any], title: str) -> str:
+    """The page as HTML; `report` as `Statistics.report` returns it."""
     sections = [
         Section("At a glance", _glance(report)),
         Section("Rejected", _rejected(report)),
@@ -76,8 +30,6 @@ def render(
         Section("Where the time went", _times(report["this_run"])),
         Section("Speakers", _speakers(report)),
     ]
-    if codec is not None:
-        sections.append(Section("The codec on a sample", [*_codec(codec), *clips]))
     return render_page(title, sections, _lead(report))
 
 
@@ -106,7 +58,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
         if enough and level["used"] < MIN_CODES_USED * level["size"]:
             found.append(
                 f"Level {number} uses {level['used']:,} of {level['size']:,} codes: this codec may "
-                "not suit these recordings. Listen to the clips."
+                "not suit these recordings. Score it on some of them."
             )
     idle = report["this_run"]["idle_share"]
     if idle is not None and idle > MAX_IDLE:
@@ -257,16 +209,6 @@ def _speakers(report: Mapping[str, Any]) -> list[Block]:
     if more := report["speaker_count"] - len(rows):
         blocks.append(f"And {more:,} speakers with less; report.json names up to 1,000.")
     return blocks
-
-
-def _codec(codec: CodecReport) -> list[Block]:
-    header, rows = voice_rows(codec)
-    asr = f"ASR: {codec.asr}." if codec.asr else "No ASR."
-    return [
-        f"{codec.codec} on {len(codec.clips):,} recordings spread over the corpus "
-        f"({codec.voices[ALL].seconds:,.0f} s), encoded and decoded again. {asr}",
-        table(header, rows),
-    ]
 
 
 def _time(hours: float) -> str:

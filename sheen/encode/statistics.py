@@ -1,165 +1,216 @@
-"""Sums over the rows that an encode job wrote, batch by batch, and the proof that none is double.
+"""The statistics of an encode job: `report.json`, summed file by file as rows are merged.
 
-Owns reading the rows and everything that grows with their number: 8 bytes a row (a hash, to find
-rows written twice), 9 bytes a recording (a mark, its length, its rate of speech), an entry a
-speaker. Makes no report of it: that is `sheen.encode.summary`'s.
+Owns the report's content. A recording is a key: `utterances`, `hours` and `codes` count each of its
+shifts, everything else counts it once. Memory grows by 8 bytes a recording (its key) and an entry a
+speaker. Measures no time (`RunTimes` is the job's) and shows nothing (`sheen.encode.report` does).
 """
 
-import heapq
-from array import array
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from sheen.encode.output import ENCODED, REJECTED
-from sheen.storage import files, uris
+from sheen.scoring.code_usage import entropy_bits, level_use
 
 EXAMPLES_PER_REASON = 5
 IDS_PER_REASON = 1000
 SPEAKERS = 1000
-
-BATCH_ROWS = 1024  # their codes, as integers of 8 bytes, are about 10 MB where clips take 15 s
-MARKS = {ENCODED: 1, REJECTED: 2}
-
-
-def read_batches(
-    rows_folder: str, status: str, columns: Sequence[str], only: pads.Expression | None = None
-) -> Iterator[pa.RecordBatch]:
-    """The rows of one status; none where the folder is missing. Files that are no rows stay out."""
-    folder = uris.join(rows_folder, f"status={status}")
-    filesystem, _ = uris.open_filesystem(folder)
-    paths = [path for path in files.list_files(folder, recursive=True) if path.endswith(".parquet")]
-    if paths:
-        source = pads.dataset(sorted(paths), filesystem=filesystem, format="parquet")
-        yield from source.to_batches(
-            columns=list(columns), filter=only, batch_size=BATCH_ROWS, batch_readahead=4
-        )
+STEP = 0.1
+"""Lengths (seconds) and speech rates (characters per second) are counted in steps of this size."""
+BINS = 40
+"""Most intervals of a drawn histogram, roughly."""
 
 
-class Seen:
-    """Which recordings were met encoded and which rejected, and which rows twice."""
+@dataclass(frozen=True)
+class RunTimes:
+    """What one run did and how long it took; `rows` 0 where a run had nothing left to do."""
+
+    seconds: float
+    """Wall time, > 0."""
+    stages: dict[str, float]
+    """Busy seconds of all workers: "read", "decode", "resample", "encode", "write"."""
+    idle: float | None
+    """Seconds that encoding workers waited while rows were queued, over all workers."""
+    workers: int
+    audio_seconds: float
+    """Audio encoded in this run."""
+    steady: float | None
+    """Audio seconds per second while all workers had blocks; None for too few of them."""
+    rows: int
+    """Rows done in this run."""
+
+
+class Distribution:
+    """Values >= 0, counted in steps of STEP; least, most and mean are exact."""
 
     def __init__(self) -> None:
-        self.marks: NDArray[np.uint8] = np.zeros(0, np.uint8)
-        """By key, as keys are the places of rows in the input."""
-        self._rows: array[int] = array("q")
+        self._steps: Counter[int] = Counter()
+        self._sum, self._least, self._most = 0.0, np.inf, 0.0
 
-    def mark(self, batch: pa.RecordBatch, status: str) -> NDArray[np.bool_]:
-        """Note the rows; says of each whether it is the first of its recording."""
-        keys = batch["key"].to_numpy()
-        self._rows.frombytes(_hash_rows(batch).tobytes())
-        if len(keys) and keys.max() >= len(self.marks):
-            room = max(int(keys.max()) + 1, 2 * len(self.marks)) - len(self.marks)
-            self.marks = np.concatenate([self.marks, np.zeros(room, np.uint8)])
-        first = np.zeros(len(keys), bool)
-        first[np.unique(keys, return_index=True)[1]] = True
-        first &= self.marks[keys] & MARKS[status] == 0
-        self.marks[keys] |= MARKS[status]
-        return first
+    def add(self, values: NDArray[np.float64]) -> None:
+        if len(values):
+            steps, counts = np.unique(np.rint(values / STEP).astype(np.int64), return_counts=True)
+            self._steps.update(dict(zip(steps.tolist(), counts.tolist(), strict=True)))
+            self._sum += float(values.sum())
+            self._least = min(self._least, float(values.min()))
+            self._most = max(self._most, float(values.max()))
 
-    def refuse_doubles(self, rows_folder: str) -> None:
-        """RuntimeError naming the first recording that was written by two."""
-        if len(both := np.flatnonzero(self.marks == sum(MARKS.values()))):
-            raise RuntimeError(
-                f"{rows_folder}: the recording with key {both[0]} stands there both encoded and "
-                "rejected: was another run writing there? Encode again into an empty folder"
-            )
-        rows = np.sort(np.frombuffer(self._rows, np.int64))
-        doubles = np.unique(rows[1:][rows[1:] == rows[:-1]])
-        if not len(doubles):
-            return
-        suspects: list[NDArray[np.int64]] = []  # [2, rows]: keys, hashes
-        for status in MARKS:
-            for batch in read_batches(rows_folder, status, ["key", "id"]):
-                pairs = np.stack([batch["key"].to_numpy(), _hash_rows(batch)])
-                suspects.append(pairs[:, np.isin(pairs[1], doubles)])
-        # Different keys may share a hash by chance, different ids of one key may not.
-        pairs, counts = np.unique(np.concatenate(suspects, axis=1), axis=1, return_counts=True)
-        if (counts > 1).any():
-            raise RuntimeError(
-                f"{rows_folder}: a row of the recording with key {pairs[0, counts > 1][0]} stands "
-                "there twice: was another run writing there? Encode again into an empty folder"
-            )
-
-
-def _hash_rows(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """A hash of key and id of each row, the same throughout this process."""
-    pairs = zip(batch["key"].to_pylist(), batch["id"].to_pylist(), strict=True)
-    return np.fromiter(map(hash, pairs), np.int64, batch.num_rows)
-
-
-class Speech:
-    """Sums over encoded rows. `counts` `[levels, codebook size]`: how often each code stands."""
-
-    COLUMNS = ("key", "id", "text", "speaker", "n_samples", "seconds", "snac_codes")
-
-    def __init__(self, codebook_size: int) -> None:
-        self.utterances = 0
-        self.samples = 0
-        self.seconds: array[float] = array("f")
-        """Of each recording."""
-        self.rates: array[float] = array("f")
-        """Characters of text per second of each recording."""
-        self.by_speaker: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
-        """Recordings and seconds."""
-        self.counts: NDArray[np.int64] = np.zeros((0, codebook_size), np.int64)
-        self._size = codebook_size
-
-    def add(self, batch: pa.RecordBatch, first: NDArray[np.bool_], sample_rate: int) -> None:
-        """Add a batch; `first` `[rows]` marks the rows that are the first of their recording."""
-        self.utterances += batch.num_rows
-        self.samples += pc.sum(batch["n_samples"]).as_py() or 0
-        self._count_codes(batch)
-        rows: Any = batch.filter(pa.array(first))  # to pyarrow-stubs no column has a known type
-        of_codes = pc.divide(rows["n_samples"].cast(pa.float64()), float(sample_rate))
-        seconds = pc.coalesce(rows["seconds"], of_codes).to_numpy()
-        self.seconds.frombytes(seconds.astype(np.float32).tobytes())
-        characters = pc.utf8_length(rows["text"]).fill_null(0).to_numpy()
-        sounds = seconds > 0
-        rates = characters[sounds] / seconds[sounds]
-        self.rates.frombytes(rates.astype(np.float32).tobytes())
-        names = rows["speaker"].fill_null("").dictionary_encode()
-        places = names.indices.to_numpy()
-        recordings = np.bincount(places).tolist()
-        sums = np.bincount(places, weights=seconds).tolist()
-        for name, *more in zip(names.dictionary.to_pylist(), recordings, sums, strict=True):
-            entry = self.by_speaker[name]
-            entry[0] += more[0]
-            entry[1] += more[1]
-
-    def speakers(self) -> dict[str, dict[str, Any]]:
-        """Those heard longest, longest first; "" are the recordings that name nobody."""
-        longest = sorted(self.by_speaker.items(), key=lambda item: (-item[1][1], item[0]))
+    def report(self) -> dict[str, Any]:
+        """Percentiles are to STEP. The histogram skips the values `above` its end."""
+        if not self._steps:
+            nothing = dict.fromkeys(("mean", "min", "p5", "p50", "p95", "max"))
+            histogram: dict[str, Any] = {"edges": [], "counts": [], "above": 0}
+            return {"count": 0, **nothing, "histogram": histogram}
+        steps = np.array(sorted(self._steps))
+        counts = np.array([self._steps[step] for step in steps.tolist()])
+        total = int(counts.sum())
+        # The nearest rank: the first step that so many of the values do not exceed.
+        ranks = np.searchsorted(np.cumsum(counts), [np.ceil(q * total) for q in (0.05, 0.5, 0.95)])
+        p5, p50, p95 = (round(float(steps[rank]) * STEP, 6) for rank in ranks)
+        # A single recording of an hour must not squeeze all others into one interval.
+        top = min(int(steps[-1]), 2 * int(steps[ranks[2]]))
+        width = _round_up(top / BINS)
+        bins = top // width + 1
+        drawn = np.bincount(steps // width, weights=counts)[:bins].astype(int).tolist()
         return {
-            name: {"recordings": recordings, "hours": round(seconds / 3600, 6)}
-            for name, (recordings, seconds) in longest[:SPEAKERS]
+            "count": total,
+            "mean": round(self._sum / total, 3),
+            "min": round(self._least, 3),
+            "p5": p5, "p50": p50, "p95": p95,
+            "max": round(self._most, 3),
+            "histogram": {
+                "edges": [round(width * place * STEP, 6) for place in range(bins + 1)],
+                "counts": drawn,
+                "above": total - sum(drawn),
+            },
+        }  # fmt: skip
+
+
+class Statistics:
+    """Sums over the merged rows of a dataset."""
+
+    def __init__(self, sample_rate: int, codebook_size: int) -> None:
+        self.keys: list[NDArray[np.int64]] = []
+        """Of each call of `add` and each status, without repetition."""
+        self._rate, self._size = sample_rate, codebook_size
+        self._recordings = Counter({ENCODED: 0, REJECTED: 0})
+        self._seconds = {ENCODED: 0.0, REJECTED: 0.0}
+        self._utterances = self._samples = 0
+        self._lengths, self._speech_rates = Distribution(), Distribution()
+        self._speakers: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+        self._codes: NDArray[np.int64] = np.zeros((0, codebook_size), np.int64)
+        self._reasons: Counter[str] = Counter()
+        self._rejected: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
+
+    def add(self, rows: pa.Table) -> None:
+        """Rows of `sheen.encode.output.BLOCK_SCHEMA`, sorted by key, with all shifts of a key."""
+        encoded = rows.filter(pc.field("status") == ENCODED).combine_chunks()
+        self._utterances += len(encoded)
+        self._samples += pc.sum(encoded["n_samples"]).as_py() or 0
+        self._count_codes(encoded)
+        self._add_recordings(encoded.take(self._first(encoded)))
+        self._add_rejected(rows.filter(pc.field("status") == REJECTED))
+
+    def report(self, times: RunTimes) -> dict[str, Any]:
+        """`report.json`: of all rows, but for `seconds`, `audio_seconds_per_second` and `this_run`.
+
+        Lengths are those decoded; of a recording that came as codes, those of its codes. Reasons
+        and speakers are sorted by count.
+        """
+        idle_share = None
+        if times.idle is not None and times.rows:
+            idle_share = round(times.idle / (times.workers * times.seconds), 4)
+        speed = round(times.audio_seconds / times.seconds, 2)
+        longest = sorted(self._speakers.items(), key=lambda item: (-item[1][1], item[0]))
+        reasons = sorted(self._reasons, key=lambda reason: (-self._reasons[reason], reason))
+        return {
+            "rows_in": self._recordings.total(),
+            "rows_out": self._recordings[ENCODED],
+            "utterances": self._utterances,
+            "hours": round(self._samples / self._rate / 3600, 6),
+            "hours_in": round(sum(self._seconds.values()) / 3600, 6),
+            "hours_rejected": round(self._seconds[REJECTED] / 3600, 6),
+            "seconds": round(times.seconds, 2),
+            "audio_seconds_per_second": speed,
+            "rejects": {reason: self._reason(reason) for reason in reasons},
+            "duration": self._lengths.report(),
+            "speech_rate": self._speech_rates.report(),
+            "codes": [
+                asdict(level_use(counts)) | {"entropy_bits": round(entropy_bits(counts), 3)}
+                for counts in self._codes
+            ],
+            "speakers": {
+                name: {"recordings": int(count), "hours": round(seconds / 3600, 6)}
+                for name, (count, seconds) in longest[:SPEAKERS]
+            },
+            "speaker_count": len(self._speakers),
+            "this_run": asdict(times) | {"audio_hours_per_hour": speed, "idle_share": idle_share},
         }
 
-    def _count_codes(self, batch: pa.RecordBatch) -> None:
-        levels = pc.list_flatten(batch["snac_codes"])
-        levels_per_row = pc.list_value_length(batch["snac_codes"]).fill_null(0).to_numpy()
+    def _reason(self, reason: str) -> dict[str, Any]:
+        first = sorted(self._rejected[reason])[:IDS_PER_REASON]
+        return {
+            "rows": self._reasons[reason],
+            "ids": [name for _, name, _ in first],
+            "examples": [example for _, _, example in first[:EXAMPLES_PER_REASON]],
+        }
+
+    def _first(self, rows: pa.Table) -> NDArray[np.int64]:
+        """The place of each key's first row."""
+        keys, first = np.unique(rows["key"].to_numpy(), return_index=True)
+        self.keys.append(keys)
+        return first
+
+    def _add_recordings(self, rows: Any) -> None:
+        """One row a recording."""
+        of_codes = pc.divide(rows["n_samples"].cast(pa.float64()), float(self._rate))
+        seconds = pc.coalesce(rows["seconds"], of_codes).to_numpy()
+        self._recordings[ENCODED] += len(rows)
+        self._seconds[ENCODED] += float(seconds.sum())
+        self._lengths.add(seconds)
+        characters = pc.utf8_length(rows["text"]).fill_null(0).to_numpy()
+        self._speech_rates.add(characters[seconds > 0] / seconds[seconds > 0])
+        for name, length in zip(rows["speaker"].to_pylist(), seconds.tolist(), strict=True):
+            entry = self._speakers[name or ""]
+            entry[0] += 1
+            entry[1] += length
+
+    def _add_rejected(self, rows: Any) -> None:
+        self._first(rows)
+        self._recordings[REJECTED] += len(rows)
+        self._seconds[REJECTED] += pc.sum(rows["seconds"]).as_py() or 0.0
+        self._reasons.update(rows["reason"].to_pylist())
+        for row in rows.select(["key", "id", "source", "reason", "detail"]).to_pylist():
+            kept = self._rejected[row["reason"]]
+            kept.append((row["key"], row["id"], f"{row['source']}: {row['detail']}"))
+            if len(kept) == 2 * IDS_PER_REASON:
+                self._rejected[row["reason"]] = sorted(kept)[:IDS_PER_REASON]
+
+    def _count_codes(self, rows: Any) -> None:
+        column = rows["snac_codes"].combine_chunks()
+        levels = pc.list_flatten(column)
+        levels_per_row = pc.list_value_length(column).fill_null(0).to_numpy()
         codes = pc.list_flatten(levels).to_numpy().astype(np.int64)
         if not len(codes):
             return
         if codes.min() < 0 or codes.max() >= self._size:
-            self._refuse(batch)
+            self._refuse(rows)
         # The level of each list is its place in its row.
         starts = np.cumsum(levels_per_row) - levels_per_row
         level = np.arange(len(levels)) - np.repeat(starts, levels_per_row)
         codes += np.repeat(level * self._size, pc.list_value_length(levels).to_numpy())
-        most = max(int(levels_per_row.max()), len(self.counts))
+        most = max(int(levels_per_row.max()), len(self._codes))
         counts = np.bincount(codes, minlength=most * self._size).reshape(most, -1)
-        counts[: len(self.counts)] += self.counts
-        self.counts = counts
+        counts[: len(self._codes)] += self._codes
+        self._codes = counts
 
-    def _refuse(self, batch: pa.RecordBatch) -> None:
-        for row in batch.select(["key", "id", "snac_codes"]).to_pylist():
+    def _refuse(self, rows: pa.Table) -> None:
+        for row in rows.select(["key", "id", "snac_codes"]).to_pylist():
             codes = [code for level in row["snac_codes"] or [] for code in level]
             if wrong := [code for code in codes if not 0 <= code < self._size]:
                 raise RuntimeError(
@@ -169,37 +220,11 @@ class Speech:
                 )
 
 
-class Rejects:
-    """Rejected rows by reason; of each reason those with the lowest keys are kept."""
-
-    COLUMNS = ("key", "id", "source", "reason", "detail", "seconds")
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._rows: dict[str, int] = defaultdict(int)
-        self._first: dict[str, list[dict[str, Any]]] = defaultdict(list)
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        self.seconds += pc.sum(batch["seconds"]).as_py() or 0.0
-        reasons: Any = batch["reason"]
-        for reason in pc.unique(reasons).to_pylist():
-            rows = batch.filter(pc.equal(reasons, reason))
-            self._rows[reason] += rows.num_rows
-            self._first[reason] = heapq.nsmallest(
-                IDS_PER_REASON, self._first[reason] + rows.to_pylist(), key=lambda row: row["key"]
-            )
-
-    def by_reason(self) -> dict[str, dict[str, Any]]:
-        """The most frequent reason first."""
-        order = sorted(self._rows, key=lambda reason: (-self._rows[reason], reason))
-        return {
-            reason: {
-                "rows": self._rows[reason],
-                "ids": [row["id"] for row in self._first[reason]],
-                "examples": [
-                    f"{row['source']}: {row['detail']}"
-                    for row in self._first[reason][:EXAMPLES_PER_REASON]
-                ],
-            }
-            for reason in order
-        }
+def _round_up(value: float) -> int:
+    """To 1, 2 or 5 times a power of ten, >= 1, so that a histogram's edges are round numbers."""
+    power = 1
+    while True:
+        for step in (1, 2, 5):
+            if step * power >= value:
+                return step * power
+        power *= 10

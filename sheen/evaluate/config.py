@@ -96,16 +96,6 @@ class EvaluateConfig(JobConfig):
             ".jsonl manifest with speakers; path or URI"
         ),
     ] = None
-    worst: Annotated[int, Field(ge=0, description="worst clips to play on the page")] = 24
-    slots: Annotated[int, Field(ge=1, description="prompts that a worker speaks at once")] = 16
-    rows_per_block: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="prompts of a block, which is committed whole: an interruption loses those "
-            "at work",
-        ),
-    ] = 64
     num_workers: Annotated[
         int | None,
         Field(ge=1, description="speaking workers; default one per GPU, or CPU, of the cluster"),
@@ -117,11 +107,3 @@ class EvaluateConfig(JobConfig):
             "it where GPU nodes start on demand"
         ),
     ] = None
-    cpus_per_worker: Annotated[
-        float,
-        Field(
-            gt=0.0,
-            description="CPUs reserved per speaking worker; below 1, so that ASR, reading "
-            "and writing always find a free share",
-        ),
-    ] = 0.5

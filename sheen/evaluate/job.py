@@ -1,23 +1,22 @@
 """The evaluate job: prompts -> audio -> transcripts -> scores.
 
-Owns the Ray Data pipeline and resuming: a block of rows is one file, committed whole under the
-prompts' positions in the list, and the same command resumes with the prompts that are missing.
+Owns the Ray Data pipeline and resuming: the same command resumes with the prompts whose rows are
+not committed (`sheen.blocks`).
 """
 
-import json
 import logging
 from functools import partial
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from sheen import blocks
 from sheen.data.prompts import read_prompts
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import write_rows
 from sheen.evaluate.prompts import plan_prompts, prepare_output, prompt_table
-from sheen.evaluate.results import Evaluation, row_files, write_results
+from sheen.evaluate.results import Evaluation, write_results
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm import checkpoint
@@ -31,6 +30,12 @@ from sheen.text import normalization
 
 logger = logging.getLogger(__name__)
 
+BLOCK_ROWS = 64
+"""Prompts that are spoken and committed together, at most."""
+SLOTS = 16
+"""Prompts that a worker speaks at once."""
+WORKER_CPUS = 0.5
+"""Reserved by a speaking worker; below 1, so that ASR, reading and writing find a free share."""
 GPU_SHARES = 0.7, 0.3
 """Of a speaking and of a transcribing worker, where the ASR runs on GPUs too."""
 
@@ -56,13 +61,15 @@ def run(config: EvaluateConfig) -> Evaluation:
     profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
     with output_lock(output):
         prepare_output(output, config, model, plan.prompts, grammar, profiles)
-        table = prompt_table(plan.prompts)
-        if done := _written(output):
-            logger.info("%d of %d prompts are spoken already", len(done), len(table))
-            table = table.filter(pa.array([key not in done for key in table["key"].to_pylist()]))
-        if len(table):
+        blocks.merge_all(output)  # what an interrupted run committed
+        done = blocks.merged_keys(output)
+        if len(done):
+            logger.info("%d of %d prompts are spoken already", len(done), len(plan.prompts))
+        if len(done) < len(plan.prompts):
             cluster.connect()
-            _speak(table, config, model, grammar, profiles, info.sample_rate, output)
+            table = prompt_table(plan.prompts)
+            _speak(table, done, config, model, grammar, profiles, info.sample_rate, output)
+            blocks.merge_all(output)
         return write_results(config, info, profiles, plan, output)
 
 
@@ -75,19 +82,9 @@ def _fit_profiles(location: str | None, sample_rate: int) -> SpeakerProfiles | N
         raise ValueError(f"--voice-recordings {location}: {error}") from error
 
 
-def _written(output: str) -> set[int]:
-    """Keys of the prompts that have their row."""
-    paths = row_files(output)
-    if not paths:
-        return set()
-    filesystem, _ = uris.open_filesystem(output)
-    rows = pads.dataset(paths, filesystem=filesystem, format="parquet")
-    keys = rows.to_table(columns=["key"])["key"].to_numpy()
-    return set(keys.tolist())
-
-
 def _speak(
     table: pa.Table,
+    done: blocks.Keys,
     config: EvaluateConfig,
     model: str,
     grammar: Grammar | None,
@@ -95,21 +92,22 @@ def _speak(
     sample_rate: int,
     output: str,
 ) -> None:
-    """Run the pipeline over these prompts."""
+    """Run the pipeline over the prompts that are not done."""
     gpu = cluster.use_gpus(config.gpu)
     device = "cuda" if gpu else "cpu"
     workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
     # Short lists too must reach every worker.
-    size = max(1, min(config.rows_per_block, -(-len(table) // (2 * workers))))
-    blocks = [table.slice(start, size) for start in range(0, len(table), size)]
-    workers = min(workers, len(blocks))
+    left = len(table) - len(done)
+    size = max(1, min(BLOCK_ROWS, -(-left // (2 * workers))))
+    planned = blocks.plan(table, size, done)
+    workers = min(workers, len(planned))
     # To Ray a stage that computes makes no progress, and half an hour without any ends the job; a
     # large model may take longer for a block on a CPU.
     DataContext.get_current().execution_no_progress_timeout_s = -1
     attempts = Attempts()
     asr_on_gpu = gpu and config.asr not in (None, POCKETSPHINX)
     speaking, transcribing = GPU_SHARES if asr_on_gpu else (1.0, 0.0)
-    data = ray.data.from_blocks(blocks).map_batches(
+    data = ray.data.from_blocks(planned).map_batches(
         SpeakWorker,
         fn_constructor_kwargs={
             "model": model,
@@ -118,13 +116,13 @@ def _speak(
             "sampling": config.model_dump(include={"temperature", "top_k", "top_p"}),
             "seed": config.seed,
             "max_seconds": config.max_seconds,
-            "slots": config.slots,
+            "slots": SLOTS,
             "attempts": attempts,
         },
         compute=ActorPoolStrategy(size=workers),
         batch_size=size,
         batch_format="pyarrow",
-        num_cpus=config.cpus_per_worker,
+        num_cpus=WORKER_CPUS,
         num_gpus=speaking if gpu else 0,
     )
     if config.asr is not None or profiles is not None:
@@ -151,9 +149,8 @@ def _speak(
         batch_format="pyarrow",
         num_cpus=0.1,
     )
-    done = 0
+    count = 0
     for written in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-        if fault := next(filter(None, written["fault"].to_pylist()), None):
-            raise OSError(*json.loads(fault))
-        done += len(written)
-        logger.info("spoken %d/%d", done, len(table))
+        blocks.raise_fault(written["fault"].to_pylist())
+        count += sum(written["rows"].to_pylist())
+        logger.info("spoken %d/%d", count, left)

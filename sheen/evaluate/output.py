@@ -4,16 +4,13 @@ Owns the columns and how a block of rows is written. Imports neither torch nor a
 processes that write start quickly.
 """
 
-import io
-import json
-
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from sheen import blocks
 from sheen.storage import files, uris
 
-ROWS, AUDIO = "rows", "audio"
-"""Folders of an evaluation's output."""
+AUDIO = "audio"
+"""Folder of audio files, with `--audio files`."""
 
 _PROMPT: list[tuple[str, pa.DataType]] = [
     ("key", pa.int64()),  # position in the list: unique, whatever the ids are
@@ -43,31 +40,25 @@ ROW_SCHEMA = pa.schema([*_PROMPT, *_RESULT])
 
 
 def write_rows(table: pa.Table, *, output: str, audio_files: bool) -> pa.Table:
-    """Write a block, whole or not at all, as one file named by its first key.
+    """Commit a block; returns its number of `rows` and the `fault` of `blocks.commit`.
 
-    Returns its keys, each with the `fault` that kept the block from being written, JSON of errno
-    and message, or null. With `audio_files` the audio goes into files of its own first, and the
-    rows keep their paths.
+    With `audio_files` the audio goes into files of its own first, and the rows keep their paths.
     """
     fault = None
     try:
-        _write(table, output, audio_files)
+        if audio_files:
+            table = _write_audio(table, output)
     except OSError as error:
-        fault = json.dumps([error.errno, str(error)])
-    done = table.select(["key"])
-    return done.append_column("fault", pa.array([fault] * len(done), pa.string()))
+        fault = blocks.fault_of(error)
+    fault = fault or blocks.commit(output, table)
+    return pa.table({"rows": [len(table)], "fault": pa.array([fault], pa.string())})
 
 
-def _write(table: pa.Table, output: str, audio_files: bool) -> None:
-    if audio_files:
-        rows = table.to_pylist()
-        for row in rows:
-            if row["audio"] is not None:
-                name = "/".join([*filter(None, [row["speaker"]]), row["audio"]["path"]])
-                files.write_bytes(uris.join(output, AUDIO, name), row["audio"]["bytes"])
-                row["audio"] = {"bytes": None, "path": name}
-        table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
-    file = io.BytesIO()
-    pq.write_table(table, file)
-    name = f"{table['key'][0].as_py():09d}.parquet"
-    files.write_bytes(uris.join(output, ROWS, name), file.getvalue())
+def _write_audio(table: pa.Table, output: str) -> pa.Table:
+    rows = table.to_pylist()
+    for row in rows:
+        if row["audio"] is not None:
+            name = "/".join([*filter(None, [row["speaker"]]), row["audio"]["path"]])
+            files.write_bytes(uris.join(output, AUDIO, name), row["audio"]["bytes"])
+            row["audio"] = {"bytes": None, "path": name}
+    return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)

@@ -28,8 +28,8 @@ RUN_FILE = "run.json"
 
 _FILE_NAME = re.compile(r"[\w.-]+")
 _FREE_FIELDS = {
-    "config", "output", "worst", "spell_digits", "slots", "rows_per_block", "num_workers",
-    "gpu", "cpus_per_worker", "model", "prompts", "voice_recordings",
+    "config", "output", "spell_digits", "num_workers", "gpu", "model", "prompts",
+    "voice_recordings",
 }  # fmt: skip
 """What may differ when an evaluation resumes: rounding aside, none of it decides what is said, but
 for the last three, whose content is compared."""

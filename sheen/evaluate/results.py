@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
+from sheen import blocks
 from sheen.audio.io import decode_audio
 from sheen.evaluate.config import EvaluateConfig
-from sheen.evaluate.output import AUDIO, ROWS
+from sheen.evaluate.output import AUDIO
 from sheen.evaluate.prompts import Plan
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.scoring.english import wer_normaliser
@@ -22,6 +23,8 @@ from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, score_speech
 from sheen.scoring.speech_report import render_json, render_report, worst_first
 from sheen.storage import files, uris
 
+WORST_CLIPS = 24
+"""Clips that the page plays."""
 JSON_FILE, PAGE_FILE = "evaluation.json", "evaluation.html"
 
 
@@ -34,12 +37,6 @@ class Evaluation:
     rejected: Counter[str]
 
 
-def row_files(output: str) -> list[str]:
-    """Paths of the files of rows."""
-    paths = files.list_files(uris.join(output, ROWS))
-    return sorted(path for path in paths if path.endswith(".parquet"))
-
-
 def write_results(
     config: EvaluateConfig,
     info: CheckpointInfo,
@@ -49,7 +46,7 @@ def write_results(
 ) -> Evaluation:
     """Score the rows, write JSON and the page. RuntimeError unless each prompt has one row."""
     filesystem, _ = uris.open_filesystem(output)
-    source = pads.dataset(row_files(output), filesystem=filesystem, format="parquet")
+    source = pads.dataset(blocks.row_files(output), filesystem=filesystem, format="parquet")
     columns = [name for name in source.schema.names if name != "audio"]
     rows = source.to_table(columns=columns).sort_by("key").to_pylist()
     if [row["key"] for row in rows] != list(range(len(plan.prompts))):
@@ -79,7 +76,7 @@ def write_results(
         seed=config.seed,
     )
     files.write_bytes(uris.join(output, JSON_FILE), render_json(report, about).encode())
-    worst = worst_first(report)[: config.worst]
+    worst = worst_first(report)[:WORST_CLIPS]
     keys = [spoken[index]["key"] for index in worst]
     # Files that no key is in are not read: they hold their range of keys.
     chosen = source.to_table(columns=["key", "audio"], filter=pc.field("key").isin(keys))

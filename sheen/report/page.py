@@ -8,12 +8,10 @@ This module owns the markup and the writing of the file. It computes nothing and
 """
 
 import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from pathlib import Path
+from importlib import resources
 from typing import Any, ClassVar
 
 import jinja2
@@ -21,6 +19,7 @@ import numpy as np
 
 from sheen.report.clips import HOW_TO_READ, ClipRow, audio_uri
 from sheen.report.figures import Plot, format_numbers, svg_uri
+from sheen.storage import files
 
 Cell = str | float | np.number[Any] | None
 
@@ -73,15 +72,7 @@ def write_page(
     path: str | os.PathLike[str], title: str, sections: Sequence[Section], lead: str = ""
 ) -> None:
     """Write the page to `path`, whole or not at all. The folder must exist."""
-    html = render_page(title, sections, lead)
-    target = Path(path)
-    # In the same folder, as a rename is atomic only within one file system.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_bytes(os.fspath(path), render_page(title, sections, lead).encode())
 
 
 def _is_number_or_none(value: Cell) -> bool:
@@ -103,5 +94,5 @@ def _template() -> jinja2.Template:
     )
     environment.filters.update(audio_uri=audio_uri, svg_uri=svg_uri)
     environment.globals.update(how_to_read=HOW_TO_READ)
-    source = files("sheen.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    source = resources.files("sheen.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)
