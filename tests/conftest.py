@@ -168,7 +168,7 @@ def encoded(ray_cluster: None, corpus: Path, made_once: Made) -> Path:
 
     def make(folder: Path) -> None:
         report = encode(
-            EncodeConfig(input=str(corpus), output=str(folder), codec=str(CODEC), rows_per_block=4)
+            EncodeConfig(input=str(corpus), output=str(folder), codec=str(CODEC))
         )
         assert report["rows_out"] == 16
 

@@ -85,10 +85,6 @@ class EvaluateConfig(JobConfig):
     grammar: Annotated[
         str | None, Field(description="JSGF file: restricts what pocketsphinx recognises")
     ] = None
-    spell_digits: Annotated[
-        bool,
-        Field(description="compare 532 as 'five three two', for ASR that writes numerals"),
-    ] = False
     voice_recordings: Annotated[
         str | None,
         Field(

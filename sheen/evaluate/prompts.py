@@ -28,7 +28,7 @@ RUN_FILE = "run.json"
 
 _FILE_NAME = re.compile(r"[\w.-]+")
 _FREE_FIELDS = {
-    "config", "output", "spell_digits", "num_workers", "gpu", "model", "prompts",
+    "config", "output", "num_workers", "gpu", "model", "prompts",
     "voice_recordings",
 }  # fmt: skip
 """What may differ when an evaluation resumes: rounding aside, none of it decides what is said, but

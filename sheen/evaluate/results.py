@@ -71,8 +71,7 @@ def write_results(
         [_clip(row) for row in spoken],
         asr=next((row["asr"] for row in spoken), None),
         enrolled=profiles.voices if profiles else (),
-        spell_digits=config.spell_digits,
-        normalise=str if config.spell_digits else wer_normaliser(config.asr, config.asr_language),
+        normalise=wer_normaliser(config.asr, config.asr_language),
         seed=config.seed,
     )
     files.write_bytes(uris.join(output, JSON_FILE), render_json(report, about).encode())

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sheen import blocks
 from sheen.data.dataset import CODES_TYPE
-from sheen.encode.summary import RunTimes, summarise
+from sheen.encode.output import STATUSES
+from sheen.encode.statistics import RunTimes, Statistics
 
 RATE = 100
 SIZE = 8
@@ -64,8 +67,8 @@ def rejected(key: int, reason: str, seconds: float | None = None, **more: Any) -
 
 
 def write(folder: Path, status: str, *parts: list[Row]) -> str:
-    """One Parquet file for each part; returns the folder of all rows."""
-    target = folder / f"status={status}"
+    """One row file for each part; returns the output folder."""
+    target = folder / "rows" / f"status={status}"
     target.mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(parts, start=len(list(target.iterdir()))):
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), target / f"part-{number}.parquet")
@@ -73,4 +76,8 @@ def write(folder: Path, status: str, *parts: list[Row]) -> str:
 
 
 def report_of(folder: str, times: RunTimes = TIMES) -> dict[str, Any]:
-    return summarise(folder, RATE, SIZE, times)
+    statistics = Statistics(RATE, SIZE)
+    for rows in blocks.read_merged(folder, STATUSES):
+        statistics.add(rows)
+    blocks.check_keys(folder, statistics.keys, np.unique(np.concatenate(statistics.keys)))
+    return statistics.report(times)

@@ -122,7 +122,6 @@ def output(ray_cluster: None, mixed: Path, tmp_path_factory: pytest.TempPathFact
             input=str(mixed),
             output=str(folder),
             codec=str(CODEC),
-            rows_per_block=4,
             num_workers=1,
             jsonl=str(folder.parent / "lines" / "codes.jsonl"),
         )

@@ -28,7 +28,7 @@ def encode(output: Path, *locations: Path | str, **fields: Any) -> Codes:
     report = run(
         EncodeConfig(
             input=[str(location) for location in locations], output=str(output), codec=str(CODEC),
-            num_workers=1, report_clips=0, **fields,
+            num_workers=1, **fields,
         )
     )  # fmt: skip
     assert report["rejects"] == {}

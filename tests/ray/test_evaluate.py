@@ -32,9 +32,10 @@ from sheen.data import dataset
 from sheen.data.prompts import Prompt
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import Voice, load_voice
+from sheen.evaluate import results
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.job import run
-from sheen.evaluate.output import AUDIO, ROW_SCHEMA, ROWS
+from sheen.evaluate.output import AUDIO, ROW_SCHEMA
 from sheen.evaluate.prompts import Plan, plan_prompts, prompt_table
 from sheen.evaluate.results import JSON_FILE, PAGE_FILE, write_results
 from sheen.evaluate.speak_stage import SpeakWorker
@@ -136,7 +137,7 @@ def rows_in(output: Path) -> list[Row]:
     """All rows in the order of the list, read with nothing but pyarrow."""
     read = [
         row
-        for file in (output / ROWS).glob("*.parquet")
+        for file in (output / "rows").glob("*.parquet")
         for row in pq.ParquetFile(file).read().to_pylist()
     ]
     return sorted(read, key=lambda row: int(row["key"]))
@@ -155,8 +156,8 @@ def contents(folder: Path, pattern: str = "*") -> dict[str, bytes]:
 
 
 def committed(output: Path) -> list[Path]:
-    """The file of each block that a run has finished."""
-    return sorted((output / ROWS).glob("*.parquet"))
+    """The blocks that are committed and not yet merged."""
+    return sorted((output / "blocks").glob("*.parquet"))
 
 
 def wait_for(condition: Callable[[], bool], alive: Callable[[], bool], seconds: float) -> None:
@@ -189,8 +190,6 @@ def evaluated(trained: Path, known: Path, tmp_path_factory: pytest.TempPathFacto
             folder / "new" / "out",
             grammar=str(GRAMMAR),
             voice_recordings=str(known),
-            rows_per_block=4,
-            worst=2,
         )
     )
 
@@ -288,7 +287,7 @@ def test_the_page_plays_the_worst(evaluated: Done) -> None:
     html = (evaluated.output / PAGE_FILE).read_text("utf-8")
     page = Page(html)
     assert_self_contained(html)
-    assert len(page.attributes("src", "audio")) == 2
+    assert len(page.attributes("src", "audio")) == 8
     assert "8 prompts" in page.text
     for reason in (*evaluated.report["rejected"], *evaluated.report["skipped"]):
         assert reason in page.text
@@ -302,19 +301,21 @@ def test_rows_that_are_not_one_for_each_prompt_are_no_result(
     evaluated: Done, voice: Voice, tmp_path: Path, fault: str
 ) -> None:
     output = Path(shutil.copytree(evaluated.output, tmp_path / "out"))
-    block = committed(output)[0]
+    (rows,) = (output / "rows").glob("*.parquet")
     if fault == "twice":
-        shutil.copy(block, block.with_name("again.parquet"))
+        shutil.copy(rows, rows.with_name("again.parquet"))
     else:
-        block.unlink()
+        pq.write_table(pq.ParquetFile(rows).read().slice(1), rows)
     with pytest.raises(RuntimeError, match=f"rows for {len(PLANNED)} prompts"):
         write_results(evaluated.config, voice.info, None, PLAN, str(output))
 
 
-def test_a_page_may_play_nothing(evaluated: Done, voice: Voice, tmp_path: Path) -> None:
+def test_the_page_plays_no_more_than_so_many(
+    evaluated: Done, voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = Path(shutil.copytree(evaluated.output, tmp_path / "out"))
-    config = evaluated.config.model_copy(update={"worst": 0})
-    write_results(config, voice.info, None, PLAN, str(output))
+    monkeypatch.setattr(results, "WORST_CLIPS", 0)
+    write_results(evaluated.config, voice.info, None, PLAN, str(output))
     page = Page((output / PAGE_FILE).read_text("utf-8"))
     assert page.attributes("src", "audio") == []
     assert "By voice" in page.text
@@ -337,7 +338,6 @@ NAMES = [
 
 
 def files_config(trained: Path, folder: Path) -> EvaluateConfig:
-    """Every prompt is a block of its own, so that what is spoken beside it is nothing."""
     return evaluate_config(
         trained,
         write_prompts(folder / "prompts.jsonl", FILES),
@@ -345,9 +345,7 @@ def files_config(trained: Path, folder: Path) -> EvaluateConfig:
         voices=["slt", "awb"],
         audio="files",
         asr=None,
-        rows_per_block=1,
         num_workers=1,
-        worst=3,
     )
 
 
@@ -429,11 +427,9 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     assert not (output / JSON_FILE).exists(), "it was killed before its end"
     done = [pq.ParquetFile(path).read()["key"].to_pylist() for path in committed(output)]
     assert 0 < sum(map(len, done)) < len(NAMES)
-    kept = contents(output / ROWS, "*.parquet")
 
-    assert run(config.model_copy(update={"slots": 8, "worst": 1})).report is not None
+    assert run(config).report is not None
 
-    assert kept.items() <= contents(output / ROWS).items(), "what was finished is left alone"
     assert rows_in(output) == rows_in(spoken.output)
     assert contents(output / AUDIO, "*.flac") == contents(spoken.output / AUDIO)
     content = json.loads((output / JSON_FILE).read_text("utf-8"))
@@ -444,20 +440,20 @@ def test_a_killed_run_goes_on_and_ends_the_same(
 
 
 def test_a_finished_run_speaks_nothing_again(spoken: Done) -> None:
-    before, report = contents(spoken.output / ROWS), spoken.report
-    run(spoken.config.model_copy(update={"slots": 2}))
-    assert contents(spoken.output / ROWS) == before
+    before, report = contents(spoken.output / "rows"), spoken.report
+    run(spoken.config.model_copy(update={"num_workers": 2}))
+    assert contents(spoken.output / "rows") == before
     again = spoken.report
     assert again.pop("config") != report.pop("config")
     assert again == report
 
 
 def test_a_model_and_prompts_that_were_moved_are_the_same(spoken: Done, tmp_path: Path) -> None:
-    before = contents(spoken.output / ROWS)
+    before = contents(spoken.output / "rows")
     model = shutil.copytree(spoken.config.model, tmp_path / "a model")
     prompts = shutil.copy(spoken.config.prompts, tmp_path / "others.jsonl")
     run(spoken.config.model_copy(update={"model": str(model), "prompts": str(prompts)}))
-    assert contents(spoken.output / ROWS) == before
+    assert contents(spoken.output / "rows") == before
 
 
 @pytest.mark.parametrize(

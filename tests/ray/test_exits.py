@@ -70,7 +70,8 @@ def test_an_output_that_cannot_be_written_is_one_line(
 def words_for(corpus: Path, output: Path) -> list[str]:
     return [
         *("--input", str(corpus), "--output", str(output), "--codec", str(CODEC)),
-        *("--report-clips", "0", "--rows-per-block", "4", "--num-workers", "1"),
+        "--num-workers",
+        "1",
     ]
 
 
@@ -85,15 +86,14 @@ def test_a_worker_that_cannot_write_ends_the_encoding_with_one_line(
     output = tmp_path / "out"
     assert encode([*words_for(corpus, output), "--limit", "4"]) == 0
     (output / "report.json").unlink()
-    folder = output / "rows" / "status=encoded"
-    folder.rename(tmp_path / "aside")
-    folder.write_text("in the way")
+    (output / "rows").rename(tmp_path / "aside")
+    (output / "blocks").write_text("in the way")
     capfd.readouterr()
     assert encode([*words_for(corpus, output), "--limit", "4"]) == 2
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err
-    assert "status=encoded" in said.err.strip().splitlines()[-1]
-    folder.unlink()
+    assert "out/blocks" in said.err.strip().splitlines()[-1]
+    (output / "blocks").unlink()
     assert encode([*words_for(corpus, output), "--limit", "4"]) == 0
     assert keys_in(output) == [0, 1, 2, 3]
 

@@ -91,7 +91,6 @@ def test_encoding_takes_each_or_counts_it(ray_cluster: None, folder: Path, tmp_p
     report = run(
         EncodeConfig(
             input=str(folder), output=str(tmp_path / "out"), codec=str(CODEC), num_workers=1,
-            report_clips=0,
         )
     )  # fmt: skip
     expected = {Path(name).stem: seconds for name, (_, seconds) in recordings().items()}

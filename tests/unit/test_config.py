@@ -41,9 +41,7 @@ def message(argv: list[str]) -> str:
 @pytest.fixture
 def yaml_file(tmp_path: Path) -> Path:
     file = tmp_path / "job.yaml"
-    file.write_text(
-        "input: file-in\noutput: file-out\nrows_per_block: 3\noverwrite: true\n", "utf-8"
-    )
+    file.write_text("input: file-in\noutput: file-out\nshifts: 3\noverwrite: true\n", "utf-8")
     return file
 
 
@@ -54,14 +52,12 @@ def test_flag_over_environment_over_file_over_default(
     yaml_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = ["--config", str(yaml_file)]
-    assert (
-        load(REQUIRED).rows_per_block == EncodeConfig.model_fields["rows_per_block"].default == 64
-    )
-    assert load(file).rows_per_block == 3
-    monkeypatch.setenv("SHEEN_ROWS_PER_BLOCK", "5")
-    assert load(file).rows_per_block == 5
-    assert load([*file, "--rows-per-block", "7"]).rows_per_block == 7
-    assert load([*file, "--rows-per-block=7"]).rows_per_block == 7
+    assert load(REQUIRED).shifts == EncodeConfig.model_fields["shifts"].default == 1
+    assert load(file).shifts == 3
+    monkeypatch.setenv("SHEEN_SHIFTS", "5")
+    assert load(file).shifts == 5
+    assert load([*file, "--shifts", "7"]).shifts == 7
+    assert load([*file, "--shifts=7"]).shifts == 7
 
 
 def test_every_source_fills_what_the_ones_above_it_leave_open(
@@ -74,7 +70,7 @@ def test_every_source_fills_what_the_ones_above_it_leave_open(
         "config": str(yaml_file),
         "input": ["file-in"],
         "output": "environment-out",
-        "rows_per_block": 3,
+        "shifts": 3,
         "overwrite": True,
         "limit": 9,
     }
@@ -115,9 +111,8 @@ def test_a_list_can_be_left_out(tmp_path: Path) -> None:
 
 def test_leaving_out_is_not_switching_off() -> None:
     for flag, value in (("--no-gpu", False), ("--gpu", True)):
-        config = load_config(EvaluateConfig, [*EVALUATE, flag, "--no-spell-digits"], "evaluate")
+        config = load_config(EvaluateConfig, [*EVALUATE, flag], "evaluate")
         assert config.gpu is value
-        assert config.spell_digits is False
 
 
 @pytest.mark.parametrize("flag", ["--no-model", "--no-seed", "--no-audio", "--no-judg"])
@@ -142,7 +137,7 @@ def test_the_file_can_be_named_by_its_variable(
     yaml_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHEEN_CONFIG", str(yaml_file))
-    assert load(REQUIRED).rows_per_block == 3
+    assert load(REQUIRED).shifts == 3
 
 
 def test_an_empty_file_is_no_error(tmp_path: Path) -> None:
@@ -155,7 +150,7 @@ def test_an_empty_file_is_no_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "near"),
-    [("ouptut", "output"), ("rows-per-block", "rows_per_block"), ("Codec", "codec")],
+    [("ouptut", "output"), ("min-seconds", "min_seconds"), ("Codec", "codec")],
 )
 def test_an_unknown_key_names_the_near_one(tmp_path: Path, key: str, near: str) -> None:
     file = tmp_path / "job.yaml"
@@ -169,7 +164,7 @@ def test_an_unknown_key_names_the_near_one(tmp_path: Path, key: str, near: str) 
     ("flag", "near"),
     [
         ("--ouptut", "--output"),
-        ("--rows_per_block", "--rows-per-block"),
+        ("--min_seconds", "--min-seconds"),
         ("--out", "--output"),  # argparse alone would take it as an abbreviation
         ("--no-overwrit", "--overwrite"),
     ],
@@ -208,12 +203,11 @@ def test_a_missing_field_of_several_words_names_its_flag() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("rows_per_block", "many"),
-        ("rows_per_block", "0"),
+        ("shifts", "many"),
+        ("shifts", "0"),
         ("limit", "-1"),
         ("min_seconds", "-0.5"),
         ("min_seconds", "nan"),
-        ("cpus_per_worker", "0"),
         ("num_workers", "1.5"),
     ],
 )
@@ -233,8 +227,8 @@ def test_a_bad_value_is_named_with_its_field(
 
 
 def test_all_bad_values_are_named_at_once() -> None:
-    error = message([*REQUIRED, "--rows-per-block", "many", "--limit", "0"])
-    assert "rows_per_block" in error
+    error = message([*REQUIRED, "--shifts", "many", "--limit", "0"])
+    assert "shifts" in error
     assert "limit" in error
 
 

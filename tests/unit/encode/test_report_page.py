@@ -3,32 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from helpers.encoded_rows import encoded, rejected, report_of, write
-from helpers.measured import Told, measure, noisy
 from helpers.pages import Page, assert_self_contained
 from sheen.encode.report import findings, render
-from sheen.encode.summary import RunTimes
-from sheen.report.clips import Clip, ClipRow, clip_row
+from sheen.encode.statistics import RunTimes
 from sheen.report.figures import counted_histogram
-from sheen.scoring.codec_report import voice_rows
 
 HOSTILE = '<script>alert("1")</script> & $x_1$'
 
 
-def page_of(report: dict[str, Any], *arguments: Any) -> Page:
-    codec, clips = arguments or (None, [])
-    html = render(report, "Encoding", codec, clips)
+def page_of(report: dict[str, Any]) -> Page:
+    html = render(report, "Encoding")
     assert_self_contained(html)
     return Page(html)
 
 
-def text_of(report: dict[str, Any], *arguments: Any) -> str:
+def text_of(report: dict[str, Any]) -> str:
     """The page's words, one blank between them."""
-    html = render(report, "Encoding", *(arguments or (None, [])))
-    return " ".join(Page(html.replace("<", " <")).text.split())
+    return " ".join(Page(render(report, "Encoding").replace("<", " <")).text.split())
 
 
 def fine(folder: Path, count: int = 400) -> str:
@@ -70,7 +64,7 @@ def test_the_page_says_what_happened(report: dict[str, Any]) -> None:
 def test_the_lead_and_the_first_section_give_the_verdict(
     report: dict[str, Any], tmp_path: Path
 ) -> None:
-    page = render(report, "Encoding", None, [])
+    page = render(report, "Encoding")
     lead = page[page.index('class="lead"') :]
     assert lead.startswith('class="lead">3 things deserve a look.')
     assert lead.index("20.0% of the recordings were rejected, most of them as") < lead.index(
@@ -140,26 +134,10 @@ def test_text_is_never_markup(tmp_path: Path) -> None:
     write(tmp_path, "encoded", [encoded(0, 1.0, HOSTILE, id=HOSTILE, speaker=HOSTILE)])
     bad = rejected(1, HOSTILE, id=HOSTILE, source=HOSTILE, detail=HOSTILE)
     report = report_of(write(tmp_path, "rejected", [bad]))
-    page = Page(render(report, HOSTILE, None, []))
+    page = Page(render(report, HOSTILE))
     assert "script" not in {tag for tag, _ in page.tags}
     # title, h1; the finding; by reason; reason, id, source and detail of the example; the speaker
     assert page.text.count(HOSTILE) == 2 + 1 + 1 + 4 + 1
-
-
-def test_the_codec_on_a_sample(report: dict[str, Any], speed_timed_briefly: None) -> None:
-    recordings = [noisy("a", "one two", "v"), noisy("b", "one", "w")]
-    codec = measure(recordings, Told(["one two", "one"], ["one", "one"], ["three", "four"]))
-    clips: list[ClipRow] = [
-        clip_row([Clip("recording", np.zeros(240, np.float32), 24000)], "clip a")
-    ]
-    page = page_of(report, codec, clips)
-    header, rows = voice_rows(codec)
-    for cell in (*header, *(cell for row in rows for cell in row)):
-        assert cell in page.text
-    assert "pcm on 2 recordings" in page.text
-    assert "ASR: told." in page.text
-    assert page.attributes("aria-label", "audio") == ["Play recording"]
-    assert "The codec on a sample" not in page_of(report).text
 
 
 def test_counted_histograms_draw_the_counts() -> None:
