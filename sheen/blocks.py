@@ -105,6 +105,7 @@ def merge(output: str, statuses: Sequence[str] = ()) -> Iterator[tuple[str, pa.T
     owners = _Owners(output)
     replacing: dict[str, list[pa.Table]] = defaultdict(list)
     new: list[pa.Table] = []
+    rows = size = 0
     merged: list[str] = []
     replaced: list[str] = []
     for path, block in zip(paths, _read_ahead(output, paths), strict=True):
@@ -115,11 +116,12 @@ def merge(output: str, statuses: Sequence[str] = ()) -> Iterator[tuple[str, pa.T
         unowned = pa.array([name is None for name in names])
         new.append(block.filter(unowned))
         (merged if pc.all(unowned).as_py() else replaced).append(path)
-        if sum(map(len, new)) >= MERGED_ROWS or sum(part.nbytes for part in new) >= MERGED_BYTES:
+        rows, size = rows + len(new[-1]), size + new[-1].nbytes
+        if rows >= MERGED_ROWS or size >= MERGED_BYTES:
             yield _write_rows(output, None, new, statuses)
             _delete(output, merged)
-            new, merged = [], []
-    if sum(map(len, new)):
+            new, merged, rows, size = [], [], 0, 0
+    if rows:
         yield _write_rows(output, None, new, statuses)
     for name, parts in replacing.items():
         keys = np.concatenate([part["key"].to_numpy() for part in parts])
