@@ -167,9 +167,7 @@ def encoded(ray_cluster: None, corpus: Path, made_once: Made) -> Path:
     from sheen.encode.job import run as encode
 
     def make(folder: Path) -> None:
-        report = encode(
-            EncodeConfig(input=str(corpus), output=str(folder), codec=str(CODEC))
-        )
+        report = encode(EncodeConfig(input=str(corpus), output=str(folder), codec=str(CODEC)))
         assert report["rows_out"] == 16
 
     return made_once("encoded", make)
