@@ -90,6 +90,14 @@ class EncodeConfig(JobConfig):
             "few recordings",
         ),
     ] = 1
+    batch_seconds: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            description="audio of one batch on a GPU, padding included, seconds. On a CPU clips "
+            "are encoded one by one: batches gain nothing there",
+        ),
+    ] = 120.0
     num_workers: Annotated[
         int | None,
         Field(

@@ -41,9 +41,6 @@ logger = logging.getLogger(__name__)
 PROGRESS_S = 10.0
 DECODE_LIMIT_S = 300.0
 """A recording that takes longer to read and decode is rejected."""
-GPU_BATCH_S = 120.0
-"""Audio of a batch on a GPU, padding included. On a CPU clips are encoded one by one: batches gain
-nothing there."""
 WORKER_CPUS = 0.25
 """Reserved by an encoding worker, which uses one: when nodes die, the workers fit on the others."""
 
@@ -179,7 +176,7 @@ def _encode(
                 "codec": ray.put(codec),
                 "device": "cuda" if gpu else "cpu",
                 "shifts": shift_samples(config.shifts, codec.frame_samples),
-                "budget": round(GPU_BATCH_S * codec.sample_rate),
+                "budget": round(config.batch_seconds * codec.sample_rate),
                 "attempts": attempts,
             },
             compute=ActorPoolStrategy(size=workers),

@@ -379,7 +379,7 @@ def test_without_a_judge_the_rest_is_reported(spoken: Done) -> None:
         assert result["wer"] is result["cer"] is result["speaker_accuracy"] is None
         assert result["ended_with_eos"]["of"] == result["clips"] == clips
     page = Page((spoken.output / PAGE_FILE).read_text("utf-8"))
-    assert len(page.attributes("src", "audio")) == 3
+    assert len(page.attributes("src", "audio")) == 9
     assert "No ASR" in page.text
     assert not any(line.startswith("WER") for line in spoken.printed)
 

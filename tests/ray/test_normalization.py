@@ -23,7 +23,7 @@ def test_the_encode_job_writes_spoken_texts_and_says_so(
     (tmp_path / "codes.jsonl").write_text("\n".join(lines))
     output = tmp_path / "out"
     command = ["--input", str(tmp_path / "codes.jsonl"), "--output", str(output)]
-    command += ["--codec", str(CODEC), "--report-clips", "0"]
+    command += ["--codec", str(CODEC)]
     assert encode([*command, "--language", "en"]) == 0
     rows = pq.read_table(str(output / "rows" / "status=encoded")).to_pylist()
     assert [row["text"] for row in rows] == ["It is ten thirty.", "four two"]
