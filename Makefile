@@ -29,9 +29,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What tests/unit holds starts no Ray; few examples of each property.
+# What tests/unit holds starts no Ray; few examples of each property, and nothing marked slow.
 test-fast: check
-	$(BIN)/pytest tests/unit --numprocesses 2 --dist worksteal --hypothesis-profile fast
+	$(BIN)/pytest tests/unit --numprocesses 2 --dist worksteal --hypothesis-profile fast -m 'not slow and not soak'
 
 # Then whole files in turn in two processes, each with a Ray cluster of its own, because tests kill
 # the workers of theirs: most of their time passes while one process starts.

@@ -4,7 +4,7 @@ import importlib.util
 
 
 def call(rank: int, path: str, name: str, *arguments: object) -> None:
-    """For `torch.multiprocessing.spawn`: `name` of the module at `path`.
+    """For the target of a spawned process: `name` of the module at `path`.
 
     By its path, since an installed package may be called `tests` too.
     """

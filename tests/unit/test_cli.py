@@ -108,6 +108,7 @@ def test_an_output_of_an_unknown_format_is_refused_before_the_model_is_opened(
     assert ".flac" in message
 
 
+@pytest.mark.slow
 def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_path: Path) -> None:
     path = tmp_path / "out.wav"
     command = ["four two", "--model", str(checkpoint), "--voice", "slt", "-o", str(path)]

@@ -82,9 +82,9 @@ def test_twice_the_speed_takes_half_as_long(speaker: Speaker, audio: Audio) -> N
 
 
 def test_a_text_of_several_chunks_is_spoken_to_its_end(speaker: Speaker, audio: Audio) -> None:
-    long = speaker.synthesize("Four two seven. Four two seven. Four two seven.", "slt")
+    long = speaker.synthesize("Four two seven. Four two seven.", "slt")
     assert long.finish_reason == "stop"
-    assert long.seconds > 2 * audio.seconds
+    assert long.seconds > 1.5 * audio.seconds
 
 
 def test_a_text_without_a_word_is_a_moment_of_silence(speaker: Speaker) -> None:

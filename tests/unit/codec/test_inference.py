@@ -26,9 +26,9 @@ SHAPES = {
 }  # fmt: skip
 
 
-def made(shape: str) -> Codec:
+def made(shape: str, **changes: int) -> Codec:
     torch.manual_seed(0)
-    return Codec(SNAC(**SHAPES[shape]), torch.device("cpu"))
+    return Codec(SNAC(**SHAPES[shape] | changes), torch.device("cpu"))
 
 
 def speech(count: int, longest: float, seed: int) -> list[torch.Tensor]:
@@ -56,7 +56,7 @@ def different(ours: list[list[np.ndarray]], theirs: list[list[np.ndarray]]) -> i
 # Show 1 of encoding at scale
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(("shape", "longest"), [("small", 2.0), ("24 kHz", 0.3)])
 def test_clips_in_one_call_have_the_codes_of_each_alone(
     shape: str, longest: float, count: int
@@ -70,7 +70,7 @@ def test_clips_in_one_call_have_the_codes_of_each_alone(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_clip_of_a_batch_sees_its_padding_nor_its_neighbours(shape: str) -> None:
     """In float64, where the batch's rounding cannot hide, or be taken for, what leaks."""
-    codec = made(shape)
+    codec = made(shape, encoder_dim=8)
     codec.model.double()
     clips = [clip.double() for clip in speech(6, 1.5, seed=2)]
     block = codec.frame_samples * codec.block_frames
@@ -98,7 +98,7 @@ def test_batched_codes_differ_in_near_ties_alone(count: int) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pieces_are_the_whole(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = made(shape).model.double()
+    model = made(shape, encoder_dim=8).model.double()
     samples = 2048 * 32 * 3 if shape == "24 kHz" else 3072 * 16 * 4
     clip = torch.randn(samples, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     whole = ClipEncoder(model)
@@ -112,7 +112,7 @@ def test_pieces_are_the_whole(shape: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_they_are_the_published_codes() -> None:
     torch.manual_seed(0)
     published, codec = SNAC(**SHAPES["24 kHz"]).eval(), made("24 kHz")
-    clips = speech(6, 4.0, seed=3)
+    clips = speech(6, 1.5, seed=3)
     with torch.inference_mode():
         theirs = [[level[0].numpy() for level in published.encode(c[None, None])] for c in clips]
     assert different(codec.encode(clips), theirs) == 0

@@ -136,12 +136,14 @@ def test_an_upsampling_is_the_published_one(rate: int) -> None:
     assert not TransposedConv.fits(nn.ConvTranspose1d(6, 4, 3 * rate, rate, padding=rate))
 
 
-@pytest.mark.parametrize("shape", ["small", "published", "attention"])
+@pytest.mark.parametrize(
+    "shape", ["small", pytest.param("published", marks=pytest.mark.slow), "attention"]
+)
 def test_a_frame_has_the_same_samples_in_every_window(shape: str) -> None:
     """To the bit, and whatever is decoded with it: which windows a stream is decoded in, and in
     whose company, depends on how busy the machine is."""
     if shape == "small":
-        codec, lengths = load_codec(str(CODEC)), [*range(1, 10), 12, 17, 24, 36]
+        codec, lengths = load_codec(str(CODEC)), [1, 2, 3, 5, 8, 12, 36]
     elif shape == "published":  # one of its frames takes as long as fifteen of the small one's
         torch.manual_seed(0)
         codec, lengths = Codec(SNAC(**PUBLISHED), torch.device("cpu")), [1, 2, 12]

@@ -1,5 +1,6 @@
 """The codec in a process of its own: the same samples, and an end that is noticed."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,14 +10,20 @@ import pytest
 import torch
 from snac import SNAC
 
+from helpers.example import CODEC
 from helpers.speaking import POSITIONS, WAIT_S, Sink, draw_request, random_model, speak
-from sheen.codec.snac import Codec
+from sheen.codec.snac import Codec, load_codec
 from sheen.codec.worker import CodecProcess
 from sheen.engine.engine import Engine
 
 
 @pytest.fixture(scope="module")
-def beside(codec: Codec) -> Iterator[CodecProcess]:
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CodecProcess]:
+    """Of a codec whose folder is gone before they build it, as that of a voice from a store."""
+    folder = tmp_path_factory.mktemp("gone") / "codec"
+    shutil.copytree(CODEC, folder)
+    codec = load_codec(str(folder))
+    shutil.rmtree(folder)
     process = CodecProcess(codec, processes=2)
     yield process
     process.close()
@@ -75,6 +82,7 @@ def test_an_engine_hears_of_its_end(codec: Codec) -> None:
     beside.close()
 
 
+@pytest.mark.slow
 def test_it_ends_with_its_owner(codec: Codec) -> None:
     beside = CodecProcess(codec)
     (child,) = beside._children

@@ -86,7 +86,10 @@ def run(
 # Show 1
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "count",
+    [28, pytest.param(200, marks=pytest.mark.soak)],
+)
 def test_requests_arriving_at_random_get_what_each_gets_alone(model: SpeechLM, count: int) -> None:
     requests = [draw_request(number, frames=7) for number in range(count)]
     decoder = TokenGenerator(model, SLOTS, POSITIONS)
@@ -101,7 +104,7 @@ def test_requests_arriving_at_random_get_what_each_gets_alone(model: SpeechLM, c
 def test_requests_of_a_frozen_model_get_what_each_gets_alone(
     model: SpeechLM, frozen: SpeechLM
 ) -> None:
-    requests = [draw_request(number, frames=7) for number in range(30)]
+    requests = [draw_request(number, frames=7) for number in range(21)]
     together = run(TokenGenerator(frozen, SLOTS, POSITIONS), requests, random.Random(0))
     alone = TokenGenerator(frozen, SLOTS, POSITIONS)
     for number, request in enumerate(requests):
@@ -109,7 +112,7 @@ def test_requests_of_a_frozen_model_get_what_each_gets_alone(
     # Other roundings, the same model: hardly a token differs.
     trained = run(TokenGenerator(model, SLOTS, POSITIONS), requests, random.Random(0))
     same = sum(ours == theirs for ours, theirs in zip(together, trained, strict=True))
-    assert same >= 25
+    assert same >= 18
 
 
 class LegalRows(LogitsProcessor):
@@ -168,11 +171,11 @@ def test_greedy_tokens_are_transformers_until_two_are_as_good(
 
 def test_all_slots_at_once_give_the_same_tokens(model: SpeechLM) -> None:
     """The shape of passes that a GPU records, unrecorded."""
-    requests = [draw_request(number) for number in range(40)]
+    requests = [draw_request(number, frames=7) for number in range(28)]
     packed = run(TokenGenerator(model, 4, POSITIONS), requests, random.Random(0))
     whole = run(TokenGenerator(model, 4, POSITIONS, static_shapes=True), requests, random.Random(0))
     # Other shapes round otherwise, and a draw may fall on the other side of a bound.
-    assert sum(a == b for a, b in zip(packed, whole, strict=True)) >= 38
+    assert sum(a == b for a, b in zip(packed, whole, strict=True)) >= 26
 
 
 @pytest.mark.parametrize("static_shapes", [False, True])

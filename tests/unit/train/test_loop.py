@@ -109,7 +109,7 @@ def untimed(output: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMED} for row in metrics(output)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}])
+@pytest.mark.parametrize("changes", [{}, pytest.param({"lora_rank": 2}, marks=pytest.mark.slow)])
 def test_a_run_stopped_within_a_metrics_window_resumes_with_the_same_bits(
     data: TrainingSet, checkpoint: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:

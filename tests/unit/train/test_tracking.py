@@ -175,6 +175,7 @@ def test_a_uri_gets_the_events_at_each_sync(tmp_path: Path, temporary: Path) -> 
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.slow
 def test_a_process_that_never_closed_its_trackers_leaves_no_folder(
     tmp_path: Path, temporary: Path
 ) -> None:
@@ -316,6 +317,7 @@ def wandb_history(folder: Path) -> dict[int, dict[str, Any]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline_wandb")
 def test_wandb_offline(tmp_path: Path, temporary: Path) -> None:
     """One W&B process for all of it: it starts slowly."""
