@@ -60,11 +60,16 @@ def speak(argv: list[str], prog: str) -> int:
     endings = ".wav, .flac, .mp3, .opus, .aac or .pcm"
     add("-o", "--output", default="out.wav", help=f"file, path or URI, with {endings} {shown}")
     add("--speed", type=float, default=1.0, help=f"0.25 to 4, at the same pitch {shown}")
-    add("--seed", type=int, default=Sampling.seed, help=f"another one speaks anew {shown}")
+    add(
+        "--seed",
+        type=int,
+        default=Sampling.seed,
+        help=f"of the draws; another one, another rendition {shown}",
+    )
     for flag, kind, what in (
-        ("--temperature", float, "0 to 5; 0 takes the likeliest token"),
-        ("--top-k", int, "draw from so many of the likeliest tokens; 0 is off"),
-        ("--top-p", float, "draw from so much of the probability; 1 is off"),
+        ("--temperature", float, "0 to 5; 0 takes the most likely token"),
+        ("--top-k", int, "most likely tokens kept; 0 is off"),
+        ("--top-p", float, "probability kept; 1 is off"),
         ("--repetition-penalty", float, "0.5 to 5; 1 is off"),
     ):
         default = getattr(Sampling, flag[2:].replace("-", "_"))

@@ -30,7 +30,7 @@ class EncodeConfig(JobConfig):
     ]
     form: Annotated[
         Literal["ljspeech", "jsonl", "parquet", "webdataset", "codes"] | None,
-        Field(description="what --input holds; default: recognised"),
+        Field(description="the form of --input; default: recognized by its content"),
     ] = None
     codec: Annotated[
         str, Field(description="SNAC hub id, or folder with config.json and pytorch_model.bin")
@@ -43,7 +43,7 @@ class EncodeConfig(JobConfig):
         Field(description="encode only the rows of these speakers; default: all rows"),
     ] = None
     overwrite: Annotated[
-        bool, Field(description="begin anew: delete what an encode job left in the output folder")
+        bool, Field(description="start over: delete what an encode job left in the output folder")
     ] = False
     jsonl: Annotated[
         str | None, Field(description="also write lines of {text, snac_codes} to this file")
@@ -56,14 +56,19 @@ class EncodeConfig(JobConfig):
     ] = Limits.max_seconds
     max_clipped: Annotated[
         float | None,
-        Field(ge=0.0, le=1.0, description="above this share of full-scale samples: rejected"),
+        Field(
+            ge=0.0,
+            le=1.0,
+            description="largest share of full-scale samples; beyond it: rejected",
+        ),
     ] = Limits.max_clipped
     min_text_rate: Annotated[
-        float, Field(ge=0.0, description="slower texts are rejected, characters per second")
+        float,
+        Field(ge=0.0, description="fewest characters of text per second; below: rejected"),
     ] = Limits.min_text_rate
     max_text_rate: Annotated[
         float | None,
-        Field(gt=0.0, description="faster texts are rejected, characters per second"),
+        Field(gt=0.0, description="most characters of text per second; above: rejected"),
     ] = Limits.max_text_rate
     language: Annotated[
         str | None,
@@ -79,7 +84,9 @@ class EncodeConfig(JobConfig):
     ] = None
     loudness_lufs: Annotated[
         float | None,
-        Field(lt=0.0, description="bring recordings to one loudness (BS.1770), LUFS, e.g. -23"),
+        Field(
+            lt=0.0, description="normalize recordings to this loudness (BS.1770), LUFS, e.g. -23"
+        ),
     ] = None
     shifts: Annotated[
         int,

@@ -36,8 +36,8 @@ class EvaluateConfig(JobConfig):
     untrained_voices: Annotated[
         list[str],
         Field(
-            description="voices that the checkpoint was not trained on, to be asked for all the "
-            "same: what a model makes of a voice before it learns it"
+            description="voices that the checkpoint was not trained on, synthesized all the "
+            "same: the baseline before a model is trained on them"
         ),
     ] = []  # noqa: RUF012 - pydantic copies defaults
     limit: Annotated[int | None, Field(ge=1, description="only the first N prompts")] = None

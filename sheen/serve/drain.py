@@ -161,13 +161,17 @@ def tell(left: int) -> None:
 
 
 def add_waits(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--timeout-s", type=float, default=300.0, help="seconds (default: 300)")
+    parser.add_argument(
+        "--timeout-s",
+        type=float,
+        default=300.0,
+        help="longest wait for requests that run, seconds (default: 300)",
+    )
     parser.add_argument(
         "--hear-s",
         type=float,
         default=30.0,
-        help="longest wait for listeners to hear what was made sooner than they play it, seconds "
-        "(default: 30)",
+        help="longest wait for clients to play audio sent ahead of playback, seconds (default: 30)",
     )
 
 

@@ -165,7 +165,7 @@ class TrainConfig(RunFields):
     ] = None
     speak_every: Annotated[int, Field(ge=1, description="optimizer steps between these")] = 1000
     speak_seconds: Annotated[
-        float, Field(gt=0.0, description="longest audio per prompt, seconds")
+        float, Field(gt=0.0, description="longest audio of a chunk of a prompt, seconds")
     ] = 15.0
     asr: Annotated[
         str | None,
