@@ -9,7 +9,6 @@ weights and sample rates at which Whisper's windows are no whole number of sampl
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,6 @@ from transformers import WhisperConfig, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from sheen.codec.ctranslate2_file import MODEL_FILE, read_variables
-
-if TYPE_CHECKING:  # its import takes seconds, and only the job that loads an encoder needs it
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 
 def open_asr_encoder(source: str) -> WhisperEncoder:
@@ -145,7 +141,7 @@ class AsrFeatureLoss(nn.Module):
     taper: Tensor
     bank: Tensor
 
-    def __init__(self, encoder: "WhisperEncoder", sample_rate: int) -> None:
+    def __init__(self, encoder: WhisperEncoder, sample_rate: int) -> None:
         """Raises ValueError for a rate at which Whisper's windows are no whole samples."""
         super().__init__()
         if sample_rate < WHISPER_RATE or sample_rate % (2 * _FRAMES_PER_S):

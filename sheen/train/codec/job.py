@@ -11,7 +11,7 @@ import ray
 import torch
 from snac import SNAC
 
-from sheen.codec.asr_features import AsrFeatureLoss
+from sheen.codec.asr_features import AsrFeatureLoss, open_asr_encoder, weights_sha256
 from sheen.codec.info import CODEC_FOLDER
 from sheen.codec.snac import open_codec
 from sheen.runs import cluster
@@ -94,8 +94,6 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
 
 def _open_asr_features(source: str, model: SNAC, seconds: float) -> tuple[AsrFeatureLoss, str]:
     """The loss that `--asr-features` names, for segments of this codec, and its weights' hash."""
-    from sheen.codec.asr_features import open_asr_encoder, weights_sha256  # takes seconds to import
-
     try:
         encoder = open_asr_encoder(source)
         loss = AsrFeatureLoss(encoder, int(model.sampling_rate))
