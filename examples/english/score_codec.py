@@ -27,12 +27,12 @@ from sheen.data.corpus import plain_rows
 from sheen.report.clips import Clip, clip_row, save_png
 from sheen.scoring.asr import open_transcriber
 from sheen.scoring.code_usage import decode_clip, encode_clips
-from sheen.scoring.english import normalise_english
 from sheen.scoring.speaker_id import ALL
 from sheen.scoring.wer import (
     ErrorDifference,
     ErrorRate,
     error_rate,
+    normalise_english,
     normalise_words,
     word_error_difference,
 )

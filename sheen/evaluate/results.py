@@ -17,10 +17,10 @@ from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import AUDIO
 from sheen.evaluate.prompts import Plan
 from sheen.lm.checkpoint import CheckpointInfo
-from sheen.scoring.english import wer_normaliser
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, score_speech
 from sheen.scoring.speech_report import render_json, render_report, worst_first
+from sheen.scoring.wer import wer_normaliser
 from sheen.storage import files, uris
 
 WORST_CLIPS = 24

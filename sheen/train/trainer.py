@@ -28,7 +28,7 @@ from sheen.lm.loss import IGNORE_INDEX
 from sheen.lm.model import save_model
 from sheen.rng import step_seed
 from sheen.scoring.asr import Grammar, open_transcriber
-from sheen.scoring.english import wer_normaliser
+from sheen.scoring.wer import wer_normaliser
 from sheen.train import checkpoints
 from sheen.train.config import TrainConfig
 from sheen.train.data import Position, TrainingSet, plan_run

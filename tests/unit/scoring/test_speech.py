@@ -9,7 +9,6 @@ import pytest
 from helpers.example import RATE
 from helpers.pages import HOSTILE, Page, assert_self_contained
 from helpers.word_pairs import HYPOTHESES, REFERENCES
-from sheen.scoring.english import normalise_english
 from sheen.scoring.speaker_id import ALL
 from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, measure_sound, score_speech, share
 from sheen.scoring.speech_report import (
@@ -19,7 +18,7 @@ from sheen.scoring.speech_report import (
     voice_rows,
     worst_first,
 )
-from sheen.scoring.wer import normalise_words, rate_of_each, ratio_interval
+from sheen.scoring.wer import normalise_english, normalise_words, rate_of_each, ratio_interval
 
 
 def tone(seconds: float, rate: int = RATE, amplitude: float = 0.5) -> Waveform:
