@@ -140,7 +140,7 @@ def evaluate(argv: list[str], prog: str) -> int:
     from sheen.evaluate.job import run
     from sheen.evaluate.results import PAGE_FILE
     from sheen.runs.cluster import run_job
-    from sheen.scoring.speech_report import voice_rows
+    from sheen.scoring.reports import speech_rows
 
     def job() -> int:
         config = load_config(EvaluateConfig, argv, prog)
@@ -149,7 +149,7 @@ def evaluate(argv: list[str], prog: str) -> int:
             print(f"  not spoken: {count} x {reason}")
         if result.report is None:
             raise ValueError("no prompt could be spoken; see the rows in --output")
-        header, rows = voice_rows(result.report)
+        header, rows = speech_rows(result.report)
         for name, cells in zip(header, zip(*rows, strict=True), strict=True):
             print(f"{name:24}" + "  ".join(f"{cell:24}" for cell in cells).rstrip())
         print(f"page: {config.output}/{PAGE_FILE}")

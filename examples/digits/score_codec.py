@@ -20,7 +20,7 @@ from sheen.data.corpus import plain_rows
 from sheen.report.clips import save_png
 from sheen.scoring.asr import POCKETSPHINX, open_transcriber
 from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
-from sheen.scoring.codec_report import PAGE_FILE, compare, voice_rows, write_report
+from sheen.scoring.reports import CODEC_PAGE, codec_clip, codec_rows, write_codec_report
 from sheen.scoring.speaker_id import enroll_speakers
 from sheen.storage import files
 
@@ -139,7 +139,7 @@ def score(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[
     )
     if args.image:
         shown = names.index(args.clip)
-        save_png(compare(report, shown, recordings[shown].waveform, decoded[shown]), args.image)
+        save_png(codec_clip(report, shown, recordings[shown].waveform, decoded[shown]), args.image)
     return report, recordings, decoded
 
 
@@ -153,8 +153,8 @@ def main(argv: list[str] | None = None) -> int:
         report, recordings, decoded = score(args)
     except ValueError as error:
         flags.error(str(error))
-    write_report(args.output, report, recordings, decoded)
-    header, rows = voice_rows(report)
+    write_codec_report(args.output, report, recordings, decoded)
+    header, rows = codec_rows(report)
     widths = [max(len(row[j]) for row in [header, *rows]) for j in range(len(header))]
     for row in [header, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         f"ASR: {report.asr}; seed {report.seed}; {args.threads} thread(s): encodes at "
         f"{report.encode_realtime}, decodes at {report.decode_realtime} times realtime\n"
         f"codes used: {', '.join(f'{level.used} of {level.size}' for level in report.levels)}\n"
-        f"page: {args.output / PAGE_FILE}"
+        f"page: {args.output / CODEC_PAGE}"
     )
     return 0
 

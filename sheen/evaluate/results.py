@@ -17,9 +17,9 @@ from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import AUDIO
 from sheen.evaluate.prompts import Plan
 from sheen.lm.checkpoint import CheckpointInfo
+from sheen.scoring.reports import render_speech_report, speech_json, worst_first
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, score_speech
-from sheen.scoring.speech_report import render_json, render_report, worst_first
 from sheen.scoring.wer import wer_normaliser
 from sheen.storage import files, uris
 
@@ -74,7 +74,7 @@ def write_results(
         normalise=wer_normaliser(config.asr, config.asr_language),
         seed=config.seed,
     )
-    files.write_bytes(uris.join(output, JSON_FILE), render_json(report, about).encode())
+    files.write_bytes(uris.join(output, JSON_FILE), speech_json(report, about).encode())
     worst = worst_first(report)[:WORST_CLIPS]
     keys = [spoken[index]["key"] for index in worst]
     # Files that no key is in are not read: they hold their range of keys.
@@ -92,7 +92,7 @@ def write_results(
     )
     for reason, count in (plan.skipped + rejected).items():
         lead += f" {count} not spoken: {reason}."
-    page = render_report(report, lead, players, info.sample_rate)
+    page = render_speech_report(report, lead, players, info.sample_rate)
     files.write_bytes(uris.join(output, PAGE_FILE), page.encode())
     return Evaluation(report, plan.skipped, rejected)
 

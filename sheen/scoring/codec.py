@@ -4,7 +4,7 @@ Owns the comparison, by clip and by voice: WER of both, mel distance, speaker ac
 and enrolled speakers are the caller's; figures that need a missing one are skipped. The control
 decodes the same codes in random order: a low WER there means that the ASR accepts anything.
 Running the codec, its speed and its code usage are `sheen.scoring.code_usage`'s; the page is
-`sheen.scoring.codec_report`'s.
+`sheen.scoring.reports`'s.
 """
 
 import logging

@@ -28,7 +28,7 @@ from helpers.measured import Measured, Told, measure, noisy
 from helpers.pages import Page, assert_self_contained
 from sheen.report.clips import Clip, clip_row, save_png
 from sheen.scoring.codec import CodecReport, Recording
-from sheen.scoring.codec_report import JSON_FILE, PAGE_FILE, voice_rows, write_report
+from sheen.scoring.reports import CODEC_JSON, CODEC_PAGE, codec_rows, write_codec_report
 from sheen.scoring.speaker_id import ALL
 
 score_codec = load_script(DIGITS / "score_codec.py")
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("speed_timed_briefly")
 
 
 def page_in(folder: Path) -> Page:
-    return Page((folder / PAGE_FILE).read_text("utf-8"))
+    return Page((folder / CODEC_PAGE).read_text("utf-8"))
 
 
 # The report
@@ -50,7 +50,7 @@ def written(
     """The folder of the real codec's report."""
     folder = tmp_path_factory.mktemp("report") / "new" / "folder"
     report, decoded = measured
-    write_report(folder, report, recordings, decoded)
+    write_codec_report(folder, report, recordings, decoded)
     return folder
 
 
@@ -58,12 +58,12 @@ def test_json_holds_everything(
     measured: Measured, recordings: list[Recording], written: Path
 ) -> None:
     report, _ = measured
-    assert {path.name for path in written.iterdir()} == {JSON_FILE, PAGE_FILE}
+    assert {path.name for path in written.iterdir()} == {CODEC_JSON, CODEC_PAGE}
 
     def refuse(constant: str) -> None:  # NaN and the infinities
         raise AssertionError(f"{constant} is no JSON")
 
-    content = json.loads((written / JSON_FILE).read_text("utf-8"), parse_constant=refuse)
+    content = json.loads((written / CODEC_JSON).read_text("utf-8"), parse_constant=refuse)
     assert content == asdict(report)
     assert [clip["name"] for clip in content["clips"]] == [item.name for item in recordings]
     assert set(content["voices"]) == {ALL, *VOICES}
@@ -74,14 +74,14 @@ def test_page_is_one_file_that_plays_two_clips_of_each_voice(
 ) -> None:
     report, _ = measured
     page = page_in(written)
-    html = (written / PAGE_FILE).read_text("utf-8")
+    html = (written / CODEC_PAGE).read_text("utf-8")
     assert "<title>Codec report</title>" in html
     assert_self_contained(html)
     assert page.attributes("aria-label", "audio") == [
         "Play recording",
         "Play reconstruction",
     ] * (2 * len(VOICES))
-    header, rows = voice_rows(report)
+    header, rows = codec_rows(report)
     assert [row[0] for row in rows] == [*VOICES, ALL]
     for cell in (*header, *(cell for row in rows for cell in row), *(c.name for c in report.clips)):
         assert cell in page.text
@@ -97,7 +97,7 @@ def test_page_plays_the_worst_clips_first(tmp_path: Path) -> None:
     decoded = [item.waveform for item in recordings]
 
     def shown(count: int) -> list[str]:
-        write_report(tmp_path, report, recordings, decoded, clips_per_voice=count)
+        write_codec_report(tmp_path, report, recordings, decoded, clips_per_voice=count)
         text = page_in(tmp_path).text
         names = [item.name for item in recordings if f"{item.name}: one two" in text]
         return sorted(names, key=lambda name: text.index(f"{name}: "))
@@ -114,7 +114,7 @@ def test_without_asr_the_worst_are_the_most_distant(tmp_path: Path) -> None:
         for clip, distance in zip(report.clips, (1.0, 9.0, 5.0), strict=True)
     ]
     report = replace(report, clips=clips)
-    write_report(tmp_path, report, recordings, [item.waveform for item in recordings])
+    write_codec_report(tmp_path, report, recordings, [item.waveform for item in recordings])
     text = page_in(tmp_path).text
     assert text.index("far: no text (9.0 dB)") < text.index("middle: no text (5.0 dB)")
     assert "near:" not in text
@@ -122,7 +122,7 @@ def test_without_asr_the_worst_are_the_most_distant(tmp_path: Path) -> None:
 
 def test_the_table_is_one_row_a_voice() -> None:
     report = measure([noisy("a", "one two", "v")], Told(["one two"], ["one"], ["three four five"]))
-    assert voice_rows(report) == (
+    assert codec_rows(report) == (
         [
             "voice",
             "clips",
@@ -152,7 +152,7 @@ def test_without_asr_there_are_no_rates(tmp_path: Path) -> None:
     report = measure(recordings)
     assert_no_rates(report)
     assert report.asr is None
-    write_report(tmp_path, report, recordings, [item.waveform for item in recordings])
+    write_codec_report(tmp_path, report, recordings, [item.waveform for item in recordings])
     text = page_in(tmp_path).text
     assert "ASR: none" in text
     assert "transcript:" not in text
@@ -163,8 +163,8 @@ def test_without_texts_there_are_no_rates(text: str | None, tmp_path: Path) -> N
     recordings = [noisy("a", text, "v"), noisy("b", text)]
     report = measure(recordings, Told())
     assert_no_rates(report)
-    write_report(tmp_path, report, recordings, [item.waveform for item in recordings])
-    assert json.loads((tmp_path / JSON_FILE).read_text("utf-8"))["clips"][0]["text"] == text
+    write_codec_report(tmp_path, report, recordings, [item.waveform for item in recordings])
+    assert json.loads((tmp_path / CODEC_JSON).read_text("utf-8"))["clips"][0]["text"] == text
     assert "word error" not in page_in(tmp_path).text
 
 
@@ -179,7 +179,7 @@ def assert_no_rates(report: CodecReport) -> None:
             is clip.identified_speaker
             is None
         )
-    assert voice_rows(report)[0] == ["voice", "clips", "mel distance"]
+    assert codec_rows(report)[0] == ["voice", "clips", "mel distance"]
 
 
 def test_recordings_without_text_are_not_transcribed(tmp_path: Path) -> None:
@@ -192,10 +192,10 @@ def test_recordings_without_text_are_not_transcribed(tmp_path: Path) -> None:
     assert report.voices["v"].recordings_wer == report.voices[ALL].recordings_wer is not None
     assert report.voices["w"].recordings_wer is None
     assert report.voices[ALL].clips == 4
-    header, rows = voice_rows(report)
+    header, rows = codec_rows(report)
     assert rows[1] == ["w", "1", "0.00 dB", "", "", "", ""]
     assert len(header) == 7
-    write_report(tmp_path, report, recordings, [item.waveform for item in recordings])
+    write_codec_report(tmp_path, report, recordings, [item.waveform for item in recordings])
     assert "c: ! (0.0 dB)" in page_in(tmp_path).text
 
 
@@ -241,7 +241,7 @@ def test_script_writes_a_report_and_prints_it(
     output, image = tmp_path / "report", tmp_path / "pictures" / "clip.png"
     arguments = ["--per-voice", "1", "--profiles", few, "--output", str(output)]
     assert score_codec.main([*arguments, "--image", str(image), "--clip", "awb-h001"]) == 0
-    report = json.loads((output / JSON_FILE).read_text("utf-8"))
+    report = json.loads((output / CODEC_JSON).read_text("utf-8"))
     assert [clip["voice"] for clip in report["clips"]] == list(VOICES)
     assert len(page_in(output).attributes("src", "audio")) == 2 * len(VOICES)
     assert imread(image).shape[1] == 2 * 640
@@ -250,7 +250,7 @@ def test_script_writes_a_report_and_prints_it(
     assert all(len(line.split("  ")) >= 8 for line in printed[:6])
     assert "pocketsphinx" in printed[6]
     assert report["asr"] in printed[6]
-    assert printed[8] == f"page: {output / PAGE_FILE}"
+    assert printed[8] == f"page: {output / CODEC_PAGE}"
     # A score of all recordings takes minutes: each stage says that it begins.
     said = " ".join(caplog.messages)
     for stage in ("reading", "enrolling the speakers", "encoding 4", "decoding", "transcribing 4"):

@@ -9,15 +9,15 @@ import pytest
 from helpers.example import RATE
 from helpers.pages import HOSTILE, Page, assert_self_contained
 from helpers.word_pairs import HYPOTHESES, REFERENCES
-from sheen.scoring.speaker_id import ALL
-from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, measure_sound, score_speech, share
-from sheen.scoring.speech_report import (
+from sheen.scoring.reports import (
     Waveform,
-    render_json,
-    render_report,
-    voice_rows,
+    render_speech_report,
+    speech_json,
+    speech_rows,
     worst_first,
 )
+from sheen.scoring.speaker_id import ALL
+from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, measure_sound, score_speech, share
 from sheen.scoring.wer import normalise_english, normalise_words, rate_of_each, ratio_interval
 
 
@@ -329,7 +329,7 @@ def test_the_table_is_one_row_a_voice() -> None:
         clip("x", transcript="one", identified_speaker="v", expected=2.0, ended_with_eos=False),
         enrolled=("v",),
     )
-    assert voice_rows(report) == (
+    assert speech_rows(report) == (
         [
             "voice",
             "clips",
@@ -363,11 +363,11 @@ def test_the_table_is_one_row_a_voice() -> None:
 
 
 def test_the_table_leaves_out_what_was_not_measured() -> None:
-    header, rows = voice_rows(judge(clip("x", expected=None), asr=None))
+    header, rows = speech_rows(judge(clip("x", expected=None), asr=None))
     assert header[2] == "ended with EOS"
     assert "duration / expected" not in header
     # Of one voice only: its cell is empty.
-    header, rows = voice_rows(
+    header, rows = speech_rows(
         judge(
             clip("x", voice="v", identified_speaker="v"),
             clip("y", voice="w", identified_speaker="v", expected=None),
@@ -408,7 +408,7 @@ def test_json_holds_the_results_and_what_they_are_of() -> None:
         raise AssertionError(f"{constant} is no JSON")
 
     report = judge(clip("x", voice="Åsa", speaking=0.0, transcript=""), seed=3)
-    text = render_json(report, {"prompts": 1, "config": {"seed": 3}})
+    text = speech_json(report, {"prompts": 1, "config": {"seed": 3}})
     content = json.loads(text, parse_constant=refuse)
     assert (content["prompts"], content["config"]) == (1, {"seed": 3})
     assert (content["asr"], content["seed"]) == ("told", 3)
@@ -423,7 +423,7 @@ def test_json_holds_the_results_and_what_they_are_of() -> None:
 
 def page_of(report: SpeechReport, *worst: SpokenClip, lead: str = "A lead.") -> str:
     played = [(item, tone(0.2 + place / 10)) for place, item in enumerate(worst)]
-    return render_report(report, lead, played, RATE)
+    return render_speech_report(report, lead, played, RATE)
 
 
 def test_the_page_plays_the_given_clips_in_order() -> None:
@@ -437,7 +437,7 @@ def test_the_page_plays_the_given_clips_in_order() -> None:
         "b1: 1.00 s, 2.00 s expected, cut off at its token limit"
     ) < page.text.index("a1: 2.00 s, 1.00 s expected, transcript: one two three, speaker: a")
     assert "a2:" not in page.text
-    header, rows = voice_rows(report)
+    header, rows = speech_rows(report)
     for cell in (*header, *(cell for row in rows for cell in row)):
         assert cell in page.text
     for said in ("A lead.", "ASR: told", "five six", "Seed 0"):
