@@ -32,7 +32,7 @@ from sheen.encode.report import render
 from sheen.encode.statistics import RunTimes, Statistics
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
-from sheen.runs.lock import output_lock
+from sheen.runs.output import output_lock
 from sheen.storage import files, folders, uris
 from sheen.text.normalization import NemoStep, describe, load_normaliser
 

@@ -18,8 +18,7 @@ from sheen.data import dataset
 from sheen.data.corpus import read_manifest
 from sheen.encode.config import EncodeConfig
 from sheen.encode.output import OUTPUT_SCHEMA, TRANSIENT, transiently_rejected
-from sheen.runs.fingerprint import RECORDINGS, check_fingerprint, sample_digests
-from sheen.runs.lock import LOCK_FILE, is_unused
+from sheen.runs.output import LOCK_FILE, RECORDINGS, check_fingerprint, is_unused, sample_digests
 from sheen.storage import files, uris
 from sheen.text.normalization import NemoStep
 

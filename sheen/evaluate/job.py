@@ -22,7 +22,7 @@ from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm import checkpoint
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
-from sheen.runs.lock import output_lock
+from sheen.runs.output import output_lock
 from sheen.scoring.asr import POCKETSPHINX, Grammar, check_transcriber
 from sheen.scoring.speaker_id import SpeakerProfiles, enroll_speakers
 from sheen.storage import files, uris

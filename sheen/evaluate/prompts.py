@@ -17,8 +17,7 @@ from sheen.data.prompts import Prompt
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.lm.checkpoint import CheckpointInfo
-from sheen.runs.fingerprint import check_fingerprint, folder_digest
-from sheen.runs.lock import is_unused
+from sheen.runs.output import check_fingerprint, folder_digest, is_unused
 from sheen.scoring.asr import Grammar
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.whisper import NAMES

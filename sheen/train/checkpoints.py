@@ -21,7 +21,7 @@ import torch
 from pyarrow import fs
 from safetensors import SafetensorError
 
-from sheen.runs.fingerprint import check_fingerprint
+from sheen.runs.output import check_fingerprint
 from sheen.storage import files, folders, uris
 
 INDEX_FILE = "checkpoints.json"

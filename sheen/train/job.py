@@ -22,8 +22,7 @@ from sheen.data.prompts import Prompt
 from sheen.lm import base_model, checkpoint
 from sheen.lm.model import to_bfloat16
 from sheen.runs import cluster
-from sheen.runs.fingerprint import folder_digest
-from sheen.runs.lock import output_lock
+from sheen.runs.output import folder_digest, output_lock
 from sheen.scoring.asr import Grammar, check_transcriber
 from sheen.storage import files, folders, uris
 from sheen.text.normalization import NfcSpaceStep, NormalizerStep, check, text_normalization

@@ -23,7 +23,7 @@ from torch import Tensor
 from sheen.audio.io import AudioError, decode_audio
 from sheen.data.corpus import AUDIO_SUFFIXES, METADATA_FILE, plain_rows
 from sheen.runs.attempts import MAX_CRASHES, Attempts, BlockAttempts, crash_reason
-from sheen.runs.fingerprint import sample_digests
+from sheen.runs.output import sample_digests
 from sheen.storage import files, glob, uris
 
 READ_AHEAD = 2

@@ -16,8 +16,7 @@ from sheen.codec.info import CODEC_FOLDER
 from sheen.codec.snac import open_codec
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
-from sheen.runs.fingerprint import RECORDINGS
-from sheen.runs.lock import output_lock
+from sheen.runs.output import RECORDINGS, output_lock
 from sheen.storage import folders, uris
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
