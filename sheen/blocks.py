@@ -6,8 +6,8 @@ loses little work. At its end the job merges them into row files under `rows/`, 
 readers of a million rows open a few hundred. A block's rows replace earlier rows with the same
 keys, so merging again after a crash changes nothing.
 
-Owns the file names and the proof that each key is there exactly once. Who may write to a folder, and
-whether it holds the same job, is `sheen.runs.output`'s.
+Owns the file names and the proof that each key is there exactly once. Who may write to a folder,
+and whether it holds the same job, is `sheen.runs.output`'s.
 """
 
 import io

@@ -19,7 +19,7 @@ from sheen.codec.layout import TokenLayout
 from sheen.config import fail
 from sheen.data import dataset
 from sheen.lm import checkpoint
-from sheen.storage import files, glob, records, uris
+from sheen.storage import files, records, uris
 
 Keys = dict[str, Any]
 
@@ -50,7 +50,7 @@ def convert(folder: str) -> list[str]:
     """
     if files.kind(folder) != fs.FileType.Directory:
         raise ValueError(f"{folder}: no such folder")
-    found = [path for path in glob.list_below(folder) if uris.name(path) in _KINDS]
+    found = [path for path in files.list_below(folder) if uris.name(path) in _KINDS]
     if not found and not is_codec(folder):
         raise ValueError(
             f"{folder}: no {checkpoint.INFO_FILE} of a checkpoint, no {dataset.INFO_FILE} of a "

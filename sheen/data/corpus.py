@@ -18,7 +18,7 @@ import pyarrow as pa
 from sheen.data.readers.forms import LINES_SUFFIXES, InputFile, find_files
 from sheen.data.readers.ljspeech import METADATA_FILE
 from sheen.data.schema import AUDIO_SUFFIXES, KEYS, ROW_SCHEMA, FileRows, iter_lines
-from sheen.storage import glob, uris
+from sheen.storage import files, uris
 from sheen.text.prompt import normalise
 
 __all__ = [
@@ -49,7 +49,7 @@ def read_manifest(
 ) -> pa.Table:
     """The rows of an input, in its own order, with MANIFEST_SCHEMA. Raises ValueError.
 
-    `location` is one or several paths, URIs or globs (see `sheen.storage.glob`); `form` is one of
+    `location` is one or several paths, URIs or globs (see `files.glob`); `form` is one of
     `sheen.data.readers.forms.FORMS`, where what they hold does not show it. `limit`
     keeps the first rows, faulty ones included. A row without an id of its own is called after its
     line in the only file, or after its place among all rows. Where an id stands in several files,
@@ -151,7 +151,7 @@ def read_lines(path: str) -> list[str]:
 def _find(locations: list[str], form: str | None, pool: ThreadPoolExecutor) -> list[InputFile]:
     paths: list[str] = []
     for location in locations:
-        matches = glob.glob(location)
+        matches = files.glob(location)
         if not matches:
             raise ValueError(f"input {location}: no file or folder matches")
         paths += [uris.absolute(match) for match in matches]

@@ -1,5 +1,6 @@
-"""Files at a location: list, read, hash, delete, and write atomically.
+"""Files at a location: list, find by a pattern, read, hash, delete, and write atomically.
 
+Owns what a pattern matches: hidden files and folders (`.name`) are skipped unless it asks for them.
 Refuses Git LFS pointers, and turns network libraries' exceptions into OSError. Folders as a whole
 are `sheen.storage.folders`'s.
 """
@@ -12,13 +13,15 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
+from urllib.parse import unquote
 
 from pyarrow import fs
 
+from sheen.storage import uris
 from sheen.storage.folders import delete_folder
-from sheen.storage.uris import network_errors, open_filesystem
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -33,7 +36,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def kind(location: str) -> fs.FileType:
-    filesystem, path = open_filesystem(location)
+    filesystem, path = uris.open_filesystem(location)
     return filesystem.get_file_info(path).type
 
 
@@ -43,7 +46,7 @@ def exists(location: str) -> bool:
 
 def is_empty(location: str) -> bool:
     """True when nothing is there, or a folder with nothing in it."""
-    filesystem, path = open_filesystem(location)
+    filesystem, path = uris.open_filesystem(location)
     info = filesystem.get_file_info(path)
     if info.type == fs.FileType.Directory:
         if isinstance(filesystem, fs.LocalFileSystem):
@@ -54,7 +57,7 @@ def is_empty(location: str) -> bool:
 
 def delete(location: str) -> None:
     """Delete a file or a folder; nothing happens where there is none."""
-    filesystem, path = open_filesystem(location)
+    filesystem, path = uris.open_filesystem(location)
     if filesystem.get_file_info(path).is_file:
         filesystem.delete_file(path)
     else:
@@ -73,7 +76,7 @@ def entries(location: str, recursive: bool = False) -> list[Entry]:
 
     Nothing here can open a local name that is not UTF-8; such are skipped, and the log says so.
     """
-    filesystem, path = open_filesystem(location)
+    filesystem, path = uris.open_filesystem(location)
     if not isinstance(filesystem, fs.LocalFileSystem):
         selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
         return [Entry(info.path, info.type) for info in filesystem.get_file_info(selector)]
@@ -126,7 +129,7 @@ def list_files(location: str, recursive: bool = False) -> list[str]:
 
 def sha256(location: str) -> str:
     """The hash of a file, read in pieces."""
-    filesystem, path = open_filesystem(location)
+    filesystem, path = uris.open_filesystem(location)
     digest = hashlib.sha256()
     with filesystem.open_input_stream(path) as stream:
         while piece := stream.read(1 << 24):
@@ -150,8 +153,8 @@ def read_bytes(location: str) -> bytes:
     A name may be written in either normal form of Unicode: macOS writes file names in the other one
     than most texts, and both look the same.
     """
-    filesystem, path = open_filesystem(location)
-    with network_errors(location):
+    filesystem, path = uris.open_filesystem(location)
+    with uris.network_errors(location):
         try:
             return _read(filesystem, path)
         except FileNotFoundError:
@@ -169,7 +172,7 @@ def _read(filesystem: fs.FileSystem, path: str) -> bytes:
 
 def write_bytes(location: str, data: bytes) -> None:
     """Write a whole file. On a local disk it appears complete or not at all."""
-    filesystem, path = open_filesystem(location)
+    filesystem, path = uris.open_filesystem(location)
     filesystem.create_dir(os.path.dirname(path), recursive=True)
     if isinstance(filesystem, fs.LocalFileSystem):
         # Hidden, so that what a killed process leaves is no file of a dataset to any reader.
@@ -199,3 +202,73 @@ def map_ahead(function: Callable[[Item], Result], items: Sequence[Item]) -> Iter
             running.append(pool.submit(function, item))
         while running:
             yield running.popleft().result()
+
+
+def list_below(location: str) -> list[str]:
+    """Locations of the files at any depth of a folder, sorted; hidden ones (`.name`) skipped."""
+    return sorted(uris.child(location, path) for path in paths_below(location))
+
+
+def paths_below(location: str) -> list[str]:
+    """The same, unsorted, as paths from that folder on, as its filesystem writes them."""
+    _, root = uris.open_filesystem(location)
+    paths = (_relative(path, root) for path in list_files(location, recursive=True))
+    return [path for path in paths if _shown(path)]
+
+
+def _has_wildcard(part: str) -> bool:
+    return any(mark in part for mark in "*?[")
+
+
+def glob(location: str) -> list[str]:
+    """Locations of the files and folders that a pattern matches, sorted; [] when there are none.
+
+    `*`, `?` and `[...]` match within a name, `**` any folders; a name that begins with a dot only
+    matches a pattern that does. In a URI `?` begins options. A location without wildcards, and a
+    path that exists as it is written, is returned as it is.
+    """
+    path, options = uris.split_options(location)
+    parts = path.split("/")
+    first = next((place for place, part in enumerate(parts) if _has_wildcard(part)), None)
+    if first is None or (not uris.is_uri(location) and exists(location)):
+        return [location]
+    base = "/".join(parts[:first]) or ("/" if path.startswith("/") else ".")
+    found = {base + options}
+    wanted = [part for part in parts[first:] if part]
+    for place, part in enumerate(wanted, start=1):
+        last = place == len(wanted)
+        found = {match for folder in found for match in _matches(folder, part, last)}
+    return sorted(found)
+
+
+def _matches(folder: str, part: str, last: bool) -> Iterator[str]:
+    """What one part of a pattern matches in a folder; before the last, only folders."""
+    _, root = uris.open_filesystem(folder)
+    anywhere = part == "**"
+    if anywhere and not last:
+        yield folder
+    pattern = unquote(part) if uris.scheme(folder) in uris.ESCAPED_SCHEMES else part
+    for entry in entries(folder, recursive=anywhere):
+        path = _relative(entry.path, root)
+        if anywhere:
+            matched = (entry.type == fs.FileType.File) == last and _shown(path)
+        else:
+            kind_fits = last or entry.type == fs.FileType.Directory
+            dots_fit = _shown(path) or pattern.startswith(".")
+            matched = kind_fits and dots_fit and fnmatchcase(_composed(path), _composed(pattern))
+        if matched:
+            yield uris.child(folder, path)
+
+
+def _composed(name: str) -> str:
+    """macOS writes names decomposed, users type them composed."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _relative(path: str, root: str) -> str:
+    # Over HTTP a path is its whole URL, and the root's has its options.
+    return str(PurePosixPath(path).relative_to(uris.split_options(root)[0]))
+
+
+def _shown(path: str) -> bool:
+    return "/." not in f"/{path}"

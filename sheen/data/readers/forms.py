@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from sheen.data.readers import jsonl, ljspeech, parquet, webdataset
 from sheen.data.schema import FileRows
-from sheen.storage import files, glob, uris
+from sheen.storage import files, uris
 
 Reader = Callable[[str, int | None], FileRows]
 
@@ -64,7 +64,7 @@ def find_files(location: str, form: str | None) -> list[InputFile]:
         return [InputFile(location, _form_of_file(location))]
     if files.exists(uris.join(location, ljspeech.METADATA_FILE)):
         return [InputFile(location, FORMS["ljspeech"])]
-    below = glob.list_below(location)
+    below = files.list_below(location)
     held: dict[str, list[InputFile]] = {}
     for each in (FORMS["parquet"], FORMS["webdataset"], LINES):
         found = [InputFile(path, each) for path in below if _ends(path, each.suffix or "")]
@@ -95,7 +95,7 @@ def _of_form(location: str, kind: fs.FileType, form: str) -> list[InputFile]:
         return [InputFile(location, chosen)]
     if kind != fs.FileType.Directory:
         return [InputFile(location, chosen)]
-    found = [path for path in glob.list_below(location) if _ends(path, chosen.suffix)]
+    found = [path for path in files.list_below(location) if _ends(path, chosen.suffix)]
     if not found:
         raise ValueError(f"input {location}: form {form}, but the folder has no {chosen.suffix}")
     return [InputFile(path, chosen) for path in found]

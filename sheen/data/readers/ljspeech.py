@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from sheen.data.schema import AUDIO_SUFFIXES, FileRows, RowBuilder, iter_lines
-from sheen.storage import files, glob, uris
+from sheen.storage import files, uris
 
 METADATA_FILE = "metadata.csv"
 FOLDER = "wavs"
@@ -125,7 +125,7 @@ class _Recordings:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        paths = sorted(glob.paths_below(uris.join(folder, FOLDER)))
+        paths = sorted(files.paths_below(uris.join(folder, FOLDER)))
         self._audio = [path for path in paths if path.lower().endswith(KNOWN_SUFFIXES)]
         self._other = {str(PurePosixPath(path).with_suffix("")): path for path in paths}
         # Of files that differ by their suffix alone, one of the usual ones: the last counts.

@@ -24,7 +24,7 @@ from sheen.audio.io import AudioError, decode_audio
 from sheen.data.corpus import AUDIO_SUFFIXES, METADATA_FILE, plain_rows
 from sheen.runs.attempts import MAX_CRASHES, Attempts, BlockAttempts, crash_reason
 from sheen.runs.output import sample_digests
-from sheen.storage import files, glob, uris
+from sheen.storage import files, uris
 
 READ_AHEAD = 2
 """Steps whose segments are read before they are asked for."""
@@ -63,7 +63,7 @@ def find_recordings(location: str, held_out: int, seed: int) -> Recordings:
     if kind == fs.FileType.Directory and not files.exists(uris.join(location, METADATA_FILE)):
         paths = [
             path
-            for path in glob.list_below(location)
+            for path in files.list_below(location)
             if uris.name(path).lower().endswith(AUDIO_SUFFIXES)
         ]
         if not paths:

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import fs
 
 from helpers.trees import names, tree
-from sheen.storage import files, folders, glob, uris
+from sheen.storage import files, folders, uris
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -138,7 +138,7 @@ def spread(root: str) -> None:
 
 
 def below(root: str, pattern: str) -> list[str]:
-    found = glob.glob(uris.join(root, pattern))
+    found = files.glob(uris.join(root, pattern))
     assert found == sorted(found)
     return [location.removeprefix(f"{root}/") for location in found]
 
@@ -173,18 +173,18 @@ def test_glob(place: str, tmp_path: Path, memory: str) -> None:
 def test_a_question_mark_is_a_wildcard_in_paths_only(tmp_path: Path) -> None:
     spread(str(tmp_path))
     assert below(str(tmp_path), "?.tar") == ["a.tar", "b.tar"]
-    assert glob.glob("s3://bucket/a?region=x") == ["s3://bucket/a?region=x"]
+    assert files.glob("s3://bucket/a?region=x") == ["s3://bucket/a?region=x"]
 
 
 def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:
     for name in ("take [1].tar", "take 1.tar"):
         files.write_bytes(f"{tmp_path}/{name}", b"x")
-    assert glob.glob(f"{tmp_path}/take [1].tar") == [f"{tmp_path}/take [1].tar"]
+    assert files.glob(f"{tmp_path}/take [1].tar") == [f"{tmp_path}/take [1].tar"]
 
 
 def test_what_a_glob_of_uris_gives_can_be_opened(tmp_path: Path) -> None:
     files.write_bytes(f"{tmp_path}/a b/é 100%.bin", b"x")
-    (found,) = glob.glob(f"{tmp_path.as_uri()}/a%20*/*.bin")
+    (found,) = files.glob(f"{tmp_path.as_uri()}/a%20*/*.bin")
     assert found == (tmp_path / "a b" / "é 100%.bin").as_uri()
     assert files.read_bytes(found) == b"x"
 
@@ -192,15 +192,15 @@ def test_what_a_glob_of_uris_gives_can_be_opened(tmp_path: Path) -> None:
 def test_a_relative_glob_stays_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spread(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert glob.glob("x/*.tar") == ["x/e.tar"]
-    assert glob.glob("*.txt") == ["./c.txt"]
+    assert files.glob("x/*.tar") == ["x/e.tar"]
+    assert files.glob("*.txt") == ["./c.txt"]
 
 
 def test_list_below(tmp_path: Path, memory: str) -> None:
     for root in (str(tmp_path), tmp_path.as_uri(), memory):
         spread(root)
         expected = ["a.tar", "b.tar", "c.txt", "x/e.tar", "x/y/f.tar"]
-        assert glob.list_below(root) == [f"{root}/{name}" for name in expected]
+        assert files.list_below(root) == [f"{root}/{name}" for name in expected]
 
 
 # Filesystems that pyarrow does not know
@@ -275,8 +275,8 @@ def test_http(website: str, tmp_path: Path) -> None:
 
 def test_a_glob_over_http_reads_the_servers_index(website: str, tmp_path: Path) -> None:
     spread(str(tmp_path))
-    assert glob.glob(f"{website}/x/*.tar") == [f"{website}/x/e.tar"]
-    assert glob.glob(f"{website}/x/*.zip") == []
+    assert files.glob(f"{website}/x/*.tar") == [f"{website}/x/e.tar"]
+    assert files.glob(f"{website}/x/*.zip") == []
 
 
 def test_a_network_librarys_error_is_an_os_error() -> None:
