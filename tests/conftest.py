@@ -1,10 +1,11 @@
 """Fixtures of all tests: one local Ray cluster, and the path's real products made once, small.
 
 Everything here is the real thing at small size: the example's recordings, the small codec, a base
-model of a few thousand parameters, encoded and trained by the jobs' own code. Ray is imported by
-the fixtures that need it.
+model of a few thousand parameters, encoded and trained by the jobs' own code. What is slow to
+import, the fixtures that need it import: a process that hands out tests needs none of it.
 """
 
+import gc
 import os
 import secrets
 import shutil
@@ -12,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -23,34 +25,18 @@ from sheen.runs import cluster
 # tests, a token left in the home folder must not matter, and two cores do not bear several threads
 # in several processes.
 os.environ.update(cluster.loopback_settings(cluster.token_folder()))
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 if threading.current_thread() is threading.main_thread():
     # A shell's background job ignores Ctrl-C, and so would what tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-import torch
-
-from helpers.example import (
-    CODEC,
-    DIGITS,
-    HELD_OUT,
-    RATE,
-    VOICES,
-    copy_corpus,
-    load_script,
-    read_clip,
-    rows_of,
-)
-from helpers.measured import Measured
-from sheen.codec.snac import Codec, load_codec
-from sheen.engine.voice import Voice, load_voice
-from sheen.scoring import code_usage
-from sheen.scoring.asr import Pocketsphinx
-from sheen.scoring.codec import Recording, measure_codec
-from sheen.scoring.speaker_id import SpeakerProfiles
-
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from helpers.measured import Measured
+    from sheen.codec.snac import Codec
+    from sheen.engine.voice import Voice
+    from sheen.scoring.codec import Recording
+    from sheen.scoring.speaker_id import SpeakerProfiles
 
 Made = Callable[[str, Callable[[Path], None]], Path]
 
@@ -63,6 +49,12 @@ hypothesis.settings.load_profile("full")
 SEED = "SHEEN_TEST_SEED"
 # Read by what tests draw at random; the processes of one run inherit it.
 os.environ.setdefault(SEED, str(secrets.randbelow(2**32)))
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay: the garbage collector need not look at what they hold again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:
@@ -90,12 +82,18 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="session")
-def codec() -> Codec:
+def codec() -> "Codec":
+    from helpers.example import CODEC
+    from sheen.codec.snac import load_codec
+
     return load_codec(str(CODEC))
 
 
 @pytest.fixture(scope="session")
-def profiles() -> SpeakerProfiles:
+def profiles() -> "SpeakerProfiles":
+    from helpers.example import RATE, VOICES, read_clip, rows_of
+    from sheen.scoring.speaker_id import SpeakerProfiles
+
     few = {
         voice: [read_clip("corpus", row[0]) for row in rows_of("corpus", voice)[:6]]
         for voice in VOICES
@@ -104,8 +102,11 @@ def profiles() -> SpeakerProfiles:
 
 
 @pytest.fixture(scope="session")
-def recordings() -> list[Recording]:
+def recordings() -> "list[Recording]":
     """Two held-out recordings of each voice."""
+    from helpers.example import HELD_OUT, VOICES, read_clip, rows_of
+    from sheen.scoring.codec import Recording
+
     return [
         Recording(name, read_clip("heldout", name), text, voice)
         for voice in VOICES
@@ -116,6 +117,8 @@ def recordings() -> list[Recording]:
 
 @pytest.fixture(scope="session")
 def speed_timed_briefly() -> Iterator[None]:
+    from sheen.scoring import code_usage
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_usage, "SPEED_SECONDS", 0.2)
         yield
@@ -123,12 +126,16 @@ def speed_timed_briefly() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def measured(
-    codec: Codec,
-    recordings: list[Recording],
-    profiles: SpeakerProfiles,
+    codec: "Codec",
+    recordings: "list[Recording]",
+    profiles: "SpeakerProfiles",
     speed_timed_briefly: None,
-) -> Measured:
+) -> "Measured":
     """The real codec, scored by the real ASR."""
+    from helpers.example import DIGITS
+    from sheen.scoring.asr import Pocketsphinx
+    from sheen.scoring.codec import measure_codec
+
     asr = Pocketsphinx(DIGITS / "digits.gram")
     return measure_codec(codec, "small", recordings, asr=asr, profiles=profiles)
 
@@ -148,6 +155,8 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def corpus(made_once: Made) -> Path:
     """An LJSpeech folder of 16 short recordings, 4 per voice, from the example."""
+    from helpers.example import VOICES, copy_corpus, rows_of
+
     rows: list[list[str]] = []
     for voice in VOICES:
         # Of 80, as many as every voice has: what is trained here does not change with the demo.
@@ -163,6 +172,7 @@ def corpus(made_once: Made) -> Path:
 @pytest.fixture(scope="session")
 def encoded(ray_cluster: None, corpus: Path, made_once: Made) -> Path:
     """The corpus, encoded by the job."""
+    from helpers.example import CODEC
     from sheen.encode.config import EncodeConfig
     from sheen.encode.job import run as encode
 
@@ -176,6 +186,7 @@ def encoded(ray_cluster: None, corpus: Path, made_once: Made) -> Path:
 @pytest.fixture(scope="session")
 def base(made_once: Made) -> Path:
     """An untrained Qwen3 of two thin layers and its character tokenizer."""
+    from helpers.example import DIGITS, load_script
 
     def make(folder: Path) -> None:
         script = load_script(DIGITS / "make_base.py")
@@ -206,5 +217,7 @@ def checkpoint(base: Path, made_once: Made) -> Path:
 
 
 @pytest.fixture(scope="session")
-def voice(checkpoint: Path) -> Voice:
+def voice(checkpoint: Path) -> "Voice":
+    from sheen.engine.voice import load_voice
+
     return load_voice(str(checkpoint))

@@ -75,7 +75,7 @@ def whole(codec: Codec, frames: np.ndarray, seed: int | None) -> np.ndarray:
 
 
 def test_encoding_in_a_batch_equals_encoding_alone(codec: Codec) -> None:
-    recordings = sorted((DIGITS / "corpus" / "wavs").glob("*.flac"))[:12]
+    recordings = sorted((DIGITS / "corpus" / "wavs").glob("*.flac"))[:5]
     clips = [torch.from_numpy(decode_audio(path.read_bytes(), 24000)) for path in recordings]
     clips += [clips[0][:1], clips[1][:2048], clips[2][:2049]]
     together = codec.encode(clips)
@@ -143,12 +143,12 @@ def test_a_frame_has_the_same_samples_in_every_window(shape: str) -> None:
     """To the bit, and whatever is decoded with it: which windows a stream is decoded in, and in
     whose company, depends on how busy the machine is."""
     if shape == "small":
-        codec, lengths = load_codec(str(CODEC)), [1, 2, 3, 5, 8, 12, 36]
+        codec, lengths = load_codec(str(CODEC)), [1, 2, 5, 12, 36]
     elif shape == "published":  # one of its frames takes as long as fifteen of the small one's
         torch.manual_seed(0)
         codec, lengths = Codec(SNAC(**PUBLISHED), torch.device("cpu")), [1, 2, 12]
     else:
-        codec, lengths = with_attention(), [1, 2, 5, 12, 20]
+        codec, lengths = with_attention(), [1, 5, 20]
     frames = random_frames(codec, 22 if shape == "published" else 45, 1)
     levels = [level[None] for level in layout_of(codec).deinterleave(frames)]
     per_frame = [codec.strides[0] // stride for stride in codec.strides]
