@@ -14,9 +14,9 @@ import pytest
 from helpers.example import DIGITS
 from sheen.codec.layout import TokenLayout
 from sheen.encode.config import EncodeConfig
-from sheen.encode.decode_stage import DecodeSettings, decode_rows
 from sheen.encode.filters import Limits
 from sheen.encode.plan import read_rows
+from sheen.encode.stages import DecodeSettings, decode_rows
 
 LAYOUT = TokenLayout(0, 4096, (4, 2, 1))
 CLIPS = ("slt-0001", "slt-0002", "slt-0003")

@@ -21,8 +21,8 @@ from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
 from sheen.data.dataset import read_info, read_utterances
 from sheen.encode.config import EncodeConfig
-from sheen.encode.encode_stage import shift_samples
 from sheen.encode.job import run
+from sheen.encode.stages import shift_samples
 
 LAYOUT = TokenLayout(first_id=0, codebook_size=4096, strides=(4, 2, 1))
 REJECTS = {

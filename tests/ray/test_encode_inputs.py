@@ -16,9 +16,9 @@ from helpers.example import CODEC
 from sheen.codec.layout import TokenLayout
 from sheen.data.corpus import read_manifest
 from sheen.encode.config import EncodeConfig
-from sheen.encode.decode_stage import DecodeSettings, decode_rows
 from sheen.encode.filters import Limits
 from sheen.encode.job import run
+from sheen.encode.stages import DecodeSettings, decode_rows
 
 Codes = dict[str, list[list[int]]]
 

@@ -16,8 +16,8 @@ import pytest
 from helpers.example import DIGITS, ROOT, load_script
 from sheen.codec.layout import TokenLayout
 from sheen.data.corpus import MANIFEST_SCHEMA
-from sheen.encode.decode_stage import DecodeSettings, decode_rows
 from sheen.encode.filters import Limits
+from sheen.encode.stages import DecodeSettings, decode_rows
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import load_voice
 from sheen.text import normalization
