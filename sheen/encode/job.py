@@ -24,8 +24,16 @@ from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
 from sheen.data import dataset
 from sheen.encode.config import EncodeConfig
-from sheen.encode.output import STAGES, STATUSES, pack, write_blocks
-from sheen.encode.plan import PAGE_FILE, plan_blocks, prepare_output, read_rows
+from sheen.encode.output import (
+    PAGE_FILE,
+    STAGES,
+    STATUSES,
+    pack,
+    plan_blocks,
+    prepare_output,
+    read_rows,
+    write_blocks,
+)
 from sheen.encode.report import render
 from sheen.encode.stages import DecodeSettings, EncodeWorker, decode_blocks, shift_samples
 from sheen.encode.statistics import RunTimes, Statistics

@@ -1,9 +1,14 @@
-"""The tables between the stages of encoding, and the files of the output's rows.
+"""The output of an encode job: whose it is, which rows are still to do, and the tables on the way.
 
-Owns the columns and how a block of rows is committed. Imports neither torch nor a codec, so that
-the processes that write start quickly.
+Owns which rows are encoded, how they are divided into blocks, the columns between the stages, how a
+block of rows is committed, and the check of the output folder: a job resumes its own output and
+refuses any other. Blocks depend on the input alone, never on the cluster, so that a block is the
+same in every run. Imports neither torch nor a codec, so that the processes that write start
+quickly.
 """
 
+import hashlib
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,8 +19,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sheen import blocks
+from sheen.codec.info import CODEC_FOLDER, CodecInfo
 from sheen.data import dataset
-from sheen.data.corpus import MANIFEST_SCHEMA
+from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
+from sheen.encode.config import EncodeConfig
+from sheen.runs.output import LOCK_FILE, RECORDINGS, check_fingerprint, is_unused, sample_digests
+from sheen.storage import files, uris
+from sheen.text.normalization import NemoStep
 
 STATUSES = ENCODED, REJECTED = "encoded", "rejected"
 """Values of `status`, by which row files are divided."""
@@ -116,3 +126,125 @@ def write_block(table: pa.Table, output: str) -> dict[str, Any]:
         "finished": time.time(),
         "fault": fault,
     }
+
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+PAGE_FILE = "report.html"
+BLOCK_ROWS = 64
+"""Rows that are read, encoded and committed together, at most: a minute's work of a CPU."""
+MOST_BLOCKS, FEWEST_ROWS = 64, 4
+"""A small input is cut this finely, so that every worker gets some of it, and no finer."""
+
+_FREE_FIELDS = {
+    "config", "input", "output", "overwrite", "jsonl", "num_workers", "gpu", "form", "codec",
+    "language",
+}  # fmt: skip
+"""What may differ when a job resumes: none of it decides a row, but `input` and `codec`, whose
+content is compared, and `language`, which is compared with what normalises it."""
+_CONTENT = {"rows content", RECORDINGS}
+
+
+def read_rows(config: EncodeConfig) -> pa.Table:
+    """The manifest rows that are asked for. Raises ValueError."""
+    locations = [uris.absolute(location) for location in config.input]
+    try:
+        manifest = read_manifest(locations, config.limit, config.form)
+    except ValueError as error:
+        raise ValueError(f"--input: {error}") from error
+    if config.speakers is None:
+        return manifest
+    return _only(manifest, config.speakers, ", ".join(config.input))
+
+
+def _only(manifest: pa.Table, speakers: list[str], location: str) -> pa.Table:
+    """The rows of some speakers, and faulty rows that name nobody: they might have been theirs.
+
+    Raises ValueError for a speaker without a row.
+    """
+    found = {speaker for speaker in manifest["speaker"].to_pylist() if speaker}
+    for speaker in speakers:
+        if speaker not in found:
+            known = ", ".join(sorted(found)) or "none"
+            raise ValueError(f"--speakers {speaker}: {location} has no such speaker (has: {known})")
+    nameless = pc.field("speaker").is_null() & pc.field("reason").is_valid()
+    return manifest.filter(pc.field("speaker").isin(speakers) | nameless)
+
+
+def plan_blocks(manifest: pa.Table, output: str) -> list[pa.Table]:
+    """The blocks of rows that are not in the output yet or, rejected for a transient reason, are
+    worth another attempt."""
+    done = blocks.merged_keys(output)
+    faultless = manifest.filter(pc.field("reason").is_null())["key"].to_numpy()
+    again = np.intersect1d(transiently_rejected(output), faultless)
+    if len(done):
+        logger.info("%d of %d rows are done already", len(done), len(manifest))
+    if len(again):
+        logger.info("retrying %d rows that were missing or not read", len(again))
+    size = min(BLOCK_ROWS, max(FEWEST_ROWS, len(manifest) // MOST_BLOCKS))
+    return blocks.plan(manifest, size, np.setdiff1d(done, again))
+
+
+def prepare_output(
+    output: str,
+    config: EncodeConfig,
+    manifest: pa.Table,
+    codec: CodecInfo,
+    normalisation: NemoStep | None,
+) -> None:
+    """Make the output folder this job's. ValueError where it is another's, or holds other things;
+    with `overwrite` what an encode job left is deleted first."""
+    where = uris.join(output, RUN_FILE)
+    if config.overwrite:
+        _delete(output)
+    elif not is_unused(output) and not files.exists(where):
+        raise ValueError(
+            f"--output {output} is not empty; give --overwrite to replace it, or another folder"
+        )
+    fields = config.model_dump(mode="json")
+    decided = {name: value for name, value in fields.items() if name not in _FREE_FIELDS}
+    decided |= {
+        "codec sha256": codec.sha256,
+        "sample rate": codec.sample_rate,
+        "normalizer": [normalisation.model_dump()] if normalisation else [],
+        "format": [dataset.FORMAT_VERSION, *OUTPUT_SCHEMA.names],
+        "rows": len(manifest),
+        "rows content": _digest(manifest),
+        RECORDINGS: sample_digests(manifest["audio"].to_pylist()),
+    }
+    if changed := check_fingerprint(where, decided, _CONTENT):
+        raise ValueError(
+            f"--output {output} holds another encoding: {changed}. Give the same values to resume "
+            "it, --overwrite to begin anew, or another folder."
+        )
+
+
+def _digest(manifest: pa.Table) -> str:
+    """Of everything that decides the rows but the recordings: neither where they lie, nor whether
+    they are there now. One that is found later is the same row's."""
+    digest = hashlib.sha256()
+    names = ("key", "id", "text", "speaker", "start", "end", "snac_codes", "reason")
+    for batch in manifest.select(names).to_batches():
+        for row in batch.to_pylist():
+            if row["reason"] in TRANSIENT:
+                row["reason"] = None
+            digest.update(repr(tuple(row.values())).encode())
+    return digest.hexdigest()
+
+
+def _delete(output: str) -> None:
+    """Delete a dataset of ours. ValueError for a folder that holds something else too."""
+    if is_unused(output):
+        return
+    ours = {
+        blocks.ROWS, blocks.BLOCKS, dataset.INFO_FILE, dataset.REPORT_FILE, CODEC_FOLDER,
+        PAGE_FILE, RUN_FILE,
+    }  # fmt: skip
+    if others := sorted(set(files.list_names(output)) - ours - {LOCK_FILE}):
+        raise ValueError(
+            f"--output {output} holds {others[0]!r}, which no encode job wrote: it is not "
+            "overwritten; give another folder"
+        )
+    for name in ours & set(files.list_names(output)):
+        files.delete(uris.join(output, name))

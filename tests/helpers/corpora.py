@@ -15,7 +15,7 @@ from helpers.example import DIGITS
 from sheen.codec.layout import TokenLayout
 from sheen.encode.config import EncodeConfig
 from sheen.encode.filters import Limits
-from sheen.encode.plan import read_rows
+from sheen.encode.output import read_rows
 from sheen.encode.stages import DecodeSettings, decode_rows
 
 LAYOUT = TokenLayout(0, 4096, (4, 2, 1))

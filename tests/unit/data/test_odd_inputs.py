@@ -29,7 +29,7 @@ from helpers.example import CODEC, DIGITS, ROOT, load_script
 from sheen.codec.info import describe_codec
 from sheen.data.recordings import RecordingReader
 from sheen.encode.config import EncodeConfig
-from sheen.encode.plan import prepare_output, read_rows
+from sheen.encode.output import prepare_output, read_rows
 from sheen.storage import uris
 from sheen.train.codec.data import find_recordings
 
