@@ -137,8 +137,7 @@ def encode(argv: list[str], prog: str) -> int:
 def evaluate(argv: list[str], prog: str) -> int:
     from sheen.config import load_config
     from sheen.evaluate.config import EvaluateConfig
-    from sheen.evaluate.job import run
-    from sheen.evaluate.results import PAGE_FILE
+    from sheen.evaluate.job import PAGE_FILE, run
     from sheen.runs.cluster import run_job
     from sheen.scoring.reports import speech_rows
 

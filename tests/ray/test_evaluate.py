@@ -34,10 +34,9 @@ from sheen.engine.sampler import Sampling
 from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate import results
 from sheen.evaluate.config import EvaluateConfig
-from sheen.evaluate.job import run
+from sheen.evaluate.job import JSON_FILE, PAGE_FILE, run, write_results
 from sheen.evaluate.output import AUDIO, ROW_SCHEMA
 from sheen.evaluate.prompts import Plan, plan_prompts, prompt_table
-from sheen.evaluate.results import JSON_FILE, PAGE_FILE, write_results
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm.checkpoint import CheckpointInfo, DurationModel
