@@ -16,9 +16,8 @@ from demo_requests import Spoken
 
 from sheen.audio.io import decode_audio
 from sheen.codec.snac import Codec, load_codec
-from sheen.report.clips import Clip, ClipRow, clip_row, save_png
 from sheen.report.figures import bars, curves, histogram
-from sheen.report.page import Section, table, write_page
+from sheen.report.page import Clip, ClipRow, Section, clip_row, save_png, table, write_page
 from sheen.scoring.asr import POCKETSPHINX, Transcriber, open_transcriber
 from sheen.scoring.code_usage import decode_clip, encode_clips
 

@@ -24,7 +24,7 @@ from sheen.audio.io import decode_audio
 from sheen.codec.info import describe_codec
 from sheen.codec.snac import Codec, load_codec
 from sheen.data.corpus import plain_rows
-from sheen.report.clips import Clip, clip_row, save_png
+from sheen.report.page import Clip, clip_row, save_png
 from sheen.scoring.asr import open_transcriber
 from sheen.scoring.code_usage import decode_clip, encode_clips
 from sheen.scoring.speaker_id import ALL

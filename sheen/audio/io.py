@@ -1,6 +1,4 @@
-"""What a request's sink gets: samples, and how it ended.
-
-Audio: any file -> one mono float32 waveform at the codec's rate, and PCM out.
+"""Audio: any file -> one mono float32 waveform at the codec's rate, and PCM out.
 
 Owns decoding (PyAV: every container and codec of ffmpeg), mixing to mono, resampling, 16-bit PCM
 with its streaming WAV header, and whole files of it. Refuses, with a reason that a ledger can

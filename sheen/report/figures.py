@@ -1,7 +1,7 @@
 """Figures for reports: curves, bars and histograms, drawn so that a page of any colour fits them.
 
-This module owns the look of a figure and its way into a page. It knows nothing about sound (that
-is `sheen.report.clips`) and writes no HTML (that is `sheen.report.page`).
+This module owns the look of a figure and its way into a page. It knows nothing about sound
+and writes no HTML (both are `sheen.report.page`'s).
 
 Figures are built on `matplotlib.figure.Figure`, without pyplot and without touching `rcParams`, so
 several threads may draw at once.

@@ -9,9 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sheen.report.clips import Clip, ClipRow, clip_row
 from sheen.report.figures import histogram
-from sheen.report.page import Block, Cell, Section, render_page, table, write_page
+from sheen.report.page import (
+    Block,
+    Cell,
+    Clip,
+    ClipRow,
+    Section,
+    clip_row,
+    render_page,
+    table,
+    write_page,
+)
 from sheen.scoring.codec import CodecReport, Recording, Waveform
 from sheen.scoring.speaker_id import ALL
 from sheen.scoring.speech import Mean, Share, SpeechReport, SpokenClip, VoiceResult

@@ -27,7 +27,7 @@ from sheen.engine.voice import RequestError, Voice
 from sheen.lm.batching import pack
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM
-from sheen.report.clips import Clip, clip_row, save_png
+from sheen.report.page import Clip, clip_row, save_png
 from sheen.scoring.asr import Transcriber
 from sheen.scoring.wer import error_rate, normalise_words
 from sheen.storage import files, uris

@@ -14,9 +14,18 @@ import pytest
 import soundfile
 
 from helpers.pages import HOSTILE, Page, assert_self_contained, links
-from sheen.report.clips import LEAST_AMPLITUDE, Clip, ClipRow, clip_row
 from sheen.report.figures import bars, curves, format_numbers, histogram, svg_uri
-from sheen.report.page import Block, Section, render_page, table, write_page
+from sheen.report.page import (
+    LEAST_AMPLITUDE,
+    Block,
+    Clip,
+    ClipRow,
+    Section,
+    clip_row,
+    render_page,
+    table,
+    write_page,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from helpers.example import (
 )
 from helpers.measured import Measured, Told, measure, noisy
 from helpers.pages import Page, assert_self_contained
-from sheen.report.clips import Clip, clip_row, save_png
+from sheen.report.page import Clip, clip_row, save_png
 from sheen.scoring.codec import CodecReport, Recording
 from sheen.scoring.reports import CODEC_JSON, CODEC_PAGE, codec_rows, write_codec_report
 from sheen.scoring.speaker_id import ALL
