@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sheen.audio.effects import NO_SAMPLES, Tempo
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
-from sheen.audio.silence import NO_SAMPLES
-from sheen.audio.time_stretch import Tempo
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Synthesis, synthesize
 from sheen.engine.sampler import Sampling

@@ -1,7 +1,6 @@
-"""What a recording must be like to be worth encoding, and what may be done to it before.
+"""What a recording must be like to be worth encoding.
 
-Owns the limits and their reasons, the trimming of silence at both ends and the change to a common
-loudness. Reads no files; the measures are of samples in -1..1.
+Owns the limits and their reasons. Reads no files; the measures are of samples in -1..1.
 """
 
 import math

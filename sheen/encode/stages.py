@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from sheen.audio import io, silence
+from sheen.audio import effects, io
 from sheen.audio.io import AudioError, from_pcm16
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
@@ -136,11 +136,11 @@ class _Clips:
         samples = io.resampled(samples, rate, what.sample_rate)
         self.times["resample_s"] = time.perf_counter() - started
         if what.trim_db is not None:
-            samples = silence.trim(samples, what.sample_rate, what.trim_db)
+            samples = effects.trim(samples, what.sample_rate, what.trim_db)
             _check(filters.length_fault(len(samples) / what.sample_rate, limits))
         _check(filters.text_fault(normalise(row["text"]), row["seconds"], limits))
         if what.loudness_lufs is not None:
-            samples = silence.to_loudness(samples, what.sample_rate, what.loudness_lufs)
+            samples = effects.to_loudness(samples, what.sample_rate, what.loudness_lufs)
         return io.to_pcm16(samples).tobytes()
 
     def _decoded(self, row: Mapping[str, Any]) -> tuple[Samples, int]:

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import numpy as np
 
+from sheen.audio.effects import NO_SAMPLES, SilenceTrim
 from sheen.audio.io import Samples
-from sheen.audio.silence import SilenceTrim
 from sheen.text.segmentation import SentenceStream, TextChunker
 
 Normalize = Callable[[str], Awaitable[str]]
@@ -88,8 +88,6 @@ FADE_S = 0.005
 ONSET_S = 0.03
 """Silence kept before a chunk's first sound, which is softer than the sound."""
 
-NOTHING = np.zeros(0, np.float32)
-
 PAUSES_S = {".!?…。！？": 0.3, ",;:—–，、；：": 0.18}
 """By a chunk's last character. Readers of English pause about that long, between sentences twice as
 long as between clauses (Krivokapić, "Prosodic planning", 2007)."""
@@ -124,7 +122,7 @@ class Joiner:
         self._rate = sample_rate
         self._fade = round(FADE_S * sample_rate)
         self._trim: SilenceTrim | None = None
-        self._held = NOTHING
+        self._held = NO_SAMPLES
         self._quiet = 0  # samples of the pause that have gone out
         self._fading = 0  # samples of the fade that are still to come
         self._pause = 0
@@ -164,7 +162,7 @@ class Joiner:
 
     def end(self) -> Samples:
         """No more of this chunk will come: what was held back `[n]`, and the rest of the pause."""
-        rest = NOTHING if self._trim is None else self.push(self._trim.flush())
+        rest = NO_SAMPLES if self._trim is None else self.push(self._trim.flush())
         if self._last:
             return rest
         silence, left = self._silence()
@@ -173,7 +171,7 @@ class Joiner:
         down = np.arange(fade, 0, -1, dtype=np.float32) / (self._fade + 1)
         faded = kept[len(kept) - fade :] * down
         missing = max(0, left - (len(kept) - silence))
-        self._held = NOTHING
+        self._held = NO_SAMPLES
         pause = np.zeros(missing, np.float32)
         return np.concatenate([rest, kept[: len(kept) - fade], faded, pause])
 

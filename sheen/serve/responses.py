@@ -4,7 +4,7 @@ Owns what is rendered beside the event loop and in which order (speed, then form
 events, when the response begins (with its first bytes, so that until then a failure still gets a
 status of its own) and how it ends: a stream that fails is cut off, or says so in an event; it never
 ends as if it were complete. What a format is and how speed changes: `sheen.audio.encoders`,
-`sheen.audio.time_stretch`.
+`sheen.audio.effects`.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from typing import Any
 
 from fastapi.responses import Response, StreamingResponse
 
+from sheen.audio.effects import Tempo
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
 from sheen.audio.io import Samples
-from sheen.audio.time_stretch import Tempo
 from sheen.engine.chunks import ChunkStream
 from sheen.engine.longform import Speech
 from sheen.engine.types import EngineBusy, SpeechFailed

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sheen.audio.silence import KEPT_SILENCE_S, PEAK, to_loudness, trim
+from sheen.audio.effects import KEPT_SILENCE_S, PEAK, to_loudness, trim
 from sheen.encode.filters import Limits, length_fault, sound_fault, text_fault
 
 RATE = 24_000

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sheen.audio import time_stretch
+from sheen.audio import effects
+from sheen.audio.effects import Tempo
 from sheen.audio.io import Samples
-from sheen.audio.time_stretch import Tempo
 
 RATE = 24_000
 SPEEDS = [0.25, 0.5, 0.8, 1.25, 2.0, 4.0]
@@ -127,7 +127,7 @@ def test_a_long_chunk_is_copied_a_few_times_and_not_once_for_each_block(
         copied += len(joined)
         return joined
 
-    monkeypatch.setattr(time_stretch.np, "concatenate", counted)
+    monkeypatch.setattr(effects.np, "concatenate", counted)
     tempo = Tempo(0.5, RATE)
     made = len(tempo.push(tone(10 * RATE))) + len(tempo.finish())
     assert made == 20 * RATE

@@ -1,8 +1,8 @@
-"""Tempo: speech faster or slower at the same pitch.
+"""Effects: silence left out, loudness, tempo; samples in, samples out.
 
-Owns ffmpeg's `atempo` (it overlaps and adds windows of the waveform where they match best) and the
-promise that n samples become exactly n / speed, in whatever chunks they come. Knows nothing about
-formats or requests.
+Owns what counts as silence and how much of it stays, and ffmpeg's `atempo` (it overlaps and adds
+windows of the waveform where they match best) with the promise that n samples become exactly
+n / speed, in whatever chunks they come. Knows nothing of codecs, text, formats or requests.
 """
 
 import math
@@ -10,17 +10,90 @@ from fractions import Fraction
 
 import av
 import numpy as np
+import torch
 from av.filter import Graph
+from numpy.typing import NDArray
+from torchaudio.functional import loudness
 
 from sheen.audio.io import Samples
+
+NO_SAMPLES = np.zeros(0, np.float32)
+
+
+class SilenceTrim:
+    """Leaves out the silence before speech: samples in, samples out.
+
+    Silence is what stays below `threshold` of full scale; `keep_s` of it before the first sound
+    stays, because a sound's onset is softer than the sound. After `longest_s` without a sound
+    everything passes: then the silence is the message.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        threshold: float = 0.01,
+        keep_s: float = 0.05,
+        longest_s: float = 1.0,
+    ) -> None:
+        self._threshold = threshold
+        self._keep = round(keep_s * sample_rate)
+        self._left = round(longest_s * sample_rate)
+        self._held = NO_SAMPLES
+        self._open = False
+
+    def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The samples `[n]` that pass; those that may belong to an onset are held back."""
+        if self._open:
+            return samples
+        held = np.concatenate([self._held, samples])
+        loud = np.flatnonzero(np.abs(held) >= self._threshold)
+        first = int(loud[0]) if len(loud) else len(held)
+        dropped = min(max(0, first - self._keep), self._left)
+        self._left -= dropped
+        self._open = len(loud) > 0 or self._left == 0
+        self._held = NO_SAMPLES if self._open else held[dropped:]
+        return held[dropped:] if self._open else NO_SAMPLES
+
+    def flush(self) -> NDArray[np.float32]:
+        """What was held back of an utterance that ends without a sound."""
+        held, self._held, self._open = self._held, NO_SAMPLES, True
+        return held
+
+
+KEPT_SILENCE_S = 0.05
+"""Of what `trim` would remove, at either end: a sound's onset is softer than the sound."""
+PEAK = 0.99
+
+
+def trim(samples: Samples, sample_rate: int, threshold_db: float) -> Samples:
+    """Without what is softer than `threshold_db` of full scale at both ends, but KEPT_SILENCE_S;
+    empty where nothing is louder."""
+    loud = np.flatnonzero(np.abs(samples) >= 10 ** (threshold_db / 20))
+    if not len(loud):
+        return samples[:0]
+    kept = round(KEPT_SILENCE_S * sample_rate)
+    return samples[max(0, loud[0] - kept) : loud[-1] + 1 + kept]
+
+
+def to_loudness(samples: Samples, sample_rate: int, lufs: float) -> Samples:
+    """At an integrated loudness (ITU-R BS.1770, torchaudio's), or as near as PEAK allows.
+
+    A clip shorter than the 0.4 s that the measure takes stays as it is.
+    """
+    if len(samples) < 0.4 * sample_rate:
+        return samples
+    measured = float(loudness(torch.from_numpy(samples)[None], sample_rate))
+    if not math.isfinite(measured):
+        return samples
+    gain = min(10 ** ((lufs - measured) / 20), PEAK / max(float(np.abs(samples).max()), 1e-9))
+    return samples * np.float32(gain)
+
 
 SLOWEST, FASTEST = 0.25, 4.0
 """The range of the speech API's `speed`."""
 
 _SLOWEST_FILTER = 0.5  # what one atempo can do; below it two are chained
 _BLOCK_S = 0.02
-
-_NOTHING = np.zeros(0, np.float32)
 
 
 class Tempo:
@@ -40,7 +113,7 @@ class Tempo:
         self._rate = sample_rate
         self._block = round(_BLOCK_S * sample_rate)
         self._graph = None if speed == 1.0 else _graph(speed, sample_rate)
-        self._waiting = _NOTHING  # less than a block of input
+        self._waiting = NO_SAMPLES  # less than a block of input
         self._made: list[Samples] = []  # output ahead of what the input so far is due
         self._made_samples = 0
         self._taken = 0
@@ -72,7 +145,7 @@ class Tempo:
         self._check_open()
         self._finished = True
         if self._graph is None:
-            return _NOTHING
+            return NO_SAMPLES
         due = round(self._taken / self._speed)
         # Flushed, atempo drops up to a window for every filter (all of it, if the speech is
         # shorter). Silence behind the speech pushes it out; what is made of the silence is cut.
@@ -82,7 +155,7 @@ class Tempo:
             self._filter(self._graph, block)
             block = np.zeros(self._block, np.float32)
         rest = self._give(due)
-        self._graph, self._made, self._waiting = None, [], _NOTHING
+        self._graph, self._made, self._waiting = None, [], NO_SAMPLES
         return rest
 
     def _check_open(self) -> None:
@@ -99,7 +172,7 @@ class Tempo:
 
     def _give(self, due: int) -> Samples:
         """What is made, as far as sample `due` of the output."""
-        made = np.concatenate([_NOTHING, *self._made])
+        made = np.concatenate([NO_SAMPLES, *self._made])
         count = min(len(made), due - self._given)
         self._made, self._made_samples = [made[count:]], len(made) - count
         self._given += count
