@@ -18,12 +18,11 @@ import ray
 import torch
 
 from sheen.audio import effects, io
-from sheen.audio.io import AudioError, from_pcm16
+from sheen.audio.io import AudioError, Samples, from_pcm16
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.data.recordings import RecordingReader
-from sheen.encode import filters
-from sheen.encode.filters import Limits, Samples
+from sheen.encode.config import Limits, length_fault, sound_fault, text_fault
 from sheen.encode.output import ENCODED, ENCODED_SCHEMA, PCM_SCHEMA, REJECTED, pack, unpack
 from sheen.runs.attempts import Attempts
 from sheen.storage import files
@@ -130,15 +129,15 @@ class _Clips:
         what, limits = self._settings, self._settings.limits
         samples, rate = self._cut(row, *self._decoded(row))
         row["seconds"] = len(samples) / rate
-        _check(filters.length_fault(row["seconds"], limits))
-        _check(filters.sound_fault(samples, limits))
+        _check(length_fault(row["seconds"], limits))
+        _check(sound_fault(samples, limits))
         started = time.perf_counter()
         samples = io.resampled(samples, rate, what.sample_rate)
         self.times["resample_s"] = time.perf_counter() - started
         if what.trim_db is not None:
             samples = effects.trim(samples, what.sample_rate, what.trim_db)
-            _check(filters.length_fault(len(samples) / what.sample_rate, limits))
-        _check(filters.text_fault(normalise(row["text"]), row["seconds"], limits))
+            _check(length_fault(len(samples) / what.sample_rate, limits))
+        _check(text_fault(normalise(row["text"]), row["seconds"], limits))
         if what.loudness_lufs is not None:
             samples = effects.to_loudness(samples, what.sample_rate, what.loudness_lufs)
         return io.to_pcm16(samples).tobytes()
@@ -196,8 +195,8 @@ class _Clips:
             raise Rejected("bad codes", problem)
         row["seconds"] = len(codes[0]) * self._settings.frame_seconds
         limits = self._settings.limits
-        _check(filters.length_fault(row["seconds"], limits))
-        _check(filters.text_fault(normalise(row["text"]), row["seconds"], limits))
+        _check(length_fault(row["seconds"], limits))
+        _check(text_fault(normalise(row["text"]), row["seconds"], limits))
 
 
 def _check(fault: tuple[str, str] | None) -> None:

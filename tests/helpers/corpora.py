@@ -13,8 +13,7 @@ import pytest
 
 from helpers.example import DIGITS
 from sheen.codec.layout import TokenLayout
-from sheen.encode.config import EncodeConfig
-from sheen.encode.filters import Limits
+from sheen.encode.config import EncodeConfig, Limits
 from sheen.encode.output import read_rows
 from sheen.encode.stages import DecodeSettings, decode_rows
 

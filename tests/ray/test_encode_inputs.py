@@ -15,8 +15,7 @@ import soundfile
 from helpers.example import CODEC
 from sheen.codec.layout import TokenLayout
 from sheen.data.corpus import read_manifest
-from sheen.encode.config import EncodeConfig
-from sheen.encode.filters import Limits
+from sheen.encode.config import EncodeConfig, Limits
 from sheen.encode.job import run
 from sheen.encode.stages import DecodeSettings, decode_rows
 

@@ -1,4 +1,7 @@
-"""Tempo: the length is n / speed, the pitch stays, and chunks do not matter."""
+"""Tempo: the length is n / speed, the pitch stays, and chunks do not matter.
+
+Silence at both ends, and loudness.
+"""
 
 from collections.abc import Sequence
 
@@ -8,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sheen.audio import effects
-from sheen.audio.effects import Tempo
+from sheen.audio.effects import KEPT_SILENCE_S, PEAK, Tempo, to_loudness, trim
 from sheen.audio.io import Samples
 
 RATE = 24_000
@@ -132,3 +135,41 @@ def test_a_long_chunk_is_copied_a_few_times_and_not_once_for_each_block(
     made = len(tempo.push(tone(10 * RATE))) + len(tempo.finish())
     assert made == 20 * RATE
     assert copied <= 3 * made
+
+
+# Silence at both ends, and loudness
+
+
+def _tone(seconds: float, peak: float = 0.3) -> Samples:
+    at = np.arange(round(seconds * RATE)) / RATE
+    return (peak * np.sin(2 * np.pi * 220 * at)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1.0, 0.0), (0.0, 1.5), (0.7, 0.3), (0.0, 0.0)])
+def test_silence_goes_at_both_ends_and_nothing_between(before: float, after: float) -> None:
+    middle = np.concatenate([_tone(0.5), np.zeros(RATE, np.float32), _tone(0.5)])
+    quiet = np.random.default_rng(0).normal(0, 1e-4, round((before + after) * RATE))
+    ends = np.split(quiet.astype(np.float32), [round(before * RATE)])
+    kept = trim(np.concatenate([ends[0], middle, ends[1]]), RATE, -50.0)
+    most = len(middle) + 2 * round(KEPT_SILENCE_S * RATE)
+    assert len(middle) - 20 <= len(kept) <= most
+    start = int(np.argmax(np.abs(kept) > 0.1)) - int(np.argmax(np.abs(middle) > 0.1))
+    inner = slice(10, len(middle) - 10)
+    np.testing.assert_array_equal(kept[start + 10 : start + len(middle) - 10], middle[inner])
+
+
+def test_of_silence_nothing_is_left() -> None:
+    assert len(trim(np.zeros(RATE, np.float32), RATE, -50.0)) == 0
+
+
+def test_clips_come_to_one_loudness() -> None:
+    soft, loud = (
+        to_loudness(_tone(2.0, 0.02), RATE, -23.0),
+        to_loudness(_tone(2.0, 0.8), RATE, -23.0),
+    )
+    np.testing.assert_allclose(soft, loud, rtol=0.02, atol=1e-3)
+    assert np.abs(to_loudness(_tone(2.0, 0.1), RATE, 0.0)).max() == pytest.approx(PEAK)
+    short = _tone(0.3)
+    assert to_loudness(short, RATE, -23.0) is short
+    silence = np.zeros(RATE, np.float32)
+    assert not to_loudness(silence, RATE, -23.0).any()

@@ -16,7 +16,7 @@ import pytest
 from helpers.example import DIGITS, ROOT, load_script
 from sheen.codec.layout import TokenLayout
 from sheen.data.corpus import MANIFEST_SCHEMA
-from sheen.encode.filters import Limits
+from sheen.encode.config import Limits
 from sheen.encode.stages import DecodeSettings, decode_rows
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import load_voice

@@ -1,10 +1,8 @@
-"""Limits, each with its reason; trimming and loudness."""
+"""Limits, each with its reason."""
 
 import numpy as np
-import pytest
 
-from sheen.audio.effects import KEPT_SILENCE_S, PEAK, to_loudness, trim
-from sheen.encode.filters import Limits, length_fault, sound_fault, text_fault
+from sheen.encode.config import Limits, length_fault, sound_fault, text_fault
 
 RATE = 24_000
 
@@ -42,30 +40,3 @@ def test_speech_rate() -> None:
     _, detail = text_fault("x" * 100, 2.0, limits) or ("", "")
     assert detail == "100 characters in 2.00 s are 50.0 per second, expected 2 to 30"
     assert text_fault("x" * 100, 0.1, Limits(max_text_rate=None)) is None
-
-
-@pytest.mark.parametrize(("before", "after"), [(1.0, 0.0), (0.0, 1.5), (0.7, 0.3), (0.0, 0.0)])
-def test_silence_goes_at_both_ends_and_nothing_between(before: float, after: float) -> None:
-    middle = np.concatenate([tone(0.5), np.zeros(RATE, np.float32), tone(0.5)])
-    quiet = np.random.default_rng(0).normal(0, 1e-4, round((before + after) * RATE))
-    ends = np.split(quiet.astype(np.float32), [round(before * RATE)])
-    kept = trim(np.concatenate([ends[0], middle, ends[1]]), RATE, -50.0)
-    most = len(middle) + 2 * round(KEPT_SILENCE_S * RATE)
-    assert len(middle) - 20 <= len(kept) <= most
-    start = int(np.argmax(np.abs(kept) > 0.1)) - int(np.argmax(np.abs(middle) > 0.1))
-    inner = slice(10, len(middle) - 10)
-    np.testing.assert_array_equal(kept[start + 10 : start + len(middle) - 10], middle[inner])
-
-
-def test_of_silence_nothing_is_left() -> None:
-    assert len(trim(np.zeros(RATE, np.float32), RATE, -50.0)) == 0
-
-
-def test_clips_come_to_one_loudness() -> None:
-    soft, loud = to_loudness(tone(2.0, 0.02), RATE, -23.0), to_loudness(tone(2.0, 0.8), RATE, -23.0)
-    np.testing.assert_allclose(soft, loud, rtol=0.02, atol=1e-3)
-    assert np.abs(to_loudness(tone(2.0, 0.1), RATE, 0.0)).max() == pytest.approx(PEAK)
-    short = tone(0.3)
-    assert to_loudness(short, RATE, -23.0) is short
-    silence = np.zeros(RATE, np.float32)
-    assert not to_loudness(silence, RATE, -23.0).any()
