@@ -19,7 +19,7 @@ from sheen.codec.layout import TokenLayout
 from sheen.config import fail
 from sheen.data import dataset
 from sheen.lm import checkpoint
-from sheen.storage import files, records, uris
+from sheen.storage import files, folders, uris
 
 Keys = dict[str, Any]
 
@@ -59,7 +59,7 @@ def convert(folder: str) -> list[str]:
     pending: dict[str, bytes] = {}
     changes: list[str] = []
     for path in found:
-        old = records.load(path)
+        old = folders.load_record(path)
         try:
             new = _KINDS[uris.name(path)](path, old)
         except (KeyError, TypeError, AttributeError) as error:
@@ -74,12 +74,12 @@ def convert(folder: str) -> list[str]:
 
 def is_codec(folder: str) -> bool:
     path = uris.join(folder, CONFIG_FILE)
-    return files.exists(path) and "vq_strides" in records.load(path)
+    return files.exists(path) and "vq_strides" in folders.load_record(path)
 
 
 def _checkpoint(path: str, old: Keys) -> bytes | None:
-    if old.get(records.VERSION_KEY) != 1:
-        records.read(path, checkpoint.CheckpointInfo)  # refuses what is not current
+    if old.get(folders.VERSION_KEY) != 1:
+        folders.read_record(path, checkpoint.CheckpointInfo)  # refuses what is not current
         return None
     new = {key: value for key, value in old.items() if key not in RENAMED}
     size, strides = old["codec"]["config"]["codebook_size"], old["codec"]["config"]["vq_strides"]
@@ -89,7 +89,7 @@ def _checkpoint(path: str, old: Keys) -> bytes | None:
     ids = TokenLayout(layout["first_id"], size, tuple(strides))
     steps = [*_steps(old), _known(path, old, "normaliser", NORMALISERS)]
     new |= {
-        records.VERSION_KEY: checkpoint.FORMAT_VERSION,
+        folders.VERSION_KEY: checkpoint.FORMAT_VERSION,
         "layout": checkpoint.LayoutInfo.of(ids),
         "prompt": _known(path, old, "template", PROMPTS),
         "normalizer": steps,
@@ -104,16 +104,16 @@ def _checkpoint(path: str, old: Keys) -> bytes | None:
         "max_chunk_chars": old.get("text_characters"),
         "max_seq_len": old["max_positions"],
     }
-    return records.dump(records.parse(path, checkpoint.CheckpointInfo, new))
+    return folders.dump_record(folders.parse_record(path, checkpoint.CheckpointInfo, new))
 
 
 def _dataset(path: str, old: Keys) -> bytes | None:
-    if old.get(records.VERSION_KEY) != 1:
-        records.read(path, dataset.DatasetInfo)
+    if old.get(folders.VERSION_KEY) != 1:
+        folders.read_record(path, dataset.DatasetInfo)
         return None
     new = {key: value for key, value in old.items() if key != "normalisation"}
-    new |= {records.VERSION_KEY: dataset.FORMAT_VERSION, "normalizer": _steps(old)}
-    return records.dump(records.parse(path, dataset.DatasetInfo, new))
+    new |= {folders.VERSION_KEY: dataset.FORMAT_VERSION, "normalizer": _steps(old)}
+    return folders.dump_record(folders.parse_record(path, dataset.DatasetInfo, new))
 
 
 def _fingerprint(path: str, old: Keys) -> bytes | None:
@@ -146,7 +146,7 @@ def _steps(old: Keys) -> list[Keys]:
 
 
 def _said(old: Keys) -> str:
-    version = f"format {old[records.VERSION_KEY]} to 2, " if records.VERSION_KEY in old else ""
+    version = f"format {old[folders.VERSION_KEY]} to 2, " if folders.VERSION_KEY in old else ""
     renamed = [f"{before} is {now}" for before, now in RENAMED.items() if before in old]
     if "layout" in old:
         renamed.insert(0, "layout has ids by slot")

@@ -23,7 +23,7 @@ from sheen.codec.info import CodecInfo
 from sheen.codec.layout import TokenLayout
 from sheen.data.readers import jsonl, parquet
 from sheen.data.schema import CODES_KEY
-from sheen.storage import files, records, uris
+from sheen.storage import files, folders, uris
 from sheen.text.normalization import NemoStep, NormalizerStep, text_normalization
 from sheen.text.prompt import normalise
 
@@ -87,7 +87,7 @@ class Utterances:
 
 
 def write_info(folder: str, info: DatasetInfo) -> None:
-    files.write_bytes(uris.join(folder, INFO_FILE), records.dump(info))
+    files.write_bytes(uris.join(folder, INFO_FILE), folders.dump_record(info))
 
 
 def read_info(folder: str) -> DatasetInfo:
@@ -98,7 +98,7 @@ def read_info(folder: str) -> DatasetInfo:
             f"{path} is missing: {folder} is not a finished dataset of codes. "
             "Make one with jobs/encode.py, or run it again if it was interrupted."
         )
-    return records.read(path, DatasetInfo)
+    return folders.read_record(path, DatasetInfo)
 
 
 def read_utterances(location: str, layout: TokenLayout) -> Utterances:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, model_validator
 
 from sheen.codec.info import CodecInfo, describe_codec
 from sheen.codec.layout import Softmax, TokenLayout
-from sheen.storage import files, records, uris
+from sheen.storage import files, folders, uris
 from sheen.text.normalization import (
     NemoStep,
     NfcSpaceStep,
@@ -132,7 +132,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def write_info(folder: Path, info: CheckpointInfo) -> None:
-    (folder / INFO_FILE).write_bytes(records.dump(info))
+    (folder / INFO_FILE).write_bytes(folders.dump_record(info))
 
 
 def read_info(folder: Path | str) -> CheckpointInfo:
@@ -143,7 +143,7 @@ def read_info(folder: Path | str) -> CheckpointInfo:
             f"{path} is missing: {folder} is not a Sheen checkpoint. "
             "Make one with `sheen train`; examples/digits/voice of a checkout is a small one."
         )
-    return records.read(path, CheckpointInfo)
+    return folders.read_record(path, CheckpointInfo)
 
 
 def check_codec(info: CheckpointInfo, source: str) -> None:

@@ -21,7 +21,6 @@ from urllib.parse import unquote
 from pyarrow import fs
 
 from sheen.storage import uris
-from sheen.storage.folders import delete_folder
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -58,10 +57,11 @@ def is_empty(location: str) -> bool:
 def delete(location: str) -> None:
     """Delete a file or a folder; nothing happens where there is none."""
     filesystem, path = uris.open_filesystem(location)
-    if filesystem.get_file_info(path).is_file:
+    kind_of = filesystem.get_file_info(path).type
+    if kind_of == fs.FileType.File:
         filesystem.delete_file(path)
-    else:
-        delete_folder(location)
+    elif kind_of == fs.FileType.Directory:
+        filesystem.delete_dir(path)
 
 
 class Entry(NamedTuple):

@@ -123,7 +123,7 @@ class RunStore:
         for name in files.list_names(self.run):
             ours = name.startswith(("step-", "best-")) or name.endswith(".tmp")
             if ours and name not in listed:
-                folders.delete_folder(uris.join(self.run, name))
+                files.delete(uris.join(self.run, name))
 
 
 def _no_space(error: Exception, folder: Path) -> int | None:

@@ -115,7 +115,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
                     dry_run_loop, arguments, config.model_copy(update={"max_failures": 0}), output
                 )
             finally:
-                folders.delete_folder(output)
+                files.delete(output)
             figures = dict(result.return_value)  # type: ignore[attr-defined]
             print(describe_dry_run(figures), flush=True)
             return figures

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import fs
 
 from helpers.trees import names, tree
-from sheen.storage import files, folders, uris
+from sheen.storage import files, uris
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -69,8 +69,8 @@ def test_list_files_lists_one_level(root: str, source: Path) -> None:
 
 
 def test_delete_folder(root: str, source: Path, tmp_path: Path) -> None:
-    folders.delete_folder(uris.join(root, "source"))
-    folders.delete_folder(uris.join(root, "source"))  # nothing there is no error
+    files.delete(uris.join(root, "source"))
+    files.delete(uris.join(root, "source"))  # nothing there is no error
     assert names(tmp_path) == set()
 
 
@@ -104,7 +104,7 @@ def test_a_uri_that_cannot_be_opened_is_named(location: str) -> None:
 
 
 def test_an_unknown_scheme_is_named() -> None:
-    for use in (files.exists, files.is_empty, files.list_files, folders.delete_folder):
+    for use in (files.exists, files.is_empty, files.list_files, files.delete):
         with pytest.raises(ValueError, match="gopher"):
             use("gopher://host/data")
     with pytest.raises(ValueError, match="gopher"):
