@@ -1,6 +1,7 @@
 """The encode job's fields, and the limits that a recording must keep to be worth encoding.
 
-Owns the limits and their reasons. Reads no files; the measures are of samples in -1..1.
+Owns the limits and the reasons they reject with. Reads no files; the measures are of samples in
+-1..1.
 """
 
 import math
