@@ -32,7 +32,7 @@ from sheen.data import dataset
 from sheen.data.prompts import Prompt
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import Voice, load_voice
-from sheen.evaluate import results
+from sheen.evaluate import job
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.job import JSON_FILE, PAGE_FILE, run, write_results
 from sheen.evaluate.output import AUDIO, ROW_SCHEMA
@@ -313,7 +313,7 @@ def test_the_page_plays_no_more_than_so_many(
     evaluated: Done, voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = Path(shutil.copytree(evaluated.output, tmp_path / "out"))
-    monkeypatch.setattr(results, "WORST_CLIPS", 0)
+    monkeypatch.setattr(job, "WORST_CLIPS", 0)
     write_results(evaluated.config, voice.info, None, PLAN, str(output))
     page = Page((output / PAGE_FILE).read_text("utf-8"))
     assert page.attributes("src", "audio") == []
