@@ -83,6 +83,22 @@ def _log_like_serve() -> None:
         ours.addHandler(handler)
 
 
+# Above the class, whose routes Ray pickles by value where it is decorated.
+async def answer(
+    backend: Backend, request: SpeechRequest, record: RequestRecord, timeout_s: float
+) -> Response:
+    """The answer to a request as it asks for it: whole, or begun. Raises APIError."""
+    events = request.stream_format == "sse"
+    at_once = not request.stream and not events
+    utterance = backend.begin(request, record, whole=at_once)
+    sentences = SentenceStream(backend.voice.language)
+    await utterance.chunks.feed_text(request.input, sentences)
+    utterance.chunks.close(sentences)
+    if at_once:
+        return await whole(utterance, record, timeout_s)
+    return await streamed(utterance, record, timeout_s, events)
+
+
 @serve.deployment
 @serve.ingress(app)
 class SpeechService:
@@ -221,21 +237,6 @@ class SpeechService:
     @app.websocket("/v1/audio/speech/stream")
     async def speech_stream(self, socket: WebSocket) -> None:
         await converse(socket, self._backend, self._args)
-
-
-async def answer(
-    backend: Backend, request: SpeechRequest, record: RequestRecord, timeout_s: float
-) -> Response:
-    """The answer to a request as it asks for it: whole, or begun. Raises APIError."""
-    events = request.stream_format == "sse"
-    at_once = not request.stream and not events
-    utterance = backend.begin(request, record, whole=at_once)
-    sentences = SentenceStream(backend.voice.language)
-    await utterance.chunks.feed_text(request.input, sentences)
-    utterance.chunks.close(sentences)
-    if at_once:
-        return await whole(utterance, record, timeout_s)
-    return await streamed(utterance, record, timeout_s, events)
 
 
 def build(args: ServeArgs) -> serve.Application:
