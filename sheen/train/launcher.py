@@ -1,14 +1,13 @@
 """Runs a training loop on Ray Train: command line, start, stop on a signal, error report.
 
-Owns the TorchTrainer's configuration and the driver's wait, and the small actor through which the
-driver and its workers exchange two messages: stop (save and end) and failed (no restart will
-help). SIGINT and SIGTERM make the workers save and end; a second signal, or one that comes while
-no worker is running, ends the job at once and leaves the last checkpoint. An exception in a worker
-is reported as one error with its own message. Refuses to restart after errors that would recur
-(`FINAL`).
+Owns the TorchTrainer's configuration and the driver's wait, and both sides of the board (board.py)
+through which the driver and its workers exchange two messages: stop (save and end) and failed (no
+restart will help). SIGINT and SIGTERM make the workers save and end; a second signal, or one that
+comes while no worker is running, ends the job at once and leaves the last checkpoint. An exception
+in a worker is reported as one error with its own message. Refuses to restart after errors that
+would recur (`FINAL`).
 """
 
-import asyncio
 import logging
 import signal
 import threading
@@ -35,6 +34,7 @@ from sheen.runs import cluster
 from sheen.runs.cluster import Stopped, run_job
 from sheen.storage import uris
 from sheen.train import distributed
+from sheen.train.board import Board
 from sheen.train.checkpoints import RunStore
 from sheen.train.config import RunFields
 
@@ -49,36 +49,13 @@ FINAL = (
 """Errors before a worker's first step that would recur after every restart."""
 
 
-class _Board:
-    """The actor's state. Asynchronous, so that one call can wait while others are served."""
-
-    def __init__(self) -> None:
-        self._stop = asyncio.Event()
-        self._failure: str | None = None
-        self._workers: list[Any] = []
-
-    async def stop(self) -> list[Any]:
-        self._stop.set()
-        return self._workers
-
-    async def wait_for_stop(self, worker: Any) -> None:
-        self._workers.append(worker)
-        await self._stop.wait()
-
-    async def fail(self, message: str) -> None:
-        self._failure = self._failure or message
-
-    async def failure(self) -> str | None:
-        return self._failure
-
-
 class Control:
     """A handle to the board; made by the driver, given to the workers."""
 
     def __init__(self) -> None:
         node = ray.get_runtime_context().get_node_id()
         options = {"label_selector": {"ray.io/node-id": node}}
-        self._board: Any = ray.remote(_Board).options(num_cpus=0, **options).remote()
+        self._board: Any = ray.remote(Board).options(num_cpus=0, **options).remote()
 
     def watched(self) -> "Watch":
         """For a worker: what `stop_requested` needs to answer without a wait."""
