@@ -27,12 +27,17 @@ from sheen.runs import cluster
 os.environ.update(cluster.loopback_settings(cluster.token_folder()))
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Of Ray Train: how often it looks whether workers have ended, and a process for every run that
+# watches for nodes to be taken away.
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 if threading.current_thread() is threading.main_thread():
     # A shell's background job ignores Ctrl-C, and so would what tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
     from helpers.measured import Measured
+    from helpers.training import Resident
     from sheen.codec.snac import Codec
     from sheen.engine.voice import Voice
     from sheen.scoring.codec import Recording
@@ -177,7 +182,14 @@ def encoded(ray_cluster: None, corpus: Path, made_once: Made) -> Path:
     from sheen.encode.job import run as encode
 
     def make(folder: Path) -> None:
-        report = encode(EncodeConfig(input=str(corpus), output=str(folder), codec=str(CODEC)))
+        report = encode(
+            EncodeConfig(
+                input=str(corpus),
+                output=str(folder),
+                codec=str(CODEC),
+                num_workers=1,
+            )
+        )
         assert report["rows_out"] == 16
 
     return made_once("encoded", make)
@@ -196,14 +208,27 @@ def base(made_once: Made) -> Path:
 
 
 @pytest.fixture(scope="session")
+def resident(ray_cluster: None) -> "Resident":
+    from helpers.training import Resident
+
+    return Resident()
+
+
+@pytest.fixture(scope="session")
 def trained(
-    encoded: Path, base: Path, made_once: Made, tmp_path_factory: pytest.TempPathFactory
+    resident: "Resident",
+    encoded: Path,
+    base: Path,
+    made_once: Made,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The output folder of a short training run: checkpoint/ and metrics.jsonl."""
     from helpers.training import train_config
     from sheen.train.job import run as train
 
-    output = made_once("trained", lambda folder: train(train_config(encoded, base, folder)))
+    output = made_once(
+        "trained", lambda folder: resident.train(train, train_config(encoded, base, folder))
+    )
     # Tests run the job there again, and one process at a time may.
     return Path(shutil.copytree(output, tmp_path_factory.mktemp("trained") / "train"))
 

@@ -16,16 +16,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import yaml
-from ray import serve
 
 from helpers.example import DIGITS, ROOT
 from sheen.serve import run
-from sheen.serve.drain import drain
 
 READY_S = 300
 END_S = 180
-TEXT = " ".join(["four two seven one nine three eight five six zero"] * 2)
+TEXT = "four two seven one nine three eight five six zero"
 BODY = {"model": "sheen", "voice": "slt", "input": TEXT, "response_format": "pcm", "seed": 7}
 NAME = "orderly"
 RUN = [sys.executable, "-m", "sheen.serve.run"]
@@ -134,13 +133,11 @@ def ended(process: psutil.Popen, family: list[psutil.Process]) -> int:
     return int(status)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
-)
-def test_after_a_signal_speech_is_whole_and_the_process_ends(
-    number: int, tmp_path: Path, environment: dict[str, str]
+def speech_is_whole(
+    number: int, command: list[str], folder: Path, environment: dict[str, str]
 ) -> None:
-    with server(RUN, tmp_path, environment) as (process, port):
+    """Though the signal comes while it is made."""
+    with server(command, folder, environment) as (process, port):
         with speech(port) as response:
             whole = response.read()
         family = process.children(recursive=True)
@@ -151,7 +148,23 @@ def test_after_a_signal_speech_is_whole_and_the_process_ends(
             else:
                 process.send_signal(number)
             assert len(begun + response.read()) == len(whole)  # IncompleteRead where it is cut
-        assert ended(process, family) == 0, (tmp_path / "serve.log").read_text("utf-8")
+        assert ended(process, family) == 0, (folder / "serve.log").read_text("utf-8")
+
+
+def test_after_sigterm_speech_is_whole_and_the_process_ends(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    """On a cluster that was there before, and stays."""
+    address = ray.get_runtime_context().gcs_address
+    speech_is_whole(signal.SIGTERM, [*RUN, "--address", address], tmp_path, dict(os.environ))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_after_a_signal_a_cluster_of_its_own_ends_with_the_server(
+    number: int, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    speech_is_whole(number, RUN, tmp_path, environment)
 
 
 @pytest.mark.soak
@@ -185,20 +198,6 @@ def test_a_drain_finds_its_cluster_and_ends_serve_run(
     assert again.returncode == 2
     assert again.stderr.splitlines()[-1].startswith("drain: error: ")  # after Ray's own lines
     assert "Traceback" not in again.stderr
-
-
-def test_an_application_of_another_kind_gets_a_sentence(ray_cluster: None) -> None:
-    @serve.deployment
-    class Other:
-        pass
-
-    serve.start(proxy_location="Disabled")
-    try:
-        serve.run(Other.bind(), name="other")
-        with pytest.raises(ValueError, match="'other' cannot be drained"):
-            drain("other", END_S, 0.0)
-    finally:
-        serve.shutdown()
 
 
 def test_an_address_where_nothing_is_gets_a_sentence() -> None:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from ray import serve
 
-from helpers.doors import DOORS, PLACES, START, Break, Outcome, begin, closed, line
+from helpers.doors import DOORS, PLACES, START, TIMED, Break, begin, closed, line
 from helpers.served import (
     BEARER,
     FRAME,
@@ -159,9 +159,15 @@ def test_beyond_what_may_wait_clients_are_told_to_come_back(small: str, voice: V
             assert error["type"] == "rate_limit_error"
 
 
-@pytest.mark.parametrize(("breaks", "expected"), DOORS.items(), ids=[row.__name__ for row in DOORS])
-def test_every_door_has_its_limits(small: str, breaks: Break, expected: Outcome) -> None:
-    assert breaks(small, Limits(**LIMITS)) == expected
+@pytest.mark.parametrize("breaks", [row for row in DOORS if row not in TIMED])
+def test_every_door_has_its_limits(small: str, breaks: Break) -> None:
+    assert breaks(small, Limits(**LIMITS)) == DOORS[breaks]
+
+
+def test_whoever_is_too_slow_is_told_so(small: str) -> None:
+    with ThreadPoolExecutor(len(TIMED)) as pool:
+        outcomes = pool.map(lambda breaks: breaks(small, Limits(**LIMITS)), TIMED)
+        assert dict(zip(TIMED, outcomes, strict=True)) == {row: DOORS[row] for row in TIMED}
 
 
 def test_with_every_other_place_taken_health_and_readiness_are_told(
@@ -251,6 +257,19 @@ def test_a_killed_replica_is_replaced_and_its_listeners_hear_of_it(
     with capsys.disabled():
         restored_s = time.monotonic() - killed
         print(f"\nerror after {told_s:.2f} s, speech again after {restored_s:.1f} s")
+
+
+def test_an_application_of_another_kind_cannot_be_drained(small: str) -> None:
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Other:
+        pass
+
+    serve.run(Other.bind(), name="other", route_prefix="/other")
+    try:
+        with pytest.raises(ValueError, match="'other' cannot be drained"):
+            drain("other", HTTP_TIMEOUT_S, 0.0)
+    finally:
+        serve.delete("other")
 
 
 # The last tests: they replace what the others ask, and stop it

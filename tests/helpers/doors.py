@@ -223,3 +223,7 @@ DOORS: dict[Break, Outcome] = {
     anything_but_a_start: (1008, "start_timeout"),
     one_too_many: (1013, "too_many_sockets"),
 }
+
+TIMED = (trickling, trickling_in_chunks, no_body_at_all, no_start, anything_but_a_start)
+"""Rows that take as long as a limit of time: fewer bodies and WebSockets than servers here allow,
+so that all can be tried at once."""

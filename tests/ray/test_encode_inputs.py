@@ -4,16 +4,18 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 
 from helpers.example import CODEC
+from sheen.audio.io import decode_audio, from_pcm16, to_pcm16
 from sheen.codec.layout import TokenLayout
+from sheen.codec.snac import Codec
 from sheen.data.corpus import read_manifest
 from sheen.encode.config import EncodeConfig, Limits
 from sheen.encode.job import run
@@ -22,111 +24,131 @@ from sheen.encode.stages import DecodeSettings, decode_rows
 Codes = dict[str, list[list[int]]]
 
 
-def encode(output: Path, *locations: Path | str, **fields: Any) -> Codes:
-    """Codes by text."""
-    report = run(
-        EncodeConfig(
-            input=[str(location) for location in locations], output=str(output), codec=str(CODEC),
-            num_workers=1, **fields,
-        )
-    )  # fmt: skip
-    assert report["rejects"] == {}
-    table = pq.read_table(str(output / "rows" / "status=encoded"))
-    codes = dict(zip(table["text"].to_pylist(), table["snac_codes"].to_pylist(), strict=True))
-    assert len(codes) == report["rows_out"]
-    return codes
+FORMS = ("folder", "lines", "parquet", "tar", "codes")
 
 
 @pytest.fixture(scope="module")
-def rows(corpus: Path) -> list[tuple[str, str, Path]]:
-    """Id, text and recording of six utterances."""
+def rows(corpus: Path) -> list[tuple[str, Path]]:
+    """Name and recording of six utterances."""
     lines = (corpus / "metadata.csv").read_text("utf-8").splitlines()[:6]
     names = [line.split("|")[0] for line in lines]
-    return [(name, f"text of {name}", corpus / "wavs" / f"{name}.flac") for name in names]
+    return [(name, corpus / "wavs" / f"{name}.flac") for name in names]
+
+
+Rows = list[tuple[str, Path]]
+
+
+def as_folder(rows: Rows, target: Path, codes: Codes) -> list[str]:
+    (target / "wavs").mkdir()
+    for _, path in rows:
+        (target / "wavs" / path.name).symlink_to(path)
+    lines = "".join(f"{name}|folder: {name}\n" for name, _ in rows)
+    (target / "metadata.csv").write_text(lines, "utf-8")
+    return [str(target)]
+
+
+def as_lines(rows: Rows, target: Path, codes: Codes) -> list[str]:
+    """Three recordings of their own, and three that are parts of one, in two files and a glob."""
+    whole = [{"audio": str(path), "text": f"lines: {name}"} for name, path in rows[:3]]
+    pieces, at, cut = [], 0, []
+    for name, path in rows[3:]:
+        samples, rate = soundfile.read(path, dtype="int16")
+        end = at + len(samples)
+        span = {"start": at / rate, "end": end / rate}
+        cut.append({"audio": "joined.flac", "text": f"lines: {name}"} | span)
+        pieces.append(samples)
+        at = end
+    soundfile.write(target / "joined.flac", np.concatenate(pieces), rate, subtype="PCM_16")
+    for file, part in (("a.jsonl", whole), ("b.jsonl", cut)):
+        identified = [row | {"id": row["text"]} for row in part]
+        (target / file).write_text("\n".join(map(json.dumps, identified)), "utf-8")
+    return [str(target / "*.jsonl")]
+
+
+def as_parquet(rows: Rows, target: Path, codes: Codes) -> list[str]:
+    for number, part in enumerate((rows[:4], rows[4:])):
+        texts = [f"parquet: {name}" for name, _ in part]
+        audio = [{"bytes": path.read_bytes(), "path": path.name} for _, path in part]
+        table = pa.table({"id": texts, "text": texts, "audio": audio})
+        pq.write_table(table, target / f"train-{number}.parquet", row_group_size=2)
+    return [str(target)]
+
+
+def as_tar(rows: Rows, target: Path, codes: Codes) -> list[str]:
+    shards = [target / "shard-0.tar", target / "shard-1.tar"]
+    for shard, part in zip(shards, (rows[:2], rows[2:]), strict=True):
+        with tarfile.open(shard, "w") as tar:
+            for name, path in part:
+                text = f"tar: {name}".encode()
+                for suffix, data in (("flac", path.read_bytes()), ("txt", text)):
+                    member = tarfile.TarInfo(f"tar-{name}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return list(map(str, shards))
+
+
+def as_codes(rows: Rows, target: Path, codes: Codes) -> list[str]:
+    """And two rows of codes that are not of this codec."""
+    texts = {name: f"codes: {name}" for name, _ in rows}
+    lines = [{"text": text, "snac_codes": codes[name]} for name, text in texts.items()]
+    good = lines[0]["snac_codes"]
+    for bad in ([good[0], good[1][:-1], good[2]], [[4096], [0, 0], [0, 0, 0, 0]]):
+        lines.append({"text": "codes: of another codec", "snac_codes": bad})
+    identified = [row | {"id": f"codes {n}"} for n, row in enumerate(lines)]
+    (target / "codes.jsonl").write_text("\n".join(map(json.dumps, identified)), "utf-8")
+    return [str(target / "codes.jsonl")]
+
+
+MAKERS = dict(zip(FORMS, (as_folder, as_lines, as_parquet, as_tar, as_codes), strict=True))
 
 
 @pytest.fixture(scope="module")
-def expected(
-    ray_cluster: None,
-    rows: list[tuple[str, str, Path]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Codes:
-    folder = tmp_path_factory.mktemp("ljspeech")
-    (folder / "wavs").mkdir()
-    for name, _, path in rows:
-        (folder / "wavs" / path.name).symlink_to(path)
-        with (folder / "metadata.csv").open("a", encoding="utf-8") as file:
-            file.write(f"{name}|text of {name}\n")
-    return encode(folder / "out", folder)
+def expected(rows: Rows, codec: Codec) -> Codes:
+    """Codes by name, as the codec makes them of one recording by itself."""
+
+    def alone(path: Path) -> list[list[int]]:
+        samples = decode_audio(path.read_bytes(), codec.sample_rate)
+        wave = torch.from_numpy(from_pcm16(to_pcm16(samples)))
+        return [level.tolist() for level in codec.encode([wave])[0]]
+
+    return {name: alone(path) for name, path in rows}
+
+
+@pytest.fixture(scope="module")
+def output(
+    ray_cluster: None, rows: Rows, expected: Codes, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Of one run over all forms."""
+    folder = tmp_path_factory.mktemp("forms")
+    locations = []
+    for form, make in MAKERS.items():
+        (folder / form).mkdir()
+        locations += make(rows, folder / form, expected)
+    fields = {"input": locations, "output": str(folder / "out"), "codec": str(CODEC)}
+    run(EncodeConfig(**fields, num_workers=1, min_seconds=0.0))
+    return folder / "out"
 
 
 # Show 3 of encoding at scale
 
 
-def test_lines_whole_and_cut(
-    rows: list[tuple[str, str, Path]], expected: Codes, tmp_path: Path
-) -> None:
-    """Three recordings of their own, and three that are parts of one, in two files and a glob."""
-    whole = [{"audio": str(path), "text": text} for _, text, path in rows[:3]]
-    pieces, at, cut = [], 0, []
-    for _, text, path in rows[3:]:
-        samples, rate = soundfile.read(path, dtype="int16")
-        cut.append(
-            {"audio": "joined.flac", "text": text, "start": at / rate,
-             "end": (at + len(samples)) / rate}
-        )  # fmt: skip
-        pieces.append(samples)
-        at += len(samples)
-    soundfile.write(tmp_path / "joined.flac", np.concatenate(pieces), rate, subtype="PCM_16")
-    for name, part in (("a.jsonl", whole), ("b.jsonl", cut)):
-        (tmp_path / name).write_text("\n".join(map(json.dumps, part)), "utf-8")
-    assert encode(tmp_path / "out", str(tmp_path / "*.jsonl")) == expected
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_input_gives_the_same_codes(form: str, output: Path, expected: Codes) -> None:
+    encoded = pq.read_table(str(output / "rows" / "status=encoded")).to_pylist()
+    codes = {
+        row["text"].removeprefix(f"{form}: "): row["snac_codes"]
+        for row in encoded
+        if row["text"].startswith(f"{form}: ")
+    }
+    assert codes == expected
+    assert len(encoded) == len(FORMS) * len(expected)
 
 
-def test_parquet(rows: list[tuple[str, str, Path]], expected: Codes, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    for number, part in enumerate((rows[:4], rows[4:])):
-        table = pa.table(
-            {
-                "text": [text for _, text, _ in part],
-                "audio": [{"bytes": path.read_bytes(), "path": path.name} for *_, path in part],
-            }
-        )
-        pq.write_table(table, data / f"train-{number}.parquet", row_group_size=2)
-    assert encode(tmp_path / "out", data) == expected
-
-
-def test_tar(rows: list[tuple[str, str, Path]], expected: Codes, tmp_path: Path) -> None:
-    for number, part in enumerate((rows[:2], rows[2:])):
-        with tarfile.open(tmp_path / f"shard-{number}.tar", "w") as tar:
-            for name, text, path in part:
-                for suffix, data in (("flac", path.read_bytes()), ("txt", text.encode())):
-                    member = tarfile.TarInfo(f"{name}.{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-    shards = [tmp_path / "shard-0.tar", tmp_path / "shard-1.tar"]
-    assert encode(tmp_path / "out", *shards) == expected
-
-
-def test_codes(expected: Codes, tmp_path: Path) -> None:
-    lines = [json.dumps({"text": text, "snac_codes": codes}) for text, codes in expected.items()]
-    (tmp_path / "codes.jsonl").write_text("\n".join(lines), "utf-8")
-    assert encode(tmp_path / "out", tmp_path / "codes.jsonl") == expected
-
-
-def test_codes_of_another_codec_are_refused_row_by_row(
-    expected: Codes, tmp_path: Path, ray_cluster: None
-) -> None:
-    (text, good), *_ = expected.items()
-    ragged, large = [good[0], good[1][:-1], good[2]], [[4096], [0, 0], [0, 0, 0, 0]]
-    lines = [json.dumps({"text": text, "snac_codes": codes}) for codes in (good, ragged, large)]
-    (tmp_path / "codes.jsonl").write_text("\n".join(lines), "utf-8")
-    fields = {"input": str(tmp_path / "codes.jsonl"), "output": str(tmp_path / "out")}
-    report = run(EncodeConfig(**fields, codec=str(CODEC), num_workers=1, min_seconds=0.0))
-    assert report["rows_out"] == 1
+def test_codes_of_another_codec_are_refused_row_by_row(output: Path) -> None:
+    report = json.loads((output / "report.json").read_text("utf-8"))
+    assert report["rejects"].keys() == {"bad codes"}
     assert report["rejects"]["bad codes"]["rows"] == 2
-    assert "codes.jsonl:2" in report["rejects"]["bad codes"]["examples"][0]
+    assert "codes.jsonl:7" in report["rejects"]["bad codes"]["examples"][0]
 
 
 def test_parts_of_one_recording_fail_alike_and_it_is_read_once(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """An encoding that is killed loses nothing, repeats nothing, and ends as if it had never been.
 
-The real job, its real workers, two nodes. `make soak` does each three times at random moments.
+The real job and its real workers; `make soak` also kills workers and nodes, on two nodes, and each
+three times at random moments.
 """
 
 import json
@@ -11,21 +12,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from helpers.example import CODEC, DIGITS, ROOT, load_script
+from helpers.workers import standing_still, workers
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run
 
 WAIT_S = 300
-ROWS = 72
+ROWS = 40
 BLOCKS = ROWS // 4
 
 main = load_script(ROOT / "jobs" / "encode.py").main
@@ -75,20 +78,21 @@ def expected(
 ) -> list[dict[str, Any]]:
     """What an uninterrupted run writes."""
     output = tmp_path_factory.mktemp("whole") / "codes"
-    run(EncodeConfig(input=str(corpus), output=str(output), codec=str(CODEC)))
+    fields = {"input": str(corpus), "output": str(output), "codec": str(CODEC)}
+    run(EncodeConfig(**fields, num_workers=1))
     rows = rows_of(output)
     assert [row["key"] for row in rows] == list(range(ROWS))
     return rows
 
 
 @contextmanager
-def job(corpus: Path, output: Path, cluster: Cluster) -> Iterator[subprocess.Popen[bytes]]:
-    """The job in a process of its own, on a cluster of two nodes."""
-    environment = os.environ | {"RAY_ADDRESS": cluster.address}
+def job(corpus: Path, output: Path, address: str, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The job in a process of its own."""
+    environment = os.environ | {"RAY_ADDRESS": address}
     command = [sys.executable, str(ROOT / "jobs" / "encode.py"), *arguments(corpus, output)]
     log = output.parent / "job.log"
     with log.open("ab") as file, subprocess.Popen(
-        command,
+        [*command, *more],
         stdout=file, stderr=file, env=environment, start_new_session=True,
     ) as process:  # fmt: skip
         try:
@@ -107,28 +111,18 @@ def until(what: Callable[[], object], process: subprocess.Popen[bytes], output: 
         time.sleep(0.02)  # between two looks
 
 
-def encoders() -> list[psutil.Process]:
-    """The encoding workers of this process's clusters."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if "EncodeWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
 def interrupt(kind: str, corpus: Path, output: Path, when: int) -> None:
-    """Run until `when` blocks are written, kill, and let the run end if it can."""
+    """Run on two nodes until `when` blocks are written, kill, and let the run end if it can."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         node = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        with job(corpus, output, cluster) as process:
+        with job(corpus, output, cluster.address) as process:
             until(lambda: len(committed(output)) >= when, process, output)
             if kind == "driver":
                 process.kill()
             elif kind == "worker":
-                for worker in encoders()[:1]:
+                for worker in workers("EncodeWorker")[:1]:
                     worker.kill()
             else:
                 cluster.remove_node(node, allow_graceful=False)
@@ -137,15 +131,11 @@ def interrupt(kind: str, corpus: Path, output: Path, when: int) -> None:
         cluster.shutdown()
 
 
-def check(kind: str, corpus: Path, output: Path, when: int, expected: list[dict[str, Any]]) -> None:
-    output.parent.mkdir(parents=True)
-    interrupt(kind, corpus, output, when)
-    before = committed(output)
-    report = output / "report.json"
+def check(corpus: Path, output: Path, expected: list[dict[str, Any]]) -> None:
+    """Of what a run has left: going on with it ends as `expected`."""
+    before, report = committed(output), output / "report.json"
     finished = report.exists()
-    assert finished or len(before) >= when
-    assert finished or kind != "worker", "a worker that dies is replaced"
-    assert main(arguments(corpus, output)) == 0
+    assert main([*arguments(corpus, output), "--num-workers", "1"]) == 0
     assert rows_of(output) == expected  # row for row, and none twice
     assert not committed(output)
     if not finished:
@@ -156,11 +146,23 @@ def check(kind: str, corpus: Path, output: Path, when: int, expected: list[dict[
 # Show 2 of encoding at scale
 
 
-@pytest.mark.parametrize("kind", ["driver", "worker", pytest.param("node", marks=pytest.mark.soak)])
 def test_a_killed_encoding_ends_as_if_it_had_not_been(
-    kind: str, corpus: Path, expected: list[dict[str, Any]], tmp_path: Path
+    ray_cluster: None, corpus: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    check(kind, corpus, tmp_path / kind / "codes", 3, expected)
+    output = tmp_path / "driver" / "codes"
+    output.parent.mkdir()
+    address = ray.get_runtime_context().gcs_address
+    with job(corpus, output, address, "--num-workers", "1") as process:
+        until(lambda: workers("EncodeWorker"), process, output)
+        encoders = workers("EncodeWorker")
+        until(lambda: len(committed(output)) >= 3, process, output)
+        with standing_still(encoders):
+            process.kill()
+            process.wait(WAIT_S)
+    _, alive = psutil.wait_procs(encoders + workers("write_blocks"), timeout=WAIT_S)
+    assert not alive
+    assert not (output / "report.json").exists(), "it was killed before its end"
+    check(corpus, output, expected)
 
 
 @pytest.mark.soak
@@ -172,21 +174,27 @@ def test_an_encoding_killed_at_any_moment_ends_as_if_it_had_not_been(
     for turn in range(3):
         when = draws.randrange(1, BLOCKS - 1)
         print(f"{kind}, turn {turn}: after {when} blocks")
-        check(kind, corpus, tmp_path / f"{kind}-{turn}" / "codes", when, expected)
+        output = tmp_path / f"{kind}-{turn}" / "codes"
+        output.parent.mkdir()
+        interrupt(kind, corpus, output, when)
+        finished = (output / "report.json").exists()
+        assert finished or len(committed(output)) >= when
+        assert finished or kind != "worker", "a worker that dies is replaced"
+        check(corpus, output, expected)
 
 
 def test_a_finished_encoding_does_nothing_and_another_is_refused(
     ray_cluster: None, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "codes"
-    assert main([*arguments(corpus, output), "--limit", "12"]) == 0
+    assert main([*arguments(corpus, output), "--limit", "8", "--num-workers", "1"]) == 0
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    assert main([*arguments(corpus, output), "--limit", "12", "--num-workers", "1"]) == 0
+    assert main([*arguments(corpus, output), "--limit", "8", "--num-workers", "2"]) == 0
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
     capsys.readouterr()
     for changed, difference in (
-        (["--limit", "13"], "limit was 12, now 13"),
-        (["--limit", "12", "--min-seconds", "0.3"], "min_seconds was 0.2, now 0.3"),
+        (["--limit", "9"], "limit was 8, now 9"),
+        (["--limit", "8", "--min-seconds", "0.3"], "min_seconds was 0.2, now 0.3"),
     ):
         assert main([*arguments(corpus, output), *changed]) == 2
         error = capsys.readouterr().err

@@ -8,10 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +25,7 @@ import soundfile
 
 from helpers.example import DIGITS, RATE, ROOT, VOICES, copy_corpus, load_script, read_clip, rows_of
 from helpers.pages import Page, assert_self_contained
+from helpers.workers import standing_still, workers
 from sheen.audio.io import decode_audio, encode_audio, to_pcm16
 from sheen.data import dataset
 from sheen.data.prompts import Prompt
@@ -157,12 +156,6 @@ def contents(folder: Path, pattern: str = "*") -> dict[str, bytes]:
 def committed(output: Path) -> list[Path]:
     """The blocks that are committed and not yet merged."""
     return sorted((output / "blocks").glob("*.parquet"))
-
-
-def wait_for(condition: Callable[[], bool], alive: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and alive() and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -383,44 +376,25 @@ def test_without_a_judge_the_rest_is_reported(spoken: Done) -> None:
     assert not any(line.startswith("WER") for line in spoken.printed)
 
 
-KILLED = """
-    import sys
-
-    import ray
-
-    from sheen.runs import cluster
-    from sheen.config import load_config
-    from sheen.evaluate.config import EvaluateConfig
-    from sheen.evaluate.job import run
-
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": cluster.WORKER_ENV}
-    )
-    run(load_config(EvaluateConfig, sys.argv[1:], "evaluate"))
-"""
-
-
-@pytest.mark.soak  # a cluster of its own: two and a half minutes
 def test_a_killed_run_goes_on_and_ends_the_same(
     trained: Path, spoken: Done, tmp_path: Path
 ) -> None:
-    """Killed with all of its cluster, and gone on with on another one."""
     config = files_config(trained, tmp_path)
-    output = Path(config.output)
-    script, log = tmp_path / "killed.py", tmp_path / "killed.log"
-    script.write_text(textwrap.dedent(KILLED))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    output, log = tmp_path / "out", tmp_path / "killed.log"
+    words = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), *words_of(config)]
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with log.open("w") as file, subprocess.Popen(
-        [sys.executable, str(script), *words_of(config)],
-        env=environment, stdout=file, stderr=file, cwd=ROOT,
+        words, env=environment, stdout=file, stderr=file, cwd=ROOT
     ) as process:  # fmt: skip
-        wait_for(lambda: bool(committed(output)), lambda: process.poll() is None, 200)
-        assert process.poll() is None, log.read_text()[-3000:]
-        family = psutil.Process(process.pid).children(recursive=True)
-        family = [member for member in family if "Agent" not in member.name()]
-        process.send_signal(signal.SIGKILL)
-    # A worker that outlives its driver for a moment could still write; Ray's agents do not.
-    _, alive = psutil.wait_procs(family, timeout=60)
+        while not (speakers := workers("SpeakWorker")) and process.poll() is None:
+            time.sleep(0.02)
+        while not committed(output) and process.poll() is None:
+            time.sleep(0.02)
+        with standing_still(speakers):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    # A worker that outlives its driver for a moment could still write.
+    _, alive = psutil.wait_procs(speakers + workers("write_rows"), timeout=60)
     assert not alive
     assert committed(output), log.read_text()[-3000:]
     assert not (output / JSON_FILE).exists(), "it was killed before its end"

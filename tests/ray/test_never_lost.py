@@ -3,14 +3,15 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ import ray
 import torch
 
 from helpers.example import ROOT
-from helpers.training import metrics, train_config, weights
+from helpers.training import Resident, metrics, train_config, weights
+from helpers.workers import standing_still, workers
 from sheen.train.config import TrainConfig
 from sheen.train.job import run as train
 
+TITLE = "RayTrainWorker"
 TIMED = {"target_tokens_per_second", "tokens_per_second", "seconds_left"}
 
 
@@ -63,7 +66,7 @@ def job(config: TrainConfig, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_killed_run_resumes_by_name_and_ends_the_same(
-    encoded: Path, base: Path, trained: Path, tmp_path: Path
+    resident: Resident, encoded: Path, base: Path, trained: Path, tmp_path: Path
 ) -> None:
     config = train_config(encoded, base, tmp_path / "out")
     saved = tmp_path / "out" / "run" / "checkpoints.json"
@@ -74,20 +77,11 @@ def test_a_killed_run_resumes_by_name_and_ends_the_same(
     assert saved.exists(), log.read_text()[-3000:]
     assert not (tmp_path / "out" / "checkpoint").exists(), "it was killed before its end"
     # Lines that the killed run wrote after its checkpoint must not stand twice.
-    train(config)
+    resident.train(train, config)
     assert_same_end(tmp_path / "out", trained)
 
 
-def train_workers() -> list[psutil.Process]:
-    """Of this process's cluster alone: tests beside it have workers too."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if (process.cmdline() or [""])[0].startswith("ray::RayTrainWorker"):
-                found.append(process)
-    return found
-
-
+@pytest.mark.soak
 def test_a_signal_while_no_worker_can_start_ends_the_run(
     encoded: Path, base: Path, tmp_path: Path
 ) -> None:
@@ -122,7 +116,7 @@ def test_workers_killed_at_random_steps_change_nothing(
                 )
 
             wait_for(reached, lambda: not ended.is_set(), 200)
-            for process in train_workers():
+            for process in workers(TITLE):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
                     killed.append(process.pid)
@@ -140,86 +134,77 @@ def test_workers_killed_at_random_steps_change_nothing(
 
 
 def test_a_stopped_run_goes_on_with_another_number_of_workers(
-    encoded: Path, base: Path, trained: Path, tmp_path: Path
+    resident: Resident, encoded: Path, base: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM saves at once; one worker then takes the rows that two had, and says so."""
+    """SIGTERM saves at once; one worker then takes the rows that two had."""
     changes = {"num_workers": 2, "accumulation": 1, "cpus_per_worker": 0.5, "save_every": 100}
     config = train_config(encoded, base, tmp_path / "out", **changes)
     log = tmp_path / "stopped.log"
     begun = tmp_path / "out" / "metrics.jsonl"
     with job(config, log) as process:
+        wait_for(lambda: len(workers(TITLE)) == 2, lambda: process.poll() is None, 200)
+        both = workers(TITLE)
         wait_for(begun.exists, lambda: process.poll() is None, 200)
-        # Both stand still until they are told, so that they cannot come to their end before it.
-        workers = train_workers()
-        for worker in workers:
-            worker.suspend()
-        process.send_signal(signal.SIGTERM)
-        wait_for(lambda: "stopping:" in log.read_text(), lambda: process.poll() is None, 100)
-        for worker in workers:
-            worker.resume()
+        with standing_still(both):
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: "stopping:" in log.read_text(), lambda: process.poll() is None, 100)
     assert process.returncode == 128 + signal.SIGTERM, log.read_text()[-3000:]
     assert "the same command resumes" in log.read_text()
     index = json.loads((tmp_path / "out" / "run" / "checkpoints.json").read_text())
     assert len(index["checkpoints"]) == 1, "none was due: the signal made it"
     config = config.model_copy(update={"num_workers": 1, "cpus_per_worker": 1.0})
-    with job(config, log) as process:
-        process.wait(timeout=250)
-    assert process.returncode == 0, log.read_text()[-3000:]
-    assert "a step still has 2 rows, the same ones" in log.read_text()
+    resident.train(train, config)
     for one, two in zip(metrics(trained)[1:], metrics(tmp_path / "out")[1:], strict=True):
         assert two["step"] == one["step"]
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-3)
 
 
-def test_a_finished_run_has_nothing_left_to_do(encoded: Path, base: Path, trained: Path) -> None:
+def test_a_finished_run_has_nothing_left_to_do(
+    resident: Resident, encoded: Path, base: Path, trained: Path
+) -> None:
     before = (trained / "metrics.jsonl").read_bytes(), weights(trained)
-    train(train_config(encoded, base, trained))
+    resident.train(train, train_config(encoded, base, trained))
     assert (trained / "metrics.jsonl").read_bytes() == before[0]
     assert_same_end(trained, trained)
 
 
 def test_a_rate_that_diverges_ends_the_run_and_says_so(
-    encoded: Path, base: Path, tmp_path: Path
+    resident: Resident, encoded: Path, base: Path, tmp_path: Path
 ) -> None:
     config = train_config(
         encoded, base, tmp_path / "out", learning_rate=1e30, warmup_steps=0, save_every=1
     )
     with pytest.raises(ValueError, match=r"the gradient of step \d is nan.*--learning-rate"):
-        train(config)
+        resident.train(train, config)
     index = json.loads((tmp_path / "out" / "run" / "checkpoints.json").read_text())
     assert index["checkpoints"], "the last checkpoint is kept"
 
 
-FULL_DISK = """
-    import resource, signal, sys
-    import ray
-    from sheen.__main__ import train
-    from sheen.runs import cluster
+@contextmanager
+def full_disk(resident: Resident) -> Iterator[None]:
+    """Files of the worker end at a size."""
 
-    def limit():  # in each worker: files end at a size, as on a full disk
+    def limit(size: int) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-    ray.init(
-        "local", num_cpus=1, include_dashboard=False,
-        runtime_env={"env_vars": cluster.WORKER_ENV, "worker_process_setup_hook": limit},
-    )
-    sys.exit(train(sys.argv[1:], "train"))
-"""
+    resident.call(partial(limit, 500_000))
+    try:
+        yield
+    finally:
+        resident.call(partial(limit, resource.RLIM_INFINITY))
 
 
-def test_a_full_disk_ends_the_run_and_says_so(encoded: Path, base: Path, tmp_path: Path) -> None:
-    script = tmp_path / "full.py"
-    script.write_text(textwrap.dedent(FULL_DISK))
+def test_a_full_disk_ends_the_run_and_says_so(
+    resident: Resident, encoded: Path, base: Path, tmp_path: Path
+) -> None:
     config = train_config(encoded, base, tmp_path / "out", save_every=1, best_metric=None)
-    words = [sys.executable, str(script)]
-    for name, value in config.model_dump(exclude_unset=True, exclude_none=True).items():
-        for word in value if isinstance(value, list) else [value]:
-            words += [f"--{name.replace('_', '-')}", str(word)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=250, env=environment)
-    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "step-00000001: File too large while saving" in done.stderr
-    assert "Free space, then the same command resumes" in done.stderr
+    with full_disk(resident), pytest.raises(ValueError, match="File too large while") as caught:
+        resident.train(train, config)
+    assert "step-00000001: File too large while saving" in str(caught.value)
+    assert "Free space, then the same command resumes" in str(caught.value)
     left = {path.name for path in (tmp_path / "out" / "run").iterdir()}
     assert not any(name.startswith(("step-", "sheen-")) for name in left), "nothing half written"
+    resident.train(train, config)
+    assert len(metrics(tmp_path / "out")) == 1 + 6

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from helpers.example import CODEC, DIGITS, ROOT, load_script
-from helpers.training import metrics, train_config, weights
+from helpers.training import Resident, metrics, train_config, weights
 from sheen.codec.snac import load_codec
 from sheen.data import dataset
 from sheen.data.prompts import Prompt
@@ -156,7 +156,7 @@ def write_jsonl(path: Path, encoded: Path, rows: int) -> None:
 
 
 def test_three_rows_of_codes_train_through_the_command(
-    ray_cluster: None, encoded: Path, base: Path, tmp_path: Path
+    resident: Resident, encoded: Path, base: Path, tmp_path: Path
 ) -> None:
     """JSONL input, an evaluation split that is empty, a model without named voices."""
     write_jsonl(tmp_path / "few.jsonl", encoded, 3)
@@ -165,7 +165,7 @@ def test_three_rows_of_codes_train_through_the_command(
         "--data": tmp_path / "few.jsonl", "--output": tmp_path / "out", "--model": base,
         "--codec": CODEC, "--max-steps": 2, "--eval-every": 1,
     }  # fmt: skip
-    assert main([str(word) for pair in flags.items() for word in pair]) == 0
+    assert resident.train(main, [str(word) for pair in flags.items() for word in pair]) == 0
     rows = metrics(tmp_path / "out")
     assert rows[0]["eval_utterances"] == 0
     assert "eval_loss" not in rows[-1]
@@ -174,6 +174,7 @@ def test_three_rows_of_codes_train_through_the_command(
     assert info.duration_model.keys() == {""}
 
 
+@pytest.mark.soak  # test_never_lost.py has some steps of two workers
 def test_two_workers_give_the_losses_of_one_with_twice_the_accumulation(
     encoded: Path, base: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -279,11 +280,13 @@ def test_inputs_that_cannot_be_used_are_named(
 
 
 def test_fine_tuning_keeps_layout_and_adds_voices(
-    encoded: Path, trained: Path, tmp_path: Path
+    resident: Resident, encoded: Path, trained: Path, tmp_path: Path
 ) -> None:
     before = weights(trained)
     output = tmp_path / "tuned"
-    train(train_config(encoded, trained / "checkpoint", output, max_steps=2, save_every=2))
+    resident.train(
+        train, train_config(encoded, trained / "checkpoint", output, max_steps=2, save_every=2)
+    )
     old = checkpoint.read_info(trained / "checkpoint")
     new = checkpoint.read_info(output / "checkpoint")
     assert new == old
@@ -312,9 +315,9 @@ def eval_loss(row: dict[str, Any]) -> float:
 
 
 def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(
-    encoded: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    resident: Resident, encoded: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    figures = train(train_config(encoded, base, tmp_path / "out", dry_run=True))
+    figures = resident.train(train, train_config(encoded, base, tmp_path / "out", dry_run=True))
     assert not (tmp_path / "out").exists()
     assert figures["steps"] == 6
     assert figures["peak_memory_gb"] > 0
@@ -326,12 +329,15 @@ def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(
     assert "peak memory" in said
 
 
-def test_prompts_are_spoken_and_judged(encoded: Path, trained: Path, tmp_path: Path) -> None:
+def test_prompts_are_spoken_and_judged(
+    resident: Resident, encoded: Path, trained: Path, tmp_path: Path
+) -> None:
     """From the trained checkpoint, with adapters, in bfloat16, as a Llama: one run for all."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"text": "one two", "speaker": "slt"}\n{"text": "six", "speaker": "awb"}\n')
     output = tmp_path / "out"
-    train(
+    resident.train(
+        train,
         train_config(
             encoded, trained / "checkpoint", output, max_steps=2, save_every=2, eval_every=2,
             eval_prompts=str(prompts), speak_every=2, speak_seconds=0.5, asr="pocketsphinx",
@@ -381,7 +387,9 @@ def test_prompts_are_for_the_voices_of_the_model(tmp_path: Path) -> None:
         eval_prompts(str(tmp_path / "prompts.txt"), ["slt"])
 
 
-def test_a_llama_base_trains_over_all_rows(encoded: Path, base: Path, tmp_path: Path) -> None:
+def test_a_llama_base_trains_over_all_rows(
+    resident: Resident, encoded: Path, base: Path, tmp_path: Path
+) -> None:
     config = LlamaConfig(
         vocab_size=len(AutoTokenizer.from_pretrained(base)), hidden_size=32, intermediate_size=64,
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -390,7 +398,8 @@ def test_a_llama_base_trains_over_all_rows(encoded: Path, base: Path, tmp_path: 
     LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "llama")
     data, output = normalised(encoded, tmp_path / "english", ENGLISH), tmp_path / "out"
-    train(
+    resident.train(
+        train,
         train_config(
             data, tmp_path / "llama", output, max_steps=4, eval_every=4, save_every=4,
             softmax="full", schedule="wsd", learning_rate=1e-2,

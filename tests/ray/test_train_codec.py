@@ -5,22 +5,22 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import soundfile
 import torch
+from ray.exceptions import RayActorError
 from snac import SNAC
 from torch import Tensor
 
 from helpers.example import CODEC, DIGITS, ROOT, VOICES, load_script
 from helpers.tiny_whisper import convert, save_encoder
+from helpers.training import Resident
 from sheen.audio.io import decode_audio, to_pcm16
 from sheen.audio.spectral import mel_distance
 from sheen.codec.asr_features import AsrFeatureLoss, open_asr_encoder
@@ -92,10 +92,10 @@ def codec_config(data: Path, shape: Path, output: Path, **changes: Any) -> Codec
 
 @pytest.fixture(scope="module")
 def trained(
-    ray_cluster: None, recordings: Path, shape: Path, tmp_path_factory: pytest.TempPathFactory
+    resident: Resident, recordings: Path, shape: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     output = tmp_path_factory.mktemp("codec") / "out"
-    last = run(codec_config(recordings, shape, output))
+    last = resident.train(run, codec_config(recordings, shape, output))
     assert last == metrics(output)[-1]
     return output
 
@@ -108,14 +108,14 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained_with_asr(
-    ray_cluster: None,
+    resident: Resident,
     recordings: Path,
     shape: Path,
     whisper: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     output = tmp_path_factory.mktemp("codec") / "out"
-    run(codec_config(recordings, shape, output, asr_features=str(whisper)))
+    resident.train(run, codec_config(recordings, shape, output, asr_features=str(whisper)))
     return output
 
 
@@ -227,45 +227,38 @@ def test_the_published_package_opens_the_codec(trained: Path) -> None:
     assert [level.shape[1] for level in codes] == [2, 4, 8]
 
 
-@pytest.mark.soak
 def test_a_killed_run_resumes_by_name_and_ends_the_same(
-    trained_with_asr: Path, recordings: Path, shape: Path, whisper: Path, tmp_path: Path
-) -> None:
+    resident: Resident, trained_with_asr: Path, recordings: Path, shape: Path, whisper: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Killed in its worker: of a driver that is killed see the other training job."""
     output = tmp_path / "out"
     config = codec_config(recordings, shape, output, asr_features=str(whisper))
-    words = [sys.executable, str(ROOT / "jobs" / "train_codec.py")]
-    for name, value in config.model_dump(exclude_unset=True, exclude_none=True).items():
-        flag = f"--{name.replace('_', '-')}"
-        words += [flag] if value is True else [flag, str(value)]
-    address = ray.get_runtime_context().gcs_address
-    log = tmp_path / "killed.log"
-    with log.open("w") as file, subprocess.Popen(
-        words, env=os.environ | {"RAY_ADDRESS": address}, stdout=file, stderr=file, cwd=ROOT,
-    ) as process:  # fmt: skip
-        saved = output / "run" / "checkpoints.json"
-        deadline = time.monotonic() + 250
-        while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-    assert saved.exists(), log.read_text()[-3000:]
+    killed, saved = Resident(), output / "run" / "checkpoints.json"
+    worker = killed.call(os.getpid)
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(killed.train, run, config)
+        while not saved.exists() and not training.done():
+            time.sleep(0.02)
+        os.kill(worker, signal.SIGKILL)
+    assert isinstance(training.exception(), RayActorError)
     assert json.loads(saved.read_text())["checkpoints"][-1] < "step-00000023"
     assert not (output / "codec").exists(), "it was killed before its end"
     # Lines and samples that the killed run wrote after its checkpoint must not matter.
-    run(config)
+    resident.train(run, config)
     assert curve(output) == curve(trained_with_asr)
     assert list(weights(output)) == list(weights(trained_with_asr))
     for name, tensor in weights(trained_with_asr).items():
         assert torch.equal(tensor, weights(output)[name]), name
 
 
-@pytest.mark.soak
 def test_a_finished_run_has_nothing_left_but_its_export(
-    trained: Path, recordings: Path, shape: Path, tmp_path: Path
+    resident: Resident, trained: Path, recordings: Path, shape: Path, tmp_path: Path
 ) -> None:
     """Of its own folder moved elsewhere, and with fields that a resumed run may change."""
     output = Path(shutil.copytree(trained, tmp_path / "out"))
     shutil.rmtree(output / "codec")
-    run(codec_config(recordings, shape, output, log_every=3, eval_every=7))
+    resident.train(run, codec_config(recordings, shape, output, log_every=3, eval_every=7))
     assert (output / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
     for name, tensor in weights(trained).items():
         assert torch.equal(tensor, weights(output)[name]), name
@@ -328,12 +321,12 @@ def test_a_run_of_other_settings_is_not_resumed(
 
 
 def test_other_recordings_of_the_same_names_are_refused_and_moved_ones_resume(
-    trained: Path, recordings: Path, shape: Path, tmp_path: Path
+    resident: Resident, trained: Path, recordings: Path, shape: Path, tmp_path: Path
 ) -> None:
     before = curve(trained)
     moved = tmp_path / "elsewhere"
     shutil.copytree(recordings, moved)
-    run(codec_config(moved, shape, trained))
+    resident.train(run, codec_config(moved, shape, trained))
     assert curve(trained) == before
     clips = sorted(moved.rglob("*.flac"))
     contents = [clip.read_bytes() for clip in clips]
@@ -343,7 +336,7 @@ def test_other_recordings_of_the_same_names_are_refused_and_moved_ones_resume(
         run(codec_config(moved, shape, trained))
     clips[0].rename(clips[0].with_name("another.flac"))
     with pytest.raises(ValueError, match="data content was"):
-        run(codec_config(moved, shape, trained))
+        resident.train(run, codec_config(moved, shape, trained))
     assert curve(trained) == before
 
 
@@ -369,7 +362,7 @@ def test_a_run_with_another_encoder_is_not_resumed(
 
 
 def test_a_run_of_before_asr_features_resumes(
-    trained: Path, recordings: Path, shape: Path, tmp_path: Path
+    resident: Resident, trained: Path, recordings: Path, shape: Path, tmp_path: Path
 ) -> None:
     """Its record names no such fields."""
     output = Path(shutil.copytree(trained, tmp_path / "out"))
@@ -378,7 +371,7 @@ def test_a_run_of_before_asr_features_resumes(
     assert fields.pop("asr_features") is None
     assert "asr_features_weight" not in fields
     record.write_text(json.dumps(fields))
-    assert run(codec_config(recordings, shape, output)) == metrics(trained)[-1]
+    assert resident.train(run, codec_config(recordings, shape, output)) == metrics(trained)[-1]
 
 
 @pytest.mark.parametrize(
