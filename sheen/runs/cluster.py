@@ -10,6 +10,7 @@ and keeps its traceback.
 Ray is imported where it is used: it reads `loopback_settings` when it is imported.
 """
 
+import asyncio
 import atexit
 import logging
 import os
@@ -21,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sheen.config import fail
 from sheen.storage import files, uris
@@ -171,6 +173,33 @@ def _has_token() -> bool:
     """Whether this user has chosen a token, in one of the three places where Ray looks."""
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get(_TOKEN_PATH)
     return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
+
+
+class Board:
+    """The actor between a driver and its workers: it keeps a stop and a failure.
+
+    Asynchronous, so that one call can wait while others are served. It stands here, without torch:
+    its process would otherwise take seconds to start, in every run.
+    """
+
+    def __init__(self) -> None:
+        self._stop = asyncio.Event()
+        self._failure: str | None = None
+        self._workers: list[Any] = []
+
+    async def stop(self) -> list[Any]:
+        self._stop.set()
+        return self._workers
+
+    async def wait_for_stop(self, worker: Any) -> None:
+        self._workers.append(worker)
+        await self._stop.wait()
+
+    async def fail(self, message: str) -> None:
+        self._failure = self._failure or message
+
+    async def failure(self) -> str | None:
+        return self._failure
 
 
 class Stopped(Exception):

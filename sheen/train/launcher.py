@@ -1,6 +1,6 @@
 """Runs a training loop on Ray Train: command line, start, stop on a signal, error report.
 
-Owns the TorchTrainer's configuration and the driver's wait, and both sides of the board (board.py)
+Owns the TorchTrainer's configuration and the driver's wait, and both sides of the board
 through which the driver and its workers exchange two messages: stop (save and end) and failed (no
 restart will help). SIGINT and SIGTERM make the workers save and end; a second signal, or one that
 comes while no worker is running, ends the job at once and leaves the last checkpoint. An exception
@@ -31,10 +31,9 @@ from safetensors import SafetensorError
 
 from sheen.config import fail, load_config
 from sheen.runs import cluster
-from sheen.runs.cluster import Stopped, run_job
+from sheen.runs.cluster import Board, Stopped, run_job
 from sheen.storage import uris
 from sheen.train import distributed
-from sheen.train.board import Board
 from sheen.train.checkpoints import RunStore
 from sheen.train.config import RunFields
 
