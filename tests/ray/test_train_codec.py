@@ -252,6 +252,7 @@ def test_a_killed_run_resumes_by_name_and_ends_the_same(
         assert torch.equal(tensor, weights(output)[name]), name
 
 
+@pytest.mark.soak  # others here resume a finished run too
 def test_a_finished_run_has_nothing_left_but_its_export(
     resident: Resident, trained: Path, recordings: Path, shape: Path, tmp_path: Path
 ) -> None:
