@@ -189,7 +189,7 @@ def test_while_it_cannot_be_read_the_last_keys_hold_for_a_time_and_then_none(
     assert keys.digests() == digests_of(KEY, OTHER)
     keys._hold_s = 0.0
     assert keys.digests() is None
-    wait_for(lambda: "all requests are refused" in caplog.records[-1].getMessage())
+    wait_for(lambda: "has not been read in time" in caplog.records[-1].getMessage())
     assert caplog.records[-1].levelno == logging.ERROR
     if file.is_dir():
         file.rmdir()
