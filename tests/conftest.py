@@ -157,15 +157,6 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def computed_here(ray_cluster: None) -> Iterator[None]:
-    """Blocks of rows go through the stages of a job in this process."""
-    from helpers import blocks_here
-
-    with blocks_here.computed_here():
-        yield
-
-
 @pytest.fixture(scope="session")
 def corpus(made_once: Made) -> Path:
     """An LJSpeech folder of 16 short recordings, 4 per voice, from the example."""
@@ -186,14 +177,12 @@ def corpus(made_once: Made) -> Path:
 @pytest.fixture(scope="session")
 def encoded(ray_cluster: None, corpus: Path, made_once: Made) -> Path:
     """The corpus, encoded by the job."""
-    from helpers import blocks_here
     from helpers.example import CODEC
     from sheen.encode.config import EncodeConfig
     from sheen.encode.job import run as encode
 
     def make(folder: Path) -> None:
-        with blocks_here.computed_here():
-            report = encode(EncodeConfig(input=str(corpus), output=str(folder), codec=str(CODEC)))
+        report = encode(EncodeConfig(input=str(corpus), output=str(folder), codec=str(CODEC)))
         assert report["rows_out"] == 16
 
     return made_once("encoded", make)

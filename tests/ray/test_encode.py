@@ -274,7 +274,7 @@ def test_a_clean_corpus_has_no_rejects(encoded: Path, corpus: Path, codec: Codec
 
 
 def test_a_filled_output_is_refused_and_overwrite_replaces_it(
-    computed_here: None,
+    ray_cluster: None,
     mixed: Path,
     good: dict[str, str],
     codec: Codec,
@@ -308,7 +308,7 @@ def test_a_filled_output_is_refused_and_overwrite_replaces_it(
 
 
 def test_only_bad_rows_fail_the_job(
-    computed_here: None, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "wavs").symlink_to(mixed / "wavs")

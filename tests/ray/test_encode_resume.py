@@ -22,7 +22,6 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from helpers.blocks_here import computed_here
 from helpers.example import CODEC, DIGITS, ROOT, load_script
 from helpers.workers import standing_still, workers
 from sheen.encode.config import EncodeConfig
@@ -80,8 +79,7 @@ def expected(
     """What an uninterrupted run writes."""
     output = tmp_path_factory.mktemp("whole") / "codes"
     fields = {"input": str(corpus), "output": str(output), "codec": str(CODEC)}
-    with computed_here():
-        run(EncodeConfig(**fields))
+    run(EncodeConfig(**fields))
     rows = rows_of(output)
     assert [row["key"] for row in rows] == list(range(ROWS))
     return rows
@@ -137,8 +135,7 @@ def check(corpus: Path, output: Path, expected: list[dict[str, Any]]) -> None:
     """Of what a run has left: going on with it ends as `expected`."""
     before, report = committed(output), output / "report.json"
     finished = report.exists()
-    with computed_here():
-        assert main(arguments(corpus, output)) == 0
+    assert main(arguments(corpus, output)) == 0
     assert rows_of(output) == expected  # row for row, and none twice
     assert not committed(output)
     if not finished:
@@ -190,8 +187,7 @@ def test_a_finished_encoding_does_nothing_and_another_is_refused(
     ray_cluster: None, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "codes"
-    with computed_here():
-        assert main([*arguments(corpus, output), "--limit", "8", "--num-workers", "1"]) == 0
+    assert main([*arguments(corpus, output), "--limit", "8", "--num-workers", "1"]) == 0
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     assert main([*arguments(corpus, output), "--limit", "8", "--num-workers", "2"]) == 0
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before

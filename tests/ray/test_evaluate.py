@@ -23,7 +23,6 @@ import pytest
 import ray
 import soundfile
 
-from helpers.blocks_here import computed_here
 from helpers.example import DIGITS, RATE, ROOT, VOICES, copy_corpus, load_script, read_clip, rows_of
 from helpers.pages import Page, assert_self_contained
 from helpers.workers import standing_still, workers
@@ -345,8 +344,7 @@ def files_config(trained: Path, folder: Path) -> EvaluateConfig:
 
 @pytest.fixture(scope="module")
 def spoken(ray_cluster: None, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    with computed_here():
-        return do(files_config(trained, tmp_path_factory.mktemp("spoken")))
+    return do(files_config(trained, tmp_path_factory.mktemp("spoken")))
 
 
 def test_audio_goes_into_files_of_the_voices_that_are_asked_for(spoken: Done) -> None:
@@ -404,8 +402,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     done = [pq.ParquetFile(path).read()["key"].to_pylist() for path in committed(output)]
     assert 0 < sum(map(len, done)) < len(NAMES)
 
-    with computed_here():
-        assert run(config).report is not None
+    assert run(config).report is not None
 
     assert rows_in(output) == rows_in(spoken.output)
     assert contents(output / AUDIO, "*.flac") == contents(spoken.output / AUDIO)

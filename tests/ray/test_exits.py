@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from helpers.blocks_here import computed_here
 from helpers.example import CODEC, ROOT, load_script
 from helpers.jobs import DOORS
 from helpers.workers import standing_still, workers
@@ -86,8 +85,7 @@ def test_a_worker_that_cannot_write_ends_the_encoding_with_one_line(
     ray_cluster: None, corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    with computed_here():
-        assert encode([*words_for(corpus, output), "--limit", "4"]) == 0
+    assert encode([*words_for(corpus, output), "--limit", "4"]) == 0
     (output / "report.json").unlink()
     (output / "rows").rename(tmp_path / "aside")
     (output / "blocks").write_text("in the way")
@@ -120,7 +118,6 @@ def test_an_interrupted_encoding_says_so_and_resumes(
     assert process.returncode == 130, said[-3000:]
     assert said.strip().splitlines()[-1] == "jobs/encode.py: interrupted; the same command resumes"
     assert "Traceback" not in said
-    with computed_here():
-        assert encode([*words_for(corpus, output), "--shifts", "4"]) == 0
+    assert encode([*words_for(corpus, output), "--shifts", "4"]) == 0
     keys = keys_in(output)
     assert [keys.count(key) for key in sorted(set(keys))] == [4] * 16

@@ -16,7 +16,7 @@ encode = load_script(ROOT / "jobs" / "encode.py").main
 
 
 def test_the_encode_job_writes_spoken_texts_and_says_so(
-    computed_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = ["It is 10:30.", "four two", "..."]
     lines = [json.dumps({"text": text, "snac_codes": SILENT_CODES}) for text in texts]

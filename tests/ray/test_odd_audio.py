@@ -87,9 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_encoding_takes_each_or_counts_it(
-    computed_here: None, folder: Path, tmp_path: Path
-) -> None:
+def test_encoding_takes_each_or_counts_it(ray_cluster: None, folder: Path, tmp_path: Path) -> None:
     report = run(
         EncodeConfig(
             input=str(folder), output=str(tmp_path / "out"), codec=str(CODEC), num_workers=1,

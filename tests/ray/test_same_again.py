@@ -66,7 +66,7 @@ def ljspeech(folder: Path) -> Path:
 
 @pytest.mark.parametrize("form", ["jsonl", pytest.param("ljspeech", marks=pytest.mark.soak)])
 def test_rows_that_failed_for_now_are_tried_again(
-    computed_here: None, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     location = (jsonl if form == "jsonl" else ljspeech)(tmp_path / "in")
     folder = tmp_path / "in" if form == "jsonl" else tmp_path / "in" / "wavs"
@@ -121,7 +121,7 @@ def corpus(folder: Path, voice: str) -> Path:
 
 
 def test_other_recordings_of_the_same_names_are_refused(
-    computed_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
     assert encode(flags(corpus(tmp_path / "a" / "mine", "slt"), output)) == 0
