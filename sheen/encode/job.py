@@ -160,7 +160,7 @@ def _encode(
     DataContext.get_current().execution_no_progress_timeout_s = -1
     # Tasks reserve nothing and are held to a number instead: when nodes die, the encoding workers
     # move to those that are left, and what they reserve there must not keep their input from them.
-    tasks = TaskPoolStrategy(size=cluster.count("CPU"))
+    tasks = TaskPoolStrategy(size=min(cluster.count("CPU"), len(planned)))
     attempts = Attempts()
     written = (
         ray.data.from_blocks([pack([block]) for block in planned])

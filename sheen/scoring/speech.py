@@ -161,32 +161,28 @@ def score_speech(
     *,
     asr: str | None,
     enrolled: Sequence[str] = (),
-    spell_digits: bool = False,
     normalise: Callable[[str], str] = str,
     seed: int = 0,
 ) -> SpeechReport:
     """Score clips, by voice and together.
 
     `asr` names the recogniser. Speaker accuracy is over the clips whose voice is among `enrolled`.
-    `spell_digits` as in `wer.normalise_words`; `normalise` is applied to text and transcript before
-    that. Raises ValueError without clips, for a voice named ALL, or for a text without words that
-    has a transcript.
+    `normalise` is applied to text and transcript before `wer.normalise_words`. Raises ValueError
+    without clips, for a voice named ALL, or for a text without words that has a transcript.
     """
     if not clips:
         raise ValueError("there are no clips to score")
     if any(clip.voice == ALL for clip in clips):
         raise ValueError(f"no voice may be named {ALL!r}")
     texts, transcripts = _transcripts(clips, normalise)
-    rates = iter(
-        rate_of_each("word", texts, transcripts, spell_digits=spell_digits) if texts else []
-    )
+    rates = iter(rate_of_each("word", texts, transcripts) if texts else [])
     clip_wer = [None if clip.transcript is None else next(rates) for clip in clips]
     groups: dict[str, list[SpokenClip]] = {}
     for clip in clips:
         groups.setdefault(clip.voice or ALL, []).append(clip)
     groups = {voice: groups[voice] for voice in sorted(groups) if voice != ALL} | {ALL: [*clips]}
     voices = {
-        voice: _voice_result(members, enrolled, spell_digits, normalise, seed)
+        voice: _voice_result(members, enrolled, normalise, seed)
         for voice, members in groups.items()
     }
     return SpeechReport(list(clips), clip_wer, voices, asr, seed)
@@ -195,15 +191,14 @@ def score_speech(
 def _voice_result(
     clips: Sequence[SpokenClip],
     enrolled: Sequence[str],
-    spell_digits: bool,
     normalise: Callable[[str], str],
     seed: int,
 ) -> VoiceResult:
     texts, transcripts = _transcripts(clips, normalise)
     wer = cer = None
     if texts:
-        wer = error_rate("word", texts, transcripts, seed=seed, spell_digits=spell_digits)
-        cer = error_rate("character", texts, transcripts, seed=seed, spell_digits=spell_digits)
+        wer = error_rate("word", texts, transcripts, seed=seed)
+        cer = error_rate("character", texts, transcripts, seed=seed)
     named = [
         clip for clip in clips if clip.identified_speaker is not None and clip.voice in enrolled
     ]

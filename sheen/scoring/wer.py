@@ -25,7 +25,6 @@ from whisper_normalization import EnglishTextNormalizer
 
 from sheen.scoring.whisper import find_whisper
 
-_DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _APOSTROPHES = re.compile(r"['\u2019\u02bc]")
 _PERCENTILES = (2.5, 97.5)
 
@@ -64,28 +63,18 @@ class ErrorDifference:
     utterances: int
 
 
-def normalise_words(text: str, *, spell_digits: bool = False) -> str:
+def normalise_words(text: str) -> str:
     """The text as it is compared: Unicode NFKC, case folded, words with one space between.
 
     Apostrophes vanish ("don't" is "dont"). Every other character that is no letter, mark or number
-    separates words. With `spell_digits` a word of nothing but digits 0 to 9 is read out digit by
-    digit ("532" is "five three two"), for ASR that writes numerals: right
-    where the texts are strings of digits, wrong where 20 is said "twenty".
+    separates words.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     kept = (
         character if unicodedata.category(character)[0] in "LMN" else " "
         for character in _APOSTROPHES.sub("", folded)
     )
-    words = "".join(kept).split()
-    if spell_digits:
-        words = [
-            " ".join(_DIGIT_WORDS[int(digit)] for digit in word)
-            if word.isascii() and word.isdecimal()
-            else word
-            for word in words
-        ]
-    return " ".join(words)
+    return " ".join("".join(kept).split())
 
 
 def error_rate(
@@ -95,7 +84,6 @@ def error_rate(
     *,
     seed: int = 0,
     resamples: int = 2000,
-    spell_digits: bool = False,
 ) -> ErrorRate:
     """Word or character error rate: the errors of all utterances over all units of the references.
 
@@ -103,7 +91,7 @@ def error_rate(
     empty: all its units are deletions. Raises ValueError for a reference without words, no
     references, or lists of unequal length.
     """
-    errors, units = _count(unit, references, hypotheses, spell_digits)
+    errors, units = _count(unit, references, hypotheses)
     low, high = ratio_interval(errors, units, seed, resamples)
     total, of = int(errors.sum()), int(units.sum())
     return ErrorRate(total / of, low, high, total, of, len(units))
@@ -116,11 +104,10 @@ def word_error_difference(
     *,
     seed: int = 0,
     resamples: int = 2000,
-    spell_digits: bool = False,
 ) -> ErrorDifference:
     """How much higher the word error rate of b is than that of a. Raises as `error_rate`."""
-    errors_a, units = _count("word", references, hypotheses_a, spell_digits)
-    errors_b, _ = _count("word", references, hypotheses_b, spell_digits)
+    errors_a, units = _count("word", references, hypotheses_a)
+    errors_b, _ = _count("word", references, hypotheses_b)
     # The denominator is the same, so the difference is itself a ratio of sums.
     more = errors_b - errors_a
     low, high = ratio_interval(more, units, seed, resamples)
@@ -131,24 +118,22 @@ def rate_of_each(
     unit: Unit,
     references: Sequence[str],
     hypotheses: Sequence[str],
-    *,
-    spell_digits: bool = False,
 ) -> list[float]:
     """Errors over units of each utterance by itself. Raises as `error_rate`."""
-    errors, units = _count(unit, references, hypotheses, spell_digits)
+    errors, units = _count(unit, references, hypotheses)
     return [float(rate) for rate in errors / units]
 
 
 def _count(
-    unit: Unit, references: Sequence[str], hypotheses: Sequence[str], spell_digits: bool
+    unit: Unit, references: Sequence[str], hypotheses: Sequence[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Errors and reference units of each utterance, both `[n]`."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses")
     if not references:
         raise ValueError("there are no references")
-    expected = [normalise_words(text, spell_digits=spell_digits) for text in references]
-    recognised = [normalise_words(text, spell_digits=spell_digits) for text in hypotheses]
+    expected = [normalise_words(text) for text in references]
+    recognised = [normalise_words(text) for text in hypotheses]
     for index, text in enumerate(expected):
         if not text:
             raise ValueError(f"reference {index} holds no words: {references[index]!r}")

@@ -157,7 +157,6 @@ def test_the_rate_of_each_is_errors_over_its_own_units() -> None:
     errors = [rate * count for rate, count in zip(rates, words, strict=True)]
     assert errors == pytest.approx([1, 1, 1, 0, 3])
     assert rate_of_each("character", ["abcd"], ["abxd"]) == [0.25]
-    assert rate_of_each("word", ["532"], ["five three"], spell_digits=True) == [1 / 3]
 
 
 # Many clips
@@ -259,16 +258,6 @@ def test_a_duration_that_is_not_to_be_expected_is_left_out() -> None:
     duration = report.voices[ALL].duration
     assert duration is not None
     assert (duration.value, duration.low, duration.high) == (3.0, 3.0, 3.0)
-
-
-def test_numerals_are_read_out_when_asked() -> None:
-    heard = clip("x", "five three two", transcript="532")
-    for spelled, errors in ((True, 0), (False, 3)):  # of three words
-        report = judge(heard, spell_digits=spelled)
-        words = report.voices[ALL].wer
-        assert words is not None
-        assert words.errors == errors
-        assert report.clip_wer == [errors / 3]
 
 
 def test_both_sides_are_normalised_before_words_are_counted() -> None:

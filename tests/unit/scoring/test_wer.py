@@ -80,20 +80,6 @@ def test_normalisation(text: str, normalised: str) -> None:
     assert normalise_words(normalised) == normalised
 
 
-@pytest.mark.parametrize(
-    ("text", "spelled"),
-    [
-        ("532", "five three two"),
-        ("5-3, 2", "five three two"),
-        ("b52", "b52"),
-        ("one 0", "one zero"),
-    ],
-)
-def test_numerals_are_read_out_only_when_asked(text: str, spelled: str) -> None:
-    assert normalise_words(text, spell_digits=True) == spelled
-    assert error_rate("word", [spelled], [text], spell_digits=True).errors == 0
-
-
 def test_the_interval_covers_what_new_samples_give() -> None:
     """Of intervals from samples of a known rate, about 95% must hold it."""
     rng = np.random.default_rng(5)
