@@ -64,7 +64,7 @@ def with_a_marked_decoder(module: str, name: str) -> Work:
 def a_killing_speaker() -> type[SpeakWorker]:
     class Speaker(SpeakWorker):
         def speak(self, table: pa.Table) -> pa.Table:
-            if any(row["text"] == "kill" and not row["reason"] for row in table.to_pylist()):
+            if any(row["text"] == "kill" and not row.get("reason") for row in table.to_pylist()):
                 os.abort()
             return super().speak(table)
 
