@@ -27,6 +27,23 @@ from sheen.runs.output import LOCK_FILE, RECORDINGS, check_fingerprint, is_unuse
 from sheen.storage import files, uris
 from sheen.text.normalization import NemoStep
 
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+PAGE_FILE = "report.html"
+BLOCK_ROWS = 64
+"""Rows that are read, encoded and committed together, at most: a minute's work of a CPU."""
+MOST_BLOCKS, FEWEST_ROWS = 64, 4
+"""A small input is cut this finely, so that every worker gets some of it, and no finer."""
+
+_FREE_FIELDS = {
+    "config", "input", "output", "overwrite", "jsonl", "num_workers", "gpu", "batch_seconds",
+    "form", "codec", "language",
+}  # fmt: skip
+"""What may differ when a job resumes: none of it decides a row, but `input` and `codec`, whose
+content is compared, and `language`, which is compared with what normalises it."""
+_CONTENT = {"rows content", RECORDINGS}
+
 STATUSES = ENCODED, REJECTED = "encoded", "rejected"
 """Values of `status`, by which row files are divided."""
 TRANSIENT = ("missing", "not read")
@@ -126,24 +143,6 @@ def write_block(table: pa.Table, output: str) -> dict[str, Any]:
         "finished": time.time(),
         "fault": fault,
     }
-
-
-logger = logging.getLogger(__name__)
-
-RUN_FILE = "run.json"
-PAGE_FILE = "report.html"
-BLOCK_ROWS = 64
-"""Rows that are read, encoded and committed together, at most: a minute's work of a CPU."""
-MOST_BLOCKS, FEWEST_ROWS = 64, 4
-"""A small input is cut this finely, so that every worker gets some of it, and no finer."""
-
-_FREE_FIELDS = {
-    "config", "input", "output", "overwrite", "jsonl", "num_workers", "gpu", "form", "codec",
-    "language",
-}  # fmt: skip
-"""What may differ when a job resumes: none of it decides a row, but `input` and `codec`, whose
-content is compared, and `language`, which is compared with what normalises it."""
-_CONTENT = {"rows content", RECORDINGS}
 
 
 def read_rows(config: EncodeConfig) -> pa.Table:
