@@ -41,18 +41,24 @@ class BlockAttempts:
     crashes: dict[Hashable, list[Crash]] = field(default_factory=lambda: defaultdict(list))
 
 
+class _Running(NamedTuple):
+    row: Hashable
+    since: float
+    """Of `time.monotonic`."""
+    hung_s: float | None = None
+    """The limit that the row's process said it is about to end for."""
+
+
 class _Registry:
     def __init__(self) -> None:
         self._blocks: dict[Hashable, BlockAttempts] = defaultdict(BlockAttempts)
-        self._at: dict[Hashable, tuple[Hashable, float]] = {}
-        self._limits: dict[Hashable, float] = {}
+        self._at: dict[Hashable, _Running] = {}
 
     def begin(self, block: Hashable) -> BlockAttempts:
         history = self._blocks[block]
         if block in self._at:
-            row, since = self._at.pop(block)
-            limit = self._limits.pop(row, None)
-            crash = Crash(limit or time.monotonic() - since, hung=limit is not None)
+            row, since, hung_s = self._at.pop(block)
+            crash = Crash(hung_s or time.monotonic() - since, hung=hung_s is not None)
             history.crashes[row].append(crash)
         history.starts += 1
         return history
@@ -60,11 +66,12 @@ class _Registry:
     def at(self, block: Hashable, row: Hashable) -> None:
         self._at.pop(block, None)
         if row is not None:
-            self._at[block] = row, time.monotonic()
+            self._at[block] = _Running(row, time.monotonic())
 
     def hung(self, row: Hashable, limit_s: float) -> None:
-        if any(row == running for running, _ in self._at.values()):
-            self._limits[row] = limit_s
+        for block, running in self._at.items():
+            if running.row == row:
+                self._at[block] = running._replace(hung_s=limit_s)
 
     def end(self, block: Hashable) -> None:
         self._blocks.pop(block, None)

@@ -167,9 +167,6 @@ def test_n_samples_is_the_true_length(output: Path, mixed: Path) -> None:
         assert (frames - 1) * 2048 < row["n_samples"] <= frames * 2048
 
 
-# Show 4 of encoding at scale
-
-
 def test_the_report_accounts_for_every_row(output: Path, mixed: Path, good: dict[str, str]) -> None:
     report = json.loads((output / "report.json").read_text("utf-8"))
     lines = (mixed / "metadata.csv").read_text("utf-8").splitlines()

@@ -129,9 +129,6 @@ def output(
     return folder / "out"
 
 
-# Show 3 of encoding at scale
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_input_gives_the_same_codes(form: str, output: Path, expected: Codes) -> None:
     encoded = pq.read_table(str(output / "rows" / "status=encoded")).to_pylist()

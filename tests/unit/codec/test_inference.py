@@ -53,9 +53,6 @@ def different(ours: list[list[np.ndarray]], theirs: list[list[np.ndarray]]) -> i
     return total
 
 
-# Show 1 of encoding at scale
-
-
 @pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(("shape", "longest"), [("small", 2.0), ("24 kHz", 0.3)])
 def test_clips_in_one_call_have_the_codes_of_each_alone(

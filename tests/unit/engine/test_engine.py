@@ -352,7 +352,7 @@ def test_cancelling_a_request_that_waits(endless: SpeechLM, tiny: Codec) -> None
     assert waiting.items.empty()
 
 
-# Show 5: faults
+# Faults
 
 
 def test_an_exception_in_one_of_16_leaves_15_untouched(model: SpeechLM, tiny: Codec) -> None:

@@ -83,9 +83,6 @@ def run(
     return tokens
 
 
-# Show 1
-
-
 @pytest.mark.parametrize(
     "count",
     [28, pytest.param(200, marks=pytest.mark.soak)],
@@ -291,9 +288,6 @@ def test_a_prompt_in_chunks_is_the_prompt(model: SpeechLM) -> None:
     legal = LAYOUT.legal(0)
     logits = model.head[legal.start + 1 : legal.stop] @ states
     assert second.read() == [legal.start + 1 + int(logits.argmax())]
-
-
-# Show 4
 
 
 @pytest.mark.parametrize("count", [25, pytest.param(250, marks=pytest.mark.soak)])
