@@ -133,7 +133,9 @@ def test_a_change_is_known_and_told_without_a_key(
     new = file.with_name("new")
     new.write_text(f"{OTHER}\n{THIRD}\nfourth\n")
     new.replace(file)
-    wait_for(lambda: keys.digests() == digests_of(OTHER, THIRD, "fourth"))
+    # Told after it holds: whoever has read it knows the new keys.
+    wait_for(lambda: "1 went" in caplog.text)
+    assert keys.digests() == digests_of(OTHER, THIRD, "fourth")
     told = [record.getMessage() for record in caplog.records]
     assert "2 keys came, 0 went, 2 in all" in told[0]
     assert "2 keys came, 1 went, 3 in all" in told[1]
