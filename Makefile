@@ -33,11 +33,10 @@ check: setup
 test-fast: check
 	$(BIN)/pytest tests/unit --numprocesses 2 --dist worksteal --hypothesis-profile fast -m 'not slow and not soak'
 
-# Then whole files in turn in two processes, each with a Ray cluster of its own, because tests kill
-# the workers of theirs: most of their time passes while one process starts.
+# Whole files in two processes, each with a Ray cluster of its own, because tests kill the workers of
+# theirs. The files that start processes come first: the many small ones fill both to the end.
 test: check
-	$(BIN)/pytest tests/unit --numprocesses 2 --dist worksteal
-	$(BIN)/pytest tests/ray tests/e2e --numprocesses 2 --dist loadfile
+	$(BIN)/pytest tests/ray tests/e2e tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Of the unit tests; those on Ray run the same code in processes that it does not see.
 coverage: setup

@@ -10,10 +10,8 @@ from fractions import Fraction
 
 import av
 import numpy as np
-import torch
 from av.filter import Graph
 from numpy.typing import NDArray
-from torchaudio.functional import loudness
 
 from sheen.audio.io import Samples
 
@@ -82,6 +80,9 @@ def to_loudness(samples: Samples, sample_rate: int, lufs: float) -> Samples:
     """
     if len(samples) < 0.4 * sample_rate:
         return samples
+    import torch  # here, see `io.resampled`
+    from torchaudio.functional import loudness
+
     measured = float(loudness(torch.from_numpy(samples)[None], sample_rate))
     if not math.isfinite(measured):
         return samples

@@ -15,11 +15,9 @@ from typing import Any, Literal
 import av
 import numpy as np
 import soundfile
-import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from numpy.typing import NDArray
-from torchaudio.functional import resample
 
 Samples = NDArray[np.float32]
 
@@ -66,6 +64,11 @@ def resampled(
     source, target = resampling_ratio(source_rate, sample_rate)
     if source == target:
         return samples
+    # Imported where it is needed: a process that only reads and decodes starts two seconds sooner
+    # and is 400 MB smaller without it.
+    import torch
+    from torchaudio.functional import resample
+
     changed: NDArray[np.float32] = resample(torch.from_numpy(samples), source, target).numpy()
     return changed
 

@@ -34,7 +34,6 @@ from sheen.encode.output import (
     read_rows,
     write_blocks,
 )
-from sheen.encode.report import render
 from sheen.encode.stages import DecodeSettings, EncodeWorker, decode_blocks, shift_samples
 from sheen.encode.statistics import RunTimes, Statistics
 from sheen.runs import cluster
@@ -109,6 +108,8 @@ def _write(
         statistics.add(rows)
     blocks.check_keys(output, statistics.keys, manifest["key"].to_numpy())
     report = statistics.report(times)
+    from sheen.encode.report import render  # here: matplotlib, when there is something to draw
+
     page = render(report, f"Encoding of {', '.join(config.input)}")
     files.write_bytes(uris.join(output, PAGE_FILE), page.encode())
     files.write_bytes(report_file, json.dumps(report, indent=2).encode() + b"\n")

@@ -10,17 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 
 from sheen.audio import effects, io
 from sheen.audio.io import AudioError, Samples, from_pcm16
 from sheen.codec.layout import TokenLayout
-from sheen.codec.snac import Codec
 from sheen.data.recordings import RecordingReader
 from sheen.encode.config import Limits, length_fault, sound_fault, text_fault
 from sheen.encode.output import ENCODED, ENCODED_SCHEMA, PCM_SCHEMA, REJECTED, pack, unpack
@@ -28,6 +26,9 @@ from sheen.runs.attempts import Attempts
 from sheen.storage import files
 from sheen.text.normalization import NemoStep, load_normaliser
 from sheen.text.prompt import normalise
+
+if TYPE_CHECKING:
+    from sheen.codec.snac import Codec
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,8 @@ class EncodeWorker:
         budget: int,
         attempts: Attempts,
     ) -> None:
+        import torch  # here, see `io.resampled`
+
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
         self._codec = ray.get(codec).to(device)
@@ -248,15 +251,17 @@ class EncodeWorker:
         return pack(self._attempts.guard("encoder", table, self.encode) for table in tables)
 
     def encode(self, table: pa.Table) -> pa.Table:
+        from torch import from_numpy
+
         started = time.perf_counter()
         idle = 0.0 if self._free_since is None else started - self._free_since
         rows: list[dict[str, Any]] = table.to_pylist()
         good = [row for row in rows if row["pcm"] is not None]
-        waveforms = [torch.from_numpy(from_pcm16(np.frombuffer(row["pcm"], "<i2"))) for row in good]
+        waveforms = [from_pcm16(np.frombuffer(row["pcm"], "<i2")) for row in good]
         written = [row | self._kept(row) for row in rows if row["pcm"] is None]
         for place, shift in enumerate(self._shifts):
-            moved = [torch.nn.functional.pad(wave, (shift, 0)) for wave in waveforms]
-            encoded = self._codec.encode(moved, self._budget)
+            moved = [np.pad(wave, (shift, 0)) for wave in waveforms]
+            encoded = self._codec.encode([from_numpy(wave) for wave in moved], self._budget)
             for row, wave, codes in zip(good, moved, encoded, strict=True):
                 new = {"n_samples": len(wave), "snac_codes": codes, "status": ENCODED}
                 new["audio_seconds"] = len(wave) / self._codec.sample_rate

@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sheen.config import fail
 from sheen.storage import files, uris
@@ -185,13 +184,14 @@ class Board:
     def __init__(self) -> None:
         self._stop = asyncio.Event()
         self._failure: str | None = None
-        self._workers: list[Any] = []
+        self._workers: list[bytes] = []
 
-    async def stop(self) -> list[Any]:
+    async def stop(self) -> list[bytes]:
+        """The handles of the workers that wait, pickled."""
         self._stop.set()
         return self._workers
 
-    async def wait_for_stop(self, worker: Any) -> None:
+    async def wait_for_stop(self, worker: bytes) -> None:
         self._workers.append(worker)
         await self._stop.wait()
 

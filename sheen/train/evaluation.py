@@ -27,7 +27,6 @@ from sheen.engine.voice import RequestError, Voice
 from sheen.lm.batching import pack
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM
-from sheen.report.page import Clip, clip_row, save_png
 from sheen.scoring.asr import Transcriber
 from sheen.scoring.wer import error_rate, normalise_words
 from sheen.storage import files, uris
@@ -147,7 +146,9 @@ class EvalSamples:
             wav = encode_audio(item.waveform, self.sample_rate, "WAV")
             files.write_bytes(uris.join(folder, f"{item.name}.wav"), wav)
             trackers.audio(step, item.name, item.waveform, self.sample_rate)
-            if len(item.waveform):
+            if trackers and len(item.waveform):
+                from sheen.report.page import Clip, clip_row, save_png  # here: matplotlib
+
                 image = io.BytesIO()
                 clip = Clip(item.prompt.text, item.waveform, self.sample_rate)
                 save_png(clip_row([clip]), image)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import (
     FailureConfig,
@@ -62,7 +63,8 @@ class Control:
 
     def stop(self) -> bool:
         """Ask the workers to save and end after their step; whether any of them is alive."""
-        return any(_is_alive(worker) for worker in ray.get(self._board.stop.remote()))
+        workers = ray.get(self._board.stop.remote())
+        return any(_is_alive(cloudpickle.loads(worker)) for worker in workers)
 
     def failure(self) -> str | None:
         """The error of a worker that no restart would resolve, if there is one."""
@@ -96,7 +98,9 @@ class Watch:
 
     def __init__(self, board: Any) -> None:
         self._board = board
-        self._stop: Any = board.wait_for_stop.remote(ray.get_runtime_context().current_actor)
+        # As bytes: the board would import all of Ray Train to hold the handle itself.
+        this = cloudpickle.dumps(ray.get_runtime_context().current_actor)
+        self._stop: Any = board.wait_for_stop.remote(this)
 
     def stop_requested(self) -> bool:
         return bool(ray.wait([self._stop], timeout=0)[0])

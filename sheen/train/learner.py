@@ -13,8 +13,6 @@ from typing import Any, TypeAlias
 
 import ray
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from ray.train.torch import prepare_model
 from snac import SNAC
 from torch import Tensor, nn
@@ -269,6 +267,9 @@ def add_adapters(model: SpeechLM, rank: int, alpha: int = LORA_ALPHA) -> None:
 
     The embedding tables learn whole: the audio tokens' rows are new and hold nothing to adapt.
     """
+    # Here, and not above: a second of every worker's start, which only adapters need.
+    from peft import LoraConfig, inject_adapter_in_model
+
     tables = {id(table) for table in model.tables}
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")
     inject_adapter_in_model(config, model.lm, adapter_name=ADAPTER)
@@ -280,6 +281,8 @@ def add_adapters(model: SpeechLM, rank: int, alpha: int = LORA_ALPHA) -> None:
 
 def merge_adapters(model: SpeechLM, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """`weights` of a model with adapters -> those of the plain model that computes the same."""
+    from peft.tuners.lora import LoraLayer
+
     layers: dict[str, Any] = {
         name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)
     }

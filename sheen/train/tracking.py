@@ -179,6 +179,10 @@ class Trackers:
             with self._guard(name):
                 self._open[name] = TRACKERS[name](run)
 
+    def __bool__(self) -> bool:
+        """Whether any was asked for."""
+        return bool(self._open or self._disabled)
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._record(lambda tracker: tracker.scalars(step, values))
 

@@ -83,8 +83,10 @@ def from_socket(url: str, **fields: Any) -> bytes:
     return data
 
 
-# A socket's frames are the bytes of a stream.
-@pytest.mark.parametrize("door", [*DOORS[:3], pytest.param("socket", marks=pytest.mark.soak)])
+# Events and a socket's frames carry the bytes of a stream.
+@pytest.mark.parametrize(
+    "door", [*DOORS[:2], *(pytest.param(door, marks=pytest.mark.soak) for door in DOORS[2:])]
+)
 def test_readers_of_all_kinds_find_what_was_spoken(url: str, door: str, tmp_path: Path) -> None:
     count = len(through(url, door, response_format="pcm")) // 2
     assert count > 0

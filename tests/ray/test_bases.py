@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from helpers.example import ROOT, load_script
-from helpers.training import train_config
+from helpers.training import Resident, train_config
 
 main = load_script(ROOT / "jobs" / "train.py").main
 
 
-def test_what_only_a_worker_sees_ends_the_run_without_a_restart(
-    encoded: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_what_only_a_worker_sees_ends_the_run_with_one_line(
+    resident: Resident, encoded: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Weights of the older form, whose file opens only where they are loaded."""
     model = tmp_path / "base"
@@ -22,7 +22,7 @@ def test_what_only_a_worker_sees_ends_the_run_without_a_restart(
     config = train_config(encoded, model, tmp_path / "out")
     words = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump(
         exclude_unset=True, exclude={"data"}).items()]  # fmt: skip
-    assert main([*words, "--data", str(encoded)]) == 2
+    assert resident.train(main, [*words, "--data", str(encoded)]) == 2
     said = capfd.readouterr()
     last = said.err.strip().splitlines()[-1]
     assert last.startswith("jobs/train.py: error:")

@@ -79,7 +79,7 @@ def expected(
     """What an uninterrupted run writes."""
     output = tmp_path_factory.mktemp("whole") / "codes"
     fields = {"input": str(corpus), "output": str(output), "codec": str(CODEC)}
-    run(EncodeConfig(**fields))
+    run(EncodeConfig(**fields, num_workers=1))
     rows = rows_of(output)
     assert [row["key"] for row in rows] == list(range(ROWS))
     return rows
@@ -135,7 +135,7 @@ def check(corpus: Path, output: Path, expected: list[dict[str, Any]]) -> None:
     """Of what a run has left: going on with it ends as `expected`."""
     before, report = committed(output), output / "report.json"
     finished = report.exists()
-    assert main(arguments(corpus, output)) == 0
+    assert main([*arguments(corpus, output), "--num-workers", "1"]) == 0
     assert rows_of(output) == expected  # row for row, and none twice
     assert not committed(output)
     if not finished:

@@ -65,17 +65,31 @@ def job(config: TrainConfig, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
-def test_a_killed_run_resumes_by_name_and_ends_the_same(
+def test_a_run_that_loses_its_worker_and_then_its_driver_ends_the_same(
     resident: Resident, encoded: Path, base: Path, trained: Path, tmp_path: Path
 ) -> None:
-    config = train_config(encoded, base, tmp_path / "out")
+    """Ray Train starts another worker; a new driver finds the run by its name."""
+    config = train_config(encoded, base, tmp_path / "out", max_failures=1)
     saved = tmp_path / "out" / "run" / "checkpoints.json"
+    lines = tmp_path / "out" / "metrics.jsonl"
     log = tmp_path / "killed.log"
     with job(config, log) as process:
-        wait_for(saved.exists, lambda: process.poll() is None, 200)
+
+        def runs() -> bool:
+            return process.poll() is None
+
+        wait_for(saved.exists, runs, 200)
+        first = workers(TITLE)
+        for worker in first:
+            worker.kill()
+        psutil.wait_procs(first, 20)
+        written = lines.stat().st_mtime_ns
+        wait_for(lambda: bool(set(workers(TITLE)) - set(first)), runs, 200)
+        # What was written after the checkpoint has then been taken back.
+        wait_for(lambda: lines.stat().st_mtime_ns != written, runs, 200)
         process.send_signal(signal.SIGKILL)
     assert saved.exists(), log.read_text()[-3000:]
-    assert not (tmp_path / "out" / "checkpoint").exists(), "it was killed before its end"
+    assert len(first) == 1, log.read_text()[-3000:]
     # Lines that the killed run wrote after its checkpoint must not stand twice.
     resident.train(train, config)
     assert_same_end(tmp_path / "out", trained)
@@ -97,10 +111,11 @@ def test_a_signal_while_no_worker_can_start_ends_the_run(
     assert "stopped by SIGTERM while no worker was running" in log.read_text()
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.soak)])
+@pytest.mark.soak
 def test_workers_killed_at_random_steps_change_nothing(
-    encoded: Path, base: Path, trained: Path, tmp_path: Path, times: int
+    encoded: Path, base: Path, trained: Path, tmp_path: Path
 ) -> None:
+    times = 3
     config = train_config(encoded, base, tmp_path / "out", max_failures=times)
     log = tmp_path / "out" / "metrics.jsonl"
     killed: list[int] = []

@@ -24,7 +24,7 @@ encode = load_script(ROOT / "jobs" / "encode.py").main
 
 def flags(location: Path, output: Path, codec: Path = CODEC) -> list[str]:
     words = ["--input", str(location), "--output", str(output), "--codec", str(codec)]
-    return [*words, "--min-text-rate", "0"]
+    return [*words, "--min-text-rate", "0", "--num-workers", "1"]
 
 
 def rows_of(output: Path) -> dict[str, dict[str, Any]]:

@@ -77,6 +77,10 @@ def _source(text: str) -> str:
 _ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
 
 
+def _whole_as_int(number: str) -> float:
+    return int(float(number)) if float(number).is_integer() else float(number)
+
+
 class SpeechAPI(FastAPI):
     """FastAPI, whose document promises no 422 (errors of validation are 400 here), names the key,
     which the gate before the application asks for, and has every error as JSON. Its routes for the
@@ -87,7 +91,9 @@ class SpeechAPI(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            document = super().openapi()
+            # Bounds come as floats; from 2.0 ** 63 no program can tell the largest seed.
+            written = json.dumps(super().openapi())
+            document = self.openapi_schema = json.loads(written, parse_float=_whole_as_int)
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     operation["responses"].pop("422", None)

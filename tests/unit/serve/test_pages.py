@@ -66,7 +66,7 @@ def test_a_person_reads_every_path_field_and_status(html: str, document: dict[st
         assert f"<td><code>{name}</code></td>" in text
     for value in (*VOICES, "sse", "opus"):
         assert f"<code>{value}</code>" in text
-    assert "number from 0.25 to 4.0" in text
+    assert "number from 0.25 to 4" in text
     assert "curl http://HOST:PORT/some/prefix/v1/audio/speech" in text
 
 
@@ -76,6 +76,13 @@ def test_what_clients_wrote_into_the_document_is_text(document: dict[str, Any]) 
     html = bytes(response.body).decode()
     assert "<script>" not in html
     assert "<b>" not in html
+
+
+def test_bounds_that_are_whole_are_integers(document: dict[str, Any]) -> None:
+    """As a float, the bound of a seed less one is the bound again."""
+    seed, _ = document["components"]["schemas"]["SpeechRequest"]["properties"]["seed"]["anyOf"]
+    assert isinstance(seed["exclusiveMaximum"], int)
+    assert seed["exclusiveMaximum"] == 2**63
 
 
 class Addresses(HTMLParser):
