@@ -8,6 +8,7 @@ Refuses slots that do not fit the device's memory, and attention arguments that 
 Knows nothing about requests: which slot is whose is `sheen.engine.scheduler`'s.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,39 +77,36 @@ class SlotCache:
                     f"{slots} slots of {max_seq_len} tokens need {needed / 1e9:.2f} GB, "
                     f"{needed / slots / 1e6:.1f} MB each; {free / 1e9:.2f} GB are free"
                 )
-        size = (slots, shape.kv_heads, self.capacity, shape.head_dim)
-
-        def tables() -> list[Tensor]:
-            # Zeros, because what nothing was written to is masked by a product with zero.
-            return [
-                torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)
-            ]
-
-        self.keys, self.values = tables(), tables()
-        # One view per layer and slot, `[1, kv_heads, capacity, head_dim]`: made once, cut often.
-        self.slot_keys = [list(table.split(1)) for table in self.keys]
-        self.slot_values = [list(table.split(1)) for table in self.values]
-        self._flat = [
-            (keys.view(-1, shape.head_dim), values.view(-1, shape.head_dim))
-            for keys, values in zip(self.keys, self.values, strict=True)
-        ]
-        self._heads = torch.arange(shape.kv_heads, device=device)
+        size = (shape.layers, 2, slots, shape.kv_heads, self.capacity, shape.head_dim)
+        # Zeros, because what nothing was written to is masked by a product with zero.
+        whole = torch.zeros(size, dtype=shape.dtype, device=device)
+        self.keys, self.values = list(whole[:, 0]), list(whole[:, 1])
+        self._flat = list(whole.view(shape.layers, -1, shape.head_dim))
+        # `[2 * layers, 1, kv_heads, capacity, head_dim]` of each slot.
+        self._slots = [part.flatten(0, 1) for part in whole.split(1, dim=2)]
+        heads = torch.arange(shape.kv_heads, device=device)
+        self._heads = torch.cat([heads, heads + slots * shape.kv_heads])
 
     def index(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """Where rows at `slots` `[T]` and `positions` `[T]` are kept: `[T * kv_heads]`."""
+        """Where rows at `slots` `[T]` and `positions` `[T]` are kept: `[T, 2 * kv_heads]`."""
         heads = slots[:, None] * self.shape.kv_heads + self._heads
-        return (heads * self.capacity + positions[:, None]).reshape(-1)
+        return heads * self.capacity + positions[:, None]
 
-    def write(self, layer: int, index: Tensor, key: Tensor, value: Tensor) -> None:
-        """Keep `key` and `value` `[1, kv_heads, T, head_dim]` at an `index`."""
-        for table, rows in zip(self._flat[layer], (key, value), strict=True):
-            if rows.shape[1] != self.shape.kv_heads or rows.shape[3] != self.shape.head_dim:
-                raise ValueError(
-                    f"layer {layer} has keys of shape {tuple(rows.shape)}; the base's config says "
-                    f"{self.shape.kv_heads} heads of {self.shape.head_dim}"
-                )
-            flat = rows[0].transpose(0, 1).reshape(-1, self.shape.head_dim)
-            table.index_copy_(0, index, flat.to(table.dtype))
+    def write(self, layer: int, index: Tensor, heads: Tensor) -> None:
+        """Keep keys and values `[T, 2 * kv_heads, head_dim]`, the keys first, at an `index`."""
+        _, count, width = heads.shape
+        if count != 2 * self.shape.kv_heads or width != self.shape.head_dim:
+            raise ValueError(
+                f"layer {layer} has keys and values of shape {tuple(heads.shape)}; the base's "
+                f"config says {self.shape.kv_heads} heads of {self.shape.head_dim}"
+            )
+        self._flat[layer].index_copy_(0, index.view(-1), heads.reshape(-1, width))
+
+    def cut(self, slot: int, length: int) -> Sequence[Tensor]:
+        """The first positions of a slot: keys and values of layer l, `[1, kv_heads, length,
+        head_dim]`, at 2 l and 2 l + 1. One call for all layers."""
+        cut: Sequence[Tensor] = self._slots[slot].narrow(3, 0, length).unbind()
+        return cut
 
 
 SLOTTED = "sheen_slots"
@@ -134,10 +132,18 @@ class Rows:
 
     cache: SlotCache
     index: Tensor
-    spans: list[Span] = field(default_factory=list)
+    spans: Sequence[Span] = field(default_factory=list)
     positions: Tensor | None = None
     length: int = 0
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _cuts: list[Sequence[Tensor]] = field(default_factory=list)
+
+    def cuts(self) -> list[Sequence[Tensor]]:
+        """What the spans see of the cache, one by one: see `SlotCache.cut`."""
+        if not self._cuts:
+            ends = ((span.slot, span.start + span.count) for span in self.spans)
+            self._cuts = [self.cache.cut(slot, end) for slot, end in ends]
+        return self._cuts
 
     def mask(self, window: int | None) -> Tensor:
         """`[slots, 1, 1, length]`: what each slot's row sees. The same for all layers."""
@@ -173,18 +179,28 @@ def slot_attention(
         raise ValueError(f"the base's attention has {unknown[0]!r}; the engine's knows none")
     layer = module.layer_idx
     assert isinstance(layer, int)
-    rows.cache.write(layer, rows.index, key, value)
-    attend = _all_slots if rows.length else _slot_by_slot
-    return attend(query.to(rows.cache.shape.dtype), rows, layer, scaling, sliding_window), None
+    heads = torch.cat((key.transpose(1, 2), value.transpose(1, 2)), 2)[0]
+    heads = heads.to(rows.cache.shape.dtype)
+    own = query[0].transpose(0, 1).to(rows.cache.shape.dtype)
+    rows.cache.write(layer, rows.index, heads)
+    return attend(own, rows, layer, scaling, sliding_window)[None], None
+
+
+def attend(
+    query: Tensor, rows: Rows, layer: int, scaling: float | None, window: int | None
+) -> Tensor:
+    """Attention `[T, heads, d]` of a step's rows `[T, heads, d]` to what the cache holds."""
+    way = _all_slots if rows.length else _slot_by_slot
+    return way(query, rows, layer, scaling, window)
 
 
 def _all_slots(
     query: Tensor, rows: Rows, layer: int, scaling: float | None, window: int | None
 ) -> Tensor:
     cache, length = rows.cache, rows.length
-    _, heads, count, width = query.shape
+    count, _, width = query.shape
     # A group of heads that share keys becomes a query of several rows: nothing is repeated.
-    grouped = query[0].transpose(0, 1).reshape(count, cache.shape.kv_heads, -1, width)
+    grouped = query.reshape(count, cache.shape.kv_heads, -1, width)
     out = F.scaled_dot_product_attention(
         grouped,
         cache.keys[layer][:, :, :length],
@@ -192,28 +208,26 @@ def _all_slots(
         rows.mask(window),
         scale=scaling,
     )
-    return out.reshape(1, count, heads, width)
+    return out.reshape(query.shape)
 
 
 def _slot_by_slot(
     query: Tensor, rows: Rows, layer: int, scaling: float | None, window: int | None
 ) -> Tensor:
-    cache = rows.cache
-    keys, values = cache.slot_keys[layer], cache.slot_values[layer]
-    _, heads, total, width = query.shape
-    shape = (cache.shape.kv_heads, heads // cache.shape.kv_heads, width)
+    total, heads, width = query.shape
+    kv_heads = rows.cache.shape.kv_heads
+    shape = (kv_heads, heads // kv_heads, width)
     # Every call counts: there is a round of them for each slot and layer.
-    by_row = query[0].transpose(0, 1).reshape(total, *shape)
+    by_row = query.view(total, *shape)
     outs, row = [], 0
-    for span in rows.spans:
+    for span, cut in zip(rows.spans, rows.cuts(), strict=True):
+        keys, values = cut[2 * layer], cut[2 * layer + 1]
         end = span.start + span.count
         if span.count == 1:
-            first = 0 if window is None else max(0, end - window)
+            if window is not None and window < end:
+                keys, values = keys[:, :, -window:], values[:, :, -window:]
             out = F.scaled_dot_product_attention(
-                by_row.narrow(0, row, 1),
-                keys[span.slot].narrow(2, first, end - first),
-                values[span.slot].narrow(2, first, end - first),
-                scale=scaling,
+                by_row.narrow(0, row, 1) if total > 1 else by_row, keys, values, scale=scaling
             )
             outs.append(out)
         else:
@@ -221,9 +235,9 @@ def _slot_by_slot(
             if span.start or (window is not None and span.count > window):
                 mask = _causal(span, window, query.device)
             out = F.scaled_dot_product_attention(
-                query[:, :, row : row + span.count],
-                keys[span.slot].narrow(2, 0, end),
-                values[span.slot].narrow(2, 0, end),
+                query[row : row + span.count].transpose(0, 1)[None],
+                keys,
+                values,
                 mask,
                 is_causal=mask is None,
                 scale=scaling,
@@ -233,7 +247,7 @@ def _slot_by_slot(
         row += span.count
     if row < total:
         outs.append(query.new_zeros(total - row, *shape))
-    return torch.cat(outs).reshape(1, total, heads, width)
+    return (outs[0] if len(outs) == 1 else torch.cat(outs)).reshape(query.shape)
 
 
 def _causal(span: Span, window: int | None, device: torch.device) -> Tensor:

@@ -1,0 +1,148 @@
+"""The body laid out for decoding: the base's own states, from known layers only."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from helpers.utterances import LAYOUT
+from sheen.lm.cpu_kernels import PackedBody, PackedLinear, applies, pack_linears
+from sheen.lm.kv_cache import CacheShape, Rows, SlotCache, Span
+from sheen.lm.model import SpeechLM
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+WINDOWED = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+QWEN2 = {key: size for key, size in SHAPE.items() if key != "head_dim"}
+CONFIGS = {
+    "qwen3": Qwen3Config(**SHAPE, tie_word_embeddings=True),
+    "qwen3 with windows": Qwen3Config(**SHAPE, **WINDOWED),
+    "llama": LlamaConfig(**SHAPE),
+    "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+    "llama with yarn": LlamaConfig(**SHAPE, rope_parameters=YARN),
+    "qwen2": Qwen2Config(**QWEN2 | {"hidden_size": 64}),
+}
+KNOWN = pytest.mark.skipif(
+    not applies(torch.zeros(1)), reason="weights are not laid out on this processor"
+)
+
+
+def base(config: Any) -> PreTrainedModel:
+    """Weights of no special value: norms differ from one, and biases from zero."""
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(deepcopy(config)).float().eval().requires_grad_(False)
+    for name, weight in lm.named_parameters():
+        if weight.ndim > 1:
+            weight.mul_(5)
+        else:
+            weight.copy_(torch.rand(weight.shape) + ("norm" in name) * 0.5)
+    return lm
+
+
+def pass_over_slots(model: SpeechLM) -> list[torch.Tensor]:
+    """Two prompts, a prompt's second chunk beside a token of the other, and tokens alone."""
+    cache = SlotCache(CacheShape.of(model.lm), 3, 100, torch.device("cpu"))
+    ids = torch.randperm(140, generator=torch.Generator().manual_seed(1))
+    found = []
+    for spans in (
+        [Span(2, 0, 20), Span(0, 0, 8)],
+        [Span(0, 8, 1), Span(2, 20, 15)],
+        [Span(2, 35, 1), Span(0, 9, 1)],
+        [Span(2, 36, 1)],
+    ):
+        slots = torch.tensor([span.slot for span in spans for _ in range(span.count)])
+        places = torch.cat([torch.arange(s.start, s.start + s.count) for s in spans])
+        rows = Rows(cache, cache.index(slots, places), spans)
+        with torch.inference_mode():
+            found.append(model.slot_states(ids[: len(slots)], places, rows))
+        ids = ids[len(slots) :]
+    return found
+
+
+@KNOWN
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_its_states_are_those_of_the_bases_own_layers(config: Any) -> None:
+    own, packed = SpeechLM(base(config), LAYOUT), SpeechLM(base(config), LAYOUT)
+    pack_linears(own.lm.base_model)
+    packed.freeze()
+    assert PackedBody.fits(base(config).base_model)
+    for states, expected in zip(pass_over_slots(packed), pass_over_slots(own), strict=True):
+        torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_frozen_bases_own_forward_is_what_it_was(config: Any) -> None:
+    lm = base(config)
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        expected = lm(ids).logits
+        model = SpeechLM(lm, LAYOUT)
+        model.freeze()
+        torch.testing.assert_close(lm(ids).logits, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_with_adapters_are_not_known() -> None:
+    adapted = get_peft_model(base(CONFIGS["qwen3"]), LoraConfig(target_modules=["q_proj"], r=2))
+    assert not PackedBody.fits(adapted.base_model.model.base_model)
+    assert PackedBody.fits(adapted.merge_and_unload().base_model) == applies(torch.zeros(1))
+
+
+def with_a_layer_of_its_own(lm: PreTrainedModel) -> PreTrainedModel:
+    class Norm(torch.nn.RMSNorm):
+        pass
+
+    lm.base_model.layers[1].input_layernorm = Norm(SHAPE["hidden_size"])
+    return lm
+
+
+@pytest.mark.parametrize(
+    "lm",
+    [
+        with_a_layer_of_its_own(base(CONFIGS["llama"])),
+        base(LlamaConfig(**SHAPE, hidden_act="gelu")),
+        base(LlamaConfig(**SHAPE | {"intermediate_size": 90})),
+        base(
+            LlamaConfig(
+                **SHAPE, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+            )
+        ),
+        base(MistralConfig(**SHAPE, sliding_window=8)),
+        base(CONFIGS["llama"]).bfloat16(),
+    ],
+    ids=["a foreign norm", "gelu", "odd width", "dynamic rope", "mistral", "bfloat16"],
+)
+def test_other_layers_are_left_as_they_are(lm: PreTrainedModel) -> None:
+    def kinds() -> list[type]:
+        parts = lm.base_model.modules()
+        return [type(part) for part in parts if type(part) not in (torch.nn.Linear, PackedLinear)]
+
+    assert not PackedBody.fits(lm.base_model)
+    before = kinds()
+    model = SpeechLM(lm, LAYOUT)
+    model.freeze()
+    assert kinds() == before
+    assert all(torch.isfinite(states).all() for states in pass_over_slots(model))
