@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sheen.engine.cuda_graph import DecodeStep
 from sheen.engine.sampler import Sampling, SlotSampler
+from sheen.lm.cpu_kernels import MIN_ROWS, MOST_ROWS
 from sheen.lm.kv_cache import CacheShape, Rows, SlotCache, Span
 from sheen.lm.model import SpeechLM
 
@@ -30,10 +31,6 @@ a prompt is cut decides how its attention rounds."""
 PREFILL_ROWS = 512
 """Tokens of prompts in one step, all together, beyond the first chunk: what running requests may
 have to wait for."""
-MIN_ROWS = 4
-"""Rows of a matrix product on a CPU in float32, at least and in multiples of this: products of
-fewer rows take another way through the library, which adds in another order, and so do the last
-values of rows that do not fill its registers."""
 
 
 @dataclass
@@ -94,7 +91,6 @@ class TokenGenerator:
         self.sampler = SlotSampler(slots, self.device)
         self._tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
         self._requests: dict[int, _Request] = {}
-        self._min_rows = MIN_ROWS if on_cpu and self.cache.shape.dtype == torch.float32 else 1
         self._vocabulary = len(model.tables[0])
         levels = [level for level, _ in self.layout.slots]
         # Column c of a request's logits is token `base + c` of its level, code c - 1; column 0 is
@@ -103,6 +99,9 @@ class TokenGenerator:
         self._slot_levels = levels
         columns = self.layout.codebook_size + 1
         self._heads = [model.head_product(base, columns) for base in self._bases]
+        float32 = on_cpu and self.cache.shape.dtype == torch.float32
+        # Rows of a product, at least and in multiples of: up to MOST_ROWS, and beyond.
+        self._multiples = model.fewest_rows(self._heads[0]), MIN_ROWS if float32 else 1
         self._decode_step = None
         if self._static_shapes:
             self._decode_step = DecodeStep(model, self.cache, self.sampler, self._tokens)
@@ -231,7 +230,7 @@ class TokenGenerator:
             for span in chunks
             for token in self._requests[span.slot].prompt[span.start : span.start + span.count]
         ]
-        spare = -len(slots) % self._min_rows
+        spare = self._spare_rows(len(slots))
         slots += [0] * spare
         places += [self.cache.spare] * spare
         prompts += [0] * spare
@@ -256,6 +255,10 @@ class TokenGenerator:
         if ready:
             self._choose(states, last, ready)
 
+    def _spare_rows(self, count: int) -> int:
+        """Rows to add to so many, lest a row's products depend on how many there are."""
+        return -count % self._multiples[count > MOST_ROWS]
+
     def _choose(self, states: Tensor, rows: Sequence[int], slots: Sequence[int]) -> None:
         """Choose the next token of requests from their rows of the states `[T, d]`."""
         members: list[list[tuple[int, int]]] = [[] for _ in self._bases]
@@ -268,7 +271,7 @@ class TokenGenerator:
             if not own:
                 continue
             at = [row for row, _ in own]
-            at += at[:1] * (-len(at) % self._min_rows)
+            at += at[:1] * self._spare_rows(len(at))
             parts.append(head(states[self._tensor(at)])[: len(own)])
             order += [slot for _, slot in own]
             bases += [base] * len(own)

@@ -1,23 +1,38 @@
-"""CPU kernels of the speech LM: prepacked matrix products, one gradient for a tied embedding table.
+"""The layers of a base laid out for decoding on a CPU: prepacked products, and few calls per token.
 
-Owns two optimizations. For inference in float32 on x86, weights are laid out for oneDNN
-beforehand: with few rows its product takes half the time of `torch.nn.functional.linear`. For
-training, a table that is both input embedding and output head gets one gradient: autograd would
-make two of the whole table's size, nearly all zeros (670 MB each at the 164k rows of Qwen3-0.6B
-with the codec's tokens; a fifth of a 4-layer model's training time went into filling them). Where
-neither applies, torch's own operations are used; nothing is refused.
+Owns two optimizations for inference in float32 on x86; where they do not apply, the base's own
+layers are used, and nothing is refused. Weights are laid out for oneDNN beforehand: with few rows
+its product takes half the time of `torch.nn.functional.linear`. And a small voice spends most of a
+step on the price of some hundred small operators, so that the layers of known families become a
+`PackedBody`: the same arithmetic in a third of the calls, without their modules.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from transformers.activations import SiLUActivation
+
+from sheen.lm.kv_cache import Rows, attend
 
 Product = Callable[[Tensor], Tensor]
 """`[B, d]` (or `[..., d]`) to `[B, rows]`."""
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+"""Of transformers: those whose layers `PackedBody` computes."""
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings that depend on the position alone."""
+REGISTERS = 32
+"""Values that torch's operators take at a time; further ones are rounded by other functions."""
+MIN_ROWS = 4
+"""Rows of a matrix product in float32, at least and in multiples of this, where `fewest_rows` finds
+no fewer: products of fewer rows take another way through the library, which adds in another order,
+and so do the last values of rows that do not fill its registers."""
+MOST_ROWS = 16
+"""Rows up to which fewer may do."""
 
 
 def applies(weight: Tensor) -> bool:
@@ -54,10 +69,22 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = published.in_features, published.out_features
         bias = None if published.bias is None else published.bias.detach()
-        self._product = product(published.weight, bias)
+        self.product = product(published.weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._product(x)
+        return self.product(x)
+
+
+class Columns(nn.Module):
+    """An `nn.Linear` that is some columns of a larger product: all of it is computed."""
+
+    def __init__(self, whole: Product, first: int, published: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = published.in_features, published.out_features
+        self._whole, self._first = whole, first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._whole(x).narrow(-1, self._first, self.out_features)
 
 
 def pack_linears(module: nn.Module) -> None:
@@ -68,75 +95,145 @@ def pack_linears(module: nn.Module) -> None:
                 setattr(parent, name, PackedLinear(child))
 
 
-class TiedTable:
-    """The table `[V, d]` of one forward pass: `look_up` once, then `head`; another for the next.
+def pack_together(parent: nn.Module, *names: str) -> Product:
+    """One product for linear layers of the same inputs, which become its `Columns`."""
+    layers = [getattr(parent, name) for name in names]
+    biases = [layer.bias for layer in layers]
+    bias = None if biases[0] is None else torch.cat(biases)
+    whole, first = product(torch.cat([layer.weight for layer in layers]), bias), 0
+    for name, layer in zip(names, layers, strict=True):
+        setattr(parent, name, Columns(whole, first, layer))
+        first += layer.out_features
+    return whole
 
-    Autograd runs what was made later first, so the head's gradient is there when the rows' comes.
-    RuntimeError in the backward pass when it is not: the head was made first, or never used.
+
+def fewest_rows(products: Sequence[tuple[Product, int]]) -> int:
+    """Of how many rows, and multiples of it, products may be for a row not to depend on the others.
+
+    `products` with their numbers of inputs are tried with up to MOST_ROWS. Which library call a
+    product of few rows takes, and hence the order in which it adds, is the machine's own.
     """
+    for fewest in (1, 2):
+        if all(_rows_agree(multiply, inputs, fewest) for multiply, inputs in products):
+            return fewest
+    return MIN_ROWS
 
-    def __init__(self, embedding: nn.Embedding) -> None:
-        self._embedding = embedding
-        self._gradient: Tensor | None = None
+
+def _rows_agree(multiply: Product, inputs: int, fewest: int) -> bool:
+    x = torch.randn(MOST_ROWS, inputs, generator=torch.Generator().manual_seed(0))
+    whole = multiply(x)
+    counts = range(fewest, MOST_ROWS, fewest)
+    return all(torch.equal(multiply(x[-count:]), whole[-count:]) for count in counts)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    input_norm: Tensor
+    qkv: Product
+    head_norms: Tensor | None
+    """`[heads + kv_heads, head_dim]`, for families that norm queries and keys."""
+    output: Product
+    inner_norm: Tensor
+    gate_up: Product
+    down: Product
+    scaling: float
+    window: int | None
+
+
+class PackedBody:
+    """The body of a base of a known family over slots. It takes the weights of the base's layers,
+    which go on to work with them."""
+
+    def __init__(self, base: Any) -> None:
+        config = base.config
+        self._base = base
+        self._eps = float(config.rms_norm_eps)
+        self._heads = int(config.num_attention_heads)
+        self._kv_heads = int(config.num_key_value_heads)
+        self._layers = [self._pack(layer) for layer in self._base.layers]
+        self._norm = self._base.norm.weight
+        self._cos = self._sin = torch.empty(0)
 
     @staticmethod
-    def fits(embedding: nn.Module, head: Tensor) -> bool:
-        """Whether this is a plain embedding on a CPU whose weight is the head.
+    def fits(base: Any) -> bool:
+        """Whether all parts are transformers' own of one known family; adapters, for one, are not.
 
-        On a GPU zeros cost next to nothing, and autograd's own sums are deterministic there.
+        A width that does not fill the registers rounds its last values otherwise.
         """
-        return (
-            type(embedding) is nn.Embedding
-            and embedding.weight is head
-            and head.device.type == "cpu"
-            and embedding.max_norm is None
-            and not (embedding.sparse or embedding.scale_grad_by_freq)
+        config = base.config
+        family = config.model_type
+        homes = {f"transformers.models.{family}.modeling_{family}", "torch.nn.modules.container"}
+        plain = (nn.Linear, nn.Embedding, SiLUActivation)
+        return bool(
+            family in FAMILIES
+            and all(type(p) in plain or type(p).__module__ in homes for p in base.modules())
+            and all(applies(weight) for weight in base.parameters())
+            and config.intermediate_size % REGISTERS == 0
+            and base.rotary_emb.rope_type in STATIC_ROPE
         )
 
-    def look_up(self, ids: Tensor) -> Tensor:
-        """`[..., d]` for ids `[...]`, as the embedding does."""
-        rows: Tensor = _LookUp.apply(self._embedding.weight, ids, self._embedding.padding_idx, self)  # type: ignore[no-untyped-call]
-        return rows
-
-    def head(self) -> Tensor:
-        """The table `[V, d]`."""
-        whole: Tensor = _Head.apply(self._embedding.weight, self)  # type: ignore[no-untyped-call]
-        return whole
-
-
-class _Head(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, shared: TiedTable) -> Tensor:
-        ctx.shared = shared
-        return table.view_as(table)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
-        # Made for this node alone: by a cut of the head, or a sum of what its uses made.
-        ctx.shared._gradient = gradient
-        return None, None
-
-
-class _LookUp(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, table: Tensor, ids: Tensor, padding_idx: int | None, shared: TiedTable
-    ) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.padding_idx, ctx.shared = padding_idx, shared
-        return F.embedding(ids, table)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (ids,) = ctx.saved_tensors
-        table, ctx.shared._gradient = ctx.shared._gradient, None
-        if table is None:
-            raise RuntimeError(
-                "the head's gradient is not there: was it made first, or never used?"
+    def _pack(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = None
+        if hasattr(attention, "q_norm"):
+            norms = torch.stack(
+                [attention.q_norm.weight] * self._heads + [attention.k_norm.weight] * self._kv_heads
             )
-        flat, rows = ids.flatten(), gradient.flatten(0, -2)
-        if ctx.padding_idx is not None:
-            rows = rows * (flat != ctx.padding_idx)[:, None]
-        return table.index_add_(0, flat, rows.to(table.dtype)), None, None, None
+        qkv = pack_together(attention, "q_proj", "k_proj", "v_proj")
+        gate_up = pack_together(mlp, "gate_proj", "up_proj")
+        pack_linears(layer)
+        return _Layer(
+            layer.input_layernorm.weight,
+            qkv,
+            norms,
+            attention.o_proj.product,
+            layer.post_attention_layernorm.weight,
+            gate_up,
+            mlp.down_proj.product,
+            attention.scaling,
+            getattr(attention, "sliding_window", None),
+        )
+
+    def products(self) -> list[tuple[Product, int]]:
+        """Those of one layer, for `fewest_rows`: the others have the same shapes."""
+        layer, part = self._layers[0], self._base.layers[0]
+        attention, mlp = part.self_attn, part.mlp
+        return [
+            (layer.qkv, attention.q_proj.in_features),
+            (layer.output, attention.o_proj.in_features),
+            (layer.gate_up, mlp.gate_proj.in_features),
+            (layer.down, mlp.down_proj.in_features),
+        ]
+
+    def states(self, ids: Tensor, positions: Tensor, rows: Rows) -> Tensor:
+        """The states `[T, d]` of tokens `[T]` at `positions` `[T]`, as the base computes them."""
+        count, width = len(ids), rows.cache.shape.head_dim
+        rotated = self._heads + self._kv_heads
+        if len(self._cos) < rows.cache.capacity:
+            self._tabulate(rows.cache.capacity, width)
+        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        x: Tensor = self._base.embed_tokens(ids)
+        size = x.shape[1:]
+        for number, layer in enumerate(self._layers):
+            y = F.rms_norm(x, size, layer.input_norm, self._eps)
+            heads = layer.qkv(y).view(count, -1, width)
+            turned = own = heads.narrow(1, 0, rotated)
+            if layer.head_norms is not None:
+                turned = F.rms_norm(own, (width,), None, self._eps).mul_(layer.head_norms)
+            torch.add(turned * cos, turned.roll(width // 2, -1).mul_(sin), out=own)
+            rows.cache.write(number, rows.index, heads.narrow(1, self._heads, 2 * self._kv_heads))
+            query = heads.narrow(1, 0, self._heads)
+            seen = attend(query, rows, number, layer.scaling, layer.window)
+            x = layer.output(seen.reshape(count, -1)).add_(x)
+            y = F.rms_norm(x, size, layer.inner_norm, self._eps)
+            gate, up = layer.gate_up(y).chunk(2, -1)
+            x = layer.down(F.silu(gate).mul_(up)).add_(x)
+        return F.rms_norm(x, size, self._norm, self._eps)
+
+    def _tabulate(self, positions: int, width: int) -> None:
+        """Cosines and sines `[positions, 1, width]`; the sines of `rotate_half`, which takes the
+        other half and the first one negative: the sign is in the table."""
+        cos, sin = self._base.rotary_emb(self._norm, torch.arange(positions)[None])
+        sign = torch.ones(width)
+        sign[: width // 2] = -1
+        self._cos, self._sin = cos[0, :, None], (sin[0] * sign)[:, None]

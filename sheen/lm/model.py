@@ -26,9 +26,16 @@ from sheen.codec.layout import Softmax, TokenLayout
 from sheen.lm.attention import PACKED, check_head, use_attention
 from sheen.lm.base_model import check_files, draw_noise, first_new_id, initialise_rows
 from sheen.lm.batching import Batch
-from sheen.lm.cpu_kernels import Product, TiedTable, pack_linears, product
+from sheen.lm.cpu_kernels import (
+    MIN_ROWS,
+    PackedBody,
+    Product,
+    fewest_rows,
+    pack_linears,
+    product,
+)
 from sheen.lm.kv_cache import SLOTTED, Rows
-from sheen.lm.loss import LossSums, speech_loss
+from sheen.lm.loss import LossSums, TiedTable, speech_loss
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +57,25 @@ class SpeechLM(nn.Module):
         self._attention: str = lm.config._attn_implementation
         self._one_gradient = False
         self._frozen = False
+        self._body: PackedBody | None = None
 
+    @torch.inference_mode()
     def freeze(self) -> None:
         """Lay the weights out for inference, in place: they cannot be trained or saved after it."""
         self.lm.eval().requires_grad_(False)
-        pack_linears(self.lm.base_model)
+        if PackedBody.fits(self.lm.base_model):
+            self._body = PackedBody(self.lm.base_model)
+        else:
+            pack_linears(self.lm.base_model)
         self._frozen = True
+
+    def fewest_rows(self, head: Product) -> int:
+        """See `cpu_kernels.fewest_rows`; `head` is a product with some of the head's rows."""
+        if self.lm.device.type != "cpu" or self.lm.dtype != torch.float32:
+            return 1
+        if self._body is None:
+            return MIN_ROWS
+        return fewest_rows([*self._body.products(), (head, self.head.shape[1])])
 
     def head_product(self, first: int, rows: int) -> Product:
         """States `[B, d]` to the logits `[B, rows]` of the head's rows from `first` on."""
@@ -120,6 +140,8 @@ class SpeechLM(nn.Module):
 
     def slot_states(self, ids: Tensor, positions: Tensor, rows: Rows) -> Tensor:
         """The states `[T, d]` of a pass over slots: tokens `[T]` at `positions` `[T]`."""
+        if self._body is not None:
+            return self._body.states(ids, positions, rows)
         use_attention(self.lm, SLOTTED)
         output = self.lm.base_model(
             input_ids=ids[None], position_ids=positions[None], rows=rows, use_cache=False

@@ -5,8 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sheen.engine.generation import MIN_ROWS as FEWEST
-from sheen.lm.cpu_kernels import PackedLinear, applies, pack_linears, product
+from sheen.lm.cpu_kernels import MIN_ROWS as FEWEST
+from sheen.lm.cpu_kernels import (
+    MOST_ROWS,
+    PackedLinear,
+    applies,
+    fewest_rows,
+    pack_linears,
+    product,
+)
 
 SHAPES = [(256, 704), (4097, 256), (1024, 3072), (513, 100)]
 
@@ -31,6 +38,30 @@ def test_a_row_is_the_same_among_any_others(rows: int, width: int) -> None:
     for count in (*range(2 * FEWEST, 70, FEWEST), 128, 260, 512):
         assert torch.equal(multiply(x[:count])[:FEWEST], fewest), f"among {count}"
         assert torch.equal(multiply(x[:count].flip(0))[-FEWEST:].flip(0), fewest), f"among {count}"
+
+
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_so_few_rows_are_the_same_as_among_many(rows: int, width: int) -> None:
+    torch.manual_seed(2)
+    multiply = product(torch.randn(rows, width))
+    fewest = fewest_rows([(multiply, width)])
+    x = torch.randn(MOST_ROWS, width)
+    whole = multiply(x)
+    for count in range(fewest, MOST_ROWS, fewest):
+        assert torch.equal(multiply(x[:count]), whole[:count]), f"{count} rows"
+        assert torch.equal(multiply(x[-count:]), whole[-count:]), f"{count} rows"
+
+
+def test_rows_that_depend_on_how_many_there_are_are_found() -> None:
+    def apart(x: torch.Tensor) -> torch.Tensor:
+        return x + (len(x) == 1)
+
+    def in_fours(x: torch.Tensor) -> torch.Tensor:
+        return x + len(x) % 4
+
+    assert fewest_rows([(torch.neg, 3)]) == 1
+    assert fewest_rows([(torch.neg, 3), (apart, 3)]) == 2
+    assert fewest_rows([(apart, 3), (in_fours, 3)]) == FEWEST
 
 
 def test_only_what_gains_is_packed() -> None:

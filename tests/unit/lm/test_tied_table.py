@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from helpers.small_models import FAMILIES, packed, small_lm
 from helpers.utterances import LAYOUT
 from sheen.codec.layout import Softmax
-from sheen.lm.cpu_kernels import TiedTable
+from sheen.lm.loss import TiedTable
 from sheen.lm.model import SpeechLM
 
 
