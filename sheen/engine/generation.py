@@ -12,14 +12,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sheen.engine.cuda_graph import DecodeStep
+from sheen.engine.decode_step import DecodeStep, LevelHeads, Pending
 from sheen.engine.sampler import Sampling, SlotSampler
-from sheen.lm.cpu_kernels import MIN_ROWS, MOST_ROWS
 from sheen.lm.kv_cache import CacheShape, Rows, SlotCache, Span
 from sheen.lm.model import SpeechLM
 
@@ -67,8 +64,8 @@ class StepOutput:
             self._event.synchronize()
         if self._tokens is None:
             return []
-        tokens: NDArray[np.int64] = self._tokens.numpy()
-        return [int(token) for token in tokens[self.slots]]
+        tokens: list[int] = self._tokens.tolist()
+        return [tokens[slot] for slot in self.slots]
 
 
 class TokenGenerator:
@@ -88,20 +85,13 @@ class TokenGenerator:
         on_cpu = self.device.type == "cpu"
         self._static_shapes = not on_cpu if static_shapes is None else static_shapes
         self.cache = SlotCache(CacheShape.of(model.lm), slots, max_seq_len, self.device)
-        self.sampler = SlotSampler(slots, self.device)
+        self.sampler = SlotSampler(slots, max_seq_len, self.device)
         self._tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
         self._requests: dict[int, _Request] = {}
+        # Slots as tensors, see `_first`: kept until a request begins or ends.
+        self._kept: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self._vocabulary = len(model.tables[0])
-        levels = [level for level, _ in self.layout.slots]
-        # Column c of a request's logits is token `base + c` of its level, code c - 1; column 0 is
-        # `<audio_end>` at level 0, and at other levels a row that is struck out.
-        self._bases = [self.layout.level_base(level) - 1 for level in range(self.layout.levels)]
-        self._slot_levels = levels
-        columns = self.layout.codebook_size + 1
-        self._heads = [model.head_product(base, columns) for base in self._bases]
-        float32 = on_cpu and self.cache.shape.dtype == torch.float32
-        # Rows of a product, at least and in multiples of: up to MOST_ROWS, and beyond.
-        self._multiples = model.fewest_rows(self._heads[0]), MIN_ROWS if float32 else 1
+        self._heads = LevelHeads(model, self.sampler, self._tokens)
         self._decode_step = None
         if self._static_shapes:
             self._decode_step = DecodeStep(model, self.cache, self.sampler, self._tokens)
@@ -134,11 +124,13 @@ class TokenGenerator:
                 f"a prompt of {len(prompt)} tokens and {max_tokens} to generate exceed the maximum "
                 f"sequence length of {self.max_seq_len} tokens"
             )
-        self.sampler.set(slot, sampling)
+        self.sampler.set(slot, sampling, max_tokens)
         self._requests[slot] = _Request(prompt, max_tokens, min_tokens)
+        self._forget()
 
     def stop(self, slot: int) -> None:
         self._requests.pop(slot, None)
+        self._forget()
 
     @torch.inference_mode()
     def step(self) -> StepOutput | None:
@@ -230,64 +222,40 @@ class TokenGenerator:
             for span in chunks
             for token in self._requests[span.slot].prompt[span.start : span.start + span.count]
         ]
-        spare = self._spare_rows(len(slots))
+        spare = self._heads.spare_rows(len(slots))
         slots += [0] * spare
         places += [self.cache.spare] * spare
         prompts += [0] * spare
-        ids = self._tensor(prompts)
-        if running:
-            ids = torch.cat([self._tokens[self._tensor(running)], ids])
+        where, first = self._first(tuple(slots))
+        ids = self._tokens.index_select(0, where[: len(running)])
+        if prompts:
+            ids = torch.cat([ids, self._tensor(prompts)])
         positions = self._tensor(places)
-        index = self.cache.index(self._tensor(slots), positions)
+        index = first + positions[:, None]
         # Rows that belong to nobody are written at the spare position and not rotated that far.
         if spare:
             positions[-spare:] = 0
         states = self.model.slot_states(ids, positions, Rows(self.cache, index, spans))
 
-        last, ready, row = [], list(running), 0
+        pending, row = [], -1
         for span in spans:
             row += span.count
             request = self._requests[span.slot]
             if span.start + span.count >= len(request.prompt):
-                last.append(row - 1)
-                if len(last) > len(running):
-                    ready.append(span.slot)
-        if ready:
-            self._choose(states, last, ready)
+                pending.append(Pending(row, span.slot, request.step, request.min_tokens))
+        if pending:
+            self._heads.choose(states, pending)
 
-    def _spare_rows(self, count: int) -> int:
-        """Rows to add to so many, lest a row's products depend on how many there are."""
-        return -count % self._multiples[count > MOST_ROWS]
+    def _first(self, slots: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Slots `[T]` as a tensor, and where the cache keeps their first positions."""
+        if (kept := self._kept.get(slots)) is None:
+            where = self._tensor(slots)
+            kept = self._kept[slots] = where, self.cache.first(where)
+        return kept
 
-    def _choose(self, states: Tensor, rows: Sequence[int], slots: Sequence[int]) -> None:
-        """Choose the next token of requests from their rows of the states `[T, d]`."""
-        members: list[list[tuple[int, int]]] = [[] for _ in self._bases]
-        for row, slot in zip(rows, slots, strict=True):
-            step = self._requests[slot].step
-            members[self._slot_levels[step % len(self._slot_levels)]].append((row, slot))
-        # Level by level from here on, so that what belongs together lies together.
-        parts, order, bases = [], [], []
-        for base, head, own in zip(self._bases, self._heads, members, strict=True):
-            if not own:
-                continue
-            at = [row for row, _ in own]
-            at += at[:1] * self._spare_rows(len(at))
-            parts.append(head(states[self._tensor(at)])[: len(own)])
-            order += [slot for _, slot in own]
-            bases += [base] * len(own)
-        logits = torch.cat(parts).float()
-        steps = [self._requests[slot].step for slot in order]
-        endless = [
-            row
-            for row, (step, slot) in enumerate(zip(steps, order, strict=True))
-            if step % len(self._slot_levels) or step < self._requests[slot].min_tokens
-        ]
-        if endless:
-            logits[self._tensor(endless), 0] = float("-inf")
-        where = self._tensor(order)
-        self._tokens[where] = self.sampler.choose(
-            logits, where, self._tensor(steps), self._tensor(bases), self.sampler.needs(order)
-        )
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._heads.forget()
 
     def _copied(self, produced: list[int], failed: dict[int, Exception]) -> StepOutput:
         if not produced:

@@ -11,8 +11,8 @@ temperature and top-k leave: it keeps the fewest of the likeliest rows that hold
 always the likeliest.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,20 +66,36 @@ class Needs:
     penalties: bool
 
 
-class SlotSampler:
-    """The settings and the recent tokens of the requests at all slots, on the device."""
+@dataclass(frozen=True)
+class RowSettings:
+    """The slots that rows of logits `[B, R]` belong to, and their settings: good until another
+    request is at one of them. Which rows draw from all that there is (`whole`) and which from the
+    likeliest (`cut`) is None where the host does not look."""
 
-    def __init__(self, slots: int, device: torch.device) -> None:
+    needs: Needs
+    slots: Tensor
+    temperature: Tensor
+    greedy: Tensor
+    top_k: Tensor | None
+    """None where no row has one."""
+    top_p: Tensor
+    penalty: Tensor
+    whole: Tensor | None = None
+    cut: Tensor | None = None
+
+
+class SlotSampler:
+    """The settings, the draws and the recent tokens of the requests at all slots, on the device."""
+
+    def __init__(self, slots: int, max_tokens: int, device: torch.device) -> None:
         self._device = device
         self._settings: dict[int, Sampling] = {}
         self._numbers = torch.ones(slots, 4, device=device)
-        self._seeds = torch.zeros(slots, dtype=torch.long, device=device)
+        self._uniforms = torch.zeros(slots, max_tokens, device=device)
         self._history = torch.full((slots, REPETITION_WINDOW), -1, device=device)
-        # Asking whether all rows are decided would make a GPU's host wait.
-        self._guesses = GUESSES if device.type == "cpu" else ()
 
-    def set(self, slot: int, sampling: Sampling) -> None:
-        """A new request is at `slot`."""
+    def set(self, slot: int, sampling: Sampling, tokens: int) -> None:
+        """A new request of up to so many tokens is at `slot`."""
         self._settings[slot] = sampling
         numbers = [
             sampling.temperature,
@@ -89,7 +105,11 @@ class SlotSampler:
             sampling.repetition_penalty,
         ]
         self._numbers[slot] = torch.tensor(numbers, device=self._device)
-        self._seeds[slot] = sampling.seed
+        if sampling.temperature > 0:
+            # All at once: a draw costs some fifty calls, whether of one step or of all.
+            seeds = torch.tensor([sampling.seed], device=self._device)
+            steps = torch.arange(tokens, device=self._device)
+            self._uniforms[slot, :tokens] = rng.uniform(seeds, rng.SAMPLING, steps)[0]
         self._history[slot] = -1
 
     def needs(self, slots: Iterable[int]) -> Needs:
@@ -100,36 +120,65 @@ class SlotSampler:
             any(s.repetition_penalty != 1 for s in settings),
         )
 
+    def settings(self, slots: Sequence[int]) -> RowSettings:
+        """Of rows of logits that belong to these slots."""
+        found = self.settings_on_device(self._tensor(slots), self.needs(slots))
+        if self._device.type != "cpu":  # asking whether a row is decided would make the host wait
+            return found
+        kinds = [self._settings[slot] for slot in slots]
+        whole = [kind.top_k == 0 and kind.top_p == 1 for kind in kinds]
+        return replace(
+            found,
+            top_k=found.top_k if any(kind.top_k for kind in kinds) else None,
+            whole=self._tensor([row for row, all_ in enumerate(whole) if all_]),
+            cut=self._tensor([row for row, all_ in enumerate(whole) if not all_]),
+        )
+
+    def settings_on_device(self, slots: Tensor, needs: Needs) -> RowSettings:
+        """The same for a graph, which the host does not look into."""
+        temperature, top_k, top_p, penalty = self._numbers[slots].T
+        return RowSettings(
+            needs=needs,
+            slots=slots,
+            temperature=temperature[:, None].clamp(min=1e-5),
+            greedy=temperature == 0,
+            top_k=top_k.long(),
+            top_p=top_p,
+            penalty=penalty[:, None],
+        )
+
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
     def choose(
         self,
         logits: Tensor,
-        slots: Tensor,
+        settings: RowSettings,
         steps: Tensor,
         bases: Tensor,
-        needs: Needs,
         active: Tensor | None = None,
     ) -> Tensor:
-        """Token ids `[B]` for logits `[B, R]` of the requests at `slots` `[B]`.
+        """Token ids `[B]` for logits `[B, R]` of rows with these settings.
 
         Column c of a row is the token `bases[b] + c`; `steps` `[B]` count each request's tokens.
         Rows that are not `active` get any id, and leave no trace.
         """
-        temperature, top_k, top_p, penalty = self._numbers[slots].T
+        slots, needs = settings.slots, settings.needs
         if needs.penalties:
-            logits = self._penalised(logits, slots, bases, penalty[:, None])
+            logits = self._penalised(logits, slots, bases, settings.penalty)
         columns = logits.argmax(-1) if needs.likeliest else None
         if needs.draws:
-            uniform = rng.uniform(self._seeds[slots], rng.SAMPLING, steps[:, None])[:, 0]
             # Row by row; exp over the flat tensor would round by where in it a row lies.
-            shares = (logits / temperature[:, None].clamp(min=1e-5)).softmax(-1)
-            drawn = _draw(shares, top_k.long(), top_p, uniform, self._guesses)
-            columns = drawn if columns is None else torch.where(temperature == 0, columns, drawn)
+            shares = (logits / settings.temperature).softmax(-1)
+            drawn = _draw(shares, settings, self._uniforms[slots, steps])
+            columns = drawn if columns is None else torch.where(settings.greedy, columns, drawn)
         assert columns is not None
         ids = bases + columns
-        place = slots, steps % REPETITION_WINDOW
-        # A slot that is idle in this step may have a request whose prompt has just been read.
-        kept = ids if active is None else torch.where(active, ids, self._history[place])
-        self._history[place] = kept
+        if needs.penalties:
+            place = slots, steps % REPETITION_WINDOW
+            # A slot idle in this step may have a request whose prompt has just been read.
+            kept = ids if active is None else torch.where(active, ids, self._history[place])
+            self._history[place] = kept
         return ids
 
     def _penalised(self, logits: Tensor, slots: Tensor, bases: Tensor, penalty: Tensor) -> Tensor:
@@ -142,33 +191,39 @@ class SlotSampler:
         return logits.scatter(1, columns, torch.where(mine, changed, logits[:, :1]))
 
 
-def _draw(
-    shares: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor, guesses: tuple[int, ...]
-) -> Tensor:
+def _draw(shares: Tensor, settings: RowSettings, uniform: Tensor) -> Tensor:
     """Columns `[B]` drawn from `shares` `[B, R]`, which sum to one.
 
     A row from which nothing is left out needs no order. Each other row takes the first guess that
     decides it, whatever its neighbours need.
     """
-    rows = shares.shape[1]
-    whole = (top_k == 0) & (top_p == 1)
-    if not guesses:
+    count = shares.shape[1]
+    if settings.whole is None or settings.cut is None:
+        assert settings.top_k is not None
         drawn = _draw_from_all(shares, uniform)
         values, order = shares.sort(-1, True)
-        rank, _ = _draw_sorted(values, top_k, top_p, uniform)
+        rank, _ = _draw_sorted(values, settings.top_k, settings.top_p, uniform)
+        whole = (settings.top_k == 0) & (settings.top_p == 1)
         return torch.where(whole, drawn, order.gather(1, rank[:, None])[:, 0])
-    drawn = torch.zeros_like(top_k)
-    if len(unsorted := whole.nonzero()[:, 0]):
-        drawn[unsorted] = _draw_from_all(shares[unsorted], uniform[unsorted])
-    left = (~whole).nonzero()[:, 0]  # rows that are not decided yet
-    for count in (*(guess for guess in guesses if guess < rows), rows):
+    if not len(settings.cut):
+        return _draw_from_all(shares, uniform)
+    drawn = torch.zeros_like(settings.slots)
+    if len(settings.whole):
+        drawn[settings.whole] = _draw_from_all(shares[settings.whole], uniform[settings.whole])
+    left = settings.cut  # rows that are not decided yet
+    for guess in (*(guess for guess in GUESSES if guess < count), count):
+        every = len(left) == len(shares)
+        part, top_p, draws = (t if every else t[left] for t in (shares, settings.top_p, uniform))
+        top_k = None if settings.top_k is None else settings.top_k[left]
+        values, order = part.sort(-1, True) if guess == count else part.topk(guess)
+        rank, decided = _draw_sorted(values, top_k, top_p, draws)
+        columns = order.gather(1, rank[:, None])[:, 0]
+        if every and bool(decided.all()):
+            return columns
+        drawn[left] = columns
+        left = left[~decided]
         if not len(left):
             break
-        part = shares[left]
-        values, order = part.sort(-1, True) if count == rows else part.topk(count)
-        rank, decided = _draw_sorted(values, top_k[left], top_p[left], uniform[left])
-        drawn[left] = order.gather(1, rank[:, None])[:, 0]
-        left = left[~decided]
     return drawn
 
 
@@ -178,17 +233,25 @@ def _draw_from_all(shares: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _draw_sorted(
-    values: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
+    values: Tensor, top_k: Tensor | None, top_p: Tensor, uniform: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Ranks `[B]`, and whether the likeliest shares `values` `[B, K]` were enough to know them."""
+    """Ranks `[B]`, and whether the likeliest shares `values` `[B, K]` were enough to know them.
+
+    Without a `top_k`, each row has a `top_p` below 1.
+    """
     count = values.shape[1]
     mass = values.cumsum(-1)
-    limit = torch.where(top_k > 0, top_k.clamp(max=count), count)
-    after_k = mass.gather(1, limit[:, None] - 1)[:, 0]
-    nucleus = top_p * torch.where(top_k > 0, after_k, 1.0)
-    # Ranks before which less than the nucleus lies, and always the first.
-    kept = 1 + (mass[:, :-1] < nucleus[:, None]).sum(-1)
-    kept = torch.minimum(torch.where(top_p < 1, kept, count), limit)
-    target = uniform * mass.gather(1, kept[:, None] - 1)[:, 0]
-    rank = torch.minimum((mass <= target[:, None]).sum(-1), kept - 1)
-    return rank, torch.where(top_k > 0, top_k <= count, mass[:, -1] >= nucleus)
+    if top_k is None:
+        nucleus = top_p
+        last = (mass[:, :-1] < nucleus[:, None]).sum(-1)
+        decided = mass[:, -1] >= nucleus
+    else:
+        limit = torch.where(top_k > 0, top_k.clamp(max=count), count)
+        after_k = mass.gather(1, limit[:, None] - 1)[:, 0]
+        nucleus = top_p * torch.where(top_k > 0, after_k, 1.0)
+        # Ranks before which less than the nucleus lies, and always the first.
+        kept = 1 + (mass[:, :-1] < nucleus[:, None]).sum(-1)
+        last = torch.minimum(torch.where(top_p < 1, kept, count), limit) - 1
+        decided = torch.where(top_k > 0, top_k <= count, mass[:, -1] >= nucleus)
+    target = uniform[:, None] * mass.gather(1, last[:, None])
+    return torch.minimum((mass <= target).sum(-1), last), decided

@@ -87,10 +87,10 @@ class SlotCache:
         heads = torch.arange(shape.kv_heads, device=device)
         self._heads = torch.cat([heads, heads + slots * shape.kv_heads])
 
-    def index(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """Where rows at `slots` `[T]` and `positions` `[T]` are kept: `[T, 2 * kv_heads]`."""
-        heads = slots[:, None] * self.shape.kv_heads + self._heads
-        return heads * self.capacity + positions[:, None]
+    def first(self, slots: Tensor) -> Tensor:
+        """Where position 0 of slots `[T]` is kept, by head: `[T, 2 * kv_heads]`. Position n is n
+        further on."""
+        return (slots[:, None] * self.shape.kv_heads + self._heads) * self.capacity
 
     def write(self, layer: int, index: Tensor, heads: Tensor) -> None:
         """Keep keys and values `[T, 2 * kv_heads, head_dim]`, the keys first, at an `index`."""
@@ -124,7 +124,7 @@ class Span:
 
 @dataclass
 class Rows:
-    """The rows `[T]` of a step. `index` says where the cache keeps them.
+    """The rows `[T]` of a step. `index` `[T, 2 * kv_heads]` says where the cache keeps them.
 
     Either `spans` name them in order (rows after the last span belong to nobody), or, with
     `length`, row s is slot s at `positions[s]`, which is below `length`.

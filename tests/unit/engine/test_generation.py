@@ -18,7 +18,7 @@ from transformers import (
 from helpers.speaking import LAYOUT, POSITIONS, WORDS, draw_request, random_model
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
-from sheen.engine.cuda_graph import GENERAL, PLAIN, DecodeStep
+from sheen.engine.decode_step import GENERAL, PLAIN, DecodeStep
 from sheen.engine.engine import memory_per_slot
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
 from sheen.engine.sampler import Sampling

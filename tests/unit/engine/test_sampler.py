@@ -14,6 +14,7 @@ from sheen.engine.sampler import REPETITION_WINDOW, Sampling, SlotSampler
 
 CPU = torch.device("cpu")
 BASE = 1000
+STEPS = 4000
 
 
 def choose(
@@ -22,21 +23,20 @@ def choose(
     """Columns `[B]`."""
     ids = sampler.choose(
         logits,
-        torch.tensor(slots),
+        sampler.settings(slots),
         torch.tensor(steps),
         torch.full((len(slots),), BASE),
-        sampler.needs(slots),
     )
     return ids - BASE
 
 
 def one(sampling: Sampling) -> SlotSampler:
-    sampler = SlotSampler(1, CPU)
-    sampler.set(0, sampling)
+    sampler = SlotSampler(1, STEPS, CPU)
+    sampler.set(0, sampling, STEPS)
     return sampler
 
 
-def frequencies(sampling: Sampling, logits: torch.Tensor, count: int = 4000) -> torch.Tensor:
+def frequencies(sampling: Sampling, logits: torch.Tensor, count: int = STEPS) -> torch.Tensor:
     """How often each column is drawn, over the steps of one request."""
     sampler = one(sampling)
     drawn = choose(sampler, logits.expand(count, -1), [0] * count, list(range(count)))
@@ -93,10 +93,9 @@ def test_the_penalty_is_transformers_over_the_window_and_the_level() -> None:
     # Codes of another level are other tokens: nothing here is penalised.
     other = sampler.choose(
         logits[:1],
-        torch.tensor([0]),
+        sampler.settings([0]),
         torch.tensor([steps]),
         torch.tensor([BASE + rows]),
-        sampler.needs([0]),
     )
     assert int(other) == BASE + rows + int(logits[0].argmax())
 
@@ -114,11 +113,11 @@ def test_a_row_is_drawn_alike_in_any_company() -> None:
         Sampling(0.8, 0, 0.95, 6, 1.4),
     ]
     logits = 3.0 * torch.randn(30, len(kinds), 4097)
-    together = SlotSampler(len(kinds), CPU)
-    apart = [SlotSampler(len(kinds), CPU) for _ in kinds]
+    together = SlotSampler(len(kinds), STEPS, CPU)
+    apart = [SlotSampler(len(kinds), STEPS, CPU) for _ in kinds]
     for slot, kind in enumerate(kinds):
-        together.set(slot, kind)
-        apart[slot].set(slot, kind)
+        together.set(slot, kind, STEPS)
+        apart[slot].set(slot, kind, STEPS)
     every = list(range(len(kinds)))
     for step in range(30):
         found = choose(together, logits[step], every, [step] * len(kinds))
@@ -137,6 +136,16 @@ def test_the_seed_and_the_step_decide() -> None:
     assert len(first.unique()) > 25
 
 
+def test_a_slots_draws_are_those_of_the_seed_of_the_request_that_is_there() -> None:
+    logits = torch.zeros(1, 1000)  # so that a column says what was drawn
+    sampler = SlotSampler(3, 50, CPU)
+    for slot, seed, tokens in ((1, 8, 50), (2, 9, 50), (1, 1 << 40, 20), (0, 8, 3)):
+        sampler.set(slot, Sampling(1.0, 0, 1.0, seed), tokens)
+    for slot, seed, step in ((0, 8, 2), (1, 1 << 40, 0), (1, 1 << 40, 19), (2, 9, 49)):
+        drawn = rng.uniform(torch.tensor([seed]), rng.SAMPLING, torch.tensor([step]))
+        assert abs(choose(sampler, logits, [slot], [step]) - 1000 * drawn) <= 1
+
+
 def test_a_struck_out_row_is_never_drawn() -> None:
     logits = torch.zeros(500)
     logits[0] = float("-inf")
@@ -152,7 +161,7 @@ def test_a_new_request_at_a_slot_has_no_past() -> None:
     sampler = one(Sampling(0.0, repetition_penalty=5.0))
     best = int(choose(sampler, logits, [0], [0]))
     assert int(choose(sampler, logits, [0], [1])) != best
-    sampler.set(0, Sampling(0.0, repetition_penalty=5.0))
+    sampler.set(0, Sampling(0.0, repetition_penalty=5.0), STEPS)
     assert int(choose(sampler, logits, [0], [0])) == best
 
 

@@ -76,7 +76,7 @@ def pass_over_slots(model: SpeechLM) -> list[torch.Tensor]:
     ):
         slots = torch.tensor([span.slot for span in spans for _ in range(span.count)])
         places = torch.cat([torch.arange(s.start, s.start + s.count) for s in spans])
-        rows = Rows(cache, cache.index(slots, places), spans)
+        rows = Rows(cache, cache.first(slots) + places[:, None], spans)
         with torch.inference_mode():
             found.append(model.slot_states(ids[: len(slots)], places, rows))
         ids = ids[len(slots) :]

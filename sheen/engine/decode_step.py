@@ -1,0 +1,218 @@
+"""From a step's states to its tokens: the rows of the head that are legal at a slot of the frame.
+
+Owns the slot grammar on the device, in two shapes. `LevelHeads` takes any rows of a step and
+computes each level's rows of the head for those that are at that level: what a CPU does, and a GPU
+for prompts. `DecodeStep` is a decode step over all slots in static shapes, so that a GPU can
+capture it as a CUDA graph: it owns the captured graphs, one per attention length and set of
+sampling features, and their input buffers. The host sends one small table per step; which rows of
+the head a slot may use is looked up on the device. On a CPU the same code runs without a graph,
+which is how it is tested.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sheen.engine.sampler import Needs, RowSettings, SlotSampler
+from sheen.lm.cpu_kernels import MIN_ROWS, MOST_ROWS, Product
+from sheen.lm.kv_cache import Rows, SlotCache
+from sheen.lm.model import SpeechLM
+
+MIN_LENGTH = 256
+"""Positions of the shortest attention that is captured; further ones double."""
+
+PLAIN = Needs(draws=True, likeliest=False, penalties=False)
+GENERAL = Needs(draws=True, likeliest=True, penalties=True)
+"""What is captured: the common settings, and all of them. What a request does not ask for leaves
+its tokens as they are."""
+
+
+def attention_lengths(capacity: int) -> list[int]:
+    """The lengths at which attention over slots of `capacity` positions is cut."""
+    cuts = [min(MIN_LENGTH, capacity)]
+    while cuts[-1] < capacity:
+        cuts.append(min(2 * cuts[-1], capacity))
+    return cuts
+
+
+class Pending(NamedTuple):
+    """A request whose next token is to be chosen, and the row of its last one in a step."""
+
+    row: int
+    slot: int
+    step: int
+    min_tokens: int
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What does not change from step to step, as long as the same requests are in it."""
+
+    parts: list[tuple[Product, Tensor | None, int]]
+    """Of each level the product with the head, the rows that it takes (None: all of the step's),
+    and how many of them count."""
+    order: list[int]
+    """Which of the pending the rows of the logits are: level by level."""
+    bases: Tensor
+    settings: RowSettings
+
+
+class LevelHeads:
+    """Chooses tokens from the states of a step's rows.
+
+    `tokens` `[slots]` are the last ones, which are replaced. Column c of a request's logits is
+    token `base + c` of its level, code c - 1; column 0 is `<audio_end>` at level 0, and at other
+    levels a row that is struck out.
+    """
+
+    def __init__(self, model: SpeechLM, sampler: SlotSampler, tokens: Tensor) -> None:
+        layout = model.layout
+        self._sampler, self._tokens = sampler, tokens
+        self._levels = [level for level, _ in layout.slots]
+        self._bases = [layout.level_base(level) - 1 for level in range(layout.levels)]
+        self._heads = [model.head_product(b, layout.codebook_size + 1) for b in self._bases]
+        float32 = tokens.device.type == "cpu" and model.head.dtype == torch.float32
+        self._multiples = model.fewest_rows(self._heads[0]), MIN_ROWS if float32 else 1
+        self._choices: dict[tuple[int, ...], _Choice] = {}
+
+    def spare_rows(self, count: int) -> int:
+        """Rows to add to so many, lest a row's products depend on how many there are."""
+        return -count % self._multiples[count > MOST_ROWS]
+
+    def forget(self) -> None:
+        """To be called when a request begins or ends."""
+        self._choices.clear()
+
+    def choose(self, states: Tensor, pending: Sequence[Pending]) -> None:
+        """Choose the next token of each, from states `[T, d]`."""
+        phases = [each.step % len(self._levels) for each in pending]
+        key = (len(states), *(each.row for each in pending), *(p.slot for p in pending), *phases)
+        if (choice := self._choices.get(key)) is None:
+            choice = self._choices[key] = self._choice(len(states), pending, phases)
+        parts = [
+            head(states if rows is None else states.index_select(0, rows))[:count]
+            for head, rows, count in choice.parts
+        ]
+        logits = (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
+        endless = [
+            row
+            for row, at in enumerate(choice.order)
+            if phases[at] or pending[at].step < pending[at].min_tokens
+        ]
+        if len(endless) == len(pending):
+            logits.select(1, 0).fill_(float("-inf"))
+        elif endless:
+            logits[self._tensor(endless), 0] = float("-inf")
+        steps = self._tensor([pending[at].step for at in choice.order])
+        ids = self._sampler.choose(logits, choice.settings, steps, choice.bases)
+        self._tokens.index_copy_(0, choice.settings.slots, ids)
+
+    def _choice(self, total: int, pending: Sequence[Pending], phases: Sequence[int]) -> _Choice:
+        parts: list[tuple[Product, Tensor | None, int]] = []
+        order: list[int] = []
+        bases: list[int] = []
+        for level, (base, head) in enumerate(zip(self._bases, self._heads, strict=True)):
+            own = [at for at, phase in enumerate(phases) if self._levels[phase] == level]
+            if not own:
+                continue
+            rows = [pending[at].row for at in own]
+            rows += rows[:1] * self.spare_rows(len(rows))
+            taken = None if rows == [*range(total)] else self._tensor(rows)
+            parts.append((head, taken, len(own)))
+            order += own
+            bases += [base] * len(own)
+        settings = self._sampler.settings([pending[at].slot for at in order])
+        return _Choice(parts, order, self._tensor(bases), settings)
+
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._tokens.device)
+
+
+class DecodeStep:
+    """Decodes one token at every slot; what idle slots compute is discarded.
+
+    `tokens` `[slots]` are the last ones, which a step reads and replaces.
+    """
+
+    def __init__(
+        self, model: SpeechLM, cache: SlotCache, sampler: SlotSampler, tokens: Tensor
+    ) -> None:
+        self._model, self._cache, self._sampler, self._tokens = model, cache, sampler, tokens
+        device, slots, layout = tokens.device, cache.slots, model.layout
+        self._lengths = attention_lengths(cache.capacity)
+        self._slots = torch.arange(slots, device=device)
+        self._first = cache.first(self._slots)
+        # Rows: positions, steps, first step at which a request may end.
+        self._table = torch.zeros(3, slots, dtype=torch.long, device=device)
+        bases = [layout.level_base(level) - 1 for level, _ in layout.slots]
+        self._bases = torch.tensor(bases, device=device)
+        self._columns = torch.arange(layout.codebook_size + 1, device=device)
+        self._graphs: dict[tuple[int, Needs], torch.cuda.CUDAGraph] = {}
+
+    def run(self, requests: Mapping[int, tuple[int, int, int]]) -> None:
+        """One token for each request: by slot its position, its step, when it may end first."""
+        spare = self._cache.spare
+        rows = [requests.get(slot, (spare, 0, 0)) for slot in range(self._cache.slots)]
+        table = torch.tensor(rows, dtype=torch.long).T.contiguous()
+        on_gpu = self._tokens.is_cuda
+        if on_gpu:
+            self.capture_all()
+            table = table.pin_memory()
+        self._table.copy_(table, non_blocking=True)
+        longest = 1 + max(position for position, _, _ in requests.values())
+        length = next(cut for cut in self._lengths if cut >= longest)
+        needs = PLAIN if self._sampler.needs(requests) == PLAIN else GENERAL
+        if on_gpu:
+            self._graphs[length, needs].replay()
+        else:
+            self._compute(length, needs)
+
+    def capture_all(self) -> None:
+        """Capture every graph, unless that was done: never while requests run, so that none of them
+        waits for it, and none is computed more than once."""
+        if self._tokens.is_cuda and not self._graphs:
+            self.idle()
+            for length in self._lengths:
+                for needs in (PLAIN, GENERAL):
+                    self._graphs[length, needs] = self._capture(length, needs)
+
+    def idle(self) -> None:
+        """Let no slot run in the steps that follow, until `run`: they change nothing."""
+        self._table[0].fill_(self._cache.spare)
+        self._table[1:].zero_()
+
+    def _capture(self, length: int, needs: Needs) -> torch.cuda.CUDAGraph:
+        # What is set up lazily at the first calls cannot be captured.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._compute(length, needs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._compute(length, needs)
+        return graph
+
+    def _compute(self, length: int, needs: Needs) -> None:
+        positions, steps, minimum = self._table
+        active = positions != self._cache.spare
+        index = self._first + positions[:, None]
+        seen = torch.where(active, positions, 0)
+        rows = Rows(self._cache, index, positions=seen, length=length)
+        states = self._model.slot_states(self._tokens, seen, rows)
+        slots = steps % len(self._bases)
+        bases = self._bases[slots]
+        # All audio rows, 2% of a large vocabulary, and then those of each slot's level.
+        layout = self._model.layout
+        head = self._model.head[layout.start_id : layout.start_id + layout.size]
+        all_rows = torch.nn.functional.linear(states, head).float()
+        logits = all_rows.gather(1, bases[:, None] - layout.start_id + self._columns)
+        may_end = (slots == 0) & (steps >= minimum)
+        logits[:, 0] = torch.where(may_end, logits[:, 0], float("-inf"))
+        settings = self._sampler.settings_on_device(self._slots, needs)
+        chosen = self._sampler.choose(logits, settings, steps, bases, active)
+        self._tokens.copy_(torch.where(active, chosen, self._tokens))
