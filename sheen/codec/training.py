@@ -78,6 +78,8 @@ class TrainableCodec(nn.Module):
 
     The model's activations become `Snake`; the names in its state stay as they are. With
     `asr_features` the distance in a frozen recogniser's features is among the losses.
+    `quantizer_dropout` is the share of rows that are decoded from their first levels alone, one or
+    more of them, as in SoundStream (Zeghidour et al. 2021): these then carry more.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class TrainableCodec(nn.Module):
         model: SNAC,
         range_db: float = RANGE_DB,
         asr_features: AsrFeatureLoss | None = None,
+        quantizer_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         for module in list(model.modules()):
@@ -94,6 +97,7 @@ class TrainableCodec(nn.Module):
         self.model = model
         self.spectral = SpectralLoss(int(model.sampling_rate), range_db=range_db)
         self.asr_features = asr_features
+        self.quantizer_dropout = quantizer_dropout
 
     def compile_layers(self) -> None:
         """Compile the two stacks of convolutions; the names in the state stay as they are."""
@@ -104,7 +108,8 @@ class TrainableCodec(nn.Module):
 
     def forward(self, audio: Tensor) -> CodecLosses:
         """Of audio `[B, n]`, n a multiple of the codec's block of samples."""
-        quantized = quantize(self.model, self.model.encoder(audio[:, None]))
+        kept = self._levels_kept(len(audio)) if self.quantizer_dropout else None
+        quantized = quantize(self.model, self.model.encoder(audio[:, None]), kept)
         decoded = self.model.decoder(quantized.latents)[:, 0]
         # Spectra in float32 whatever autocast is on: bfloat16 has no bits for quiet bands.
         with torch.autocast(audio.device.type, enabled=False):
@@ -123,18 +128,27 @@ class TrainableCodec(nn.Module):
             quantized.vectors,
         )
 
+    def _levels_kept(self, rows: int) -> Tensor:
+        """`[rows]`: of how many levels each is decoded."""
+        levels = self.model.n_codebooks
+        some = torch.randint(1, levels, (rows,))
+        return torch.where(torch.rand(rows) < self.quantizer_dropout, some, levels)
 
-def quantize(model: SNAC, latents: Tensor) -> Quantized:
+
+def quantize(model: SNAC, latents: Tensor, kept: Tensor | None = None) -> Quantized:
     """The quantizer's forward with its losses; `latents` is the encoder's output `[B, D, T]`.
 
-    The published forward drops the distances that the losses need. Gradients pass to the encoder
-    by the straight-through estimator, as there.
+    With `kept` `[B]` only so many levels of each row are in the decoder's input; codes, vectors and
+    the quantizer's own losses are always of all.
+
+    The published forward drops the distances that the losses need. Gradients pass to the encoder by
+    the straight-through estimator, as there.
     """
     output = torch.zeros_like(latents)
     residual = latents
     codes, vectors = [], []
     commitment = codebook = latents.new_zeros((), dtype=torch.float32)
-    for quantizer in model.quantizer.quantizers:
+    for level, quantizer in enumerate(model.quantizer.quantizers):
         stride = quantizer.stride
         pooled = F.avg_pool1d(residual, stride, stride) if stride > 1 else residual
         # Nearest codes in float32: ties are common, and bfloat16 makes more of them.
@@ -145,7 +159,8 @@ def quantize(model: SNAC, latents: Tensor) -> Quantized:
             codebook = codebook + F.mse_loss(chosen, wanted.detach())
             step = quantizer.out_proj(wanted + (chosen - wanted).detach())
         step = step.repeat_interleave(stride, dim=-1)
-        output = output + step
+        heard = step if kept is None else step * (kept > level).to(step)[:, None, None]
+        output = output + heard
         residual = residual - step
         codes.append(indices)
         vectors.append(wanted.detach().transpose(1, 2).reshape(-1, wanted.shape[1]))

@@ -261,6 +261,15 @@ class CodecTrainConfig(RunFields):
     asr_features_weight: Annotated[
         float, Field(ge=0.0, description="of the distance in that encoder's features")
     ] = 4.0
+    quantizer_dropout: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=1.0,
+            description="share of segments decoded from their first levels alone, which then carry "
+            "more: a speech LM's errors in the last level do less harm",
+        ),
+    ] = 0.0
     restart_patience: Annotated[
         float,
         Field(

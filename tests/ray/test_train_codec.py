@@ -362,7 +362,7 @@ def test_a_run_with_another_encoder_is_not_resumed(
         run(codec_config(recordings, shape, trained_with_asr, **fields))
 
 
-def test_a_run_of_before_asr_features_resumes(
+def test_a_run_of_before_asr_features_and_quantizer_dropout_resumes(
     resident: Resident, trained: Path, recordings: Path, shape: Path, tmp_path: Path
 ) -> None:
     """Its record names no such fields."""
@@ -370,6 +370,7 @@ def test_a_run_of_before_asr_features_resumes(
     record = output / "run" / "run.json"
     fields = json.loads(record.read_text())
     assert fields.pop("asr_features") is None
+    assert fields.pop("quantizer_dropout") is None
     assert "asr_features_weight" not in fields
     record.write_text(json.dumps(fields))
     assert resident.train(run, codec_config(recordings, shape, output)) == metrics(trained)[-1]

@@ -49,6 +49,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     model, codec_config = open_codec(config.codec, config.from_scratch)
     recordings = find_recordings(uris.absolute(config.data), config.eval_recordings, config.seed)
     fields, free, asr_features = config.model_dump(), CODEC_FREE_FIELDS, None
+    fields["quantizer_dropout"] = config.quantizer_dropout or None  # as where there was no field
     if config.asr_features is None:
         free = free | {"asr_features_weight"}  # it means nothing then
     else:  # identified by its weights, wherever they are

@@ -59,6 +59,7 @@ class CodecLearner:
         *,
         loss_weights: Mapping[str, float],
         asr_features: AsrFeatureLoss | None,
+        quantizer_dropout: float,
         learning_rate: float,
         average_decay: float,
         restart_patience: float,
@@ -70,7 +71,9 @@ class CodecLearner:
         self._loss_weights = loss_weights
         self._average = WeightAverage(self.model, average_decay)
         self._usage = CodeUsage(model.n_codebooks, model.codebook_size, restart_patience)
-        trainable = TrainableCodec(self.model, asr_features=asr_features)
+        trainable = TrainableCodec(
+            self.model, asr_features=asr_features, quantizer_dropout=quantizer_dropout
+        )
         if compile_layers:
             trainable.compile_layers()
         self._module = prepare_model(

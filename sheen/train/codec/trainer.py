@@ -143,6 +143,7 @@ class CodecTrainer(Trainer):
             self.group,
             loss_weights=self.loss_weights,
             asr_features=None if asr_features is None else ray.get(asr_features),
+            quantizer_dropout=self.config.quantizer_dropout,
             learning_rate=self.config.learning_rate,
             average_decay=self.config.average_decay,
             restart_patience=self.config.restart_patience,

@@ -119,6 +119,29 @@ def test_it_quantizes_as_the_published_forward(model: SNAC, training: bool) -> N
     assert len({int(code) for level in codes for code in level.flatten()}) > 4
 
 
+def test_levels_that_are_dropped_are_not_heard_and_still_learn(model: SNAC) -> None:
+    latents = latents_of(model).detach()
+    row = latents[:1].expand(model.n_codebooks, -1, -1)
+    whole, part = quantize(model, row), quantize(model, row, torch.arange(model.n_codebooks) + 1)
+    for a, b in zip(whole.codes + whole.vectors, part.codes + part.vectors, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(whole.codebook, part.codebook)
+    assert torch.equal(whole.latents[-1], part.latents[-1])
+    published = torch.zeros_like(latents[:1])
+    for level, quantizer in enumerate(model.quantizer.quantizers):
+        codes = whole.codes[level][:1]
+        heard = quantizer.out_proj(quantizer.decode_code(codes))
+        published = published + heard.repeat_interleave(quantizer.stride, dim=-1)
+        torch.testing.assert_close(part.latents[level : level + 1], published)
+
+
+def test_as_many_rows_as_asked_for_lack_levels(model: SNAC) -> None:
+    dropping = TrainableCodec(model, quantizer_dropout=0.25)
+    kept = dropping._levels_kept(4000)
+    assert set(kept.tolist()) == set(range(1, model.n_codebooks + 1))
+    assert (kept < model.n_codebooks).float().mean() == pytest.approx(0.25, abs=0.05)
+
+
 def test_it_trains_through_the_published_gradient(model: SNAC) -> None:
     """The straight-through estimator, level by level: the same slope at the encoder's output."""
     latents = latents_of(model).detach()
