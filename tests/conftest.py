@@ -27,8 +27,8 @@ from sheen.runs import cluster
 os.environ.update(cluster.loopback_settings(cluster.token_folder()))
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# By default Ray's workers run at nice 15: beside anything else that computes they would stand still.
-os.environ["RAY_worker_niceness"] = "0"
+# Ray's default for workers is nice 15: beside anything else that computes they would stand still.
+os.environ.update(RAY_worker_niceness="0")
 # Of Ray Train: how often it looks whether workers have ended, and a process for every run that
 # watches for nodes to be taken away.
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
