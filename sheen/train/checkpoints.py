@@ -12,7 +12,7 @@ difference.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,19 +63,24 @@ class RunStore:
             with folders.local_folder(location) as folder:
                 yield folder
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Add the checkpoint that `write` puts into a folder. Raises StorageFull."""
+    @contextmanager
+    def new_checkpoint(self, step: int) -> Iterator[Path]:
+        """An empty folder, whose content is the last checkpoint from the context's end on. Raises
+        StorageFull."""
         name = f"step-{step:08d}"
-        self._write(name, write)
+        with self._landing(name) as folder:
+            yield folder
         index = self._index()
         names = [other for other in index["checkpoints"] if other != name] + [name]
         index["checkpoints"] = names[-self._keep :]
         self._replace(index)
 
-    def keep_best(self, step: int, write: Callable[[Path], None]) -> None:
-        """Replace the best model by the one that `write` puts into a folder. Raises StorageFull."""
+    @contextmanager
+    def new_best(self, step: int) -> Iterator[Path]:
+        """An empty folder, whose content replaces the best model. Raises StorageFull."""
         name = f"best-{step:08d}"
-        self._write(name, write)
+        with self._landing(name) as folder:
+            yield folder
         self._replace(self._index() | {"best": name})
 
     def _index(self) -> dict[str, Any]:
@@ -85,7 +90,10 @@ class RunStore:
         index: dict[str, Any] = json.loads(files.read_bytes(path))
         return index
 
-    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+    @contextmanager
+    def _landing(self, name: str) -> Iterator[Path]:
+        """A folder beside the run's, or on this machine's disk, that ends up as `name` or not at
+        all."""
         target = uris.join(self.run, name)
         filesystem, path = uris.open_filesystem(target)
         local = isinstance(filesystem, fs.LocalFileSystem)
@@ -98,7 +106,7 @@ class RunStore:
             folder = Path(landing) / name
             folder.mkdir()
             try:
-                write(folder)
+                yield folder
                 if local:
                     folders.put_in_place(folder, path)
                 else:

@@ -171,19 +171,17 @@ class Trainer(ABC):
         with self.window.paused():
             snapshot = self.snapshot()
             own = {"step": self.step, "rows": self.log.rows, "window": self.window.state()}
-
-            def write(folder: Path) -> None:
-                snapshot.write_model(folder / checkpoints.MODEL_FOLDER)
-                torch.save(snapshot.state | own, folder / checkpoints.STATE_FILE)
-
             if self.group.first:
                 try:
                     if best:
-                        self.store.keep_best(self.step, snapshot.write_model)
+                        with self.store.new_best(self.step) as folder:
+                            snapshot.write_model(folder)
                     if due:
                         self.log.sync()
                         self.trackers.sync()
-                        self.store.save(self.step, write)
+                        with self.store.new_checkpoint(self.step) as folder:
+                            snapshot.write_model(folder / checkpoints.MODEL_FOLDER)
+                            torch.save(snapshot.state | own, folder / checkpoints.STATE_FILE)
                 except StorageFull as error:
                     failure = str(error)
         return self.group.gather(failure)[0]

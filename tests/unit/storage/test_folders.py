@@ -256,8 +256,9 @@ def test_a_checkpoint_is_published_at_once_with_its_codec(tmp_path: Path, half: 
 def test_a_run_in_a_store_keeps_no_copy(memory: str, temporary: Path) -> None:
     store = RunStore(uris.join(memory, "run"), keep=1)
     for step, text in ((1, b"first"), (1, b"second")):
-        store.save(step, lambda folder, text=text: (folder / "state").write_bytes(text))
-    with store.open_latest() as folder:
-        assert folder is not None
-        assert tree(folder) == {"state": b"second"}
+        with store.new_checkpoint(step) as folder:
+            (folder / "state").write_bytes(text)
+    with store.open_latest() as latest:
+        assert latest is not None
+        assert tree(latest) == {"state": b"second"}
     assert names(temporary) == set()

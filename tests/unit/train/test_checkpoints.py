@@ -24,6 +24,11 @@ def write(text: str) -> Callable[[Path], None]:
     return into
 
 
+def save(store: RunStore, step: int, write: Callable[[Path], None], best: bool = False) -> None:
+    with (store.new_best if best else store.new_checkpoint)(step) as folder:
+        write(folder)
+
+
 def read(location: str | None) -> str:
     assert location is not None
     return files.read_bytes(uris.join(location, "deep", "state")).decode()
@@ -36,9 +41,9 @@ def test_the_last_is_opened_and_the_oldest_go(tmp_path: Path, scheme: str) -> No
     with store.open_latest() as folder:
         assert folder is None
     for step in (1, 2, 3):
-        store.save(step, write(f"step {step}"))
+        save(store, step, write(f"step {step}"))
         if step < 3:
-            store.keep_best(step, write(f"best {step}"))
+            save(store, step, write(f"best {step}"), best=True)
     assert read(store.latest()) == "step 3"
     assert read(store.best()) == "best 2"
     with RunStore(f"{scheme}{tmp_path}/run", keep=2).open_latest() as folder:
@@ -50,8 +55,8 @@ def test_the_last_is_opened_and_the_oldest_go(tmp_path: Path, scheme: str) -> No
 
 def test_a_step_saved_again_replaces_the_first(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path / "run"), keep=2)
-    store.save(1, write("first"))
-    store.save(1, write("second"))
+    save(store, 1, write("first"))
+    save(store, 1, write("second"))
     assert read(store.latest()) == "second"
     assert json.loads((tmp_path / "run" / "checkpoints.json").read_text())["checkpoints"] == [
         "step-00000001"
@@ -60,12 +65,12 @@ def test_a_step_saved_again_replaces_the_first(tmp_path: Path) -> None:
 
 def test_what_a_kill_left_is_neither_opened_nor_kept(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path / "run"), keep=2)
-    store.save(1, write("whole"))
+    save(store, 1, write("whole"))
     # Killed between the rename and the list, and killed while writing.
     (tmp_path / "run" / "step-00000002").mkdir()
     (tmp_path / "run" / "sheen-abc.tmp" / "step-00000003").mkdir(parents=True)
     assert read(store.latest()) == "whole"
-    store.save(4, write("next"))
+    save(store, 4, write("next"))
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"checkpoints.json", "step-00000001", "step-00000004"}
 
@@ -89,7 +94,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path)
             print(os.getpid(), flush=True)
             step = int(line)
             while True:
-                store.save(step, write)
+                with store.new_checkpoint(step) as folder:
+                    write(folder)
                 step += 1
                 print(step, flush=True)
         """
@@ -122,14 +128,14 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path)
 
 def test_a_failed_write_loses_nothing_and_says_what_is_left(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path / "run"), keep=1)
-    store.save(1, write("whole"))
+    save(store, 1, write("whole"))
 
     def full(folder: Path) -> None:
         (folder / "half").write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(StorageFull, match=r"No space .*last whole checkpoint is .*00001"):
-        store.save(2, full)
+        save(store, 2, full)
     assert read(store.latest()) == "whole"
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "checkpoints.json",
