@@ -19,7 +19,6 @@ from sheen.data.readers.forms import LINES_SUFFIXES, InputFile, find_files
 from sheen.data.readers.ljspeech import METADATA_FILE
 from sheen.data.schema import AUDIO_SUFFIXES, KEYS, ROW_SCHEMA, FileRows, iter_lines
 from sheen.storage import files, uris
-from sheen.text.prompt import normalise
 
 __all__ = [
     "AUDIO_SUFFIXES",
@@ -218,7 +217,7 @@ class _Checks:
                     self._recordings.add(recording)
             if reason is None and name in self._seen:
                 reason, detail = "duplicate id", f"id {name!r} stands in an earlier row"
-            elif reason is None and not normalise(text):
+            elif reason is None and not text.strip():
                 reason, detail = "no text", "the text is empty"
             if reason is None:
                 self._seen.add(name)

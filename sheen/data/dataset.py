@@ -125,12 +125,12 @@ def read_utterances(location: str, layout: TokenLayout) -> Utterances:
             _drop(read, row.problem[0], f"{where}: {row.problem[1]}")
         elif problem := "no snac_codes" if row.codes is None else layout.check(row.codes):
             _drop(read, "bad codes", f"{where}: {problem}")
-        elif not row.text or not normalise(row.text):
+        elif not (text := normalise(row.text or "")):
             _drop(read, "no text", f"{where}: the text is empty")
         else:
             grids.append(layout.interleave(row.codes).astype(np.int16, copy=False))
             lengths.append(len(grids[-1]))
-            read.texts.append(normalise(row.text))
+            read.texts.append(text)
             read.speakers.append(normalise(row.speaker) or None if row.speaker else None)
     if not read.texts:
         struck = "; ".join(read.examples.values()) or "it has no rows"

@@ -58,6 +58,9 @@ class Resident:
     die: the job's real loop in Ray Train's own local mode, in an actor that is there already.
     """
 
+    def __init__(self) -> None:
+        self._control: launcher.Control | None = None
+
     @cached_property
     def worker(self) -> Any:
         return ray.remote(LocalController).options(num_cpus=0).remote(experiment_name="run")
@@ -70,7 +73,13 @@ class Resident:
         """`run(given)`, a job's `run` or `main`, with its training in this worker."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(launcher, "TorchTrainer", partial(_Here, self.worker))
-            return run(given)
+            # Its board is a process too, and stays while runs end well.
+            control, self._control = self._control or launcher.Control(), None
+            patch.setattr(launcher, "Control", lambda: control)
+            result = run(given)
+        if control.failure() is None:
+            self._control = control
+        return result
 
 
 class _Here:
