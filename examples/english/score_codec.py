@@ -22,6 +22,7 @@ from torchaudio.functional import resample
 
 from sheen.audio.io import decode_audio
 from sheen.codec.info import describe_codec
+from sheen.codec.layout import Codes
 from sheen.codec.snac import Codec, load_codec
 from sheen.data.corpus import plain_rows
 from sheen.report.page import Clip, clip_row, save_png
@@ -192,7 +193,7 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     with named("--recordings"):
         found = read_recordings(args.recordings, args.count, codec.sample_rate)
     logger.info("encoding and decoding %d recordings", len(found))
-    decoded = _through(codec, [waveform for _, waveform in found], args.seed)
+    decoded = _through(codec, [waveform for _, waveform in found], args.seed, args.levels)
     clips = []
     for (row, waveform), made in zip(found, decoded, strict=True):
         before, after = asr.transcribe([waveform, made], codec.sample_rate)
@@ -222,6 +223,7 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
         "codec_sha256": info.sha256,
         "asr": asr.name,
         "recordings": args.recordings,
+        "levels": args.levels,
         "seed": args.seed,
         "scores": {voice: asdict(each) for voice, each in scores.items()},
         "clips": [asdict(clip) for clip in clips],
@@ -229,12 +231,28 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _through(codec: Codec, waveforms: Sequence[Waveform], seed: int) -> list[Waveform]:
+def _through(
+    codec: Codec, waveforms: Sequence[Waveform], seed: int, levels: int | None
+) -> list[Waveform]:
     codes, _ = encode_clips(codec, waveforms)
+    if levels is not None:
+        codes = [first_levels(own, other, levels) for own, other in zip_rotated(codes)]
     return [
         decode_clip(codec, clip, len(waveform), seed)
         for clip, waveform in zip(codes, waveforms, strict=True)
     ]
+
+
+def zip_rotated(codes: Sequence[Codes]) -> Iterator[tuple[Codes, Codes]]:
+    """Each with the next, the last with the first."""
+    return zip(codes, [*codes[1:], *codes[:1]], strict=True)
+
+
+def first_levels(own: Codes, other: Codes, levels: int) -> Codes:
+    """`own` codes of the first levels, and of the rest those of another recording, repeated to the
+    same length: what an LM says that gets only the first levels right."""
+    rest = [np.resize(theirs, len(ours)) for ours, theirs in zip(own, other, strict=True)]
+    return [*own[:levels], *rest[levels:]]
 
 
 @contextmanager
@@ -266,6 +284,12 @@ def parser() -> argparse.ArgumentParser:
         type=at_least_one,
         default=100,
         help="recordings, spread over the manifest (default: %(default)s)",
+    )
+    flags.add_argument(
+        "--levels",
+        type=at_least_one,
+        help="so many levels keep their codes, the others get those of another recording: which "
+        "levels carry the words (default: all)",
     )
     flags.add_argument("--output", type=Path, required=True, help="folder of the results")
     flags.add_argument("--seed", type=int, default=0, help="of the codec's noise and intervals")

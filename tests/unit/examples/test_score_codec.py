@@ -43,6 +43,17 @@ def test_numerals_are_no_errors_and_wrong_words_are() -> None:
     assert (found.recording_dnsmos, found.codec_dnsmos) == (3.5, 3.0)
 
 
+def test_the_first_levels_stay_and_the_others_are_of_another_recording() -> None:
+    own = [np.arange(2), np.arange(4), np.arange(8)]
+    other = [np.full(3, 7), np.full(6, 8), np.full(12, 9)]
+    found = score_codec.first_levels(own, other, 1)
+    assert [level.tolist() for level in found] == [[0, 1], [8] * 4, [9] * 8]
+    back = score_codec.first_levels(other, own, 2)
+    assert [len(level) for level in back] == [3, 6, 12]
+    assert back[2].tolist() == [*range(8), *range(4)]
+    assert list(score_codec.zip_rotated("abc")) == [("a", "b"), ("b", "c"), ("c", "a")]
+
+
 def test_the_rms_ratio_is_that_of_all_samples() -> None:
     loud, silent = scored(), scored(seconds=6.0, recording_rms=0.0, codec_rms=0.0)
     assert score_codec.summarise([loud, silent], seed=0).rms_ratio == pytest.approx(0.8)
