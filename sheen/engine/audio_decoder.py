@@ -224,6 +224,7 @@ class AudioStage:
     def _give(self, stream: Stream, samples: Samples) -> None:
         passed = samples if stream.trim is None else stream.trim.push(samples)
         if len(passed):
+            stream.decoder.heard = True
             self._hand(stream, passed)
 
     def _hand(self, stream: Stream, samples: Samples) -> None:

@@ -83,6 +83,9 @@ class Engine:
         self._ahead = int(on_gpu) if ahead is None else ahead
         self._queue = RequestQueue(slots, max_queue)
         self._running: dict[int, Ticket] = {}  # by slot, the token thread's
+        # The same at the time of a step, replaced and never changed: a token is not taken for the
+        # next request's at the same slot.
+        self._owners: dict[int, Ticket] = {}
         self._working_since: float | None = None
         self._audio = AudioStage(codec, self._closed, audio_threads)
         self._thread = threading.Thread(target=self._loop, name="sheen-engine", daemon=True)
@@ -103,7 +106,9 @@ class Engine:
                 f"fit the engine's maximum of {self.max_seq_len} tokens"
             )
         seed = request.sampling.seed if self._noise else None
-        decoder = StreamingDecoder(self._codec, layout, seed, self._ramp, self._look_ahead)
+        decoder = StreamingDecoder(
+            self._codec, layout, seed, self._ramp, self._look_ahead, self._trims
+        )
         trim = SilenceTrim(self._codec.sample_rate) if self._trims else None
         heard = Playback() if follows is None else Playback(runs_out=follows.runs_out)
         stream = Stream(decoder, sink, trim, heard)
@@ -148,19 +153,14 @@ class Engine:
         self._queue.audio_done()
 
     def _loop(self) -> None:
-        steps: deque[tuple[StepOutput, dict[int, int]]] = deque()
+        steps: deque[tuple[StepOutput, dict[int, Ticket]]] = deque()
         fault = "the engine stopped"
         try:
             self._generator.prepare()
             while self._gather(bool(steps)):
                 step = self._generator.step()
                 if step is not None:
-                    owners = {
-                        slot: ticket.slot[1]
-                        for slot, ticket in self._running.items()
-                        if ticket.slot is not None
-                    }
-                    steps.append((step, owners))
+                    steps.append((step, self._owners))
                 while steps and (step is None or len(steps) > self._ahead):
                     self._deliver(*steps.popleft())
         except BaseException as error:
@@ -189,9 +189,10 @@ class Engine:
 
     def _start(self, ticket: Ticket) -> None:
         assert ticket.slot is not None
-        slot, _ = ticket.slot
+        slot = ticket.slot
         request, per_frame = ticket.request, self._model.layout.tokens_per_frame
         self._running[slot] = ticket
+        self._owners = dict(self._running)
         ticket.waited_s = time.monotonic() - ticket.stream.playback.opened
         try:
             self._generator.start(
@@ -205,7 +206,7 @@ class Engine:
             logger.exception("a request could not be started")
             self._end(ticket, "error", error)
 
-    def _deliver(self, step: StepOutput, owners: dict[int, int]) -> None:
+    def _deliver(self, step: StepOutput, owners: dict[int, Ticket]) -> None:
         """Hand a step's tokens to the streams whose requests it was computed for."""
         layout = self._model.layout
         news: list[tuple[Stream, int | Finished]] = []
@@ -213,7 +214,7 @@ class Engine:
         self.counters.stepped(len(tokens))
         for slot, token in zip(step.slots, tokens, strict=True):
             ticket = self._running.get(slot)
-            if ticket is None or ticket.slot != (slot, owners.get(slot)):
+            if ticket is None or ticket is not owners.get(slot):
                 continue  # the slot is another request's by now, or nobody's
             if token == layout.end_id:
                 self._end(ticket, "stop", news=news)
@@ -226,7 +227,7 @@ class Engine:
             self._audio.feed(news)
         for slot, error in step.failed.items():
             ticket = self._running.get(slot)
-            if ticket is not None and ticket.slot == (slot, owners.get(slot)):
+            if ticket is not None and ticket is owners.get(slot):
                 self._end(ticket, "error", error)
         if any(isinstance(error, torch.AcceleratorError) for error in step.failed.values()):
             raise RuntimeError("the device failed; nothing can be computed on it any more")
@@ -241,10 +242,11 @@ class Engine:
         """Free a request's slot and tell its stream, with the `news` if there are any."""
         ticket.ended = True
         if ticket.slot is not None:
-            slot, _ = ticket.slot
+            slot = ticket.slot
             if self._running.get(slot) is not ticket:
                 return  # it had ended before
             del self._running[slot]
+            self._owners = dict(self._running)
             self._generator.stop(slot)
             self._queue.give_back(slot)
         message = "" if error is None else str(error) or type(error).__name__

@@ -1,10 +1,9 @@
 """Admission to the engine's slots: who waits, in which order, and who runs next.
 
-Owns the free slots and their generations, the tickets of requests, the queue's bound, and the
-number of requests in flight, under one lock that clients, the token thread and the audio threads
-share; the token thread sleeps here while there is nothing to do. A slot's generation changes when
-it is freed, so that a token computed for its last request is not taken for the next one's. Refuses
-a request when the queue is full. Computes nothing, and reports no finish reason.
+Owns the free slots, the tickets of requests, the queue's bound, and the number of requests in
+flight, under one lock that clients, the token thread and the audio threads share; the token thread
+sleeps here while there is nothing to do. Refuses a request when the queue is full. Computes
+nothing, and reports no finish reason.
 """
 
 import threading
@@ -19,22 +18,17 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self._free = list(range(count - 1, -1, -1))  # the lowest first
-        self._generations = [0] * count
         self.count = count
 
     @property
     def free(self) -> int:
         return len(self._free)
 
-    def take(self) -> tuple[int, int]:
-        """A free slot and its generation."""
-        slot = self._free.pop()
-        return slot, self._generations[slot]
+    def take(self) -> int:
+        return self._free.pop()
 
     def give_back(self, slot: int) -> None:
-        """Free a slot; nothing that its generation so far produces is anybody's any more."""
         assert slot not in self._free, f"slot {slot} is free already"
-        self._generations[slot] += 1
         self._free.append(slot)
         self._free.sort(reverse=True)
 
@@ -56,8 +50,8 @@ class Ticket:
         self.ended = False
         """Whether it has left its slot, or will never have one."""
         self.waited_s: float | None = None
-        self.slot: tuple[int, int] | None = None
-        """Slot and generation; None before it has one."""
+        self.slot: int | None = None
+        """None before it has one."""
         self.tokens = 0
         """Audio tokens generated."""
         self._queue = queue
@@ -71,7 +65,7 @@ class Ticket:
             return 1
         return 0 if self._before.ended else 2
 
-    def admit(self, slot: tuple[int, int]) -> None:
+    def admit(self, slot: int) -> None:
         self.slot, self._before = slot, None
 
     def cancel(self) -> None:

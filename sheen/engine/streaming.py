@@ -6,8 +6,8 @@ first and the last frame included, whatever the chunks: each window carries the 
 codec's receptive field needs, and noise is a function of position. Windows of several streams are
 decoded in one batch; a stream whose frames came faster than they were decoded takes several chunks
 as one window, so that a busy codec decodes less context twice. With a `look_ahead` the first
-chunk, and only that one, waits for fewer frames than it needs: it starts earlier, and its last
-samples differ (decision 0016 says by how much).
+chunk that is heard waits for fewer frames than it needs, and so do chunks of silence before it that
+are trimmed: it starts earlier, and its last samples differ (decision 0016 says by how much).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,8 @@ LONGEST = 36
 class StreamingDecoder:
     """One utterance's decoder. `seed` None switches the codec's noise off.
 
-    `look_ahead`: frames that the first chunk waits for; None for as many as make it exact.
+    `look_ahead`: frames that the first chunk waits for; None for as many as make it exact. `trims`:
+    samples may be silence that nobody hears, and whoever leaves it out sets `heard`.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class StreamingDecoder:
         seed: int | None,
         ramp: Sequence[int] = DEFAULT_RAMP,
         look_ahead: int | None = None,
+        trims: bool = False,
     ) -> None:
         if not ramp or min(ramp) < 1:
             raise ValueError(f"ramp {tuple(ramp)}: expected frames per chunk, each at least 1")
@@ -51,6 +53,8 @@ class StreamingDecoder:
         self.seed = seed
         self._ramp = tuple(ramp)
         self._look_ahead = look_ahead
+        self._trims = trims
+        self.heard = False
         self._ids: list[int] = []
         # Grown by doubling: a row per frame would copy all of them for each.
         self._table = np.zeros((16, layout.tokens_per_frame), np.int16)
@@ -108,8 +112,8 @@ class StreamingDecoder:
     def _ends(self) -> Iterator[int]:
         """Where the next window may end: the next chunk's end, and those after it.
 
-        The first chunk stays alone, for it is waited for. Windows end where chunks do, so that
-        those of several streams are of few lengths and can be one batch.
+        Chunks that are waited for stay alone. Windows end where chunks do, so that those of
+        several streams are of few lengths and can be one batch.
         """
         last, chunk = self._emitted, self._chunks
         while True:
@@ -117,9 +121,13 @@ class StreamingDecoder:
             if last - self._emitted > LONGEST and chunk > self._chunks:
                 return
             yield last
-            if chunk == 0:
+            if chunk == 0 or self._hurries:
                 return
             chunk += 1
+
+    @property
+    def _hurries(self) -> bool:
+        return self._look_ahead is not None and not self.heard
 
     def _size(self, chunk: int) -> int:
         return self._ramp[min(chunk, len(self._ramp) - 1)]
@@ -131,7 +139,8 @@ class StreamingDecoder:
 
     def _window(self, last: int) -> Window:
         window = self.codec.window(self._emitted, last, None)
-        if self._look_ahead is not None and self._emitted == 0:
+        if self._hurries:
+            assert self._look_ahead is not None
             block = self.codec.block_frames
             stop = min(window.stop, -(-(last + self._look_ahead) // block) * block)
             window = replace(window, stop=stop)
@@ -142,6 +151,7 @@ class StreamingDecoder:
 
     def accept(self, window: Window, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Keep the final samples of a decoded window and move on."""
+        self.heard |= not self._trims
         per_frame = self.codec.frame_samples
         while self._emitted < window.last:
             self._emitted += self._size(self._chunks)

@@ -219,6 +219,7 @@ def _slot_by_slot(
     shape = (kv_heads, heads // kv_heads, width)
     # Every call counts: there is a round of them for each slot and layer.
     by_row = query.view(total, *shape)
+    singles = by_row.split(1) if total == len(rows.spans) else ()
     outs, row = [], 0
     for span, cut in zip(rows.spans, rows.cuts(), strict=True):
         keys, values = cut[2 * layer], cut[2 * layer + 1]
@@ -227,7 +228,7 @@ def _slot_by_slot(
             if window is not None and window < end:
                 keys, values = keys[:, :, -window:], values[:, :, -window:]
             out = F.scaled_dot_product_attention(
-                by_row.narrow(0, row, 1) if total > 1 else by_row, keys, values, scale=scaling
+                singles[row] if singles else by_row.narrow(0, row, 1), keys, values, scale=scaling
             )
             outs.append(out)
         else:

@@ -157,6 +157,33 @@ def test_a_shorter_look_ahead_starts_sooner_and_errs_in_the_first_chunk_alone(
     assert error[:exact].max(initial=0) <= TOLERANCE
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_until_one_is_heard_every_chunk_is_early_however_its_tokens_come(
+    small: Codec, at_once: bool
+) -> None:
+    """Two chunks are silence that is trimmed, the third is heard, and from the fourth on all are
+    exact."""
+    codes = draw_codes(np.random.default_rng(3), 12)
+    decoder = StreamingDecoder(small, LAYOUT, 5, (1, 1, 1, 2), 1, trims=True)
+    if at_once:
+        decoder.push(LAYOUT.to_ids(codes))
+    chunks: list[np.ndarray] = []
+    for frame in codes:
+        if not at_once:
+            decoder.push(LAYOUT.to_ids(frame[None]))
+        while len(samples := decode_ready([decoder])[0]):
+            decoder.heard = len(chunks) >= 2
+            chunks.append(samples)
+            if not at_once and len(chunks) <= 3:
+                assert decoder.frames == len(chunks) + 1, "one frame of look-ahead"
+    streamed = np.concatenate([*chunks, decoder.flush()])
+    lengths = [len(chunk) // small.frame_samples for chunk in chunks[:3]]
+    assert lengths == [1, 1, 1]
+    error = np.abs(streamed - whole(small, codes, 5)).reshape(12, -1).max(1)
+    assert (error[:3] > TOLERANCE).all()
+    assert error[3:].max() <= TOLERANCE
+
+
 def test_a_look_ahead_that_is_long_enough_is_exact(small: Codec) -> None:
     codes = draw_codes(np.random.default_rng(0), 6)
     decoder = StreamingDecoder(small, LAYOUT, 5, look_ahead=3)
