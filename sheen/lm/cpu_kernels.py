@@ -1,7 +1,7 @@
 """The layers of a base laid out for decoding on a CPU: prepacked products, and few calls per token.
 
-Owns two optimizations for inference in float32 on x86; where they do not apply, the base's own
-layers are used, and nothing is refused. Weights are laid out for oneDNN beforehand: with few rows
+Owns two optimizations for inference in float32; where they do not apply, the base's own layers are
+used, and nothing is refused. With AVX-512 weights are laid out for oneDNN beforehand: with few rows
 its product takes half the time of `torch.nn.functional.linear`. And a small voice spends most of a
 step on the price of some hundred small operators, so that the layers of known families become a
 `PackedBody`: the same arithmetic in a third of the calls, without their modules.
@@ -36,13 +36,17 @@ MOST_ROWS = 16
 
 
 def applies(weight: Tensor) -> bool:
+    """Whether a product's weights are laid out beforehand.
+
+    With AVX2 alone a row would depend on how many there are, also in multiples of MIN_ROWS.
+    """
     # The two operators are those that torch's own compiler puts in; torch has no public name for
     # them, so a torch without them is no error.
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
@@ -69,10 +73,10 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = published.in_features, published.out_features
         bias = None if published.bias is None else published.bias.detach()
-        self.product = product(published.weight, bias)
+        self._product = product(published.weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x)
+        return self._product(x)
 
 
 class Columns(nn.Module):
@@ -96,7 +100,7 @@ def pack_linears(module: nn.Module) -> None:
 
 
 def pack_together(parent: nn.Module, *names: str) -> Product:
-    """One product for linear layers of the same inputs, which become its `Columns`."""
+    """One product for some linear layers of the same inputs, which become its `Columns`."""
     layers = [getattr(parent, name) for name in names]
     biases = [layer.bias for layer in layers]
     bias = None if biases[0] is None else torch.cat(biases)
@@ -167,7 +171,7 @@ class PackedBody:
         return bool(
             family in FAMILIES
             and all(type(p) in plain or type(p).__module__ in homes for p in base.modules())
-            and all(applies(weight) for weight in base.parameters())
+            and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in base.parameters())
             and config.intermediate_size % REGISTERS == 0
             and base.rotary_emb.rope_type in STATIC_ROPE
         )
@@ -181,15 +185,14 @@ class PackedBody:
             )
         qkv = pack_together(attention, "q_proj", "k_proj", "v_proj")
         gate_up = pack_together(mlp, "gate_proj", "up_proj")
-        pack_linears(layer)
         return _Layer(
             layer.input_layernorm.weight,
             qkv,
             norms,
-            attention.o_proj.product,
+            pack_together(attention, "o_proj"),
             layer.post_attention_layernorm.weight,
             gate_up,
-            mlp.down_proj.product,
+            pack_together(mlp, "down_proj"),
             attention.scaling,
             getattr(attention, "sliding_window", None),
         )
