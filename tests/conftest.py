@@ -29,6 +29,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Ray's default for workers is nice 15: beside anything else that computes they would stand still.
 os.environ.update(RAY_worker_niceness="0")
+# And Serve's default for a proxy that starts or answers late is to kill it.
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "120"
+os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "120"
 # Of Ray Train: how often it looks whether workers have ended, and a process for every run that
 # watches for nodes to be taken away.
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"

@@ -25,7 +25,7 @@ from helpers.knocking import FOR_EVERYBODY
 from helpers.ports import SAID
 from sheen.runs import cluster
 
-TIMEOUT_S = 280
+TIMEOUT_S = 560
 MACHINES = {
     "job": "job",
     "demo": "demo",

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE, THERE = "198.51.100.1", "198.51.100.2"  # TEST-NET-2
 # Without the other machine's: `ray stop` looks for what to stop among all that it sees.
 OWN_PROCESSES = ("unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
-READY_S = 150
+READY_S = 400
 FIXED_PORTS = {6379, 8000, 8076, 8265, 10001, 44217, 44227, 52365}
 SAID = "seven zero nine"
 
@@ -156,7 +156,7 @@ class Machines:
             subprocess.run(["mount", "--bind", self.folder / name, target], check=True)
 
     def environment(self) -> dict[str, str]:
-        """Of a user who has set nothing."""
+        """Of a user who has set nothing, on a machine that may be busy."""
         kept = ("RAY_", "SHEEN_", "PYTEST_")
         plain = {name: value for name, value in os.environ.items() if not name.startswith(kept)}
         paths = (ROOT, ROOT / "tests", ROOT / "examples" / "digits")
@@ -165,6 +165,9 @@ class Machines:
             "RAY_TMPDIR": str(self.folder / "r"),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_raylet_start_wait_time_s": "120",
+            "RAY_worker_niceness": "0",
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
             "RAY_HEAD_IP": HERE,
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
