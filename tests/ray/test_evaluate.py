@@ -25,7 +25,7 @@ import soundfile
 
 from helpers.example import DIGITS, RATE, ROOT, VOICES, copy_corpus, load_script, read_clip, rows_of
 from helpers.pages import Page, assert_self_contained
-from helpers.workers import standing_still, workers
+from helpers.workers import workers
 from sheen.audio.io import decode_audio, encode_audio, to_pcm16
 from sheen.data import dataset
 from sheen.data.prompts import Prompt
@@ -377,23 +377,39 @@ def test_without_a_judge_the_rest_is_reported(spoken: Done) -> None:
     assert not any(line.startswith("WER") for line in spoken.printed)
 
 
+# The job, whose speaker waits before its second block.
+WAITING = """
+import runpy, sys, time
+from sheen.evaluate import job
+
+class Waiting(job.SpeakWorker):
+    def speak(self, table):
+        while 0 not in table["key"].to_pylist():
+            time.sleep(1)
+        return super().speak(table)
+
+job.SpeakWorker = Waiting
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_a_killed_run_goes_on_and_ends_the_same(
     trained: Path, spoken: Done, tmp_path: Path
 ) -> None:
     config = files_config(trained, tmp_path)
     output, log = tmp_path / "out", tmp_path / "killed.log"
-    words = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), *words_of(config)]
+    script = tmp_path / "waiting.py"
+    script.write_text(WAITING, "utf-8")
+    words = [sys.executable, script, ROOT / "jobs" / "evaluate.py", *words_of(config)]
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with log.open("w") as file, subprocess.Popen(
-        words, env=environment, stdout=file, stderr=file, cwd=ROOT
+        [*map(str, words)], env=environment, stdout=file, stderr=file, cwd=ROOT
     ) as process:  # fmt: skip
-        while not (speakers := workers("SpeakWorker")) and process.poll() is None:
-            time.sleep(0.02)
         while not committed(output) and process.poll() is None:
             time.sleep(0.02)
-        with standing_still(speakers):
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        speakers = workers("SpeakWorker")
+        process.send_signal(signal.SIGKILL)
     # A worker that outlives its driver for a moment could still write.
     _, alive = psutil.wait_procs(speakers + workers("write_rows"), timeout=60)
     assert not alive
