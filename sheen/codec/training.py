@@ -90,6 +90,8 @@ class TrainableCodec(nn.Module):
         quantizer_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if quantizer_dropout and model.n_codebooks == 1:
+            raise ValueError("quantizer dropout needs a codec of two levels or more; this has one")
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, Snake1d):

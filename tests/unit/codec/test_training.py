@@ -142,6 +142,13 @@ def test_as_many_rows_as_asked_for_lack_levels(model: SNAC) -> None:
     assert (kept < model.n_codebooks).float().mean() == pytest.approx(0.25, abs=0.05)
 
 
+def test_of_one_level_none_can_be_dropped() -> None:
+    alone = SNAC(**TINY | {"vq_strides": [1]})
+    with pytest.raises(ValueError, match="two levels or more"):
+        TrainableCodec(alone, quantizer_dropout=0.3)
+    assert TrainableCodec(alone).quantizer_dropout == 0
+
+
 def test_it_trains_through_the_published_gradient(model: SNAC) -> None:
     """The straight-through estimator, level by level: the same slope at the encoder's output."""
     latents = latents_of(model).detach()
