@@ -11,7 +11,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup check test-fast test coverage soak docs wheel demo bench score-codec lock clean
+.PHONY: setup check test-fast test suite coverage soak docs wheel demo bench score-codec lock clean
 
 setup: $(VENV)/.installed
 
@@ -33,9 +33,13 @@ check: setup
 test-fast: check
 	$(BIN)/pytest tests/unit --numprocesses 2 --dist worksteal --hypothesis-profile fast -m 'not slow and not soak'
 
+# The check is one process, the first tests mostly wait for processes to start: side by side.
+test: setup
+	$(MAKE) --no-print-directory --jobs 2 check suite
+
 # Whole files in two processes, each with a Ray cluster of its own, because tests kill the workers of
 # theirs. The files that start processes come first: the many small ones fill both to the end.
-test: check
+suite: setup
 	$(BIN)/pytest tests/ray tests/e2e tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Of the unit tests; those on Ray run the same code in processes that it does not see.

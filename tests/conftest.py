@@ -28,7 +28,8 @@ os.environ.update(cluster.loopback_settings(cluster.token_folder()))
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Ray's default for workers is nice 15: beside anything else that computes they would stand still.
-os.environ.update(RAY_worker_niceness="0")
+# Nobody reads the metrics of these clusters.
+os.environ.update(RAY_worker_niceness="0", RAY_enable_metrics_collection="0")
 # And Serve's default for a proxy that starts or answers late is to kill it.
 os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "120"
 os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "120"
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 Made = Callable[[str, Callable[[Path], None]], Path]
 
-hypothesis.settings.register_profile("full", deadline=None, print_blob=True, max_examples=30)
+hypothesis.settings.register_profile("full", deadline=None, print_blob=True, max_examples=20)
 hypothesis.settings.register_profile(
     "fast", parent=hypothesis.settings.get_profile("full"), max_examples=10
 )

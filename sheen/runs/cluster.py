@@ -12,6 +12,7 @@ Ray is imported where it is used: it reads `loopback_settings` when it is import
 
 import asyncio
 import atexit
+import ctypes
 import logging
 import os
 import secrets
@@ -32,11 +33,21 @@ WORKER_ENV = {
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "MALLOC_MMAP_THRESHOLD_": "33554432",
 }
+SMALL_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+"""For processes that compute nothing. glibc begins with it; unset, it is raised with each larger
+block that is freed, and such blocks are kept."""
 _SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray reads it on Linux too. "0": no node but this one, and every port is on 127.0.0.1."""
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 ANSWER_S = 5.0
 """A head that lives answers sooner."""
+
+
+def trim_memory() -> None:
+    """Return to the system what this process has freed, which WORKER_ENV makes glibc keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)
 
 
 def connect() -> None:

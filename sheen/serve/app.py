@@ -127,6 +127,7 @@ class SpeechService:
     def check_health(self) -> None:
         """Called by Serve: a replica whose engine died or hangs is replaced."""
         self._metrics.engine(self._backend.metrics())
+        self._backend.trim_memory()
         if not self._backend.alive():
             raise RuntimeError("the engine has stopped, or has been at one step for a minute")
 

@@ -22,6 +22,7 @@ from sheen.engine.sampler import Sampling
 from sheen.engine.streaming import DEFAULT_RAMP
 from sheen.engine.types import Finished, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
+from sheen.runs import cluster
 from sheen.serve.access.admission import Admission
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
@@ -71,6 +72,7 @@ class Backend:
         self.open_sockets, self.max_sockets = 0, args.sockets
         """WebSockets that are open, and how many may be."""
         self._heard_until = 0.0
+        self._trimmed = True
         self._renderers = ThreadPoolExecutor(RENDERERS, "sheen-renderer")
         self._normalisers: NormaliserProcesses | None = None
         if self.voice.info.text_normalization is not None:
@@ -125,6 +127,7 @@ class Backend:
         speaker = self._speaker(settings.voice_name)
         check_language(settings.language, self.voice.language)
         record.voice, record.audio_format = settings.voice_name, settings.response_format
+        self._trimmed = False
         request = settings.model_dump_json()
         record.cleanup.enter_context(self.admission.enter(request))
         record.cleanup.callback(self._note, record)
@@ -179,6 +182,12 @@ class Backend:
         """The engine's, and how many parts of texts were taken as written."""
         overdue = 0 if self._normalisers is None else self._normalisers.overdue
         return self.engine.metrics() | {"texts_as_written": overdue}
+
+    def trim_memory(self) -> None:
+        """Return what requests have left, once after the last of them has ended."""
+        if not self._trimmed and not self.admission.inside:
+            self._trimmed = True
+            cluster.trim_memory()
 
     def alive(self) -> bool:
         return self.engine.alive() and (self._normalisers is None or self._normalisers.alive())

@@ -394,6 +394,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+# Each block's commit is that of an encoding, which tests/ray/test_encode_resume.py kills.
+@pytest.mark.soak
 def test_a_killed_run_goes_on_and_ends_the_same(
     trained: Path, spoken: Done, tmp_path: Path
 ) -> None:
