@@ -89,7 +89,7 @@ def _small(config: PreTrainedConfig, narrow: bool) -> PreTrainedModel | None:
     small = copy.deepcopy(config)
     with suppress(AttributeError):  # some families compute it
         if layers := getattr(small, "layer_types", None):
-            small.layer_types = layers[:LAYERS]
+            small.layer_types = (layers * LAYERS)[:LAYERS]
     small.pad_token_id = small.bos_token_id = small.eos_token_id = None
     sizes = {"num_hidden_layers": LAYERS, "vocab_size": VOCABULARY} | INNER
     if narrow:

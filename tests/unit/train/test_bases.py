@@ -84,6 +84,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "recurrent in part": (lambda f: family("Jamba", f), "'jamba' mixes utterances"),
     "attention sinks": (lambda f: family("GptOss", f), "'s_aux'"),
     "a scaled head": (lambda f: family("Cohere", f), "'cohere' computes logits other than"),
+    "of one layer": (
+        lambda f: family("Gemma2", f, num_hidden_layers=1),
+        "'gemma2' computes logits other than",
+    ),
     "quantized": (lambda f: given("bnb-4bit", f), "quantized (bitsandbytes)"),
     "ids with gaps": (lambda f: given("ids-with-holes", f), "258 tokens and ids up to 510"),
     "weights not fetched": (replaced("model.safetensors", POINTER), "a Git LFS pointer"),
