@@ -35,6 +35,7 @@ from sheen.lm.batching import (
 )
 from sheen.lm.checkpoint import DurationModel
 from sheen.text.prompt import prompt_ids
+from sheen.train.text_gain import swap_texts
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +56,23 @@ class TrainingSet:
     lengths: NDArray[np.int64]
     train: NDArray[np.int64]
     evaluation: NDArray[np.int64]
+    swapped_prompts: dict[int, NDArray[np.int32]]
+    """Of the utterances of `evaluation`, see `swap_texts`."""
     voices: list[str]
     duration_model: dict[str, DurationModel]
     max_chunk_chars: int
     """See `CheckpointInfo`."""
     summary: dict[str, Any]
 
-    def batch(self, indices: NDArray[np.int64], pad_id: int, pad_to: int = 0) -> Batch:
-        """Utterances as one packed row, see `collate`."""
+    def batch(
+        self, indices: NDArray[np.int64], pad_id: int, pad_to: int = 0, *, swapped: bool = False
+    ) -> Batch:
+        """Utterances as one packed row, see `collate`; with their swapped prompts or their own."""
         prompts = [
-            self.prompts[self.prompt_offsets[i] : self.prompt_offsets[i + 1]] for i in indices
+            self.swapped_prompts[i]
+            if swapped
+            else self.prompts[self.prompt_offsets[i] : self.prompt_offsets[i + 1]]
+            for i in indices
         ]
         frames = [self.frames[self.frame_offsets[i] : self.frame_offsets[i + 1]] for i in indices]
         return collate(prompts, frames, self.layout, pad_id, pad_to)
@@ -124,6 +132,9 @@ def build_training_set(
         lengths=lengths,
         train=train,
         evaluation=evaluation,
+        swapped_prompts=swap_texts(
+            utterances.texts, utterances.speakers, prompts, evaluation, tokenizer, layout.start_id
+        ),
         voices=sorted({speaker for speaker in utterances.speakers if speaker}),
         duration_model=_duration_model(utterances),
         max_chunk_chars=common_length([utterances.texts[index] for index in train]),

@@ -1,4 +1,4 @@
-"""Evaluation of a speech LM during training: held-out loss, and speech samples of fixed prompts.
+"""Evaluation of a speech LM in training: held-out loss, text gain, samples of fixed prompts.
 
 Owns how ranks share the held-out rows, and the evaluation samples: the same prompts, seeds and
 sampling at every evaluation, so that two of them differ by the model alone; their EOS rate, and
@@ -34,6 +34,7 @@ from sheen.train.data import TrainingSet
 from sheen.train.distributed import Collectives
 from sheen.train.learner import Learner
 from sheen.train.metrics import MetricsWindow, loss_metrics, loss_sums
+from sheen.train.text_gain import text_gain
 from sheen.train.tracking import Trackers
 
 BATCH = 8
@@ -180,7 +181,7 @@ class Evaluation:
         self._capacity, self._pad_id = capacity, pad_id
 
     def loss(self) -> dict[str, Any]:
-        """The mean losses of the evaluation split."""
+        """The mean losses of the evaluation split, and its text gain where it has two texts."""
         model, group, data = self._learner.model, self._group, self._data
         model.eval()
         sums = MetricsWindow(group)
@@ -189,9 +190,15 @@ class Evaluation:
         rows += [np.zeros(0, np.int64)] * (-len(rows) % group.world)
         for indices in rows[group.rank :: group.world]:
             batch = data.batch(indices, self._pad_id)
-            sums.add(loss_sums(self._learner.evaluate(batch), batch.input_ids.shape[1]))
+            values = loss_sums(self._learner.evaluate(batch), batch.input_ids.shape[1])
+            if data.swapped_prompts:
+                swapped = data.batch(indices, self._pad_id, swapped=True)
+                values["swapped_loss"] = self._learner.evaluate(swapped).loss
+            sums.add(values)
         model.train()
-        return loss_metrics(sums.end()[0], "eval_")
+        total = sums.end()[0]
+        gain = text_gain(total) if data.swapped_prompts else {}
+        return loss_metrics(total, "eval_") | gain
 
     def speech(self, step: int, trackers: Trackers) -> dict[str, Any]:
         """One rank synthesizes the prompts and writes the audio; all get the metrics."""

@@ -173,18 +173,21 @@ def describe_losses(row: dict[str, Any]) -> list[str]:
     """A speech LM's row of `metrics.jsonl` in short."""
     parts = []
     if "loss" in row:
-        levels = "/".join(
-            f"{value:.2f}" for name, value in row.items() if name.startswith("loss_level_")
-        )
-        parts += [f"loss {row['loss']:.3f} ({levels})"]
+        parts += [f"loss {row['loss']:.3f} ({_levels(row, 'loss')})"]
         parts += [f"{row['tokens_per_second']:.0f} tokens/s"]
         if "share_of_peak" in row:
             parts += [f"{row['share_of_peak']:.0%} of peak"]
     if "eval_loss" in row:
         parts += [f"eval loss {row['eval_loss']:.3f}, end {row['eval_end_accuracy']:.0%}"]
+    if "eval_text_gain_level_0" in row:
+        parts += [f"text gain {_levels(row, 'eval_text_gain')}"]
     if "eval_wer" in row:
         parts += [f"WER {row['eval_wer']:.1%}"]
     return parts
+
+
+def _levels(row: dict[str, Any], name: str) -> str:
+    return "/".join(f"{row[key]:.2f}" for key in row if key.startswith(f"{name}_level_"))
 
 
 def console_line(row: dict[str, Any], parts: list[str]) -> str:

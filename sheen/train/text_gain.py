@@ -1,0 +1,46 @@
+"""Text gain: how much better a speech LM predicts speech after its own text than after another.
+
+Owns which other text stands in, and the metric. A speech LM that continues audio without regard to
+the text has a loss that falls all the same, and a gain of zero.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sheen.text.prompt import prompt_ids
+
+
+def swap_texts(
+    texts: Sequence[str],
+    speakers: Sequence[str | None],
+    prompts: Sequence[Sequence[int]],
+    evaluation: NDArray[np.int64],
+    tokenizer: PreTrainedTokenizerBase,
+    start_id: int,
+) -> dict[int, NDArray[np.int32]]:
+    """By utterance of `evaluation`: its prompt with another of their texts, its speaker kept.
+
+    It is the next shorter text, or the second shortest for the shortest, so that the lengths of
+    texts say as little as they can; and never longer than the utterance's own prompt, so that it
+    fits in the same row. Empty when all have one text.
+    """
+    distinct = sorted(dict.fromkeys(texts[index] for index in evaluation), key=len)
+    if len(distinct) < 2:
+        return {}
+    other = dict(zip(distinct, [distinct[1], *distinct[:-1]], strict=True))
+    swapped = {}
+    for index in evaluation.tolist():
+        prompt = prompt_ids(tokenizer, start_id, other[texts[index]], speakers[index])
+        room = len(prompts[index]) - 1
+        swapped[index] = np.array([*prompt[:-1][:room], start_id], np.int32)
+    return swapped
+
+
+def text_gain(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """By level, nats per target: the loss after swapped texts minus that after the right ones."""
+    gains = (sums["swapped_loss"] - sums["loss"]) / sums["targets"]
+    return {f"eval_text_gain_level_{i}": round(gain, 5) for i, gain in enumerate(gains.tolist())}
