@@ -1,17 +1,17 @@
 """Packed rows: prompts and codes -> one row of tokens; and which utterances share a row.
 
-Owns the alignment of targets with inputs, the positions that predict each codebook level, the
-evaluation split, best-fit packing, and the cut of rows into optimizer steps. The split is a
-function of texts and a seed; the packing of lengths, seed and epoch, never of the number of
-workers, so that a resumed run sees the rows it would have seen and every rank takes equally many.
-Refuses to cut an utterance, which would teach the model not to emit EOS: one longer than a row
-must be skipped before.
+Owns the alignment of targets with inputs, the positions that predict each codebook level, noise in
+the inputs, the evaluation split, best-fit packing, and the cut of rows into optimizer steps. The
+split is a function of texts and a seed; the packing of lengths, seed and epoch, never of the number
+of workers, so that a resumed run sees the rows it would have seen and every rank takes equally
+many. Refuses to cut an utterance, which would teach the model not to emit EOS: one longer than a
+row must be skipped before.
 """
 
 import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,7 +39,10 @@ class Batch:
 
     @property
     def labels(self) -> Tensor:
-        """`[1, T]` as transformers takes them: the inputs that are targets, else IGNORE_INDEX."""
+        """`[1, T]` as transformers takes them: the inputs that are targets, else IGNORE_INDEX.
+
+        Not for a row with history noise, whose inputs are not its targets.
+        """
         at = torch.cat(self.targets.positions) + 1
         labels = torch.full_like(self.input_ids, IGNORE_INDEX)
         labels[0, at] = self.input_ids[0, at]
@@ -85,6 +88,33 @@ def collate(
         Segments.of(lengths),
         targets_of(flat_labels, layout),
     )
+
+
+NOISY = 0.5
+"""Share of the utterances that history noise may change; the others are as a decoder meets them."""
+
+
+def add_history_noise(
+    batch: Batch, layout: TokenLayout, share: float, generator: np.random.Generator
+) -> Batch:
+    """The row with about `share` of the frames of half of its utterances as random codes.
+
+    A frame is replaced whole, as its codes say much of each other. Targets stay: what the frames
+    before no longer say has to come from the text (after NVIDIA's MagpieTTS, which does so in half
+    of its batches).
+    """
+    first, rows = batch.targets.positions[0].numpy(), batch.targets.rows[0].numpy()
+    starts = first[rows > 0] + 1  # row 0 is <audio_end>
+    utterances = np.searchsorted(batch.segments.bounds.numpy(), starts, side="right") - 1
+    noisy = generator.random(np.count_nonzero(rows == 0)) < NOISY  # padding is behind them
+    replaced = starts[noisy[utterances] & (generator.random(len(starts)) < share)]
+    codes = generator.integers(
+        layout.codebook_size, size=(len(replaced), layout.tokens_per_frame), dtype=np.int16
+    )
+    ids = batch.input_ids.clone()
+    at = replaced[:, None] + np.arange(layout.tokens_per_frame)
+    ids[0, at.reshape(-1)] = torch.from_numpy(layout.to_ids(codes))
+    return replace(batch, input_ids=ids)
 
 
 def targets_of(labels: NDArray[np.int64], layout: TokenLayout) -> Targets:

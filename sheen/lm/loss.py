@@ -46,8 +46,13 @@ class Targets:
             [tensor.to(device, non_blocking=True) for tensor in self.rows],
         )
 
+    @property
+    def counts(self) -> list[int]:
+        """Targets of each level."""
+        return [len(rows) for rows in self.rows]
+
     def __len__(self) -> int:
-        return sum(map(len, self.rows))
+        return sum(self.counts)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def speech_loss(
 ) -> LossSums:
     """The sums of `token_losses`."""
     losses, ends_right = token_losses(hidden, targets, head, layout, softmax)
-    counts = torch.tensor([len(rows) for rows in targets.rows], device=hidden.device)
+    counts = torch.tensor(targets.counts, device=hidden.device)
     ends = (targets.rows[0] == 0).sum()
     return LossSums(torch.stack([loss.sum() for loss in losses]), counts, ends, ends_right.sum())
 

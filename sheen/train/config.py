@@ -125,6 +125,30 @@ class TrainConfig(RunFields):
             "engines that decode without a mask"
         ),
     ] = "masked"
+    level_weights: Annotated[
+        list[Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] | None,
+        Field(
+            description="weights of the codec's levels in the training loss, coarse first: 3,1,0.3 "
+            "for a codec of three. Default: every target counts alike. Logged losses are unweighted"
+        ),
+    ] = None
+    level_weights_steps: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="optimizer steps with --level-weights; in those after them every target "
+            "counts alike. Default: all steps have the weights",
+        ),
+    ] = None
+    history_noise: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=1.0,
+            description="share of the frames of audio that training gives the model as random "
+            "codes, in a random half of the utterances; what is to be predicted stays",
+        ),
+    ] = 0.0
     strategy: Annotated[
         Strategy,
         Field(

@@ -55,6 +55,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             f"--batch-tokens {config.batch_tokens}: a row must hold the longest utterance, "
             f"--max-tokens {limit}; give more or lower that"
         )
+    _check_level_weights(config, info.token_layout.levels)
     data = build_training_set(
         locations,
         info.token_layout,
@@ -128,6 +129,18 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if best is not None:
             _export(best, uris.join(output, "best"), codec, codec_files, config.half)
         return checkpoints.last_metrics(output)
+
+
+def _check_level_weights(config: TrainConfig, levels: int) -> None:
+    weights = config.level_weights
+    if weights is None:
+        if config.level_weights_steps is not None:
+            raise ValueError("--level-weights-steps needs --level-weights")
+    elif len(weights) != levels or not any(weights):
+        raise ValueError(
+            f"--level-weights {','.join(f'{weight:g}' for weight in weights)}: expected {levels} "
+            "weights, one for each level of the codec, coarse first, and one of them above 0"
+        )
 
 
 def _codec_parts(source: str) -> Any:

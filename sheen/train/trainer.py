@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from sheen.codec.snac import Codec
 from sheen.data.prompts import Prompt
 from sheen.lm import checkpoint
-from sheen.lm.batching import Step
+from sheen.lm.batching import Batch, Step, add_history_noise
 from sheen.lm.loss import IGNORE_INDEX
 from sheen.lm.model import save_model
 from sheen.rng import step_seed
@@ -38,6 +38,8 @@ from sheen.train.learner import CodecParts, Learner, build_codec, merge_adapters
 from sheen.train.loop import Snapshot, Trainer, run_trainer
 from sheen.train.metrics import Speed, Sums, describe_losses, loss_metrics, loss_sums
 
+HISTORY_NOISE = 1
+"""Keeps these random numbers apart from a run's others."""
 DRY_RUN_STEPS = 2
 """Of a dry run; the last one is timed, the first allocates the optimizer's state."""
 
@@ -154,20 +156,39 @@ class SpeechTrainer(Trainer):
         return iter(self.plan.steps)
 
     def train_step(self, batch: Step, rate: float) -> float:
-        config = self.config
-        pad_to = config.batch_tokens if config.compile else 0
-        mine = [self.data.batch(ranks[self.group.rank], self.pad_id, pad_to) for ranks in batch]
-        targets = sum(len(row.targets) for row in mine)
-        count = float(self.group.sum(torch.tensor(float(targets), dtype=torch.float64)))
+        mine = self._rows(batch)
+        counts = torch.tensor([row.targets.counts for row in mine], dtype=torch.float64).sum(0)
+        weights = self._level_weights()
+        # Gradients are averaged over ranks; the loss is a weighted mean over all of their targets.
+        scale = weights * self.group.world / (weights @ self.group.sum(counts))
+        scale = scale.to(self.group.device, torch.float32, non_blocking=True)
         # Dropout of this step and rank, whatever ran before.
-        torch.manual_seed(step_seed(config.seed, self.step, self.group.rank))
+        torch.manual_seed(step_seed(self.config.seed, self.step, self.group.rank))
         for index, row in enumerate(mine):
             sums = self.learner.loss(row, last=index + 1 == len(mine))
-            # Gradients are averaged over ranks; the loss is a sum over them.
-            torch.autograd.backward(sums.loss.sum() * (self.group.world / count))
+            torch.autograd.backward(sums.loss, scale)
             self.window.add(loss_sums(sums, row.input_ids.shape[1]))
         self.used += sum(len(row) > 0 for ranks in batch for row in ranks)
         return self.learner.update(rate)
+
+    def _rows(self, batch: Step) -> list[Batch]:
+        """This rank's rows of a step. A row's noise depends on its number in the run alone."""
+        config, group = self.config, self.group
+        pad_to = config.batch_tokens if config.compile else 0
+        rows = [self.data.batch(ranks[group.rank], self.pad_id, pad_to) for ranks in batch]
+        if config.history_noise:
+            for index, row in enumerate(rows):
+                number = self.used + index * group.world + group.rank
+                draws = np.random.default_rng([config.seed, number, HISTORY_NOISE])
+                rows[index] = add_history_noise(row, self.data.layout, config.history_noise, draws)
+        return rows
+
+    def _level_weights(self) -> Tensor:
+        """Of the next step."""
+        weights, steps = self.config.level_weights, self.config.level_weights_steps
+        if weights is None or (steps is not None and self.step >= steps):
+            weights = [1.0] * self.data.layout.levels
+        return torch.tensor(weights, dtype=torch.float64)
 
     def training_metrics(self, sums: Sums, seconds: float) -> dict[str, Any]:
         return loss_metrics(sums) | self.speed.metrics(sums, seconds)

@@ -109,7 +109,16 @@ def untimed(output: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMED} for row in metrics(output)]
 
 
-@pytest.mark.parametrize("changes", [{}, pytest.param({"lora_rank": 2}, marks=pytest.mark.slow)])
+WEIGHTED = {"level_weights": [3.0, 1.0, 0.25], "level_weights_steps": 3}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        WEIGHTED | {"history_noise": 0.5},
+        pytest.param({"lora_rank": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_stopped_within_a_metrics_window_resumes_with_the_same_bits(
     data: TrainingSet, checkpoint: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -125,6 +134,80 @@ def test_a_run_stopped_within_a_metrics_window_resumes_with_the_same_bits(
     for name, expected in weights(whole).items():
         assert torch.equal(found[name], expected), name
     assert untimed(tmp_path / "parts") == untimed(tmp_path / "whole")
+
+
+def gradients(worker: SpeechTrainer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Of the next step, which is not taken."""
+    found = {}
+
+    def update(rate: float) -> float:
+        for name, part in worker.model.named_parameters():
+            found[name], part.grad = part.grad, None
+        return 1.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.learner, "update", update)
+        worker.train_step(worker.plan.steps[0], 1e-3)
+    assert all(part is not None for part in found.values())
+    return cast(dict[str, Tensor], found)
+
+
+def test_level_weights_make_the_loss_a_weighted_mean_for_as_many_steps_as_given(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = open_trainer(data, checkpoint, tmp_path, Stop(), **WEIGHTED)
+    # Worked out anew: every target's loss times its level's weight, over the sum of these weights.
+    by_level = [worker.model(data.batch(row, 0)) for ranks in worker.plan.steps[0] for row in ranks]
+    losses = torch.stack([sums.loss for sums in by_level]).sum(0)
+    counts = torch.stack([sums.count for sums in by_level]).sum(0)
+    assert len(by_level) == 2
+    for step, (first, second, third) in [(2, (3.0, 1.0, 0.25)), (3, (1.0, 1.0, 1.0))]:
+        worker.step = step
+        weighted = first * losses[0] + second * losses[1] + third * losses[2]
+        loss = weighted / (first * counts[0] + second * counts[1] + third * counts[2])
+        parameters = dict(worker.model.named_parameters())
+        expected = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
+        found = gradients(worker, monkeypatch)
+        for name, gradient in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_equal_level_weights_are_the_plain_mean_to_the_bit(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = open_trainer(data, checkpoint, tmp_path, Stop())
+    rows = [data.batch(row, 0) for ranks in worker.plan.steps[0] for row in ranks]
+    targets = sum(len(row.targets) for row in rows)
+    for row in rows:
+        (worker.learner.loss(row, last=True).loss.sum() * (1 / targets)).backward()
+    expected = {name: part.grad for name, part in worker.model.named_parameters()}
+    worker.learner.optimizer.zero_grad(set_to_none=True)
+    for given in (None, [1.0, 1.0, 1.0]):
+        worker.config.level_weights = given
+        for name, gradient in gradients(worker, monkeypatch).items():
+            assert torch.equal(gradient, cast(Tensor, expected[name])), name
+
+
+def test_a_rows_noise_depends_on_its_number_and_not_on_the_workers(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path
+) -> None:
+    changes = {"accumulation": 4, "history_noise": 0.5}
+    worker = open_trainer(data, checkpoint, tmp_path, Stop(), **changes)
+    rows = [ranks[0] for ranks in worker.plan.steps[0]]
+    noisy = [batch.input_ids for batch in worker._rows([[row] for row in rows])]
+    plain = [data.batch(row, worker.pad_id).input_ids for row in rows]
+    assert any(not torch.equal(one, other) for one, other in zip(noisy, plain, strict=True))
+    worker.group.world = 2
+    shared: dict[int, Tensor] = {}
+    for rank in range(2):
+        worker.group.rank = rank
+        for index, batch in enumerate(worker._rows([rows[:2], rows[2:]])):
+            shared[2 * index + rank] = batch.input_ids
+    for number, expected in enumerate(noisy):
+        assert torch.equal(shared[number], expected)
+    worker.group.rank, worker.group.world, worker.used = 0, 1, 4
+    again = [batch.input_ids for batch in worker._rows([[row] for row in rows])]
+    assert any(not torch.equal(one, other) for one, other in zip(noisy, again, strict=True))
 
 
 def test_a_checkpoint_holds_the_model_and_what_resuming_needs(
