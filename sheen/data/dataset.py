@@ -24,8 +24,9 @@ from sheen.codec.layout import TokenLayout
 from sheen.data.readers import jsonl, parquet
 from sheen.data.schema import CODES_KEY
 from sheen.storage import files, folders, uris
-from sheen.text.normalization import NemoStep, NormalizerStep, text_normalization
+from sheen.text.normalization import NemoStep
 from sheen.text.prompt import normalise
+from sheen.text.steps import NormalizerSteps, text_normalization
 
 FORMAT_VERSION = 2
 INFO_FILE = "dataset.json"
@@ -53,7 +54,7 @@ class DatasetInfo(BaseModel, extra="forbid"):
     codec: CodecInfo
     sample_rate: int
     """Hz."""
-    normalizer: tuple[NormalizerStep, ...] = ()
+    normalizer: NormalizerSteps = ()
     """What the texts have gone through, in order; empty for texts as they were."""
 
     @property

@@ -146,6 +146,14 @@ class EncodeConfig(JobConfig):
             "Default: texts are taken as they are"
         ),
     ] = None
+    phonemes: Annotated[
+        bool,
+        Field(
+            description="turn the words into phonemes; the model then does so too. A small model "
+            "learns to speak from fewer hours. English only: needs --language en, and "
+            "pip install 'sheen[phonemes]'"
+        ),
+    ] = False
     trim_db: Annotated[
         float | None,
         Field(lt=0.0, description="remove what is softer at both ends, dB of full scale, e.g. -50"),

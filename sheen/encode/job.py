@@ -40,7 +40,8 @@ from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.output import output_lock
 from sheen.storage import files, folders, uris
-from sheen.text.normalization import NemoStep, describe, load_normaliser
+from sheen.text import normalization, phonemes
+from sheen.text.steps import NormalizerStep, TextPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -57,19 +58,19 @@ def run(config: EncodeConfig) -> dict[str, Any]:
     jsonl = cluster.output_folder("--jsonl", config.jsonl) if config.jsonl else None
     manifest = read_rows(config)
     info = describe_codec(config.codec)
-    normalisation = _normalisation(config.language)
+    normalizer = _normalizer(config)
     kept = [("--input", location) for location in config.input] + [("--codec", config.codec)]
     for flag, location in kept:
         if uris.contains(output, location):
             raise ValueError(f"--output {output} holds {flag} {location}; give another folder")
     codec = load_codec(config.codec)  # before anything is written: it may not load
     with output_lock(output):
-        prepare_output(output, config, manifest, info, normalisation)
-        report = _write(output, config, manifest, codec, info, normalisation)
+        prepare_output(output, config, manifest, info, normalizer)
+        report = _write(output, config, manifest, codec, info, normalizer)
         if report["rows_out"]:
             if jsonl:
                 _export(output, jsonl)
-            _finish(output, config.codec, info, normalisation)
+            _finish(output, config.codec, info, normalizer)
     return report
 
 
@@ -79,7 +80,7 @@ def _write(
     manifest: pa.Table,
     codec: Codec,
     info: CodecInfo,
-    normalisation: NemoStep | None,
+    normalizer: tuple[NormalizerStep, ...],
 ) -> dict[str, Any]:
     """Encode what is left, and report on all rows."""
     blocks.merge_all(output, STATUSES)  # what an interrupted run committed
@@ -96,7 +97,7 @@ def _write(
         codec.frame_samples / codec.sample_rate,
         config.trim_db,
         config.loudness_lufs,
-        normalisation,
+        normalizer,
     )
     times = _encode(left, codec, settings, config, output)
     statistics = Statistics(codec.sample_rate, codec.codebook_size)
@@ -116,19 +117,35 @@ def _write(
     return report
 
 
-def _normalisation(language: str | None) -> NemoStep | None:
-    if language is None:
-        return None
-    try:
-        normalisation = describe(language)
-        # Compiled here once, and not by every task of this machine at the same time.
-        load_normaliser(normalisation)
-    except ValueError as error:
-        raise ValueError(f"--language {language}: {error}") from error
-    return normalisation
+def _normalizer(config: EncodeConfig) -> tuple[NormalizerStep, ...]:
+    """The steps that the flags ask for, their libraries loaded."""
+    steps: tuple[NormalizerStep, ...] = ()
+    language = config.language
+    code = normalization.language_code(language or "")
+    if config.phonemes and code not in phonemes.LANGUAGES:
+        raise ValueError(
+            "--phonemes needs --language en: phonemes are made of words as they are spoken, and "
+            "there are none of other languages"
+        )
+    if language is not None:
+        try:
+            steps += (normalization.describe(language),)
+            # Compiled here once, and not by every task of this machine at the same time.
+            TextPipeline(steps).load()
+        except ValueError as error:
+            raise ValueError(f"--language {language}: {error}") from error
+    if config.phonemes:
+        try:
+            steps += (phonemes.describe(code),)
+            TextPipeline(steps).load()
+        except ValueError as error:
+            raise ValueError(f"--phonemes: {error}") from error
+    return steps
 
 
-def _finish(output: str, source: str, info: CodecInfo, normalisation: NemoStep | None) -> None:
+def _finish(
+    output: str, source: str, info: CodecInfo, normalizer: tuple[NormalizerStep, ...]
+) -> None:
     if files.exists(uris.join(output, dataset.INFO_FILE)):
         return
     if info.embedded:
@@ -137,7 +154,7 @@ def _finish(output: str, source: str, info: CodecInfo, normalisation: NemoStep |
     written = dataset.DatasetInfo(
         codec=info,
         sample_rate=info.sample_rate,
-        normalizer=(normalisation,) if normalisation else (),
+        normalizer=normalizer,
     )
     dataset.write_info(output, written)
 

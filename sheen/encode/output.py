@@ -25,7 +25,7 @@ from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
 from sheen.encode.config import EncodeConfig
 from sheen.runs.output import LOCK_FILE, RECORDINGS, check_fingerprint, is_unused, sample_digests
 from sheen.storage import files, uris
-from sheen.text.normalization import NemoStep
+from sheen.text.steps import NormalizerStep
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,10 @@ MOST_BLOCKS, FEWEST_ROWS = 64, 4
 
 _FREE_FIELDS = {
     "config", "input", "output", "overwrite", "jsonl", "num_workers", "gpu", "batch_seconds",
-    "form", "codec", "language",
+    "form", "codec", "language", "phonemes",
 }  # fmt: skip
 """What may differ when a job resumes: none of it decides a row, but `input` and `codec`, whose
-content is compared, and `language`, which is compared with what normalises it."""
+content is compared, and `language` and `phonemes`, whose steps are."""
 _CONTENT = {"rows content", RECORDINGS}
 
 STATUSES = ENCODED, REJECTED = "encoded", "rejected"
@@ -190,7 +190,7 @@ def prepare_output(
     config: EncodeConfig,
     manifest: pa.Table,
     codec: CodecInfo,
-    normalisation: NemoStep | None,
+    normalizer: tuple[NormalizerStep, ...],
 ) -> None:
     """Make the output folder this job's. ValueError where it is another's, or holds other things;
     with `overwrite` what an encode job left is deleted first."""
@@ -206,7 +206,7 @@ def prepare_output(
     decided |= {
         "codec sha256": codec.sha256,
         "sample rate": codec.sample_rate,
-        "normalizer": [normalisation.model_dump()] if normalisation else [],
+        "normalizer": [step.model_dump() for step in normalizer],
         "format": [dataset.FORMAT_VERSION, *OUTPUT_SCHEMA.names],
         "rows": len(manifest),
         "rows content": _digest(manifest),

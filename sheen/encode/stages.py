@@ -24,8 +24,8 @@ from sheen.encode.config import Limits, length_fault, sound_fault, text_fault
 from sheen.encode.output import ENCODED, ENCODED_SCHEMA, PCM_SCHEMA, REJECTED, pack, unpack
 from sheen.runs.attempts import Attempts
 from sheen.storage import files
-from sheen.text.normalization import NemoStep, load_normaliser
 from sheen.text.prompt import normalise
+from sheen.text.steps import NormalizerStep, TextPipeline
 
 if TYPE_CHECKING:
     from sheen.codec.snac import Codec
@@ -41,8 +41,8 @@ class DecodeSettings:
     frame_seconds: float
     trim_db: float | None = None
     loudness_lufs: float | None = None
-    normalisation: NemoStep | None = None
-    """None: texts are taken as they are."""
+    normalizer: tuple[NormalizerStep, ...] = ()
+    """Empty: texts are taken as they are."""
 
 
 class Rejected(Exception):
@@ -85,8 +85,8 @@ def decode_rows(
         if row["reason"] is None:
             try:
                 with limit(row["key"]):
-                    if settings.normalisation is not None:
-                        row["text"] = _spoken(row["text"], settings.normalisation)
+                    if settings.normalizer:
+                        row["text"] = _taught(row["text"], settings.normalizer)
                     if row["snac_codes"] is None:
                         row["pcm"] = clips.pcm(row)
                     else:
@@ -107,11 +107,11 @@ def _name(row: Mapping[str, Any]) -> str:
     return f"{row['audio']}: " if row["audio"] else ""
 
 
-def _spoken(text: str, normalisation: NemoStep) -> str:
-    spoken = load_normaliser(normalisation)(text)
-    if not spoken:
+def _taught(text: str, steps: tuple[NormalizerStep, ...]) -> str:
+    taught = TextPipeline(steps)(text)
+    if not taught:
         raise Rejected("no text", f"{text!r} holds nothing that is spoken")
-    return spoken
+    return taught
 
 
 class _Clips:

@@ -209,10 +209,13 @@ def synthesize(
 
 @dataclass(frozen=True)
 class Synthesized:
-    """A text's samples `[n]`, its spoken form, and how it ended, see `Synthesis.finish_reason`."""
+    """A text's samples `[n]`, and how it ended, see `Synthesis.finish_reason`."""
 
     samples: Samples
     text: str
+    """Its words as they are spoken: what a transcript is compared with."""
+    taught: str
+    """The form in which the model was given it, which may be phonemes."""
     finish_reason: FinishReason
 
 
@@ -226,11 +229,13 @@ def synthesize_all(
     """
 
     async def speak(text: str, params: SynthesisParams) -> Synthesized | RequestError:
-        sentences: list[str] = []
+        words: list[str] = []
+        taught: list[str] = []
 
         async def normalize(sentence: str) -> str:
-            sentences.append(voice.spoken(sentence))
-            return sentences[-1]
+            words.append(voice.pipeline.words(sentence))
+            taught.append(voice.pipeline.taught(words[-1]))
+            return taught[-1]
 
         async with places:
             try:
@@ -239,8 +244,12 @@ def synthesize_all(
                     samples = [NO_SAMPLES, *[part async for part in speech.samples()]]
             except RequestError as error:
                 return error
-        spoken = " ".join(filter(None, sentences))
-        return Synthesized(np.concatenate(samples), spoken, speech.progress.finish_reason or "stop")
+        return Synthesized(
+            np.concatenate(samples),
+            " ".join(filter(None, words)),
+            " ".join(filter(None, taught)),
+            speech.progress.finish_reason or "stop",
+        )
 
     async def speak_all() -> list[Synthesized | RequestError]:
         # The longest first: whatever runs last runs alone.

@@ -19,8 +19,8 @@ from sheen.engine.types import Request
 from sheen.lm import checkpoint
 from sheen.lm.model import SpeechLM, load_model
 from sheen.storage import files, folders
-from sheen.text.normalization import Normaliser, check, load_normaliser
 from sheen.text.prompt import normalise, prompt_ids
+from sheen.text.steps import TextPipeline, check_steps
 
 RUNAWAY = 3.0, 2.0
 """A request gets this many times the seconds that its text is expected to take, and so many more:
@@ -53,22 +53,19 @@ class Voice:
     codec: Codec
 
     @property
-    def normaliser(self) -> Normaliser | None:
-        """Loaded at first use; None for a model that takes texts as they are."""
-        normalisation = self.info.text_normalization
-        return None if normalisation is None else load_normaliser(normalisation)
+    def pipeline(self) -> TextPipeline:
+        """The steps that the model's texts were taken through; libraries load at first use."""
+        return TextPipeline(self.info.normalizer)
 
     @property
     def language(self) -> str | None:
         """What texts are normalized as, ISO 639-1; None where the model takes them as they are."""
-        normalisation = self.info.text_normalization
-        return None if normalisation is None else normalisation.language
+        return self.pipeline.language
 
     def spoken(self, sentence: str) -> str:
         """A sentence in the form that the model was taught, which is what `request` takes; empty
         when there is nothing to say."""
-        normaliser = self.normaliser
-        return normalise(sentence) if normaliser is None else normaliser.sentence(sentence)
+        return self.pipeline.taught(self.pipeline.words(sentence))
 
     def check(self, text: str, speaker: str | None) -> None:
         """Raise RequestError for an empty text, and a speaker that the model does not know."""
@@ -159,11 +156,10 @@ def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
     with folders.local_folder(location) as folder:
         source = codec_source(str(folder), info.codec)
         checkpoint.check_codec(info, source)
-        if info.text_normalization is not None:
-            try:
-                check(info.text_normalization)
-            except ValueError as error:
-                raise ValueError(f"checkpoint {location}: {error}") from error
+        try:
+            check_steps(info.normalizer)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {location}: {error}") from error
         model, tokenizer = load_model(folder, info.token_layout)
         model.to(device)
         model.freeze()

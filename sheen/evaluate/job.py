@@ -36,7 +36,7 @@ from sheen.scoring.speaker_id import ALL, SpeakerProfiles, enroll_speakers
 from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, score_speech
 from sheen.scoring.wer import wer_normaliser
 from sheen.storage import files, uris
-from sheen.text import normalization
+from sheen.text.steps import check_steps
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +69,10 @@ def run(config: EvaluateConfig) -> Evaluation:
     if not files.exists(model):
         raise ValueError(f"--model {config.model}: no such folder; give one of `sheen train`")
     info = checkpoint.read_info(model)
-    if info.text_normalization is not None:
-        try:
-            normalization.check(info.text_normalization)
-        except ValueError as error:
-            raise ValueError(f"--model {config.model}: {error}") from error
+    try:
+        check_steps(info.normalizer)
+    except ValueError as error:
+        raise ValueError(f"--model {config.model}: {error}") from error
     try:
         listed = read_prompts(uris.absolute(config.prompts))
     except ValueError as error:

@@ -1,8 +1,8 @@
 """The first stage of an evaluation, as Ray Data runs it: prompts -> audio.
 
 A prompt that cannot be spoken gets a reason and travels on to the output, so that nothing is
-dropped on the way and nothing is tried again. The text of one that is spoken is its spoken form,
-which is what its transcript is compared with.
+dropped on the way and nothing is tried again. The text of one that is spoken is its words as they
+are spoken, never phonemes: what its transcript is compared with.
 """
 
 from dataclasses import replace
@@ -76,12 +76,13 @@ class SpeakWorker:
             if isinstance(result, RequestError):
                 row |= {"reason": REASONS[result.field], "detail": str(result)}
                 continue
+            taught = result.taught or row["text"]
             row["text"] = result.text or row["text"]
             sound = measure_sound(result.samples, rate)
             audio = encode_audio(result.samples, rate, "FLAC")
             row |= {
                 "ended_with_eos": result.finish_reason == "stop",
-                "expected_seconds": self._voice.expected_seconds(row["text"], row["speaker"]),
+                "expected_seconds": self._voice.expected_seconds(taught, row["speaker"]),
                 "seconds": sound.seconds,
                 "speaking": sound.speaking,
                 "pause": sound.pause,

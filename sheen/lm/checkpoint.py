@@ -14,13 +14,9 @@ from pydantic import BaseModel, model_validator
 from sheen.codec.info import CodecInfo, describe_codec
 from sheen.codec.layout import Softmax, TokenLayout
 from sheen.storage import files, folders, uris
-from sheen.text.normalization import (
-    NemoStep,
-    NfcSpaceStep,
-    NormalizerStep,
-    text_normalization,
-)
+from sheen.text.normalization import NemoStep
 from sheen.text.prompt import PromptInfo
+from sheen.text.steps import NfcSpaceStep, NormalizerSteps, text_normalization
 
 FORMAT_VERSION = 2
 INFO_FILE = "sheen.json"
@@ -84,7 +80,7 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     sample_rate: int
     """Hz."""
     prompt: PromptInfo = PromptInfo()
-    normalizer: tuple[NormalizerStep, ...] = (NfcSpaceStep(),)
+    normalizer: NormalizerSteps = (NfcSpaceStep(),)
     """What a text goes through before it is put into the prompt, in order."""
     voices: list[str] = []
     """Speakers the model was trained on, in alphabetical order; empty for a single voice."""

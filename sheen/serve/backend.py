@@ -76,9 +76,7 @@ class Backend:
         self._renderers = ThreadPoolExecutor(RENDERERS, "sheen-renderer")
         self._normalisers: NormaliserProcesses | None = None
         if self.voice.info.text_normalization is not None:
-            self._normalisers = NormaliserProcesses(
-                self.voice.info.text_normalization, args.text_processes
-            )
+            self._normalisers = NormaliserProcesses(self.voice.pipeline, args.text_processes)
         self._warm_up()
         logger.info("serving %s on %s, voices %s", location, device, self.voices)
 

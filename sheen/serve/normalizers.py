@@ -21,16 +21,9 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
-from sheen.text.normalization import (
-    NemoStep,
-    Part,
-    check,
-    join_parts,
-    load_normaliser,
-    parts,
-    spell_digits,
-)
+from sheen.text.normalization import Part, join_parts, parts, spell_digits
 from sheen.text.prompt import normalise
+from sheen.text.steps import TextPipeline, check_steps
 
 Item = TypeVar("Item")
 
@@ -91,23 +84,39 @@ it something is broken, and the part is spoken as written."""
 
 
 @dataclass(frozen=True)
+class Words:
+    """A whole sentence's, to be turned into phonemes."""
+
+    text: str
+
+    @property
+    def work(self) -> float:
+        """In letters of text normalization, which takes a hundred times as long."""
+        return len(self.text) / 100
+
+
+@dataclass(frozen=True)
 class _Job:
-    part: Part
-    words: Future[str]
+    item: Part | Words
+    answer: Future[str]
 
 
 class NormaliserProcesses:
     """`reader()` gives a request its way to them. `overdue`: parts that were taken as written."""
 
-    def __init__(self, info: NemoStep, processes: int, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, pipeline: TextPipeline, processes: int, deadline_s: float = DEADLINE_S
+    ) -> None:
         """Returns when the processes are ready, in a minute where grammars must be compiled.
-        ValueError where they cannot be loaded, see `sheen.text.normalization.check`."""
-        check(info)
+        ValueError where they cannot be loaded, see `sheen.text.steps.check_steps`."""
+        check_steps(pipeline.steps)
+        assert pipeline.language is not None, "a pipeline without text normalization is quick"
         self.overdue = 0
-        self._info, self._deadline_s = info, deadline_s
+        self._pipeline, self._deadline_s = pipeline, deadline_s
+        self._language = pipeline.language
         self._turns: Turns[_Job] = Turns()
         self._broken = False
-        self._helpers = [_Helper(info) for _ in range(processes)]
+        self._helpers = [_Helper(pipeline) for _ in range(processes)]
         for helper in self._helpers:
             helper.wait_until_ready()
         self._workers = [
@@ -118,23 +127,29 @@ class NormaliserProcesses:
             worker.start()
 
     def reader(self) -> Callable[[str], Coroutine[Any, Any, str]]:
-        """For one request: `await` it with a sentence for its spoken form. Once it is cancelled, no
-        further part of the sentence is begun."""
+        """For one request: `await` it with a sentence for the form that the model was taught. Once
+        it is cancelled, no further part of the sentence is begun."""
         client = Client()
 
         async def read(sentence: str) -> str:
-            return join_parts(
+            words = join_parts(
                 [await self._words(client, part) for part in parts(normalise(sentence))]
             )
+            if not words or not self._pipeline.has_phonemes:
+                return words
+            return await self._ask(client, Words(words))
 
         return read
 
     async def _words(self, client: Client, part: Part) -> str:
         if part.spelled:
-            return spell_digits(part.text, self._info.language)
-        job = _Job(part, Future())
-        self._turns.put(client, part.work, job)
-        return await asyncio.wrap_future(job.words)
+            return spell_digits(part.text, self._language)
+        return await self._ask(client, part)
+
+    async def _ask(self, client: Client, item: Part | Words) -> str:
+        job = _Job(item, Future())
+        self._turns.put(client, item.work, job)
+        return await asyncio.wrap_future(job.answer)
 
     def alive(self) -> bool:
         """False once a process has died by itself: the replica must be replaced."""
@@ -142,7 +157,7 @@ class NormaliserProcesses:
 
     def close(self) -> None:
         for job in self._turns.close():
-            job.words.cancel()
+            job.answer.cancel()
         for worker in self._workers:
             worker.join()
 
@@ -151,46 +166,46 @@ class NormaliserProcesses:
         job = None
         try:
             while (job := self._turns.take()) is not None:
-                if job.words.set_running_or_notify_cancel():  # else its client has left
+                if job.answer.set_running_or_notify_cancel():  # else its client has left
                     self._answer(place, job)
         except (OSError, EOFError, ValueError) as error:
             logger.error("a process that normalises texts has ended: %s", error)
             self._broken = True
             waiting = self._turns.close()
-            lost = [left for left in waiting if left.words.set_running_or_notify_cancel()]
-            if job is not None and not job.words.done():
+            lost = [left for left in waiting if left.answer.set_running_or_notify_cancel()]
+            if job is not None and not job.answer.done():
                 lost.append(job)
             for left in lost:
-                left.words.set_exception(RuntimeError("a process that normalises texts has ended"))
+                left.answer.set_exception(RuntimeError("a process that normalises texts has ended"))
         finally:
             self._helpers[place].close()
 
     def _answer(self, place: int, job: _Job) -> None:
-        answer = self._helpers[place].ask(job.part, self._deadline_s)
+        answer = self._helpers[place].ask(job.item, self._deadline_s)
         if isinstance(answer, Exception):
-            job.words.set_exception(answer)
+            job.answer.set_exception(answer)
         elif answer is not None:
-            job.words.set_result(answer)
+            job.answer.set_result(answer)
         else:
             self.overdue += 1
             logger.error(
                 "normalising %d characters took more than %g s; they are spoken as written",
-                len(job.part.text),
+                len(job.item.text),
                 self._deadline_s,
             )
-            job.words.set_result(job.part.text)
+            job.answer.set_result(job.item.text)
             self._helpers[place].close()
-            self._helpers[place] = _Helper(self._info)
+            self._helpers[place] = _Helper(self._pipeline)
             self._helpers[place].wait_until_ready()
 
 
 class _Helper:
     """One process, which is asked one thing at a time. Its end is an EOFError or OSError."""
 
-    def __init__(self, info: NemoStep) -> None:
+    def __init__(self, pipeline: TextPipeline) -> None:
         context = get_context("spawn")  # a fork would copy locks that other threads hold
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, info), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, pipeline), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -200,9 +215,10 @@ class _Helper:
         if error is not None:
             raise error
 
-    def ask(self, part: Part, deadline_s: float) -> str | Exception | None:
-        """The part's words, or what the library raised; None when the deadline came first."""
-        self._connection.send(part)
+    def ask(self, item: Part | Words, deadline_s: float) -> str | Exception | None:
+        """A part's words, or words' phonemes, or what the library raised; None when the deadline
+        came first."""
+        self._connection.send(item)
         if not self._connection.poll(deadline_s):
             return None
         answer: str | Exception = self._connection.recv()
@@ -214,22 +230,24 @@ class _Helper:
         self._connection.close()
 
 
-def _serve(connection: Connection, info: NemoStep) -> None:
+def _serve(connection: Connection, pipeline: TextPipeline) -> None:
     """What a process does: normalise what it is sent until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is its parent's to answer
     try:
-        normaliser = load_normaliser(info)
+        pipeline.load()
     except ValueError as error:
         connection.send(error)
         return
     connection.send(None)
     while True:
         try:
-            part: Part = connection.recv()
+            item: Part | Words = connection.recv()
         except EOFError:
             return
         try:
-            answer: str | Exception = normaliser.part(part)
+            answer: str | Exception = (
+                pipeline.part(item) if isinstance(item, Part) else pipeline.taught(item.text)
+            )
         except Exception as error:  # noqa: BLE001 - it is raised on the other side
             answer = RuntimeError(f"{type(error).__name__}: {error}")
         connection.send(answer)

@@ -20,10 +20,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import regex
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from sheen.text.prompt import normalise
 from sheen.text.segmentation import split_sentences
@@ -158,22 +158,6 @@ class NemoStep(BaseModel, extra="forbid", frozen=True):
     """What the library was given at once: PARTS_VERSION; before there was one, whole sentences.
     These are now read in parts too, which changes words where a sentence holds a long row of
     numbers."""
-
-
-class NfcSpaceStep(BaseModel, extra="forbid", frozen=True):
-    """Unicode NFC; every run of white space becomes one space, none at either end: `normalise`."""
-
-    name: Literal["nfc-space"] = "nfc-space"
-    version: Literal["1"] = "1"
-
-
-NormalizerStep = Annotated[NemoStep | NfcSpaceStep, Field(discriminator="name")]
-"""What a dataset and a checkpoint record, in the order in which texts take the steps."""
-
-
-def text_normalization(steps: Iterable[NormalizerStep]) -> NemoStep | None:
-    """The step that writes numbers and abbreviations out; None for texts as they are."""
-    return next((step for step in steps if isinstance(step, NemoStep)), None)
 
 
 def describe(language: str) -> NemoStep:

@@ -25,7 +25,13 @@ from sheen.runs import cluster
 from sheen.runs.output import folder_digest, output_lock
 from sheen.scoring.asr import Grammar, check_transcriber
 from sheen.storage import files, folders, uris
-from sheen.text.normalization import NfcSpaceStep, NormalizerStep, check, text_normalization
+from sheen.text.steps import (
+    NfcSpaceStep,
+    NormalizerStep,
+    check_steps,
+    phoneme_step,
+    text_normalization,
+)
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
 from sheen.train.config import FREE_FIELDS, TrainConfig
@@ -80,8 +86,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             )
         grammar = check_transcriber(config.asr, config.grammar)
         prompts = eval_prompts(config.eval_prompts, info.voices)
-        if info.text_normalization is not None:
-            check(info.text_normalization)
+        check_steps(info.normalizer)
     needs_codec = bool(prompts) or extends
     with ExitStack() as owned:
         if not config.dry_run:
@@ -201,12 +206,15 @@ def _normalizer_of(
         if other != steps:
             raise ValueError(
                 f"--data {location} has {_texts(other)}, {first} has {_texts(steps)}; "
-                "encode both with one --language"
+                "encode both with the same --language and --phonemes"
             )
-    if not steps and (taught := info.text_normalization):
+    taught = info.text_normalization
+    lost = phoneme_step(info.normalizer) is not None and phoneme_step(steps) is None
+    if taught is not None and (not steps or lost):
         raise ValueError(
             f"--data {first} has {_texts(steps)}, the checkpoint {model} was taught "
-            f"{_texts([taught])}; encode with --language {taught.language}"
+            f"{_texts(info.normalizer)}; encode with --language {taught.language}"
+            + (" --phonemes" if lost else "")
         )
     return (*steps, NfcSpaceStep())
 
@@ -214,9 +222,12 @@ def _normalizer_of(
 def _texts(steps: Sequence[NormalizerStep]) -> str:
     if (step := text_normalization(steps)) is None:
         return "texts as they are"
-    return (
+    words = (
         f"texts normalised as {step.language!r} by {step.name} {step.version} ({step.segmentation})"
     )
+    if (sounds := phoneme_step(steps)) is None:
+        return words
+    return f"{words}, as phonemes of {sounds.library} {sounds.version} ({sounds.alphabet})"
 
 
 def _model_source(model: str) -> str:

@@ -20,12 +20,15 @@ from sheen.data.prompts import Prompt
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm import checkpoint
 from sheen.lm.model import load_model
-from sheen.text.normalization import NemoStep, NfcSpaceStep
+from sheen.text.normalization import NemoStep
+from sheen.text.phonemes import PhonemeStep
+from sheen.text.steps import NfcSpaceStep, NormalizerStep
 from sheen.train.data import build_training_set, common_length
 from sheen.train.evaluation import eval_prompts
 from sheen.train.job import run as train
 
 ENGLISH = NemoStep(version="0.9", language="en")
+PHONEMES = PhonemeStep(version="0.9", language="en")
 
 
 def training_set(location: Path, voice: Voice, *more: Path, **changes: Any) -> Any:
@@ -214,11 +217,11 @@ def test_data_of_two_codecs_is_refused(encoded: Path, base: Path, tmp_path: Path
         train(config)
 
 
-def normalised(encoded: Path, folder: Path, step: NemoStep) -> Path:
+def normalised(encoded: Path, folder: Path, *steps: NormalizerStep) -> Path:
     """The dataset, as if its texts had been normalised."""
     shutil.copytree(encoded, folder)
     info = dataset.read_info(str(encoded))
-    info.normalizer = (step,)
+    info.normalizer = steps
     dataset.write_info(str(folder), info)
     return folder
 
@@ -235,8 +238,13 @@ def test_texts_of_two_normalisations_are_refused(
     shutil.copytree(trained / "checkpoint", taught)
     info = checkpoint.read_info(taught).model_copy(update={"normalizer": (ENGLISH,)})
     checkpoint.write_info(taught, info)
-    with pytest.raises(ValueError, match=r"taught texts normalised as 'en'.* --language en"):
+    with pytest.raises(ValueError, match=r"taught texts normalised as 'en'.* --language en$"):
         train(train_config(encoded, taught, tmp_path / "out"))
+    info = info.model_copy(update={"normalizer": (ENGLISH, PHONEMES, NfcSpaceStep())})
+    checkpoint.write_info(taught, info)
+    for data in (encoded, english):  # letters would be read as phonemes
+        with pytest.raises(ValueError, match=r"taught .*, as phonemes of .* --phonemes$"):
+            train(train_config(data, taught, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

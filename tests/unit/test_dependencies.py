@@ -37,7 +37,9 @@ def imported(folder: Path) -> set[str]:
     return modules - sys.stdlib_module_names
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("sheen", ("wandb",)), ("tests", ("dev",))])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("sheen", ("phonemes", "wandb")), ("tests", ("dev",))]
+)
 def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     allowed = declared(PROJECT["dependencies"])
     for extra in extras:

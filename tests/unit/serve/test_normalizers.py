@@ -16,7 +16,9 @@ import pytest
 from sheen.serve import normalizers
 from sheen.serve.normalizers import NormaliserProcesses
 from sheen.text.normalization import describe, load_normaliser
+from sheen.text.phonemes import describe as describe_phonemes
 from sheen.text.segmentation import SentenceStream
+from sheen.text.steps import NormalizerStep, TextPipeline
 
 WAIT_S = 60.0
 DENSE = "we met at 10:30, and 3.14 is less than $5.20, so that " * 18
@@ -25,8 +27,8 @@ TABLE = "3.14, 2.71, 1.41, 1.73, " * 41
 
 
 @contextmanager
-def opened(deadline_s: float = WAIT_S) -> Iterator[NormaliserProcesses]:
-    processes = NormaliserProcesses(describe("en"), 1, deadline_s)
+def opened(*further: NormalizerStep) -> Iterator[NormaliserProcesses]:
+    processes = NormaliserProcesses(TextPipeline((describe("en"), *further)), 1, WAIT_S)
     yield processes
     processes.close()
 
@@ -60,9 +62,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     ask = normalizers._Helper.ask
 
-    def noting(self: Any, part: Any, deadline_s: float) -> Any:
-        seen.append(part.text)
-        return ask(self, part, deadline_s)
+    def noting(self: Any, item: Any, deadline_s: float) -> Any:
+        seen.append(item.text)
+        return ask(self, item, deadline_s)
 
     monkeypatch.setattr(normalizers._Helper, "ask", noting)
     return seen
@@ -82,6 +84,22 @@ def test_a_text_has_the_same_words_as_at_encoding() -> None:
     assert spoken == load_normaliser(describe("en"))(text)
     assert "three. one four, two. seven one" in spoken
     assert "ten thirty" in spoken
+
+
+def test_a_text_has_the_same_phonemes_as_at_encoding() -> None:
+    steps = describe_phonemes("en")
+    text = f"On 3/4/2024 I paid $5. {DENSE[:300]}. {TABLE}! Was it 10:30?\n---\n(50%) 你好. It was."
+    stream = SentenceStream("en")
+    sentences = stream.push(text) + stream.finish()
+
+    async def run() -> list[str]:
+        with opened(steps) as processes:
+            read = processes.reader()
+            return [await read(sentence) for sentence in sentences]
+
+    taught = " ".join(filter(None, asyncio.run(run())))
+    assert taught == TextPipeline((describe("en"), steps))(text)
+    assert "tˈɛn θˈɜɹTi" in taught
 
 
 def test_a_listener_is_not_kept_waiting_by_pages_of_numbers(asked: list[str]) -> None:

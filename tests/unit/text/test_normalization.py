@@ -172,7 +172,7 @@ def test_a_text_counts_as_it_is_spoken(english: Normaliser) -> None:
     preparation = DecodeSettings(24_000, Limits(max_text_rate=30), layout, 2048 / 24_000)
     (as_it_is,) = decode_rows(table, preparation).to_pylist()
     assert (as_it_is["text"], as_it_is["reason"]) == ("$1,234,567", None)
-    (spoken,) = decode_rows(table, replace(preparation, normalisation=describe("en"))).to_pylist()
+    (spoken,) = decode_rows(table, replace(preparation, normalizer=(describe("en"),))).to_pylist()
     assert spoken["text"].endswith(" hundred and sixty seven dollars")
     assert spoken["reason"] == "implausible speech rate"
 

@@ -1,0 +1,114 @@
+"""Phonemes: words as they are spoken -> their sounds, "of the use" -> "ʌv ðə jus" and stress.
+
+Owns the library that does it, the alphabet of what comes out, and the record of both that a dataset
+and a checkpoint carry. Refuses a version of the library other than the recorded one, and languages
+without phonemes. Takes words, not numbers: text normalization comes first.
+
+The alphabet is misaki's for American English, which Kokoro was taught: a character is a phoneme, a
+mark of stress stands before its vowel, punctuation stays as the pauses that it means, and there is
+one space between two words. The library, hibari-tts, has misaki's lexicon and rules, a tagger for
+words of several readings, and a small network for words that no lexicon has. It needs neither
+espeak nor a download (decision 0028).
+"""
+
+import importlib.metadata
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+import regex
+from pydantic import BaseModel
+
+from sheen.text.prompt import normalise
+
+LIBRARY = "hibari-tts"
+LANGUAGES = ("en",)
+
+PHONES = "AIOTWYbdfhijklmnpstuvwzæðŋɐɑɔəɛɜɡɪɹɾʃʊʌʒʤʧθᵊᵻ"
+STRESS = "ˈˌ"
+PAUSES = ';:,.!?—…"()“”'
+ALPHABET = frozenset(f"{PHONES}{STRESS}{PAUSES} ")
+"""Nothing else comes out. What has no phonemes, such as the letters of another script, is left
+out."""
+
+_PHONE = frozenset(PHONES)
+_LINK = regex.compile(r"\](?=\()")
+"""`[word](/phonemes/)` is the library's markup; in a text it is brackets."""
+_STOP = regex.compile(r" +(?=[;:,.!?…)”])")
+
+
+class PhonemeStep(BaseModel, extra="forbid", frozen=True):
+    """Spoken words to phonemes."""
+
+    name: Literal["phonemes"] = "phonemes"
+    library: Literal["hibari-tts"] = "hibari-tts"
+    version: str
+    """Of the library: its lexicon changes with it."""
+    language: str
+    alphabet: Literal["misaki-us-1"] = "misaki-us-1"
+    """ALPHABET; another one means a new version."""
+
+
+def describe(language: str) -> PhonemeStep:
+    """The step that is installed here, for a language of LANGUAGES. Raises ValueError."""
+    step = PhonemeStep(version=_installed(language), language=language)
+    check(step)
+    return step
+
+
+def check(step: PhonemeStep) -> None:
+    """Raise ValueError unless `load_phonemizer` can load this here; quick, loads nothing."""
+    if step.language not in LANGUAGES:
+        raise ValueError(
+            f"phonemes: unknown language {step.language!r}; known: {', '.join(LANGUAGES)}"
+        )
+    if (installed := _installed(step.language)) != step.version:
+        raise ValueError(
+            f"phonemes: the texts were read by {LIBRARY} {step.version}, here is {installed}, "
+            f"which may read them otherwise. Type: pip install {LIBRARY}=={step.version}; or "
+            f"encode and train again with {installed}"
+        )
+
+
+def _installed(language: str) -> str:
+    try:
+        return importlib.metadata.version(LIBRARY)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            f"phonemes ({language}): {LIBRARY} is not installed. Type: "
+            "pip install 'sheen[phonemes]'"
+        ) from None
+
+
+class Phonemizer:
+    """Call it with a sentence's words for its phonemes, see `load_phonemizer`. Threads take turns:
+    it computes in Python."""
+
+    def __init__(self, library: Callable[[str], str]) -> None:
+        """library: a G2P of hibari."""
+        self._library = library
+        self._lock = threading.Lock()
+
+    def __call__(self, words: str) -> str:
+        """Of ALPHABET; empty for words without a sound."""
+        with self._lock:
+            read = self._library(_LINK.sub("] ", words))
+        kept = "".join(character for character in read if character in ALPHABET)
+        if _PHONE.isdisjoint(kept):
+            return ""
+        joined: str = _STOP.sub("", normalise(kept))
+        return joined
+
+
+@cache
+def load_phonemizer(step: PhonemeStep) -> Phonemizer:
+    """One for each process; loads in less than a second. ValueError says what is missing, see
+    `check`."""
+    check(step)
+    # Here: most processes do without it, and it imports scipy where that is installed.
+    from hibari.g2p import G2P
+
+    library = G2P()
+    assert library.oov is not None  # loads the network for unknown words, now rather than later
+    return Phonemizer(library)

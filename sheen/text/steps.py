@@ -1,0 +1,116 @@
+"""The steps from a text as it is written to the text that a model is given: `normalizer`.
+
+Owns the steps' names and order, as `dataset.json` and `sheen.json` record them, and `TextPipeline`,
+the one way through them for encoding, training, evaluation and every server. Refuses steps in
+another order. What a step does is its own module's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from sheen.text import normalization, phonemes
+from sheen.text.normalization import NemoStep, Part, join_parts, load_normaliser
+from sheen.text.phonemes import PhonemeStep, load_phonemizer
+from sheen.text.prompt import normalise
+from sheen.text.segmentation import split_sentences
+
+
+class NfcSpaceStep(BaseModel, extra="forbid", frozen=True):
+    """Unicode NFC; every run of white space becomes one space, none at either end: `normalise`."""
+
+    name: Literal["nfc-space"] = "nfc-space"
+    version: Literal["1"] = "1"
+
+
+NormalizerStep = Annotated[NemoStep | PhonemeStep | NfcSpaceStep, Field(discriminator="name")]
+ORDER = ("nemo_text_processing", "phonemes", "nfc-space")
+
+
+def _in_order(steps: tuple[NormalizerStep, ...]) -> tuple[NormalizerStep, ...]:
+    names = [step.name for step in steps]
+    if names != [name for name in ORDER if name in names]:
+        raise ValueError(
+            f"the steps are {', '.join(names)}; expected each at most once, in the order "
+            f"{', '.join(ORDER)}"
+        )
+    sounds, words = phoneme_step(steps), text_normalization(steps)
+    if sounds is not None and (words is None or words.language != sounds.language):
+        raise ValueError(
+            f"phonemes ({sounds.language}) need texts that were normalised before, in the same "
+            "language"
+        )
+    return steps
+
+
+NormalizerSteps = Annotated[tuple[NormalizerStep, ...], AfterValidator(_in_order)]
+"""What a dataset and a checkpoint record, in the order in which texts take the steps."""
+
+
+def text_normalization(steps: Sequence[NormalizerStep]) -> NemoStep | None:
+    """The step that writes numbers and abbreviations out; None for texts as they are."""
+    return next((step for step in steps if isinstance(step, NemoStep)), None)
+
+
+def phoneme_step(steps: Sequence[NormalizerStep]) -> PhonemeStep | None:
+    """The step that turns words into phonemes; None for a model of letters."""
+    return next((step for step in steps if isinstance(step, PhonemeStep)), None)
+
+
+def check_steps(steps: Sequence[NormalizerStep]) -> None:
+    """Raise ValueError, which names the package, unless every step can be taken here."""
+    if (words := text_normalization(steps)) is not None:
+        normalization.check(words)
+    if (sounds := phoneme_step(steps)) is not None:
+        phonemes.check(sounds)
+
+
+@dataclass(frozen=True)
+class TextPipeline:
+    """Texts, by way of their words, in the form that a model is taught. Libraries load at first
+    use, once for each process; ValueError for one that is missing, see `check_steps`."""
+
+    steps: tuple[NormalizerStep, ...]
+
+    @property
+    def language(self) -> str | None:
+        """What texts are normalized as, ISO 639-1; None for texts as they are."""
+        step = text_normalization(self.steps)
+        return None if step is None else step.language
+
+    @property
+    def has_phonemes(self) -> bool:
+        return phoneme_step(self.steps) is not None
+
+    def load(self) -> None:
+        """Load every step's library."""
+        if (words := text_normalization(self.steps)) is not None:
+            load_normaliser(words)
+        if (sounds := phoneme_step(self.steps)) is not None:
+            load_phonemizer(sounds)
+
+    def part(self, part: Part) -> str:
+        """One part's words, see `normalization.parts`. Only where there is text normalization."""
+        step = text_normalization(self.steps)
+        assert step is not None
+        return load_normaliser(step).part(part)
+
+    def words(self, sentence: str) -> str:
+        """A sentence's words as they are spoken, which is what a transcript is compared with; empty
+        when there is nothing to say."""
+        step = text_normalization(self.steps)
+        return normalise(sentence) if step is None else load_normaliser(step).sentence(sentence)
+
+    def taught(self, words: str) -> str:
+        """A whole sentence's words in the form that the model is taught: their phonemes, else the
+        words themselves. Empty where nothing has a sound."""
+        step = phoneme_step(self.steps)
+        return words if step is None or not words else load_phonemizer(step)(words)
+
+    def __call__(self, text: str) -> str:
+        """A text of any length in the form that the model is taught, sentence by sentence; empty
+        for a text without a word."""
+        sentences = split_sentences(text, self.language)
+        return join_parts(self.taught(self.words(sentence)) for sentence in sentences)
