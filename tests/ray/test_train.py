@@ -53,6 +53,8 @@ def test_metrics_say_what_a_user_needs(trained: Path) -> None:
         assert row["tokens_per_second"] > row["target_tokens_per_second"] > 0
         assert {"loss", "loss_level_0", "loss_level_1", "loss_level_2", "end_accuracy"} <= set(row)
     assert [row["step"] for row in steps if "eval_loss" in row] == [3, 6]
+    gains = {f"eval_text_gain_level_{level}" for level in range(3)}
+    assert [row["step"] for row in steps if gains <= set(row)] == [3, 6]
     assert steps[-1]["loss"] < steps[0]["loss"]
 
 
