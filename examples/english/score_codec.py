@@ -1,6 +1,6 @@
 """Scores a codec on recordings: WER, DNSMOS and level through it, beside the recordings' own.
 
-Owns the choice of recordings, DNSMOS (package speechmos), the table, `score.json` and `mel.png`.
+Owns the choice of recordings, the table, `score.json` and `mel.png`.
 The same sentences are transcribed twice, from the recording and from what the codec makes of it, so
 that the difference is the codec's. WER is after Whisper's English normaliser.
 """
@@ -9,7 +9,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchaudio.functional import resample
 
 from sheen.audio.io import decode_audio
 from sheen.codec.info import describe_codec
@@ -28,6 +27,8 @@ from sheen.data.corpus import plain_rows
 from sheen.report.page import Clip, clip_row, save_png
 from sheen.scoring.asr import open_transcriber
 from sheen.scoring.code_usage import decode_clip, encode_clips
+from sheen.scoring.mos import Dnsmos
+from sheen.scoring.packaged import UnscorableError
 from sheen.scoring.speaker_id import ALL
 from sheen.scoring.wer import (
     ErrorDifference,
@@ -40,9 +41,7 @@ from sheen.scoring.wer import (
 from sheen.storage import files
 
 Waveform = NDArray[np.float32]
-Mos = Callable[[Waveform, int], float]
 
-DNSMOS_RATE = 16_000
 JSON_FILE, IMAGE_FILE = "score.json", "mel.png"
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scored:
-    """One recording and its reconstruction; `rms` of each is over all its samples."""
+    """One recording and its reconstruction; `rms` of each is over all its samples. DNSMOS is None
+    for what is silent or too short to score."""
 
     id: str
     voice: str | None
@@ -58,15 +58,16 @@ class Scored:
     seconds: float
     recording_transcript: str
     codec_transcript: str
-    recording_dnsmos: float
-    codec_dnsmos: float
+    recording_dnsmos: float | None
+    codec_dnsmos: float | None
     recording_rms: float
     codec_rms: float
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of a voice or all: WER as shares, DNSMOS OVRL from 1 to 5, `rms_ratio` output over input."""
+    """Of a voice or all: WER as shares, `rms_ratio` output over input. DNSMOS OVRL, from 1 to 5, is
+    over the clips that have it on both sides."""
 
     clips: int
     seconds: float
@@ -102,21 +103,13 @@ def read_recordings(manifest: str, count: int, sample_rate: int) -> list[tuple[A
     return found
 
 
-def open_dnsmos() -> Mos:
-    """DNSMOS P.835 OVRL of a waveform `[n]` at a sample rate. ValueError without the package."""
+def overall(dnsmos: Dnsmos, waveform: Waveform, sample_rate: int) -> float | None:
+    """DNSMOS OVRL of a waveform `[n]`; None where it is silent or too short."""
     try:
-        from speechmos import dnsmos
-    except ImportError as error:
-        raise ValueError(
-            f"DNSMOS needs packages speechmos, librosa and onnxruntime ({error}); install "
-            "examples/english/requirements.txt"
-        ) from error
-
-    def overall(waveform: Waveform, sample_rate: int) -> float:
-        audio = resample(torch.from_numpy(waveform), sample_rate, DNSMOS_RATE).numpy()
-        return float(dnsmos.run(np.clip(audio, -1, 1), DNSMOS_RATE)["ovrl_mos"])
-
-    return overall
+        return dnsmos.score(waveform, sample_rate).ovrl
+    except UnscorableError as error:
+        logger.warning("no DNSMOS: %s", error)
+        return None
 
 
 def rms(waveform: Waveform) -> float:
@@ -129,6 +122,8 @@ def summarise(clips: Sequence[Scored], seed: int) -> Scores:
     texts = [normalise_english(clip.text) for clip in clips]
     recorded = [normalise_english(clip.recording_transcript) for clip in clips]
     coded = [normalise_english(clip.codec_transcript) for clip in clips]
+    scored = [(c.recording_dnsmos, c.codec_dnsmos) for c in clips]
+    moses = np.array([pair for pair in scored if None not in pair], np.float64).reshape(-1, 2)
     power = [
         sum(clip.seconds * level**2 for clip, level in zip(clips, levels, strict=True))
         for levels in ([c.recording_rms for c in clips], [c.codec_rms for c in clips])
@@ -139,8 +134,8 @@ def summarise(clips: Sequence[Scored], seed: int) -> Scores:
         recording_wer=error_rate("word", texts, recorded, seed=seed),
         codec_wer=error_rate("word", texts, coded, seed=seed),
         wer_difference=word_error_difference(texts, recorded, coded, seed=seed),
-        recording_dnsmos=float(np.mean([clip.recording_dnsmos for clip in clips])),
-        codec_dnsmos=float(np.mean([clip.codec_dnsmos for clip in clips])),
+        recording_dnsmos=float(moses[:, 0].mean()) if len(moses) else float("nan"),
+        codec_dnsmos=float(moses[:, 1].mean()) if len(moses) else float("nan"),
         rms_ratio=float(np.sqrt(power[1] / power[0])) if power[0] else float("nan"),
     )
 
@@ -189,7 +184,7 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     with named("--codec"):
         codec, info = load_codec(args.codec), describe_codec(args.codec)
     asr = open_transcriber(args.asr)
-    dnsmos = open_dnsmos()
+    dnsmos = Dnsmos()
     with named("--recordings"):
         found = read_recordings(args.recordings, args.count, codec.sample_rate)
     logger.info("encoding and decoding %d recordings", len(found))
@@ -205,8 +200,8 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
                 seconds=len(waveform) / codec.sample_rate,
                 recording_transcript=before,
                 codec_transcript=after,
-                recording_dnsmos=dnsmos(waveform, codec.sample_rate),
-                codec_dnsmos=dnsmos(made, codec.sample_rate),
+                recording_dnsmos=overall(dnsmos, waveform, codec.sample_rate),
+                codec_dnsmos=overall(dnsmos, made, codec.sample_rate),
                 recording_rms=rms(waveform),
                 codec_rms=rms(made),
             )

@@ -85,11 +85,16 @@ class EvaluateConfig(JobConfig):
     grammar: Annotated[
         str | None, Field(description="JSGF file: restricts what pocketsphinx recognises")
     ] = None
+    dnsmos: Annotated[
+        bool,
+        Field(description="score the sound by DNSMOS P.835, from 1 to 5; needs package speechmos"),
+    ] = False
     voice_recordings: Annotated[
         str | None,
         Field(
-            description="recordings of the voices, for speaker accuracy: LJSpeech folder or "
-            ".jsonl manifest with speakers; path or URI"
+            description="recordings of the voices, for speaker accuracy and similarity: LJSpeech "
+            "folder or .jsonl manifest with speakers, of which 20 a voice are used; path or URI; "
+            "needs package resemblyzer"
         ),
     ] = None
     num_workers: Annotated[

@@ -31,6 +31,7 @@ from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.output import output_lock
 from sheen.scoring.asr import POCKETSPHINX, Grammar, check_transcriber
+from sheen.scoring.mos import Dnsmos, Mos
 from sheen.scoring.reports import render_speech_report, speech_json, worst_first
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles, enroll_speakers
 from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, score_speech
@@ -79,6 +80,11 @@ def run(config: EvaluateConfig) -> Evaluation:
         raise ValueError(f"--prompts {error}") from error
     plan = plan_prompts(listed, info, config)
     grammar = check_transcriber(config.asr, config.grammar)
+    if config.dnsmos:
+        try:
+            Dnsmos()
+        except ValueError as error:
+            raise ValueError(f"--dnsmos: {error}") from error
     profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
     with output_lock(output):
         prepare_output(output, config, model, plan.prompts, grammar, profiles)
@@ -146,7 +152,7 @@ def _speak(
         num_cpus=WORKER_CPUS,
         num_gpus=speaking if gpu else 0,
     )
-    if config.asr is not None or profiles is not None:
+    if config.asr is not None or profiles is not None or config.dnsmos:
         data = data.map_batches(
             TranscribeWorker,
             fn_constructor_kwargs={
@@ -157,6 +163,7 @@ def _speak(
                 "profiles": ray.put(profiles),
                 "sample_rate": sample_rate,
                 "attempts": attempts,
+                "dnsmos": config.dnsmos,
             },
             compute=ActorPoolStrategy(size=workers),
             batch_size=size,
@@ -246,5 +253,8 @@ def _clip(row: dict[str, Any]) -> SpokenClip:
         sound=Sound(row["seconds"], row["speaking"], row["pause"], row["clipped"]),
         expected_seconds=row["expected_seconds"],
         transcript=row["transcript"],
+        dnsmos=Mos(**row["dnsmos"]) if row["dnsmos"] else None,
         identified_speaker=row["identified_speaker"],
+        speaker_similarity=row["speaker_similarity"],
+        unscored=row["unscored"],
     )

@@ -21,6 +21,7 @@ _PROMPT: list[tuple[str, pa.DataType]] = [
 PROMPT_SCHEMA = pa.schema(_PROMPT)
 
 _AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_MOS = pa.struct([(name, pa.float64()) for name in ("ovrl", "sig", "bak")])
 
 _RESULT: list[tuple[str, pa.DataType]] = [
     ("reason", pa.string()),  # why it was not spoken, null when it was
@@ -33,7 +34,10 @@ _RESULT: list[tuple[str, pa.DataType]] = [
     ("clipped", pa.float64()),
     ("asr", pa.string()),
     ("transcript", pa.string()),
+    ("dnsmos", _MOS),
     ("identified_speaker", pa.string()),
+    ("speaker_similarity", pa.float64()),
+    ("unscored", pa.string()),  # why the sound has no scores though they were asked for
     ("audio", _AUDIO),  # FLAC, as the `audio` of Hugging Face datasets
 ]
 ROW_SCHEMA = pa.schema([*_PROMPT, *_RESULT])

@@ -134,10 +134,7 @@ def prepare_output(
     decided["grammar"] = hashlib.sha256(grammar.jsgf).hexdigest() if grammar else None
     if config.asr and config.asr not in NAMES and Path(config.asr).expanduser().is_dir():
         decided["asr"] = folder_digest(uris.absolute(config.asr))
-    decided["voice recordings"] = None
-    if profiles is not None:
-        made = repr((profiles.voices, profiles.means.tolist(), profiles.precision.tolist()))
-        decided["voice recordings"] = hashlib.sha256(made.encode()).hexdigest()
+    decided["voice recordings"] = profiles.digest if profiles else None
     texts = json.dumps([astuple(prompt) for prompt in prompts])
     decided["prompts sha256"] = hashlib.sha256(texts.encode()).hexdigest()
     if changed := check_fingerprint(where, decided, ("voice recordings",)):

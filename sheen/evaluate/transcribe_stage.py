@@ -1,22 +1,33 @@
-"""The second stage of an evaluation: audio -> transcript and identified speaker, in actors.
+"""The second stage of an evaluation: audio -> transcript and scores of the sound, in actors.
 
-Separate from synthesis because its processes load the ASR model and nothing that speaks.
+Separate from synthesis because its processes load the models that judge and nothing that speaks.
 """
 
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from numpy.typing import NDArray
 
 from sheen.audio.io import decode_audio
 from sheen.evaluate.output import ROW_SCHEMA
 from sheen.runs.attempts import Attempts
 from sheen.scoring.asr import Grammar, open_transcriber
-from sheen.scoring.speaker_id import SpeakerProfiles
+from sheen.scoring.mos import Dnsmos
+from sheen.scoring.packaged import UnscorableError
+from sheen.scoring.speaker_id import SpeakerEncoder, SpeakerProfiles
 from sheen.scoring.wer import normalise_words
 
 
 class TranscribeWorker:
-    """An actor with the ASR: fills `transcript`, and with profiles `identified_speaker`."""
+    """An actor with the ASR, DNSMOS and the speakers' profiles, each where it is asked for.
+
+    Fills `transcript`, `dnsmos`, `identified_speaker` and `speaker_similarity`; for a clip that is
+    silent or too short to score, `unscored`.
+    """
 
     def __init__(
         self,
@@ -27,10 +38,13 @@ class TranscribeWorker:
         sample_rate: int,
         attempts: Attempts | None = None,
         language: str | None = "en",
+        dnsmos: bool = False,
     ) -> None:
         torch.set_num_threads(1)
         self._transcriber = open_transcriber(asr, grammar, device, language) if asr else None
+        self._dnsmos = Dnsmos() if dnsmos else None
         self._profiles = ray.get(profiles)
+        self._encoder = SpeakerEncoder() if self._profiles else None
         self._rate = sample_rate
         self._attempts = attempts
 
@@ -49,10 +63,19 @@ class TranscribeWorker:
                 # A text without words ("...") has no WER.
                 row["transcript"] = text if normalise_words(row["text"]) else None
                 row["asr"] = self._transcriber.name
-        if self._profiles is not None:
-            for row, clip in zip(spoken, clips, strict=True):
-                try:
-                    row["identified_speaker"] = self._profiles.identify(clip, self._rate)
-                except ValueError:  # silent or too short: the model's fault, not the caller's
-                    row["identified_speaker"] = ""
+        for row, clip in zip(spoken, clips, strict=True):
+            try:
+                self._score(row, clip)
+            except UnscorableError as error:
+                row["unscored"] = str(error)
+                row["identified_speaker"] = "" if self._profiles else None
         return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+
+    def _score(self, row: dict[str, Any], clip: NDArray[np.float32]) -> None:
+        if self._dnsmos is not None:
+            row["dnsmos"] = asdict(self._dnsmos.score(clip, self._rate))
+        if self._profiles is not None and self._encoder is not None:
+            embedding = self._encoder.embed(clip, self._rate)
+            row["identified_speaker"] = self._profiles.identify(embedding)
+            if row["speaker"] in self._profiles.voices:
+                row["speaker_similarity"] = self._profiles.similarity(embedding, row["speaker"])

@@ -20,7 +20,8 @@ from sheen.codec.layout import Codes
 from sheen.codec.snac import Codec
 from sheen.scoring import code_usage
 from sheen.scoring.asr import Transcriber
-from sheen.scoring.speaker_id import ALL, SpeakerProfiles
+from sheen.scoring.packaged import UnscorableError
+from sheen.scoring.speaker_id import ALL, SpeakerEncoder, SpeakerProfiles
 from sheen.scoring.wer import (
     ErrorDifference,
     ErrorRate,
@@ -203,11 +204,12 @@ def _identify_speakers(
     if profiles is None:
         return [None] * len(decoded)
     logger.info("identifying speakers")
+    encoder = SpeakerEncoder()
     voices: list[str | None] = []
     for audio in decoded:
         try:
-            voices.append(profiles.identify(audio, sample_rate))
-        except ValueError:  # silent or too short: a poor codec's result, not a caller's mistake
+            voices.append(profiles.identify(encoder.embed(audio, sample_rate)))
+        except UnscorableError:  # a poor codec's result, not a caller's mistake
             voices.append("")
     return voices
 

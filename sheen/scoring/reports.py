@@ -39,7 +39,12 @@ def speech_rows(report: SpeechReport) -> tuple[list[str], list[list[str]]]:
     columns: dict[str, Callable[[VoiceResult], ErrorRate | Share | Mean | None]] = {
         "WER": lambda result: result.wer,
         "CER": lambda result: result.cer,
+        "DNSMOS OVRL": lambda result: result.dnsmos_ovrl,
+        "DNSMOS SIG": lambda result: result.dnsmos_sig,
+        "DNSMOS BAK": lambda result: result.dnsmos_bak,
         "speaker accuracy": lambda result: result.speaker_accuracy,
+        "speaker similarity": lambda result: result.speaker_similarity,
+        "too short to score": lambda result: result.unscored,
         "ended with EOS": lambda result: result.ended_with_eos,
         "duration / expected": lambda result: result.duration,
         "characters per second": lambda result: result.characters_per_second,
@@ -80,6 +85,11 @@ def render_speech_report(
         f"{asr}In brackets 95% intervals over clips: bootstrap, for shares Wilson's. Seed "
         f"{report.seed}.",
     ]
+    if report.voices[ALL].speaker_similarity is not None:
+        blocks.append(
+            "Speaker similarity is 1 for the voice's own recordings, and 0 for those of the other "
+            "voice that comes nearest."
+        )
     ratios = [ratio for clip in report.clips if (ratio := clip.duration) is not None]
     if ratios:
         blocks.append(histogram("Duration over the duration expected of the text", ratios, "times"))
@@ -102,8 +112,12 @@ def _caption(clip: SpokenClip) -> str:
         parts.append("cut off at its token limit")
     if clip.transcript is not None:
         parts.append(f"transcript: {clip.transcript or 'nothing'}")
+    if clip.dnsmos is not None:
+        parts.append(f"DNSMOS OVRL {clip.dnsmos.ovrl:.2f}")
     if clip.identified_speaker is not None:
         parts.append(f"speaker: {clip.identified_speaker or 'none'}")
+    if clip.speaker_similarity is not None:
+        parts.append(f"similarity {clip.speaker_similarity:.2f}")
     return ", ".join(parts)
 
 

