@@ -1,12 +1,11 @@
 """DNSMOS P.835: what listeners would think of speech, as a network predicts it, from 1 to 5.
 
 Owns the windows and the polynomials around the network (Reddy, Gopal and Cutler 2022), which is in
-package speechmos. Their training data are noisy recordings and what noise suppressors make of them:
-it hears noise, distortion and missing bands, and knows nothing of the words or the voice.
+package speechmos. It was trained on noisy recordings and what noise suppressors make of them: it
+hears noise, distortion and missing bands, and knows nothing of the words or the voice.
 """
 
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -45,7 +44,6 @@ class Dnsmos:
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
-        self.name = f"DNSMOS P.835 (speechmos {version('speechmos')})"
 
     def score(self, waveform: NDArray[np.float32], sample_rate: int) -> Mos:
         """The means over windows of 9.01 s that begin every second; a shorter clip is repeated.
@@ -55,7 +53,7 @@ class Dnsmos:
         clip = prepare_clip(waveform, sample_rate)
         while len(clip) < _WINDOW:
             clip = np.tile(clip, 2)
-        # As the package counts them: one fewer than fit where the last second is nearly whole.
+        # As the package counts them: one fewer than fit, but at least one.
         starts = [RATE * second for second in range(max(1, len(clip) // RATE - 9))]
         raw = np.array(
             [

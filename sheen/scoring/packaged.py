@@ -53,16 +53,16 @@ def prepare_clip(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.
         raise UnscorableError("the clip is empty: it holds 0 samples")
     if not np.isfinite(waveform).all():
         raise UnscorableError("the clip holds samples that are no numbers (NaN or infinite)")
-    level = np.abs(waveform)
+    clip = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
+    resampled: NDArray[np.float32] = resample(clip, sample_rate, RATE).clamp(-1, 1).numpy()
+    level = np.abs(resampled)
     if level.max() < _SILENCE:
         raise UnscorableError(f"the clip is silent: its peak is {level.max():.1e} of full scale")
     sounding = np.flatnonzero(level > level.max() * 10 ** (-FAR_BELOW_DB / 20))
-    seconds = float(sounding[-1] + 1 - sounding[0]) / sample_rate
+    seconds = float(sounding[-1] + 1 - sounding[0]) / RATE
     if seconds < MIN_SECONDS:
         raise UnscorableError(
             f"the clip is too short: {seconds:.2f} s from its first sound to its last, and a score "
             f"needs {MIN_SECONDS} s at least"
         )
-    clip = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
-    resampled: NDArray[np.float32] = resample(clip, sample_rate, RATE).clamp(-1, 1).numpy()
     return resampled
