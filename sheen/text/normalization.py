@@ -50,7 +50,7 @@ _SEAM = regex.compile(r"(?<=(?<![^\s])[\p{Ll}\p{M}]++[,;:]?) (?=[\p{Ll}\p{M}]+[,
 """Between two words of small letters, where no number, unit, date or abbreviation goes on."""
 _SIGN = regex.compile(r"[^\p{L}\p{M}\s]")
 _LETTER = regex.compile(r"\p{L}")
-_DIGIT = regex.compile(r"\p{Nd}")
+_DIGIT = re.compile(r"\d")  # not of `regex`: it knows digits of a Unicode that `int` does not
 _STOPS = regex.compile(r" (?=[,.;:!?)\]}])")
 
 

@@ -13,6 +13,7 @@ espeak nor a download (decision 0028).
 
 import importlib.metadata
 import threading
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 from typing import Literal
@@ -20,12 +21,14 @@ from typing import Literal
 import regex
 from pydantic import BaseModel
 
+from sheen.text.normalization import spell_digits
 from sheen.text.prompt import normalise
 
 LIBRARY = "hibari-tts"
 LANGUAGES = ("en",)
 
-PHONES = "AIOTWYbdfhijklmnpstuvwzæðŋɐɑɔəɛɜɡɪɹɾʃʊʌʒʤʧθᵊᵻ"
+VOWELS = "AIOWYiuæɐɑɔəɛɜɪʊʌᵊᵻ"
+PHONES = f"Tbdfhjklmnpstvwzðŋɡɹʃʒʤʧθ{VOWELS}"
 STRESS = "ˈˌ"
 PAUSES = ';:,.!?—…"()“”'
 ALPHABET = frozenset(f"{PHONES}{STRESS}{PAUSES} ")
@@ -93,12 +96,28 @@ class Phonemizer:
     def __call__(self, words: str) -> str:
         """Of ALPHABET; empty for words without a sound."""
         with self._lock:
-            read = self._library(_LINK.sub("] ", words))
+            read = self._library(_readable(words))
         kept = "".join(character for character in read if character in ALPHABET)
         if _PHONE.isdisjoint(kept):
             return ""
         joined: str = _STOP.sub("", normalise(kept))
         return joined
+
+
+def _readable(words: str) -> str:
+    """Without what the library raises errors of, and what it takes for markup.
+
+    A digit that text normalization left is a word.
+    """
+    words = _LINK.sub("] ", words).replace("İ", "I")  # in lower case İ is two characters
+    if not any(map(str.isdigit, words)):
+        return words
+    decimal = "".join(
+        unicodedata.normalize("NFKC", character) if character.isdigit() else character
+        for character in words
+    )
+    kept = "".join(c for c in decimal if c.isdecimal() or not c.isdigit())
+    return spell_digits(kept, "en")
 
 
 @cache

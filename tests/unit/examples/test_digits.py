@@ -424,6 +424,20 @@ def test_tokenizer_gives_any_text_back(base: Path) -> None:
     check()
 
 
+def test_a_phoneme_is_one_token_and_takes_its_stress_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    make_base.main(["--output", str(folder), "--hidden-size", "64", "--layers", "1", "--phonemes"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("slt: ˌI wˈɑnt “sˈɛvᵊn”!")["input_ids"]
+    assert [tokenizer.decode(token) for token in ids] == [
+        "s", "l", "t", ":", " ", "ˌI", " ", "w", "ˈɑ", "n", "t", " ", "“", "s", "ˈɛ", "v", "ᵊ", "n",
+        "”", "!",
+    ]  # fmt: skip
+    for text in ("Grüße, 你好 🙂\t!\r\n", "ˈˈɛ ˌ ᵊᵻ …—", "ᵃ€ɏ"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size == len(tokenizer)
+
+
 def test_one_ascii_character_is_one_token_of_its_own(base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     encoded = [tokenizer.encode(chr(code)) for code in range(128)]

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sheen.text import phonemes
@@ -68,6 +68,16 @@ def test_what_has_no_sound_is_empty(english: Phonemizer, text: str) -> None:
     assert english(text) == ""
 
 
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [("B2B", "B two B"), ("x²", "x two"), ("④", "four"), ("9" * 80, "nine " * 80)],
+)
+def test_a_digit_that_text_normalization_left_is_a_word(
+    english: Phonemizer, left: str, words: str
+) -> None:
+    assert english(left) == english(words)
+
+
 def test_letters_of_other_scripts_leave_no_gap(english: Phonemizer) -> None:
     assert english("Hello 你好, there.") == "həlˈO, ðˈɛɹ."
 
@@ -78,6 +88,7 @@ def test_the_librarys_markup_in_a_text_is_brackets(english: Phonemizer) -> None:
 
 
 @given(st.text(max_size=60))
+@example("¹A፩ [x](/y/) -1.5.2 $3,00 <İ`")
 def test_nothing_but_the_alphabet_comes_out(text: str) -> None:
     read = load_phonemizer(describe("en"))(text)
     assert set(read) <= ALPHABET

@@ -23,6 +23,8 @@ from sheen.engine.engine import Engine
 from sheen.engine.longform import Synthesized, inline, synthesize_all
 from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import Voice, load_voice
+from sheen.evaluate.output import PROMPT_SCHEMA
+from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.lm import checkpoint
 from sheen.text import normalization, phonemes
 from sheen.text.segmentation import split_sentences
@@ -173,6 +175,18 @@ def test_chunks_are_cut_between_words_and_counted_in_phonemes(voice: Voice, limi
     found = asyncio.run(read())
     assert all(len(chunk) <= limit for chunk in found)
     assert " ".join(found) == voice.pipeline(WRITTEN)
+
+
+def test_an_evaluation_keeps_the_words_and_expects_the_phonemes_to_take_their_time(
+    saved: Path,
+) -> None:
+    worker = SpeakWorker(str(saved), "cpu", [], {}, seed=0, max_seconds=0.4, slots=1)
+    row = {"key": 0, "id": "a", "text": "It's 10:30!", "speaker": "slt"}
+    (spoken,) = worker.speak(pa.Table.from_pylist([row], schema=PROMPT_SCHEMA)).to_pylist()
+    assert spoken["text"] == "It's ten thirty!"
+    voice = load_voice(str(saved))
+    assert spoken["expected_seconds"] == voice.expected_seconds("ˌɪts tˈɛn θˈɜɹTi!", "slt")
+    assert spoken["expected_seconds"] != voice.expected_seconds("It's ten thirty!", "slt")
 
 
 def test_a_transcript_is_compared_with_the_words(voice: Voice, engine: Engine) -> None:
