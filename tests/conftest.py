@@ -30,6 +30,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Ray's default for workers is nice 15: beside anything else that computes they would stand still.
 # Nobody reads the metrics of these clusters.
 os.environ.update(RAY_worker_niceness="0", RAY_enable_metrics_collection="0")
+# A worker that waits for a first task is seldom one that the task can use.
+os.environ.update(RAY_prestart_worker_first_driver="0")
 # And Serve's default for a proxy that starts or answers late is to kill it.
 os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "120"
 os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "120"

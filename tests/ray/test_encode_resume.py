@@ -73,14 +73,17 @@ def committed(output: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def expected(
-    ray_cluster: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
-    """What an uninterrupted run writes."""
+def whole(ray_cluster: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of an uninterrupted run."""
     output = tmp_path_factory.mktemp("whole") / "codes"
     fields = {"input": str(corpus), "output": str(output), "codec": str(CODEC)}
     run(EncodeConfig(**fields, num_workers=1))
-    rows = rows_of(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def expected(whole: Path) -> list[dict[str, Any]]:
+    rows = rows_of(whole)
     assert [row["key"] for row in rows] == list(range(ROWS))
     return rows
 
@@ -181,21 +184,19 @@ def test_an_encoding_killed_at_any_moment_ends_as_if_it_had_not_been(
 
 
 def test_a_finished_encoding_does_nothing_and_another_is_refused(
-    ray_cluster: None, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "codes"
-    assert main([*arguments(corpus, output), "--limit", "8", "--num-workers", "1"]) == 0
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     free = ["--num-workers", "2", "--batch-seconds", "60"]  # decides no row
-    assert main([*arguments(corpus, output), "--limit", "8", *free]) == 0
-    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert main([*arguments(corpus, whole), *free]) == 0
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
     capsys.readouterr()
     for changed, difference in (
-        (["--limit", "9"], "limit was 8, now 9"),
-        (["--limit", "8", "--min-seconds", "0.3"], "min_seconds was 0.2, now 0.3"),
+        (["--limit", "9"], "limit was None, now 9"),
+        (["--min-seconds", "0.3"], "min_seconds was 0.2, now 0.3"),
     ):
-        assert main([*arguments(corpus, output), *changed]) == 2
+        assert main([*arguments(corpus, whole), *changed]) == 2
         error = capsys.readouterr().err
         assert difference in error
         assert "--overwrite" in error
-    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before

@@ -101,6 +101,8 @@ def test_a_worker_that_cannot_write_ends_the_encoding_with_one_line(
     assert "out/blocks" in said.err.strip().splitlines()[-1]
 
 
+# A killed one resumes in tests/ray/test_encode_resume.py, and the line is above.
+@pytest.mark.soak
 def test_an_interrupted_encoding_says_so_and_resumes(
     ray_cluster: None, corpus: Path, tmp_path: Path
 ) -> None:

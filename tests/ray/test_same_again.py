@@ -4,6 +4,7 @@ Through the jobs' doors: files in, rows and message out.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def read_encoded(output: Path) -> list[dict[str, Any]]:
 # Content, not names
 
 
-def corpus(folder: Path, voice: str) -> Path:
+def small_corpus(folder: Path, voice: str) -> Path:
     """The same ids and texts for every voice."""
     (folder / "wavs").mkdir(parents=True)
     for n in range(1, 5):
@@ -120,25 +121,32 @@ def corpus(folder: Path, voice: str) -> Path:
 
 
 def test_other_recordings_of_the_same_names_are_refused(
-    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Path, encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"
-    assert encode(flags(corpus(tmp_path / "a" / "mine", "slt"), output)) == 0
+    output = Path(shutil.copytree(encoded, tmp_path / "out"))
     before = rows_of(output)
+    other = Path(shutil.copytree(corpus, tmp_path / corpus.name))
+    clips = sorted((other / "wavs").iterdir())
+    contents = [clip.read_bytes() for clip in clips]
+    for clip, content in zip(clips, [*contents[1:], contents[0]], strict=True):
+        clip.write_bytes(content)
     capsys.readouterr()
-    assert encode(flags(corpus(tmp_path / "b" / "mine", "awb"), output)) == 2
-    assert "4 of 4 recordings that were compared have another content" in capsys.readouterr().err
+    words = ["--output", str(output), "--codec", str(CODEC)]
+    assert encode(["--input", str(other), *words]) == 2
+    said = re.search(r"(\d+) of (\d+) recordings that were compared have another content",
+                     capsys.readouterr().err)  # fmt: skip
+    assert said
+    assert said[1] == said[2]
     assert rows_of(output) == before
-    moved = tmp_path / "c" / "elsewhere"
-    shutil.copytree(tmp_path / "a" / "mine", moved)
-    assert encode(flags(moved, output)) == 0
+    moved = shutil.copytree(corpus, tmp_path / "elsewhere")
+    assert encode(["--input", str(moved), *words]) == 0
     assert rows_of(output) == before
 
 
 def test_a_codec_that_does_not_load_claims_nothing(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    location, output = corpus(tmp_path / "in", "slt"), tmp_path / "out"
+    location, output = small_corpus(tmp_path / "in", "slt"), tmp_path / "out"
     codec = tmp_path / "codec"
     shutil.copytree(CODEC, codec)
     for content in (POINTER, b"torn", b"\x80\x04junk"):
