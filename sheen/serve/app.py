@@ -12,6 +12,8 @@ from typing import Any
 from fastapi import Request, WebSocket
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from ray import serve
+from ray.serve._private import replica
+from ray.util import get_node_ip_address
 
 from sheen.audio.encoders import MEDIA_TYPES
 from sheen.serve.access.keys import KEYS_VARIABLE, KeyFile, located, read_keys
@@ -83,6 +85,24 @@ def _log_like_serve() -> None:
         ours.addHandler(handler)
 
 
+def _stay_on_loopback() -> None:
+    """Where Ray listens on loopback, open the replica's port for other deployments there too.
+
+    Called before Serve opens it, which it does on every address (docs/upstream.md).
+    """
+    node = get_node_ip_address()
+    if node != "127.0.0.1":
+        return
+    module: Any = replica
+    add_port = module.add_port_to_grpc_server
+
+    def add_port_here(server: Any, address: str) -> int:
+        port: int = add_port(server, address.replace("[::]", node))
+        return port
+
+    module.add_port_to_grpc_server = add_port_here
+
+
 # Above the class, whose routes Ray pickles by value where it is decorated.
 async def answer(
     backend: Backend, request: SpeechRequest, record: RequestRecord, timeout_s: float
@@ -106,6 +126,7 @@ class SpeechService:
 
     def __init__(self, args: ServeArgs, location: str, digests: frozenset[str]) -> None:
         _log_like_serve()
+        _stay_on_loopback()
         self._args = args
         self._started = int(time.time())
         self._backend = Backend(args, location)

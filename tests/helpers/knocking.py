@@ -151,12 +151,13 @@ def _http(host: str, port: int, request: str, intruder: str) -> tuple[int, str] 
 
 
 def _methods() -> Iterator[str]:
-    generated = importlib.import_module("ray.core.generated")
-    for module in pkgutil.iter_modules(generated.__path__):
-        if module.name.endswith("_pb2"):
-            loaded = importlib.import_module(f"ray.core.generated.{module.name}")
-            for service in loaded.DESCRIPTOR.services_by_name.values():
-                yield from (f"/{service.full_name}/{method.name}" for method in service.methods)
+    for package in ("ray.core.generated", "ray.serve.generated"):
+        generated = importlib.import_module(package)
+        for module in pkgutil.iter_modules(generated.__path__):
+            if module.name.endswith("_pb2"):
+                loaded = importlib.import_module(f"{package}.{module.name}")
+                for service in loaded.DESCRIPTOR.services_by_name.values():
+                    yield from (f"/{service.full_name}/{method.name}" for method in service.methods)
     yield from (*UNDESCRIBED, *FOR_EVERYBODY)
 
 

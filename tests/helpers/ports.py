@@ -285,15 +285,16 @@ def main(way: str, folder: Path, expected: dict[str, list[list[str]]]) -> dict[s
     used = nets if way == "cluster" else {way: nets["head"]}
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
+        ready = machines.ready(way)  # first: a server opens more until it is
         doors = {name: knocking.listeners(net) for name, net in used.items()}
-        if machines.ready(way) and all(
+        if ready and all(
             {tuple(row) for row in expected[name]} <= {kind(door) for door in doors[name]}
             for name in used
         ):
             break
         time.sleep(0.5)
     return {
-        "ready": machines.ready(way),
+        "ready": ready,
         "doors": {name: [(*kind(door), door.port) for door in doors[name]] for name in used},
         "answers": {name: machines.knock(name, doors[name]) for name in used},
         "token": machines.token(),
