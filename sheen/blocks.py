@@ -62,7 +62,7 @@ def commit(output: str, block: pa.Table) -> str | None:
 
 
 def fault_of(error: OSError) -> str:
-    return json.dumps([error.errno, str(error)])
+    return json.dumps([error.errno, error.strerror or str(error), error.filename])
 
 
 def raise_fault(faults: Iterable[str | None]) -> None:
