@@ -10,6 +10,7 @@ from fastapi.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from sheen.serve import request_log
 from sheen.serve.access.keys import digest
 from sheen.serve.access.middleware import (
     FrontMiddleware,
@@ -173,6 +174,22 @@ def test_no_other_page_may(client: TestClient, allowed: tuple[str, ...]) -> None
                 assert "Access-Control-Allow-Origin" not in response.headers
     finally:
         set_origins(())
+
+
+def test_a_preflight_that_is_refused_is_logged_with_its_code(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records: list[request_log.RequestRecord] = []
+    monkeypatch.setattr(request_log, "_listeners", [records.append])
+    set_origins((PAGE,))
+    try:
+        for origin in ("https://elsewhere.example", PAGE):
+            preflight(client, origin)
+    finally:
+        set_origins(())
+    assert [(record.status, record.code) for record in records] == [
+        (400, "foreign_origin"), (200, None)
+    ]  # fmt: skip
 
 
 def test_all_may_where_that_is_written_down(client: TestClient) -> None:
