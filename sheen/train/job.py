@@ -103,7 +103,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
                 "model content": _model_content(model),
                 "codec sha256": codec.sha256,
             }
-            checkpoints.claim_run(output, config.run_name, fields, FREE_FIELDS, content)
+            # No noise is as in runs from before there was the field.
+            recorded = fields | {"history_noise": config.history_noise or None}
+            checkpoints.claim_run(output, config.run_name, recorded, FREE_FIELDS, content)
         cluster.connect()
         arguments = {
             "config": fields,
