@@ -164,13 +164,13 @@ def test_a_recording_that_comes_later_makes_the_same_row(
     config = EncodeConfig(input=[str(ljspeech)], output=f"{ljspeech}/out")
     codec = describe_codec(str(CODEC))
     before = read_rows(config)
-    prepare_output(config.output, config, before, codec, None)
+    prepare_output(config.output, config, before, codec, ())
     path = ljspeech / "wavs" / file
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(sound(CLIPS[1]))
     after = read_rows(config)
     assert [table["reason"].to_pylist()[1] for table in (before, after)] == ["missing", None]
-    prepare_output(config.output, config, after, codec, None)
+    prepare_output(config.output, config, after, codec, ())
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
