@@ -26,7 +26,7 @@ from workload import Clip, Padded, PaddedLM, Shape, draw_clips, make_base, pack_
 
 from sheen.lm.batching import Batch, plan_rows
 from sheen.lm.model import SpeechLM
-from sheen.train.metrics import peak_flops, training_flops
+from sheen.train.learning.metrics import peak_flops, training_flops
 
 BETAS = (0.9, 0.95)
 

@@ -8,7 +8,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from workload import Clip, Padded, PaddedLM, Shape, draw_clips, make_base, pack_
 
 from sheen.lm.batching import Batch, plan_epoch
 from sheen.lm.model import SpeechLM
-from sheen.train.learner import Learner
+from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.learner import Learner
 
 BATCH = 4  # clips
 LEARNING_RATE = 1e-5
@@ -40,11 +40,9 @@ Make = Callable[[], Batch | Padded]
 
 def train_ours(model: SpeechLM, steps: Sequence[Sequence[Make]], clock: Clock) -> float:
     """With the training job's own learner; returns the mean loss of the steps."""
-    # Its Collectives asks Ray who it is.
-    alone: Any = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"))
     learner = Learner(
         model,
-        alone,
+        Collectives(torch.device("cpu")),
         strategy="ddp",
         precision="float32",
         compile_layers=False,

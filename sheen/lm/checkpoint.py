@@ -15,7 +15,6 @@ from sheen.codec.info import CodecInfo, describe_codec
 from sheen.codec.layout import Softmax, TokenLayout
 from sheen.storage import files, folders, uris
 from sheen.text.normalization import NemoStep
-from sheen.text.prompt import PromptInfo
 from sheen.text.steps import NfcSpaceStep, NormalizerSteps, text_normalization
 
 FORMAT_VERSION = 2
@@ -39,6 +38,14 @@ class LayoutInfo(BaseModel, extra="forbid"):
             end_id=layout.end_id,
             slot_bases=tuple(layout.slot_bases.tolist()),
         )
+
+
+class PromptInfo(BaseModel, extra="forbid", frozen=True):
+    """The template: `{speaker}: {text}` or `{text}`, directly followed by `<audio_start>`.
+    It is made by `sheen.text.prompt`."""
+
+    name: Literal["speaker-text"] = "speaker-text"
+    version: Literal["1"] = "1"
 
 
 class DurationModel(BaseModel, extra="forbid"):

@@ -1,9 +1,9 @@
 """The one prompt template, used by training and serving alike.
 
 Owns the last step of normalisation, the place of the speaker, and how both become token ids. A
-checkpoint records the template and the step; changing either behaviour means a new version of it.
-User text is encoded with special tokens switched off: `<audio_start>` typed into a text or a
-speaker's name stays the letters it is.
+checkpoint records the template (`PromptInfo`) and the step; changing either behaviour means a new
+version of it. User text is encoded with special tokens switched off: `<audio_start>` typed into a
+text or a speaker's name stays the letters it is.
 """
 
 from __future__ import annotations
@@ -11,21 +11,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and encoding workers do without it
     from transformers import PreTrainedTokenizerBase
 
 _WHITE_SPACE = re.compile(r"\s+")
-
-
-class PromptInfo(BaseModel, extra="forbid", frozen=True):
-    """The template: `{speaker}: {text}` or `{text}`, directly followed by `<audio_start>`."""
-
-    name: Literal["speaker-text"] = "speaker-text"
-    version: Literal["1"] = "1"
 
 
 def normalise(text: str) -> str:

@@ -1,12 +1,11 @@
-"""What a run writes: resumable checkpoints, the best model, the metrics log, the run's fingerprint.
+"""What a run writes: resumable checkpoints, the best model, the run's fingerprint.
 
 Owns which checkpoints count. A checkpoint is written under another name, or before it is listed;
 only what `checkpoints.json` lists is ever opened, and that file is replaced atomically. So
 whenever a writer is killed, the last listed checkpoint remains. Ray Train's own list is not used:
 it is written in place, and a full disk leaves half of it (docs/decisions/0012). One process
-writes. `metrics.jsonl` continues after a resume without repeated or missing lines. Refuses to
-resume a run whose settings or inputs differ from those it was started with, naming each
-difference.
+writes. Refuses to resume a run whose settings or inputs differ from those it was started with,
+naming each difference.
 """
 
 import json
@@ -28,7 +27,6 @@ INDEX_FILE = "checkpoints.json"
 STATE_FILE = "trainer.pt"
 """Of a checkpoint: what resuming needs in addition to the model in MODEL_FOLDER."""
 MODEL_FOLDER = "model"
-METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
 
 
@@ -149,31 +147,6 @@ def _no_space(error: Exception, folder: Path) -> int | None:
     return None
 
 
-class MetricsLog:
-    """`metrics.jsonl` of an output folder as a list of rows that survives in every checkpoint."""
-
-    def __init__(self, output: str, rows: list[dict[str, Any]], writes: bool) -> None:
-        self.rows = rows
-        self._location = uris.join(output, METRICS_FILE)
-        filesystem, self._path = uris.open_filesystem(self._location)
-        # Object stores cannot append: there the file is written whole at each checkpoint.
-        self._appends = isinstance(filesystem, fs.LocalFileSystem)
-        self._writes = writes
-        self.sync()
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        if self._writes and self._appends:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def sync(self) -> None:
-        """Make the file hold exactly the rows; a resumed run thereby drops what it will redo."""
-        if self._writes:
-            text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            files.write_bytes(self._location, text.encode())
-
-
 def load(folder: Path) -> dict[str, Any]:
     """The trainer's state, on the host."""
     state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
@@ -194,10 +167,3 @@ def claim_run(
             f"--run-name {run_name} in {output} was started otherwise: "
             f"{changed}. Give the same values to resume it, or another --run-name."
         )
-
-
-def last_metrics(output: str) -> dict[str, Any]:
-    """The last line of a run's metrics."""
-    rows = files.read_bytes(uris.join(output, METRICS_FILE)).decode().splitlines()
-    last: dict[str, Any] = json.loads(rows[-1])
-    return last

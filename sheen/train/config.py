@@ -6,10 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from sheen.codec.layout import Softmax
 from sheen.config import JobConfig
-
-Schedule = Literal["cosine", "wsd"]
-Strategy = Literal["ddp", "fsdp"]
-Precision = Literal["auto", "float32", "bfloat16"]
+from sheen.train.learning.settings import Precision, Schedule, Strategy
 
 
 class RunFields(JobConfig):

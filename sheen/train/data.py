@@ -8,7 +8,6 @@ and thus independent of the number of workers, and the plan of the remaining ste
 which nothing can be trained on, and texts that the tokenizer maps to audio tokens.
 """
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -24,9 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from sheen.codec.layout import TokenLayout
 from sheen.data.dataset import Utterances, join, read_utterances
 from sheen.lm.batching import (
-    Batch,
     Step,
-    collate,
     is_held_out,
     plan_epoch,
     plan_rows,
@@ -35,54 +32,19 @@ from sheen.lm.batching import (
 )
 from sheen.lm.checkpoint import DurationModel
 from sheen.text.prompt import prompt_ids
-from sheen.train.text_gain import swap_texts
+from sheen.train.learning.text_gain import swap_texts
+from sheen.train.learning.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainingSet:
-    """Arrays only, so that workers read them in shared memory.
+class Taught:
+    """What the checkpoint says of its training data, see `CheckpointInfo`."""
 
-    `prompts` are all prompts' ids end to end, `prompt_offsets` `[N + 1]` their bounds; `frames`
-    and `frame_offsets` likewise (see `Utterances`). `lengths` `[N]` counts whole sequences.
-    """
-
-    layout: TokenLayout
-    prompts: NDArray[np.int32]
-    prompt_offsets: NDArray[np.int64]
-    frames: NDArray[np.int16]
-    frame_offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    train: NDArray[np.int64]
-    evaluation: NDArray[np.int64]
-    swapped_prompts: dict[int, NDArray[np.int32]]
-    """Of the utterances of `evaluation`, see `swap_texts`."""
     voices: list[str]
     duration_model: dict[str, DurationModel]
     max_chunk_chars: int
-    """See `CheckpointInfo`."""
-    summary: dict[str, Any]
-
-    def batch(
-        self, indices: NDArray[np.int64], pad_id: int, pad_to: int = 0, *, swapped: bool = False
-    ) -> Batch:
-        """Utterances as one packed row, see `collate`; with their swapped prompts or their own."""
-        prompts = [
-            self.swapped_prompts[i]
-            if swapped
-            else self.prompts[self.prompt_offsets[i] : self.prompt_offsets[i + 1]]
-            for i in indices
-        ]
-        frames = [self.frames[self.frame_offsets[i] : self.frame_offsets[i + 1]] for i in indices]
-        return collate(prompts, frames, self.layout, pad_id, pad_to)
-
-    def digest(self) -> str:
-        """A hash of all utterances, texts, voices and codes, in their order."""
-        digest = hashlib.sha256()
-        for part in (self.prompts, self.prompt_offsets, self.frames, self.frame_offsets):
-            digest.update(np.ascontiguousarray(part).data)
-        return digest.hexdigest()
 
 
 def build_training_set(
@@ -93,9 +55,26 @@ def build_training_set(
     eval_share: float,
     eval_rows: int,
     seed: int,
-) -> TrainingSet:
+) -> tuple[TrainingSet, Taught]:
     """Read, tokenise, split and count. Raises ValueError when nothing is left to train on."""
     utterances = join([read_utterances(location, layout) for location in locations])
+    source = ", ".join(locations)
+    return make_training_set(
+        utterances, source, layout, tokenizer, max_tokens, eval_share, eval_rows, seed
+    )
+
+
+def make_training_set(
+    utterances: Utterances,
+    source: str,
+    layout: TokenLayout,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    eval_share: float,
+    eval_rows: int,
+    seed: int,
+) -> tuple[TrainingSet, Taught]:
+    """The same of utterances read before; `source` says in an error where they are from."""
     prompts = [
         prompt_ids(tokenizer, layout.start_id, text, speaker)
         for text, speaker in zip(utterances.texts, utterances.speakers, strict=True)
@@ -105,7 +84,7 @@ def build_training_set(
     fits = lengths <= max_tokens
     if not fits.any():
         raise ValueError(
-            f"{', '.join(locations)}: all {len(lengths)} utterances are longer than --max-tokens "
+            f"{source}: all {len(lengths)} utterances are longer than --max-tokens "
             f"{max_tokens} (the shortest has {lengths.min()})"
         )
     held_out = np.array([is_held_out(text, eval_share, seed) for text in utterances.texts])
@@ -123,7 +102,7 @@ def build_training_set(
             )
         train, evaluation = np.flatnonzero(fits), evaluation[:0]
     evaluation = evaluation[:eval_rows]
-    return TrainingSet(
+    data = TrainingSet(
         layout=layout,
         prompts=np.concatenate([np.array(prompt, np.int32) for prompt in prompts]),
         prompt_offsets=np.cumsum([0, *map(len, prompts)]),
@@ -135,11 +114,14 @@ def build_training_set(
         swapped_prompts=swap_texts(
             utterances.texts, utterances.speakers, prompts, evaluation, tokenizer, layout.start_id
         ),
+        summary=_summary(utterances, lengths, fits, train, evaluation) | unknown,
+    )
+    taught = Taught(
         voices=sorted({speaker for speaker in utterances.speakers if speaker}),
         duration_model=_duration_model(utterances),
         max_chunk_chars=common_length([utterances.texts[index] for index in train]),
-        summary=_summary(utterances, lengths, fits, train, evaluation) | unknown,
     )
+    return data, taught
 
 
 def _unknown(

@@ -1,85 +1,42 @@
-"""Collectives over a group of training workers, and how their process group starts.
+"""The group of Ray Train's workers, and how their process group starts.
 
-Owns sums and gathers of both training loops (with one worker nothing is sent), and the rendezvous:
-torch's default store listens on every address of the machine (docs/upstream.md), so rank 0 opens
-it on its node's own address instead. Neither the store nor gloo authenticates: on a one-machine
-cluster both stay on loopback; between nodes only the network protects them.
+Owns the rendezvous: torch's default store listens on every address of the machine
+(docs/upstream.md), so rank 0 opens it on its node's own address instead. Neither the store nor gloo
+authenticates: on a one-machine cluster both stay on loopback; between nodes only the network
+protects them.
 """
 
 import ipaddress
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import ray.train
-import torch
 import torch.distributed as dist
-from ray.train.torch import TorchConfig, get_device
+from ray.train.torch import TorchConfig, get_device, prepare_model
 from ray.train.torch.config import (
     _set_torch_distributed_env_vars,
     _setup_torch_process_group,
     _TorchBackend,
 )
-from torch import Tensor
+from torch import nn
 
-Item = TypeVar("Item")
+from sheen.train.learning.collectives import Collectives
 
 
-class Collectives:
-    """This worker's place in its group, and its device."""
+class WorkerGroup(Collectives):
+    """Of a Ray Train worker."""
 
     def __init__(self) -> None:
         context = ray.train.get_context()
-        self.rank: int = context.get_world_rank()
-        self.world: int = context.get_world_size()
-        self.device: torch.device = get_device()
+        super().__init__(get_device(), context.get_world_rank(), context.get_world_size())
 
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks, on the host; never `values` itself, so callers may start anew."""
-        if self.world == 1:
-            return values.to("cpu", copy=True)
-        total = values.to(self.device, copy=True)
-        dist.all_reduce(total)
-        return total.cpu()
-
-    def sum_named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sums over ranks of values with the same names and shapes on all, in one exchange."""
-        if not values:
-            return {}
-        names = sorted(values)
-        total = self.sum(torch.cat([values[name].flatten() for name in names]))
-        parts = torch.split(total, [values[name].numel() for name in names])
-        return {
-            name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)
-        }
-
-    def any(self, flag: bool) -> bool:
-        """Whether any rank's flag is set."""
-        return bool(self.sum(torch.tensor(float(flag))) > 0)
-
-    def concatenate(self, values: Tensor) -> Tensor:
-        """Every rank's tensor of the same shape, in the order of ranks."""
-        if self.world == 1:
-            return values
-        gathered = [torch.empty_like(values) for _ in range(self.world)]
-        dist.all_gather(gathered, values.contiguous())
-        return torch.cat(gathered)
-
-    def gather(self, item: Item) -> list[Item]:
-        """Every rank's item, in the order of ranks."""
-        if self.world == 1:
-            return [item]
-        items: list[Item | None] = [None] * self.world
-        dist.all_gather_object(items, item)
-        return items  # type: ignore[return-value]
+    def data_parallel(self, model: nn.Module) -> nn.Module:
+        prepared: nn.Module = prepare_model(model)
+        return prepared
 
 
 _store: Any = None

@@ -1,6 +1,6 @@
 """Evaluation of a speech LM in training: held-out loss, text gain, samples of fixed prompts.
 
-Owns how ranks share the held-out rows, and the evaluation samples: the same prompts, seeds and
+Owns the evaluation samples: the same prompts, seeds and
 sampling at every evaluation, so that two of them differ by the model alone; their EOS rate, and
 their WER where ASR is given. The model is back in training mode afterwards. Does not decide when
 to evaluate. Refuses prompts without words or of a voice that the model does not have.
@@ -24,17 +24,15 @@ from sheen.engine.longform import synthesize_all
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import RequestError, Voice
-from sheen.lm.batching import pack
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM
 from sheen.scoring.asr import Transcriber
 from sheen.scoring.wer import error_rate, normalise_words
 from sheen.storage import files, uris
-from sheen.train.data import TrainingSet
-from sheen.train.distributed import Collectives
-from sheen.train.learner import Learner
-from sheen.train.metrics import MetricsWindow, loss_metrics, loss_sums
-from sheen.train.text_gain import text_gain
+from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.held_out import held_out_metrics
+from sheen.train.learning.learner import Learner
+from sheen.train.learning.training_set import TrainingSet
 from sheen.train.tracking import Trackers
 
 BATCH = 8
@@ -181,24 +179,10 @@ class Evaluation:
         self._capacity, self._pad_id = capacity, pad_id
 
     def loss(self) -> dict[str, Any]:
-        """The mean losses of the evaluation split, and its text gain where it has two texts."""
-        model, group, data = self._learner.model, self._group, self._data
-        model.eval()
-        sums = MetricsWindow(group)
-        rows = pack(data.lengths, data.evaluation, self._capacity)
-        # Every rank takes equally many, as sharded layers compute together.
-        rows += [np.zeros(0, np.int64)] * (-len(rows) % group.world)
-        for indices in rows[group.rank :: group.world]:
-            batch = data.batch(indices, self._pad_id)
-            values = loss_sums(self._learner.evaluate(batch), batch.input_ids.shape[1])
-            if data.swapped_prompts:
-                swapped = data.batch(indices, self._pad_id, swapped=True)
-                values["swapped_loss"] = self._learner.evaluate(swapped).loss
-            sums.add(values)
-        model.train()
-        total = sums.end()[0]
-        gain = text_gain(total) if data.swapped_prompts else {}
-        return loss_metrics(total, "eval_") | gain
+        """See `held_out_metrics`."""
+        return held_out_metrics(
+            self._learner, self._group, self._data, capacity=self._capacity, pad_id=self._pad_id
+        )
 
     def speech(self, step: int, trackers: Trackers) -> dict[str, Any]:
         """One rank synthesizes the prompts and writes the audio; all get the metrics."""

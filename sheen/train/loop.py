@@ -19,12 +19,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from sheen.storage import uris
 from sheen.train import checkpoints
-from sheen.train.checkpoints import MetricsLog, RunStore, StorageFull
-from sheen.train.config import RunFields, Schedule
-from sheen.train.distributed import Collectives
+from sheen.train.checkpoints import RunStore, StorageFull
+from sheen.train.config import RunFields
+from sheen.train.distributed import WorkerGroup
 from sheen.train.launcher import Control
-from sheen.train.learner import learning_rate
-from sheen.train.metrics import MetricsWindow, Sums, console_line
+from sheen.train.learning.metrics import MetricsWindow, Sums, console_line
+from sheen.train.learning.metrics_log import MetricsLog
+from sheen.train.learning.settings import Schedule, learning_rate
 from sheen.train.tracking import open_trackers
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Trainer(ABC):
     def __init__(self, config: RunFields, output: str, control: Control) -> None:
         self.config, self.output = config, output
         self.control = control.watched()
-        self.group = Collectives()
+        self.group = WorkerGroup()
         self.store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
         self.step = 0
         torch.set_num_threads(max(1, int(config.cpus_per_worker)))

@@ -1,7 +1,6 @@
 """The training loop of a speech LM in one worker, and the dry run.
 
-Owns the optimizer step: gradients of summed losses, divided once by the target count over all
-ranks and accumulated rows; and when to log, evaluate, save and stop. Step k sees the same rows
+Owns when to log, evaluate, save and stop, and which rows a step has: step k sees the same ones
 whether or not the run was interrupted before it, because all steps are planned at the start from
 lengths and seed. The dry run measures time and peak memory of steps on the fullest rows with the
 same worker.
@@ -23,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from sheen.codec.snac import Codec
 from sheen.data.prompts import Prompt
 from sheen.lm import checkpoint
-from sheen.lm.batching import Batch, Step, add_history_noise
+from sheen.lm.batching import Batch, Step
 from sheen.lm.loss import IGNORE_INDEX
 from sheen.lm.model import save_model
 from sheen.rng import step_seed
@@ -31,15 +30,16 @@ from sheen.scoring.asr import Grammar, open_transcriber
 from sheen.scoring.wer import wer_normaliser
 from sheen.train import checkpoints
 from sheen.train.config import TrainConfig
-from sheen.train.data import Position, TrainingSet, plan_run
+from sheen.train.data import Position, plan_run
 from sheen.train.evaluation import EvalSamples, Evaluation
+from sheen.train.initial import CodecParts, build_codec, open_model
 from sheen.train.launcher import Control
-from sheen.train.learner import CodecParts, Learner, build_codec, merge_adapters, open_model
+from sheen.train.learning.learner import Learner, merge_adapters
+from sheen.train.learning.metrics import Speed, Sums, describe_losses, loss_metrics
+from sheen.train.learning.step import level_weights, take_step, with_noise
+from sheen.train.learning.training_set import TrainingSet
 from sheen.train.loop import Snapshot, Trainer, run_trainer
-from sheen.train.metrics import Speed, Sums, describe_losses, loss_metrics, loss_sums
 
-HISTORY_NOISE = 1
-"""Keeps these random numbers apart from a run's others."""
 DRY_RUN_STEPS = 2
 """Of a dry run; the last one is timed, the first allocates the optimizer's state."""
 
@@ -156,39 +156,33 @@ class SpeechTrainer(Trainer):
         return iter(self.plan.steps)
 
     def train_step(self, batch: Step, rate: float) -> float:
-        mine = self._rows(batch)
-        counts = torch.tensor([row.targets.counts for row in mine], dtype=torch.float64).sum(0)
-        weights = self._level_weights()
-        # Gradients are averaged over ranks; the loss is a weighted mean over all of their targets.
-        scale = weights * self.group.world / (weights @ self.group.sum(counts))
-        scale = scale.to(self.group.device, torch.float32, non_blocking=True)
-        # Dropout of this step and rank, whatever ran before.
-        torch.manual_seed(step_seed(self.config.seed, self.step, self.group.rank))
-        for index, row in enumerate(mine):
-            sums = self.learner.loss(row, last=index + 1 == len(mine))
-            torch.autograd.backward(sums.loss, scale)
-            self.window.add(loss_sums(sums, row.input_ids.shape[1]))
+        config = self.config
+        steps = config.level_weights_steps
+        weighted = steps is None or self.step < steps
+        norm = take_step(
+            self.learner,
+            self.group,
+            self.window,
+            self._rows(batch),
+            weights=level_weights(
+                config.level_weights if weighted else None, self.data.layout.levels
+            ),
+            rate=rate,
+            seed=step_seed(config.seed, self.step, self.group.rank),
+        )
         self.used += sum(len(row) > 0 for ranks in batch for row in ranks)
-        return self.learner.update(rate)
+        return norm
 
     def _rows(self, batch: Step) -> list[Batch]:
         """This rank's rows of a step. A row's noise depends on its number in the run alone."""
-        config, group = self.config, self.group
+        config, group, data = self.config, self.group, self.data
         pad_to = config.batch_tokens if config.compile else 0
-        rows = [self.data.batch(ranks[group.rank], self.pad_id, pad_to) for ranks in batch]
-        if config.history_noise:
-            for index, row in enumerate(rows):
-                number = self.used + index * group.world + group.rank
-                draws = np.random.default_rng([config.seed, number, HISTORY_NOISE])
-                rows[index] = add_history_noise(row, self.data.layout, config.history_noise, draws)
+        rows = []
+        for index, ranks in enumerate(batch):
+            row = data.batch(ranks[group.rank], self.pad_id, pad_to)
+            number = self.used + index * group.world + group.rank
+            rows.append(with_noise(row, data.layout, config.history_noise, config.seed, number))
         return rows
-
-    def _level_weights(self) -> Tensor:
-        """Of the next step."""
-        weights, steps = self.config.level_weights, self.config.level_weights_steps
-        if weights is None or (steps is not None and self.step >= steps):
-            weights = [1.0] * self.data.layout.levels
-        return torch.tensor(weights, dtype=torch.float64)
 
     def training_metrics(self, sums: Sums, seconds: float) -> dict[str, Any]:
         return loss_metrics(sums) | self.speed.metrics(sums, seconds)

@@ -39,7 +39,7 @@ def training_set(location: Path, voice: Voice, *more: Path, **changes: Any) -> A
         "seed": 0,
     } | changes
     locations = [str(path) for path in (location, *more)]
-    return build_training_set(locations, voice.info.token_layout, voice.tokenizer, **arguments)
+    return build_training_set(locations, voice.info.token_layout, voice.tokenizer, **arguments)[0]
 
 
 def test_metrics_say_what_a_user_needs(trained: Path) -> None:

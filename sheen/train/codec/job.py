@@ -24,6 +24,7 @@ from sheen.train.codec.data import find_recordings
 from sheen.train.codec.trainer import segment_samples, train_loop
 from sheen.train.config import CODEC_FREE_FIELDS, CodecTrainConfig
 from sheen.train.launcher import fit
+from sheen.train.learning.metrics_log import last_metrics
 from sheen.train.tracking import check_trackers
 
 
@@ -89,7 +90,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         folders.copy_folder(
             uris.join(last, checkpoints.MODEL_FOLDER), uris.join(output, CODEC_FOLDER)
         )
-        return checkpoints.last_metrics(output)
+        return last_metrics(output)
 
 
 def _open_asr_features(source: str, model: SNAC, seconds: float) -> tuple[AsrFeatureLoss, str]:

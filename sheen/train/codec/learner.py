@@ -23,7 +23,7 @@ from sheen.codec.training import (
     restart_unused,
 )
 from sheen.rng import step_seed
-from sheen.train.distributed import Collectives
+from sheen.train.learning.collectives import Collectives
 
 CLIP_NORM = 10.0
 """Largest gradient norm."""

@@ -31,8 +31,8 @@ from sheen.train.codec.learner import CodecLearner
 from sheen.train.config import CodecTrainConfig
 from sheen.train.evaluation import SAMPLES_FOLDER
 from sheen.train.launcher import Control
+from sheen.train.learning.metrics import Sums
 from sheen.train.loop import Snapshot, Trainer, run_trainer
-from sheen.train.metrics import Sums
 
 MEL_WEIGHT = 15.0
 """Of the log-mel distance: the scale that the other terms' weights are relative to."""

@@ -163,7 +163,7 @@ def test_characters_that_a_tokenizer_does_not_know_are_counted(
     path.write_text("".join(LINE.replace("one", text) for text in texts), "utf-8")
     tokenizer = AutoTokenizer.from_pretrained(GIVEN / "unknown-characters")
     layout = TokenLayout(base_model.first_new_id(tokenizer), 4096, (4, 2, 1))
-    data = build_training_set([str(path)], layout, tokenizer, 256, 0.0, 1, 0)
+    data, _ = build_training_set([str(path)], layout, tokenizer, 256, 0.0, 1, 0)
     assert data.summary["unknown_tokens"] == 4
     assert data.summary["texts_with_unknown_tokens"] == 2
     said = describe(data.summary)

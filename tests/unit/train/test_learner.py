@@ -1,16 +1,14 @@
 """What learns, what a step does, and that any number of processes takes the same steps."""
 
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
-from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
 from helpers import spawned
@@ -19,26 +17,17 @@ from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax
 from sheen.lm.batching import Batch, collate
 from sheen.lm.model import SpeechLM, extend, load_base, save_model
-from sheen.train import learner as learner_module
-from sheen.train.distributed import Collectives
-from sheen.train.learner import Learner, Strategy, add_adapters, merge_adapters
+from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.learner import Learner, add_adapters, merge_adapters
+from sheen.train.learning.settings import Strategy
 
 Weights = dict[str, Tensor]
 
 
-@dataclass
-class Place:
-    """What a learner asks of Collectives, which only a Ray worker can make."""
-
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
+CPU = torch.device("cpu")
 
 
-def open_learner(model: SpeechLM, place: Place | None = None, **changes: Any) -> Learner:
+def open_learner(model: SpeechLM, place: Collectives | None = None, **changes: Any) -> Learner:
     settings: dict[str, Any] = {
         "strategy": "ddp",
         "precision": "auto",
@@ -46,7 +35,7 @@ def open_learner(model: SpeechLM, place: Place | None = None, **changes: Any) ->
         "learning_rate": 1e-3,
         "weight_decay": 0.1,
     }
-    return Learner(model, cast(Collectives, place or Place()), **(settings | changes))
+    return Learner(model, place or Collectives(CPU), **(settings | changes))
 
 
 def row(seed: int) -> Batch:
@@ -265,7 +254,7 @@ def rows_of_step(step: int) -> list[Batch]:
     return [*full, collate([], [], LAYOUT, pad_id=0)]
 
 
-def run_steps(learner: Learner, place: Place, steps: range) -> list[float]:
+def run_steps(learner: Learner, place: Collectives, steps: range) -> list[float]:
     """As the training loop does it: rank r takes the r-th of each `world` rows."""
     losses = []
     for step in steps:
@@ -284,7 +273,7 @@ def run_steps(learner: Learner, place: Place, steps: range) -> list[float]:
     return losses
 
 
-def evaluation(learner: Learner, place: Place) -> float:
+def evaluation(learner: Learner, place: Collectives) -> float:
     total = learner.evaluate(row(99 if place.rank == 0 else 98)).loss.sum().clone()
     if place.world > 1:
         dist.all_reduce(total)
@@ -311,15 +300,12 @@ def of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            # Ray's own wrapper needs a Ray worker; it adds nothing but the device.
-            patch.setattr(learner_module, "prepare_model", DistributedDataParallel)
-            steps_of_two(Place(rank, 2), folder)
+        steps_of_two(Collectives(CPU, rank, 2), folder)
     finally:
         dist.destroy_process_group()
 
 
-def steps_of_two(place: Place, folder: str) -> None:
+def steps_of_two(place: Collectives, folder: str) -> None:
     for index, (strategy, family, softmax, adapters) in enumerate(KINDS):
         learner = open_learner(start_model(family, softmax, adapters), place, strategy=strategy)
         losses = run_steps(learner, place, range(STEPS))
@@ -361,7 +347,7 @@ def test_two_processes_take_the_steps_of_one(two_processes: Path, index: int) ->
     weights, optimizer = torch.load(two_processes / f"state-{index}.pt")
     model = start_model(family, softmax, adapters)
     learner = open_learner(model)
-    assert losses == pytest.approx(run_steps(learner, Place(), range(STEPS)), rel=1e-4)
+    assert losses == pytest.approx(run_steps(learner, Collectives(CPU), range(STEPS)), rel=1e-4)
     expected = sum(float(learner.evaluate(row(seed)).loss.sum()) for seed in (98, 99))
     assert evaluated == pytest.approx(expected, rel=1e-4)
     assert weights.keys() == model.state_dict().keys()
@@ -378,4 +364,5 @@ def test_two_processes_take_the_steps_of_one(two_processes: Path, index: int) ->
     alone.load_state_dict(weights)
     learner = open_learner(alone)
     learner.load_optimizer(optimizer)
-    assert run_steps(learner, Place(), range(STEPS, STEPS + 2)) == pytest.approx(after, rel=1e-4)
+    found = run_steps(learner, Collectives(CPU), range(STEPS, STEPS + 2))
+    assert found == pytest.approx(after, rel=1e-4)

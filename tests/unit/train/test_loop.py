@@ -17,19 +17,13 @@ from sheen.data.prompts import Prompt
 from sheen.lm.checkpoint import read_info
 from sheen.train import loop, trainer
 from sheen.train.checkpoints import MODEL_FOLDER, load
-from sheen.train.data import TrainingSet, build_training_set
-from sheen.train.distributed import Collectives
+from sheen.train.data import build_training_set
 from sheen.train.launcher import Control
+from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.training_set import TrainingSet
 from sheen.train.trainer import SpeechTrainer
 
 TIMED = ("tokens_per_second", "target_tokens_per_second", "seconds_left", "share_of_peak")
-
-
-class OneWorker(Collectives):
-    """The group of a run with one worker, without the Ray worker that a real one asks."""
-
-    def __init__(self) -> None:
-        self.rank, self.world, self.device = 0, 1, torch.device("cpu")
 
 
 class Stop:
@@ -53,7 +47,7 @@ class Stop:
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "Collectives", OneWorker)
+    monkeypatch.setattr(loop, "WorkerGroup", lambda: Collectives(torch.device("cpu")))
     monkeypatch.setattr(trainer.ray, "get", lambda item: item)
 
 
@@ -69,7 +63,7 @@ def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Training
     path.write_text("\n".join(lines) + "\n")
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
     layout = read_info(checkpoint).token_layout
-    return build_training_set([str(path)], layout, tokenizer, 128, 0.2, 8, seed=0)
+    return build_training_set([str(path)], layout, tokenizer, 128, 0.2, 8, seed=0)[0]
 
 
 def codec_parts() -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,17 +1,15 @@
 """The numbers of a training run: which chip's peak counts, and what the dry run measures."""
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from sheen.train.config import TrainConfig
-from sheen.train.distributed import Collectives
-from sheen.train.metrics import MetricsWindow, peak_of
+from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.metrics import MetricsWindow, peak_of
 from sheen.train.trainer import DRY_RUN_STEPS, SpeechTrainer, measure_steps
 
 
@@ -41,18 +39,8 @@ def test_a_gpu_whose_name_only_contains_a_known_one_has_no_peak(name: str) -> No
     assert peak_of(name) is None
 
 
-class OneWorker:
-    """Collectives of a group of one, without the Ray worker that the real ones need."""
-
-    first = True
-    device = torch.device("cpu")
-
-    def sum_named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in values.items()}
-
-
 def open_window() -> MetricsWindow:
-    return MetricsWindow(cast(Collectives, OneWorker()))
+    return MetricsWindow(Collectives(torch.device("cpu")))
 
 
 def test_a_window_sums_by_name_and_starts_again_after_each_line() -> None:
@@ -94,7 +82,7 @@ def test_a_dry_run_takes_the_steps_that_its_help_names() -> None:
     worker = SimpleNamespace(
         data=SimpleNamespace(lengths=np.array([7, 30]), evaluation=[]),
         plan=SimpleNamespace(steps=[[[row]], [[row + 1]]], total=2),
-        group=OneWorker(),
+        group=Collectives(torch.device("cpu")),
         model=torch.nn.Linear(1, 1),
         learning_rate=lambda: 1e-4,
         train_step=lambda batch, rate: taken.append(batch) or 0.5,

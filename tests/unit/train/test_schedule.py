@@ -4,8 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from sheen.train.config import Schedule
-from sheen.train.learner import learning_rate
+from sheen.train.learning.settings import Schedule, learning_rate
 
 
 def rates(schedule: Schedule, warmup: int, total: int, share: float = 0.2) -> list[float]:

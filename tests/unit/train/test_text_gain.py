@@ -14,11 +14,11 @@ from helpers.small_models import small_model
 from helpers.utterances import LAYOUT, utterances
 from sheen.lm.model import SpeechLM
 from sheen.text.prompt import prompt_ids
-from sheen.train.data import TrainingSet
-from sheen.train.distributed import Collectives
 from sheen.train.evaluation import Evaluation
-from sheen.train.learner import Learner
-from sheen.train.text_gain import swap_texts
+from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.learner import Learner
+from sheen.train.learning.text_gain import swap_texts
+from sheen.train.learning.training_set import TrainingSet
 
 START = 99
 
@@ -55,7 +55,7 @@ class Rank(Collectives):
     """One of `world` ranks, run one after the other: `board` keeps what each has summed."""
 
     def __init__(self, board: list[Mapping[str, Tensor]], rank: int = 0, world: int = 1) -> None:
-        self.rank, self.world, self.device = rank, world, torch.device("cpu")
+        super().__init__(torch.device("cpu"), rank, world)
         self._board = board
 
     def sum_named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,9 +78,6 @@ def data_of(count: int, frames: int = 2) -> TrainingSet:
         train=everything,
         evaluation=everything,
         swapped_prompts={i: np.array(texts[i - 1], np.int32) for i in range(count)},
-        voices=[],
-        duration_model={},
-        max_chunk_chars=1,
         summary={},
     )
 

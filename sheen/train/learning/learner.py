@@ -1,20 +1,15 @@
-"""The speech LM under training: opening it, wrapping it, and the optimizer step.
+"""The speech LM under training: wrapping it, and the optimizer step.
 
-Owns the learning-rate schedule, the choice of initial weights (a checkpoint, or a base extended by
-the codec's tokens, optionally with LoRA adapters), DDP, FSDP2 and torch.compile wrapping, AdamW's
-parameter groups, and the full state dict, which any number of workers can resume from. Knows
-nothing about data, logging or where checkpoints are stored.
+Owns DDP, FSDP2 and torch.compile wrapping, LoRA adapters, AdamW's parameter groups, and the full
+state dict, which any number of workers can resume from. Knows nothing about data, logging or where
+checkpoints are stored, and needs neither Ray nor the codec.
 """
 
 import logging
-import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias
+from typing import Any
 
-import ray
 import torch
-from ray.train.torch import prepare_model
-from snac import SNAC
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -27,19 +22,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sheen.lm import checkpoint
 from sheen.lm.attention import check_isolation
 from sheen.lm.batching import Batch
 from sheen.lm.loss import LossSums
-from sheen.lm.model import SpeechLM, extend, load_base, load_model
-from sheen.storage import folders
-from sheen.train.config import Precision, Schedule, Strategy
-from sheen.train.distributed import Collectives
+from sheen.lm.model import SpeechLM
+from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.settings import Precision, Strategy
 
 logger = logging.getLogger(__name__)
 
-DECAY_SHARE = 0.2
-"""Share of the steps in which the "wsd" schedule decays."""
 WEIGHT_DECAY = 0.01
 """Of matrices; norms and biases have none."""
 CLIP_NORM = 1.0
@@ -48,79 +39,8 @@ LORA_ALPHA = 32
 """Adapters count LORA_ALPHA / rank times."""
 
 
-def learning_rate(
-    step: int,
-    peak: float,
-    warmup: int,
-    total: int,
-    schedule: Schedule = "cosine",
-    decay_share: float = DECAY_SHARE,
-) -> float:
-    """Linear warm-up to `peak`, then down to a tenth of it at `total`.
-
-    "cosine" goes down all the way; "wsd" (warm-up, stable, decay: Hu et al. 2024, MiniCPM) stays at
-    the peak and falls linearly over the last `decay_share` of the steps, so that a run can be made
-    longer without having been planned so.
-    """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if schedule == "wsd":
-        decay = max(1.0, decay_share * total)
-        return peak * (1.0 - 0.9 * max(0.0, 1.0 - (total - step) / decay))
-    progress = (step - warmup) / max(1, total - warmup)
-    return peak * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
-
-
 ADAPTER = "default"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-CodecParts: TypeAlias = "ray.ObjectRef[tuple[dict[str, Any], dict[str, Tensor]]]"
-"""A codec's arguments and weights, in the object store."""
-
-
-def build_codec(parts: CodecParts) -> SNAC:
-    """The codec, on the host."""
-    arguments, weights = ray.get(parts)
-    codec = SNAC(**arguments)
-    codec.load_state_dict(weights)
-    return codec
-
-
-def open_model(
-    source: str,
-    info: checkpoint.CheckpointInfo,
-    seed: int,
-    codec: "CodecParts | None",
-    *,
-    lora_rank: int,
-) -> tuple[SpeechLM, Any]:
-    """The model and its tokenizer; with new adapters unless `lora_rank` is 0.
-
-    source: a checkpoint's or a base's folder or URI, or a base's hub id. codec: the new rows of a
-    base follow its codebooks; without one they are independent. A checkpoint has its rows.
-    """
-    model, tokenizer = _with_tokens(source, info, seed, codec)
-    if lora_rank:
-        add_adapters(model, lora_rank)
-    return model, tokenizer
-
-
-def _with_tokens(
-    source: str, info: checkpoint.CheckpointInfo, seed: int, codec: "CodecParts | None"
-) -> tuple[SpeechLM, Any]:
-    """A checkpoint as it is, or a base with the codec's tokens added."""
-    with folders.local_folder(source) as folder:
-        if checkpoint.is_checkpoint(folder):
-            return load_model(folder, info.token_layout, info.softmax)
-        lm, tokenizer = load_base(str(folder))
-    codebooks = None
-    if codec is not None:
-        quantizers = build_codec(codec).quantizer.quantizers
-        codebooks = [part.codebook.weight.detach() for part in quantizers]
-    model = extend(lm, tokenizer, info.codec.codebook_size, info.codec.strides, seed, codebooks)
-    assert model.layout == info.token_layout, "driver and worker disagree about the first id"
-    model.softmax = info.softmax
-    return model, tokenizer
 
 
 class Learner:
@@ -161,7 +81,7 @@ class Learner:
         if self._sharded:
             self._shard(layers, precision)
         elif group.world > 1:
-            self.module = prepare_model(model)
+            self.module = group.data_parallel(model)
         self.optimizer = torch.optim.AdamW(
             _groups(model, weight_decay),
             lr=learning_rate,

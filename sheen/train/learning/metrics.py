@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM
-from sheen.train.distributed import Collectives
+from sheen.train.learning.collectives import Collectives
 
 Sums = Mapping[str, Tensor]
 """Sums by name, float64 on the host."""

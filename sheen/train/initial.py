@@ -1,0 +1,64 @@
+"""Initial weights: a checkpoint as it is, or a base extended by the codec's tokens.
+
+Owns that choice, and how the codec gets from the driver to the workers. New rows of a base follow
+the codec's codebooks.
+"""
+
+from typing import Any, TypeAlias
+
+import ray
+from snac import SNAC
+from torch import Tensor
+
+from sheen.lm import checkpoint
+from sheen.lm.model import SpeechLM, extend, load_base, load_model
+from sheen.storage import folders
+from sheen.train.learning.learner import add_adapters
+
+CodecParts: TypeAlias = "ray.ObjectRef[tuple[dict[str, Any], dict[str, Tensor]]]"
+"""A codec's arguments and weights, in the object store."""
+
+
+def build_codec(parts: CodecParts) -> SNAC:
+    """The codec, on the host."""
+    arguments, weights = ray.get(parts)
+    codec = SNAC(**arguments)
+    codec.load_state_dict(weights)
+    return codec
+
+
+def open_model(
+    source: str,
+    info: checkpoint.CheckpointInfo,
+    seed: int,
+    codec: "CodecParts | None",
+    *,
+    lora_rank: int,
+) -> tuple[SpeechLM, Any]:
+    """The model and its tokenizer; with new adapters unless `lora_rank` is 0.
+
+    source: a checkpoint's or a base's folder or URI, or a base's hub id. codec: the new rows of a
+    base follow its codebooks; without one they are independent. A checkpoint has its rows.
+    """
+    model, tokenizer = _with_tokens(source, info, seed, codec)
+    if lora_rank:
+        add_adapters(model, lora_rank)
+    return model, tokenizer
+
+
+def _with_tokens(
+    source: str, info: checkpoint.CheckpointInfo, seed: int, codec: "CodecParts | None"
+) -> tuple[SpeechLM, Any]:
+    """A checkpoint as it is, or a base with the codec's tokens added."""
+    with folders.local_folder(source) as folder:
+        if checkpoint.is_checkpoint(folder):
+            return load_model(folder, info.token_layout, info.softmax)
+        lm, tokenizer = load_base(str(folder))
+    codebooks = None
+    if codec is not None:
+        quantizers = build_codec(codec).quantizer.quantizers
+        codebooks = [part.codebook.weight.detach() for part in quantizers]
+    model = extend(lm, tokenizer, info.codec.codebook_size, info.codec.strides, seed, codebooks)
+    assert model.layout == info.token_layout, "driver and worker disagree about the first id"
+    model.softmax = info.softmax
+    return model, tokenizer

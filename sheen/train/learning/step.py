@@ -1,0 +1,69 @@
+"""The optimizer step of a speech LM, from packed rows.
+
+Owns the weighting: gradients of summed losses, divided once by the weighted target count over all
+ranks and accumulated rows; and the history noise of a row. Refuses nothing; which rows a step has
+and at what rate is the training loop's.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sheen.codec.layout import TokenLayout
+from sheen.lm.batching import Batch, add_history_noise
+from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.learner import Learner
+from sheen.train.learning.metrics import MetricsWindow, loss_sums
+
+HISTORY_NOISE = 1
+"""Keeps these random numbers apart from a run's others."""
+
+
+def take_step(
+    learner: Learner,
+    group: Collectives,
+    window: MetricsWindow,
+    rows: Sequence[Batch],
+    *,
+    weights: Sequence[float],
+    rate: float,
+    seed: int,
+) -> float:
+    """One step on this rank's rows, counted in the window; the gradient norm, equal on all ranks.
+
+    weights: of the codec's levels. seed: of dropout, this step's and rank's.
+    """
+    counts = torch.tensor([row.targets.counts for row in rows], dtype=torch.float64).sum(0)
+    levels = torch.tensor(weights, dtype=torch.float64)
+    # Gradients are averaged over ranks; the loss is a weighted mean over all of their targets.
+    scale = levels * group.world / (levels @ group.sum(counts))
+    scale = scale.to(group.device, torch.float32, non_blocking=True)
+    torch.manual_seed(seed)  # whatever ran before
+    for index, row in enumerate(rows):
+        sums = learner.loss(row, last=index + 1 == len(rows))
+        torch.autograd.backward(sums.loss, scale)
+        window.add(loss_sums(sums, row.input_ids.shape[1]))
+    return learner.update(rate)
+
+
+def with_noise(row: Batch, layout: TokenLayout, share: float, seed: int, number: int) -> Batch:
+    """A run's row of that number with its history noise, see `add_history_noise`."""
+    if not share:
+        return row
+    draws = np.random.default_rng([seed, number, HISTORY_NOISE])
+    return add_history_noise(row, layout, share, draws)
+
+
+def level_weights(given: Sequence[float] | None, levels: int) -> list[float]:
+    """Of each level in the loss; every target counts alike where none are given."""
+    return [1.0] * levels if given is None else list(given)
+
+
+def check_level_weights(given: Sequence[float], levels: int) -> None:
+    """Raise ValueError unless there is one for each level, and one of them above 0."""
+    if len(given) != levels or not any(given):
+        raise ValueError(
+            f"--level-weights {','.join(f'{weight:g}' for weight in given)}: expected {levels} "
+            "weights, one for each level of the codec, coarse first, and one of them above 0"
+        )
