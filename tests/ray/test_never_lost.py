@@ -65,10 +65,19 @@ def job(config: TrainConfig, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.soak),
+    ],
+)
 def test_a_run_that_loses_its_worker_and_then_its_driver_ends_the_same(
-    resident: Resident, encoded: Path, base: Path, trained: Path, tmp_path: Path
-) -> None:
-    """Ray Train starts another worker; a new driver finds the run by its name."""
+    number: int, status: int, resident: Resident, encoded: Path, base: Path, trained: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Ray Train starts another worker; a new driver finds the run by its name. What SIGTERM ends
+    has saved its last step."""
     config = train_config(encoded, base, tmp_path / "out", max_failures=1)
     saved = tmp_path / "out" / "run" / "checkpoints.json"
     lines = tmp_path / "out" / "metrics.jsonl"
@@ -87,9 +96,13 @@ def test_a_run_that_loses_its_worker_and_then_its_driver_ends_the_same(
         wait_for(lambda: bool(set(workers(TITLE)) - set(first)), runs, 200)
         # What was written after the checkpoint has then been taken back.
         wait_for(lambda: lines.stat().st_mtime_ns != written, runs, 200)
-        process.send_signal(signal.SIGKILL)
-    assert saved.exists(), log.read_text()[-3000:]
-    assert len(first) == 1, log.read_text()[-3000:]
+        with standing_still([worker for worker in workers(TITLE) if worker not in first]):
+            process.send_signal(number)
+            wait_for(lambda: "stopping:" in log.read_text(), runs, 100)
+    said = log.read_text()[-3000:]
+    assert process.returncode == status, said
+    assert saved.exists(), said
+    assert len(first) == 1, said
     # Lines that the killed run wrote after its checkpoint must not stand twice.
     resident.train(train, config)
     assert_same_end(tmp_path / "out", trained)
@@ -148,6 +161,7 @@ def test_workers_killed_at_random_steps_change_nothing(
     assert_same_end(tmp_path / "out", trained)
 
 
+@pytest.mark.soak  # that rows do not depend on workers: tests/unit/train/test_learner.py
 def test_a_stopped_run_goes_on_with_another_number_of_workers(
     resident: Resident, encoded: Path, base: Path, trained: Path, tmp_path: Path
 ) -> None:
