@@ -253,15 +253,20 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     weights: dict[str, Tensor] | None = None,
+    max_file_bytes: int | None = None,
 ) -> None:
     """Write what bare transformers needs: config, safetensors, tokenizer.
 
-    `weights` are a `SpeechLM`'s, for one whose own are spread over processes or hold adapters.
+    `weights` are a `SpeechLM`'s, for one whose own are spread over processes or hold adapters. With
+    `max_file_bytes` they are written as several files, each of that size or of one tensor.
     """
     if weights is None:
         weights = model.state_dict()
+    size: dict[str, Any] = {} if max_file_bytes is None else {"max_shard_size": max_file_bytes}
     model.lm.save_pretrained(
-        folder, state_dict={name.removeprefix("lm."): part for name, part in weights.items()}
+        folder,
+        state_dict={name.removeprefix("lm."): part for name, part in weights.items()},
+        **size,
     )
     tokenizer.save_pretrained(folder)
 
