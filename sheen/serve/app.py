@@ -192,8 +192,7 @@ class SpeechService:
     @app.get("/health", response_class=PlainTextResponse, responses=documented(503))
     async def health(self) -> str:
         """OK while the engine runs."""
-        if not self._backend.alive():
-            raise APIError(503, "the engine has stopped", retry_after_s=1)
+        self._backend.check_alive()
         return "OK"
 
     @app.get("/ready", response_class=PlainTextResponse, responses=documented(503))

@@ -39,6 +39,8 @@ UNNAMED_VOICE = "default"
 CPU_RAMP = 2, 2, 4, 8, 12
 """As DEFAULT_RAMP, for a CPU, on which one frame is over before two more are made and decoded: with
 a listener alone 2 ms are missing and not 90 (docs/benchmarks.md)."""
+REPLACED_S = 15
+"""About how long Serve takes to notice that an engine has stopped, and to start another replica."""
 RENDERERS = 2
 """Threads that make compressed audio, which they do without Python's lock."""
 
@@ -122,6 +124,7 @@ class Backend:
         Raises APIError: 400 for settings that the model cannot follow, 429 and 503 when it is not
         admitted.
         """
+        self.check_alive()
         speaker = self._speaker(settings.voice_name)
         check_language(settings.language, self.voice.language)
         record.voice, record.audio_format = settings.voice_name, settings.response_format
@@ -186,6 +189,13 @@ class Backend:
         if not self._trimmed and not self.admission.inside:
             self._trimmed = True
             cluster.trim_memory()
+
+    def check_alive(self) -> None:
+        """APIError, 503, where the engine has stopped."""
+        if not self.alive():
+            raise APIError(
+                503, "the engine has stopped; another takes its place", retry_after_s=REPLACED_S
+            )
 
     def alive(self) -> bool:
         return self.engine.alive() and (self._normalisers is None or self._normalisers.alive())

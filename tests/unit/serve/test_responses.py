@@ -335,3 +335,14 @@ def test_no_more_lines_than_places(backend: Backend, socket: Any) -> None:
             assert another.receive()["code"] == 1013
     finally:
         backend.open_sockets = 1
+
+
+def test_an_engine_that_has_stopped_lets_nobody_in_and_says_when_to_come_back(
+    checkpoint: Path,
+) -> None:
+    args = ServeArgs(auth="none", default_max_seconds=1.5, slots=1, max_queue=1)
+    stopped = Backend(args.model_copy(update={"audio_process": False}), str(checkpoint))
+    stopped.close()
+    chunks, _, error = ask(stopped)
+    assert (chunks, error.status, stopped.admission.inside) == ([], 503, 0)
+    assert error.retry_after_s > 1
