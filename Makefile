@@ -38,7 +38,7 @@ test: setup
 	$(MAKE) --no-print-directory --jobs 2 check suite
 
 # Whole files in two processes, each with a Ray cluster of its own, because tests kill the workers of
-# theirs. The files that start processes come first: the many small ones fill both to the end.
+# theirs: tests/ray in one, tests/e2e in the other, and then the many small ones fill both to the end.
 suite: setup
 	$(BIN)/pytest tests/ray tests/e2e tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -13,11 +13,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 from sheen.runs import cluster
 
@@ -68,6 +69,21 @@ def pytest_collection_finish() -> None:
     """Modules stay: the garbage collector need not look at what they hold again and again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """With `--dist loadfile`: a folder of those that start clusters stays with one process too, so
+    that nothing its files share is made twice."""
+    if config.getoption("dist") != "loadfile":
+        return None
+
+    class ByFolder(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            folder = file.rpartition("/")[0]
+            return folder if folder in ("tests/ray", "tests/e2e") else file
+
+    return ByFolder(config, log)
 
 
 def pytest_report_header() -> str:
