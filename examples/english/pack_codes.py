@@ -107,8 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(describe(pack.data.summary))
     for path in parts:
         print(f"{path}: {path.stat().st_size / MEGABYTE:.2f} MB")
-    rate = len(content) / MEGABYTE / hours
-    print(f"{hours:.2f} hours, {rate:.3f} MB an hour: 15 MB hold {15 / rate:.0f} hours")
+    fixed = sum(table.nbytes for table in pack.codebooks) / MEGABYTE
+    rate = (len(content) / MEGABYTE - fixed) / hours
+    fit = (args.part_mb - fixed) / rate
+    print(
+        f"{hours:.2f} hours, {rate:.3f} MB an hour: a file of {args.part_mb:g} MB holds {fit:.1f}"
+    )
     return 0
 
 

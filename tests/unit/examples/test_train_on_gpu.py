@@ -139,7 +139,7 @@ def test_a_pack_holds_as_many_hours_and_rows_as_asked_for(
     few = code_pack.read_pack(pack(lines, base, tmp_path / "few", "--hours", str(hours))).data
     assert 0 < len(few.frames) * 2048 / 24000 <= 3
     assert len(few.lengths) < 24
-    assert "MB an hour: 15 MB hold" in capsys.readouterr().out
+    assert "MB an hour: a file of 0.1 MB holds" in capsys.readouterr().out
 
 
 # Steps
@@ -236,10 +236,14 @@ def test_a_stopped_run_resumes_and_ends_as_one_that_was_not(
     assert f"{state[1]} is missing" in capsys.readouterr().err
 
 
-def test_the_result_is_a_checkpoint_that_speaks(
+def test_the_result_is_a_checkpoint_that_speaks_and_can_be_trained_further(
     packed: list[Path], base: Path, tmp_path: Path
 ) -> None:
     assert train(packed, base, tmp_path, "--max-steps", "1") == 0
+    more = ("--max-steps", "1", "--learning-rate", "1e-9")
+    assert train(packed, tmp_path / "checkpoint", tmp_path / "more", *more) == 0
+    before, after = rows_of(tmp_path)[-1], rows_of(tmp_path / "more")[-1]
+    assert after["eval_loss"] == pytest.approx(before["eval_loss"], rel=1e-3)
     shutil.copytree(CODEC, tmp_path / "checkpoint" / "codec")
     voice = load_voice(str(tmp_path / "checkpoint"))
     assert voice.info.voices == ["slt"]
