@@ -20,7 +20,7 @@ from sheen.codec.info import describe_codec
 from sheen.codec.snac import load_codec
 from sheen.engine.voice import load_voice
 from sheen.storage import files, folders, uris
-from sheen.train import job
+from sheen.train import inputs, job
 from sheen.train.checkpoints import RunStore
 
 OLD = {"a.bin": b"old", "model-2-of-2.bin": b"old", "deep/er/c.bin": b"old"}
@@ -232,7 +232,7 @@ def test_a_voice_from_a_store_leaves_no_copy_and_speaks(memory: str, temporary: 
 def test_a_driver_reads_a_tokenizer_and_no_weights(memory: str, temporary: Path) -> None:
     for path in ("config.json", "sheen.json", "tokenizer.json", "tokenizer_config.json"):
         files.write_bytes(uris.join(memory, path), (DIGITS / "voice" / path).read_bytes())
-    info, tokenizer, extends = job._plan_checkpoint(memory, describe_codec(str(CODEC)))
+    info, tokenizer, extends = inputs.plan_checkpoint(memory, describe_codec(str(CODEC)))
     assert not extends
     assert info.codec.sha256 == describe_codec(str(CODEC)).sha256
     assert tokenizer("four")["input_ids"]
