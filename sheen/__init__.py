@@ -10,22 +10,30 @@ one version to the next. Imports nothing before it is asked for: `import sheen` 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sheen.lm.precision import Precision
     from sheen.speaker import Audio, Speaker
 
 __version__ = "0.1.0"
 __all__ = ["Audio", "Speaker", "__version__", "load"]
 
 
-def load(model: str, *, device: str | None = None, max_seconds: float = 30.0) -> "Speaker":
+def load(
+    model: str,
+    *,
+    device: str | None = None,
+    dtype: "Precision" = "auto",
+    max_seconds: float = 30.0,
+) -> "Speaker":
     """Open a checkpoint for synthesis, without Ray.
 
     `model`: a folder, a URI such as s3://bucket/checkpoint, or a hub id. `device`: a torch device
-    (default: `cuda` where there is one, else `cpu`). `max_seconds`: longest audio of one chunk of
-    text; longer texts are spoken in several. Raises ValueError naming the argument.
+    (default: `cuda` where there is one, else `cpu`). `dtype`: of the speech model, `float32` or
+    `bfloat16` (default: bfloat16 on a GPU, float32 on a CPU). `max_seconds`: longest audio of one
+    chunk of text; longer texts are spoken in several. Raises ValueError naming the argument.
     """
     from sheen.speaker import Speaker
 
-    return Speaker(model, device=device, max_seconds=max_seconds)
+    return Speaker(model, device=device, dtype=dtype, max_seconds=max_seconds)
 
 
 def __getattr__(name: str) -> Any:

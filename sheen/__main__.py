@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from sheen import __version__
 
@@ -48,6 +48,7 @@ def speak(argv: list[str], prog: str) -> int:
 
     from sheen.config import fail
     from sheen.engine.sampler import Sampling
+    from sheen.lm.precision import Precision
     from sheen.speaker import Speaker, audio_format
 
     parser = argparse.ArgumentParser(
@@ -77,6 +78,12 @@ def speak(argv: list[str], prog: str) -> int:
     limit = "longest audio of one chunk of text, seconds"
     add("--max-seconds", type=float, default=30.0, help=f"{limit} {shown}")
     add("--device", help="torch device (default: cuda where there is one, else cpu)")
+    add(
+        "--dtype",
+        choices=get_args(Precision),
+        default="auto",
+        help="of the speech model; auto is bfloat16 on a GPU, float32 on a CPU",
+    )
     options = parser.parse_args(argv)
     disable_progress_bar()
     try:
@@ -85,7 +92,12 @@ def speak(argv: list[str], prog: str) -> int:
         if "://" not in options.output and not Path(options.output).parent.is_dir():
             raise ValueError(f"output {options.output}: no folder {Path(options.output).parent}")
         text = sys.stdin.read() if options.text == "-" else options.text
-        speaker = Speaker(options.model, device=options.device, max_seconds=options.max_seconds)
+        speaker = Speaker(
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            max_seconds=options.max_seconds,
+        )
         with speaker:
             started = time.monotonic()
             audio = speaker.synthesize(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from sheen.engine.longform import Synthesis, synthesize
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import RequestError, load_voice
+from sheen.lm.precision import Precision
 from sheen.storage import files, uris
 
 
@@ -65,12 +66,21 @@ class Speaker:
     Holds memory and threads until `close`, the end of a `with` block, or its own end.
     """
 
-    def __init__(self, model: str, *, device: str | None = None, max_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str | None = None,
+        dtype: Precision = "auto",
+        max_seconds: float = 30.0,
+    ) -> None:
         """As `sheen.load`."""
         if not max_seconds > 0:
             raise ValueError(f"max_seconds {max_seconds}: expected more than 0")
+        if dtype not in get_args(Precision):
+            raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(get_args(Precision))}")
         device = _checked_device(device)
-        self._voice = load_voice(_located(model), device)
+        self._voice = load_voice(_located(model), device, dtype)
         self._max_seconds = max_seconds
         self._engine = Engine(
             self._voice.model,

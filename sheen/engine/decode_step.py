@@ -19,7 +19,7 @@ from torch import Tensor
 from sheen.engine.sampler import Needs, RowSettings, SlotSampler
 from sheen.lm.cpu_kernels import MIN_ROWS, MOST_ROWS, Product
 from sheen.lm.kv_cache import Rows, SlotCache
-from sheen.lm.model import SpeechLM
+from sheen.lm.model import SpeechLM, float32_logits
 
 MIN_LENGTH = 256
 """Positions of the shortest attention that is captured; further ones double."""
@@ -96,7 +96,7 @@ class LevelHeads:
             head(states if rows is None else states.index_select(0, rows))[:count]
             for head, rows, count in choice.parts
         ]
-        logits = (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         endless = [
             row
             for row, at in enumerate(choice.order)
@@ -209,7 +209,7 @@ class DecodeStep:
         # All audio rows, 2% of a large vocabulary, and then those of each slot's level.
         layout = self._model.layout
         head = self._model.head[layout.start_id : layout.start_id + layout.size]
-        all_rows = torch.nn.functional.linear(states, head).float()
+        all_rows = float32_logits(states, head)
         logits = all_rows.gather(1, bases[:, None] - layout.start_id + self._columns)
         may_end = (slots == 0) & (steps >= minimum)
         logits[:, 0] = torch.where(may_end, logits[:, 0], float("-inf"))

@@ -18,6 +18,7 @@ from sheen.engine.sampler import Sampling
 from sheen.engine.types import Request
 from sheen.lm import checkpoint
 from sheen.lm.model import SpeechLM, load_model
+from sheen.lm.precision import Precision, dtype_of
 from sheen.storage import files, folders
 from sheen.text.prompt import normalise, prompt_ids
 from sheen.text.steps import TextPipeline, check_steps
@@ -51,6 +52,11 @@ class Voice:
     model: SpeechLM
     tokenizer: PreTrainedTokenizerBase
     codec: Codec
+
+    @property
+    def dtype(self) -> str:
+        """Of the speech model, for a log line."""
+        return str(self.model.lm.dtype).removeprefix("torch.")
 
     @property
     def pipeline(self) -> TextPipeline:
@@ -145,8 +151,13 @@ class Voice:
         return frames / self._frames_per_second
 
 
-def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
-    """Open a checkpoint folder (path or URI) for synthesis on one device."""
+def load_voice(
+    location: str, device: str | torch.device = "cpu", dtype: Precision = "auto"
+) -> Voice:
+    """Open a checkpoint folder (path or URI) for synthesis on one device.
+
+    `dtype` is the speech model's; the codec is in float32 always (decision 0022).
+    """
     if not files.exists(location):
         raise ValueError(
             f"checkpoint {location}: no such folder. Train one with `sheen train`; "
@@ -160,7 +171,9 @@ def load_voice(location: str, device: str | torch.device = "cpu") -> Voice:
             check_steps(info.normalizer)
         except ValueError as error:
             raise ValueError(f"checkpoint {location}: {error}") from error
-        model, tokenizer = load_model(folder, info.token_layout)
+        model, tokenizer = load_model(
+            folder, info.token_layout, dtype=dtype_of(dtype, torch.device(device))
+        )
         model.to(device)
         model.freeze()
         return Voice(info, model, tokenizer, load_codec(source, device))

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from sheen.config import JobConfig
 from sheen.engine.sampler import Sampling
+from sheen.lm.precision import Precision
 
 
 class EvaluateConfig(JobConfig):
@@ -67,6 +68,13 @@ class EvaluateConfig(JobConfig):
     max_seconds: Annotated[
         float, Field(gt=0.0, description="longest audio of a chunk of a prompt, seconds")
     ] = 30.0
+    dtype: Annotated[
+        Precision,
+        Field(
+            description="of the speech model. 'auto': bfloat16 on a GPU, float32 on a CPU, as the "
+            "server has it"
+        ),
+    ] = "auto"
     asr: Annotated[
         str | None,
         Field(

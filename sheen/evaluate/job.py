@@ -139,6 +139,7 @@ def _speak(
         fn_constructor_kwargs={
             "model": model,
             "device": device,
+            "dtype": config.dtype,
             "untrained_voices": config.untrained_voices,
             "sampling": config.model_dump(include={"temperature", "top_k", "top_p"}),
             "seed": config.seed,

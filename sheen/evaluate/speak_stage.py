@@ -18,6 +18,7 @@ from sheen.engine.sampler import Sampling
 from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import RequestError, load_voice
 from sheen.evaluate.output import ROW_SCHEMA
+from sheen.lm.precision import Precision
 from sheen.rng import step_seed
 from sheen.runs.attempts import Attempts
 from sheen.scoring.speech import measure_sound
@@ -42,11 +43,12 @@ class SpeakWorker:
         seed: int,
         max_seconds: float,
         slots: int,
+        dtype: Precision = "auto",
         attempts: Attempts | None = None,
     ) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
-        voice = load_voice(model, device)
+        voice = load_voice(model, device, dtype)
         voices = [*voice.info.voices, *untrained_voices]
         self._voice = replace(voice, info=voice.info.model_copy(update={"voices": voices}))
         self._sampling, self._seed, self._max_seconds = sampling, seed, max_seconds

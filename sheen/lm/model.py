@@ -78,10 +78,10 @@ class SpeechLM(nn.Module):
         return fewest_rows([*self._body.products(), (head, self.head.shape[1])])
 
     def head_product(self, first: int, rows: int) -> Product:
-        """States `[B, d]` to the logits `[B, rows]` of the head's rows from `first` on."""
-        if self._frozen:
+        """States `[B, d]` to the float32 logits `[B, rows]` of the head's rows from `first` on."""
+        if self._frozen and self.head.dtype == torch.float32:
             return product(self.head[first : first + rows])
-        return lambda states: nn.functional.linear(states, self.head[first : first + rows])
+        return lambda states: float32_logits(states, self.head[first : first + rows])
 
     @property
     def head(self) -> Tensor:
@@ -156,8 +156,26 @@ class SpeechLM(nn.Module):
         return speech_loss(states, batch.targets, head, self.layout, self.softmax)
 
 
-def load_base(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM (float32) and its tokenizer, from a folder or a hub id."""
+def float32_logits(states: Tensor, rows: Tensor) -> Tensor:
+    """`states` `[B, d]` times `rows` `[R, d]`, `[B, R]` in float32 whatever they are in.
+
+    Rounded to bfloat16, logits near 20 would be multiples of 0.125: 0.4 nats at temperature 0.3.
+    """
+    if states.dtype == torch.float32:
+        return nn.functional.linear(states, rows)
+    if states.is_cuda:
+        return torch.mm(states, rows.T, out_dtype=torch.float32)
+    return nn.functional.linear(states.float(), rows.float())
+
+
+def load_base(
+    source: str, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM and its tokenizer, from a folder or a hub id.
+
+    Loaded in `dtype` and not cast to it later: a cast would also round the frequencies of rotary
+    embeddings, whose angles would be off by radians at position 3,000.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         check_files(folder)
@@ -165,7 +183,7 @@ def load_base(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise ValueError(f"model {source!r}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except Exception as error:  # whatever the many readers of foreign files raise
         raise ValueError(
             f"model {source!r}: neither a transformers folder nor a model the hub gave "
@@ -232,13 +250,16 @@ def _table(embedding: nn.Module) -> Tensor:
 
 
 def load_model(
-    folder: Path, layout: TokenLayout, softmax: Softmax = "masked"
+    folder: Path,
+    layout: TokenLayout,
+    softmax: Softmax = "masked",
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[SpeechLM, PreTrainedTokenizerBase]:
     """The model and tokenizer of a checkpoint folder; `layout` is the one its JSON records.
 
     `softmax` is what `forward` computes; nothing else depends on it.
     """
-    lm, tokenizer = load_base(str(folder))
+    lm, tokenizer = load_base(str(folder), dtype)
     found = tokenizer.convert_tokens_to_ids(layout.token_names()[0])
     if found != layout.start_id:
         raise ValueError(

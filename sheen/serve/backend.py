@@ -51,7 +51,7 @@ class Backend:
     def __init__(self, args: ServeArgs, location: str) -> None:
         torch.set_num_threads(args.torch_threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.voice: Voice = load_voice(location, device)
+        self.voice: Voice = load_voice(location, device, args.dtype)
         self._args = args
         self._names = voice_names(self.voice.info.voices, args.voice_aliases)
         self._codec_process = None
@@ -80,7 +80,9 @@ class Backend:
         if self.voice.info.text_normalization is not None:
             self._normalisers = NormaliserProcesses(self.voice.pipeline, args.text_processes)
         self._warm_up()
-        logger.info("serving %s on %s, voices %s", location, device, self.voices)
+        logger.info(
+            "serving %s on %s in %s, voices %s", location, device, self.voice.dtype, self.voices
+        )
 
     def _warm_up(self) -> None:
         """Speak at all slots before reporting ready: a first pass of a shape is much slower."""

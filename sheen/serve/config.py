@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 import sheen
 from sheen.lm import checkpoint
+from sheen.lm.precision import Precision
 from sheen.storage import uris
 
 CHECKOUT = Path(sheen.__file__).resolve().parent.parent
@@ -100,6 +101,13 @@ class ServeArgs(Limits, BaseModel, extra="forbid"):
             "default_max_seconds of audio and their text take. The log says what a slot takes",
         ),
     ] = None
+    dtype: Annotated[
+        Precision,
+        Field(
+            description="of the speech model. 'auto': bfloat16 on a GPU, float32 on a CPU; float32 "
+            "takes twice the memory, and on a GPU several times the time"
+        ),
+    ] = "auto"
     max_queue: Annotated[
         int, Field(ge=1, description="requests that may wait; beyond it clients get 429")
     ] = 64

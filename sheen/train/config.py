@@ -6,7 +6,8 @@ from pydantic import BeforeValidator, Field
 
 from sheen.codec.layout import Softmax
 from sheen.config import JobConfig
-from sheen.train.learning.settings import Precision, Schedule, Strategy
+from sheen.lm.precision import Precision
+from sheen.train.learning.settings import Schedule, Strategy
 
 
 class RunFields(JobConfig):

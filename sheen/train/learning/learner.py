@@ -26,8 +26,9 @@ from sheen.lm.attention import check_isolation
 from sheen.lm.batching import Batch
 from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM
+from sheen.lm.precision import Precision, dtype_of
 from sheen.train.learning.collectives import Collectives
-from sheen.train.learning.settings import Precision, Strategy
+from sheen.train.learning.settings import Strategy
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +63,9 @@ class Learner:
     ) -> None:
         self.model = model
         self._group = group
-        if precision == "auto":
-            precision = "bfloat16" if group.device.type == "cuda" else "float32"
+        dtype = dtype_of(precision, group.device)
         self._sharded = strategy == "fsdp" and group.world > 1
-        self._autocast = precision == "bfloat16" and not self._sharded
+        self._autocast = dtype == torch.bfloat16 and not self._sharded
         if not self._sharded:
             self.model.to(group.device)  # sharding moves layer by layer
         self.model.eval()
@@ -79,7 +79,7 @@ class Learner:
                 layer.compile()
         self.module: nn.Module = model
         if self._sharded:
-            self._shard(layers, precision)
+            self._shard(layers, dtype)
         elif group.world > 1:
             self.module = group.data_parallel(model)
         self.optimizer = torch.optim.AdamW(
@@ -89,7 +89,7 @@ class Learner:
             fused=True,  # on CPUs too: many times faster than the loop over tensors
         )
 
-    def _shard(self, layers: list[nn.Module], precision: str) -> None:
+    def _shard(self, layers: list[nn.Module], dtype: torch.dtype) -> None:
         """FSDP2: every layer by itself, the embeddings with the root.
 
         The root is the speech model, whose forward reads rows of the output embedding: they are
@@ -97,7 +97,7 @@ class Learner:
         """
         mesh = init_device_mesh(self._group.device.type, (self._group.world,))
         policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if precision == "bfloat16" else None,
+            param_dtype=torch.bfloat16 if dtype == torch.bfloat16 else None,
             reduce_dtype=torch.float32,
         )
         for layer in [*layers, self.model]:

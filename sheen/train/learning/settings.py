@@ -8,7 +8,6 @@ from typing import Literal
 
 Schedule = Literal["cosine", "wsd"]
 Strategy = Literal["ddp", "fsdp"]
-Precision = Literal["auto", "float32", "bfloat16"]
 
 DECAY_SHARE = 0.2
 """Share of the steps in which the "wsd" schedule decays."""
