@@ -115,19 +115,26 @@ class WindowCodec(abc.ABC):
 
 _lock = threading.Lock()
 _inside = 0
-_outside = ""
-"""The setting while nobody is inside."""
+_outside: list[str] = []
+"""The settings while nobody is inside."""
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Convolutions are in float32 within, for every thread."""
+    """cuDNN computes in float32 within, for every thread.
+
+    All of its settings say so: where they differ, reading them by torch's older API, as other
+    libraries do, is an error.
+    """
     global _inside, _outside
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined] # torch's stub lacks it
+    cudnn: Any = torch.backends.cudnn  # torch's stub lacks its parts
+    parts = cudnn.conv, cudnn.rnn
     with _lock:
         if _inside == 0:
-            _outside = convolutions.fp32_precision
-            convolutions.fp32_precision = "ieee"
+            _outside = [part.fp32_precision for part in parts]
+            cudnn.allow_tf32 = False
+            for part in parts:
+                part.fp32_precision = "ieee"  # also where all of torch was told otherwise
         _inside += 1
     try:
         yield
@@ -135,7 +142,9 @@ def full_float32() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                convolutions.fp32_precision = _outside
+                cudnn.allow_tf32 = _outside[0] == "tf32"
+                for part, before in zip(parts, _outside, strict=True):
+                    part.fp32_precision = before
 
 
 BATCH_SAMPLES = 24_000 * 120

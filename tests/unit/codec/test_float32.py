@@ -67,3 +67,15 @@ def test_the_last_of_several_threads_gives_it_back() -> None:
     leave.set()
     thread.join()
     assert precision() == OUTSIDE
+
+
+def test_torchs_older_settings_say_the_same_and_can_be_read() -> None:
+    """transformers' CTC loss, for one, reads and sets them, in any thread."""
+    cudnn = torch.backends.cudnn
+    with full_float32():
+        assert cudnn.allow_tf32 is False
+        with cudnn.flags(enabled=True):
+            pass
+        assert cudnn.allow_tf32 is False
+    assert cudnn.allow_tf32 is True
+    assert str(cudnn.rnn.fp32_precision) == OUTSIDE
