@@ -55,6 +55,13 @@ def capacity(max_seq_len: int) -> int:
     return -(-(max_seq_len + 1) // BLOCK) * BLOCK
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on a CUDA device: what no process has, and what torch keeps of
+    this one without a use for it, as after training steps."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 class SlotCache:
     """Keys and values of all slots, per layer `[slots, kv_heads, capacity, head_dim]`.
 
@@ -71,7 +78,7 @@ class SlotCache:
         self.spare = self.capacity - 1
         needed = slots * shape.slot_bytes(max_seq_len)
         if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
+            free = free_memory(device)
             if needed > free:
                 raise ValueError(
                     f"{slots} slots of {max_seq_len} tokens need {needed / 1e9:.2f} GB, "
