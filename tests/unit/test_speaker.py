@@ -36,7 +36,8 @@ def test_the_public_surface_is_what_other_code_may_rely_on() -> None:
     assert sorted(sheen.__all__) == ["Audio", "Speaker", "__version__", "load"]
     for name in sheen.__all__:
         assert getattr(sheen, name)
-    assert list(inspect.signature(sheen.load).parameters) == ["model", "device", "max_seconds"]
+    arguments = list(inspect.signature(sheen.load).parameters)
+    assert arguments == ["model", "device", "dtype", "max_seconds"]
     assert public(sheen.Speaker) == {"close", "sample_rate", "stream", "synthesize", "voices"}
     for method in (Speaker.synthesize, Speaker.stream):
         parameters = list(inspect.signature(method).parameters)
