@@ -145,6 +145,7 @@ def test_a_pack_holds_as_many_hours_and_rows_as_asked_for(
 # Steps
 
 
+@pytest.mark.slow
 def test_the_steps_are_those_of_the_train_job(
     packed: list[Path],
     lines: Path,

@@ -47,6 +47,7 @@ def test_noise_lowers_the_scores(dnsmos: Dnsmos, speech: Clip) -> None:
     assert clean.bak > little.bak + 0.2 > much.bak + 0.4
 
 
+@pytest.mark.slow
 def test_a_short_clip_is_repeated_and_a_long_one_is_the_mean_of_its_windows(
     dnsmos: Dnsmos, speech: Clip
 ) -> None:

@@ -177,6 +177,7 @@ def test_chunks_are_cut_between_words_and_counted_in_phonemes(voice: Voice, limi
     assert " ".join(found) == voice.pipeline(WRITTEN)
 
 
+@pytest.mark.slow
 def test_an_evaluation_keeps_the_words_and_expects_the_phonemes_to_take_their_time(
     saved: Path,
 ) -> None:

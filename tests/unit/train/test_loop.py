@@ -234,6 +234,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_saves_nothing(
     assert worker.store.latest() is None
 
 
+@pytest.mark.slow
 def test_evaluation_samples_are_written_and_do_not_change_the_training(
     data: TrainingSet, checkpoint: Path, tmp_path: Path
 ) -> None:
