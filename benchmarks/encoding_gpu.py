@@ -22,9 +22,10 @@ from machine import bandwidth, describe, synchronize
 from published import make_snac
 from torch import Tensor, nn
 
+from sheen.codec.float32 import full_float32
 from sheen.codec.inference import ClipEncoder, DilatedConv, cut_batches
 from sheen.codec.layout import Codes
-from sheen.codec.snac import Codec, full_float32, load_codec
+from sheen.codec.snac import Codec, load_codec
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
 SHORTEST_S, LONGEST_S = 1.0, 15.0

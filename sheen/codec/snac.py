@@ -2,18 +2,14 @@
 
 Owns loading a SNAC model (a folder or a hub id), what the streaming decoder asks of a codec, and
 decoding in which the noise of SNAC's NoiseBlocks is a function of (seed, sample position), so that
-a window of an utterance decodes to the samples that the whole utterance has there. On a GPU it
-switches TF32 off in cuDNN while a codec computes, process-wide: TF32's 10 bits break near ties
-between codes otherwise than a CPU, and make windows differ from the whole. Knows nothing about
-tokens.
+a window of an utterance decodes to the samples that the whole utterance has there. Knows nothing
+about tokens.
 """
 
 import abc
 import json
 import math
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sheen import rng
+from sheen.codec.float32 import full_float32
 from sheen.codec.inference import ClipEncoder, DilatedConv, Snake, TransposedConv, cut_batches
 from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE, find_codec
 from sheen.codec.layout import Codes
@@ -111,40 +108,6 @@ class WindowCodec(abc.ABC):
         is the noise of those positions. Rows whose length is not a multiple of `block_frames` are
         padded with code 0 and the result trimmed.
         """
-
-
-_lock = threading.Lock()
-_inside = 0
-_outside: list[str] = []
-"""The settings while nobody is inside."""
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """cuDNN computes in float32 within, for every thread.
-
-    All of its settings say so: where they differ, reading them by torch's older API, as other
-    libraries do, is an error.
-    """
-    global _inside, _outside
-    cudnn: Any = torch.backends.cudnn  # torch's stub lacks its parts
-    parts = cudnn.conv, cudnn.rnn
-    with _lock:
-        if _inside == 0:
-            _outside = [part.fp32_precision for part in parts]
-            cudnn.allow_tf32 = False
-            for part in parts:
-                part.fp32_precision = "ieee"  # also where all of torch was told otherwise
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if _inside == 0:
-                cudnn.allow_tf32 = _outside[0] == "tf32"
-                for part, before in zip(parts, _outside, strict=True):
-                    part.fp32_precision = before
 
 
 BATCH_SAMPLES = 24_000 * 120
