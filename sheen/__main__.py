@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from sheen import __version__
 
 if TYPE_CHECKING:
-    from sheen.train.config import CodecTrainConfig, TrainConfig
+    from sheen.train.codec.config import CodecTrainConfig
+    from sheen.train.config import TrainConfig
 
 Command = Callable[[list[str], str], int]
 """Arguments, and the name of the program in messages -> exit status."""
@@ -184,8 +185,8 @@ def train(argv: list[str], prog: str) -> int:
 
 def train_codec(argv: list[str], prog: str) -> int:
     from sheen.train import launcher
+    from sheen.train.codec.config import CodecTrainConfig
     from sheen.train.codec.job import run
-    from sheen.train.config import CodecTrainConfig
 
     def summary(config: "CodecTrainConfig", last: dict[str, Any]) -> str:
         return f"codec in {config.output}/codec, log-mel loss {last['mel']:.4f}"

@@ -26,9 +26,9 @@ from sheen.audio.spectral import mel_distance
 from sheen.codec.asr_features import AsrFeatureLoss, open_asr_encoder
 from sheen.codec.snac import load_codec, open_codec
 from sheen.codec.training import TrainableCodec
+from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.data import SegmentReader, find_recordings, sample_names
 from sheen.train.codec.job import run
-from sheen.train.config import CodecTrainConfig
 
 RATE = 24_000
 SAMPLES = 6144  # of a segment of 0.25 s, in whole blocks

@@ -20,9 +20,9 @@ from sheen.runs.output import RECORDINGS, output_lock
 from sheen.storage import folders, uris
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
+from sheen.train.codec.config import CODEC_FREE_FIELDS, CodecTrainConfig
 from sheen.train.codec.data import find_recordings
 from sheen.train.codec.trainer import segment_samples, train_loop
-from sheen.train.config import CODEC_FREE_FIELDS, CodecTrainConfig
 from sheen.train.launcher import fit
 from sheen.train.learning.metrics_log import last_metrics
 from sheen.train.tracking import check_trackers

@@ -26,7 +26,8 @@ from sheen.encode.config import EncodeConfig
 from sheen.engine.sampler import Sampling
 from sheen.evaluate.config import EvaluateConfig
 from sheen.lm.batching import is_held_out
-from sheen.train.config import CodecTrainConfig, TrainConfig
+from sheen.train.codec.config import CodecTrainConfig
+from sheen.train.config import TrainConfig
 
 DIGITS = Path(__file__).resolve().parents[3] / "examples" / "digits"
 
