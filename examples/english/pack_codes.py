@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from sheen.codec.info import CodecInfo
 from sheen.codec.snac import open_codec
-from sheen.data.dataset import Utterances, join, read_utterances
+from sheen.data.dataset import Utterances
 from sheen.storage import folders
-from sheen.train.data import describe, make_training_set
+from sheen.train.data import build_training_set, describe
 from sheen.train.inputs import codec_of, model_source, normalizer_of, plan_checkpoint
 
 
@@ -55,25 +55,26 @@ def pack_codes(args: argparse.Namespace) -> tuple[Pack, float]:
     info, tokenizer, _ = plan_checkpoint(base, codec)
     info.normalizer = normalizer_of(args.data, base, info)
     layout = info.token_layout
-    utterances = join([read_utterances(location, layout) for location in args.data])
     seconds = seconds_per_frame(codec)
     most_frames = None if args.hours is None else args.hours * 3600 / seconds
-    chosen = choose(np.diff(utterances.offsets), most_frames, args.rows, args.seed)
-    if not len(chosen):
-        raise ValueError(f"--hours {args.hours}: no utterance is that short")
-    data, taught = make_training_set(
-        subset(utterances, chosen),
-        ", ".join(args.data),
+
+    def some(utterances: Utterances) -> Utterances:
+        chosen = choose(np.diff(utterances.offsets), most_frames, args.rows, args.seed)
+        if not len(chosen):
+            raise ValueError(f"--hours {args.hours}: no utterance is that short")
+        return subset(utterances, chosen)
+
+    data, taught = build_training_set(
+        args.data,
         layout,
         tokenizer,
         min(args.max_tokens, info.max_seq_len),
         args.eval_share,
         args.eval_rows,
         args.seed,
+        some,
     )
-    info.voices = sorted({*info.voices, *taught.voices})
-    info.duration_model |= taught.duration_model
-    info.max_chunk_chars = max(info.max_chunk_chars or 0, taught.max_chunk_chars)
+    taught.add_to(info)
     with folders.local_folder(codec_files) as folder:
         quantizers = open_codec(str(folder))[0].quantizer.quantizers
     codebooks = [part.codebook.weight.detach().numpy() for part in quantizers]

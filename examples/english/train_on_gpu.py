@@ -126,8 +126,7 @@ class Run:
         args, data = self.args, self.data
         if (longest := int(data.lengths[data.train].max())) > args.batch_tokens:
             raise ValueError(f"--batch-tokens {args.batch_tokens}: an utterance has {longest}")
-        if args.level_weights is not None:
-            check_level_weights(args.level_weights, data.layout.levels)
+        check_level_weights(args.level_weights, args.level_weights_steps, data.layout.levels)
 
     def _check_same(self, state: dict[str, Any] | None) -> None:
         now = self.fixed
@@ -182,14 +181,13 @@ class Run:
 
     def _take_step(self, rows: list[Batch]) -> float:
         args = self.args
-        weighted = args.level_weights_steps is None or self.step < args.level_weights_steps
         norm = take_step(
             self.learner,
             self.group,
             self.window,
             rows,
             weights=level_weights(
-                args.level_weights if weighted else None, self.data.layout.levels
+                args.level_weights, args.level_weights_steps, self.step, self.data.layout.levels
             ),
             rate=learning_rate(
                 self.step,

@@ -11,7 +11,7 @@ which nothing can be trained on, and texts that the tokenizer maps to audio toke
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -30,7 +30,7 @@ from sheen.lm.batching import (
     plan_steps,
     sequence_lengths,
 )
-from sheen.lm.checkpoint import DurationModel
+from sheen.lm.checkpoint import CheckpointInfo, DurationModel
 from sheen.text.prompt import prompt_ids
 from sheen.train.learning.text_gain import swap_texts
 from sheen.train.learning.training_set import TrainingSet
@@ -46,6 +46,12 @@ class Taught:
     duration_model: dict[str, DurationModel]
     max_chunk_chars: int
 
+    def add_to(self, info: CheckpointInfo) -> None:
+        """To what the model was taught before: what is learned last is not all of it."""
+        info.voices = sorted({*info.voices, *self.voices})
+        info.duration_model |= self.duration_model
+        info.max_chunk_chars = max(info.max_chunk_chars or 0, self.max_chunk_chars)
+
 
 def build_training_set(
     locations: Sequence[str],
@@ -55,26 +61,11 @@ def build_training_set(
     eval_share: float,
     eval_rows: int,
     seed: int,
+    choose: Callable[[Utterances], Utterances] = lambda utterances: utterances,
 ) -> tuple[TrainingSet, Taught]:
-    """Read, tokenise, split and count. Raises ValueError when nothing is left to train on."""
-    utterances = join([read_utterances(location, layout) for location in locations])
-    source = ", ".join(locations)
-    return make_training_set(
-        utterances, source, layout, tokenizer, max_tokens, eval_share, eval_rows, seed
-    )
-
-
-def make_training_set(
-    utterances: Utterances,
-    source: str,
-    layout: TokenLayout,
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    eval_share: float,
-    eval_rows: int,
-    seed: int,
-) -> tuple[TrainingSet, Taught]:
-    """The same of utterances read before; `source` says in an error where they are from."""
+    """Read, choose, tokenise, split and count. Raises ValueError when nothing is left to train
+    on."""
+    utterances = choose(join([read_utterances(location, layout) for location in locations]))
     prompts = [
         prompt_ids(tokenizer, layout.start_id, text, speaker)
         for text, speaker in zip(utterances.texts, utterances.speakers, strict=True)
@@ -84,7 +75,7 @@ def make_training_set(
     fits = lengths <= max_tokens
     if not fits.any():
         raise ValueError(
-            f"{source}: all {len(lengths)} utterances are longer than --max-tokens "
+            f"{', '.join(locations)}: all {len(lengths)} utterances are longer than --max-tokens "
             f"{max_tokens} (the shortest has {lengths.min()})"
         )
     held_out = np.array([is_held_out(text, eval_share, seed) for text in utterances.texts])

@@ -56,10 +56,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             f"--batch-tokens {config.batch_tokens}: a row must hold the longest utterance, "
             f"--max-tokens {limit}; give more or lower that"
         )
-    if config.level_weights is not None:
-        check_level_weights(config.level_weights, info.token_layout.levels)
-    elif config.level_weights_steps is not None:
-        raise ValueError("--level-weights-steps needs --level-weights")
+    check_level_weights(config.level_weights, config.level_weights_steps, info.token_layout.levels)
     data, taught = build_training_set(
         locations,
         info.token_layout,
@@ -70,10 +67,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         config.seed,
     )
     print(describe(data.summary), flush=True)
-    info.voices = sorted({*info.voices, *taught.voices})
-    info.duration_model |= taught.duration_model
-    # What is learned last is not all that it was taught.
-    info.max_chunk_chars = max(info.max_chunk_chars or 0, taught.max_chunk_chars)
+    taught.add_to(info)
     prompts: list[Prompt] = []
     grammar: Grammar | None = None
     if config.eval_prompts is not None:

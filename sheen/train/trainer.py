@@ -157,15 +157,16 @@ class SpeechTrainer(Trainer):
 
     def train_step(self, batch: Step, rate: float) -> float:
         config = self.config
-        steps = config.level_weights_steps
-        weighted = steps is None or self.step < steps
         norm = take_step(
             self.learner,
             self.group,
             self.window,
             self._rows(batch),
             weights=level_weights(
-                config.level_weights if weighted else None, self.data.layout.levels
+                config.level_weights,
+                config.level_weights_steps,
+                self.step,
+                self.data.layout.levels,
             ),
             rate=rate,
             seed=step_seed(config.seed, self.step, self.group.rank),

@@ -55,14 +55,22 @@ def with_noise(row: Batch, layout: TokenLayout, share: float, seed: int, number:
     return add_history_noise(row, layout, share, draws)
 
 
-def level_weights(given: Sequence[float] | None, levels: int) -> list[float]:
-    """Of each level in the loss; every target counts alike where none are given."""
-    return [1.0] * levels if given is None else list(given)
+def level_weights(
+    given: Sequence[float] | None, steps: int | None, step: int, levels: int
+) -> list[float]:
+    """Of each level in the loss of a step; every target counts alike where none are given, and
+    after so many steps as have them (None: all)."""
+    if given is None or (steps is not None and step >= steps):
+        return [1.0] * levels
+    return list(given)
 
 
-def check_level_weights(given: Sequence[float], levels: int) -> None:
+def check_level_weights(given: Sequence[float] | None, steps: int | None, levels: int) -> None:
     """Raise ValueError unless there is one for each level, and one of them above 0."""
-    if len(given) != levels or not any(given):
+    if given is None:
+        if steps is not None:
+            raise ValueError("--level-weights-steps needs --level-weights")
+    elif len(given) != levels or not any(given):
         raise ValueError(
             f"--level-weights {','.join(f'{weight:g}' for weight in given)}: expected {levels} "
             "weights, one for each level of the codec, coarse first, and one of them above 0"

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from helpers.example import CODEC, DIGITS, ROOT
+from helpers.random_codes import write_codes
 from helpers.training import train_config
 from sheen.codec.snac import open_codec
 from sheen.engine.voice import load_voice
@@ -42,15 +43,7 @@ ABSENT = ("ray", "pydantic", "pydantic_settings", "snac", "av", "soundfile", "se
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    draw = np.random.default_rng(0)
-    rows = []
-    for index in range(24):
-        frames = int(draw.integers(2, 6))
-        codes = [draw.integers(0, 4096, frames * times).tolist() for times in (1, 2, 4)]
-        rows.append(json.dumps({"text": f"text {index}", "speaker": "slt", "snac_codes": codes}))
-    path = tmp_path_factory.mktemp("codes") / "codes.jsonl"
-    path.write_text("\n".join(rows) + "\n")
-    return path
+    return write_codes(tmp_path_factory.mktemp("codes") / "codes.jsonl")
 
 
 def pack(lines: Path, base: Path, output: Path, *more: str) -> list[Path]:

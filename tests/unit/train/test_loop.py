@@ -1,16 +1,15 @@
 """The training loop of a worker: saving, stopping and resuming, without the cluster around it."""
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from helpers.example import CODEC
+from helpers.random_codes import write_codes
 from helpers.training import metrics, train_config
 from sheen.codec.snac import open_codec
 from sheen.data.prompts import Prompt
@@ -53,14 +52,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
-    draw = np.random.default_rng(0)
-    lines = []
-    for index in range(24):
-        frames = int(draw.integers(2, 6))
-        codes = [draw.integers(0, 4096, frames * times).tolist() for times in (1, 2, 4)]
-        lines.append(json.dumps({"text": f"text {index}", "speaker": "slt", "snac_codes": codes}))
-    path = tmp_path_factory.mktemp("codes") / "codes.jsonl"
-    path.write_text("\n".join(lines) + "\n")
+    path = write_codes(tmp_path_factory.mktemp("codes") / "codes.jsonl")
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
     layout = read_info(checkpoint).token_layout
     return build_training_set([str(path)], layout, tokenizer, 128, 0.2, 8, seed=0)[0]
