@@ -62,8 +62,9 @@ class FrontMiddleware:
                     expose_headers=EXPOSED,
                     allow_private_network=True,
                 )
-            origin = Headers(scope=scope).get("origin")
-            if scope["method"] == "OPTIONS" and origin is not None and not may_ask(origin):
+            headers = Headers(scope=scope)
+            preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+            if preflight and (origin := headers.get("origin")) and not may_ask(origin):
                 refused(scope, APIError(400, "a page of another host", code="foreign_origin"))
             await self._cors(scope, receive, send)
 
