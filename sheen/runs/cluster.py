@@ -33,7 +33,7 @@ WORKER_ENV = {
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "MALLOC_MMAP_THRESHOLD_": "33554432",
 }
-SMALL_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+SMALL_BLOCKS = "MALLOC_MMAP_THRESHOLD_", "131072"
 """For processes that compute nothing. glibc begins with it; unset, it is raised with each larger
 block that is freed, and such blocks are kept."""
 _SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"

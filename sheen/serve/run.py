@@ -139,7 +139,7 @@ def _run(path: Path, options: argparse.Namespace, parser: argparse.ArgumentParse
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         parser.error(f"{path}: not a config of Ray Serve ({error!r})")
     # Of a cluster that is started here: its proxy holds what clients send, large messages too.
-    os.environ |= cluster.SMALL_BLOCKS | os.environ
+    os.environ.setdefault(*cluster.SMALL_BLOCKS)
     # Before `serve run` would: Ray's start sets a handler for SIGTERM, which ours replace.
     with cluster.on_loopback():
         ray.init(options.address, namespace="serve")
