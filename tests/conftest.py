@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 Made = Callable[[str, Callable[[Path], None]], Path]
 
-hypothesis.settings.register_profile("full", deadline=None, print_blob=True, max_examples=20)
+hypothesis.settings.register_profile("full", deadline=None, print_blob=True, max_examples=30)
 hypothesis.settings.register_profile(
     "fast", parent=hypothesis.settings.get_profile("full"), max_examples=10
 )
