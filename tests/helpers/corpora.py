@@ -39,6 +39,12 @@ def verdicts(rows: list[Row]) -> list[tuple[str, str | None]]:
     return [(row["id"], row["reason"]) for row in rows]
 
 
+def own_line(said: str, job: str) -> str:
+    """The one line that a job's own process writes; workers' lines come whenever they come."""
+    (line,) = [line for line in said.splitlines() if line.startswith(f"jobs/{job}.py: ")]
+    return line
+
+
 def refused(job: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The one line of a job that ends with status 2."""
     assert job([*argv]) == 2

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.corpora import own_line
 from helpers.example import ROOT, load_script
 from helpers.training import Resident, train_config
 
@@ -24,7 +25,7 @@ def test_what_only_a_worker_sees_ends_the_run_with_one_line(
         exclude_unset=True, exclude={"data"}).items()]  # fmt: skip
     assert resident.train(main, [*words, "--data", str(encoded)]) == 2
     said = capfd.readouterr()
-    last = said.err.strip().splitlines()[-1]
+    last = own_line(said.err, "train")
     assert last.startswith("jobs/train.py: error:")
     assert str(model) in last
     assert "checkpoint" not in last, "there is none"

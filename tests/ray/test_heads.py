@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.corpora import own_line
 from helpers.example import CODEC, DIGITS, ROOT
 from sheen.runs.cluster import check_head
 
@@ -60,5 +61,5 @@ def test_a_job_ends_with_one_line(closed: str, tmp_path: Path) -> None:
     environment = os.environ | {"RAY_ADDRESS": closed, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 2
-    assert "RAY_ADDRESS" in done.stderr.strip().splitlines()[-1]
+    assert "RAY_ADDRESS" in own_line(done.stderr, "encode")
     assert "Traceback" not in done.stderr
