@@ -3,7 +3,8 @@
 Owns what the published package lacks (hubertsiuzdak/snac #19, #31): the training forward of
 the residual quantizer and everything that must happen around an optimizer step. The quantizer's
 losses are those of VQ-VAE (van den Oord et al. 2017) as in the Descript Audio Codec, whose design
-SNAC shares. There is no adversary. Knows nothing of files of recordings, devices or Ray.
+SNAC shares; an adversary is in `discriminators`. Knows nothing of files of recordings, devices or
+Ray.
 """
 
 import json
@@ -53,9 +54,9 @@ class CodecLosses:
     waveform: Tensor
     commitment: Tensor
     codebook: Tensor
-    asr_features: Tensor | None
     codes: list[Tensor]
     vectors: list[Tensor]
+    asr_features: Tensor | None = None
 
 
 class Snake(nn.Module):
@@ -73,13 +74,60 @@ class Snake(nn.Module):
         return x + (self.alpha + 1e-9).reciprocal() * torch.sin(self.alpha * x).square()
 
 
+def use_plain_activations(model: SNAC) -> None:
+    """Make the model's activations `Snake`; the names in its state stay as they are."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Snake1d):
+                setattr(module, name, Snake(child.alpha))
+
+
+def compile_stacks(model: SNAC) -> None:
+    """Compile the two stacks of convolutions; the names in the state stay as they are."""
+    # Dynamo would cut the graphs at DDP's gradient buckets; the stacks are compiled whole.
+    torch._dynamo.config.optimize_ddp = False
+    model.encoder.compile()
+    model.decoder.compile()
+
+
+class Distances(nn.Module):
+    """How far decoded audio is from the recording, by name. Nothing here learns.
+
+    With `asr_features` the distance in a frozen recogniser's features is among them.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        range_db: float = RANGE_DB,
+        asr_features: AsrFeatureLoss | None = None,
+    ) -> None:
+        super().__init__()
+        self.spectral = SpectralLoss(sample_rate, range_db=range_db)
+        self.asr_features = asr_features
+
+    def forward(self, decoded: Tensor, audio: Tensor) -> dict[str, Tensor]:
+        """Scalars `mel`, `stft`, `waveform`, and maybe `asr_features`, of audio `[B, n]`."""
+        # Spectra in float32 whatever autocast is on: bfloat16 has no bits for quiet bands.
+        with torch.autocast(audio.device.type, enabled=False):
+            decoded = decoded.float()
+            terms = self.spectral(decoded, audio)
+            distances = {
+                "mel": terms.mel,
+                "stft": terms.stft,
+                "waveform": waveform_distance(decoded, audio),
+            }
+            if self.asr_features is not None:
+                distances["asr_features"] = self.asr_features(decoded, audio)
+        return distances
+
+
 class TrainableCodec(nn.Module):
     """A SNAC model with its losses: what a data-parallel wrapper wraps.
 
-    The model's activations become `Snake`; the names in its state stay as they are. With
-    `asr_features` the distance in a frozen recogniser's features is among the losses.
-    `quantizer_dropout` is the share of rows that are decoded from their first levels alone, one or
-    more of them, as in SoundStream (Zeghidour et al. 2021): these then carry more.
+    The model's activations become `Snake`. `asr_features`: see `Distances`. `quantizer_dropout` is
+    the share of rows that are decoded from their first levels alone, one or more of them, as in
+    SoundStream (Zeghidour et al. 2021): these then carry more.
     """
 
     def __init__(
@@ -92,42 +140,22 @@ class TrainableCodec(nn.Module):
         super().__init__()
         if quantizer_dropout and model.n_codebooks == 1:
             raise ValueError("quantizer dropout needs a codec of two levels or more; this has one")
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, Snake1d):
-                    setattr(module, name, Snake(child.alpha))
+        use_plain_activations(model)
         self.model = model
-        self.spectral = SpectralLoss(int(model.sampling_rate), range_db=range_db)
-        self.asr_features = asr_features
+        self.distances = Distances(int(model.sampling_rate), range_db, asr_features)
         self.quantizer_dropout = quantizer_dropout
-
-    def compile_layers(self) -> None:
-        """Compile the two stacks of convolutions; the names in the state stay as they are."""
-        # Dynamo would cut the graphs at DDP's gradient buckets; the stacks are compiled whole.
-        torch._dynamo.config.optimize_ddp = False
-        self.model.encoder.compile()
-        self.model.decoder.compile()
 
     def forward(self, audio: Tensor) -> CodecLosses:
         """Of audio `[B, n]`, n a multiple of the codec's block of samples."""
         kept = self._levels_kept(len(audio)) if self.quantizer_dropout else None
         quantized = quantize(self.model, self.model.encoder(audio[:, None]), kept)
         decoded = self.model.decoder(quantized.latents)[:, 0]
-        # Spectra in float32 whatever autocast is on: bfloat16 has no bits for quiet bands.
-        with torch.autocast(audio.device.type, enabled=False):
-            decoded = decoded.float()
-            terms = self.spectral(decoded, audio)
-            waveform = waveform_distance(decoded, audio)
-            features = None if self.asr_features is None else self.asr_features(decoded, audio)
         return CodecLosses(
-            terms.mel,
-            terms.stft,
-            waveform,
-            quantized.commitment,
-            quantized.codebook,
-            features,
-            quantized.codes,
-            quantized.vectors,
+            **self.distances(decoded, audio),
+            commitment=quantized.commitment,
+            codebook=quantized.codebook,
+            codes=quantized.codes,
+            vectors=quantized.vectors,
         )
 
     def _levels_kept(self, rows: int) -> Tensor:

@@ -43,6 +43,7 @@ SHAPE: dict[str, Any] = {
     "vq_strides": [4, 2, 1],
 }
 TERMS = ("mel", "stft", "waveform", "commitment", "codebook")
+ADVERSARIAL_TERMS = ("adversarial", "feature_matching", "discriminator")
 TIMED = {"realtime", "seconds_left"}
 
 main = load_script(ROOT / "jobs" / "train_codec.py").main
@@ -305,6 +306,33 @@ def test_two_workers_share_the_segments_of_one(
     assert load_codec(str(tmp_path / "out" / "codec")).codebook_size == 64
 
 
+@pytest.mark.soak
+def test_two_workers_teach_the_decoder_alone(
+    ray_cluster: None, trained: Path, recordings: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    changes = {
+        "codec": str(trained / "codec"), "from_scratch": False, "adversarial": True,
+        "restart_patience": 10.0, "num_workers": 2, "segments": 2, "max_steps": 4, "log_every": 1,
+        "save_every": 2,
+    }  # fmt: skip
+    config = codec_config(recordings, trained, output, **changes)
+    run(config)
+    _, _, *steps = metrics(output)
+    for row in steps:
+        assert all(math.isfinite(row[name]) for name in ("mel", *ADVERSARIAL_TERMS))
+        assert not {"codebook", "commitment", "restarted_codes"} & set(row)
+    before, after = weights(trained), weights(output)
+    assert list(after) == list(before)
+    for name, weight in before.items():
+        assert torch.equal(weight, after[name]) == (not name.startswith("decoder.")), name
+    # Of a finished run its checkpoint is opened, and nothing is left to do.
+    assert run(config) == steps[-1]
+    first = codec_config(recordings, trained, output, **changes | {"adversarial": False})
+    with pytest.raises(ValueError, match="adversarial was True, now None"):
+        run(first)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -363,7 +391,7 @@ def test_a_run_with_another_encoder_is_not_resumed(
         run(codec_config(recordings, shape, trained_with_asr, **fields))
 
 
-def test_a_run_of_before_asr_features_and_quantizer_dropout_resumes(
+def test_a_run_of_before_further_losses_resumes(
     resident: Resident, trained: Path, recordings: Path, shape: Path, tmp_path: Path
 ) -> None:
     """Its record names no such fields."""
@@ -372,7 +400,8 @@ def test_a_run_of_before_asr_features_and_quantizer_dropout_resumes(
     fields = json.loads(record.read_text())
     assert fields.pop("asr_features") is None
     assert fields.pop("quantizer_dropout") is None
-    assert "asr_features_weight" not in fields
+    assert fields.pop("adversarial") is None
+    assert not {"asr_features_weight", "adversarial_weight"} & set(fields)
     record.write_text(json.dumps(fields))
     assert resident.train(run, codec_config(recordings, shape, output)) == metrics(trained)[-1]
 

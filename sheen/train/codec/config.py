@@ -71,6 +71,20 @@ class CodecTrainConfig(RunFields):
             "level is moved to where the encoder is",
         ),
     ] = 10.0
+    adversarial: Annotated[
+        bool,
+        Field(
+            description="second stage of training: encoder and codebooks of --codec stay, and with "
+            "them all codes, and the decoder alone learns, also from discriminators"
+        ),
+    ] = False
+    adversarial_weight: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            description="of the discriminators' scores; their features' distance has twice as much",
+        ),
+    ] = 1.0
     average_decay: Annotated[
         float, Field(ge=0.0, lt=1.0, description="of the weights' average, per step; it is saved")
     ] = 0.999

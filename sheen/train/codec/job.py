@@ -45,12 +45,19 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
             f"--output {output} is inside --data {config.data}, where its audio samples would "
             "count as recordings when the run resumes; give another folder"
         )
+    _check_stage(config)
     check_trackers(config.trackers)
     torch.manual_seed(config.seed)  # of random weights
     model, codec_config = open_codec(config.codec, config.from_scratch)
+    if config.adversarial and config.half:
+        _check_half(model, config.codec)
     recordings = find_recordings(uris.absolute(config.data), config.eval_recordings, config.seed)
     fields, free, asr_features = config.model_dump(), CODEC_FREE_FIELDS, None
-    fields["quantizer_dropout"] = config.quantizer_dropout or None  # as where there was no field
+    # None as where there was no field.
+    fields["quantizer_dropout"] = config.quantizer_dropout or None
+    fields["adversarial"] = config.adversarial or None
+    if not config.adversarial:
+        free = free | {"adversarial_weight"}
     if config.asr_features is None:
         free = free | {"asr_features_weight"}  # it means nothing then
     else:  # identified by its weights, wherever they are
@@ -91,6 +98,38 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
             uris.join(last, checkpoints.MODEL_FOLDER), uris.join(output, CODEC_FOLDER)
         )
         return last_metrics(output)
+
+
+OF_CODES = ("from_scratch", "quantizer_dropout", "restart_patience", "commitment_weight")
+"""Fields that act on encoder and codebooks alone."""
+
+
+def _check_stage(config: CodecTrainConfig) -> None:
+    """Refuse fields of the other stage."""
+    fields = OF_CODES if config.adversarial else ("adversarial_weight",)
+    changed = [
+        f"--{name.replace('_', '-')}"
+        for name in fields
+        if getattr(config, name) != CodecTrainConfig.model_fields[name].default
+    ]
+    if changed and config.adversarial:
+        raise ValueError(
+            f"--adversarial does not go with {', '.join(changed)}: it leaves encoder and codebooks "
+            "of --codec as they are; leave these flags out"
+        )
+    if changed:
+        raise ValueError("--adversarial-weight needs --adversarial")
+
+
+def _check_half(model: SNAC, codec: str) -> None:
+    """Refuse to write in 16 bits what would then make other codes."""
+    for part in (model.encoder, model.quantizer):
+        for weight in part.state_dict().values():
+            if not torch.equal(weight, weight.half().to(weight.dtype)):
+                raise ValueError(
+                    f"--half: the encoder of --codec {codec} is stored in 32 bits, and would make "
+                    "other codes in 16; leave --half out, or train the first stage with it"
+                )
 
 
 def _open_asr_features(source: str, model: SNAC, seconds: float) -> tuple[AsrFeatureLoss, str]:

@@ -20,6 +20,7 @@ from sheen.codec.training import (
     CodeUsage,
     TrainableCodec,
     WeightAverage,
+    compile_stacks,
     restart_unused,
 )
 from sheen.rng import step_seed
@@ -27,6 +28,8 @@ from sheen.train.learning.collectives import Collectives
 
 CLIP_NORM = 10.0
 """Largest gradient norm."""
+BETAS = (0.8, 0.99)
+"""Adam's, as the Descript Audio Codec's."""
 CODEBOOK_RATE = 10.0
 """Learning rate of the codebooks, relative to the rest's. A code moves only when it is chosen, the
 encoder at every step; left behind, codes go out of use (docs/decisions/0010)."""
@@ -36,12 +39,12 @@ encoder at every step; left behind, codes go out of use (docs/decisions/0010).""
 class CodecStep:
     """What one step did.
 
-    norm: of the gradient, before clipping. losses: `[terms]`, this rank's, without their weights.
-    restarted: codes, the same on every rank.
+    norm: of the gradient, before clipping. losses: scalars by name, this rank's, without their
+    weights. restarted: codes, the same on every rank.
     """
 
     norm: float
-    losses: Tensor
+    losses: dict[str, Tensor]
     restarted: int
 
 
@@ -75,14 +78,14 @@ class CodecLearner:
             self.model, asr_features=asr_features, quantizer_dropout=quantizer_dropout
         )
         if compile_layers:
-            trainable.compile_layers()
+            compile_stacks(self.model)
         self._module = prepare_model(
             trainable, parallel_strategy_kwargs={"broadcast_buffers": False}
         )
         self.optimizer = torch.optim.Adam(
             parameter_groups(self.model),
             lr=learning_rate,
-            betas=(0.8, 0.99),  # as the Descript Audio Codec's
+            betas=BETAS,
             fused=group.device.type == "cuda",
         )
 
@@ -99,12 +102,12 @@ class CodecLearner:
         device = self._group.device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             losses: CodecLosses = self._module(audio.to(device))
-        terms = torch.stack([getattr(losses, name) for name in self._loss_weights])
-        weights = terms.new_tensor(list(self._loss_weights.values()))
-        torch.autograd.backward((terms * weights).sum())
+        terms = {name: getattr(losses, name) for name in self._loss_weights}
+        torch.autograd.backward(weighted_sum(terms, self._loss_weights))
+        terms = {name: loss.detach() for name, loss in terms.items()}
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         if not bool(norm.isfinite()):
-            return CodecStep(float(norm), terms.detach(), 0)
+            return CodecStep(float(norm), terms, 0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._average.update(self.model)
@@ -120,7 +123,7 @@ class CodecLearner:
             vectors,
             torch.Generator().manual_seed(step_seed(self._seed, step)),
         )
-        return CodecStep(float(norm), terms.detach(), restarted)
+        return CodecStep(float(norm), terms, restarted)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -135,6 +138,12 @@ class CodecLearner:
         self._average.load_state_dict(state["average"])
         self._usage.load_state_dict(state["usage"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """What is minimised: the terms that have a weight, times it."""
+    stacked = torch.stack([terms[name] for name in weights])
+    return (stacked * stacked.new_tensor(list(weights.values()))).sum()
 
 
 def parameter_groups(model: SNAC) -> list[dict[str, Any]]:

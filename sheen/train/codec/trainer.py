@@ -26,6 +26,7 @@ from sheen.runs.attempts import Attempts
 from sheen.scoring.code_usage import level_use
 from sheen.storage import files, uris
 from sheen.train import checkpoints
+from sheen.train.codec.adversarial import DISCRIMINATOR, AdversarialLearner
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.data import Recordings, SegmentReader, sample_names
 from sheen.train.codec.learner import CodecLearner
@@ -38,6 +39,8 @@ MEL_WEIGHT = 15.0
 """Of the log-mel distance: the scale that the other terms' weights are relative to."""
 CODEBOOK_WEIGHT = 1.0
 """Of the distance that pulls the codes to the encoder."""
+FEATURE_MATCHING = 2.0
+"""Weight of the discriminators' features relative to their scores', as in HiFi-GAN and DAC."""
 SAMPLES = 4
 """Held-out recordings written as WAV at each evaluation."""
 
@@ -91,14 +94,18 @@ def write_sample(
 
 
 def loss_weights(config: CodecTrainConfig, asr_features: bool) -> dict[str, float]:
-    """What each term of `CodecLosses` counts in the sum that is minimised."""
+    """What each loss counts in the sum that is minimised, by name."""
     weights = {
         "mel": MEL_WEIGHT,
         "stft": config.stft_weight,
         "waveform": config.waveform_weight,
-        "commitment": config.commitment_weight,
-        "codebook": CODEBOOK_WEIGHT,
     }
+    if config.adversarial:
+        weights["adversarial"] = config.adversarial_weight
+        weights["feature_matching"] = FEATURE_MATCHING * config.adversarial_weight
+    else:
+        weights["commitment"] = config.commitment_weight
+        weights["codebook"] = CODEBOOK_WEIGHT
     return weights | ({"asr_features": config.asr_features_weight} if asr_features else {})
 
 
@@ -119,7 +126,7 @@ class CodecTrainer(Trainer):
     """One rank of a run that trains a codec."""
 
     config: CodecTrainConfig
-    learner: CodecLearner
+    learner: CodecLearner | AdversarialLearner
 
     def __init__(
         self,
@@ -137,19 +144,28 @@ class CodecTrainer(Trainer):
         model = SNAC(**self.codec_config)
         model.load_state_dict(weights)
         self.sample_rate = int(model.sampling_rate)
-        self.loss_weights = loss_weights(self.config, asr_features is not None)
-        self.learner = CodecLearner(
-            model,
-            self.group,
-            loss_weights=self.loss_weights,
-            asr_features=None if asr_features is None else ray.get(asr_features),
-            quantizer_dropout=self.config.quantizer_dropout,
-            learning_rate=self.config.learning_rate,
-            average_decay=self.config.average_decay,
-            restart_patience=self.config.restart_patience,
-            compile_layers=self.config.compile,
-            seed=self.config.seed,
-        )
+        of_losses = loss_weights(self.config, asr_features is not None)
+        self.losses = [*of_losses, *([DISCRIMINATOR] if self.config.adversarial else [])]
+        settings: dict[str, Any] = {
+            "loss_weights": of_losses,
+            "asr_features": None if asr_features is None else ray.get(asr_features),
+            "learning_rate": self.config.learning_rate,
+            "average_decay": self.config.average_decay,
+            "compile_layers": self.config.compile,
+            "seed": self.config.seed,
+        }
+        if self.config.adversarial:
+            self.learner = AdversarialLearner(
+                model, self.group, warmup_steps=self.config.warmup_steps, **settings
+            )
+        else:
+            self.learner = CodecLearner(
+                model,
+                self.group,
+                quantizer_dropout=self.config.quantizer_dropout,
+                restart_patience=self.config.restart_patience,
+                **settings,
+            )
         self.samples = segment_samples(self.config.segment_seconds, model)
         self.reader = SegmentReader(
             recordings.train,
@@ -181,21 +197,22 @@ class CodecTrainer(Trainer):
 
     def train_step(self, batch: Tensor, rate: float) -> float:
         done = self.learner.update(batch, self.step, rate)
-        terms = dict(zip(self.loss_weights, done.losses, strict=True))
         # Every rank restarts the same codes.
         restarted = done.restarted if self.group.first else 0
         counts = {"updates": 1, "restarted_codes": restarted}
-        self.window.add(terms | {name: done.losses.new_tensor(n) for name, n in counts.items()})
+        mel = done.losses["mel"]  # for its device
+        self.window.add(done.losses | {name: mel.new_tensor(n) for name, n in counts.items()})
         return done.norm
 
     def training_metrics(self, sums: Sums, seconds: float) -> dict[str, Any]:
         updates = float(sums["updates"])
         audio_seconds = updates * self.config.segments * self.samples / self.sample_rate
         metrics: dict[str, Any] = {
-            **{name: round(float(sums[name]) / updates, 5) for name in self.loss_weights},
-            "restarted_codes": int(sums["restarted_codes"]),
+            **{name: round(float(sums[name]) / updates, 5) for name in self.losses},
             "realtime": round(audio_seconds / seconds, 2),
         }
+        if not self.config.adversarial:
+            metrics["restarted_codes"] = int(sums["restarted_codes"])
         if unreadable := self._unreadable():
             metrics["unreadable"] = unreadable
         return metrics
@@ -236,13 +253,21 @@ class CodecTrainer(Trainer):
     def describe(self, row: dict[str, Any]) -> list[str]:
         parts = []
         if "mel" in row:
-            parts += [
-                f"mel {row['mel']:.4f}, stft {row['stft']:.3f}",
-                f"waveform {row['waveform']:.3f}, codebook {row['codebook']:.4f}",
-            ]
+            parts += [f"mel {row['mel']:.4f}, stft {row['stft']:.3f}"]
+            parts += [f"waveform {row['waveform']:.3f}"]
             if "asr_features" in row:
                 parts += [f"ASR features {row['asr_features']:.4f}"]
-            parts += [f"{row['restarted_codes']} codes restarted", f"{row['realtime']} x realtime"]
+            if self.config.adversarial:
+                parts += [
+                    f"adversarial {row['adversarial']:.3f}",
+                    f"feature matching {row['feature_matching']:.3f}",
+                    f"discriminator {row['discriminator']:.3f}",
+                ]
+            else:
+                parts += [
+                    f"codebook {row['codebook']:.4f}, {row['restarted_codes']} codes restarted"
+                ]
+            parts += [f"{row['realtime']} x realtime"]
         if "eval_mel_distance_db" in row:
             parts += [f"held out: {row['eval_mel_distance_db']:.2f} dB mel distance"]
         if "unreadable" in row:

@@ -1,0 +1,171 @@
+"""The decoder of a trained codec under training against discriminators; all else is frozen.
+
+Owns both optimizers, DDP wrapping, the average of the weights, and the state that a resumed run
+needs of them. Encoder and codebooks never change, so codes made before remain those of the codec.
+Codes are made anew at each step, without gradients: that takes a small part of it, where codes
+kept from whole recordings would not be those of a segment. Discriminators and decoder both move by
+gradients of the same weights, so that neither moves in a step where the other's gradient is no
+number. Knows nothing of recordings, logging, evaluation or saving.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ray.train.torch import prepare_model
+from snac import SNAC
+from torch import Tensor, nn
+
+from sheen.codec.asr_features import AsrFeatureLoss
+from sheen.codec.discriminators import (
+    Discriminators,
+    adversarial_loss,
+    discriminator_loss,
+    feature_matching_loss,
+    halves,
+)
+from sheen.codec.training import (
+    Distances,
+    WeightAverage,
+    compile_stacks,
+    quantize,
+    use_plain_activations,
+)
+from sheen.rng import step_seed
+from sheen.train.codec.learner import BETAS, CLIP_NORM, CodecStep, weighted_sum
+from sheen.train.learning.collectives import Collectives
+
+DISCRIMINATOR = "discriminator"
+"""Name of the loss that only the discriminators minimise."""
+DISCRIMINATOR_RATE = 0.5
+"""Learning rate of the discriminators, relative to the decoder's; at the latter's they win."""
+WINDOW_SECONDS = 1 / 3
+"""What the discriminators see of each segment, as in HiFi-GAN and DAC; the rest costs and teaches
+little, whereas the other losses gain from long segments."""
+
+
+class AdversarialLearner:
+    """Computes with `model`; `average` is the one to save and to evaluate.
+
+    loss_weights: what each distance, `adversarial` and `feature_matching` count. warmup_steps: of
+    the decoder; the discriminators, which start at random, learn at the peak rate meanwhile.
+    """
+
+    def __init__(
+        self,
+        model: SNAC,
+        group: Collectives,
+        *,
+        loss_weights: Mapping[str, float],
+        asr_features: AsrFeatureLoss | None,
+        learning_rate: float,
+        warmup_steps: int,
+        average_decay: float,
+        compile_layers: bool,
+        seed: int,
+    ) -> None:
+        use_plain_activations(model)
+        self.model = model.to(group.device).requires_grad_(False)
+        self.model.decoder.requires_grad_(True)
+        self._group, self._seed = group, seed
+        self._loss_weights = loss_weights
+        self._peak_rate, self._warmup_steps = learning_rate, warmup_steps
+        self._average = WeightAverage(self.model, average_decay)
+        self._distances = Distances(int(model.sampling_rate), asr_features=asr_features)
+        self._distances.to(group.device)
+        torch.manual_seed(seed)
+        self.discriminators = Discriminators().to(group.device)
+        if compile_layers:
+            compile_stacks(self.model)
+        self._decoder = self._parallel(self.model.decoder)
+        self._parallel_discriminators = self._parallel(self.discriminators)
+        self._weights = list(self.model.decoder.parameters())
+        self.optimizer = self._adam(self._weights)
+        self.discriminator_optimizer = self._adam(list(self.discriminators.parameters()))
+
+    @property
+    def average(self) -> SNAC:
+        return self._average.model
+
+    def update(self, audio: Tensor, step: int, rate: float) -> CodecStep:
+        """One step of both optimizers on this rank's `[B, n]`.
+
+        The norm is the decoder's. With a norm that is no number, of either, neither steps.
+        """
+        # The codec's noise of this step and rank, whatever ran before.
+        torch.manual_seed(step_seed(self._seed, step, self._group.rank))
+        discriminator_rate = self._peak_rate if step < self._warmup_steps else rate
+        _set_rate(self.optimizer, rate)
+        _set_rate(self.discriminator_optimizer, DISCRIMINATOR_RATE * discriminator_rate)
+        device = self._group.device
+        audio = audio.to(device)
+        # Not in inference mode, whose tensors no backward pass may use; not in bfloat16, which
+        # would make other codes.
+        with torch.no_grad():
+            latents = quantize(self.model, self.model.encoder(audio[:, None])).latents
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            decoded = self._decoder(latents)[:, 0].float()
+            seen = self._window(audio.shape[1])
+            real, fake = audio[:, seen], decoded[:, seen]
+            of_real, of_fake = halves(
+                self._parallel_discriminators(torch.cat([real, fake.detach()]))
+            )
+            terms = {DISCRIMINATOR: discriminator_loss(of_real, of_fake)}
+        torch.autograd.backward(terms[DISCRIMINATOR])
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            # Not through DDP, which would wait for gradients of the discriminators.
+            of_fake = self.discriminators(fake)
+            of_real = [part.detached() for part in of_real]
+            terms |= self._distances(decoded, audio)
+            terms["adversarial"] = adversarial_loss(of_fake)
+            terms["feature_matching"] = feature_matching_loss(of_real, of_fake)
+        torch.autograd.backward(weighted_sum(terms, self._loss_weights), inputs=self._weights)
+        losses = {name: loss.detach() for name, loss in terms.items()}
+        norms = [
+            float(torch.nn.utils.clip_grad_norm_(part.parameters(), CLIP_NORM))
+            for part in (self.model.decoder, self.discriminators)
+        ]
+        for norm in norms:
+            if not torch.isfinite(torch.tensor(norm)):
+                return CodecStep(norm, losses, 0)
+        for optimizer in (self.optimizer, self.discriminator_optimizer):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self._average.update(self.model)
+        return CodecStep(norms[0], losses, 0)
+
+    def state(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "average": self._average,
+            "optimizer": self.optimizer,
+            "discriminators": self.discriminators,
+            "discriminator_optimizer": self.discriminator_optimizer,
+        }
+
+    def _window(self, samples: int) -> slice:
+        """A window of a segment, elsewhere at each step."""
+        length = min(samples, round(WINDOW_SECONDS * int(self.model.sampling_rate)))
+        start = int(torch.randint(samples - length + 1, ()))
+        return slice(start, start + length)
+
+    def _parallel(self, module: nn.Module) -> nn.Module:
+        if self._group.world == 1:
+            return module
+        return prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+    def _adam(self, weights: list[nn.Parameter]) -> torch.optim.Adam:
+        fused = self._group.device.type == "cuda"
+        return torch.optim.Adam(weights, lr=self._peak_rate, betas=BETAS, fused=fused)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,295 @@
+"""The second stage of a codec's training: what it moves, what it keeps, and how it resumes."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.distributed as dist
+from snac import SNAC
+from torch import Tensor, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from helpers import spawned
+from sheen.codec.snac import load_codec
+from sheen.codec.training import save_codec
+from sheen.train.codec import adversarial
+from sheen.train.codec.adversarial import DISCRIMINATOR_RATE, AdversarialLearner
+from sheen.train.codec.job import run
+from sheen.train.codec.learner import CodecStep
+from sheen.train.codec.trainer import loss_weights
+from sheen.train.config import CodecTrainConfig
+from sheen.train.learning.collectives import Collectives
+
+TINY: dict[str, Any] = {
+    "sampling_rate": 24000,
+    "encoder_dim": 8,
+    "encoder_rates": [2, 4, 8, 8],
+    "decoder_dim": 32,
+    "decoder_rates": [8, 8, 4, 2],
+    "attn_window_size": None,
+    "codebook_size": 64,
+    "vq_strides": [4, 2, 1],
+}
+SAMPLES = 4096
+LOSSES = {"mel", "stft", "waveform", "adversarial", "feature_matching", "discriminator"}
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Place:
+    """What a learner asks of Collectives, which only a Ray worker can make."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def device(self) -> torch.device:
+        return CPU
+
+
+def tiny(seed: int = 0) -> SNAC:
+    torch.manual_seed(seed)
+    return SNAC(**TINY)
+
+
+def open_learner(model: SNAC, place: Place | None = None, **changes: Any) -> AdversarialLearner:
+    config = CodecTrainConfig(data="", output="", adversarial=True)
+    settings: dict[str, Any] = {
+        "loss_weights": loss_weights(config, asr_features=False),
+        "asr_features": None,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "average_decay": 0.9,
+        "compile_layers": False,
+        "seed": 0,
+    }
+    return AdversarialLearner(model, cast(Collectives, place or Place()), **(settings | changes))
+
+
+def audio(step: int, rank: int = 0, samples: int = SAMPLES) -> Tensor:
+    generator = torch.Generator().manual_seed(10 * step + rank)
+    level = torch.linspace(0.01, 0.5, samples) * torch.tensor([[1.0], [0.4]])
+    return level * torch.randn(2, samples, generator=generator)
+
+
+def take_steps(learner: AdversarialLearner, steps: range, rate: float = 1e-3) -> list[CodecStep]:
+    return [learner.update(audio(step), step, rate) for step in steps]
+
+
+def copied(state: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy(state)
+
+
+def assert_same(ours: Any, theirs: Any, at: str = "") -> None:
+    """Equal to the bit, in whatever nesting."""
+    if isinstance(ours, Tensor):
+        assert torch.equal(ours, theirs), at
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), at
+        for name, value in ours.items():
+            assert_same(value, theirs[name], f"{at}.{name}")
+    elif isinstance(ours, list):
+        for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(a, b, f"{at}.{index}")
+    else:
+        assert ours == theirs, at
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+# What it moves
+
+
+def test_the_decoder_learns_and_nothing_else() -> None:
+    model = tiny()
+    before = copied(model.state_dict())
+    learner = open_learner(model)
+    steps = take_steps(learner, range(3))
+    assert all(set(step.losses) == LOSSES for step in steps)
+    assert all(loss.isfinite() and loss > 0 for step in steps for loss in step.losses.values())
+    of_decoder = {name for name in before if name.startswith("decoder.")}
+    for codec in (learner.model, learner.average):
+        assert moved(before, codec.state_dict()) == of_decoder
+    in_optimizer = [id(w) for group in learner.optimizer.param_groups for w in group["params"]]
+    assert sorted(in_optimizer) == sorted(id(weight) for weight in model.decoder.parameters())
+
+
+def test_the_codec_it_exports_makes_the_codes_it_made_before(tmp_path: Path) -> None:
+    model = tiny()
+    save_codec(model, TINY, tmp_path / "first", torch.float32)
+    learner = open_learner(model)
+    take_steps(learner, range(3))
+    save_codec(learner.average, TINY, tmp_path / "second", torch.float32)
+    first, second = (load_codec(str(tmp_path / stage)) for stage in ("first", "second"))
+    heard = list(audio(9, samples=3 * SAMPLES))
+    before, after = first.encode(heard), second.encode(heard)
+    for ours, theirs in zip(after, before, strict=True):
+        for level, other in zip(ours, theirs, strict=True):
+            assert level.tolist() == other.tolist()
+    codes = [torch.as_tensor(level)[None] for level in before[0]]
+    assert not torch.equal(first.decode(codes), second.decode(codes))
+    stored = torch.load(tmp_path / "second" / "pytorch_model.bin", weights_only=True)
+    assert stored.keys() == tiny().state_dict().keys(), "discriminators are no part of a codec"
+
+
+def test_without_a_rate_only_the_discriminators_learn() -> None:
+    """As in the first step of the decoder's warm-up, nearly."""
+    model = tiny()
+    before = copied(model.state_dict())
+    learner = open_learner(model)
+    adversary = copied(learner.discriminators.state_dict())
+    take_steps(learner, range(2), rate=0.0)
+    assert moved(before, model.state_dict()) == set()
+    assert moved(adversary, learner.discriminators.state_dict()) == set()
+    learner = open_learner(model, warmup_steps=5)
+    take_steps(learner, range(2), rate=0.0)
+    assert moved(before, model.state_dict()) == set()
+    assert moved(adversary, learner.discriminators.state_dict()) == set(adversary)
+
+
+def test_discriminators_follow_the_decoders_rate_after_its_warm_up() -> None:
+    learner = open_learner(tiny(), learning_rate=1e-3, warmup_steps=2)
+    rates = []
+    for step, rate in enumerate((5e-4, 1e-3, 8e-4)):
+        learner.update(audio(step), step, rate)
+        rates.append(
+            tuple(
+                optimizer.param_groups[0]["lr"]
+                for optimizer in (learner.optimizer, learner.discriminator_optimizer)
+            )
+        )
+    full = DISCRIMINATOR_RATE * 1e-3
+    assert rates == [(5e-4, full), (1e-3, full), (8e-4, DISCRIMINATOR_RATE * 8e-4)]
+
+
+def test_without_a_weight_the_adversary_moves_no_decoder() -> None:
+    """The step is then the one of the distances alone; and with one, it is another."""
+    decoders = []
+    config = CodecTrainConfig(data="", output="", adversarial=True)
+    for weight in (0.0, 1.0):
+        weights = loss_weights(config.model_copy(update={"adversarial_weight": weight}), False)
+        for seed in (0, 1):  # of the discriminators, and of noise
+            learner = open_learner(tiny(), loss_weights=weights, seed=seed)
+            learner._seed = 0  # the same noise
+            take_steps(learner, range(1))
+            decoders.append(copied(learner.model.decoder.state_dict()))
+    assert_same(decoders[0], decoders[1])
+    assert moved(decoders[2], decoders[3])
+    assert moved(decoders[0], decoders[2])
+
+
+@pytest.mark.parametrize("part", ["decoder", "discriminators"])
+def test_a_gradient_that_is_no_number_moves_neither_side(part: str) -> None:
+    learner = open_learner(tiny())
+    take_steps(learner, range(1))
+    before = copied(learner.state())
+    module = learner.model.decoder if part == "decoder" else learner.discriminators
+    next(module.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    (step,) = take_steps(learner, range(1, 2))
+    assert not torch.isfinite(torch.tensor(step.norm))
+    for name in ("model", "average", "discriminators"):
+        assert_same(learner.state()[name], before[name], name)
+
+
+# Resuming
+
+
+def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
+    whole = open_learner(tiny())
+    steps = take_steps(whole, range(4))
+    stopped = open_learner(tiny())
+    take_steps(stopped, range(2))
+    torch.save(stopped.state(), tmp_path / "state.pt")
+    resumed = open_learner(tiny())
+    torch.manual_seed(99)  # as another process would begin
+    resumed.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    again = take_steps(resumed, range(2, 4))
+    assert_same(resumed.state(), whole.state())
+    for ours, theirs in zip(again, steps[2:], strict=True):
+        assert ours.norm == theirs.norm
+        assert_same(ours.losses, theirs.losses)
+
+
+# Several workers
+
+
+def of_two(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            # Ray's own wrapper needs a Ray worker; it adds nothing but the device.
+            patch.setattr(
+                adversarial,
+                "prepare_model",
+                lambda module, parallel_strategy_kwargs: DistributedDataParallel(
+                    module, **parallel_strategy_kwargs
+                ),
+            )
+            # Another seed of the discriminators: what counts are the first rank's.
+            learner = open_learner(tiny(), Place(rank, 2), seed=rank)
+            for step in range(3):
+                learner.update(audio(step, rank), step, 1e-3)
+            torch.save(learner.state(), f"{folder}/rank-{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_hold_the_same_codec_and_the_same_adversary(tmp_path: Path) -> None:
+    other = multiprocessing.get_context("spawn").Process(
+        target=spawned.call, args=(1, __file__, of_two.__name__, str(tmp_path)), daemon=True
+    )
+    other.start()
+    of_two(0, str(tmp_path))
+    other.join()
+    assert other.exitcode == 0
+    first, second = (
+        torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)
+    )
+    assert_same(first, second)
+    alone = open_learner(tiny())
+    take_steps(alone, range(3))
+    assert moved(alone.state()["model"], first["model"]), "both ranks' audio is learnt from"
+
+
+# What does not go together
+
+
+def stage_two(tmp_path: Path, **fields: Any) -> CodecTrainConfig:
+    defaults = {"data": str(tmp_path / "data"), "output": str(tmp_path / "out")}
+    return CodecTrainConfig(**(defaults | {"adversarial": True} | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"quantizer_dropout": 0.3}, "--adversarial does not go with --quantizer-dropout: "),
+        (
+            {"from_scratch": True, "restart_patience": 5.0, "commitment_weight": 0.5},
+            "--adversarial does not go with --from-scratch, --restart-patience, "
+            "--commitment-weight: it leaves encoder and codebooks",
+        ),
+        ({"adversarial": False, "adversarial_weight": 0.5}, "--adversarial-weight needs"),
+    ],
+)
+def test_fields_of_the_other_stage_are_refused(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(stage_two(tmp_path, **fields))
+    assert not (tmp_path / "out").exists()
+
+
+def test_codes_that_16_bits_would_change_are_refused(tmp_path: Path) -> None:
+    save_codec(tiny(), TINY, tmp_path / "codec", torch.float32)
+    fields = {"codec": str(tmp_path / "codec"), "half": True}
+    with pytest.raises(ValueError, match=r"--half: the encoder of --codec .* in 32 bits"):
+        run(stage_two(tmp_path, **fields))
+    save_codec(tiny(), TINY, tmp_path / "codec", torch.float16)
+    with pytest.raises(ValueError, match="--data"):  # the next thing that is missing
+        run(stage_two(tmp_path, **fields))
