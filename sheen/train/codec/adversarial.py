@@ -8,6 +8,7 @@ gradients of the same weights, so that neither moves in a step where the other's
 number. Knows nothing of recordings, logging, evaluation or saving.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -126,7 +127,7 @@ class AdversarialLearner:
             for part in (self.model.decoder, self.discriminators)
         ]
         for norm in norms:
-            if not torch.isfinite(torch.tensor(norm)):
+            if not math.isfinite(norm):
                 return CodecStep(norm, losses, 0)
         for optimizer in (self.optimizer, self.discriminator_optimizer):
             optimizer.step()
