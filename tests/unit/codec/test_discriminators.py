@@ -114,7 +114,7 @@ def test_they_learn_to_tell_decoded_audio_from_recordings(discriminators: Discri
     optimizer = torch.optim.Adam(discriminators.parameters(), lr=1e-3, betas=(0.8, 0.99))
     real, fake = tones(), noise()
     losses = []
-    for _ in range(12):
+    for _ in range(20):
         loss = discriminator_loss(*halves(discriminators(torch.cat([real, fake]))))
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -127,7 +127,7 @@ def test_the_way_back_to_the_audio_is_whole(discriminators: Discriminators) -> N
     """A decoder that follows the gradient of its losses passes better."""
     start = noise()
     audio = nn.Parameter(start.clone())
-    optimizer = torch.optim.Adam([audio], lr=1e-3)
+    optimizer = torch.optim.Adam([audio], lr=5e-3)
     real = [part.detached() for part in discriminators(tones())]
 
     def loss() -> Tensor:

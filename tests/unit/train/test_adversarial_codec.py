@@ -291,5 +291,5 @@ def test_codes_that_16_bits_would_change_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--half: the encoder of --codec .* in 32 bits"):
         run(stage_two(tmp_path, **fields))
     save_codec(tiny(), TINY, tmp_path / "codec", torch.float16)
-    with pytest.raises(ValueError, match="--data"):  # the next thing that is missing
+    with pytest.raises(ValueError, match="data: no such file"):  # the next that is missing
         run(stage_two(tmp_path, **fields))
