@@ -9,7 +9,7 @@ number. Knows nothing of recordings, logging, evaluation or saving.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,12 +43,16 @@ DISCRIMINATOR_RATE = 0.5
 WINDOW_SECONDS = 1 / 3
 """What the discriminators see of each segment, as in HiFi-GAN and DAC; the rest costs and teaches
 little, whereas the other losses gain from long segments."""
+ADVERSARIES = ("adversarial", "feature_matching")
+"""Names of the losses through the discriminators that the decoder minimises."""
+LARGEST_SCALE = 1e4
+"""Of a gradient, as in VQGAN: discriminators that know nothing yet give next to none."""
 
 
 class AdversarialLearner:
     """Computes with `model`; `average` is the one to save and to evaluate.
 
-    loss_weights: what each distance, `adversarial` and `feature_matching` count. warmup_steps: of
+    loss_weights: what each distance counts. adversarial_weight: see `balanced`. warmup_steps: of
     the decoder; the discriminators, which start at random, learn at the peak rate meanwhile.
     """
 
@@ -58,6 +62,7 @@ class AdversarialLearner:
         group: Collectives,
         *,
         loss_weights: Mapping[str, float],
+        adversarial_weight: float,
         asr_features: AsrFeatureLoss | None,
         learning_rate: float,
         warmup_steps: int,
@@ -69,7 +74,7 @@ class AdversarialLearner:
         self.model = model.to(group.device).requires_grad_(False)
         self.model.decoder.requires_grad_(True)
         self._group, self._seed = group, seed
-        self._loss_weights = loss_weights
+        self._loss_weights, self._adversarial_weight = loss_weights, adversarial_weight
         self._peak_rate, self._warmup_steps = learning_rate, warmup_steps
         self._average = WeightAverage(self.model, average_decay)
         self._distances = Distances(int(model.sampling_rate), asr_features=asr_features)
@@ -106,8 +111,10 @@ class AdversarialLearner:
             latents = quantize(self.model, self.model.encoder(audio[:, None])).latents
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             decoded = self._decoder(latents)[:, 0].float()
+            # Losses end here, so that their gradients can be told apart.
+            heard = decoded.detach().requires_grad_()
             seen = self._window(audio.shape[1])
-            real, fake = audio[:, seen], decoded[:, seen]
+            real, fake = audio[:, seen], heard[:, seen]
             of_real, of_fake = halves(
                 self._parallel_discriminators(torch.cat([real, fake.detach()]))
             )
@@ -117,10 +124,10 @@ class AdversarialLearner:
             # Not through DDP, which would wait for gradients of the discriminators.
             of_fake = self.discriminators(fake)
             of_real = [part.detached() for part in of_real]
-            terms |= self._distances(decoded, audio)
+            terms |= self._distances(heard, audio)
             terms["adversarial"] = adversarial_loss(of_fake)
             terms["feature_matching"] = feature_matching_loss(of_real, of_fake)
-        torch.autograd.backward(weighted_sum(terms, self._loss_weights), inputs=self._weights)
+        torch.autograd.backward(decoded, self._gradient(terms, heard), inputs=self._weights)
         losses = {name: loss.detach() for name, loss in terms.items()}
         norms = [
             float(torch.nn.utils.clip_grad_norm_(part.parameters(), CLIP_NORM))
@@ -151,6 +158,13 @@ class AdversarialLearner:
             "discriminator_optimizer": self.discriminator_optimizer,
         }
 
+    def _gradient(self, terms: Mapping[str, Tensor], heard: Tensor) -> Tensor:
+        """Of all that the decoder minimises, by its audio `[B, n]`."""
+        parts = [weighted_sum(terms, self._loss_weights), *(terms[name] for name in ADVERSARIES)]
+        # The adversaries' pass the same discriminators.
+        first, *others = (torch.autograd.grad(part, heard, retain_graph=True)[0] for part in parts)
+        return balanced(first, others, self._adversarial_weight, self._group)
+
     def _window(self, samples: int) -> slice:
         """A window of a segment, elsewhere at each step."""
         length = min(samples, round(WINDOW_SECONDS * int(self.model.sampling_rate)))
@@ -165,6 +179,23 @@ class AdversarialLearner:
     def _adam(self, weights: list[nn.Parameter]) -> torch.optim.Adam:
         fused = self._group.device.type == "cuda"
         return torch.optim.Adam(weights, lr=self._peak_rate, betas=BETAS, fused=fused)
+
+
+def balanced(
+    gradient: Tensor, others: Sequence[Tensor], weight: float, group: Collectives
+) -> Tensor:
+    """The gradient plus each of the others, scaled to `weight` times its norm.
+
+    How strongly discriminators answer follows their own weights, by orders of magnitude, so no
+    constant factor fits a whole run. Scaled as by EnCodec's balancer (Défossez et al. 2022), but by
+    the norms of this step alone, as in VQGAN (Esser et al. 2021). Norms are those over all ranks.
+    """
+    squares = torch.stack([part.square().sum() for part in (gradient, *others)])
+    norms = group.sum(squares).sqrt().tolist()
+    total = gradient.clone()
+    for part, norm in zip(others, norms[1:], strict=True):
+        total += part * min(weight * norms[0] / norm, LARGEST_SCALE) if norm else 0.0
+    return total
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -82,7 +82,8 @@ class CodecTrainConfig(RunFields):
         float,
         Field(
             ge=0.0,
-            description="of the discriminators' scores; their features' distance has twice as much",
+            description="how strongly the decoder follows the discriminators' scores, and their "
+            "features' distance: norm of the gradient at the audio, relative to the other losses'",
         ),
     ] = 1.0
     average_decay: Annotated[

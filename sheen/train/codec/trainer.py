@@ -26,7 +26,7 @@ from sheen.runs.attempts import Attempts
 from sheen.scoring.code_usage import level_use
 from sheen.storage import files, uris
 from sheen.train import checkpoints
-from sheen.train.codec.adversarial import DISCRIMINATOR, AdversarialLearner
+from sheen.train.codec.adversarial import ADVERSARIES, DISCRIMINATOR, AdversarialLearner
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.data import Recordings, SegmentReader, sample_names
 from sheen.train.codec.learner import CodecLearner
@@ -39,8 +39,6 @@ MEL_WEIGHT = 15.0
 """Of the log-mel distance: the scale that the other terms' weights are relative to."""
 CODEBOOK_WEIGHT = 1.0
 """Of the distance that pulls the codes to the encoder."""
-FEATURE_MATCHING = 2.0
-"""Weight of the discriminators' features relative to their scores', as in HiFi-GAN and DAC."""
 SAMPLES = 4
 """Held-out recordings written as WAV at each evaluation."""
 
@@ -94,16 +92,13 @@ def write_sample(
 
 
 def loss_weights(config: CodecTrainConfig, asr_features: bool) -> dict[str, float]:
-    """What each loss counts in the sum that is minimised, by name."""
+    """What each loss counts in the sum that is minimised, by name; an adversary's is apart."""
     weights = {
         "mel": MEL_WEIGHT,
         "stft": config.stft_weight,
         "waveform": config.waveform_weight,
     }
-    if config.adversarial:
-        weights["adversarial"] = config.adversarial_weight
-        weights["feature_matching"] = FEATURE_MATCHING * config.adversarial_weight
-    else:
+    if not config.adversarial:
         weights["commitment"] = config.commitment_weight
         weights["codebook"] = CODEBOOK_WEIGHT
     return weights | ({"asr_features": config.asr_features_weight} if asr_features else {})
@@ -145,7 +140,8 @@ class CodecTrainer(Trainer):
         model.load_state_dict(weights)
         self.sample_rate = int(model.sampling_rate)
         of_losses = loss_weights(self.config, asr_features is not None)
-        self.losses = [*of_losses, *([DISCRIMINATOR] if self.config.adversarial else [])]
+        adversaries = [*ADVERSARIES, DISCRIMINATOR] if self.config.adversarial else []
+        self.losses = [*of_losses, *adversaries]
         settings: dict[str, Any] = {
             "loss_weights": of_losses,
             "asr_features": None if asr_features is None else ray.get(asr_features),
@@ -156,7 +152,11 @@ class CodecTrainer(Trainer):
         }
         if self.config.adversarial:
             self.learner = AdversarialLearner(
-                model, self.group, warmup_steps=self.config.warmup_steps, **settings
+                model,
+                self.group,
+                adversarial_weight=self.config.adversarial_weight,
+                warmup_steps=self.config.warmup_steps,
+                **settings,
             )
         else:
             self.learner = CodecLearner(

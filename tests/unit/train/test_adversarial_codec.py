@@ -1,9 +1,8 @@
 """The second stage of a codec's training: what it moves, what it keeps, and how it resumes."""
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +15,11 @@ from helpers import spawned
 from sheen.codec.snac import load_codec
 from sheen.codec.training import save_codec
 from sheen.train.codec import adversarial
-from sheen.train.codec.adversarial import DISCRIMINATOR_RATE, AdversarialLearner
+from sheen.train.codec.adversarial import DISCRIMINATOR_RATE, AdversarialLearner, balanced
+from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.job import run
 from sheen.train.codec.learner import CodecStep
 from sheen.train.codec.trainer import loss_weights
-from sheen.train.config import CodecTrainConfig
 from sheen.train.learning.collectives import Collectives
 
 TINY: dict[str, Any] = {
@@ -38,27 +37,18 @@ LOSSES = {"mel", "stft", "waveform", "adversarial", "feature_matching", "discrim
 CPU = torch.device("cpu")
 
 
-@dataclass
-class Place:
-    """What a learner asks of Collectives, which only a Ray worker can make."""
-
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def device(self) -> torch.device:
-        return CPU
-
-
 def tiny(seed: int = 0) -> SNAC:
     torch.manual_seed(seed)
     return SNAC(**TINY)
 
 
-def open_learner(model: SNAC, place: Place | None = None, **changes: Any) -> AdversarialLearner:
+def open_learner(
+    model: SNAC, group: Collectives | None = None, **changes: Any
+) -> AdversarialLearner:
     config = CodecTrainConfig(data="", output="", adversarial=True)
     settings: dict[str, Any] = {
         "loss_weights": loss_weights(config, asr_features=False),
+        "adversarial_weight": config.adversarial_weight,
         "asr_features": None,
         "learning_rate": 1e-3,
         "warmup_steps": 0,
@@ -66,7 +56,7 @@ def open_learner(model: SNAC, place: Place | None = None, **changes: Any) -> Adv
         "compile_layers": False,
         "seed": 0,
     }
-    return AdversarialLearner(model, cast(Collectives, place or Place()), **(settings | changes))
+    return AdversarialLearner(model, group or Collectives(CPU), **(settings | changes))
 
 
 def audio(step: int, rank: int = 0, samples: int = SAMPLES) -> Tensor:
@@ -131,7 +121,7 @@ def test_the_codec_it_exports_makes_the_codes_it_made_before(tmp_path: Path) -> 
     for ours, theirs in zip(after, before, strict=True):
         for level, other in zip(ours, theirs, strict=True):
             assert level.tolist() == other.tolist()
-    codes = [torch.as_tensor(level)[None] for level in before[0]]
+    codes = [level[None] for level in before[0]]
     assert not torch.equal(first.decode(codes), second.decode(codes))
     stored = torch.load(tmp_path / "second" / "pytorch_model.bin", weights_only=True)
     assert stored.keys() == tiny().state_dict().keys(), "discriminators are no part of a codec"
@@ -170,17 +160,30 @@ def test_discriminators_follow_the_decoders_rate_after_its_warm_up() -> None:
 def test_without_a_weight_the_adversary_moves_no_decoder() -> None:
     """The step is then the one of the distances alone; and with one, it is another."""
     decoders = []
-    config = CodecTrainConfig(data="", output="", adversarial=True)
     for weight in (0.0, 1.0):
-        weights = loss_weights(config.model_copy(update={"adversarial_weight": weight}), False)
         for seed in (0, 1):  # of the discriminators, and of noise
-            learner = open_learner(tiny(), loss_weights=weights, seed=seed)
+            learner = open_learner(tiny(), adversarial_weight=weight, seed=seed)
             learner._seed = 0  # the same noise
             take_steps(learner, range(1))
             decoders.append(copied(learner.model.decoder.state_dict()))
     assert_same(decoders[0], decoders[1])
     assert moved(decoders[2], decoders[3])
     assert moved(decoders[0], decoders[2])
+
+
+@pytest.mark.parametrize("answer", [1e-3, 1.0, 1e3])
+def test_the_adversary_weighs_what_it_is_told_however_faintly_it_answers(answer: float) -> None:
+    first, *others = torch.randn(3, 2, SAMPLES, generator=torch.Generator().manual_seed(0))
+    alone, faint = Collectives(CPU), 1e-9
+    for weight in (0.0, 0.5, 2.0):
+        added = balanced(first, [answer * others[0]], weight, alone) - first
+        assert float(added.norm()) == pytest.approx(weight * float(first.norm()), abs=1e-2)
+    both = balanced(first, [answer * others[0], others[1]], 1.0, alone)
+    one = balanced(first, [answer * others[0]], 1.0, alone)
+    assert float((both - one).norm()) == pytest.approx(float(first.norm()), rel=1e-4)
+    for nothing in (torch.zeros_like(first), faint * others[0]):
+        added = balanced(first, [nothing], 1.0, alone) - first
+        assert float(added.norm()) <= 1e-4 * float(first.norm())
 
 
 @pytest.mark.parametrize("part", ["decoder", "discriminators"])
@@ -231,7 +234,7 @@ def of_two(rank: int, folder: str) -> None:
                 ),
             )
             # Another seed of the discriminators: what counts are the first rank's.
-            learner = open_learner(tiny(), Place(rank, 2), seed=rank)
+            learner = open_learner(tiny(), Collectives(CPU, rank, 2), seed=rank)
             for step in range(3):
                 learner.update(audio(step, rank), step, 1e-3)
             torch.save(learner.state(), f"{folder}/rank-{rank}.pt")
