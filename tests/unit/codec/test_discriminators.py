@@ -110,6 +110,7 @@ def test_silence_has_losses_and_gradients_that_are_numbers(discriminators: Discr
     assert torch.isfinite(audio.grad).all()
 
 
+@pytest.mark.slow
 def test_they_learn_to_tell_decoded_audio_from_recordings(discriminators: Discriminators) -> None:
     optimizer = torch.optim.Adam(discriminators.parameters(), lr=1e-3, betas=(0.8, 0.99))
     real, fake = tones(), noise()

@@ -157,6 +157,7 @@ def test_discriminators_follow_the_decoders_rate_after_its_warm_up() -> None:
     assert rates == [(5e-4, full), (1e-3, full), (8e-4, DISCRIMINATOR_RATE * 8e-4)]
 
 
+@pytest.mark.slow
 def test_without_a_weight_the_adversary_moves_no_decoder() -> None:
     """The step is then the one of the distances alone; and with one, it is another."""
     decoders = []
@@ -202,6 +203,7 @@ def test_a_gradient_that_is_no_number_moves_neither_side(part: str) -> None:
 # Resuming
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
     whole = open_learner(tiny())
     steps = take_steps(whole, range(4))
