@@ -140,6 +140,7 @@ def _run(path: Path, options: argparse.Namespace, parser: argparse.ArgumentParse
         parser.error(f"{path}: not a config of Ray Serve ({error!r})")
     # Of a cluster that is started here: its proxy holds what clients send, large messages too.
     os.environ.setdefault(*cluster.SMALL_BLOCKS)
+    os.environ.setdefault(*cluster.NORMAL_PRIORITY)
     # Before `serve run` would: Ray's start sets a handler for SIGTERM, which ours replace.
     with cluster.on_loopback():
         ray.init(options.address, namespace="serve")

@@ -20,6 +20,7 @@ import ray
 import yaml
 
 from helpers.example import DIGITS, ROOT
+from sheen.runs.cluster import NORMAL_PRIORITY
 from sheen.serve import run
 
 READY_S = 300
@@ -141,6 +142,14 @@ def speech_is_whole(
         with speech(port) as response:
             whole = response.read()
         family = process.children(recursive=True)
+        if "--address" not in command:
+            started = {one.pid for one in family}
+            priorities = {
+                one.info["nice"]
+                for one in psutil.process_iter(["cmdline", "nice"])
+                if one.pid in started and "replica" in (one.info["cmdline"] or [""])[0].lower()
+            }
+            assert priorities == {process.nice()}
         with speech(port) as response:
             begun = response.read(2)
             if number == signal.SIGINT:  # of a terminal: all of its processes get it
@@ -164,7 +173,8 @@ def test_after_sigterm_speech_is_whole_and_the_process_ends(
 def test_after_a_signal_a_cluster_of_its_own_ends_with_the_server(
     number: int, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    speech_is_whole(number, RUN, tmp_path, environment)
+    others = {name: value for name, value in environment.items() if name != NORMAL_PRIORITY[0]}
+    speech_is_whole(number, RUN, tmp_path, others)
 
 
 @pytest.mark.soak
