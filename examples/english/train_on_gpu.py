@@ -43,12 +43,20 @@ from sheen.train.learning.metrics import (
 )
 from sheen.train.learning.metrics_log import MetricsLog
 from sheen.train.learning.settings import learning_rate
-from sheen.train.learning.step import check_level_weights, level_weights, take_step, with_noise
+from sheen.train.learning.step import (
+    check_guide_weight,
+    check_level_weights,
+    guide_weight,
+    level_weights,
+    take_step,
+    with_noise,
+)
 
 CHECKPOINT = "checkpoint"
 FIXED = (
     "seed", "batch_tokens", "accumulation", "learning_rate", "warmup_steps", "schedule",
-    "level_weights", "level_weights_steps", "history_noise",
+    "level_weights", "level_weights_steps", "guided_attention", "guided_attention_steps",
+    "history_noise",
 )  # fmt: skip
 """What a resumed run may not change."""
 
@@ -126,6 +134,7 @@ class Run:
         args, data = self.args, self.data
         if (longest := int(data.lengths[data.train].max())) > args.batch_tokens:
             raise ValueError(f"--batch-tokens {args.batch_tokens}: an utterance has {longest}")
+        check_guide_weight(args.guided_attention, args.guided_attention_steps)
         check_level_weights(args.level_weights, args.level_weights_steps, data.layout.levels)
 
     def _check_same(self, state: dict[str, Any] | None) -> None:
@@ -188,6 +197,9 @@ class Run:
             rows,
             weights=level_weights(
                 args.level_weights, args.level_weights_steps, self.step, self.data.layout.levels
+            ),
+            guide_weight=guide_weight(
+                args.guided_attention, args.guided_attention_steps, self.step
             ),
             rate=learning_rate(
                 self.step,
@@ -294,6 +306,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of the codec's levels in the loss, coarse first: 3,1,0.3",
     )
     add("--level-weights-steps", type=int, help="steps that have them (default: all)")
+    add("--guided-attention", type=float, default=0.0, help="see jobs/train.py (default: none)")
+    add("--guided-attention-steps", type=int, help="steps that have it (default: all)")
     add("--history-noise", type=float, default=0.0, help="see jobs/train.py (default: none)")
     add("--seed", type=int, default=0)
     add("--eval-seconds", type=float, default=30.0, help="between evaluations (%(default)s)")

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
+from sheen.lm.guidance import Guide
+
 PACKED = "sheen_packed"
 """The name under which transformers knows `packed_attention`."""
 
@@ -51,6 +53,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     segments: Segments | None = None,
+    guide: Guide | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -67,6 +70,8 @@ def packed_attention(
             f"{type(module).__name__} of the base does not hand on where utterances begin and end; "
             "such models are not supported"
         )
+    if guide is not None and getattr(module, "layer_idx", None) == guide.layer:
+        guide.observe(query, key, segments.lengths, scaling)
     if torch.is_autocast_enabled(query.device.type):
         # Norms and rotary embeddings leave queries and keys in float32, which no fast path takes.
         dtype = torch.get_autocast_dtype(query.device.type)

@@ -28,14 +28,16 @@ class Batch:
     """One packed row of utterances end to end, with next to no padding.
 
     `input_ids` and `position_ids` are `[1, T]` int64; positions begin anew with each utterance.
-    `segments` bounds the utterances, `targets` says which positions predict what. Indices are made
-    here, on the host, so that no device waits for a count.
+    `segments` bounds the utterances, `targets` says which positions predict what; `prompts` are the
+    tokens of each utterance's prompt, all of padding's. Indices are made here, on the host, so that
+    no device waits for a count.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     segments: Segments
     targets: Targets
+    prompts: tuple[int, ...]
 
     @property
     def labels(self) -> Tensor:
@@ -54,6 +56,7 @@ class Batch:
             self.position_ids.to(device, non_blocking=True),
             self.segments.to(device),
             self.targets.to(device),
+            self.prompts,
         )
 
 
@@ -79,6 +82,7 @@ def collate(
         ids.append(np.full(padding, pad_id, np.int64))
         labels.append(np.full(padding, IGNORE_INDEX))
     lengths = [len(row) for row in ids]
+    of_prompts = [*map(len, prompts), padding][: len(lengths)]
     flat_ids, flat_labels = np.concatenate(ids), np.concatenate(labels)
     check_labels(flat_ids, flat_labels, layout, utterances=len(prompts))
     positions = np.concatenate([np.arange(length) for length in lengths])
@@ -87,6 +91,7 @@ def collate(
         torch.from_numpy(positions)[None],
         Segments.of(lengths),
         targets_of(flat_labels, layout),
+        tuple(of_prompts),
     )
 
 

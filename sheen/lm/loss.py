@@ -60,13 +60,15 @@ class LossSums:
     """Sums over targets, per codebook level; `<audio_end>` counts to level 0.
 
     `loss` `[levels]` in nats, with gradient; `count` `[levels]`; `ends` and `ends_right` count the
-    `<audio_end>` targets and those that the model ranked first among the legal rows.
+    `<audio_end>` targets and those that the model ranked first among the legal rows. `guide`, with
+    gradient, is guided attention's over all targets (`sheen.lm.guidance`), where it was asked for.
     """
 
     loss: Tensor
     count: Tensor
     ends: Tensor
     ends_right: Tensor
+    guide: Tensor | None = None
 
 
 def token_losses(

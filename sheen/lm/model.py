@@ -8,6 +8,7 @@ than `hidden @ rows`. Knows nothing about audio.
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from sheen.lm.cpu_kernels import (
     pack_linears,
     product,
 )
+from sheen.lm.guidance import Guide
 from sheen.lm.kv_cache import SLOTTED, Rows
 from sheen.lm.loss import LossSums, TiedTable, speech_loss
 
@@ -126,14 +128,18 @@ class SpeechLM(nn.Module):
         rows = table.look_up(ids)
         return {"inputs_embeds": rows}, table.head()
 
-    def packed_states(self, batch: Batch, inputs: dict[str, Tensor] | None = None) -> Tensor:
+    def packed_states(
+        self, batch: Batch, inputs: dict[str, Tensor] | None = None, guide: Guide | None = None
+    ) -> Tensor:
         """The states `[T, d]` of a packed row, given as `inputs` instead of its ids."""
         use_attention(self.lm, PACKED)
+        watched: dict[str, Any] = {} if guide is None else {"guide": guide}
         output = self.lm.base_model(
             **(inputs or {"input_ids": batch.input_ids}),
             position_ids=batch.position_ids,
             segments=batch.segments,
             use_cache=False,
+            **watched,
         )
         states: Tensor = output.last_hidden_state[0]
         return states
@@ -149,11 +155,13 @@ class SpeechLM(nn.Module):
         states: Tensor = output.last_hidden_state[0]
         return states
 
-    def forward(self, batch: Batch) -> LossSums:
-        """Summed loss of a packed row."""
+    def forward(self, batch: Batch, guided: bool = False) -> LossSums:
+        """Summed loss of a packed row, and guided attention's."""
         inputs, head = self.inputs_and_head(batch.input_ids)
-        states = self.packed_states(batch, inputs)
-        return speech_loss(states, batch.targets, head, self.layout, self.softmax)
+        guide = Guide(self.lm, batch.prompts) if guided else None
+        states = self.packed_states(batch, inputs, guide)
+        sums = speech_loss(states, batch.targets, head, self.layout, self.softmax)
+        return sums if guide is None else replace(sums, guide=guide.loss)
 
 
 def float32_logits(states: Tensor, rows: Tensor) -> Tensor:

@@ -138,6 +138,23 @@ class TrainConfig(RunFields):
             "counts alike. Default: all steps have the weights",
         ),
     ] = None
+    guided_attention: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            allow_inf_nan=False,
+            description="weight of a term by which two heads look along the text: a model that "
+            "starts at random finds out sooner what its text is for",
+        ),
+    ] = 0.0
+    guided_attention_steps: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="optimizer steps with --guided-attention. Default: all, though speech does "
+            "not go through its text as evenly as the term has it",
+        ),
+    ] = None
     history_noise: Annotated[
         float,
         Field(

@@ -32,7 +32,7 @@ from sheen.train.inputs import (
 )
 from sheen.train.launcher import fit
 from sheen.train.learning.metrics_log import last_metrics
-from sheen.train.learning.step import check_level_weights
+from sheen.train.learning.step import check_guide_weight, check_level_weights
 from sheen.train.tracking import check_trackers
 from sheen.train.trainer import describe_dry_run, dry_run_loop, show_example, train_loop
 
@@ -56,6 +56,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             f"--batch-tokens {config.batch_tokens}: a row must hold the longest utterance, "
             f"--max-tokens {limit}; give more or lower that"
         )
+    check_guide_weight(config.guided_attention, config.guided_attention_steps)
     check_level_weights(config.level_weights, config.level_weights_steps, info.token_layout.levels)
     data, taught = build_training_set(
         locations,
@@ -95,8 +96,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
                 "model content": model_content(model),
                 "codec sha256": codec.sha256,
             }
-            # No noise is as in runs from before there was the field.
-            recorded = fields | {"history_noise": config.history_noise or None}
+            # None is as in runs from before there was the field.
+            since = ("history_noise", "guided_attention")
+            recorded = fields | {name: fields[name] or None for name in since}
             checkpoints.claim_run(output, config.run_name, recorded, FREE_FIELDS, content)
         cluster.connect()
         arguments = {

@@ -36,7 +36,7 @@ from sheen.train.initial import CodecParts, build_codec, open_model
 from sheen.train.launcher import Control
 from sheen.train.learning.learner import Learner, merge_adapters
 from sheen.train.learning.metrics import Speed, Sums, describe_losses, loss_metrics
-from sheen.train.learning.step import level_weights, take_step, with_noise
+from sheen.train.learning.step import guide_weight, level_weights, take_step, with_noise
 from sheen.train.learning.training_set import TrainingSet
 from sheen.train.loop import Snapshot, Trainer, run_trainer
 
@@ -167,6 +167,9 @@ class SpeechTrainer(Trainer):
                 config.level_weights_steps,
                 self.step,
                 self.data.layout.levels,
+            ),
+            guide_weight=guide_weight(
+                config.guided_attention, config.guided_attention_steps, self.step
             ),
             rate=rate,
             seed=step_seed(config.seed, self.step, self.group.rank),

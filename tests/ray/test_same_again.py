@@ -185,7 +185,8 @@ def test_training_resumes_where_data_and_model_were_moved(
     output = Path(shutil.copytree(trained, tmp_path / "out"))
     record = output / "run" / "run.json"
     fields = json.loads(record.read_text())
-    for name in ("history_noise", "level_weights", "level_weights_steps"):
+    since = ("history_noise", "level_weights", "level_weights_steps", "guided_attention")
+    for name in (*since, "guided_attention_steps"):
         assert fields.pop(name) is None
     record.write_text(json.dumps(fields))
     resident.train(train, train_config(tmp_path / "elsewhere", tmp_path / "base", output))

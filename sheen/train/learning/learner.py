@@ -103,11 +103,11 @@ class Learner:
         for layer in [*layers, self.model]:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
 
-    def loss(self, batch: Batch, *, last: bool) -> LossSums:
+    def loss(self, batch: Batch, *, last: bool, guided: bool = False) -> LossSums:
         """The loss of a row; gradients are exchanged in the backward pass of a step's last row."""
         self._exchange(last)
         with self._precision():
-            sums: LossSums = self.module(batch.to(self._group.device))
+            sums: LossSums = self.module(batch.to(self._group.device), guided)
         return sums
 
     @torch.no_grad()

@@ -127,9 +127,10 @@ def training_flops(model: SpeechLM) -> tuple[float, float]:
 
 
 def loss_sums(sums: LossSums, tokens: int) -> dict[str, Tensor]:
-    """What a row of `tokens` tokens adds to a window: see `LossSums`, and `tokens`."""
+    """What a row of `tokens` tokens adds to a window: see `LossSums`; `guided` are targets."""
     counted = torch.full_like(sums.ends, tokens)
-    return {
+    guided = {} if sums.guide is None else {"guide": sums.guide, "guided": sums.count.sum()}
+    return guided | {
         "loss": sums.loss,
         "targets": sums.count,
         "ends": sums.ends,
@@ -144,6 +145,8 @@ def loss_metrics(sums: Sums, prefix: str = "") -> dict[str, float]:
     metrics = {f"{prefix}loss": float(loss.sum() / targets.sum())}
     for level in range(len(loss)):
         metrics[f"{prefix}loss_level_{level}"] = float(loss[level] / targets[level])
+    if "guide" in sums:
+        metrics[f"{prefix}guided_attention"] = float(sums["guide"] / sums["guided"])
     metrics[f"{prefix}end_accuracy"] = float(sums["ends_right"] / sums["ends"])
     return {name: round(value, 5) for name, value in metrics.items()}
 

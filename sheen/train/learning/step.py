@@ -1,8 +1,8 @@
 """The optimizer step of a speech LM, from packed rows.
 
 Owns the weighting: gradients of summed losses, divided once by the weighted target count over all
-ranks and accumulated rows; and the history noise of a row. Refuses nothing; which rows a step has
-and at what rate is the training loop's.
+ranks and accumulated rows; which steps have which weights; and the history noise of a row. Which
+rows a step has and at what rate is the training loop's.
 """
 
 from collections.abc import Sequence
@@ -27,22 +27,29 @@ def take_step(
     rows: Sequence[Batch],
     *,
     weights: Sequence[float],
+    guide_weight: float,
     rate: float,
     seed: int,
 ) -> float:
     """One step on this rank's rows, counted in the window; the gradient norm, equal on all ranks.
 
-    weights: of the codec's levels. seed: of dropout, this step's and rank's.
+    weights: of the codec's levels. guide_weight: of guided attention's mean over all targets.
+    seed: of dropout, this step's and rank's.
     """
     counts = torch.tensor([row.targets.counts for row in rows], dtype=torch.float64).sum(0)
     levels = torch.tensor(weights, dtype=torch.float64)
     # Gradients are averaged over ranks; the loss is a weighted mean over all of their targets.
-    scale = levels * group.world / (levels @ group.sum(counts))
+    counts = group.sum(counts)
+    scale = levels * group.world / (levels @ counts)
     scale = scale.to(group.device, torch.float32, non_blocking=True)
+    guide_scale = scale.new_tensor(guide_weight * group.world / float(counts.sum()))
     torch.manual_seed(seed)  # whatever ran before
     for index, row in enumerate(rows):
-        sums = learner.loss(row, last=index + 1 == len(rows))
-        torch.autograd.backward(sums.loss, scale)
+        sums = learner.loss(row, last=index + 1 == len(rows), guided=guide_weight > 0)
+        if sums.guide is None:
+            torch.autograd.backward(sums.loss, scale)
+        else:
+            torch.autograd.backward([sums.loss, sums.guide], [scale, guide_scale])
         window.add(loss_sums(sums, row.input_ids.shape[1]))
     return learner.update(rate)
 
@@ -63,6 +70,17 @@ def level_weights(
     if given is None or (steps is not None and step >= steps):
         return [1.0] * levels
     return list(given)
+
+
+def guide_weight(given: float, steps: int | None, step: int) -> float:
+    """Of guided attention in a step: none after so many steps as have it (None: all)."""
+    return given if steps is None or step < steps else 0.0
+
+
+def check_guide_weight(given: float, steps: int | None) -> None:
+    """Raise ValueError where steps are given for no weight."""
+    if steps is not None and not given:
+        raise ValueError("--guided-attention-steps needs --guided-attention")
 
 
 def check_level_weights(given: Sequence[float] | None, steps: int | None, levels: int) -> None:

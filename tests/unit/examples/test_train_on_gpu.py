@@ -68,7 +68,10 @@ def train(packed: list[Path], base: Path, output: Path, *more: str) -> int:
     return result
 
 
-WEIGHTED = ("--history-noise", "0.5", "--level-weights", "3,1,0.25", "--level-weights-steps", "3")
+WEIGHTED = (
+    *("--history-noise", "0.5", "--level-weights", "3,1,0.25", "--level-weights-steps", "3"),
+    *("--guided-attention", "0.5", "--guided-attention-steps", "3"),
+)
 TIMED = ("tokens_per_second", "target_tokens_per_second", "seconds_left", "minutes")
 
 
@@ -158,6 +161,7 @@ def test_the_steps_are_those_of_the_train_job(
         "batch_tokens": 128, "accumulation": 2, "max_tokens": 128, "max_steps": 4,
         "learning_rate": 1e-3, "warmup_steps": 1, "log_every": 1, "eval_every": 1, "trackers": [],
         "history_noise": 0.5, "level_weights": [3.0, 1.0, 0.25], "level_weights_steps": 3,
+        "guided_attention": 0.5, "guided_attention_steps": 3,
     }  # fmt: skip
     config = train_config(lines, base, tmp_path / "job", **fields)
     codec, parts = open_codec(str(CODEC))

@@ -1,4 +1,4 @@
-"""Level weights that do not fit the codec are refused in one line, before a worker starts."""
+"""Weights that mean nothing for the codec or the run are refused before a worker starts."""
 
 import re
 from pathlib import Path
@@ -20,9 +20,11 @@ main = load_script(ROOT / "jobs" / "train.py").main
         (["--level-weights", "0,0,0"], "--level-weights 0,0,0: .* one of them above 0"),
         (["--level-weights", "3,-1,1"], "level_weights.*greater than or equal to 0"),
         (["--level-weights-steps", "9"], "--level-weights-steps needs --level-weights"),
+        (["--guided-attention-steps", "9"], "--guided-attention-steps needs --guided-attention"),
+        (["--guided-attention", "-1"], "guided_attention.*greater than or equal to 0"),
     ],
 )
-def test_weights_that_fit_no_codec_are_refused(
+def test_weights_that_mean_nothing_are_refused(
     base: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

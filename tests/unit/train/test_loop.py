@@ -19,6 +19,7 @@ from sheen.train.checkpoints import MODEL_FOLDER, load
 from sheen.train.data import build_training_set
 from sheen.train.launcher import Control
 from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.metrics import loss_metrics
 from sheen.train.learning.training_set import TrainingSet
 from sheen.train.trainer import SpeechTrainer
 
@@ -101,7 +102,7 @@ WEIGHTED = {"level_weights": [3.0, 1.0, 0.25], "level_weights_steps": 3}
 @pytest.mark.parametrize(
     "changes",
     [
-        WEIGHTED | {"history_noise": 0.5},
+        WEIGHTED | {"history_noise": 0.5, "guided_attention": 0.5, "guided_attention_steps": 3},
         pytest.param({"lora_rank": 2}, marks=pytest.mark.slow),
     ],
 )
@@ -156,6 +157,27 @@ def test_level_weights_make_the_loss_a_weighted_mean_for_as_many_steps_as_given(
         found = gradients(worker, monkeypatch)
         for name, gradient in zip(parameters, expected, strict=True):
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_guided_attention_is_a_part_of_the_loss_for_as_many_steps_as_given(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"guided_attention": 0.5, "guided_attention_steps": 3}
+    worker = open_trainer(data, checkpoint, tmp_path, Stop(), **changes)
+    rows = [data.batch(row, 0) for ranks in worker.plan.steps[0] for row in ranks]
+    targets = sum(len(row.targets) for row in rows)
+    for step, weight in ((2, 0.5), (3, 0.0)):
+        worker.step = step
+        by_row = [worker.model(row, guided=True) for row in rows]
+        guided = torch.stack([cast(Tensor, sums.guide) for sums in by_row]).sum()
+        loss = torch.stack([sums.loss.sum() for sums in by_row]).sum() + weight * guided
+        parameters = dict(worker.model.named_parameters())
+        expected = torch.autograd.grad(loss / targets, list(parameters.values()))
+        found = gradients(worker, monkeypatch)
+        for name, gradient in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+    logged = loss_metrics(worker.window.end()[0])
+    assert logged["guided_attention"] == pytest.approx(float(guided) / targets, rel=1e-4)
 
 
 def test_equal_level_weights_are_the_plain_mean_to_the_bit(
