@@ -9,24 +9,34 @@ concurrent requests with the official `openai` client, prints what changed, and 
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-import yaml
-from demo_commands import ROOT, RUN, StepFailed, port_is_free, ray_head, start_server, submit
+sys.path.append(str(Path(__file__).resolve().parents[1] / "english"))
+
+from demo_commands import (
+    PORT,
+    RUN,
+    StepFailed,
+    cpu_precision,
+    port_is_free,
+    ray_head,
+    serve_config,
+    start_server,
+    step,
+    submit,
+)
 from demo_comparison import as_text, choose_clips, comparison, read_results
 from demo_report import write_report
 from demo_requests import speak_all
 
+CONFIGS = "examples/digits"
 NEW_VOICE = "kal16"
 PER_VOICE = 25
 """Held-out strings that each voice speaks before and after, of 100: enough to see whether a voice
 came or went, in time that a demo can spend."""
 OLD_VOICES = "examples/digits/old-voices.parquet"  # as train.yaml, which names other codes
 CHECKPOINT = RUN / "train" / "checkpoint"
-PORT = 8000  # http_options in serve_config.yaml
 
 
 def main() -> int:
@@ -41,26 +51,27 @@ def main() -> int:
     seconds: dict[str, float] = {}
     try:
         with ExitStack() as running:
-            with _step("ray head", seconds):
+            with step("ray head", seconds):
                 environment = running.enter_context(ray_head())
-            with _step("encode", seconds):
-                submit("encode", "encode", environment, "--output", str(RUN / "codes"))
-            with _step("evaluate before", seconds):
+            with step("encode", seconds):
+                submit("encode", "encode", CONFIGS, environment, "--output", str(RUN / "codes"))
+            with step("evaluate before", seconds):
                 _evaluate("before", environment, "--untrained-voices", NEW_VOICE)
-            with _step("train", seconds):
+            with step("train", seconds):
                 data = ["--data", str(RUN / "codes"), "--data", OLD_VOICES]
                 folders = [*data, "--output", str(RUN / "train")]
-                submit("train", "train", environment, *folders, "--precision", _precision())
-            with _step("evaluate after", seconds):
+                folders += ["--precision", cpu_precision()]
+                submit("train", "train", CONFIGS, environment, *folders)
+            with step("evaluate after", seconds):
                 _evaluate("after", environment, "--model", str(CHECKPOINT))
-            with _step("serve", seconds):
+            with step("serve", seconds):
                 url = f"http://127.0.0.1:{PORT}"
-                server = start_server(_serve_config(CHECKPOINT), url, environment)
-            with server, _step("speak", seconds):
+                server = start_server(serve_config(CHECKPOINT, RUN), url, environment)
+            with server, step("speak", seconds):
                 clips = choose_clips(RUN / "before")
                 texts = [(clip.text, clip.voice) for clip in clips]
                 requests = speak_all(url, RUN / "wavs", texts)
-        with _step("report", seconds):
+        with step("report", seconds):
             before, after = read_results(RUN / "before"), read_results(RUN / "after")
             images = write_report(RUN, before, after, clips, requests, seconds)
     except StepFailed as error:
@@ -75,34 +86,9 @@ def main() -> int:
     return 0
 
 
-@contextmanager
-def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    print(f"\n== {name}", flush=True)
-    started = time.monotonic()
-    yield
-    seconds[name] = time.monotonic() - started
-    print(f"   {name}: {seconds[name]:.1f} s", flush=True)
-
-
 def _evaluate(name: str, environment: dict[str, str], *flags: str) -> None:
     size = ["--per-voice", str(PER_VOICE), "--output", str(RUN / name)]
-    submit(name, "evaluate", environment, *size, *flags)
-
-
-def _precision() -> str:
-    """bfloat16 where the CPU computes in it: 1.4 times as fast; emulated, it is slower."""
-    has = torch.cpu.get_capabilities()
-    return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
-
-
-def _serve_config(checkpoint: Path) -> Path:
-    """The committed serve config with another checkpoint, as a file of the demo's."""
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
-    (application,) = config["applications"]
-    application["args"]["model"] = str(checkpoint)
-    path = RUN / "serve_config.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
-    return path
+    submit(name, "evaluate", CONFIGS, environment, *size, *flags)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,17 @@ that the jobs left.
 """
 
 import json
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from demo_comparison import BaseClip, comparison
+from demo_comparison import SpokenClip, comparison
+from demo_page import data_section, requests_section, training_section
 from demo_requests import Spoken
 
 from sheen.audio.io import decode_audio
 from sheen.codec.snac import Codec, load_codec
-from sheen.report.figures import bars, curves, histogram
+from sheen.report.figures import bars
 from sheen.report.page import Clip, ClipRow, Section, clip_row, save_png, table, write_page
 from sheen.scoring.asr import POCKETSPHINX, Transcriber, open_transcriber
 from sheen.scoring.code_usage import decode_clip, encode_clips
@@ -31,7 +30,7 @@ def write_report(
     folder: Path,
     before: dict[str, Any],
     after: dict[str, Any],
-    clips: Sequence[BaseClip],
+    clips: Sequence[SpokenClip],
     requests: tuple[list[Spoken], list[Spoken]],
     seconds: dict[str, float],
 ) -> list[Path]:
@@ -63,20 +62,9 @@ def write_report(
             ],
         ),
         Section("Where the time went", [bars("Time per stage", seconds, "seconds")]),
-        _training_section(metrics),
-        Section(
-            "Requests",
-            [
-                table(
-                    ["text", "voice", "alone, s", f"{len(together)} at once, s", "first bytes, s"],
-                    [
-                        [one.text, one.voice, one.total_s, many.total_s, many.first_byte_s]
-                        for one, many in zip(alone, together, strict=True)
-                    ],
-                )
-            ],
-        ),
-        _data_section(encoded, metrics[0]),
+        training_section(metrics),
+        requests_section(alone, together),
+        data_section(encoded, metrics[0]),
     ]
     write_page(
         folder / "report.html",
@@ -88,7 +76,7 @@ def write_report(
     return _save_images(folder, clips, rows)
 
 
-def _compare(clip: BaseClip, fine_tuned: Path, codec: Codec, asr: Transcriber) -> ClipRow:
+def _compare(clip: SpokenClip, fine_tuned: Path, codec: Codec, asr: Transcriber) -> ClipRow:
     """One string as it was recorded, coded, spoken before and spoken after."""
     rate = codec.sample_rate
     path = DIGITS / "heldout" / "wavs" / f"{clip.id}.flac"
@@ -110,7 +98,7 @@ def _compare(clip: BaseClip, fine_tuned: Path, codec: Codec, asr: Transcriber) -
     )
 
 
-def _save_images(folder: Path, clips: Sequence[BaseClip], rows: Sequence[ClipRow]) -> list[Path]:
+def _save_images(folder: Path, clips: Sequence[SpokenClip], rows: Sequence[ClipRow]) -> list[Path]:
     """The first row of each voice in PICTURED, its clips one above the other."""
     images = []
     for voice in PICTURED:
@@ -131,43 +119,3 @@ def _comparison_section(before: dict[str, Any], after: dict[str, Any]) -> Sectio
             f"{after['seed']}, the same for both.",
         ],
     )
-
-
-def _training_section(rows: list[dict[str, Any]]) -> Section:
-    def series(name: str) -> tuple[list[int], list[float]]:
-        kept = [row for row in rows if name in row]
-        return [row["step"] for row in kept], [row[name] for row in kept]
-
-    levels = sorted(name for name in rows[-1] if name.startswith("loss_level_"))
-    loss = {"training": series("loss"), "evaluation": series("eval_loss")}
-    speed = series("target_tokens_per_second")[1]
-    return Section(
-        "Training",
-        [
-            curves("Loss", loss, "optimizer step", "nats per audio token"),
-            curves(
-                "Loss per codebook level",
-                {name.replace("loss_", "").replace("_", " "): series(name) for name in levels},
-                "optimizer step",
-                "nats per audio token",
-            ),
-            f"{statistics.median(speed):.0f} target tokens per second (median). The evaluation "
-            "loss is of strings that this training did not see; where it turns up, the model "
-            "memorises.",
-        ],
-    )
-
-
-def _data_section(encoded: dict[str, Any], summary: dict[str, Any]) -> Section:
-    edges = np.array(summary["length_histogram"]["tokens"])
-    counts = summary["length_histogram"]["utterances"]
-    centres = np.repeat((edges[1:] + edges[:-1]) / 2, counts)
-    facts = [
-        ("Recordings encoded", f"{encoded['rows_out']} of {encoded['rows_in']}"),
-        ("Utterances made of them", str(encoded["utterances"])),
-        ("Minutes of speech in these", f"{encoded['hours'] * 60:.1f}"),
-        ("Encoding, x realtime", str(encoded["audio_seconds_per_second"])),
-        ("Utterances over the length limit", str(summary["over_length_limit"])),
-    ]
-    lengths = histogram("Sequence lengths", centres, "tokens", bins=len(counts))
-    return Section("The data", [table([], facts), lengths])

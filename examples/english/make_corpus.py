@@ -1,4 +1,4 @@
-"""Makes the English corpus: FLAC files with JSONL manifests, spoken by the voices of voices.yaml.
+"""Makes the English corpus: audio files with JSONL manifests, spoken by the voices of voices.yaml.
 
 Owns which text each voice reads and the layout of the folder: `VOICE/NNN/ID.flac`, `VOICE.jsonl` (a
 manifest for `jobs/encode.py`), `codec.jsonl` (what the codec is trained on) and `spoken.jsonl`, the
@@ -28,6 +28,11 @@ RECORD = "spoken.jsonl"
 CODEC_MANIFEST = "codec.jsonl"
 CHARACTERS_PER_SECOND = 14.5
 """Of these voices at these texts: how long a text will take, before it is spoken."""
+FORMATS = {
+    "flac": {"format": "FLAC", "subtype": "PCM_16"},
+    "opus": {"format": "OGG", "subtype": "OPUS", "compression_level": 0.9},  # some 32 kbit/s
+}
+"""By a file's suffix."""
 GROUPS = ("base", "demo", "cloning_train", "cloning_test", "others")
 
 
@@ -39,6 +44,7 @@ class Task:
     voice: str
     text: str
     number: int
+    suffix: str = "flac"
 
     @property
     def id(self) -> str:
@@ -46,7 +52,7 @@ class Task:
 
     @property
     def path(self) -> str:
-        return f"{self.voice}/{self.number // 1000:03d}/{self.id}.flac"
+        return f"{self.voice}/{self.number // 1000:03d}/{self.id}.{self.suffix}"
 
 
 def wanted_hours(division: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
@@ -63,7 +69,9 @@ def wanted_hours(division: dict[str, Any], names: Sequence[str]) -> dict[str, fl
     return hours
 
 
-def plan(sentences: list[str], hours: dict[str, float], seed: int) -> list[Task]:
+def plan(
+    sentences: list[str], hours: dict[str, float], seed: int, suffix: str = "flac"
+) -> list[Task]:
     """All recordings, in the order in which they are made: all voices grow together."""
     tasks = []
     for voice, wanted in hours.items():
@@ -71,7 +79,8 @@ def plan(sentences: list[str], hours: dict[str, float], seed: int) -> list[Task]
         for number in texts.order(sentences, voice, seed):
             if seconds >= wanted * 3600:
                 break
-            tasks.append(Task(seconds / (wanted * 3600), voice, sentences[number], number))
+            share = seconds / (wanted * 3600)
+            tasks.append(Task(share, voice, sentences[number], number, suffix))
             seconds += len(sentences[number]) / CHARACTERS_PER_SECOND
     return sorted(tasks, key=lambda task: task.share)
 
@@ -103,7 +112,7 @@ def _make(output: Path, task: Task) -> dict[str, Any]:
     path = output / task.path
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    soundfile.write(unfinished, samples, RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(unfinished, samples, RATE, **FORMATS[task.suffix])
     os.replace(unfinished, path)
     return {
         "id": task.id,
@@ -169,8 +178,8 @@ def _in_turn(
         yield future.result()
 
 
-def write_manifests(output: Path, division: dict[str, Any]) -> None:
-    """VOICE.jsonl of every voice in the record, and codec.jsonl of what the codec may hear."""
+def write_manifests(output: Path, division: dict[str, Any], for_codecs: bool = True) -> None:
+    """VOICE.jsonl of every voice in the record, and codec.jsonl of what a codec may hear."""
     rows: dict[str, list[dict[str, Any]]] = {}
     refused = 0
     for row in read_record(output).values():
@@ -192,7 +201,8 @@ def write_manifests(output: Path, division: dict[str, Any]) -> None:
                 break
             for_codec.append(row)
             seconds += row["seconds"]
-    _write(output / CODEC_MANIFEST, for_codec)
+    if for_codecs:
+        _write(output / CODEC_MANIFEST, for_codec)
     print(f"{refused} texts refused by the teachers (in {RECORD})", file=sys.stderr)
 
 
@@ -215,6 +225,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hours", type=float, help="of each voice, instead of voices.yaml's")
     parser.add_argument("--styles", type=Path, help="package/voices of the npm package kokoro-js")
     parser.add_argument("--seed", type=int, default=0, help="of texts and their order (default: 0)")
+    parser.add_argument(
+        "--texts", type=Path, help="file of a text a line, instead of WordNet's and composed ones"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="flac", help="(default: %(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument(
         "--manifests", action="store_true", help="write the manifests of what is there, and end"
@@ -225,13 +239,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.manifests:
         try:
             hours = wanted_hours(division, args.voices)
+            sentences = texts.of_file(args.texts) if args.texts else texts.sentences(args.seed)
         except ValueError as error:
             parser.error(str(error))
         if args.hours is not None:
             hours = dict.fromkeys(hours, args.hours)
-        tasks = plan(texts.sentences(args.seed), hours, args.seed)
+        tasks = plan(sentences, hours, args.seed, args.format)
         speak_all(args.output, tasks, args.styles, args.processes)
-    write_manifests(args.output, division)
+    write_manifests(args.output, division, for_codecs=args.texts is None)
     return 0
 
 

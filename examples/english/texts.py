@@ -7,7 +7,7 @@ given that shares a sentence with the held-out lists beside this file.
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from compose import Composer, Words
@@ -45,7 +45,8 @@ def _synsets() -> Iterator[str]:
 
 def phrases() -> tuple[list[str], list[str]]:
     """WordNet's example phrases, and its glosses without them; as they stand there, each once."""
-    examples, glosses = {}, {}
+    examples: dict[str, None] = {}
+    glosses: dict[str, None] = {}
     for gloss in _synsets():
         for example in re.findall(r'"([^"]+)"', gloss):
             if _fit(example):
@@ -80,18 +81,37 @@ def common_words() -> Words:
 
 
 def sentences(seed: int) -> list[str]:
-    """All texts of the corpus as they are written, in no order, each once."""
+    """All texts of the corpus as they are written, in no order, each once: WordNet's first."""
+    composer = Composer(common_words(), seed)
+    composed = _allowed(composer.sentence(number) for number in range(COMPOSED))
+    return list(from_wordnet(seed) | composed)
+
+
+def from_wordnet(seed: int) -> dict[str, None]:
+    """Those of the texts that are WordNet's, in the order of `sentences`."""
     examples, glosses = phrases()
     rng = random.Random(f"texts {seed}")
     kept = [gloss for gloss in glosses if rng.random() < GLOSS_SHARE]
-    composer = Composer(common_words(), seed)
-    composed = [composer.sentence(number) for number in range(COMPOSED)]
+    return _allowed(_as_sentence(text, rng) for text in examples + kept)
+
+
+def of_file(path: Path) -> list[str]:
+    """The lines of a file. ValueError names the first that has a sentence of the held-out lists."""
+    lines = list(dict.fromkeys(filter(None, path.read_text("utf-8").splitlines())))
+    allowed = _allowed(lines)
+    if refused := next((line for line in lines if line not in allowed), None):
+        raise ValueError(f"{path}: {refused!r} is held out")
+    return lines
+
+
+def _allowed(texts: Iterable[str]) -> dict[str, None]:
+    """Each text once, but for those that share a sentence with the held-out lists."""
     avoided = held_out()
-    texts: dict[str, None] = {}
-    for text in [*(_as_sentence(text, rng) for text in examples + kept), *composed]:
-        if not any(spoken_key(part) in avoided for part in re.split(r"(?<=[.!?;:])\s+", text)):
-            texts[text] = None
-    return list(texts)
+    return {
+        text: None
+        for text in texts
+        if not any(spoken_key(part) in avoided for part in re.split(r"(?<=[.!?;:])\s+", text))
+    }
 
 
 def _as_sentence(phrase: str, rng: random.Random) -> str:

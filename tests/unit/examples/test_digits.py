@@ -7,8 +7,6 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -16,11 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sheen.codec.info import CodecInfo
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import load_codec
 from sheen.config import JobConfig, load_config
-from sheen.data.dataset import ENCODED, UTTERANCE_SCHEMA, DatasetInfo, read_utterances, write_info
+from sheen.data.dataset import read_utterances
 from sheen.data.prompts import read_prompts
 from sheen.encode.config import EncodeConfig
 from sheen.engine.sampler import Sampling
@@ -44,7 +41,6 @@ def load(name: str) -> ModuleType:
 
 make_corpus = load("make_corpus")
 make_base = load("make_base")
-keep_rows = load("keep_rows")
 
 
 def read_rows(folder: Path = DIGITS / "corpus") -> list[list[str]]:
@@ -350,54 +346,6 @@ def test_kept_rows_are_of_the_voices_that_the_voice_knows_and_none_is_held_out()
     assert Counter(read.speakers) == {"slt": 1200, "rms": 600, "awb": 600}
     heldout = set((DIGITS / "heldout.txt").read_text(encoding="utf-8").splitlines())
     assert not heldout & set(read.texts)
-
-
-def write_codes(folder: Path, speakers: list[str], sha256: str = "0") -> Path:
-    """A dataset of codes of these speakers, a row each; ids count down."""
-    codes = [[0], [1, 2], [3, 4, 5, 6]]
-    rows = [
-        {"id": f"{len(speakers) - place:02d}", "text": str(place), "speaker": speaker,
-         "n_samples": 2048, "snac_codes": codes}
-        for place, speaker in enumerate(speakers)
-    ]  # fmt: skip
-    (folder / ENCODED).mkdir(parents=True)
-    table = pa.Table.from_pylist(rows, schema=UTTERANCE_SCHEMA)
-    pq.write_table(table, folder / ENCODED / "0.parquet")
-    info = CodecInfo(source="small", sha256=sha256, config={}, embedded=False)
-    write_info(str(folder), DatasetInfo(codec=info, sample_rate=24_000))
-    return folder
-
-
-def test_as_many_rows_of_each_voice_are_kept_spread_over_its_ids(tmp_path: Path) -> None:
-    folders = [
-        write_codes(tmp_path / "one", ["a"] * 9),
-        write_codes(tmp_path / "two", ["b", "b", "c", "c", "b"]),
-    ]
-    kept = keep_rows.keep_rows(folders[:1], {"a": 3}).to_pylist()
-    assert [row["id"] for row in kept] == ["01", "04", "07"]
-    both = keep_rows.keep_rows(folders, {"b": 3, "a": 2})
-    assert both["speaker"].to_pylist() == ["b", "b", "b", "a", "a"]
-    assert both.schema == UTTERANCE_SCHEMA
-
-
-def test_rows_that_cannot_be_kept_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one = write_codes(tmp_path / "one", ["a", "a", "b"])
-    other = write_codes(tmp_path / "other", ["a", "b"], sha256="1")
-    target = tmp_path / "kept.parquet"
-    for folders, rows, message in (
-        ([one], "b=2", "'b' has 1 rows"),
-        ([one], "z=1", "'z' has 0 rows"),
-        ([one], "b", "expected VOICE=ROWS"),
-        ([one, other], "a=1", "not all of one codec"),
-    ):
-        with pytest.raises(SystemExit):
-            keep_rows.main([*map(str, folders), "--rows", rows, "--output", str(target)])
-        assert message in capsys.readouterr().err
-    assert not target.exists()
-    keep_rows.main([str(one), "--rows", "a=1", "b=1", "--output", str(target)])
-    assert pq.read_table(target)["speaker"].to_pylist() == ["a", "b"]
 
 
 # The base model

