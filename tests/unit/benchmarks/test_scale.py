@@ -1,0 +1,139 @@
+"""The scale model: its counts are the shapes', it agrees with what was measured, and its page."""
+
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from snac import SNAC
+from torch import Tensor, nn
+
+from helpers.example import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+import scale
+from published import PUBLISHED
+from scale_jobs import Load, encode, plan_training, serve
+from scale_machines import CODEC, GENERATE, MACHINES, SHARES, TRAIN, Machine
+from scale_shapes import Base, Codec
+from workload import Shape, make_base
+
+SECONDS = 32  # a whole number of frames
+DEVICES = 1, 2, 8, 16, 64
+TABLES = scale.tables()
+
+
+def convolutions(module: nn.Module) -> list[float]:
+    """FLOPs of every convolution that the module runs from now on."""
+    flops: list[float] = []
+
+    def conv(layer: nn.Conv1d, inputs: tuple[Tensor], output: Tensor) -> None:
+        flops.append(2 * output.numel() * layer.in_channels // layer.groups * layer.kernel_size[0])
+
+    def transposed(layer: nn.ConvTranspose1d, inputs: tuple[Tensor], output: Tensor) -> None:
+        flops.append(2 * inputs[0].numel() * layer.out_channels * layer.kernel_size[0])
+
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv1d):
+            layer.register_forward_hook(conv)
+        elif isinstance(layer, nn.ConvTranspose1d):
+            layer.register_forward_hook(transposed)
+    return flops
+
+
+@pytest.mark.parametrize("dims", [(48, 1024), (16, 256)], ids=["published", "small"])
+def test_the_codec_is_counted_as_torch_runs_it(dims: tuple[int, int]) -> None:
+    config = PUBLISHED | {"encoder_dim": dims[0], "decoder_dim": dims[1]}
+    codec = Codec.of(config)
+    with torch.device("meta"):
+        model = SNAC(**config)
+        encoded = convolutions(model)
+        model.encode(torch.empty(1, 1, SECONDS * codec.sample_rate))
+        distances = codec.tokens_per_second * codec.codebook_size * codec.codebook_dim
+        assert sum(encoded) / SECONDS + 2 * distances == pytest.approx(codec.encoding().flops)
+        encoded.clear()
+        latents = round(SECONDS * codec.latents_per_second)
+        model.decoder(torch.empty(1, codec.width, latents))
+    assert sum(encoded) / SECONDS == pytest.approx(codec.decoding().flops)
+
+
+def test_the_base_has_the_weights_of_the_shape() -> None:
+    shape = Shape(28)
+    with torch.device("meta"):
+        lm = make_base(shape)
+    assert sum(part.numel() for part in lm.parameters()) == scale.QWEN.weights
+    table = lm.get_input_embeddings().weight.numel()
+    assert scale.QWEN.weights - scale.QWEN.body == table
+
+
+@pytest.mark.parametrize("row", scale.compared(), ids=lambda row: row.what)
+def test_the_model_is_within_a_fifth_of_what_the_cpu_did(row: scale.Row) -> None:
+    page = " ".join((ROOT / row.source).read_text("utf-8").split())
+    assert row.cell in page, f"{row.source} no longer has {row.cell!r}"
+    assert bool(row.missed) == (abs(row.error) > 0.2), f"{row.what}: off by {row.error:+.0%}"
+
+
+def test_every_job_is_compared_with_a_row_that_sets_no_share() -> None:
+    tested = {row.job for row in scale.compared() if not row.sets and not row.missed}
+    assert tested == {"encode", "train", "serve"}
+    assert sum(row.sets for row in scale.compared()) == 3
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.device.name)
+def test_more_gpus_are_never_slower(machine: Machine) -> None:
+    for fewer, more in pairwise(DEVICES):
+        slow, fast = (encode(scale.SNAC, machine, count) for count in (fewer, more))
+        assert fast.seconds <= slow.seconds
+        for base in scale.BASES:
+            if before := plan_training(base, scale.SNAC, machine, fewer):
+                after = plan_training(base, scale.SNAC, machine, more)
+                assert after, f"{base.name} fits {fewer} GPUs and not {more}"
+                assert after.audio_per_second >= before.audio_per_second
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.device.name)
+def test_the_wall_is_the_slowest_part(machine: Machine) -> None:
+    for count in DEVICES:
+        plans = [encode(scale.SNAC, machine, count)]
+        trained = [plan_training(base, scale.SNAC, machine, count) for base in scale.BASES]
+        for plan in [*plans, *(each.plan for each in trained if each)]:
+            assert plan.parts[plan.wall] == plan.seconds == max(plan.parts.values())
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.device.name)
+def test_a_gpu_holds_the_streams_that_its_scarcest_resource_allows(machine: Machine) -> None:
+    held = [serve(base, scale.SNAC, machine, Load()) for base in scale.BASES]
+    for streams in held:
+        assert streams.held == min(streams.limits.values())
+        assert sum(streams.parts.values()) <= 1 or not streams.held
+    assert [streams.limits["GPU time"] for streams in held] == sorted(
+        (streams.limits["GPU time"] for streams in held), reverse=True
+    ), "a larger base holds more streams"
+
+
+def test_longer_texts_cost_streams() -> None:
+    base: Base = scale.QWEN
+    short, long = (
+        serve(base, scale.SNAC, MACHINES[1], Load(seconds=seconds)).limits["GPU time"]
+        for seconds in (6.0, 24.0)
+    )
+    assert long < short
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_page_has_the_table_that_the_module_prints(heading: str) -> None:
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
+    assert f"## {heading}\n" in page
+    section = page.split(f"## {heading}\n")[1].split("\n## ")[0]
+    assert TABLES[heading] in section, (
+        f"docs/scale.md, {heading}: replace the table by what `python benchmarks/scale.py` prints"
+    )
+
+
+def test_the_page_states_the_shares_of_the_peak() -> None:
+    page = " ".join((ROOT / "docs" / "scale.md").read_text("utf-8").split())
+    codec, train, generate = (f"{SHARES['CPU'][job]:.0%}" for job in (CODEC, TRAIN, GENERATE))
+    assert f"{codec} for the codec, {train} for training, {generate} for generation" in page
+    codec, train, generate = (f"{SHARES['GPU'][job]:.0%}" for job in (CODEC, TRAIN, GENERATE))
+    assert f"{codec} for the codec; {train} for training" in page
+    assert f"{generate} for generation" in page
