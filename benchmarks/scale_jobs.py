@@ -27,7 +27,7 @@ from scale_machines import (
     Device,
     Machine,
 )
-from scale_shapes import BFLOAT16, FLOAT32, Base, Codec, Work
+from scale_shapes import BFLOAT16, FLOAT32, Base, Codec
 
 TEXT_PER_SECOND = 4.0  # tokens: about three words of speech, as benchmarks/workload.py
 BATCH_TOKENS = (8192, 4096, 2048)
@@ -84,12 +84,13 @@ def train(
     sharded: bool = False,
 ) -> Plan:
     """For a step of `rows` rows of so many `tokens` on each of the devices."""
-    # Gradients are normed and scaled, AdamW reads four and writes three numbers per weight.
-    update = Work(0.0, (28 + 12) * base.weights / (devices if sharded else 1))
     device = machine.device
+    # Gradients are normed and scaled, AdamW reads four and writes three numbers per weight; a share
+    # of the arithmetic's peak says nothing about that, so it is at the memory's speed.
+    update = (28 + 12) * base.weights / (devices if sharded else 1) / device.bandwidth
     computing = rows * device.seconds(base.training(tokens, targets), TRAIN, itemsize)
     parts = {
-        "GPU": computing + device.seconds(update, TRAIN, itemsize),
+        "GPU": computing + update,
         "launching kernels": rows * TRAINING_CALLS * base.layers * device.host_call_s,
     }
     if devices > 1:
