@@ -79,7 +79,8 @@ EPYC_CORE = Device(
     # for Zen 4); AVX512_BF16 doubles it.
     float32=2.6e9 * 32,
     bfloat16=2.6e9 * 64,
-    # Half of what a core complex die reads: 32 bytes per fabric clock of 1.8 GHz (published).
+    # Half of what a core complex die reads, 32 bytes per fabric clock of 1.8 GHz: 58 GB/s (assumed
+    # of AMD's 4th generation EPYC; reports of it say "over 50").
     bandwidth=32 * 1.8e9 / 2,
     memory=25e9 / 2,  # docs/benchmarks.md, Training: 25 GB
     # Decision 0027: three quarters of 7.29 ms were the price of 722 calls, when a step of 16
