@@ -167,31 +167,36 @@ def text_flags(steps: Sequence[NormalizerStep]) -> list[str]:
     return [*(["--language", words.language] if words else []), *(["--phonemes"] if sounds else [])]
 
 
+def plan_jobs(args: argparse.Namespace) -> list[tuple[str, str, str, list[str]]]:
+    """Stage, job of jobs/, its folder in RUN and its flags, in their order."""
+    codec = ["--codec", str(args.voice / CODEC_FOLDER)]
+    texts = text_flags(read_info(args.voice).normalizer)
+    recorded = ["--input", str(args.recordings), "--speakers", args.new_voice, *codec, *texts]
+    judged = ["--prompts", str(args.prompts), "--voice-recordings", str(args.recordings)]
+    judged += ["--asr", str(args.asr)]
+    data = ["--data", str(RUN / "codes"), "--data", str(args.old_voices), *codec]
+    data += ["--precision", cpu_precision()]
+    before, after = ["--model", str(args.voice)], ["--model", str(CHECKPOINT)]
+    new = ["--untrained-voices", args.new_voice]
+    return [
+        ("encode", "encode", "codes", recorded),
+        ("evaluate before", "evaluate", "before", [*before, *judged, *new]),
+        ("train", "train", "train", [*before, *data]),
+        ("evaluate after", "evaluate", "after", [*after, *judged]),
+    ]
+
+
 def run_jobs(
     args: argparse.Namespace, seconds: dict[str, float]
 ) -> tuple[list[Spoken], list[Spoken]]:
     """Everything that needs Ray; what the requests gave, each sentence alone and all at once."""
-    codec = ["--codec", str(args.voice / CODEC_FOLDER)]
-    judged = ["--prompts", str(args.prompts), "--voice-recordings", str(args.recordings)]
-    judged += ["--asr", str(args.asr)]
     with ExitStack() as running:
         with step("ray head", seconds):
             environment = running.enter_context(ray_head())
-
-        def job(name: str, kind: str, model: Path, folder: str, *flags: str) -> None:
-            where = ["--output", str(RUN / folder)]
-            where += ["--model", str(model)] if kind != "encode" else []
-            with step(name, seconds):
-                submit(folder, kind, CONFIGS, environment, *where, *flags)
-
-        texts = text_flags(read_info(args.voice).normalizer)
-        source = ["--input", str(args.recordings), "--speakers", args.new_voice]
-        job("encode", "encode", args.voice, "codes", *source, *codec, *texts)
-        new = ["--untrained-voices", args.new_voice]
-        job("evaluate before", "evaluate", args.voice, "before", *judged, *new)
-        data = ["--data", str(RUN / "codes"), "--data", str(args.old_voices), *codec]
-        job("train", "train", args.voice, "train", *data, "--precision", cpu_precision())
-        job("evaluate after", "evaluate", CHECKPOINT, "after", *judged)
+        for stage, job, folder, flags in plan_jobs(args):
+            with step(stage, seconds):
+                where = ["--output", str(RUN / folder)]
+                submit(folder, job, CONFIGS, environment, *where, *flags)
         with step("serve", seconds):
             url = f"http://127.0.0.1:{PORT}"
             server = start_server(serve_config(CHECKPOINT, RUN), url, environment)

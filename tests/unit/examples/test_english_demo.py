@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from helpers.example import CHECKPOINT, DIGITS, ROOT, load_script
 from helpers.pages import Page, assert_self_contained
 from sheen.audio.io import decode_audio, encode_audio
 from sheen.codec.info import CodecInfo
-from sheen.config import JobConfig, load_config
+from sheen.config import load_config
 from sheen.data.corpus import plain_rows
 from sheen.data.dataset import ENCODED, UTTERANCE_SCHEMA, DatasetInfo, write_info
 from sheen.encode.config import EncodeConfig
@@ -221,12 +222,25 @@ def test_texts_are_encoded_in_the_form_that_the_checkpoint_was_taught() -> None:
     assert demo.text_flags((words, sounds, space)) == ["--language", "en", "--phonemes"]
 
 
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [("encode", EncodeConfig), ("train", TrainConfig), ("evaluate", EvaluateConfig)],
-)
-def test_the_configs_are_the_jobs(name: str, config: type[JobConfig]) -> None:
-    load_config(config, ["--config", str(ROOT / demo.CONFIGS / f"{name}.yaml")], name)
+def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before() -> None:
+    configs = {"encode": EncodeConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+    planned: dict[str, Any] = {}
+    args = demo.parser().parse_args(arguments("--asr", "whisper"))
+    for stage, job, folder, flags in demo.plan_jobs(args):
+        words = ["--config", str(ROOT / demo.CONFIGS / f"{job}.yaml"), *flags]
+        words += ["--output", str(demo.RUN / folder)]
+        planned[stage] = load_config(configs[job], words, job)
+    encode, before, train, after = planned.values()
+    assert encode.speakers == before.untrained_voices == ["kal16"]
+    assert train.data == [encode.output, str(DIGITS / "old-voices.parquet")]
+    assert train.model == before.model == str(CHECKPOINT)
+    assert encode.codec == train.codec == str(CHECKPOINT / "codec")
+    assert after.model == f"{train.output}/checkpoint"
+    # Both say the same prompts, and are judged alike.
+    own = {"output", "model", "untrained_voices", "config"}
+    assert before.model_dump(exclude=own) == after.model_dump(exclude=own)
+    assert before.dnsmos
+    assert before.voice_recordings == str(DIGITS / "corpus")
 
 
 # The sentences and the recordings
