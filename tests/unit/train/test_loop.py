@@ -177,7 +177,7 @@ def test_guided_attention_is_a_part_of_the_loss_for_as_many_steps_as_given(
         for name, gradient in zip(parameters, expected, strict=True):
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
     logged = loss_metrics(worker.window.end()[0])
-    assert logged["guided_attention"] == pytest.approx(float(guided) / targets, rel=1e-4)
+    assert logged["guided_attention"] == pytest.approx(float(guided.detach()) / targets, rel=1e-4)
 
 
 def test_equal_level_weights_are_the_plain_mean_to_the_bit(
