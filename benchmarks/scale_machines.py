@@ -1,8 +1,9 @@
 """The devices and machines of the scale model, and every measured or published figure it rests on.
 
 Each constant says where it is from: a row of docs/benchmarks.md or a decision (measured), a data
-sheet (published), or "estimate": then nothing has measured it, and `gpu_acceptance.py` will. Owns
-no formula.
+sheet (published), or "estimate": then nothing has measured it, and `gpu_acceptance.py` will.
+Figures of data sheets, of AWS and of the EPYC's memory are quoted from memory and were not looked
+up again. Owns no formula.
 """
 
 from dataclasses import dataclass, replace
@@ -128,5 +129,5 @@ stream and layer; 6 layers make 722 calls for 1 stream and 1,102 for 16 (decisio
 TRAINING_CALLS = 63 + 122
 """Kernels per layer, forward and backward (counted by a profiler, without compiling)."""
 SAVED_BYTES = 80.2e3 / (4 * 1024 + 2 * 4096 + 3 * 3072)
-"""Per token, layer and value of its width (see `scale.saved_values`), kept for the backward pass:
-measured on a CPU with saved-tensor hooks at Qwen3-0.6B's shape in bfloat16, not compiled."""
+"""Per token, layer and value of its width (see `scale_jobs.saved_values`), kept for the backward
+pass: measured on a CPU with saved-tensor hooks at Qwen3-0.6B's shape in bfloat16, not compiled."""

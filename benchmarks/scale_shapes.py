@@ -1,7 +1,7 @@
 """What a second of speech costs by the shapes of the codec and the base: FLOPs, bytes, weights.
 
 Counted layer by layer from the config, without torch. Owns no speed: what a device makes of the
-counts is `scale.py`'s. A multiplication and an addition are two FLOPs. Bytes are those of the
+counts is `scale_jobs.py`'s. A multiplication and an addition are two FLOPs. Bytes are those of the
 operators as they are called, each reading its inputs and writing its output once; what a cache or a
 fused kernel saves is not counted.
 """

@@ -9,6 +9,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -80,11 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
     args = parser.parse_args(argv)
-    first = 0 if args.composed is None else len(texts.from_wordnet(args.composed))
+    which = {}
+    if args.composed is not None:
+        which["may_stay"] = partial(is_composed, first=len(texts.from_wordnet(args.composed)))
     try:
-        rows = keep_rows(
-            args.data, dict(args.rows), lambda row_id: not first or is_composed(row_id, first)
-        )
+        rows = keep_rows(args.data, dict(args.rows), **which)
     except ValueError as error:
         parser.error(str(error))
     pq.write_table(rows, args.output, compression="zstd", compression_level=19)

@@ -34,8 +34,8 @@ class WorkerGroup(Collectives):
         context = ray.train.get_context()
         super().__init__(get_device(), context.get_world_rank(), context.get_world_size())
 
-    def data_parallel(self, model: nn.Module) -> nn.Module:
-        prepared: nn.Module = prepare_model(model)
+    def data_parallel(self, model: nn.Module, **settings: Any) -> nn.Module:
+        prepared: nn.Module = prepare_model(model, parallel_strategy_kwargs=settings)
         return prepared
 
 

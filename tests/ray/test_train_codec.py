@@ -19,6 +19,7 @@ from snac import SNAC
 from torch import Tensor
 
 from helpers.example import CODEC, DIGITS, ROOT, VOICES, load_script
+from helpers.tiny_codec import TINY
 from helpers.tiny_whisper import convert, save_encoder
 from helpers.training import Resident
 from sheen.audio.io import decode_audio, to_pcm16
@@ -32,16 +33,6 @@ from sheen.train.codec.job import run
 
 RATE = 24_000
 SAMPLES = 6144  # of a segment of 0.25 s, in whole blocks
-SHAPE: dict[str, Any] = {
-    "sampling_rate": RATE,
-    "encoder_dim": 8,
-    "encoder_rates": [2, 4, 8, 8],
-    "decoder_dim": 32,
-    "decoder_rates": [8, 8, 4, 2],
-    "attn_window_size": None,
-    "codebook_size": 64,
-    "vq_strides": [4, 2, 1],
-}
 TERMS = ("mel", "stft", "waveform", "commitment", "codebook")
 ADVERSARIAL_TERMS = ("adversarial", "feature_matching", "discriminator")
 TIMED = {"realtime", "seconds_left"}
@@ -64,7 +55,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shape") / "tiny.json"
-    path.write_text(json.dumps(SHAPE))
+    path.write_text(json.dumps(TINY))
     return path
 
 
@@ -209,7 +200,7 @@ def test_the_last_evaluation_is_of_the_codec_that_is_written(
     trained: Path, recordings: Path
 ) -> None:
     codec = load_codec(str(trained / "codec"))
-    assert json.loads((trained / "codec" / "config.json").read_text()) == SHAPE
+    assert json.loads((trained / "codec" / "config.json").read_text()) == TINY
     distances = []
     for path in find_recordings(str(recordings), 4, 0).evaluation:
         waveform = decode_audio(Path(path).read_bytes(), RATE)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ray.train.torch import prepare_model
 from snac import SNAC
 from torch import Tensor, nn
 
@@ -83,8 +82,10 @@ class AdversarialLearner:
         self.discriminators = Discriminators().to(group.device)
         if compile_layers:
             compile_stacks(self.model)
-        self._decoder = self._parallel(self.model.decoder)
-        self._parallel_discriminators = self._parallel(self.discriminators)
+        self._decoder, self._parallel_discriminators = (
+            group.data_parallel(part, broadcast_buffers=False)
+            for part in (self.model.decoder, self.discriminators)
+        )
         self._weights = list(self.model.decoder.parameters())
         self.optimizer = self._adam(self._weights)
         self.discriminator_optimizer = self._adam(list(self.discriminators.parameters()))
@@ -170,11 +171,6 @@ class AdversarialLearner:
         length = min(samples, round(WINDOW_SECONDS * int(self.model.sampling_rate)))
         start = int(torch.randint(samples - length + 1, ()))
         return slice(start, start + length)
-
-    def _parallel(self, module: nn.Module) -> nn.Module:
-        if self._group.world == 1:
-            return module
-        return prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
 
     def _adam(self, weights: list[nn.Parameter]) -> torch.optim.Adam:
         fused = self._group.device.type == "cuda"

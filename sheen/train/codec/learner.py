@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ray.train.torch import prepare_model
 from snac import SNAC
 from torch import Tensor
 
@@ -79,9 +78,7 @@ class CodecLearner:
         )
         if compile_layers:
             compile_stacks(self.model)
-        self._module = prepare_model(
-            trainable, parallel_strategy_kwargs={"broadcast_buffers": False}
-        )
+        self._module = group.data_parallel(trainable.to(group.device), broadcast_buffers=False)
         self.optimizer = torch.optim.Adam(
             parameter_groups(self.model),
             lr=learning_rate,

@@ -4,7 +4,7 @@ With one worker nothing is sent. How a group comes about is `sheen.train.distrib
 """
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,9 +21,12 @@ class Collectives:
         self.rank, self.world = rank, world
         self.device = device
 
-    def data_parallel(self, model: nn.Module) -> nn.Module:
-        """The model, which is on the device, with gradients averaged over the group."""
-        return DistributedDataParallel(model)
+    def data_parallel(self, model: nn.Module, **settings: Any) -> nn.Module:
+        """The model, which is on the device, with gradients averaged over the group.
+
+        settings: of DistributedDataParallel. One process alone gets the model itself.
+        """
+        return model if self.world == 1 else DistributedDataParallel(model, **settings)
 
     @property
     def first(self) -> bool:

@@ -80,7 +80,7 @@ class Learner:
         self.module: nn.Module = model
         if self._sharded:
             self._shard(layers, dtype)
-        elif group.world > 1:
+        else:
             self.module = group.data_parallel(model)
         self.optimizer = torch.optim.AdamW(
             _groups(model, weight_decay),

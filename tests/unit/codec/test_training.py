@@ -15,6 +15,7 @@ from snac import SNAC
 from torch import Tensor
 
 from helpers.example import CODEC
+from helpers.tiny_codec import TINY, tiny
 from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE
 from sheen.codec.snac import load_codec, open_codec
 from sheen.codec.training import (
@@ -28,16 +29,6 @@ from sheen.codec.training import (
 )
 
 CPU = torch.device("cpu")
-TINY: dict[str, Any] = {
-    "sampling_rate": 24000,
-    "encoder_dim": 8,
-    "encoder_rates": [2, 4, 8, 8],
-    "decoder_dim": 32,
-    "decoder_rates": [8, 8, 4, 2],
-    "attn_window_size": None,
-    "codebook_size": 64,
-    "vq_strides": [4, 2, 1],
-}
 # The shape of the published 32 kHz codec: four levels, and attention over 32 latents.
 TINY_ATTENTION: dict[str, Any] = TINY | {
     "sampling_rate": 32000,
@@ -50,11 +41,6 @@ TINY_ATTENTION: dict[str, Any] = TINY | {
     "vq_strides": [8, 4, 2, 1],
 }
 BLOCK = {24000: 512 * 4, 32000: 384 * 32}
-
-
-def tiny(config: dict[str, Any] = TINY, seed: int = 0) -> SNAC:
-    torch.manual_seed(seed)
-    return SNAC(**config)
 
 
 @pytest.fixture(params=[TINY, TINY_ATTENTION], ids=["3 levels", "4 levels, attention"])

@@ -9,12 +9,11 @@ import torch
 import torch.distributed as dist
 from snac import SNAC
 from torch import Tensor, multiprocessing
-from torch.nn.parallel import DistributedDataParallel
 
 from helpers import spawned
+from helpers.tiny_codec import TINY, tiny
 from sheen.codec.snac import load_codec
 from sheen.codec.training import save_codec
-from sheen.train.codec import adversarial
 from sheen.train.codec.adversarial import DISCRIMINATOR_RATE, AdversarialLearner, balanced
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.job import run
@@ -22,24 +21,9 @@ from sheen.train.codec.learner import CodecStep
 from sheen.train.codec.trainer import loss_weights
 from sheen.train.learning.collectives import Collectives
 
-TINY: dict[str, Any] = {
-    "sampling_rate": 24000,
-    "encoder_dim": 8,
-    "encoder_rates": [2, 4, 8, 8],
-    "decoder_dim": 32,
-    "decoder_rates": [8, 8, 4, 2],
-    "attn_window_size": None,
-    "codebook_size": 64,
-    "vq_strides": [4, 2, 1],
-}
 SAMPLES = 4096
 LOSSES = {"mel", "stft", "waveform", "adversarial", "feature_matching", "discriminator"}
 CPU = torch.device("cpu")
-
-
-def tiny(seed: int = 0) -> SNAC:
-    torch.manual_seed(seed)
-    return SNAC(**TINY)
 
 
 def open_learner(
@@ -226,20 +210,11 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
 def of_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            # Ray's own wrapper needs a Ray worker; it adds nothing but the device.
-            patch.setattr(
-                adversarial,
-                "prepare_model",
-                lambda module, parallel_strategy_kwargs: DistributedDataParallel(
-                    module, **parallel_strategy_kwargs
-                ),
-            )
-            # Another seed of the discriminators: what counts are the first rank's.
-            learner = open_learner(tiny(), Collectives(CPU, rank, 2), seed=rank)
-            for step in range(3):
-                learner.update(audio(step, rank), step, 1e-3)
-            torch.save(learner.state(), f"{folder}/rank-{rank}.pt")
+        # Another seed of the discriminators: what counts are the first rank's.
+        learner = open_learner(tiny(), Collectives(CPU, rank, 2), seed=rank)
+        for step in range(3):
+            learner.update(audio(step, rank), step, 1e-3)
+        torch.save(learner.state(), f"{folder}/rank-{rank}.pt")
     finally:
         dist.destroy_process_group()
 
