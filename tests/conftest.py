@@ -7,6 +7,7 @@ import, the fixtures that need it import: a process that hands out tests needs n
 
 import gc
 import os
+import runpy
 import secrets
 import shutil
 import signal
@@ -21,6 +22,13 @@ from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
 from sheen.runs import cluster
+
+# Of every Python process that tests start, and of this one: see there.
+STARTUP = Path(__file__).parent / "startup"
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    dict.fromkeys(filter(None, (str(STARTUP), *os.environ.get("PYTHONPATH", "").split(os.pathsep))))
+)
+runpy.run_path(str(STARTUP / "sitecustomize.py"))
 
 # Before Ray or torch is imported: no other machine and no other user may reach the clusters of the
 # tests, a token left in the home folder must not matter, and two cores do not bear several threads

@@ -26,6 +26,7 @@ from helpers.ports import SAID
 from sheen.runs import cluster
 
 TIMEOUT_S = 560
+PATHS = ROOT / "tests" / "startup", ROOT, ROOT / "tests"
 MACHINES = {
     "job": "job",
     "demo": "demo",
@@ -105,7 +106,7 @@ def started(way: str) -> dict[str, Any]:
         done = subprocess.run(
             [*ISOLATED, *words, json.dumps(expected)],
             capture_output=True, text=True, timeout=TIMEOUT_S,
-            env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))},
         )  # fmt: skip
         log = folder / "log"
         said = done.stderr[-3000:] + (

@@ -159,7 +159,7 @@ class Machines:
         """Of a user who has set nothing, on a machine that may be busy."""
         kept = ("RAY_", "SHEEN_", "PYTEST_")
         plain = {name: value for name, value in os.environ.items() if not name.startswith(kept)}
-        paths = (ROOT, ROOT / "tests", ROOT / "examples" / "english")
+        paths = (ROOT / "tests" / "startup", ROOT, ROOT / "tests", ROOT / "examples" / "english")
         return plain | {
             "HOME": str(self.home),
             "RAY_TMPDIR": str(self.folder / "r"),
