@@ -54,7 +54,10 @@ def different(ours: list[list[np.ndarray]], theirs: list[list[np.ndarray]]) -> i
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.soak)])
-@pytest.mark.parametrize(("shape", "longest"), [("small", 2.0), ("24 kHz", 0.3)])
+@pytest.mark.parametrize(
+    ("shape", "longest"),
+    [("small", 2.0), pytest.param("24 kHz", 0.3, marks=pytest.mark.slow)],
+)
 def test_clips_in_one_call_have_the_codes_of_each_alone(
     shape: str, longest: float, count: int
 ) -> None:

@@ -1,6 +1,7 @@
 """The codec and the streaming decoder: batched equals single, streamed equals whole."""
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,8 @@ def test_an_upsampling_is_the_published_one(rate: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", ["small", pytest.param("published", marks=pytest.mark.slow), "attention"]
+    "shape",
+    ["small", *(pytest.param(s, marks=pytest.mark.slow) for s in ("published", "attention"))],
 )
 def test_a_frame_has_the_same_samples_in_every_window(shape: str) -> None:
     """To the bit, and whatever is decoded with it: which windows a stream is decoded in, and in
@@ -191,8 +193,14 @@ def test_our_decode_is_the_published_decode(codec: Codec, monkeypatch: pytest.Mo
     np.testing.assert_allclose(whole(codec, frames, 42), theirs[0, 0].numpy(), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-@pytest.mark.parametrize("frames", [1, 2, 7, 30])
+@pytest.mark.parametrize(
+    ("frames", "seed"),
+    [
+        *product([1, 2, 7], [None, 3]),
+        (30, 3),
+        pytest.param(30, None, marks=pytest.mark.slow),
+    ],
+)
 def test_streamed_equals_whole(any_codec: Codec, frames: int, seed: int | None) -> None:
     codes = random_frames(any_codec, frames, frames)
     layout = layout_of(any_codec)

@@ -231,6 +231,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_script_writes_a_report_and_prints_it(
     few: str,
     tmp_path: Path,
