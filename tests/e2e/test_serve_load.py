@@ -19,7 +19,7 @@ import psutil
 import pytest
 from ray import serve
 
-from helpers.doors import DOORS, PLACES, START, TIMED, Break, begin, closed, line
+from helpers.doors import DOORS, FIELDS, PLACES, START, TIMED, Break, begin, closed, line
 from helpers.served import (
     BEARER,
     FRAME,
@@ -33,6 +33,7 @@ from helpers.served import (
     serving,
     spoken_here,
     wait_until_free,
+    wait_until_inside,
 )
 from helpers.speaking import assert_close
 from sheen.audio.encoders import MEDIA_TYPES
@@ -180,10 +181,14 @@ def test_with_every_other_place_taken_health_and_readiness_are_told(
         for _ in range(PLACES):
             stack.enter_context(line(small, START))
         longer = LONG | {"input": " ".join(["four two"] * 200)}  # nobody waits for its end
-        running = [stack.enter_context(opened(small, **longer)) for _ in range(PLACES)]
-        assert running[0].status == 200
-        for count in (80, 20, 20):  # a replica has 72 places (RESERVE)
-            for _ in range(count):
+        assert stack.enter_context(opened(small, **longer)).status == 200
+        # These get no answer while that one speaks, and nobody waits for theirs.
+        body = json.dumps(FIELDS | longer).encode()
+        for _ in range(PLACES - 1):
+            stack.enter_context(begin(small, len(body), body))
+        wait_until_inside("small", PLACES)
+        for _ in range(3):
+            for _ in range(100):
                 stack.enter_context(begin(small, 500, b"{"))
             for path, status in (("health", 200), ("ready", 503)):
                 asked = time.monotonic()

@@ -153,3 +153,10 @@ def wait_until_free(application: str) -> None:
     deadline = time.monotonic() + HTTP_TIMEOUT_S
     while (found := state(application))["inside"] or found["running"] or found["waiting"]:
         assert time.monotonic() < deadline, found
+
+
+def wait_until_inside(application: str, requests: int) -> None:
+    """As many have been let in."""
+    deadline = time.monotonic() + HTTP_TIMEOUT_S
+    while (inside := state(application)["inside"]) < requests:
+        assert time.monotonic() < deadline, inside
