@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -105,8 +106,14 @@ def test_a_key_is_needed_where_keys_are_set(small: str) -> None:
     assert get(f"{small}/v1/models", **BEARER)[0] == 200
 
 
-@pytest.mark.parametrize("stream_format", ["audio", "sse"])
-@pytest.mark.parametrize("audio_format", list(MEDIA_TYPES))
+@pytest.mark.parametrize(
+    ("audio_format", "stream_format"),
+    [
+        *product(MEDIA_TYPES, ["audio"]),
+        ("mp3", "sse"),
+        *(pytest.param(n, "sse", marks=pytest.mark.soak) for n in MEDIA_TYPES if n != "mp3"),
+    ],
+)
 def test_a_client_that_leaves_frees_its_slot(
     small: str, audio_format: str, stream_format: str
 ) -> None:
