@@ -109,6 +109,7 @@ def test_pieces_are_the_whole(shape: str, monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(pieces.alone(clip), expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_they_are_the_published_codes() -> None:
     torch.manual_seed(0)
     published, codec = SNAC(**SHAPES["24 kHz"]).eval(), made("24 kHz")

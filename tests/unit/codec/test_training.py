@@ -545,6 +545,7 @@ torch.save(found, sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_the_published_package_opens_what_is_saved(small: SNAC, tmp_path: Path) -> None:
     folders = {dtype: tmp_path / "deep" / str(dtype) for dtype in (torch.float32, torch.float16)}
     for dtype, folder in folders.items():

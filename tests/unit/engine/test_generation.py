@@ -290,6 +290,7 @@ def test_a_prompt_in_chunks_is_the_prompt(model: SpeechLM) -> None:
     assert second.read() == [legal.start + 1 + int(logits.argmax())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [25, pytest.param(250, marks=pytest.mark.soak)])
 def test_frames_of_an_untrained_model_all_decode(count: int) -> None:
     model = random_model(end=0.0)

@@ -113,6 +113,7 @@ def test_a_grammar_is_all_that_can_be_heard(tmp_path: Path) -> None:
     assert set(" ".join(heard).split()) == {"nine", "two"}
 
 
+@pytest.mark.slow
 def test_without_a_grammar_the_language_model_hears() -> None:
     names = RMS[:3]
     asr = Pocketsphinx()

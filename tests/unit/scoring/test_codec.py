@@ -78,6 +78,7 @@ def test_levels_count_all_codes(measured: Measured, codec: Codec) -> None:
         assert 1 < level.perplexity <= level.used <= min(level.codes, level.size)
 
 
+@pytest.mark.slow
 def test_the_seed_is_all_that_differs(codec: Codec) -> None:
     """Noise, shuffling and bootstrap intervals are drawn from it; speeds are the machine's."""
     recordings = [

@@ -101,6 +101,7 @@ def test_few_recordings_are_enough(
     assert accuracy(few, encoder, heldback) >= 0.9
 
 
+@pytest.mark.slow
 def test_the_codec_leaves_the_voice(
     profiles: SpeakerProfiles, encoder: SpeakerEncoder, heldback: Recordings, codec: Codec
 ) -> None:
