@@ -196,10 +196,8 @@ def _encode(
         )
         .map_batches(
             EncodeWorker,
-            # Not what the worker sees: Ray hides no GPU from a worker that asked for none.
             fn_constructor_kwargs={
                 "codec": ray.put(codec),
-                "device": "cuda" if gpu else "cpu",
                 "shifts": shift_samples(config.shifts, codec.frame_samples),
                 "budget": round(config.batch_seconds * codec.sample_rate),
                 "attempts": attempts,

@@ -23,6 +23,7 @@ from sheen.data.recordings import RecordingReader
 from sheen.encode.config import Limits, length_fault, sound_fault, text_fault
 from sheen.encode.output import ENCODED, ENCODED_SCHEMA, PCM_SCHEMA, REJECTED, pack, unpack
 from sheen.runs.attempts import Attempts
+from sheen.runs.device import worker_device
 from sheen.storage import files
 from sheen.text.prompt import normalise
 from sheen.text.steps import NormalizerStep, TextPipeline
@@ -230,13 +231,13 @@ class EncodeWorker:
     def __init__(
         self,
         codec: "ray.ObjectRef[Codec]",
-        device: str,
         shifts: Sequence[int],
         budget: int,
         attempts: Attempts,
     ) -> None:
         import torch  # here, see `io.resampled`
 
+        device = worker_device()
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
         self._codec = ray.get(codec).to(device)

@@ -156,6 +156,8 @@ class Engine:
         steps: deque[tuple[StepOutput, dict[int, Ticket]]] = deque()
         fault = "the engine stopped"
         try:
+            if (device := self._generator.device).type == "cuda":
+                torch.cuda.set_device(device)  # of this thread: graphs are captured there
             self._generator.prepare()
             while self._gather(bool(steps)):
                 step = self._generator.step()

@@ -121,7 +121,6 @@ def _speak(
 ) -> None:
     """Run the pipeline over the prompts that are not done."""
     gpu = cluster.use_gpus(config.gpu)
-    device = "cuda" if gpu else "cpu"
     workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
     # Short lists too must reach every worker.
     left = len(table) - len(done)
@@ -138,7 +137,7 @@ def _speak(
         SpeakWorker,
         fn_constructor_kwargs={
             "model": model,
-            "device": device,
+            "device": None,
             "dtype": config.dtype,
             "untrained_voices": config.untrained_voices,
             "sampling": config.model_dump(include={"temperature", "top_k", "top_p"}),
@@ -160,7 +159,7 @@ def _speak(
                 "asr": config.asr,
                 "language": config.asr_language,
                 "grammar": grammar,
-                "device": device if asr_on_gpu else "cpu",
+                "device": None if asr_on_gpu else "cpu",
                 "profiles": ray.put(profiles),
                 "sample_rate": sample_rate,
                 "attempts": attempts,

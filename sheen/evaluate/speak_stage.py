@@ -21,6 +21,7 @@ from sheen.evaluate.output import ROW_SCHEMA
 from sheen.lm.precision import Precision
 from sheen.rng import step_seed
 from sheen.runs.attempts import Attempts
+from sheen.runs.device import worker_device
 from sheen.scoring.speech import measure_sound
 
 REASONS = {"input": "text cannot be spoken", "voice": "voice is unknown"}
@@ -31,13 +32,14 @@ class SpeakWorker:
     """An actor with the checkpoint on its device: PROMPT_SCHEMA -> ROW_SCHEMA, not transcribed yet.
 
     A prompt that crashes its process is rejected after a few attempts. Its random numbers are a
-    function of the seed and its key, so they do not depend on the batch.
+    function of the seed and its key, so they do not depend on the batch. `device`: None for the one
+    that Ray reserved.
     """
 
     def __init__(
         self,
         model: str,
-        device: str,
+        device: str | None,
         untrained_voices: list[str],
         sampling: dict[str, Any],
         seed: int,
@@ -48,7 +50,7 @@ class SpeakWorker:
     ) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
-        voice = load_voice(model, device, dtype)
+        voice = load_voice(model, device or worker_device(), dtype)
         voices = [*voice.info.voices, *untrained_voices]
         self._voice = replace(voice, info=voice.info.model_copy(update={"voices": voices}))
         self._sampling, self._seed, self._max_seconds = sampling, seed, max_seconds

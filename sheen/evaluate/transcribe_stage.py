@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sheen.audio.io import decode_audio
 from sheen.evaluate.output import ROW_SCHEMA
 from sheen.runs.attempts import Attempts
+from sheen.runs.device import worker_device
 from sheen.scoring.asr import Grammar, open_transcriber
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.packaged import UnscorableError
@@ -26,14 +27,15 @@ class TranscribeWorker:
     """An actor with the ASR, DNSMOS and the speakers' profiles, each where it is asked for.
 
     Fills `transcript`, `dnsmos`, `identified_speaker` and `speaker_similarity`; for a clip that is
-    silent or too short to score, `unscored`.
+    silent or too short to score, `unscored`. `device`, of the ASR: None for the one that Ray
+    reserved.
     """
 
     def __init__(
         self,
         asr: str | None,
         grammar: Grammar | None,
-        device: str,
+        device: str | None,
         profiles: "ray.ObjectRef[SpeakerProfiles | None]",
         sample_rate: int,
         attempts: Attempts | None = None,
@@ -41,7 +43,8 @@ class TranscribeWorker:
         dnsmos: bool = False,
     ) -> None:
         torch.set_num_threads(1)
-        self._transcriber = open_transcriber(asr, grammar, device, language) if asr else None
+        place = device or str(worker_device())
+        self._transcriber = open_transcriber(asr, grammar, place, language) if asr else None
         self._dnsmos = Dnsmos() if dnsmos else None
         self._profiles = ray.get(profiles)
         self._encoder = SpeakerEncoder() if self._profiles else None

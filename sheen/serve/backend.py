@@ -23,6 +23,7 @@ from sheen.engine.streaming import DEFAULT_RAMP
 from sheen.engine.types import Finished, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.runs import cluster
+from sheen.runs.device import worker_device
 from sheen.serve.access.admission import Admission
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
@@ -50,12 +51,13 @@ class Backend:
 
     def __init__(self, args: ServeArgs, location: str) -> None:
         torch.set_num_threads(args.torch_threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = worker_device()
+        on_cpu = device.type == "cpu"
         self.voice: Voice = load_voice(location, device, args.dtype)
         self._args = args
         self._names = voice_names(self.voice.info.voices, args.voice_aliases)
         self._codec_process = None
-        if device == "cpu" and args.audio_process:
+        if on_cpu and args.audio_process:
             self._codec_process = CodecProcess(self.voice.codec, args.audio_threads)
         self.engine = Engine(
             self.voice.model,
@@ -65,7 +67,7 @@ class Backend:
             # Admission is the bound: a long text's next chunk takes a slot from those it let in.
             max_queue=args.slots + args.max_queue,
             noise=args.noise,
-            ramp=args.ramp or (CPU_RAMP if device == "cpu" else DEFAULT_RAMP),
+            ramp=args.ramp or (CPU_RAMP if on_cpu else DEFAULT_RAMP),
             look_ahead=args.look_ahead,
             trim_silence=args.trim_silence,
             audio_threads=args.audio_threads,

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import ray.train
 import torch.distributed as dist
-from ray.train.torch import TorchConfig, get_device, prepare_model
+from ray.train.torch import TorchConfig, prepare_model
 from ray.train.torch.config import (
     _set_torch_distributed_env_vars,
     _setup_torch_process_group,
@@ -24,6 +24,7 @@ from ray.train.torch.config import (
 )
 from torch import nn
 
+from sheen.runs.device import DeviceError, worker_device
 from sheen.train.learning.collectives import Collectives
 
 
@@ -32,10 +33,12 @@ class WorkerGroup(Collectives):
 
     def __init__(self) -> None:
         context = ray.train.get_context()
-        super().__init__(get_device(), context.get_world_rank(), context.get_world_size())
+        super().__init__(worker_device(), context.get_world_rank(), context.get_world_size())
 
     def data_parallel(self, model: nn.Module, **settings: Any) -> nn.Module:
-        prepared: nn.Module = prepare_model(model, parallel_strategy_kwargs=settings)
+        prepared: nn.Module = prepare_model(
+            model, move_to_device=self.device, parallel_strategy_kwargs=settings
+        )
         return prepared
 
 
@@ -44,11 +47,13 @@ _store: Any = None
 
 
 class Backend(_TorchBackend):
-    """As Ray's, but for the address at which the store listens."""
+    """As Ray's, but for the address at which the store listens, and gloo where workers compute on
+    the CPU."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
-        backend = backend_config.backend or ("nccl" if gpus else "gloo")
+        found = worker_group.execute_single(0, process_group_backend) if gpus else "gloo"
+        backend = backend_config.backend or found
         address, port = worker_group.execute_single(0, hold_store)
         worker_group.execute(meet_at, address, port)
         worker_group.execute(_set_torch_distributed_env_vars)
@@ -75,6 +80,14 @@ class Config(TorchConfig):
     @property
     def backend_cls(self) -> type[Backend]:
         return Backend
+
+
+def process_group_backend() -> str:
+    """Of this worker's device."""
+    try:
+        return "nccl" if worker_device().type == "cuda" else "gloo"
+    except DeviceError:  # which the training loop reports
+        return "gloo"
 
 
 def hold_store() -> tuple[str, int]:
