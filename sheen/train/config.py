@@ -38,7 +38,18 @@ class RunFields(JobConfig):
     warmup_steps: Annotated[int, Field(ge=0, description="optimizer steps of warm-up")] = 100
     log_every: Annotated[int, Field(ge=1, description="optimizer steps between log lines")] = 10
     eval_every: Annotated[int, Field(ge=1, description="optimizer steps between evaluations")] = 200
-    save_every: Annotated[int, Field(ge=1, description="optimizer steps between checkpoints")] = 200
+    save_every: Annotated[
+        int | None,
+        Field(ge=1, description="optimizer steps between checkpoints; default on a CPU: 200"),
+    ] = None
+    save_minutes: Annotated[
+        float | None,
+        Field(
+            gt=0.0,
+            description="minutes between checkpoints, instead of --save-every; default on a GPU: "
+            "10",
+        ),
+    ] = None
     keep_checkpoints: Annotated[int, Field(ge=1, description="most recent ones that stay")] = 2
     half: Annotated[bool, Field(description="write the result in 16 bits, half the size")] = False
     trackers: Annotated[
@@ -51,6 +62,15 @@ class RunFields(JobConfig):
     seed: Annotated[int, Field(ge=0, description="of everything random")] = 0
 
 
+def check_saving(config: RunFields) -> None:
+    """Raise ValueError where both intervals are given."""
+    if config.save_every is not None and config.save_minutes is not None:
+        raise ValueError(
+            f"--save-every {config.save_every} and --save-minutes {config.save_minutes:g}: give "
+            "one of them; --no-save-every leaves out the one of a file"
+        )
+
+
 # What a resumed run may change in every job: nothing here moves a weight by more than rounding.
 FREE_RUN_FIELDS = {
     "config",
@@ -61,6 +81,7 @@ FREE_RUN_FIELDS = {
     "log_every",
     "eval_every",
     "save_every",
+    "save_minutes",
     "keep_checkpoints",
     "half",
     "trackers",

@@ -20,7 +20,7 @@ from sheen.storage import files, folders, uris
 from sheen.text.steps import check_steps
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
-from sheen.train.config import FREE_FIELDS, TrainConfig
+from sheen.train.config import FREE_FIELDS, TrainConfig, check_saving
 from sheen.train.data import build_training_set, describe
 from sheen.train.evaluation import eval_prompts
 from sheen.train.inputs import (
@@ -45,6 +45,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     output = cluster.output_folder("--output", config.output)
     locations = [uris.absolute(location) for location in config.data]
     check_trackers(config.trackers)
+    check_saving(config)
     codec, codec_files = codec_of(locations, config.codec)
     model = model_source(config.model)
     info, tokenizer, extends = plan_checkpoint(model, codec)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,11 @@ from sheen.train.tracking import open_trackers
 
 logger = logging.getLogger(__name__)
 
+SAVE_EVERY = 200
+"""Optimizer steps between checkpoints on a CPU, by default."""
+SAVE_MINUTES = 10.0
+"""Minutes between them on a GPU, where so many steps are seconds and a save may take as long."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -37,6 +43,13 @@ class Snapshot:
 
     write_model: Callable[[Path], None]
     state: dict[str, Any]
+
+
+def save_interval(config: RunFields, device: torch.device) -> tuple[int | None, float | None]:
+    """Optimizer steps between checkpoints, or minutes; the other one is None."""
+    if config.save_every is None and config.save_minutes is None:
+        return (None, SAVE_MINUTES) if device.type == "cuda" else (SAVE_EVERY, None)
+    return config.save_every, config.save_minutes
 
 
 class Trainer(ABC):
@@ -52,12 +65,14 @@ class Trainer(ABC):
         self.control = control.watched()
         self.group = WorkerGroup()
         self.store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
+        self._every, self._minutes = save_interval(config, self.group.device)
         self.step = 0
         torch.set_num_threads(max(1, int(config.cpus_per_worker)))
 
     def begin(self, state: dict[str, Any] | None, summary: dict[str, Any], total: int) -> None:
         """Start at step 0 with `summary` as the first row, or resume from a checkpoint's state."""
         self.total = total
+        self._saved_at = monotonic()
         self.window = MetricsWindow(self.group)
         rows = [summary]
         if state is not None:
@@ -120,8 +135,9 @@ class Trainer(ABC):
                 row |= self.evaluate()
             if row:
                 self.record(row)
-            stop = self.group.any(self.control.stop_requested())
-            best, due = self.is_best(row), self.due(config.save_every) or stop
+            stop, late = self.group.any(self.control.stop_requested(), self._late())
+            # Without a number of steps, only the last one is due by its number.
+            best, due = self.is_best(row), stop or late or self.due(self._every or self.total)
             if (best or due) and (failure := self._save(best=best, due=due)):
                 self.control.fail(failure)
                 return
@@ -132,6 +148,12 @@ class Trainer(ABC):
     def due(self, every: int) -> bool:
         """Whether something is due at this step; everything is at the last one."""
         return self.step % every == 0 or self.step == self.total
+
+    def _late(self) -> bool:
+        """Whether the minutes since the last checkpoint are over; the first rank says so."""
+        if self._minutes is None or not self.group.first:
+            return False
+        return monotonic() - self._saved_at >= 60 * self._minutes
 
     def learning_rate(self) -> float:
         """Of the next step."""
@@ -185,6 +207,8 @@ class Trainer(ABC):
                             torch.save(snapshot.state | own, folder / checkpoints.STATE_FILE)
                 except StorageFull as error:
                     failure = str(error)
+        if due:
+            self._saved_at = monotonic()
         return self.group.gather(failure)[0]
 
 

@@ -23,6 +23,7 @@ from sheen.train.checkpoints import RunStore
 from sheen.train.codec.config import CODEC_FREE_FIELDS, CodecTrainConfig
 from sheen.train.codec.data import find_recordings
 from sheen.train.codec.trainer import segment_samples, train_loop
+from sheen.train.config import check_saving
 from sheen.train.launcher import fit
 from sheen.train.learning.metrics_log import last_metrics
 from sheen.train.tracking import check_trackers
@@ -47,6 +48,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         )
     _check_stage(config)
     check_trackers(config.trackers)
+    check_saving(config)
     torch.manual_seed(config.seed)  # of random weights
     model, codec_config = open_codec(config.codec, config.from_scratch)
     if config.adversarial and config.half:

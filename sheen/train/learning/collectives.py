@@ -51,9 +51,10 @@ class Collectives:
             name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)
         }
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank's flag is set."""
-        return bool(self.sum(torch.tensor(float(flag))) > 0)
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag whether any rank has it set, in one exchange."""
+        found: list[bool] = (self.sum(torch.tensor(flags).float()) > 0).tolist()
+        return found
 
     def concatenate(self, values: Tensor) -> Tensor:
         """Every rank's tensor of the same shape, in the order of ranks."""

@@ -16,11 +16,13 @@ from sheen.data.prompts import Prompt
 from sheen.lm.checkpoint import read_info
 from sheen.train import loop, trainer
 from sheen.train.checkpoints import MODEL_FOLDER, load
+from sheen.train.config import TrainConfig, check_saving
 from sheen.train.data import build_training_set
 from sheen.train.launcher import Control
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.metrics import loss_metrics
 from sheen.train.learning.training_set import TrainingSet
+from sheen.train.loop import save_interval
 from sheen.train.trainer import SpeechTrainer
 
 TIMED = ("tokens_per_second", "target_tokens_per_second", "seconds_left", "share_of_peak")
@@ -121,6 +123,102 @@ def test_a_run_stopped_within_a_metrics_window_resumes_with_the_same_bits(
     for name, expected in weights(whole).items():
         assert torch.equal(found[name], expected), name
     assert untimed(tmp_path / "parts") == untimed(tmp_path / "whole")
+
+
+@pytest.fixture
+def a_minute_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of checkpoints, moved by steps alone."""
+    now = 0.0
+    take_step = SpeechTrainer.train_step
+
+    def step(self: SpeechTrainer, batch: Any, rate: float) -> float:
+        nonlocal now
+        now += 60
+        return take_step(self, batch, rate)
+
+    monkeypatch.setattr(SpeechTrainer, "train_step", step)
+    monkeypatch.setattr(loop, "monotonic", lambda: now)
+
+
+BY_MINUTES: dict[str, Any] = {
+    "save_every": None,
+    "save_minutes": 2.0,
+    "max_steps": 5,
+    "log_every": 3,
+}
+BY_MINUTES |= {"keep_checkpoints": 9}
+
+
+def saved(output: Path) -> list[int]:
+    return sorted(int(folder.name[5:]) for folder in (output / "run").glob("step-*"))
+
+
+def test_checkpoints_by_the_clock_are_so_many_minutes_apart_and_resume_with_the_same_bits(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path, a_minute_a_step: None
+) -> None:
+    whole = open_trainer(data, checkpoint, tmp_path / "whole", Stop(), **BY_MINUTES)
+    whole.run()
+    assert saved(tmp_path / "whole") == [2, 4, 5]
+    dying = open_trainer(data, checkpoint, tmp_path / "parts", Stop(), **BY_MINUTES)
+    dying.batches = lambda: iter([*dying.plan.steps[:3], None])  # type: ignore[method-assign]
+    with pytest.raises(TypeError):
+        dying.run()
+    assert saved(tmp_path / "parts") == [2]
+    resumed = open_trainer(data, checkpoint, tmp_path / "parts", Stop(), **BY_MINUTES)
+    assert resumed.step == 2
+    resumed.run()
+    found = weights(resumed)
+    for name, expected in weights(whole).items():
+        assert torch.equal(found[name], expected), name
+    assert untimed(tmp_path / "parts") == untimed(tmp_path / "whole")
+
+
+def test_the_first_workers_clock_decides_for_all(
+    data: TrainingSet,
+    checkpoint: Path,
+    tmp_path: Path,
+    a_minute_a_step: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = open_trainer(data, checkpoint, tmp_path, Stop(), **BY_MINUTES)
+    said, kept = [], []
+
+    def exchange(*flags: bool) -> list[bool]:
+        said.append(flags)
+        return [False, worker.step == 3]
+
+    def save(**what: bool) -> str:
+        kept.append(worker.step)
+        return ""
+
+    monkeypatch.setattr(Collectives, "first", False)
+    monkeypatch.setattr(worker.group, "any", exchange)
+    monkeypatch.setattr(worker, "_save", save)
+    monkeypatch.setattr(worker, "is_best", lambda row: False)
+    worker.run()
+    assert said == [(False, False)] * 5
+    assert kept == [3, 5]
+
+
+def test_checkpoints_come_by_minutes_on_a_gpu_and_by_steps_on_a_cpu_unless_told_otherwise() -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+
+    def interval(device: torch.device, **given: Any) -> tuple[int | None, float | None]:
+        fields: dict[str, Any] = {"data": "codes", "output": "out"}
+        return save_interval(TrainConfig(**fields | given), device)
+
+    assert interval(cuda) == (None, 10.0)
+    assert interval(cpu) == (200, None)
+    assert interval(cuda, save_every=50) == (50, None)
+    assert interval(cpu, save_minutes=0.5) == (None, 0.5)
+
+
+def test_both_intervals_of_checkpoints_are_refused() -> None:
+    fields: dict[str, Any] = {"data": "codes", "output": "out"}
+    config = TrainConfig(**fields, save_every=50, save_minutes=5.0)
+    with pytest.raises(ValueError, match="--save-every 50 and --save-minutes 5: give one"):
+        check_saving(config)
+    check_saving(TrainConfig(**fields, save_minutes=5.0))
 
 
 def gradients(worker: SpeechTrainer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
