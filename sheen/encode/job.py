@@ -34,6 +34,7 @@ from sheen.encode.output import (
     read_rows,
     write_blocks,
 )
+from sheen.encode.placement import task_limits
 from sheen.encode.stages import DecodeSettings, EncodeWorker, decode_blocks, shift_samples
 from sheen.encode.statistics import RunTimes, Statistics
 from sheen.runs import cluster
@@ -176,9 +177,8 @@ def _encode(
     # To Ray a stage that computes makes no progress, and half an hour without any ends the job;
     # waiting for a spot node, or a block of an hour's audio on a CPU, may take longer.
     DataContext.get_current().execution_no_progress_timeout_s = -1
-    # Tasks reserve nothing and are held to a number instead: when nodes die, the encoding workers
-    # move to those that are left, and what they reserve there must not keep their input from them.
-    tasks = TaskPoolStrategy(size=min(cluster.count("CPU"), len(planned)))
+    limits = task_limits(cluster.node_resources(), gpu, len(planned))
+    tasks = TaskPoolStrategy(size=limits.size)
     attempts = Attempts()
     written = (
         ray.data.from_blocks([pack([block]) for block in planned])
@@ -192,7 +192,7 @@ def _encode(
             batch_size=None,
             batch_format="pyarrow",
             compute=tasks,
-            num_cpus=0,
+            num_cpus=limits.decode_cpus,
         )
         .map_batches(
             EncodeWorker,
@@ -213,7 +213,7 @@ def _encode(
             batch_size=None,
             batch_format="pyarrow",
             compute=tasks,
-            num_cpus=0,
+            num_cpus=limits.write_cpus,
         )
     )
     total = sum(map(len, planned))

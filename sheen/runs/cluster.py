@@ -97,6 +97,13 @@ def count(resource: str, default: int = 1) -> int:
     return max(default, int(resources.get(resource, 0)))
 
 
+def node_resources() -> list[dict[str, float]]:
+    """Of each node that is there now, the whole of what it has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def use_gpus(flag: bool | None) -> bool:
     """What `--gpu` means: as given, else whether the cluster has a GPU now.
 
