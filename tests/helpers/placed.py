@@ -96,7 +96,7 @@ def gpus(folder: Path, corpus: Path, base: Path) -> None:
     from sheen.evaluate.config import EvaluateConfig
     from sheen.train import job as training
     from sheen.train.codec import job as codec_training
-    from sheen.train.config import CodecTrainConfig
+    from sheen.train.codec.config import CodecTrainConfig
 
     ray.init(
         "local",
