@@ -51,9 +51,9 @@ class Backend(_TorchBackend):
     the CPU."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        gpus = worker_group.get_resources_per_worker().get("GPU", 0)
-        found = worker_group.execute_single(0, process_group_backend) if gpus else "gloo"
-        backend = backend_config.backend or found
+        backend = backend_config.backend
+        if backend == "nccl":  # which Ray's trainer takes where GPUs are reserved
+            backend = worker_group.execute_single(0, process_group_backend)
         address, port = worker_group.execute_single(0, hold_store)
         worker_group.execute(meet_at, address, port)
         worker_group.execute(_set_torch_distributed_env_vars)

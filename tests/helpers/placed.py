@@ -68,7 +68,7 @@ def runtime_env() -> dict[str, Any]:
     from sheen.runs.cluster import WORKER_ENV
 
     return {
-        "env_vars": WORKER_ENV | {NOTES: os.environ[NOTES]},
+        "env_vars": WORKER_ENV | {name: os.environ[name] for name in (NOTES, "PYTHONPATH")},
         "worker_process_setup_hook": "helpers.placed.record",
     }
 
