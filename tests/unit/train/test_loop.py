@@ -145,8 +145,8 @@ BY_MINUTES: dict[str, Any] = {
     "save_minutes": 2.0,
     "max_steps": 5,
     "log_every": 3,
+    "keep_checkpoints": 9,
 }
-BY_MINUTES |= {"keep_checkpoints": 9}
 
 
 def saved(output: Path) -> list[int]:
