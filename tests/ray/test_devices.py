@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from helpers.example import ROOT
 from helpers.placed import NOTES, notes
 
-WAIT_S = 500
+WAIT_S = 1500
 
 
 def placed(kind: str, folder: Path, corpus: Path, other: str) -> subprocess.Popen[bytes]:
@@ -24,6 +24,7 @@ def placed(kind: str, folder: Path, corpus: Path, other: str) -> subprocess.Pope
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(2 * WAIT_S)
 def test_every_worker_computes_on_the_gpu_that_ray_reserved_for_it(
     corpus: Path, base: Path, tmp_path: Path
 ) -> None:
@@ -41,6 +42,7 @@ def test_every_worker_computes_on_the_gpu_that_ray_reserved_for_it(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(2 * WAIT_S)
 def test_an_encoding_on_a_cluster_at_rest_runs_on_the_nodes_that_join_it(
     corpus: Path, tmp_path: Path
 ) -> None:
