@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from serving_sides import SIDES, Served, Side, generate_alone, open_side
 from workload import Shape, make_base
 
-from sheen.audio.io import Samples
+from sheen.audio.samples import Samples
 from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import Finished, Request

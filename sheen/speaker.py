@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sheen.audio.effects import NO_SAMPLES, Tempo
+from sheen.audio.effects import Tempo
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
+from sheen.audio.samples import NO_SAMPLES
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Synthesis, synthesize
 from sheen.engine.sampler import Sampling

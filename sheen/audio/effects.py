@@ -1,6 +1,6 @@
-"""Effects: silence left out, loudness, tempo; samples in, samples out.
+"""Effects: silence cut off, loudness, tempo; samples in, samples out.
 
-Owns what counts as silence and how much of it stays, and ffmpeg's `atempo` (it overlaps and adds
+Owns what a recording loses at its ends, and ffmpeg's `atempo` (it overlaps and adds
 windows of the waveform where they match best) with the promise that n samples become exactly
 n / speed, in whatever chunks they come. Knows nothing of codecs, text, formats or requests.
 """
@@ -11,52 +11,8 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.filter import Graph
-from numpy.typing import NDArray
 
-from sheen.audio.io import Samples
-
-NO_SAMPLES = np.zeros(0, np.float32)
-
-
-class SilenceTrim:
-    """Leaves out the silence before speech: samples in, samples out.
-
-    Silence is what stays below `threshold` of full scale; `keep_s` of it before the first sound
-    stays, because a sound's onset is softer than the sound. After `longest_s` without a sound
-    everything passes: then the silence is the message.
-    """
-
-    def __init__(
-        self,
-        sample_rate: int,
-        threshold: float = 0.01,
-        keep_s: float = 0.05,
-        longest_s: float = 1.0,
-    ) -> None:
-        self._threshold = threshold
-        self._keep = round(keep_s * sample_rate)
-        self._left = round(longest_s * sample_rate)
-        self._held = NO_SAMPLES
-        self._open = False
-
-    def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The samples `[n]` that pass; those that may belong to an onset are held back."""
-        if self._open:
-            return samples
-        held = np.concatenate([self._held, samples])
-        loud = np.flatnonzero(np.abs(held) >= self._threshold)
-        first = int(loud[0]) if len(loud) else len(held)
-        dropped = min(max(0, first - self._keep), self._left)
-        self._left -= dropped
-        self._open = len(loud) > 0 or self._left == 0
-        self._held = NO_SAMPLES if self._open else held[dropped:]
-        return held[dropped:] if self._open else NO_SAMPLES
-
-    def flush(self) -> NDArray[np.float32]:
-        """What was held back of an utterance that ends without a sound."""
-        held, self._held, self._open = self._held, NO_SAMPLES, True
-        return held
-
+from sheen.audio.samples import NO_SAMPLES, Samples
 
 KEPT_SILENCE_S = 0.05
 """Of what `trim` would remove, at either end: a sound's onset is softer than the sound."""

@@ -13,7 +13,8 @@ from typing import Literal, Protocol
 import av
 import numpy as np
 
-from sheen.audio.io import Samples, to_pcm16, wav_header
+from sheen.audio.io import to_pcm16, wav_header
+from sheen.audio.samples import Samples
 
 MEDIA_TYPES = {
     "mp3": "audio/mpeg",

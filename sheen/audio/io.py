@@ -19,8 +19,6 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from numpy.typing import NDArray
 
-Samples = NDArray[np.float32]
-
 # Containers whose header states the true length, so that a short decode means a truncated file.
 # An MP3's length may be an estimate from its bit rate and proves nothing. For a WAV ffmpeg gives
 # the length of what is there, so its header is read here, see `_wav_seconds_missing`.

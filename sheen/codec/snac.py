@@ -25,7 +25,6 @@ from torch.nn.utils import parametrize
 from sheen import rng
 from sheen.codec.float32 import full_float32
 from sheen.codec.inference import ClipEncoder, DilatedConv, Snake, TransposedConv, cut_batches
-from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE, find_codec
 from sheen.codec.layout import Codes
 
 
@@ -258,6 +257,9 @@ def open_codec(source: str, from_scratch: bool = False) -> tuple[SNAC, dict[str,
     `source` is a folder or hub id. With `from_scratch` only its shape is taken (`source` may then
     be a JSON file of SNAC's own arguments) and the weights are random. Raises ValueError.
     """
+    # Here, and not above: a codec that is already in memory needs neither pydantic nor pyarrow.
+    from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE, find_codec
+
     shape_only = from_scratch and Path(source).expanduser().is_file()
     path = Path(source).expanduser() if shape_only else find_codec(source) / CONFIG_FILE
     try:

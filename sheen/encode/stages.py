@@ -17,7 +17,8 @@ import pyarrow as pa
 import ray
 
 from sheen.audio import effects, io
-from sheen.audio.io import AudioError, Samples, from_pcm16
+from sheen.audio.io import AudioError, from_pcm16
+from sheen.audio.samples import Samples
 from sheen.codec.layout import TokenLayout
 from sheen.data.recordings import RecordingReader
 from sheen.encode.config import Limits, length_fault, sound_fault, text_fault

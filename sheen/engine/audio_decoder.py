@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sheen.audio.effects import SilenceTrim
-from sheen.audio.io import Samples
+from sheen.audio.samples import Samples, SilenceTrim
 from sheen.codec.snac import WindowCodec
 from sheen.engine.streaming import StreamingDecoder, decode_ready
 from sheen.engine.types import Finished, Playback, Sink

@@ -14,8 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import numpy as np
 
-from sheen.audio.effects import NO_SAMPLES, SilenceTrim
-from sheen.audio.io import Samples
+from sheen.audio.samples import NO_SAMPLES, Samples, SilenceTrim
 from sheen.text.segmentation import SentenceStream, TextChunker
 
 Normalize = Callable[[str], Awaitable[str]]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sheen.audio.effects import SilenceTrim
+from sheen.audio.samples import SilenceTrim
 from sheen.codec.snac import WindowCodec
 from sheen.engine.audio_decoder import AudioStage, Stream
 from sheen.engine.generation import StepOutput, TokenGenerator

@@ -19,8 +19,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
-from sheen.audio.effects import NO_SAMPLES
-from sheen.audio.io import Samples
+from sheen.audio.samples import NO_SAMPLES, Samples
 from sheen.engine.chunks import ChunkStream, Joiner, Normalize, pause_after, wordless
 from sheen.engine.engine import Engine
 from sheen.engine.scheduler import Ticket

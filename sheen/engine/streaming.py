@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sheen.audio.effects import NO_SAMPLES
+from sheen.audio.samples import NO_SAMPLES
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Window, WindowCodec
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from sheen.audio.io import Samples
+from sheen.audio.samples import Samples
 from sheen.codec.layout import TokenLayout
 from sheen.engine.sampler import Sampling
 

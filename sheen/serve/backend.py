@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from sheen.audio.io import Samples
+from sheen.audio.samples import Samples
 from sheen.codec.worker import CodecProcess
 from sheen.engine.chunks import ChunkStream, Normalize
 from sheen.engine.engine import Engine

@@ -20,7 +20,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from sheen.audio.effects import Tempo
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
-from sheen.audio.io import Samples
+from sheen.audio.samples import Samples
 from sheen.engine.chunks import ChunkStream
 from sheen.engine.longform import Speech
 from sheen.engine.types import EngineBusy, SpeechFailed

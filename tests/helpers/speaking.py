@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from snac import SNAC
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from sheen.audio.io import Samples
+from sheen.audio.samples import Samples
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from helpers.speaking import WAIT_S, draw_request, random_model, speak, tiny_codec
-from sheen.audio.io import Samples, to_pcm16
+from sheen.audio.io import to_pcm16
+from sheen.audio.samples import Samples
 from sheen.engine.engine import Engine
 from sheen.engine.scheduler import Ticket
 from sheen.engine.types import EngineBusy, Finished

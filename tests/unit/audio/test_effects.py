@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sheen.audio import effects
 from sheen.audio.effects import KEPT_SILENCE_S, PEAK, Tempo, to_loudness, trim
-from sheen.audio.io import Samples
+from sheen.audio.samples import Samples
 
 RATE = 24_000
 SPEEDS = [0.25, 0.5, 0.8, 1.25, 2.0, 4.0]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from helpers.readers import READERS, check_speech, mpg123
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
-from sheen.audio.io import AudioError, Samples, decode, encode_audio, from_pcm16, to_pcm16
+from sheen.audio.io import AudioError, decode, encode_audio, from_pcm16, to_pcm16
+from sheen.audio.samples import Samples
 
 RATE = 24_000
 FORMATS = list(MEDIA_TYPES)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from sheen.audio.io import Samples
+from sheen.audio.samples import Samples
 from sheen.engine.chunks import FADE_S, ONSET_S, SILENCE, SLICE, ChunkStream, Joiner, pause_after
 from sheen.text.segmentation import SentenceStream
 

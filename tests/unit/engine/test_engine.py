@@ -21,7 +21,8 @@ from helpers.speaking import (
     speak_all,
     tiny_codec,
 )
-from sheen.audio.io import Samples, to_pcm16
+from sheen.audio.io import to_pcm16
+from sheen.audio.samples import Samples
 from sheen.codec.snac import Codec
 from sheen.engine.audio_decoder import AudioStage, Stream
 from sheen.engine.engine import Engine

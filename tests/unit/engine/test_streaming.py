@@ -6,7 +6,7 @@ import torch
 from snac import SNAC
 
 from helpers.example import CODEC
-from sheen.audio.effects import SilenceTrim
+from sheen.audio.samples import SilenceTrim
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
 from sheen.engine.streaming import StreamingDecoder, decode_ready

@@ -17,7 +17,8 @@ from fastapi import FastAPI, WebSocket
 from starlette.testclient import TestClient
 
 from helpers.speaking import WAIT_S
-from sheen.audio.io import Samples, decode_audio, to_pcm16
+from sheen.audio.io import decode_audio, to_pcm16
+from sheen.audio.samples import Samples
 from sheen.serve import request_log
 from sheen.serve.access.admission import Admission
 from sheen.serve.backend import Backend
