@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from sheen.codec.layout import TokenLayout
 from sheen.lm.batching import Batch, collate, targets_of
@@ -46,8 +46,10 @@ class Shape:
         )
 
 
-def make_base(shape: Shape) -> PreTrainedModel:
-    """Random float32 weights, the same ones every time."""
+def make_base(
+    shape: Shape, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Random weights, the same ones every time on one kind of device, and made there."""
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=shape.vocabulary + shape.layout.size,
@@ -61,7 +63,10 @@ def make_base(shape: Shape) -> PreTrainedModel:
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=True,
     )
-    return Qwen3ForCausalLM(config).train()
+    # In the dtype from the start: a cast would round the rotary frequencies too.
+    with torch.device(device):
+        lm: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return lm.train()
 
 
 @dataclass(frozen=True)

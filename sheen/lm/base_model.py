@@ -27,7 +27,6 @@ from transformers import (
 
 from sheen.codec.layout import TokenLayout
 from sheen.lm.attention import check_head, check_isolation
-from sheen.storage import files
 
 LEVEL_SHARE = 0.5
 """Share of the noise's variance that all codes of a level have in common."""
@@ -118,6 +117,9 @@ def check_files(folder: Path) -> None:
 
     Of weights the headers are read alone.
     """
+    # Here, and not above: a model that is already in memory does without pyarrow.
+    from sheen.storage import files
+
     for path in sorted(folder.iterdir()):
         if path.is_file():
             files.refuse_pointer(path)

@@ -1,0 +1,185 @@
+"""Part "streams": how many listeners one device serves, with audio, from an engine of served shape.
+
+Requests of six seconds arrive at random, at the rate at which so many listeners at once ask for
+audio; slots are a quarter more. Held are streams of which none runs dry and 95% hear something in
+time. With more and more listeners, until some are not held, with a look-ahead of one frame; then at
+the most that were held, exact. Slots have room for such a request and no more: how many would fit
+at the server's longest is told beside it.
+"""
+
+import math
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from listener import Listener
+
+from acceptance.bench import Bench, percentile
+from acceptance.models import published_codec, serving_lm
+from sheen.audio.samples import Samples
+from sheen.codec.snac import Codec
+from sheen.engine.engine import Engine, memory_per_slot
+from sheen.engine.sampler import Sampling
+from sheen.engine.types import Finished, Request
+from sheen.lm.model import SpeechLM
+
+TEXT = 40
+"""Tokens of a prompt, before `<audio_start>`."""
+AUDIBLE_S = {1: 0.100, None: 0.150}
+"""95% are to hear something after so long; by the look-ahead in frames (None: exact)."""
+SLACK = 1.25
+LONGEST = 3696
+"""Positions of a slot of a server by default: 30 s of audio and its text."""
+ARRIVALS_S = 12.0
+"""While requests arrive: twice as many as there are listeners."""
+RESERVE_S = 8.0
+"""For a run to drain."""
+
+
+class Heard:
+    """A sink whose listener plays what comes at once."""
+
+    def __init__(self, rate: int) -> None:
+        self.listener = Listener(rate)
+        self.asked = time.monotonic()
+        self.ending: Finished | None = None
+        self.done = threading.Event()
+
+    def __call__(self, item: Samples | Finished) -> None:
+        if isinstance(item, Finished):
+            self.ending = item
+            self.done.set()
+        else:
+            self.listener.came(time.monotonic(), item)
+
+    @property
+    def waited(self) -> float:
+        """Seconds to the first audible sample; infinite when there was none."""
+        audible = self.listener.audible
+        return math.inf if audible is None else audible - self.asked
+
+
+@dataclass(frozen=True)
+class Load:
+    listeners: int
+    frames: int
+    arrivals_s: float
+    look_ahead: int | None
+
+
+def check(bench: Bench) -> None:
+    model = serving_lm(bench.device, bench.small)
+    codec = published_codec(bench.device, bench.small)
+    per_second = codec.sample_rate / codec.frame_samples
+    seconds = bench.pick(6.0, 0.4)
+    frames = round(seconds * per_second)
+    arrivals = bench.pick(ARRIVALS_S, 0.4)
+    _room(bench, model)
+    held = 0
+    waiting = bench.pick([64, 128, 250], [1, 2])
+    while waiting and bench.left > arrivals + seconds + RESERVE_S:
+        listeners = waiting.pop(0)
+        if _serve(bench, model, codec, Load(listeners, frames, arrivals, 1)):
+            held = listeners
+        elif held or listeners <= 8:
+            break
+        else:
+            waiting = [listeners // 2]
+    goal = bench.pick(250, 2)
+    bench.row(
+        "listeners held, look-ahead of a frame",
+        held,
+        "listeners",
+        expected=f">= {goal} on an H200",
+        passed=bench.judged(held >= goal),
+    )
+    if bench.left > arrivals + seconds + RESERVE_S:
+        _serve(bench, model, codec, Load(max(1, held), frames, arrivals, None))
+    else:
+        bench.skip(f"{held} listeners, exact", "no time was left")
+
+
+def _room(bench: Bench, model: SpeechLM) -> None:
+    """How many slots of a server's longest request the device has memory for."""
+    positions = bench.pick(LONGEST, 256)
+    each = memory_per_slot(model, positions)
+    free = torch.cuda.mem_get_info(bench.device)[0] if bench.on_gpu else 0
+    bench.row(
+        f"slots of {positions:,} positions that fit", free // each, "slots", bytes_per_slot=each
+    )
+
+
+def _request(model: SpeechLM, frames: int, seed: int) -> Request:
+    words = [(7 * seed + word) % model.layout.first_id for word in range(TEXT)]
+    return Request([*words, model.layout.start_id], frames, Sampling(seed=seed), frames)
+
+
+def _serve(bench: Bench, model: SpeechLM, codec: Codec, load: Load) -> bool:
+    """Run a load and report it; whether all were heard in time."""
+    held = _run(bench, model, codec, load)
+    bench.release()  # of the engine's slots
+    return held
+
+
+def _run(bench: Bench, model: SpeechLM, codec: Codec, load: Load) -> bool:
+    slots = math.ceil(SLACK * load.listeners)
+    engine = Engine(
+        model,
+        codec,
+        slots=slots,
+        max_seq_len=_request(model, load.frames, 0).seq_len(model.layout),
+        max_queue=10 * slots,
+        look_ahead=load.look_ahead,
+    )
+    length = load.frames * codec.frame_samples / codec.sample_rate
+    try:
+        # What is set up at the first windows and prompts is not the listeners'.
+        _arrive(engine, model, codec, min(4, slots), min(5, load.frames), 0.0)
+        count = max(2, round(load.listeners * load.arrivals_s / length))
+        started = time.monotonic()
+        sinks = _arrive(engine, model, codec, count, load.frames, load.arrivals_s)
+        seconds = time.monotonic() - started
+        fill = engine.metrics()["batch_fill"]
+    finally:
+        engine.close()
+    audible = [sink.waited for sink in sinks]
+    dry = sum(sink.listener.underruns > 0 for sink in sinks)
+    most = AUDIBLE_S[load.look_ahead]
+    late = percentile(audible, 0.95)
+    held = dry == 0 and late <= most
+    name = "exact" if load.look_ahead is None else "look-ahead of a frame"
+    bench.row(
+        f"{load.listeners} listeners, {name}: first audible sample, p95",
+        1e3 * late,
+        "ms",
+        expected=f"<= {1e3 * most:.0f}, and none runs dry",
+        passed=bench.judged(held) if load.look_ahead is None else None,
+        p50_ms=round(1e3 * median) if math.isfinite(median := percentile(audible, 0.5)) else None,
+        ran_dry=dry,
+        requests=count,
+        audio_seconds_per_second=sum(sink.listener.seconds for sink in sinks) / seconds,
+        batch_fill=fill,
+        held=held,
+    )
+    return held
+
+
+def _arrive(
+    engine: Engine, model: SpeechLM, codec: Codec, count: int, frames: int, within: float
+) -> list[Heard]:
+    """So many requests at random times, heard to their ends."""
+    generator = np.random.default_rng(0)
+    started = time.monotonic()
+    sinks: list[Heard] = []
+    for seed, due in enumerate(np.sort(generator.uniform(0, within, count))):
+        time.sleep(max(0.0, started + float(due) - time.monotonic()))
+        sinks.append(Heard(codec.sample_rate))
+        engine.submit(_request(model, frames, seed), sinks[-1])
+    for sink in sinks:
+        sink.done.wait()
+        assert sink.ending is not None
+        if sink.ending.reason != "length":
+            raise RuntimeError(f"a request ended otherwise: {sink.ending}")
+    return sinks
