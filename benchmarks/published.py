@@ -21,7 +21,7 @@ PUBLISHED: dict[str, Any] = {
 """config.json of hubertsiuzdak/snac_24khz."""
 
 
-def make_snac(small: bool = False) -> SNAC:
-    """The same weights every time; `small` has few channels, to try a benchmark out."""
+def make_snac() -> SNAC:
+    """The same weights every time."""
     torch.manual_seed(0)
-    return SNAC(**PUBLISHED | ({"encoder_dim": 8, "decoder_dim": 64} if small else {}))
+    return SNAC(**PUBLISHED)

@@ -47,6 +47,7 @@ def check(bench: Bench) -> None:
             "of codes",
             expected=f">= {SAME_CODES}",
             passed=same >= SAME_CODES,
+            distinct=distinct(codes),
         )
     whole, windows = decoded(codec, codes), streamed(codec, codes)
     # Kept as 16 bits: half a step is not the device's.
@@ -117,6 +118,11 @@ def agreement(found: Sequence[Codes], expected: Sequence[Codes]) -> float:
         for pair in zip(one, two, strict=True)
     ]
     return sum(int((a == b).sum()) for a, b in pairs) / sum(len(b) for _, b in pairs)
+
+
+def distinct(codes: Sequence[Codes]) -> list[int]:
+    """How many codes occur, by level: codes that are all the same would always agree."""
+    return [len(np.unique(np.concatenate(level))) for level in zip(*codes, strict=True)]
 
 
 def decoded(codec: Codec, codes: Sequence[Codes]) -> NDArray[np.float32]:

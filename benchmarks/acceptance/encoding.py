@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from published import make_snac
 from torch import Tensor, nn
 
 from acceptance.bench import Bench
-from acceptance.codec_checks import agreement, tf32
+from acceptance.codec_checks import agreement, distinct, tf32
+from acceptance.floors import convolution_bytes
 from acceptance.learner_checks import compiling
-from acceptance.models import RATE
+from acceptance.models import RATE, published_snac
 from sheen.codec.float32 import full_float32
 from sheen.codec.inference import ClipEncoder, DilatedConv, cut_batches
 from sheen.codec.layout import Codes
@@ -55,13 +55,15 @@ WAYS = [
 
 
 def check(bench: Bench) -> None:
-    codec = Codec(make_snac(bench.small), bench.device)
+    codec = Codec(published_snac(bench.small), bench.device)
     on_device = _draw_clips(bench, bench.pick(1800.0, 4.0))
     clips = [clip.cpu() for clip in on_device]
     few = [clip[: int(COMPARED_S * RATE)] for clip in clips[:COMPARED]]
-    expected = Codec(make_snac(bench.small), torch.device("cpu")).encode(few)
+    expected = Codec(published_snac(bench.small), torch.device("cpu")).encode(few)
     hours = sum(map(len, clips)) / RATE / 3600
-    floor = _floor_bytes(codec) / bench.ceilings.copy
+    sound = torch.zeros(16 * codec.frame_samples)
+    floor = convolution_bytes(codec, lambda: codec.encode([sound], batch=True))
+    floor /= len(sound) / RATE * bench.ceilings.copy  # seconds for a second of audio
 
     def row(
         text: str, seconds: float, codes: Sequence[Codes], itemsize: int = 4, **more: Any
@@ -77,6 +79,7 @@ def check(bench: Bench) -> None:
             expected=f">= {SAME_CODES} of the CPU's codes" if exact else "",
             passed=same >= SAME_CODES if exact else None,
             codes_as_on_a_cpu=same,
+            distinct_codes=distinct(expected),
             **more,
         )
 
@@ -126,7 +129,7 @@ def _measure(
     budget: int,
     row: Callable[..., None],
 ) -> None:
-    codec = Codec(make_snac(bench.small), bench.device)
+    codec = Codec(published_snac(bench.small), bench.device)
     quantizer = copy.deepcopy(codec.model.quantizer)
     # Buffers too: activations whose factors stayed in float32 would hand on float32.
     encoder = ClipEncoder(codec.model.to(way.dtype))
@@ -214,24 +217,3 @@ def _draw_clips(bench: Bench, seconds: float) -> list[Tensor]:
         noise = torch.randn(len(at), device=bench.device)
         clips.append(loud * (0.2 * buzz + 0.02 * noise))
     return clips
-
-
-def _floor_bytes(codec: Codec) -> float:
-    """What the encoder's convolutions read and write per second of audio, in float32."""
-    counted = 0
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal counted
-        counted += inputs[0].numel() + output.numel()
-
-    inside = {layer.published for layer in codec.model.modules() if isinstance(layer, DilatedConv)}
-    hooks = [
-        layer.register_forward_hook(count)
-        for layer in codec.model.encoder.modules()
-        if isinstance(layer, (nn.Conv1d, DilatedConv)) and layer not in inside
-    ]
-    samples = 16 * codec.frame_samples
-    codec.encode([torch.zeros(samples)], batch=True)
-    for hook in hooks:
-        hook.remove()
-    return counted * 4.0 * codec.sample_rate / samples

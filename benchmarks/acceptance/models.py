@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from published import PUBLISHED, make_snac
+from published import PUBLISHED
 from snac import SNAC
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -64,15 +64,27 @@ def digest(module: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def reference_snac() -> SNAC:
-    torch.manual_seed(0)
-    model = SNAC(**PUBLISHED | {"encoder_dim": 16, "decoder_dim": 128})
-    fill(model, seed=1)
+LOUDER = 32
+"""Of the encoder's first layer: louder than the activations' squares, which are all positive. With
+random weights these would add up until all sounds had the same codes."""
+
+
+def make_snac(channels: dict[str, int], seed: int) -> SNAC:
+    """Of the published 24 kHz shape, but for some numbers of channels."""
+    model = SNAC(**PUBLISHED | channels)
+    fill(model, seed)
     with torch.no_grad():
-        # Louder than the activations' squares, which are all positive: with random weights these
-        # would add up until all sounds had the same codes.
-        model.encoder.block[0].weight.mul_(32)
+        model.encoder.block[0].weight.mul_(LOUDER)
     return model
+
+
+def reference_snac() -> SNAC:
+    return make_snac({"encoder_dim": 16, "decoder_dim": 128}, seed=1)
+
+
+def published_snac(small: bool) -> SNAC:
+    """What it encodes and decodes costs what it costs a trained one."""
+    return make_snac({"encoder_dim": 8, "decoder_dim": 64} if small else {}, seed=5)
 
 
 def reference_codec(device: torch.device) -> Codec:
@@ -82,8 +94,7 @@ def reference_codec(device: torch.device) -> Codec:
 
 
 def published_codec(device: torch.device, small: bool) -> Codec:
-    """Of the published shape; what it encodes and decodes costs what a trained one's costs."""
-    codec = Codec(make_snac(small), device)
+    codec = Codec(published_snac(small), device)
     set_loudness(codec)
     return codec
 
@@ -138,7 +149,7 @@ def serving_lm(device: torch.device, small: bool) -> SpeechLM:
     return model
 
 
-def reference_clips(count: int = 20, shortest: float = 0.3, longest: float = 1.5) -> list[Tensor]:
+def reference_clips(count: int = 40, shortest: float = 0.3, longest: float = 2.0) -> list[Tensor]:
     """Buzzes and noise that come and go, `[n]`. Exact arithmetic alone: no sine, no power."""
     generator = np.random.default_rng(3)
     clips = []

@@ -14,10 +14,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from acceptance.bench import Bench
+from acceptance.floors import body_weights, convolution_bytes, pass_bytes
 from acceptance.models import codec_layout, published_codec, random_codes, serving_lm
 from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampler import Sampling
-from sheen.lm.kv_cache import CacheShape
 from sheen.lm.model import SpeechLM
 
 PROMPT = 41
@@ -47,7 +47,7 @@ def _check_pass(bench: Bench, model: SpeechLM, slots: int, running: int, positio
     generator = _running(model, slots, running, positions)
     _read(generator)
     seconds = bench.seconds(generator.step, bench.pick(PASSES, 2))
-    floor = pass_floor(model, running, positions) / bench.ceilings.copy
+    floor = pass_bytes(model, running, positions) / bench.ceilings.copy
     bench.row(
         f"decode pass, {running} of {slots} slots run",
         1e3 * seconds,
@@ -68,10 +68,10 @@ def check_prefill(bench: Bench) -> None:
     _prefill(bench, generator, 1, length - 20)
     for prompts in (1, slots):
         first, second = (_prefill(bench, generator, prompts, length + prompts) for _ in range(2))
-        flops = 2.0 * _body(model) * prompts * (length + prompts)
+        flops = 2.0 * body_weights(model) * prompts * (length + prompts)
         floor = max(
             flops / bench.ceilings.bfloat16,
-            _body(model) * model.lm.dtype.itemsize / bench.ceilings.copy,
+            body_weights(model) * model.lm.dtype.itemsize / bench.ceilings.copy,
         )
         bench.row(
             f"prefill of {prompts} x {length + prompts} tokens",
@@ -88,15 +88,19 @@ def check_prefill(bench: Bench) -> None:
     for batch, frames in bench.pick([(1, 4), (1, 10), (16, 18)], [(1, 4), (2, 6)]):
         codes = [layout.deinterleave(random_codes(layout, frames, row)) for row in range(batch)]
         levels = [np.stack(level) for level in zip(*codes, strict=True)]
+        seeds = range(batch)
         first, second = (
-            bench.seconds(lambda: codec.decode(levels, seeds=range(batch)))  # noqa: B023
+            bench.seconds(lambda: codec.decode(levels, seeds))  # noqa: B023
             for _ in range(2)
         )
+        least = convolution_bytes(codec, lambda: codec.decode(levels, seeds))  # noqa: B023
         audio = batch * frames * codec.frame_samples / codec.sample_rate
         bench.row(
             f"codec window of {batch} x {frames} frames",
             1e3 * second,
             "ms",
+            floor=1e3 * least / bench.ceilings.copy,
+            bound="bytes of the convolutions' inputs and outputs",
             expected=f"the first within {NEW_SHAPE:g} times",
             passed=bench.judged(first <= NEW_SHAPE * second),
             first_ms=1e3 * first,
@@ -126,22 +130,6 @@ def _read(generator: TokenGenerator) -> None:
     if step.failed:
         raise next(iter(step.failed.values()))
     step.read()
-
-
-def _body(model: SpeechLM) -> int:
-    """Weights of the layers: all but the tables."""
-    tables = {id(table) for table in model.tables}
-    return sum(weight.numel() for weight in model.lm.parameters() if id(weight) not in tables)
-
-
-def pass_floor(model: SpeechLM, running: int, positions: float) -> float:
-    """Bytes that a decode pass must read: the body's weights, the head's rows of the levels at
-    hand, and the keys and values of every request."""
-    rows = model.layout.codebook_size * min(running, model.layout.levels)
-    weights = _body(model) + rows * model.head.shape[1]
-    shape = CacheShape.of(model.lm)
-    position = 2 * shape.layers * shape.kv_heads * shape.head_dim
-    return (weights + running * positions * position) * shape.dtype.itemsize
 
 
 def _prefill(bench: Bench, generator: TokenGenerator, prompts: int, length: int) -> float:

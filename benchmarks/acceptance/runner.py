@@ -3,7 +3,8 @@
 Owns the deadlines, what becomes of a part that fails or hangs, and the order of what is reported:
 each row at once. The process that computes is another one than that which reports, because a kernel
 that hangs can only be killed, and after a fault of the device its process computes nothing any
-more; the next part then has a new one. Knows nothing about what is measured.
+more. After a part that did not finish, the next one has a new process. Knows nothing about what is
+measured.
 """
 
 import importlib
@@ -79,13 +80,13 @@ class Runner:
         """End the process, if there is one."""
         if self._connection is not None:
             self._connection.close()
-            self._process.join(5)
-        if self._process is not None:
             self._process.kill()
             self._process.join()
         self._process = self._connection = None
 
     def _run(self, part: Part, outcome: Outcome, report: Report) -> None:
+        if self._process is not None and not self._process.is_alive():
+            self.close()  # it died after its last part
         if self._connection is None and not self._start(outcome):
             return
         assert self._connection is not None
@@ -102,8 +103,8 @@ class Runner:
                 report(outcome, content)
                 continue
             outcome.ended, outcome.error = kind, content
-            if content.startswith("AcceleratorError"):
-                self.close()
+            if kind != "finished":
+                break
             return
         self.close()
 

@@ -78,12 +78,12 @@ def check(bench: Bench) -> None:
     arrivals = bench.pick(ARRIVALS_S, 0.4)
     _room(bench, model)
     held = 0
-    waiting = bench.pick([64, 128, 250], [1, 2])
+    waiting = bench.pick([64, 128, 250], [2])
     while waiting and bench.left > arrivals + seconds + RESERVE_S:
         listeners = waiting.pop(0)
         if _serve(bench, model, codec, Load(listeners, frames, arrivals, 1)):
             held = listeners
-        elif held or listeners <= 8:
+        elif held or listeners == 1:
             break
         else:
             waiting = [listeners // 2]
