@@ -136,17 +136,17 @@ def measure_ceilings(device: torch.device, small: bool) -> Ceilings:
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     host = torch.empty(size // 4, dtype=torch.uint8, pin_memory=bench.on_gpu)
-    rates = []
-    for dtype, width in ((torch.bfloat16, 8192), (torch.float32, 4096)):
-        width = bench.pick(width, 128)
-        matrix = torch.randn(width, width, device=device).to(dtype)
-        rates.append(2.0 * width**3 / _best(bench, lambda matrix=matrix: matrix @ matrix))
     return Ceilings(
         copy=2 * size / _best(bench, lambda: target.copy_(source)),
-        bfloat16=rates[0],
-        float32=rates[1],
+        bfloat16=_product_rate(bench, torch.bfloat16, bench.pick(8192, 128)),
+        float32=_product_rate(bench, torch.float32, bench.pick(4096, 128)),
         to_host=len(host) / _best(bench, lambda: host.copy_(source[: len(host)])),
     )
+
+
+def _product_rate(bench: Bench, dtype: torch.dtype, width: int) -> float:
+    matrix = torch.randn(width, width, device=bench.device).to(dtype)
+    return 2.0 * width**3 / _best(bench, lambda: matrix @ matrix)
 
 
 def _best(bench: Bench, function: Callable[[], object]) -> float:

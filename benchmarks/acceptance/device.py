@@ -44,7 +44,7 @@ def check(bench: Bench) -> None:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Names and versions."""
-    facts = {
+    facts: dict[str, Any] = {
         "device": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -30,7 +30,7 @@ from sheen.codec.snac import Codec
 
 SHORTEST_S, LONGEST_S = 1.0, 15.0
 SAME_CODES = 0.999
-COMPARED = 10
+COMPARED = 20
 """Clips whose codes are compared with a CPU's: parts of the first ones."""
 COMPARED_S = 2.0
 GOAL = 5_000.0

@@ -97,7 +97,8 @@ def _check_bfloat16(
         expected=f"<= {DIVERGENCE:g}",
         passed=divergence <= DIVERGENCE,
     )
-    own: Any = half.lm.base_model.rotary_emb.inv_freq
+    base: Any = half.lm.base_model
+    own: Tensor = base.rotary_emb.inv_freq
     width = REFERENCE.head_dim
     true = 1e6 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     error = float((own.double().cpu() - true).abs().max()) * FAR

@@ -30,7 +30,6 @@ EMBEDDING = 3.0
 """Norm of a row of the reference's table: logits then differ by several nats, as a voice's do."""
 
 
-@torch.no_grad()
 def fill(module: nn.Module, seed: int) -> None:
     """Weights drawn uniformly, of a variance that keeps the scale of what passes through them."""
     generator = np.random.default_rng(seed)
@@ -53,7 +52,8 @@ def fill(module: nn.Module, seed: int) -> None:
             if isinstance(part, nn.Embedding):
                 bound = 1.0 if shape[1] < 16 else EMBEDDING * math.sqrt(3 / shape[1])
             drawn = (2 * generator.random(shape) - 1) * bound
-            weight.copy_(torch.from_numpy(drawn.astype(np.float32)))
+            with torch.no_grad():  # not before: a folded weight would be no parameter any more
+                weight.copy_(torch.from_numpy(drawn.astype(np.float32)))
 
 
 def digest(module: nn.Module) -> str:

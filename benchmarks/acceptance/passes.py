@@ -10,7 +10,6 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from acceptance.bench import Bench
@@ -156,12 +155,12 @@ def _profile(bench: Bench, model: SpeechLM, slots: int, positions: int) -> None:
     with profile(activities=activities) as profiler:
         _read(generator)
         bench.synchronize()
-    wanted = torch.autograd.DeviceType.CUDA if bench.on_gpu else torch.autograd.DeviceType.CPU
+    wanted = "CUDA" if bench.on_gpu else "CPU"
     spent: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     events: Any = profiler.events()
     for event in events:
-        if event.device_type == wanted:
+        if event.device_type.name == wanted:
             kernel = event.name[:80]
             calls[kernel] += 1
             elapsed = event.time_range.elapsed_us()

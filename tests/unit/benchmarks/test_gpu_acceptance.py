@@ -90,6 +90,7 @@ def dies(bench):
 """
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_hangs_or_dies_leaves_the_next_ones_measured(tmp_path: Path) -> None:
     (tmp_path / "parts.py").write_text(PARTS, "utf-8")
     (tmp_path / "main.py").write_text(
