@@ -148,6 +148,7 @@ def losses(device: torch.device, precision: Precision, compiles: bool) -> NDArra
         MetricsWindow(group),
         batches,
         weights=[1.0] * REFERENCE.layout.levels,
+        guide_weight=0.0,
         rate=RATE,
         seed=0,
     )

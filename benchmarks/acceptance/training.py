@@ -111,6 +111,7 @@ def _measure(bench: Bench, way: Way) -> float:
                 window,
                 [batch],
                 weights=[1.0] * model.layout.levels,
+                guide_weight=0.0,
                 rate=1e-5,
                 seed=0,
             )
