@@ -71,7 +71,7 @@ class Report:
         self._started = time.monotonic()
 
     def __call__(self, outcome: Outcome, row: dict[str, Any] | None) -> None:
-        if outcome not in self._outcomes:
+        if not any(outcome is known for known in self._outcomes):
             self._outcomes.append(outcome)
         if row is not None:
             print(line(outcome.part, row), flush=True)

@@ -132,7 +132,7 @@ class Runner:
             return None
         try:
             message: tuple[str, Any] = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self._process.join(5)
             outcome.ended = "died"
             outcome.error = f"its process ended with {self._process.exitcode}"
