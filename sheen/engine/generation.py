@@ -9,8 +9,9 @@ nothing of queues, budgets of time or audio.
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +103,8 @@ class TokenGenerator:
     def prepare(self) -> None:
         """Do now what would make the first requests wait."""
         if self._decode_step is not None:
-            self._decode_step.capture_all()
+            with self._eagerly():
+                self._decode_step.capture_all()
 
     @torch.inference_mode()
     def start(
@@ -143,8 +145,7 @@ class TokenGenerator:
             return None
         failed: dict[int, Exception] = {}
         try:
-            with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
-                self._run(running, chunks)
+            self._run(running, chunks)
         except Exception as error:  # the base is anybody's code: it may raise anything
             logger.exception("a step of %d requests failed", len(running) + len(chunks))
             failed = self._run_apart(running, chunks, error)
@@ -161,6 +162,10 @@ class TokenGenerator:
         for slot in failed:
             self.stop(slot)
         return self._copied(produced, failed)
+
+    def _eagerly(self) -> AbstractContextManager[Any]:
+        """Layers run within as they were before training compiled them."""
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def _plan(self) -> tuple[list[int], list[Span]]:
         """The slots that go on, and the chunks of prompts that are taken in."""
@@ -182,16 +187,17 @@ class TokenGenerator:
         return Span(slot, self._requests[slot].position, 1)
 
     def _run(self, running: Sequence[int], chunks: Sequence[Span]) -> None:
-        if self._decode_step is None:
-            self._packed(running, chunks)
-            return
-        if chunks:
-            self._packed([], chunks)
-        if running:
-            at = {slot: self._requests[slot] for slot in running}
-            self._decode_step.run(
-                {slot: (r.position, r.step, r.min_tokens) for slot, r in at.items()}
-            )
+        with self._eagerly():
+            if self._decode_step is None:
+                self._packed(running, chunks)
+                return
+            if chunks:
+                self._packed([], chunks)
+            if running:
+                at = {slot: self._requests[slot] for slot in running}
+                self._decode_step.run(
+                    {slot: (r.position, r.step, r.min_tokens) for slot, r in at.items()}
+                )
 
     def _run_apart(
         self, running: Sequence[int], chunks: Sequence[Span], error: Exception

@@ -380,6 +380,42 @@ def test_a_pass_that_fails_for_one_goes_on_for_the_others(model: SpeechLM, whole
     assert list(tokens.values()) == expected
 
 
+def test_layers_that_training_compiled_are_never_compiled_anew_for_generation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither for what a GPU captures before the first request, nor for a step that failed and is
+    tried again one request at a time."""
+    model = random_model()
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    base: Any = model.lm.base_model
+    for layer in base.layers:
+        layer.compile(backend=backend)
+    generator = TokenGenerator(model, 2, POSITIONS, static_shapes=True)
+    # A CPU captures nothing: what would be captured is computed.
+    monkeypatch.setattr(DecodeStep, "capture_all", lambda step: step._compute(256, PLAIN))
+    generator.prepare()
+    for slot in range(2):
+        generator.start(slot, [1, 2, LAYOUT.start_id], Sampling(seed=slot), 7)
+    packed, failures = TokenGenerator._packed, [RuntimeError("once")]
+
+    def fails_once(self: TokenGenerator, *step: Any) -> None:
+        if failures:
+            raise failures.pop()
+        packed(self, *step)
+
+    monkeypatch.setattr(TokenGenerator, "_packed", fails_once)
+    for _ in range(2):
+        output = generator.step()
+        assert output is not None
+        assert len(output.read()) == 2
+    assert not compiled
+
+
 def test_a_prompt_that_the_model_has_no_rows_for_is_refused(model: SpeechLM) -> None:
     decoder = TokenGenerator(model, 1, 64)
     for prompt in ([], [-1], [10**6, LAYOUT.start_id]):
