@@ -1,7 +1,7 @@
 """The corpus and the codec of the encoding benchmarks, made once and kept in a folder.
 
 The corpus is an LJSpeech folder of FLAC clips, 44.1 kHz mono 16-bit, lengths uniform from 1 to 15
-seconds: the digits of examples/digits/corpus said one after another and cut, the same for the same
+seconds: sentences of the English demo said one after another and cut, the same for the same
 minutes. The codec has the published 24 kHz shape and random weights, which cost what trained ones
 cost. Measures nothing.
 """
@@ -23,7 +23,8 @@ from published import PUBLISHED, make_snac
 from sheen.audio.io import decode_audio, encode_audio
 from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE
 
-DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits" / "corpus"
+DEMO = Path(__file__).resolve().parent.parent / "examples" / "english" / "demo"
+VOICE = "af_bella"
 METADATA_FILE = "metadata.csv"
 RATE = 44_100
 SHORTEST_S, LONGEST_S = 1.0, 15.0
@@ -67,12 +68,9 @@ def make_corpus(folder: Path, minutes: float) -> Path:
 
 
 def _recordings() -> list[tuple[NDArray[np.float32], str]]:
-    """Samples at RATE and words of the example's recordings."""
-    rows = [row.split("|") for row in (DIGITS / METADATA_FILE).read_text("utf-8").splitlines()]
-    return [
-        (decode_audio((DIGITS / "wavs" / f"{row[0]}.flac").read_bytes(), RATE), row[1])
-        for row in rows
-    ]
+    """Samples at RATE and words of the demo's recordings."""
+    rows = map(json.loads, (DEMO / f"{VOICE}.jsonl").read_text("utf-8").splitlines())
+    return [(decode_audio((DEMO / row["audio"]).read_bytes(), RATE), row["text"]) for row in rows]
 
 
 def _shuffled(count: int, generator: np.random.Generator) -> Iterator[int]:

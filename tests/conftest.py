@@ -128,26 +128,23 @@ def codec() -> "Codec":
 
 @pytest.fixture(scope="session")
 def profiles() -> "SpeakerProfiles":
-    from helpers.example import RATE, VOICES, read_clip, rows_of
+    from helpers.example import RATE, VOICES, clips_of, read_clip
     from sheen.scoring.speaker_id import SpeakerProfiles
 
-    few = {
-        voice: [read_clip("corpus", row[0]) for row in rows_of("corpus", voice)[:6]]
-        for voice in VOICES
-    }
+    few = {voice: [read_clip(clip) for clip in clips_of(voice)[2:8]] for voice in VOICES}
     return SpeakerProfiles.fit(few, RATE)
 
 
 @pytest.fixture(scope="session")
 def recordings() -> "list[Recording]":
-    """Two held-out recordings of each voice."""
-    from helpers.example import HELD_OUT, VOICES, read_clip, rows_of
+    """Two recordings of digits of each voice that its profile is not made of."""
+    from helpers.spoken_digits import HELD_OUT, VOICES, read_digits, rows_of
     from sheen.scoring.codec import Recording
 
     return [
-        Recording(name, read_clip("heldout", name), text, voice)
+        Recording(name, read_digits(name), text, voice)
         for voice in VOICES
-        for name, text, *_ in rows_of("heldout", voice)
+        for name, text, *_ in rows_of(voice)
         if name.endswith(HELD_OUT)
     ]
 
@@ -162,18 +159,18 @@ def speed_timed_briefly() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def measured(
-    codec: "Codec",
-    recordings: "list[Recording]",
-    profiles: "SpeakerProfiles",
-    speed_timed_briefly: None,
-) -> "Measured":
-    """The real codec, scored by the real ASR."""
-    from helpers.example import DIGITS
+def measured(recordings: "list[Recording]", speed_timed_briefly: None) -> "Measured":
+    """The digits' codec, scored by the real ASR."""
+    from helpers.example import DIGITS, RATE
+    from helpers.spoken_digits import VOICES, read_digits, rows_of
+    from sheen.codec.snac import load_codec
     from sheen.scoring.asr import Pocketsphinx
     from sheen.scoring.codec import measure_codec
+    from sheen.scoring.speaker_id import SpeakerProfiles
 
-    asr = Pocketsphinx(DIGITS / "digits.gram")
+    few = {voice: [read_digits(row[0]) for row in rows_of(voice)[:6]] for voice in VOICES}
+    codec, asr = load_codec(str(DIGITS / "codec")), Pocketsphinx(DIGITS / "digits.gram")
+    profiles = SpeakerProfiles.fit(few, RATE)
     return measure_codec(codec, "small", recordings, asr=asr, profiles=profiles)
 
 
@@ -192,18 +189,10 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def corpus(made_once: Made) -> Path:
     """An LJSpeech folder of 16 short recordings, 4 per voice, from the example."""
-    from helpers.example import VOICES, copy_corpus, rows_of
+    from helpers.example import VOICES, clips_of, copy_corpus
 
-    rows: list[list[str]] = []
-    for voice in VOICES:
-        # Of 80, as many as every voice has: what is trained here does not change with the demo.
-        rows += sorted(rows_of("corpus", voice)[:80], key=lambda row: len(row[1]))[:4]
-
-    def make(folder: Path) -> None:
-        folder.mkdir()
-        copy_corpus(rows, folder)
-
-    return made_once("corpus", make)
+    clips = [clip for voice in VOICES for clip in clips_of(voice)[:4]]
+    return made_once("corpus", lambda folder: copy_corpus(clips, folder))
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from sheen.scoring.asr import POCKETSPHINX, Transcriber, open_transcriber
 from sheen.scoring.code_usage import decode_clip, encode_clips
 
 DIGITS = Path(__file__).resolve().parent
+HELDOUT = DIGITS / "heldout"
 PICTURED = ("kal16", "slt")
 """Voices with an image: the one that was learnt, and of the old ones that which the codec serves
 least."""
@@ -79,7 +80,7 @@ def write_report(
 def _compare(clip: SpokenClip, fine_tuned: Path, codec: Codec, asr: Transcriber) -> ClipRow:
     """One string as it was recorded, coded, spoken before and spoken after."""
     rate = codec.sample_rate
-    path = DIGITS / "heldout" / "wavs" / f"{clip.id}.flac"
+    path = HELDOUT / "wavs" / f"{clip.id}.flac"
     recording = decode_audio(path.read_bytes(), rate)
     (codes,), _ = encode_clips(codec, [recording])
     waveforms = {

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from helpers.example import CODEC, DIGITS, ROOT, rows_of
+from helpers.example import DIGITS, ROOT, load_script
 from sheen.codec.info import CODEC_FOLDER, describe_codec
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Synthesized, synthesize_all
@@ -33,6 +33,8 @@ LONGEST_S = 6.0
 """Twice the longest recording; what is cut here has not ended with EOS."""
 BATCH = 16
 
+make_corpus = load_script(DIGITS / "make_corpus.py")
+
 
 @dataclass(frozen=True)
 class Spoken:
@@ -47,12 +49,13 @@ class Spoken:
 @pytest.fixture(scope="module")
 def spoken() -> list[Spoken]:
     voice = load_voice(str(COMMITTED))
-    own = {name: rows_of("heldout", name) for name in TRAINED}
+    heldout = (DIGITS / "heldout.txt").read_text("utf-8").splitlines()
+    own = {name: make_corpus.heldout_rows(heldout, [name], PER_VOICE) for name in TRAINED}
     texts: list[tuple[str, SynthesisParams]] = []
     for place in range(PER_VOICE):
         for name, rows in own.items():
             params = SynthesisParams(name, Sampling(seed=len(texts)), LONGEST_S)
-            texts.append((rows[place * len(rows) // PER_VOICE][1], params))
+            texts.append((rows[place][1], params))
     engine = Engine(voice.model, voice.codec, slots=BATCH, max_seq_len=voice.max_seq_len(LONGEST_S))
     results = synthesize_all(engine, voice, texts)
     engine.close()
@@ -94,4 +97,4 @@ def test_the_demo_can_teach_it_a_voice_that_it_does_not_know() -> None:
     info = checkpoint.read_info(COMMITTED)
     assert info.voices == sorted(TRAINED)
     # What the demo encodes with: a checkpoint refuses codes of any other codec.
-    assert info.codec.sha256 == describe_codec(str(CODEC)).sha256
+    assert info.codec.sha256 == describe_codec(str(DIGITS / "codec")).sha256

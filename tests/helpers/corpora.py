@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.example import DIGITS
+from helpers.example import NEW_VOICE, clips_of, flac
 from sheen.codec.layout import TokenLayout
 from sheen.encode.config import EncodeConfig, Limits
 from sheen.encode.output import read_rows
 from sheen.encode.stages import DecodeSettings, decode_rows
 
 LAYOUT = TokenLayout(0, 4096, (4, 2, 1))
-CLIPS = ("slt-0001", "slt-0002", "slt-0003")
+CLIPS = ("clip-1", "clip-2", "clip-3")
 CODES = [[level] * 12 * 2**level for level in range(3)]  # a second
 HF_AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -26,7 +26,8 @@ Row = dict[str, Any]
 
 
 def sound(name: str) -> bytes:
-    return (DIGITS / "corpus" / "wavs" / f"{name}.flac").read_bytes()
+    """FLAC of one of CLIPS, each a short recording of its own."""
+    return flac(clips_of(NEW_VOICE)[CLIPS.index(name)])
 
 
 def prepared(*locations: Path | str) -> list[Row]:

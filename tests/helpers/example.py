@@ -1,22 +1,45 @@
-"""The digits example as tests use it: its folders, its recordings and its scripts."""
+"""The examples as tests use them: their folders, their scripts and the demo's recordings.
 
+Recordings are those of the English demo, 24 kHz Opus; where a file is to be encoded, its bytes are
+FLAC at another rate, so that encoding them resamples.
+"""
+
+import functools
 import importlib.util
-import shutil
+import io
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+
+import soundfile
 
 from sheen.audio.io import decode_audio
 from sheen.scoring.codec import Waveform
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "examples" / "digits"
+DEMO = ROOT / "examples" / "english" / "demo"
 CODEC = DIGITS / "codec"
 CHECKPOINT = DIGITS / "voice"
 """A voice that is trained, and small: slt, rms and awb say digits."""
-VOICES = ("slt", "rms", "awb", "kal16")
-HELD_OUT = ("h001", "h010")  # of two and of three digits
+VOICES = ("heart", "bm_george", "am_michael", "bf_emma")
+NEW_VOICE = "af_bella"
+"""The voice that the demo learns. It has 177 recordings, each of the others about 20."""
 RATE = 24_000  # of the small codec, Hz
+FLAC_RATE = 16_000
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording of the demo, and what it says."""
+
+    id: str
+    text: str
+    speaker: str
+    seconds: float
+    path: Path
 
 
 def load_script(path: Path) -> ModuleType:
@@ -29,20 +52,34 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
-def rows_of(folder: str, voice: str) -> list[list[str]]:
-    """What the example's metadata.csv says of one voice's recordings: id, text, ..., voice."""
-    lines = (DIGITS / folder / "metadata.csv").read_text("utf-8").splitlines()
-    return [line.split("|") for line in lines if line.endswith(f"|{voice}")]
+@functools.cache
+def clips_of(voice: str) -> tuple[Clip, ...]:
+    """All recordings of a voice, the shortest first."""
+    rows = map(json.loads, (DEMO / f"{voice}.jsonl").read_text("utf-8").splitlines())
+    clips = (
+        Clip(row["id"], row["text"], voice, row["seconds"], DEMO / row["audio"]) for row in rows
+    )
+    return tuple(sorted(clips, key=lambda clip: (clip.seconds, clip.id)))
 
 
-def read_clip(folder: str, name: str, sample_rate: int = RATE) -> Waveform:
-    """A recording of the example, `[n]`."""
-    return decode_audio((DIGITS / folder / "wavs" / f"{name}.flac").read_bytes(), sample_rate)
+def read_clip(clip: Clip, sample_rate: int = RATE) -> Waveform:
+    """Its samples, `[n]`."""
+    return decode_audio(clip.path.read_bytes(), sample_rate)
 
 
-def copy_corpus(rows: Sequence[Sequence[str]], folder: Path) -> None:
-    """Make `folder` an LJSpeech folder of these rows of the example's corpus."""
-    (folder / "wavs").mkdir()
-    for name, *_ in rows:
-        shutil.copy(DIGITS / "corpus" / "wavs" / f"{name}.flac", folder / "wavs")
-    (folder / "metadata.csv").write_text("".join("|".join(row) + "\n" for row in rows), "utf-8")
+@functools.cache
+def flac(clip: Clip) -> bytes:
+    """The recording as a FLAC file of 16 bits at `FLAC_RATE`."""
+    file = io.BytesIO()
+    soundfile.write(file, read_clip(clip, FLAC_RATE), FLAC_RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+def copy_corpus(clips: Sequence[Clip], folder: Path) -> Path:
+    """Make `folder` an LJSpeech folder of these recordings, as FLAC."""
+    (folder / "wavs").mkdir(parents=True)
+    for clip in clips:
+        (folder / "wavs" / f"{clip.id}.flac").write_bytes(flac(clip))
+    lines = (f"{clip.id}|{clip.text}|{clip.text}|{clip.speaker}\n" for clip in clips)
+    (folder / "metadata.csv").write_text("".join(lines), "utf-8")
+    return folder

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from helpers.example import CODEC, DIGITS
+from helpers.example import CHECKPOINT, CODEC, DEMO
 
 DOORS: dict[str, dict[str, Any]] = {
-    "encode": {"input": DIGITS / "heldout", "codec": CODEC},
-    "evaluate": {"model": DIGITS / "voice", "prompts": DIGITS / "heldout", "voices": '["slt"]'},
+    "encode": {"input": DEMO / "heart.jsonl", "codec": CODEC},
+    "evaluate": {"model": CHECKPOINT, "prompts": DEMO / "sentences.txt", "voices": '["slt"]'},
     "train": {"data": "codes.jsonl", "codec": CODEC},
-    "train_codec": {"data": DIGITS / "heldout", "codec": CODEC},
+    "train_codec": {"data": DEMO / "heart.jsonl", "codec": CODEC},
 }

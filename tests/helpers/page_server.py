@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from helpers.browser import WAIT_S
-from helpers.example import RATE, read_clip
+from helpers.example import RATE, VOICES, clips_of, read_clip
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
 from sheen.serve.access.middleware import Gate, GateMiddleware, answered_protocol, set_gate
 from sheen.serve.errors import APIError, install_error_handlers
@@ -24,7 +24,7 @@ from sheen.serve.schema import AudioModels, ModelId, NamedVoice, SpeechRequest, 
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 
 PREFIX = "/some/prefix"
-SAMPLES = read_clip("heldout", "slt-h001")
+SAMPLES = read_clip(clips_of(VOICES[0])[0])
 SECONDS = len(SAMPLES) / RATE
 CHUNK = 4001
 """Samples. With the WAV header, cut where two bytes of one sample are parted."""

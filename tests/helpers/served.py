@@ -58,7 +58,7 @@ def connect(url: str) -> openai.OpenAI:
 def create(
     client: openai.OpenAI,
     text: str = "four two",
-    voice: str = "slt",
+    voice: str = "heart",
     response_format: str = "wav",
     **extra: object,
 ) -> tuple[bytes, Any]:
@@ -83,7 +83,7 @@ def opened(url: str, **body: object) -> Iterator[http.client.HTTPResponse]:
         connection.request(
             "POST",
             f"{place.path}/v1/audio/speech",
-            json.dumps({"model": "sheen", "voice": "slt", **body}),
+            json.dumps({"model": "sheen", "voice": "heart", **body}),
             {"Content-Type": "application/json", **BEARER},
         )
         with connection.getresponse() as response:

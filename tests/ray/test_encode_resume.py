@@ -22,7 +22,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from helpers.example import CODEC, DIGITS, ROOT, load_script
+from helpers.example import CODEC, NEW_VOICE, ROOT, clips_of, copy_corpus, load_script
 from helpers.workers import standing_still, workers
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run
@@ -36,12 +36,9 @@ main = load_script(ROOT / "jobs" / "encode.py").main
 
 def make_corpus(folder: Path) -> Path:
     """Recordings of the example, and one that is no recording, so that rejects are written too."""
-    (folder / "wavs").mkdir(parents=True)
-    lines = (DIGITS / "corpus" / "metadata.csv").read_text("utf-8").splitlines()[: ROWS - 1]
-    for line in lines:
-        name = line.split("|")[0]
-        (folder / "wavs" / f"{name}.flac").symlink_to(DIGITS / "corpus" / "wavs" / f"{name}.flac")
+    copy_corpus(clips_of(NEW_VOICE)[: ROWS - 1], folder)
     (folder / "wavs" / "noise.wav").write_bytes(b"no sound" * 100)
+    lines = (folder / "metadata.csv").read_text("utf-8").splitlines()
     lines.insert(30, "noise|not a recording")
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n", "utf-8")
     return folder

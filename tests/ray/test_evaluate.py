@@ -23,7 +23,16 @@ import pytest
 import ray
 import soundfile
 
-from helpers.example import DIGITS, RATE, ROOT, VOICES, copy_corpus, load_script, read_clip, rows_of
+from helpers.example import (
+    DIGITS,
+    RATE,
+    ROOT,
+    VOICES,
+    clips_of,
+    copy_corpus,
+    load_script,
+    read_clip,
+)
 from helpers.pages import Page, assert_self_contained
 from helpers.workers import workers
 from sheen.audio.io import decode_audio, encode_audio, to_pcm16
@@ -50,26 +59,26 @@ GRAMMAR = DIGITS / "digits.gram"
 SAMPLING = {"temperature": Sampling.temperature, "top_k": 0, "top_p": 0.95}
 NO_TEXT = "\u2003\t"
 LISTED: list[Row] = [
-    {"id": "pair", "text": "one two", "speaker": "slt"},
+    {"id": "pair", "text": "one two", "speaker": "heart"},
     {"id": "each", "text": "three"},
-    {"text": "four  five six", "speaker": "awb"},
-    {"id": "pair", "text": "seven eight", "speaker": "rms"},
-    {"id": "space", "text": NO_TEXT, "speaker": "rms"},
-    {"id": "blank", "text": " ", "speaker": "slt"},
-    {"id": "dots", "text": "...", "speaker": "kal16"},
+    {"text": "four  five six", "speaker": "am_michael"},
+    {"id": "pair", "text": "seven eight", "speaker": "bm_george"},
+    {"id": "space", "text": NO_TEXT, "speaker": "bm_george"},
+    {"id": "blank", "text": " ", "speaker": "heart"},
+    {"id": "dots", "text": "...", "speaker": "bf_emma"},
     {"id": "stranger", "text": "zero", "speaker": "nobody"},
 ]
 PLANNED = [
-    ("pair", "one two", "slt"),
-    ("each", "three", "awb"),
-    ("each", "three", "kal16"),
-    ("each", "three", "rms"),
-    ("each", "three", "slt"),
-    ("line-3", "four  five six", "awb"),
-    ("pair", "seven eight", "rms"),
-    ("space", NO_TEXT, "rms"),
-    ("blank", " ", "slt"),
-    ("dots", "...", "kal16"),
+    ("pair", "one two", "heart"),
+    ("each", "three", "am_michael"),
+    ("each", "three", "bf_emma"),
+    ("each", "three", "bm_george"),
+    ("each", "three", "heart"),
+    ("line-3", "four  five six", "am_michael"),
+    ("pair", "seven eight", "bm_george"),
+    ("space", NO_TEXT, "bm_george"),
+    ("blank", " ", "heart"),
+    ("dots", "...", "bf_emma"),
 ]
 PLAN = Plan([Prompt(*prompt) for prompt in PLANNED], Counter())
 MEASURED = [name for name in ROW_SCHEMA.names if name not in ("key", "id", "text", "speaker")]
@@ -168,9 +177,8 @@ def voice(trained: Path) -> Voice:
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recordings of two of the four voices, enough for profiles."""
-    folder = tmp_path_factory.mktemp("known")
-    copy_corpus([row for voice in ("awb", "slt") for row in rows_of("corpus", voice)[:5]], folder)
-    return folder
+    clips = [clip for voice in ("am_michael", "heart") for clip in clips_of(voice)[2:7]]
+    return copy_corpus(clips, tmp_path_factory.mktemp("known") / "corpus")
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +219,7 @@ def test_the_rows_of_spoken_prompts_are_complete(evaluated: Done, voice: Voice) 
         missing = {name for name in MEASURED if row[name] is None} - {"detail", "reason"}
         if row["unscored"] is None:
             missing.remove("unscored")
-            if row["speaker"] not in ("awb", "slt"):
+            if row["speaker"] not in ("am_michael", "heart"):
                 missing.remove("speaker_similarity")
         else:
             missing -= {"dnsmos", "speaker_similarity"}
@@ -221,7 +229,7 @@ def test_the_rows_of_spoken_prompts_are_complete(evaluated: Done, voice: Voice) 
         assert 0 < row["seconds"] <= len(row["text"]) * (0.5 + 0.3)
         assert 0 <= row["pause"] <= row["speaking"] <= row["seconds"]
         assert row["expected_seconds"] == voice.expected_seconds(row["text"], row["speaker"])
-        assert row["identified_speaker"] in ("awb", "slt", "")
+        assert row["identified_speaker"] in ("am_michael", "heart", "")
 
 
 def test_the_audio_is_in_the_rows(evaluated: Done) -> None:
@@ -264,7 +272,7 @@ def test_the_report_is_that_of_the_rows(evaluated: Done) -> None:
             assert (result[name]["errors"], result[name]["units"]) == (errors.errors, errors.units)
         ratios = [row["seconds"] / row["expected_seconds"] for row in own]
         assert result["duration"]["value"] == pytest.approx(np.mean(ratios))
-        profiled = [row for row in own if row["speaker"] in ("awb", "slt")]
+        profiled = [row for row in own if row["speaker"] in ("am_michael", "heart")]
         if profiled:
             right = [row["identified_speaker"] == row["speaker"] for row in profiled]
             assert result["speaker_accuracy"]["of"] == len(profiled)
@@ -285,7 +293,7 @@ def test_the_command_prints_the_table(evaluated: Done) -> None:
     assert evaluated.status == 0
     first = next(i for i, line in enumerate(evaluated.printed) if line.startswith("voice "))
     table = evaluated.printed[first:]
-    assert table[0].split() == ["voice", "awb", "kal16", "rms", "slt", "all"]
+    assert table[0].split() == ["voice", "am_michael", "bf_emma", "bm_george", "heart", "all"]
     assert table[1].split() == ["clips", "2", "2", "2", "2", "8"]
     names = [line[:24].strip() for line in table]
     assert {"WER", "DNSMOS OVRL", "speaker accuracy", "speaker similarity"} < set(names)
@@ -335,14 +343,14 @@ def test_the_page_plays_no_more_than_so_many(
 FILES: list[Row] = [
     {"id": "t0", "text": "one"},
     {"id": "t1", "text": "two three"},
-    {"id": "own", "text": "four five", "speaker": "slt"},
-    {"id": "other", "text": "six", "speaker": "rms"},
+    {"id": "own", "text": "four five", "speaker": "heart"},
+    {"id": "other", "text": "six", "speaker": "bm_george"},
     {"id": "t2", "text": "seven eight nine"},
     {"id": "t3", "text": "zero"},
 ]
 NAMES = [
-    "slt/t0.flac", "awb/t0.flac", "slt/t1.flac", "awb/t1.flac", "slt/own.flac",
-    "slt/t2.flac", "awb/t2.flac", "slt/t3.flac", "awb/t3.flac",
+    "heart/t0.flac", "am_michael/t0.flac", "heart/t1.flac", "am_michael/t1.flac", "heart/own.flac",
+    "heart/t2.flac", "am_michael/t2.flac", "heart/t3.flac", "am_michael/t3.flac",
 ]  # fmt: skip
 
 
@@ -351,7 +359,7 @@ def files_config(trained: Path, folder: Path) -> EvaluateConfig:
         trained,
         write_prompts(folder / "prompts.jsonl", FILES),
         folder / "out",
-        voices=["slt", "awb"],
+        voices=["heart", "am_michael"],
         audio="files",
         asr=None,
         num_workers=1,
@@ -383,7 +391,7 @@ def test_without_a_judge_the_rest_is_reported(spoken: Done) -> None:
     report = spoken.report
     assert report["asr"] is None
     assert list(report["skipped"].values()) == [1]
-    assert list(report["voices"]) == ["awb", "slt", ALL]
+    assert list(report["voices"]) == ["am_michael", "heart", ALL]
     for result, clips in zip(report["voices"].values(), (4, 5, 9), strict=True):
         assert result["wer"] is result["cer"] is result["speaker_accuracy"] is None
         assert result["dnsmos_ovrl"] is result["speaker_similarity"] is result["unscored"] is None
@@ -472,7 +480,7 @@ def test_a_model_and_prompts_that_were_moved_are_the_same(spoken: Done, tmp_path
         ({"temperature": 0.9}, f"temperature was {Sampling.temperature}, now 0.9"),
         ({"asr": "pocketsphinx"}, "asr was None, now 'pocketsphinx'"),
         ({"dnsmos": True}, "dnsmos was False, now True"),
-        ({"voices": ["slt"]}, "voices was ['slt', 'awb'], now ['slt']"),
+        ({"voices": ["heart"]}, "voices was ['heart', 'am_michael'], now ['heart']"),
         ({"audio": "parquet", "limit": 1}, "audio was 'files', now 'parquet'"),
     ],
 )
@@ -520,7 +528,7 @@ def test_a_folder_of_something_else_is_refused(
 def test_when_nothing_can_be_spoken_the_command_fails(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompts = write_prompts(tmp_path / "prompts.jsonl", [{"text": NO_TEXT, "speaker": "slt"}] * 3)
+    prompts = write_prompts(tmp_path / "prompts.jsonl", [{"text": NO_TEXT, "speaker": "heart"}] * 3)
     config = evaluate_config(trained, prompts, tmp_path / "out", asr=None, num_workers=1)
     assert main(words_of(config)) == 2
     assert "no prompt could be spoken" in capsys.readouterr().err
@@ -540,7 +548,10 @@ def test_when_nothing_can_be_spoken_the_command_fails(
         ({"prompts": "{tmp}/nowhere.txt"}, "--prompts {tmp}/nowhere.txt: no such file"),
         ({"prompts": "{tmp}/blank.txt"}, "--prompts {tmp}/blank.txt: it holds no prompts"),
         ({"prompts": "{tmp}/strange.jsonl"}, "--prompts {tmp}/strange.jsonl: none is for"),
-        ({"voices": ["nobody"]}, "--voices nobody: the checkpoint has awb, kal16, rms, slt"),
+        (
+            {"voices": ["nobody"]},
+            f"--voices nobody: the checkpoint has {', '.join(sorted(VOICES))}",
+        ),
         ({"asr": None, "grammar": str(GRAMMAR)}, "there is no ASR"),
         ({"asr": "./nowhere"}, "--asr: recogniser './nowhere': no such folder"),
         ({"grammar": "{tmp}/nowhere.gram"}, "--grammar {tmp}/nowhere.gram"),
@@ -558,14 +569,13 @@ def test_what_the_user_must_change_is_named(
     changes: dict[str, Any], message: str,
 ) -> None:  # fmt: skip
     (tmp_path / "empty").mkdir()
-    (tmp_path / "one").mkdir()
-    copy_corpus(rows_of("corpus", "slt")[:1], tmp_path / "one")
+    copy_corpus(clips_of("heart")[:1], tmp_path / "one")
     (tmp_path / "blank.txt").write_text("\n", "utf-8")
     (tmp_path / "torn.flac").write_bytes(b"no sound")
     write_prompts(tmp_path / "strange.jsonl", LISTED[-1:])
     write_prompts(tmp_path / "path.jsonl", [{"id": "a/b", "text": "one"}])
     for name in ("torn", "lost"):
-        row = {"audio": f"{name}.flac", "text": "one", "speaker": "slt"}
+        row = {"audio": f"{name}.flac", "text": "one", "speaker": "heart"}
         write_prompts(tmp_path / f"{name}.jsonl", [row])
     config = evaluate_config(trained, write_prompts(tmp_path / "p.jsonl", LISTED), tmp_path / "out")
     given = {
@@ -600,7 +610,7 @@ def test_a_score_whose_package_is_missing_is_refused(
 
 # The plan
 
-MIXED = [Prompt("a", "one", "slt"), Prompt("b", "two"), Prompt("c", "three", "awb")]
+MIXED = [Prompt("a", "one", "heart"), Prompt("b", "two"), Prompt("c", "three", "am_michael")]
 
 
 def plan(
@@ -614,75 +624,83 @@ def plan(
 
 
 def test_prompts_without_a_voice_are_for_every_voice() -> None:
-    planned, skipped = plan(MIXED, ["awb", "rms", "slt"])
-    assert planned == [("a", "slt"), ("b", "awb"), ("b", "rms"), ("b", "slt"), ("c", "awb")]
+    planned, skipped = plan(MIXED, ["am_michael", "bm_george", "heart"])
+    everybody = [("b", "am_michael"), ("b", "bm_george"), ("b", "heart")]
+    assert planned == [("a", "heart"), *everybody, ("c", "am_michael")]
     assert not skipped
 
 
 def test_only_voices_that_are_asked_for_speak() -> None:
-    planned, skipped = plan(MIXED, ["awb", "rms", "slt"], voices=["slt", "rms"])
-    assert planned == [("a", "slt"), ("b", "slt"), ("b", "rms")]
+    planned, skipped = plan(
+        MIXED, ["am_michael", "bm_george", "heart"], voices=["heart", "bm_george"]
+    )
+    assert planned == [("a", "heart"), ("b", "heart"), ("b", "bm_george")]
     assert skipped.total() == 1
-    assert "'awb'" in next(iter(skipped))
+    assert "'am_michael'" in next(iter(skipped))
 
 
 def test_untrained_voices_are_asked_for_all_the_same() -> None:
     listed = [*MIXED, Prompt("d", "four", "new")]
-    planned, skipped = plan(listed, ["awb"], untrained_voices=["new"])
-    assert planned == [("b", "awb"), ("b", "new"), ("c", "awb"), ("d", "new")]
+    planned, skipped = plan(listed, ["am_michael"], untrained_voices=["new"])
+    assert planned == [("b", "am_michael"), ("b", "new"), ("c", "am_michael"), ("d", "new")]
     assert skipped.total() == 1
-    planned, _ = plan(listed, ["awb"], untrained_voices=["new"], voices=["new"])
+    planned, _ = plan(listed, ["am_michael"], untrained_voices=["new"], voices=["new"])
     assert planned == [("b", "new"), ("d", "new")]
 
 
 @pytest.mark.parametrize(
     "twice",
-    [{"voices": ["slt", "slt"]}, {"voices": ["slt"]}, {"untrained_voices": ["slt"]}],
+    [{"voices": ["heart", "heart"]}, {"voices": ["heart"]}, {"untrained_voices": ["heart"]}],
 )
 def test_a_voice_that_is_asked_for_twice_speaks_once(twice: dict[str, list[str]]) -> None:
-    assert plan(MIXED[:2], ["slt"], **twice)[0] == [("a", "slt"), ("b", "slt")]
+    assert plan(MIXED[:2], ["heart"], **twice)[0] == [("a", "heart"), ("b", "heart")]
 
 
 def test_few_prompts_of_a_voice_are_spread_over_its_list() -> None:
-    listed = [Prompt(str(place), "one", ("awb", "slt")[place % 2]) for place in range(20)]
-    planned, _ = plan(listed, ["awb", "slt"], per_voice=3)
+    listed = [Prompt(str(place), "one", ("am_michael", "heart")[place % 2]) for place in range(20)]
+    planned, _ = plan(listed, ["am_michael", "heart"], per_voice=3)
     assert sorted(planned, key=lambda prompt: int(prompt[0])) == [
-        ("0", "awb"), ("1", "slt"), ("6", "awb"), ("7", "slt"), ("12", "awb"), ("13", "slt"),
+        ("0", "am_michael"), ("1", "heart"), ("6", "am_michael"), ("7", "heart"),
+        ("12", "am_michael"), ("13", "heart"),
     ]  # fmt: skip
-    everything, _ = plan(listed, ["awb", "slt"])
-    assert sorted(plan(listed, ["awb", "slt"], per_voice=99)[0]) == sorted(everything)
+    everything, _ = plan(listed, ["am_michael", "heart"])
+    assert sorted(plan(listed, ["am_michael", "heart"], per_voice=99)[0]) == sorted(everything)
 
 
 def test_a_checkpoint_of_one_voice_speaks_for_all() -> None:
     planned, skipped = plan(MIXED, [])
     assert planned == [("a", None), ("b", None), ("c", None)]
     assert not skipped
-    with pytest.raises(ValueError, match="--voices slt: the checkpoint has one voice"):
-        plan(MIXED, [], voices=["slt"])
+    with pytest.raises(ValueError, match="--voices heart: the checkpoint has one voice"):
+        plan(MIXED, [], voices=["heart"])
 
 
 def test_the_limit_is_one_of_the_list() -> None:
-    planned, skipped = plan(MIXED, ["awb", "slt"], voices=["awb"], limit=2)
-    assert planned == [("b", "awb")]
+    planned, skipped = plan(MIXED, ["am_michael", "heart"], voices=["am_michael"], limit=2)
+    assert planned == [("b", "am_michael")]
     assert skipped.total() == 1
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "a b", "a\n", ""])
 def test_an_id_that_is_no_file_name_is_refused_for_files(name: str) -> None:
-    listed = [Prompt("fine-1_2.x", "one", "slt"), Prompt(name, "two", "slt")]
+    listed = [Prompt("fine-1_2.x", "one", "heart"), Prompt(name, "two", "heart")]
     with pytest.raises(ValueError, match=r"--audio files: .* is no name for a file"):
-        plan(listed, ["slt"], audio="files")
-    assert len(plan(listed, ["slt"])[0]) == 2
+        plan(listed, ["heart"], audio="files")
+    assert len(plan(listed, ["heart"])[0]) == 2
 
 
 def test_ids_that_repeat_are_refused_for_files() -> None:
-    listed = [Prompt("a", "one", "slt"), Prompt("b", "two", "slt"), Prompt("a", "three", "slt")]
+    listed = [
+        Prompt("a", "one", "heart"),
+        Prompt("b", "two", "heart"),
+        Prompt("a", "three", "heart"),
+    ]
     with pytest.raises(ValueError, match="--audio files: two prompts have the id 'a'"):
-        plan(listed, ["slt"], audio="files")
-    assert len(plan(listed, ["slt"])[0]) == 3
+        plan(listed, ["heart"], audio="files")
+    assert len(plan(listed, ["heart"])[0]) == 3
     # Of two voices: each has its own folder.
-    others = [replace(listed[0], speaker="awb"), *listed[:2]]
-    assert len(plan(others, ["awb", "slt"], audio="files")[0]) == 3
+    others = [replace(listed[0], speaker="am_michael"), *listed[:2]]
+    assert len(plan(others, ["am_michael", "heart"], audio="files")[0]) == 3
 
 
 def test_the_hash_of_a_file_is_that_of_all_its_pieces(tmp_path: Path) -> None:
@@ -707,7 +725,7 @@ def test_every_prompt_has_draws_of_its_own(trained: Path) -> None:
         max_seconds=0.3,
         slots=2,
     )
-    prompts = [Prompt(name, "one two", "slt") for name in "abc"]
+    prompts = [Prompt(name, "one two", "heart") for name in "abc"]
     prompts += [Prompt("d", "one two", "nobody"), Prompt("e", "one two", "new")]
     table = worker(prompt_table(prompts))
     assert table.schema == ROW_SCHEMA
@@ -718,7 +736,7 @@ def test_every_prompt_has_draws_of_its_own(trained: Path) -> None:
     assert rows["e"]["reason"] is rows["e"]["expected_seconds"] is None
     assert rows["e"]["seconds"] > 0
     # A block of which nothing can be spoken.
-    (row,) = worker(prompt_table([Prompt("f", " ", "slt")])).to_pylist()
+    (row,) = worker(prompt_table([Prompt("f", " ", "heart")])).to_pylist()
     assert (row["id"], row["seconds"], row["audio"]) == ("f", None, None)
 
 
@@ -726,16 +744,16 @@ def test_listening_keeps_rows_and_clips_together(
     ray_cluster: None, profiles: SpeakerProfiles
 ) -> None:
     clips = [
-        read_clip("heldout", "slt-h001"),
+        read_clip(clips_of("heart")[-1]),
         np.zeros(RATE // 2, np.float32),
-        read_clip("heldout", "awb-h010"),
+        read_clip(clips_of("am_michael")[-1]),
     ]
     rows: list[Row] = [
         dict.fromkeys(ROW_SCHEMA.names)
         | {
             "key": key,
             "text": text,
-            "speaker": "awb",
+            "speaker": "am_michael",
             "audio": {"bytes": encode_audio(clip, RATE, "FLAC"), "path": "x"},
         }
         for key, (clip, text) in enumerate(zip(clips, ("one", "two", "..."), strict=True))
@@ -758,7 +776,7 @@ def test_listening_keeps_rows_and_clips_together(
     assert [row["key"] for row in listened.to_pylist()] == [0, 3, 1, 2]
     assert listened["transcript"].to_pylist() == [heard[0], None, heard[1], None]
     assert listened["identified_speaker"].to_pylist() == [first, None, "", last]
-    near = [profiles.similarity(embedding, "awb") for embedding in embeddings]
+    near = [profiles.similarity(embedding, "am_michael") for embedding in embeddings]
     assert listened["speaker_similarity"].to_pylist() == [near[0], None, None, near[1]]
     assert [mos is None for mos in listened["dnsmos"].to_pylist()] == [False, True, True, False]
     reasons = listened["unscored"].to_pylist()
@@ -797,9 +815,9 @@ def test_a_text_is_expected_to_take_what_recordings_do(voice: Voice, encoded: Pa
 
 
 def test_white_space_takes_no_time(voice: Voice) -> None:
-    expected = voice.expected_seconds("one two", "slt")
+    expected = voice.expected_seconds("one two", "heart")
     assert expected is not None
-    assert voice.expected_seconds("  one \n two ", "slt") == expected > 0
+    assert voice.expected_seconds("  one \n two ", "heart") == expected > 0
 
 
 def test_without_a_record_nothing_is_expected(voice: Voice) -> None:
@@ -807,5 +825,5 @@ def test_without_a_record_nothing_is_expected(voice: Voice) -> None:
     durations = {"": DurationModel(base_frames=3, frames_per_char=1.5)}
     info = voice.info.model_copy(update={"duration_model": durations})
     nameless = replace(voice, info=info)
-    assert nameless.expected_seconds("one two", "slt") is None
+    assert nameless.expected_seconds("one two", "heart") is None
     assert nameless.expected_seconds("one two", None) == pytest.approx((3 + 1.5 * 7) * 2048 / RATE)

@@ -12,19 +12,16 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from helpers.example import CODEC, DIGITS
+from helpers.example import CODEC, VOICES, clips_of, flac
+from helpers.example import FLAC_RATE as RATE
 from sheen.audio.io import wav_header
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run
 from sheen.train.codec.data import SegmentReader, find_recordings
 
-CLIP = "slt-0001"
-RATE = 16_000  # of the corpus's recordings, Hz
-
 
 def clip() -> NDArray[np.int16]:
-    samples, rate = soundfile.read(DIGITS / "corpus" / "wavs" / f"{CLIP}.flac", dtype="int16")
-    assert rate == RATE
+    samples, _ = soundfile.read(io.BytesIO(flac(clips_of(VOICES[0])[0])), dtype="int16")
     return samples
 
 

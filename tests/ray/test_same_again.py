@@ -13,15 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.corpora import own_line
-from helpers.example import CODEC, DIGITS, ROOT, load_script
+from helpers.example import CODEC, NEW_VOICE, ROOT, clips_of, flac, load_script
 from helpers.training import Resident, metrics, train_config
 from sheen.data import dataset
 from sheen.train.job import run as train
 
-WAVS = DIGITS / "corpus" / "wavs"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 encode = load_script(ROOT / "jobs" / "encode.py").main
+
+
+def copy_clip(number: int, target: Path) -> None:
+    """One of some short recordings, counted from 1."""
+    target.write_bytes(flac(clips_of(NEW_VOICE)[number]))
 
 
 def flags(location: Path, output: Path, codec: Path = CODEC) -> list[str]:
@@ -44,10 +48,10 @@ def jsonl(folder: Path) -> Path:
     folder.mkdir()
     lines = []
     for n in range(1, 7):
-        lines.append(json.dumps({"id": f"r{n}", "audio": f"slt-000{n}.flac", "text": "five"}))
+        lines.append(json.dumps({"id": f"r{n}", "audio": f"clip-{n}.flac", "text": "five"}))
         if n not in (2, 5):
-            shutil.copy(WAVS / f"slt-000{n}.flac", folder)
-    (folder / "slt-0005.flac").write_bytes(POINTER)
+            copy_clip(n, folder / f"clip-{n}.flac")
+    (folder / "clip-5.flac").write_bytes(POINTER)
     (folder / "bad.wav").write_bytes(b"no sound" * 100)
     lines[3] = json.dumps({"id": "r4", "audio": "bad.wav", "text": "five"})
     (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
@@ -60,7 +64,7 @@ def ljspeech(folder: Path) -> Path:
     for n in range(1, 7):
         lines.append(f"r{n}|five\n")
         if n not in (2, 5):
-            shutil.copy(WAVS / f"slt-000{n}.flac", folder / "wavs" / f"r{n}.flac")
+            copy_clip(n, folder / "wavs" / f"r{n}.flac")
     (folder / "wavs" / "r4.flac").write_bytes(b"no sound" * 100)
     (folder / "metadata.csv").write_text("".join(lines))
     return folder
@@ -83,8 +87,8 @@ def test_rows_that_failed_for_now_are_tried_again(
     rejected = output / "rows" / "status=rejected"
     shutil.copytree(rejected, tmp_path / "rejected")
     for n in (2, 5):
-        name = f"slt-000{n}.flac" if form == "jsonl" else f"r{n}.flac"
-        shutil.copy(WAVS / f"slt-000{n}.flac", folder / name)
+        name = f"clip-{n}.flac" if form == "jsonl" else f"r{n}.flac"
+        copy_clip(n, folder / name)
     assert encode(flags(location, output)) == 0
     after = rows_of(output)
     assert {name for name, row in after.items() if row["status"] == "encoded"} == {
@@ -112,11 +116,10 @@ def read_encoded(output: Path) -> list[dict[str, Any]]:
 # Content, not names
 
 
-def small_corpus(folder: Path, voice: str) -> Path:
-    """The same ids and texts for every voice."""
+def small_corpus(folder: Path) -> Path:
     (folder / "wavs").mkdir(parents=True)
     for n in range(1, 5):
-        shutil.copy(WAVS / f"{voice}-000{n}.flac", folder / "wavs" / f"r{n}.flac")
+        copy_clip(n, folder / "wavs" / f"r{n}.flac")
     (folder / "metadata.csv").write_text("".join(f"r{n}|five\n" for n in range(1, 5)))
     return folder
 
@@ -147,7 +150,7 @@ def test_other_recordings_of_the_same_names_are_refused(
 def test_a_codec_that_does_not_load_claims_nothing(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    location, output = small_corpus(tmp_path / "in", "slt"), tmp_path / "out"
+    location, output = small_corpus(tmp_path / "in"), tmp_path / "out"
     codec = tmp_path / "codec"
     shutil.copytree(CODEC, codec)
     for content in (POINTER, b"torn", b"\x80\x04junk"):

@@ -66,7 +66,7 @@ def test_bare_transformers_opens_the_checkpoint(trained: Path, tmp_path: Path) -
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
-        "ids = tokenizer('slt: one<audio_start>', return_tensors='pt').input_ids\n"
+        "ids = tokenizer('heart: one<audio_start>', return_tensors='pt').input_ids\n"
         "print(ids[0, -1].item(), model(ids).logits.shape[-1])\n"
     )
     done = subprocess.run(
@@ -82,7 +82,7 @@ def test_bare_transformers_opens_the_checkpoint(trained: Path, tmp_path: Path) -
 
 def test_the_checkpoint_says_what_serving_needs(trained: Path, encoded: Path) -> None:
     info = checkpoint.read_info(trained / "checkpoint")
-    assert info.voices == ["awb", "kal16", "rms", "slt"]
+    assert info.voices == ["am_michael", "bf_emma", "bm_george", "heart"]
     assert info.sample_rate == 24000
     assert info.codec == dataset.read_info(str(encoded)).codec
     assert load_codec(str(trained / "checkpoint" / "codec")).strides == (4, 2, 1)
@@ -344,7 +344,8 @@ def test_prompts_are_spoken_and_judged(
 ) -> None:
     """From the trained checkpoint, with adapters, in bfloat16, as a Llama: one run for all."""
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"text": "one two", "speaker": "slt"}\n{"text": "six", "speaker": "awb"}\n')
+    lines = '{"text": "one two", "speaker": "heart"}\n{"text": "six", "speaker": "am_michael"}\n'
+    prompts.write_text(lines)
     output = tmp_path / "out"
     resident.train(
         train,
@@ -358,7 +359,7 @@ def test_prompts_are_spoken_and_judged(
     assert 0.0 <= last["eval_ended_with_eos"] <= 1.0
     assert last["eval_wer"] > 0.0
     names = {path.name for path in (output / "samples" / "step-000002").iterdir()}
-    assert names == {"prompt-01-slt.wav", "prompt-02-awb.wav"}
+    assert names == {"prompt-01-heart.wav", "prompt-02-am_michael.wav"}
     for name, tensor in weights(output).items():
         assert tensor.dtype == torch.bfloat16, name
         assert "lora" not in name
@@ -371,30 +372,30 @@ def test_prompts_are_spoken_and_judged(
     [
         ("", "it holds no prompts"),
         ("one two", "line 1: not JSON"),
-        ('{"text": "one", "speaker": "slt"}\n{"text": 3}', "line 2: expected an object"),
-        ('{"text": "one", "speaker": "nobody"}', "speaker 'nobody', the model's voices are awb"),
-        ('{"text": "...", "speaker": "slt"}', "line-1: a text without words"),
+        ('{"text": "one", "speaker": "heart"}\n{"text": 3}', "line 2: expected an object"),
+        ('{"text": "one", "speaker": "nobody"}', "'nobody', the model's voices are am_michael"),
+        ('{"text": "...", "speaker": "heart"}', "line-1: a text without words"),
     ],
 )
 def test_prompts_that_cannot_be_spoken_are_named(tmp_path: Path, lines: str, message: str) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(lines)
     with pytest.raises(ValueError, match=f"^--eval-prompts {path}.*{message}"):
-        eval_prompts(str(path), ["awb", "slt"])
+        eval_prompts(str(path), ["am_michael", "heart"])
 
 
 def test_prompts_are_for_the_voices_of_the_model(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(
-        '{"id": "a", "text": "one", "speaker": "slt"}\n{"text": "two", "speaker": "awb"}'
+        '{"id": "a", "text": "one", "speaker": "heart"}\n{"text": "two", "speaker": "am_michael"}'
     )
-    named = [Prompt("a", "one", "slt"), Prompt("line-2", "two", "awb")]
-    assert eval_prompts(str(path), ["awb", "slt"]) == named
+    named = [Prompt("a", "one", "heart"), Prompt("line-2", "two", "am_michael")]
+    assert eval_prompts(str(path), ["am_michael", "heart"]) == named
     assert eval_prompts(str(path), []) == [Prompt("a", "one"), Prompt("line-2", "two")]
     (tmp_path / "prompts.txt").write_text("one two\n")
     assert eval_prompts(str(tmp_path / "prompts.txt"), []) == [Prompt("line-1", "one two")]
-    with pytest.raises(ValueError, match="line-1: speaker None, the model's voices are slt"):
-        eval_prompts(str(tmp_path / "prompts.txt"), ["slt"])
+    with pytest.raises(ValueError, match="line-1: speaker None, the model's voices are heart"):
+        eval_prompts(str(tmp_path / "prompts.txt"), ["heart"])
 
 
 def test_a_llama_base_trains_over_all_rows(

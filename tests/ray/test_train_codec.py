@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 from snac import SNAC
 from torch import Tensor
 
-from helpers.example import CODEC, DIGITS, ROOT, VOICES, load_script
+from helpers.example import CODEC, ROOT, VOICES, clips_of, flac, load_script
 from helpers.tiny_codec import TINY
 from helpers.tiny_whisper import convert, save_encoder
 from helpers.training import Resident
@@ -45,10 +45,9 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve short recordings of the example in a folder per voice, named 0 to 2 in each."""
     folder = tmp_path_factory.mktemp("recordings")
     for voice in VOICES:
-        found = sorted((DIGITS / "corpus" / "wavs").glob(f"{voice}-*.flac"))[:80]
         (folder / voice).mkdir()
-        for number, path in enumerate(sorted(found, key=lambda path: path.stat().st_size)[:3]):
-            shutil.copy(path, folder / voice / f"{number}.flac")
+        for number, clip in enumerate(clips_of(voice)[:3]):
+            (folder / voice / f"{number}.flac").write_bytes(flac(clip))
     return folder
 
 

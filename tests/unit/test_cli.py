@@ -94,7 +94,7 @@ def test_a_text_from_standard_input_is_spoken_in_the_format_of_the_files_ending(
 ) -> None:
     path = tmp_path / "out.flac"
     monkeypatch.setattr(sys, "stdin", io.StringIO("four two\n"))
-    command = ["speak", "-", "--model", str(checkpoint), "--voice", "slt", "--output", str(path)]
+    command = ["speak", "-", "--model", str(checkpoint), "--voice", "heart", "--output", str(path)]
     assert main([*command, "--max-seconds", "0.5"]) == 0
     assert soundfile.info(path).format == "FLAC"
     assert soundfile.info(path).duration > 0.3
@@ -111,7 +111,7 @@ def test_an_output_of_an_unknown_format_is_refused_before_the_model_is_opened(
 @pytest.mark.slow
 def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_path: Path) -> None:
     path = tmp_path / "out.wav"
-    command = ["four two", "--model", str(checkpoint), "--voice", "slt", "-o", str(path)]
+    command = ["four two", "--model", str(checkpoint), "--voice", "heart", "-o", str(path)]
     result = subprocess.run(
         [sys.executable, "-m", "sheen", "speak", *command, "--seed", "7"],
         capture_output=True,
@@ -126,7 +126,7 @@ def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_pa
     assert (info.samplerate, info.channels) == (24_000, 1)
 
     engine = Engine(voice.model, voice.codec)
-    request = voice.request("four two", "slt", Sampling(seed=7), 30.0)
+    request = voice.request("four two", "heart", Sampling(seed=7), 30.0)
     samples, _ = speak(engine, request)
     engine.close()
     assert len(samples)
@@ -137,7 +137,7 @@ def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_pa
 def test_a_text_without_a_word_is_a_moment_of_silence(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.wav"
     assert (
-        main(["speak", "--model", str(checkpoint), "--voice", "slt", "-o", str(path), "😀 ```"])
+        main(["speak", "--model", str(checkpoint), "--voice", "heart", "-o", str(path), "😀 ```"])
         == 0
     )
     samples, rate = soundfile.read(path)
@@ -189,14 +189,14 @@ def test_an_unknown_voice_lists_the_known_ones(
 ) -> None:
     message = refusal(capsys, "four two", "--model", str(checkpoint), "--voice", "nobody")
     assert "nobody" in message
-    assert "awb, kal16, rms, slt" in message
+    assert "am_michael, bf_emma, bm_george, heart" in message
 
 
 @pytest.mark.parametrize("text", ["", " \t\n", "\u2003"])
 def test_a_text_without_words_is_refused(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, text: str
 ) -> None:
-    message = refusal(capsys, text, "--model", str(checkpoint), "--voice", "slt")
+    message = refusal(capsys, text, "--model", str(checkpoint), "--voice", "heart")
     assert "the text is empty" in message
 
 
@@ -204,7 +204,7 @@ def test_an_output_that_cannot_be_written_is_named(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "missing" / "out.wav")
-    arguments = ("four", "--model", str(checkpoint), "--voice", "slt", "--max-seconds", "0.1")
+    arguments = ("four", "--model", str(checkpoint), "--voice", "heart", "--max-seconds", "0.1")
     assert path in refusal(capsys, *arguments, "-o", path)
 
 
@@ -215,7 +215,7 @@ def test_a_checkpoint_of_an_older_format_is_refused_with_the_command_that_conver
     capsys: pytest.CaptureFixture[str], damaged: Path
 ) -> None:
     (damaged / "sheen.json").write_text('{"format_version": 1}', "utf-8")
-    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "slt")
+    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "heart")
     assert f"`sheen convert {damaged}`" in message
 
 
@@ -227,7 +227,7 @@ def test_another_normalisation_is_refused_by_name(
     step = {"name": "nemo_text_processing", "version": "0.9", "language": "en"}
     info["normalizer"].insert(0, step)
     path.write_text(json.dumps(info), "utf-8")
-    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "slt")
+    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "heart")
     assert str(damaged) in message
     assert "normalised by nemo_text_processing 0.9" in message
 
@@ -235,7 +235,7 @@ def test_another_normalisation_is_refused_by_name(
 def test_half_a_record_is_named(capsys: pytest.CaptureFixture[str], damaged: Path) -> None:
     path = damaged / "sheen.json"
     path.write_bytes(path.read_bytes()[:100])
-    assert str(path) in refusal(capsys, "four two", "--model", str(damaged), "--voice", "slt")
+    assert str(path) in refusal(capsys, "four two", "--model", str(damaged), "--voice", "heart")
 
 
 def test_another_codec_is_refused(capsys: pytest.CaptureFixture[str], damaged: Path) -> None:
@@ -244,7 +244,7 @@ def test_another_codec_is_refused(capsys: pytest.CaptureFixture[str], damaged: P
     name = next(iter(state))
     state[name] = state[name] + 1.0
     torch.save(state, path)
-    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "slt")
+    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "heart")
     assert str(damaged / "codec") in message
     assert "weights" in message
 

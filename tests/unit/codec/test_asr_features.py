@@ -14,7 +14,7 @@ from torch import Tensor
 from torchaudio.functional import resample
 from transformers import WhisperFeatureExtractor, WhisperModel
 
-from helpers.example import read_clip, rows_of
+from helpers.example import VOICES, clips_of, read_clip
 from helpers.tiny_whisper import convert, save_encoder
 from sheen.codec.asr_features import AsrFeatureLoss, log_mel, open_asr_encoder, weights_sha256
 from sheen.codec.training import TrainableCodec
@@ -42,7 +42,7 @@ def loss(saved: Path) -> AsrFeatureLoss:
 def speech(rows: int = 2, seconds: float = 0.5, sample_rate: int = RATE) -> Tensor:
     """The middles of recordings of the example, `[rows, n]`."""
     samples = int(seconds * sample_rate)
-    clips = [read_clip("corpus", row[0], sample_rate) for row in rows_of("corpus", "slt")[:rows]]
+    clips = [read_clip(clip, sample_rate) for clip in clips_of(VOICES[0])[:rows]]
     cut = [clip[(len(clip) - samples) // 2 :][:samples] for clip in clips]
     return torch.from_numpy(np.stack(cut))
 
@@ -82,7 +82,7 @@ def test_it_encodes_as_transformers_and_ctranslate2(saved: Path, converted: Path
 @pytest.mark.skipif(WHISPER not in os.environ, reason=f"{WHISPER} names no CTranslate2 folder")
 def test_a_published_whisper_encodes_as_ctranslate2() -> None:
     folder = Path(os.environ[WHISPER])
-    clip = read_clip("corpus", rows_of("corpus", "slt")[0][0], 16_000)
+    clip = read_clip(clips_of(VOICES[0])[0], 16_000)
     encoder = open_asr_encoder(str(folder))
     extractor = WhisperFeatureExtractor(feature_size=encoder.num_mel_bins)
     mel = extractor(clip, sampling_rate=16_000, return_tensors="pt")["input_features"]

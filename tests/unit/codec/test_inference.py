@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from snac import SNAC
 
-from helpers.example import CODEC, DIGITS
+from helpers.example import CODEC, NEW_VOICE, clips_of, read_clip
 from sheen.codec import inference
 from sheen.codec.inference import ClipEncoder, cut_batches
 from sheen.codec.snac import Codec, load_codec
@@ -34,8 +33,7 @@ def made(shape: str, **changes: int) -> Codec:
 def speech(count: int, longest: float, seed: int) -> list[torch.Tensor]:
     """Pieces of recordings, of random lengths from one sample on, each scaled otherwise."""
     generator = np.random.default_rng(seed)
-    paths = sorted((DIGITS / "corpus" / "wavs").glob("*.flac"))[:40]
-    whole = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in paths])
+    whole = np.concatenate([read_clip(clip) for clip in clips_of(NEW_VOICE)[:40]])
     clips = []
     for number in range(count):
         length = int(generator.integers(1, int(24_000 * longest))) if number else 1

@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import snac.layers
-import soundfile
 import torch
 from snac import SNAC
 from torch import nn
 
-from helpers.example import CODEC, DIGITS
+from helpers.example import CODEC, NEW_VOICE, VOICES, clips_of, read_clip
 from sheen import rng
-from sheen.audio.io import decode_audio
 from sheen.codec.inference import DilatedConv, TransposedConv
 from sheen.codec.info import describe_codec
 from sheen.codec.layout import TokenLayout
@@ -76,8 +74,7 @@ def whole(codec: Codec, frames: np.ndarray, seed: int | None) -> np.ndarray:
 
 
 def test_encoding_in_a_batch_equals_encoding_alone(codec: Codec) -> None:
-    recordings = sorted((DIGITS / "corpus" / "wavs").glob("*.flac"))[:5]
-    clips = [torch.from_numpy(decode_audio(path.read_bytes(), 24000)) for path in recordings]
+    clips = [torch.from_numpy(read_clip(clip)) for clip in clips_of(NEW_VOICE)[:5]]
     clips += [clips[0][:1], clips[1][:2048], clips[2][:2049]]
     together = codec.encode(clips)
     for clip, codes in zip(clips, together, strict=True):
@@ -91,8 +88,8 @@ def test_our_codes_are_the_published_codes(codec: Codec) -> None:
     """Folded weights may round a tie the other way; nothing more may differ."""
     published = SNAC.from_pretrained(str(CODEC)).eval()
     differing, total = 0, 0
-    for path in sorted((DIGITS / "corpus" / "wavs").glob("*.flac"))[::40]:
-        samples = torch.from_numpy(decode_audio(path.read_bytes(), 24000))
+    for clip in [clip for voice in VOICES for clip in clips_of(voice)[:2]]:
+        samples = torch.from_numpy(read_clip(clip))
         with torch.inference_mode():
             theirs = published.encode(samples[None, None])
         for ours, their in zip(codec.encode([samples])[0], theirs, strict=True):
@@ -269,9 +266,8 @@ def test_illegal_tokens_are_refused(codec: Codec) -> None:
 
 def test_speech_survives_the_small_codec(codec: Codec) -> None:
     """A reconstruction that lost the speech (wrong slot order, say) has another envelope."""
-    samples, _ = soundfile.read(DIGITS / "corpus" / "wavs" / "rms-0001.flac", dtype="float32")
-    recording = decode_audio((DIGITS / "corpus" / "wavs" / "rms-0001.flac").read_bytes(), 24000)
-    assert len(samples)
+    recording = read_clip(clips_of("bm_george")[0])
+    assert len(recording)
     (codes,) = codec.encode([torch.from_numpy(recording)])
     back = codec.decode([level[None] for level in codes])[0].numpy()[: len(recording)]
     envelopes = [

@@ -65,11 +65,11 @@ def write(folder: Path, metadata: str | bytes) -> Path:
 @pytest.mark.parametrize(
     "metadata",
     [
-        "slt-0001|four five|slt\nslt-0002|eight seven seven|slt\nslt-0003|one six|slt\n",
-        "slt-0001|four five|slt\nslt-0002|eight seven seven|awb\n",
-        "slt-0001|4 5|slt\nslt-0002|8 7 7|slt\nslt-0003|1 6 8 9|slt\na|3|slt\nb|4|slt\n",
-        "slt-0001|four | five\n",
-        "slt-0001|four five|wavs/slt-0001.flac\nslt-0002|eight seven seven|wavs/slt-0002.flac\n",
+        "clip-1|four five|slt\nclip-2|eight seven seven|slt\nclip-3|one six|slt\n",
+        "clip-1|four five|slt\nclip-2|eight seven seven|awb\n",
+        "clip-1|4 5|slt\nclip-2|8 7 7|slt\nclip-3|1 6 8 9|slt\na|3|slt\nb|4|slt\n",
+        "clip-1|four | five\n",
+        "clip-1|four five|wavs/clip-1.flac\nclip-2|eight seven seven|wavs/clip-2.flac\n",
     ],
     ids=["one speaker", "two speakers", "speakers and numbers", "a | in the text", "paths"],
 )
@@ -84,7 +84,7 @@ def test_a_third_column_of_something_else_is_refused(
 def test_a_fourth_column_of_seconds_is_refused(
     ljspeech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metadata = "slt-0001|four five|four five|1.02\nslt-0002|eight seven|eight seven|1.5\n"
+    metadata = "clip-1|four five|four five|1.02\nclip-2|eight seven|eight seven|1.5\n"
     message = encode_refuses(write(ljspeech, metadata), tmp_path, capsys)
     assert "'1.02' seems to be a length in seconds" in message
 
@@ -98,26 +98,26 @@ def test_spoken_forms_are_no_speakers(ljspeech: Path) -> None:
         ("それは3つある。", "それはみっつある。"),
         ("Größe: 5 m²", "größe fünf quadratmeter"),
     ]
-    lines = [f"slt-0001|{text}|{spoken}\n" for text, spoken in pairs]
+    lines = [f"clip-1|{text}|{spoken}\n" for text, spoken in pairs]
     rows = prepared(write(ljspeech, "".join(lines)))
     assert [row["text"] for row in rows] == [spoken for _, spoken in pairs]
     # With four fields nothing is guessed.
-    rows = prepared(write(ljspeech, "slt-0001|漢字|かんじ|\nslt-0002|eight|acht|ann\n"))
+    rows = prepared(write(ljspeech, "clip-1|漢字|かんじ|\nclip-2|eight|acht|ann\n"))
     assert [(row["text"], row["speaker"]) for row in rows] == [("かんじ", None), ("acht", "ann")]
 
 
 def test_one_odd_third_field_among_good_ones_is_a_row(ljspeech: Path) -> None:
-    lines = [f"slt-000{n}|number {n} is four|number {n} is four\n" for n in (1, 2)]
-    rows = prepared(write(ljspeech, f"{''.join(lines)}slt-0003|one six | eight nine\n"))
-    assert verdicts(rows)[2] == ("slt-0003", "malformed row")
+    lines = [f"clip-{n}|number {n} is four|number {n} is four\n" for n in (1, 2)]
+    rows = prepared(write(ljspeech, f"{''.join(lines)}clip-3|one six | eight nine\n"))
+    assert verdicts(rows)[2] == ("clip-3", "malformed row")
     assert "is '|' part of the text?" in rows[2]["detail"]
     assert [reason for _, reason in verdicts(rows)[:2]] == [None, None]
 
 
 NAMES = {
-    "the folder with it": ("wavs/slt-0001.flac", "slt-0001.flac"),
-    "the folder from here": ("./wavs/slt-0001", "slt-0001.flac"),
-    "another suffix": ("slt-0001.wav", "slt-0001.flac"),
+    "the folder with it": ("wavs/clip-1.flac", "clip-1.flac"),
+    "the folder from here": ("./wavs/clip-1", "clip-1.flac"),
+    "another suffix": ("clip-1.wav", "clip-1.flac"),
     "a folder below": ("slt/0001", "slt/0001.flac"),
     "a decomposed file": ("é", unicodedata.normalize("NFD", "é.flac")),
     "a decomposed id": (unicodedata.normalize("NFD", "é"), "é.flac"),
@@ -145,8 +145,8 @@ def test_two_names_that_look_alike_are_two_recordings(tmp_path: Path) -> None:
 
 def test_a_recording_that_is_not_there_is_told_by_what_is(ljspeech: Path) -> None:
     (ljspeech / "wavs" / "x.txt").touch()
-    rows = prepared(write(ljspeech, "slt-0001|four five\nx|one two\ny|one two\n"))
-    assert verdicts(rows) == [("slt-0001", None), ("x", "missing"), ("y", "missing")]
+    rows = prepared(write(ljspeech, "clip-1|four five\nx|one two\ny|one two\n"))
+    assert verdicts(rows) == [("clip-1", None), ("x", "missing"), ("y", "missing")]
     assert "x.txt is there, whose suffix is not one of audio" in rows[1]["detail"]
     assert f"no recording 'y' in {ljspeech}/wavs" in rows[2]["detail"]
 
@@ -160,7 +160,7 @@ def test_a_recording_that_comes_later_makes_the_same_row(
     name: str, file: str, ljspeech: Path
 ) -> None:
     """So that the same command takes it, and is not refused for another input."""
-    write(ljspeech, f"slt-0001|four five\n{name}|one two\n")
+    write(ljspeech, f"clip-1|four five\n{name}|one two\n")
     config = EncodeConfig(input=[str(ljspeech)], output=f"{ljspeech}/out")
     codec = describe_codec(str(CODEC))
     before = read_rows(config)
@@ -191,16 +191,16 @@ def test_a_name_that_is_not_utf8_harms_nobody(
     ljspeech: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stray = os.fsencode(ljspeech / "wavs") + b"/caf\xe9.flac"
-    shutil.copy(os.fsencode(ljspeech / "wavs" / "slt-0001.flac"), stray)
-    rows = prepared(write(ljspeech, "slt-0001|four five\nslt-0002|eight seven seven\n"))
-    assert verdicts(rows) == [("slt-0001", None), ("slt-0002", None)]
+    shutil.copy(os.fsencode(ljspeech / "wavs" / "clip-1.flac"), stray)
+    rows = prepared(write(ljspeech, "clip-1|four five\nclip-2|eight seven seven\n"))
+    assert verdicts(rows) == [("clip-1", None), ("clip-2", None)]
     assert any(
         "skipped 1 files or folders" in told and "caf\\xe9" in told for told in caplog.messages
     )
     (ljspeech / "metadata.csv").unlink()
     found = find_recordings(str(ljspeech), held_out=1, seed=0)
     assert len(found.train) == 2
-    jsonl(ljspeech / "rows.jsonl", [{"audio": "wavs/slt-0001.flac", "text": "four five"}])
+    jsonl(ljspeech / "rows.jsonl", [{"audio": "wavs/clip-1.flac", "text": "four five"}])
     assert verdicts(prepared(ljspeech)) == verdicts(prepared(f"{ljspeech}/**/*.jsonl"))
 
 
@@ -255,8 +255,8 @@ def test_an_output_within_the_input_is_found_through_a_link(tmp_path: Path) -> N
 def test_links_that_lead_back_are_followed_once(ljspeech: Path) -> None:
     (ljspeech / "wavs" / "up").symlink_to("..")
     (ljspeech / "wavs" / "gone.flac").symlink_to("nowhere.flac")
-    rows = prepared(write(ljspeech, "slt-0001|four five\ngone|one two\n"))
-    assert verdicts(rows) == [("slt-0001", None), ("gone", "missing")]
+    rows = prepared(write(ljspeech, "clip-1|four five\ngone|one two\n"))
+    assert verdicts(rows) == [("clip-1", None), ("gone", "missing")]
 
 
 def test_two_dots_after_a_link_mean_the_folder_above_its_target(
@@ -278,8 +278,8 @@ def test_two_dots_after_a_link_mean_the_folder_above_its_target(
 def test_another_encoding_is_named_as_what_it_is(
     name: str, encoding: str, ljspeech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = json.dumps({"audio": "wavs/slt-0001.flac", "text": "café"}, ensure_ascii=False)
-    text = "slt-0001|café\n" if name == "metadata.csv" else row
+    row = json.dumps({"audio": "wavs/clip-1.flac", "text": "café"}, ensure_ascii=False)
+    text = "clip-1|café\n" if name == "metadata.csv" else row
     (ljspeech / name).write_bytes(text.encode(encoding))
     message = encode_refuses(ljspeech, tmp_path, capsys)
     assert f"{ljspeech}/{name}: line 1 is not UTF-8" in message

@@ -19,25 +19,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from helpers.example import VOICES, clips_of, flac
 from sheen.data.corpus import read_manifest
 from sheen.data.recordings import RecordingReader
 
-CORPUS = Path(__file__).resolve().parents[3] / "examples" / "digits" / "corpus"
 COUNT = 12
 HF_AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @pytest.fixture(scope="module")
 def clips() -> list[dict[str, Any]]:
-    """The first recordings of the example's corpus: id, text, speaker and bytes."""
-    lines = (CORPUS / "metadata.csv").read_text("utf-8").splitlines()[:COUNT]
-    rows = [
-        dict(zip(("id", "", "text", "speaker"), line.split("|"), strict=True)) for line in lines
-    ]
+    """Recordings of the example: id, text, speaker and bytes."""
     return [
-        row | {"bytes": (CORPUS / "wavs" / f"{row['id']}.flac").read_bytes()}
-        for row in rows
-    ]  # fmt: skip
+        {"id": clip.id, "text": clip.text, "speaker": clip.speaker, "bytes": flac(clip)}
+        for clip in clips_of(VOICES[0])[:COUNT]
+    ]
 
 
 def make_ljspeech(folder: Path, clips: list[dict[str, Any]]) -> None:

@@ -15,8 +15,9 @@ import soundfile
 import yaml
 
 from helpers.demo_runs import AFTER, BEFORE, evaluation, voice_result, write_run
-from helpers.example import CHECKPOINT, DIGITS, ROOT, load_script
+from helpers.example import CHECKPOINT, DEMO, DIGITS, ROOT, load_script
 from helpers.pages import Page, assert_self_contained
+from helpers.spoken_digits import RECORDED
 from sheen.audio.io import decode_audio, encode_audio
 from sheen.codec.info import CodecInfo
 from sheen.config import load_config
@@ -43,7 +44,6 @@ import texts  # noqa: E402
 
 demo = load_script(ENGLISH / "demo.py")
 
-DEMO = ENGLISH / "demo"
 NEW_VOICE = "af_bella"
 RATE = 24_000  # Hz
 
@@ -160,7 +160,7 @@ def test_the_served_config_is_the_committed_one_with_the_demos_checkpoint(tmp_pa
 def arguments(*more: str) -> list[str]:
     """Of a demo on the digits: all that it reads is there, but perhaps packages."""
     words = ["--voice", str(CHECKPOINT), "--old-voices", str(DIGITS / "old-voices.parquet")]
-    words += ["--recordings", str(DIGITS / "corpus"), "--new-voice", "kal16", *more]
+    words += ["--recordings", str(RECORDED), "--new-voice", "kal16", *more]
     return words
 
 
@@ -240,7 +240,7 @@ def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before() -> None:
     own = {"output", "model", "untrained_voices", "config"}
     assert before.model_dump(exclude=own) == after.model_dump(exclude=own)
     assert before.dnsmos
-    assert before.voice_recordings == str(DIGITS / "corpus")
+    assert before.voice_recordings == str(RECORDED)
 
 
 # The sentences and the recordings
@@ -271,7 +271,6 @@ def test_recordings_in_opus_are_small_and_as_long_as_they_were(tmp_path: Path) -
     assert abs(len(decode_audio(path.read_bytes(), RATE)) - len(noise)) < RATE / 100
 
 
-@pytest.mark.skipif(not list(DEMO.glob("*.jsonl")), reason="the recordings are not made yet")
 def test_the_committed_recordings_are_as_few_and_as_small_as_promised() -> None:
     rows = plain_rows(str(DEMO))
     assert not [row for row in rows if row["reason"]]

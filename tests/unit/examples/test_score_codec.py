@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.example import DIGITS, load_script
+from helpers.example import CODEC, DEMO, ROOT, load_script
 from sheen.scoring.speaker_id import ALL
 
-score_codec = load_script(DIGITS.parent / "english" / "score_codec.py")
+score_codec = load_script(ROOT / "examples" / "english" / "score_codec.py")
 Scored = score_codec.Scored
 
 
@@ -109,9 +109,9 @@ def test_a_wrong_flag_is_named(
     tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {
-        "--codec": str(DIGITS / "codec"),
+        "--codec": str(CODEC),
         "--asr": "pocketsphinx",
-        "--recordings": str(DIGITS / "heldout"),
+        "--recordings": str(DEMO / "heart.jsonl"),
         "--output": str(tmp_path / "out"),
     } | {flags[0]: flags[1].format(tmp=tmp_path)}
     with pytest.raises(SystemExit) as ended:

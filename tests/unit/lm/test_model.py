@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from helpers.example import DIGITS, load_script
+from helpers.example import DIGITS, NEW_VOICE, clips_of, load_script, read_clip
 from helpers.speaking import generate
-from sheen.audio.io import decode_audio
 from sheen.codec.snac import Codec
 from sheen.lm.batching import Batch, collate
 from sheen.lm.model import SpeechLM, extend, load_base, load_model, save_model, to_bfloat16
@@ -48,12 +47,10 @@ def test_an_overfitted_clip_comes_back_token_for_token(codec: Codec, tmp_path: P
     script = load_script(DIGITS / "make_base.py")
     script.main(["--output", str(folder), "--hidden-size", "128", "--layers", "2"])
     model, tokenizer = small_model(folder)
-    line = (DIGITS / "corpus" / "metadata.csv").read_text("utf-8").splitlines()[0]
-    name, _, text, speaker = line.split("|")
-    recording = (DIGITS / "corpus" / "wavs" / f"{name}.flac").read_bytes()
-    (codes,) = codec.encode([torch.from_numpy(decode_audio(recording, 24000))])
+    clip = clips_of(NEW_VOICE)[0]
+    (codes,) = codec.encode([torch.from_numpy(read_clip(clip))])
     frames = model.layout.interleave(codes)
-    prompt = prompt_ids(tokenizer, model.layout.start_id, text, speaker)
+    prompt = prompt_ids(tokenizer, model.layout.start_id, clip.text, clip.speaker)
     loss = overfit(model, collate([prompt], [frames], model.layout, 0), 400, 3e-3)
     assert loss < 0.05
     expected = [*model.layout.to_ids(frames).tolist(), model.layout.end_id]

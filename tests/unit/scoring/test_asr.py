@@ -16,21 +16,22 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
-from helpers.example import DIGITS, VOICES, read_clip, rows_of
+from helpers.example import DIGITS
+from helpers.spoken_digits import VOICES, read_digits, rows_of
 from helpers.tiny_whisper import save_whisper
 from sheen.scoring.asr import AsrPipeline, Pocketsphinx, open_transcriber
 from sheen.scoring.wer import error_rate
 
 GRAMMAR = DIGITS / "digits.gram"
 RATE = 16000
-TEXTS = {name: text for voice in VOICES for name, text, *_ in rows_of("corpus", voice)}
+TEXTS = {name: text for voice in VOICES for name, text, *_ in rows_of(voice)}
 RMS = [f"rms-{number:04d}" for number in range(1, 16)]
 
 Waveform = NDArray[np.float32]
 
 
 def recording(name: str, sample_rate: int = RATE) -> Waveform:
-    return read_clip("corpus", name, sample_rate)
+    return read_digits(name, sample_rate)
 
 
 def noise(samples: int, level: float = 0.1, seed: int = 0) -> Waveform:
@@ -55,7 +56,7 @@ def test_recordings_are_heard_as_their_words(asr: Pocketsphinx) -> None:
 
 @pytest.mark.parametrize("voice", VOICES)
 def test_every_voice_of_the_example_is_understood(asr: Pocketsphinx, voice: str) -> None:
-    names = [f"{voice}-{number:04d}" for number in range(10, 90, 10)]
+    names = [f"{voice}-{number:04d}" for number in range(1, 7)]
     heard = asr.transcribe([recording(name) for name in names], RATE)
     assert error_rate("word", [TEXTS[name] for name in names], heard).rate <= 0.1
 

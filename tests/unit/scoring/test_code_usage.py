@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.example import read_clip
+from helpers.example import VOICES, clips_of, read_clip
 from sheen.codec.layout import Codes
 from sheen.codec.snac import Codec
 from sheen.scoring.code_usage import LevelUse, code_usage, decode_clip, shuffle_codes
@@ -12,7 +12,7 @@ from sheen.scoring.code_usage import LevelUse, code_usage, decode_clip, shuffle_
 
 def test_a_clip_decodes_to_as_many_samples_as_it_had(codec: Codec) -> None:
     """No multiple of a frame: the padding must not be heard or seen."""
-    wave = torch.from_numpy(read_clip("heldout", "slt-h001")[: 3 * codec.frame_samples + 7])
+    wave = torch.from_numpy(read_clip(clips_of(VOICES[0])[0])[: 3 * codec.frame_samples + 7])
     (codes,) = codec.encode([wave])
     assert len(codes[0]) == 4
     whole = decode_clip(codec, codes, 4 * codec.frame_samples, 0)

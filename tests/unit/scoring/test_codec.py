@@ -1,7 +1,7 @@
 """A codec's quality: the figures are those of its clips, the control fails.
 
-What concerns the real codec and ASR is measured once, on two held-out recordings of each voice. The
-rest looks at the bookkeeping, with a codec whose codes are the samples and an ASR that says
+What concerns the real codec and ASR is measured once, on two recordings of digits of each voice.
+The rest looks at the bookkeeping, with a codec whose codes are the samples and an ASR that says
 what it is told to.
 """
 
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.example import RATE, VOICES, read_clip
+from helpers.example import RATE, clips_of, read_clip
 from helpers.measured import Measured, PcmCodec, Told, measure, noisy
+from helpers.spoken_digits import VOICES
 from sheen.audio.spectral import mel_distance
 from sheen.codec.snac import Codec
 from sheen.scoring import code_usage
@@ -82,8 +83,7 @@ def test_levels_count_all_codes(measured: Measured, codec: Codec) -> None:
 def test_the_seed_is_all_that_differs(codec: Codec) -> None:
     """Noise, shuffling and bootstrap intervals are drawn from it; speeds are the machine's."""
     recordings = [
-        Recording(name, read_clip("heldout", name), "one two", "v")
-        for name in ("slt-h001", "rms-h001")
+        Recording(clip.id, read_clip(clip), "one two", "v") for clip in clips_of("heart")[:2]
     ]
 
     def run(seed: int) -> tuple[CodecReport, list[Waveform]]:
@@ -166,14 +166,16 @@ def test_more_recordings_than_a_batch_keep_their_order() -> None:
 
 
 def test_voices_that_cannot_be_heard_are_wrong_and_unknown_ones_left_out(
-    profiles: SpeakerProfiles, recordings: list[Recording]
+    profiles: SpeakerProfiles,
 ) -> None:
-    silent = Recording("silent", np.zeros(RATE, np.float32), None, "slt")
-    stranger = Recording("stranger", recordings[0].waveform, None, "nobody")
-    unnamed = Recording("unnamed", recordings[0].waveform)
-    report = measure([recordings[0], silent, stranger, unnamed], profiles=profiles)
-    assert [clip.identified_speaker for clip in report.clips] == ["slt", "", "slt", "slt"]
-    assert report.voices["slt"].speaker_accuracy == 0.5
+    clip = clips_of("heart")[-1]
+    known = Recording(clip.id, read_clip(clip), clip.text, clip.speaker)
+    silent = Recording("silent", np.zeros(RATE, np.float32), None, "heart")
+    stranger = Recording("stranger", known.waveform, None, "nobody")
+    unnamed = Recording("unnamed", known.waveform)
+    report = measure([known, silent, stranger, unnamed], profiles=profiles)
+    assert [clip.identified_speaker for clip in report.clips] == ["heart", "", "heart", "heart"]
+    assert report.voices["heart"].speaker_accuracy == 0.5
     assert report.voices["nobody"].speaker_accuracy is None
     assert report.voices[ALL].speaker_accuracy == 0.5
 

@@ -1,7 +1,7 @@
 """Codec reports: the page and the JSON show all of it, and the example's script writes them.
 
-The report of the real codec is that of its two held-out recordings of each voice; the others are
-of a codec whose codes are the samples and an ASR that says what it is told to.
+The report of the real codec is that of two recordings of digits of each voice; the others are of a
+codec whose codes are the samples and an ASR that says what it is told to.
 """
 
 import json
@@ -14,18 +14,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from helpers.example import (
-    CODEC,
-    DIGITS,
-    RATE,
-    VOICES,
-    copy_corpus,
-    load_script,
-    read_clip,
-    rows_of,
-)
+from helpers.example import DIGITS, RATE, load_script
 from helpers.measured import Measured, Told, measure, noisy
 from helpers.pages import Page, assert_self_contained
+from helpers.spoken_digits import RECORDED, VOICES, read_digits, rows_of
 from sheen.report.page import Clip, clip_row, save_png
 from sheen.scoring.codec import CodecReport, Recording
 from sheen.scoring.reports import CODEC_JSON, CODEC_PAGE, codec_rows, write_codec_report
@@ -223,25 +215,15 @@ def test_png_is_as_wide_as_its_clips_together(tmp_path: Path) -> None:
 # The example's script
 
 
-@pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An LJSpeech folder of five recordings of each voice, enough for profiles."""
-    folder = tmp_path_factory.mktemp("few")
-    copy_corpus([row for voice in VOICES for row in rows_of("corpus", voice)[:5]], folder)
-    return str(folder)
-
-
 @pytest.mark.slow
 def test_script_writes_a_report_and_prints_it(
-    few: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     output, image = tmp_path / "report", tmp_path / "pictures" / "clip.png"
-    arguments = ["--per-voice", "1", "--profiles", few, "--output", str(output)]
-    assert score_codec.main([*arguments, "--image", str(image), "--clip", "awb-h001"]) == 0
+    arguments = ["--per-voice", "1", "--data", str(RECORDED), "--profiles", str(RECORDED)]
+    arguments += ["--output", str(output), "--image", str(image), "--clip", "awb-0001"]
+    assert score_codec.main(arguments) == 0
     report = json.loads((output / CODEC_JSON).read_text("utf-8"))
     assert [clip["voice"] for clip in report["clips"]] == list(VOICES)
     assert len(page_in(output).attributes("src", "audio")) == 2 * len(VOICES)
@@ -259,13 +241,12 @@ def test_script_writes_a_report_and_prints_it(
 
 
 def test_script_spreads_few_recordings_over_the_list() -> None:
-    recordings = score_codec.read_recordings(str(DIGITS / "heldout"), RATE, 2)
-    assert [item.name for item in recordings] == [
-        f"{voice}-{number}" for voice in VOICES for number in ("h001", "h051")
-    ]
+    recordings = score_codec.read_recordings(str(RECORDED), RATE, 2)
+    rows = [rows_of(voice) for voice in VOICES]
+    expected = [own[place][:2] for own in rows for place in (0, len(own) // 2)]
+    assert [[item.name, item.text] for item in recordings] == expected
     assert {item.voice for item in recordings} == set(VOICES)
-    assert recordings[0].text == "eight seven"
-    np.testing.assert_array_equal(recordings[0].waveform, read_clip("heldout", "slt-h001"))
+    np.testing.assert_array_equal(recordings[0].waveform, read_digits("slt-0001"))
 
 
 def jsonl(folder: Path, audio: str) -> str:
@@ -280,7 +261,7 @@ def jsonl(folder: Path, audio: str) -> str:
         (["--codec", "{tmp}/none"], "--codec: .*/none': no such folder"),
         (["--data", "{tmp}/none"], "--data: .*/none: no such file or folder"),
         (["--profiles", "{tmp}/none"], "--profiles: .*/none: no such file or folder"),
-        (["--image", "{tmp}/x.png", "--clip", "slt-h999"], "--clip slt-h999: .* slt-h001 is one"),
+        (["--image", "{tmp}/x.png", "--clip", "slt-h999"], "--clip slt-h999: .* slt-0001 is one"),
         (["--grammar", "{tmp}/none.gram"], "--grammar: .*No such file"),
         (["--grammar", "{tmp}/bad.gram"], "--grammar: .*refuses it"),
         (["--asr", "{tmp}/none"], "--asr: .*no such folder"),
@@ -298,7 +279,7 @@ def test_script_names_the_flag_that_is_wrong(
 ) -> None:
     (tmp_path / "bad.gram").write_text("no grammar", "utf-8")
     given = [argument.format(tmp=tmp_path) for argument in arguments]
-    defaults = ["--codec", str(CODEC), "--output", str(tmp_path / "out"), "--per-voice", "1"]
+    defaults = ["--data", str(RECORDED), "--output", str(tmp_path / "out"), "--per-voice", "1"]
     assert_refused([*defaults, *given], said, capsys)
 
 

@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torchaudio.functional import resample
 
-from helpers.example import VOICES, read_clip, rows_of
+from helpers.example import CODEC, DIGITS, VOICES, clips_of, read_clip
 from sheen.codec.snac import Codec
 from sheen.scoring.packaged import UnscorableError
 from sheen.scoring.speaker_id import MIN_RECORDINGS, SpeakerEncoder, SpeakerProfiles
 
 RATE = 16_000
-FITTED = 20
-"""Recordings per voice that the profiles are made of; the other ten are held back."""
+FITTED = 12
+"""Recordings per voice that the profiles are made of; the other eight are held back."""
 
 Clip = NDArray[np.float32]
 Recordings = dict[str, list[Clip]]
@@ -24,11 +24,9 @@ Recordings = dict[str, list[Clip]]
 
 @pytest.fixture(scope="module")
 def recordings() -> Recordings:
-    """The first 30 recordings of each voice, at 16 kHz; no text stands twice in a voice."""
-    return {
-        voice: [read_clip("corpus", row[0], RATE) for row in rows_of("corpus", voice)[:30]]
-        for voice in VOICES
-    }
+    """20 recordings of each voice, at 16 kHz, in no order of length."""
+    ordered = {voice: sorted(clips_of(voice), key=lambda clip: clip.id) for voice in VOICES}
+    return {voice: [read_clip(clip, RATE) for clip in ordered[voice][:20]] for voice in VOICES}
 
 
 def part(recordings: Recordings, start: int, stop: int | None = None) -> Recordings:
@@ -102,6 +100,7 @@ def test_few_recordings_are_enough(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(CODEC.parent == DIGITS, reason="a codec of digits keeps no other voice")
 def test_the_codec_leaves_the_voice(
     profiles: SpeakerProfiles, encoder: SpeakerEncoder, heldback: Recordings, codec: Codec
 ) -> None:
@@ -173,12 +172,12 @@ def test_profiles_that_cannot_be_made_are_refused(recordings: Recordings) -> Non
     few = part(recordings, 0, MIN_RECORDINGS)
     SpeakerProfiles.fit(few, RATE)
     with pytest.raises(ValueError, match="two voices"):
-        SpeakerProfiles.fit({"slt": few["slt"]}, RATE)
-    with pytest.raises(ValueError, match=f"'rms' has 4 recordings.* {MIN_RECORDINGS} at least"):
-        SpeakerProfiles.fit(few | {"rms": few["rms"][:4]}, RATE)
-    broken = [*few["awb"][:3], np.zeros(RATE, np.float32), few["awb"][4]]
-    with pytest.raises(ValueError, match=r"voice 'awb', recording 3: .*silent"):
-        SpeakerProfiles.fit(few | {"awb": broken}, RATE)
-    twice = part(recordings, 0, 10)
-    with pytest.raises(ValueError, match="'slt': recordings of 'twin' resemble it as much"):
-        SpeakerProfiles.fit({"slt": twice["slt"], "awb": twice["awb"], "twin": twice["slt"]}, RATE)
+        SpeakerProfiles.fit({"heart": few["heart"]}, RATE)
+    with pytest.raises(ValueError, match=f"'bm_george' has 4 .* {MIN_RECORDINGS} at least"):
+        SpeakerProfiles.fit(few | {"bm_george": few["bm_george"][:4]}, RATE)
+    broken = [*few["am_michael"][:3], np.zeros(RATE, np.float32), few["am_michael"][4]]
+    with pytest.raises(ValueError, match=r"voice 'am_michael', recording 3: .*silent"):
+        SpeakerProfiles.fit(few | {"am_michael": broken}, RATE)
+    heart, other = (recordings[voice][:10] for voice in ("heart", "am_michael"))
+    with pytest.raises(ValueError, match="'heart': recordings of 'twin' resemble it as much"):
+        SpeakerProfiles.fit({"heart": heart, "am_michael": other, "twin": heart}, RATE)

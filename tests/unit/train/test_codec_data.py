@@ -13,7 +13,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from helpers.example import CODEC, DIGITS
+from helpers.example import CODEC, DEMO, NEW_VOICE, VOICES, clips_of, flac
 from sheen.audio.io import decode_audio
 from sheen.codec.snac import open_codec
 from sheen.data.corpus import AUDIO_SUFFIXES
@@ -131,7 +131,8 @@ def test_a_short_recording_is_padded_at_its_end(tmp_path: Path, samples: int) ->
 
 
 def test_segments_are_at_the_codecs_rate(tmp_path: Path) -> None:
-    source = DIGITS / "corpus" / "wavs" / "rms-0001.flac"
+    source = tmp_path / "clip.flac"
+    source.write_bytes(flac(clips_of(VOICES[0])[0]))
     decoded = decode_audio(source.read_bytes(), 24000)
     (segment,) = heard([str(source)], 0, 1, sample_rate=24000, samples=6144, per_rank=1)[0]
     at = (torch.from_numpy(decoded).unfold(0, 6144, 1) == segment).all(dim=1)
@@ -252,9 +253,9 @@ def test_an_ljspeech_folder_needs_no_texts(tmp_path: Path) -> None:
     assert found.summary["dropped"] == {"missing": 2, "duplicate id": 1, "malformed row": 1}
 
 
-def test_the_examples_corpus_is_data() -> None:
-    found = find_recordings(str(DIGITS / "corpus"), 16, 0)
-    assert len(everything(found)) == 440
+def test_the_examples_recordings_are_data() -> None:
+    found = find_recordings(str(DEMO / f"{NEW_VOICE}.jsonl"), 16, 0)
+    assert everything(found) == {str(clip.path) for clip in clips_of(NEW_VOICE)}
     assert len(found.evaluation) == 16
     assert found.summary["dropped"] == {}
 
