@@ -56,6 +56,7 @@ wheel: setup
 	$(BIN)/uv build --quiet --wheel --out-dir dist
 
 demo: setup
+	$(BIN)/python examples/digits/make_corpus.py --missing
 	$(BIN)/python examples/digits/demo.py
 
 bench: setup
@@ -65,6 +66,7 @@ bench: setup
 	$(BIN)/python benchmarks/training.py --layers 28 4
 
 score-codec: setup
+	$(BIN)/python examples/digits/make_corpus.py --missing
 	$(BIN)/python examples/digits/score_codec.py
 
 lock:

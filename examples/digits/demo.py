@@ -31,6 +31,9 @@ from demo_report import write_report
 from demo_requests import speak_all
 
 CONFIGS = "examples/digits"
+HERE = Path(__file__).resolve().parent
+CORPUS, HELDOUT = str(HERE / "corpus"), str(HERE / "heldout")
+"""Absolute: Ray leaves what git ignores out of its copy of the working directory."""
 NEW_VOICE = "kal16"
 PER_VOICE = 25
 """Held-out strings that each voice speaks before and after, of 100: enough to see whether a voice
@@ -54,7 +57,8 @@ def main() -> int:
             with step("ray head", seconds):
                 environment = running.enter_context(ray_head())
             with step("encode", seconds):
-                submit("encode", "encode", CONFIGS, environment, "--output", str(RUN / "codes"))
+                folders = ["--input", CORPUS, "--output", str(RUN / "codes")]
+                submit("encode", "encode", CONFIGS, environment, *folders)
             with step("evaluate before", seconds):
                 _evaluate("before", environment, "--untrained-voices", NEW_VOICE)
             with step("train", seconds):
@@ -87,8 +91,9 @@ def main() -> int:
 
 
 def _evaluate(name: str, environment: dict[str, str], *flags: str) -> None:
-    size = ["--per-voice", str(PER_VOICE), "--output", str(RUN / name)]
-    submit(name, "evaluate", CONFIGS, environment, *size, *flags)
+    folders = ["--prompts", HELDOUT, "--voice-recordings", CORPUS, "--output", str(RUN / name)]
+    size = ["--per-voice", str(PER_VOICE)]
+    submit(name, "evaluate", CONFIGS, environment, *folders, *size, *flags)
 
 
 if __name__ == "__main__":

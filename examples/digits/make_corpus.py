@@ -26,7 +26,7 @@ HELDOUT_SPOKEN = HERE / "heldout"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LENGTHS = (2, 3, 4, 5, 6)  # digits in a string
 VOICES = ("slt", "rms", "awb", "kal16")
-PER_VOICE = 80
+PER_VOICE = {"slt": 80, "rms": 80, "awb": 80, "kal16": 200}  # kal16 is what the demo learns
 
 Row = tuple[str, str, str]  # id, text, voice
 
@@ -114,9 +114,9 @@ def write_heldout(path: Path) -> None:
 
 
 def corpus_rows(
-    heldout: Sequence[str], voices: Sequence[str], per_voice: int, seed: int
+    heldout: Sequence[str], voices: Sequence[str], per_voice: int | None, seed: int
 ) -> list[Row]:
-    """`per_voice` strings for each voice, none of them held out.
+    """`per_voice` strings for each voice (None: as many as PER_VOICE says), none of them held out.
 
     Raises ValueError when there are not enough such strings.
     """
@@ -124,7 +124,9 @@ def corpus_rows(
     return [
         (f"{voice}-{number:04d}", text, voice)
         for voice in voices
-        for number, text in enumerate(draw_strings(voice, per_voice, seed, avoided), start=1)
+        for number, text in enumerate(
+            draw_strings(voice, per_voice or PER_VOICE.get(voice, 80), seed, avoided), start=1
+        )
     ]
 
 
@@ -193,6 +195,23 @@ def write_folder(output: Path, rows: Sequence[Row]) -> None:
     )
 
 
+def write_missing() -> None:
+    """Makes CORPUS and HELDOUT_SPOKEN, whichever is not there, whole or not at all.
+
+    Raises ValueError when flite or a voice of it is missing.
+    """
+    heldout = read_heldout(HELDOUT)
+    for folder, rows in (
+        (CORPUS, corpus_rows(heldout, VOICES, None, 0)),
+        (HELDOUT_SPOKEN, heldout_rows(heldout, VOICES, None)),
+    ):
+        if not folder.exists():
+            unfinished = folder.with_name(f"{folder.name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            write_folder(unfinished, rows)
+            unfinished.rename(folder)
+
+
 def positive_int(text: str) -> int:
     """An argument that must be a whole number of at least 1."""
     number = int(text)
@@ -218,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--per-voice",
         type=positive_int,
         help="recordings per voice, each of another string "
-        f"(default: {PER_VOICE}; with --heldout, all the strings of the voice)",
+        "(default: 80, of kal16 200; with --heldout, all the strings of the voice)",
     )
     parser.add_argument(
         "--seed",
@@ -238,18 +257,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="write the held-out list beside this script instead; refused when it is there",
     )
+    instead.add_argument(
+        "--missing",
+        action="store_true",
+        help="make what the demo reads and is not there: corpus/ and heldout/ beside this script",
+    )
     args = parser.parse_args(argv)
     # dict.fromkeys: a voice named twice would write the same ids twice.
     voices = list(dict.fromkeys(args.voices))
     try:
         if args.write_heldout:
             write_heldout(HELDOUT)
+        elif args.missing:
+            write_missing()
         elif args.heldout:
             rows = heldout_rows(read_heldout(HELDOUT), voices, args.per_voice)
             write_folder(args.output or HELDOUT_SPOKEN, rows)
         else:
-            per_voice = args.per_voice or PER_VOICE
-            rows = corpus_rows(read_heldout(HELDOUT), voices, per_voice, args.seed)
+            rows = corpus_rows(read_heldout(HELDOUT), voices, args.per_voice, args.seed)
             write_folder(args.output or CORPUS, rows)
     except ValueError as error:
         parser.error(str(error))
