@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from helpers.example import CODEC, DIGITS
+from helpers.example import DIGITS
 from helpers.trees import names, tree
 from sheen.codec.info import describe_codec
 from sheen.codec.snac import load_codec
@@ -23,6 +23,7 @@ from sheen.storage import files, folders, uris
 from sheen.train import inputs, job
 from sheen.train.checkpoints import RunStore
 
+CODEC = DIGITS / "codec"  # that of DIGITS / "voice"
 OLD = {"a.bin": b"old", "model-2-of-2.bin": b"old", "deep/er/c.bin": b"old"}
 NEW = {"a.bin": b"new", "deep/b.bin": b"new", "deep/er/d.bin": b"new"}
 State = dict[str, bytes]

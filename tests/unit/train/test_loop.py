@@ -350,7 +350,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_saves_nothing(
 def test_evaluation_samples_are_written_and_do_not_change_the_training(
     data: TrainingSet, checkpoint: Path, tmp_path: Path
 ) -> None:
-    prompts = [Prompt("a", "text 1", "slt"), Prompt("b", "text 2", "awb")]
+    prompts = [Prompt("a", "text 1", "heart"), Prompt("b", "text 2", "am_michael")]
     changes = {"max_steps": 2, "speak_every": 1, "speak_seconds": 0.3}
     spoken = open_trainer(data, checkpoint, tmp_path / "spoken", Stop(), prompts, **changes)
     spoken.run()
@@ -358,7 +358,7 @@ def test_evaluation_samples_are_written_and_do_not_change_the_training(
     silent.run()
     for step in ("step-000001", "step-000002"):
         names = {path.name for path in (tmp_path / "spoken" / "samples" / step).iterdir()}
-        assert names == {"prompt-01-slt.wav", "prompt-02-awb.wav"}
+        assert names == {"prompt-01-heart.wav", "prompt-02-am_michael.wav"}
     assert 0.0 <= metrics(tmp_path / "spoken")[-1]["eval_ended_with_eos"] <= 1.0
     found = weights(spoken)
     for name, expected in weights(silent).items():
