@@ -123,7 +123,7 @@ def test_a_prompt_that_kills_its_speaker(
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
     assert not run_job(
         "evaluate", model=checkpoint, prompts=tmp_path / "prompts.jsonl",
-        output=tmp_path / "out", voices='["slt"]', max_seconds=0.3, num_workers=1, asr="None",
+        output=tmp_path / "out", voices='["heart"]', max_seconds=0.3, num_workers=1, asr="None",
     )  # fmt: skip
     rows = rows_in(tmp_path / "out" / "rows")
     assert {name: row["reason"] for name, row in rows.items()} == {

@@ -128,7 +128,7 @@ def ask(
     fields = {
         "model": "m",
         "input": "one two six",
-        "voice": "slt",
+        "voice": "heart",
         "response_format": "pcm",
     } | fields
 
@@ -231,7 +231,7 @@ def test_a_place_that_is_not_there_is_a_429_and_is_not_counted_as_speech(
 
 # On a WebSocket
 
-START = {"type": "start", "model": "m", "voice": "slt", "response_format": "pcm"}
+START = {"type": "start", "model": "m", "voice": "heart", "response_format": "pcm"}
 END = {"type": "end"}
 
 
