@@ -30,7 +30,7 @@ from sheen.serve.websocket import converse
 
 DOORS = ("whole", "streamed", "events", "socket")
 SPEEDS = (0.25, 1.0, 4.0)
-FIELDS = {"model": "sheen", "voice": "heart", "seed": 7}
+FIELDS = {"model": "sheen", "voice": "slt", "seed": 7}
 
 
 @pytest.fixture(scope="module")
