@@ -38,6 +38,7 @@ def run_bare(folder: Path, command: Sequence[str]) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 def test_a_machine_with_torch_transformers_and_snac_alone_imports_every_part(
     tmp_path: Path,
 ) -> None:

@@ -30,6 +30,7 @@ def untimed(report: CodecReport) -> CodecReport:
 # The real codec and ASR
 
 
+@pytest.mark.slow
 def test_the_codec_keeps_the_words_and_shuffling_its_codes_does_not(measured: Measured) -> None:
     report, _ = measured
     total = report.voices[ALL]

@@ -32,6 +32,7 @@ def noise(like: Clip, decibels: float) -> Clip:
     return (like.std() * 10 ** (-decibels / 20) * draws).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_the_scores_are_those_of_the_package(dnsmos: Dnsmos) -> None:
     """What `speechmos.dnsmos.run` gives, with librosa installed."""
     found = dnsmos.score(read_clip(clips_of("am_michael")[0], RATE), RATE)

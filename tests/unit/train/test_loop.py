@@ -153,6 +153,7 @@ def saved(output: Path) -> list[int]:
     return sorted(int(folder.name[5:]) for folder in (output / "run").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_checkpoints_by_the_clock_are_so_many_minutes_apart_and_resume_with_the_same_bits(
     data: TrainingSet, checkpoint: Path, tmp_path: Path, a_minute_a_step: None
 ) -> None:
