@@ -6,7 +6,6 @@ elsewhere. No mask is ever built, so cost grows with the square of utterances an
 Refuses models whose layers carry state from one utterance to the next, see `check_isolation`.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,33 +15,13 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 from sheen.lm.guidance import Guide
+from sheen.lm.segments import Segments
 
 PACKED = "sheen_packed"
 """The name under which transformers knows `packed_attention`."""
 
 BEYOND = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
 """Arguments by which transformers' models change what attention computes: none is known here."""
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Where utterances begin and end in a row: `bounds` `[N + 1]` int32, from 0 to T.
-
-    `lengths` says the same on the host, `longest` is at least the largest of them.
-    """
-
-    bounds: Tensor
-    lengths: tuple[int, ...]
-    longest: int
-
-    @staticmethod
-    def of(lengths: list[int]) -> "Segments":
-        bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        # A power of two, so that compiled code meets few values.
-        return Segments(bounds, tuple(lengths), 1 << (max(lengths) - 1).bit_length())
-
-    def to(self, device: torch.device) -> "Segments":
-        return Segments(self.bounds.to(device, non_blocking=True), self.lengths, self.longest)
 
 
 def packed_attention(
@@ -71,7 +50,7 @@ def packed_attention(
             "such models are not supported"
         )
     if guide is not None and getattr(module, "layer_idx", None) == guide.layer:
-        guide.observe(query, key, segments.lengths, scaling)
+        guide.observe(query, key, segments, scaling)
     if torch.is_autocast_enabled(query.device.type):
         # Norms and rotary embeddings leave queries and keys in float32, which no fast path takes.
         dtype = torch.get_autocast_dtype(query.device.type)

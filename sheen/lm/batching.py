@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sheen.codec.layout import TokenLayout
-from sheen.lm.attention import Segments
 from sheen.lm.loss import IGNORE_INDEX, Targets
+from sheen.lm.segments import Segments
 
 
 @dataclass(frozen=True)

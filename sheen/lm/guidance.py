@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sheen.lm.segments import Segments
+
 HEADS = 2
 WIDTH = 0.15
 """Standard deviation of where speech may be, as a share of the text."""
@@ -46,7 +48,7 @@ class Guide:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(
-        self, query: Tensor, key: Tensor, lengths: Sequence[int], scaling: float | None
+        self, query: Tensor, key: Tensor, segments: Segments, scaling: float | None
     ) -> None:
         """Of the layer: `query` `[1, heads, T, d]`, `key` with as many heads or fewer."""
         heads = min(HEADS, query.shape[1])
@@ -57,8 +59,8 @@ class Guide:
             losses = [
                 _off_the_text(q, k, prompt)
                 for q, k, prompt in zip(
-                    queries.split(list(lengths), 1),
-                    keys.split(list(lengths), 1),
+                    queries.split(segments.lengths, 1),
+                    keys.split(segments.lengths, 1),
                     self._prompts,
                     strict=True,
                 )

@@ -23,10 +23,11 @@ from helpers.speaking import generate
 from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax
 from sheen.lm import attention
-from sheen.lm.attention import PACKED, Segments, check_isolation, packed_attention
+from sheen.lm.attention import PACKED, check_isolation, packed_attention
 from sheen.lm.batching import Batch, collate
 from sheen.lm.loss import token_losses
 from sheen.lm.model import SpeechLM
+from sheen.lm.segments import Segments
 
 every_family = pytest.mark.parametrize("family", list(FAMILIES))
 
@@ -311,3 +312,24 @@ def test_compiled_layers_compute_the_same(precision: torch.dtype) -> None:
     for compiled, expected in zip(results(), plain, strict=True):
         off = (compiled - expected).norm() / expected.norm()
         assert off < (1e-4 if precision == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_compiled_layers_are_the_same_for_rows_of_any_number_of_utterances(guided: bool) -> None:
+    model = small_model("qwen3")
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    base: Any = model.lm.base_model
+    for layer in base.layers:
+        layer.compile(backend=backend)
+    counts = []
+    # Torch gives up, and computes without compiling, at the ninth variant.
+    for number in (3, 1, 2, 5, 7, 4, 6, 8, 9, 10, 11, 12):
+        model(collate(prompts(*[4] * number), utterances(*[2] * number), LAYOUT, 0, 400), guided)
+        counts.append(len(compiled))
+    assert counts[0] > 0
+    assert set(counts) == {counts[0]}

@@ -1,0 +1,32 @@
+"""Where the utterances of a packed row begin and end, as attention is told.
+
+Imports nothing of this package.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+# Not frozen: of a frozen one torch.compile asks every field in every layer, and compiles the layers
+# anew for each number of utterances in a row.
+@dataclass(eq=False)
+class Segments:
+    """Where utterances begin and end in a row: `bounds` `[N + 1]` int32, from 0 to T.
+
+    `lengths` says the same on the host, `longest` is at least the largest of them.
+    """
+
+    bounds: Tensor
+    lengths: tuple[int, ...]
+    longest: int
+
+    @staticmethod
+    def of(lengths: list[int]) -> "Segments":
+        bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        # A power of two, so that compiled code meets few values.
+        return Segments(bounds, tuple(lengths), 1 << (max(lengths) - 1).bit_length())
+
+    def to(self, device: torch.device) -> "Segments":
+        return Segments(self.bounds.to(device, non_blocking=True), self.lengths, self.longest)
