@@ -314,6 +314,8 @@ def test_compiled_layers_compute_the_same(precision: torch.dtype) -> None:
         assert off < (1e-4 if precision == torch.float32 else 0.05)
 
 
+# Of torch, which looks at what its own tracing is given.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("guided", [False, True])
 def test_compiled_layers_are_the_same_for_rows_of_any_number_of_utterances(guided: bool) -> None:
     model = small_model("qwen3")
