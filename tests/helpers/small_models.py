@@ -64,3 +64,17 @@ def packed() -> Batch:
     batch = collate(*three_utterances(), LAYOUT, pad_id=0)
     assert list(batch.segments.lengths) == LENGTHS
     return batch
+
+
+def graphs_compiled(model: SpeechLM) -> list[torch.fx.GraphModule]:
+    """Compile the layers as training does; each graph that torch makes of them joins the list."""
+    compiled: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    base: Any = model.lm.base_model
+    for layer in base.layers:
+        layer.compile(backend=backend)
+    return compiled

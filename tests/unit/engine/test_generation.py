@@ -15,6 +15,7 @@ from transformers import (
     MistralConfig,
 )
 
+from helpers.small_models import graphs_compiled
 from helpers.speaking import LAYOUT, POSITIONS, WORDS, draw_request, random_model
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
@@ -386,15 +387,7 @@ def test_layers_that_training_compiled_are_never_compiled_anew_for_generation(
     """Neither for what a GPU captures before the first request, nor for a step that failed and is
     tried again one request at a time."""
     model = random_model()
-    compiled = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        compiled.append(graph)
-        return graph.forward
-
-    base: Any = model.lm.base_model
-    for layer in base.layers:
-        layer.compile(backend=backend)
+    compiled = graphs_compiled(model)
     generator = TokenGenerator(model, 2, POSITIONS, static_shapes=True)
     # A CPU captures nothing: what would be captured is computed.
     monkeypatch.setattr(DecodeStep, "capture_all", lambda step: step._compute(256, PLAIN))

@@ -14,6 +14,7 @@ from helpers.small_models import (
     FRAMES,
     LENGTHS,
     SMALL,
+    graphs_compiled,
     packed,
     small_lm,
     small_model,
@@ -319,15 +320,7 @@ def test_compiled_layers_compute_the_same(precision: torch.dtype) -> None:
 @pytest.mark.parametrize("guided", [False, True])
 def test_compiled_layers_are_the_same_for_rows_of_any_number_of_utterances(guided: bool) -> None:
     model = small_model("qwen3")
-    compiled = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        compiled.append(graph)
-        return graph.forward
-
-    base: Any = model.lm.base_model
-    for layer in base.layers:
-        layer.compile(backend=backend)
+    compiled = graphs_compiled(model)
     counts = []
     # Torch gives up, and computes without compiling, at the ninth variant.
     for number in (3, 1, 2, 5, 7, 4, 6, 8, 9, 10, 11, 12):
