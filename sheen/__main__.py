@@ -122,6 +122,30 @@ def speak(argv: list[str], prog: str) -> int:
     return 0
 
 
+def prepare(argv: list[str], prog: str) -> int:
+    from sheen.config import load_config
+    from sheen.prepare.config import PrepareConfig
+    from sheen.prepare.job import run
+    from sheen.prepare.output import MANIFEST
+    from sheen.runs.cluster import run_job
+
+    def job() -> int:
+        config = load_config(PrepareConfig, argv, prog)
+        report = run(config)
+        print(
+            f"{report['rows_out']} segments, {report['hours_out'] * 60:.1f} of "
+            f"{report['hours_in'] * 60:.1f} minutes of {report['recordings']} recordings"
+        )
+        for reason, entry in report["rejects"].items():
+            print(f"  rejected, {reason}: {entry['rows']} ({entry['examples'][0]})")
+        if not report["rows_out"]:
+            raise ValueError("nothing can be used; see report.json in the output")
+        print(f"next: sheen encode --input {config.output}/{MANIFEST}")
+        return 0
+
+    return run_job(prog, job)
+
+
 def encode(argv: list[str], prog: str) -> int:
     from sheen.config import load_config
     from sheen.encode.config import EncodeConfig
@@ -208,6 +232,7 @@ def convert(argv: list[str], prog: str) -> int:
 
 COMMANDS: dict[str, tuple[Command, str]] = {
     "speak": (speak, "a text and a checkpoint -> an audio file"),
+    "prepare": (prepare, "raw recordings -> segments with transcripts"),
     "encode": (encode, "recordings -> a dataset of codec codes"),
     "train": (train, "a dataset -> a checkpoint"),
     "train-codec": (train_codec, "recordings -> a codec of your own"),

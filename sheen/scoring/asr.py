@@ -7,6 +7,7 @@ rates are `sheen.scoring.wer`'s.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torchaudio.functional import resample
 
 from sheen.audio.io import to_pcm16
+from sheen.scoring.transcript import Transcript, Word
 from sheen.scoring.whisper import FasterWhisper, find_whisper
 from sheen.storage import files
 
@@ -27,6 +29,8 @@ POCKETSPHINX = "pocketsphinx"
 _SPHINX_RATE = 16000
 _SPHINX_MARGIN_S = 0.2
 _SEARCH = "grammar"
+_VARIANT = re.compile(r"\(\d+\)$")
+"""Of a word with several pronunciations: "the(2)"."""
 
 
 class Transcriber(Protocol):
@@ -39,6 +43,12 @@ class Transcriber(Protocol):
 
         In the order given, as the recogniser writes it: compare after normalisation.
         """
+        ...
+
+    def transcribe_words(
+        self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int
+    ) -> list[Transcript]:
+        """The same with all that the recogniser says of each clip. Slower."""
         ...
 
 
@@ -92,8 +102,14 @@ class Pocketsphinx:
         self.name = f"{POCKETSPHINX} {version(POCKETSPHINX)}, {settings}"
 
     def transcribe(self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int) -> list[str]:
+        return [found.text for found in self.transcribe_words(waveforms, sample_rate)]
+
+    def transcribe_words(
+        self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int
+    ) -> list[Transcript]:
+        """Its words are those of its dictionary, in lower case, without punctuation."""
         margin = np.zeros(round(_SPHINX_MARGIN_S * _SPHINX_RATE), np.int16)
-        texts = []
+        transcripts = []
         for waveform in _resampled(waveforms, sample_rate, _SPHINX_RATE):
             # Its noise removal takes the first frame for the noise, so a clip that begins or ends
             # in sound gets words too many. From digital silence every clip starts alike.
@@ -106,8 +122,25 @@ class Pocketsphinx:
             self._decoder.process_raw(pcm.tobytes(), full_utt=True)
             self._decoder.end_utt()
             hypothesis = self._decoder.hyp()
-            texts.append(hypothesis.hypstr if hypothesis else "")
-        return texts
+            if hypothesis is None:
+                transcripts.append(Transcript("", []))
+                continue
+            words = self._words(len(waveform) / _SPHINX_RATE)
+            transcripts.append(Transcript(hypothesis.hypstr, words))
+        return transcripts
+
+    def _words(self, seconds: float) -> list[Word]:
+        """Of the last clip. Its probabilities are of single words, and near 1 for wrong ones."""
+        frames = self._decoder.config["frate"]
+        return [
+            Word(
+                _VARIANT.sub("", part.word),
+                min(max(part.start_frame / frames - _SPHINX_MARGIN_S, 0.0), seconds),
+                min(max((part.end_frame + 1) / frames - _SPHINX_MARGIN_S, 0.0), seconds),
+            )
+            for part in self._decoder.seg() or ()
+            if not part.word.startswith(("<", "[", "+"))
+        ]
 
 
 class AsrPipeline:
@@ -155,6 +188,11 @@ class AsrPipeline:
             for i, output in zip(mine, outputs, strict=True):
                 texts[i] = output["text"].strip()
         return texts
+
+    def transcribe_words(
+        self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int
+    ) -> list[Transcript]:
+        return [Transcript(text) for text in self.transcribe(waveforms, sample_rate)]
 
 
 def open_transcriber(

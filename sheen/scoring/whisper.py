@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torchaudio.functional import resample
 
+from sheen.scoring.transcript import Transcript, Word
+
 RATE = 16_000
 """Sample rate of every Whisper, Hz."""
 NAMES = (
@@ -89,22 +91,69 @@ class FasterWhisper:
         """As `sheen.scoring.asr.Transcriber`; clips are independent of one another."""
         return [self._text(waveform, sample_rate) for waveform in waveforms]
 
+    def transcribe_words(
+        self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int
+    ) -> list[Transcript]:
+        """As `sheen.scoring.asr.Transcriber`. The text is what Whisper writes for noise too, which
+        `transcribe` would leave out: what it says of itself is for the caller to judge."""
+        return [self._words(waveform, sample_rate) for waveform in waveforms]
+
     def _text(self, waveform: NDArray[np.float32], sample_rate: int) -> str:
+        segments, _ = self._run(waveform, sample_rate)
+        return _joined(segments)
+
+    def _words(self, waveform: NDArray[np.float32], sample_rate: int) -> Transcript:
+        segments, info = self._run(
+            waveform,
+            sample_rate,
+            word_timestamps=True,
+            # Left at their values, they drop the text of a clip without a trace.
+            no_speech_threshold=None,
+            log_prob_threshold=None,
+            compression_ratio_threshold=None,
+        )
+        if info is None:
+            return Transcript("", [])
+        # Its mean counts the token that ends each part too.
+        weights = [len(segment.tokens) + 1 for segment in segments]
+        logprobs = [segment.avg_logprob for segment in segments]
+        return Transcript(
+            text=_joined(segments),
+            words=[
+                Word(word.word.strip(), float(word.start), float(word.end), float(word.probability))
+                for segment in segments
+                for word in segment.words
+            ],
+            avg_logprob=float(np.average(logprobs, weights=weights)) if segments else None,
+            no_speech_prob=max((segment.no_speech_prob for segment in segments), default=None),
+            language=info.language,
+            language_probability=float(info.language_probability),
+        )
+
+    def _run(
+        self, waveform: NDArray[np.float32], sample_rate: int, **options: Any
+    ) -> tuple[list[Any], Any]:
+        """Its segments and what it says of the clip, None of an empty one."""
         if waveform.ndim != 1:
             raise ValueError(f"a waveform has shape {waveform.shape}, expected [n]")
         if sample_rate != RATE and len(waveform):
             waveform = resample(torch.from_numpy(waveform), sample_rate, RATE).numpy()
         if not len(waveform):  # it would divide by its length
-            return ""
-        segments, _ = self._model.transcribe(
+            return [], None
+        segments, info = self._model.transcribe(
             waveform,
             language=self._language,
             beam_size=1,
             # One temperature: with more of them it samples again where it doubts a transcript.
             temperature=0.0,
             condition_on_previous_text=False,
+            **options,
         )
-        return " ".join(segment.text.strip() for segment in segments).strip()
+        return list(segments), info
+
+
+def _joined(segments: Sequence[Any]) -> str:
+    return " ".join(segment.text.strip() for segment in segments).strip()
 
 
 def _open(model: str, source: str, kind: str, index: int, precision: str) -> Any:

@@ -270,3 +270,17 @@ def test_a_grammar_is_refused_with_a_recogniser(models: Path) -> None:
 def test_an_unknown_device_is_named(models: Path) -> None:
     with pytest.raises(ValueError, match="nonsense"):
         open_transcriber(str(models / "ctc"), device="nonsense")
+
+
+def test_words_are_found_where_they_are_said(asr: Pocketsphinx) -> None:
+    clip = recording(RMS[0])
+    later = np.concatenate([np.zeros(RATE, np.float32), clip])
+    (found,), (moved,) = asr.transcribe_words([clip], RATE), asr.transcribe_words([later], RATE)
+    assert found.text == asr.transcribe([clip], RATE)[0]
+    assert found.words
+    assert moved.words
+    assert " ".join(word.text for word in found.words) == found.text
+    assert [word.text for word in moved.words] == [word.text for word in found.words]
+    for word, after in zip(found.words, moved.words, strict=True):
+        assert 0 <= word.start < word.end <= len(clip) / RATE
+        assert after.start - word.start == pytest.approx(1.0, abs=0.1)

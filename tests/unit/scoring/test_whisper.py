@@ -134,3 +134,21 @@ def test_a_grammar_is_refused(folders: Path) -> None:
 def test_a_stereo_clip_is_refused(tiny: FasterWhisper) -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 100\), expected \[n\]"):
         tiny.transcribe([np.zeros((2, 100), np.float32)], RATE)
+
+
+def test_words_have_times_and_a_clip_does_not_depend_on_its_neighbours(tiny: FasterWhisper) -> None:
+    clips = [noise(length, seed=length) for length in (16000, 9000, 0, 23000)]
+    found = tiny.transcribe_words(clips, RATE)
+    assert found == [tiny.transcribe_words([clip], RATE)[0] for clip in clips]
+    assert found[::-1] == tiny.transcribe_words(clips[::-1], RATE)
+    for clip, transcript in zip(clips, found, strict=True):
+        if not len(clip):
+            assert (transcript.text, transcript.words) == ("", [])
+            continue
+        assert transcript.text
+        assert transcript.words is not None
+        assert all(0 <= word.start <= word.end for word in transcript.words)
+        assert transcript.avg_logprob is not None
+        assert transcript.avg_logprob < 0
+        assert transcript.no_speech_prob is not None
+        assert transcript.language == "en"

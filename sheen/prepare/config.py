@@ -1,0 +1,110 @@
+"""The prepare job's fields."""
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from sheen.config import JobConfig
+from sheen.prepare.cutting import CutSettings
+from sheen.prepare.refusals import Limits
+
+
+class PrepareConfig(JobConfig):
+    """Prepare raw recordings for training: segments with transcripts, and a reason for the rest."""
+
+    input: Annotated[
+        list[str],
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+        Field(
+            min_length=1,
+            description="recordings in any container, of any length: file, folder, glob or URI. "
+            "Several are one input: --input A --input B",
+        ),
+    ]
+    output: Annotated[
+        str,
+        Field(
+            description="folder for manifest.jsonl, rejected.jsonl and the report; absolute path "
+            "or URI. The same command resumes it"
+        ),
+    ]
+    asr: Annotated[
+        str,
+        Field(
+            description="transcribes the segments: a name of faster-whisper's (base, small.en) or "
+            "CTranslate2 folder, a transformers model's hub id or folder, or 'pocketsphinx'"
+        ),
+    ] = "base"
+    language: Annotated[
+        str | None,
+        Field(
+            description="of the speech, such as en: for faster-whisper. Default: it guesses that "
+            "of each segment"
+        ),
+    ] = None
+    min_seconds: Annotated[
+        float, Field(ge=0.1, description="shortest segment, seconds; shorter ones are refused")
+    ] = CutSettings.min_seconds
+    max_seconds: Annotated[
+        float,
+        Field(gt=0.0, le=30.0, description="longest segment, seconds: speech is cut to fit"),
+    ] = CutSettings.max_seconds
+    pause_seconds: Annotated[
+        float,
+        Field(ge=0.1, description="a pause as long as this ends a segment, seconds"),
+    ] = CutSettings.pause_seconds
+    vad_threshold: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            lt=1.0,
+            description="probability from which on voice activity is speech; 0.3 for quiet voices",
+        ),
+    ] = CutSettings.threshold
+    max_no_speech: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=1.0,
+            description="of an unsure transcript (--min-logprob): beyond this probability that "
+            "there is no speech it is refused",
+        ),
+    ] = Limits.max_no_speech
+    min_logprob: Annotated[
+        float,
+        Field(
+            le=0.0, description="a transcript with a lower mean log probability of tokens is unsure"
+        ),
+    ] = Limits.min_logprob
+    min_text_rate: Annotated[
+        float,
+        Field(ge=0.0, description="fewest characters per second of speech; below: refused"),
+    ] = Limits.min_text_rate
+    max_text_rate: Annotated[
+        float,
+        Field(gt=0.0, description="most characters per second of speech; above: refused"),
+    ] = Limits.max_text_rate
+    num_workers: Annotated[
+        int | None,
+        Field(
+            ge=1, description="transcribing workers; default one per GPU, or CPU, of the cluster"
+        ),
+    ] = None
+    gpu: Annotated[
+        bool | None,
+        Field(
+            description="one GPU per transcribing worker; default: when the cluster has one now. "
+            "Give it where GPU nodes start on demand"
+        ),
+    ] = None
+
+    @property
+    def cut_settings(self) -> CutSettings:
+        """Raises ValueError."""
+        return CutSettings(
+            self.min_seconds, self.max_seconds, self.pause_seconds, self.vad_threshold
+        )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_no_speech, self.min_logprob, self.min_text_rate, self.max_text_rate)

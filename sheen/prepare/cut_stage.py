@@ -1,0 +1,81 @@
+"""The first stage, as Ray Data runs it: a source -> where its segments are.
+
+A task reads its sources a block at a time, and is in need of memory for nothing but levels and
+probabilities, a few megabytes of the longest recording. A source that cannot be used gets a reason.
+"""
+
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+
+from sheen import blocks
+from sheen.audio.io import AudioError
+from sheen.prepare.cutting import CutSettings, LevelMeter, cut
+from sheen.prepare.decoding import AudioStream
+from sheen.prepare.output import CUT_SCHEMA
+from sheen.prepare.vad import RATE, VoiceActivity
+from sheen.runs.attempts import Attempts
+from sheen.storage import files, uris
+
+
+def cut_sources(
+    table: pa.Table, *, settings: CutSettings, output: str, attempts: Attempts
+) -> pa.Table:
+    """SOURCE_SCHEMA -> committed rows of CUT_SCHEMA; says how many, and what kept them from it."""
+
+    def do(rows: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist(
+            [_cut(row, settings) for row in rows.to_pylist()], schema=CUT_SCHEMA
+        )
+
+    found = attempts.guard("decoder", table, do)
+    fault = blocks.commit(output, found)
+    return pa.table({"rows": [len(table)], "fault": pa.array([fault], pa.string())})
+
+
+@cache
+def _voice_activity() -> VoiceActivity:
+    return VoiceActivity()
+
+
+def _cut(row: dict[str, object], settings: CutSettings) -> dict[str, object]:
+    row = dict.fromkeys(CUT_SCHEMA.names) | row
+    if row["reason"] is None:
+        try:
+            row |= cut_source(str(row["audio"]), settings)
+        except FileNotFoundError:
+            row |= {"reason": "missing", "detail": "no such recording"}
+        except OSError as error:
+            row |= {"reason": "not read", "detail": str(error)}
+        except AudioError as error:
+            row |= {"reason": error.reason, "detail": str(error)}
+    return row
+
+
+def cut_source(location: str, settings: CutSettings) -> dict[str, object]:
+    """The columns that CUT_SCHEMA adds. Raises AudioError and OSError."""
+    voice, meter = _voice_activity(), LevelMeter()
+    voice.reset()
+    levels, probabilities = [], []
+    filesystem, path = uris.open_filesystem(location)
+    with uris.network_errors(location), filesystem.open_input_file(path) as file:
+        if file.read(len(files.LFS_POINTER)) == files.LFS_POINTER:
+            raise AudioError("missing", "a Git LFS pointer, not the recording: run `git lfs pull`")
+        file.seek(0)
+        stream = AudioStream(file, RATE)
+        for samples in stream:
+            levels.append(meter.push(samples))
+            probabilities.append(voice.push(samples))
+    probabilities.append(voice.flush())
+    segments = cut(np.concatenate(probabilities), np.concatenate(levels), stream.seconds, settings)
+    found: dict[str, object] = {
+        "seconds": stream.seconds,
+        "sample_rate": stream.source_rate,
+        "channels": stream.channels,
+        "segments": [vars(segment) for segment in segments],
+        "fault": stream.fault,
+    }
+    if not segments:
+        found |= {"reason": "no speech", "detail": f"{stream.seconds:.1f} s without speech"}
+    return found

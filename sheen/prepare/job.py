@@ -1,0 +1,159 @@
+"""The prepare job: recordings -> segments with transcripts, a manifest that encoding takes.
+
+Owns the Ray Data pipelines of both stages, resuming (the same command resumes with the sources, and
+then the segments, whose rows are not committed, see `sheen.blocks`), and the files of the output.
+Where a source is cut is known before its segments are transcribed, so that one long recording keeps
+all workers busy as many short ones do.
+"""
+
+import logging
+import time
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from sheen import blocks
+from sheen.prepare.config import PrepareConfig
+from sheen.prepare.cut_stage import cut_sources
+from sheen.prepare.manifest import Segments, plan_segments, write_manifest
+from sheen.prepare.output import CUTS, SOURCE_SCHEMA, TRANSCRIPTS, prepare_output
+from sheen.prepare.sources import Sources, find_sources
+from sheen.prepare.transcribe_stage import TranscribeWorker, read_segments, write_transcripts
+from sheen.runs import cluster
+from sheen.runs.attempts import Attempts
+from sheen.runs.output import output_lock
+from sheen.scoring.asr import POCKETSPHINX, check_transcriber
+from sheen.storage import uris
+
+logger = logging.getLogger(__name__)
+
+BLOCK_ROWS = 32
+"""Segments that are read, transcribed and committed together, at most: minutes of speech."""
+MOST_BLOCKS = 64
+"""A small input is cut this finely, so that every worker gets some of it."""
+CUT_ROWS, CUT_BLOCKS = 16, 256
+"""Sources of a block, at most; and so many blocks before there is more than one in any."""
+WORKER_CPUS = 0.5
+"""Reserved by a transcribing worker; below 1, so that reading and writing find a free share."""
+PROGRESS_S = 10.0
+
+
+def run(config: PrepareConfig) -> dict[str, Any]:
+    """Prepare; returns the report. Raises ValueError for what the user must change."""
+    output = cluster.output_folder("--output", config.output)
+    settings = config.cut_settings
+    sources = find_sources(config.input)
+    for source in sources.sources:
+        if uris.contains(output, source.location):
+            raise ValueError(
+                f"--output {output} holds --input {source.location}; give another folder"
+            )
+    check_transcriber(config.asr, None)
+    with output_lock(output):
+        prepare_output(output, config, sources.sources)
+        cuts = _cut(sources, config, output)
+        segments = plan_segments(cuts, settings)
+        rows = _transcribe(segments, config, output)
+        return write_manifest(output, config, sources, cuts, segments, rows)
+
+
+def _cut(sources: Sources, config: PrepareConfig, output: str) -> pa.Table:
+    """Run the first stage over the sources that are not cut yet; CUT_SCHEMA of all of them."""
+    folder = uris.join(output, CUTS)
+    listed = [
+        {"key": key, "audio": source.location, "name": source.name}
+        for key, source in enumerate(sources.sources)
+    ]
+    table = pa.Table.from_pylist(listed, schema=SOURCE_SCHEMA)
+    blocks.merge_all(folder)  # what an interrupted run committed
+    size = min(CUT_ROWS, max(1, len(table) // CUT_BLOCKS))
+    planned = blocks.plan(table, size, blocks.merged_keys(folder))
+    if planned:
+        _connect()
+        do = partial(cut_sources, settings=config.cut_settings, output=folder, attempts=Attempts())
+        data = ray.data.from_blocks(planned).map_batches(
+            do, batch_size=None, batch_format="pyarrow", num_cpus=1
+        )
+        _wait(data, sum(map(len, planned)), "recordings cut")
+        blocks.merge_all(folder)
+    return _merged(folder, table)
+
+
+def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Table:
+    """Run the second stage over what is left; TRANSCRIPT_SCHEMA of all segments without a fault."""
+    folder = uris.join(output, TRANSCRIPTS)
+    blocks.merge_all(folder)
+    done = blocks.merged_keys(folder)
+    size = min(BLOCK_ROWS, max(1, len(segments.table) // MOST_BLOCKS))
+    planned = blocks.plan(segments.table, size, done)
+    if planned:
+        if len(done):
+            logger.info("%d of %d segments are done already", len(done), len(segments.table))
+        _connect()
+        gpu = cluster.use_gpus(config.gpu) and config.asr != POCKETSPHINX
+        workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
+        attempts = Attempts()
+        data = (
+            ray.data.from_blocks(planned)
+            .map_batches(
+                partial(read_segments, attempts=attempts),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=0.25,
+            )
+            .map_batches(
+                TranscribeWorker,
+                fn_constructor_kwargs={
+                    "asr": config.asr,
+                    "language": config.language,
+                    "device": None if gpu else "cpu",
+                    "attempts": attempts,
+                },
+                compute=ActorPoolStrategy(size=min(workers, len(planned))),
+                batch_size=size,
+                batch_format="pyarrow",
+                num_cpus=WORKER_CPUS,
+                num_gpus=1 if gpu else 0,
+            )
+            .map_batches(
+                partial(write_transcripts, output=folder),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=0.1,
+            )
+        )
+        _wait(data, sum(map(len, planned)), "segments transcribed")
+        blocks.merge_all(folder)
+    return _merged(folder, segments.table)
+
+
+def _connect() -> None:
+    cluster.connect()
+    # To Ray a stage that computes makes no progress, and half an hour without any ends the job; a
+    # long recording, or a large model on a CPU, may take longer.
+    DataContext.get_current().execution_no_progress_timeout_s = -1
+
+
+def _wait(data: Any, total: int, what: str) -> None:
+    started = said = time.monotonic()
+    count = 0
+    for written in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+        blocks.raise_fault(written["fault"].to_pylist())
+        count += sum(written["rows"].to_pylist())
+        now = time.monotonic()
+        if now - said > PROGRESS_S:
+            said = now
+            left = (now - started) / count * (total - count)
+            logger.info("%d/%d %s, about %.0f s left", count, total, what, left)
+    logger.info("%d/%d %s in %.1f s", count, total, what, time.monotonic() - started)
+
+
+def _merged(folder: str, planned: pa.Table) -> pa.Table:
+    """All rows of a stage, by key. RuntimeError unless each that was planned is there once."""
+    parts = list(blocks.read_merged(folder))
+    keys = [part["key"].to_numpy() for part in parts]
+    blocks.check_keys(folder, keys, planned["key"].to_numpy())
+    return pa.concat_tables(parts).sort_by("key") if parts else planned

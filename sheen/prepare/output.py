@@ -1,0 +1,130 @@
+"""The output folder of a prepare job: whose it is, and the tables on the way to its manifest.
+
+Owns the columns of both stages and the check of the folder: a job resumes its own output and
+refuses any other. Each stage commits blocks of rows under a folder of its own (`sheen.blocks`).
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sheen.prepare.config import PrepareConfig
+from sheen.prepare.sources import Source
+from sheen.prepare.vad import model_file
+from sheen.runs.output import (
+    RECORDINGS,
+    check_fingerprint,
+    folder_digest,
+    is_unused,
+    sample_digests,
+)
+from sheen.scoring.whisper import NAMES
+from sheen.storage import files, uris
+
+RUN_FILE = "run.json"
+CUTS, TRANSCRIPTS = "cuts", "transcripts"
+"""Folders of the stages: a row for each source with its segments, and a row for each segment."""
+MANIFEST, REJECTED, REPORT = "manifest.jsonl", "rejected.jsonl", "report.json"
+
+FORMAT = 1
+_FREE_FIELDS = {
+    "config", "input", "output", "num_workers", "gpu", "max_no_speech", "min_logprob",
+    "min_text_rate", "max_text_rate",
+}  # fmt: skip
+"""What may differ when a job resumes: limits are applied to finished rows, and the content of the
+input is compared."""
+
+_SOURCE: list[tuple[str, pa.DataType]] = [
+    ("key", pa.int64()),
+    ("audio", pa.string()),
+    ("name", pa.string()),
+]
+SOURCE_SCHEMA = pa.schema(_SOURCE)
+SEGMENT_TYPE = pa.struct(
+    [
+        ("start", pa.float64()),  # seconds from the first sample on
+        ("end", pa.float64()),
+        ("speech", pa.float64()),  # seconds of it
+        ("start_at", pa.string()),  # see `sheen.prepare.cutting.Segment`
+        ("end_at", pa.string()),
+        ("level_db", pa.float64()),
+    ]
+)
+CUT_SCHEMA = pa.schema(
+    [
+        *_SOURCE,
+        ("seconds", pa.float64()),
+        ("sample_rate", pa.int64()),  # of the file
+        ("channels", pa.int64()),
+        ("segments", pa.list_(SEGMENT_TYPE)),
+        ("fault", pa.string()),  # why it was not read to its end
+        ("reason", pa.string()),  # why nothing of it can be used
+        ("detail", pa.string()),
+    ]
+)
+
+WORD_TYPE = pa.struct(
+    [
+        ("text", pa.string()),
+        ("start", pa.float64()),  # seconds within the segment
+        ("end", pa.float64()),
+        ("probability", pa.float64()),
+    ]
+)
+SEGMENT_SCHEMA = pa.schema(
+    [
+        ("key", pa.int64()),  # over all segments of all sources
+        ("id", pa.string()),
+        ("audio", pa.string()),
+        *SEGMENT_TYPE,
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+PCM_SCHEMA = pa.schema([*SEGMENT_SCHEMA, ("pcm", pa.large_binary())])
+"""16-bit mono at the rate of `sheen.prepare.vad`; null where there is a reason."""
+TRANSCRIPT_SCHEMA = pa.schema(
+    [
+        *SEGMENT_SCHEMA,
+        ("text", pa.string()),
+        ("words", pa.list_(WORD_TYPE)),
+        ("avg_logprob", pa.float64()),
+        ("no_speech_prob", pa.float64()),
+        ("language", pa.string()),
+        ("language_probability", pa.float64()),
+        ("asr", pa.string()),
+    ]
+)
+
+
+def prepare_output(output: str, config: PrepareConfig, sources: Sequence[Source]) -> None:
+    """Refuse a folder that holds something else, or another preparation."""
+    where = uris.join(output, RUN_FILE)
+    if not is_unused(output) and not files.exists(where):
+        raise ValueError(f"--output {output} is not empty; give another folder")
+    fields = config.model_dump(mode="json")
+    decided = {name: value for name, value in fields.items() if name not in _FREE_FIELDS}
+    if config.asr not in NAMES and Path(config.asr).expanduser().is_dir():
+        decided["asr"] = folder_digest(uris.absolute(config.asr))
+    names = json.dumps([source.name for source in sources])
+    decided |= {
+        "format": FORMAT,
+        "voice activity": files.sha256(model_file()),
+        "sources": len(sources),
+        "names of the sources": hashlib.sha256(names.encode()).hexdigest(),
+        RECORDINGS: sample_digests([source.location for source in sources]),
+    }
+    if changed := check_fingerprint(where, decided):
+        raise ValueError(
+            f"--output {output} holds another preparation: {changed}. Give the same values to "
+            "resume it, or another folder."
+        )
+
+
+def write_lines(location: str, rows: Sequence[dict[str, Any]]) -> None:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    files.write_bytes(location, "".join(lines).encode())

@@ -1,0 +1,81 @@
+"""Which segments are no material for training, and why: pure functions of what was measured.
+
+Owns the reasons and the limits. They are applied when the manifest is written, to rows that hold
+the measures, so that another limit costs no transcription. Measures nothing.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from sheen.prepare.cutting import CutSettings, Segment
+from sheen.scoring.transcript import Transcript
+from sheen.scoring.wer import normalise_words
+
+SILENT_DB = -60.0
+"""A segment whose loudest 10 ms are softer is no speech, whatever voice activity says of it."""
+MAX_COMPRESSION = 2.4
+"""Whisper's own limit of a text that repeats itself."""
+MIN_UNIQUE, UNIQUE_OF = 0.4, 6
+"""Least share of different words, of a text of at least so many: NeMo's."""
+
+Fault = tuple[str, str]
+"""A reason, and what was measured."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Whisper's own limits of a hallucination: it must be likely no speech, and unsure. Text rates
+    are characters per second of speech."""
+
+    max_no_speech: float = 0.6
+    min_logprob: float = -1.0
+    min_text_rate: float = 2.0
+    max_text_rate: float = 30.0
+
+
+def segment_fault(segment: Segment, settings: CutSettings) -> Fault | None:
+    """What keeps a segment from being transcribed."""
+    if segment.seconds < settings.min_seconds:
+        return (
+            "too short",
+            f"{segment.seconds:.2f} s with nothing near enough to join; the minimum is "
+            f"{settings.min_seconds:g} s",
+        )
+    if segment.level_db < SILENT_DB:
+        return "silent", f"its loudest 10 ms have {segment.level_db:.0f} dB of full scale"
+    return None
+
+
+def transcript_fault(transcript: Transcript, speech_seconds: float, limits: Limits) -> Fault | None:
+    """What keeps a transcript from being taught."""
+    words = normalise_words(transcript.text).split()
+    if not words:
+        return "no words", f"the transcript is {transcript.text!r}"
+    no_speech, logprob = transcript.no_speech_prob, transcript.avg_logprob
+    if (
+        no_speech is not None
+        and logprob is not None
+        and no_speech > limits.max_no_speech
+        and logprob < limits.min_logprob
+    ):
+        return (
+            "not speech",
+            f"{transcript.text!r} at a probability of {no_speech:.2f} that there is no speech and "
+            f"a mean log probability of {logprob:.2f}",
+        )
+    if (ratio := transcript.compression_ratio) > MAX_COMPRESSION:
+        return "repeats itself", f"compression ratio {ratio:.2f}, at most {MAX_COMPRESSION}"
+    most, count = Counter(words).most_common(1)[0]
+    if len(words) >= UNIQUE_OF and len(set(words)) / len(words) <= MIN_UNIQUE:
+        return (
+            "repeats itself",
+            f"{len(words)} words, {len(set(words))} different, {most!r} {count}x",
+        )
+    rate = len(transcript.text) / max(speech_seconds, 0.01)
+    if not limits.min_text_rate <= rate <= limits.max_text_rate:
+        return (
+            "implausible speech rate",
+            f"{len(transcript.text)} characters in {speech_seconds:.2f} s of speech are {rate:.1f} "
+            f"per second, expected {limits.min_text_rate:g} to {limits.max_text_rate:g}",
+        )
+    return None

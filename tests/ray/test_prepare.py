@@ -1,0 +1,92 @@
+"""The prepare job: raw recordings become rows that encode, each second accounted for."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from helpers.example import CODEC, RATE, ROOT, clips_of, load_script, read_clip
+from sheen.encode.config import EncodeConfig
+from sheen.encode.job import run as encode
+from sheen.prepare.output import MANIFEST, REJECTED, REPORT
+from sheen.scoring.wer import error_rate
+
+Row = dict[str, Any]
+SPOKEN = [*clips_of("heart")[8:12], *clips_of("bm_george")[8:11]]
+
+main = load_script(ROOT / "jobs" / "prepare.py").main
+
+
+def lines(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[float, float]]]:
+    """A folder of recordings, and where in `long.flac` each of SPOKEN is, in seconds."""
+    folder = tmp_path_factory.mktemp("raw")
+    rng = np.random.default_rng(0)
+    parts: list[np.ndarray] = []
+    places = []
+    for clip in SPOKEN:
+        pause = round(rng.uniform(0.7, 1.5) * RATE)
+        parts.append((1e-4 * rng.standard_normal(pause)).astype(np.float32))
+        at = sum(map(len, parts)) / RATE
+        parts.append(read_clip(clip))
+        places.append((at, at + len(parts[-1]) / RATE))
+    soundfile.write(folder / "long.flac", np.concatenate(parts), RATE)
+    shutil.copy(clips_of("am_michael")[9].path, folder / "short.opus")
+    soundfile.write(folder / "silence.wav", np.zeros(3 * RATE, np.float32), RATE)
+    (folder / "broken.mp3").write_bytes(b"no sound" * 100)
+    (folder / "notes.txt").write_text("of the day in the studio", "utf-8")
+    return folder, places
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_raw_recordings_become_rows_that_encode(
+    raw: tuple[Path, list[tuple[float, float]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, places = raw
+    output = tmp_path / "prepared"
+    words = ["--input", str(folder), "--output", str(output), "--asr", "pocketsphinx"]
+    assert main(words) == 0
+    assert "rejected, no speech: 1 (silence: 3.0 s without speech)" in capsys.readouterr().out
+
+    rows, refused = lines(output / MANIFEST), lines(output / REJECTED)
+    assert {row["reason"] for row in refused} == {"no speech", "unreadable"}
+    long = [row for row in rows if row["audio"] == str(folder / "long.flac")]
+    # Each clip is in one segment whole, and no segment has a part of one.
+    assert len(long) == len(places)
+    for row, (start, end) in zip(long, places, strict=True):
+        assert start - 0.2 < row["start"] < start + 0.1
+        assert end - 0.1 < row["end"] < end + 0.2
+        assert row["id"].startswith("long-")
+    heard = error_rate("word", [clip.text for clip in SPOKEN], [row["text"] for row in long])
+    assert heard.rate < 0.6
+
+    report = json.loads((output / REPORT).read_text("utf-8"))
+    assert report["files_skipped"] == {".txt": 1}
+    assert report["rows_out"] == len(rows)
+    assert report["hours_out"] + report["hours_rejected"] + report["hours_between"] == (
+        pytest.approx(report["hours_in"])
+    )
+
+    # Resumed with nothing left to do, and with segments to transcribe again: the same rows.
+    for lost in (None, output / "transcripts"):
+        if lost:
+            shutil.rmtree(lost)
+        (output / MANIFEST).unlink()
+        assert main(words) == 0
+        assert lines(output / MANIFEST) == rows
+    assert main([*words, "--max-seconds", "10"]) == 2
+    assert "max_seconds was 15.0, now 10.0" in capsys.readouterr().err
+
+    fields = {"input": str(output / MANIFEST), "output": str(tmp_path / "codes")}
+    encoded = encode(EncodeConfig(**fields, codec=str(CODEC), num_workers=1))
+    assert encoded["rows_out"] == len(rows)

@@ -1,0 +1,59 @@
+"""What is no material for training: short, silent, hallucinated; and what is kept."""
+
+import pytest
+
+from sheen.prepare.cutting import PAUSE, CutSettings, Segment
+from sheen.prepare.refusals import Limits, segment_fault, transcript_fault
+from sheen.scoring.transcript import Transcript
+
+LIMITS = Limits()
+
+
+def reason(text: str, seconds: float = 3.0, **measures: float) -> str | None:
+    fault = transcript_fault(Transcript(text, **measures), seconds, LIMITS)
+    return fault and fault[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("Her voice was calm, although her hands were shaking.", 2.6),
+        ("No, no, no, no.", 1.0),
+        ("Thank you.", 0.6),
+        ("我们昨天买了三张桌子", 2.4),
+    ],
+)
+def test_speech_is_kept(text: str, seconds: float) -> None:
+    assert reason(text, seconds, no_speech_prob=0.05, avg_logprob=-0.3) is None
+
+
+def test_what_whisper_makes_of_noise_is_refused() -> None:
+    assert reason(" .", no_speech_prob=0.9, avg_logprob=-1.2) == "no words"
+    assert reason("Thank you.", no_speech_prob=0.7, avg_logprob=-1.2) == "not speech"
+    # One alone proves nothing.
+    assert reason("Thank you.", no_speech_prob=0.7, avg_logprob=-0.4) is None
+    assert reason("Thank you.", no_speech_prob=0.1, avg_logprob=-1.4) is None
+
+
+def test_a_text_that_repeats_itself_is_refused() -> None:
+    sentence = "So I went to the shop and then I went to the shop. "
+    assert reason(5 * sentence, 12.0) == "repeats itself"
+    assert reason("you you you you you you", 2.0) == "repeats itself"
+
+
+def test_a_text_of_another_length_than_its_speech_is_refused() -> None:
+    assert reason("Yes.", 8.0) == "implausible speech rate"
+    assert reason("We measured the room twice before we ordered it.", 0.8) == (
+        "implausible speech rate"
+    )
+
+
+def test_a_segment_that_is_short_or_silent_is_not_transcribed() -> None:
+    def fault(seconds: float, level_db: float) -> str | None:
+        segment = Segment(1.0, 1.0 + seconds, seconds, PAUSE, PAUSE, level_db)
+        found = segment_fault(segment, CutSettings())
+        return found and found[0]
+
+    assert fault(3.0, -20.0) is None
+    assert fault(1.5, -20.0) == "too short"
+    assert fault(3.0, -65.0) == "silent"
