@@ -9,6 +9,8 @@ codecs or datasets.
 import io
 import math
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -18,6 +20,8 @@ import soundfile
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from numpy.typing import NDArray
+
+from sheen.audio.samples import Samples
 
 # Containers whose header states the true length, so that a short decode means a truncated file.
 # An MP3's length may be an estimate from its bit rate and proves nothing. For a WAV ffmpeg gives
@@ -29,7 +33,7 @@ UNKNOWN_SIZE = 0xFFFFFFFF
 """In a WAV's size fields."""
 # Tags are not used, so one in another encoding than UTF-8 does no harm. From PyAV 19 on, that is
 # its default, and there is no such argument.
-_ANY_TAGS: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+ANY_TAGS: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
 """Sample rates that are decoded, Hz: beyond them a header is damaged, and one of 1 Hz would make
@@ -92,30 +96,22 @@ def decode(data: bytes) -> tuple[NDArray[np.float32], int]:
     """
     if not data:
         raise AudioError("empty", "the file has 0 bytes")
-    parts: list[tuple[int, list[NDArray[np.float32]]]] = []  # neighbours of one rate, in Hz
+    parts: list[tuple[int, list[Samples]]] = []  # neighbours of one rate, in Hz
     declared_s, exact = 0.0, False
-    try:
-        with av.open(io.BytesIO(data), "r", **_ANY_TAGS) as container:
-            if not container.streams.audio:
-                raise AudioError("unreadable", "the file holds no audio stream")
-            stream = container.streams.audio[0]
-            if stream.duration and stream.time_base:
-                declared_s = float(stream.duration * stream.time_base)
-            exact = bool(_EXACT_LENGTH & set(container.format.name.split(",")))
-            if container.format.name == "caf" and stream.codec_context.name == "alac":
-                # The last packet is as long as its samples; ffmpeg would cut the padding off again.
-                stream.codec_context.options = {"flags2": "skip_manual"}
-            _decode_frames(container, stream, parts)
-    except AudioError:
-        raise
-    except av.FFmpegError as error:
-        reason = "truncated" if any(pieces for _, pieces in parts) else "unreadable"
-        raise AudioError(reason, f"decoding failed: {error.strerror}") from error
-    except Exception as error:
-        # Whatever a decoder raises is about this file: the jobs count it and read the next one.
-        raise AudioError(
-            "unreadable", f"decoding failed: {type(error).__name__}: {error}"
-        ) from error
+    with (
+        decoding_errors(lambda: any(pieces for _, pieces in parts)),
+        av.open(io.BytesIO(data), "r", **ANY_TAGS) as container,
+    ):
+        stream = audio_stream(container)
+        if stream.duration and stream.time_base:
+            declared_s = float(stream.duration * stream.time_base)
+        exact = bool(_EXACT_LENGTH & set(container.format.name.split(",")))
+        mixer = Mixer()
+        for frame in container.decode(stream):
+            for samples in mixer.mono(frame):
+                if not parts or parts[-1][0] != frame.sample_rate:
+                    parts.append((frame.sample_rate, []))
+                parts[-1][1].append(samples)
     decoded = [(rate, np.concatenate(pieces)) for rate, pieces in parts if pieces]
     seconds = sum(len(samples) / rate for rate, samples in decoded)
     if not seconds:
@@ -136,31 +132,64 @@ def decode(data: bytes) -> tuple[NDArray[np.float32], int]:
     return samples, source_rate
 
 
-def _decode_frames(
-    container: InputContainer,
-    stream: AudioStream,
-    parts: list[tuple[int, list[NDArray[np.float32]]]],
-) -> None:
-    """Append what the stream holds, mono, so that what was there before a fault is known."""
-    shape: tuple[object, ...] | None = None
-    for frame in container.decode(stream):
+def audio_stream(container: InputContainer) -> AudioStream:
+    """The first audio stream of an open file. Raises AudioError."""
+    if not container.streams.audio:
+        raise AudioError("unreadable", "the file holds no audio stream")
+    stream = container.streams.audio[0]
+    if container.format.name == "caf" and stream.codec_context.name == "alac":
+        # The last packet is as long as its samples; ffmpeg would cut the padding off again.
+        stream.codec_context.options = {"flags2": "skip_manual"}
+    return stream
+
+
+@contextmanager
+def decoding_errors(begun: Callable[[], bool]) -> Iterator[None]:
+    """Turns what a decoder raises into AudioError; `begun`: whether any samples came before."""
+    try:
+        yield
+    except AudioError:
+        raise
+    except av.FFmpegError as error:
+        reason = "truncated" if begun() else "unreadable"
+        raise AudioError(reason, f"decoding failed: {error.strerror}") from error
+    except OSError:  # of what the bytes come from
+        raise
+    except Exception as error:
+        # Whatever a decoder raises is about this file: the jobs count it and read the next one.
+        raise AudioError(
+            "unreadable", f"decoding failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+class Mixer:
+    """Decoded frames to mono samples; channels are averaged."""
+
+    def __init__(self, sample_rate: int | None = None) -> None:
+        """sample_rate: of all samples, Hz; None: each frame's own."""
+        self._rate = sample_rate
+        self._shape: tuple[object, ...] | None = None
+        self._packed = av.AudioResampler(format="flt")
+
+    def mono(self, frame: av.AudioFrame) -> Iterator[Samples]:
+        """Of one frame. Raises AudioError for a rate that no recording has."""
         # Each frame says what it is. The stream's rate is that of the frame that was looked at
         # first, and a resampler takes all for what its first one was.
-        if shape != (shape := (frame.sample_rate, frame.format.name, frame.layout.name)):
+        shape = (frame.sample_rate, frame.format.name, frame.layout.name)
+        if self._shape != shape:
             if not LOWEST_RATE <= frame.sample_rate <= HIGHEST_RATE:
                 raise AudioError(
                     "unreadable",
                     f"its header states a sample rate of {frame.sample_rate} Hz, expected "
                     f"{LOWEST_RATE} to {HIGHEST_RATE}",
                 )
+            self._shape = shape
             # Packed, not planar: of planar frames PyAV reads no more than 8 channels safely.
-            packed = av.AudioResampler(format="flt")
-            if not parts or parts[-1][0] != frame.sample_rate:
-                parts.append((frame.sample_rate, []))
+            self._packed = av.AudioResampler(format="flt", rate=self._rate)
         channels = frame.layout.nb_channels
-        for converted in packed.resample(frame):
+        for converted in self._packed.resample(frame):
             by_channel = np.ascontiguousarray(converted.to_ndarray().reshape(-1, channels).T)
-            parts[-1][1].append(by_channel.mean(axis=0))
+            yield by_channel.mean(axis=0)
 
 
 def _wav_seconds_missing(data: bytes) -> float:

@@ -1,13 +1,15 @@
 """The bytes of a recording, from wherever its manifest row points.
 
-Owns reading whole files, byte ranges of tar shards and rows of Parquet files. Decodes nothing. The
-last container stays open, so rows are best read in manifest order. Only a few rows of a Parquet
-file and the page that holds them are in memory, however large its row groups.
+Owns reading whole files, byte ranges of tar shards and rows of Parquet files, and opening them to
+read parts. Decodes nothing. The last container stays open, so rows are best read in manifest order.
+Only a few rows of a Parquet file and the page that holds them are in memory, however large its row
+groups.
 """
 
+import io
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +22,8 @@ PARQUET_BUFFER = 1 << 23
 """Bytes of a column read at once; without a buffer it is a whole row group's. Where a writer made a
 single page of a row group, which pyarrow does of up to 1,024 rows unless it is given a
 `write_batch_size`, that page is what has to be in memory."""
+LOCAL_BUFFER, REMOTE_BUFFER = 1 << 16, 1 << 20
+"""Bytes of an opened recording that are read at once: a request costs as much as many bytes."""
 
 
 class RecordingReader:
@@ -81,6 +85,20 @@ class RecordingReader:
             self.close()
             raise OSError(f"{location}: {error}") from error
 
+    def open(self, row: Mapping[str, Any]) -> BinaryIO:
+        """The same bytes as a file, of which no more is read than is asked for. To be closed.
+
+        What is in a Parquet file, or on a server that only sends files whole, is in memory.
+        """
+        location = row["audio"]
+        if location is None or row["container"] == "parquet":
+            return io.BytesIO(self.read(row))
+        try:
+            with uris.network_errors(location):
+                return _opened(location, row["place"] if row["container"] == "tar" else None)
+        except ValueError:  # it can be read in order only, or nothing can have such a name
+            return io.BytesIO(self.read(row))
+
     def _open(self, location: str) -> pa.NativeFile:
         if self._stream is None or self._location != location:
             self.close()
@@ -94,10 +112,7 @@ class RecordingReader:
         stream.seek(offset)
         data = bytes(stream.read(size))
         if len(data) < size:
-            raise OSError(
-                f"{location}: it ends before byte {offset + size}; it has changed since its "
-                "headers were read"
-            )
+            raise OSError(_ended(location, offset + size))
         return data
 
     def _from_parquet(self, location: str, group: int, place: int) -> bytes:
@@ -127,3 +142,57 @@ class RecordingReader:
         if audio.get("path"):
             return files.read_bytes(uris.sibling(location, audio["path"]))
         raise FileNotFoundError(f"{location}: row {place} of row group {group} has no recording")
+
+
+def _opened(location: str, place: list[int] | None) -> BinaryIO:
+    """A file, or the bytes of it that `place` says. ValueError where it cannot be sought in."""
+    stream = files.open_file(location)
+    try:
+        size = stream.size()
+        offset, length = place or (0, size)
+        if offset + length > size:
+            raise OSError(_ended(location, offset + length))
+        stream.seek(size // 2)
+        stream.read(1)
+    except BaseException:
+        stream.close()
+        raise
+    local = uris.scheme(location) in ("", "file")
+    part = _Part(location, stream, offset, length)
+    return io.BufferedReader(part, LOCAL_BUFFER if local else REMOTE_BUFFER)
+
+
+def _ended(location: str, end: int) -> str:
+    return f"{location}: it ends before byte {end}; it has changed since its headers were read"
+
+
+class _Part(io.RawIOBase):
+    """`size` bytes of a file, from `offset` on, as a file."""
+
+    def __init__(self, location: str, stream: pa.NativeFile, offset: int, size: int) -> None:
+        self._location = location
+        self._stream, self._offset, self._size = stream, offset, size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        with uris.network_errors(self._location):
+            self._stream.seek(self._offset + self._at)
+            data = self._stream.read(max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()

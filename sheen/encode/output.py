@@ -22,6 +22,7 @@ from sheen import blocks
 from sheen.codec.info import CODEC_FOLDER, CodecInfo
 from sheen.data import dataset
 from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
+from sheen.data.parts import sort_manifest
 from sheen.encode.config import EncodeConfig
 from sheen.runs.output import LOCK_FILE, RECORDINGS, check_fingerprint, is_unused, sample_digests
 from sheen.storage import files, uris
@@ -182,7 +183,8 @@ def plan_blocks(manifest: pa.Table, output: str) -> list[pa.Table]:
     if len(again):
         logger.info("retrying %d rows that were missing or not read", len(again))
     size = min(BLOCK_ROWS, max(FEWEST_ROWS, len(manifest) // MOST_BLOCKS))
-    return blocks.plan(manifest, size, np.setdiff1d(done, again))
+    # A worker goes through its blocks in order, and so through a recording of many rows once.
+    return blocks.plan(sort_manifest(manifest), size, np.setdiff1d(done, again))
 
 
 def prepare_output(

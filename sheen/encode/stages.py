@@ -17,15 +17,14 @@ import pyarrow as pa
 import ray
 
 from sheen.audio import effects, io
-from sheen.audio.io import AudioError, from_pcm16
-from sheen.audio.samples import Samples
+from sheen.audio.io import from_pcm16
 from sheen.codec.layout import TokenLayout
-from sheen.data.recordings import RecordingReader
+from sheen.data.clips import ClipError, ClipReader
+from sheen.data.parts import in_recording_order
 from sheen.encode.config import Limits, length_fault, sound_fault, text_fault
 from sheen.encode.output import ENCODED, ENCODED_SCHEMA, PCM_SCHEMA, REJECTED, pack, unpack
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
-from sheen.storage import files
 from sheen.text.prompt import normalise
 from sheen.text.steps import NormalizerStep, TextPipeline
 
@@ -80,29 +79,29 @@ def decode_rows(
     Each is worked on within `limit(key)`.
     """
     rows = table.to_pylist()
-    clips = _Clips(_reader(), settings)
-    for row in rows:
-        row |= {"pcm": None, "seconds": None}
-        clips.times = {"read_s": 0.0, "decode_s": 0.0, "resample_s": 0.0}
+    clips = _reader()
+    clips.forget()
+    for place in in_recording_order(rows):
+        row = rows[place]
+        row |= {"pcm": None, "seconds": None, "read_s": 0.0, "decode_s": 0.0, "resample_s": 0.0}
         if row["reason"] is None:
             try:
                 with limit(row["key"]):
                     if settings.normalizer:
                         row["text"] = _taught(row["text"], settings.normalizer)
                     if row["snac_codes"] is None:
-                        row["pcm"] = clips.pcm(row)
+                        row["pcm"] = _pcm(row, clips, settings)
                     else:
-                        clips.check_codes(row)
-            except Rejected as error:
+                        _check_codes(row, settings)
+            except (Rejected, ClipError) as error:
                 row |= {"reason": error.reason, "detail": f"{_name(row)}{error}"}
-        row |= clips.times
     return pa.Table.from_pylist(rows, schema=PCM_SCHEMA)
 
 
 @cache
-def _reader() -> RecordingReader:
-    """One for each process: its next block often lies in the same tar or row group."""
-    return RecordingReader()
+def _reader() -> ClipReader:
+    """One for each process: its next block often lies in the same recording, tar or row group."""
+    return ClipReader()
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -116,90 +115,36 @@ def _taught(text: str, steps: tuple[NormalizerStep, ...]) -> str:
     return taught
 
 
-class _Clips:
-    """The rows of a block, one after the other. Neighbours that are parts of one recording decode
-    it once, or fail alike."""
+def _pcm(row: dict[str, Any], clips: ClipReader, settings: DecodeSettings) -> bytes:
+    """Also notes the row's `seconds`, and what it took. Raises Rejected and ClipError."""
+    limits = settings.limits
+    try:
+        samples, rate = clips.read(row)
+    finally:
+        row |= {"read_s": clips.read_s, "decode_s": clips.decode_s}
+    row["seconds"] = len(samples) / rate
+    _check(length_fault(row["seconds"], limits))
+    _check(sound_fault(samples, limits))
+    started = time.perf_counter()
+    samples = io.resampled(samples, rate, settings.sample_rate)
+    row["resample_s"] = time.perf_counter() - started
+    if settings.trim_db is not None:
+        samples = effects.trim(samples, settings.sample_rate, settings.trim_db)
+        _check(length_fault(len(samples) / settings.sample_rate, limits))
+    _check(text_fault(normalise(row["text"]), row["seconds"], limits))
+    if settings.loudness_lufs is not None:
+        samples = effects.to_loudness(samples, settings.sample_rate, settings.loudness_lufs)
+    return io.to_pcm16(samples).tobytes()
 
-    def __init__(self, reader: RecordingReader, settings: DecodeSettings) -> None:
-        self._reader = reader
-        self._settings = settings
-        self._at: tuple[Any, ...] | None = None
-        self._whole: tuple[Samples, int] | Rejected | None = None
-        self.times: dict[str, float] = {}
 
-    def pcm(self, row: dict[str, Any]) -> bytes:
-        """Also notes the row's `seconds`. Raises Rejected."""
-        what, limits = self._settings, self._settings.limits
-        samples, rate = self._cut(row, *self._decoded(row))
-        row["seconds"] = len(samples) / rate
-        _check(length_fault(row["seconds"], limits))
-        _check(sound_fault(samples, limits))
-        started = time.perf_counter()
-        samples = io.resampled(samples, rate, what.sample_rate)
-        self.times["resample_s"] = time.perf_counter() - started
-        if what.trim_db is not None:
-            samples = effects.trim(samples, what.sample_rate, what.trim_db)
-            _check(length_fault(len(samples) / what.sample_rate, limits))
-        _check(text_fault(normalise(row["text"]), row["seconds"], limits))
-        if what.loudness_lufs is not None:
-            samples = effects.to_loudness(samples, what.sample_rate, what.loudness_lufs)
-        return io.to_pcm16(samples).tobytes()
-
-    def _decoded(self, row: Mapping[str, Any]) -> tuple[Samples, int]:
-        at = row["audio"], row["container"], tuple(row["place"] or ())
-        if at != self._at or self._whole is None:
-            self._at, self._whole = at, None
-            try:
-                self._whole = self._decode(row)
-            except Rejected as error:
-                self._whole = error
-        if isinstance(self._whole, Rejected):
-            raise Rejected(self._whole.reason, str(self._whole))
-        return self._whole
-
-    def _decode(self, row: Mapping[str, Any]) -> tuple[Samples, int]:
-        started = time.perf_counter()
-        try:
-            data = self._reader.read(row)
-        except FileNotFoundError:
-            raise Rejected("missing", "no such recording") from None
-        except OSError as error:
-            raise Rejected("not read", str(error)) from error
-        finally:
-            self.times["read_s"] = time.perf_counter() - started
-        if data.startswith(files.LFS_POINTER):
-            raise Rejected("missing", "a Git LFS pointer, not the recording: run `git lfs pull`")
-        started = time.perf_counter()
-        try:
-            return io.decode(data)
-        except AudioError as error:
-            raise Rejected(error.reason, str(error)) from error
-        finally:
-            self.times["decode_s"] = time.perf_counter() - started
-
-    def _cut(self, row: Mapping[str, Any], samples: Samples, rate: int) -> tuple[Samples, int]:
-        if row["start"] is None and row["end"] is None:
-            return samples, rate
-        first = round((row["start"] or 0.0) * rate)
-        last = len(samples) if row["end"] is None else round(row["end"] * rate)
-        # A time in text has milliseconds at best.
-        if first >= len(samples) or last > len(samples) + round(0.01 * rate):
-            raise Rejected(
-                "outside the recording",
-                f"{row['start'] or 0.0:g} to {last / rate:g} s, the recording has "
-                f"{len(samples) / rate:.2f} s",
-            )
-        return samples[first:last], rate
-
-    def check_codes(self, row: dict[str, Any]) -> None:
-        """Of a row that brings its codes. Raises Rejected."""
-        codes = row["snac_codes"]
-        if problem := self._settings.layout.check(codes):
-            raise Rejected("bad codes", problem)
-        row["seconds"] = len(codes[0]) * self._settings.frame_seconds
-        limits = self._settings.limits
-        _check(length_fault(row["seconds"], limits))
-        _check(text_fault(normalise(row["text"]), row["seconds"], limits))
+def _check_codes(row: dict[str, Any], settings: DecodeSettings) -> None:
+    """Of a row that brings its codes. Raises Rejected."""
+    codes, limits = row["snac_codes"], settings.limits
+    if problem := settings.layout.check(codes):
+        raise Rejected("bad codes", problem)
+    row["seconds"] = len(codes[0]) * settings.frame_seconds
+    _check(length_fault(row["seconds"], limits))
+    _check(text_fault(normalise(row["text"]), row["seconds"], limits))
 
 
 def _check(fault: tuple[str, str] | None) -> None:

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 
-from sheen.audio.io import _ANY_TAGS, HIGHEST_RATE, LOWEST_RATE, AudioError
+from sheen.audio.io import ANY_TAGS, HIGHEST_RATE, LOWEST_RATE, AudioError
 from sheen.audio.samples import Samples
 
 
@@ -39,7 +39,7 @@ class AudioStream:
         """Blocks `[n]`, each of what a few packets hold. Raises AudioError."""
         given = 0
         try:
-            with av.open(self._file, "r", **_ANY_TAGS) as container:
+            with av.open(self._file, "r", **ANY_TAGS) as container:
                 if not container.streams.audio:
                     raise AudioError("unreadable", "the file holds no audio stream")
                 for samples in self._blocks(container):

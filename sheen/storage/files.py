@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 from urllib.parse import unquote
 
+import pyarrow as pa
 from pyarrow import fs
 
 from sheen.storage import uris
@@ -153,21 +154,30 @@ def read_bytes(location: str) -> bytes:
     A name may be written in either normal form of Unicode: macOS writes file names in the other one
     than most texts, and both look the same.
     """
+
+    def read(filesystem: fs.FileSystem, path: str) -> bytes:
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    return _in_either_form(location, read)
+
+
+def open_file(location: str) -> pa.NativeFile:
+    """A file to read anywhere in it; found as `read_bytes` does."""
+    return _in_either_form(location, lambda filesystem, path: filesystem.open_input_file(path))
+
+
+def _in_either_form(location: str, use: Callable[[fs.FileSystem, str], Result]) -> Result:
     filesystem, path = uris.open_filesystem(location)
     with uris.network_errors(location):
         try:
-            return _read(filesystem, path)
+            return use(filesystem, path)
         except FileNotFoundError:
             for form in ("NFC", "NFD"):
                 other = unicodedata.normalize(form, path)
                 if other != path and filesystem.get_file_info(other).type == fs.FileType.File:
-                    return _read(filesystem, other)
+                    return use(filesystem, other)
             raise
-
-
-def _read(filesystem: fs.FileSystem, path: str) -> bytes:
-    with filesystem.open_input_stream(path) as stream:
-        return bytes(stream.read())
 
 
 def write_bytes(location: str, data: bytes) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sheen.data.parts import nemo_span_of
 from sheen.data.schema import (
     CODES_KEY,
     KEYS,
     FileRows,
     RowBuilder,
-    is_none,
     iter_lines,
     pick,
     row_fields,
@@ -30,7 +30,6 @@ CODES_SHAPE = (
     "one list of codes for each codebook, the coarsest first: of SNAC at 24 kHz three, with 1, 2 "
     "and 4 codes a frame"
 )
-LONGEST = 1e9  # seconds, some thirty years: no recording is longer
 
 
 class CodesError(ValueError):
@@ -79,7 +78,7 @@ def _row(location: str, number: int, line: str, codes: bool, rows: RowBuilder) -
             row[CODES_KEY] = codes_of(data[CODES_KEY])
         else:
             audio = text_of(pick(data, "audio"), "audio")
-            row["start"], row["end"] = _span(data)
+            row["start"], row["end"] = nemo_span_of(data)
             if audio:
                 row["audio"] = uris.sibling(location, audio)
             elif data.keys() & set(KEYS["audio"]):
@@ -93,37 +92,6 @@ def _row(location: str, number: int, line: str, codes: bool, rows: RowBuilder) -
         detail = f"line {number}: expected {expected} ({type(error).__name__}: {error})"
         return {"text": "", "source": row["source"], "reason": "malformed row", "detail": detail}
     return row
-
-
-def _span(data: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Seconds, checked; None is the recording's beginning or end.
-
-    Where neither is given, NeMo's offset, and duration from there, say the same. A duration alone
-    is that of the whole recording.
-    """
-    given = {name: data.get(name) for name in ("start", "end", "offset", "duration")}
-    given = {name: None if is_none(value) else value for name, value in given.items()}
-    if given["start"] is given["end"] is None and given["offset"] is not None:
-        names = ("offset", "duration")
-    else:
-        names = ("start", "end")
-    for name in names:
-        value = given[name]
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-        if not 0 <= value < LONGEST:  # false for NaN too
-            raise ValueError(f"{name} must be from 0 to {LONGEST:.0e} s, not {str(value)[:40]}")
-    start, end = given[names[0]], given[names[1]]
-    if names[1] == "duration" and end is not None:
-        end += start
-    if end is not None and end <= (start or 0):
-        raise ValueError(f"end must be later than start: {start or 0} to {end} seconds")
-    return (
-        None if start is None else float(start),
-        None if end is None else float(end),
-    )
 
 
 def codes_of(value: Any) -> list[NDArray[np.int16]]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sheen.data.parts import SPAN_KEYS, span_of
 from sheen.data.schema import (
     CODES_KEY,
     KEYS,
@@ -33,7 +34,7 @@ def read(location: str, limit: int | None) -> FileRows:
             schema = file.schema_arrow
             audio, embedded = _audio_column(location, schema)
             columns = field_columns(location, schema)
-            wanted = [*columns, *([] if embedded else [audio])]
+            wanted = [*columns, *_span_columns(location, schema), *([] if embedded else [audio])]
             for group in range(file.num_row_groups):
                 if limit is not None and count >= limit:
                     break
@@ -103,6 +104,18 @@ def _fits(kind: pa.DataType, name: str) -> bool:
     return _is_text(kind) or pa.types.is_null(kind) or (number and name != "text")
 
 
+def _span_columns(location: str, schema: pa.Schema) -> list[str]:
+    found = [name for name in SPAN_KEYS if name in schema.names]
+    for name in found:
+        kind = schema.field(name).type
+        if not (pa.types.is_null(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise ValueError(
+                f"{location}: column {name!r} is {kind}, expected seconds within the recording, as "
+                "numbers; rename it if it is something else"
+            )
+    return found
+
+
 def column_fields(rows: Sequence[dict[str, Any]]) -> dict[str, list[str | None]]:
     """The columns text, id and speaker of rows of `field_columns`."""
     return {
@@ -110,6 +123,25 @@ def column_fields(rows: Sequence[dict[str, Any]]) -> dict[str, list[str | None]]
         "id": [name_of(pick(row, "id"), "id") for row in rows],
         "speaker": [name_of(pick(row, "speaker"), "speaker") for row in rows],
     }
+
+
+Fault = tuple[str, str]
+"""A row's reason and detail."""
+
+
+def _spans(
+    rows: Sequence[dict[str, Any]], number: int
+) -> tuple[list[tuple[float | None, float | None]], dict[int, Fault]]:
+    """Start and end of each row, the first of which has a number, and the faulty ones' faults."""
+    spans: list[tuple[float | None, float | None]] = []
+    faults: dict[int, Fault] = {}
+    for place, row in enumerate(rows):
+        try:
+            spans.append(span_of(row))
+        except ValueError as error:
+            spans.append((None, None))
+            faults[place] = "malformed row", f"row {number + place}: {error}"
+    return spans, faults
 
 
 def _batch(
@@ -125,6 +157,9 @@ def _batch(
     name = uris.name(location)
     numbers = range(first + 1, first + count + 1)
     data["source"] = pa.array([f"{name}:{number}" for number in numbers], pa.string())
+    spans, faults = _spans(rows, first + 1)
+    for place, name in enumerate(SPAN_KEYS):
+        data[name] = pa.array([span[place] for span in spans], pa.float64())
     if paths is None:
         data["audio"] = pa.repeat(location, count)
         data["container"] = pa.repeat("parquet", count)
@@ -135,7 +170,10 @@ def _batch(
         named = [row[paths] or None for row in rows]
         audio = [uris.sibling(location, path) if path else None for path in named]
         data["audio"] = pa.array(audio, pa.string())
-        for name, value in (("reason", "missing"), ("detail", "the row names no recording")):
-            data[name] = pa.array([None if path else value for path in named], pa.string())
+        nameless = (place for place, path in enumerate(named) if not path)
+        faults |= dict.fromkeys(nameless, ("missing", "the row names no recording"))
+    for part, name in enumerate(("reason", "detail")):
+        values = [faults[place][part] if place in faults else None for place in range(count)]
+        data[name] = pa.array(values, pa.string())
     arrays = [data.get(field.name, pa.nulls(count, field.type)) for field in ROW_SCHEMA]
     return pa.RecordBatch.from_arrays(arrays, schema=ROW_SCHEMA)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from pyarrow import fs
 
+from sheen.data.parts import span_of
 from sheen.data.schema import AUDIO_SUFFIXES, FileRows, RowBuilder, buffered, row_fields
 from sheen.storage import uris
 
@@ -118,7 +119,8 @@ def _fields(sample: Sample, rows: RowBuilder) -> dict[str, Any]:
         if sample.text is not None:
             data["text"] = sample.text.decode("utf-8-sig").strip()
         fields = row_fields(data)
-        row |= fields | {"id": fields["id"] or sample.key}
+        start, end = span_of(data)
+        row |= fields | {"id": fields["id"] or sample.key, "start": start, "end": end}
         if len(sample.audio) > 1:
             raise ValueError(f"it has recordings {', '.join(name for name, *_ in sample.audio)}")
     except (ValueError, TypeError, RecursionError) as error:

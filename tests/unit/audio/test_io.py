@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from helpers.encoded_audio import by_pyav, by_soundfile
 from sheen.audio.io import (
     HIGHEST_RATE,
     LARGEST_KERNEL,
@@ -28,7 +29,6 @@ from sheen.audio.io import (
 )
 
 RATE = 24000
-LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 UNKNOWN_SIZES = (0, 0x7FFFFFFF, 0xFFFFFFFF)
 """What programs that stream WAV write where the length belongs."""
 
@@ -40,36 +40,6 @@ def tone(
     time = np.arange(round(rate * seconds)) / rate
     wave = 0.5 * np.sin(2 * np.pi * frequency * time)
     return np.repeat(wave[:, None], channels, axis=1).astype(np.float32)
-
-
-def by_soundfile(
-    samples: NDArray[np.float32], rate: int, container: str, subtype: str | None = None
-) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=container, subtype=subtype)
-    return file.getvalue()
-
-
-def by_pyav(samples: NDArray[np.float32], rate: int, container: str, codec: str) -> bytes:
-    file = io.BytesIO()
-    layout = LAYOUTS[samples.shape[1]]
-    with av.open(file, "w", format=container) as target:
-        stream = target.add_stream(codec, rate=rate, layout=layout)
-        if len(samples):
-            frame = av.AudioFrame.from_ndarray(
-                np.ascontiguousarray(samples.T), format="fltp", layout=layout
-            )
-            frame.sample_rate, frame.pts = rate, 0
-            converter = av.AudioResampler(
-                stream.codec_context.format,
-                layout,
-                rate,
-                frame_size=stream.codec_context.frame_size or 1024,
-            )
-            for piece in [*converter.resample(frame), *converter.resample(None)]:
-                target.mux(stream.encode(piece))
-        target.mux(stream.encode(None))
-    return file.getvalue()
 
 
 def encoded(samples: NDArray[np.float32], rate: int, kind: str) -> bytes:

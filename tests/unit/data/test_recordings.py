@@ -104,6 +104,12 @@ def check_same(location: str, clips: list[dict[str, Any]], form: str | None = No
         assert [row[name] for row in rows] == [clip[name] for clip in clips]
     with RecordingReader() as reader:
         assert [reader.read(row) for row in rows] == [clip["bytes"] for clip in clips]
+        for row, clip in zip(rows, clips, strict=True):
+            with reader.open(row) as file:
+                assert file.seek(-30, io.SEEK_END) == len(clip["bytes"]) - 30
+                assert file.read() == clip["bytes"][-30:]
+                assert file.seek(0) == 0
+                assert file.read() == clip["bytes"]
         # In any other order too.
         assert [reader.read(row) for row in rows[::-1]] == [clip["bytes"] for clip in clips[::-1]]
 
@@ -199,6 +205,9 @@ def test_a_server_without_ranges_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         (row,) = read_manifest(f"{website}/plain", form="ljspeech").to_pylist()
         with RecordingReader() as reader:
             assert reader.read(row) == bytes(12 << 20)
+            with reader.open(row) as file:
+                file.seek(1 << 20)
+                assert file.read() == bytes(11 << 20)
         with pytest.raises(ValueError, match="range requests") as caught:
             read_manifest(f"{website}/tar/shard-0.tar")
         assert str(caught.value).startswith(f"input {website}/tar/shard-0.tar: ")
@@ -219,8 +228,10 @@ def test_a_file_that_has_gone_is_not_found(
     FORMS[form](tmp_path / "corpus", clips)
     rows = rows_of(tmp_path / "corpus")
     shutil.rmtree(tmp_path / "corpus")
-    with RecordingReader() as reader, pytest.raises(FileNotFoundError):
-        reader.read(rows[0])
+    with RecordingReader() as reader:
+        for read in (reader.read, reader.open):
+            with pytest.raises(FileNotFoundError):
+                read(rows[0])
 
 
 def test_a_row_without_a_recording_is_not_found() -> None:
@@ -230,8 +241,10 @@ def test_a_row_without_a_recording_is_not_found() -> None:
 
 def test_a_uri_that_cannot_be_opened_is_an_os_error() -> None:
     row = {"audio": "gopher://host/a.wav", "container": None, "place": None}
-    with RecordingReader() as reader, pytest.raises(OSError, match="gopher"):
-        reader.read(row)
+    with RecordingReader() as reader:
+        for read in (reader.read, reader.open):
+            with pytest.raises(OSError, match="gopher"):
+                read(row)
 
 
 def test_a_shard_cut_since_is_an_os_error_and_others_are_read(
@@ -243,8 +256,9 @@ def test_a_shard_cut_since_is_an_os_error_and_others_are_read(
     first.write_bytes(first.read_bytes()[: rows[1]["place"][0] + 10])
     with RecordingReader() as reader:
         assert reader.read(rows[0]) == clips[0]["bytes"]
-        with pytest.raises(OSError, match=r"it ends before byte \d+; it has changed"):
-            reader.read(rows[1])
+        for read in (reader.read, reader.open):
+            with pytest.raises(OSError, match=r"it ends before byte \d+; it has changed"):
+                read(rows[1])
         assert reader.read(rows[0]) == clips[0]["bytes"]
         assert reader.read(rows[4]) == clips[4]["bytes"]
 

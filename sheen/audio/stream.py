@@ -1,0 +1,230 @@
+"""An open audio file: its samples from the first to the last, and any part of it for its own cost.
+
+Owns what second zero is and where in a file a second lies. **Second zero is the first sample that a
+decoder gives**, and a frame lies where its timestamp says, less that sample's: the first of an MP3
+by LAME is 25 ms. Whoever names seconds of a recording means these. Holds no more in memory than is
+asked for. Knows nothing of manifests, nor of where files are stored.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from itertools import chain
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+
+from sheen.audio.io import ANY_TAGS, AudioError, Mixer, audio_stream, decoding_errors
+from sheen.audio.samples import NO_SAMPLES, Samples
+
+PREROLL_S = 0.25
+"""Decoded before a part and dropped. Codecs carry a state from frame to frame (MP3's reservoir, the
+overlap of windows); after 0.05 s it may still be another than that of a decoder which came from the
+file's beginning, after this not in any file that was tried."""
+GAP_S = 0.1
+"""A frame whose timestamp is later than the samples before it by this much follows a silence that
+was left out, as call recorders do. What is less is a timestamp's rounding. The bound is that of
+ffmpeg's `aresample=async`."""
+LONGEST_GAP_S = 3600.0
+"""A timestamp that is later by more is a fault: the frame follows at once."""
+
+_PCM = "pcm_"
+_EXACT = {
+    "wav": (_PCM,), "w64": (_PCM,), "aiff": (_PCM,), "au": (_PCM,), "caf": (_PCM,),
+    "flac": ("flac",), "mp3": ("mp3",), "aac": ("aac",), "ogg": ("opus", "vorbis", "flac"),
+    "mov": ("aac", "alac", "mp3", "opus", "flac", _PCM),
+}  # fmt: skip
+"""Containers whose timestamps count samples, which Matroska's and Flash's are too coarse for, each
+with beginnings of the codecs that go on from any frame of it after a preroll."""
+_UNFORGETTING = ("aac",)
+"""Codecs whose decoder keeps a state over a seek: of AAC that of the noise it fills bands with."""
+
+Span = tuple[int, Samples]
+"""Samples, and the position of their first."""
+
+
+def sample_at(seconds: float, sample_rate: int) -> int:
+    """The position of the sample that a second of a recording means."""
+    return round(seconds * sample_rate)
+
+
+class AudioFile:
+    """One recording, mono float32 in -1..1 at its own rate. For one thread at a time.
+
+    A part is a function of the file and its bounds, whatever was read before it: a job that is
+    interrupted gets the same. It costs its own length, PREROLL_S and a seek. Of a file without
+    exact places to seek to, what lies before a part is decoded and dropped, so parts are best read
+    in the order in which they begin.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        """file: what can `read` and `seek`; it is not closed. Raises AudioError as `io.decode`, and
+        the file's own OSError."""
+        self._file = file
+        self.decoded = 0
+        """Samples decoded so far, with those that were dropped: what reading has cost."""
+        self.samples: int | None = None
+        """Samples from second zero to the end, once something has been read up to there."""
+        self.rate: int
+        """Hz."""
+        self._open = ExitStack()
+        self._held: Span | None = None
+        with decoding_errors(lambda: False):
+            self._restart()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the decoder."""
+        self._open.close()
+
+    def blocks(self) -> Iterator[Samples]:
+        """All samples, from the first on, in pieces `[n]` of less than two seconds.
+
+        Raises AudioError after the last samples before a fault: they can be used.
+        """
+        with decoding_errors(lambda: True):
+            self._restart()
+            self._held = None
+            for _, samples in self._spans:
+                yield samples
+
+    def read(self, start_s: float, end_s: float | None = None) -> Samples:
+        """The samples `[n]` between two seconds, fewer where the file ends before; None: its end.
+
+        Raises AudioError where they cannot be decoded.
+        """
+        first = sample_at(start_s, self.rate)
+        last = None if end_s is None else sample_at(end_s, self.rate)
+        with decoding_errors(lambda: True):
+            spans = self._from(first)
+            if spans is not None:
+                kept = _collect(spans, first, last)
+            else:
+                kept = _collect(self._on(first), first, last)
+                self._held = first, kept
+        return kept if last is None else kept[: last - first]
+
+    def _restart(self) -> None:
+        """Be at the first frame, with a new decoder."""
+        self._open.close()
+        self._file.seek(0)
+        if not self._file.read(1):
+            raise AudioError("empty", "the file has 0 bytes")
+        self._file.seek(0)
+        self._container: InputContainer = av.open(self._file, "r", **ANY_TAGS)
+        self._open.callback(self._container.close)
+        self._stream = audio_stream(self._container)
+        frames = self._container.decode(self._stream)
+        first = next(frames, None)
+        if first is None:
+            raise AudioError("empty", "the file holds 0 samples")
+        self.rate = first.sample_rate
+        self._zero = self._time(first) or Fraction(0)
+        self._exact = _seeks_exactly(self._container, self._stream)
+        self._spans = self._placed(first, frames)
+        self._held = 0, NO_SAMPLES
+
+    def _time(self, frame: av.AudioFrame) -> Fraction | None:
+        """Seconds, as the file counts them."""
+        if frame.pts is None or self._stream.time_base is None:
+            return None
+        return frame.pts * self._stream.time_base
+
+    def _position(self, frame: av.AudioFrame) -> int | None:
+        """Samples from second zero to a frame's first."""
+        time = self._time(frame)
+        return None if time is None else round((time - self._zero) * self.rate)
+
+    def _placed(
+        self, frame: av.AudioFrame | None, frames: Iterator[av.AudioFrame]
+    ) -> Iterator[Span]:
+        """The samples of frames to the file's end, without a gap: those of time are silence."""
+        mixer = Mixer(self.rate)
+        at: int | None = None
+        while frame is not None:
+            position = self._position(frame)
+            at = (position or 0) if at is None else at
+            gap = 0 if position is None else position - at
+            if GAP_S * self.rate <= gap <= LONGEST_GAP_S * self.rate:
+                for begun in range(0, gap, self.rate):
+                    yield at + begun, np.zeros(min(self.rate, gap - begun), np.float32)
+                at += gap
+            for samples in mixer.mono(frame):
+                if not np.isfinite(samples).all():
+                    raise AudioError("unreadable", "some samples are not finite numbers")
+                self.decoded += len(samples)
+                yield at, samples
+                at += len(samples)
+            frame = next(frames, None)
+        self.samples = at
+
+    def _from(self, first: int) -> Iterator[Span] | None:
+        """Spans from before a sample on, by a decoder that knows nothing of what was read earlier.
+        None where the file cannot tell exactly where they are."""
+        if not self._exact:
+            return None
+        before = first - sample_at(PREROLL_S, self.rate)
+        if before <= 0:
+            self._restart()
+            return self._spans
+        self._held = None
+        try:
+            place = self._zero + Fraction(before, self.rate)
+            assert self._stream.time_base is not None  # it seeks exactly
+            self._container.seek(int(place / self._stream.time_base), stream=self._stream)
+            frames = self._frames()
+            frame = next(frames, None)
+        except av.FFmpegError:
+            return None
+        position = None if frame is None else self._position(frame)
+        return None if position is None or position > first else self._placed(frame, frames)
+
+    def _frames(self) -> Iterator[av.AudioFrame]:
+        """From where the container is."""
+        named = self._stream.codec_context
+        if not named.name.startswith(_UNFORGETTING):
+            yield from self._container.decode(self._stream)
+            return
+        decoder = av.AudioCodecContext.create(named.codec, "r")
+        assert isinstance(decoder, av.AudioCodecContext)
+        decoder.extradata = named.extradata
+        for packet in self._container.demux(self._stream):
+            yield from decoder.decode(packet)
+
+    def _on(self, first: int) -> Iterator[Span]:
+        """The same, decoded from the file's beginning on, or from the last part's."""
+        if self._held is None or first < self._held[0]:
+            self._restart()
+        held, self._held = self._held, None
+        assert held is not None
+        return chain([held], self._spans)
+
+
+def _collect(spans: Iterator[Span], first: int, last: int | None) -> Samples:
+    """The samples from `first` to `last`, and those after it of the last span that was needed."""
+    kept = [NO_SAMPLES]
+    for at, samples in spans:
+        if at + len(samples) > first:
+            kept.append(samples[max(0, first - at) :])
+        if last is not None and at + len(samples) >= last:
+            break
+    return np.concatenate(kept)
+
+
+def _seeks_exactly(container: InputContainer, stream: AudioStream) -> bool:
+    codecs = [codec for name in container.format.name.split(",") for codec in _EXACT.get(name, ())]
+    return bool(stream.time_base) and stream.codec_context.name.startswith(tuple(codecs))
