@@ -126,7 +126,7 @@ def prepare(argv: list[str], prog: str) -> int:
     from sheen.config import load_config
     from sheen.prepare.config import PrepareConfig
     from sheen.prepare.job import run
-    from sheen.prepare.output import MANIFEST
+    from sheen.prepare.output import MANIFEST, PAGE, REVIEW
     from sheen.runs.cluster import run_job
 
     def job() -> int:
@@ -140,6 +140,7 @@ def prepare(argv: list[str], prog: str) -> int:
             print(f"  rejected, {reason}: {entry['rows']} ({entry['examples'][0]})")
         if not report["rows_out"]:
             raise ValueError("nothing can be used; see report.json in the output")
+        print(f"listen and correct: {config.output}/{REVIEW}; all figures: {config.output}/{PAGE}")
         print(f"next: sheen encode --input {config.output}/{MANIFEST}")
         return 0
 

@@ -84,6 +84,17 @@ class PrepareConfig(JobConfig):
         float,
         Field(gt=0.0, description="most characters per second of speech; above: refused"),
     ] = Limits.max_text_rate
+    corrections: Annotated[
+        str | None,
+        Field(
+            description="JSON lines that review.html of this output saved: texts corrected, rows "
+            "called good or wrong. The manifest is written anew, nothing is transcribed again; "
+            "the output keeps them. Path or URI"
+        ),
+    ] = None
+    review_rows: Annotated[
+        int, Field(ge=0, description="rows on the page review.html, the most doubtful first")
+    ] = 200
     num_workers: Annotated[
         int | None,
         Field(

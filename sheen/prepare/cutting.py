@@ -46,7 +46,13 @@ Levels = NDArray[np.float32]
 """Mean square of each step, `[s]`."""
 Span = tuple[float, float]
 
-PAUSE, QUIETEST, EDGE = "pause", "quietest place", "end of the recording"
+CUT_OFF_DB = -15.0
+"""Speech that is as loud as this beside its loudest 10 ms in the first or last CUT_OFF_S of a
+recording was there before or goes on: a person's last sound dies away lower."""
+CUT_OFF_S = 0.03
+
+PAUSE, QUIETEST = "pause", "quietest place"
+EDGE, CUT_OFF = "end of the recording", "speech cut off by the recording"
 """What a segment begins or ends at."""
 
 
@@ -77,7 +83,7 @@ class Segment:
     """Seconds of speech in it, by voice activity."""
     start_at: str
     end_at: str
-    """PAUSE, QUIETEST or EDGE."""
+    """PAUSE, QUIETEST, EDGE or CUT_OFF."""
     level_db: float
     """The loudest 10 ms, dB of full scale."""
 
@@ -276,7 +282,14 @@ def _padded(parts: Sequence[_Part], levels: Levels, seconds: float) -> list[Segm
                 end_at = EDGE
             end = _pad(levels, end, min(highest, end + RIGHT_S), late=True)
         start, end = round(start, 3), math.floor(end * 1000 + 1e-6) / 1000
-        loudest = levels[int(start / STEP_S) : math.ceil(end / STEP_S)].max(initial=0.0)
+        within = levels[int(start / STEP_S) : math.ceil(end / STEP_S)]
+        loudest = within.max(initial=0.0)
+        near = max(1, round(CUT_OFF_S / STEP_S))
+        least = loudest * 10 ** (CUT_OFF_DB / 10)
+        if start_at == EDGE and start < FRAME_S and within[:near].max(initial=0.0) > least:
+            start_at = CUT_OFF
+        if end_at == EDGE and end > seconds - FRAME_S and within[-near:].max(initial=0.0) > least:
+            end_at = CUT_OFF
         segments.append(
             Segment(
                 start=start,

@@ -6,6 +6,7 @@ Where a source is cut is known before its segments are transcribed, so that one 
 all workers busy as many short ones do.
 """
 
+import json
 import logging
 import time
 from functools import partial
@@ -17,16 +18,27 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import blocks
 from sheen.prepare.config import PrepareConfig
+from sheen.prepare.corrections import CORRECTIONS, apply_corrections, merge_corrections
 from sheen.prepare.cut_stage import cut_sources
-from sheen.prepare.manifest import Segments, plan_segments, write_manifest
-from sheen.prepare.output import CUTS, SOURCE_SCHEMA, TRANSCRIPTS, prepare_output
+from sheen.prepare.decoding import read_rows
+from sheen.prepare.manifest import Row, Segments, judge_rows, plan_segments, write_manifest
+from sheen.prepare.output import (
+    CUTS,
+    PAGE,
+    REPORT,
+    REVIEW,
+    SOURCE_SCHEMA,
+    TRANSCRIPTS,
+    prepare_output,
+    write_lines,
+)
 from sheen.prepare.sources import Sources, find_sources
 from sheen.prepare.transcribe_stage import TranscribeWorker, read_segments, write_transcripts
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.output import output_lock
 from sheen.scoring.asr import POCKETSPHINX, check_transcriber
-from sheen.storage import uris
+from sheen.storage import files, uris
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +53,7 @@ WORKER_CPUS = 0.5
 PROGRESS_S = 10.0
 
 
-def run(config: PrepareConfig) -> dict[str, Any]:
+def run(config: PrepareConfig) -> Row:
     """Prepare; returns the report. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
     settings = config.cut_settings
@@ -56,8 +68,46 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         prepare_output(output, config, sources.sources)
         cuts = _cut(sources, config, output)
         segments = plan_segments(cuts, settings)
-        rows = _transcribe(segments, config, output)
-        return write_manifest(output, config, sources, cuts, segments, rows)
+        transcripts = _transcribe(segments, config, output)
+        rows = judge_rows(cuts, segments, transcripts, config.limits, config.language)
+        corrections = merge_corrections(output, config.corrections)
+        apply_corrections(rows, corrections)
+        if corrections:
+            lines = [correction.line() for correction in corrections]
+            write_lines(uris.join(output, CORRECTIONS), lines)
+        write_manifest(output, rows)
+        asr = transcripts["asr"].to_pylist() if len(transcripts) else []
+        return _write_report(output, config, sources, cuts, rows, next(iter(asr), None))
+
+
+def _write_report(
+    output: str,
+    config: PrepareConfig,
+    sources: Sources,
+    cuts: pa.Table,
+    rows: list[Row],
+    asr: str | None,
+) -> Row:
+    from sheen.prepare.report import (
+        CLIP_RATE,
+        account,
+        render_corrections,
+        render_report,
+    )  # matplotlib
+
+    about = {"config": config.model_dump(mode="json"), "asr": asr}
+    report = about | account(cuts.to_pylist(), sources.skipped, rows)
+    named = ", ".join(config.input)
+    read = partial(read_rows, sample_rate=CLIP_RATE)
+    pages = {
+        PAGE: render_report(report, rows, read, f"Preparation of {named}"),
+        REVIEW: render_corrections(rows, read, f"Segments of {named}", config.review_rows),
+    }
+    for name, page in pages.items():
+        files.write_bytes(uris.join(output, name), page.encode())
+    content = json.dumps(report, indent=2, ensure_ascii=False)
+    files.write_bytes(uris.join(output, REPORT), content.encode() + b"\n")
+    return report
 
 
 def _cut(sources: Sources, config: PrepareConfig, output: str) -> pa.Table:

@@ -1,27 +1,30 @@
-"""From what both stages found to the files of the output: the manifest, what is refused, a report.
+"""From what both stages found to the rows of the output: the manifest, and what is refused.
 
-Owns the rows' ids, their fields, and the account of every second of the input. Refuses nothing
-itself: the reasons are `sheen.prepare.refusals`'.
+Owns the rows' ids and fields. Every segment becomes one row, and so does a recording of which
+nothing can be used. Refuses nothing itself: the reasons are `sheen.prepare.refusals`'.
 """
 
-import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from sheen.prepare.config import PrepareConfig
-from sheen.prepare.cutting import PAUSE, QUIETEST, CutSettings, Segment
-from sheen.prepare.output import MANIFEST, REJECTED, REPORT, SEGMENT_SCHEMA, write_lines
-from sheen.prepare.refusals import Fault, segment_fault, transcript_fault
-from sheen.prepare.sources import Sources
+from sheen.prepare.cutting import CutSettings, Segment
+from sheen.prepare.output import MANIFEST, REJECTED, SEGMENT_SCHEMA, write_lines
+from sheen.prepare.refusals import (
+    Fault,
+    Limits,
+    language_fault,
+    languages_of,
+    segment_fault,
+    transcript_fault,
+)
 from sheen.scoring.transcript import Transcript
-from sheen.storage import files, uris
+from sheen.storage import uris
 
-EXAMPLES = 3
 Row = dict[str, Any]
+LANGUAGE_CHECKS = 3
+"""Segments of a recording, the longest, whose language is guessed where one is asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,12 @@ def plan_segments(cuts: pa.Table, settings: CutSettings) -> Segments:
     refused: list[Row] = []
     key = 0
     for source in cuts.to_pylist():
-        for found in source["segments"] or ():
-            segment = Segment(**found)
+        found = [Segment(**segment) for segment in source["segments"] or ()]
+        longest = sorted(found, key=lambda segment: -segment.speech)[:LANGUAGE_CHECKS]
+        for segment in found:
             row = {"key": key, "id": segment_id(source["name"], segment), "audio": source["audio"]}
             fault = segment_fault(segment, settings)
-            row |= found | _because(fault)
+            row |= vars(segment) | _because(fault) | {"check_language": segment in longest}
             (refused if fault else good).append(row)
             key += 1
     return Segments(pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA), refused)
@@ -54,32 +58,43 @@ def segment_id(name: str, segment: Segment) -> str:
     return f"{name}-{round(segment.start * 1000):08d}-{round(segment.end * 1000):08d}"
 
 
-def write_manifest(
-    output: str,
-    config: PrepareConfig,
-    sources: Sources,
+def judge_rows(
     cuts: pa.Table,
     segments: Segments,
     transcripts: pa.Table,
-) -> Row:
-    """Write MANIFEST, REJECTED and REPORT; returns the report."""
-    kept: list[Row] = []
-    refused = [_row(row) for row in segments.refused]
-    unusable = [source for source in cuts.to_pylist() if source["reason"]]
-    for source in unusable:
-        whole = {"id": source["name"], "audio": source["audio"], "start": 0.0}
-        whole |= {"end": source["seconds"], "reason": source["reason"], "detail": source["detail"]}
-        refused.append(_row(whole))
-    for row in transcripts.to_pylist():
+    limits: Limits,
+    language: str | None,
+) -> list[Row]:
+    """A row for every segment, in the order of the sources; `reason` is None where it is kept."""
+    rows: dict[str, list[Row]] = {source["audio"]: [] for source in cuts.to_pylist()}
+    for row in segments.refused:
+        rows[row["audio"]].append(_row(row))
+    heard = transcripts.to_pylist()
+    languages = languages_of(
+        (row["audio"], row["heard_language"], row["heard_probability"], row["speech"])
+        for row in heard
+        if row["heard_language"] is not None
+    )
+    for row in heard:
         if row["reason"] is None:
-            row |= _because(_fault(row, config))
-        (refused if row["reason"] else kept).append(_row(row))
-    write_lines(uris.join(output, MANIFEST), kept)
-    write_lines(uris.join(output, REJECTED), refused)
-    found = report(config, sources, cuts, kept, refused, transcripts)
-    content = json.dumps(found, indent=2, ensure_ascii=False)
-    files.write_bytes(uris.join(output, REPORT), content.encode() + b"\n")
-    return found
+            of_recording = languages.get(row["audio"])
+            fault = language_fault(row["language"], of_recording, language)
+            row |= _because(fault or _fault(row, limits))
+        rows[row["audio"]].append(_row(row))
+    for source in cuts.to_pylist():
+        if source["reason"]:
+            whole = {"id": source["name"], "audio": source["audio"], "start": 0.0}
+            whole |= {"end": source["seconds"], "reason": source["reason"]}
+            rows[source["audio"]].append(_row(whole | {"detail": source["detail"]}))
+    return [row for group in rows.values() for row in sorted(group, key=lambda row: row["start"])]
+
+
+def write_manifest(output: str, rows: list[Row]) -> None:
+    """Write MANIFEST and REJECTED."""
+    kept = [row for row in rows if row["reason"] is None]
+    shown = [{k: row[k] for k in row if k not in ("reason", "detail")} for row in kept]
+    write_lines(uris.join(output, MANIFEST), shown)
+    write_lines(uris.join(output, REJECTED), [row for row in rows if row["reason"] is not None])
 
 
 def _because(fault: Fault | None) -> Row:
@@ -87,16 +102,18 @@ def _because(fault: Fault | None) -> Row:
     return {"reason": reason, "detail": detail}
 
 
-def _fault(row: Row, config: PrepareConfig) -> Fault | None:
+def _fault(row: Row, limits: Limits) -> Fault | None:
     names = ("text", "avg_logprob", "no_speech_prob", "language", "language_probability")
+    if row["cut_word"] is not None:
+        return "cut within a word", f"the ASR hears {row['cut_word']!r} on both sides of the cut"
     transcript = Transcript(**{name: row[name] for name in names})
-    return transcript_fault(transcript, row["speech"], config.limits)
+    return transcript_fault(transcript, row["speech"], limits)
 
 
 def _row(row: Row) -> Row:
-    """As it stands in the manifest, the same fields for all; what is refused has two more."""
+    """As it stands in the manifest, the same fields for all."""
     text = row.get("text")
-    shown = {
+    return {
         "id": row["id"],
         "audio": row["audio"],
         "start": row["start"],
@@ -112,57 +129,22 @@ def _row(row: Row) -> Row:
         "avg_logprob": _rounded(row.get("avg_logprob")),
         "no_speech_prob": _rounded(row.get("no_speech_prob")),
         "compression_ratio": None if text is None else _rounded(Transcript(text).compression_ratio),
+        "unsure_words": _unsure(row.get("words")),
+        "checked": None,
+        "reason": row.get("reason"),
+        "detail": row.get("detail"),
     }
-    if row.get("reason"):
-        shown |= {"reason": row["reason"], "detail": row["detail"]}
-    return shown
+
+
+UNSURE = 0.4
+"""A word of a lower probability is shown to who checks the row."""
+
+
+def _unsure(words: list[Row] | None) -> list[str] | None:
+    if words is None or any(word["probability"] is None for word in words):
+        return None
+    return [word["text"] for word in words if word["probability"] < UNSURE]
 
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-def report(
-    config: PrepareConfig,
-    sources: Sources,
-    cuts: pa.Table,
-    kept: list[Row],
-    refused: list[Row],
-    transcripts: pa.Table,
-) -> Row:
-    """Every second of the input: in a row, refused with a reason, or between segments."""
-    recordings = cuts.to_pylist()
-    rejects: dict[str, Row] = defaultdict(lambda: {"rows": 0, "hours": 0.0, "examples": []})
-    for row in refused:
-        entry = rejects[row["reason"]]
-        entry["rows"] += 1
-        entry["hours"] += (row["seconds"] or 0.0) / 3600
-        if len(entry["examples"]) < EXAMPLES:
-            entry["examples"].append(f"{row['id']}: {row['detail']}")
-    hours_in = _hours(recordings)
-    hours_out = _hours(kept)
-    hours_refused = _hours(refused)
-    ends = Counter(row[end] for row in kept for end in ("start_at", "end_at"))
-    return {
-        "config": config.model_dump(mode="json"),
-        "asr": next(iter(transcripts["asr"].to_pylist()), None) if len(transcripts) else None,
-        "recordings": len(recordings),
-        "recordings_used": len({row["audio"] for row in kept}),
-        "files_skipped": dict(sources.skipped),
-        "hours_in": hours_in,
-        "hours_out": hours_out,
-        "hours_rejected": hours_refused,
-        "hours_between": hours_in - hours_out - hours_refused,
-        "rows_out": len(kept),
-        "rows_rejected": len(refused),
-        "rejects": dict(sorted(rejects.items(), key=lambda pair: -pair[1]["rows"])),
-        "ends_in_pause": ends[PAUSE],
-        "ends_in_speech": ends[QUIETEST],
-        "incomplete": {
-            source["audio"]: source["fault"] for source in recordings if source["fault"]
-        },
-    }
-
-
-def _hours(rows: Iterable[Row]) -> float:
-    return sum(row["seconds"] or 0.0 for row in rows) / 3600

@@ -28,12 +28,13 @@ from sheen.storage import files, uris
 RUN_FILE = "run.json"
 CUTS, TRANSCRIPTS = "cuts", "transcripts"
 """Folders of the stages: a row for each source with its segments, and a row for each segment."""
-MANIFEST, REJECTED, REPORT = "manifest.jsonl", "rejected.jsonl", "report.json"
+MANIFEST, REJECTED = "manifest.jsonl", "rejected.jsonl"
+REPORT, PAGE, REVIEW = "report.json", "report.html", "review.html"
 
 FORMAT = 1
 _FREE_FIELDS = {
     "config", "input", "output", "num_workers", "gpu", "max_no_speech", "min_logprob",
-    "min_text_rate", "max_text_rate",
+    "min_text_rate", "max_text_rate", "corrections", "review_rows",
 }  # fmt: skip
 """What may differ when a job resumes: limits are applied to finished rows, and the content of the
 input is compared."""
@@ -81,12 +82,17 @@ SEGMENT_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("audio", pa.string()),
         *SEGMENT_TYPE,
+        ("check_language", pa.bool_()),  # one of the few that the language is guessed of
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
 )
-PCM_SCHEMA = pa.schema([*SEGMENT_SCHEMA, ("pcm", pa.large_binary())])
-"""16-bit mono at the rate of `sheen.prepare.vad`; null where there is a reason."""
+WINDOW_TYPE = pa.struct([("at", pa.float64()), ("pcm", pa.large_binary())])
+PCM_SCHEMA = pa.schema(
+    [*SEGMENT_SCHEMA, ("pcm", pa.large_binary()), ("cuts", pa.list_(WINDOW_TYPE))]
+)
+"""16-bit mono at the rate of `sheen.prepare.vad`, null where there is a reason. `cuts`: what lies
+around each cut within speech, and where in it, in seconds, the cut is."""
 TRANSCRIPT_SCHEMA = pa.schema(
     [
         *SEGMENT_SCHEMA,
@@ -94,8 +100,11 @@ TRANSCRIPT_SCHEMA = pa.schema(
         ("words", pa.list_(WORD_TYPE)),
         ("avg_logprob", pa.float64()),
         ("no_speech_prob", pa.float64()),
-        ("language", pa.string()),
+        ("cut_word", pa.string()),  # within which the segment begins or ends
+        ("language", pa.string()),  # of the transcript
         ("language_probability", pa.float64()),
+        ("heard_language", pa.string()),  # guessed, null where it was not
+        ("heard_probability", pa.float64()),
         ("asr", pa.string()),
     ]
 )

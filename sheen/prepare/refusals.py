@@ -4,11 +4,12 @@ Owns the reasons and the limits. They are applied when the manifest is written, 
 the measures, so that another limit costs no transcription. Measures nothing.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sheen.prepare.cutting import CutSettings, Segment
-from sheen.scoring.transcript import Transcript
+from sheen.prepare.cutting import CUT_OFF, CutSettings, Segment
+from sheen.scoring.transcript import Transcript, Word
 from sheen.scoring.wer import normalise_words
 
 SILENT_DB = -60.0
@@ -20,6 +21,12 @@ MIN_UNIQUE, UNIQUE_OF = 0.4, 6
 
 Fault = tuple[str, str]
 """A reason, and what was measured."""
+
+WORD_MARGIN_S = 0.06
+"""A cut is within a word that begins so much before it and ends so much after it: the times of
+words without a pause between them are about as uncertain."""
+SURE_LANGUAGE = 0.7
+"""Probability from which on a guess of the language counts: NeMo's."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,9 @@ def segment_fault(segment: Segment, settings: CutSettings) -> Fault | None:
             f"{segment.seconds:.2f} s with nothing near enough to join; the minimum is "
             f"{settings.min_seconds:g} s",
         )
+    for where, at in (("begins", segment.start_at), ("ends", segment.end_at)):
+        if at == CUT_OFF:
+            return "cut off", f"the recording {where} within speech"
     if segment.level_db < SILENT_DB:
         return "silent", f"its loudest 10 ms have {segment.level_db:.0f} dB of full scale"
     return None
@@ -79,3 +89,36 @@ def transcript_fault(transcript: Transcript, speech_seconds: float, limits: Limi
             f"per second, expected {limits.min_text_rate:g} to {limits.max_text_rate:g}",
         )
     return None
+
+
+def word_at(words: Iterable[Word], at: float) -> str | None:
+    """The word within which a time lies, if there is one."""
+    for word in words:
+        if word.start + WORD_MARGIN_S < at < word.end - WORD_MARGIN_S:
+            return word.text
+    return None
+
+
+def languages_of(guesses: Iterable[tuple[str, str, float, float]]) -> dict[str, str]:
+    """The language of each recording: `(recording, language, probability, seconds)` of segments ->
+    the one that most of the time is sure of. A recording without a sure guess has none."""
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    for recording, language, probability, seconds in guesses:
+        if probability >= SURE_LANGUAGE:
+            votes[recording][language] += round(seconds * 1000)
+    # Of two with the same time, the first by name: the order of rows must not matter.
+    return {
+        recording: max(sorted(counted), key=counted.__getitem__)
+        for recording, counted in votes.items()
+    }
+
+
+def language_fault(own: str | None, recording: str | None, asked: str | None) -> Fault | None:
+    """`own`: what a segment was transcribed as; `recording`: what most of its recording is."""
+    if asked is not None:
+        if recording in (None, asked):
+            return None
+        return "another language", f"the recording is {recording!r} by most of it, not {asked!r}"
+    if None in (own, recording) or own == recording:
+        return None
+    return "another language", f"heard as {own!r}, most of the recording as {recording!r}"

@@ -5,7 +5,6 @@ Every segment is transcribed on its own, greedily, so its text depends on nothin
 the ASR and the device. A segment that fails gets a reason and travels on.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -16,12 +15,16 @@ import pyarrow as pa
 from sheen import blocks
 from sheen.audio.io import AudioError, from_pcm16, to_pcm16
 from sheen.audio.samples import Samples
-from sheen.prepare.decoding import AudioStream
+from sheen.prepare.cutting import QUIETEST
+from sheen.prepare.decoding import read_rows
 from sheen.prepare.output import PCM_SCHEMA, TRANSCRIPT_SCHEMA
+from sheen.prepare.refusals import word_at
 from sheen.prepare.vad import RATE
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
-from sheen.storage import uris
+
+AROUND_S = 1.5
+"""Of a cut within speech, on either side: what an ASR needs to place its words."""
 
 
 def read_segments(table: pa.Table, *, attempts: Attempts) -> pa.Table:
@@ -37,12 +40,13 @@ def read_segments(table: pa.Table, *, attempts: Attempts) -> pa.Table:
 
 
 def _read(audio: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows = [row | {"pcm": None} for row in rows]
+    rows = [row | {"pcm": None, "cuts": []} for row in rows]
     wanted = [row for row in rows if row["reason"] is None]
     try:
-        spans = [(row["start"], row["end"]) for row in wanted]
-        for row, samples in zip(wanted, _read_spans(audio, spans), strict=True):
+        for row, samples in zip(wanted, read_rows(wanted, RATE), strict=True):
             row["pcm"] = to_pcm16(samples).tobytes()
+        for row in wanted:
+            row["cuts"] = _windows(audio, row)
     except OSError as error:
         for row in wanted:
             row |= {"reason": "not read", "detail": f"{audio}: {error}", "pcm": None}
@@ -52,17 +56,16 @@ def _read(audio: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_spans(location: str, spans: Sequence[tuple[float, float]]) -> list[Samples]:
-    """Samples at RATE of spans in order."""
-    if not spans:
-        return []
-    filesystem, path = uris.open_filesystem(location)
-    parts: list[Samples] = []
-    with uris.network_errors(location), filesystem.open_input_file(path) as file:
-        for samples in AudioStream(file, RATE):
-            parts.append(samples)
-    whole = np.concatenate(parts)
-    return [whole[round(start * RATE) : round(end * RATE)] for start, end in spans]
+def _windows(audio: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What lies around the cuts within speech of a row."""
+    windows = []
+    for kind, place in ((row["start_at"], row["start"]), (row["end_at"], row["end"])):
+        if kind == QUIETEST:
+            start = max(0.0, place - AROUND_S)
+            span = {"audio": audio, "start": start, "end": place + AROUND_S}
+            (samples,) = read_rows([span], RATE)
+            windows.append({"at": place - start, "pcm": to_pcm16(samples).tobytes()})
+    return windows
 
 
 class TranscribeWorker:
@@ -79,21 +82,43 @@ class TranscribeWorker:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
         self._asr = open_transcriber(asr, None, device or str(worker_device()), language)
+        self._guess = language is not None
         self._attempts = attempts
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return self._attempts.guard("transcription", table, self.transcribe)
 
     def transcribe(self, table: pa.Table) -> pa.Table:
-        rows = [dict.fromkeys(TRANSCRIPT_SCHEMA.names) | row for row in table.to_pylist()]
+        rows: list[dict[str, Any]] = [
+            dict.fromkeys(TRANSCRIPT_SCHEMA.names) | row for row in table.to_pylist()
+        ]
         for row in rows:
-            pcm = row.pop("pcm")
-            if pcm is None:
-                continue
-            samples = from_pcm16(np.frombuffer(pcm, "<i2"))
-            (found,) = self._asr.transcribe_words([samples], RATE)
-            row |= asdict(found) | {"asr": self._asr.name}
+            pcm, cuts = row.pop("pcm"), row.pop("cuts")
+            if pcm is not None:
+                row |= self._heard(_samples(pcm), row["check_language"])
+                row["cut_word"] = self._cut_word(cuts)
         return pa.Table.from_pylist(rows, schema=TRANSCRIPT_SCHEMA)
+
+    def _heard(self, samples: Samples, check_language: bool) -> dict[str, Any]:
+        (found,) = self._asr.transcribe_words([samples], RATE)
+        heard = (found.language, found.language_probability)
+        if self._guess:
+            guess = self._asr.guess_language(samples, RATE) if check_language else None
+            heard = guess or (None, None)
+        asr = {"asr": self._asr.name}
+        return asdict(found) | asr | {"heard_language": heard[0], "heard_probability": heard[1]}
+
+    def _cut_word(self, cuts: list[dict[str, Any]]) -> str | None:
+        """The word within which the first of the cuts lies that lies within one."""
+        for cut in cuts:
+            (found,) = self._asr.transcribe_words([_samples(cut["pcm"])], RATE)
+            if word := word_at(found.words or (), cut["at"]):
+                return word
+        return None
+
+
+def _samples(pcm: bytes) -> Samples:
+    return from_pcm16(np.frombuffer(pcm, "<i2"))
 
 
 def write_transcripts(table: pa.Table, *, output: str) -> pa.Table:

@@ -51,6 +51,12 @@ class Transcriber(Protocol):
         """The same with all that the recogniser says of each clip. Slower."""
         ...
 
+    def guess_language(
+        self, waveform: NDArray[np.float32], sample_rate: int
+    ) -> tuple[str, float] | None:
+        """ISO 639-1 code and its probability, whatever language is set; None: it cannot guess."""
+        ...
+
 
 @dataclass(frozen=True)
 class Grammar:
@@ -129,6 +135,11 @@ class Pocketsphinx:
             transcripts.append(Transcript(hypothesis.hypstr, words))
         return transcripts
 
+    def guess_language(
+        self, waveform: NDArray[np.float32], sample_rate: int
+    ) -> tuple[str, float] | None:
+        return None
+
     def _words(self, seconds: float) -> list[Word]:
         """Of the last clip. Its probabilities are of single words, and near 1 for wrong ones."""
         frames = self._decoder.config["frate"]
@@ -193,6 +204,11 @@ class AsrPipeline:
         self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int
     ) -> list[Transcript]:
         return [Transcript(text) for text in self.transcribe(waveforms, sample_rate)]
+
+    def guess_language(
+        self, waveform: NDArray[np.float32], sample_rate: int
+    ) -> tuple[str, float] | None:
+        return None
 
 
 def open_transcriber(

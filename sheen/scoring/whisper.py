@@ -98,6 +98,15 @@ class FasterWhisper:
         `transcribe` would leave out: what it says of itself is for the caller to judge."""
         return [self._words(waveform, sample_rate) for waveform in waveforms]
 
+    def guess_language(
+        self, waveform: NDArray[np.float32], sample_rate: int
+    ) -> tuple[str, float] | None:
+        """As `sheen.scoring.asr.Transcriber`; a model of English alone cannot."""
+        if not self._model.model.is_multilingual or not len(waveform):
+            return None
+        language, probability, _ = self._model.detect_language(_at_rate(waveform, sample_rate))
+        return language, float(probability)
+
     def _text(self, waveform: NDArray[np.float32], sample_rate: int) -> str:
         segments, _ = self._run(waveform, sample_rate)
         return _joined(segments)
@@ -134,10 +143,7 @@ class FasterWhisper:
         self, waveform: NDArray[np.float32], sample_rate: int, **options: Any
     ) -> tuple[list[Any], Any]:
         """Its segments and what it says of the clip, None of an empty one."""
-        if waveform.ndim != 1:
-            raise ValueError(f"a waveform has shape {waveform.shape}, expected [n]")
-        if sample_rate != RATE and len(waveform):
-            waveform = resample(torch.from_numpy(waveform), sample_rate, RATE).numpy()
+        waveform = _at_rate(waveform, sample_rate)
         if not len(waveform):  # it would divide by its length
             return [], None
         segments, info = self._model.transcribe(
@@ -150,6 +156,14 @@ class FasterWhisper:
             **options,
         )
         return list(segments), info
+
+
+def _at_rate(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
+    if waveform.ndim != 1:
+        raise ValueError(f"a waveform has shape {waveform.shape}, expected [n]")
+    if sample_rate != RATE and len(waveform):
+        waveform = resample(torch.from_numpy(waveform), sample_rate, RATE).numpy()
+    return waveform
 
 
 def _joined(segments: Sequence[Any]) -> str:

@@ -12,6 +12,7 @@ import soundfile
 from helpers.example import CODEC, RATE, ROOT, clips_of, load_script, read_clip
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run as encode
+from sheen.prepare.corrections import CORRECTIONS
 from sheen.prepare.output import MANIFEST, REJECTED, REPORT
 from sheen.scoring.wer import error_rate
 
@@ -76,6 +77,18 @@ def test_raw_recordings_become_rows_that_encode(
     assert report["hours_out"] + report["hours_rejected"] + report["hours_between"] == (
         pytest.approx(report["hours_in"])
     )
+
+    # A person's word, without transcribing again; it stays.
+    given = tmp_path / "given.jsonl"
+    first, second = ({"id": row["id"], "was": row["text"]} for row in rows[:2])
+    words_of = [first | {"text": "As it was said."}, second | {"verdict": "wrong"}]
+    given.write_text("".join(json.dumps(line) + "\n" for line in words_of), "utf-8")
+    for more in (["--corrections", str(given)], []):
+        assert main([*words, *more]) == 0
+        corrected = lines(output / MANIFEST)
+        assert [row["text"] for row in corrected[:2]] == ["As it was said.", rows[2]["text"]]
+        assert {row["reason"] for row in lines(output / REJECTED)} >= {"called wrong"}
+    (output / CORRECTIONS).unlink()
 
     # Resumed with nothing left to do, and with segments to transcribe again: the same rows.
     for lost in (None, output / "transcripts"):

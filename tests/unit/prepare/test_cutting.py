@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sheen.prepare.cutting import (
+    CUT_OFF,
     EDGE,
     FRAME_S,
     LEFT_S,
@@ -64,7 +65,7 @@ def test_too_long_speech_is_cut_in_its_longest_late_pause() -> None:
         ("speech", 3.0), ("pause", 0.45), ("speech", 6.0), ("pause", 0.35), ("speech", 2.0),
         ("pause", 0.42), ("speech", 8.0),
     )  # fmt: skip
-    assert [segment.start_at for segment in segments] == [EDGE, PAUSE]
+    assert [segment.start_at for segment in segments] == [CUT_OFF, PAUSE]
     middle = 3.0 + 0.45 + 6.0 + 0.35 + 2.0 + 0.21
     assert segments[0].end <= middle <= segments[1].start
 
@@ -75,7 +76,7 @@ def test_speech_without_a_pause_is_cut_at_its_quietest_place_and_says_so() -> No
     first, second = cut(probabilities, levels, seconds, SETTINGS)
     assert first.end == second.start == pytest.approx(10.1, abs=0.06)
     assert (first.end_at, second.start_at) == (QUIETEST, QUIETEST)
-    assert (first.start_at, second.end_at) == (EDGE, EDGE)
+    assert (first.start_at, second.end_at) == (CUT_OFF, CUT_OFF)
 
 
 def test_what_is_too_short_is_joined_with_the_nearer_neighbour() -> None:
@@ -130,6 +131,15 @@ def test_of_any_recording_segments_keep_to_the_lengths_and_hold_all_speech(
             max(0.0, min(end, segment.end) - max(start, segment.start)) for segment in segments
         )
         assert held == pytest.approx(end - start, abs=0.01)
+
+
+@pytest.mark.parametrize("db", [-5.0, -30.0])
+def test_speech_that_goes_on_to_the_last_sample_is_cut_off_unless_it_dies_away(db: float) -> None:
+    probabilities, levels, seconds = recording(("pause", 1.0), ("speech", 4.0))
+    levels[-4:] = SPEECH * 10 ** (db / 10)
+    (segment,) = cut(probabilities, levels, seconds, SETTINGS)
+    assert segment.end_at == (CUT_OFF if db > -15 else EDGE)
+    assert segment.start_at == PAUSE
 
 
 def test_lengths_that_cannot_be_cut_are_refused() -> None:

@@ -2,9 +2,16 @@
 
 import pytest
 
-from sheen.prepare.cutting import PAUSE, CutSettings, Segment
-from sheen.prepare.refusals import Limits, segment_fault, transcript_fault
-from sheen.scoring.transcript import Transcript
+from sheen.prepare.cutting import CUT_OFF, PAUSE, CutSettings, Segment
+from sheen.prepare.refusals import (
+    Limits,
+    language_fault,
+    languages_of,
+    segment_fault,
+    transcript_fault,
+    word_at,
+)
+from sheen.scoring.transcript import Transcript, Word
 
 LIMITS = Limits()
 
@@ -49,11 +56,40 @@ def test_a_text_of_another_length_than_its_speech_is_refused() -> None:
 
 
 def test_a_segment_that_is_short_or_silent_is_not_transcribed() -> None:
-    def fault(seconds: float, level_db: float) -> str | None:
-        segment = Segment(1.0, 1.0 + seconds, seconds, PAUSE, PAUSE, level_db)
+    def fault(seconds: float, level_db: float, end_at: str = PAUSE) -> str | None:
+        segment = Segment(1.0, 1.0 + seconds, seconds, PAUSE, end_at, level_db)
         found = segment_fault(segment, CutSettings())
         return found and found[0]
 
     assert fault(3.0, -20.0) is None
     assert fault(1.5, -20.0) == "too short"
     assert fault(3.0, -65.0) == "silent"
+    assert fault(3.0, -20.0, CUT_OFF) == "cut off"
+
+
+def test_a_cut_within_a_word_is_found() -> None:
+    words = [Word("fire", 0.2, 0.5), Word("station", 0.52, 1.1)]
+    found = [word_at(words, at) for at in (0.1, 0.22, 0.35, 0.51, 0.8, 1.08, 2.0)]
+    assert found == [None, None, "fire", None, "station", None, None]
+
+
+def test_a_recording_is_of_the_language_that_most_of_it_is_surely_of() -> None:
+    guesses = [
+        ("a", "en", 0.9, 4.0),
+        ("a", "de", 0.95, 3.0),
+        ("a", "cy", 0.4, 60.0),
+        ("b", "fr", 0.8, 1.0),
+        ("c", "nn", 0.3, 5.0),
+    ]
+    languages = languages_of(guesses)
+    assert languages == languages_of(guesses[::-1]) == {"a": "en", "b": "fr"}
+
+
+def test_another_language_is_refused() -> None:
+    assert language_fault("en", "en", None) is None
+    assert language_fault("de", None, None) is None
+    assert language_fault(None, None, "en") is None
+    for own, recording, asked in (("de", "en", None), ("en", "fr", "en")):
+        fault = language_fault(own, recording, asked)
+        assert fault is not None
+        assert fault[0] == "another language"

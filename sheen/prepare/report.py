@@ -1,0 +1,222 @@
+"""The report of a prepare job, as JSON and as a page: every second of the input, and what to hear.
+
+Owns the account, which rows are doubtful and in which order, and what the pages play. Judges no
+row: that a row is doubtful refuses nothing. The page for corrections is `sheen.report.review`'s.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sheen.audio.samples import Samples
+from sheen.prepare.cutting import PAUSE, QUIETEST
+from sheen.report.figures import histogram
+from sheen.report.page import Block, Cell, Clip, Section, clip_row, render_page, table
+from sheen.report.review import ReviewRow, render_review
+
+EXAMPLES = 3
+PLAYED_OF_A_REASON, PLAYED_WORST = 2, 8
+"""Clips on the report's page."""
+UNSURE_LOGPROB = -0.7
+NO_SPEECH = 0.3
+FAR_RATE = 1.8
+"""A text rate so many times the median's, or so small a part of it, is doubtful."""
+
+Row = dict[str, Any]
+Read = Callable[[Sequence[Row]], list[Samples]]
+"""Rows -> their samples at CLIP_RATE."""
+CLIP_RATE = 24_000
+"""Of what the pages play, Hz."""
+
+
+def account(
+    sources: Sequence[Mapping[str, Any]], skipped: Mapping[str, int], rows: Sequence[Row]
+) -> Row:
+    """Every second of the input: in a row, refused with a reason, or between segments. `sources`:
+    rows of CUT_SCHEMA."""
+    kept = [row for row in rows if row["reason"] is None]
+    refused = [row for row in rows if row["reason"] is not None]
+    rejects: dict[str, Row] = defaultdict(lambda: {"rows": 0, "hours": 0.0, "examples": []})
+    for row in refused:
+        entry = rejects[row["reason"]]
+        entry["rows"] += 1
+        entry["hours"] += (row["seconds"] or 0.0) / 3600
+        if len(entry["examples"]) < EXAMPLES:
+            entry["examples"].append(f"{row['id']}: {row['detail']}")
+    hours_in, hours_out, hours_refused = _hours(sources), _hours(kept), _hours(refused)
+    ends = Counter(row[end] for row in kept for end in ("start_at", "end_at"))
+    speech = sum(row["speech_seconds"] for row in kept)
+    return {
+        "recordings": len(sources),
+        "recordings_used": len({row["audio"] for row in kept}),
+        "files_skipped": dict(skipped),
+        "hours_in": hours_in,
+        "hours_out": hours_out,
+        "hours_rejected": hours_refused,
+        "hours_between": hours_in - hours_out - hours_refused,
+        "rows_out": len(kept),
+        "rows_rejected": len(refused),
+        "rejects": dict(sorted(rejects.items(), key=lambda pair: -pair[1]["rows"])),
+        "checked": dict(Counter(row["checked"] for row in rows if row["checked"])),
+        "languages": dict(Counter(row["language"] for row in kept)),
+        "characters_per_second": sum(len(row["text"]) for row in kept) / speech if speech else None,
+        "ends_in_pause": ends[PAUSE],
+        "ends_in_speech": ends[QUIETEST],
+        "incomplete": {source["audio"]: source["fault"] for source in sources if source["fault"]},
+    }
+
+
+def _hours(rows: Iterable[Mapping[str, Any]]) -> float:
+    return sum(row["seconds"] or 0.0 for row in rows) / 3600
+
+
+def doubts(row: Row, median_rate: float) -> list[str]:
+    """What makes a row worth hearing; [] for nothing."""
+    found = [row["reason"]] if row["reason"] else []
+    if QUIETEST in (row["start_at"], row["end_at"]):
+        found.append("cut within speech")
+    if (row["avg_logprob"] or 0.0) < UNSURE_LOGPROB:
+        found.append("the ASR is unsure")
+    if (row["no_speech_prob"] or 0.0) > NO_SPEECH:
+        found.append("perhaps no speech")
+    rate = _rate(row)
+    if median_rate and not 1 / FAR_RATE <= rate / median_rate <= FAR_RATE:
+        found.append("an unusual speech rate")
+    if row["unsure_words"]:
+        found.append("unsure of " + ", ".join(row["unsure_words"]))
+    return found
+
+
+def _rate(row: Row) -> float:
+    return len(row["text"] or "") / max(row["speech_seconds"] or 0.0, 0.01)
+
+
+def doubtful_first(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
+    """Rows with a transcript and what is doubtful of each: first those that are kept, the most
+    doubtful first, then those that are refused. What a person has checked comes last."""
+    heard = [row for row in rows if row["text"] is not None]
+    rates = sorted(_rate(row) for row in heard if row["reason"] is None)
+    median = rates[len(rates) // 2] if rates else 0.0
+    told = [(row, doubts(row, median)) for row in heard]
+
+    def order(pair: tuple[Row, list[str]]) -> tuple[bool, bool, float]:
+        row, found = pair
+        unsure = -(row["avg_logprob"] or 0.0)
+        return row["checked"] is not None, row["reason"] is not None, -(len(found) + unsure)
+
+    return sorted(told, key=order)
+
+
+def render_report(report: Row, rows: Sequence[Row], read: Read, title: str) -> str:
+    """The page as HTML."""
+    kept = [row for row in rows if row["reason"] is None]
+    sections = [
+        Section("Hours", _hours_blocks(report)),
+        Section("Segments", _segment_blocks(report, kept)),
+        Section("Most doubtful", _players(_most_doubtful(rows), read)),
+    ]
+    if report["rejects"]:
+        sections.insert(1, Section("Refused", _refused_blocks(report, rows, read)))
+    lead = (
+        f"{report['rows_out']:,} segments, {_time(report['hours_out'])} of "
+        f"{_time(report['hours_in'])}. {report['rows_rejected']:,} refused. The page to check and "
+        "correct rows is review.html."
+    )
+    return render_page(title, sections, lead)
+
+
+def _time(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
+
+
+def _hours_blocks(report: Row) -> list[Block]:
+    facts: list[list[Cell]] = [
+        ["recordings", f"{report['recordings']:,}, {_time(report['hours_in'])}"],
+        ["in segments", _share(report["hours_out"], report["hours_in"])],
+        ["refused", _share(report["hours_rejected"], report["hours_in"])],
+        ["pauses between segments", _share(report["hours_between"], report["hours_in"])],
+        ["ASR", report["asr"] or "none"],
+    ]
+    blocks: list[Block] = [table([], facts)]
+    for location, fault in report["incomplete"].items():
+        blocks.append(f"{location}: {fault}. What stands before is used.")
+    return blocks
+
+
+def _share(hours: float, whole: float) -> str:
+    return _time(hours) + (f" ({hours / whole:.1%})" if whole else "")
+
+
+def _refused_blocks(report: Row, rows: Sequence[Row], read: Read) -> list[Block]:
+    counts: list[list[Cell]] = [
+        [reason, entry["rows"], _time(entry["hours"])]
+        for reason, entry in report["rejects"].items()
+    ]
+    played = [
+        (row, [row["reason"], row["detail"]])
+        for reason in report["rejects"]
+        for row in [row for row in rows if row["reason"] == reason and row["start_at"] is not None][
+            :PLAYED_OF_A_REASON
+        ]
+    ]
+    examples: list[list[Cell]] = [
+        [reason, example]
+        for reason, entry in report["rejects"].items()
+        for example in entry["examples"][:1]
+    ]
+    return [
+        table(["reason", "segments or recordings", "time"], counts),
+        table(["reason", "for example"], examples),
+        *_players(played, read),
+    ]
+
+
+def _segment_blocks(report: Row, kept: Sequence[Row]) -> list[Block]:
+    if not kept:
+        return ["No segment can be used."]
+    ends = report["ends_in_speech"]
+    blocks: list[Block] = [
+        f"{ends:,} of {2 * len(kept):,} ends lie within speech, where it went on too long; all "
+        "others in pauses.",
+        histogram("Length of the segments", [row["seconds"] for row in kept], "s"),
+        histogram("Text per second of speech", [_rate(row) for row in kept], "characters per s"),
+        histogram("Loudest 10 ms", [row["level_db"] for row in kept], "dB of full scale"),
+    ]
+    logprobs = [row["avg_logprob"] for row in kept if row["avg_logprob"] is not None]
+    if logprobs:
+        blocks.append(histogram("Mean log probability of the transcripts", logprobs, ""))
+    return blocks
+
+
+def _most_doubtful(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
+    kept = [(row, found) for row, found in doubtful_first(rows) if row["reason"] is None]
+    return kept[:PLAYED_WORST]
+
+
+def _players(chosen: Sequence[tuple[Row, list[str]]], read: Read) -> list[Block]:
+    clips = read([row for row, _ in chosen])
+    return [
+        clip_row([Clip(row["id"], samples, CLIP_RATE, "; ".join(found))], row["text"] or "")
+        for (row, found), samples in zip(chosen, clips, strict=True)
+    ]
+
+
+def render_corrections(rows: Sequence[Row], read: Read, title: str, most: int) -> str:
+    """The page on which a person corrects the `most` rows that need it most."""
+    chosen = doubtful_first(rows)[:most]
+    clips = read([row for row, _ in chosen])
+    shown = [
+        ReviewRow(
+            id=row["id"],
+            text=row["text"],
+            note="; ".join(found),
+            refused=row["reason"] is not None,
+            audio=samples,
+            sample_rate=CLIP_RATE,
+        )
+        for (row, found), samples in zip(chosen, clips, strict=True)
+    ]
+    left = sum(row["text"] is not None for row in rows) - len(shown)
+    return render_review(title, shown, left)

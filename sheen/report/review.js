@@ -1,0 +1,93 @@
+"use strict";
+const rows = [...document.querySelectorAll("article")];
+const store = `sheen-review-${document.body.dataset.key}`;
+const done = new Map(Object.entries(JSON.parse(localStorage.getItem(store) ?? "{}")));
+let at = 0;
+
+const textOf = (row) => row.querySelector("textarea");
+const playerOf = (row) => row.querySelector("audio");
+// Who goes on before a clip has begun rejects the promise.
+const play = (row) => playerOf(row).play().catch(() => {});
+
+function show(row) {
+  const mark = done.get(row.id) ?? {};
+  row.dataset.state = mark.verdict ?? (mark.text === undefined ? "" : "corrected");
+  for (const button of row.querySelectorAll("button"))
+    button.setAttribute("aria-pressed", button.value === mark.verdict);
+}
+
+function count() {
+  document.querySelector("#count").textContent = `${done.size} of ${rows.length} checked`;
+  document.querySelector("#save").disabled = done.size === 0;
+}
+
+function mark(row, change) {
+  const was = textOf(row).defaultValue;
+  const next = { ...done.get(row.id), ...change };
+  if (next.text === was || next.text?.trim() === "") delete next.text;
+  if (next.verdict === undefined) delete next.verdict;
+  if (Object.keys(next).length) done.set(row.id, next);
+  else done.delete(row.id);
+  localStorage.setItem(store, JSON.stringify(Object.fromEntries(done)));
+  show(row);
+  count();
+}
+
+function go(place) {
+  playerOf(rows[at]).pause();
+  at = Math.min(Math.max(place, 0), rows.length - 1);
+  rows[at].focus({ preventScroll: true });
+  rows[at].scrollIntoView({ block: "center" });
+  play(rows[at]);
+}
+
+function decide(row, verdict) {
+  const pressed = done.get(row.id)?.verdict === verdict;
+  mark(row, { verdict: pressed ? undefined : verdict });
+}
+
+rows.forEach((row, place) => {
+  const mine = done.get(row.id);
+  if (mine?.text !== undefined) textOf(row).value = mine.text;
+  show(row);
+  row.addEventListener("focusin", () => { at = place; });
+  textOf(row).addEventListener("input", () => mark(row, { text: textOf(row).value.trim() }));
+  for (const button of row.querySelectorAll("button"))
+    button.addEventListener("click", () => decide(row, button.value));
+});
+count();
+
+document.addEventListener("keydown", (event) => {
+  const row = rows[at];
+  if (row === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target === textOf(row)) {
+    if (event.key !== "Escape" && event.key !== "Enter") return;
+    event.preventDefault();
+    if (event.key === "Enter") go(at + 1);
+    else row.focus();
+    return;
+  }
+  if (event.target.closest("button, audio") && [" ", "Enter"].includes(event.key)) return;
+  const player = playerOf(row);
+  const keys = {
+    " ": () => (player.paused ? play(row) : player.pause()),
+    Enter: () => { mark(row, { verdict: "good" }); go(at + 1); },
+    x: () => { mark(row, { verdict: "wrong" }); go(at + 1); },
+    e: () => textOf(row).focus(),
+    ArrowDown: () => go(at + 1),
+    ArrowUp: () => go(at - 1),
+  };
+  if (!(event.key in keys)) return;
+  event.preventDefault();
+  keys[event.key]();
+});
+
+document.querySelector("#save").addEventListener("click", () => {
+  const lines = rows.filter((row) => done.has(row.id)).map((row) =>
+    JSON.stringify({ id: row.id, was: textOf(row).defaultValue, ...done.get(row.id) }) + "\n");
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
+  link.download = "corrections.jsonl";
+  link.click();
+  URL.revokeObjectURL(link.href);
+});
