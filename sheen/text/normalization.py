@@ -25,6 +25,7 @@ from typing import Any, Literal
 import regex
 from pydantic import BaseModel
 
+from sheen.text.plain import PlainText, load_plain_text
 from sheen.text.prompt import normalise
 from sheen.text.segmentation import split_sentences
 
@@ -197,10 +198,13 @@ def _installed(language: str) -> str:
 class Normaliser:
     """Call it with a text for its spoken form, see `load_normaliser`. Threads take turns."""
 
-    def __init__(self, language: str, library: Any) -> None:
-        """library: the Normalizer of nemo_text_processing."""
+    def __init__(
+        self, language: str, library: Any, is_plain: PlainText = lambda text: False
+    ) -> None:
+        """library: the Normalizer of nemo_text_processing, which is not asked for plain texts."""
         self._language = language
         self._library = library
+        self._is_plain = is_plain
         self._lock = threading.Lock()
 
     def __call__(self, text: str) -> str:
@@ -216,6 +220,8 @@ class Normaliser:
         of English, a second of the dearest languages (decision 0020)."""
         if part.spelled:
             return spell_digits(part.text, self._language)
+        if self._is_plain(part.text):
+            return part.text
         with self._lock:
             spoken: str = self._library.normalize(part.text)
         # What it gives up on comes back escaped for its grammars.
@@ -241,7 +247,9 @@ def load_normaliser(info: NemoStep) -> Normaliser:
 
     def read(folder: Path) -> Normaliser:
         library = Normalizer(input_case="cased", lang=info.language, cache_dir=str(folder))
-        return Normaliser(info.language, library)
+        if info.language != "en":
+            return Normaliser(info.language, library)
+        return Normaliser(info.language, library, load_plain_text())
 
     folder = cache_folder() / f"nemo-{info.version}" / info.language
     if folder.is_dir():
