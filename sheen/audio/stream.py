@@ -71,6 +71,8 @@ class AudioFile:
         """Samples from second zero to the end, once something has been read up to there."""
         self.rate: int
         """Hz."""
+        self.channels: int
+        """Of the first frame: they are averaged."""
         self._open = ExitStack()
         self._held: Span | None = None
         with decoding_errors(lambda: False):
@@ -102,21 +104,28 @@ class AudioFile:
             for _, samples in self._spans:
                 yield samples
 
-    def read(self, start_s: float, end_s: float | None = None) -> Samples:
+    def read(self, start_s: float, end_s: float | None = None, strict: bool = True) -> Samples:
         """The samples `[n]` between two seconds, fewer where the file ends before; None: its end.
 
-        Raises AudioError where they cannot be decoded.
+        Raises AudioError where they cannot be decoded; if not `strict`, only where none of them
+        can, else those before the fault are what there is.
         """
         first = sample_at(start_s, self.rate)
         last = None if end_s is None else sample_at(end_s, self.rate)
-        with decoding_errors(lambda: True):
-            spans = self._from(first)
-            if spans is not None:
-                kept = _collect(spans, first, last)
-            else:
-                kept = _collect(self._on(first), first, last)
-                self._held = first, kept
-        return kept if last is None else kept[: last - first]
+        kept = [NO_SAMPLES]
+        try:
+            with decoding_errors(lambda: True):
+                spans = self._from(first)
+                if spans is not None:
+                    _collect(spans, first, last, kept)
+                else:
+                    _collect(self._on(first), first, last, kept)
+                    self._held = first, np.concatenate(kept)
+        except AudioError:
+            if strict or len(kept) == 1:
+                raise
+        samples = np.concatenate(kept)
+        return samples if last is None else samples[: last - first]
 
     def _restart(self) -> None:
         """Be at the first frame, with a new decoder."""
@@ -132,7 +141,7 @@ class AudioFile:
         first = next(frames, None)
         if first is None:
             raise AudioError("empty", "the file holds 0 samples")
-        self.rate = first.sample_rate
+        self.rate, self.channels = first.sample_rate, first.layout.nb_channels
         self._zero = self._time(first) or Fraction(0)
         self._exact = _seeks_exactly(self._container, self._stream)
         self._spans = self._placed(first, frames)
@@ -214,15 +223,13 @@ class AudioFile:
         return chain([held], self._spans)
 
 
-def _collect(spans: Iterator[Span], first: int, last: int | None) -> Samples:
-    """The samples from `first` to `last`, and those after it of the last span that was needed."""
-    kept = [NO_SAMPLES]
+def _collect(spans: Iterator[Span], first: int, last: int | None, kept: list[Samples]) -> None:
+    """Append the samples from `first` to `last`, and those after it of the last span needed."""
     for at, samples in spans:
         if at + len(samples) > first:
             kept.append(samples[max(0, first - at) :])
         if last is not None and at + len(samples) >= last:
             break
-    return np.concatenate(kept)
 
 
 def _seeks_exactly(container: InputContainer, stream: AudioStream) -> bool:

@@ -21,13 +21,8 @@ ROUNDING_S = 0.01
 """A row may end later than its recording by this much: times in text have milliseconds at best."""
 
 
-class ClipError(ValueError):
-    """A row without samples. `reason` is `missing`, `not read`, `outside the recording` or one of
-    AudioError's."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+class ClipError(AudioError):
+    """A row without samples. `reason` is also `missing`, `not read` or `outside the recording`."""
 
 
 class ClipReader:
@@ -51,8 +46,11 @@ class ClipReader:
         if self._fault is not None:
             self._close()
 
-    def read(self, row: Mapping[str, Any]) -> tuple[Samples, int]:
-        """Mono samples `[n]`, n >= 1, and their rate in Hz. Raises ClipError."""
+    def read(self, row: Mapping[str, Any], strict: bool = True) -> tuple[Samples, int]:
+        """Mono samples `[n]`, n >= 1, and their rate in Hz. Raises ClipError.
+
+        Of a part whose recording ends or breaks off before it, if not `strict`, what is there.
+        """
         self.read_s = self.decode_s = 0.0
         if not is_part(row):
             return self._whole(row)
@@ -60,7 +58,7 @@ class ClipReader:
         started = time.perf_counter()
         try:
             with _reasons():
-                return _cut(audio, row["start"] or 0.0, row["end"])
+                return _cut(audio, row["start"] or 0.0, row["end"], strict)
         except ClipError as error:
             if error.reason == "not read":
                 self._close()
@@ -108,10 +106,10 @@ class ClipReader:
         self._at = self._file = self._audio = self._fault = None
 
 
-def _cut(audio: AudioFile, start: float, end: float | None) -> tuple[Samples, int]:
-    samples = audio.read(start, end)
+def _cut(audio: AudioFile, start: float, end: float | None, strict: bool) -> tuple[Samples, int]:
+    samples = audio.read(start, end, strict)
     wanted = 1
-    if end is not None:
+    if end is not None and strict:
         wanted = sample_at(end - ROUNDING_S, audio.rate) - sample_at(start, audio.rate)
     if len(samples) < max(1, wanted):
         assert audio.samples is not None  # it has been read to its end

@@ -6,7 +6,6 @@ the ASR and the device. A segment that fails gets a reason and travels on.
 """
 
 from dataclasses import asdict
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -28,32 +27,24 @@ AROUND_S = 1.5
 
 
 def read_segments(table: pa.Table, *, attempts: Attempts) -> pa.Table:
-    """SEGMENT_SCHEMA -> PCM_SCHEMA, each source read once from its first segment to its last."""
+    """SEGMENT_SCHEMA -> PCM_SCHEMA, in the order of the recordings, each part for its own cost."""
 
     def do(rows: pa.Table) -> pa.Table:
-        found: list[dict[str, Any]] = []
-        for audio, group in groupby(rows.to_pylist(), key=lambda row: row["audio"]):
-            found += _read(audio, list(group))
-        return pa.Table.from_pylist(found, schema=PCM_SCHEMA)
+        return pa.Table.from_pylist([_read(row) for row in rows.to_pylist()], schema=PCM_SCHEMA)
 
     return attempts.guard("decoder", table, do)
 
 
-def _read(audio: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows = [row | {"pcm": None, "cuts": []} for row in rows]
-    wanted = [row for row in rows if row["reason"] is None]
-    try:
-        for row, samples in zip(wanted, read_rows(wanted, RATE), strict=True):
-            row["pcm"] = to_pcm16(samples).tobytes()
-        for row in wanted:
-            row["cuts"] = _windows(audio, row)
-    except OSError as error:
-        for row in wanted:
-            row |= {"reason": "not read", "detail": f"{audio}: {error}", "pcm": None}
-    except AudioError as error:
-        for row in wanted:
-            row |= {"reason": error.reason, "detail": f"{audio}: {error}", "pcm": None}
-    return rows
+def _read(row: dict[str, Any]) -> dict[str, Any]:
+    row = row | {"pcm": None, "cuts": []}
+    if row["reason"] is None:
+        try:
+            (samples,) = read_rows([row], RATE)
+            cuts = _windows(row["audio"], row)
+            row |= {"pcm": to_pcm16(samples).tobytes(), "cuts": cuts}
+        except AudioError as error:
+            row |= {"reason": error.reason, "detail": f"{row['audio']}: {error}"}
+    return row
 
 
 def _windows(audio: str, row: dict[str, Any]) -> list[dict[str, Any]]:

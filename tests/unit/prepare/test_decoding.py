@@ -9,7 +9,7 @@ import soundfile
 
 from helpers.example import clips_of
 from sheen.audio.io import AudioError, decode, encode_audio, resampled
-from sheen.prepare.decoding import AudioStream
+from sheen.prepare.decoding import AudioStream, read_rows
 
 RATE = 16_000
 
@@ -70,3 +70,35 @@ def test_what_holds_no_audio_is_refused(tmp_path: Path) -> None:
         with pytest.raises(AudioError) as refused:
             read(data)
         assert refused.value.reason == reason
+
+
+def test_rows_are_what_the_stream_has_there(tmp_path: Path) -> None:
+    """Of a whole recording and of one that breaks off; the order is that of the rows."""
+    wave = tone(8.0, 24_000, 313.7) * np.linspace(0.1, 1, 8 * 24_000, dtype=np.float32)
+    data = encode_audio(wave, 24_000, "FLAC")
+    (tmp_path / "whole.flac").write_bytes(data)
+    (tmp_path / "cut.flac").write_bytes(data[: len(data) // 2])
+    whole, _ = read(data)
+    part, stream = read(data[: len(data) // 2])
+    end = stream.seconds
+    spans = [
+        ("whole", 5.0, 6.5),
+        ("cut", 1.0, 2.0),
+        ("whole", 0.2, 1.0),
+        ("cut", round(end - 1, 2), end + 1),
+    ]
+    rows = [
+        {"audio": str(tmp_path / f"{name}.flac"), "start": start, "end": until}
+        for name, start, until in spans
+    ]
+    found = read_rows(rows, RATE)
+    for samples, (name, start, until) in zip(found, spans, strict=True):
+        source = whole if name == "whole" else part
+        expected = source[round(start * RATE) : round(until * RATE)]
+        assert abs(len(samples) - len(expected)) <= 2
+        middle = slice(200, len(expected) - 200)
+        np.testing.assert_allclose(samples[middle], expected[middle], atol=5e-3)
+    gone = {"audio": str(tmp_path / "gone.flac"), "start": 0.0, "end": 1.0}
+    with pytest.raises(AudioError) as refused:
+        read_rows([gone], RATE)
+    assert refused.value.reason == "missing"
