@@ -30,20 +30,27 @@ def trim(samples: Samples, sample_rate: int, threshold_db: float) -> Samples:
 
 
 def to_loudness(samples: Samples, sample_rate: int, lufs: float) -> Samples:
-    """At an integrated loudness (ITU-R BS.1770, torchaudio's), or as near as PEAK allows.
+    """At an integrated loudness, see `loudness_lufs`, or as near as PEAK allows.
 
     A clip shorter than the 0.4 s that the measure takes stays as it is.
     """
-    if len(samples) < 0.4 * sample_rate:
+    measured = loudness_lufs(samples, sample_rate)
+    if measured is None:
         return samples
+    gain = min(10 ** ((lufs - measured) / 20), PEAK / max(float(np.abs(samples).max()), 1e-9))
+    return samples * np.float32(gain)
+
+
+def loudness_lufs(samples: Samples, sample_rate: int) -> float | None:
+    """Integrated loudness (ITU-R BS.1770, torchaudio's); None for less than the 0.4 s that it
+    takes, and for silence."""
+    if len(samples) < 0.4 * sample_rate:
+        return None
     import torch  # here, see `io.resampled`
     from torchaudio.functional import loudness
 
     measured = float(loudness(torch.from_numpy(samples)[None], sample_rate))
-    if not math.isfinite(measured):
-        return samples
-    gain = min(10 ** ((lufs - measured) / 20), PEAK / max(float(np.abs(samples).max()), 1e-9))
-    return samples * np.float32(gain)
+    return measured if math.isfinite(measured) else None
 
 
 SLOWEST, FASTEST = 0.25, 4.0

@@ -172,21 +172,31 @@ def _unit(vector: Floats) -> Floats:
 def enroll_speakers(location: str, sample_rate: int) -> SpeakerProfiles:
     """Profiles of the voices of an LJSpeech folder or a .jsonl manifest with speakers.
 
-    Rows that cannot be used, and rows without a speaker, are counted in the log. Raises ValueError
-    for a manifest that cannot be read, for audio that cannot be decoded, and for a voice with too
-    few recordings.
+    See `read_speakers`. Raises ValueError also for a voice with too few recordings.
     """
+    return SpeakerProfiles.fit(read_speakers(location, sample_rate), sample_rate)
+
+
+def read_speakers(
+    location: str, sample_rate: int, needs_text: bool = True
+) -> dict[str, list[NDArray[np.float32]]]:
+    """Up to PROFILE_RECORDINGS recordings of each voice of an LJSpeech folder or a manifest.
+
+    Rows that cannot be used, and rows without a speaker, are counted in the log. Raises ValueError
+    for a manifest that cannot be read, and for audio that cannot be decoded.
+    """
+    usable = (None,) if needs_text else (None, "no text")
     by_voice: dict[str, list[dict[str, Any]]] = {}
     skipped: Counter[str] = Counter()
     for row in plain_rows(uris.absolute(location)):
         if not row["speaker"]:
             skipped["no speaker"] += 1
             continue
-        usable = by_voice.setdefault(row["speaker"], [])
-        if row["reason"] is not None:
-            skipped[row["reason"]] += 1
+        rows = by_voice.setdefault(row["speaker"], [])
+        if row["reason"] in usable:
+            rows.append(row)
         else:
-            usable.append(row)
+            skipped[row["reason"]] += 1
     for reason, count in skipped.items():
         logger.warning("%s: %d recordings skipped for enrollment: %s", location, count, reason)
     recordings: dict[str, list[NDArray[np.float32]]] = {}
@@ -194,7 +204,7 @@ def enroll_speakers(location: str, sample_rate: int) -> SpeakerProfiles:
         count = min(PROFILE_RECORDINGS, len(rows))
         chosen = [rows[place * len(rows) // count] for place in range(count)]
         recordings[voice] = [_read(row["audio"], sample_rate) for row in chosen]
-    return SpeakerProfiles.fit(recordings, sample_rate)
+    return recordings
 
 
 def _read(path: str, sample_rate: int) -> NDArray[np.float32]:

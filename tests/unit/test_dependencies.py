@@ -38,7 +38,7 @@ def imported(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("sheen", ("phonemes", "wandb")), ("tests", ("dev",))]
+    ("folder", "extras"), [("sheen", ("phonemes", "subtitles", "wandb")), ("tests", ("dev",))]
 )
 def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     allowed = declared(PROJECT["dependencies"])

@@ -1,0 +1,251 @@
+"""A text beside its recording: which of its words each segment speaks, by the words of an ASR.
+
+Owns the matching of two sequences of words and the division of the text among segments. No model
+aligns sound and text: an ASR's words are right often enough that rare sequences of four of them
+find their place in a book. What the ASR got wrong between two such places is aligned by edit
+distance; a passage without any was not read. Reads no files, hears nothing.
+
+Shapes: a words of the ASR, t words of the text.
+"""
+
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz.distance import Levenshtein
+
+from sheen.scoring.wer import normalise_words
+
+GRAMS = (4, 3)
+"""Words of an anchor: in the whole text, then between two anchors, where fewer are rare enough.
+Three would find places 40,000 words away in a book, and twelve none near an error of the ASR."""
+LONGEST_GAP = 200
+"""Words between two anchors. In a longer stretch, something was read that is not in the text, or
+left out: even an ASR with a third of its words wrong leaves no more than 90."""
+LEAST_MATCHED = 0.5
+"""Share of a segment's words that must be in the text, or it is not of it."""
+SKIPPED = 3
+"""Words between two segments that the ASR may have missed; more were not read."""
+
+_NOWHERE = -1
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
+_CLAUSE_END = re.compile(r"[,;:—–][\"'”’»)\]]*$")
+Places = NDArray[np.int64]
+
+
+def match_words(spoken: Sequence[str], text: Sequence[str]) -> Places:
+    """The place in the text of each spoken word, `[a]`, rising; -1 for what is not in it.
+
+    Words that stand for each other though they differ, as an ASR's errors do, have a place too.
+    """
+    places = np.full(len(spoken), _NOWHERE, np.int64)
+    _match(spoken, text, 0, 0, GRAMS, places)
+    return places
+
+
+def _match(
+    spoken: Sequence[str],
+    text: Sequence[str],
+    first_spoken: int,
+    first_text: int,
+    grams: tuple[int, ...],
+    places: Places,
+) -> None:
+    """Of two stretches, whose first words stand where the numbers say."""
+    if not spoken or not text:
+        return
+    anchors = _anchors(spoken, text, grams[0]) if grams else []
+    if not anchors:
+        if len(spoken) <= LONGEST_GAP and len(text) <= LONGEST_GAP:
+            for here, there in _aligned(spoken, text):
+                places[first_spoken + here] = first_text + there
+        elif len(grams) > 1:
+            _match(spoken, text, first_spoken, first_text, grams[1:], places)
+        return
+    for here, there in anchors:
+        places[first_spoken + here] = first_text + there
+    ends = [(-1, -1), *anchors, (len(spoken), len(text))]
+    for number, ((here, there), (next_here, next_there)) in enumerate(pairwise(ends)):
+        said, written = spoken[here + 1 : next_here], text[there + 1 : next_there]
+        skipped = 0
+        if number == 0 and len(written) > 2 * len(said):
+            # The text goes on outside the recording: only what is near the anchor can be meant.
+            skipped = len(written) - len(said)
+        elif number == len(anchors) and len(written) > 2 * len(said):
+            written = written[: len(said)]
+        _match(
+            said,
+            written[skipped:],
+            first_spoken + here + 1,
+            first_text + there + 1 + skipped,
+            grams[1:],
+            places,
+        )
+
+
+def _anchors(spoken: Sequence[str], text: Sequence[str], size: int) -> list[tuple[int, int]]:
+    """Pairs of places of words in sequences that each side has once, in one rising row."""
+    ours, theirs = _once(spoken, size), _once(text, size)
+    pairs = sorted((place, theirs[gram]) for gram, place in ours.items() if gram in theirs)
+    rising = _longest_rising([there for _, there in pairs])
+    found: dict[int, int] = {}
+    for place in rising:
+        here, there = pairs[place]
+        for step in range(size):
+            found.setdefault(here + step, there + step)
+    anchors: list[tuple[int, int]] = []
+    for here, there in sorted(found.items()):
+        if not anchors or there > anchors[-1][1]:
+            anchors.append((here, there))
+    return anchors
+
+
+def _once(words: Sequence[str], size: int) -> dict[Hashable, int]:
+    grams = [tuple(words[place : place + size]) for place in range(len(words) - size + 1)]
+    counts = Counter(grams)
+    return {gram: place for place, gram in enumerate(grams) if counts[gram] == 1}
+
+
+def _longest_rising(values: Sequence[int]) -> list[int]:
+    """Places of the longest strictly rising subsequence, by patience sorting."""
+    tops: list[int] = []
+    piles: list[int] = []  # the place of each pile's top
+    before = [_NOWHERE] * len(values)
+    for place, value in enumerate(values):
+        pile = bisect_left(tops, value)
+        before[place] = piles[pile - 1] if pile else _NOWHERE
+        if pile == len(piles):
+            piles.append(place)
+            tops.append(value)
+        else:
+            piles[pile], tops[pile] = place, value
+    row: list[int] = []
+    at = piles[-1] if piles else _NOWHERE
+    while at != _NOWHERE:
+        row.append(at)
+        at = before[at]
+    return row[::-1]
+
+
+def _aligned(spoken: Sequence[str], text: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Pairs of places of words that stand for each other in the cheapest edit."""
+    for edit in Levenshtein.opcodes(spoken, text):
+        if edit.tag in ("equal", "replace"):
+            yield from zip(
+                range(edit.src_start, edit.src_end),
+                range(edit.dest_start, edit.dest_end),
+                strict=False,
+            )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text as it is written, and its words as they are compared."""
+
+    written: list[str]
+    """Between white space."""
+    words: list[str]
+    token: list[int]
+    """Of each word the place in `written`: "well-known" has two words, a dash none."""
+
+    @classmethod
+    def of(cls, text: str) -> "Tokens":
+        written = text.split()
+        words: list[str] = []
+        token: list[int] = []
+        for place, piece in enumerate(written):
+            for word in normalise_words(piece).split():
+                words.append(word)
+                token.append(place)
+        return cls(written, words, token)
+
+    def between(self, first: int, end: int) -> str:
+        """What is written from a word on to before another, with the dashes after each."""
+        until = self.token[end] if end < len(self.words) else len(self.written)
+        return " ".join(self.written[self.token[first] : until])
+
+    def pause_before(self, word: int) -> float:
+        """How much a text asks for a pause there: 1 after a sentence, less after a clause; less
+        than 0 where a written word would be cut."""
+        if word <= 0 or word >= len(self.words):
+            return 0.0
+        if self.token[word] == self.token[word - 1]:
+            return -1.0
+        before = self.written[self.token[word] - 1]
+        return 1.0 if _SENTENCE_END.search(before) else 0.5 if _CLAUSE_END.search(before) else 0.0
+
+
+@dataclass
+class _Part:
+    """Words `first` to before `end` of the text; `missed_before` and `missed_after`: of the
+    segment's words those without a place, at either end."""
+
+    first: int
+    end: int
+    missed_before: int
+    missed_after: int
+
+
+def texts_of_segments(transcripts: Sequence[str], text: str) -> list[str | None]:
+    """What each segment speaks of a text, as it is written there; None for what is not in it.
+
+    `transcripts`: what an ASR heard in the segments of one recording, in their order. Of the text
+    no word is given twice, and none that more than SKIPPED words of it and the ASR's own losses
+    keep from a segment.
+    """
+    tokens = Tokens.of(text)
+    heard = [normalise_words(transcript).split() for transcript in transcripts]
+    places = match_words([word for words in heard for word in words], tokens.words)
+    parts: list[_Part | None] = []
+    at = 0
+    for words in heard:
+        parts.append(_part(words, places[at : at + len(words)], tokens.words))
+        at += len(words)
+    known = [part for part in parts if part is not None]
+    for left, right in zip([None, *known], [*known, None], strict=True):
+        _divide(left, right, tokens)
+    return [None if part is None else tokens.between(part.first, part.end) for part in parts]
+
+
+def _part(heard: Sequence[str], places: Places, text: Sequence[str]) -> _Part | None:
+    """By the words that are the same. None where they are too few or lie apart, with something
+    between them that was left out."""
+    same = [
+        place != _NOWHERE and word == text[place] for word, place in zip(heard, places, strict=True)
+    ]
+    found = np.flatnonzero(same)
+    if not len(found) or len(found) < LEAST_MATCHED * len(heard):
+        return None
+    first, last = int(places[found[0]]), int(places[found[-1]])
+    if last - first + 1 > 2 * len(places) + SKIPPED:
+        return None
+    return _Part(first, last + 1, int(found[0]), len(places) - 1 - int(found[-1]))
+
+
+def _divide(left: _Part | None, right: _Part | None, tokens: Tokens) -> None:
+    """Give the words between two parts to the one or the other."""
+    if left is None or right is None:
+        if right is not None:
+            right.first = max(0, right.first - right.missed_before)
+        if left is not None:
+            left.end = min(len(tokens.words), left.end + left.missed_after)
+        return
+    gap = right.first - left.end
+    ours, theirs = left.missed_after, right.missed_before
+    if gap > ours + theirs + SKIPPED:
+        left.end += ours
+        right.first -= theirs
+        return
+    wish = gap * (ours / (ours + theirs) if ours + theirs else 0.5)
+    # A sentence's end weighs as much as two words more than it was heard to have.
+    cut = min(
+        range(gap + 1),
+        key=lambda words: abs(words - wish) - 2 * tokens.pause_before(left.end + words),
+    )
+    left.end += cut
+    right.first = left.end

@@ -1,0 +1,216 @@
+"""How good a segment sounds: DNSMOS, signal-to-noise ratio, bandwidth, clipping, loudness.
+
+Owns the measures, each a number with a unit or None where there is nothing to measure, and the
+limits that refuse by them. A limit is off by default: the report's histograms show what it would
+cost. The network of DNSMOS is `sheen.scoring.mos`'; which samples are speech is voice activity's
+business. Reads no files.
+
+Shapes: n samples, spans in seconds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sheen.audio.effects import loudness_lufs
+from sheen.audio.samples import NO_SAMPLES, Samples
+from sheen.scoring.mos import Dnsmos
+from sheen.scoring.packaged import UnscorableError
+
+DNSMOS_SECONDS = 9.01
+"""What the network takes at once. One hop of a segment's middle is scored: each costs 0.1 to 0.4
+CPU seconds."""
+DNSMOS_DB = -23.0
+"""RMS level of the copy that is scored, dB of full scale: 30 dB less are a point of the score."""
+EDGE_S = 0.05
+"""Next to speech, that is no pause: breath and reverberation."""
+SHORTEST_PAUSE_S = 0.1
+"""Of pauses together, for their noise to be measured."""
+WORST_SNR_DB, BEST_SNR_DB = -20.0, 100.0
+"""Beyond them a ratio says nothing; a digital silence has none."""
+BANDWIDTH_DB = 50.0
+"""Below the loudest frequency of the mean spectrum by so much, there is nothing: as NeMo's
+EstimateBandwidth, of which Hi-Fi TTS 2 is made."""
+UPSAMPLED = 0.8
+"""Below this share of half of the sample rate, speech was recorded at a lower rate: what went
+through 16 kHz and stands at 24 kHz has 0.74."""
+CLIPPED_RUN = 3
+"""Neighbours that all are the largest sample: none of speech's crests is so flat."""
+LEAST_PEAK = 0.2
+"""Of full scale: in a softer recording a crest may be flat because it has few steps."""
+
+_WINDOW = 512
+_BLACKMAN_HARRIS = (0.35875, 0.48829, 0.14128, 0.01168)
+_TINY = 1e-12
+Span = tuple[float, float]
+Fault = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """None: not measured, or there is nothing to measure it by."""
+
+    dnsmos: float | None
+    """Overall, 1 to 5 (P.835's OVRL)."""
+    snr_db: float | None
+    """Speech over the noise in the pauses near it."""
+    bandwidth_hz: float | None
+    """The highest frequency that is heard, and up to a kilohertz more."""
+    upsampled: bool | None
+    """The sample rate is higher than what the speech was recorded at."""
+    clipped_per_second: float
+    """Places where several samples are cut off at the same height."""
+    loudness_lufs: float | None
+    """Integrated, BS.1770."""
+
+
+@dataclass(frozen=True)
+class QualityLimits:
+    """None refuses nothing. What a segment has no measure of does not refuse it either."""
+
+    min_dnsmos: float | None = None
+    min_snr_db: float | None = None
+    min_bandwidth_hz: float | None = None
+    max_clipped_per_second: float | None = None
+    min_loudness_lufs: float | None = None
+
+
+def measure(
+    samples: Samples,
+    sample_rate: int,
+    speech: Sequence[Span],
+    pauses: Samples = NO_SAMPLES,
+    *,
+    peak: float | None = None,
+    dnsmos: Dnsmos | None = None,
+) -> Quality:
+    """Of a segment `[n]` whose speech is at `speech`.
+
+    `pauses` `[m]`: samples without speech from within it and near it, see `between`. `peak`: the
+    largest sample of the whole recording, None for the segment's. `dnsmos`: None leaves it out.
+    """
+    spoken = _within(samples, sample_rate, speech)
+    bandwidth = bandwidth_hz(spoken, sample_rate, pauses)
+    return Quality(
+        dnsmos=None if dnsmos is None else overall_mos(dnsmos, samples, sample_rate),
+        snr_db=snr_db(spoken, pauses, sample_rate),
+        bandwidth_hz=bandwidth,
+        upsampled=None if bandwidth is None else bandwidth < UPSAMPLED * sample_rate / 2,
+        clipped_per_second=clipped_per_second(samples, sample_rate, peak),
+        loudness_lufs=loudness_lufs(samples, sample_rate),
+    )
+
+
+def quality_fault(quality: Quality, limits: QualityLimits) -> Fault | None:
+    """The first limit that a segment does not keep: a reason, and what was measured."""
+    least = (
+        ("low DNSMOS", quality.dnsmos, limits.min_dnsmos, ""),
+        ("noisy", quality.snr_db, limits.min_snr_db, " dB"),
+        ("narrow bandwidth", quality.bandwidth_hz, limits.min_bandwidth_hz, " Hz"),
+        ("too soft", quality.loudness_lufs, limits.min_loudness_lufs, " LUFS"),
+    )
+    for reason, value, limit, unit in least:
+        if value is not None and limit is not None and value < limit:
+            return reason, f"{round(value, 2):g}{unit}, the minimum is {limit:g}{unit}"
+    most = limits.max_clipped_per_second
+    if most is not None and quality.clipped_per_second > most:
+        return (
+            "clipped",
+            f"{quality.clipped_per_second:.2f} places per second are cut off, the maximum is "
+            f"{most:g}",
+        )
+    return None
+
+
+def between(samples: Samples, sample_rate: int, speech: Sequence[Span]) -> Samples:
+    """The samples `[m]` that are no speech, without EDGE_S next to it."""
+    kept = np.ones(len(samples), bool)
+    for start, end in speech:
+        first = max(0, round((start - EDGE_S) * sample_rate))
+        kept[first : round((end + EDGE_S) * sample_rate)] = False
+    return samples[kept]
+
+
+def overall_mos(dnsmos: Dnsmos, samples: Samples, sample_rate: int) -> float | None:
+    """DNSMOS' OVRL of a segment's middle, at one level; None for what is silent or too short."""
+    taken = min(len(samples), round(DNSMOS_SECONDS * sample_rate))
+    first = (len(samples) - taken) // 2
+    clip = samples[first : first + taken]
+    rms = math.sqrt(float(np.square(clip, dtype=np.float64).mean())) if taken else 0.0
+    if rms < _TINY:
+        return None
+    gain = min(10 ** (DNSMOS_DB / 20) / rms, 1.0 / float(np.abs(clip).max()))
+    try:
+        return dnsmos.score(clip * np.float32(gain), sample_rate).ovrl
+    except UnscorableError:
+        return None
+
+
+def snr_db(spoken: Samples, pauses: Samples, sample_rate: int) -> float | None:
+    """Speech `[n]` over the noise of pauses `[m]`, dB; None where one of them is too short."""
+    if not len(spoken) or len(pauses) < SHORTEST_PAUSE_S * sample_rate:
+        return None
+    both = float(np.square(spoken, dtype=np.float64).mean())
+    noise = float(np.square(pauses, dtype=np.float64).mean())
+    ratio = max(both - noise, _TINY) / max(noise, _TINY)
+    return float(np.clip(10 * math.log10(ratio), WORST_SNR_DB, BEST_SNR_DB))
+
+
+def bandwidth_hz(spoken: Samples, sample_rate: int, pauses: Samples = NO_SAMPLES) -> float | None:
+    """The highest frequency within BANDWIDTH_DB of the loudest, of speech less its pauses' noise.
+
+    None for speech of less than a window, or that is no louder than its pauses.
+    """
+    power = _mean_spectrum(spoken)
+    if power is None:
+        return None
+    noise = _mean_spectrum(pauses)
+    if noise is not None:
+        # Even noise differs from itself: a bin must stand out of it.
+        power = np.where(power > 2 * noise, power - noise, 0.0)
+    if power.max() <= _TINY:
+        return None
+    heard = np.flatnonzero(power >= power.max() * 10 ** (-BANDWIDTH_DB / 10))
+    return float(heard[-1] * sample_rate / _WINDOW)
+
+
+def _mean_spectrum(samples: Samples) -> NDArray[np.float64] | None:
+    """Mean power of each of 257 bins; frames of 512 samples overlap by half."""
+    if len(samples) < _WINDOW:
+        return None
+    phase = 2 * np.pi * np.arange(_WINDOW) / _WINDOW
+    window = sum(
+        (-1) ** order * factor * np.cos(order * phase)
+        for order, factor in enumerate(_BLACKMAN_HARRIS)
+    )
+    frames = np.lib.stride_tricks.sliding_window_view(samples, _WINDOW)[:: _WINDOW // 2]
+    spectra = np.fft.rfft(frames * np.asarray(window, np.float32), axis=1)
+    power: NDArray[np.float64] = (np.abs(spectra) ** 2).mean(axis=0, dtype=np.float64)
+    return power
+
+
+def clipped_per_second(samples: Samples, sample_rate: int, peak: float | None = None) -> float:
+    """Runs of CLIPPED_RUN samples at the recording's largest one, of either sign."""
+    if not len(samples):
+        return 0.0
+    highest = float(np.abs(samples).max()) if peak is None else peak
+    if highest < LEAST_PEAK:
+        return 0.0
+    # Half a step of 16 bits: what a decoder rounds.
+    runs = 0
+    for side in (samples, -samples):
+        flat = np.concatenate([[False], side >= highest - 2**-16, [False]])
+        edges = np.flatnonzero(np.diff(flat.astype(np.int8)))
+        runs += int((edges[1::2] - edges[::2] >= CLIPPED_RUN).sum())
+    return runs * sample_rate / len(samples)
+
+
+def _within(samples: Samples, sample_rate: int, spans: Sequence[Span]) -> Samples:
+    parts = [
+        samples[max(0, round(start * sample_rate)) : round(end * sample_rate)]
+        for start, end in spans
+    ]
+    return np.concatenate([NO_SAMPLES, *parts])

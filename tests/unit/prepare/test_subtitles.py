@@ -1,0 +1,115 @@
+"""Subtitles as people and programs write them: what is spoken, once, and when it is shown."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sheen.prepare.subtitles import Cue, find_step, joined_text, read_subtitles
+
+pytest.importorskip("pysubs2", reason="needs pip install 'sheen[subtitles]'")
+
+SRT = """\ufeff1
+00:00:01,000 --> 00:00:02,500
+<i>It goes on</i> --> here
+
+00:00:03,000 --> 00:00:04,000
+- Hello there.
+- {\\an8}Hi!
+
+3
+00:00:05,000 --> 00:00:06,000
+
+[Music]
+
+4
+00:00:07,000 --> 00:00:08,000
+(door slams) >> Well-known &amp; loved ♪ la la ♪ words
+"""
+
+VTT = """WEBVTT - a title
+
+NOTE not spoken
+neither
+
+STYLE
+::cue { color: red }
+
+intro
+00:01.000 --> 00:02.500 align:start position:0%
+<v Ann>It's <00:00:01.500><c>me</c></v>
+
+1:00:03.000 --> 1:00:04.000
+&gt;&gt; Two &lt;words&gt;
+"""
+
+ROLLING = """WEBVTT
+Kind: captions
+Language: en
+
+00:00:01.000 --> 00:00:02.990 align:start position:0%
+\u0020
+so<00:00:01.200><c> today</c><00:00:01.500><c> we</c>
+
+00:00:02.990 --> 00:00:03.000 align:start position:0%
+so today we
+\u0020
+
+00:00:03.000 --> 00:00:05.000 align:start position:0%
+so today we
+look<00:00:03.500><c> at</c><00:00:04.000><c> maps</c>
+
+00:00:05.000 --> 00:00:05.010 align:start position:0%
+look at maps
+\u0020
+"""
+
+
+def test_srt_gives_what_is_spoken(tmp_path: Path) -> None:
+    (tmp_path / "a.srt").write_text(SRT.replace("\n", "\r\n"), "utf-8")
+    assert read_subtitles(str(tmp_path / "a.srt")) == [
+        Cue(1.0, 2.5, "It goes on --> here"),
+        Cue(3.0, 4.0, "Hello there. Hi!"),
+        Cue(7.0, 8.0, "Well-known & loved words"),
+    ]
+
+
+def test_vtt_gives_what_is_spoken_and_by_whom(tmp_path: Path) -> None:
+    (tmp_path / "a.vtt").write_text(VTT, "utf-8")
+    assert read_subtitles(str(tmp_path / "a.vtt")) == [
+        Cue(1.0, 2.5, "It's me", "Ann"),
+        Cue(3603.0, 3604.0, "Two <words>"),
+    ]
+
+
+def test_captions_that_roll_are_spoken_once(tmp_path: Path) -> None:
+    (tmp_path / "a.vtt").write_text(ROLLING, "utf-8")
+    assert joined_text(read_subtitles(str(tmp_path / "a.vtt"))) == "so today we look at maps"
+
+
+@pytest.mark.parametrize("content", ["", "no subtitles at all\n", "1\n00:00 -> 00:01\nwhat\n"])
+@pytest.mark.parametrize("suffix", ["srt", "vtt"])
+def test_a_file_without_a_cue_is_named(tmp_path: Path, suffix: str, content: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(content, "utf-8")
+    with pytest.raises(ValueError, match=f"a.{suffix}: "):
+        read_subtitles(str(path))
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.srt").write_bytes(SRT.replace("Hello", "Grüße").encode("cp1252", "ignore"))
+    with pytest.raises(ValueError, match=r"a\.srt: line \d+ is not UTF-8"):
+        read_subtitles(str(tmp_path / "a.srt"))
+
+
+def test_subtitles_out_of_step_are_measured_in_spite_of_wrong_words() -> None:
+    rng = np.random.default_rng(4)
+    cues = np.sort(rng.uniform(0, 3600, 400))
+    heard = 25 / 23.976 * cues - 3.2 + rng.normal(0, 0.15, 400)
+    heard[::15] += rng.uniform(-600, 600, len(heard[::15]))
+    step = find_step(cues, heard)
+    assert step.rate == pytest.approx(25 / 23.976)
+    assert step.shift_s == pytest.approx(-3.2, abs=0.1)
+    assert step.in_step
+    assert not find_step(cues, rng.permutation(heard)).in_step
+    assert find_step(cues, cues).shift_s == 0

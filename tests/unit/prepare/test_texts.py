@@ -1,0 +1,82 @@
+"""Texts against transcripts: another recording's text is refused, an ASR's slip is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sheen.prepare.texts import TextLimits, check_text, worst_first
+from sheen.scoring.wer import normalise_english
+
+DEMO = Path(__file__).parents[3] / "examples" / "english" / "demo"
+LIMITS = TextLimits()
+PROMPT = "Press one for sales or two for support"
+
+
+def published() -> list[str]:
+    lines = [
+        line for path in sorted(DEMO.glob("*.jsonl")) for line in path.read_text().splitlines()
+    ]
+    return sorted({json.loads(line)["text"] for line in lines})
+
+
+def test_texts_exchanged_among_recordings_are_refused_and_their_own_are_good() -> None:
+    texts = published()
+    assert len(texts) > 100
+    moved = [*texts[7:], *texts[:7]]
+    found = [check_text(text, other, LIMITS) for text, other in zip(texts, moved, strict=True)]
+    refused = sum(check.verdict == "refused" for check in found)
+    assert refused >= 0.98 * len(texts)
+    assert all(check.verdict != "good" for check in found)
+    assert all(check_text(text, text.lower(), LIMITS).verdict == "good" for text in texts)
+
+
+def test_numbers_are_the_same_written_and_spoken() -> None:
+    text, heard = (
+        "The train leaves at 5:30 p.m. and costs $24.99.",
+        ("the train leaves at five thirty pm and costs twenty four dollars and ninety nine cents"),
+    )
+    assert check_text(text, heard, LIMITS).verdict != "good"
+    assert check_text(text, heard, LIMITS, normalise_english).verdict == "good"
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "verdict"),
+    [
+        (PROMPT, PROMPT.lower(), "good"),
+        (PROMPT, "press nine for tales or you for a port", "doubtful"),
+        (PROMPT, "the weather will be fine tomorrow", "refused"),
+        (PROMPT, "", "refused"),
+        ("Sorry.", "so", "doubtful"),  # one slip of the ASR
+        ("Yes!", "...", "doubtful"),
+        ("", "press one", "refused"),
+        ("— 😀", "press one", "refused"),
+    ],
+)  # fmt: skip
+def test_how_far_apart_is_too_far(text: str, heard: str, verdict: str) -> None:
+    check = check_text(text, heard, LIMITS)
+    assert check.verdict == verdict
+    assert (check.detail is None) == (verdict == "good")
+    if check.cer is not None and check.detail is not None:
+        assert repr(text) in check.detail
+        assert repr(heard) in check.detail
+
+
+def test_other_limits_are_kept() -> None:
+    text, heard = "Press one for sales", "press one for sailing"
+    assert check_text(text, heard, TextLimits(0.05, 0.0)).verdict == "refused"
+    assert check_text(text, heard, TextLimits(1.0, 1.0)).verdict == "good"
+    with pytest.raises(ValueError, match=r"must be from 0 to that of refused ones, 0\.1"):
+        TextLimits(0.1, 0.2)
+
+
+def test_a_person_sees_the_worst_first() -> None:
+    pairs = {
+        "a good one": ("three four five", "three four five"),
+        "half": ("three four five six", "three for fire sick"),
+        "other": ("three four five six", "nothing of the kind"),
+        "silent": ("three four five six", ""),
+    }
+    checks = [(name, check_text(*pair, LIMITS)) for name, pair in pairs.items()]
+    assert worst_first(checks) == ["silent", "other", "half"]
+    assert worst_first(reversed(checks)) == ["silent", "other", "half"]
