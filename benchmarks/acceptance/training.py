@@ -3,13 +3,15 @@
 bfloat16 over float32 weights, packed rows of one length, AdamW and clipping included. Compiled
 first, and each way by itself: one that does not fit the memory leaves the others measured. Tokens
 are those of clips, pads do not count. The floor is the arithmetic of the loss at the rate of large
-matrix products. One save: how long a step waits for the copy to the host, and how long the file
-takes.
+matrix products. One step in which torch refuses to wait for the device. One save: how long steps
+wait for the copy to the host, and how long they take while a thread writes the file, as the train
+job's does.
 """
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,7 +146,8 @@ def _measure(bench: Bench, way: Way) -> float:
         peak_bytes=peak,
     )
     if way.saves:
-        _save(bench, learner)
+        _check_waits(bench, step)
+        _save(bench, learner, step, seconds / way.steps)
     return tokens / seconds
 
 
@@ -157,14 +160,49 @@ def _rows(model: SpeechLM, size: int, small: bool) -> Iterator[tuple[Batch, int]
         yield pack_row([clips[i] for i in row], model.layout, size), int(lengths[row].sum())
 
 
-def _save(bench: Bench, learner: Learner) -> None:
+def _check_waits(bench: Bench, step: Callable[[], None]) -> None:
+    error = ""
+    if bench.on_gpu:
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as found:
+        error = str(found).splitlines()[0]
+    finally:
+        if bench.on_gpu:
+            torch.cuda.set_sync_debug_mode("default")
+    bench.row(
+        "a step waits for the device",
+        bool(error),
+        "of 1",
+        expected="0",
+        passed=bench.judged(not error),
+        error=error,
+    )
+
+
+def _save(bench: Bench, learner: Learner, step: Callable[[], None], alone: float) -> None:
+    bench.synchronize()
     started = time.monotonic()
     weights, optimizer = learner.state()
     copied = time.monotonic() - started
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
         path = Path(folder) / "state.pt"
-        torch.save({"weights": weights, "optimizer": optimizer}, path)
+        written = pool.submit(torch.save, {"weights": weights, "optimizer": optimizer}, path)
+        steps = [bench.seconds(step)]
+        while not written.done():
+            steps.append(bench.seconds(step))
+        written.result()
+        seconds = time.monotonic() - started - copied
         size = path.stat().st_size
+    bench.row(
+        "a step while a save is written",
+        sum(steps) / len(steps),
+        "s",
+        floor=alone,
+        bound="a step alone",
+        steps=len(steps),
+    )
     bench.row(
         "a save: copied to the host, while steps wait",
         copied,
@@ -172,5 +210,5 @@ def _save(bench: Bench, learner: Learner) -> None:
         floor=size / bench.ceilings.to_host,
         bound="bytes to pinned memory",
         bytes=size,
-        written_s=time.monotonic() - started - copied,
+        written_s=seconds,
     )

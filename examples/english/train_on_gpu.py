@@ -9,6 +9,7 @@ pyarrow; `--device cpu` is for rehearsal.
 
 import argparse
 import json
+import math
 import shutil
 import signal
 import sys
@@ -19,7 +20,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from code_pack import MEGABYTE, Pack, read_pack
 from gpu_budget import Budget
@@ -120,6 +120,9 @@ class Run:
         self.window = MetricsWindow(self.group)
         self.speed = Speed(self.model, self.group.device, world=1)
         self.step, rows = 0, [self.data.summary]
+        self.norms: list[torch.Tensor] = []
+        """Of the steps since they were last read."""
+        self.norm = 0.0
         if state:
             self.learner.load_optimizer(state["optimizer"])
             self.window.load_state(state["window"])
@@ -154,13 +157,12 @@ class Run:
     def steps(self) -> Iterator[list[Batch]]:
         """The rows of the steps to come, without end."""
         args, data = self.args, self.data
-        pad_to = args.batch_tokens if args.compile else 0
         numbered = enumerate(plan_rows(data.lengths, data.train, args.batch_tokens, args.seed))
         numbered = islice(numbered, self.step * args.accumulation, None)
         while True:
             yield [
                 with_noise(
-                    data.batch(row, self.pad_id, pad_to),
+                    data.batch(row, self.pad_id, args.batch_tokens),
                     data.layout,
                     args.history_noise,
                     args.seed,
@@ -175,10 +177,10 @@ class Run:
         evaluated = saved = time.monotonic()
         steps = ahead(self.steps())
         while not self.budget.is_over(self.step) and not stopped():
-            norm = self._take_step(next(steps))
+            self._take_step(next(steps))
             now = time.monotonic()
             if now - evaluated >= args.eval_seconds or self.budget.is_over(self.step):
-                self._record(norm)
+                self._record()
                 evaluated = time.monotonic()
             if now - saved >= 60 * args.save_minutes:
                 self.save()
@@ -188,7 +190,7 @@ class Run:
         if not self.budget.is_over(self.step):
             say(f"stopped after step {self.step}, saved; the same command resumes")
 
-    def _take_step(self, rows: list[Batch]) -> float:
+    def _take_step(self, rows: list[Batch]) -> None:
         args = self.args
         norm = take_step(
             self.learner,
@@ -210,17 +212,27 @@ class Run:
             ),
             seed=step_seed(args.seed, self.step, self.group.rank),
         )
-        if not np.isfinite(norm):
-            raise ValueError(
-                f"the gradient of step {self.step + 1} is {norm}: training diverged. Start again "
-                f"with a lower --learning-rate (now {args.learning_rate:g}) and another --output"
-            )
+        self.norms.append(norm)
         self.step += 1
         self.window.count_step()
         self.budget.count_step()
-        return norm
 
-    def _record(self, norm: float) -> None:
+    def _read_norms(self) -> None:
+        """Wait for the steps since the last time. ValueError where one of them diverged."""
+        if not self.norms:
+            return
+        norms = torch.stack(self.norms).tolist()
+        first = self.step - len(norms) + 1
+        self.norms, self.norm = [], norms[-1]
+        for step, norm in enumerate(norms, first):
+            if not math.isfinite(norm):
+                raise ValueError(
+                    f"the gradient of step {step} is {norm}: training diverged. Start again with a "
+                    f"lower --learning-rate (now {self.args.learning_rate:g}) and another --output"
+                )
+
+    def _record(self) -> None:
+        self._read_norms()
         sums, seconds, steps = self.window.end()
         with self.window.paused():
             total = self.budget.total(self.step)
@@ -231,7 +243,7 @@ class Run:
                 "minutes": round(self.budget.spent() / 60, 3),
                 **loss_metrics(sums),
                 **self.speed.metrics(sums, seconds),
-                "gradient_norm": round(norm, 4),
+                "gradient_norm": round(self.norm, 4),
                 "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
                 "seconds_left": round(seconds / steps * (total - self.step)),
             }
@@ -248,6 +260,7 @@ class Run:
 
     def save(self) -> None:
         """What resuming needs, and the checkpoint in half precision."""
+        self._read_norms()
         with self.window.paused():
             weights, optimizer = self.learner.state()
             self.log.sync()
@@ -293,7 +306,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="the layers; default: on a GPU. It takes a minute, and rows all have one length",
+        help="the layers; default: on a GPU. It takes a minute",
     )
     add("--batch-tokens", type=int, default=16384, help="of a row (default: %(default)s)")
     add("--accumulation", type=int, default=1, help="rows a step (default: %(default)s)")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sheen.codec.layout import TokenLayout
+from sheen.codec.transfer import to_device
 from sheen.lm.loss import IGNORE_INDEX, Targets
 from sheen.lm.segments import Segments
 
@@ -40,6 +41,12 @@ class Batch:
     prompts: tuple[int, ...]
 
     @property
+    def tokens(self) -> int:
+        """Of the utterances; pads do not count."""
+        lengths = self.segments.lengths
+        return sum(n for n, prompt in zip(lengths, self.prompts, strict=True) if prompt < n)
+
+    @property
     def labels(self) -> Tensor:
         """`[1, T]` as transformers takes them: the inputs that are targets, else IGNORE_INDEX.
 
@@ -52,8 +59,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.position_ids.to(device, non_blocking=True),
+            to_device(self.input_ids, device),
+            to_device(self.position_ids, device),
             self.segments.to(device),
             self.targets.to(device),
             self.prompts,
@@ -69,8 +76,8 @@ def collate(
 ) -> Batch:
     """One row from prompts (ending in `<audio_start>`) and codes `[frames, tokens_per_frame]`.
 
-    A row shorter than `pad_to` is filled by one more utterance of pads without labels: compiled
-    code wants one shape. No utterances give a row that is all padding, for a rank without work.
+    A row shorter than `pad_to` is filled by one more utterance of pads without labels, so that all
+    rows can have one length. No utterances give a row that is all padding, for a rank without work.
     """
     ids: list[NDArray[np.int64]] = []
     labels: list[NDArray[np.int64]] = []
@@ -244,6 +251,19 @@ def plan_rows(
     while True:
         yield from plan_epoch(lengths, indices, capacity, seed, epoch)
         epoch += 1
+
+
+ALIGNED = 64
+"""Rows are padded to a multiple of this, as the tiles of a GPU's matrix products are."""
+
+
+def padded_length(lengths: NDArray[np.int64], rows: Bins, capacity: int) -> int:
+    """The one length of rows: the longest one's, aligned, and never over `capacity`.
+
+    Where utterances fill no row, as those over half of one, that is less than the capacity.
+    """
+    longest = max((int(lengths[row].sum()) for row in rows), default=0)
+    return min(capacity, -(-longest // ALIGNED) * ALIGNED)
 
 
 Step = list[Bins]

@@ -55,7 +55,8 @@ class Guide:
         shared = query.shape[1] // key.shape[1]
         with torch.autocast(query.device.type, enabled=False):
             queries = query[0, :heads].float() * (scaling or query.shape[-1] ** -0.5)
-            keys = key[0, [head // shared for head in range(heads)]].float()
+            # Not by a list, which is copied to the device while steps wait.
+            keys = torch.stack([key[0, head // shared] for head in range(heads)]).float()
             losses = [
                 _off_the_text(q, k, prompt)
                 for q, k, prompt in zip(

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from sheen.codec.layout import Softmax, TokenLayout
+from sheen.codec.transfer import to_device
 
 IGNORE_INDEX = -100
 """Label of a position that carries no loss (torch's own convention)."""
@@ -42,8 +43,8 @@ class Targets:
 
     def to(self, device: torch.device) -> "Targets":
         return Targets(
-            [tensor.to(device, non_blocking=True) for tensor in self.positions],
-            [tensor.to(device, non_blocking=True) for tensor in self.rows],
+            [to_device(tensor, device) for tensor in self.positions],
+            [to_device(tensor, device) for tensor in self.rows],
         )
 
     @property
@@ -124,7 +125,7 @@ def speech_loss(
 ) -> LossSums:
     """The sums of `token_losses`."""
     losses, ends_right = token_losses(hidden, targets, head, layout, softmax)
-    counts = torch.tensor(targets.counts, device=hidden.device)
+    counts = to_device(torch.tensor(targets.counts), hidden.device)
     ends = (targets.rows[0] == 0).sum()
     return LossSums(torch.stack([loss.sum() for loss in losses]), counts, ends, ends_right.sum())
 

@@ -1,12 +1,14 @@
 """Where the utterances of a packed row begin and end, as attention is told.
 
-Imports nothing of this package.
+Imports only how tensors get to a device.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sheen.codec.transfer import to_device
 
 
 # Not frozen: of a frozen one torch.compile asks every field in every layer, and compiles the layers
@@ -29,4 +31,4 @@ class Segments:
         return Segments(bounds, tuple(lengths), 1 << (max(lengths) - 1).bit_length())
 
     def to(self, device: torch.device) -> "Segments":
-        return Segments(self.bounds.to(device, non_blocking=True), self.lengths, self.longest)
+        return Segments(to_device(self.bounds, device), self.lengths, self.longest)

@@ -31,9 +31,6 @@ class RunFields(JobConfig):
     cpus_per_worker: Annotated[
         float, Field(gt=0.0, description="CPUs, and torch threads, per worker")
     ] = 1.0
-    compile: Annotated[
-        bool, Field(description="torch.compile the model's layers; needs a C++ compiler")
-    ] = False
     learning_rate: Annotated[float, Field(gt=0.0, description="peak, after warm-up")] = 2e-4
     warmup_steps: Annotated[int, Field(ge=0, description="optimizer steps of warm-up")] = 100
     log_every: Annotated[int, Field(ge=1, description="optimizer steps between log lines")] = 10
@@ -185,6 +182,13 @@ class TrainConfig(RunFields):
             "codes, in a random half of the utterances; what is to be predicted stays",
         ),
     ] = 0.0
+    compile: Annotated[
+        bool | None,
+        Field(
+            description="torch.compile the layers, which takes a minute at the start; needs a C "
+            "compiler. Default: on a GPU, where there is one"
+        ),
+    ] = None
     strategy: Annotated[
         Strategy,
         Field(

@@ -25,6 +25,7 @@ from sheen.data.dataset import Utterances, join, read_utterances
 from sheen.lm.batching import (
     Step,
     is_held_out,
+    padded_length,
     plan_epoch,
     plan_rows,
     plan_steps,
@@ -223,9 +224,14 @@ class Position:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps left. `notes` say what another number of workers changed."""
+    """The steps left. `notes` say what another number of workers changed.
+
+    row_length: tokens of every row of the run, pads included. One length for all: compiled code is
+    made for it once, and memory that a row leaves fits the next.
+    """
 
     steps: list[Step]
+    row_length: int
     total: int
     rows_per_step: int
     notes: list[str]
@@ -256,12 +262,14 @@ def plan_run(
             row
             for epoch in range(epochs)
             for row in plan_epoch(lengths, train, capacity, seed, epoch)
-        ][used:]
+        ]
     else:
         wanted = used + max(0, max_steps - step) * size
-        rows = list(islice(plan_rows(lengths, train, capacity, seed), used, wanted))
-    steps = plan_steps(rows, world, accumulation)
-    return Plan(steps, step + len(steps), size, notes)
+        rows = list(islice(plan_rows(lengths, train, capacity, seed), wanted))
+    # Of all rows and not of those that are left: a resumed run has the same ones.
+    row_length = padded_length(lengths, rows, capacity)
+    steps = plan_steps(rows[used:], world, accumulation)
+    return Plan(steps, row_length, step + len(steps), size, notes)
 
 
 def _note(before: int, now: int, world: int, accumulation: int) -> str:

@@ -83,9 +83,10 @@ class Config(TorchConfig):
 
 
 def process_group_backend() -> str:
-    """Of this worker's device."""
+    """Of this worker's device, and of the host: what hosts tell each other at every step must not
+    wait for devices."""
     try:
-        return "nccl" if worker_device().type == "cuda" else "gloo"
+        return "cpu:gloo,cuda:nccl" if worker_device().type == "cuda" else "gloo"
     except DeviceError:  # which the training loop reports
         return "gloo"
 

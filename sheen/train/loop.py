@@ -2,24 +2,29 @@
 
 Owns when to log, evaluate, save and stop, and what every checkpoint holds in addition to the
 model: the step, the rows of `metrics.jsonl` and the metrics window. All ranks run it in step; only
-the first one writes. What a step computes, what is measured of a model and how the model is
-written belongs to a job's own trainer. A gradient that is not finite ends the run without saving.
+the first one writes, in a thread, while the steps go on. No step waits for the device: norms are
+read where something is logged, evaluated or saved. What a step computes, what is measured of a
+model and how the model is written belongs to a job's own trainer. A gradient that is not finite
+ends the run without saving.
 """
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from sheen.storage import uris
 from sheen.train import checkpoints
+from sheen.train.background import BackgroundWriter
 from sheen.train.checkpoints import RunStore, StorageFull
 from sheen.train.config import RunFields
 from sheen.train.distributed import WorkerGroup
@@ -39,7 +44,10 @@ SAVE_MINUTES = 10.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model to save: `write_model` fills an empty folder, `state` is what resuming needs."""
+    """A model to save: `write_model` fills an empty folder, `state` is what resuming needs.
+
+    Both are of the step at which they were taken, whenever they are written.
+    """
 
     write_model: Callable[[Path], None]
     state: dict[str, Any]
@@ -67,6 +75,10 @@ class Trainer(ABC):
         self.store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
         self._every, self._minutes = save_interval(config, self.group.device)
         self.step = 0
+        self._norms: list[Tensor | float] = []
+        """Of the steps since the last one was read."""
+        self._norm = 0.0
+        self._writer = BackgroundWriter()
         torch.set_num_threads(max(1, int(config.cpus_per_worker)))
 
     def begin(self, state: dict[str, Any] | None, summary: dict[str, Any], total: int) -> None:
@@ -93,12 +105,20 @@ class Trainer(ABC):
         """What is left to train on, one item per step."""
 
     @abstractmethod
-    def train_step(self, batch: Any, rate: float) -> float:
-        """One optimizer step, counted in the window; the gradient norm, equal on all ranks."""
+    def train_step(self, batch: Any, rate: float) -> Tensor | float:
+        """One optimizer step, counted in the window; the gradient norm, equal on all ranks.
+
+        A tensor is read some steps later, and until then a norm that is no number must leave the
+        weights as they were, in the steps after it too.
+        """
 
     @abstractmethod
     def training_metrics(self, sums: Sums, seconds: float) -> dict[str, Any]:
         """What a window's sums over all ranks, and the seconds they took, say."""
+
+    def evaluation_intervals(self) -> list[int]:
+        """Steps between evaluations, of each kind there is."""
+        return [self.config.eval_every]
 
     @abstractmethod
     def evaluate(self) -> dict[str, Any]:
@@ -117,33 +137,61 @@ class Trainer(ABC):
         return False
 
     def run(self) -> None:
-        config = self.config
+        try:
+            failure = self._take_steps() or self._written()
+        finally:
+            self._writer.close()  # what it writes may be all that is left of the run
+        if failure:
+            self.control.fail(failure)
+        elif self.step < self.total:
+            self.say(f"stopped after step {self.step}, saved")
+
+    def _take_steps(self) -> str:
+        """To the end, or until the run is to stop; why it cannot continue, or ""."""
         for batch in self.batches():
             norm = self.train_step(batch, self.learning_rate())
-            if not np.isfinite(norm):
-                self.control.fail(
-                    f"the gradient of step {self.step + 1} is {norm}: training diverged. The "
-                    f"weights are those of step {self.step}, and the last checkpoint is kept. "
-                    f"Start again with a lower --learning-rate (now {config.learning_rate:g}) or "
-                    "more --warmup-steps"
-                )
-                return
+            self._norms.append(norm)
             self.step += 1
             self.window.count_step()
-            row = self._window_metrics(norm) if self.due(config.log_every) else {}
-            with self.window.paused():
-                row |= self.evaluate()
+            stop, late, unwritten = self.group.any(
+                self.control.stop_requested(), self._late(), self._writer.failed
+            )
+            if unwritten:
+                return self._written()
+            # Without a number of steps, only the last one is due by its number.
+            saves = stop or late or self.due(self._every or self.total)
+            logs = self.due(self.config.log_every)
+            evaluates = any(map(self.due, self.evaluation_intervals()))
+            reads = saves or logs or evaluates or isinstance(norm, float)
+            if reads and (failure := self._read_norms()):
+                return failure
+            row = self._window_metrics() if logs else {}
+            if evaluates:
+                with self.window.paused():
+                    row |= self.evaluate()
             if row:
                 self.record(row)
-            stop, late = self.group.any(self.control.stop_requested(), self._late())
-            # Without a number of steps, only the last one is due by its number.
-            best, due = self.is_best(row), stop or late or self.due(self._every or self.total)
-            if (best or due) and (failure := self._save(best=best, due=due)):
-                self.control.fail(failure)
-                return
-            if stop and self.step < self.total:
-                self.say(f"stopped after step {self.step}, saved")
-                return
+            best = self.is_best(row)
+            if (best or saves) and (failure := self._save(best=best, due=saves)):
+                return failure
+            if stop:
+                break
+        return ""
+
+    def _read_norms(self) -> str:
+        """Wait for the steps; what is wrong with the first that diverged, or ""."""
+        norms = torch.stack([torch.as_tensor(norm) for norm in self._norms]).tolist()
+        first = self.step - len(norms)
+        self._norms, self._norm = [], norms[-1]
+        for taken, norm in enumerate(norms, first):
+            if not math.isfinite(norm):
+                return (
+                    f"the gradient of step {taken + 1} is {norm}: training diverged. The "
+                    f"weights are those of step {taken}, and the last checkpoint is kept. Start "
+                    f"again with a lower --learning-rate (now {self.config.learning_rate:g}) or "
+                    "more --warmup-steps"
+                )
+        return ""
 
     def due(self, every: int) -> bool:
         """Whether something is due at this step; everything is at the last one."""
@@ -179,36 +227,50 @@ class Trainer(ABC):
     def close(self) -> None:
         self.trackers.close()
 
-    def _window_metrics(self, norm: float) -> dict[str, Any]:
+    def _window_metrics(self) -> dict[str, Any]:
         sums, seconds, steps = self.window.end()
         return {
             **self.training_metrics(sums, seconds),
-            "gradient_norm": round(norm, 4),
+            "gradient_norm": round(self._norm, 4),
             "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
             "seconds_left": round(seconds / steps * (self.total - self.step)),
         }
 
     def _save(self, *, best: bool, due: bool) -> str:
-        """Keep as the best model, as a checkpoint, or both; why the run cannot continue, or ""."""
-        failure = ""
+        """Begin to keep as the best model, as a checkpoint, or both; why the run cannot continue
+        from what was to be written before, or ""."""
         with self.window.paused():
+            if failure := self._written():
+                return failure
             snapshot = self.snapshot()
-            own = {"step": self.step, "rows": self.log.rows, "window": self.window.state()}
+            own = {"step": self.step, "rows": [*self.log.rows], "window": self.window.state()}
             if self.group.first:
-                try:
-                    if best:
-                        with self.store.new_best(self.step) as folder:
-                            snapshot.write_model(folder)
-                    if due:
-                        self.log.sync()
-                        self.trackers.sync()
-                        with self.store.new_checkpoint(self.step) as folder:
-                            snapshot.write_model(folder / checkpoints.MODEL_FOLDER)
-                            torch.save(snapshot.state | own, folder / checkpoints.STATE_FILE)
-                except StorageFull as error:
-                    failure = str(error)
+                if due:
+                    self.log.sync()
+                    self.trackers.sync()
+                self._writer.start(partial(self._write, self.step, snapshot, own, best, due))
         if due:
             self._saved_at = monotonic()
+        return ""
+
+    def _write(
+        self, step: int, snapshot: Snapshot, own: dict[str, Any], best: bool, due: bool
+    ) -> None:
+        if best:
+            with self.store.new_best(step) as folder:
+                snapshot.write_model(folder)
+        if due:
+            with self.store.new_checkpoint(step) as folder:
+                snapshot.write_model(folder / checkpoints.MODEL_FOLDER)
+                torch.save(snapshot.state | own, folder / checkpoints.STATE_FILE)
+
+    def _written(self) -> str:
+        """Wait until all is written; why the run cannot continue, or "". Collective."""
+        failure = ""
+        try:
+            self._writer.wait()
+        except StorageFull as error:
+            failure = str(error)
         return self.group.gather(failure)[0]
 
 

@@ -6,6 +6,7 @@ lengths and seed. The dry run measures time and peak memory of steps on the full
 same worker.
 """
 
+import copy
 import resource
 import sys
 import time
@@ -34,7 +35,7 @@ from sheen.train.data import Position, plan_run
 from sheen.train.evaluation import EvalSamples, Evaluation
 from sheen.train.initial import CodecParts, build_codec, open_model
 from sheen.train.launcher import Control
-from sheen.train.learning.learner import Learner, merge_adapters
+from sheen.train.learning.learner import Learner, compiles, merge_adapters
 from sheen.train.learning.metrics import Speed, Sums, describe_losses, loss_metrics
 from sheen.train.learning.step import guide_weight, level_weights, take_step, with_noise
 from sheen.train.learning.training_set import TrainingSet
@@ -128,7 +129,7 @@ class SpeechTrainer(Trainer):
             self.group,
             strategy=config.strategy,
             precision=config.precision,
-            compile_layers=config.compile,
+            compile_layers=compiles(config.compile, self.group.device),
             learning_rate=config.learning_rate,
         )
         if state:
@@ -155,7 +156,7 @@ class SpeechTrainer(Trainer):
     def batches(self) -> Iterator[Step]:
         return iter(self.plan.steps)
 
-    def train_step(self, batch: Step, rate: float) -> float:
+    def train_step(self, batch: Step, rate: float) -> Tensor:
         config = self.config
         norm = take_step(
             self.learner,
@@ -180,16 +181,22 @@ class SpeechTrainer(Trainer):
     def _rows(self, batch: Step) -> list[Batch]:
         """This rank's rows of a step. A row's noise depends on its number in the run alone."""
         config, group, data = self.config, self.group, self.data
-        pad_to = config.batch_tokens if config.compile else 0
         rows = []
         for index, ranks in enumerate(batch):
-            row = data.batch(ranks[group.rank], self.pad_id, pad_to)
+            row = data.batch(ranks[group.rank], self.pad_id, self.plan.row_length)
             number = self.used + index * group.world + group.rank
             rows.append(with_noise(row, data.layout, config.history_noise, config.seed, number))
         return rows
 
     def training_metrics(self, sums: Sums, seconds: float) -> dict[str, Any]:
         return loss_metrics(sums) | self.speed.metrics(sums, seconds)
+
+    def evaluation_intervals(self) -> list[int]:
+        config = self.config
+        return [
+            *([config.eval_every] if len(self.data.evaluation) else []),
+            *([config.speak_every] if self._has_prompts else []),
+        ]
 
     def evaluate(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
@@ -213,10 +220,13 @@ class SpeechTrainer(Trainer):
             names = {name for name, part in self.model.named_parameters() if part.requires_grad}
             learned = {name: part for name, part in weights.items() if name in names}
 
+        # Of its own: one that is in use elsewhere refuses to be written.
+        tokenizer = copy.deepcopy(self.tokenizer)
+
         def write_model(folder: Path) -> None:
             folder.mkdir(exist_ok=True)
             whole = merge_adapters(self.model, weights) if self.config.lora_rank else weights
-            save_model(self.model, self.tokenizer, folder, whole)
+            save_model(self.model, tokenizer, folder, whole)
             checkpoint.write_info(folder, self.info)
 
         position = Position(self.step, self.used, self.plan.rows_per_step)
@@ -240,7 +250,7 @@ def measure_steps(worker: SpeechTrainer) -> dict[str, Any]:
     fullest = steps[int(np.argmax(tokens))]
     for _ in range(DRY_RUN_STEPS):
         started = time.monotonic()
-        norm = worker.train_step(fullest, worker.learning_rate())
+        norm = float(worker.train_step(fullest, worker.learning_rate()))
     seconds = time.monotonic() - started
     worker.close()
     weights = sum(p.numel() for p in worker.model.parameters())

@@ -34,6 +34,7 @@ from sheen.codec.training import (
 from sheen.rng import step_seed
 from sheen.train.codec.learner import BETAS, CLIP_NORM, CodecStep, weighted_sum
 from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.host_copy import on_host
 
 DISCRIMINATOR = "discriminator"
 """Name of the loss that only the discriminators minimise."""
@@ -144,7 +145,11 @@ class AdversarialLearner:
         return CodecStep(norms[0], losses, 0)
 
     def state(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        """As it is now: the steps to come do not change it."""
+        state: dict[str, Any] = on_host(
+            {name: part.state_dict() for name, part in self._parts().items()}
+        )
+        return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():

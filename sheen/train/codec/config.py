@@ -86,6 +86,9 @@ class CodecTrainConfig(RunFields):
             "features' distance: norm of the gradient at the audio, relative to the other losses'",
         ),
     ] = 1.0
+    compile: Annotated[
+        bool, Field(description="torch.compile the codec's convolutions; needs a C++ compiler")
+    ] = False
     average_decay: Annotated[
         float, Field(ge=0.0, lt=1.0, description="of the weights' average, per step; it is saved")
     ] = 0.999

@@ -24,6 +24,7 @@ from sheen.codec.training import (
 )
 from sheen.rng import step_seed
 from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.host_copy import on_host
 
 CLIP_NORM = 10.0
 """Largest gradient norm."""
@@ -123,12 +124,16 @@ class CodecLearner:
         return CodecStep(float(norm), terms, restarted)
 
     def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "average": self._average.state_dict(),
-            "usage": self._usage.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        """As it is now: the steps to come do not change it."""
+        state: dict[str, Any] = on_host(
+            {
+                "model": self.model.state_dict(),
+                "average": self._average.state_dict(),
+                "usage": self._usage.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+        )
+        return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

@@ -6,6 +6,7 @@ segments and the same noise whether or not the run was interrupted before it. Wh
 the codec belongs to the learner.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -244,9 +245,11 @@ class CodecTrainer(Trainer):
         return metrics_of(distances, uses)
 
     def snapshot(self) -> Snapshot:
+        average = copy.deepcopy(self.learner.average)  # which goes on to change
+
         def write_model(folder: Path) -> None:
             dtype = torch.float16 if self.config.half else torch.float32
-            save_codec(self.learner.average, self.codec_config, folder, dtype)
+            save_codec(average, self.codec_config, folder, dtype)
 
         return Snapshot(write_model, self.learner.state())
 

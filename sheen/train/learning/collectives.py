@@ -33,12 +33,15 @@ class Collectives:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks, on the host; never `values` itself, so callers may start anew."""
+        """The sum over ranks, on the host; never `values` itself, so callers may start anew.
+
+        Hosts exchange it among themselves: with values of the host's no device waits.
+        """
         if self.world == 1:
             return values.to("cpu", copy=True)
-        total = values.to(self.device, copy=True)
+        total = values.to("cpu", copy=True)
         dist.all_reduce(total)
-        return total.cpu()
+        return total
 
     def sum_named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums over ranks of values with the same names and shapes on all, in one exchange."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sheen.lm.batching import pack
+from sheen.lm.batching import pack, padded_length
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.learner import Learner
 from sheen.train.learning.metrics import MetricsWindow, loss_metrics, loss_sums
@@ -23,13 +23,14 @@ def held_out_metrics(
     model.eval()
     sums = MetricsWindow(group)
     rows = pack(data.lengths, data.evaluation, capacity)
+    length = padded_length(data.lengths, rows, capacity)
     # Every rank takes equally many, as sharded layers compute together.
     rows += [np.zeros(0, np.int64)] * (-len(rows) % group.world)
     for indices in rows[group.rank :: group.world]:
-        batch = data.batch(indices, pad_id)
-        values = loss_sums(learner.evaluate(batch), batch.input_ids.shape[1])
+        batch = data.batch(indices, pad_id, length)
+        values = loss_sums(learner.evaluate(batch), batch.tokens)
         if data.swapped_prompts:
-            swapped = data.batch(indices, pad_id, swapped=True)
+            swapped = data.batch(indices, pad_id, length, swapped=True)
             values["swapped_loss"] = learner.evaluate(swapped).loss
         sums.add(values)
     model.train()

@@ -1,12 +1,17 @@
 """The speech LM under training: wrapping it, and the optimizer step.
 
 Owns DDP, FSDP2 and torch.compile wrapping, LoRA adapters, AdamW's parameter groups, and the full
-state dict, which any number of workers can resume from. Knows nothing about data, logging or where
-checkpoints are stored, and needs neither Ray nor the codec.
+state dict, which any number of workers can resume from. No step waits for the device: what comes of
+it stays there until somebody reads it. Knows nothing about data, logging or where checkpoints are
+stored, and needs neither Ray nor the codec.
 """
 
 import logging
+import os
+import shutil
+import sysconfig
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +33,7 @@ from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM
 from sheen.lm.precision import Precision, dtype_of
 from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.host_copy import on_host
 from sheen.train.learning.settings import Strategy
 
 logger = logging.getLogger(__name__)
@@ -88,6 +94,7 @@ class Learner:
             betas=(0.9, 0.95),
             fused=True,  # on CPUs too: many times faster than the loop over tensors
         )
+        self._diverged = torch.zeros((), dtype=torch.bool, device=group.device)
 
     def _shard(self, layers: list[nn.Module], dtype: torch.dtype) -> None:
         """FSDP2: every layer by itself, the embeddings with the root.
@@ -130,23 +137,28 @@ class Learner:
         elif isinstance(self.module, FSDPModule):
             self.module.set_requires_gradient_sync(wanted)
 
-    def update(self, rate: float, clip_norm: float = CLIP_NORM) -> float:
-        """One optimizer step from the gradients at hand; returns their norm before clipping.
+    def update(self, rate: float, clip_norm: float = CLIP_NORM) -> Tensor:
+        """One optimizer step from the gradients at hand; returns their norm before clipping, which
+        is on the device: to read it is to wait for the step.
 
-        With a norm that is no number nothing is changed.
+        From the first norm that is no number on nothing is changed: whoever reads it some steps
+        later finds the weights as they were before.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if bool(norm.isfinite()):
-            self.optimizer.step()
+        self._diverged = self._diverged | ~norm.isfinite()
+        # What torch's GradScaler tells a fused optimizer, which then leaves out the step.
+        self.optimizer.found_inf = self._diverged.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights and optimizer as one process would have them, on the host.
+        """Weights and optimizer as one process would have them, on the host, as they are now: the
+        steps to come do not change them.
 
         Every rank must call it; only the first gets them whole.
         """
@@ -159,12 +171,35 @@ class Learner:
         for name, part in self.model.named_parameters(remove_duplicate=False):
             if name in weights:
                 weights[name] = weights[names.setdefault(id(part), name)]
+        if self._group.device.type == "cpu":
+            weights, optimizer = on_host((weights, optimizer))
         return weights, optimizer
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
         set_optimizer_state_dict(
             self.model, self.optimizer, state, options=StateDictOptions(full_state_dict=True)
         )
+
+
+def compiles(asked: bool | None, device: torch.device) -> bool:
+    """Whether a learner on that device is to compile its layers: as asked, else on a GPU.
+
+    Elementwise kernels take four fifths of a step there unless they are fused (an estimate). What
+    compiles them needs a C compiler and Python's headers: without, it is not done unasked.
+    """
+    if asked is not None or device.type != "cuda":
+        return bool(asked)
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    if compiler and headers:
+        return True
+    missing = "Python's headers (python3-dev)" if compiler else "a C compiler (gcc or clang)"
+    logger.warning(
+        "layers are not compiled, and training takes about twice as long, for want of %s on this "
+        "machine: install that, or give --no-compile",
+        missing,
+    )
+    return False
 
 
 def _layers(model: SpeechLM) -> list[nn.Module]:

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sheen.codec.layout import TokenLayout
+from sheen.codec.transfer import to_device
 from sheen.lm.batching import Batch, add_history_noise
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.learner import Learner
@@ -30,8 +32,9 @@ def take_step(
     guide_weight: float,
     rate: float,
     seed: int,
-) -> float:
-    """One step on this rank's rows, counted in the window; the gradient norm, equal on all ranks.
+) -> Tensor:
+    """One step on this rank's rows, counted in the window; the gradient norm, equal on all ranks,
+    see `Learner.update`.
 
     weights: of the codec's levels. guide_weight: of guided attention's mean over all targets.
     seed: of dropout, this step's and rank's.
@@ -41,8 +44,8 @@ def take_step(
     # Gradients are averaged over ranks; the loss is a weighted mean over all of their targets.
     counts = group.sum(counts)
     scale = levels * group.world / (levels @ counts)
-    scale = scale.to(group.device, torch.float32, non_blocking=True)
-    guide_scale = scale.new_tensor(guide_weight * group.world / float(counts.sum()))
+    scale = to_device(scale.float(), group.device)
+    guide_scale = to_device((guide_weight * group.world / counts.sum()).float(), group.device)
     torch.manual_seed(seed)  # whatever ran before
     for index, row in enumerate(rows):
         sums = learner.loss(row, last=index + 1 == len(rows), guided=guide_weight > 0)
@@ -50,7 +53,7 @@ def take_step(
             torch.autograd.backward(sums.loss, scale)
         else:
             torch.autograd.backward([sums.loss, sums.guide], [scale, guide_scale])
-        window.add(loss_sums(sums, row.input_ids.shape[1]))
+        window.add(loss_sums(sums, row.tokens))
     return learner.update(rate)
 
 

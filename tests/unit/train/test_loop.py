@@ -1,10 +1,13 @@
 """The training loop of a worker: saving, stopping and resuming, without the cluster around it."""
 
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -14,10 +17,10 @@ from helpers.training import metrics, train_config
 from sheen.codec.snac import open_codec
 from sheen.data.prompts import Prompt
 from sheen.lm.checkpoint import read_info
-from sheen.train import loop, trainer
-from sheen.train.checkpoints import MODEL_FOLDER, load
+from sheen.train import distributed, loop, trainer
+from sheen.train.checkpoints import MODEL_FOLDER, StorageFull, load
 from sheen.train.config import TrainConfig, check_saving
-from sheen.train.data import build_training_set
+from sheen.train.data import Position, build_training_set, plan_run
 from sheen.train.launcher import Control
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.metrics import loss_metrics
@@ -186,7 +189,7 @@ def test_the_first_workers_clock_decides_for_all(
 
     def exchange(*flags: bool) -> list[bool]:
         said.append(flags)
-        return [False, worker.step == 3]
+        return [False, worker.step == 3, False]
 
     def save(**what: bool) -> str:
         kept.append(worker.step)
@@ -197,7 +200,7 @@ def test_the_first_workers_clock_decides_for_all(
     monkeypatch.setattr(worker, "_save", save)
     monkeypatch.setattr(worker, "is_best", lambda row: False)
     worker.run()
-    assert said == [(False, False)] * 5
+    assert said == [(False, False, False)] * 5
     assert kept == [3, 5]
 
 
@@ -222,14 +225,91 @@ def test_both_intervals_of_checkpoints_are_refused() -> None:
     check_saving(TrainConfig(**fields, save_minutes=5.0))
 
 
+def test_a_checkpoint_is_of_its_step_though_steps_go_on_while_it_is_written(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"save_every": 2, "eval_every": 4, "best_metric": None}
+    stopped = open_trainer(data, checkpoint, tmp_path / "stopped", Stop(after=2), **changes)
+    stopped.run()
+    worker = open_trainer(data, checkpoint, tmp_path / "going", Stop(), **changes)
+    gone_on, write = threading.Event(), worker._write
+    take_step, took = worker.train_step, []
+
+    def step(batch: Any, rate: float) -> Tensor:
+        norm = take_step(batch, rate)
+        took.append(worker.step)
+        if worker.step == 3:
+            gone_on.set()
+        return norm
+
+    def write_late(*arguments: Any) -> None:
+        assert gone_on.wait(60), "the steps wait for the file"
+        write(*arguments)
+
+    worker.train_step, worker._write = step, write_late  # type: ignore[method-assign]
+    worker.run()
+    assert took == [0, 1, 2, 3]
+    assert saved(tmp_path / "going") == [2, 4]
+    early, late = (tmp_path / name / "run" / "step-00000002" for name in ("stopped", "going"))
+    found, expected = ({**load(folder), "rows": None, "window": None} for folder in (late, early))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    found, expected = (load_file(at / MODEL_FOLDER / "model.safetensors") for at in (late, early))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+@pytest.mark.parametrize("error", [StorageFull(28, "the disk is full"), RuntimeError("no disk")])
+def test_an_error_while_a_checkpoint_is_written_ends_the_run(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path, error: Exception, at_the_end: bool
+) -> None:
+    control = Stop()
+    every = 9 if at_the_end else 1
+    worker = open_trainer(data, checkpoint, tmp_path, control, save_every=every, eval_every=9)
+
+    def write(*arguments: Any) -> None:
+        raise error
+
+    worker._write = write  # type: ignore[method-assign]
+    if isinstance(error, StorageFull):
+        worker.run()
+        assert control.failures == [str(error)]
+    else:
+        with pytest.raises(RuntimeError, match="no disk"):
+            worker.run()
+    assert worker.step == (4 if at_the_end else 2)
+
+
+def test_all_rows_of_a_run_have_one_length_and_a_resumed_run_the_same(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path
+) -> None:
+    worker = open_trainer(data, checkpoint, tmp_path, Stop(), max_steps=None, epochs=3)
+    plan = worker.plan
+    rows = [row for step in plan.steps for row in worker._rows(step)]
+    assert {row.input_ids.shape for row in rows} == {(1, plan.row_length)}
+    tokens = [row.tokens for row in rows]
+    assert len(set(tokens)) > 1
+    assert tokens == [data.lengths[row].sum() for step in plan.steps for (row,) in step]
+    again = partial(plan_run, data.lengths, data.train, capacity=128, seed=0, max_steps=None)
+    done = Position(len(plan.steps) - 1, 2 * len(plan.steps) - 2, 2)
+    left = again(epochs=3, world=1, accumulation=2, done=done)
+    assert len(left.steps) == 1
+    assert left.row_length == plan.row_length
+
+
+def test_hosts_tell_each_other_without_their_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device, backend in [("cuda", "cpu:gloo,cuda:nccl"), ("cpu", "gloo")]:
+        monkeypatch.setattr(distributed, "worker_device", partial(torch.device, device))
+        assert distributed.process_group_backend() == backend
+
+
 def gradients(worker: SpeechTrainer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Of the next step, which is not taken."""
     found = {}
 
-    def update(rate: float) -> float:
+    def update(rate: float) -> Tensor:
         for name, part in worker.model.named_parameters():
             found[name], part.grad = part.grad, None
-        return 1.0
+        return torch.ones(())
 
     with monkeypatch.context() as patch:
         patch.setattr(worker.learner, "update", update)
@@ -345,6 +425,33 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_saves_nothing(
     assert "the gradient of step 1 is nan" in failure
     assert "--learning-rate" in failure
     assert worker.store.latest() is None
+
+
+def test_a_gradient_that_is_not_finite_is_told_of_the_right_step_some_steps_later(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path
+) -> None:
+    control = Stop()
+    worker = open_trainer(data, checkpoint, tmp_path, control, max_steps=9, log_every=5)
+    take_step = worker.train_step
+
+    def step(batch: Any, rate: float) -> Tensor:
+        if worker.step == 1:
+            for part in worker.model.parameters():
+                part.register_hook(lambda gradient: gradient * torch.nan)
+        return take_step(batch, rate)
+
+    worker.train_step = step  # type: ignore[method-assign]
+    worker.due = lambda every: worker.step == 5  # type: ignore[method-assign]
+    worker.run()
+    assert worker.step == 5
+    (failure,) = control.failures
+    assert "the gradient of step 2 is nan" in failure
+    assert "weights are those of step 1," in failure
+    one = open_trainer(data, checkpoint, tmp_path / "one", Stop(after=1), max_steps=9)
+    one.run()
+    found = weights(worker)
+    for name, expected in weights(one).items():
+        assert torch.equal(found[name], expected), name
 
 
 @pytest.mark.slow

@@ -1,0 +1,26 @@
+"""A copy in main memory of what goes on to change."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def on_host(state: Any) -> Any:
+    """`state`, of dicts, lists and tuples, with tensors in main memory that nobody else holds.
+
+    A tensor that is there twice stays one.
+    """
+    copies: dict[int, Tensor] = {}
+
+    def copy(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            if id(part) not in copies:
+                copies[id(part)] = part.detach().to("cpu", copy=True)
+            return copies[id(part)]
+        if isinstance(part, dict):
+            return {name: copy(value) for name, value in part.items()}
+        if isinstance(part, list | tuple):
+            return type(part)(copy(value) for value in part)
+        return part
+
+    return copy(state)
