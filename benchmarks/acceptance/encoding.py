@@ -96,6 +96,7 @@ def check(bench: Bench) -> None:
             codec.encode(few, size, batch=True),
             exact=True,
             with_new_shapes=3600 * hours / new,
+            shapes=len({shape for _, shape in cut_batches([*map(len, clips)], size)}),
         )
         if hours / again > best:
             best, budget = hours / again, size
@@ -184,9 +185,9 @@ def _encode(
     block = codec.frame_samples * codec.block_frames
     lengths = [-(-len(clip) // block) * block for clip in clips]
     encoded: dict[int, Codes] = {}
-    for members in cut_batches(lengths, budget):
+    for members, shape in cut_batches(lengths, budget, block):
         own = [lengths[index] for index in members]
-        padded = torch.zeros(len(members), max(own), device=codec.device)
+        padded = torch.zeros(shape, device=codec.device)
         for row, index in enumerate(members):
             padded[row, : len(clips[index])] = clips[index]
         with way.arithmetic():

@@ -16,6 +16,8 @@ from snac import SNAC
 from snac.layers import EncoderBlock, Snake1d
 from torch import Tensor, nn
 
+from sheen.codec.transfer import to_device
+
 
 class Snake(nn.Module):
     """SNAC's activation, x + sin(alpha x)^2 / alpha, in one buffer instead of five.
@@ -189,9 +191,11 @@ class ClipEncoder:
 
     def together(self, waveforms: Tensor, lengths: Sequence[int]) -> Tensor:
         """Latents `[B, d, T / hop]` of clips `[B, T]` that are zero beyond their `lengths`, each a
-        whole number of blocks. Latents beyond a clip's length mean nothing."""
+        whole number of blocks; there may be rows of no clip behind them. Latents beyond a clip's
+        length mean nothing."""
         x = waveforms[:, None]
-        ends = torch.tensor(list(lengths), device=x.device)
+        lengths = [*lengths, *[0] * (len(x) - len(lengths))]
+        ends = to_device(torch.tensor(lengths), x.device)
         at = torch.arange(x.shape[-1], device=x.device)
         beyond = (at >= ends[:, None])[:, None] if min(lengths) < x.shape[-1] else None
         for stage in self._stages:
@@ -211,16 +215,40 @@ def _clear(x: Tensor, beyond: Tensor | None) -> Tensor:
     return x
 
 
-def cut_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indexes of clips of like lengths, the longest first, `budget` padded samples a batch.
+STEPS = 8
+"""Padded lengths from one power of two to the next: a clip is padded by up to an eighth."""
+
+
+def padded_length(samples: int, block: int) -> int:
+    """One of few lengths that clips are padded to, a whole number of blocks: 33 of them between 1
+    and 16 s. For each new shape a GPU's library makes some twenty plans, of milliseconds each."""
+    blocks = -(-samples // block)
+    step = max(1, (1 << (blocks.bit_length() - 1)) // STEPS)
+    return -(-blocks // step) * step * block
+
+
+def padded_count(clips: int, most: int) -> int:
+    """One of few numbers of clips in a batch: as many as fit, or a power of two."""
+    return min(most, 1 << (clips - 1).bit_length())
+
+
+def cut_batches(
+    lengths: Sequence[int], budget: int, block: int = 1
+) -> Iterator[tuple[list[int], tuple[int, int]]]:
+    """Indexes of clips of like lengths, the longest first, and the shape `[B, T]` of their batch,
+    one of few, of at most `budget` samples.
 
     A clip that is longer than the budget is a batch of its own.
     """
     batch: list[int] = []
+    padded, most = 0, 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
+        if len(batch) == most:
+            if batch:
+                yield batch, (most, padded)
             batch = []
+            padded = padded_length(lengths[index], block)
+            most = max(1, budget // padded)
         batch.append(index)
     if batch:
-        yield batch
+        yield batch, (padded_count(len(batch), most), padded)

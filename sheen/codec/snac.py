@@ -9,7 +9,7 @@ about tokens.
 import abc
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,7 @@ from sheen import rng
 from sheen.codec.float32 import full_float32
 from sheen.codec.inference import ClipEncoder, DilatedConv, Snake, TransposedConv, cut_batches
 from sheen.codec.layout import Codes
+from sheen.codec.transfer import Transfers
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,14 @@ class Codec(WindowCodec):
         self._encoder = ClipEncoder(self.model)
         self._tables: list[Tensor] = []
         self.device = device
+        self._transfers = Transfers(device)
 
     def to(self, device: str | torch.device) -> Self:
         """Move to a device, in place."""
         self.device = torch.device(device)
         self.model.to(self.device)
         self._tables = []
+        self._transfers = Transfers(self.device)
         return self
 
     @torch.inference_mode()
@@ -164,7 +167,8 @@ class Codec(WindowCodec):
 
         On a CPU each clip is encoded by itself: batches gain nothing there, and how a batch rounds
         decides a near tie of two codes. On a GPU clips are batched, `budget` padded samples at a
-        time, and no clip sees its padding. `batch` decides otherwise.
+        time, in one of few shapes, and no clip sees its padding. `batch` decides otherwise. The
+        codes of a batch are fetched when the next one is on its way.
         """
         block = self.frame_samples * self.block_frames
         for index, waveform in enumerate(waveforms):
@@ -175,28 +179,50 @@ class Codec(WindowCodec):
         lengths = [-(-len(waveform) // block) * block for waveform in waveforms]
         if batch is None:
             batch = self.device.type != "cpu"
-        batches = cut_batches(lengths, budget) if batch else ([i] for i in range(len(waveforms)))
+        batches: Iterable[tuple[list[int], tuple[int, int]]] = (
+            ([index], (1, length)) for index, length in enumerate(lengths)
+        )
+        if batch:
+            batches = cut_batches(lengths, budget, block)
         encoded: dict[int, Codes] = {}
-        for members in batches:
-            own = [lengths[index] for index in members]
-            padded = torch.zeros(len(members), max(own))
+        on_its_way: Callable[[], dict[int, Codes]] = dict
+        for members, shape in batches:
+            padded = self._transfers.zeros(*shape)
             for row, index in enumerate(members):
                 padded[row, : len(waveforms[index])] = waveforms[index]
-            padded = padded.to(self.device)
-            latents = (
-                self._encoder.together(padded, own) if batch else self._encoder.alone(padded[0])
-            )
-            levels = self.model.quantizer(latents)[1]
-            # One copy to the host for the whole batch.
-            flat = torch.cat(levels, dim=1).to(torch.int16).cpu().numpy()
-            splits = np.cumsum([level.shape[1] for level in levels])[:-1]
-            for row, index in enumerate(members):
-                whole = np.split(flat[row], splits)
-                encoded[index] = [
-                    level[: own[row] // (self.hop * stride)]
-                    for level, stride in zip(whole, self.strides, strict=True)
-                ]
+            own = {index: lengths[index] for index in members}
+            fetch = self._encode_batch(self._transfers.upload(padded), own, batch)
+            encoded |= on_its_way()
+            on_its_way = fetch
+        encoded |= on_its_way()
         return [encoded[index] for index in range(len(waveforms))]
+
+    def _encode_batch(
+        self, padded: Tensor, lengths: Mapping[int, int], batch: bool
+    ) -> Callable[[], dict[int, Codes]]:
+        """Begin to encode clips `[B, T]`; a function that waits for their codes, by the keys of
+        their lengths."""
+        if batch:
+            latents = self._encoder.together(padded, [*lengths.values()])
+        else:
+            latents = self._encoder.alone(padded[0])
+        levels = self.model.quantizer(latents)[1]
+        # One copy to the host for the whole batch.
+        fetch = self._transfers.download(torch.cat(levels, dim=1).to(torch.int16))
+        splits = np.cumsum([level.shape[1] for level in levels])[:-1]
+
+        def codes() -> dict[int, Codes]:
+            # Of their own: the memory they come in is the whole batch's.
+            flat = fetch().numpy().copy()
+            return {
+                index: [
+                    level[: length // (self.hop * stride)]
+                    for level, stride in zip(np.split(flat[row], splits), self.strides, strict=True)
+                ]
+                for row, (index, length) in enumerate(lengths.items())
+            }
+
+        return codes
 
     @torch.inference_mode()
     @full_float32()

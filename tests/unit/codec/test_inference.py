@@ -1,5 +1,7 @@
 """Encoding clips: in a batch, in pieces and as published, the codes are those of the clip alone."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from helpers.example import CODEC, NEW_VOICE, clips_of, read_clip
 from sheen.codec import inference
 from sheen.codec.inference import ClipEncoder, cut_batches
 from sheen.codec.snac import Codec, load_codec
+from sheen.codec.transfer import Transfers
 
 SHAPES = {
     # The published shapes with random weights, fewer channels where windows are attended to.
@@ -73,8 +76,9 @@ def test_no_clip_of_a_batch_sees_its_padding_nor_its_neighbours(shape: str) -> N
     clips = [clip.double() for clip in speech(6, 1.5, seed=2)]
     block = codec.frame_samples * codec.block_frames
     lengths = [-(-len(clip) // block) * block for clip in clips]
-    padded = torch.zeros(len(clips), max(lengths), dtype=torch.float64)
-    for row, clip in zip(padded, clips, strict=True):
+    # Longer than any of them, and with a row of none.
+    padded = torch.zeros(len(clips) + 1, max(lengths) + 2 * block, dtype=torch.float64)
+    for row, clip in zip(padded[:-1], clips, strict=True):
         row[: len(clip)] = clip
     encoder = ClipEncoder(codec.model)
     with torch.inference_mode():
@@ -120,10 +124,52 @@ def test_they_are_the_published_codes() -> None:
 def test_batches_keep_to_the_budget_and_hold_every_clip_once() -> None:
     lengths = [int(n) for n in np.random.default_rng(0).integers(1, 100, 500)] + [5000]
     batches = list(cut_batches(lengths, 1000))
-    assert sorted(index for batch in batches for index in batch) == list(range(501))
-    for batch in batches:
-        longest = max(lengths[index] for index in batch)
-        assert len(batch) * longest <= 1000 or len(batch) == 1
+    assert sorted(index for batch, _ in batches for index in batch) == list(range(501))
+    for batch, (rows, padded) in batches:
+        assert max(lengths[index] for index in batch) <= padded
+        assert len(batch) <= rows
+        assert rows * padded <= 1000 or rows == 1
     used = sum(lengths) - 5000
-    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches) - 5000
-    assert padded < 1.1 * used, "clips of like lengths belong together"
+    samples = sum(rows * padded for _, (rows, padded) in batches[1:])
+    assert samples < 1.2 * used, "clips of like lengths belong together"
+
+
+def test_blocks_of_clips_of_any_lengths_are_batches_of_few_shapes() -> None:
+    generator = np.random.default_rng(0)
+    block, most = 2048, 24_000 * 120
+    shapes: list[tuple[int, int]] = []
+    for _ in range(300):
+        lengths = generator.uniform(1.0, 15.0, 64) * 24_000
+        blocks = [-(-int(length) // block) * block for length in lengths]
+        shapes += [shape for _, shape in cut_batches(blocks, most, block)]
+    assert len(shapes) > 900
+    assert len(set(shapes)) < 80
+    assert all(padded % block == 0 for _, padded in shapes)
+
+
+def test_a_batch_is_asked_for_before_the_codes_of_the_last_one_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codec = load_codec(str(CODEC))
+    clips = speech(12, 1.0, seed=4)
+    expected = codec.encode(clips, batch=True)
+    order: list[str] = []
+    download = Transfers.download
+
+    def watched(transfers: Transfers, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        number = len(order) - order.count("fetched")
+        order.append(f"batch {number}")
+        wait = download(transfers, tensor)
+
+        def waited() -> torch.Tensor:
+            order.append("fetched")
+            return wait()
+
+        return waited
+
+    monkeypatch.setattr(Transfers, "download", watched)
+    found = codec.encode(clips, budget=24_000, batch=True)
+    assert len(order) > 8
+    assert order[:4] == ["batch 0", "batch 1", "fetched", "batch 2"]
+    assert order[-2:] == ["fetched", "fetched"]
+    assert different(found, expected) <= 1  # a near tie
