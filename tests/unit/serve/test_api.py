@@ -388,8 +388,9 @@ def test_ray_sees_that_build_takes_typed_arguments() -> None:
     assert parameter.annotation is ServeArgs
 
 
-def test_the_committed_configuration_is_one_that_ray_and_build_accept() -> None:
-    raw = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
+@pytest.mark.parametrize("file", ["serve_config.yaml", "serve_config.gpu.yaml"])
+def test_the_committed_configurations_are_ones_that_ray_and_build_accept(file: str) -> None:
+    raw = yaml.safe_load((ROOT / file).read_text("utf-8"))
     schema = ServeDeploySchema.model_validate(raw)
     [application] = schema.applications
     module, name = application.import_path.split(":")
@@ -405,9 +406,28 @@ def test_the_committed_configuration_is_one_that_ray_and_build_accept() -> None:
     # `build` computes it from args: a number here would silently replace that one.
     [deployment] = application.deployments
     assert "max_ongoing_requests" not in deployment.model_fields_set
-    scaling = deployment.autoscaling_config
-    assert scaling["max_replicas"] > scaling["min_replicas"] >= 1
-    assert scaling["target_ongoing_requests"] <= args.slots
+    actor = deployment.ray_actor_options
+    if file == "serve_config.gpu.yaml":
+        # Each replica has a GPU of its own, and more than a laptop's slots.
+        assert actor.num_gpus == deployment.num_replicas == 1
+        assert args.slots > ServeArgs().slots
+        assert args.dtype == "auto"
+    else:
+        assert not actor.num_gpus
+        scaling = deployment.autoscaling_config
+        assert scaling["max_replicas"] > scaling["min_replicas"] >= 1
+        assert scaling["target_ongoing_requests"] <= args.slots
+
+
+def test_every_line_of_the_configuration_for_a_gpu_is_explained() -> None:
+    raw = yaml.safe_load((ROOT / "serve_config.gpu.yaml").read_text("utf-8"))
+    [application] = raw["applications"]
+    [deployment] = application["deployments"]
+    set_there = [*application["args"], "num_replicas", *deployment["ray_actor_options"]]
+    text = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    section = text.split("## On a GPU", 1)[1].split("\n## ", 1)[0]
+    missing = [name for name in set_there if f"`{name}" not in section]
+    assert not missing
 
 
 def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path) -> None:
