@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -19,6 +20,14 @@ from sheen.lm.segments import Segments
 
 PACKED = "sheen_packed"
 """The name under which transformers knows `packed_attention`."""
+
+SLOT_BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""Of torch's attention over slots on a GPU. Not cuDNN's, which torch may prefer on an H100: it
+plans each new shape, for some 35 ms (a public report), and every length of a prompt is one."""
 
 BEYOND = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
 """Arguments by which transformers' models change what attention computes: none is known here."""

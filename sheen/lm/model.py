@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,7 +25,7 @@ from transformers import (
 )
 
 from sheen.codec.layout import Softmax, TokenLayout
-from sheen.lm.attention import PACKED, check_head, use_attention
+from sheen.lm.attention import PACKED, SLOT_BACKENDS, check_head, use_attention
 from sheen.lm.base_model import check_files, draw_noise, first_new_id, initialise_rows
 from sheen.lm.batching import Batch
 from sheen.lm.cpu_kernels import (
@@ -149,9 +150,10 @@ class SpeechLM(nn.Module):
         if self._body is not None:
             return self._body.states(ids, positions, rows)
         use_attention(self.lm, SLOTTED)
-        output = self.lm.base_model(
-            input_ids=ids[None], position_ids=positions[None], rows=rows, use_cache=False
-        )
+        with sdpa_kernel(SLOT_BACKENDS):
+            output = self.lm.base_model(
+                input_ids=ids[None], position_ids=positions[None], rows=rows, use_cache=False
+            )
         states: Tensor = output.last_hidden_state[0]
         return states
 

@@ -23,6 +23,8 @@ from helpers.small_models import (
 from helpers.speaking import generate
 from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax
+from sheen.engine.generation import TokenGenerator
+from sheen.engine.sampler import Sampling
 from sheen.lm import attention
 from sheen.lm.attention import PACKED, check_isolation, packed_attention
 from sheen.lm.batching import Batch, collate
@@ -288,6 +290,26 @@ def test_fast_attention_computes_the_same_and_mixes_nothing(family: str) -> None
     slow = torch.autograd.grad(model(batches[0]).loss.sum(), list(model.parameters()))
     for half, whole in zip(fast, slow, strict=True):
         assert F.cosine_similarity(half.flatten(), whole.flatten(), dim=0) > 0.99
+
+
+def test_over_slots_the_backend_that_plans_each_new_shape_is_left_out() -> None:
+    model = small_model("gpt2")
+    allowed: list[dict[str, bool]] = []
+
+    def look(*_: object) -> None:
+        found = {
+            "cudnn": torch.backends.cuda.cudnn_sdp_enabled(),
+            "flash": torch.backends.cuda.flash_sdp_enabled(),
+            "math": torch.backends.cuda.math_sdp_enabled(),
+        }
+        allowed.append(found)
+
+    model.lm.base_model.register_forward_hook(look)
+    generator = TokenGenerator(model, slots=2, max_seq_len=64)
+    generator.start(0, prompts(5)[0], Sampling(), 3, 3)
+    for _ in range(3):
+        assert generator.step() is not None
+    assert allowed == [{"cudnn": False, "flash": True, "math": True}] * 3
 
 
 @pytest.mark.soak
