@@ -69,6 +69,9 @@ class AudioFile:
         """Samples decoded so far, with those that were dropped: what reading has cost."""
         self.samples: int | None = None
         """Samples from second zero to the end, once something has been read up to there."""
+        self.faults: set[float] = set()
+        """Seconds of what cannot be decoded, as far as was read. It is silence, and what follows it
+        stays in its place; a tag between joined MP3s is such."""
         self.rate: int
         """Hz."""
         self.channels: int
@@ -96,7 +99,7 @@ class AudioFile:
     def blocks(self) -> Iterator[Samples]:
         """All samples, from the first on, in pieces `[n]` of less than two seconds.
 
-        Raises AudioError after the last samples before a fault: they can be used.
+        What cannot be decoded is in `faults`. Raises AudioError where nothing more can be read.
         """
         with decoding_errors(lambda: True):
             self._restart()
@@ -107,8 +110,8 @@ class AudioFile:
     def read(self, start_s: float, end_s: float | None = None, strict: bool = True) -> Samples:
         """The samples `[n]` between two seconds, fewer where the file ends before; None: its end.
 
-        Raises AudioError where they cannot be decoded; if not `strict`, only where none of them
-        can, else those before the fault are what there is.
+        Raises AudioError where some of them cannot be decoded; if not `strict`, only where none of
+        them can, else the others are what there is.
         """
         first = sample_at(start_s, self.rate)
         last = None if end_s is None else sample_at(end_s, self.rate)
@@ -121,6 +124,10 @@ class AudioFile:
                 else:
                     _collect(self._on(first), first, last, kept)
                     self._held = first, np.concatenate(kept)
+            end = first + sum(map(len, kept)) if last is None else last
+            for second in self.faults if strict else ():
+                if first <= sample_at(second, self.rate) < end:
+                    raise AudioError("unreadable", f"decoding failed at {second:.2f} s")
         except AudioError:
             if strict or len(kept) == 1:
                 raise
@@ -137,8 +144,10 @@ class AudioFile:
         self._container: InputContainer = av.open(self._file, "r", **ANY_TAGS)
         self._open.callback(self._container.close)
         self._stream = audio_stream(self._container)
-        frames = self._container.decode(self._stream)
-        first = next(frames, None)
+        frames = self._frames(self._stream.codec_context)
+        first, faulty = _first(frames)
+        if first is None and faulty:
+            raise AudioError("unreadable", "decoding failed: none of it can be decoded")
         if first is None:
             raise AudioError("empty", "the file holds 0 samples")
         self.rate, self.channels = first.sample_rate, first.layout.nb_channels
@@ -159,16 +168,17 @@ class AudioFile:
         return None if time is None else round((time - self._zero) * self.rate)
 
     def _placed(
-        self, frame: av.AudioFrame | None, frames: Iterator[av.AudioFrame]
+        self, frame: av.AudioFrame | None, frames: Iterator[av.AudioFrame | None]
     ) -> Iterator[Span]:
         """The samples of frames to the file's end, without a gap: those of time are silence."""
         mixer = Mixer(self.rate)
         at: int | None = None
+        least = GAP_S * self.rate
         while frame is not None:
             position = self._position(frame)
             at = (position or 0) if at is None else at
             gap = 0 if position is None else position - at
-            if GAP_S * self.rate <= gap <= LONGEST_GAP_S * self.rate:
+            if least <= gap <= LONGEST_GAP_S * self.rate:
                 for begun in range(0, gap, self.rate):
                     yield at + begun, np.zeros(min(self.rate, gap - begun), np.float32)
                 at += gap
@@ -178,7 +188,10 @@ class AudioFile:
                 self.decoded += len(samples)
                 yield at, samples
                 at += len(samples)
-            frame = next(frames, None)
+            frame, faulty = _first(frames)
+            least = 1 if faulty else GAP_S * self.rate
+            if faulty:
+                self.faults.add(at / self.rate)
         self.samples = at
 
     def _from(self, first: int) -> Iterator[Span] | None:
@@ -195,24 +208,30 @@ class AudioFile:
             place = self._zero + Fraction(before, self.rate)
             assert self._stream.time_base is not None  # it seeks exactly
             self._container.seek(int(place / self._stream.time_base), stream=self._stream)
-            frames = self._frames()
-            frame = next(frames, None)
+            frames = self._frames(self._decoder())
+            frame, _ = _first(frames)
         except av.FFmpegError:
             return None
         position = None if frame is None else self._position(frame)
         return None if position is None or position > first else self._placed(frame, frames)
 
-    def _frames(self) -> Iterator[av.AudioFrame]:
-        """From where the container is."""
+    def _decoder(self) -> av.AudioCodecContext:
+        """One that keeps nothing of what was read before."""
         named = self._stream.codec_context
         if not named.name.startswith(_UNFORGETTING):
-            yield from self._container.decode(self._stream)
-            return
+            return named
         decoder = av.AudioCodecContext.create(named.codec, "r")
         assert isinstance(decoder, av.AudioCodecContext)
         decoder.extradata = named.extradata
+        return decoder
+
+    def _frames(self, decoder: av.AudioCodecContext) -> Iterator[av.AudioFrame | None]:
+        """From where the container is; None for what cannot be decoded."""
         for packet in self._container.demux(self._stream):
-            yield from decoder.decode(packet)
+            try:
+                yield from decoder.decode(packet)
+            except av.error.InvalidDataError:
+                yield None
 
     def _on(self, first: int) -> Iterator[Span]:
         """The same, decoded from the file's beginning on, or from the last part's."""
@@ -221,6 +240,16 @@ class AudioFile:
         held, self._held = self._held, None
         assert held is not None
         return chain([held], self._spans)
+
+
+def _first(frames: Iterator[av.AudioFrame | None]) -> tuple[av.AudioFrame | None, bool]:
+    """The next frame, None at the end, and whether something before it could not be decoded."""
+    faulty = False
+    for frame in frames:
+        if frame is not None:
+            return frame, faulty
+        faulty = True
+    return None, faulty
 
 
 def _collect(spans: Iterator[Span], first: int, last: int | None, kept: list[Samples]) -> None:

@@ -23,8 +23,8 @@ from sheen.data.parts import in_recording_order
 class AudioStream:
     """The first audio stream of an open binary file, once from its beginning to its end.
 
-    After the last block, `fault` says why it ended early (None: it did not), and `seconds` how much
-    was decoded. Raises AudioError where nothing can be decoded at all.
+    After the last block, `fault` says what of it could not be decoded (None: all of it was), and
+    `seconds` how long it is. Raises AudioError where nothing can be decoded at all.
     """
 
     def __init__(self, file: Any, sample_rate: int) -> None:
@@ -50,6 +50,11 @@ class AudioStream:
                     for samples in _arrays(resampler.resample(frame)):
                         given += len(samples)
                         yield samples
+                if audio.faults:
+                    self.fault = (
+                        f"{len(audio.faults)} places cannot be decoded, the first at "
+                        f"{min(audio.faults):.2f} s"
+                    )
             except AudioError as error:
                 if not given:
                     raise

@@ -160,12 +160,31 @@ def test_the_end_of_the_file_ends_a_part() -> None:
 def test_what_is_there_of_a_cut_file_is_read() -> None:
     data = file_of("flac", voice(4))
     with AudioFile(io.BytesIO(data[: len(data) // 2])) as file:
-        got = []
-        with pytest.raises(AudioError) as caught:
-            got.extend(file.blocks())
-        assert caught.value.reason == "truncated"
-        assert sum(map(len, got)) > RATE
+        length = sum(map(len, file.blocks())) / RATE
+        assert 1 < length < 3
+        assert all(abs(second - length) < 0.5 for second in file.faults)
         assert len(file.read(0.5, 1.0)) == RATE // 2
+        assert len(file.read(length - 0.5, 3.5, strict=False)) == pytest.approx(RATE / 2, abs=1)
+
+
+def test_what_cannot_be_decoded_is_silence_and_the_rest_stays_in_its_place() -> None:
+    """Three MP3s put together with their tags, as people join files."""
+    samples = voice(5)
+    one = by_pyav(samples, RATE, "mp3", "libmp3lame")
+    tag = b"ID3\x04\0\0\0\0\x10\0" + bytes(2048)
+    data = tag + one + tag + one + tag + one
+    with AudioFile(io.BytesIO(data)) as file:
+        whole = np.concatenate(list(file.blocks()))
+        assert len(whole) / RATE == pytest.approx(15, abs=0.5)
+        faults = sorted(file.faults)
+        assert all(4.5 < second < 10.5 for second in faults)
+        for start in (1.0, 6.0, 8.5, 12.0, 13.5):
+            expected = whole[round(start * RATE) : round((start + 1) * RATE)]
+            np.testing.assert_allclose(file.read(start, start + 1), expected, atol=1e-4)
+        for second in faults:
+            with pytest.raises(AudioError, match=f"decoding failed at {second:.2f} s"):
+                file.read(second - 0.5, second + 0.5)
+            assert len(file.read(second - 0.5, second + 0.5, strict=False)) == RATE
 
 
 def test_parts_joined_of_several_rates_keep_their_time() -> None:
