@@ -1,12 +1,14 @@
 """The prepare job's fields."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from sheen.config import JobConfig
 from sheen.prepare.cutting import CutSettings
+from sheen.prepare.quality import QualityLimits
 from sheen.prepare.refusals import Limits
+from sheen.prepare.texts import DOUBT_CER, REFUSE_CER, TextLimits
 
 
 class PrepareConfig(JobConfig):
@@ -40,6 +42,21 @@ class PrepareConfig(JobConfig):
         Field(
             description="of the speech, such as en: for faster-whisper. Default: it guesses that "
             "of each segment"
+        ),
+    ] = None
+    num_speakers: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"] | None,
+        Field(
+            description="how many voices there are; those with the most speech are kept, all "
+            "others refused. 'auto' finds out; --no-num-speakers tells no voices apart. Needs "
+            "package resemblyzer"
+        ),
+    ] = "auto"
+    speaker_examples: Annotated[
+        str | None,
+        Field(
+            description="recordings of known voices, whose names the speakers get that sound like "
+            "them: .jsonl manifest or LJSpeech folder with speakers; path or URI"
         ),
     ] = None
     min_seconds: Annotated[
@@ -84,6 +101,13 @@ class PrepareConfig(JobConfig):
         float,
         Field(gt=0.0, description="most characters per second of speech; above: refused"),
     ] = Limits.max_text_rate
+    segments: Annotated[
+        Literal["rows", "files"],
+        Field(
+            description="'files' also writes each segment as FLAC at its recording's rate, under "
+            "segments/, with a manifest segments.jsonl"
+        ),
+    ] = "rows"
     corrections: Annotated[
         str | None,
         Field(
@@ -95,6 +119,44 @@ class PrepareConfig(JobConfig):
     review_rows: Annotated[
         int, Field(ge=0, description="rows on the page review.html, the most doubtful first")
     ] = 200
+    texts: Annotated[
+        bool,
+        Field(
+            description="use the text of a recording: a file beside it with its name and .txt (a "
+            "book's), .srt or .vtt; the ASR then only finds and checks it"
+        ),
+    ] = True
+    max_cer: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            description="a text that differs by more of its characters from what the ASR hears is "
+            "refused",
+        ),
+    ] = REFUSE_CER
+    dnsmos: Annotated[
+        bool,
+        Field(
+            description="score the sound by DNSMOS P.835 (OVRL, 1 to 5); needs package speechmos, "
+            "and 0.01 to 0.05 CPU seconds per second of audio"
+        ),
+    ] = False
+    min_dnsmos: Annotated[
+        float | None, Field(description="lower DNSMOS: refused; needs --dnsmos")
+    ] = None
+    min_snr_db: Annotated[
+        float | None, Field(description="lower ratio of speech to noise: refused, dB")
+    ] = None
+    min_bandwidth_hz: Annotated[
+        float | None,
+        Field(description="nothing above a lower frequency: refused, Hz; of telephones 4000"),
+    ] = None
+    max_clipped_per_second: Annotated[
+        float | None, Field(ge=0.0, description="more clipped places per second: refused")
+    ] = None
+    min_loudness_lufs: Annotated[
+        float | None, Field(lt=0.0, description="softer segments: refused, LUFS")
+    ] = None
     num_workers: Annotated[
         int | None,
         Field(
@@ -115,6 +177,23 @@ class PrepareConfig(JobConfig):
         return CutSettings(
             self.min_seconds, self.max_seconds, self.pause_seconds, self.vad_threshold
         )
+
+    @property
+    def quality_limits(self) -> QualityLimits:
+        """Raises ValueError."""
+        if self.min_dnsmos is not None and not self.dnsmos:
+            raise ValueError("--min-dnsmos needs --dnsmos")
+        return QualityLimits(
+            self.min_dnsmos,
+            self.min_snr_db,
+            self.min_bandwidth_hz,
+            self.max_clipped_per_second,
+            self.min_loudness_lufs,
+        )
+
+    @property
+    def text_limits(self) -> TextLimits:
+        return TextLimits(self.max_cer, min(DOUBT_CER, self.max_cer))
 
     @property
     def limits(self) -> Limits:

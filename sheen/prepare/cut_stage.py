@@ -11,12 +11,14 @@ import pyarrow as pa
 
 from sheen import blocks
 from sheen.audio.io import AudioError
+from sheen.audio.stream import AudioFile
+from sheen.data.recordings import RecordingReader
 from sheen.prepare.cutting import CutSettings, LevelMeter, cut
-from sheen.prepare.decoding import AudioStream
+from sheen.prepare.decoding import WHOLE, resample_blocks
 from sheen.prepare.output import CUT_SCHEMA
 from sheen.prepare.vad import RATE, VoiceActivity
 from sheen.runs.attempts import Attempts
-from sheen.storage import files, uris
+from sheen.storage import files
 
 
 def cut_sources(
@@ -58,24 +60,34 @@ def cut_source(location: str, settings: CutSettings) -> dict[str, object]:
     voice, meter = _voice_activity(), LevelMeter()
     voice.reset()
     levels, probabilities = [], []
-    filesystem, path = uris.open_filesystem(location)
-    with uris.network_errors(location), filesystem.open_input_file(path) as file:
+    count, fault = 0, None
+    with RecordingReader().open({"audio": location, **WHOLE}) as file:
         if file.read(len(files.LFS_POINTER)) == files.LFS_POINTER:
             raise AudioError("missing", "a Git LFS pointer, not the recording: run `git lfs pull`")
-        file.seek(0)
-        stream = AudioStream(file, RATE)
-        for samples in stream:
-            levels.append(meter.push(samples))
-            probabilities.append(voice.push(samples))
+        with AudioFile(file) as audio:
+            try:
+                for samples in resample_blocks(audio.blocks(), audio.rate, RATE):
+                    count += len(samples)
+                    levels.append(meter.push(samples))
+                    probabilities.append(voice.push(samples))
+            except AudioError as error:
+                if not count:
+                    raise
+                fault = f"it ends after {count / RATE:.2f} s: {error}"
+            if fault is None and audio.faults:
+                fault = (
+                    f"{len(audio.faults)} places cannot be decoded, the first at "
+                    f"{min(audio.faults):.2f} s; no segment holds one"
+                )
     probabilities.append(voice.flush())
-    segments = cut(np.concatenate(probabilities), np.concatenate(levels), stream.seconds, settings)
+    seconds = count / RATE
+    segments = cut(np.concatenate(probabilities), np.concatenate(levels), seconds, settings)
     found: dict[str, object] = {
-        "seconds": stream.seconds,
-        "sample_rate": stream.source_rate,
-        "channels": stream.channels,
+        "seconds": seconds,
+        "sample_rate": audio.rate,
         "segments": [vars(segment) for segment in segments],
-        "fault": stream.fault,
+        "fault": fault,
     }
     if not segments:
-        found |= {"reason": "no speech", "detail": f"{stream.seconds:.1f} s without speech"}
+        found |= {"reason": "no speech", "detail": f"{seconds:.1f} s without speech"}
     return found

@@ -86,6 +86,8 @@ class Segment:
     """PAUSE, QUIETEST, EDGE or CUT_OFF."""
     level_db: float
     """The loudest 10 ms, dB of full scale."""
+    regions: Sequence[Sequence[float]] = ()
+    """Start and end of each stretch of speech, seconds within the segment."""
 
     @property
     def seconds(self) -> float:
@@ -298,6 +300,10 @@ def _padded(parts: Sequence[_Part], levels: Levels, seconds: float) -> list[Segm
                 start_at=start_at,
                 end_at=end_at,
                 level_db=round(10 * math.log10(max(float(loudest), FLOOR)), 1),
+                regions=[
+                    (round(first - start, 3), round(last - start, 3))
+                    for first, last in part.regions
+                ],
             )
         )
     return segments

@@ -9,6 +9,8 @@ all workers busy as many short ones do.
 import json
 import logging
 import time
+from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,27 +19,45 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import blocks
+from sheen.prepare.beside import read_text, texts_beside
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.corrections import CORRECTIONS, apply_corrections, merge_corrections
 from sheen.prepare.cut_stage import cut_sources
 from sheen.prepare.decoding import read_rows
-from sheen.prepare.manifest import Row, Segments, judge_rows, plan_segments, write_manifest
+from sheen.prepare.export import export_segments
+from sheen.prepare.given import is_corpus, plan_corpus
+from sheen.prepare.manifest import (
+    Judgement,
+    Row,
+    Segments,
+    give_texts,
+    judge_rows,
+    plan_segments,
+    write_manifest,
+)
 from sheen.prepare.output import (
+    CUT_SCHEMA,
     CUTS,
     PAGE,
     REPORT,
     REVIEW,
     SOURCE_SCHEMA,
+    TRANSCRIPT_SCHEMA,
     TRANSCRIPTS,
     prepare_output,
     write_lines,
 )
-from sheen.prepare.sources import Sources, find_sources
+from sheen.prepare.sources import Source, Sources, find_sources, suffix_of
+from sheen.prepare.speakers import Floats, embed_examples
 from sheen.prepare.transcribe_stage import TranscribeWorker, read_segments, write_transcripts
+from sheen.prepare.voices import assign_speakers
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.output import output_lock
 from sheen.scoring.asr import POCKETSPHINX, check_transcriber
+from sheen.scoring.mos import Dnsmos
+from sheen.scoring.speaker_id import SpeakerEncoder
+from sheen.scoring.wer import wer_normaliser
 from sheen.storage import files, uris
 
 logger = logging.getLogger(__name__)
@@ -56,49 +76,130 @@ PROGRESS_S = 10.0
 def run(config: PrepareConfig) -> Row:
     """Prepare; returns the report. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
-    settings = config.cut_settings
-    sources = find_sources(config.input)
-    for source in sources.sources:
+    planned = _find(config)
+    for source in planned.sources.sources:
         if uris.contains(output, source.location):
             raise ValueError(
                 f"--output {output} holds --input {source.location}; give another folder"
             )
     check_transcriber(config.asr, None)
+    if config.dnsmos:
+        try:
+            Dnsmos()
+        except ValueError as error:
+            raise ValueError(f"--dnsmos: {error}") from error
+    judgement = Judgement(
+        config.limits,
+        config.quality_limits,
+        config.text_limits,
+        config.language,
+        wer_normaliser(config.asr, config.language),
+    )
+    examples = _examples(config)
     with output_lock(output):
-        prepare_output(output, config, sources.sources)
-        cuts = _cut(sources, config, output)
-        segments = plan_segments(cuts, settings)
-        transcripts = _transcribe(segments, config, output)
-        rows = judge_rows(cuts, segments, transcripts, config.limits, config.language)
+        prepare_output(output, config, planned.sources.sources)
+        cuts = SOURCE_SCHEMA.empty_table()
+        segments = planned.segments
+        if segments is None:
+            cuts = _cut(planned.sources, config, output)
+            segments = plan_segments(cuts, config.cut_settings)
+        found = _transcribe(segments, config, output)
+        # As lists of numbers, the embeddings of a large input would not fit into memory.
+        transcripts = found.drop_columns(["embedding"]).to_pylist()
+        # As the input has them now: another text needs no transcription.
+        for row, given in zip(transcripts, segments.table["given"].to_pylist(), strict=True):
+            row["given"] = given
+        give_texts(transcripts, planned.texts)
+        rows = judge_rows(cuts, segments, transcripts, judgement)
         corrections = merge_corrections(output, config.corrections)
         apply_corrections(rows, corrections)
         if corrections:
             lines = [correction.line() for correction in corrections]
             write_lines(uris.join(output, CORRECTIONS), lines)
+        if config.num_speakers is not None:
+            number = config.num_speakers if isinstance(config.num_speakers, int) else None
+            assign_speakers(rows, found, number, examples)
         write_manifest(output, rows)
-        asr = transcripts["asr"].to_pylist() if len(transcripts) else []
-        return _write_report(output, config, sources, cuts, rows, next(iter(asr), None))
+        if config.segments == "files":
+            _connect()
+            export_segments(output, [row for row in rows if row["reason"] is None])
+        return _write_report(output, config, planned, cuts.to_pylist(), rows, transcripts)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """`segments`: of corpora, whose rows are not cut; None: they are to be found in `sources`.
+    `texts`: by recording."""
+
+    sources: Sources
+    texts: dict[str, str]
+    segments: Segments | None = None
+
+
+def _find(config: PrepareConfig) -> Planned:
+    corpora = [is_corpus(location) for location in config.input]
+    if any(corpora) and not all(corpora):
+        raw = config.input[corpora.index(False)]
+        raise ValueError(
+            f"--input {raw} has raw recordings, and {config.input[corpora.index(True)]} rows with "
+            "texts; prepare them apart"
+        )
+    if all(corpora):
+        segments = plan_corpus(config.input)
+        listed = segments.table.select(["audio", "id"]).to_pylist()
+        return Planned(Sources([Source(row["audio"], row["id"]) for row in listed]), {}, segments)
+    config.cut_settings  # noqa: B018 - raises before anything is read
+    sources = find_sources(config.input)
+    if not config.texts:
+        return Planned(sources, {})
+    try:
+        beside = texts_beside([source.location for source in sources.sources])
+        texts = {location: read_text(text) for location, text in beside.items()}
+    except ValueError as error:
+        raise ValueError(f"--input {error}; or give --no-texts") from error
+    used = Counter(suffix_of(text) for text in beside.values())
+    return Planned(Sources(sources.sources, sources.skipped - used), texts)
+
+
+def _examples(config: PrepareConfig) -> dict[str, Floats]:
+    if config.num_speakers is None:
+        if config.speaker_examples is not None:
+            raise ValueError("--speaker-examples names speakers, and --no-num-speakers finds none")
+        return {}
+    try:
+        encoder = SpeakerEncoder()
+    except ValueError as error:
+        raise ValueError(f"--num-speakers: {error}; or give --no-num-speakers") from error
+    if config.speaker_examples is None:
+        return {}
+    try:
+        return embed_examples(encoder, config.speaker_examples)
+    except ValueError as error:
+        raise ValueError(f"--speaker-examples {error}") from error
 
 
 def _write_report(
     output: str,
     config: PrepareConfig,
-    sources: Sources,
-    cuts: pa.Table,
+    planned: Planned,
+    sources: list[Row],
     rows: list[Row],
-    asr: str | None,
+    transcripts: list[Row],
 ) -> Row:
-    from sheen.prepare.report import (
+    from sheen.prepare.report import (  # here: matplotlib
         CLIP_RATE,
         account,
+        account_of_rows,
         render_corrections,
         render_report,
-    )  # matplotlib
+    )
 
+    asr = next((row["asr"] for row in transcripts if row["asr"] is not None), None)
     about = {"config": config.model_dump(mode="json"), "asr": asr}
-    report = about | account(cuts.to_pylist(), sources.skipped, rows)
+    sources = sources if planned.segments is None else account_of_rows(rows)
+    report = about | account(sources, planned.sources.skipped, rows)
     named = ", ".join(config.input)
-    read = partial(read_rows, sample_rate=CLIP_RATE)
+    read = partial(read_rows, rate=CLIP_RATE)
     pages = {
         PAGE: render_report(report, rows, read, f"Preparation of {named}"),
         REVIEW: render_corrections(rows, read, f"Segments of {named}", config.review_rows),
@@ -129,7 +230,7 @@ def _cut(sources: Sources, config: PrepareConfig, output: str) -> pa.Table:
         )
         _wait(data, sum(map(len, planned)), "recordings cut")
         blocks.merge_all(folder)
-    return _merged(folder, table)
+    return _merged(folder, table, CUT_SCHEMA)
 
 
 def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Table:
@@ -149,7 +250,7 @@ def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Ta
         data = (
             ray.data.from_blocks(planned)
             .map_batches(
-                partial(read_segments, attempts=attempts),
+                partial(read_segments, dnsmos=config.dnsmos, attempts=attempts),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=0.25,
@@ -160,6 +261,7 @@ def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Ta
                     "asr": config.asr,
                     "language": config.language,
                     "device": None if gpu else "cpu",
+                    "speakers": config.num_speakers is not None,
                     "attempts": attempts,
                 },
                 compute=ActorPoolStrategy(size=min(workers, len(planned))),
@@ -177,7 +279,7 @@ def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Ta
         )
         _wait(data, sum(map(len, planned)), "segments transcribed")
         blocks.merge_all(folder)
-    return _merged(folder, segments.table)
+    return _merged(folder, segments.table, TRANSCRIPT_SCHEMA)
 
 
 def _connect() -> None:
@@ -201,9 +303,9 @@ def _wait(data: Any, total: int, what: str) -> None:
     logger.info("%d/%d %s in %.1f s", count, total, what, time.monotonic() - started)
 
 
-def _merged(folder: str, planned: pa.Table) -> pa.Table:
+def _merged(folder: str, planned: pa.Table, schema: pa.Schema) -> pa.Table:
     """All rows of a stage, by key. RuntimeError unless each that was planned is there once."""
     parts = list(blocks.read_merged(folder))
     keys = [part["key"].to_numpy() for part in parts]
     blocks.check_keys(folder, keys, planned["key"].to_numpy())
-    return pa.concat_tables(parts).sort_by("key") if parts else planned
+    return pa.concat_tables(parts).sort_by("key") if parts else schema.empty_table()

@@ -1,16 +1,21 @@
 """From what both stages found to the rows of the output: the manifest, and what is refused.
 
-Owns the rows' ids and fields. Every segment becomes one row, and so does a recording of which
-nothing can be used. Refuses nothing itself: the reasons are `sheen.prepare.refusals`'.
+Owns the rows' ids and fields, and the text of each: that of the input, where it has one, else what
+the ASR heard. Every segment becomes one row, and so does a recording of which nothing can be used.
+Refuses nothing itself: the reasons are `sheen.prepare.refusals`', `texts`' and `quality`'s.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 
+from sheen.prepare.alignment import texts_of_segments
 from sheen.prepare.cutting import CutSettings, Segment
 from sheen.prepare.output import MANIFEST, REJECTED, SEGMENT_SCHEMA, write_lines
+from sheen.prepare.quality import Quality, QualityLimits, quality_fault
 from sheen.prepare.refusals import (
     Fault,
     Limits,
@@ -19,12 +24,16 @@ from sheen.prepare.refusals import (
     segment_fault,
     transcript_fault,
 )
+from sheen.prepare.texts import REASON, TextLimits, check_text
 from sheen.scoring.transcript import Transcript
 from sheen.storage import uris
 
 Row = dict[str, Any]
 LANGUAGE_CHECKS = 3
 """Segments of a recording, the longest, whose language is guessed where one is asked for."""
+UNSURE = 0.4
+"""A word of a lower probability is shown to who checks the row."""
+NOT_IN_TEXT = "not in the text"
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,18 @@ class Segments:
 
     table: pa.Table
     refused: list[Row]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What rows are judged by. `language`: the one that was asked for. `normaliser`: of both sides
+    of a comparison, that of `scoring.wer.wer_normaliser`."""
+
+    limits: Limits
+    quality: QualityLimits
+    texts: TextLimits
+    language: str | None
+    normaliser: Callable[[str], str]
 
 
 def plan_segments(cuts: pa.Table, settings: CutSettings) -> Segments:
@@ -58,35 +79,45 @@ def segment_id(name: str, segment: Segment) -> str:
     return f"{name}-{round(segment.start * 1000):08d}-{round(segment.end * 1000):08d}"
 
 
+def give_texts(transcripts: list[Row], texts: Mapping[str, str]) -> None:
+    """Fills `given` of the rows of recordings that have a text; `texts`: by recording. A row that
+    speaks none of it gets ""."""
+    for audio, group in groupby(transcripts, key=lambda row: row["audio"]):
+        rows = list(group)
+        if audio in texts:
+            heard = [row["text"] or "" for row in rows]
+            for row, text in zip(rows, texts_of_segments(heard, texts[audio]), strict=True):
+                row["given"] = text or ""
+
+
 def judge_rows(
-    cuts: pa.Table,
-    segments: Segments,
-    transcripts: pa.Table,
-    limits: Limits,
-    language: str | None,
+    cuts: pa.Table, segments: Segments, transcripts: list[Row], judgement: Judgement
 ) -> list[Row]:
-    """A row for every segment, in the order of the sources; `reason` is None where it is kept."""
-    rows: dict[str, list[Row]] = {source["audio"]: [] for source in cuts.to_pylist()}
+    """A row for every segment, in the order of the input; `reason` is None where it is kept."""
+    groups: dict[str, list[Row]] = {source["audio"]: [] for source in cuts.to_pylist()}
     for row in segments.refused:
-        rows[row["audio"]].append(_row(row))
-    heard = transcripts.to_pylist()
+        groups.setdefault(row["audio"], []).append(_row(row))
     languages = languages_of(
-        (row["audio"], row["heard_language"], row["heard_probability"], row["speech"])
-        for row in heard
+        (row["audio"], row["heard_language"], row["heard_probability"], row["seconds"])
+        for row in transcripts
         if row["heard_language"] is not None
     )
-    for row in heard:
+    for row in transcripts:
+        shown = _row(row)
         if row["reason"] is None:
-            of_recording = languages.get(row["audio"])
-            fault = language_fault(row["language"], of_recording, language)
-            row |= _because(fault or _fault(row, limits))
-        rows[row["audio"]].append(_row(row))
+            fault = language_fault(row["language"], languages.get(row["audio"]), judgement.language)
+            shown |= _because(fault or _fault(row, shown, judgement))
+        groups.setdefault(row["audio"], []).append(shown)
     for source in cuts.to_pylist():
         if source["reason"]:
             whole = {"id": source["name"], "audio": source["audio"], "start": 0.0}
             whole |= {"end": source["seconds"], "reason": source["reason"]}
-            rows[source["audio"]].append(_row(whole | {"detail": source["detail"]}))
-    return [row for group in rows.values() for row in sorted(group, key=lambda row: row["start"])]
+            groups[source["audio"]].append(_row(whole | {"detail": source["detail"]}))
+    return [
+        row
+        for group in groups.values()
+        for row in sorted(group, key=lambda row: row["start"] or 0.0)
+    ]
 
 
 def write_manifest(output: str, rows: list[Row]) -> None:
@@ -102,42 +133,61 @@ def _because(fault: Fault | None) -> Row:
     return {"reason": reason, "detail": detail}
 
 
-def _fault(row: Row, limits: Limits) -> Fault | None:
-    names = ("text", "avg_logprob", "no_speech_prob", "language", "language_probability")
+def _fault(row: Row, shown: Row, judgement: Judgement) -> Fault | None:
+    """Also notes the CER of `shown`, and whether its text is doubtful."""
     if row["cut_word"] is not None:
         return "cut within a word", f"the ASR hears {row['cut_word']!r} on both sides of the cut"
-    transcript = Transcript(**{name: row[name] for name in names})
-    return transcript_fault(transcript, row["speech"], limits)
+    if row["quality"] is not None:
+        fault = quality_fault(Quality(**row["quality"]), judgement.quality)
+        if fault is not None:
+            return fault
+    if row["given"] is None:
+        names = ("text", "avg_logprob", "no_speech_prob", "language", "language_probability")
+        transcript = Transcript(**{name: row[name] for name in names})
+        speech = row["seconds"] if row["speech"] is None else row["speech"]
+        return transcript_fault(transcript, speech, judgement.limits)
+    if not row["given"]:
+        return NOT_IN_TEXT, f"what was heard, {row['text']!r}, is not in the recording's text"
+    check = check_text(row["given"], row["text"] or "", judgement.texts, judgement.normaliser)
+    shown["cer"] = _rounded(check.cer)
+    shown["text_doubtful"] = check.verdict != "good"
+    return (REASON, check.detail or "") if check.verdict == "refused" else None
 
 
 def _row(row: Row) -> Row:
     """As it stands in the manifest, the same fields for all."""
-    text = row.get("text")
+    heard, given = row.get("text"), row.get("given")
+    seconds = row.get("seconds")
+    if seconds is None and row["end"] is not None:
+        seconds = row["end"] - (row["start"] or 0.0)
+    quality = row.get("quality") or dict.fromkeys(
+        ("dnsmos", "snr_db", "bandwidth_hz", "upsampled", "clipped_per_second", "loudness_lufs")
+    )
     return {
         "id": row["id"],
         "audio": row["audio"],
         "start": row["start"],
         "end": row["end"],
-        "text": text,
-        "speaker": None,
+        "text": given or heard,
+        "speaker": row.get("given_speaker"),
         "language": row.get("language"),
-        "seconds": None if row["end"] is None else round(row["end"] - row["start"], 3),
+        "heard": heard if given is not None else None,
+        "cer": None,
+        "text_doubtful": None,
+        "seconds": _rounded(seconds),
         "speech_seconds": row.get("speech"),
         "level_db": row.get("level_db"),
         "start_at": row.get("start_at"),
         "end_at": row.get("end_at"),
         "avg_logprob": _rounded(row.get("avg_logprob")),
         "no_speech_prob": _rounded(row.get("no_speech_prob")),
-        "compression_ratio": None if text is None else _rounded(Transcript(text).compression_ratio),
+        "compression_ratio": _rounded(Transcript(heard).compression_ratio if heard else None),
         "unsure_words": _unsure(row.get("words")),
+        **{name: _rounded(value) for name, value in quality.items()},
         "checked": None,
         "reason": row.get("reason"),
         "detail": row.get("detail"),
     }
-
-
-UNSURE = 0.4
-"""A word of a lower probability is shown to who checks the row."""
 
 
 def _unsure(words: list[Row] | None) -> list[str] | None:
@@ -147,4 +197,4 @@ def _unsure(words: list[Row] | None) -> list[str] | None:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    return value if value is None or isinstance(value, bool) else round(value, 4)

@@ -34,7 +34,9 @@ REPORT, PAGE, REVIEW = "report.json", "report.html", "review.html"
 FORMAT = 1
 _FREE_FIELDS = {
     "config", "input", "output", "num_workers", "gpu", "max_no_speech", "min_logprob",
-    "min_text_rate", "max_text_rate", "corrections", "review_rows",
+    "min_text_rate", "max_text_rate", "corrections", "review_rows", "segments",
+    "num_speakers", "speaker_examples", "texts", "max_cer", "min_dnsmos", "min_snr_db",
+    "min_bandwidth_hz", "max_clipped_per_second", "min_loudness_lufs",
 }  # fmt: skip
 """What may differ when a job resumes: limits are applied to finished rows, and the content of the
 input is compared."""
@@ -53,6 +55,7 @@ SEGMENT_TYPE = pa.struct(
         ("start_at", pa.string()),  # see `sheen.prepare.cutting.Segment`
         ("end_at", pa.string()),
         ("level_db", pa.float64()),
+        ("regions", pa.list_(pa.list_(pa.float64()))),
     ]
 )
 CUT_SCHEMA = pa.schema(
@@ -60,9 +63,8 @@ CUT_SCHEMA = pa.schema(
         *_SOURCE,
         ("seconds", pa.float64()),
         ("sample_rate", pa.int64()),  # of the file
-        ("channels", pa.int64()),
         ("segments", pa.list_(SEGMENT_TYPE)),
-        ("fault", pa.string()),  # why it was not read to its end
+        ("fault", pa.string()),  # what of it cannot be decoded
         ("reason", pa.string()),  # why nothing of it can be used
         ("detail", pa.string()),
     ]
@@ -81,21 +83,38 @@ SEGMENT_SCHEMA = pa.schema(
         ("key", pa.int64()),  # over all segments of all sources
         ("id", pa.string()),
         ("audio", pa.string()),
+        ("given", pa.string()),  # the text that the input has for it
+        ("given_speaker", pa.string()),
         *SEGMENT_TYPE,
         ("check_language", pa.bool_()),  # one of the few that the language is guessed of
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
 )
+QUALITY_TYPE = pa.struct(
+    [
+        ("dnsmos", pa.float64()),  # see `sheen.prepare.quality.Quality`
+        ("snr_db", pa.float64()),
+        ("bandwidth_hz", pa.float64()),
+        ("upsampled", pa.bool_()),
+        ("clipped_per_second", pa.float64()),
+        ("loudness_lufs", pa.float64()),
+    ]
+)
+_READ: list[tuple[str, pa.DataType]] = [
+    ("seconds", pa.float64()),
+    ("quality", QUALITY_TYPE),
+]
 WINDOW_TYPE = pa.struct([("at", pa.float64()), ("pcm", pa.large_binary())])
 PCM_SCHEMA = pa.schema(
-    [*SEGMENT_SCHEMA, ("pcm", pa.large_binary()), ("cuts", pa.list_(WINDOW_TYPE))]
+    [*SEGMENT_SCHEMA, *_READ, ("pcm", pa.large_binary()), ("cuts", pa.list_(WINDOW_TYPE))]
 )
 """16-bit mono at the rate of `sheen.prepare.vad`, null where there is a reason. `cuts`: what lies
 around each cut within speech, and where in it, in seconds, the cut is."""
 TRANSCRIPT_SCHEMA = pa.schema(
     [
         *SEGMENT_SCHEMA,
+        *_READ,
         ("text", pa.string()),
         ("words", pa.list_(WORD_TYPE)),
         ("avg_logprob", pa.float64()),
@@ -105,6 +124,7 @@ TRANSCRIPT_SCHEMA = pa.schema(
         ("language_probability", pa.float64()),
         ("heard_language", pa.string()),  # guessed, null where it was not
         ("heard_probability", pa.float64()),
+        ("embedding", pa.list_(pa.float32())),  # of the voice
         ("asr", pa.string()),
     ]
 )
@@ -121,6 +141,7 @@ def prepare_output(output: str, config: PrepareConfig, sources: Sequence[Source]
         decided["asr"] = folder_digest(uris.absolute(config.asr))
     names = json.dumps([source.name for source in sources])
     decided |= {
+        "embeddings": config.num_speakers is not None,
         "format": FORMAT,
         "voice activity": files.sha256(model_file()),
         "sources": len(sources),

@@ -15,12 +15,24 @@ from sheen.report.page import Block, Cell, Clip, Section, clip_row, render_page,
 from sheen.report.review import ReviewRow, render_review
 
 EXAMPLES = 3
-PLAYED_OF_A_REASON, PLAYED_WORST = 2, 8
+PLAYED_OF_A_REASON, PLAYED_WORST, PLAYED_SPEAKERS = 2, 8, 8
 """Clips on the report's page."""
 UNSURE_LOGPROB = -0.7
 NO_SPEECH = 0.3
 FAR_RATE = 1.8
 """A text rate so many times the median's, or so small a part of it, is doubtful."""
+
+MEASURES = (
+    ("level_db", "Loudest 10 ms", "dB of full scale"),
+    ("loudness_lufs", "Loudness (--min-loudness-lufs)", "LUFS"),
+    ("snr_db", "Speech over noise (--min-snr-db)", "dB"),
+    ("bandwidth_hz", "Bandwidth (--min-bandwidth-hz)", "Hz"),
+    ("clipped_per_second", "Clipped places (--max-clipped-per-second)", "per s"),
+    ("dnsmos", "DNSMOS OVRL (--min-dnsmos)", ""),
+    ("avg_logprob", "Mean log probability of the transcripts", ""),
+    ("cer", "Text against what was heard (--max-cer)", "CER"),
+)
+"""Fields of rows that the page has a histogram of: with a limit, what it would cost."""
 
 Row = dict[str, Any]
 Read = Callable[[Sequence[Row]], list[Samples]]
@@ -45,7 +57,7 @@ def account(
             entry["examples"].append(f"{row['id']}: {row['detail']}")
     hours_in, hours_out, hours_refused = _hours(sources), _hours(kept), _hours(refused)
     ends = Counter(row[end] for row in kept for end in ("start_at", "end_at"))
-    speech = sum(row["speech_seconds"] for row in kept)
+    speech = sum(row["speech_seconds"] or row["seconds"] or 0.0 for row in kept)
     return {
         "recordings": len(sources),
         "recordings_used": len({row["audio"] for row in kept}),
@@ -58,12 +70,31 @@ def account(
         "rows_rejected": len(refused),
         "rejects": dict(sorted(rejects.items(), key=lambda pair: -pair[1]["rows"])),
         "checked": dict(Counter(row["checked"] for row in rows if row["checked"])),
+        "speakers": _by_speaker(kept),
         "languages": dict(Counter(row["language"] for row in kept)),
         "characters_per_second": sum(len(row["text"]) for row in kept) / speech if speech else None,
         "ends_in_pause": ends[PAUSE],
         "ends_in_speech": ends[QUIETEST],
         "incomplete": {source["audio"]: source["fault"] for source in sources if source["fault"]},
     }
+
+
+def _by_speaker(kept: Sequence[Row]) -> dict[str, Row]:
+    """Rows and hours of each, the one with the most first."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in kept:
+        if row["speaker"] is not None:
+            groups[row["speaker"]].append(row)
+    found = {name: {"rows": len(rows), "hours": _hours(rows)} for name, rows in groups.items()}
+    return dict(sorted(found.items(), key=lambda pair: (-pair[1]["hours"], pair[0])))
+
+
+def account_of_rows(rows: Sequence[Row]) -> list[Row]:
+    """Of a corpus, whose rows are all that there is of its recordings: what `account` takes."""
+    seconds: dict[str, float] = defaultdict(float)
+    for row in rows:
+        seconds[row["audio"]] += row["seconds"] or 0.0
+    return [{"audio": audio, "seconds": of, "fault": None} for audio, of in seconds.items()]
 
 
 def _hours(rows: Iterable[Mapping[str, Any]]) -> float:
@@ -75,6 +106,8 @@ def doubts(row: Row, median_rate: float) -> list[str]:
     found = [row["reason"]] if row["reason"] else []
     if QUIETEST in (row["start_at"], row["end_at"]):
         found.append("cut within speech")
+    if row["text_doubtful"]:
+        found.append(f"what is heard is {row['heard']!r}")
     if (row["avg_logprob"] or 0.0) < UNSURE_LOGPROB:
         found.append("the ASR is unsure")
     if (row["no_speech_prob"] or 0.0) > NO_SPEECH:
@@ -88,7 +121,7 @@ def doubts(row: Row, median_rate: float) -> list[str]:
 
 
 def _rate(row: Row) -> float:
-    return len(row["text"] or "") / max(row["speech_seconds"] or 0.0, 0.01)
+    return len(row["text"] or "") / max(row["speech_seconds"] or row["seconds"] or 0.0, 0.01)
 
 
 def doubtful_first(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
@@ -115,6 +148,8 @@ def render_report(report: Row, rows: Sequence[Row], read: Read, title: str) -> s
         Section("Segments", _segment_blocks(report, kept)),
         Section("Most doubtful", _players(_most_doubtful(rows), read)),
     ]
+    if report["speakers"]:
+        sections.insert(2, Section("Speakers", _speaker_blocks(report, kept, read)))
     if report["rejects"]:
         sections.insert(1, Section("Refused", _refused_blocks(report, rows, read)))
     lead = (
@@ -141,7 +176,7 @@ def _hours_blocks(report: Row) -> list[Block]:
     ]
     blocks: list[Block] = [table([], facts)]
     for location, fault in report["incomplete"].items():
-        blocks.append(f"{location}: {fault}. What stands before is used.")
+        blocks.append(f"{location}: {fault}.")
     return blocks
 
 
@@ -157,7 +192,7 @@ def _refused_blocks(report: Row, rows: Sequence[Row], read: Read) -> list[Block]
     played = [
         (row, [row["reason"], row["detail"]])
         for reason in report["rejects"]
-        for row in [row for row in rows if row["reason"] == reason and row["start_at"] is not None][
+        for row in [row for row in rows if row["reason"] == reason and _is_short(row)][
             :PLAYED_OF_A_REASON
         ]
     ]
@@ -173,6 +208,11 @@ def _refused_blocks(report: Row, rows: Sequence[Row], read: Read) -> list[Block]
     ]
 
 
+def _is_short(row: Row) -> bool:
+    """Whether it is a segment, and no recording of hours."""
+    return row["start_at"] is not None or row["text"] is not None
+
+
 def _segment_blocks(report: Row, kept: Sequence[Row]) -> list[Block]:
     if not kept:
         return ["No segment can be used."]
@@ -182,12 +222,31 @@ def _segment_blocks(report: Row, kept: Sequence[Row]) -> list[Block]:
         "others in pauses.",
         histogram("Length of the segments", [row["seconds"] for row in kept], "s"),
         histogram("Text per second of speech", [_rate(row) for row in kept], "characters per s"),
-        histogram("Loudest 10 ms", [row["level_db"] for row in kept], "dB of full scale"),
     ]
-    logprobs = [row["avg_logprob"] for row in kept if row["avg_logprob"] is not None]
-    if logprobs:
-        blocks.append(histogram("Mean log probability of the transcripts", logprobs, ""))
+    for name, title, unit in MEASURES:
+        values = [row[name] for row in kept if row[name] is not None]
+        if values:
+            blocks.append(histogram(title, values, unit))
+    if upsampled := sum(bool(row["upsampled"]) for row in kept):
+        blocks.append(
+            f"{upsampled:,} of {len(kept):,} segments have nothing in the upper fifth of the "
+            "frequencies that their sample rate could hold: they were recorded at a lower one."
+        )
     return blocks
+
+
+def _speaker_blocks(report: Row, kept: Sequence[Row], read: Read) -> list[Block]:
+    speakers = list(report["speakers"].items())
+    cells: list[list[Cell]] = [
+        [name, entry["rows"], _time(entry["hours"])] for name, entry in speakers
+    ]
+    played = []
+    for name, _ in speakers[:PLAYED_SPEAKERS]:
+        own = [row for row in kept if row["speaker"] == name]
+        # Spread over all of them, where two people who were taken for one may be heard.
+        chosen = [own[place * len(own) // 2] for place in range(min(2, len(own)))]
+        played += [(row, [name]) for row in chosen]
+    return [table(["speaker", "segments", "time"], cells), *_players(played, read)]
 
 
 def _most_doubtful(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:

@@ -58,7 +58,7 @@ def find_sources(locations: Sequence[str]) -> Sources:
                 if name.endswith(SUFFIXES):
                     found.append(path)
                 else:
-                    skipped[f".{name.rpartition('.')[2]}" if "." in name else name] += 1
+                    skipped[suffix_of(path)] += 1
         if len(found) == before:
             held = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common(3))
             raise ValueError(
@@ -71,6 +71,12 @@ def find_sources(locations: Sequence[str]) -> Sources:
             raise ValueError(f"--input {location}: named twice; its rows would be doubled")
         seen.add(where)
     return Sources([Source(*pair) for pair in zip(found, _names(found), strict=True)], skipped)
+
+
+def suffix_of(location: str) -> str:
+    """In lower case; the whole name of a file without one."""
+    name = uris.name(location).lower()
+    return f".{name.rpartition('.')[2]}" if "." in name else name
 
 
 def _names(locations: Sequence[str]) -> list[str]:

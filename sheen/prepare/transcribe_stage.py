@@ -6,57 +6,85 @@ the ASR and the device. A segment that fails gets a reason and travels on.
 """
 
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from sheen import blocks
-from sheen.audio.io import AudioError, from_pcm16, to_pcm16
+from sheen.audio.io import from_pcm16, resampled, to_pcm16
 from sheen.audio.samples import Samples
+from sheen.data.clips import ClipError, ClipReader
 from sheen.prepare.cutting import QUIETEST
-from sheen.prepare.decoding import read_rows
+from sheen.prepare.decoding import WHOLE, read_part
 from sheen.prepare.output import PCM_SCHEMA, TRANSCRIPT_SCHEMA
+from sheen.prepare.quality import between, measure
 from sheen.prepare.refusals import word_at
+from sheen.prepare.speakers import embed
 from sheen.prepare.vad import RATE
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
+from sheen.scoring.mos import Dnsmos
 
 AROUND_S = 1.5
 """Of a cut within speech, on either side: what an ASR needs to place its words."""
 
 
-def read_segments(table: pa.Table, *, attempts: Attempts) -> pa.Table:
-    """SEGMENT_SCHEMA -> PCM_SCHEMA, in the order of the recordings, each part for its own cost."""
+def read_segments(table: pa.Table, *, dnsmos: bool, attempts: Attempts) -> pa.Table:
+    """SEGMENT_SCHEMA -> PCM_SCHEMA. The sound is measured here, where it has its own rate."""
 
     def do(rows: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([_read(row) for row in rows.to_pylist()], schema=PCM_SCHEMA)
+        reader = _reader()
+        reader.forget()
+        scorer = _dnsmos() if dnsmos else None
+        found = [_read(reader, row, scorer) for row in rows.to_pylist()]
+        return pa.Table.from_pylist(found, schema=PCM_SCHEMA)
 
     return attempts.guard("decoder", table, do)
 
 
-def _read(row: dict[str, Any]) -> dict[str, Any]:
-    row = row | {"pcm": None, "cuts": []}
+@cache
+def _reader() -> ClipReader:
+    """One for each process: its next block often lies in the same recording."""
+    return ClipReader()
+
+
+@cache
+def _dnsmos() -> Dnsmos:
+    return Dnsmos()
+
+
+def _read(reader: ClipReader, row: dict[str, Any], dnsmos: Dnsmos | None) -> dict[str, Any]:
+    row |= {"pcm": None, "cuts": [], "seconds": None, "quality": None}
     if row["reason"] is None:
         try:
-            (samples,) = read_rows([row], RATE)
-            cuts = _windows(row["audio"], row)
-            row |= {"pcm": to_pcm16(samples).tobytes(), "cuts": cuts}
-        except AudioError as error:
+            # Before the segment, whose windows begin before it and end after it.
+            windows = _windows(reader, row)
+            samples, rate = reader.read({**row, **WHOLE})
+            row |= {"pcm": _pcm(resampled(samples, rate, RATE)), "cuts": windows}
+            row["seconds"] = len(samples) / rate
+            speech = row["regions"] or [(0.0, row["seconds"])]
+            pauses = between(samples, rate, speech)
+            row["quality"] = vars(measure(samples, rate, speech, pauses, dnsmos=dnsmos))
+        except ClipError as error:
             row |= {"reason": error.reason, "detail": f"{row['audio']}: {error}"}
     return row
 
 
-def _windows(audio: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+def _windows(reader: ClipReader, row: dict[str, Any]) -> list[dict[str, Any]]:
     """What lies around the cuts within speech of a row."""
     windows = []
     for kind, place in ((row["start_at"], row["start"]), (row["end_at"], row["end"])):
         if kind == QUIETEST:
             start = max(0.0, place - AROUND_S)
-            span = {"audio": audio, "start": start, "end": place + AROUND_S}
-            (samples,) = read_rows([span], RATE)
-            windows.append({"at": place - start, "pcm": to_pcm16(samples).tobytes()})
+            span = {"audio": row["audio"], "start": start, "end": place + AROUND_S}
+            windows.append({"at": place - start, "pcm": _pcm(read_part(reader, span, RATE))})
     return windows
+
+
+def _pcm(samples: Samples) -> bytes:
+    return to_pcm16(samples).tobytes()
 
 
 class TranscribeWorker:
@@ -64,16 +92,23 @@ class TranscribeWorker:
     reserved."""
 
     def __init__(
-        self, asr: str, language: str | None, device: str | None, attempts: Attempts
+        self,
+        asr: str,
+        language: str | None,
+        device: str | None,
+        speakers: bool,
+        attempts: Attempts,
     ) -> None:
         import torch
 
         from sheen.scoring.asr import open_transcriber
+        from sheen.scoring.speaker_id import SpeakerEncoder
 
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
         self._asr = open_transcriber(asr, None, device or str(worker_device()), language)
         self._guess = language is not None
+        self._encoder = SpeakerEncoder() if speakers else None
         self._attempts = attempts
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -86,7 +121,10 @@ class TranscribeWorker:
         for row in rows:
             pcm, cuts = row.pop("pcm"), row.pop("cuts")
             if pcm is not None:
-                row |= self._heard(_samples(pcm), row["check_language"])
+                samples = _samples(pcm)
+                row |= self._heard(samples, row["check_language"])
+                if self._encoder is not None:
+                    row["embedding"] = embed(self._encoder, samples, RATE)
                 row["cut_word"] = self._cut_word(cuts)
         return pa.Table.from_pylist(rows, schema=TRANSCRIPT_SCHEMA)
 

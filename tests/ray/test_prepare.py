@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -70,6 +71,10 @@ def test_raw_recordings_become_rows_that_encode(
         assert row["id"].startswith("long-")
     heard = error_rate("word", [clip.text for clip in SPOKEN], [row["text"] for row in long])
     assert heard.rate < 0.6
+    # Two voices, whose names the examples give.
+    voices = [row["speaker"] for row in long]
+    assert len(set(voices[:4])) == len(set(voices[4:])) == 1
+    assert voices[0] != voices[4]
 
     report = json.loads((output / REPORT).read_text("utf-8"))
     assert report["files_skipped"] == {".txt": 1}
@@ -90,13 +95,19 @@ def test_raw_recordings_become_rows_that_encode(
         assert {row["reason"] for row in lines(output / REJECTED)} >= {"called wrong"}
     (output / CORRECTIONS).unlink()
 
-    # Resumed with nothing left to do, and with segments to transcribe again: the same rows.
-    for lost in (None, output / "transcripts"):
-        if lost:
-            shutil.rmtree(lost)
-        (output / MANIFEST).unlink()
-        assert main(words) == 0
-        assert lines(output / MANIFEST) == rows
+    # Resumed with some segments left to transcribe: the same rows.
+    (file,) = (output / "transcripts" / "rows").iterdir()
+    done = pq.read_table(file)
+    pq.write_table(done.slice(0, len(done) // 2), file)
+    (output / MANIFEST).unlink()
+    assert main(words) == 0
+    assert lines(output / MANIFEST) == rows
+    assert main([*words, "--segments", "files"]) == 0
+    for row, file in zip(rows, lines(output / "segments.jsonl"), strict=True):
+        assert file["recording"] == {name: row[name] for name in ("audio", "start", "end")}
+        assert soundfile.info(output / file["audio"]).duration == pytest.approx(
+            row["seconds"], abs=0.001
+        )
     assert main([*words, "--max-seconds", "10"]) == 2
     assert "max_seconds was 15.0, now 10.0" in capsys.readouterr().err
 

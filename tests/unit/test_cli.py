@@ -39,7 +39,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = re.findall(r"^  ([a-z-]+) ", capsys.readouterr().out, re.MULTILINE)
     assert listed == list(COMMANDS)
-    assert {"speak", "encode", "train", "train-codec", "evaluate", "serve", "convert"} <= {*listed}
+    jobs = {"prepare", "encode", "train", "train-codec", "evaluate"}
+    assert {"speak", *jobs, "serve", "convert"} <= {*listed}
 
 
 def test_importing_sheen_and_asking_for_help_load_neither_torch_nor_ray() -> None:
@@ -78,7 +79,7 @@ def test_an_unknown_command_is_refused_and_the_known_ones_listed(
     assert ", ".join(COMMANDS) in message
 
 
-@pytest.mark.parametrize("name", ["encode", "train", "train-codec", "evaluate"])
+@pytest.mark.parametrize("name", ["prepare", "encode", "train", "train-codec", "evaluate"])
 def test_a_job_command_says_its_own_name_in_errors(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

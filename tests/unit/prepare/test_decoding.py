@@ -1,104 +1,51 @@
-"""Recordings as streams: the samples of the whole file, in blocks, and what a fault ends."""
+"""Recordings as the job reads them: blocks at another rate are the whole at it, and so are rows."""
 
 import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from helpers.example import clips_of
-from sheen.audio.io import AudioError, decode, encode_audio, resampled
-from sheen.prepare.decoding import AudioStream, read_rows
+from sheen.audio.io import decode, decode_audio, resampled
+from sheen.audio.stream import AudioFile
+from sheen.prepare.cut_stage import cut_source
+from sheen.prepare.cutting import CutSettings
+from sheen.prepare.decoding import read_rows, resample_blocks
 
 RATE = 16_000
 
 
-def tone(seconds: float, rate: int, frequency: float = 440.0) -> np.ndarray:
-    return (0.5 * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)).astype(
-        np.float32
-    )
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+def test_blocks_at_another_rate_are_the_whole_recording_at_it(rate: int) -> None:
+    samples = resampled(*decode(clips_of("heart")[10].path.read_bytes()), rate)
+    whole = resampled(samples, rate, RATE)
+    for sizes in ([977], [1, 5000, 64]):
+        edges = np.cumsum(np.resize(sizes, 4000))
+        pieces = np.split(samples, edges[edges < len(samples)])
+        blocks = np.concatenate(list(resample_blocks(pieces, rate, RATE)))
+        count = min(len(blocks), len(whole))
+        assert abs(len(blocks) - len(whole)) <= 2
+        assert np.abs(blocks[:count] - whole[:count]).max() < 0.02
 
 
-def read(data: bytes, rate: int = RATE) -> tuple[np.ndarray, AudioStream]:
-    stream = AudioStream(io.BytesIO(data), rate)
-    return np.concatenate(list(stream)), stream
+def test_rows_are_read_in_the_order_given_and_what_is_gone_is_empty(tmp_path: Path) -> None:
+    clips = clips_of("bf_emma")[8:10]
+    spans = [(clips[1], 0.5, 1.0), (clips[0], 0.0, 0.4), (clips[1], 0.1, 0.3)]
+    rows = [{"audio": str(clip.path), "start": a, "end": b} for clip, a, b in spans]
+    gone = {"audio": str(tmp_path / "gone.mp3"), "start": 0.0, "end": 1.0}
+    found = read_rows([*rows, gone], RATE)
+    assert [len(samples) for samples in found] == [RATE // 2, 2 * RATE // 5, RATE // 5, 0]
+    whole = decode_audio(clips[0].path.read_bytes(), RATE)
+    assert np.abs(found[1][:6000] - whole[:6000]).max() < 0.02
 
 
-def test_a_stream_is_the_whole_file() -> None:
-    data = clips_of("heart")[10].path.read_bytes()
-    samples, stream = read(data)
-    whole = resampled(*decode(data), RATE)
-    assert abs(len(samples) - len(whole)) <= 2
-    count = min(len(samples), len(whole))
-    assert np.abs(samples[:count] - whole[:count]).max() < 0.02
-    assert stream.fault is None
-    assert stream.seconds == len(samples) / RATE
-
-
-def test_blocks_are_small() -> None:
-    data = encode_audio(tone(60.0, 48_000), 48_000, "FLAC")
-    blocks = [len(block) for block in AudioStream(io.BytesIO(data), RATE)]
-    assert sum(blocks) == pytest.approx(60 * RATE, abs=2)
-    assert max(blocks) <= 0.5 * RATE
-
-
-def test_channels_are_averaged() -> None:
-    file = io.BytesIO()
-    stereo = np.stack([tone(1.0, RATE), np.zeros(RATE, np.float32)], axis=1)
-    soundfile.write(file, stereo, RATE, format="FLAC")
-    samples, stream = read(file.getvalue())
-    assert np.abs(samples).max() == pytest.approx(0.25, abs=0.01)
-    assert (stream.channels, stream.source_rate) == (2, RATE)
-
-
-def test_what_stands_before_a_fault_is_used() -> None:
-    data = encode_audio(tone(4.0, RATE, 313.7) + 0.1, RATE, "FLAC")
-    broken = data[: len(data) // 2] + bytes(200) + data[len(data) // 2 :][200:]
-    samples, stream = read(broken)
-    assert len(samples) > RATE
-    assert stream.seconds == len(samples) / RATE
-    half, stream = read(data[: len(data) // 2])
-    assert RATE < len(half) < 3 * RATE
-
-
-def test_what_holds_no_audio_is_refused(tmp_path: Path) -> None:
-    for data, reason in (
-        (b"no audio at all, but a text", "unreadable"),
-        (encode_audio(np.zeros(0, np.float32), RATE, "WAV"), "empty"),
-    ):
-        with pytest.raises(AudioError) as refused:
-            read(data)
-        assert refused.value.reason == reason
-
-
-def test_rows_are_what_the_stream_has_there(tmp_path: Path) -> None:
-    """Of a whole recording and of one that breaks off; the order is that of the rows."""
-    wave = tone(8.0, 24_000, 313.7) * np.linspace(0.1, 1, 8 * 24_000, dtype=np.float32)
-    data = encode_audio(wave, 24_000, "FLAC")
-    (tmp_path / "whole.flac").write_bytes(data)
-    (tmp_path / "cut.flac").write_bytes(data[: len(data) // 2])
-    whole, _ = read(data)
-    part, stream = read(data[: len(data) // 2])
-    end = stream.seconds
-    spans = [
-        ("whole", 5.0, 6.5),
-        ("cut", 1.0, 2.0),
-        ("whole", 0.2, 1.0),
-        ("cut", round(end - 1, 2), end + 1),
-    ]
-    rows = [
-        {"audio": str(tmp_path / f"{name}.flac"), "start": start, "end": until}
-        for name, start, until in spans
-    ]
-    found = read_rows(rows, RATE)
-    for samples, (name, start, until) in zip(found, spans, strict=True):
-        source = whole if name == "whole" else part
-        expected = source[round(start * RATE) : round(until * RATE)]
-        assert abs(len(samples) - len(expected)) <= 2
-        middle = slice(200, len(expected) - 200)
-        np.testing.assert_allclose(samples[middle], expected[middle], atol=5e-3)
-    gone = {"audio": str(tmp_path / "gone.flac"), "start": 0.0, "end": 1.0}
-    with pytest.raises(AudioError) as refused:
-        read_rows([gone], RATE)
-    assert refused.value.reason == "missing"
+def test_of_a_damaged_recording_what_stands_before_the_fault_is_used(tmp_path: Path) -> None:
+    data = clips_of("af_bella")[-1].path.read_bytes()
+    whole = AudioFile(io.BytesIO(data))
+    seconds = sum(map(len, whole.blocks())) / whole.rate
+    path = tmp_path / "cut.opus"
+    path.write_bytes(data[: int(0.6 * len(data))])
+    found = cut_source(str(path), CutSettings())
+    assert 0.4 * seconds < float(str(found["seconds"])) < 0.8 * seconds
+    assert found["segments"]

@@ -23,10 +23,12 @@ Row = dict[str, Any]
 def row(name: str, **fields: Any) -> Row:
     base: Row = {
         "id": name, "audio": "/raw/long.mp3", "start": 1.0, "end": 4.0, "seconds": 3.0,
-        "text": "Nothing tastes better than bread.", "speaker": None, "language": "en",
+        "text": "Nothing tastes better than bread.", "speaker": "ann", "language": "en",
         "speech_seconds": 2.5, "level_db": -12.0, "start_at": PAUSE, "end_at": PAUSE,
         "avg_logprob": -0.3, "no_speech_prob": 0.01, "compression_ratio": 0.9, "unsure_words": [],
-        "checked": None, "reason": None, "detail": None,
+        "checked": None, "reason": None, "detail": None, "heard": None, "cer": None,
+        "text_doubtful": None, "loudness_lufs": -20.0, "snr_db": 30.0, "bandwidth_hz": 8000.0,
+        "upsampled": False, "clipped_per_second": 0.0, "dnsmos": None,
     }  # fmt: skip
     return base | fields
 
@@ -58,6 +60,7 @@ def test_every_second_is_accounted_for() -> None:
     assert {reason: entry["rows"] for reason, entry in REPORT["rejects"].items()} == {
         "repeats itself": 1, "too short": 1,
     }  # fmt: skip
+    assert REPORT["speakers"] == {"ann": {"rows": 4, "hours": pytest.approx(12 / 3600)}}
     assert (REPORT["ends_in_pause"], REPORT["ends_in_speech"]) == (7, 1)
     assert REPORT["incomplete"] == {"/raw/long.mp3": SOURCES[0]["fault"]}
 
@@ -78,8 +81,8 @@ def test_the_report_plays_what_was_refused_and_what_is_doubtful() -> None:
     assert "The ASR" not in page.text
     for shown in ("12 s (33.3%)", "repeats itself", "too short", "damaged", "cut within speech"):
         assert shown in page.text
-    # Two that are refused, four that are kept.
-    assert len(page.attributes("src", "audio")) == 6
+    # Two that are refused, two of the speaker, four that are kept.
+    assert len(page.attributes("src", "audio")) == 8
 
 
 def test_without_any_row_there_are_still_pages() -> None:

@@ -1,0 +1,64 @@
+"""Corpora as input: rows that have their texts, which are checked, and not cut.
+
+Owns which inputs are corpora, and what becomes of their rows. A text beside a recording is
+`sheen.prepare.beside`'s; whether a row speaks its text is `sheen.prepare.texts`'.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from sheen.data.corpus import read_manifest
+from sheen.data.readers.ljspeech import METADATA_FILE
+from sheen.prepare.manifest import Segments
+from sheen.prepare.output import SEGMENT_SCHEMA
+from sheen.prepare.sources import SUFFIXES as RECORDINGS
+from sheen.storage import files, uris
+
+CORPUS_SUFFIXES = (".jsonl", ".json", ".parquet", ".tar")
+
+Row = dict[str, Any]
+
+
+def is_corpus(location: str) -> bool:
+    """Whether an input has rows with texts: a manifest, or a folder with one and no recordings but
+    its own."""
+    path = uris.absolute(location)
+    if uris.name(path).lower().endswith(CORPUS_SUFFIXES):
+        return True
+    if files.kind(path) != fs.FileType.Directory:
+        return False
+    if files.exists(uris.join(path, METADATA_FILE)):
+        return True
+    names = [uris.name(each).lower() for each in files.list_below(path)]
+    return any(name.endswith(CORPUS_SUFFIXES) for name in names) and not any(
+        name.endswith(RECORDINGS) for name in names
+    )
+
+
+def plan_corpus(locations: Sequence[str]) -> Segments:
+    """The rows of corpora as segments with their texts; those that cannot be used are refused. A
+    row without a text is one to transcribe. Raises ValueError."""
+    try:
+        manifest = read_manifest([uris.absolute(location) for location in locations])
+    except ValueError as error:
+        raise ValueError(f"--input: {error}") from error
+    good: list[Row] = []
+    refused: list[Row] = []
+    for row in manifest.to_pylist():
+        if row["container"] is not None or row["snac_codes"] is not None:
+            raise ValueError(
+                f"--input {row['audio'] or ''}: {row['source']} is no recording in a file; give an "
+                "LJSpeech folder or a .jsonl manifest"
+            )
+        found = {name: row[name] for name in ("key", "id", "audio", "start", "end")}
+        found |= {"given": row["text"] or None, "given_speaker": row["speaker"]}
+        found |= {"check_language": False}
+        if row["reason"] in (None, "no text"):
+            good.append(found | {"reason": None, "detail": None})
+        else:
+            found["audio"] = row["audio"] or ""
+            refused.append(found | {"reason": row["reason"], "detail": row["detail"]})
+    return Segments(pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA), refused)
