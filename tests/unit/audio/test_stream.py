@@ -12,7 +12,7 @@ from sheen.audio.io import AudioError, decode
 from sheen.audio.stream import PREROLL_S, AudioFile
 
 RATE = 16_000
-SECONDS = 20
+SECONDS = 8
 
 
 def voice(seconds: float = SECONDS, rate: int = RATE, noise: float = 0.0) -> NDArray[np.float32]:
@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[str, str | None]] = {
     "mka": ("matroska", "aac"), "ac3": ("ac3", "ac3"),
     "mp3 without a header": ("mp3", "libmp3lame"),
 }  # fmt: skip
-READ_ON = {"caf", "webm", "ts", "mka", "ac3"}
+READ_ON = {"caf", "opus", "vorbis", "webm", "ts", "mka", "ac3"}
 """Kinds without an exact place to seek to."""
 
 
@@ -52,7 +52,7 @@ def test_a_part_is_what_the_whole_has_there_and_the_same_whatever_was_read_befor
 ) -> None:
     data = file_of(kind, voice())
     whole, rate = decode(data)
-    parts = [(0, 1.5), (0.1, 2), (0.4, 0.9), (5.0, 7.25), (7.2, 8), (15, 19.5), (19, None)]
+    parts = [(0, 1.5), (0.1, 2), (0.4, 0.9), (3, 4.25), (4.2, 5), (5.5, 7), (7.5, None)]
     with AudioFile(io.BytesIO(data)) as file:
         assert file.rate == rate
         in_order = [file.read(*part) for part in parts]
@@ -71,10 +71,10 @@ def test_a_part_is_what_the_whole_has_there_and_the_same_whatever_was_read_befor
 def test_the_noise_of_aac_does_not_depend_on_what_was_read_before() -> None:
     data = by_pyav(voice(noise=0.1), RATE, "ipod", "aac")
     with AudioFile(io.BytesIO(data)) as file:
-        alone = file.read(12, 14)
-        for start in (1, 5, 11):
+        alone = file.read(5, 7)
+        for start in (1, 3, 4.5):
             file.read(start, start + 2)
-            np.testing.assert_array_equal(file.read(12, 14), alone)
+            np.testing.assert_array_equal(file.read(5, 7), alone)
 
 
 class Counted(io.BytesIO):
@@ -88,11 +88,22 @@ class Counted(io.BytesIO):
         return data
 
 
+@pytest.mark.parametrize("kind", ["mp3", "flac", "m4a"])
+def test_parts_anywhere_are_exact_from_their_first_sample_to_the_file_s_end(kind: str) -> None:
+    data = file_of(kind, voice(6.3))
+    whole, rate = decode(data)
+    end = len(whole) / rate
+    with AudioFile(io.BytesIO(data)) as file:
+        for start in [*np.arange(0.1, end, 0.087), *(end - np.array([0.2, 0.05, 0.01]))]:
+            expected = whole[round(start * rate) : round((start + 0.3) * rate)]
+            np.testing.assert_allclose(file.read(start, start + 0.3), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(("kind", "buffers"), [("mp3", 2), ("flac", 8)])
 def test_many_parts_of_a_long_file_cost_their_own_length_and_one_reading(
     kind: str, buffers: int
 ) -> None:
-    seconds, count = 160, 80
+    seconds, count = 96, 30
     file = Counted(file_of(kind, np.tile(voice(), (seconds // SECONDS, 1))))
     size = len(file.getvalue())
     with AudioFile(file) as audio:
@@ -113,15 +124,15 @@ def test_where_no_seek_is_exact_a_file_is_decoded_once_for_all_parts_in_order(ki
         assert file.decoded < (SECONDS + 1) * file.rate
 
 
-def test_reading_one_part_of_an_hour_holds_no_more_than_the_part() -> None:
-    with AudioFile(io.BytesIO(file_of("mp3", voice(60)) * 10)) as file:
+def test_reading_one_part_of_a_long_file_decodes_no_more_than_the_part() -> None:
+    with AudioFile(io.BytesIO(file_of("mp3", voice(20)) * 30)) as file:
         assert max(map(len, file.blocks())) < 2 * file.rate
         length = file.samples
         assert length is not None
-        assert abs(length / file.rate - 600) < 2
+        assert abs(length / file.rate - 600) < 4
         before = file.decoded
         assert len(file.read(300, 301)) == file.rate
-        assert file.decoded - before < 2 * file.rate
+        assert file.decoded - before < (1 + PREROLL_S + 0.5) * file.rate
 
 
 @pytest.mark.parametrize(("container", "codec"), [("ipod", "aac"), ("matroska", "aac")])

@@ -165,6 +165,7 @@ def test_average_linkage_merges_by_the_mean_of_all_pairs() -> None:
     assert cosine == pytest.approx(np.mean(halves[first] @ halves[second].T))
 
 
+@pytest.mark.slow
 def test_voices_in_turns_in_one_recording_are_told_apart_and_named(tmp_path: Path) -> None:
     """Three voices of the example, as they sound; of two there are examples without a text."""
     encoder = SpeakerEncoder()
