@@ -19,8 +19,9 @@ class PrepareConfig(JobConfig):
         BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
         Field(
             min_length=1,
-            description="recordings in any container, of any length: file, folder, glob or URI. "
-            "Several are one input: --input A --input B",
+            description="recordings in any container, of any length: file, folder, glob or URI; or "
+            "an LJSpeech folder or .jsonl manifest, whose texts are checked. Several are one "
+            "input: --input A --input B",
         ),
     ]
     output: Annotated[
