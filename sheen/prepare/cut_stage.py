@@ -16,6 +16,7 @@ from sheen.data.recordings import RecordingReader
 from sheen.prepare.cutting import CutSettings, LevelMeter, cut
 from sheen.prepare.decoding import WHOLE, resample_blocks
 from sheen.prepare.output import CUT_SCHEMA
+from sheen.prepare.refusals import SILENT_DB
 from sheen.prepare.vad import RATE, VoiceActivity
 from sheen.runs.attempts import Attempts
 from sheen.storage import files
@@ -90,4 +91,10 @@ def cut_source(location: str, settings: CutSettings) -> dict[str, object]:
     }
     if not segments:
         found |= {"reason": "no speech", "detail": f"{seconds:.1f} s without speech"}
+        loudest = max(float(part.max(initial=0.0)) for part in levels)
+        if audio.channels > 1 and loudest < 10 ** (SILENT_DB / 10):
+            found["detail"] = (
+                f"the mean of its {audio.channels} channels is silence; where one is the other's "
+                "inverse, give a file of one of them"
+            )
     return found

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from helpers.example import clips_of
 from sheen.audio.io import decode, decode_audio, resampled
@@ -38,6 +39,15 @@ def test_rows_are_read_in_the_order_given_and_what_is_gone_is_empty(tmp_path: Pa
     assert [len(samples) for samples in found] == [RATE // 2, 2 * RATE // 5, RATE // 5, 0]
     whole = decode_audio(clips[0].path.read_bytes(), RATE)
     assert np.abs(found[1][:6000] - whole[:6000]).max() < 0.02
+
+
+def test_channels_that_cancel_out_are_told(tmp_path: Path) -> None:
+    samples, rate = decode(clips_of("heart")[10].path.read_bytes())
+    path = tmp_path / "inverted.flac"
+    soundfile.write(path, np.stack([samples, -samples], axis=1), rate)
+    found = cut_source(str(path), CutSettings())
+    assert found["reason"] == "no speech"
+    assert "the mean of its 2 channels is silence" in str(found["detail"])
 
 
 def test_of_a_damaged_recording_what_stands_before_the_fault_is_used(tmp_path: Path) -> None:
