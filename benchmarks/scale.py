@@ -158,11 +158,11 @@ def codec_table() -> str:
 def base_table() -> str:
     rows = []
     for base in BASES:
-        slot = BFLOAT16 * base.position_values * RESERVED
+        request = BFLOAT16 * base.position_values * RESERVED
         trained = base.training(1, 1).flops
         figures = base.weights / 1e6, base.step(1, 0, BFLOAT16).flops / 2e9, trained / 2e9
-        rows.append((base.name, *map(number, (*figures, slot / 1e6))))
-    return table("base | M weights | step, GMAC | training, GMAC | slot, MB", rows)
+        rows.append((base.name, *map(number, (*figures, request / 1e6))))
+    return table("base | M weights | step, GMAC | training, GMAC | request, MB", rows)
 
 
 def encoding_table() -> str:

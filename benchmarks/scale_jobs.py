@@ -34,8 +34,8 @@ BATCH_TOKENS = (8192, 4096, 2048)
 """Of a row: the default of training, down to its longest sequence."""
 ROWS = (1, 2, 4, 8, 16)
 HELPS = 1.05
-RESERVED = 3712
-"""Positions that a slot reserves: those of 30 s of speech and a text to fill them."""
+RESERVED = 1792
+"""Positions that a request of 6 s has pages for: its text, and 20 s of speech, its budget."""
 USABLE = 0.9
 """Of a GPU's memory; the rest is the CUDA context, the codec's windows and graphs."""
 
@@ -251,10 +251,10 @@ def serve(base: Base, codec: Codec, machine: Machine, load: Load) -> Streams:
         else:
             above = middle
     free = USABLE * device.memory - BFLOAT16 * base.weights
-    slot = BFLOAT16 * base.position_values * RESERVED
+    request = BFLOAT16 * base.position_values * RESERVED
     limits = {
         "GPU time": held,
-        "GPU memory": max(0, int(free / slot)),
+        "GPU memory": max(0, int(free / request)),
         "host CPUs": int(machine.cores / machine.devices / HOST_CORE_S),
     }
     return Streams(limits, parts(held))

@@ -186,10 +186,10 @@ def _admitted(speak: Any, sink: Heard) -> None:
 
 
 def _too_long(bench: Bench, model: Any, codec: Any) -> bool:
-    """Whether more than the device's memory, and more than a slot, are refused."""
+    """Whether more than the device's memory, and more than the longest request, are refused."""
     if bench.on_gpu:
         try:
-            Engine(model, codec, slots=1 << 20, max_seq_len=4096)
+            Engine(model, codec, slots=1, cache_bytes=1 << 50)
         except ValueError:
             pass
         else:

@@ -3,8 +3,8 @@
 Requests of six seconds arrive at random, at the rate at which so many listeners at once ask for
 audio; slots are a quarter more. Held are streams of which none runs dry and 95% hear something in
 time. With more and more listeners, until some are not held, with a look-ahead of one frame; then at
-the most that were held, exact. Slots have room for such a request and no more: how many would fit
-at the server's longest is told beside it.
+the most that were held, exact. The KV cache has room for such a request at every slot: how many
+requests fit the device of a server's longest, and of a sentence, is told beside it.
 """
 
 import math
@@ -13,16 +13,16 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from listener import Listener
 
 from acceptance.bench import Bench, percentile
 from acceptance.models import published_codec, serving_lm
 from sheen.audio.samples import Samples
 from sheen.codec.snac import Codec
-from sheen.engine.engine import Engine, memory_per_slot
+from sheen.engine.engine import Engine
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import Finished, Request
+from sheen.lm.kv_cache import SHARE, CacheShape, free_memory, pages_of
 from sheen.lm.model import SpeechLM
 
 TEXT = 40
@@ -30,8 +30,9 @@ TEXT = 40
 AUDIBLE_S = {1: 0.100, None: 0.150}
 """95% are to hear something after so long; by the look-ahead in frames (None: exact)."""
 SLACK = 1.25
-LONGEST = 3696
-"""Positions of a slot of a server by default: 30 s of audio and its text."""
+LONGEST, TYPICAL = 3696, 1735
+"""Tokens of a server's requests: the longest by default, 30 s of audio and its text; and a sentence
+of 6 s, which may take 20 s."""
 ARRIVALS_S = 12.0
 """While requests arrive: twice as many as there are listeners."""
 RESERVE_S = 8.0
@@ -102,13 +103,17 @@ def check(bench: Bench) -> None:
 
 
 def _room(bench: Bench, model: SpeechLM) -> None:
-    """How many slots of a server's longest request the device has memory for."""
-    positions = bench.pick(LONGEST, 256)
-    each = memory_per_slot(model, positions)
-    free = torch.cuda.mem_get_info(bench.device)[0] if bench.on_gpu else 0
-    bench.row(
-        f"slots of {positions:,} positions that fit", free // each, "slots", bytes_per_slot=each
-    )
+    """How many requests the device has memory for."""
+    page = CacheShape.of(model.lm).page_bytes
+    free = free_memory(bench.device) if bench.on_gpu else 0
+    for tokens in bench.pick([LONGEST, TYPICAL], [256]):
+        each = pages_of(tokens) * page
+        bench.row(
+            f"requests of {tokens:,} tokens that fit",
+            int(SHARE * free) // each,
+            "requests",
+            bytes_each=each,
+        )
 
 
 def _request(model: SpeechLM, frames: int, seed: int) -> Request:

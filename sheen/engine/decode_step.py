@@ -11,18 +11,22 @@ which is how it is tested.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sheen.engine.sampler import Needs, RowSettings, SlotSampler
 from sheen.lm.cpu_kernels import MIN_ROWS, MOST_ROWS, Product
-from sheen.lm.kv_cache import Rows, SlotCache
+from sheen.lm.kv_cache import PAGE, PagedCache
 from sheen.lm.model import SpeechLM, float32_logits
+from sheen.lm.slot_attention import Rows
 
 MIN_LENGTH = 256
 """Positions of the shortest attention that is captured; further ones double."""
+
+IDLE = -1
+"""The position of a slot at which nothing runs."""
 
 PLAIN = Needs(draws=True, likeliest=False, penalties=False)
 GENERAL = Needs(draws=True, likeliest=True, penalties=True)
@@ -138,24 +142,24 @@ class DecodeStep:
     """
 
     def __init__(
-        self, model: SpeechLM, cache: SlotCache, sampler: SlotSampler, tokens: Tensor
+        self, model: SpeechLM, cache: PagedCache, sampler: SlotSampler, tokens: Tensor
     ) -> None:
         self._model, self._cache, self._sampler, self._tokens = model, cache, sampler, tokens
         device, slots, layout = tokens.device, cache.slots, model.layout
         self._lengths = attention_lengths(cache.capacity)
         self._slots = torch.arange(slots, device=device)
-        self._first = cache.first(self._slots)
-        # Rows: positions, steps, first step at which a request may end.
+        # Rows: positions (of idle slots IDLE), steps, first step at which a request may end.
         self._table = torch.zeros(3, slots, dtype=torch.long, device=device)
         bases = [layout.level_base(level) - 1 for level, _ in layout.slots]
         self._bases = torch.tensor(bases, device=device)
         self._columns = torch.arange(layout.codebook_size + 1, device=device)
         self._graphs: dict[tuple[int, Needs], torch.cuda.CUDAGraph] = {}
+        self._pool: Any = None
+        """The memory that all graphs compute in: none of them leaves anything there for another."""
 
     def run(self, requests: Mapping[int, tuple[int, int, int]]) -> None:
         """One token for each request: by slot its position, its step, when it may end first."""
-        spare = self._cache.spare
-        rows = [requests.get(slot, (spare, 0, 0)) for slot in range(self._cache.slots)]
+        rows = [requests.get(slot, (IDLE, 0, 0)) for slot in range(self._cache.slots)]
         table = torch.tensor(rows, dtype=torch.long).T.contiguous()
         on_gpu = self._tokens.is_cuda
         if on_gpu:
@@ -181,7 +185,7 @@ class DecodeStep:
 
     def idle(self) -> None:
         """Let no slot run in the steps that follow, until `run`: they change nothing."""
-        self._table[0].fill_(self._cache.spare)
+        self._table[0].fill_(IDLE)
         self._table[1:].zero_()
 
     def _capture(self, length: int, needs: Needs) -> torch.cuda.CUDAGraph:
@@ -193,16 +197,25 @@ class DecodeStep:
                 self._compute(length, needs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             self._compute(length, needs)
+        self._pool = graph.pool()
         return graph
 
     def _compute(self, length: int, needs: Needs) -> None:
         positions, steps, minimum = self._table
-        active = positions != self._cache.spare
-        index = self._first + positions[:, None]
+        active = positions != IDLE
         seen = torch.where(active, positions, 0)
-        rows = Rows(self._cache, index, positions=seen, length=length)
+        tables = self._cache.tables
+        pages = tables.gather(1, (seen // PAGE)[:, None])[:, 0]
+        kept = torch.where(active, pages * PAGE + seen % PAGE, self._cache.spare_row)
+        rows = Rows(
+            self._cache,
+            kept[:, None] + self._cache.heads,
+            positions=seen,
+            tables=tables[:, : length // PAGE],
+            length=length,
+        )
         states = self._model.slot_states(self._tokens, seen, rows)
         slots = steps % len(self._bases)
         bases = self._bases[slots]

@@ -22,7 +22,7 @@ from sheen.engine.generation import StepOutput, TokenGenerator
 from sheen.engine.scheduler import RequestQueue, Ticket
 from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder
 from sheen.engine.types import Counters, Finished, FinishReason, Playback, Request, Sink
-from sheen.lm.kv_cache import CacheShape
+from sheen.lm.kv_cache import PAGE, CacheShape, arena_bytes, pages_of, plan_pages
 from sheen.lm.model import SpeechLM
 
 logger = logging.getLogger(__name__)
@@ -36,9 +36,11 @@ JOIN_S = 0.1
 class Engine:
     """Generates and decodes for up to `slots` requests at a time, in threads of its own.
 
-    `max_seq_len`: the longest request, prompt and audio, in tokens (default: the model's longest);
-    memory for `slots` times as many is taken at once, see `memory_per_slot`. `max_queue`: how many
-    requests may wait, beyond those that a slot is free for, before `submit` raises EngineBusy.
+    `max_seq_len`: the longest request, prompt and audio, in tokens (default: the model's longest).
+    `cache_bytes`: memory for keys and values, taken at once (default: see `plan_pages`); a request
+    waits until there is enough for all of its own tokens. `max_queue`: how many requests may wait,
+    beyond those for which there is room, before `submit` raises EngineBusy. `typical_seq_len`: a
+    length for which the log says how many requests fit.
     `noise`: the codec's own noise, drawn from each request's seed. `ramp`, `look_ahead`: see
     StreamingDecoder. `trim_silence`: leave out the silence before speech. `ahead`: steps that are
     started before the tokens of the one before are read (default: 1 on a GPU). `stall_s`: after
@@ -52,6 +54,8 @@ class Engine:
         *,
         slots: int = 8,
         max_seq_len: int | None = None,
+        cache_bytes: int | None = None,
+        typical_seq_len: int | None = None,
         max_queue: int = 64,
         noise: bool = True,
         ramp: Sequence[int] = DEFAULT_RAMP,
@@ -63,25 +67,23 @@ class Engine:
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots {slots}: expected at least 1")
-        self.max_seq_len = min(max_seq_len or model.max_positions, model.max_positions)
+        longest = min(max_seq_len or model.max_positions, model.max_positions)
+        shape, device = CacheShape.of(model.lm), model.head.device
+        pages = plan_pages(shape, slots, longest, device, cache_bytes)
+        self.max_seq_len = min(longest, pages * PAGE)
+        """Tokens of the longest request: the one asked for, or what the whole cache holds."""
+        _log_memory(shape, pages, slots, self.max_seq_len, typical_seq_len)
         self.counters = Counters(slots)
         self._model, self._codec = model, codec
         self._noise, self._ramp, self._look_ahead = noise, tuple(ramp), look_ahead
         self._trims = trim_silence
         self._stall_s = stall_s
-        each = memory_per_slot(model, self.max_seq_len)
-        logger.info(
-            "%d slots of %d tokens: %.1f MB each, %.1f MB together",
-            slots,
-            self.max_seq_len,
-            each / 1e6,
-            slots * each / 1e6,
-        )
-        self._generator = TokenGenerator(model, slots, self.max_seq_len)
-        on_gpu = self._generator.device.type == "cuda"
+        self._generator = TokenGenerator(model, slots, self.max_seq_len, pages=pages)
+        on_gpu = device.type == "cuda"
         self.max_queue = max_queue
         self._ahead = int(on_gpu) if ahead is None else ahead
-        self._queue = RequestQueue(slots, max_queue)
+        self._pages = self._generator.cache.pool
+        self._queue = RequestQueue(slots, max_queue, lambda: self._pages.free)
         self._running: dict[int, Ticket] = {}  # by slot, the token thread's
         # The same at the time of a step, replaced and never changed: a token is not taken for the
         # next request's at the same slot.
@@ -96,14 +98,16 @@ class Engine:
         already: it is never refused, goes before all that have not begun as soon as the other has
         left its slot, and its audio is due when that of the other runs out.
 
-        Raises EngineBusy, ValueError for one that cannot fit a slot, and RuntimeError after
-        `close` or the engine's end.
+        Raises EngineBusy, ValueError for one that never fits, and RuntimeError after `close` or
+        the engine's end.
         """
         layout = self._model.layout
-        if request.max_frames < 1 or request.seq_len(layout) > self.max_seq_len:
+        tokens = request.seq_len(layout)
+        if request.max_frames < 1 or tokens > self.max_seq_len:
             raise ValueError(
                 f"a prompt of {len(request.prompt)} tokens and {request.max_frames} frames do not "
-                f"fit the engine's maximum of {self.max_seq_len} tokens"
+                f"fit the engine's maximum of {self.max_seq_len} tokens (its KV cache holds "
+                f"{self._pages.count * PAGE})"
             )
         seed = request.sampling.seed if self._noise else None
         decoder = StreamingDecoder(
@@ -112,7 +116,7 @@ class Engine:
         trim = SilenceTrim(self._codec.sample_rate) if self._trims else None
         heard = Playback() if follows is None else Playback(runs_out=follows.runs_out)
         stream = Stream(decoder, sink, trim, heard)
-        ticket = Ticket(self._queue, request, stream, follows)
+        ticket = Ticket(self._queue, request, stream, follows, pages_of(tokens))
         self._queue.put(ticket)
         return ticket
 
@@ -130,6 +134,8 @@ class Engine:
             "waiting": self._queue.waiting,
             "running": self._queue.running,
             "slots": self._queue.slots,
+            "pages": self._pages.count,
+            "pages_free": self._pages.free,
         }
 
     def close(self) -> None:
@@ -266,6 +272,19 @@ class Engine:
             self._end(ticket, "error", error)
 
 
-def memory_per_slot(model: SpeechLM, max_seq_len: int) -> int:
-    """Bytes of keys and values that one slot takes, whether or not a request uses it."""
-    return CacheShape.of(model.lm).slot_bytes(max_seq_len)
+def _log_memory(
+    shape: CacheShape, pages: int, slots: int, max_seq_len: int, typical_seq_len: int | None
+) -> None:
+    room = f"{pages // pages_of(max_seq_len)} of the longest ({max_seq_len} tokens)"
+    if typical_seq_len is not None and typical_seq_len < max_seq_len:
+        streams = pages // pages_of(typical_seq_len)
+        room = f"{streams} streams of a typical length ({typical_seq_len} tokens), or {room}"
+    logger.info(
+        "KV cache: %d + 1 pages of %d tokens of %s = %.1f MB; room for %s; %d slots",
+        pages,
+        PAGE,
+        shape,
+        arena_bytes(shape, pages) / 1e6,
+        room,
+        slots,
+    )

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sheen.engine.decode_step import DecodeStep, LevelHeads, Pending
 from sheen.engine.sampler import Sampling, SlotSampler
-from sheen.lm.kv_cache import CacheShape, Rows, SlotCache, Span
+from sheen.lm.kv_cache import CacheShape, PagedCache, plan_pages
 from sheen.lm.model import SpeechLM
+from sheen.lm.slot_attention import Rows, Span
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +74,18 @@ class TokenGenerator:
     """Runs the requests that were started, one token each per `step`.
 
     `static_shapes` computes all slots at once, with shapes that stay the same: what a GPU's
-    CUDA graphs want, and the default there. Raises ValueError when the slots do not fit the device.
+    CUDA graphs want, and the default there. `pages` of the KV cache: by default as `plan_pages`
+    says, which raises ValueError where the device has not the memory.
     """
 
     def __init__(
-        self, model: SpeechLM, slots: int, max_seq_len: int, *, static_shapes: bool | None = None
+        self,
+        model: SpeechLM,
+        slots: int,
+        max_seq_len: int,
+        *,
+        pages: int | None = None,
+        static_shapes: bool | None = None,
     ) -> None:
         self.model = model
         self.layout = model.layout
@@ -85,12 +93,15 @@ class TokenGenerator:
         self.device = model.head.device
         on_cpu = self.device.type == "cpu"
         self._static_shapes = not on_cpu if static_shapes is None else static_shapes
-        self.cache = SlotCache(CacheShape.of(model.lm), slots, max_seq_len, self.device)
+        shape = CacheShape.of(model.lm)
+        if pages is None:
+            pages = plan_pages(shape, slots, max_seq_len, self.device)
+        self.cache = PagedCache(shape, slots, max_seq_len, pages, self.device)
         self.sampler = SlotSampler(slots, max_seq_len, self.device)
         self._tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
         self._requests: dict[int, _Request] = {}
-        # Slots as tensors, see `_first`: kept until a request begins or ends.
-        self._kept: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        # Slots as tensors, see `_last_tokens`: kept until a request begins or ends.
+        self._kept: dict[tuple[int, ...], Tensor] = {}
         self._vocabulary = len(model.tables[0])
         self._heads = LevelHeads(model, self.sampler, self._tokens)
         self._decode_step = None
@@ -117,7 +128,8 @@ class TokenGenerator:
     ) -> None:
         """Let a request run at a free slot from the next step on.
 
-        ValueError for token ids that the model does not have, or too many.
+        ValueError for token ids that the model does not have, or too many, and where too few pages
+        of the KV cache are free.
         """
         if not prompt or min(prompt) < 0 or max(prompt) >= self._vocabulary:
             raise ValueError(f"the prompt holds ids outside 0..{self._vocabulary - 1}")
@@ -126,12 +138,16 @@ class TokenGenerator:
                 f"a prompt of {len(prompt)} tokens and {max_tokens} to generate exceed the maximum "
                 f"sequence length of {self.max_seq_len} tokens"
             )
+        self.cache.open(slot, len(prompt) + max_tokens)
         self.sampler.set(slot, sampling, max_tokens)
         self._requests[slot] = _Request(prompt, max_tokens, min_tokens)
         self._forget()
 
     def stop(self, slot: int) -> None:
+        """Free a slot and its pages, if a request is there. Steps that were started before may
+        still write to them: before what a next request writes, by the device's order."""
         self._requests.pop(slot, None)
+        self.cache.close(slot)
         self._forget()
 
     @torch.inference_mode()
@@ -221,26 +237,25 @@ class TokenGenerator:
     def _packed(self, running: Sequence[int], chunks: Sequence[Span]) -> None:
         """Write the rows of a step into the cache, and choose a token where a prompt is whole."""
         spans = [*(self._last_row(slot) for slot in running), *chunks]
-        slots = [span.slot for span in spans for _ in range(span.count)]
-        places = [span.start + row for span in spans for row in range(span.count)]
+        places: list[int] = []
+        kept: list[int] = []
+        for span in spans:
+            places += range(span.start, span.start + span.count)
+            kept += self.cache.rows(span.slot, span.start, span.count)
+        ids = self._last_tokens(tuple(running))
         prompts = [
             token
             for span in chunks
             for token in self._requests[span.slot].prompt[span.start : span.start + span.count]
         ]
-        spare = self._heads.spare_rows(len(slots))
-        slots += [0] * spare
-        places += [self.cache.spare] * spare
+        spare = self._heads.spare_rows(len(places))
+        places += [0] * spare
+        kept += [self.cache.spare_row] * spare
         prompts += [0] * spare
-        where, first = self._first(tuple(slots))
-        ids = self._tokens.index_select(0, where[: len(running)])
         if prompts:
             ids = torch.cat([ids, self._tensor(prompts)])
         positions = self._tensor(places)
-        index = first + positions[:, None]
-        # Rows that belong to nobody are written at the spare position and not rotated that far.
-        if spare:
-            positions[-spare:] = 0
+        index = self._tensor(kept)[:, None] + self.cache.heads
         states = self.model.slot_states(ids, positions, Rows(self.cache, index, spans))
 
         pending, row = [], -1
@@ -252,12 +267,11 @@ class TokenGenerator:
         if pending:
             self._heads.choose(states, pending)
 
-    def _first(self, slots: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Slots `[T]` as a tensor, and where the cache keeps their first positions."""
-        if (kept := self._kept.get(slots)) is None:
-            where = self._tensor(slots)
-            kept = self._kept[slots] = where, self.cache.first(where)
-        return kept
+    def _last_tokens(self, slots: tuple[int, ...]) -> Tensor:
+        """The last tokens at some slots `[T]`."""
+        if (where := self._kept.get(slots)) is None:
+            where = self._kept[slots] = self._tensor(slots)
+        return self._tokens.index_select(0, where)
 
     def _forget(self) -> None:
         self._kept.clear()

@@ -2,12 +2,14 @@
 
 Owns the free slots, the tickets of requests, the queue's bound, and the number of requests in
 flight, under one lock that clients, the token thread and the audio threads share; the token thread
-sleeps here while there is nothing to do. Refuses a request when the queue is full. Computes
-nothing, and reports no finish reason.
+sleeps here while there is nothing to do. The first in line waits for a slot and for as many pages
+of the KV cache as it may need, and nobody passes it. Refuses a request when the queue is full.
+Computes nothing, and reports no finish reason.
 """
 
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from sheen.engine.audio_decoder import Stream
 from sheen.engine.types import EngineBusy, Request
@@ -39,12 +41,19 @@ MAX_IN_FLIGHT_PER_SLOT = 2
 
 class Ticket:
     """A submitted request. After `cancel()` its sink gets `Finished("cancelled")` and no more
-    samples, unless it has ended already. `waited_s`: seconds until it had a slot, None before."""
+    samples, unless it has ended already. `pages` of the KV cache are enough for it. `waited_s`:
+    seconds until it had a slot, None before."""
 
     def __init__(
-        self, queue: "RequestQueue", request: Request, stream: Stream, follows: "Ticket | None"
+        self,
+        queue: "RequestQueue",
+        request: Request,
+        stream: Stream,
+        follows: "Ticket | None",
+        pages: int,
     ) -> None:
         self.request = request
+        self.pages = pages
         self.stream = stream
         self.continues = follows is not None
         self.ended = False
@@ -78,15 +87,18 @@ class Ticket:
 
 
 class RequestQueue:
-    """Tickets on their way to `slots` slots; at most `limit` wait, beyond those a slot is free for.
+    """Tickets on their way to `slots` slots; at most `limit` wait, beyond those for which a slot
+    and pages are free. `free_pages` says how many are: the thread that calls `take` takes them for
+    those it was given before it calls again.
 
     Those that follow another, whose speech is playing already, are never refused, and go first once
     the other has left its slot. Before that they go last: a long text takes a second slot where
     nobody waits for one, and a few long texts do not fill them all.
     """
 
-    def __init__(self, slots: int, limit: int) -> None:
+    def __init__(self, slots: int, limit: int, free_pages: Callable[[], int]) -> None:
         self._limit = limit
+        self._free_pages = free_pages
         self._wake = threading.Condition()
         self._slots = Slots(slots)
         self._waiting: list[Ticket] = []
@@ -113,7 +125,7 @@ class RequestQueue:
             if self._closed:
                 raise RuntimeError("the engine is closed")
             new = sum(not waiting.continues for waiting in self._waiting)
-            if not ticket.continues and new >= self._limit + self._admissible():
+            if not ticket.continues and new >= self._limit + len(self._admissible(ticket)):
                 raise EngineBusy(len(self._waiting))
             self._waiting.append(ticket)
             self._wake.notify()
@@ -137,7 +149,7 @@ class RequestQueue:
         """Who has a slot from now on, and who is to be cancelled. Unless the caller is `busy`, it
         waits until there is one; None when there will never be one again."""
         with self._wake:
-            while not (busy or self._cancels or (self._waiting and self._admissible())):
+            while not (busy or self._cancels or self._admissible()):
                 if self._closed and not self._waiting:
                     return None
                 self._wake.wait()
@@ -147,13 +159,11 @@ class RequestQueue:
                 if ticket.slot is None and ticket in self._waiting:
                     self._waiting.remove(ticket)
                     self._in_flight += 1
-            admitted = []
-            for _ in range(min(self._admissible(), len(self._waiting))):
-                ticket = min(self._waiting, key=lambda waiting: waiting.rank)
+            admitted = self._admissible()
+            for ticket in admitted:
                 self._waiting.remove(ticket)
                 ticket.admit(self._slots.take())
                 self._in_flight += 1
-                admitted.append(ticket)
         return admitted, cancels
 
     def close(self) -> None:
@@ -171,7 +181,17 @@ class RequestQueue:
             self._in_flight += len(left)
         return left
 
-    def _admissible(self) -> int:
-        """How many requests could be admitted now; with the lock held."""
+    def _admissible(self, *new: Ticket) -> list[Ticket]:
+        """Who of those that wait, and the `new`, could be admitted now, the first in line first;
+        with the lock held."""
         spare = MAX_IN_FLIGHT_PER_SLOT * self._slots.count - self._in_flight
-        return max(0, min(self._slots.free, spare))
+        slots = min(self._slots.free, spare)
+        if slots <= 0:
+            return []
+        line = sorted([*self._waiting, *new], key=lambda ticket: ticket.rank)[:slots]
+        pages = self._free_pages()
+        for place, ticket in enumerate(line):
+            pages -= ticket.pages
+            if pages < 0:
+                return line[:place]
+        return line

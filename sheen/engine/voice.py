@@ -27,7 +27,10 @@ RUNAWAY = 3.0, 2.0
 """A request gets this many times the seconds that its text is expected to take, and so many more:
 a model that does not end is not waited for."""
 TEXT_POSITIONS = 512
-"""Of a slot, at least; half as many as its audio's where that is more."""
+"""Of the longest request, at least; half as many as its audio's where that is more."""
+TYPICAL = 6.0, 15.0
+"""Seconds of a sentence's audio, and characters that speech takes a second, each a token at most:
+for a log line, and for nothing that is computed."""
 
 DEFAULT_CHUNK_CHARS = 200
 """Longest chunk for a checkpoint that does not say what it was taught: a long sentence, 12 to 15
@@ -141,6 +144,16 @@ class Voice:
         frames = math.ceil(max_seconds * self._frames_per_second)
         audio = frames * self.model.layout.tokens_per_frame
         return min(self.model.max_positions, audio + max(TEXT_POSITIONS, audio // 2))
+
+    def typical_seq_len(self, max_seconds: float) -> int:
+        """Positions for a request of one sentence: see TYPICAL, and `request` for its budget."""
+        seconds, pace = TYPICAL
+        budget = max_seconds
+        if self.info.duration_model:
+            budget = min(max_seconds, RUNAWAY[0] * seconds + RUNAWAY[1])
+        frames = math.ceil(budget * self._frames_per_second)
+        audio = frames * self.model.layout.tokens_per_frame
+        return min(self.max_seq_len(max_seconds), audio + round(seconds * pace))
 
     def expected_seconds(self, text: str, speaker: str | None) -> float | None:
         """How long the voice's own recordings would take; None without a record."""

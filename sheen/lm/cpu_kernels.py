@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from sheen.lm.kv_cache import Rows, attend
+from sheen.lm.slot_attention import Rows, attend
 
 Product = Callable[[Tensor], Tensor]
 """`[B, d]` (or `[..., d]`) to `[B, rows]`."""

@@ -1,26 +1,27 @@
-"""The KV cache of generation, and attention over it.
+"""The KV cache of generation: one arena of keys and values, cut into pages of 64 tokens.
 
-Owns preallocated keys and values, a fixed stretch of them per slot, and the attention function that
-transformers calls in generation: each row of a step attends to its own slot, up to itself. On a CPU
-that is one call per slot over the slot's own length, so that no shape, and hence no rounding,
-depends on what else is in the step; on a GPU it is one call over all slots, cut at a common length.
-Refuses slots that do not fit the device's memory, and attention arguments that it does not compute.
-Knows nothing about requests: which slot is whose is `sheen.engine.scheduler`'s.
+Owns the arena's memory and its arithmetic, and a table per slot: which pages hold its positions, in
+order. A request has pages for its own length, not for the longest one's. Pages may be held by
+several slots, which then read the same beginning; such a page is never written. Refuses an arena
+that does not fit the device's memory. Knows nothing about requests: which slot is whose, and who
+has to wait for pages, is `sheen.engine.scheduler`'s; attention is `sheen.lm.slot_attention`'s.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from sheen.lm.attention import BEYOND
+from sheen.lm.pages import PagePool
 
-BLOCK = 64
-"""Positions of a slot are a multiple of this, so that every slot's memory is aligned alike."""
+PAGE = 64
+"""Tokens of a page."""
+SHARE = 0.9
+"""Of a GPU's free memory, what the cache takes by itself at most, as vLLM's: activations, captured
+graphs and the codec's windows need the rest."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,30 @@ class CacheShape:
             dtype=lm.dtype,
         )
 
-    def slot_bytes(self, max_seq_len: int) -> int:
-        """Memory of one slot that holds sequences of up to `max_seq_len` tokens."""
-        values = self.layers * self.kv_heads * self.head_dim * capacity(max_seq_len)
-        return 2 * values * self.dtype.itemsize
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of one position."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def page_bytes(self) -> int:
+        return PAGE * self.token_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"2 x {self.layers} layers x {self.kv_heads} heads x {self.head_dim} x "
+            f"{self.dtype.itemsize} bytes"
+        )
 
 
-def capacity(max_seq_len: int) -> int:
-    """Positions of a slot's memory: at least one more than its longest sequence has, see
-    `SlotCache.spare`."""
-    return -(-(max_seq_len + 1) // BLOCK) * BLOCK
+def pages_of(tokens: int) -> int:
+    """Pages of a sequence of so many tokens."""
+    return -(-tokens // PAGE)
+
+
+def arena_bytes(shape: CacheShape, pages: int) -> int:
+    """Memory of an arena: its pages, and one more for rows of a step that belong to nobody."""
+    return (pages + 1) * shape.page_bytes
 
 
 def free_memory(device: torch.device) -> int:
@@ -62,45 +77,147 @@ def free_memory(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-class SlotCache:
-    """Keys and values of all slots, per layer `[slots, kv_heads, capacity, head_dim]`.
+def plan_pages(
+    shape: CacheShape,
+    slots: int,
+    max_seq_len: int,
+    device: torch.device,
+    cache_bytes: int | None = None,
+) -> int:
+    """Pages of an arena for `slots` sequences of up to `max_seq_len` tokens.
 
-    `spare` is the last position of every slot. No request gets so far; rows of a step that belong
-    to no request are written there. Raises ValueError when the device has not the memory.
+    As many as fit `cache_bytes`; by default enough for the longest sequence at every slot, and on a
+    GPU no more than SHARE of what is free. Raises ValueError for memory that the device has not,
+    and where it is too little for a page, or by default for one sequence.
+    """
+    longest = pages_of(max_seq_len)
+    free = free_memory(device) if device.type == "cuda" else None
+    if cache_bytes is not None:
+        if free is not None and cache_bytes > free:
+            raise ValueError(
+                f"a KV cache of {cache_bytes / 1e9:.2f} GB was asked for; {free / 1e9:.2f} GB of "
+                "the GPU's memory are free"
+            )
+        pages = cache_bytes // shape.page_bytes - 1
+        if pages < 1:
+            raise ValueError(
+                f"a KV cache of {cache_bytes / 1e6:.3f} MB was asked for; the least is two pages, "
+                f"{arena_bytes(shape, 1) / 1e6:.3f} MB"
+            )
+        return pages
+    pages = slots * longest
+    if free is None:
+        return pages
+    pages = min(pages, int(SHARE * free) // shape.page_bytes - 1)
+    if pages < longest:
+        raise ValueError(
+            f"a sequence of {max_seq_len} tokens needs a KV cache of "
+            f"{arena_bytes(shape, longest) / 1e9:.2f} GB; {free / 1e9:.2f} GB of the GPU's memory "
+            "are free, and a tenth is kept for the rest. Free some, or ask for shorter sequences"
+        )
+    return pages
+
+
+class _Table:
+    """Where the arena has the positions of one slot."""
+
+    def __init__(self, pages: Sequence[int], device: torch.device) -> None:
+        self.pages = pages
+        run = all(after == page + 1 for page, after in pairwise(pages))
+        self.first = pages[0] * PAGE if run else None
+        """Row of the first position, where the others follow it."""
+        self.index = torch.tensor(pages, device=device)
+
+    def rows(self, start: int, count: int) -> Sequence[int]:
+        if self.first is not None:
+            return range(self.first + start, self.first + start + count)
+        places = (divmod(position, PAGE) for position in range(start, start + count))
+        return [self.pages[page] * PAGE + at for page, at in places]
+
+
+class Gathered:
+    """As a tuple of keys and values of all layers, each put together when it is asked for."""
+
+    def __init__(self, pages: Tensor, index: Tensor, length: int) -> None:
+        self._pages, self._index, self._length = pages, index, length
+
+    def __getitem__(self, number: int) -> Tensor:
+        copy = self._pages[number].index_select(1, self._index)
+        heads, count, width = copy.shape
+        whole = copy.view(1, heads, count * PAGE, width // PAGE)
+        return whole.narrow(2, 0, self._length)
+
+
+Cut = tuple[Tensor, ...] | Gathered
+"""Keys and values `[1, kv_heads, length, head_dim]` of layer l, at 2 l and 2 l + 1."""
+
+
+class PagedCache:
+    """`pages` pages, and tables of `slots` slots whose sequences have up to `max_seq_len` tokens.
+
+    The arena is `[2 * layers, 1, kv_heads, rows, head_dim]`, PAGE rows to a page: what a slot has
+    in neighbouring pages is read in place, a view of all layers.
     """
 
     def __init__(
-        self, shape: CacheShape, slots: int, max_seq_len: int, device: torch.device
+        self, shape: CacheShape, slots: int, max_seq_len: int, pages: int, device: torch.device
     ) -> None:
         self.shape = shape
         self.slots = slots
-        self.capacity = capacity(max_seq_len)
-        self.spare = self.capacity - 1
-        needed = slots * shape.slot_bytes(max_seq_len)
-        if device.type == "cuda":
-            free = free_memory(device)
-            if needed > free:
-                raise ValueError(
-                    f"{slots} slots of {max_seq_len} tokens need {needed / 1e9:.2f} GB, "
-                    f"{needed / slots / 1e6:.1f} MB each; {free / 1e9:.2f} GB are free"
-                )
-        size = (shape.layers, 2, slots, shape.kv_heads, self.capacity, shape.head_dim)
+        self.capacity = pages_of(max_seq_len) * PAGE
+        """Positions of the longest sequence, in whole pages."""
+        self.pool = PagePool(pages)
+        self.spare_row = (pages + 1) * PAGE - 1
+        """Where rows of a step are written that belong to nobody. It is in a page of its own, of
+        which idle slots read the first row, which nobody writes."""
+        rows = (pages + 1) * PAGE
+        size = (2 * shape.layers, 1, shape.kv_heads, rows, shape.head_dim)
         # Zeros, because what nothing was written to is masked by a product with zero.
-        whole = torch.zeros(size, dtype=shape.dtype, device=device)
-        self.keys, self.values = list(whole[:, 0]), list(whole[:, 1])
-        self._flat = list(whole.view(shape.layers, -1, shape.head_dim))
-        # `[2 * layers, 1, kv_heads, capacity, head_dim]` of each slot.
-        self._slots = [part.flatten(0, 1) for part in whole.split(1, dim=2)]
-        heads = torch.arange(shape.kv_heads, device=device)
-        self._heads = torch.cat([heads, heads + slots * shape.kv_heads])
+        self._arena = torch.zeros(size, dtype=shape.dtype, device=device)
+        self._flat = list(self._arena.view(shape.layers, -1, shape.head_dim))
+        self.heads = torch.arange(2 * shape.kv_heads, device=device) * rows
+        """What to add to a row for its keys and values by head, the keys first: the index into a
+        layer."""
+        self.pages = self._arena.view(
+            2 * shape.layers, shape.kv_heads, pages + 1, PAGE * shape.head_dim
+        )
+        """By page: `[2 * layers, kv_heads, pages, PAGE * head_dim]`."""
+        self._tables: dict[int, _Table] = {}
+        self.tables = torch.full((slots, self.capacity // PAGE), pages, device=device)
+        """`[slots, pages]`: those of each slot in order, and then the spare one."""
 
-    def first(self, slots: Tensor) -> Tensor:
-        """Where position 0 of slots `[T]` is kept, by head: `[T, 2 * kv_heads]`. Position n is n
-        further on."""
-        return (slots[:, None] * self.shape.kv_heads + self._heads) * self.capacity
+    def open(self, slot: int, tokens: int, prefix: Sequence[int] = ()) -> None:
+        """Give a slot pages for so many tokens. Its first pages are those of `prefix`, which others
+        have written and hold too. ValueError, with nothing taken, when there are too few."""
+        assert slot not in self._tables, f"slot {slot} has pages already"
+        count = pages_of(tokens)
+        assert len(prefix) < count <= self.tables.shape[1], "of the wrong length"
+        own = self.pool.take(count - len(prefix))
+        self.pool.share(prefix)
+        table = self._tables[slot] = _Table([*prefix, *own], self._arena.device)
+        self.tables[slot, :count] = table.index
+
+    def close(self, slot: int) -> None:
+        """Give back what a slot holds, if it holds anything."""
+        if (table := self._tables.pop(slot, None)) is not None:
+            self.pool.give_back(table.pages)
+            self.tables[slot].fill_(self.pool.count)
+
+    def pages_at(self, slot: int) -> Sequence[int]:
+        """Those of a slot, in order."""
+        return self._tables[slot].pages
+
+    def rows(self, slot: int, start: int, count: int) -> Sequence[int]:
+        """Where the arena has positions of a slot that are to be written."""
+        table = self._tables[slot]
+        for page in range(start // PAGE, pages_of(start + count)):
+            # Others read it: it would have to be copied first, and nothing needs that.
+            assert self.pool.holders(table.pages[page]) == 1, f"page {page} of {slot} is shared"
+        return table.rows(start, count)
 
     def write(self, layer: int, index: Tensor, heads: Tensor) -> None:
-        """Keep keys and values `[T, 2 * kv_heads, head_dim]`, the keys first, at an `index`."""
+        """Keep keys and values `[T, 2 * kv_heads, head_dim]`, the keys first, at an `index`
+        `[T, 2 * kv_heads]`, which is rows plus `heads`."""
         _, count, width = heads.shape
         if count != 2 * self.shape.kv_heads or width != self.shape.head_dim:
             raise ValueError(
@@ -109,161 +226,11 @@ class SlotCache:
             )
         self._flat[layer].index_copy_(0, index.view(-1), heads.reshape(-1, width))
 
-    def cut(self, slot: int, length: int) -> Sequence[Tensor]:
-        """The first positions of a slot: keys and values of layer l, `[1, kv_heads, length,
-        head_dim]`, at 2 l and 2 l + 1. One call for all layers."""
-        cut: Sequence[Tensor] = self._slots[slot].narrow(3, 0, length).unbind()
-        return cut
-
-
-SLOTTED = "sheen_slots"
-"""The name under which transformers knows `slot_attention`."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """`count` rows of a step that stand at a slot's positions from `start` on."""
-
-    slot: int
-    start: int
-    count: int
-
-
-@dataclass
-class Rows:
-    """The rows `[T]` of a step. `index` `[T, 2 * kv_heads]` says where the cache keeps them.
-
-    Either `spans` name them in order (rows after the last span belong to nobody), or, with
-    `length`, row s is slot s at `positions[s]`, which is below `length`.
-    """
-
-    cache: SlotCache
-    index: Tensor
-    spans: Sequence[Span] = field(default_factory=list)
-    positions: Tensor | None = None
-    length: int = 0
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
-    _cuts: list[Sequence[Tensor]] = field(default_factory=list)
-
-    def cuts(self) -> list[Sequence[Tensor]]:
-        """What the spans see of the cache, one by one: see `SlotCache.cut`."""
-        if not self._cuts:
-            ends = ((span.slot, span.start + span.count) for span in self.spans)
-            self._cuts = [self.cache.cut(slot, end) for slot, end in ends]
-        return self._cuts
-
-    def mask(self, window: int | None) -> Tensor:
-        """`[slots, 1, 1, length]`: what each slot's row sees. The same for all layers."""
-        if window not in self._masks:
-            assert self.positions is not None
-            at = torch.arange(self.length, device=self.positions.device)
-            own = self.positions[:, None]
-            seen = at <= own
-            if window is not None:
-                seen &= at > own - window
-            self._masks[window] = seen[:, None, None]
-        return self._masks[window]
-
-
-def slot_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    rows: Rows,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention signature; `query` `[1, heads, T, d]`, the result `[1, T, heads, d]`.
-
-    `key` and `value` may have fewer heads, and are kept in the cache first. Raises ValueError for
-    what is not computed here.
-    """
-    if unknown := [name for name in BEYOND if others.get(name) is not None]:
-        raise ValueError(f"the base's attention has {unknown[0]!r}; the engine's knows none")
-    layer = module.layer_idx
-    assert isinstance(layer, int)
-    heads = torch.cat((key.transpose(1, 2), value.transpose(1, 2)), 2)[0]
-    heads = heads.to(rows.cache.shape.dtype)
-    own = query[0].transpose(0, 1).to(rows.cache.shape.dtype)
-    rows.cache.write(layer, rows.index, heads)
-    return attend(own, rows, layer, scaling, sliding_window)[None], None
-
-
-def attend(
-    query: Tensor, rows: Rows, layer: int, scaling: float | None, window: int | None
-) -> Tensor:
-    """Attention `[T, heads, d]` of a step's rows `[T, heads, d]` to what the cache holds."""
-    way = _all_slots if rows.length else _slot_by_slot
-    return way(query, rows, layer, scaling, window)
-
-
-def _all_slots(
-    query: Tensor, rows: Rows, layer: int, scaling: float | None, window: int | None
-) -> Tensor:
-    cache, length = rows.cache, rows.length
-    count, _, width = query.shape
-    # A group of heads that share keys becomes a query of several rows: nothing is repeated.
-    grouped = query.reshape(count, cache.shape.kv_heads, -1, width)
-    out = F.scaled_dot_product_attention(
-        grouped,
-        cache.keys[layer][:, :, :length],
-        cache.values[layer][:, :, :length],
-        rows.mask(window),
-        scale=scaling,
-    )
-    return out.reshape(query.shape)
-
-
-def _slot_by_slot(
-    query: Tensor, rows: Rows, layer: int, scaling: float | None, window: int | None
-) -> Tensor:
-    total, heads, width = query.shape
-    kv_heads = rows.cache.shape.kv_heads
-    shape = (kv_heads, heads // kv_heads, width)
-    # Every call counts: there is a round of them for each slot and layer.
-    by_row = query.view(total, *shape)
-    singles = by_row.split(1) if total == len(rows.spans) else ()
-    outs, row = [], 0
-    for span, cut in zip(rows.spans, rows.cuts(), strict=True):
-        keys, values = cut[2 * layer], cut[2 * layer + 1]
-        end = span.start + span.count
-        if span.count == 1:
-            if window is not None and window < end:
-                keys, values = keys[:, :, -window:], values[:, :, -window:]
-            out = F.scaled_dot_product_attention(
-                singles[row] if singles else by_row.narrow(0, row, 1), keys, values, scale=scaling
-            )
-            outs.append(out)
-        else:
-            mask = None
-            if span.start or (window is not None and span.count > window):
-                mask = _causal(span, window, query.device)
-            out = F.scaled_dot_product_attention(
-                query[row : row + span.count].transpose(0, 1)[None],
-                keys,
-                values,
-                mask,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=True,
-            )
-            outs.append(out[0].transpose(0, 1).reshape(span.count, *shape))
-        row += span.count
-    if row < total:
-        outs.append(query.new_zeros(total - row, *shape))
-    return (outs[0] if len(outs) == 1 else torch.cat(outs)).reshape(query.shape)
-
-
-def _causal(span: Span, window: int | None, device: torch.device) -> Tensor:
-    """`[count, start + count]`: what the rows of a later chunk of a prompt see."""
-    at = torch.arange(span.start + span.count, device=device)
-    own = at[span.start :, None]
-    seen = at <= own
-    return seen if window is None else seen & (at > own - window)
-
-
-AttentionInterface.register(SLOTTED, slot_attention)
+    def cut(self, slot: int, length: int) -> Cut:
+        """The first positions of a slot. Views by one call for all layers, or, where its pages are
+        no neighbours, copies, layer by layer when they are read."""
+        table = self._tables[slot]
+        if table.first is None:
+            count = pages_of(length)
+            return Gathered(self.pages, table.index[:count], length)
+        return self._arena.narrow(3, table.first, length).unbind()

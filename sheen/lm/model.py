@@ -37,8 +37,8 @@ from sheen.lm.cpu_kernels import (
     product,
 )
 from sheen.lm.guidance import Guide
-from sheen.lm.kv_cache import SLOTTED, Rows
 from sheen.lm.loss import LossSums, TiedTable, speech_loss
+from sheen.lm.slot_attention import SLOTTED, Rows
 
 logger = logging.getLogger(__name__)
 

@@ -64,6 +64,8 @@ class Backend:
             self._codec_process or self.voice.codec,
             slots=args.slots,
             max_seq_len=args.max_seq_len or self.voice.max_seq_len(args.default_max_seconds),
+            cache_bytes=None if args.kv_cache_gb is None else int(args.kv_cache_gb * 1e9),
+            typical_seq_len=self.voice.typical_seq_len(args.default_max_seconds),
             # Admission is the bound: a long text's next chunk takes a slot from those it let in.
             max_queue=args.slots + args.max_queue,
             noise=args.noise,

@@ -91,14 +91,23 @@ class ServeArgs(Limits, BaseModel, extra="forbid"):
     ] = 30.0
     slots: Annotated[
         int,
-        Field(ge=1, description="requests that run at once, each with memory of its own"),
+        Field(ge=1, description="requests that run at once, where the KV cache has room for them"),
     ] = 8
     max_seq_len: Annotated[
         int | None,
         Field(
             ge=1,
-            description="longest request of a slot, text and audio, tokens; default: as many as "
-            "default_max_seconds of audio and their text take. The log says what a slot takes",
+            description="longest request, text and audio, tokens; default: as many as "
+            "default_max_seconds of audio and their text take",
+        ),
+    ] = None
+    kv_cache_gb: Annotated[
+        float | None,
+        Field(
+            gt=0.0,
+            description="memory of the KV cache, GB; default: enough for the longest request at "
+            "every slot, and on a GPU no more than nine tenths of what is free. The log says how "
+            "many requests it has room for; further ones wait",
         ),
     ] = None
     dtype: Annotated[

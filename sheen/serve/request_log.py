@@ -218,6 +218,9 @@ class Metrics:
         self._waiting = Gauge("sheen_waiting_requests", "Text chunks waiting for a slot.")
         self._slots = Gauge("sheen_slots", "Text chunks that can be synthesized at once.")
         self._fill = Gauge("sheen_batch_fill", "Mean share of slots in a step since the start.")
+        self._cache = Gauge(
+            "sheen_kv_cache_fill", "Share of the KV cache that requests have for their tokens."
+        )
         self._queue = Histogram("sheen_queue_seconds", "Seconds until a slot was free.", SECONDS)
         self._first = Histogram(
             "sheen_first_audio_seconds", "Seconds from the request to its first audio.", SECONDS
@@ -236,6 +239,7 @@ class Metrics:
         self._waiting.set(values["waiting"])
         self._slots.set(values["slots"])
         self._fill.set(values["batch_fill"])
+        self._cache.set(1 - values["pages_free"] / values["pages"])
         for name, counter in (("tokens", self._tokens), ("texts_as_written", self._as_written)):
             if more := values[name] - self._before[name]:
                 counter.inc(more)

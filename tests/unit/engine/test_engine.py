@@ -1,7 +1,9 @@
 """The engine: endings, refusals, cancelling, faults. No Ray, no trained model."""
 
 import gc
+import random
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ from sheen.engine.sampler import Sampling
 from sheen.engine.scheduler import Ticket
 from sheen.engine.streaming import StreamingDecoder
 from sheen.engine.types import EngineBusy, Finished, Playback, Request
+from sheen.lm.kv_cache import CacheShape, arena_bytes
 from sheen.lm.model import SpeechLM
 
 FRAME = LAYOUT.tokens_per_frame
@@ -164,7 +167,7 @@ def test_the_slot_may_be_filled_to_its_last_position_and_no_further(
             Request([65] * room + [LAYOUT.start_id], 1, Sampling()),
             Request(full.prompt, 2, Sampling()),
         ):
-            with pytest.raises(ValueError, match="maximum of 100 tokens"):
+            with pytest.raises(ValueError, match=r"maximum of 100 tokens \(.* holds 128\)"):
                 engine.submit(request, Sink())
         with pytest.raises(ValueError, match="0 frames"):
             engine.submit(Request([65], 0, Sampling()), Sink())
@@ -573,9 +576,90 @@ def test_first_audio_comes_before_later_audio_and_then_the_deadline_decides(tiny
     assert order == [old, new, soon, late]
 
 
+# The KV cache
+
+
+def cache_of(model: SpeechLM, pages: int) -> int:
+    """Bytes of an arena of so many pages."""
+    return arena_bytes(CacheShape.of(model.lm), pages)
+
+
 def test_memory_is_stated_before_it_is_taken(
     model: SpeechLM, tiny: Codec, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO", "sheen"), opened(model, tiny, slots=3, max_seq_len=POSITIONS):
+    with (
+        caplog.at_level("INFO", "sheen"),
+        opened(model, tiny, slots=3, max_seq_len=POSITIONS, typical_seq_len=100),
+    ):
         pass
-    assert "3 slots of 512 tokens: 0.6 MB each, 1.8 MB together" in caplog.text
+    assert (
+        "KV cache: 24 + 1 pages of 64 tokens of 2 x 2 layers x 2 heads x 32 x 4 bytes = 1.6 MB; "
+        "room for 12 streams of a typical length (100 tokens), or 3 of the longest (512 tokens); "
+        "3 slots"
+    ) in caplog.text
+
+
+def test_a_request_waits_for_pages_and_nobody_passes_it(endless: SpeechLM, tiny: Codec) -> None:
+    """Four slots, and pages for one long request and a short one."""
+    barrier = Barrier()
+    requests = [long(20), long(20, 2), short(), short(1)]
+    sinks = [Sink() for _ in requests]
+    with opened(endless, tiny, slots=4, max_queue=3, cache_bytes=cache_of(endless, 4)) as engine:
+        with before_each_pass(endless, barrier):
+            tickets = [engine.submit(requests[0], sinks[0])]
+            assert barrier.reached.wait(WAIT_S)
+            for request, sink in zip(requests[1:], sinks[1:], strict=True):
+                tickets.append(engine.submit(request, sink))
+            with pytest.raises(EngineBusy, match="3 requests"):
+                engine.submit(short(), Sink())
+            assert engine.metrics()["waiting"] == 3
+            barrier.release.set()
+            ends = [sink.wait()[1] for sink in sinks]
+        metrics = engine.metrics()
+    assert ends == [Finished("length", request.max_frames) for request in requests]
+    assert (metrics["pages_free"], metrics["pages"]) == (4, 4)
+    begun = [ticket.stream.playback.opened + (ticket.waited_s or 0.0) for ticket in tickets]
+    assert begun == sorted(begun)
+
+
+def test_a_request_larger_than_the_whole_cache_is_refused_by_name(
+    endless: SpeechLM, tiny: Codec
+) -> None:
+    with opened(endless, tiny, slots=2, cache_bytes=cache_of(endless, 1)) as engine:
+        assert engine.max_seq_len == 64
+        with pytest.raises(ValueError, match=r"3 tokens and 9 frames .* KV cache holds 64"):
+            engine.submit(long(9), Sink())
+        assert speak(engine, long(8))[1] == Finished("length", 8)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_requests_that_come_end_fail_and_are_cancelled_at_random_leave_no_page(
+    model: SpeechLM, tiny: Codec, seed: int
+) -> None:
+    """In fewer pages than the slots could use; those that end have what each gets alone."""
+    generator = random.Random(seed)
+    requests = [draw_request(number, frames=4) for number in range(16)]
+    with opened(model, tiny, slots=5) as engine:
+        alone = speak_all(engine, requests)
+    sinks: list[Sink] = []
+    with opened(model, tiny, slots=5, max_queue=16, cache_bytes=cache_of(model, 8)) as engine:
+        for number, request in enumerate(requests):
+            sink = Sink()
+            sinks.append(sink)
+            if number % 8 == 3:
+                engine.submit(Request([10**6, LAYOUT.start_id], 40, Sampling()), sink)
+                continue
+            ticket = engine.submit(request, sink)
+            if generator.random() < 0.3:
+                time.sleep(generator.random() * 0.05)
+                ticket.cancel()
+        results = [sink.wait() for sink in sinks]
+        pool = engine._generator.cache.pool
+        reasons = [finished.reason for _, finished in results]
+        metrics = engine.metrics()
+    assert pool.free == pool.count == metrics["pages"] == 8
+    assert reasons.count("error") == 2
+    for (samples, finished), (expected, ending) in zip(results, alone, strict=True):
+        if finished.reason in ("stop", "length"):
+            assert finished == ending
+            assert np.abs(samples - expected).max(initial=0) <= TOLERANCE

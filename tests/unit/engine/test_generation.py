@@ -20,13 +20,13 @@ from helpers.speaking import LAYOUT, POSITIONS, WORDS, draw_request, random_mode
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.engine.decode_step import GENERAL, PLAIN, DecodeStep
-from sheen.engine.engine import memory_per_slot
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
 from sheen.engine.sampler import Sampling
 from sheen.engine.scheduler import Slots
 from sheen.engine.types import Request
-from sheen.lm.kv_cache import CacheShape, SlotCache
+from sheen.lm.kv_cache import PAGE, pages_of
 from sheen.lm.model import SpeechLM
+from sheen.lm.slot_attention import Rows, Span
 
 SLOTS = 16
 FRAME = LAYOUT.tokens_per_frame
@@ -419,17 +419,7 @@ def test_a_prompt_that_the_model_has_no_rows_for_is_refused(model: SpeechLM) -> 
     assert decoder.step() is None
 
 
-# Slots
-
-
-def test_memory_is_what_is_said_before(model: SpeechLM) -> None:
-    shape = CacheShape.of(model.lm)
-    cache = SlotCache(shape, 3, 200, torch.device("cpu"))
-    taken = sum(table.numel() * table.element_size() for table in cache.keys + cache.values)
-    assert taken == 3 * memory_per_slot(model, 200)
-    # Two tables, layers, heads of keys, width of a head, float32; 200 positions and a spare one.
-    assert memory_per_slot(model, 200) == 2 * 2 * 2 * 32 * 4 * 256
-    assert cache.spare >= 200
+# Slots and pages
 
 
 def test_a_freed_slot_is_taken_again_and_freed_once() -> None:
@@ -440,3 +430,78 @@ def test_a_freed_slot_is_taken_again_and_freed_once() -> None:
     slots.give_back(1)
     with pytest.raises(AssertionError, match="free already"):
         slots.give_back(1)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_requests_in_scattered_pages_get_what_each_gets_in_neighbours(
+    model: SpeechLM, whole: bool
+) -> None:
+    """In fewer pages than the slots could use, and leaving none behind; some are cancelled."""
+    generator = random.Random(2)
+    requests = []
+    for number in range(15):
+        words = [generator.randrange(WORDS) for _ in range(generator.randrange(1, 200))]
+        frames = generator.randrange(2, 6)
+        requests.append(Request([*words, LAYOUT.start_id], frames, Sampling(seed=number), frames))
+    decoder = TokenGenerator(model, 4, 256, pages=9, static_shapes=whole)
+    pool, scattered = decoder.cache.pool, 0
+    running: dict[int, int] = {}
+    tokens: list[list[int]] = [[] for _ in requests]
+    waiting = list(range(len(requests)))
+    while waiting or running:
+        free = [slot for slot in range(4) if slot not in running]
+        if waiting and free:
+            slot, request = generator.choice(free), requests[waiting[0]]
+            if pages_of(request.seq_len(LAYOUT)) <= pool.free:
+                begin(decoder, slot, request)
+                running[slot] = waiting.pop(0)
+                scattered += np.diff(decoder.cache.pages_at(slot)).max(initial=1) > 1
+            else:
+                before = pool.free
+                with pytest.raises(ValueError, match="pages of the KV cache are needed"):
+                    begin(decoder, slot, request)
+                assert pool.free == before
+        step = decoder.step()
+        assert step is not None
+        for slot, token in zip(step.slots, step.read(), strict=True):
+            number = running[slot]
+            tokens[number].append(token)
+            most = requests[number].max_frames * FRAME if number % 5 else 10
+            if token == LAYOUT.end_id or len(tokens[number]) == most:
+                decoder.stop(slot)
+                del running[slot]
+    assert pool.free == pool.count
+    assert scattered > 2
+    alone = TokenGenerator(model, 1, 256, static_shapes=whole)
+    for request, found in zip(requests, tokens, strict=True):
+        assert found == run(alone, [request], None)[0][: len(found)]
+
+
+def test_a_shared_beginning_is_read_as_ones_own(model: SpeechLM) -> None:
+    """What another request has written of the same prompt is not computed again."""
+    generator = random.Random(4)
+    prompt = [generator.randrange(WORDS) for _ in range(2 * PAGE)]
+    ends = [[generator.randrange(WORDS) for _ in range(length)] for length in (40, 70)]
+    decoder = TokenGenerator(model, 3, POSITIONS)
+    cache = decoder.cache
+
+    def states(slot: int, ids: Sequence[int], start: int) -> torch.Tensor:
+        span = Span(slot, start, len(ids))
+        kept = torch.tensor(list(cache.rows(slot, start, len(ids))))
+        rows = Rows(cache, kept[:, None] + cache.heads, [span])
+        places = torch.arange(start, start + len(ids))
+        with torch.inference_mode():
+            return model.slot_states(torch.tensor(ids), places, rows)
+
+    cache.open(0, 300)
+    cache.open(1, 300)
+    states(0, prompt, 0)
+    states(1, prompt, 0)
+    cache.open(2, 300, cache.pages_at(0)[:2])
+    before = cache.pages[:, :, list(cache.pages_at(0)[:2])].clone()
+    states(0, ends[0], 2 * PAGE)
+    assert torch.equal(states(2, ends[1], 2 * PAGE), states(1, ends[1], 2 * PAGE))
+    assert torch.equal(cache.pages[:, :, list(cache.pages_at(2)[:2])], before)
+    for slot in range(3):
+        cache.close(slot)
+    assert cache.pool.free == cache.pool.count

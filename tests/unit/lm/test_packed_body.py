@@ -17,8 +17,9 @@ from transformers import (
 
 from helpers.utterances import LAYOUT
 from sheen.lm.cpu_kernels import PackedBody, PackedLinear, pack_linears
-from sheen.lm.kv_cache import CacheShape, Rows, SlotCache, Span
+from sheen.lm.kv_cache import CacheShape, PagedCache
 from sheen.lm.model import SpeechLM
+from sheen.lm.slot_attention import Rows, Span
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 160,
@@ -62,7 +63,9 @@ def base(config: Any) -> PreTrainedModel:
 
 def pass_over_slots(model: SpeechLM) -> list[torch.Tensor]:
     """Two prompts, a prompt's second chunk beside a token of the other, and tokens alone."""
-    cache = SlotCache(CacheShape.of(model.lm), 3, 100, torch.device("cpu"))
+    cache = PagedCache(CacheShape.of(model.lm), 3, 100, 6, torch.device("cpu"))
+    cache.open(0, 100)
+    cache.open(2, 100)
     ids = torch.randperm(140, generator=torch.Generator().manual_seed(1))
     found = []
     for spans in (
@@ -71,12 +74,12 @@ def pass_over_slots(model: SpeechLM) -> list[torch.Tensor]:
         [Span(2, 35, 1), Span(0, 9, 1)],
         [Span(2, 36, 1)],
     ):
-        slots = torch.tensor([span.slot for span in spans for _ in range(span.count)])
         places = torch.cat([torch.arange(s.start, s.start + s.count) for s in spans])
-        rows = Rows(cache, cache.first(slots) + places[:, None], spans)
+        kept = [row for s in spans for row in cache.rows(s.slot, s.start, s.count)]
+        rows = Rows(cache, torch.tensor(kept)[:, None] + cache.heads, spans)
         with torch.inference_mode():
-            found.append(model.slot_states(ids[: len(slots)], places, rows))
-        ids = ids[len(slots) :]
+            found.append(model.slot_states(ids[: len(kept)], places, rows))
+        ids = ids[len(kept) :]
     return found
 
 

@@ -1,0 +1,178 @@
+"""Attention over the KV cache: what transformers calls in generation.
+
+Owns the attention function: each row of a step attends to its own slot, up to itself. On a CPU that
+is one call per slot over the slot's own length, so that no shape, and hence no rounding, depends on
+what else is in the step; on a GPU it is one call over all slots, or as many as a copy of their
+pages has room for, cut at a common length. Refuses attention arguments that it does not compute.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from sheen.lm.attention import BEYOND
+from sheen.lm.kv_cache import Cut, PagedCache
+
+SLOTTED = "sheen_slots"
+"""The name under which transformers knows `slot_attention`."""
+GATHERED_BYTES = 1 << 28
+"""What the pages of slots that are attended together take at most, besides the cache."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """`count` rows of a step that stand at a slot's positions from `start` on."""
+
+    slot: int
+    start: int
+    count: int
+
+
+@dataclass
+class Rows:
+    """The rows `[T]` of a step. `index` `[T, 2 * kv_heads]` says where the cache keeps them.
+
+    Either `spans` name them in order (rows after the last span belong to nobody), or, with
+    `length`, row s is slot s at `positions[s]`, which is below `length`, and `tables` `[slots,
+    pages]` are the pages of so many positions.
+    """
+
+    cache: PagedCache
+    index: Tensor
+    spans: Sequence[Span] = field(default_factory=list)
+    positions: Tensor | None = None
+    tables: Tensor | None = None
+    length: int = 0
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _cuts: list[Cut] = field(default_factory=list)
+
+    def cuts(self) -> list[Cut]:
+        """What the spans see of the cache, one by one: see `PagedCache.cut`."""
+        if not self._cuts:
+            ends = ((span.slot, span.start + span.count) for span in self.spans)
+            self._cuts = [self.cache.cut(slot, end) for slot, end in ends]
+        return self._cuts
+
+    def mask(self, window: int | None) -> Tensor:
+        """`[slots, 1, 1, length]`: what each slot's row sees. The same for all layers."""
+        if window not in self._masks:
+            assert self.positions is not None
+            at = torch.arange(self.length, device=self.positions.device)
+            own = self.positions[:, None]
+            seen = at <= own
+            if window is not None:
+                seen &= at > own - window
+            self._masks[window] = seen[:, None, None]
+        return self._masks[window]
+
+
+def slot_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    rows: Rows,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature; `query` `[1, heads, T, d]`, the result `[1, T, heads, d]`.
+
+    `key` and `value` may have fewer heads, and are kept in the cache first. Raises ValueError for
+    what is not computed here.
+    """
+    if unknown := [name for name in BEYOND if others.get(name) is not None]:
+        raise ValueError(f"the base's attention has {unknown[0]!r}; the engine's knows none")
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    heads = torch.cat((key.transpose(1, 2), value.transpose(1, 2)), 2)[0]
+    heads = heads.to(rows.cache.shape.dtype)
+    own = query[0].transpose(0, 1).to(rows.cache.shape.dtype)
+    rows.cache.write(layer, rows.index, heads)
+    return attend(own, rows, layer, scaling, sliding_window)[None], None
+
+
+def attend(
+    query: Tensor, rows: Rows, layer: int, scaling: float | None, window: int | None
+) -> Tensor:
+    """Attention `[T, heads, d]` of a step's rows `[T, heads, d]` to what the cache holds."""
+    way = _all_slots if rows.length else _slot_by_slot
+    return way(query, rows, layer, scaling, window)
+
+
+def _all_slots(
+    query: Tensor, rows: Rows, layer: int, scaling: float | None, window: int | None
+) -> Tensor:
+    cache, tables, length = rows.cache, rows.tables, rows.length
+    assert tables is not None
+    count, _, width = query.shape
+    # A group of heads that share keys becomes a query of several rows: nothing is repeated.
+    grouped = query.reshape(count, cache.shape.kv_heads, -1, width)
+    pages = cache.pages[2 * layer : 2 * layer + 2].flatten(0, 1)
+    each = len(pages) * length * width * pages.element_size()
+    together = max(1, GATHERED_BYTES // each)
+    parts = (part.split(together) for part in (grouped, tables, rows.mask(window)))
+    outs = []
+    for queries, table, mask in zip(*parts, strict=True):
+        copy = pages.index_select(1, table.flatten())
+        keys, values = copy.view(2, -1, len(queries), length, width).transpose(1, 2).unbind()
+        outs.append(F.scaled_dot_product_attention(queries, keys, values, mask, scale=scaling))
+    return (outs[0] if len(outs) == 1 else torch.cat(outs)).reshape(query.shape)
+
+
+def _slot_by_slot(
+    query: Tensor, rows: Rows, layer: int, scaling: float | None, window: int | None
+) -> Tensor:
+    total, heads, width = query.shape
+    kv_heads = rows.cache.shape.kv_heads
+    shape = (kv_heads, heads // kv_heads, width)
+    # Every call counts: there is a round of them for each slot and layer.
+    by_row = query.view(total, *shape)
+    singles = by_row.split(1) if total == len(rows.spans) else ()
+    outs, row = [], 0
+    for span, cut in zip(rows.spans, rows.cuts(), strict=True):
+        keys, values = cut[2 * layer], cut[2 * layer + 1]
+        end = span.start + span.count
+        if span.count == 1:
+            if window is not None and window < end:
+                keys, values = keys[:, :, -window:], values[:, :, -window:]
+            out = F.scaled_dot_product_attention(
+                singles[row] if singles else by_row.narrow(0, row, 1), keys, values, scale=scaling
+            )
+            outs.append(out)
+        else:
+            mask = None
+            if span.start or (window is not None and span.count > window):
+                mask = _causal(span, window, query.device)
+            out = F.scaled_dot_product_attention(
+                query[row : row + span.count].transpose(0, 1)[None],
+                keys,
+                values,
+                mask,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=True,
+            )
+            outs.append(out[0].transpose(0, 1).reshape(span.count, *shape))
+        row += span.count
+    if row < total:
+        outs.append(query.new_zeros(total - row, *shape))
+    return (outs[0] if len(outs) == 1 else torch.cat(outs)).reshape(query.shape)
+
+
+def _causal(span: Span, window: int | None, device: torch.device) -> Tensor:
+    """`[count, start + count]`: what the rows of a later chunk of a prompt see."""
+    at = torch.arange(span.start + span.count, device=device)
+    own = at[span.start :, None]
+    seen = at <= own
+    return seen if window is None else seen & (at > own - window)
+
+
+AttentionInterface.register(SLOTTED, slot_attention)
