@@ -1,4 +1,4 @@
-"""Subtitles, .srt and .vtt: their cues, and whether they are in step with the sound.
+"""Subtitles, .srt and .vtt: their cues.
 
 Owns what of a cue is spoken: no markup, no notes on sounds, no line that is only shown on. Package
 pysubs2 reads the two formats. Cues say when a text is to be read, not when it is spoken: they place
@@ -12,17 +12,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sheen.data.schema import iter_lines
 
 SUFFIXES = (".srt", ".vtt")
 INSTALL = "pip install 'sheen[subtitles]'"
-RATES = (1.0, 25 / 23.976, 23.976 / 25, 24 / 23.976, 23.976 / 24, 25 / 24, 24 / 25)
-"""What subtitles' seconds are multiplied by that were made for a film at another frame rate."""
-STEP_S = 0.5
-"""Nine words in ten must be nearer to their cue's time, once it is shifted."""
 
 _SPEAKER = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
 _TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
@@ -92,31 +85,3 @@ def _repeated(before: Sequence[str], now: Sequence[str]) -> int:
 def joined_text(cues: Sequence[Cue]) -> str:
     """The text of all cues: a sentence may go on over several."""
     return " ".join(cue.text for cue in cues)
-
-
-@dataclass(frozen=True)
-class Step:
-    """Seconds of the sound are `rate` times those of the subtitles, and `shift_s` more."""
-
-    rate: float
-    shift_s: float
-    error_s: float
-    """What nine words in ten are off by at most, once shifted."""
-
-    @property
-    def in_step(self) -> bool:
-        return self.error_s <= STEP_S
-
-
-def find_step(cue_s: NDArray[np.float64], heard_s: NDArray[np.float64]) -> Step:
-    """By words that are in both: when the cue has each, and when it was heard, `[n]`, n >= 1.
-
-    Of RATES the one that explains them best; the median shift, so that some wrong words do nothing.
-    """
-    steps = []
-    for rate in RATES:
-        shifts = heard_s - rate * cue_s
-        shift = float(np.median(shifts))
-        error = float(np.percentile(np.abs(shifts - shift), 90))
-        steps.append(Step(rate, shift, error))
-    return min(steps, key=lambda step: step.error_s)

@@ -1,11 +1,11 @@
 """Whether a text is what a recording speaks: its character error rate against an ASR's transcript.
 
-Owns the limits, the two verdicts that are not good, and the order in which a person looks at them.
+Owns the limits and the two verdicts that are not good.
 A text is refused that is another recording's, and doubtful where an ASR's error or a slip of the
 text would look alike. What both sides go through first is `sheen.scoring.wer`'s. Hears nothing.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,19 +72,6 @@ def check_text(
         f"CER {cer:.2f}, above {most:g}: the text is {text!r}, what was heard is {transcript!r}"
     )
     return TextCheck(verdict, cer, detail)
-
-
-def worst_first(checks: Iterable[tuple[str, TextCheck]]) -> list[str]:
-    """The ids of what a person should look at: refused and doubtful, the higher CER the earlier,
-    and before all that of which nothing was heard."""
-    looked = [(name, check) for name, check in checks if check.verdict != "good"]
-    order = {"refused": 0, "doubtful": 1}
-
-    def key(item: tuple[str, TextCheck]) -> tuple[int, bool, float, str]:
-        name, check = item
-        return order[check.verdict], check.cer is not None, -(check.cer or 0.0), name
-
-    return [name for name, _ in sorted(looked, key=key)]
 
 
 def _is_short(text: str) -> bool:

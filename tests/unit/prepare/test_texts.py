@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sheen.prepare.texts import TextLimits, check_text, worst_first
+from sheen.prepare.texts import TextLimits, check_text
 from sheen.scoring.wer import normalise_english
 
 DEMO = Path(__file__).parents[3] / "examples" / "english" / "demo"
@@ -68,15 +68,3 @@ def test_other_limits_are_kept() -> None:
     assert check_text(text, heard, TextLimits(1.0, 1.0)).verdict == "good"
     with pytest.raises(ValueError, match=r"must be from 0 to that of refused ones, 0\.1"):
         TextLimits(0.1, 0.2)
-
-
-def test_a_person_sees_the_worst_first() -> None:
-    pairs = {
-        "a good one": ("three four five", "three four five"),
-        "half": ("three four five six", "three for fire sick"),
-        "other": ("three four five six", "nothing of the kind"),
-        "silent": ("three four five six", ""),
-    }
-    checks = [(name, check_text(*pair, LIMITS)) for name, pair in pairs.items()]
-    assert worst_first(checks) == ["silent", "other", "half"]
-    assert worst_first(reversed(checks)) == ["silent", "other", "half"]
