@@ -57,7 +57,7 @@ class ClipReader:
         audio = self._opened(row)
         started = time.perf_counter()
         try:
-            with _reasons():
+            with reasons():
                 return _cut(audio, row["start"] or 0.0, row["end"], strict)
         except ClipError as error:
             if error.reason == "not read":
@@ -68,10 +68,10 @@ class ClipReader:
 
     def _whole(self, row: Mapping[str, Any]) -> tuple[Samples, int]:
         started = time.perf_counter()
-        with _reasons():
+        with reasons():
             data = self._recordings.read(row)
             self.read_s = time.perf_counter() - started
-            _refuse_pointer(data)
+            refuse_pointer(data)
             started = time.perf_counter()
             try:
                 return io.decode(data)
@@ -87,9 +87,9 @@ class ClipReader:
         if self._audio is None:
             started = time.perf_counter()
             try:
-                with _reasons():
+                with reasons():
                     self._file = self._recordings.open(row)
-                    _refuse_pointer(self._file.read(len(files.LFS_POINTER)))
+                    refuse_pointer(self._file.read(len(files.LFS_POINTER)))
                     self._audio = AudioFile(self._file)
             except ClipError as error:
                 self._fault = error
@@ -122,7 +122,8 @@ def _cut(audio: AudioFile, start: float, end: float | None, strict: bool) -> tup
 
 
 @contextmanager
-def _reasons() -> Iterator[None]:
+def reasons() -> Iterator[None]:
+    """Turns what opening and reading a recording raises into ClipError."""
     try:
         yield
     except FileNotFoundError:
@@ -133,6 +134,7 @@ def _reasons() -> Iterator[None]:
         raise ClipError("not read", str(error)) from error
 
 
-def _refuse_pointer(data: bytes) -> None:
+def refuse_pointer(data: bytes) -> None:
+    """`data`: a recording's first bytes, LFS_POINTER's length at least. Raises ClipError."""
     if data.startswith(files.LFS_POINTER):
         raise ClipError("missing", "a Git LFS pointer, not the recording: run `git lfs pull`")

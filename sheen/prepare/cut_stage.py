@@ -12,6 +12,7 @@ import pyarrow as pa
 from sheen import blocks
 from sheen.audio.io import AudioError
 from sheen.audio.stream import AudioFile
+from sheen.data.clips import ClipError, reasons, refuse_pointer
 from sheen.data.recordings import RecordingReader
 from sheen.prepare.cutting import CutSettings, LevelMeter, cut
 from sheen.prepare.decoding import WHOLE, resample_blocks
@@ -46,12 +47,9 @@ def _cut(row: dict[str, object], settings: CutSettings) -> dict[str, object]:
     row = dict.fromkeys(CUT_SCHEMA.names) | row
     if row["reason"] is None:
         try:
-            row |= cut_source(str(row["audio"]), settings)
-        except FileNotFoundError:
-            row |= {"reason": "missing", "detail": "no such recording"}
-        except OSError as error:
-            row |= {"reason": "not read", "detail": str(error)}
-        except AudioError as error:
+            with reasons():
+                row |= cut_source(str(row["audio"]), settings)
+        except ClipError as error:
             row |= {"reason": error.reason, "detail": str(error)}
     return row
 
@@ -63,8 +61,7 @@ def cut_source(location: str, settings: CutSettings) -> dict[str, object]:
     levels, probabilities = [], []
     count, fault = 0, None
     with RecordingReader().open({"audio": location, **WHOLE}) as file:
-        if file.read(len(files.LFS_POINTER)) == files.LFS_POINTER:
-            raise AudioError("missing", "a Git LFS pointer, not the recording: run `git lfs pull`")
+        refuse_pointer(file.read(len(files.LFS_POINTER)))
         with AudioFile(file) as audio:
             try:
                 for samples in resample_blocks(audio.blocks(), audio.rate, RATE):

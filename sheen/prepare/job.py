@@ -98,11 +98,11 @@ def run(config: PrepareConfig) -> Row:
     examples = _examples(config)
     with output_lock(output):
         prepare_output(output, config, planned.sources.sources)
-        cuts = SOURCE_SCHEMA.empty_table()
+        sources: list[Row] = []
         segments = planned.segments
         if segments is None:
-            cuts = _cut(planned.sources, config, output)
-            segments = plan_segments(cuts, config.cut_settings)
+            sources = _cut(planned.sources, config, output).to_pylist()
+            segments = plan_segments(sources, config.cut_settings)
         found = _transcribe(segments, config, output)
         # As lists of numbers, the embeddings of a large input would not fit into memory.
         transcripts = found.drop_columns(["embedding"]).to_pylist()
@@ -110,7 +110,7 @@ def run(config: PrepareConfig) -> Row:
         for row, given in zip(transcripts, segments.table["given"].to_pylist(), strict=True):
             row["given"] = given
         give_texts(transcripts, planned.texts)
-        rows = judge_rows(cuts, segments, transcripts, judgement)
+        rows = judge_rows(sources, segments, transcripts, judgement)
         corrections = merge_corrections(output, config.corrections)
         apply_corrections(rows, corrections)
         if corrections:
@@ -123,7 +123,7 @@ def run(config: PrepareConfig) -> Row:
         if config.segments == "files":
             _connect()
             export_segments(output, [row for row in rows if row["reason"] is None])
-        return _write_report(output, config, planned, cuts.to_pylist(), rows, transcripts)
+        return _write_report(output, config, planned, sources, rows, transcripts)
 
 
 @dataclass(frozen=True)

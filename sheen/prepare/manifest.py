@@ -5,7 +5,7 @@ the ASR heard. Every segment becomes one row, and so does a recording of which n
 Refuses nothing itself: the reasons are `sheen.prepare.refusals`', `texts`' and `quality`'s.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -56,12 +56,12 @@ class Judgement:
     normaliser: Callable[[str], str]
 
 
-def plan_segments(cuts: pa.Table, settings: CutSettings) -> Segments:
-    """The segments of all sources, their keys numbered through."""
+def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
+    """The segments of all sources, rows of CUT_SCHEMA, their keys numbered through."""
     good: list[Row] = []
     refused: list[Row] = []
     key = 0
-    for source in cuts.to_pylist():
+    for source in sources:
         found = [Segment(**segment) for segment in source["segments"] or ()]
         longest = sorted(found, key=lambda segment: -segment.speech)[:LANGUAGE_CHECKS]
         for segment in found:
@@ -91,10 +91,10 @@ def give_texts(transcripts: list[Row], texts: Mapping[str, str]) -> None:
 
 
 def judge_rows(
-    cuts: pa.Table, segments: Segments, transcripts: list[Row], judgement: Judgement
+    sources: Sequence[Row], segments: Segments, transcripts: list[Row], judgement: Judgement
 ) -> list[Row]:
     """A row for every segment, in the order of the input; `reason` is None where it is kept."""
-    groups: dict[str, list[Row]] = {source["audio"]: [] for source in cuts.to_pylist()}
+    groups: dict[str, list[Row]] = {source["audio"]: [] for source in sources}
     for row in segments.refused:
         groups.setdefault(row["audio"], []).append(_row(row))
     languages = languages_of(
@@ -108,7 +108,7 @@ def judge_rows(
             fault = language_fault(row["language"], languages.get(row["audio"]), judgement.language)
             shown |= _because(fault or _fault(row, shown, judgement))
         groups.setdefault(row["audio"], []).append(shown)
-    for source in cuts.to_pylist():
+    for source in sources:
         if source["reason"]:
             whole = {"id": source["name"], "audio": source["audio"], "start": 0.0}
             whole |= {"end": source["seconds"], "reason": source["reason"]}

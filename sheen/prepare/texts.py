@@ -1,8 +1,8 @@
 """Whether a text is what a recording speaks: its character error rate against an ASR's transcript.
 
-Owns the limits and the two verdicts that are not good.
-A text is refused that is another recording's, and doubtful where an ASR's error or a slip of the
-text would look alike. What both sides go through first is `sheen.scoring.wer`'s. Hears nothing.
+Owns the limits and the two verdicts that are not good. A text is refused that is another
+recording's, and doubtful where an ASR's error or a slip of the text would look alike. What both
+sides go through first is `sheen.scoring.wer`'s. Hears nothing.
 """
 
 from collections.abc import Callable

@@ -10,9 +10,11 @@ import soundfile
 from helpers.example import clips_of
 from sheen.audio.io import decode, decode_audio, resampled
 from sheen.audio.stream import AudioFile
-from sheen.prepare.cut_stage import cut_source
+from sheen.data.clips import ClipError, ClipReader
+from sheen.prepare.cut_stage import _cut, cut_source
 from sheen.prepare.cutting import CutSettings
-from sheen.prepare.decoding import read_rows, resample_blocks
+from sheen.prepare.decoding import WHOLE, read_rows, resample_blocks
+from sheen.storage.files import LFS_POINTER
 
 RATE = 16_000
 
@@ -59,3 +61,16 @@ def test_of_a_damaged_recording_what_stands_before_the_fault_is_used(tmp_path: P
     found = cut_source(str(path), CutSettings())
     assert 0.4 * seconds < float(str(found["seconds"])) < 0.8 * seconds
     assert found["segments"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no audio at all", LFS_POINTER + b"v1\n"])
+def test_what_cannot_be_read_has_the_reason_that_encoding_gives(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "one.wav"
+    if content is not None:
+        path.write_bytes(content)
+    found = _cut({"key": 0, "audio": str(path), "name": "one"}, CutSettings())
+    with pytest.raises(ClipError) as raised:
+        ClipReader().read({"audio": str(path), "start": 0.0, "end": 1.0, **WHOLE})
+    assert (found["reason"], found["detail"]) == (raised.value.reason, str(raised.value))

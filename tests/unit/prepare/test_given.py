@@ -9,7 +9,7 @@ import pytest
 from helpers.example import DEMO
 from sheen.prepare.given import is_corpus, plan_corpus
 from sheen.prepare.manifest import NOT_IN_TEXT, Judgement, give_texts, judge_rows
-from sheen.prepare.output import SOURCE_SCHEMA, TRANSCRIPT_SCHEMA
+from sheen.prepare.output import TRANSCRIPT_SCHEMA
 from sheen.prepare.quality import QualityLimits
 from sheen.prepare.refusals import Limits
 from sheen.prepare.texts import REASON, TextLimits
@@ -47,7 +47,7 @@ def test_of_a_corpus_the_texts_that_are_not_spoken_are_refused(tmp_path: Path) -
         "at five thirty pm smith's three cats left", "nobody expects a bill today", "thank you all",
     )  # fmt: skip
     transcripts = [heard(*pair) for pair in zip(segments.table.to_pylist(), said, strict=True)]
-    rows = judge_rows(SOURCE_SCHEMA.empty_table(), segments, transcripts, JUDGEMENT)
+    rows = judge_rows([], segments, transcripts, JUDGEMENT)
     found = {row["id"]: row for row in rows}
     assert {name: row["reason"] for name, row in found.items()} == {
         "gone": "missing", "right": None, "wrong": REASON, "none": None,
@@ -78,7 +78,7 @@ def test_segments_of_a_recording_get_what_they_speak_of_its_text() -> None:
     transcripts.append(heard({"id": "other", "audio": "/b.mp3"}, "Nobody knows."))
     give_texts(transcripts, {"/a.mp3": book})
     segments = plan_corpus([str(DEMO / "heart.jsonl")])
-    rows = judge_rows(SOURCE_SCHEMA.empty_table(), segments, transcripts, JUDGEMENT)
+    rows = judge_rows([], segments, transcripts, JUDGEMENT)
     assert [(row["text"], row["reason"]) for row in rows] == [
         (said[0], NOT_IN_TEXT),
         ("“Nobody knows,” said the old man: it was late.", None),
