@@ -35,7 +35,7 @@ from sheen.serve.request_log import (
     listen,
     record_of,
 )
-from sheen.serve.responses import EVENT_STREAM, streamed, whole
+from sheen.serve.responses import EVENT_STREAM, SPEECH_HEADERS, streamed, whole
 from sheen.serve.schema import (
     AudioModels,
     Model,
@@ -245,6 +245,7 @@ class SpeechService:
             200: {
                 "description": "the audio, or its events",
                 "content": {media: {} for media in [*MEDIA_TYPES.values(), EVENT_STREAM]},
+                "headers": SPEECH_HEADERS,
             },
             **documented(400, 401, 408, 413, 415, 429, 500, 503),
         },

@@ -110,6 +110,18 @@ def event(kind: str, **fields: Any) -> bytes:
 
 
 EVENT_STREAM = "text/event-stream"
+FINISH_REASON = "X-Finish-Reason"
+"""Header of a whole answer: how it ended. A stream's headers are sent before anybody knows."""
+SAMPLE_RATE = "x-sample-rate"
+SPEECH_HEADERS: dict[str, dict[str, Any]] = {
+    SAMPLE_RATE: {"description": "Hz, of the audio", "schema": {"type": "integer"}},
+    FINISH_REASON: {
+        "description": "with `stream: false`. stop: the model ended every chunk; length: a chunk "
+        "met its budget",
+        "schema": {"enum": ["stop", "length"]},
+    },
+}
+"""As OpenAPI documents them."""
 
 
 async def rendered(utterance: Utterance, record: RequestRecord) -> AsyncIterator[bytes]:
@@ -145,11 +157,22 @@ async def _made(utterance: Utterance, record: RequestRecord) -> AsyncIterator[by
         raise
 
 
+def finish_reason(record: RequestRecord) -> str:
+    """Of speech that is whole: `length` if a chunk of it met its budget. What is said of a text
+    without a word is `stop`."""
+    return record.finish_reason or "stop"
+
+
 def usage(record: RequestRecord) -> Usage:
     total = record.input_tokens + record.output_tokens
     return Usage(
         input_tokens=record.input_tokens, output_tokens=record.output_tokens, total_tokens=total
     )
+
+
+def ending(record: RequestRecord) -> dict[str, Any]:
+    """What the last event of whole speech tells."""
+    return {"finish_reason": finish_reason(record), "usage": usage(record).model_dump()}
 
 
 async def streamed(
@@ -170,12 +193,13 @@ async def whole(utterance: Utterance, record: RequestRecord, timeout_s: float) -
     async for chunk in chunks:
         body += chunk
     media = MEDIA_TYPES[record.audio_format]
-    return Response(bytes(body), media_type=media, headers=_headers(utterance))
+    headers = {**_headers(utterance), FINISH_REASON: finish_reason(record)}
+    return Response(bytes(body), media_type=media, headers=headers)
 
 
 def _headers(utterance: Utterance) -> dict[str, str]:
     return {
-        "x-sample-rate": str(utterance.renderer.sample_rate),
+        SAMPLE_RATE: str(utterance.renderer.sample_rate),
         "Cache-Control": "no-store",
         # nginx would otherwise collect the stream before it passes it on.
         "X-Accel-Buffering": "no",
@@ -216,4 +240,4 @@ async def _events(
         known = error if isinstance(error, APIError) else unforeseen(error)
         yield event("speech.audio.error", **known.body())
         raise  # some clients know no error event: they must see the answer cut off
-    yield event("speech.audio.done", usage=usage(record).model_dump())
+    yield event("speech.audio.done", **ending(record))

@@ -26,7 +26,7 @@ from sheen.serve.backend import Backend
 from sheen.serve.config import Limits
 from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.request_log import close_record, open_record, refused
-from sheen.serve.responses import rendered, usage
+from sheen.serve.responses import ending, rendered
 from sheen.serve.schema import Cancel, End, SpeechSettings, Start, Text
 from sheen.text.segmentation import SentenceStream
 
@@ -95,8 +95,7 @@ class SocketUtterance:
             async for data in rendered(self._utterance, self._record):
                 await self._socket.send_bytes(data)
                 self._active = time.monotonic()
-            done = usage(self._record).model_dump()
-            await self._socket.send_json({"type": "speech.audio.done", "usage": done})
+            await self._socket.send_json({"type": "speech.audio.done", **ending(self._record)})
         except WebSocketDisconnect:
             pass  # who receives on this socket hears of it too
         except Exception as error:

@@ -1,0 +1,42 @@
+"""The speech routes without Ray Serve: real answers, error handlers and log, around a backend."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import openai
+from fastapi import FastAPI, Request, Response
+from starlette.testclient import TestClient
+
+from sheen.serve.app import answer
+from sheen.serve.backend import Backend
+from sheen.serve.errors import install_error_handlers
+from sheen.serve.request_log import RequestLogMiddleware, record_of
+from sheen.serve.schema import SpeechRequest
+
+WAIT_S = 600
+
+
+def speech_app(backend: Backend) -> FastAPI:
+    app = FastAPI()
+    install_error_handlers(app)
+    app.add_middleware(RequestLogMiddleware)
+
+    @app.post("/v1/audio/speech")
+    async def speech(body: SpeechRequest, request: Request) -> Response:
+        return await answer(backend, body, record_of(request), WAIT_S)
+
+    return app
+
+
+@contextmanager
+def asking(backend: Backend) -> Iterator[TestClient]:
+    """A client of `speech_app`."""
+    with TestClient(speech_app(backend), raise_server_exceptions=False) as client:
+        yield client
+
+
+def openai_client(client: TestClient) -> openai.OpenAI:
+    """The official client, unmodified but for its transport."""
+    return openai.OpenAI(
+        base_url=f"{client.base_url}/v1", api_key="none", max_retries=0, http_client=client
+    )
