@@ -14,6 +14,7 @@ import torch
 from acceptance.bench import Bench
 from acceptance.models import reference_codec, reference_lm, reference_prompts
 from sheen.audio.samples import Samples
+from sheen.engine.decode_step import attention_lengths
 from sheen.engine.engine import Engine
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import EngineBusy, Finished, Request
@@ -153,6 +154,14 @@ def check(bench: Bench) -> None:
         passed=bench.judged(stall <= STALL_S),
     )
     bench.row("graphs captured during service", made, "graphs", expected="0", passed=made == 0)
+    lengths = len(attention_lengths(engine.max_seq_len))
+    bench.row(
+        "graphs captured before it",
+        graphs,
+        "graphs",
+        expected=f"{lengths}, one per attention length",
+        passed=bench.judged(graphs == lengths),
+    )
 
 
 def _refused(speak: Any) -> bool:

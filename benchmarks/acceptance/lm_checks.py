@@ -160,18 +160,18 @@ class _Calls:
     """In a graph's place: the calls that it was captured from."""
 
     step: Any
-    key: tuple[Any, ...]
+    length: int
 
     @torch.inference_mode()
     def replay(self) -> None:
-        self.step._compute(*self.key)
+        self.step._compute(self.length)
 
 
 def replay_eagerly(generator: TokenGenerator) -> None:
     """Replace the captured graphs; on a CPU there are none."""
     step: Any = generator._decode_step
     if step is not None:
-        step._graphs = {key: _Calls(step, key) for key in step._graphs}
+        step._graphs = {length: _Calls(step, length) for length in step._graphs}
 
 
 def _widest_gap(

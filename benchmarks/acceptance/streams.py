@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from listener import Listener
 
 from acceptance.bench import Bench, percentile
@@ -20,9 +21,10 @@ from acceptance.models import published_codec, serving_lm
 from sheen.audio.samples import Samples
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
+from sheen.engine.memory import plan_reserve
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import Finished, Request
-from sheen.lm.kv_cache import SHARE, CacheShape, free_memory, pages_of
+from sheen.lm.kv_cache import SHARE, CacheShape, arena_bytes, free_memory, pages_of
 from sheen.lm.model import SpeechLM
 
 TEXT = 40
@@ -130,6 +132,7 @@ def _serve(bench: Bench, model: SpeechLM, codec: Codec, load: Load) -> bool:
 
 def _run(bench: Bench, model: SpeechLM, codec: Codec, load: Load) -> bool:
     slots = math.ceil(SLACK * load.listeners)
+    free = free_memory(bench.device) if bench.on_gpu else 0
     engine = Engine(
         model,
         codec,
@@ -147,6 +150,7 @@ def _run(bench: Bench, model: SpeechLM, codec: Codec, load: Load) -> bool:
         sinks = _arrive(engine, model, codec, count, load.frames, load.arrivals_s)
         seconds = time.monotonic() - started
         fill = engine.metrics()["batch_fill"]
+        _beside(bench, model, codec, engine, free)
     finally:
         engine.close()
     audible = [sink.waited for sink in sinks]
@@ -169,6 +173,25 @@ def _run(bench: Bench, model: SpeechLM, codec: Codec, load: Load) -> bool:
         held=held,
     )
     return held
+
+
+def _beside(bench: Bench, model: SpeechLM, codec: Codec, engine: Engine, free: int) -> None:
+    """What the engine took beside its cache, of memory that was free before it was there."""
+    reserve = plan_reserve(model, codec, engine.slots, engine.max_seq_len, 1)
+    taken = 0
+    if bench.on_gpu:
+        # What torch keeps without a use, was used by a step or a window once.
+        left, _ = torch.cuda.mem_get_info(bench.device)
+        cache = arena_bytes(CacheShape.of(model.lm), int(engine.metrics()["pages"]))
+        taken = free - left - cache
+    bench.row(
+        f"memory beside the KV cache, {engine.slots} slots",
+        taken / 1e9,
+        "GB",
+        expected=f"<= {reserve.total / 1e9:.2f}, as is kept free for it",
+        passed=bench.judged(taken <= reserve.total),
+        estimate={name: value / 1e9 for name, value in vars(reserve).items()},
+    )
 
 
 def _arrive(

@@ -71,6 +71,12 @@ class WindowCodec(abc.ABC):
             factor *= rate
             reach += 39 / factor
         self._reach_after = math.ceil(reach + 3 / factor)
+        rates = [1, *model.decoder_rates]
+        self.widest = max(
+            math.ceil((model.decoder_dim >> layer) * math.prod(rates[: layer + 1]) / self.hop)
+            for layer in range(len(rates))
+        )
+        """Values of the decoder's widest activation for each sample of audio."""
 
     def alive(self) -> bool:
         """Whether `decode` can still be answered."""

@@ -3,9 +3,9 @@
 Owns the slot grammar on the device, in two shapes. `LevelHeads` takes any rows of a step and
 computes each level's rows of the head for those that are at that level: what a CPU does, and a GPU
 for prompts. `DecodeStep` is a decode step over all slots in static shapes, so that a GPU can
-capture it as a CUDA graph: it owns the captured graphs, one per attention length and set of
-sampling features, and their input buffers. The host sends one small table per step; which rows of
-the head a slot may use is looked up on the device. On a CPU the same code runs without a graph,
+capture it as a CUDA graph: it owns the captured graphs, one per attention length, and their
+input buffers. The host sends one small table per step; which rows of the head a slot may use, and
+how its request samples, is looked up on the device. On a CPU the same code runs without a graph,
 which is how it is tested.
 """
 
@@ -28,10 +28,9 @@ MIN_LENGTH = 256
 IDLE = -1
 """The position of a slot at which nothing runs."""
 
-PLAIN = Needs(draws=True, likeliest=False, penalties=False)
-GENERAL = Needs(draws=True, likeliest=True, penalties=True)
-"""What is captured: the common settings, and all of them. What a request does not ask for leaves
-its tokens as they are."""
+ALL_NEEDS = Needs(draws=True, likeliest=True, penalties=True)
+"""What is captured: what a request does not ask for leaves its tokens as they are, to the bit, and
+is a hundredth of a step's kernels."""
 
 
 def attention_lengths(capacity: int) -> list[int]:
@@ -153,56 +152,54 @@ class DecodeStep:
         bases = [layout.level_base(level) - 1 for level, _ in layout.slots]
         self._bases = torch.tensor(bases, device=device)
         self._columns = torch.arange(layout.codebook_size + 1, device=device)
-        self._graphs: dict[tuple[int, Needs], torch.cuda.CUDAGraph] = {}
-        self._pool: Any = None
-        """The memory that all graphs compute in: none of them leaves anything there for another."""
+        self._captures = tokens.is_cuda
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def run(self, requests: Mapping[int, tuple[int, int, int]]) -> None:
         """One token for each request: by slot its position, its step, when it may end first."""
         rows = [requests.get(slot, (IDLE, 0, 0)) for slot in range(self._cache.slots)]
         table = torch.tensor(rows, dtype=torch.long).T.contiguous()
-        on_gpu = self._tokens.is_cuda
-        if on_gpu:
+        if self._captures:
             self.capture_all()
             table = table.pin_memory()
         self._table.copy_(table, non_blocking=True)
         longest = 1 + max(position for position, _, _ in requests.values())
         length = next(cut for cut in self._lengths if cut >= longest)
-        needs = PLAIN if self._sampler.needs(requests) == PLAIN else GENERAL
-        if on_gpu:
-            self._graphs[length, needs].replay()
+        if self._captures:
+            self._graphs[length].replay()
         else:
-            self._compute(length, needs)
+            self._compute(length)
 
     def capture_all(self) -> None:
         """Capture every graph, unless that was done: never while requests run, so that none of them
         waits for it, and none is computed more than once."""
-        if self._tokens.is_cuda and not self._graphs:
-            self.idle()
-            for length in self._lengths:
-                for needs in (PLAIN, GENERAL):
-                    self._graphs[length, needs] = self._capture(length, needs)
+        if not self._captures or self._graphs:
+            return
+        self.idle()
+        # All on one stream, because cuBLAS keeps a workspace for each, and in one pool, in which
+        # none leaves anything for another: the longest first, so that the others fit into it.
+        stream = torch.cuda.Stream()
+        pool: Any = None
+        graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        stream.wait_stream(torch.cuda.current_stream())
+        for length in reversed(self._lengths):
+            with torch.cuda.stream(stream):
+                # What is set up lazily at the first calls cannot be captured.
+                for _ in range(2):
+                    self._compute(length)
+            graph = graphs[length] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                self._compute(length)
+            pool = graph.pool()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graphs = graphs
 
     def idle(self) -> None:
         """Let no slot run in the steps that follow, until `run`: they change nothing."""
         self._table[0].fill_(IDLE)
         self._table[1:].zero_()
 
-    def _capture(self, length: int, needs: Needs) -> torch.cuda.CUDAGraph:
-        # What is set up lazily at the first calls cannot be captured.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self._compute(length, needs)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            self._compute(length, needs)
-        self._pool = graph.pool()
-        return graph
-
-    def _compute(self, length: int, needs: Needs) -> None:
+    def _compute(self, length: int) -> None:
         positions, steps, minimum = self._table
         active = positions != IDLE
         seen = torch.where(active, positions, 0)
@@ -226,6 +223,6 @@ class DecodeStep:
         logits = all_rows.gather(1, bases[:, None] - layout.start_id + self._columns)
         may_end = (slots == 0) & (steps >= minimum)
         logits[:, 0] = torch.where(may_end, logits[:, 0], float("-inf"))
-        settings = self._sampler.settings_on_device(self._slots, needs)
+        settings = self._sampler.settings_on_device(self._slots, ALL_NEEDS)
         chosen = self._sampler.choose(logits, settings, steps, bases, active)
         self._tokens.copy_(torch.where(active, chosen, self._tokens))

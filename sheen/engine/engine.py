@@ -19,6 +19,7 @@ from sheen.audio.samples import SilenceTrim
 from sheen.codec.snac import WindowCodec
 from sheen.engine.audio_decoder import AudioStage, Stream
 from sheen.engine.generation import StepOutput, TokenGenerator
+from sheen.engine.memory import Reserve, plan_reserve
 from sheen.engine.scheduler import RequestQueue, Ticket
 from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder
 from sheen.engine.types import Counters, Finished, FinishReason, Playback, Request, Sink
@@ -69,10 +70,14 @@ class Engine:
             raise ValueError(f"slots {slots}: expected at least 1")
         longest = min(max_seq_len or model.max_positions, model.max_positions)
         shape, device = CacheShape.of(model.lm), model.head.device
-        pages = plan_pages(shape, slots, longest, device, cache_bytes)
+        reserve = None
+        if device.type == "cuda":
+            reserve = plan_reserve(model, codec, slots, longest, audio_threads)
+        kept = 0 if reserve is None else reserve.total
+        pages = plan_pages(shape, slots, longest, device, cache_bytes, kept)
         self.max_seq_len = min(longest, pages * PAGE)
         """Tokens of the longest request: the one asked for, or what the whole cache holds."""
-        _log_memory(shape, pages, slots, self.max_seq_len, typical_seq_len)
+        _log_memory(shape, pages, slots, self.max_seq_len, typical_seq_len, reserve)
         self.counters = Counters(slots)
         self._model, self._codec = model, codec
         self._noise, self._ramp, self._look_ahead = noise, tuple(ramp), look_ahead
@@ -273,18 +278,24 @@ class Engine:
 
 
 def _log_memory(
-    shape: CacheShape, pages: int, slots: int, max_seq_len: int, typical_seq_len: int | None
+    shape: CacheShape,
+    pages: int,
+    slots: int,
+    max_seq_len: int,
+    typical_seq_len: int | None,
+    reserve: Reserve | None,
 ) -> None:
     room = f"{pages // pages_of(max_seq_len)} of the longest ({max_seq_len} tokens)"
     if typical_seq_len is not None and typical_seq_len < max_seq_len:
         streams = pages // pages_of(typical_seq_len)
         room = f"{streams} streams of a typical length ({typical_seq_len} tokens), or {room}"
     logger.info(
-        "KV cache: %d + 1 pages of %d tokens of %s = %.1f MB; room for %s; %d slots",
+        "KV cache: %d + 1 pages of %d tokens of %s = %.1f MB; room for %s; %d slots%s",
         pages,
         PAGE,
         shape,
         arena_bytes(shape, pages) / 1e6,
         room,
         slots,
+        "" if reserve is None else f"; kept free beside it: {reserve}",
     )

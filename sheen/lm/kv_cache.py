@@ -20,8 +20,8 @@ from sheen.lm.pages import PagePool
 PAGE = 64
 """Tokens of a page."""
 SHARE = 0.9
-"""Of a GPU's free memory, what the cache takes by itself at most, as vLLM's: activations, captured
-graphs and the codec's windows need the rest."""
+"""Of a GPU's free memory, what the cache takes by itself at most, as vLLM's: estimates of what else
+is needed may be wrong."""
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,23 @@ def plan_pages(
     max_seq_len: int,
     device: torch.device,
     cache_bytes: int | None = None,
+    reserve: int = 0,
 ) -> int:
     """Pages of an arena for `slots` sequences of up to `max_seq_len` tokens.
 
     As many as fit `cache_bytes`; by default enough for the longest sequence at every slot, and on a
-    GPU no more than SHARE of what is free. Raises ValueError for memory that the device has not,
-    and where it is too little for a page, or by default for one sequence.
+    GPU no more than SHARE of what is free. There `reserve` bytes stay free either way, for what
+    else is computed. Raises ValueError for memory that the device has not, and where it is too
+    little for a page, or by default for one sequence.
     """
     longest = pages_of(max_seq_len)
     free = free_memory(device) if device.type == "cuda" else None
     if cache_bytes is not None:
-        if free is not None and cache_bytes > free:
+        if free is not None and cache_bytes > free - reserve:
             raise ValueError(
                 f"a KV cache of {cache_bytes / 1e9:.2f} GB was asked for; {free / 1e9:.2f} GB of "
-                "the GPU's memory are free"
+                f"the GPU's memory are free, and {reserve / 1e9:.2f} GB of them are needed for the "
+                "rest"
             )
         pages = cache_bytes // shape.page_bytes - 1
         if pages < 1:
@@ -108,12 +111,14 @@ def plan_pages(
     pages = slots * longest
     if free is None:
         return pages
-    pages = min(pages, int(SHARE * free) // shape.page_bytes - 1)
+    kept = max(reserve, free - int(SHARE * free))
+    pages = min(pages, (free - kept) // shape.page_bytes - 1)
     if pages < longest:
         raise ValueError(
             f"a sequence of {max_seq_len} tokens needs a KV cache of "
             f"{arena_bytes(shape, longest) / 1e9:.2f} GB; {free / 1e9:.2f} GB of the GPU's memory "
-            "are free, and a tenth is kept for the rest. Free some, or ask for shorter sequences"
+            f"are free, and {kept / 1e9:.2f} GB are kept for the rest. Free some, or ask for "
+            "shorter sequences"
         )
     return pages
 

@@ -1,8 +1,10 @@
 """Token generation over slots: they are the model's tokens, whoever else runs."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from helpers.small_models import graphs_compiled
 from helpers.speaking import LAYOUT, POSITIONS, WORDS, draw_request, random_model
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
-from sheen.engine.decode_step import GENERAL, PLAIN, DecodeStep
+from sheen.engine.decode_step import DecodeStep, attention_lengths
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
 from sheen.engine.sampler import Sampling
 from sheen.engine.scheduler import Slots
@@ -221,9 +223,65 @@ def test_a_step_in_which_no_slot_runs_changes_no_request(model: SpeechLM) -> Non
         assert output is not None
         tokens += output.read()
         step.idle()
-        for needs in (PLAIN, GENERAL):
-            step._compute(256, needs)
+        step._compute(256)
     assert tokens == expected
+
+
+def test_one_graph_is_captured_per_length_on_one_stream_and_none_in_service(
+    model: SpeechLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the requests ask for. Stand-ins of torch.cuda's, which a CPU has not, note what is
+    captured and compute it when it is replayed."""
+    requests = [
+        Request([number, LAYOUT.start_id], 45, sampling, 45)
+        for number, sampling in enumerate(
+            (Sampling(0.0), Sampling(0.7), Sampling(0.7, repetition_penalty=1.3), Sampling(1, 9))
+        )
+    ]
+    expected = run(TokenGenerator(model, 4, POSITIONS, static_shapes=True), requests, None)
+    generator = TokenGenerator(model, 4, POSITIONS, static_shapes=True)
+    step = generator._decode_step
+    assert step is not None
+    computed: list[int] = []
+    compute = step._compute
+
+    def counted(length: int) -> None:
+        computed.append(length)
+        compute(length)
+
+    class Graph:
+        length = 0
+
+        def pool(self) -> str:
+            return "the first one's"
+
+        def replay(self) -> None:
+            compute(self.length)
+
+    captured: list[tuple[int, Any, Any]] = []
+
+    @contextmanager
+    def capture(graph: Graph, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        yield
+        graph.length = computed[-1]
+        captured.append((graph.length, pool, stream))
+
+    monkeypatch.setattr(step, "_compute", counted)
+    monkeypatch.setattr(step, "_captures", True)
+    monkeypatch.setattr(torch.cuda, "Stream", Mock)
+    monkeypatch.setattr(torch.cuda, "current_stream", Mock)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    generator.prepare()
+    lengths, pools, streams = zip(*captured, strict=True)
+    assert list(lengths) == attention_lengths(POSITIONS)[::-1] == [512, 256]
+    assert pools == (None, "the first one's")
+    assert len({id(stream) for stream in streams}) == 1
+    before = len(computed)
+    assert run(generator, requests, None) == expected
+    assert len(computed) == before
 
 
 SHAPE: dict[str, Any] = {
@@ -390,7 +448,7 @@ def test_layers_that_training_compiled_are_never_compiled_anew_for_generation(
     compiled = graphs_compiled(model)
     generator = TokenGenerator(model, 2, POSITIONS, static_shapes=True)
     # A CPU captures nothing: what would be captured is computed.
-    monkeypatch.setattr(DecodeStep, "capture_all", lambda step: step._compute(256, PLAIN))
+    monkeypatch.setattr(DecodeStep, "capture_all", lambda step: step._compute(256))
     generator.prepare()
     for slot in range(2):
         generator.start(slot, [1, 2, LAYOUT.start_id], Sampling(seed=slot), 7)

@@ -10,6 +10,7 @@ from transformers import (
 )
 
 from sheen import rng
+from sheen.engine.decode_step import ALL_NEEDS
 from sheen.engine.sampler import REPETITION_WINDOW, Sampling, SlotSampler
 
 CPU = torch.device("cpu")
@@ -186,3 +187,24 @@ def test_uniform_draws_leave_both_ends_out() -> None:
 def test_settings_that_mean_nothing_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         Sampling(**{name: value})  # type: ignore[arg-type]
+
+
+def test_what_no_request_asks_for_changes_no_token_where_it_is_computed() -> None:
+    """A captured step computes all that there is: penalties of 1, and the likeliest row too."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = [Sampling(0.7, seed=1), Sampling(1.0, 0, 1.0, seed=2), Sampling(0.3, 20, 0.9, seed=3)]
+    samplers = [SlotSampler(3, 100, CPU) for _ in range(2)]
+    for sampler in samplers:
+        for slot, kind in enumerate(kinds):
+            sampler.set(slot, kind, 100)
+    slots, bases = torch.arange(3), torch.full((3,), BASE)
+    for step in range(100):
+        logits = 4 * torch.randn(3, 300, generator=generator)
+        steps = torch.full((3,), step)
+        plain, whole = (
+            sampler.choose(logits, sampler.settings_on_device(slots, needs), steps, bases)
+            for sampler, needs in zip(
+                samplers, (samplers[0].needs(range(3)), ALL_NEEDS), strict=True
+            )
+        )
+        assert plain.tolist() == whole.tolist()

@@ -62,6 +62,19 @@ def test_a_gpu_gets_no_more_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None
         plan_pages(PUBLISHED, 8, 3696, CUDA)
 
 
+def test_a_gpu_keeps_back_what_else_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is more than the tenth that is kept anyway, or the memory was stated."""
+    gpu_with(monkeypatch, 10 * GB)
+    pages = plan_pages(PUBLISHED, 256, 3696, CUDA, reserve=3 * GB)
+    assert 6.9 * GB < arena_bytes(PUBLISHED, pages) <= 7 * GB
+    assert plan_pages(PUBLISHED, 256, 3696, CUDA, reserve=GB // 2) > pages
+    assert plan_pages(PUBLISHED, 256, 3696, CUDA, 7 * GB, reserve=3 * GB) == pages
+    with pytest.raises(ValueError, match=r"8\.00 GB was asked for; 10\.00 GB .* 3\.00 GB of them"):
+        plan_pages(PUBLISHED, 256, 3696, CUDA, 8 * GB, reserve=3 * GB)
+    with pytest.raises(ValueError, match=r"10\.00 GB .* are free, and 9\.90 GB are kept"):
+        plan_pages(PUBLISHED, 8, 3696, CUDA, reserve=99 * GB // 10)
+
+
 class Book:
     """An arena beside what its slots should hold: `[tokens, layers, 2 * kv_heads, head_dim]`."""
 

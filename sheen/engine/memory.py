@@ -1,0 +1,83 @@
+"""The memory of a GPU that an engine needs beside its weights and its KV cache.
+
+Owns the arithmetic, so that the cache leaves that much free, and the log at the start names it.
+These are estimates from shapes, rounded up: `benchmarks/gpu_acceptance.py` has what was taken of
+them on a device. Allocates nothing.
+"""
+
+from dataclasses import dataclass
+
+from sheen.codec.snac import WindowCodec
+from sheen.engine.audio_decoder import BATCH
+from sheen.engine.decode_step import attention_lengths
+from sheen.engine.generation import PREFILL_ROWS
+from sheen.engine.scheduler import MAX_IN_FLIGHT_PER_SLOT
+from sheen.engine.streaming import LONGEST
+from sheen.lm.kv_cache import PAGE, CacheShape, pages_of
+from sheen.lm.model import SpeechLM
+from sheen.lm.slot_attention import GATHERED_BYTES
+
+LIVE_WIDE, LIVE_NARROW = 4, 6
+"""Values of the MLP's width and of the base's, in float32, that are alive at once in a layer."""
+LIVE_LOGITS = 14
+"""Float32 values for each legal row of the head while a slot's token is drawn: logits, shares,
+sorted shares with int64 order, their sums, and the sort's own copies."""
+LAYER_NODES, OTHER_NODES = 62, 200
+"""Kernels and copies of a decode step: of each layer, and around them, counted at Qwen3-0.6B."""
+NODE_BYTES = 10_000
+"""Of a captured graph, outside torch's allocator."""
+WORKSPACE_BYTES = 32 << 20
+"""Of cuBLAS on Hopper GPUs, for each stream that multiplies: torch's default."""
+LIVE_ACTIVATIONS = 4
+"""Activations of the codec's widest layer that are alive at once: the input of a residual unit, its
+snake's two and a convolution's output."""
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """Bytes kept back from the KV cache."""
+
+    steps: int
+    """Activations, gathered pages and logits of the largest step."""
+    graphs: int
+    """Captured decode steps, and the workspaces of the streams."""
+    codec: int
+    """The most windows of audio that are decoded at once."""
+
+    @property
+    def total(self) -> int:
+        return self.steps + self.graphs + self.codec
+
+    def __str__(self) -> str:
+        parts = (self.steps, self.graphs, self.codec)
+        steps, graphs, codec = (f"{part / 1e9:.2f}" for part in parts)
+        return (
+            f"{self.total / 1e9:.2f} GB (steps {steps}, CUDA graphs {graphs}, codec windows "
+            f"{codec})"
+        )
+
+
+def plan_reserve(
+    model: SpeechLM, codec: WindowCodec, slots: int, max_seq_len: int, audio_threads: int
+) -> Reserve:
+    """What an engine on a GPU takes at most beside weights and cache, about."""
+    config = model.lm.config.get_text_config()
+    shape, layout = CacheShape.of(model.lm), model.layout
+    hidden = int(config.hidden_size)
+    wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    rows = max(slots, PREFILL_ROWS)
+    layer = rows * (LIVE_WIDE * wide + LIVE_NARROW * hidden) * 4
+    one_slot = pages_of(max_seq_len) * PAGE * shape.token_bytes // shape.layers
+    logits = slots * (layout.size + LIVE_LOGITS * (layout.codebook_size + 1)) * 4
+    nodes = LAYER_NODES * shape.layers + OTHER_NODES
+    graphs = len(attention_lengths(pages_of(max_seq_len) * PAGE)) * nodes * NODE_BYTES
+    # The thread of the tokens, the capture's stream, and those of the audio.
+    streams = 2 + audio_threads
+    # In a long window a chunk's context is little.
+    windows = min(BATCH, MAX_IN_FLIGHT_PER_SLOT * slots)
+    samples = windows * LONGEST * codec.frame_samples
+    return Reserve(
+        steps=layer + max(GATHERED_BYTES, one_slot) + logits,
+        graphs=graphs + streams * WORKSPACE_BYTES,
+        codec=audio_threads * samples * codec.widest * LIVE_ACTIVATIONS * 4,
+    )

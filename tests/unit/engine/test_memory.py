@@ -1,0 +1,60 @@
+"""What a GPU keeps free beside the KV cache: the arithmetic, and the log that states it."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from snac import SNAC
+
+from helpers.speaking import random_model
+from sheen.codec.snac import WindowCodec
+from sheen.engine.engine import _log_memory
+from sheen.engine.memory import WORKSPACE_BYTES, Reserve, plan_reserve
+from sheen.lm.kv_cache import CacheShape
+from sheen.lm.slot_attention import GATHERED_BYTES
+
+
+class Shape(WindowCodec):
+    def decode(self, *_: Any) -> torch.Tensor:
+        raise AssertionError("it has no weights")
+
+
+@pytest.fixture(scope="module")
+def published() -> Shape:
+    """The shape of the 24 kHz codec, without its weights."""
+    with torch.device("meta"):
+        model = SNAC(
+            24_000, 48, [2, 4, 8, 8], None, 1024, [8, 8, 4, 2], None, 4096, 8, [4, 2, 1], True, True
+        )
+    return Shape(model)
+
+
+def test_the_widest_activation_of_the_published_codec(published: Shape) -> None:
+    assert published.widest == 64
+
+
+def test_each_part_grows_with_what_causes_it(published: Shape) -> None:
+    model = random_model()
+    small = plan_reserve(model, published, 8, 512, 1)
+    # Sixteen windows of 36 frames, four activations of 64 float32 values a sample.
+    assert small.codec == 16 * 36 * 2048 * 64 * 4 * 4
+    assert plan_reserve(model, published, 4, 512, 1).codec == small.codec // 2
+    assert GATHERED_BYTES < small.steps < 1.2 * GATHERED_BYTES
+    assert plan_reserve(model, published, 256, 512, 1).steps > small.steps
+    longer = plan_reserve(model, published, 8, 1024, 1)
+    graph = longer.graphs - small.graphs
+    assert small.graphs == 2 * graph + 3 * WORKSPACE_BYTES
+    threads = plan_reserve(model, published, 8, 512, 2)
+    assert threads.codec == 2 * small.codec
+    assert threads.graphs == small.graphs + WORKSPACE_BYTES
+    assert small.total == small.steps + small.graphs + small.codec
+
+
+def test_the_log_states_it(caplog: pytest.LogCaptureFixture) -> None:
+    shape = CacheShape(layers=2, kv_heads=2, head_dim=32, dtype=torch.bfloat16)
+    with caplog.at_level(logging.INFO, "sheen"):
+        _log_memory(shape, 24, 3, 512, None, Reserve(300_000_000, 100_000_000, 1_210_000_000))
+    assert (
+        "3 slots; kept free beside it: 1.61 GB (steps 0.30, CUDA graphs 0.10, codec windows 1.21)"
+    ) in caplog.text
