@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sheen.audio.effects import Tempo
+from sheen.audio.effects import Stretch
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
 from sheen.audio.samples import NO_SAMPLES
 from sheen.engine.engine import Engine
@@ -27,6 +27,7 @@ from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import RequestError, load_voice
 from sheen.lm.precision import Precision
 from sheen.storage import files, uris
+from sheen.text.delivery import DeliveryError, deliver
 
 
 @dataclass(frozen=True)
@@ -120,15 +121,16 @@ class Speaker:
         from so many of the likeliest tokens, from so much of the probability; 0 and 1 are off.
         `repetition_penalty`: 0.5 to 5, 1 is off. `seed`: another one is another rendition; the same
         one gives the same audio. A text without a word, such as an emoji, is a moment of silence.
+        `[pause:1.5s]` in the text is exactly that much silence at any speed, 60 s at most.
 
         Raises ValueError, which names the argument, and RuntimeError where synthesis failed or the
         speaker is closed.
         """
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
-        tempo = Tempo(speed, self.sample_rate)
+        stretch = Stretch(speed, self.sample_rate)
         params = self._params(text, voice, sampling)
         with synthesize(self._engine, self._voice, text, params) as speech:
-            samples = np.concatenate([NO_SAMPLES, *_stretched(speech, tempo)])
+            samples = np.concatenate([NO_SAMPLES, *_stretched(speech, stretch)])
         return Audio(samples, self.sample_rate, speech.finish_reason)
 
     def stream(
@@ -147,8 +149,8 @@ class Speaker:
         `samples`. Wrong arguments are refused here, before the first chunk is asked for. Closing
         the iterator ends the synthesis."""
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
-        tempo = Tempo(speed, self.sample_rate)
-        return self._streamed(text, self._params(text, voice, sampling), tempo)
+        stretch = Stretch(speed, self.sample_rate)
+        return self._streamed(text, self._params(text, voice, sampling), stretch)
 
     def close(self) -> None:
         """Stop, and give back the threads. Again, it does nothing."""
@@ -172,21 +174,22 @@ class Speaker:
             voice = self.voices[0]
         with _errors_by_argument():
             self._voice.check(text, voice)
+            deliver(text, self._voice.language)
         return SynthesisParams(voice, sampling, self._max_seconds)
 
     def _streamed(
-        self, text: str, params: SynthesisParams, tempo: Tempo
+        self, text: str, params: SynthesisParams, stretch: Stretch
     ) -> Iterator[NDArray[np.float32]]:
         with synthesize(self._engine, self._voice, text, params) as speech:
-            yield from _stretched(speech, tempo)
+            yield from _stretched(speech, stretch)
 
 
-def _stretched(speech: Synthesis, tempo: Tempo) -> Iterator[NDArray[np.float32]]:
+def _stretched(speech: Synthesis, stretch: Stretch) -> Iterator[NDArray[np.float32]]:
     with _errors_by_argument():
-        for samples in speech:
-            if len(ready := tempo.push(samples)):
+        for span in speech:
+            if len(ready := stretch.push(span.samples, span.rate)):
                 yield ready
-    if len(ready := tempo.finish()):
+    if len(ready := stretch.finish()):
         yield ready
 
 
@@ -198,6 +201,8 @@ def _errors_by_argument() -> Iterator[None]:
     except RequestError as error:
         name = "text" if error.field == "input" else error.field
         raise ValueError(f"{name}: {error}") from error
+    except DeliveryError as error:
+        raise ValueError(f"text: {error}") from error
 
 
 def _checked_device(device: str | None) -> str:

@@ -2,7 +2,8 @@
 
 Owns what a recording loses at its ends, and ffmpeg's `atempo` (it overlaps and adds
 windows of the waveform where they match best) with the promise that n samples become exactly
-n / speed, in whatever chunks they come. Knows nothing of codecs, text, formats or requests.
+n / speed, in whatever chunks they come, and that silence of a stated length stays as long as it is.
+Knows nothing of codecs, text, formats or requests.
 """
 
 import math
@@ -141,6 +142,39 @@ class Tempo:
         self._made, self._made_samples = [made[count:]], len(made) - count
         self._given += count
         return made[:count]
+
+
+class Stretch:
+    """As `Tempo`, for a stream whose parts have a tempo of their own, or none."""
+
+    def __init__(self, speed: float, sample_rate: int) -> None:
+        """Raises ValueError for a speed outside 0.25..4."""
+        self._speed, self._sample_rate = speed, sample_rate
+        self._rate = 1.0
+        self._tempo: Tempo | None = Tempo(speed, sample_rate)
+
+    def push(self, samples: Samples, rate: float | None = 1.0) -> Samples:
+        """The next samples `[n]`, at `rate` times the speed, or as they are where it is None;
+        returns what is ready of the output `[m]`. All of one rate that follow each other are
+        stretched together. Raises ValueError for a product outside 0.25..4."""
+        if rate is None:
+            return np.concatenate([self.finish(), samples])
+        before = self.finish() if rate != self._rate else NO_SAMPLES
+        self._rate = rate
+        if self._tempo is None:
+            self._tempo = Tempo(self._speed * rate, self._sample_rate)
+        ready = self._tempo.push(samples)
+        return np.concatenate([before, ready]) if len(before) else ready
+
+    def seconds(self, samples: int, rate: float | None) -> float:
+        """How long so many samples of a rate are heard."""
+        return samples / self._sample_rate / (1.0 if rate is None else self._speed * rate)
+
+    def finish(self) -> Samples:
+        """The rest of the output `[m]`."""
+        rest = NO_SAMPLES if self._tempo is None else self._tempo.finish()
+        self._tempo = None
+        return rest
 
 
 def _graph(speed: float, sample_rate: int) -> Graph:

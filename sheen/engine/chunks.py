@@ -5,17 +5,19 @@ plays while the rest is still text. Where a text may be cut is `sheen.text.segme
 
 Owns the seams too. What the model puts around a chunk (silence before and after speech, a last
 sample of any value) becomes one pause of a chosen length between two chunks, with short fades on
-both sides. Samples inside a chunk are not changed, and a text of a single chunk passes untouched.
+both sides. Samples inside a chunk are not changed, and a text of a single chunk passes untouched. A
+pause that the text asks for (`sheen.text.delivery`) is exactly so many zeros in that place.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import numpy as np
 
 from sheen.audio.samples import NO_SAMPLES, Samples, SilenceTrim
-from sheen.text.segmentation import SentenceStream, TextChunker
+from sheen.text.delivery import Item, Pause, TextStream
+from sheen.text.segmentation import TextChunker
 
 Normalize = Callable[[str], Awaitable[str]]
 """A sentence as written -> as it is spoken; empty for one without a word."""
@@ -25,29 +27,30 @@ SLICE = 256
 
 
 class ChunkStream:
-    """Sentences in, spoken chunks of at most `limit` characters out. One event loop's."""
+    """Sentences in, spoken chunks of at most `limit` characters out, and pauses between them. One
+    event loop's."""
 
     def __init__(self, normalize: Normalize, limit: int) -> None:
         self._normalize = normalize
         self._chunker = TextChunker(limit)
-        self._sentences: deque[str] = deque()
+        self._items: deque[Item] = deque()
         self._ready: deque[str] = deque()
         self._closed = False
         self._news = asyncio.Event()
 
-    def feed(self, sentences: Iterable[str]) -> None:
-        """Further sentences, complete ones."""
-        self._sentences.extend(sentences)
+    def feed(self, items: Iterable[Item]) -> None:
+        """Further sentences, complete ones, and pauses."""
+        self._items.extend(items)
         self._news.set()
 
-    async def feed_text(self, text: str, stream: SentenceStream) -> None:
+    async def feed_text(self, text: str, stream: TextStream) -> None:
         """Further text. Others have their turn in between: an odd text of 4,096 characters takes
-        60 ms to be cut."""
+        60 ms to be cut. Raises what the stream does."""
         for start in range(0, len(text), SLICE):
             self.feed(stream.push(text[start : start + SLICE]))
             await asyncio.sleep(0)
 
-    def close(self, stream: SentenceStream | None = None) -> None:
+    def close(self, stream: TextStream | None = None) -> None:
         """No more will come than what is left in `stream`."""
         if stream is not None:
             self.feed(stream.finish())
@@ -57,21 +60,31 @@ class ChunkStream:
     @property
     def last(self) -> bool:
         """Whether it is known that no chunk follows."""
-        return self._closed and not (self._ready or self._sentences or self._chunker.packed)
+        return self._closed and not (self._ready or self._items or self._chunker.packed)
 
-    async def next(self) -> str | None:
-        """The next chunk, or None when there is no more; waits while none is known.
+    @property
+    def pauses(self) -> bool:
+        """Whether it is known that a pause follows what was given last."""
+        return bool(self._items) and isinstance(self._items[0], Pause) and not self._ready
+
+    async def next(self) -> Item | None:
+        """The next chunk or pause, or None when there is no more; waits while none is known.
 
         Sentences are packed together as far as they are there, and never waited for with something
         at hand. One without a word gives no chunk.
         """
         while not self._ready:
-            if self._sentences:
-                spoken = await self._normalize(self._sentences.popleft())
+            head = self._items[0] if self._items else None
+            if isinstance(head, str):
+                self._items.popleft()
+                spoken = await self._normalize(head)
                 if spoken:
                     self._ready.extend(self._chunker.push(spoken))
             elif self._chunker.packed:
                 self._ready.extend(self._chunker.finish())
+            elif isinstance(head, Pause):
+                self._items.popleft()
+                return head
             elif self._closed:
                 return None
             else:
@@ -108,6 +121,15 @@ def pause_after(text: str) -> float:
 def wordless(sample_rate: int) -> Samples:
     """The speech of a text without a word, `[n]`."""
     return np.zeros(round(WORDLESS_S * sample_rate), np.float32)
+
+
+def silence(seconds: float, sample_rate: int) -> Iterator[Samples]:
+    """round(seconds * sample_rate) zeros in all, `[n]`, a second at a time: a client that does not
+    read holds no more."""
+    left = round(seconds * sample_rate)
+    while left > 0:
+        yield np.zeros(min(left, sample_rate), np.float32)
+        left -= sample_rate
 
 
 class Joiner:
@@ -159,8 +181,9 @@ class Joiner:
         released, self._held = self._held[:ready], self._held[ready:]
         return released
 
-    def end(self) -> Samples:
-        """No more of this chunk will come: what was held back `[n]`, and the rest of the pause."""
+    def end(self, *, pad: bool = True) -> Samples:
+        """No more of this chunk will come: what was held back `[n]`, and the rest of the pause;
+        without `pad` no more of it than the chunk's own silence."""
         rest = NO_SAMPLES if self._trim is None else self.push(self._trim.flush())
         if self._last:
             return rest
@@ -169,7 +192,7 @@ class Joiner:
         fade = min(self._fade, len(kept))
         down = np.arange(fade, 0, -1, dtype=np.float32) / (self._fade + 1)
         faded = kept[len(kept) - fade :] * down
-        missing = max(0, left - (len(kept) - silence))
+        missing = max(0, left - (len(kept) - silence)) if pad else 0
         self._held = NO_SAMPLES
         pause = np.zeros(missing, np.float32)
         return np.concatenate([rest, kept[: len(kept) - fade], faded, pause])

@@ -10,6 +10,7 @@ audio formats.
 import asyncio
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
@@ -20,12 +21,27 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 
 from sheen.audio.samples import NO_SAMPLES, Samples
-from sheen.engine.chunks import ChunkStream, Joiner, Normalize, pause_after, wordless
+from sheen.engine.chunks import (
+    WORD_PAUSE_S,
+    ChunkStream,
+    Joiner,
+    Normalize,
+    pause_after,
+    silence,
+    wordless,
+)
 from sheen.engine.engine import Engine
 from sheen.engine.scheduler import Ticket
-from sheen.engine.types import Finished, FinishReason, Progress, SpeechFailed, SynthesisParams
+from sheen.engine.types import (
+    Finished,
+    FinishReason,
+    Progress,
+    Span,
+    SpeechFailed,
+    SynthesisParams,
+)
 from sheen.engine.voice import RequestError, Voice
-from sheen.text.segmentation import split_sentences
+from sheen.text.delivery import DeliveryError, Pause, deliver
 
 Result = TypeVar("Result")
 
@@ -61,7 +77,7 @@ class Chunk:
 
 
 class Speech:
-    """One text at the engine; its figures go into `progress`. Iterate `samples` once."""
+    """One text at the engine; its figures go into `progress`. Iterate `spans` once."""
 
     def __init__(
         self,
@@ -77,31 +93,48 @@ class Speech:
         self._joiner = Joiner(voice.codec.sample_rate)
         self._tickets: set[Ticket] = set()
         self._coming: asyncio.Task[Chunk | None] | None = None
+        self._pauses: deque[Pause] = deque()  # before the next chunk
         self._over = False
 
-    async def samples(self) -> AsyncIterator[Samples]:
+    async def spans(self) -> AsyncIterator[Span]:
         """The stream, which is silence for a text without a word. Raises RequestError, EngineBusy
-        and SpeechFailed, the first two before any sample."""
+        and SpeechFailed, the first two before any sample but those of a pause."""
         chunk = await self._open(None)
-        if chunk is None:
-            yield wordless(self._voice.codec.sample_rate)
+        if chunk is None and not self._pauses:
+            yield Span(wordless(self._voice.codec.sample_rate))
+        for span in self._paused():
+            yield span
         while chunk is not None:
-            self._joiner.begin(pause_after(chunk.text), self._chunks.last)
+            pause_s = WORD_PAUSE_S if self._chunks.pauses else pause_after(chunk.text)
+            self._joiner.begin(pause_s, self._chunks.last)
             while not isinstance(item := await chunk.next(), Finished):
                 if self._coming is None:
                     self._coming = asyncio.create_task(self._open(chunk))
                 if len(samples := self._joiner.push(item)):
-                    yield samples
+                    yield Span(samples)
             self._close(chunk, item)
-            if len(samples := self._joiner.end()):
-                yield samples
+            pauses = bool(self._pauses) or self._chunks.pauses
+            if len(samples := self._joiner.end(pad=not pauses)):
+                yield Span(samples)
+            for span in self._paused():
+                yield span
             chunk = await (self._coming or self._open(chunk))
             self._coming = None
+            for span in self._paused():
+                yield span
         self._over = True
 
+    def _paused(self) -> Iterator[Span]:
+        """The pauses that are due."""
+        while self._pauses:
+            pause = self._pauses.popleft()
+            for samples in silence(pause.seconds, self._voice.codec.sample_rate):
+                yield Span(samples, rate=None)
+
     async def _open(self, before: Chunk | None) -> Chunk | None:
-        """Submit the next chunk when there is one."""
-        text = await self._chunks.next()
+        """Submit the next chunk when there is one; the pauses before it wait for it to be heard."""
+        while isinstance(text := await self._chunks.next(), Pause):
+            self._pauses.append(text)
         if text is None:
             return None
         chunk = Chunk(text, self._engine, self._voice, self._params, before)
@@ -135,41 +168,46 @@ class Speech:
 def open_speech(
     engine: Engine, voice: Voice, text: str, params: SynthesisParams, normalize: Normalize
 ) -> Speech:
-    """A text that is whole, ready to be spoken. Raises RequestError, see `Voice.check`."""
+    """A text that is whole, ready to be spoken. Raises RequestError, see `Voice.check`, for what
+    cannot be."""
     voice.check(text, params.speaker)
+    try:
+        items = deliver(text, voice.language)
+    except DeliveryError as error:
+        raise RequestError("input", str(error)) from error
     chunks = ChunkStream(normalize, voice.max_chunk_chars(params.chunk_seconds, params.speaker))
-    chunks.feed(split_sentences(text, voice.language))
+    chunks.feed(items)
     chunks.close()
     return Speech(engine, voice, params, chunks, Progress())
 
 
-class Synthesis(Iterator[Samples]):
-    """A text being synthesized, see `synthesize`: an iterator of samples `[n]`, float32."""
+class Synthesis(Iterator[Span]):
+    """A text being synthesized, see `synthesize`: an iterator of spans of samples."""
 
     def __init__(self, speech: Speech, sample_rate: int) -> None:
         self.sample_rate = sample_rate
         self._progress = speech.progress
-        self._items: queue.SimpleQueue[Samples | None] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[Span | None] = queue.SimpleQueue()
         self._closed = False
         self._background = _Background(self._produce(speech))
 
     async def _produce(self, speech: Speech) -> None:
         try:
-            async for samples in speech.samples():
-                self._items.put(samples)
+            async for span in speech.spans():
+                self._items.put(span)
         finally:
             speech.close()
             self._items.put(None)
 
-    def __next__(self) -> Samples:
+    def __next__(self) -> Span:
         """Waits for samples. Raises RequestError, EngineBusy and SpeechFailed."""
         if self._closed:
             raise StopIteration
-        if (samples := self._items.get()) is None:
+        if (span := self._items.get()) is None:
             self._closed = True
             self._background.result()
             raise StopIteration
-        return samples
+        return span
 
     @property
     def finish_reason(self) -> FinishReason:
@@ -196,11 +234,12 @@ def synthesize(
     params: SynthesisParams,
     normalize: Callable[[str], str] | None = None,
 ) -> Synthesis:
-    """Speak a text of any length, for code that waits: iterate the result for its samples.
+    """Speak a text of any length, for code that waits: iterate the result for its spans.
 
     normalize: gives a sentence its spoken form (default: `voice.spoken`). Close the result, or use
-    it as a context manager, to cancel what is left. Raises RequestError for an empty text and an
-    unknown voice; the iterator raises EngineBusy and SpeechFailed.
+    it as a context manager, to cancel what is left. Raises RequestError for an empty text, a mark
+    in it that cannot be followed, and an unknown voice; the iterator raises EngineBusy and
+    SpeechFailed.
     """
     speech = open_speech(engine, voice, text, params, inline(normalize or voice.spoken))
     return Synthesis(speech, voice.codec.sample_rate)
@@ -240,7 +279,7 @@ def synthesize_all(
             try:
                 speech = open_speech(engine, voice, text, params, normalize)
                 with closing(speech):
-                    samples = [NO_SAMPLES, *[part async for part in speech.samples()]]
+                    samples = [NO_SAMPLES, *[span.samples async for span in speech.spans()]]
             except RequestError as error:
                 return error
         return Synthesized(

@@ -45,6 +45,15 @@ class Request:
         return len(self.prompt) + self.max_frames * layout.tokens_per_frame
 
 
+@dataclass(frozen=True)
+class Span:
+    """Samples `[n]` of a stream that are heard at one tempo."""
+
+    samples: Samples
+    rate: float | None = 1.0
+    """Times the request's speed; None: silence of a stated length, the same at any speed."""
+
+
 class EngineBusy(RuntimeError):
     """The queue is full; `waiting` requests are before this one."""
 

@@ -47,7 +47,6 @@ from sheen.serve.schema import (
 )
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 from sheen.serve.websocket import converse
-from sheen.text.segmentation import SentenceStream
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +62,8 @@ The WebSocket `/v1/audio/speech/stream` takes text as a language model writes it
 `{"type": "start"}` with the fields of the POST but `input`, then `{"type": "text", "text": "…"}` as
 often as you like, then `{"type": "end"}`; binary frames are audio, `speech.audio.done` ends them.
 `{"type": "cancel"}` stops what is being spoken.
+
+A text may hold pauses: `[pause:1.5s]` or `[pause:300ms]` is exactly that much silence.
 """
 
 
@@ -111,9 +112,8 @@ async def answer(
     events = request.stream_format == "sse"
     at_once = not request.stream and not events
     utterance = backend.begin(request, record, whole=at_once)
-    sentences = SentenceStream(backend.voice.language)
-    await utterance.chunks.feed_text(request.input, sentences)
-    utterance.chunks.close(sentences)
+    await utterance.feed(request.input)
+    utterance.close()
     if at_once:
         return await whole(utterance, record, timeout_s)
     return await streamed(utterance, record, timeout_s, events)

@@ -31,6 +31,7 @@ from sheen.serve.normalizers import NormaliserProcesses
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.responses import Renderer, Utterance
 from sheen.serve.schema import STANDARD_VOICES, SpeechSettings
+from sheen.text.delivery import DeliveryStream
 from sheen.text.normalization import language_code
 
 logger = logging.getLogger(__name__)
@@ -133,11 +134,13 @@ class Backend:
         self.check_alive()
         speaker = self._speaker(settings.voice_name)
         check_language(settings.language, self.voice.language)
+        ignored = self._ignored(settings)
         record.voice, record.audio_format = settings.voice_name, settings.response_format
         self._trimmed = False
         request = settings.model_dump_json()
         record.cleanup.enter_context(self.admission.enter(request))
         record.cleanup.callback(self._note, record)
+        record.ignored = ignored
         seed = settings.seed
         if seed is None or seed < 0:
             seed = secrets.randbits(63)
@@ -157,7 +160,26 @@ class Backend:
             whole=whole,
         )
         record.cleanup.callback(renderer.close)
-        return Utterance(chunks, speech, renderer, lambda: self.admission.promise(request))
+        return Utterance(
+            chunks,
+            DeliveryStream(self.voice.language, self._args.max_pause_s),
+            speech,
+            renderer,
+            lambda: self.admission.promise(request),
+        )
+
+    def _ignored(self, settings: SpeechSettings) -> tuple[str, ...]:
+        """Fields that the model cannot follow; APIError where `args` say to refuse them."""
+        if not settings.instructions:
+            return ()
+        if self._args.instructions == "refuse":
+            raise APIError(
+                400,
+                "instructions: this model was not trained to follow instructions; leave them out",
+                param="instructions",
+                code="instructions_not_supported",
+            )
+        return ("instructions",)
 
     def _note(self, record: RequestRecord) -> None:
         if record.finish_reason != "cancelled":

@@ -13,6 +13,7 @@ import sheen
 from sheen.lm import checkpoint
 from sheen.lm.precision import Precision
 from sheen.storage import uris
+from sheen.text.delivery import MAX_PAUSE_S, MAX_PAUSES_S
 
 CHECKOUT = Path(sheen.__file__).resolve().parent.parent
 """Of a checkout its root, wherever a worker's working directory is; of an installed package the
@@ -168,6 +169,22 @@ class ServeArgs(Limits, BaseModel, extra="forbid"):
             "gives up (LiveKit after 30 s); one that has begun is never cut",
         ),
     ] = 25.0
+    max_pause_s: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=MAX_PAUSES_S,
+            description="longest pause that a text may ask for with [pause:…], seconds; all of "
+            f"them together: {MAX_PAUSES_S:g}",
+        ),
+    ] = MAX_PAUSE_S
+    instructions: Annotated[
+        Literal["ignore", "refuse"],
+        Field(
+            description="of a request, where the model was not trained with them. ignore: the "
+            "header X-Sheen-Ignored says so; refuse: 400"
+        ),
+    ] = "ignore"
     voice_aliases: Annotated[
         dict[str, str],
         Field(

@@ -44,6 +44,8 @@ class RequestRecord(Progress):
     characters: int = 0
     voice: str = ""
     audio_format: str = ""
+    ignored: tuple[str, ...] = ()
+    """Fields of it that the model cannot follow."""
     playback: Playback = field(default_factory=Playback)
     """As the audio left the server; `Playback.opened` is the request's arrival."""
     cleanup: ExitStack = field(default_factory=ExitStack)
@@ -90,6 +92,7 @@ class RequestRecord(Progress):
             "characters": self.characters,
             "voice": self.voice,
             "format": self.audio_format,
+            "ignored": list(self.ignored),
             "chunks": self.chunks,
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
@@ -214,6 +217,11 @@ class Metrics:
             "sheen_texts_as_written",
             "Parts of texts that were spoken as written, because normalising them took too long.",
         )
+        self._ignored = Counter(
+            "sheen_ignored_fields",
+            "Requests with a field that the model cannot follow and that was ignored.",
+            tag_keys=("field",),
+        )
         self._running = Gauge("sheen_running_streams", "Text chunks being synthesized now.")
         self._waiting = Gauge("sheen_waiting_requests", "Text chunks waiting for a slot.")
         self._slots = Gauge("sheen_slots", "Text chunks that can be synthesized at once.")
@@ -253,6 +261,8 @@ class Metrics:
         )
         if record.code is not None:
             self._refusals.inc(1.0, {"reason": record.code})
+        for name in record.ignored:
+            self._ignored.inc(1.0, {"field": name})
         if record.queue_s is not None:
             self._queue.observe(record.queue_s)
         if playback.seconds:

@@ -18,16 +18,16 @@ from typing import Any
 
 from fastapi.responses import Response, StreamingResponse
 
-from sheen.audio.effects import Tempo
+from sheen.audio.effects import Stretch
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
-from sheen.audio.samples import Samples
 from sheen.engine.chunks import ChunkStream
 from sheen.engine.longform import Speech
-from sheen.engine.types import EngineBusy, SpeechFailed
+from sheen.engine.types import EngineBusy, Span, SpeechFailed
 from sheen.engine.voice import RequestError
 from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema import Usage
+from sheen.text.delivery import DeliveryError, DeliveryStream
 
 CHEAP = {"pcm", "wav"}
 """Formats that cost less to make than to hand to another thread."""
@@ -48,55 +48,67 @@ class Renderer:
         """`whole`: all bytes leave at `finish`, with a header that states the length."""
         self.sample_rate = sample_rate
         self.whole = whole
-        self._speed = speed
-        self._tempo = Tempo(speed, sample_rate)
+        self._stretch = Stretch(speed, sample_rate)
         self._encoder = AudioEncoder(audio_format, sample_rate, whole=whole)
         self._pool = None if audio_format in CHEAP and speed == 1.0 else pool
         # A client may leave while another thread computes: what it uses is not closed under it.
         self._lock = threading.Lock()
         self._closed = False
 
-    async def push(self, samples: Samples) -> bytes:
+    async def push(self, span: Span) -> bytes:
         """What can be sent of these samples and those before them."""
-        return await self._computed(samples)
+        return await self._computed(span)
 
     async def finish(self) -> bytes:
         """All that is left."""
         return await self._computed(None)
 
-    def seconds(self, samples: Samples) -> float:
+    def seconds(self, span: Span) -> float:
         """How long a listener hears these samples."""
-        return len(samples) / self.sample_rate / self._speed
+        return self._stretch.seconds(len(span.samples), span.rate)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             self._encoder.close()
 
-    async def _computed(self, samples: Samples | None) -> bytes:
+    async def _computed(self, span: Span | None) -> bytes:
         if self._pool is None:
-            return self._compute(samples)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, samples)
+            return self._compute(span)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, span)
 
-    def _compute(self, samples: Samples | None) -> bytes:
+    def _compute(self, span: Span | None) -> bytes:
         with self._lock:
             if self._closed:
                 return b""
-            if samples is not None:
-                return self._encoder.push(self._tempo.push(samples))
-            last = self._encoder.push(self._tempo.finish())
+            if span is not None:
+                return self._encoder.push(self._stretch.push(span.samples, span.rate))
+            last = self._encoder.push(self._stretch.finish())
             return last + self._encoder.finish()
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """An admitted request: feed `chunks`, iterate `speech`, send what `renderer` makes of it."""
+    """An admitted request: give it its text, iterate `speech`, send what `renderer` makes of it."""
 
     chunks: ChunkStream
+    text: DeliveryStream
     speech: Speech
     renderer: Renderer
     come_back: Callable[[], int]
     """A place promised for when it is asked for again: seconds until then."""
+
+    async def feed(self, text: str, field: str = "input") -> None:
+        """Further text, which came in a field of this name. Raises APIError, 400, for a mark in it
+        that cannot be followed."""
+        try:
+            await self.chunks.feed_text(text, self.text)
+        except DeliveryError as error:
+            raise APIError(400, f"{field}: {error}", param=field, code="invalid_mark") from error
+
+    def close(self) -> None:
+        """No more text will come."""
+        self.chunks.close(self.text)
 
 
 def delta_event(data: bytes) -> bytes:
@@ -113,12 +125,17 @@ EVENT_STREAM = "text/event-stream"
 FINISH_REASON = "X-Finish-Reason"
 """Header of a whole answer: how it ended. A stream's headers are sent before anybody knows."""
 SAMPLE_RATE = "x-sample-rate"
+IGNORED = "X-Sheen-Ignored"
 SPEECH_HEADERS: dict[str, dict[str, Any]] = {
     SAMPLE_RATE: {"description": "Hz, of the audio", "schema": {"type": "integer"}},
     FINISH_REASON: {
         "description": "with `stream: false`. stop: the model ended every chunk; length: a chunk "
         "met its budget",
         "schema": {"enum": ["stop", "length"]},
+    },
+    IGNORED: {
+        "description": "fields of the request that the model cannot follow, with commas between",
+        "schema": {"type": "string"},
     },
 }
 """As OpenAPI documents them."""
@@ -140,9 +157,9 @@ async def rendered(utterance: Utterance, record: RequestRecord) -> AsyncIterator
 async def _made(utterance: Utterance, record: RequestRecord) -> AsyncIterator[bytes]:
     renderer, sent = utterance.renderer, False
     try:
-        async for samples in utterance.speech.samples():
-            data = await renderer.push(samples)
-            record.sent(renderer.seconds(samples))
+        async for span in utterance.speech.spans():
+            data = await renderer.push(span)
+            record.sent(renderer.seconds(span))
             if data or renderer.whole:  # of a whole file nothing leaves, but it has begun
                 sent = True
                 yield data
@@ -172,7 +189,9 @@ def usage(record: RequestRecord) -> Usage:
 
 def ending(record: RequestRecord) -> dict[str, Any]:
     """What the last event of whole speech tells."""
-    return {"finish_reason": finish_reason(record), "usage": usage(record).model_dump()}
+    ignored = {"ignored": list(record.ignored)} if record.ignored else {}
+    usage_of = usage(record).model_dump()
+    return {"finish_reason": finish_reason(record), "usage": usage_of, **ignored}
 
 
 async def streamed(
@@ -183,7 +202,7 @@ async def streamed(
     first = await _first(chunks, utterance, record, timeout_s)
     rest = _events(first, chunks, record) if events else _audio(first, chunks)
     media = EVENT_STREAM if events else MEDIA_TYPES[record.audio_format]
-    return StreamingResponse(rest, media_type=media, headers=_headers(utterance))
+    return StreamingResponse(rest, media_type=media, headers=_headers(utterance, record))
 
 
 async def whole(utterance: Utterance, record: RequestRecord, timeout_s: float) -> Response:
@@ -193,17 +212,20 @@ async def whole(utterance: Utterance, record: RequestRecord, timeout_s: float) -
     async for chunk in chunks:
         body += chunk
     media = MEDIA_TYPES[record.audio_format]
-    headers = {**_headers(utterance), FINISH_REASON: finish_reason(record)}
+    headers = {**_headers(utterance, record), FINISH_REASON: finish_reason(record)}
     return Response(bytes(body), media_type=media, headers=headers)
 
 
-def _headers(utterance: Utterance) -> dict[str, str]:
-    return {
+def _headers(utterance: Utterance, record: RequestRecord) -> dict[str, str]:
+    headers = {
         SAMPLE_RATE: str(utterance.renderer.sample_rate),
         "Cache-Control": "no-store",
         # nginx would otherwise collect the stream before it passes it on.
         "X-Accel-Buffering": "no",
     }
+    if record.ignored:
+        headers[IGNORED] = ", ".join(record.ignored)
+    return headers
 
 
 async def _first(

@@ -57,7 +57,10 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
     ]
     instructions: Annotated[
         str | None,
-        Field(max_length=4096, description="accepted for OpenAI's clients, and ignored"),
+        Field(
+            max_length=4096,
+            description="ignored, which the header X-Sheen-Ignored says; a server may refuse them",
+        ),
     ] = None
     response_format: Annotated[
         AudioFormat,
@@ -118,7 +121,7 @@ class SpeechRequest(SpeechSettings):
         Field(
             min_length=1,
             max_length=MAX_INPUT_CHARACTERS,
-            description="the text to speak",
+            description="the text to speak; [pause:1.5s] in it is exactly that much silence",
             examples=["four two seven"],
         ),
     ]

@@ -28,7 +28,6 @@ from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.request_log import close_record, open_record, refused
 from sheen.serve.responses import ending, rendered
 from sheen.serve.schema import Cancel, End, SpeechSettings, Start, Text
-from sheen.text.segmentation import SentenceStream
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,6 @@ class SocketUtterance:
         """Whether all of its text is there."""
         self.failed = False
         self._socket = socket
-        self._sentences = SentenceStream(backend.voice.language)
         self._record = open_record(socket.scope)
         self._record.status = SWITCHED
         try:
@@ -79,11 +77,11 @@ class SocketUtterance:
                 f"text: more than {MAX_UTTERANCE_CHARACTERS} characters without an end",
                 param="text",
             )
-        await self._utterance.chunks.feed_text(text, self._sentences)
+        await self._utterance.feed(text, "text")
 
     def end(self) -> None:
         self.complete = True
-        self._utterance.chunks.close(self._sentences)
+        self._utterance.close()
 
     async def stop(self) -> None:
         """After this not a byte more of it is sent."""

@@ -17,6 +17,7 @@ import openai
 from numpy.typing import NDArray
 from ray import serve
 
+from helpers.speaking import samples_of
 from sheen.audio.io import to_pcm16, wav_header
 from sheen.engine.engine import Engine
 from sheen.engine.longform import synthesize
@@ -117,7 +118,7 @@ def spoken_here(
     engine = Engine(voice.model, voice.codec, slots=1, max_seq_len=voice.max_seq_len(max_seconds))
     try:
         params = SynthesisParams(speaker, sampling, max_seconds)
-        return to_pcm16(np.concatenate(list(synthesize(engine, voice, text, params))))
+        return to_pcm16(samples_of(synthesize(engine, voice, text, params)))
     finally:
         engine.close()
 

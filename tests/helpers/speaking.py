@@ -3,7 +3,7 @@ many kinds, and sinks. Nothing here needs Ray."""
 
 import queue
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
 from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampler import Sampling
-from sheen.engine.types import Finished, Request
+from sheen.engine.types import Finished, Request, Span
 from sheen.lm.model import SpeechLM
 
 WAIT_S = 600
@@ -145,3 +145,14 @@ def assert_close(samples: NDArray[np.int16], expected: NDArray[np.int16]) -> Non
     assert samples.shape == expected.shape
     assert len(samples)
     assert np.abs(samples.astype(int) - expected).max() <= 1
+
+
+def samples_of(spans: Iterable[Span]) -> Samples:
+    """All of them, as one array."""
+    return np.concatenate([span.samples for span in spans])
+
+
+def silences(samples: NDArray[np.generic], shortest: int = 1000) -> list[int]:
+    """Lengths of the runs of at least so many zeros."""
+    sounds = np.concatenate([[-1], np.flatnonzero(samples), [len(samples)]])
+    return [int(run) for run in np.diff(sounds) - 1 if run >= shortest]

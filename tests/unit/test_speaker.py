@@ -12,6 +12,7 @@ import pytest
 import sheen
 from helpers.example import CHECKPOINT
 from helpers.readers import check_speech
+from helpers.speaking import silences
 from sheen.speaker import Audio, Speaker
 
 KEYWORDS = ["speed", "temperature", "top_k", "top_p", "repetition_penalty", "seed"]
@@ -47,6 +48,18 @@ def test_the_public_surface_is_what_other_code_may_rely_on() -> None:
     assert fields == ["samples", "sample_rate", "finish_reason"]
     with pytest.raises(AttributeError, match="Voice"):
         getattr(sheen, "Voice")  # noqa: B009 - the name is not there, which mypy knows
+
+
+def test_a_pause_is_exact_in_streams_too_and_a_wrong_one_is_refused_at_once(
+    speaker: Speaker,
+) -> None:
+    text = "four [pause:1.5s] two"
+    whole = speaker.synthesize(text, "slt").samples
+    assert max(silences(whole)) == 36_000
+    streamed = np.concatenate(list(speaker.stream(text, "slt")))
+    np.testing.assert_array_equal(streamed, whole)
+    with pytest.raises(ValueError, match=r"text: \[pause:1h\]: expected seconds"):
+        speaker.stream("four [pause:1h] two", "slt")
 
 
 def test_a_text_is_spoken_until_the_model_ends_it(speaker: Speaker, audio: Audio) -> None:

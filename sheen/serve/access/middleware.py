@@ -23,7 +23,13 @@ from sheen.serve.config import Limits
 from sheen.serve.errors import APIError, error_response
 from sheen.serve.request_log import local_path, refused
 
-EXPOSED = ("Retry-After", "x-request-id", "x-sample-rate", "x-finish-reason")
+EXPOSED = (
+    "Retry-After",
+    "x-request-id",
+    "x-sample-rate",
+    "x-finish-reason",
+    "x-sheen-ignored",
+)
 """Headers of an answer that a page may read."""
 
 _origins: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sheen.audio import effects
-from sheen.audio.effects import KEPT_SILENCE_S, PEAK, Tempo, to_loudness, trim
+from sheen.audio.effects import KEPT_SILENCE_S, PEAK, Stretch, Tempo, to_loudness, trim
 from sheen.audio.samples import Samples
 
 RATE = 24_000
@@ -173,3 +173,19 @@ def test_clips_come_to_one_loudness() -> None:
     assert to_loudness(short, RATE, -23.0) is short
     silence = np.zeros(RATE, np.float32)
     assert not to_loudness(silence, RATE, -23.0).any()
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 2.0])
+def test_silence_of_a_stated_length_is_as_long_at_any_speed(speed: float) -> None:
+    stretch = Stretch(speed, RATE)
+    pieces = [(tone(9_001), 1.0), (np.zeros(7_777, np.float32), None), (tone(5_000), 1.5)]
+    parts = []
+    for samples, rate in pieces:
+        for part in np.array_split(samples, 5):
+            parts.append(stretch.push(part, rate))
+    stream = np.concatenate([*parts, stretch.finish()])
+    lengths = round(9_001 / speed), 7_777, round(5_000 / (speed * 1.5))
+    assert len(stream) == sum(lengths)
+    assert not stream[lengths[0] : -lengths[2]].any()
+    assert stretch.seconds(RATE, 1.5) == 1 / (speed * 1.5)
+    assert stretch.seconds(RATE, None) == 1.0

@@ -12,6 +12,7 @@ import pytest
 
 from sheen.audio.samples import Samples
 from sheen.engine.chunks import FADE_S, ONSET_S, SILENCE, SLICE, ChunkStream, Joiner, pause_after
+from sheen.text.delivery import Item, Pause
 from sheen.text.segmentation import SentenceStream
 
 LIMIT = 30
@@ -28,7 +29,7 @@ class Normaliser:
         return "" if text == "..." else text.lower()
 
 
-async def drained(chunks: ChunkStream) -> list[str]:
+async def drained(chunks: ChunkStream) -> list[Item]:
     found = []
     while (chunk := await chunks.next()) is not None:
         found.append(chunk)
@@ -36,7 +37,7 @@ async def drained(chunks: ChunkStream) -> list[str]:
 
 
 def test_the_first_sentence_alone_and_the_others_together() -> None:
-    async def run() -> list[str]:
+    async def run() -> list[Item]:
         chunks = ChunkStream(Normaliser(), LIMIT)
         chunks.feed(["One two.", "Three four.", "Five six.", "Seven eight nine ten."])
         chunks.close()
@@ -92,7 +93,7 @@ def test_others_have_their_turn_while_a_long_text_is_cut() -> None:
         await chunks.feed_text("One. ( ?! A" * 400, stream)
         beside.cancel()
         chunks.close(stream)
-        assert "".join(await drained(chunks)).count("one") == 400
+        assert "".join(map(str, await drained(chunks))).count("one") == 400
         return turns
 
     assert asyncio.run(run()) >= 4400 // SLICE
@@ -117,7 +118,7 @@ def test_the_last_chunk_is_known_before_it_is_spoken() -> None:
 
 
 def test_a_sentence_with_nothing_to_say_gives_no_chunk() -> None:
-    async def run(*sentences: str) -> list[str]:
+    async def run(*sentences: str) -> list[Item]:
         chunks = ChunkStream(Normaliser(), LIMIT)
         chunks.feed(sentences)
         chunks.close()
@@ -135,11 +136,30 @@ def test_a_long_sentence_becomes_several_chunks_of_all_its_words() -> None:
         chunks = ChunkStream(Normaliser(), LIMIT)
         chunks.feed([words])
         chunks.close()
-        return await drained(chunks)
+        return [str(chunk) for chunk in await drained(chunks)]
 
     found = asyncio.run(run())
     assert max(map(len, found)) <= LIMIT
     assert " ".join(found) == words
+
+
+def test_a_pause_stands_between_chunks_and_is_known_before_it_is_due() -> None:
+    async def run() -> list[tuple[Item, bool]]:
+        chunks = ChunkStream(Normaliser(), LIMIT)
+        chunks.feed(["One.", "Two.", Pause(1.0), "...", Pause(2.0), "Three.", "Four."])
+        chunks.close()
+        found = []
+        while (item := await chunks.next()) is not None:
+            found.append((item, chunks.pauses))
+        return found
+
+    assert asyncio.run(run()) == [
+        ("one.", False),
+        ("two.", True),
+        (Pause(1.0), False),
+        (Pause(2.0), False),
+        ("three. four.", False),
+    ]
 
 
 RATE = 24_000
@@ -195,6 +215,15 @@ def test_between_two_chunks_is_one_pause(before: float, after: float) -> None:
     onset = min(before, ONSET_S)
     # What is loud while the fade goes down or up counts as sound.
     assert pause == pytest.approx((PAUSE_S + onset) * RATE, abs=2 * FADE_S * RATE)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.2, 1.5])
+def test_before_a_pause_of_the_text_no_silence_is_added(after: float) -> None:
+    joiner = Joiner(RATE)
+    joiner.begin(PAUSE_S, last=False)
+    stream = np.concatenate([joiner.push(speech(0.4, after=after)), joiner.end(pad=False)])
+    assert stream.all()
+    assert len(stream) == round((0.4 + min(after, PAUSE_S)) * RATE)
 
 
 def test_a_seam_between_any_two_values_is_no_step() -> None:

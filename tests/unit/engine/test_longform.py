@@ -13,7 +13,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from helpers.example import CHECKPOINT
-from helpers.speaking import assert_close
+from helpers.speaking import assert_close, samples_of, silences
 from helpers.voices import make_voice
 from sheen.__main__ import main
 from sheen.codec.snac import Codec
@@ -112,7 +112,7 @@ def test_samples_come_chunk_by_chunk_and_the_finish_reason_at_the_end(
     engine: Engine, voice: Voice
 ) -> None:
     with synthesize(engine, voice, "Four. Two one. Seven.", SHORT) as speech:
-        samples = list(speech)
+        samples = [span.samples for span in speech]
         assert speech.finish_reason == "length"
         assert next(speech, None) is None
     assert all(part.dtype == np.float32 and len(part) for part in samples)
@@ -122,17 +122,36 @@ def test_samples_come_chunk_by_chunk_and_the_finish_reason_at_the_end(
 
 def test_a_text_without_a_word_is_a_moment_of_silence(engine: Engine, voice: Voice) -> None:
     speech = synthesize(engine, voice, "... !", SHORT)
-    samples = np.concatenate(list(speech))
+    samples = samples_of(speech)
     assert len(samples) == 0.2 * speech.sample_rate
     assert not samples.any()
     assert speech.finish_reason == "stop"
+
+
+def test_a_pause_is_exactly_as_long_as_the_text_says(engine: Engine, voice: Voice) -> None:
+    def spoken(text: str) -> NDArray[np.float32]:
+        return samples_of(synthesize(engine, voice, text, SHORT))
+
+    text = "[pause:200ms]Four [pause:{}] two. [PAUSE:0.25s] [pause:0.25s]"
+    half, long = spoken(text.format("0.5s")), spoken(text.format("1.5s"))
+    assert silences(half) == [4_800, 12_000, 12_000]
+    assert silences(long) == [4_800, 36_000, 12_000]
+    np.testing.assert_array_equal(half[np.flatnonzero(half)], long[np.flatnonzero(long)])
+    assert not spoken("[pause:0.123s]").any()
+    assert len(spoken("[pause:0.123s]")) == 2_952
+
+
+def test_a_pause_of_an_hour_is_refused(engine: Engine, voice: Voice) -> None:
+    with pytest.raises(RequestError, match=r"\[pause:3600s\]: 3600 s; .* 60 s") as refusal:
+        synthesize(engine, voice, "Four. [pause:3600s] Two.", SHORT)
+    assert refusal.value.field == "input"
 
 
 def test_it_may_be_called_where_an_event_loop_runs(engine: Engine, voice: Voice) -> None:
     async def notebook() -> int:
         [result] = synthesize_all(engine, voice, [("Four.", SHORT)])
         assert isinstance(result, Synthesized)
-        spoken = np.concatenate(list(synthesize(engine, voice, "Four.", SHORT)))
+        spoken = samples_of(synthesize(engine, voice, "Four.", SHORT))
         np.testing.assert_allclose(result.samples, spoken, atol=1e-6)
         return len(spoken)
 
@@ -141,7 +160,7 @@ def test_it_may_be_called_where_an_event_loop_runs(engine: Engine, voice: Voice)
 
 def test_closing_it_cancels_what_is_not_spoken_yet(engine: Engine, voice: Voice) -> None:
     speech = synthesize(engine, voice, "Four two. " * 50, SHORT)
-    assert len(next(speech))
+    assert len(next(speech).samples)
     speech.close()
     assert next(speech, None) is None
     assert speech.finish_reason == "cancelled"
@@ -161,7 +180,7 @@ def test_many_texts_keep_their_order_and_one_that_cannot_be_spoken_fails_alone(
     assert isinstance(results[7], RequestError)
     assert results[7].field == "input"
     for number in (0, 4, 11):
-        expected = np.concatenate(list(synthesize(engine, voice, *asked[number])))
+        expected = samples_of(synthesize(engine, voice, *asked[number]))
         result = results[number]
         assert isinstance(result, Synthesized)
         assert result.text == texts[number]

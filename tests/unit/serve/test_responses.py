@@ -16,11 +16,13 @@ import pytest
 from fastapi import FastAPI, WebSocket
 from starlette.testclient import TestClient
 
-from helpers.speaking import WAIT_S
+from helpers.speaking import WAIT_S, silences
 from sheen.audio.io import decode_audio, to_pcm16
 from sheen.audio.samples import Samples
+from sheen.engine.types import Span
 from sheen.serve import request_log
 from sheen.serve.access.admission import Admission
+from sheen.serve.app import answer
 from sheen.serve.backend import Backend
 from sheen.serve.config import Limits, ServeArgs
 from sheen.serve.errors import APIError
@@ -28,7 +30,6 @@ from sheen.serve.request_log import RequestRecord, close_record
 from sheen.serve.responses import Renderer, delta_event, streamed
 from sheen.serve.schema import SpeechRequest
 from sheen.serve.websocket import converse
-from sheen.text.segmentation import SentenceStream
 
 RATE = 24_000
 
@@ -44,7 +45,7 @@ def tone(seconds: float) -> Samples:
 
 
 async def render(renderer: Renderer, chunks: list[Samples]) -> bytes:
-    parts = [await renderer.push(chunk) for chunk in chunks]
+    parts = [await renderer.push(Span(chunk)) for chunk in chunks]
     return b"".join([*parts, await renderer.finish()])
 
 
@@ -90,12 +91,12 @@ def test_a_client_that_leaves_while_a_thread_computes_breaks_nothing(
     async def run() -> None:
         for _ in range(50):
             renderer = Renderer("mp3", 1.5, RATE, pool)
-            await renderer.push(tone(0.1))
-            pushing = asyncio.create_task(renderer.push(tone(1.0)))
+            await renderer.push(Span(tone(0.1)))
+            pushing = asyncio.create_task(renderer.push(Span(tone(1.0))))
             await asyncio.sleep(0)
             pushing.cancel()
             renderer.close()
-            assert await renderer.push(tone(0.1)) == b""
+            assert await renderer.push(Span(tone(0.1))) == b""
 
     asyncio.run(run())
 
@@ -136,9 +137,8 @@ def ask(
         body = SpeechRequest.model_validate(fields)
         try:
             utterance = backend.begin(body, record)
-            sentences = SentenceStream()
-            await utterance.chunks.feed_text(body.input, sentences)
-            utterance.chunks.close(sentences)
+            await utterance.feed(body.input)
+            utterance.close()
             events = body.stream_format == "sse"
             response = await streamed(utterance, record, timeout_s, events)
             async for chunk in response.body_iterator:
@@ -229,6 +229,50 @@ def test_a_place_that_is_not_there_is_a_429_and_is_not_counted_as_speech(
     assert (error.status, record.finish_reason) == (429, "")
 
 
+@pytest.mark.parametrize("speed", [1.0, 2.0])
+def test_a_pause_is_exact_at_any_speed(backend: Backend, speed: float) -> None:
+    chunks, _, error = ask(backend, input="one [pause:1.5s] two", speed=speed, seed=1)
+    assert error is None
+    samples = np.frombuffer(b"".join(chunks), np.int16)
+    assert 36_000 <= max(silences(samples)) <= 36_000 + 20  # 16 bits make zeros of a fade's end
+    again = ask(backend, input="one [pause:2s] two", speed=speed, seed=1)[0]
+    assert len(b"".join(again)) // 2 == len(samples) + 12_000
+
+
+def test_a_mark_that_cannot_be_followed_is_a_400_that_quotes_it(backend: Backend) -> None:
+    for mark in ("[pause:3600s]", "[pause:1,5s]", "[pause:-1s]", "[pause:1h]"):
+        chunks, _, error = ask(backend, input=f"one {mark} two")
+        assert not chunks
+        assert isinstance(error, APIError)
+        assert (error.status, error.param, error.code) == (400, "input", "invalid_mark")
+        assert mark in str(error)
+        assert backend.admission.inside == 0
+
+
+def test_instructions_are_ignored_aloud_or_refused(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = RequestRecord()
+    body = {"model": "m", "input": "one", "voice": "heart", "response_format": "pcm"}
+
+    async def headers(**fields: str) -> Any:
+        request = SpeechRequest.model_validate(body | fields)
+        try:
+            return (await answer(backend, request, record, WAIT_S)).headers
+        finally:
+            close_record(record)
+
+    assert "x-sheen-ignored" not in asyncio.run(headers())
+    assert asyncio.run(headers(instructions="cheerful"))["x-sheen-ignored"] == "instructions"
+    assert record.fields()["ignored"] == ["instructions"]
+    monkeypatch.setattr(
+        backend, "_args", backend._args.model_copy(update={"instructions": "refuse"})
+    )
+    _, _, error = ask(backend, instructions="cheerful")
+    assert isinstance(error, APIError)
+    assert (error.status, error.param) == (400, "instructions")
+
+
 # On a WebSocket
 
 START = {"type": "start", "model": "m", "voice": "heart", "response_format": "pcm"}
@@ -306,6 +350,23 @@ def test_a_message_that_is_none_ends_the_utterance_it_is_in(backend: Backend, so
     for message in (say("two. "), END, say("six. "), END):
         socket.send_json(message)
     assert heard(socket)[1]["type"] == "speech.audio.done"
+
+
+def test_a_pause_that_comes_in_pieces_is_a_pause_and_a_wrong_one_ends_its_text(
+    backend: Backend, socket: Any
+) -> None:
+    socket.send_json(START | {"seed": 1, "instructions": "cheerful"})
+    for text in ("one [pau", "se:", "1.5s", "]two"):
+        socket.send_json(say(text))
+    socket.send_json(END)
+    size, done = heard(socket)
+    assert done["ignored"] == ["instructions"]
+    whole = ask(backend, input="one [pause:1.5s] two", seed=1)[0]
+    assert size == len(b"".join(whole))
+    socket.send_json(say("[pause:3600s]"))
+    error = heard(socket)[1]["error"]
+    assert (error["param"], error["code"]) == ("text", "invalid_mark")
+    assert emptied(backend)
 
 
 def test_what_a_socket_is_refused_is_logged_with_code_and_field(
