@@ -51,6 +51,7 @@ def speak(argv: list[str], prog: str) -> int:
     from sheen.engine.sampler import Sampling
     from sheen.lm.precision import Precision
     from sheen.speaker import Speaker, audio_format
+    from sheen.text.lexicon import read_entries
 
     parser = argparse.ArgumentParser(
         prog, description="Speak a text from a checkpoint into a file, without Ray."
@@ -76,6 +77,7 @@ def speak(argv: list[str], prog: str) -> int:
     ):
         default = getattr(Sampling, flag[2:].replace("-", "_"))
         add(flag, type=kind, default=default, help=f"{what} {shown}")
+    add("--lexicon", help="JSON file of words and what is said for each, path or URI")
     limit = "longest audio of one chunk of text, seconds"
     add("--max-seconds", type=float, default=30.0, help=f"{limit} {shown}")
     add("--device", help="torch device (default: cuda where there is one, else cpu)")
@@ -110,6 +112,7 @@ def speak(argv: list[str], prog: str) -> int:
                 top_p=options.top_p,
                 repetition_penalty=options.repetition_penalty,
                 seed=options.seed,
+                lexicon=read_entries(options.lexicon) if options.lexicon else None,
             )
             audio.save(options.output)
             took = time.monotonic() - started

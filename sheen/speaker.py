@@ -6,7 +6,7 @@ and the same chunks. Knows nothing about Ray or HTTP.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import RequestError, load_voice
 from sheen.lm.precision import Precision
 from sheen.storage import files, uris
-from sheen.text.delivery import DeliveryError, deliver
+from sheen.text.delivery import Delivery, DeliveryError, deliver
+from sheen.text.lexicon import Lexicon
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Speaker:
         top_p: float = Sampling.top_p,
         repetition_penalty: float = Sampling.repetition_penalty,
         seed: int = Sampling.seed,
+        lexicon: Mapping[str, str] | None = None,
     ) -> Audio:
         """Speak a text of any length.
 
@@ -122,13 +124,14 @@ class Speaker:
         `repetition_penalty`: 0.5 to 5, 1 is off. `seed`: another one is another rendition; the same
         one gives the same audio. A text without a word, such as an emoji, is a moment of silence.
         `[pause:1.5s]` in the text is exactly that much silence at any speed, 60 s at most.
+        `lexicon`: words, and what is said for each, such as `{"SQL": "sequel"}`.
 
         Raises ValueError, which names the argument, and RuntimeError where synthesis failed or the
         speaker is closed.
         """
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         stretch = Stretch(speed, self.sample_rate)
-        params = self._params(text, voice, sampling)
+        params = self._params(text, voice, sampling, lexicon)
         with synthesize(self._engine, self._voice, text, params) as speech:
             samples = np.concatenate([NO_SAMPLES, *_stretched(speech, stretch)])
         return Audio(samples, self.sample_rate, speech.finish_reason)
@@ -144,13 +147,14 @@ class Speaker:
         top_p: float = Sampling.top_p,
         repetition_penalty: float = Sampling.repetition_penalty,
         seed: int = Sampling.seed,
+        lexicon: Mapping[str, str] | None = None,
     ) -> Iterator[NDArray[np.float32]]:
         """As `synthesize`, while it is generated: chunks of samples `[n]`, which together are its
         `samples`. Wrong arguments are refused here, before the first chunk is asked for. Closing
         the iterator ends the synthesis."""
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         stretch = Stretch(speed, self.sample_rate)
-        return self._streamed(text, self._params(text, voice, sampling), stretch)
+        return self._streamed(text, self._params(text, voice, sampling, lexicon), stretch)
 
     def close(self) -> None:
         """Stop, and give back the threads. Again, it does nothing."""
@@ -167,15 +171,28 @@ class Speaker:
     ) -> None:
         self.close()
 
-    def _params(self, text: str, voice: str | None, sampling: Sampling) -> SynthesisParams:
+    def _params(
+        self,
+        text: str,
+        voice: str | None,
+        sampling: Sampling,
+        lexicon: Mapping[str, str] | None,
+    ) -> SynthesisParams:
         if not self._close.alive:
             raise RuntimeError("this Speaker is closed: load another one")
         if voice is None and len(self.voices) == 1:
             voice = self.voices[0]
+        delivery = Delivery()
+        if lexicon:
+            try:
+                entries = Lexicon(lexicon, self._voice.pipeline.has_phonemes)
+            except ValueError as error:
+                raise ValueError(f"lexicon: {error}") from error
+            delivery = Delivery(lexicons=(entries,))
         with _errors_by_argument():
             self._voice.check(text, voice)
-            deliver(text, self._voice.language)
-        return SynthesisParams(voice, sampling, self._max_seconds)
+            deliver(text, self._voice.language, delivery)
+        return SynthesisParams(voice, sampling, self._max_seconds, delivery)
 
     def _streamed(
         self, text: str, params: SynthesisParams, stretch: Stretch

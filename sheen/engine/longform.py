@@ -172,7 +172,7 @@ def open_speech(
     cannot be."""
     voice.check(text, params.speaker)
     try:
-        items = deliver(text, voice.language)
+        items = deliver(text, voice.language, params.delivery)
     except DeliveryError as error:
         raise RequestError("input", str(error)) from error
     chunks = ChunkStream(normalize, voice.max_chunk_chars(params.chunk_seconds, params.speaker))
@@ -284,7 +284,7 @@ def synthesize_all(
                 return error
         return Synthesized(
             np.concatenate(samples),
-            " ".join(filter(None, words)),
+            " ".join(filter(None, map(voice.pipeline.said, words))),
             " ".join(filter(None, taught)),
             speech.progress.finish_reason or "stop",
         )

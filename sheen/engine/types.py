@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from sheen.audio.samples import Samples
 from sheen.codec.layout import TokenLayout
 from sheen.engine.sampler import Sampling
+from sheen.text.delivery import Delivery
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -75,6 +76,7 @@ class SynthesisParams:
     sampling: Sampling = field(default_factory=Sampling)
     chunk_seconds: float = 30.0
     """Longest audio of a chunk."""
+    delivery: Delivery = field(default_factory=Delivery)
 
 
 @dataclass

@@ -64,7 +64,7 @@ class Voice:
     @property
     def pipeline(self) -> TextPipeline:
         """The steps that the model's texts were taken through; libraries load at first use."""
-        return TextPipeline(self.info.normalizer)
+        return TextPipeline(self.info.normalizer, tuple(self.info.tags))
 
     @property
     def language(self) -> str | None:

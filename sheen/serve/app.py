@@ -47,6 +47,7 @@ from sheen.serve.schema import (
 )
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 from sheen.serve.websocket import converse
+from sheen.text.lexicon import read_entries
 
 logger = logging.getLogger(__name__)
 
@@ -279,6 +280,10 @@ def build(args: ServeArgs) -> serve.Application:
             LONGEST_TEXT_S + args.default_max_seconds * (1 + admitted / args.slots)
         ),
     )
+    if args.lexicon is not None:
+        lexicon = located(args.lexicon)
+        read_entries(lexicon)  # here a wrong file fails at once
+        args = args.model_copy(update={"lexicon": lexicon})
     digests: frozenset[str] = frozenset()
     if args.auth == "keys":
         # Here, where `serve run` or `serve deploy` reads the config: a wrong file fails at once. A

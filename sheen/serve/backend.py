@@ -31,7 +31,8 @@ from sheen.serve.normalizers import NormaliserProcesses
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.responses import Renderer, Utterance
 from sheen.serve.schema import STANDARD_VOICES, SpeechSettings
-from sheen.text.delivery import DeliveryStream
+from sheen.text.delivery import Delivery, DeliveryStream
+from sheen.text.lexicon import Lexicon, read_lexicon
 from sheen.text.normalization import language_code
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,9 @@ class Backend:
         on_cpu = device.type == "cpu"
         self.voice: Voice = load_voice(location, device, args.dtype)
         self._args = args
+        self._lexicon = None
+        if args.lexicon is not None:
+            self._lexicon = read_lexicon(args.lexicon, self.voice.pipeline.has_phonemes)
         self._names = voice_names(self.voice.info.voices, args.voice_aliases)
         self._codec_process = None
         if on_cpu and args.audio_process:
@@ -134,7 +138,7 @@ class Backend:
         self.check_alive()
         speaker = self._speaker(settings.voice_name)
         check_language(settings.language, self.voice.language)
-        ignored = self._ignored(settings)
+        ignored, delivery = self._ignored(settings), self._delivery(settings)
         record.voice, record.audio_format = settings.voice_name, settings.response_format
         self._trimmed = False
         request = settings.model_dump_json()
@@ -162,11 +166,24 @@ class Backend:
         record.cleanup.callback(renderer.close)
         return Utterance(
             chunks,
-            DeliveryStream(self.voice.language, self._args.max_pause_s),
+            DeliveryStream(self.voice.language, delivery),
             speech,
             renderer,
             lambda: self.admission.promise(request),
         )
+
+    def _delivery(self, settings: SpeechSettings) -> Delivery:
+        """What the request's text may ask for; APIError for a lexicon that cannot be used."""
+        lexicons = () if self._lexicon is None else (self._lexicon,)
+        if settings.lexicon:
+            try:
+                own = Lexicon(settings.lexicon, self.voice.pipeline.has_phonemes)
+            except ValueError as error:
+                raise APIError(
+                    400, f"lexicon: {error}", param="lexicon", code="invalid_lexicon"
+                ) from error
+            lexicons = (own, *lexicons)
+        return Delivery(self._args.max_pause_s, lexicons)
 
     def _ignored(self, settings: SpeechSettings) -> tuple[str, ...]:
         """Fields that the model cannot follow; APIError where `args` say to refuse them."""

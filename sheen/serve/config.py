@@ -178,6 +178,13 @@ class ServeArgs(Limits, BaseModel, extra="forbid"):
             f"them together: {MAX_PAUSES_S:g}",
         ),
     ] = MAX_PAUSE_S
+    lexicon: Annotated[
+        str | None,
+        Field(
+            description="JSON file of words and what is said for each, path or URI, read when the "
+            "server starts; a request's own `lexicon` comes first"
+        ),
+    ] = None
     instructions: Annotated[
         Literal["ignore", "refuse"],
         Field(

@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from sheen.text.normalization import Part, join_parts, parts, spell_digits
 from sheen.text.prompt import normalise
+from sheen.text.segmentation import has_word
 from sheen.text.steps import TextPipeline, check_steps
 
 Item = TypeVar("Item")
@@ -132,14 +133,28 @@ class NormaliserProcesses:
         client = Client()
 
         async def read(sentence: str) -> str:
-            words = join_parts(
-                [await self._words(client, part) for part in parts(normalise(sentence))]
-            )
+            words = await self._sentence(client, sentence)
             if not words or not self._pipeline.has_phonemes:
                 return words
             return await self._ask(client, Words(words))
 
         return read
+
+    async def _sentence(self, client: Client, sentence: str) -> str:
+        """Its words, as `TextPipeline.words`."""
+
+        async def spoken(text: str) -> str:
+            return join_parts([await self._words(client, part) for part in parts(normalise(text))])
+
+        found = self._pipeline.pieces(sentence)
+        if len(found) == 1 and not found[0].kept:
+            return await spoken(sentence)
+        words = []
+        for piece in found:
+            before, core, after = piece.split()
+            changed = core if piece.kept or not has_word(core) else await spoken(core)
+            words += [before, changed, after]
+        return normalise("".join(words))
 
     async def _words(self, client: Client, part: Part) -> str:
         if part.spelled:

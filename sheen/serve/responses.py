@@ -11,8 +11,9 @@ import asyncio
 import base64
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,14 +102,21 @@ class Utterance:
     async def feed(self, text: str, field: str = "input") -> None:
         """Further text, which came in a field of this name. Raises APIError, 400, for a mark in it
         that cannot be followed."""
-        try:
+        with _marks_of(field):
             await self.chunks.feed_text(text, self.text)
-        except DeliveryError as error:
-            raise APIError(400, f"{field}: {error}", param=field, code="invalid_mark") from error
 
-    def close(self) -> None:
-        """No more text will come."""
-        self.chunks.close(self.text)
+    def close(self, field: str = "input") -> None:
+        """No more text will come. Raises APIError, see `feed`."""
+        with _marks_of(field):
+            self.chunks.close(self.text)
+
+
+@contextmanager
+def _marks_of(field: str) -> Iterator[None]:
+    try:
+        yield
+    except DeliveryError as error:
+        raise APIError(400, f"{field}: {error}", param=field, code="invalid_mark") from error
 
 
 def delta_event(data: bytes) -> bytes:

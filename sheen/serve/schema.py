@@ -62,6 +62,19 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
             description="ignored, which the header X-Sheen-Ignored says; a server may refuse them",
         ),
     ] = None
+    lexicon: Annotated[
+        dict[
+            Annotated[str, Field(min_length=1, max_length=100)],
+            Annotated[str, Field(min_length=1, max_length=200)],
+        ]
+        | None,
+        Field(
+            max_length=200,
+            description="words, and what is said for each: a respelling, or phonemes between "
+            "slashes where the model was taught phonemes",
+            examples=[{"SQL": "sequel"}],
+        ),
+    ] = None
     response_format: Annotated[
         AudioFormat,
         Field(

@@ -80,8 +80,9 @@ class SocketUtterance:
         await self._utterance.feed(text, "text")
 
     def end(self) -> None:
+        """Raises APIError when the end of the text cannot be spoken."""
+        self._utterance.close("text")
         self.complete = True
-        self._utterance.close()
 
     async def stop(self) -> None:
         """After this not a byte more of it is sent."""
@@ -161,7 +162,7 @@ class Conversation:
             elif isinstance(message, Text):
                 await self._text(message.text)
             elif isinstance(message, End):
-                self._end()
+                await self._end()
             else:
                 await self.stop()
                 self._discarding = False
@@ -235,7 +236,7 @@ class Conversation:
             )
         await speaking.add(text)
 
-    def _end(self) -> None:
+    async def _end(self) -> None:
         if self._discarding or (
             self._current and self._current.failed and not self._current.complete
         ):
@@ -243,7 +244,11 @@ class Conversation:
             return
         if self._speaking is None or self._speaking.complete:
             raise APIError(400, "type: end without text before it", param="type")
-        self._speaking.end()
+        try:
+            self._speaking.end()
+        except APIError:
+            await self.stop()  # here, for there is no rest of the text to be discarded
+            raise
 
     async def _receive(self) -> Start | Text | End | Cancel | None:
         """The next message; None when none has come for TICK_S. APIError for one that is none of

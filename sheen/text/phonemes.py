@@ -35,6 +35,14 @@ ALPHABET = frozenset(f"{PHONES}{STRESS}{PAUSES} ")
 """Nothing else comes out. What has no phonemes, such as the letters of another script, is left
 out."""
 
+IPA = (
+    *(("t͡ʃ", "ʧ"), ("tʃ", "ʧ"), ("d͡ʒ", "ʤ"), ("dʒ", "ʤ"), ("eɪ", "A"), ("aɪ", "I"), ("aʊ", "W")),
+    *(("ɔɪ", "Y"), ("oʊ", "O"), ("əʊ", "O"), ("ɝ", "ɜɹ"), ("ɚ", "əɹ"), ("r", "ɹ"), ("g", "ɡ")),
+    *(("ɾ", "T"), ("ɫ", "l"), ("e", "ɛ"), ("ː", ""), (".", ""), ("͡", ""), ("‿", "")),
+)
+"""What the International Phonetic Alphabet writes otherwise, the longest first: the alphabet has
+one letter for each affricate and diphthong (misaki's EN_PHONES.md), and no length."""
+
 _PHONE = frozenset(PHONES)
 _LINK = regex.compile(r"\](?=\()")
 """`[word](/phonemes/)` is the library's markup; in a text it is brackets."""
@@ -82,6 +90,25 @@ def _installed(language: str) -> str:
             f"phonemes ({language}): {LIBRARY} is not installed. Type: "
             "pip install 'sheen[phonemes]'"
         ) from None
+
+
+def from_ipa(given: str) -> str:
+    """Phonemes of English in IPA, or of the alphabet itself, as the alphabet writes them. Raises
+    ValueError, which names the character that it has none for."""
+    read = normalise(given)
+    for written, own in IPA:
+        read = read.replace(written, own)
+    allowed = _PHONE.union(STRESS, " ")
+    if unknown := next((c for c in read if c not in allowed), None):
+        raise ValueError(f"/{given}/: the model knows no phoneme {unknown!r}; known: {PHONES}")
+    if _PHONE.isdisjoint(read):
+        raise ValueError(f"/{given}/ has no phoneme")
+    return normalise(read)
+
+
+def pauses_of(text: str) -> str:
+    """What stays of a text without a word: its punctuation and white space."""
+    return "".join(c if c in PAUSES else " " if c.isspace() else "" for c in text)
 
 
 class Phonemizer:

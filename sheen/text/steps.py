@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from sheen.text import normalization, phonemes
+from sheen.text.kept import Piece, between, pieces, said
 from sheen.text.normalization import NemoStep, Part, join_parts, load_normaliser
-from sheen.text.phonemes import PhonemeStep, load_phonemizer
+from sheen.text.phonemes import PhonemeStep, Phonemizer, load_phonemizer, pauses_of
 from sheen.text.prompt import normalise
-from sheen.text.segmentation import split_sentences
+from sheen.text.segmentation import has_word, split_sentences
 
 
 class NfcSpaceStep(BaseModel, extra="forbid", frozen=True):
@@ -67,12 +68,24 @@ def check_steps(steps: Sequence[NormalizerStep]) -> None:
         phonemes.check(sounds)
 
 
+def _sounds(piece: Piece, phonemizer: Phonemizer) -> str:
+    if piece.given is not None:
+        return piece.given[1]
+    if piece.kept:
+        return piece.text
+    return between(piece, phonemizer) if has_word(piece.text) else pauses_of(piece.text)
+
+
 @dataclass(frozen=True)
 class TextPipeline:
     """Texts, by way of their words, in the form that a model is taught. Libraries load at first
-    use, once for each process; ValueError for one that is missing, see `check_steps`."""
+    use, once for each process; ValueError for one that is missing, see `check_steps`.
+
+    No step changes the `tags`, nor phonemes that were given (`sheen.text.kept`).
+    """
 
     steps: tuple[NormalizerStep, ...]
+    tags: tuple[str, ...] = ()
 
     @property
     def language(self) -> str | None:
@@ -101,13 +114,33 @@ class TextPipeline:
         """A sentence's words as they are spoken, which is what a transcript is compared with; empty
         when there is nothing to say."""
         step = text_normalization(self.steps)
-        return normalise(sentence) if step is None else load_normaliser(step).sentence(sentence)
+        if step is None:
+            return normalise(sentence)
+        spoken = load_normaliser(step).sentence
+        found = self.pieces(sentence)
+        if len(found) == 1 and not found[0].kept:
+            return spoken(sentence)
+        return normalise("".join(p.text if p.kept else between(p, spoken) for p in found))
+
+    def pieces(self, sentence: str) -> list[Piece]:
+        """A sentence's parts: those that stay as they are, and those between."""
+        return pieces(sentence, self.tags)
 
     def taught(self, words: str) -> str:
         """A whole sentence's words in the form that the model is taught: their phonemes, else the
         words themselves. Empty where nothing has a sound."""
         step = phoneme_step(self.steps)
-        return words if step is None or not words else load_phonemizer(step)(words)
+        if step is None or not words:
+            return words
+        phonemizer = load_phonemizer(step)
+        found = self.pieces(words)
+        if len(found) == 1 and not found[0].kept:
+            return phonemizer(words)
+        return normalise("".join(_sounds(piece, phonemizer) for piece in found))
+
+    def said(self, words: str) -> str:
+        """A sentence's words as somebody who listens writes them down."""
+        return said(words, self.tags)
 
     def __call__(self, text: str) -> str:
         """A text of any length in the form that the model is taught, sentence by sentence; empty

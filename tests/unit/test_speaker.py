@@ -15,7 +15,7 @@ from helpers.readers import check_speech
 from helpers.speaking import silences
 from sheen.speaker import Audio, Speaker
 
-KEYWORDS = ["speed", "temperature", "top_k", "top_p", "repetition_penalty", "seed"]
+KEYWORDS = ["speed", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "lexicon"]
 
 
 @pytest.fixture(scope="module")

@@ -229,6 +229,18 @@ def test_a_place_that_is_not_there_is_a_429_and_is_not_counted_as_speech(
     assert (error.status, record.finish_reason) == (429, "")
 
 
+def test_a_lexicon_says_what_is_spoken(backend: Backend) -> None:
+    expected = ask(backend, input="two six", seed=1)[0]
+    spoken, _, error = ask(
+        backend, input="TWO sechs", seed=1, lexicon={"two": "two", "sechs": "six"}
+    )
+    assert (error, b"".join(spoken)) == (None, b"".join(expected))
+    _, _, error = ask(backend, lexicon={"six": "/sɪks/"})
+    assert isinstance(error, APIError)
+    assert (error.status, error.param, error.code) == (400, "lexicon", "invalid_lexicon")
+    assert "'six'" in str(error)
+
+
 @pytest.mark.parametrize("speed", [1.0, 2.0])
 def test_a_pause_is_exact_at_any_speed(backend: Backend, speed: float) -> None:
     chunks, _, error = ask(backend, input="one [pause:1.5s] two", speed=speed, seed=1)
@@ -363,6 +375,9 @@ def test_a_pause_that_comes_in_pieces_is_a_pause_and_a_wrong_one_ends_its_text(
     assert done["ignored"] == ["instructions"]
     whole = ask(backend, input="one [pause:1.5s] two", seed=1)[0]
     assert size == len(b"".join(whole))
+    for message in (START | {"lexicon": {"a": "one " * 49}}, say("a " * 50), END):
+        socket.send_json(message)
+    assert "longer" in heard(socket)[1]["error"]["message"]
     socket.send_json(say("[pause:3600s]"))
     error = heard(socket)[1]["error"]
     assert (error["param"], error["code"]) == ("text", "invalid_mark")

@@ -1,0 +1,108 @@
+"""Lexicons: which words of a text they are for, and entries that are refused by their word."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sheen.text.delivery import Delivery, DeliveryError, Pause, deliver
+from sheen.text.kept import pieces, said, with_phonemes
+from sheen.text.lexicon import Lexicon, read_lexicon, respell
+from sheen.text.normalization import describe as describe_words
+from sheen.text.phonemes import describe as describe_phonemes
+from sheen.text.steps import NfcSpaceStep, TextPipeline
+
+ENTRIES = {
+    "sql": "sequel",
+    "US": "you ess",
+    "C++": "see plus plus",
+    "New York": "new yark",
+    "new": "knew",
+    "café": "kaffay",
+    "Dr.": "doctor",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SQL, sql and MySQL.", "sequel, sequel and MySQL."),
+        ("US: tell us.", "you ess: tell us."),
+        ("C++, not C.", "see plus plus, not C."),
+        ("A new day in New  York, new york.", "A knew day in new yark, knew york."),
+        ("cafe\u0301 or CAFÉ", "kaffay or kaffay"),
+        ("The US's café's", "The you ess's kaffay's"),
+        ("Dr. Newman", "doctor Newman"),
+        ("nothing here", "nothing here"),
+    ],
+)
+def test_whole_words_are_said_otherwise(text: str, expected: str) -> None:
+    assert respell(text, [Lexicon(ENTRIES)]) == expected
+
+
+def test_the_first_lexicon_counts_and_nothing_is_said_twice() -> None:
+    lexicons = [Lexicon({"a": "b"}), Lexicon({"a": "c", "b": "d"})]
+    assert respell("a b", lexicons) == "b d"
+
+
+def test_tags_are_no_words() -> None:
+    assert respell("a laugh <laugh>", [Lexicon({"laugh": "laff"})], ["<laugh>"]) == "a laff <laugh>"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"Nguyen": "/nwin/"}, "'Nguyen'.*letters"),
+        ({"x": " "}, "'x'.*no word"),
+        ({"x": "..."}, "'x'.*no word"),
+        ({"": "x"}, "''.*expected a word"),
+        ({"--": "x"}, "'--'.*expected a word"),
+    ],
+)
+def test_an_entry_that_cannot_be_is_refused_by_its_word(
+    entry: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Lexicon(entry)
+    with pytest.raises(ValueError, match=r"'x': .*'q'"):
+        Lexicon({"x": "/kwq/"}, phonemes=True)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "lexicon.json"
+    for content, message in (
+        ("{", "lexicon.json: "),
+        ("[]", "expected an object"),
+        ('{"a": 1}', "'a': expected text"),
+        ('{"a": "b", "a": "c"}', "'a' is there twice"),
+        ('{"a": "/b/"}', "lexicon.json: 'a': .*letters"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_lexicon(str(path))
+    path.write_text(json.dumps(ENTRIES))
+    assert respell("sql", [read_lexicon(str(path))]) == "sequel"
+
+
+def test_a_lexicon_goes_with_marks_and_may_not_make_a_text_too_long() -> None:
+    delivery = Delivery(lexicons=(Lexicon({"a": "b " * 100}),))
+    assert deliver("a [pause:1s] x", delivery=delivery) == ["b " * 99 + "b", Pause(1.0), "x"]
+    with pytest.raises(DeliveryError, match="longer"):
+        deliver("a " * 100, delivery=delivery)
+
+
+def test_what_users_send_is_never_taken_for_phonemes() -> None:
+    [item] = deliver(f"one {with_phonemes('two', 'tˈu')} three")
+    assert item == "one twotˈu three"
+
+
+def test_phonemes_that_were_given_pass_every_step() -> None:
+    steps = (describe_words("en"), describe_phonemes("en"), NfcSpaceStep())
+    pipeline = TextPipeline(steps, ("<laugh>",))
+    lexicon = Lexicon({"Nguyen": "/nwɪn/", "Joe": "/dʒoʊ/"}, phonemes=True)
+    [sentence] = deliver("Nguyen, 2 of Joe <laugh>!", "en", Delivery(lexicons=(lexicon,)))
+    assert isinstance(sentence, str)
+    words = pipeline.words(sentence)
+    assert pipeline.said(words) == said(words, ("<laugh>",)) == "Nguyen, two of Joe !"
+    assert pipeline.taught(words) == f"nwɪn, {pipeline.taught('two of')} ʤO <laugh>!"
+    assert "".join(piece.text for piece in pieces(words, ("<laugh>",))) == words
