@@ -10,11 +10,12 @@ one version to the next. Imports nothing before it is asked for: `import sheen` 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sheen.engine.types import Reference
     from sheen.lm.precision import Precision
     from sheen.speaker import Audio, Speaker
 
 __version__ = "0.1.0"
-__all__ = ["Audio", "Speaker", "__version__", "load"]
+__all__ = ["Audio", "Reference", "Speaker", "__version__", "load"]
 
 
 def load(
@@ -37,7 +38,7 @@ def load(
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Audio", "Speaker"):
+    if name in ("Audio", "Reference", "Speaker"):
         from sheen import speaker
 
         return getattr(speaker, name)

@@ -49,6 +49,7 @@ def speak(argv: list[str], prog: str) -> int:
 
     from sheen.config import fail
     from sheen.engine.sampler import Sampling
+    from sheen.lm.checkpoint import ReferenceForm
     from sheen.lm.precision import Precision
     from sheen.speaker import Speaker, audio_format
     from sheen.text.lexicon import read_entries
@@ -60,6 +61,13 @@ def speak(argv: list[str], prog: str) -> int:
     add("text", metavar="TEXT", help="what to speak; - reads it from standard input")
     add("--model", required=True, help="checkpoint: a folder, a URI or a hub id")
     add("--voice", help="one of the model's voices (default: the only one)")
+    add("--reference", help="recording of another voice to speak in: file, path or URI")
+    add("--reference-text", help="what is said in it")
+    add(
+        "--reference-form",
+        choices=get_args(ReferenceForm),
+        help="how it is put before the text (default: as the model was taught)",
+    )
     endings = ".wav, .flac, .mp3, .opus, .aac or .pcm"
     add("-o", "--output", default="out.wav", help=f"file, path or URI, with {endings} {shown}")
     add("--speed", type=float, default=1.0, help=f"0.25 to 4, at the same pitch {shown}")
@@ -94,6 +102,8 @@ def speak(argv: list[str], prog: str) -> int:
         audio_format(options.output)
         if "://" not in options.output and not Path(options.output).parent.is_dir():
             raise ValueError(f"output {options.output}: no folder {Path(options.output).parent}")
+        if (options.reference is None) != (options.reference_text is None):
+            raise ValueError("--reference and --reference-text: give both, or neither")
         text = sys.stdin.read() if options.text == "-" else options.text
         speaker = Speaker(
             options.model,
@@ -102,10 +112,16 @@ def speak(argv: list[str], prog: str) -> int:
             max_seconds=options.max_seconds,
         )
         with speaker:
+            reference = None
+            if options.reference is not None:
+                reference = speaker.reference(
+                    options.reference, options.reference_text, form=options.reference_form
+                )
             started = time.monotonic()
             audio = speaker.synthesize(
                 text,
                 options.voice,
+                reference=reference,
                 speed=options.speed,
                 temperature=options.temperature,
                 top_k=options.top_k,

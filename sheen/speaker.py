@@ -22,9 +22,11 @@ from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
 from sheen.audio.samples import NO_SAMPLES
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Synthesis, synthesize
+from sheen.engine.reference import LONGEST_S
 from sheen.engine.sampler import Sampling
-from sheen.engine.types import SynthesisParams
-from sheen.engine.voice import RequestError, load_voice
+from sheen.engine.types import Reference, RequestError, SynthesisParams
+from sheen.engine.voice import load_voice
+from sheen.lm.checkpoint import ReferenceForm
 from sheen.lm.precision import Precision
 from sheen.storage import files, uris
 from sheen.text.delivery import Delivery, DeliveryError, deliver
@@ -89,7 +91,9 @@ class Speaker:
             self._voice.model,
             self._voice.codec,
             slots=1,
-            max_seq_len=self._voice.max_seq_len(max_seconds),
+            max_seq_len=self._voice.max_seq_len(
+                max_seconds, LONGEST_S if self._voice.info.reference else 0.0
+            ),
         )
         self._close = weakref.finalize(self, self._engine.close)
 
@@ -103,11 +107,26 @@ class Speaker:
         """Of all audio, Hz."""
         return self._voice.codec.sample_rate
 
+    def reference(
+        self, audio: str | Path | bytes, text: str, *, form: ReferenceForm | None = None
+    ) -> Reference:
+        """A recording of another voice, for `synthesize` and `stream` to speak in.
+
+        `audio`: a path, a URI, or a file's bytes; 1 to 30 s, best 3 to 10. `text`: what is said in
+        it, all of it. It is encoded here, once. `form`: how it is put before a text, `one-turn` or
+        `two-turn`; by default as the model was taught. Raises ValueError, which names the argument
+        and says what to give instead, and where the model was taught no references.
+        """
+        data = audio if isinstance(audio, bytes) else files.read_bytes(str(audio))
+        with _errors_by_argument(ref_audio="audio", ref_text="text"):
+            return self._voice.read_reference(data, text, form)
+
     def synthesize(
         self,
         text: str,
         voice: str | None = None,
         *,
+        reference: Reference | None = None,
         speed: float = 1.0,
         temperature: float = Sampling.temperature,
         top_k: int = Sampling.top_k,
@@ -118,9 +137,10 @@ class Speaker:
     ) -> Audio:
         """Speak a text of any length.
 
-        `voice`: one of `voices`; may be left out where there is one only. `speed`: 0.25 to 4, at
-        the same pitch. `temperature`: 0 (the likeliest token always) to 5. `top_k`, `top_p`: draw
-        from so many of the likeliest tokens, from so much of the probability; 0 and 1 are off.
+        `voice`: one of `voices`; may be left out where there is one only. `reference`: a recording
+        of the voice to speak in instead, from the method `reference`. `speed`: 0.25 to 4, at the
+        same pitch. `temperature`: 0 (the likeliest token always) to 5. `top_k`, `top_p`: draw from
+        so many of the likeliest tokens, from so much of the probability; 0 and 1 are off.
         `repetition_penalty`: 0.5 to 5, 1 is off. `seed`: another one is another rendition; the same
         one gives the same audio. A text without a word, such as an emoji, is a moment of silence.
         `[pause:1.5s]` in the text is exactly that much silence at any speed, 60 s at most.
@@ -131,7 +151,7 @@ class Speaker:
         """
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         stretch = Stretch(speed, self.sample_rate)
-        params = self._params(text, voice, sampling, lexicon)
+        params = self._params(text, voice, sampling, lexicon, reference)
         with synthesize(self._engine, self._voice, text, params) as speech:
             samples = np.concatenate([NO_SAMPLES, *_stretched(speech, stretch)])
         return Audio(samples, self.sample_rate, speech.finish_reason)
@@ -141,6 +161,7 @@ class Speaker:
         text: str,
         voice: str | None = None,
         *,
+        reference: Reference | None = None,
         speed: float = 1.0,
         temperature: float = Sampling.temperature,
         top_k: int = Sampling.top_k,
@@ -154,7 +175,8 @@ class Speaker:
         the iterator ends the synthesis."""
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         stretch = Stretch(speed, self.sample_rate)
-        return self._streamed(text, self._params(text, voice, sampling, lexicon), stretch)
+        params = self._params(text, voice, sampling, lexicon, reference)
+        return self._streamed(text, params, stretch)
 
     def close(self) -> None:
         """Stop, and give back the threads. Again, it does nothing."""
@@ -177,10 +199,13 @@ class Speaker:
         voice: str | None,
         sampling: Sampling,
         lexicon: Mapping[str, str] | None,
+        reference: Reference | None,
     ) -> SynthesisParams:
         if not self._close.alive:
             raise RuntimeError("this Speaker is closed: load another one")
-        if voice is None and len(self.voices) == 1:
+        if reference is not None and voice is not None:
+            raise ValueError(f"voice {voice!r}: a reference is given too; give one of them")
+        if reference is None and voice is None and len(self.voices) == 1:
             voice = self.voices[0]
         delivery = Delivery()
         if lexicon:
@@ -190,9 +215,9 @@ class Speaker:
                 raise ValueError(f"lexicon: {error}") from error
             delivery = Delivery(lexicons=(entries,))
         with _errors_by_argument():
-            self._voice.check(text, voice)
+            self._voice.check(text, voice, reference)
             deliver(text, self._voice.language, delivery)
-        return SynthesisParams(voice, sampling, self._max_seconds, delivery)
+        return SynthesisParams(voice, sampling, self._max_seconds, delivery, reference)
 
     def _streamed(
         self, text: str, params: SynthesisParams, stretch: Stretch
@@ -211,13 +236,13 @@ def _stretched(speech: Synthesis, stretch: Stretch) -> Iterator[NDArray[np.float
 
 
 @contextmanager
-def _errors_by_argument() -> Iterator[None]:
-    """A request's errors, with the names that the arguments have here."""
+def _errors_by_argument(**names: str) -> Iterator[None]:
+    """A request's errors, with the `names` that the arguments have here."""
     try:
         yield
     except RequestError as error:
-        name = "text" if error.field == "input" else error.field
-        raise ValueError(f"{name}: {error}") from error
+        here = {"input": "text", "ref_audio": "reference", "ref_text": "reference"} | names
+        raise ValueError(f"{here.get(error.field, error.field)}: {error}") from error
     except DeliveryError as error:
         raise ValueError(f"text: {error}") from error
 

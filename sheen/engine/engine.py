@@ -87,8 +87,7 @@ class Engine:
         on_gpu = device.type == "cuda"
         self.max_queue = max_queue
         self._ahead = int(on_gpu) if ahead is None else ahead
-        self._pages = self._generator.cache.pool
-        self._queue = RequestQueue(slots, max_queue, lambda: self._pages.free)
+        self._queue = RequestQueue(slots, max_queue, lambda: self._generator.free_pages)
         self._running: dict[int, Ticket] = {}  # by slot, the token thread's
         # The same at the time of a step, replaced and never changed: a token is not taken for the
         # next request's at the same slot.
@@ -112,11 +111,17 @@ class Engine:
             raise ValueError(
                 f"a prompt of {len(request.prompt)} tokens and {request.max_frames} frames do not "
                 f"fit the engine's maximum of {self.max_seq_len} tokens (its KV cache holds "
-                f"{self._pages.count * PAGE})"
+                f"{self._generator.cache.pool.count * PAGE})"
             )
         seed = request.sampling.seed if self._noise else None
         decoder = StreamingDecoder(
-            self._codec, layout, seed, self._ramp, self._look_ahead, self._trims
+            self._codec,
+            layout,
+            seed,
+            self._ramp,
+            self._look_ahead,
+            self._trims,
+            request.before,
         )
         trim = SilenceTrim(self._codec.sample_rate) if self._trims else None
         heard = Playback() if follows is None else Playback(runs_out=follows.runs_out)
@@ -139,8 +144,8 @@ class Engine:
             "waiting": self._queue.waiting,
             "running": self._queue.running,
             "slots": self._queue.slots,
-            "pages": self._pages.count,
-            "pages_free": self._pages.free,
+            "pages": self._generator.cache.pool.count,
+            "pages_free": self._generator.free_pages,
         }
 
     def close(self) -> None:
@@ -214,6 +219,7 @@ class Engine:
                 request.sampling,
                 request.max_frames * per_frame,
                 request.min_frames * per_frame,
+                request.shared,
             )
         except Exception as error:
             logger.exception("a request could not be started")

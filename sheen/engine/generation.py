@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sheen.engine.decode_step import DecodeStep, LevelHeads, Pending
 from sheen.engine.sampler import Sampling, SlotSampler
-from sheen.lm.kv_cache import CacheShape, PagedCache, plan_pages
+from sheen.lm.kv_cache import PAGE, CacheShape, PagedCache, plan_pages
 from sheen.lm.model import SpeechLM
+from sheen.lm.prefixes import Key, PrefixCache
 from sheen.lm.slot_attention import Rows, Span
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class _Request:
     prompt: Sequence[int]
     max_tokens: int
     min_tokens: int
+    keys: Sequence[Key] = ()
+    """Of the pieces of the prompt, PREFILL_CHUNK tokens each, that are to be kept."""
     written: int = 0
     """Tokens of the prompt that are in the cache."""
     step: int = 0
@@ -97,6 +100,7 @@ class TokenGenerator:
         if pages is None:
             pages = plan_pages(shape, slots, max_seq_len, self.device)
         self.cache = PagedCache(shape, slots, max_seq_len, pages, self.device)
+        self._prefixes = PrefixCache(self.cache.pool, PREFILL_CHUNK)
         self.sampler = SlotSampler(slots, max_seq_len, self.device)
         self._tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
         self._requests: dict[int, _Request] = {}
@@ -125,8 +129,12 @@ class TokenGenerator:
         sampling: Sampling,
         max_tokens: int,
         min_tokens: int = 1,
+        shared: int = 0,
     ) -> None:
         """Let a request run at a free slot from the next step on.
+
+        The first `shared` tokens of its prompt may be those of other prompts too: as much of them
+        as is in the cache is taken over, and what is computed is kept.
 
         ValueError for token ids that the model does not have, or too many, and where too few pages
         of the KV cache are free.
@@ -138,9 +146,15 @@ class TokenGenerator:
                 f"a prompt of {len(prompt)} tokens and {max_tokens} to generate exceed the maximum "
                 f"sequence length of {self.max_seq_len} tokens"
             )
-        self.cache.open(slot, len(prompt) + max_tokens)
+        keys = self._prefixes.keys(prompt, shared)
+        prefix = self._prefixes.find(keys)
+        try:
+            self.cache.open(slot, len(prompt) + max_tokens, prefix, self._prefixes.make_room)
+        finally:
+            self._prefixes.recount()
         self.sampler.set(slot, sampling, max_tokens)
-        self._requests[slot] = _Request(prompt, max_tokens, min_tokens)
+        written = len(prefix) * PAGE
+        self._requests[slot] = _Request(prompt, max_tokens, min_tokens, keys, written)
         self._forget()
 
     def stop(self, slot: int) -> None:
@@ -148,6 +162,7 @@ class TokenGenerator:
         still write to them: before what a next request writes, by the device's order."""
         self._requests.pop(slot, None)
         self.cache.close(slot)
+        self._prefixes.recount()
         self._forget()
 
     @torch.inference_mode()
@@ -172,12 +187,25 @@ class TokenGenerator:
             request = self._requests[span.slot]
             if not request.step:
                 request.written += span.count
+                self._keep(span.slot, request)
             if request.written == len(request.prompt):
                 request.step += 1
                 produced.append(span.slot)
         for slot in failed:
             self.stop(slot)
         return self._copied(produced, failed)
+
+    @property
+    def free_pages(self) -> int:
+        """Pages of the KV cache for requests to come: the free ones, and those that are kept for no
+        request that runs. Any thread may ask."""
+        return self.cache.pool.free + self._prefixes.reclaimable
+
+    def _keep(self, slot: int, request: _Request) -> None:
+        """Keep the piece of a prompt that was written last, if it is whole and to be kept."""
+        number, rest = divmod(request.written, PREFILL_CHUNK)
+        if not rest and 0 < number <= len(request.keys):
+            self._prefixes.keep(request.keys[:number], self.cache.pages_at(slot))
 
     def _eagerly(self) -> AbstractContextManager[Any]:
         """Layers run within as they were before training compiled them."""

@@ -36,11 +36,12 @@ from sheen.engine.types import (
     Finished,
     FinishReason,
     Progress,
+    RequestError,
     Span,
     SpeechFailed,
     SynthesisParams,
 )
-from sheen.engine.voice import RequestError, Voice
+from sheen.engine.voice import Voice
 from sheen.text.delivery import DeliveryError, Pause, deliver
 
 Result = TypeVar("Result")
@@ -67,7 +68,12 @@ class Chunk:
                 loop.call_soon_threadsafe(self._items.put_nowait, item)
 
         self.request = voice.request(
-            text, params.speaker, params.sampling, params.chunk_seconds, engine.max_seq_len
+            text,
+            params.speaker,
+            params.sampling,
+            params.chunk_seconds,
+            engine.max_seq_len,
+            params.reference,
         )
         follows = None if before is None else before.ticket
         self.ticket: Ticket = engine.submit(self.request, sink, follows)
@@ -170,12 +176,13 @@ def open_speech(
 ) -> Speech:
     """A text that is whole, ready to be spoken. Raises RequestError, see `Voice.check`, for what
     cannot be."""
-    voice.check(text, params.speaker)
+    voice.check(text, params.speaker, params.reference)
     try:
         items = deliver(text, voice.language, params.delivery)
     except DeliveryError as error:
         raise RequestError("input", str(error)) from error
-    chunks = ChunkStream(normalize, voice.max_chunk_chars(params.chunk_seconds, params.speaker))
+    limit = voice.max_chunk_chars(params.chunk_seconds, params.speaker, params.reference)
+    chunks = ChunkStream(normalize, limit)
     chunks.feed(items)
     chunks.close()
     return Speech(engine, voice, params, chunks, Progress())

@@ -32,7 +32,9 @@ class StreamingDecoder:
     """One utterance's decoder. `seed` None switches the codec's noise off.
 
     `look_ahead`: frames that the first chunk waits for; None for as many as make it exact. `trims`:
-    samples may be silence that nobody hears, and whoever leaves it out sets `heard`.
+    samples may be silence that nobody hears, and whoever leaves it out sets `heard`. `before`:
+    codes `[frames, tokens_per_frame]` that the utterance continues; their samples are not given
+    out.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class StreamingDecoder:
         ramp: Sequence[int] = DEFAULT_RAMP,
         look_ahead: int | None = None,
         trims: bool = False,
+        before: NDArray[np.int16] | None = None,
     ) -> None:
         if not ramp or min(ramp) < 1:
             raise ValueError(f"ramp {tuple(ramp)}: expected frames per chunk, each at least 1")
@@ -57,21 +60,23 @@ class StreamingDecoder:
         self.heard = False
         self._ids: list[int] = []
         # Grown by doubling: a row per frame would copy all of them for each.
-        self._table = np.zeros((16, layout.tokens_per_frame), np.int16)
-        self._whole = 0
-        self._emitted = 0
+        # Frames are counted from the first of `before` on, and so are the noise's places.
+        self._before = self._whole = self._emitted = 0 if before is None else len(before)
+        self._table = np.zeros((self._before + 16, layout.tokens_per_frame), np.int16)
+        if before is not None:
+            self._table[: self._before] = before
         self._chunks = 0
         self._ended = False
 
     @property
     def frames(self) -> int:
         """Whole frames received."""
-        return self._whole
+        return self._whole - self._before
 
     @property
     def emitted(self) -> int:
         """Frames whose samples were given out."""
-        return self._emitted
+        return self._emitted - self._before
 
     def push(self, ids: Iterable[int]) -> None:
         """Take further audio token ids (without `<audio_end>`). ValueError for an illegal one."""
@@ -98,13 +103,13 @@ class StreamingDecoder:
         due = None
         for last in self._ends():
             if self._ended:
-                if self.frames > self._emitted:
-                    due = self.codec.window(self._emitted, min(last, self.frames), self.frames)
-                if last >= self.frames:
+                if self._whole > self._emitted:
+                    due = self.codec.window(self._emitted, min(last, self._whole), self._whole)
+                if last >= self._whole:
                     break
             else:
                 window = self._window(last)
-                if window.stop > self.frames:
+                if window.stop > self._whole:
                     break
                 due = window
         return due
@@ -135,7 +140,7 @@ class StreamingDecoder:
     @property
     def needed(self) -> int:
         """Frames that must be there before the next chunk can be decoded, if no end comes first."""
-        return self._window(self._emitted + self._size(self._chunks)).stop
+        return self._window(self._emitted + self._size(self._chunks)).stop - self._before
 
     def _window(self, last: int) -> Window:
         window = self.codec.window(self._emitted, last, None)

@@ -11,9 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sheen.audio.samples import Samples
 from sheen.codec.layout import TokenLayout
 from sheen.engine.sampler import Sampling
+from sheen.lm.checkpoint import ReferenceForm
 from sheen.text.delivery import Delivery
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -34,12 +38,19 @@ Sink = Callable[[Samples | Finished], object]
 
 @dataclass(frozen=True)
 class Request:
-    """`prompt` ends in `<audio_start>`; `min_frames` to `max_frames` frames are generated."""
+    """`min_frames` to `max_frames` frames are generated after `prompt`, which ends in
+    `<audio_start>`, or in whole frames of codes that are continued."""
 
     prompt: Sequence[int]
     max_frames: int
     sampling: Sampling
     min_frames: int = 1
+    shared: int = 0
+    """Tokens of the prompt's beginning that other requests may have too: what of it is computed is
+    kept for them."""
+    before: NDArray[np.int16] | None = field(default=None, compare=False)
+    """Codes `[frames, tokens_per_frame]` of the audio that the generated one continues: it is
+    decoded as their continuation, and they are not heard."""
 
     def seq_len(self, layout: TokenLayout) -> int:
         """Positions of a slot that it needs."""
@@ -63,8 +74,28 @@ class EngineBusy(RuntimeError):
         self.waiting = waiting
 
 
+class RequestError(ValueError):
+    """A request that cannot be spoken; `field` is `input`, `voice`, `ref_audio` or `ref_text`."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class SpeechFailed(RuntimeError):
     """The engine gave up on a chunk."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A recording of the voice to speak in, encoded. Requests share what was computed of it."""
+
+    frames: NDArray[np.int16]
+    """Its codes `[frames, tokens_per_frame]`, in slot order."""
+    text: str
+    """What is said in it, in the form that the model was taught."""
+    form: ReferenceForm
+    """How it is placed in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +108,8 @@ class SynthesisParams:
     chunk_seconds: float = 30.0
     """Longest audio of a chunk."""
     delivery: Delivery = field(default_factory=Delivery)
+    reference: Reference | None = None
+    """Whose voice it is spoken in; the speaker is None then."""
 
 
 @dataclass

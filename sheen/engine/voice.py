@@ -9,18 +9,29 @@ nothing: that is the engine's.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from sheen.audio.samples import Samples
 from sheen.codec.info import codec_source
 from sheen.codec.snac import Codec, load_codec
+from sheen.engine.reference import (
+    check_text,
+    encode_recording,
+    read_recording,
+    reference_prompt,
+)
 from sheen.engine.sampler import Sampling
-from sheen.engine.types import Request
+from sheen.engine.types import Reference, Request, RequestError
 from sheen.lm import checkpoint
+from sheen.lm.checkpoint import DurationModel, ReferenceForm
 from sheen.lm.model import SpeechLM, load_model
 from sheen.lm.precision import Precision, dtype_of
 from sheen.storage import files, folders
 from sheen.text.prompt import normalise, prompt_ids
+from sheen.text.segmentation import split_sentences
 from sheen.text.steps import TextPipeline, check_steps
 
 RUNAWAY = 3.0, 2.0
@@ -35,16 +46,12 @@ for a log line, and for nothing that is computed."""
 DEFAULT_CHUNK_CHARS = 200
 """Longest chunk for a checkpoint that does not say what it was taught: a long sentence, 12 to 15
 seconds, as the recordings of common corpora are."""
+UNTAUGHT = (
+    "this model was not taught to follow a reference: train one with --reference-share, or name "
+    "the form to try it in"
+)
 SLOWER = 1.5
 """A chunk may take this many times its expected seconds without meeting a request's cap."""
-
-
-class RequestError(ValueError):
-    """A request that cannot be spoken; `field` is `input` or `voice`."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 @dataclass(frozen=True)
@@ -76,26 +83,66 @@ class Voice:
         when there is nothing to say."""
         return self.pipeline.taught(self.pipeline.words(sentence))
 
-    def check(self, text: str, speaker: str | None) -> None:
-        """Raise RequestError for an empty text, and a speaker that the model does not know."""
+    def read_reference(
+        self, data: bytes, text: str, form: ReferenceForm | None = None
+    ) -> Reference:
+        """A reference from a file's bytes and its words as written. Raises RequestError, see
+        `read_recording` and `reference`."""
+        frames = self.encode(read_recording(data, self.codec))
+        sentences = map(self.spoken, split_sentences(text, self.language))
+        return self.reference(frames, " ".join(filter(None, sentences)), form)
+
+    def encode(self, recording: Samples) -> NDArray[np.int16]:
+        """Codes of what `read_recording` gives, for `reference`."""
+        return encode_recording(self.codec, self.model.layout, recording)
+
+    def reference(
+        self, frames: NDArray[np.int16], text: str, form: ReferenceForm | None = None
+    ) -> Reference:
+        """A recording's codes and its words, in their spoken form, as requests take them.
+
+        `form`: another than the one that the model was taught. Raises RequestError for a text that
+        is not the recording's, and where the model was taught none and none is given.
+        """
+        taught = self.info.reference
+        if form is None and taught is None:
+            raise RequestError("ref_audio", UNTAUGHT)
+        check_text(text, len(frames) / self._frames_per_second)
+        form = form or (taught.form if taught else "one-turn")
+        return Reference(frames, text, form)
+
+    def check(self, text: str, speaker: str | None, reference: Reference | None = None) -> None:
+        """Raise RequestError for an empty text, and a speaker that the model does not know. With a
+        reference there is no speaker."""
         voices = self.info.voices
-        if voices and speaker not in voices:
+        if reference is not None:
+            assert speaker is None, "a reference speaks for itself"
+        elif voices and speaker not in voices:
             what = "no voice was named" if speaker is None else f"unknown voice {speaker!r}"
             raise RequestError("voice", f"{what}; this model has: {', '.join(voices)}")
-        if not voices and speaker is not None:
+        elif not voices and speaker is not None:
             raise RequestError(
                 "voice", f"unknown voice {speaker!r}; this model has one voice, without a name"
             )
         if not text.strip():
             raise RequestError("input", "the text is empty")
 
-    def max_chunk_chars(self, max_seconds: float, speaker: str | None) -> int:
+    def max_chunk_chars(
+        self, max_seconds: float, speaker: str | None, reference: Reference | None = None
+    ) -> int:
         """The most characters of spoken text to be given to `request` at once: no more than the
-        model was taught, and than `max_seconds` of audio hold; at least 1."""
+        model was taught, than `max_seconds` of audio hold, and than there is room for behind a
+        reference; at least 1."""
         taught = self.info.max_chunk_chars or DEFAULT_CHUNK_CHARS
-        durations = self.info.duration_model.get(speaker or "")
+        durations = self._durations(speaker, reference)
         if durations is None or durations.frames_per_char <= 0:
             return taught
+        if reference is not None:
+            layout = self.model.layout
+            used = len(reference_prompt(self.tokenizer, layout, reference, "a")[0])
+            # A character is a token at most, and its audio.
+            each = 1 + SLOWER * durations.frames_per_char * layout.tokens_per_frame
+            taught = min(taught, int((self.model.max_positions - used) / each))
         frames = max_seconds * self._frames_per_second / SLOWER
         return max(
             1, min(taught, int((frames - durations.base_frames) / durations.frames_per_char))
@@ -108,40 +155,51 @@ class Voice:
         sampling: Sampling,
         max_seconds: float,
         max_seq_len: int | None = None,
+        reference: Reference | None = None,
     ) -> Request:
         """A request to speak `text`, which is in its spoken form already, in at most `max_seconds`
-        of audio, or what the model's context leaves.
+        of audio, or what the model's context leaves; in the voice of a `reference` or a `speaker`.
 
         `max_seq_len` is the engine's, where it is less than the model's. Where the checkpoint
         knows how long texts take, one that runs away ends sooner, see RUNAWAY. Raises RequestError
         for an empty text, a speaker the model does not know, and a text that leaves no tokens for
         audio.
         """
-        self.check(text, speaker)
+        self.check(text, speaker, reference)
         layout = self.model.layout
-        prompt = prompt_ids(self.tokenizer, layout.start_id, text, speaker)
+        if reference is None:
+            prompt, shared = prompt_ids(self.tokenizer, layout.start_id, text, speaker), 0
+        else:
+            prompt, shared = reference_prompt(self.tokenizer, layout, reference, text)
         max_seq_len = min(max_seq_len or self.model.max_positions, self.model.max_positions)
         left = (max_seq_len - len(prompt)) // layout.tokens_per_frame
         if left < 1:
+            what, shorter = "text", "text"
+            if reference is not None:
+                what, shorter = "text with its reference", "reference"
             raise RequestError(
-                "input",
-                f"the text takes {len(prompt)} of the model's {max_seq_len} tokens "
-                "and leaves none for audio; give a shorter text",
+                "input" if reference is None else "ref_audio",
+                f"the {what} takes {len(prompt)} of the model's {max_seq_len} tokens "
+                f"and leaves none for audio; give a shorter {shorter}",
             )
         if not max_seconds > 0:
             raise ValueError(f"max_seconds {max_seconds}: expected more than 0")
-        if (expected := self.expected_seconds(text, speaker)) is not None:
+        if (expected := self.expected_seconds(text, speaker, reference)) is not None:
             max_seconds = min(max_seconds, RUNAWAY[0] * expected + RUNAWAY[1])
         budget = max(1, int(min(max_seconds * self._frames_per_second, left)))
-        return Request(prompt, budget, sampling)
+        if reference is None:
+            return Request(prompt, budget, sampling)
+        continued = reference.frames if reference.form == "one-turn" else None
+        return Request(prompt, budget, sampling, shared=shared, before=continued)
 
     @property
     def _frames_per_second(self) -> float:
         return float(self.codec.sample_rate / self.codec.frame_samples)
 
-    def max_seq_len(self, max_seconds: float) -> int:
-        """Positions for a request of `max_seconds` of audio and a text to fill them."""
-        frames = math.ceil(max_seconds * self._frames_per_second)
+    def max_seq_len(self, max_seconds: float, reference_seconds: float = 0.0) -> int:
+        """Positions for a request of `max_seconds` of audio after a reference, and texts to fill
+        both."""
+        frames = math.ceil((max_seconds + reference_seconds) * self._frames_per_second)
         audio = frames * self.model.layout.tokens_per_frame
         return min(self.model.max_positions, audio + max(TEXT_POSITIONS, audio // 2))
 
@@ -155,13 +213,22 @@ class Voice:
         audio = frames * self.model.layout.tokens_per_frame
         return min(self.max_seq_len(max_seconds), audio + round(seconds * pace))
 
-    def expected_seconds(self, text: str, speaker: str | None) -> float | None:
+    def expected_seconds(
+        self, text: str, speaker: str | None, reference: Reference | None = None
+    ) -> float | None:
         """How long the voice's own recordings would take; None without a record."""
-        durations = self.info.duration_model.get(speaker or "")
+        durations = self._durations(speaker, reference)
         if durations is None:
             return None
         frames = durations.base_frames + durations.frames_per_char * len(normalise(text))
         return frames / self._frames_per_second
+
+    def _durations(self, speaker: str | None, reference: Reference | None) -> DurationModel | None:
+        if reference is None:
+            return self.info.duration_model.get(speaker or "")
+        # The pace of the recording, which the model goes on with.
+        pace = len(reference.frames) / max(1, len(normalise(reference.text)))
+        return DurationModel(base_frames=0.0, frames_per_char=pace)
 
 
 def load_voice(

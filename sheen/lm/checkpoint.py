@@ -67,12 +67,15 @@ class SamplingDefaults(BaseModel, extra="forbid"):
     """Generated tokens."""
 
 
+ReferenceForm = Literal["one-turn", "two-turn"]
+"""`one-turn`: both texts, then the recording's codes, which the model continues; `two-turn`: the
+recording's text and codes as a row of their own, then the text."""
+
+
 class ReferenceInfo(BaseModel, extra="forbid"):
     """How a recording of the voice to speak in is placed before the text."""
 
-    form: Literal["one-turn", "two-turn"]
-    """`one-turn`: both texts, then the recording's codes, which the model continues; `two-turn`:
-    the recording's text and codes as a row of their own, then the text."""
+    form: ReferenceForm
 
 
 class CheckpointInfo(BaseModel, extra="forbid"):

@@ -7,7 +7,7 @@ that does not fit the device's memory. Knows nothing about requests: which slot 
 has to wait for pages, is `sheen.engine.scheduler`'s; attention is `sheen.lm.slot_attention`'s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -191,14 +191,26 @@ class PagedCache:
         self.tables = torch.full((slots, self.capacity // PAGE), pages, device=device)
         """`[slots, pages]`: those of each slot in order, and then the spare one."""
 
-    def open(self, slot: int, tokens: int, prefix: Sequence[int] = ()) -> None:
+    def open(
+        self,
+        slot: int,
+        tokens: int,
+        prefix: Sequence[int] = (),
+        make_room: Callable[[int], object] = lambda pages: None,
+    ) -> None:
         """Give a slot pages for so many tokens. Its first pages are those of `prefix`, which others
-        have written and hold too. ValueError, with nothing taken, when there are too few."""
+        have written and hold too. `make_room` may give back some that are needed. ValueError, with
+        nothing taken, when there are too few."""
         assert slot not in self._tables, f"slot {slot} has pages already"
         count = pages_of(tokens)
         assert len(prefix) < count <= self.tables.shape[1], "of the wrong length"
-        own = self.pool.take(count - len(prefix))
-        self.pool.share(prefix)
+        self.pool.share(prefix)  # first, lest they make the room
+        try:
+            make_room(count - len(prefix))
+            own = self.pool.take(count - len(prefix))
+        except ValueError:
+            self.pool.give_back(prefix)
+            raise
         table = self._tables[slot] = _Table([*prefix, *own], self._arena.device)
         self.tables[slot, :count] = table.index
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sheen.audio.clipping import clipped_per_second
 from sheen.audio.effects import loudness_lufs
 from sheen.audio.samples import NO_SAMPLES, Samples
 from sheen.scoring.mos import Dnsmos
@@ -37,10 +38,6 @@ EstimateBandwidth, of which Hi-Fi TTS 2 is made."""
 UPSAMPLED = 0.8
 """Below this share of half of the sample rate, speech was recorded at a lower rate: what went
 through 16 kHz and stands at 24 kHz has 0.74."""
-CLIPPED_RUN = 3
-"""Neighbours that all are the largest sample: none of speech's crests is so flat."""
-LEAST_PEAK = 0.2
-"""Of full scale: in a softer recording a crest may be flat because it has few steps."""
 
 _WINDOW = 512
 _BLACKMAN_HARRIS = (0.35875, 0.48829, 0.14128, 0.01168)
@@ -190,22 +187,6 @@ def _mean_spectrum(samples: Samples) -> NDArray[np.float64] | None:
     spectra = np.fft.rfft(frames * np.asarray(window, np.float32), axis=1)
     power: NDArray[np.float64] = (np.abs(spectra) ** 2).mean(axis=0, dtype=np.float64)
     return power
-
-
-def clipped_per_second(samples: Samples, sample_rate: int, peak: float | None = None) -> float:
-    """Runs of CLIPPED_RUN samples at the recording's largest one, of either sign."""
-    if not len(samples):
-        return 0.0
-    highest = float(np.abs(samples).max()) if peak is None else peak
-    if highest < LEAST_PEAK:
-        return 0.0
-    # Half a step of 16 bits: what a decoder rounds.
-    runs = 0
-    for side in (samples, -samples):
-        flat = np.concatenate([[False], side >= highest - 2**-16, [False]])
-        edges = np.flatnonzero(np.diff(flat.astype(np.int8)))
-        runs += int((edges[1::2] - edges[::2] >= CLIPPED_RUN).sum())
-    return runs * sample_rate / len(samples)
 
 
 def _within(samples: Samples, sample_rate: int, spans: Sequence[Span]) -> Samples:

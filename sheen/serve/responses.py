@@ -23,8 +23,7 @@ from sheen.audio.effects import Stretch
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
 from sheen.engine.chunks import ChunkStream
 from sheen.engine.longform import Speech
-from sheen.engine.types import EngineBusy, Span, SpeechFailed
-from sheen.engine.voice import RequestError
+from sheen.engine.types import EngineBusy, RequestError, Span, SpeechFailed
 from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema import Usage

@@ -33,6 +33,11 @@ def prompt_text(text: str, speaker: str | None) -> str:
     return f"{name}: {words}" if name else words
 
 
+def one_turn_text(reference: str, text: str) -> str:
+    """The text of a prompt whose audio begins with a reference: that one's words, then its own."""
+    return f"{reference} {text}"
+
+
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, start_id: int, text: str, speaker: str | None = None
 ) -> list[int]:

@@ -22,8 +22,8 @@ from sheen.data.prompts import Prompt
 from sheen.engine.engine import Engine
 from sheen.engine.longform import synthesize_all
 from sheen.engine.sampler import Sampling
-from sheen.engine.types import SynthesisParams
-from sheen.engine.voice import RequestError, Voice
+from sheen.engine.types import RequestError, SynthesisParams
+from sheen.engine.voice import Voice
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM
 from sheen.scoring.asr import Transcriber

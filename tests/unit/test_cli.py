@@ -146,6 +146,22 @@ def test_a_text_without_a_word_is_a_moment_of_silence(checkpoint: Path, tmp_path
     assert not samples.any()
 
 
+def test_a_text_is_spoken_in_the_voice_of_a_recording(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording, path = str(tmp_path / "heart.wav"), str(tmp_path / "out.wav")
+    model = ["--model", str(checkpoint), "--max-seconds", "1.5"]
+    words = "four two seven four two seven"
+    assert main(["speak", words, *model, "--voice", "heart", "-o", recording]) == 0
+    command = ["four", *model, "-o", path, "--reference", recording]
+    capsys.readouterr()
+    assert "give both, or neither" in refusal(capsys, *command)
+    command += ["--reference-text", words]
+    assert "was not taught" in refusal(capsys, *command)
+    assert main(["speak", *command, "--reference-form", "one-turn"]) == 0
+    assert soundfile.info(path).duration > 0
+
+
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What the command line says when it refuses, after any progress bar: one line."""
     assert main(["speak", *arguments]) == 2

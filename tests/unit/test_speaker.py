@@ -34,15 +34,18 @@ def public(cls: type) -> set[str]:
 
 
 def test_the_public_surface_is_what_other_code_may_rely_on() -> None:
-    assert sorted(sheen.__all__) == ["Audio", "Speaker", "__version__", "load"]
+    assert sorted(sheen.__all__) == ["Audio", "Reference", "Speaker", "__version__", "load"]
     for name in sheen.__all__:
         assert getattr(sheen, name)
     arguments = list(inspect.signature(sheen.load).parameters)
     assert arguments == ["model", "device", "dtype", "max_seconds"]
-    assert public(sheen.Speaker) == {"close", "sample_rate", "stream", "synthesize", "voices"}
+    methods = {"close", "reference", "sample_rate", "stream", "synthesize", "voices"}
+    assert public(sheen.Speaker) == methods
     for method in (Speaker.synthesize, Speaker.stream):
         parameters = list(inspect.signature(method).parameters)
-        assert parameters == ["self", "text", "voice", *KEYWORDS]
+        assert parameters == ["self", "text", "voice", "reference", *KEYWORDS]
+    reference = list(inspect.signature(Speaker.reference).parameters)
+    assert reference == ["self", "audio", "text", "form"]
     assert public(sheen.Audio) == {"save", "seconds"}
     fields = list(inspect.signature(sheen.Audio).parameters)
     assert fields == ["samples", "sample_rate", "finish_reason"]
@@ -166,3 +169,30 @@ def test_a_closed_speaker_says_so() -> None:
     speaker.close()
     with pytest.raises(RuntimeError, match="closed"):
         speaker.synthesize("four", "slt")
+
+
+def test_a_reference_goes_before_the_speech_and_is_not_heard(
+    speaker: Speaker, audio: Audio, tmp_path: Path
+) -> None:
+    audio.save(tmp_path / "slt.wav")
+    with pytest.raises(ValueError, match=r"audio: this model was not taught.*--reference-share"):
+        speaker.reference(tmp_path / "slt.wav", "four two seven")
+    reference = speaker.reference(tmp_path / "slt.wav", "four  two seven", form="one-turn")
+    assert reference.text == "four two seven"
+    assert 0 <= audio.seconds - len(reference.frames) * 2048 / 24_000 < 0.6, "less its silence"
+    spoken = speaker.synthesize("one", reference=reference)
+    assert len(spoken.samples) > 0
+    assert len(spoken.samples) % 2048 == 0
+    again = np.concatenate(list(speaker.stream("one", reference=reference)))
+    np.testing.assert_array_equal(again, spoken.samples)
+    with pytest.raises(ValueError, match="give one of them"):
+        speaker.synthesize("one", "slt", reference=reference)
+
+
+def test_a_recording_that_is_no_reference_is_refused_by_argument(
+    speaker: Speaker, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="audio: no readable recording"):
+        speaker.reference(b"not audio", "four two seven", form="one-turn")
+    with pytest.raises(FileNotFoundError, match=r"nothing\.wav"):
+        speaker.reference(tmp_path / "nothing.wav", "four two seven", form="one-turn")

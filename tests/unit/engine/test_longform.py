@@ -20,8 +20,8 @@ from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Synthesized, synthesize, synthesize_all
 from sheen.engine.sampler import Sampling
-from sheen.engine.types import SynthesisParams
-from sheen.engine.voice import RequestError, Voice
+from sheen.engine.types import RequestError, SynthesisParams
+from sheen.engine.voice import Voice
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.rng import step_seed

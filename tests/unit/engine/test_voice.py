@@ -9,7 +9,8 @@ from helpers.voices import make_voice
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import DEFAULT_CHUNK_CHARS, RUNAWAY, RequestError, Voice
+from sheen.engine.types import RequestError
+from sheen.engine.voice import DEFAULT_CHUNK_CHARS, RUNAWAY, Voice
 from sheen.lm.checkpoint import DurationModel
 
 FRAMES_PER_SECOND = 24_000 / 2048

@@ -1,0 +1,86 @@
+"""Beginnings of prompts whose keys and values stay in the KV cache when their request has ended.
+
+Owns which pages hold which beginning, by its token ids, and which beginnings go when their pages
+are needed: the ones used longest ago that no request has. A beginning is kept in whole pieces of a
+prompt as it is computed, so a request that takes it over computes the rest as if it had computed
+all: its tokens are the same bits. Knows nothing of what the tokens mean, nor which are worth
+keeping. One thread's, but for reading `reclaimable`.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from sheen.lm.kv_cache import PAGE
+from sheen.lm.pages import PagePool
+
+Key = bytes
+
+
+class PrefixCache:
+    """Over the pages of `pool`; a piece is `chunk` tokens, whole pages."""
+
+    def __init__(self, pool: PagePool, chunk: int) -> None:
+        assert chunk % PAGE == 0, "a piece is whole pages"
+        self._pool = pool
+        self._chunk = chunk
+        self._kept: OrderedDict[Key, list[int]] = OrderedDict()  # used longest ago first
+        self.reclaimable = 0
+        """Pages that are kept and that no request has, as of the last `recount`."""
+
+    def keys(self, prompt: Sequence[int], shared: int) -> list[Key]:
+        """One for each whole piece within the first `shared` tokens, which names it and all before
+        it. Never of a whole prompt: its last token has to be computed."""
+        pieces = min(shared, len(prompt) - 1) // self._chunk
+        ids = np.array(prompt[: pieces * self._chunk], np.int64)
+        keys, before = list[Key](), b""
+        for piece in ids.reshape(pieces, self._chunk):
+            before = hashlib.sha256(before + piece.tobytes()).digest()
+            keys.append(before)
+        return keys
+
+    def find(self, keys: Sequence[Key]) -> list[int]:
+        """The pages of as many first pieces as are kept. They may go at the next `make_room` unless
+        somebody holds them."""
+        found = list[Key]()
+        for key in keys:
+            if key not in self._kept:
+                break
+            found.append(key)
+        self._used(found)
+        return [page for key in found for page in self._kept[key]]
+
+    def keep(self, keys: Sequence[Key], pages: Sequence[int]) -> None:
+        """Keep the last of a prompt's first pieces, which has been written, of a slot with these
+        `pages`."""
+        if keys[-1] not in self._kept:
+            each = self._chunk // PAGE
+            own = list(pages[(len(keys) - 1) * each : len(keys) * each])
+            self._pool.share(own)
+            self._kept[keys[-1]] = own
+        self._used(keys)
+
+    def _used(self, keys: Sequence[Key]) -> None:
+        # Later pieces first, as if they were older: none must outlive what it stands on.
+        for key in reversed(keys):
+            if key in self._kept:
+                self._kept.move_to_end(key)
+
+    def make_room(self, pages: int) -> None:
+        """Let pieces go until so many pages are free, or no piece is left that could."""
+        for key in list(self._kept):
+            if self._pool.free >= pages:
+                break
+            if self._idle(key):
+                self._pool.give_back(self._kept.pop(key))
+        self.recount()
+
+    def recount(self) -> None:
+        """To be called when a request has taken pages or given them back."""
+        self.reclaimable = sum(len(self._kept[key]) for key in self._kept if self._idle(key))
+
+    def _idle(self, key: Key) -> bool:
+        # Whoever has a page of a piece has all of them: they come and go together.
+        return self._pool.holders(self._kept[key][0]) == 1
