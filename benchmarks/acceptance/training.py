@@ -156,7 +156,7 @@ def _rows(model: SpeechLM, size: int, small: bool) -> Iterator[tuple[Batch, int]
     longest = 1.0 if small else 12.0
     clips = draw_clips(32 if small else 2048, longest / 12, longest, model.layout)
     lengths = np.array([len(clip) for clip in clips], dtype=np.int64)
-    for row in plan_rows(lengths, np.arange(len(clips)), size, seed=0):
+    for row in plan_rows(lengths, lambda _: np.arange(len(clips)), size, seed=0):
         yield pack_row([clips[i] for i in row], model.layout, size), int(lengths[row].sum())
 
 

@@ -8,7 +8,7 @@ codec besides it. Lossless.
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sheen.codec.layout import TokenLayout
+from sheen.train.learning.reference_rows import ReferenceRows
 from sheen.train.learning.training_set import TrainingSet
 
 VERSION = 1
@@ -55,6 +56,7 @@ def to_bytes(pack: Pack) -> bytes:
         "frames": len(data.frames),
         "summary": data.summary,
         "info": pack.info,
+        "reference_share": rows.share if (rows := data.references) else None,
     }
     arrays = {
         "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
@@ -68,6 +70,9 @@ def to_bytes(pack: Pack) -> bytes:
         "swapped": np.concatenate([np.zeros(0, np.int32), *swapped]),
         "swapped_counts": np.array([len(prompt) for prompt in swapped], np.int32),
     }
+    if rows is not None:
+        parts = {"before": rows.before, "spoken": rows.spoken, "rows": rows.rows}
+        arrays |= {f"reference_{name}": part.astype(np.int32) for name, part in parts.items()}
     arrays |= {f"codebook_{level}": table for level, table in enumerate(pack.codebooks)}
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)
@@ -99,9 +104,19 @@ def from_bytes(content: bytes) -> Pack:
                 if len(prompt)
             },
             summary=header["summary"],
+            references=_references(header.get("reference_share"), arrays),
         )
         codebooks = [arrays[name] for name in sorted(arrays) if name.startswith("codebook_")]
     return Pack(data, header["info"], codebooks)
+
+
+def _references(share: float | None, arrays: Mapping[str, Any]) -> ReferenceRows | None:
+    if share is None:
+        return None
+    before, spoken, rows = (
+        arrays[f"reference_{name}"].astype(np.int64) for name in ("before", "spoken", "rows")
+    )
+    return ReferenceRows(share, len(rows), before, spoken, rows)
 
 
 def _bits(layout: TokenLayout) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sheen.codec.info import CodecInfo
 from sheen.codec.snac import open_codec
 from sheen.data.dataset import Utterances
+from sheen.lm.checkpoint import ReferenceInfo
 from sheen.storage import folders
 from sheen.train.data import build_training_set, describe
 from sheen.train.inputs import codec_of, model_source, normalizer_of, plan_checkpoint
@@ -73,8 +74,11 @@ def pack_codes(args: argparse.Namespace) -> tuple[Pack, float]:
         args.eval_rows,
         args.seed,
         some,
+        args.reference_share,
     )
     taught.add_to(info)
+    if args.reference_share:
+        info.reference = ReferenceInfo(form="one-turn")
     with folders.local_folder(codec_files) as folder:
         quantizers = open_codec(str(folder))[0].quantizer.quantizers
     codebooks = [part.codebook.weight.detach().numpy() for part in quantizers]
@@ -95,6 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--max-tokens", type=int, default=2048, help="longest sequence (default: %(default)s)")
     add("--eval-share", type=float, default=0.02, help="of the texts, held out (%(default)s)")
     add("--eval-rows", type=int, default=256, help="most held-out utterances (%(default)s)")
+    add(
+        "--reference-share",
+        type=float,
+        default=0.0,
+        help="of the utterances, to begin with another one of their speaker (%(default)s)",
+    )
     add("--part-mb", type=float, default=15.0, help="largest file (default: %(default)s)")
     args = parser.parse_args(argv)
     try:

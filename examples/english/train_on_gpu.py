@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,10 @@ class Run:
 
     def _check(self) -> None:
         args, data = self.args, self.data
-        if (longest := int(data.lengths[data.train].max())) > args.batch_tokens:
+        longest = int(data.lengths[data.train].max())
+        if data.references is not None:
+            longest = max(longest, int(data.lengths[data.references.first :].max()))
+        if longest > args.batch_tokens:
             raise ValueError(f"--batch-tokens {args.batch_tokens}: an utterance has {longest}")
         check_guide_weight(args.guided_attention, args.guided_attention_steps)
         check_level_weights(args.level_weights, args.level_weights_steps, data.layout.levels)
@@ -157,7 +161,8 @@ class Run:
     def steps(self) -> Iterator[list[Batch]]:
         """The rows of the steps to come, without end."""
         args, data = self.args, self.data
-        numbered = enumerate(plan_rows(data.lengths, data.train, args.batch_tokens, args.seed))
+        items = partial(data.items, args.seed)
+        numbered = enumerate(plan_rows(data.lengths, items, args.batch_tokens, args.seed))
         numbered = islice(numbered, self.step * args.accumulation, None)
         while True:
             yield [

@@ -10,8 +10,9 @@ row must be skipped before.
 
 import hashlib
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 import torch
@@ -73,25 +74,30 @@ def collate(
     layout: TokenLayout,
     pad_id: int,
     pad_to: int = 0,
+    given: Sequence[int] = (),
 ) -> Batch:
     """One row from prompts (ending in `<audio_start>`) and codes `[frames, tokens_per_frame]`.
 
-    A row shorter than `pad_to` is filled by one more utterance of pads without labels, so that all
-    rows can have one length. No utterances give a row that is all padding, for a rank without work.
+    `given`: how many of each utterance's first frames the model is given and does not learn, a
+    reference's; none where it is left out. A row shorter than `pad_to` is filled by one more
+    utterance of pads without labels, so that all rows can have one length. No utterances give a row
+    that is all padding, for a rank without work.
     """
     ids: list[NDArray[np.int64]] = []
     labels: list[NDArray[np.int64]] = []
-    for prompt, codes in zip(prompts, frames, strict=True):
+    given = given or [0] * len(prompts)
+    for prompt, codes, first in zip(prompts, frames, given, strict=True):
         audio = np.concatenate([layout.to_ids(codes), [layout.end_id]])
         ids += [np.concatenate([np.asarray(prompt, np.int64), audio])]
-        labels += [np.concatenate([np.full(len(prompt), IGNORE_INDEX), audio])]
+        known = len(prompt) + first * layout.tokens_per_frame
+        labels += [np.concatenate([np.full(known, IGNORE_INDEX), ids[-1][known:]])]
     if padding := max(pad_to - sum(map(len, ids)), 0 if ids else 1):
         ids.append(np.full(padding, pad_id, np.int64))
         labels.append(np.full(padding, IGNORE_INDEX))
     lengths = [len(row) for row in ids]
     of_prompts = [*map(len, prompts), padding][: len(lengths)]
     flat_ids, flat_labels = np.concatenate(ids), np.concatenate(labels)
-    check_labels(flat_ids, flat_labels, layout, utterances=len(prompts))
+    check_labels(flat_ids, flat_labels, layout, given)
     positions = np.concatenate([np.arange(length) for length in lengths])
     return Batch(
         torch.from_numpy(flat_ids)[None],
@@ -142,17 +148,19 @@ def targets_of(labels: NDArray[np.int64], layout: TokenLayout) -> Targets:
 
 
 def check_labels(
-    ids: NDArray[np.int64], labels: NDArray[np.int64], layout: TokenLayout, utterances: int
+    ids: NDArray[np.int64], labels: NDArray[np.int64], layout: TokenLayout, given: Sequence[int]
 ) -> None:
     """Assert what training relies on; a shifted label has cost other projects whole runs."""
     assert ids.shape == labels.shape, f"{len(ids)} inputs, {len(labels)} labels"
     targets = labels != IGNORE_INDEX
     assert np.array_equal(labels[targets], ids[targets]), "a label differs from its own input"
-    # A target follows <audio_start> or another target, and the last one is <audio_end>.
+    # A target follows <audio_start>, a frame that was given or another target, and the last one is
+    # <audio_end>.
     first = np.flatnonzero(targets & ~np.append(False, targets[:-1]))
     last = np.flatnonzero(targets & ~np.append(targets[1:], False))
-    assert len(first) == utterances, f"{len(first)} stretches of targets, {utterances} utterances"
-    assert (ids[first - 1] == layout.start_id).all(), "targets do not follow <audio_start>"
+    assert len(first) == len(given), f"{len(first)} stretches of targets, {len(given)} utterances"
+    starts = first - 1 - np.array(given, np.int64) * layout.tokens_per_frame
+    assert (ids[starts] == layout.start_id).all(), "targets do not follow <audio_start>"
     assert (ids[last] == layout.end_id).all(), "targets do not end in <audio_end>"
 
 
@@ -177,6 +185,8 @@ def is_held_out(text: str, share: float, seed: int) -> bool:
 
 Bins = list[NDArray[np.int64]]
 """Utterances by row."""
+EpochItems = Callable[[int], NDArray[np.int64]]
+"""What is packed in an epoch, by its number."""
 
 FULL = 0.98
 """A row filled less than this is taken apart, and its utterances wait for the next pool."""
@@ -244,13 +254,11 @@ def plan_epoch(
 
 
 def plan_rows(
-    lengths: NDArray[np.int64], indices: NDArray[np.int64], capacity: int, seed: int
+    lengths: NDArray[np.int64], items: EpochItems, capacity: int, seed: int
 ) -> Iterator[NDArray[np.int64]]:
     """The rows of epoch after epoch, without end."""
-    epoch = 0
-    while True:
-        yield from plan_epoch(lengths, indices, capacity, seed, epoch)
-        epoch += 1
+    for epoch in count():
+        yield from plan_epoch(lengths, items(epoch), capacity, seed, epoch)
 
 
 ALIGNED = 64

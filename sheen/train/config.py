@@ -182,6 +182,16 @@ class TrainConfig(RunFields):
             "codes, in a random half of the utterances; what is to be predicted stays",
         ),
     ] = 0.0
+    reference_share: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=1.0,
+            description="share of the utterances, drawn anew in each epoch, that begin with "
+            "another one of their speaker, which is not learned, and have no speaker's name: the "
+            "model is taught to go on in the voice of a reference",
+        ),
+    ] = 0.0
     compile: Annotated[
         bool | None,
         Field(

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from sheen.codec.layout import TokenLayout
 from sheen.data.dataset import Utterances, join, read_utterances
 from sheen.lm.batching import (
+    EpochItems,
     Step,
     is_held_out,
     padded_length,
@@ -32,11 +33,16 @@ from sheen.lm.batching import (
     sequence_lengths,
 )
 from sheen.lm.checkpoint import CheckpointInfo, DurationModel
-from sheen.text.prompt import prompt_ids
+from sheen.text.prompt import one_turn_text, prompt_ids
+from sheen.train.learning.reference_rows import ReferenceRows, pair_utterances
 from sheen.train.learning.text_gain import swap_texts
 from sheen.train.learning.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
+
+
+SLACK = 1.1
+"""Of a sequence: two utterances that take more apart are not tried together."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,10 @@ def build_training_set(
     eval_rows: int,
     seed: int,
     choose: Callable[[Utterances], Utterances] = lambda utterances: utterances,
+    reference_share: float = 0.0,
 ) -> tuple[TrainingSet, Taught]:
-    """Read, choose, tokenise, split and count. Raises ValueError when nothing is left to train
-    on."""
+    """Read, choose, tokenise, split and count. `reference_share`: of the utterances of an epoch,
+    those that begin with a reference. Raises ValueError when nothing is left to train on."""
     utterances = choose(join([read_utterances(location, layout) for location in locations]))
     prompts = [
         prompt_ids(tokenizer, layout.start_id, text, speaker)
@@ -94,6 +101,22 @@ def build_training_set(
             )
         train, evaluation = np.flatnonzero(fits), evaluation[:0]
     evaluation = evaluation[:eval_rows]
+    summary = _summary(utterances, lengths, fits, train, evaluation) | unknown
+    swapped = swap_texts(
+        utterances.texts, utterances.speakers, prompts, evaluation, tokenizer, layout.start_id
+    )
+    references = None
+    if reference_share:
+        references, more = _reference_rows(
+            utterances, lengths, train, layout, tokenizer, max_tokens, reference_share, seed
+        )
+        paired = (references.rows[train] >= 0).any(axis=1)
+        summary["utterances_with_references"] = int(paired.sum())
+        frames = np.diff(utterances.offsets)
+        codes = frames[references.before] + frames[references.spoken]
+        prompts += more
+        own = np.array([len(prompt) for prompt in more]) + codes * layout.tokens_per_frame + 1
+        lengths = np.concatenate([lengths, own])
     data = TrainingSet(
         layout=layout,
         prompts=np.concatenate([np.array(prompt, np.int32) for prompt in prompts]),
@@ -103,10 +126,9 @@ def build_training_set(
         lengths=lengths,
         train=train,
         evaluation=evaluation,
-        swapped_prompts=swap_texts(
-            utterances.texts, utterances.speakers, prompts, evaluation, tokenizer, layout.start_id
-        ),
-        summary=_summary(utterances, lengths, fits, train, evaluation) | unknown,
+        swapped_prompts=swapped,
+        summary=summary,
+        references=references,
     )
     taught = Taught(
         voices=sorted({speaker for speaker in utterances.speakers if speaker}),
@@ -114,6 +136,34 @@ def build_training_set(
         max_chunk_chars=common_length([utterances.texts[index] for index in train]),
     )
     return data, taught
+
+
+def _reference_rows(
+    utterances: Utterances,
+    lengths: NDArray[np.int64],
+    train: NDArray[np.int64],
+    layout: TokenLayout,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    share: float,
+    seed: int,
+) -> tuple[ReferenceRows, list[list[int]]]:
+    """Which utterance goes before which, and the prompts of their rows."""
+    texts = utterances.texts
+    prompts: dict[tuple[int, int], list[int]] = {}
+
+    def fits(before: int, spoken: int) -> bool:
+        # The two of them apart, with their speakers, take about as much; then exactly.
+        if lengths[before] + lengths[spoken] > SLACK * max_tokens:
+            return False
+        text = one_turn_text(texts[before], texts[spoken])
+        prompt = prompts[before, spoken] = prompt_ids(tokenizer, layout.start_id, text)
+        frames = len(utterances.codes(before)) + len(utterances.codes(spoken))
+        return len(prompt) + frames * layout.tokens_per_frame + 1 <= max_tokens
+
+    rows = pair_utterances(texts, utterances.speakers, train, share, seed, fits)
+    pairs = zip(rows.before.tolist(), rows.spoken.tolist(), strict=True)
+    return rows, [prompts[pair] for pair in pairs]
 
 
 def _unknown(
@@ -202,6 +252,8 @@ def describe(summary: dict[str, Any]) -> str:
     )
     if summary["dropped"]:
         text += f", dropped {json.dumps(summary['dropped'])}"
+    if "utterances_with_references" in summary:
+        text += f", {summary['utterances_with_references']} may begin with a reference"
     if summary["unknown_tokens"]:
         text += (
             f"\nwarning: the base's tokenizer does not know all characters: "
@@ -239,7 +291,7 @@ class Plan:
 
 def plan_run(
     lengths: NDArray[np.int64],
-    train: NDArray[np.int64],
+    items: EpochItems,
     *,
     capacity: int,
     seed: int,
@@ -249,7 +301,7 @@ def plan_run(
     accumulation: int,
     done: Position | None,
 ) -> Plan:
-    """What is left of a run, from lengths and seed alone; `max_steps` replaces `epochs`."""
+    """What is left of a run, from lengths, items and seed alone; `max_steps` replaces `epochs`."""
     size = world * accumulation
     notes = []
     if done is not None and done.rows_per_step != size:
@@ -261,11 +313,11 @@ def plan_run(
         rows = [
             row
             for epoch in range(epochs)
-            for row in plan_epoch(lengths, train, capacity, seed, epoch)
+            for row in plan_epoch(lengths, items(epoch), capacity, seed, epoch)
         ]
     else:
         wanted = used + max(0, max_steps - step) * size
-        rows = list(islice(plan_rows(lengths, train, capacity, seed), wanted))
+        rows = list(islice(plan_rows(lengths, items, capacity, seed), wanted))
     # Of all rows and not of those that are left: a resumed run has the same ones.
     row_length = padded_length(lengths, rows, capacity)
     steps = plan_steps(rows[used:], world, accumulation)

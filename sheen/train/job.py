@@ -12,6 +12,7 @@ import ray
 from sheen.codec.info import CODEC_FOLDER, CodecInfo
 from sheen.codec.snac import open_codec
 from sheen.data.prompts import Prompt
+from sheen.lm.checkpoint import ReferenceInfo
 from sheen.lm.model import to_bfloat16
 from sheen.runs import cluster
 from sheen.runs.output import output_lock
@@ -67,7 +68,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
         config.eval_share,
         config.eval_rows,
         config.seed,
+        reference_share=config.reference_share,
     )
+    if config.reference_share:
+        info.reference = ReferenceInfo(form="one-turn")
     print(describe(data.summary), flush=True)
     taught.add_to(info)
     prompts: list[Prompt] = []
@@ -93,12 +97,12 @@ def run(config: TrainConfig) -> dict[str, Any]:
             output += ".dry-run"
         else:
             content = {
-                "data content": f"{len(data.lengths)} utterances, sha256 {data.digest()}",
+                "data content": f"{data.summary['utterances']} utterances, sha256 {data.digest()}",
                 "model content": model_content(model),
                 "codec sha256": codec.sha256,
             }
             # None is as in runs from before there was the field.
-            since = ("history_noise", "guided_attention")
+            since = ("history_noise", "guided_attention", "reference_share")
             recorded = fields | {name: fields[name] or None for name in since}
             checkpoints.claim_run(output, config.run_name, recorded, FREE_FIELDS, content)
         cluster.connect()

@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class SpeechTrainer(Trainer):
         self.used = done.rows if done else 0
         self.plan = plan_run(
             self.data.lengths,
-            self.data.train,
+            partial(self.data.items, self.config.seed),
             capacity=self.config.batch_tokens,
             seed=self.config.seed,
             epochs=self.config.epochs,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sheen.codec.layout import TokenLayout
 from sheen.lm.batching import Batch, collate
+from sheen.train.learning.reference_rows import ReferenceRows
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class TrainingSet:
     """Arrays only, so that workers read them in shared memory.
 
     `prompts` are all prompts' ids end to end, `prompt_offsets` `[N + 1]` their bounds; `frames`
-    and `frame_offsets` likewise (see `Utterances`). `lengths` `[N]` counts whole sequences.
+    and `frame_offsets` likewise (see `Utterances`). `lengths` `[N]` counts whole sequences. With
+    `references`, prompts and lengths of their rows stand behind those of the utterances.
     """
 
     layout: TokenLayout
@@ -33,19 +35,39 @@ class TrainingSet:
     swapped_prompts: dict[int, NDArray[np.int32]]
     """Of the utterances of `evaluation`, see `swap_texts`."""
     summary: dict[str, Any]
+    references: ReferenceRows | None = None
+
+    def items(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """What an epoch of a run with this seed is to be packed of."""
+        if self.references is None:
+            return self.train
+        return self.references.of_epoch(self.train, seed, epoch)
 
     def batch(
         self, indices: NDArray[np.int64], pad_id: int, pad_to: int = 0, *, swapped: bool = False
     ) -> Batch:
-        """Utterances as one packed row, see `collate`; with their swapped prompts or their own."""
+        """Utterances, and reference rows, as one packed row, see `collate`; with their swapped
+        prompts or their own."""
         prompts = [
             self.swapped_prompts[i]
             if swapped
             else self.prompts[self.prompt_offsets[i] : self.prompt_offsets[i + 1]]
             for i in indices
         ]
-        frames = [self.frames[self.frame_offsets[i] : self.frame_offsets[i + 1]] for i in indices]
-        return collate(prompts, frames, self.layout, pad_id, pad_to)
+        frames, given = [], []
+        for index in indices.tolist():
+            if self.references is None or index < self.references.first:
+                frames.append(self._frames(index))
+                given.append(0)
+                continue
+            row = index - self.references.first
+            before = self._frames(self.references.before[row])
+            frames.append(np.concatenate([before, self._frames(self.references.spoken[row])]))
+            given.append(len(before))
+        return collate(prompts, frames, self.layout, pad_id, pad_to, given)
+
+    def _frames(self, index: int) -> NDArray[np.int16]:
+        return self.frames[self.frame_offsets[index] : self.frame_offsets[index + 1]]
 
     def digest(self) -> str:
         """A hash of all utterances, texts, voices and codes, in their order."""

@@ -138,6 +138,21 @@ def test_a_pack_holds_as_many_hours_and_rows_as_asked_for(
     assert "MB an hour: a file of 0.1 MB holds" in capsys.readouterr().out
 
 
+def test_a_pack_with_references_has_the_rows_of_the_train_job(
+    lines: Path, base: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    found = code_pack.read_pack(pack(lines, base, tmp_path / "some", "--reference-share", "0.5"))
+    arguments = (read_info(checkpoint).token_layout, AutoTokenizer.from_pretrained(str(base)))
+    expected, _ = build_training_set(
+        [str(lines)], *arguments, 128, 0.2, 8, seed=0, reference_share=0.5
+    )
+    items = expected.items(0, 1)
+    assert np.array_equal(found.data.items(0, 1), items)
+    assert (items >= len(expected.frame_offsets) - 1).any()
+    assert found.data.batch(items, 0).input_ids.equal(expected.batch(items, 0).input_ids)
+    assert found.info["reference"] == {"form": "one-turn"}
+
+
 # Steps
 
 

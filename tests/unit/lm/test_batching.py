@@ -132,7 +132,7 @@ def run(
     length |= changes
     return plan_run(
         lengths,
-        np.arange(len(lengths)),
+        lambda epoch: np.arange(len(lengths)),
         capacity=CAPACITY,
         seed=0,
         world=world,

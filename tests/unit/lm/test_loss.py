@@ -52,27 +52,27 @@ def as_arrays(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("shift", [-2, -1, 1, 2])
 def test_shifted_labels_are_caught(shift: int) -> None:
     ids, labels = as_arrays(collate(prompts(4, 9), utterances(2, 5), LAYOUT, pad_id=0))
-    check_labels(ids, labels, LAYOUT, 2)
+    check_labels(ids, labels, LAYOUT, [0, 0])
     with pytest.raises(AssertionError, match="differs from its own input"):
-        check_labels(ids, np.roll(labels, shift), LAYOUT, 2)
+        check_labels(ids, np.roll(labels, shift), LAYOUT, [0, 0])
 
 
 def test_labels_without_their_beginning_or_end_are_caught() -> None:
     ids, labels = as_arrays(collate(prompts(4, 9), utterances(2, 5), LAYOUT, pad_id=0))
     with pytest.raises(AssertionError, match="do not end in <audio_end>"):
-        check_labels(ids[:-1], labels[:-1], LAYOUT, 2)
+        check_labels(ids[:-1], labels[:-1], LAYOUT, [0, 0])
     with pytest.raises(AssertionError, match="inputs"):
-        check_labels(ids, labels[:-1], LAYOUT, 2)
+        check_labels(ids, labels[:-1], LAYOUT, [0, 0])
     with pytest.raises(AssertionError, match="1 stretches of targets, 2 utterances"):
-        check_labels(ids, np.where(np.arange(len(ids)) < 20, IGNORE_INDEX, labels), LAYOUT, 2)
+        check_labels(ids, np.where(np.arange(len(ids)) < 20, IGNORE_INDEX, labels), LAYOUT, [0, 0])
     late = labels.copy()
     late[4] = IGNORE_INDEX  # the first code
     with pytest.raises(AssertionError, match="do not follow <audio_start>"):
-        check_labels(ids, late, LAYOUT, 2)
+        check_labels(ids, late, LAYOUT, [0, 0])
     whole = ids.copy()
     whole[3] = 7  # learning begins where a decoder does not
     with pytest.raises(AssertionError, match="do not follow <audio_start>"):
-        check_labels(whole, labels, LAYOUT, 2)
+        check_labels(whole, labels, LAYOUT, [0, 0])
 
 
 @given(

@@ -56,12 +56,18 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer.ray, "get", lambda item: item)
 
 
-@pytest.fixture(scope="module")
-def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
-    path = write_codes(tmp_path_factory.mktemp("codes") / "codes.jsonl")
+def built(checkpoint: Path, folder: Path, reference_share: float = 0.0) -> TrainingSet:
+    path = write_codes(folder / "codes.jsonl")
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
     layout = read_info(checkpoint).token_layout
-    return build_training_set([str(path)], layout, tokenizer, 128, 0.2, 8, seed=0)[0]
+    return build_training_set(
+        [str(path)], layout, tokenizer, 128, 0.2, 8, seed=0, reference_share=reference_share
+    )[0]
+
+
+@pytest.fixture(scope="module")
+def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
+    return built(checkpoint, tmp_path_factory.mktemp("codes"))
 
 
 def codec_parts() -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -107,14 +113,21 @@ WEIGHTED = {"level_weights": [3.0, 1.0, 0.25], "level_weights_steps": 3}
 @pytest.mark.parametrize(
     "changes",
     [
-        WEIGHTED | {"history_noise": 0.5, "guided_attention": 0.5, "guided_attention_steps": 3},
+        WEIGHTED
+        | {"history_noise": 0.5, "guided_attention": 0.5, "guided_attention_steps": 3}
+        | {"reference_share": 0.5},
         pytest.param({"lora_rank": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_stopped_within_a_metrics_window_resumes_with_the_same_bits(
     data: TrainingSet, checkpoint: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
+    if share := changes.get("reference_share"):
+        data = built(checkpoint, tmp_path, share)
     whole = open_trainer(data, checkpoint, tmp_path / "whole", Stop(), **changes)
+    if data.references is not None:
+        rows = [row for step in whole.plan.steps for ranks in step for row in ranks]
+        assert any((row >= data.references.first).any() for row in rows)
     whole.run()
     stopped = open_trainer(data, checkpoint, tmp_path / "parts", Stop(after=3), **changes)
     stopped.run()
