@@ -6,6 +6,7 @@ from pydantic import Field
 
 from sheen.config import JobConfig
 from sheen.engine.sampler import Sampling
+from sheen.lm.checkpoint import ReferenceForm
 from sheen.lm.precision import Precision
 
 
@@ -41,6 +42,21 @@ class EvaluateConfig(JobConfig):
             "same: the baseline before a model is trained on them"
         ),
     ] = []  # noqa: RUF012 - pydantic copies defaults
+    references: Annotated[
+        str | None,
+        Field(
+            description="recordings of voices to speak in that the checkpoint does not have: "
+            "LJSpeech folder or .jsonl manifest with text and speakers, of which the first of each "
+            "speaker is used, 1 to 30 s; path or URI"
+        ),
+    ] = None
+    reference_form: Annotated[
+        ReferenceForm | None,
+        Field(
+            description="how a reference is put before a text; default: as the checkpoint was "
+            "taught"
+        ),
+    ] = None
     limit: Annotated[int | None, Field(ge=1, description="only the first N prompts")] = None
     per_voice: Annotated[
         int | None,

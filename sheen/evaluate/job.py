@@ -23,6 +23,7 @@ from sheen.data.prompts import read_prompts
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import AUDIO, write_rows
 from sheen.evaluate.prompts import Plan, plan_prompts, prepare_output, prompt_table
+from sheen.evaluate.references import Recorded, read_references
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm import checkpoint
@@ -78,7 +79,8 @@ def run(config: EvaluateConfig) -> Evaluation:
         listed = read_prompts(uris.absolute(config.prompts))
     except ValueError as error:
         raise ValueError(f"--prompts {error}") from error
-    plan = plan_prompts(listed, info, config)
+    references = _read_references(config, info)
+    plan = plan_prompts(listed, info, config, references)
     grammar = check_transcriber(config.asr, config.grammar)
     if config.dnsmos:
         try:
@@ -87,7 +89,7 @@ def run(config: EvaluateConfig) -> Evaluation:
             raise ValueError(f"--dnsmos: {error}") from error
     profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
     with output_lock(output):
-        prepare_output(output, config, model, plan.prompts, grammar, profiles)
+        prepare_output(output, config, model, plan.prompts, grammar, profiles, references)
         blocks.merge_all(output)  # what an interrupted run committed
         done = blocks.merged_keys(output)
         if len(done):
@@ -95,9 +97,25 @@ def run(config: EvaluateConfig) -> Evaluation:
         if len(done) < len(plan.prompts):
             cluster.connect()
             table = prompt_table(plan.prompts)
-            _speak(table, done, config, model, grammar, profiles, info.sample_rate, output)
+            _speak(
+                table, done, config, model, grammar, profiles, info.sample_rate, output, references
+            )
             blocks.merge_all(output)
         return write_results(config, info, profiles, plan, output)
+
+
+def _read_references(config: EvaluateConfig, info: CheckpointInfo) -> dict[str, Recorded]:
+    if config.references is None:
+        return {}
+    if info.reference is None and config.reference_form is None:
+        raise ValueError(
+            f"--references: the checkpoint {config.model} was not taught to follow a reference; "
+            "train one with --reference-share, or try it all the same with --reference-form"
+        )
+    try:
+        return read_references(config.references)
+    except ValueError as error:
+        raise ValueError(f"--references {error}") from error
 
 
 def _fit_profiles(location: str | None, sample_rate: int) -> SpeakerProfiles | None:
@@ -118,6 +136,7 @@ def _speak(
     profiles: SpeakerProfiles | None,
     sample_rate: int,
     output: str,
+    references: dict[str, Recorded],
 ) -> None:
     """Run the pipeline over the prompts that are not done."""
     gpu = cluster.use_gpus(config.gpu)
@@ -145,6 +164,8 @@ def _speak(
             "max_seconds": config.max_seconds,
             "slots": SLOTS,
             "attempts": attempts,
+            "references": references,
+            "reference_form": config.reference_form,
         },
         compute=ActorPoolStrategy(size=workers),
         batch_size=size,

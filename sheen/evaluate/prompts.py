@@ -8,14 +8,17 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 
 from sheen.data.prompts import Prompt
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import PROMPT_SCHEMA
+from sheen.evaluate.references import Recorded, references_digest
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.runs.output import check_fingerprint, folder_digest, is_unused
 from sheen.scoring.asr import Grammar
@@ -28,10 +31,10 @@ RUN_FILE = "run.json"
 _FILE_NAME = re.compile(r"[\w.-]+")
 _FREE_FIELDS = {
     "config", "output", "num_workers", "gpu", "model", "prompts",
-    "voice_recordings",
+    "voice_recordings", "references",
 }  # fmt: skip
 """What may differ when an evaluation resumes: rounding aside, none of it decides what is said, but
-for the last three, whose content is compared."""
+for the last four, whose content is compared."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,21 @@ class Plan:
     skipped: Counter[str]
 
 
-def plan_prompts(listed: list[Prompt], info: CheckpointInfo, config: EvaluateConfig) -> Plan:
-    """What the flags make of a list. Raises ValueError naming the flag."""
-    known = list(dict.fromkeys([*info.voices, *config.untrained_voices]))
+def plan_prompts(
+    listed: list[Prompt],
+    info: CheckpointInfo,
+    config: EvaluateConfig,
+    references: Collection[str] = (),
+) -> Plan:
+    """What the flags make of a list; `references`: voices of recordings. Raises ValueError naming
+    the flag."""
+    for voice in references:
+        if voice in info.voices or voice in config.untrained_voices:
+            raise ValueError(
+                f"--references: the checkpoint speaks as {voice!r} already; give the recording's "
+                "speaker another name"
+            )
+    known = list(dict.fromkeys([*info.voices, *config.untrained_voices, *references]))
     wanted = list(dict.fromkeys(config.voices)) if config.voices else known
     for voice in wanted:
         if voice not in known:
@@ -119,6 +134,7 @@ def prepare_output(
     prompts: list[Prompt],
     grammar: Grammar | None,
     profiles: SpeakerProfiles | None,
+    references: Mapping[str, Recorded] = MappingProxyType({}),
 ) -> None:
     """Refuse a folder that holds something else, or another evaluation."""
     where = uris.join(output, RUN_FILE)
@@ -134,6 +150,10 @@ def prepare_output(
     decided["grammar"] = hashlib.sha256(grammar.jsgf).hexdigest() if grammar else None
     if config.asr and config.asr not in NAMES and Path(config.asr).expanduser().is_dir():
         decided["asr"] = folder_digest(uris.absolute(config.asr))
+    if references:
+        decided["references sha256"] = references_digest(references)
+    else:  # as evaluations from before there were any
+        decided.pop("reference_form")
     decided["voice recordings"] = profiles.digest if profiles else None
     texts = json.dumps([astuple(prompt) for prompt in prompts])
     decided["prompts sha256"] = hashlib.sha256(texts.encode()).hexdigest()

@@ -5,7 +5,9 @@ dropped on the way and nothing is tried again. The text of one that is spoken is
 are spoken, never phonemes: what its transcript is compared with.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -14,17 +16,24 @@ import torch
 from sheen.audio.io import encode_audio
 from sheen.engine.engine import Engine
 from sheen.engine.longform import synthesize_all
+from sheen.engine.reference import LONGEST_S
 from sheen.engine.sampler import Sampling
-from sheen.engine.types import SynthesisParams
-from sheen.engine.voice import RequestError, load_voice
+from sheen.engine.types import Reference, RequestError, SynthesisParams
+from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate.output import ROW_SCHEMA
+from sheen.evaluate.references import Recorded
+from sheen.lm.checkpoint import ReferenceForm
 from sheen.lm.precision import Precision
 from sheen.rng import step_seed
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
 from sheen.scoring.speech import measure_sound
 
-REASONS = {"input": "text cannot be spoken", "voice": "voice is unknown"}
+REASONS = {
+    "input": "text cannot be spoken",
+    "voice": "voice is unknown",
+    "ref_audio": "reference leaves no room",
+}
 """By the field of a RequestError."""
 
 
@@ -47,6 +56,8 @@ class SpeakWorker:
         slots: int,
         dtype: Precision = "auto",
         attempts: Attempts | None = None,
+        references: Mapping[str, Recorded] = MappingProxyType({}),
+        reference_form: ReferenceForm | None = None,
     ) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
@@ -58,8 +69,12 @@ class SpeakWorker:
             voice.model,
             voice.codec,
             slots=slots,
-            max_seq_len=voice.max_seq_len(max_seconds),
+            max_seq_len=voice.max_seq_len(max_seconds, LONGEST_S if references else 0.0),
         )
+        self._references = {
+            name: _reference(voice, name, recorded, reference_form)
+            for name, recorded in references.items()
+        }
         self._attempts = attempts
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -72,11 +87,10 @@ class SpeakWorker:
             dict.fromkeys(ROW_SCHEMA.names) | row for row in table.to_pylist()
         ]
         asked = [row for row in rows if row["reason"] is None]
-        results = synthesize_all(
-            self._engine, self._voice, [(row["text"], self._params(row)) for row in asked]
-        )
+        texts = [(row["text"], self._params(row)) for row in asked]
+        results = synthesize_all(self._engine, self._voice, texts)
         rate = self._voice.codec.sample_rate
-        for row, result in zip(asked, results, strict=True):
+        for row, (_, params), result in zip(asked, texts, results, strict=True):
             if isinstance(result, RequestError):
                 row |= {"reason": REASONS[result.field], "detail": str(result)}
                 continue
@@ -86,7 +100,9 @@ class SpeakWorker:
             audio = encode_audio(result.samples, rate, "FLAC")
             row |= {
                 "ended_with_eos": result.finish_reason == "stop",
-                "expected_seconds": self._voice.expected_seconds(taught, row["speaker"]),
+                "expected_seconds": self._voice.expected_seconds(
+                    taught, params.speaker, params.reference
+                ),
                 "seconds": sound.seconds,
                 "speaking": sound.speaking,
                 "pause": sound.pause,
@@ -97,4 +113,15 @@ class SpeakWorker:
 
     def _params(self, row: dict[str, Any]) -> SynthesisParams:
         sampling = Sampling(seed=step_seed(self._seed, row["key"]), **self._sampling)
-        return SynthesisParams(row["speaker"], sampling, self._max_seconds)
+        reference = self._references.get(row["speaker"])
+        speaker = None if reference else row["speaker"]
+        return SynthesisParams(speaker, sampling, self._max_seconds, reference=reference)
+
+
+def _reference(
+    voice: Voice, name: str, recorded: Recorded, form: ReferenceForm | None
+) -> Reference:
+    try:
+        return voice.read_reference(recorded.data, recorded.text, form)
+    except RequestError as error:
+        raise ValueError(f"--references: {name}: {error.field}: {error}") from error

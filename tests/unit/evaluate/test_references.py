@@ -1,0 +1,78 @@
+"""Evaluation in voices from recordings: which file is whose, and that they are spoken in."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+
+import sheen
+from helpers.example import CHECKPOINT
+from helpers.speaking import assert_close
+from sheen.audio.io import encode_audio, to_pcm16
+from sheen.data.prompts import Prompt
+from sheen.evaluate.config import EvaluateConfig
+from sheen.evaluate.output import PROMPT_SCHEMA
+from sheen.evaluate.prompts import plan_prompts
+from sheen.evaluate.references import read_references, references_digest
+from sheen.evaluate.speak_stage import SpeakWorker
+from sheen.lm.checkpoint import CheckpointInfo
+from sheen.rng import step_seed
+
+WORDS = "four two seven one"
+
+
+def manifest(folder: Path, *rows: dict[str, str]) -> str:
+    at = np.arange(48_000) / 24_000
+    tone = (0.3 * np.sin(2 * np.pi * 200 * at)).astype(np.float32)
+    (folder / "a.wav").write_bytes(encode_audio(tone, 24_000, "WAV"))
+    path = folder / "references.jsonl"
+    path.write_text("".join(json.dumps({"audio": "a.wav"} | row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_the_first_row_of_a_speaker_is_the_reference(tmp_path: Path) -> None:
+    rows = [{"speaker": "ann", "text": WORDS}, {"speaker": "ann", "text": "other"}, {"text": "x"}]
+    found = read_references(manifest(tmp_path, *rows))
+    assert list(found) == ["ann"]
+    assert found["ann"].text == WORDS
+    assert found["ann"].data == (tmp_path / "a.wav").read_bytes()
+    other = read_references(manifest(tmp_path, {"speaker": "ann", "text": "other"}))
+    assert references_digest(found) != references_digest(other)
+
+
+def test_a_file_without_speakers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no row has a speaker"):
+        read_references(manifest(tmp_path, {"text": "one"}))
+    with pytest.raises(ValueError, match=r"jsonl:1: no text"):
+        read_references(manifest(tmp_path, {"speaker": "ann", "text": ""}))
+
+
+def test_prompts_may_be_for_voices_of_recordings() -> None:
+    info = CheckpointInfo.model_construct(voices=["heart"])
+    config = EvaluateConfig(model="m", prompts="p", output="o", voices=["ann"])
+    listed = [Prompt("a", "one", "ann"), Prompt("b", "one"), Prompt("c", "one", "heart")]
+    plan = plan_prompts(listed, info, config, ["ann"])
+    assert [(prompt.id, prompt.speaker) for prompt in plan.prompts] == [("a", "ann"), ("b", "ann")]
+    with pytest.raises(ValueError, match="--references: the checkpoint speaks as 'heart'"):
+        plan_prompts(listed, info, config, ["heart"])
+
+
+def test_a_worker_speaks_as_the_python_api_does(tmp_path: Path) -> None:
+    found = read_references(manifest(tmp_path, {"speaker": "ann", "text": WORDS}))
+    arguments = {"references": found, "reference_form": "one-turn"}
+    worker = SpeakWorker(str(CHECKPOINT), "cpu", [], {}, 5, 3.0, 1, **arguments)  # type: ignore[arg-type]
+    prompt = {"key": 3, "id": "a", "text": "four two", "speaker": "ann"}
+    [row] = worker(pa.Table.from_pylist([prompt], schema=PROMPT_SCHEMA)).to_pylist()
+    assert row["reason"] is None
+    assert row["expected_seconds"] == pytest.approx(2.0 / len(WORDS) * len("four two"), rel=0.1)
+    with sheen.load(str(CHECKPOINT), device="cpu", max_seconds=3.0) as speaker:
+        reference = speaker.reference(tmp_path / "a.wav", WORDS, form="one-turn")
+        audio = speaker.synthesize("four two", reference=reference, seed=step_seed(5, 3))
+    spoken = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="int16")[0]
+    assert_close(spoken, to_pcm16(audio.samples))
+    with pytest.raises(ValueError, match="--references: ann: ref_audio: this model was not taught"):
+        SpeakWorker(str(CHECKPOINT), "cpu", [], {}, 5, 3.0, 1, references=found)
