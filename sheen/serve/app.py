@@ -38,6 +38,8 @@ from sheen.serve.request_log import (
 from sheen.serve.responses import EVENT_STREAM, SPEECH_HEADERS, streamed, whole
 from sheen.serve.schema import (
     AudioModels,
+    CreatedVoice,
+    DeletedVoice,
     Model,
     ModelId,
     Models,
@@ -45,6 +47,7 @@ from sheen.serve.schema import (
     SpeechRequest,
     Voices,
 )
+from sheen.serve.voices.routes import FORM, delete, listed, upload
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 from sheen.serve.websocket import converse
 from sheen.text.lexicon import read_entries
@@ -112,7 +115,8 @@ async def answer(
     """The answer to a request as it asks for it: whole, or begun. Raises APIError."""
     events = request.stream_format == "sse"
     at_once = not request.stream and not events
-    utterance = backend.begin(request, record, whole=at_once)
+    reference = await backend.reference(request)
+    utterance = backend.begin(request, record, reference, whole=at_once)
     await utterance.feed(request.input)
     utterance.close()
     if at_once:
@@ -229,7 +233,26 @@ class SpeechService:
 
     @app.get("/v1/audio/voices", responses=documented(401))
     async def voices(self) -> Voices:
-        return Voices(voices=self._voices())
+        """The model's voices, and those that were uploaded."""
+        return await listed(self._backend.references, self._backend.voices)
+
+    @app.post(
+        "/v1/audio/voices",
+        responses=documented(400, 401, 403, 408, 413, 415, 429),
+        openapi_extra=FORM,
+    )
+    async def upload_voice(self, request: Request) -> CreatedVoice:
+        """Keep a recording as a voice, for requests to name."""
+        return await upload(self._backend.references, request)
+
+    @app.delete(
+        "/v1/audio/voices/{name}",
+        response_model=DeletedVoice,
+        responses=documented(401, 404),
+    )
+    async def delete_voice(self, name: str) -> Response:
+        """Delete an uploaded voice and its recording. What is spoken in it is spoken to its end."""
+        return await delete(self._backend.references, name)
 
     def _model(self) -> Model:
         return Model(id=self._args.model_id, created=self._started, voices=self._voices())
@@ -292,5 +315,7 @@ def build(args: ServeArgs) -> serve.Application:
         if args.keys_file is not None:
             where, digests = located(args.keys_file), frozenset()
             args = args.model_copy(update={"keys_file": where})
+    if args.voices_folder is not None:
+        args = args.model_copy(update={"voices_folder": located(args.voices_folder)})
     application: serve.Application = service.bind(args, checkpoint_location(args.model), digests)
     return application

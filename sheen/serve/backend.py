@@ -31,6 +31,7 @@ from sheen.serve.normalizers import NormaliserProcesses
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.responses import Renderer, Utterance
 from sheen.serve.schema import STANDARD_VOICES, SpeechSettings
+from sheen.serve.voices.references import NamedReference, References
 from sheen.text.delivery import Delivery, DeliveryStream
 from sheen.text.lexicon import Lexicon, read_lexicon
 from sheen.text.normalization import language_code
@@ -56,6 +57,12 @@ class Backend:
         device = worker_device()
         on_cpu = device.type == "cpu"
         self.voice: Voice = load_voice(location, device, args.dtype)
+        if args.reference_seconds and not (args.reference_form or self.voice.info.reference):
+            raise ValueError(
+                f"args.model {args.model}: this checkpoint was not taught to follow a reference. "
+                "Train one with --reference-share, try it all the same with args.reference_form, "
+                "or leave out args.voices_folder, ref_audio and ref_audio_hosts"
+            )
         self._args = args
         self._lexicon = None
         if args.lexicon is not None:
@@ -68,7 +75,8 @@ class Backend:
             self.voice.model,
             self._codec_process or self.voice.codec,
             slots=args.slots,
-            max_seq_len=args.max_seq_len or self.voice.max_seq_len(args.default_max_seconds),
+            max_seq_len=args.max_seq_len
+            or self.voice.max_seq_len(args.default_max_seconds, args.reference_seconds),
             cache_bytes=None if args.kv_cache_gb is None else int(args.kv_cache_gb * 1e9),
             typical_seq_len=self.voice.typical_seq_len(args.default_max_seconds),
             # Admission is the bound: a long text's next chunk takes a slot from those it let in.
@@ -88,6 +96,7 @@ class Backend:
         self._normalisers: NormaliserProcesses | None = None
         if self.voice.info.text_normalization is not None:
             self._normalisers = NormaliserProcesses(self.voice.pipeline, args.text_processes)
+        self.references = References(self.voice, args, {*self._names, UNNAMED_VOICE}, self._reader)
         self._warm_up()
         logger.info(
             "serving %s on %s in %s, voices %s", location, device, self.voice.dtype, self.voices
@@ -126,22 +135,40 @@ class Backend:
         """Hz, of everything that is sent."""
         return self.voice.codec.sample_rate
 
+    async def reference(self, settings: SpeechSettings) -> NamedReference | None:
+        """The recording that a request is to be spoken in the voice of; None for one of the model's
+        voices, and a name that nobody has. Raises APIError."""
+        if settings.ref_audio:
+            return await self.references.of_audio(settings.ref_audio, settings.ref_text)
+        if (name := settings.voice_name) in self._names:
+            return None
+        return await self.references.of_name(name)
+
     def begin(
-        self, settings: SpeechSettings, record: RequestRecord, *, whole: bool = False
+        self,
+        settings: SpeechSettings,
+        record: RequestRecord,
+        reference: NamedReference | None = None,
+        *,
+        whole: bool = False,
     ) -> Utterance:
-        """Admit a request; `record` holds its place until it is closed. `whole`: its bytes leave
-        together, see `Renderer`.
+        """Admit a request; `record` holds its place until it is closed. `reference`: what
+        `reference` gave for it. `whole`: its bytes leave together, see `Renderer`.
 
         Raises APIError: 400 for settings that the model cannot follow, 429 and 503 when it is not
         admitted.
         """
         self.check_alive()
-        speaker = self._speaker(settings.voice_name)
+        speaker, spoken, record.voice = None, None, settings.voice_name
+        if reference is None:
+            speaker = self._speaker(settings.voice_name)
+        else:
+            spoken, record.voice = reference.reference, reference.name
         check_language(settings.language, self.voice.language)
         ignored, delivery = self._ignored(settings), self._delivery(settings)
-        record.voice, record.audio_format = settings.voice_name, settings.response_format
+        record.audio_format = settings.response_format
         self._trimmed = False
-        request = settings.model_dump_json()
+        request = settings.model_dump_json(exclude={"ref_audio"}), hash(settings.ref_audio)
         record.cleanup.enter_context(self.admission.enter(request))
         record.cleanup.callback(self._note, record)
         record.ignored = ignored
@@ -151,9 +178,11 @@ class Backend:
         sampling = Sampling(
             settings.temperature, settings.top_k, settings.top_p, seed, settings.repetition_penalty
         )
-        limit = self.voice.max_chunk_chars(self._args.default_max_seconds, speaker)
+        limit = self.voice.max_chunk_chars(self._args.default_max_seconds, speaker, spoken)
         chunks = ChunkStream(self._reader(), limit)
-        params = SynthesisParams(speaker, sampling, self._args.default_max_seconds)
+        params = SynthesisParams(
+            speaker, sampling, self._args.default_max_seconds, reference=spoken
+        )
         speech = Speech(self.engine, self.voice, params, chunks, record)
         record.cleanup.callback(speech.close)
         renderer = Renderer(
@@ -252,6 +281,7 @@ class Backend:
             self._codec_process.close()
         if self._normalisers is not None:
             self._normalisers.close()
+        self.references.close()
         self._renderers.shutdown()
 
 

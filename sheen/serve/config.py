@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 import sheen
 from sheen.lm import checkpoint
+from sheen.lm.checkpoint import ReferenceForm
 from sheen.lm.precision import Precision
 from sheen.storage import uris
 from sheen.text.delivery import MAX_PAUSE_S, MAX_PAUSES_S
@@ -67,12 +68,58 @@ class Limits(BaseModel):
     ] = 10.0
 
     def body(self, path: str) -> BodyLimit:
-        """The row of a route, `path` within the application. None has one of its own yet."""
-        rows: dict[str, BodyLimit] = {}
-        return rows.get(path, BodyLimit(self.max_body_bytes, self.body_timeout_s))
+        """The row of a route, `path` within the application."""
+        return BodyLimit(self.max_body_bytes, self.body_timeout_s)
 
 
-class ServeArgs(Limits, BaseModel, extra="forbid"):
+class ReferenceArgs(BaseModel):
+    """Voices from a reference: all of it is off by default."""
+
+    voices_folder: Annotated[
+        str | None,
+        Field(
+            description="folder for voices that clients upload, absolute path or URI, the same for "
+            "all replicas; default: none can be uploaded"
+        ),
+    ] = None
+    ref_audio: Annotated[
+        bool,
+        Field(description="requests may bring a recording of the voice to speak in, as a data URL"),
+    ] = False
+    ref_audio_hosts: Annotated[
+        list[Annotated[str, Field(pattern=r"^[^/@*\s]+$")]],
+        Field(description="hosts, or host:port, whose URLs `ref_audio` may name; default: none"),
+    ] = []
+    reference_form: Annotated[
+        ReferenceForm | None,
+        Field(
+            description="how a reference is put before a text. 'one-turn': both texts, then its "
+            "codes, which the model continues; 'two-turn': it is a turn of its own, which is "
+            "computed once for all texts. Default: as the checkpoint was taught"
+        ),
+    ] = None
+    max_recording_bytes: Annotated[
+        int, Field(ge=1024, description="largest recording of a voice, as a file")
+    ] = 10 * KIB * KIB
+    max_reference_seconds: Annotated[
+        float, Field(ge=1.0, le=60.0, description="longest recording of a voice")
+    ] = 30.0
+    max_voices: Annotated[int, Field(ge=1, description="uploaded voices that are kept")] = 1000
+    upload_timeout_s: Annotated[
+        float, Field(gt=0.0, description="a body with a recording that is not whole by then: 408")
+    ] = 60.0
+
+    @property
+    def reference_seconds(self) -> float:
+        """Longest reference that a request can have; 0 where none can."""
+        on = self.voices_folder or self.ref_audio or self.ref_audio_hosts
+        return self.max_reference_seconds if on else 0.0
+
+
+VOICES, SPEECH = "/v1/audio/voices", "/v1/audio/speech"
+
+
+class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     """What one application serves, how much at a time, and what it takes of a client."""
 
     model: Annotated[
@@ -220,6 +267,16 @@ class ServeArgs(Limits, BaseModel, extra="forbid"):
     noise: Annotated[
         bool, Field(description="the codec's own noise, drawn from the request's seed")
     ] = True
+
+    def body(self, path: str) -> BodyLimit:
+        rows: dict[str, BodyLimit] = {}
+        if self.voices_folder is not None:  # beside the recording there are words and headers
+            size = self.max_recording_bytes + self.max_body_bytes
+            rows[VOICES] = BodyLimit(size, self.upload_timeout_s)
+        if self.ref_audio:
+            size = self.max_recording_bytes * 4 // 3 + self.max_body_bytes
+            rows[SPEECH] = BodyLimit(size, self.upload_timeout_s)
+        return rows.get(path, super().body(path))
 
     @property
     def sockets(self) -> int:

@@ -176,6 +176,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     meanings = {
         400: "the request is wrong; `param` names the field",
         401: "no valid key; send `Authorization: Bearer KEY`",
+        403: "the server does not do this",
         404: "there is no such thing",
         408: "the body did not come in time",
         413: "the body is too large",

@@ -51,10 +51,22 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
     voice: Annotated[
         str | VoiceId,
         Field(
-            description="a name from /v1/audio/voices, or one of OpenAI's 13 voices",
+            description="a name or id from /v1/audio/voices, or one of OpenAI's 13 voices; with "
+            "`ref_audio` it says nothing, and may be left out",
             examples=["alloy"],
         ),
     ]
+    ref_audio: Annotated[
+        str | None,
+        Field(
+            description="a recording of the voice to speak in instead: a data URL, the id or name "
+            "of an uploaded voice, or a URL of a host that the server allows; off unless the "
+            "operator allows it"
+        ),
+    ] = None
+    ref_text: Annotated[
+        str | None, Field(max_length=1000, description="what is said in `ref_audio`, all of it")
+    ] = None
     instructions: Annotated[
         str | None,
         Field(
@@ -116,6 +128,8 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
     def _null_is_the_default(cls, sent: Any) -> Any:
         if not isinstance(sent, dict):
             return sent
+        if sent.get("ref_audio") and sent.get("voice") is None:
+            sent = {**sent, "voice": ""}
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {
             name: value for name, value in sent.items() if value is not None or name not in optional
@@ -191,8 +205,41 @@ class NamedVoice(BaseModel):
     name: str
 
 
+class UploadedVoice(BaseModel):
+    """An uploaded voice, with the keys of vLLM-Omni, and its id."""
+
+    id: str
+    name: str
+    consent: str
+    created_at: int
+    mime_type: str
+    file_size: int
+    ref_text: str
+    speaker_description: str | None
+
+
 class Voices(BaseModel):
     voices: list[NamedVoice]
+    """All that a request may name, but for aliases: the model's, then uploaded ones."""
+    uploaded_voices: list[UploadedVoice] = []
+
+
+class CreatedVoice(BaseModel):
+    """OpenAI's answer to an upload, and vLLM-Omni's."""
+
+    id: str
+    object: Literal["audio.voice"] = "audio.voice"
+    name: str
+    created_at: int
+    success: Literal[True] = True
+    voice: UploadedVoice
+
+
+class DeletedVoice(BaseModel):
+    """vLLM-Omni's answer."""
+
+    success: Literal[True] = True
+    message: str
 
 
 class Model(BaseModel):

@@ -28,6 +28,7 @@ from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.request_log import close_record, open_record, refused
 from sheen.serve.responses import ending, rendered
 from sheen.serve.schema import Cancel, End, SpeechSettings, Start, Text
+from sheen.serve.voices.references import NamedReference
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,13 @@ SWITCHED, GOING_AWAY, TRY_LATER = 101, 1001, 1013
 class SocketUtterance:
     """One utterance on its way: text in, frames of audio out, a message at the end."""
 
-    def __init__(self, socket: WebSocket, backend: Backend, settings: SpeechSettings) -> None:
+    def __init__(
+        self,
+        socket: WebSocket,
+        backend: Backend,
+        settings: SpeechSettings,
+        reference: NamedReference | None,
+    ) -> None:
         """Raises APIError when it is not admitted."""
         self.complete = False
         """Whether all of its text is there."""
@@ -48,7 +55,7 @@ class SocketUtterance:
         self._record = open_record(socket.scope)
         self._record.status = SWITCHED
         try:
-            self._utterance = backend.begin(settings, self._record)
+            self._utterance = backend.begin(settings, self._record, reference)
         except BaseException:
             self._record.cleanup.close()  # the refusal gets a record of its own
             raise
@@ -226,7 +233,10 @@ class Conversation:
         speaking = self._speaking
         if speaking is None:
             self._discarding = True  # unless it is admitted
-            speaking = self._current = SocketUtterance(self._socket, self._backend, self._settings)
+            reference = await self._backend.reference(self._settings)
+            speaking = self._current = SocketUtterance(
+                self._socket, self._backend, self._settings, reference
+            )
             self._discarding = False
         elif speaking.complete:
             raise APIError(

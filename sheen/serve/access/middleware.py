@@ -63,7 +63,7 @@ class FrontMiddleware:
                 self._cors = CORSMiddleware(
                     self._answer,
                     allow_origins=_origins,
-                    allow_methods=("GET", "HEAD", "POST"),
+                    allow_methods=("GET", "HEAD", "POST", "DELETE"),
                     allow_headers=("*",),
                     expose_headers=EXPOSED,
                     allow_private_network=True,

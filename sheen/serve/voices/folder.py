@@ -1,0 +1,168 @@
+"""The folder of uploaded voices: a path or URI that all replicas share.
+
+Owns its files: per voice one JSON record, which is the voice, and the recording as it was sent,
+which is there to be encoded again by another codec. A file's name is a hash of the voice's, so that
+no name is a path. A record appears whole or not at all where the filesystem renames, and goes
+before its recording does. What another replica wrote or deleted is seen after FRESH_S at the
+latest. Knows nothing of HTTP; its functions wait for the filesystem.
+"""
+
+import hashlib
+import logging
+import re
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel
+
+from sheen.codec.layout import Codes
+from sheen.storage import files, folders, uris
+
+logger = logging.getLogger(__name__)
+
+FRESH_S = 4.0
+"""What was read is taken for what is there for so long."""
+NAME = re.compile(r"\w(?:[\w .-]{0,62}[\w])?")
+"""Of a voice: letters and digits of any script, and within it spaces, dots, dashes."""
+NAME_RULE = (
+    "expected 1 to 64 letters, digits, spaces, dots, dashes and underscores, with a letter or "
+    "digit at both ends, and no .."
+)
+RECORD = ".voice.json"
+
+
+class StoredVoice(BaseModel, extra="forbid"):
+    """What the JSON record of a voice says."""
+
+    format_version: int = 1
+    id: str
+    name: str
+    consent: str
+    """Who allowed it: the id that the client gave."""
+    created_at: int
+    """Seconds since 1970, UTC."""
+    mime_type: str
+    file_size: int
+    """Of the recording as it was sent, bytes."""
+    sha256: str
+    """Of the same."""
+    ref_text: str
+    speaker_description: str | None = None
+    codec_sha256: str
+    codes: list[list[int]]
+    """By level of the codec, coarse first."""
+
+    def arrays(self) -> Codes:
+        return [np.array(level, np.int16) for level in self.codes]
+
+
+def folded(name: str) -> str:
+    """A name as it is kept: small letters, as vLLM-Omni has them."""
+    return " ".join(name.lower().split())
+
+
+def voice_id(name: str) -> str:
+    """Of the voice of a name; the same on every replica, and after another upload."""
+    return "voice_" + hashlib.sha256(folded(name).encode()).hexdigest()[:24]
+
+
+def is_name(name: str) -> bool:
+    return NAME.fullmatch(folded(name)) is not None and ".." not in name
+
+
+@dataclass
+class _Read:
+    at: float
+    voice: StoredVoice | None
+
+
+class VoiceFolder:
+    """Several threads may use it."""
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+        self._lock = threading.Lock()
+        self._known: dict[str, _Read] = {}
+        self._listed = float("-inf")
+
+    def get(self, name_or_id: str) -> StoredVoice | None:
+        """A voice by its name or its id; None where there is none (now)."""
+        key = name_or_id if _is_id(name_or_id) else voice_id(name_or_id)
+        with self._lock:
+            read = self._known.get(key)
+        if read is None or time.monotonic() - read.at > FRESH_S:
+            read = _Read(time.monotonic(), self._read(key))
+            self._remember(key, read)
+        return read.voice
+
+    def all(self) -> list[StoredVoice]:
+        """Every voice, the oldest first."""
+        if time.monotonic() - self._listed > FRESH_S:
+            listed = time.monotonic()
+            names = [name for name in files.list_names(self._location) if name.endswith(RECORD)]
+            keys = [name.removesuffix(RECORD) for name in names]
+            found = {
+                key: _Read(listed, voice)
+                for key, voice in zip(keys, files.map_ahead(self._read, keys), strict=True)
+            }
+            with self._lock:
+                self._known, self._listed = found, listed
+        with self._lock:
+            voices = [read.voice for read in self._known.values() if read.voice is not None]
+        return sorted(voices, key=lambda voice: (voice.created_at, voice.name))
+
+    def put(self, voice: StoredVoice, recording: bytes) -> None:
+        """Keep a voice, instead of one of the same name."""
+        before = self._read(voice.id)
+        files.write_bytes(self._recording(voice), recording)
+        files.write_bytes(self._record(voice.id), folders.dump_record(voice))
+        if before is not None and before.sha256 != voice.sha256:
+            files.delete(self._recording(before))
+        self._remember(voice.id, _Read(time.monotonic(), voice))
+
+    def delete(self, name_or_id: str) -> StoredVoice | None:
+        """Delete a voice and its recording; None where there is none."""
+        key = name_or_id if _is_id(name_or_id) else voice_id(name_or_id)
+        voice = self._read(key)
+        if voice is not None:
+            files.delete(self._record(key))
+            files.delete(self._recording(voice))
+        self._remember(key, _Read(time.monotonic(), None))
+        return voice
+
+    def recording(self, voice: StoredVoice) -> bytes:
+        """The file as it was sent. OSError where it has gone."""
+        return files.read_bytes(self._recording(voice))
+
+    def _remember(self, key: str, read: _Read) -> None:
+        with self._lock:
+            if read.voice is None:
+                self._known.pop(
+                    key, None
+                )  # whoever asks for names that are not there fills nothing
+            else:
+                self._known[key] = read
+
+    def _read(self, key: str) -> StoredVoice | None:
+        path = self._record(key)
+        if not files.exists(path):
+            return None
+        try:
+            return folders.read_record(path, StoredVoice)
+        except FileNotFoundError:  # deleted in between
+            return None
+        except ValueError as error:
+            logger.warning("an uploaded voice is skipped: %s", error)
+            return None
+
+    def _record(self, key: str) -> str:
+        return uris.join(self._location, key + RECORD)
+
+    def _recording(self, voice: StoredVoice) -> str:
+        return uris.join(self._location, f"{voice.id}-{voice.sha256[:16]}.recording")
+
+
+def _is_id(text: str) -> bool:
+    return re.fullmatch(r"voice_[0-9a-f]{24}", text) is not None

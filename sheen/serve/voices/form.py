@@ -1,0 +1,56 @@
+"""Forms: what `multipart/form-data` holds (RFC 7578), of a body that is whole.
+
+Owns the format alone. Refuses what is none, with 400 or 415.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.message import EmailMessage
+from email.parser import BytesHeaderParser
+from email.policy import HTTP
+
+from sheen.serve.errors import APIError
+
+HEADERS = BytesHeaderParser(policy=HTTP)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One field of a form."""
+
+    content: bytes
+    media_type: str
+    """As declared; text/plain where nothing is."""
+
+    def text(self, name: str) -> str:
+        try:
+            return self.content.decode()
+        except UnicodeDecodeError as error:
+            raise APIError(400, f"{name}: it is not UTF-8", param=name) from error
+
+
+def read_form(content_type: str, body: bytes) -> Mapping[str, Part]:
+    """The fields of a form by name; of several of one name the last. Raises APIError."""
+    declared = EmailMessage(policy=HTTP)
+    declared["content-type"] = content_type or "none/none"
+    boundary = declared.get_boundary()
+    if declared.get_content_type() != "multipart/form-data" or not boundary:
+        raise APIError(
+            415,
+            "body: send a form, with Content-Type: multipart/form-data and its boundary",
+            code="unsupported_media_type",
+        )
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"))
+    if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
+        raise APIError(
+            400, "body: no whole form: its last boundary is missing", code="form_invalid"
+        )
+    fields: dict[str, Part] = {}
+    for piece in pieces[1:-1]:
+        head, blank, content = piece.partition(b"\r\n")[2].partition(b"\r\n\r\n")
+        headers = HEADERS.parsebytes(head)
+        name = headers.get_param("name", header="content-disposition")
+        if not blank or not isinstance(name, str):
+            raise APIError(400, "body: a part of the form has no name", code="form_invalid")
+        fields[name] = Part(content, headers.get_content_type())
+    return fields

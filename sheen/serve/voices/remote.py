@@ -1,0 +1,91 @@
+"""What `ref_audio` may name beside an upload: a data URL, or a file on a host that is allowed.
+
+Owns both, and their limits: no host but those of `args.ref_audio_hosts`, no other scheme, no
+redirect, no more bytes and no longer than is allowed.
+"""
+
+import base64
+import binascii
+import time
+from collections.abc import Collection
+from email.message import Message
+from http.client import HTTPException
+from typing import IO
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from sheen.serve.errors import APIError
+
+FETCH_S = 10.0
+"""For a file on another host, all in all."""
+PIECE = 1 << 16
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """A redirect would lead to a host that nobody allowed."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> None:
+        return None
+
+
+def wrong(message: str, code: str = "invalid_reference") -> APIError:
+    return APIError(400, f"ref_audio: {message}", param="ref_audio", code=code)
+
+
+def too_large(most: int) -> APIError:
+    return wrong(f"the recording has more than {most} bytes; give 3 to 10 s of speech")
+
+
+def decode_data_url(url: str, most: int) -> bytes:
+    """The bytes of `data:audio/wav;base64,…`. Raises APIError."""
+    head, comma, data = url.partition(",")
+    if not comma:
+        raise wrong("a data URL has a comma before its data")
+    if not head.lower().endswith(";base64"):
+        content = unquote_to_bytes(data)
+    elif len(data) > most * 4 // 3 + 4:
+        raise too_large(most)
+    else:
+        try:
+            content = base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise wrong(f"the data URL is not base64 ({error})") from error
+    if len(content) > most:
+        raise too_large(most)
+    return content
+
+
+def fetch(url: str, hosts: Collection[str], most: int) -> bytes:
+    """A file of a host that is allowed. Waits for it. Raises APIError."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise wrong("this is no URL") from error
+    named = host if port is None else f"{host}:{port}"
+    if parts.scheme not in ("http", "https") or named not in hosts:
+        allowed = f"; this server takes them from {', '.join(sorted(hosts))}" if hosts else ""
+        raise wrong(
+            f"no URL of {named[:100] or 'this kind'}{allowed}. Send the recording as a data URL, "
+            "or upload it",
+            "host_not_allowed",
+        )
+    deadline = time.monotonic() + FETCH_S
+    content = bytearray()
+    try:
+        with build_opener(_NoRedirect).open(url, timeout=FETCH_S) as answer:
+            while piece := answer.read1(PIECE):
+                content += piece
+                if len(content) > most:
+                    raise too_large(most)
+                if time.monotonic() > deadline:
+                    raise TimeoutError("it takes too long")
+    except HTTPError as error:
+        raise wrong(f"{named} answered {error.code}", "fetch_failed") from error
+    except (URLError, HTTPException, OSError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise wrong(f"{named} did not give the file ({reason})", "fetch_failed") from error
+    return bytes(content)

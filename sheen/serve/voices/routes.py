@@ -1,0 +1,105 @@
+"""What the routes of uploaded voices take and answer: OpenAI's fields and vLLM-Omni's together.
+
+Owns the shapes. What a voice is, and what is refused: `references`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from sheen.serve.access.middleware import check_origin
+from sheen.serve.errors import APIError
+from sheen.serve.schema import CreatedVoice, NamedVoice, UploadedVoice, Voices
+from sheen.serve.voices.folder import StoredVoice
+from sheen.serve.voices.form import Part, read_form
+from sheen.serve.voices.references import References
+
+FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["name", "audio_sample", "consent", "ref_text"],
+                    "properties": {
+                        "name": {
+                            "type": "string",
+                            "description": "what `voice` names it by; of an uploaded voice of the "
+                            "same name it takes the place",
+                        },
+                        "audio_sample": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "1 to 30 s of speech, best 3 to 10: WAV, FLAC, MP3, Ogg "
+                            "or what else ffmpeg reads",
+                        },
+                        "consent": {
+                            "type": "string",
+                            "description": "an id of yours that says who allowed it; it is kept",
+                        },
+                        "ref_text": {"type": "string", "description": "what is said in it"},
+                        "speaker_description": {"type": "string"},
+                    },
+                }
+            }
+        },
+    }
+}
+"""The body of an upload, for the reference: the framework does not read it."""
+
+
+def shown(voice: StoredVoice) -> UploadedVoice:
+    """A voice as clients see it."""
+    return UploadedVoice(**{name: getattr(voice, name) for name in UploadedVoice.model_fields})
+
+
+async def listed(references: References, own: Iterable[str]) -> Voices:
+    """The model's `own` voices, and those that were uploaded."""
+    uploaded = await references.voices()
+    voices = [NamedVoice(id=name, name=name) for name in own]
+    voices += [NamedVoice(id=voice.id, name=voice.name) for voice in uploaded]
+    return Voices(voices=voices, uploaded_voices=[shown(voice) for voice in uploaded])
+
+
+async def upload(references: References, request: Request) -> CreatedVoice:
+    """Take a voice. Raises APIError."""
+    if references.folder is None:
+        raise APIError(
+            403,
+            "this server keeps no voices; the operator can name a folder for them "
+            "(args.voices_folder)",
+            code="uploads_off",
+        )
+    # A page of another origin can send a form without asking.
+    check_origin(request.scope)
+    fields = read_form(request.headers.get("content-type", ""), await request.body())
+    for name in ("name", "audio_sample", "consent"):
+        if name not in fields:
+            raise APIError(400, f"{name}: Field required", param=name, code="missing")
+
+    def text(name: str) -> str:
+        return fields.get(name, Part(b"", "text/plain")).text(name)
+
+    sample = fields["audio_sample"]
+    voice = await references.upload(
+        text("name"),
+        sample.content,
+        sample.media_type,
+        text("consent"),
+        text("ref_text"),
+        text("speaker_description") or None,
+    )
+    return CreatedVoice(
+        id=voice.id, name=voice.name, created_at=voice.created_at, voice=shown(voice)
+    )
+
+
+async def delete(references: References, name: str) -> JSONResponse:
+    """Delete a voice; 404 where there is none."""
+    if (voice := await references.delete(name)) is None:
+        error = APIError(404, f"no uploaded voice {name[:100]!r}", code="voice_not_found")
+        return JSONResponse({"success": False, **error.body()}, 404)
+    return JSONResponse({"success": True, "message": f"Voice {voice.name!r} deleted"})

@@ -1,0 +1,356 @@
+"""Uploaded voices and references over HTTP, in one process: what is kept, spoken, refused."""
+
+import asyncio
+import base64
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import Request, Response
+from starlette.testclient import TestClient
+
+from helpers.example import DIGITS
+from helpers.in_process import openai_client, speech_app
+from sheen.audio.io import encode_audio
+from sheen.serve.access.middleware import Gate, set_gate
+from sheen.serve.backend import Backend
+from sheen.serve.config import ServeArgs
+from sheen.serve.errors import APIError
+from sheen.serve.schema import CreatedVoice, SpeechRequest, Voices
+from sheen.serve.voices.folder import StoredVoice, VoiceFolder, is_name, voice_id
+from sheen.serve.voices.form import read_form
+from sheen.serve.voices.remote import decode_data_url, fetch
+from sheen.serve.voices.routes import delete, listed, upload
+
+MOST = 400_000
+TEXT = "four two seven"
+SPOKEN = {"model": "sheen", "input": "four two", "seed": 1, "response_format": "pcm"}
+
+
+def recording(seconds: float = 2.0, height: float = 0.4) -> bytes:
+    at = np.arange(round(seconds * 24_000)) / 24_000
+    wave = height * np.sin(2 * np.pi * 150 * at) * (1 + np.sin(2 * np.pi * 3 * at)) / 2
+    return encode_audio(wave.astype(np.float32), 24_000, "WAV")
+
+
+def data_url(data: bytes) -> str:
+    return "data:audio/wav;base64," + base64.b64encode(data).decode()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("voices") / "kept"
+
+
+@pytest.fixture(scope="module")
+def backend(folder: Path) -> Iterator[Backend]:
+    args = ServeArgs(
+        auth="none", default_max_seconds=3.0, slots=2, max_queue=2, audio_process=False,
+        voices_folder=str(folder), ref_audio=True, reference_form="one-turn", max_voices=3,
+        max_recording_bytes=MOST,
+    )  # fmt: skip
+    backend = Backend(args, str(DIGITS / "voice"))
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(scope="module")
+def client(backend: Backend) -> Iterator[TestClient]:
+    app = speech_app(backend)
+
+    @app.get("/v1/audio/voices")
+    async def voices() -> Voices:
+        return await listed(backend.references, backend.voices)
+
+    @app.post("/v1/audio/voices")
+    async def upload_voice(request: Request) -> CreatedVoice:
+        return await upload(backend.references, request)
+
+    @app.delete("/v1/audio/voices/{name}")
+    async def delete_voice(name: str) -> Response:
+        return await delete(backend.references, name)
+
+    set_gate(Gate(None))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+    set_gate(Gate())
+
+
+def sent(client: TestClient, data: bytes | None = None, **fields: str | None) -> Any:
+    form = {"name": "Alice", "consent": "cons_1", "ref_text": TEXT} | fields
+    sample = ("alice.wav", recording() if data is None else data, "audio/wav")
+    return client.post(
+        "/v1/audio/voices",
+        data={name: value for name, value in form.items() if value is not None},
+        files={"audio_sample": sample},
+    )
+
+
+def spoken(client: TestClient, **body: Any) -> bytes:
+    answer = client.post("/v1/audio/speech", json=SPOKEN | body)
+    assert answer.status_code == 200, answer.text
+    assert answer.content
+    return bytes(answer.content)
+
+
+def error(answer: Any, status: int = 400) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    fields: dict[str, Any] = answer.json()["error"]
+    return fields
+
+
+def test_a_voice_is_kept_listed_spoken_and_deleted(
+    client: TestClient, backend: Backend, folder: Path
+) -> None:
+    created = sent(client, speaker_description="a sine").json()
+    shown = {
+        "id": voice_id("alice"), "name": "alice", "consent": "cons_1", "mime_type": "audio/wav",
+        "created_at": created["created_at"], "file_size": len(recording()), "ref_text": TEXT,
+        "speaker_description": "a sine",
+    }  # fmt: skip
+    assert created == {
+        "id": shown["id"], "object": "audio.voice", "name": "alice", "success": True,
+        "created_at": shown["created_at"], "voice": shown,
+    }  # fmt: skip
+    kept = client.get("/v1/audio/voices").json()
+    assert kept["uploaded_voices"] == [shown]
+    own = [{"id": name, "name": name} for name in ("awb", "rms", "slt")]
+    assert kept["voices"] == [*own, {"id": shown["id"], "name": "alice"}]
+    assert [path.read_bytes() for path in folder.glob("*.recording")] == [recording()]
+
+    alike = [
+        spoken(client, voice="Alice"),
+        spoken(client, voice=shown["id"]),
+        spoken(client, voice={"id": shown["id"]}),
+        spoken(client, ref_audio=shown["id"]),
+        spoken(client, voice="slt", ref_audio=data_url(recording()), ref_text=TEXT),
+        openai_client(client).audio.speech.create(
+            model="tts-1", input="four two", voice={"id": shown["id"]}, response_format="pcm",
+            extra_body={"seed": 1},
+        ).read(),
+    ]  # fmt: skip
+    assert len(set(alike)) == 1, "one recording, however it is named"
+    assert alike[0] != spoken(client, voice="slt")
+
+    asked = SpeechRequest.model_validate(SPOKEN | {"voice": "alice"})
+    begun = asyncio.run(backend.reference(asked))
+    deleted = client.delete("/v1/audio/voices/Alice")
+    assert deleted.json() == {"success": True, "message": "Voice 'alice' deleted"}
+    assert list(folder.iterdir()) == []
+    assert begun is not None, "what was begun has all that it needs"
+    assert error(client.post("/v1/audio/speech", json=SPOKEN | {"voice": "alice"}))["code"] == (
+        "voice_not_found"
+    )
+    again = client.delete("/v1/audio/voices/alice")
+    assert again.json()["success"] is False
+    assert error(again, 404)["code"] == "voice_not_found"
+    assert client.get("/v1/audio/voices").json()["uploaded_voices"] == []
+
+
+def test_another_upload_of_a_name_takes_its_place_and_the_number_is_bounded(
+    client: TestClient, folder: Path
+) -> None:
+    for name in ("one", "two", "three"):
+        assert sent(client, name=name).status_code == 200
+    assert error(sent(client, name="four"))["code"] == "too_many_voices"
+    first = spoken(client, voice="two")
+    other = sent(client, recording(1.5, 0.3), name="Two").json()
+    assert spoken(client, voice="two") != first
+    listed = client.get("/v1/audio/voices").json()["uploaded_voices"]
+    assert {voice["name"] for voice in listed} == {"one", "two", "three"}
+    assert other["voice"] in listed
+    assert len(list(folder.iterdir())) == 6
+    for name in ("one", "two", "three"):
+        client.delete(f"/v1/audio/voices/{name}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "expected"),
+    [
+        ({"name": "a/b"}, "name", "letters, digits"),
+        ({"name": "a..b"}, "name", "no .."),
+        ({"name": ".."}, "name", "no .."),
+        ({"name": "x" * 65}, "name", "1 to 64"),
+        ({"name": "SLT"}, "name", "the model has a voice 'slt'"),
+        ({"name": "alloy"}, "name", "choose another"),
+        ({"name": None}, "name", "Field required"),
+        ({"consent": None}, "consent", "Field required"),
+        ({"consent": " "}, "consent", "who allowed"),
+        ({"ref_text": None}, "ref_text", "say what is spoken"),
+        ({"ref_text": "Far more than anybody says in two seconds. " * 5}, "ref_text", "Give its"),
+        ({"data": recording(0.2)}, "audio_sample", "expected 1 to 30 s"),
+        ({"data": recording(height=0.001)}, "audio_sample", "silent"),
+        ({"data": recording(height=3.0)}, "audio_sample", "clipped"),
+        ({"data": b"text"}, "audio_sample", "no readable recording"),
+    ],
+)
+def test_what_is_no_voice_is_refused_and_nothing_is_kept(
+    client: TestClient, folder: Path, changes: dict[str, Any], param: str, expected: str
+) -> None:
+    fields = error(sent(client, **changes))
+    assert fields["param"] == param
+    assert expected in fields["message"]
+    assert not list(folder.glob("*"))
+
+
+def test_a_recording_that_is_too_large_or_too_long_is_refused(client: TestClient) -> None:
+    assert error(sent(client, bytes(MOST + 1)), 413)["param"] == "audio_sample"
+    long = encode_audio(np.tile(np.float32([0.1, -0.1]), 30 * 24_000), 24_000, "FLAC")
+    assert len(long) < MOST
+    assert "longer than 30 s" in error(sent(client, long))["message"]
+
+
+def test_a_page_of_another_host_may_not_upload(client: TestClient) -> None:
+    foreign = client.post("/v1/audio/voices", headers={"origin": "https://evil.example"})
+    assert error(foreign, 403)["code"] == "foreign_origin"
+    assert error(client.post("/v1/audio/voices", json={}), 415)["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "expected"),
+    [
+        ({"ref_audio": data_url(recording())}, "ref_text", "say what is spoken"),
+        ({"ref_audio": "data:audio/wav;base64,!!", "ref_text": TEXT}, "ref_audio", "not base64"),
+        ({"ref_audio": "data:nothing", "ref_text": TEXT}, "ref_audio", "comma"),
+        ({"ref_audio": data_url(bytes(MOST + 1)), "ref_text": TEXT}, "ref_audio", "more than"),
+        ({"ref_audio": data_url(recording(0.2)), "ref_text": TEXT}, "ref_audio", "1 to 30 s"),
+        ({"ref_audio": "bob", "ref_text": TEXT}, "ref_audio", "no uploaded voice 'bob'"),
+        ({"ref_audio": "http://10.0.0.1/a.wav", "ref_text": TEXT}, "ref_audio", "no URL of 10.0"),
+        ({"ref_audio": "file:///etc/passwd", "ref_text": TEXT}, "ref_audio", "no URL of this"),
+        ({"voice": "../../etc/passwd"}, "voice", "unknown voice"),
+        ({}, "voice", "Field required"),
+    ],
+)
+def test_a_reference_that_does_not_do_is_refused(
+    client: TestClient, body: dict[str, Any], param: str, expected: str
+) -> None:
+    fields = error(client.post("/v1/audio/speech", json=SPOKEN | body))
+    assert fields["param"] == param
+    assert expected in fields["message"]
+
+
+def test_all_of_it_is_off_unless_it_is_configured() -> None:
+    args = ServeArgs(auth="none", default_max_seconds=1.0, slots=1, audio_process=False)
+    assert args.body("/v1/audio/speech").size == args.body("/v1/audio/voices").size == 256 * 1024
+    backend = Backend(args, str(DIGITS / "voice"))
+    try:
+        off = SpeechRequest.model_validate(SPOKEN | {"ref_audio": data_url(recording())})
+        with pytest.raises(APIError, match=r"args\.ref_audio") as refusal:
+            asyncio.run(backend.reference(off))
+        assert refusal.value.code == "references_off"
+        named = SpeechRequest.model_validate(SPOKEN | {"voice": "alice"})
+        assert asyncio.run(backend.reference(named)) is None
+        assert asyncio.run(listed(backend.references, ["slt"])).uploaded_voices == []
+    finally:
+        backend.close()
+    with pytest.raises(ValueError, match=r"--reference-share.*args\.reference_form"):
+        Backend(args.model_copy(update={"ref_audio": True}), str(DIGITS / "voice"))
+    on = args.model_copy(update={"ref_audio": True, "voices_folder": "/voices"})
+    assert on.body("/v1/audio/speech").size > 13 * 2**20
+    assert on.body("/v1/audio/voices").size > 10 * 2**20
+
+
+# The folder
+
+
+def stored(name: str = "bob", **changes: Any) -> StoredVoice:
+    fields = {
+        "id": voice_id(name), "name": name, "consent": "c", "created_at": 1, "mime_type": "a/b",
+        "file_size": 3, "sha256": "ab" * 32, "ref_text": "hi", "codec_sha256": "cd" * 32,
+        "codes": [[1], [2, 3], [4, 5, 6, 7]],
+    }  # fmt: skip
+    return StoredVoice.model_validate(fields | changes)
+
+
+def test_replicas_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sheen.serve.voices.folder.FRESH_S", 0.0)
+    one, other = VoiceFolder(str(tmp_path / "new")), VoiceFolder(f"file://{tmp_path}/new")
+    assert one.all() == other.all() == []
+    one.put(stored(), b"old")
+    assert other.get("Bob") == other.get(voice_id("BOB ")) == stored()
+    other.put(stored(sha256="ef" * 32), b"new")
+    assert one.all() == [stored(sha256="ef" * 32)]
+    assert one.recording(one.all()[0]) == b"new"
+    (tmp_path / "new" / f"{voice_id('broken')}.voice.json").write_text("{")
+    assert one.all() == [stored(sha256="ef" * 32)], "one record that is broken hides no other"
+    assert one.delete("bob") == stored(sha256="ef" * 32)
+    assert other.get("bob") is None
+    assert other.delete("bob") is None
+
+
+def test_names_are_words_and_never_paths() -> None:
+    assert all(map(is_name, ["alice", "Zoë 2", "长乐", "a.b-c_d", "x"]))
+    bad = ["", " ", "a/b", "..", "a..b", ".a", "a.", "a\\b", "a\0b", "-a", "<b>", "a" * 65]
+    assert not any(map(is_name, bad))
+
+
+# Forms, data URLs, other hosts
+
+
+@pytest.mark.parametrize("content", [b"", b"\r\n", b"--x", b"\r\n--", bytes(range(256)) * 3])
+def test_a_form_gives_back_what_went_in(content: bytes) -> None:
+    body = (
+        b'preamble\r\n--x1\r\nContent-Disposition: form-data; name="a"\r\n\r\n'
+        + "Zoë".encode()
+        + b'\r\n--x1 \r\ncontent-disposition: form-data; name="f"; filename="f.wav"\r\n'
+        + b"Content-Type: audio/wav\r\n\r\n"
+        + content
+        + b"\r\n--x1--\r\nepilogue"
+    )
+    fields = read_form("multipart/form-data; boundary=x1", body)
+    assert fields["a"].text("a") == "Zoë"
+    assert (fields["f"].content, fields["f"].media_type) == (content, "audio/wav")
+    with pytest.raises(APIError, match="last boundary"):
+        read_form("multipart/form-data; boundary=x1", body[:-20])
+
+
+def test_a_data_url_may_be_plain() -> None:
+    assert decode_data_url("data:audio/wav,a%20b", 3) == b"a b"
+    with pytest.raises(APIError, match="more than 2 bytes"):
+        decode_data_url("data:audio/wav,a%20b", 2)
+
+
+@pytest.fixture
+def host() -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = {"/a.wav": 200, "/moved": 302}.get(self.path, 404)
+            self.send_response(found)
+            self.send_header("Location", "/a.wav")
+            self.end_headers()
+            self.wfile.write(b"sound" if found == 200 else b"")
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_file_comes_from_hosts_that_are_allowed_alone(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert fetch(f"http://{host}/a.wav", [host], 5) == b"sound"
+    refused: list[tuple[str, Callable[[], bytes]]] = [
+        ("more than 4 bytes", lambda: fetch(f"http://{host}/a.wav", [host], 4)),
+        ("answered 302", lambda: fetch(f"http://{host}/moved", [host], 5)),
+        ("answered 404", lambda: fetch(f"http://{host}/b.wav", [host], 5)),
+        ("takes them from example.org", lambda: fetch(f"http://{host}/a.wav", ["example.org"], 5)),
+        ("no URL of 127", lambda: fetch(f"http://{host}@127.0.0.2/a.wav", [host], 5)),
+        ("no URL", lambda: fetch(f"ftp://{host}/a.wav", [host], 5)),
+        ("did not give", lambda: fetch("http://127.0.0.1:9/a.wav", ["127.0.0.1:9"], 5)),
+    ]
+    for expected, call in refused:
+        with pytest.raises(APIError, match=expected) as refusal:
+            call()
+        assert refusal.value.param == "ref_audio"
