@@ -163,16 +163,18 @@ def decoding_errors(begun: Callable[[], bool]) -> Iterator[None]:
 
 
 class Mixer:
-    """Decoded frames to mono samples; channels are averaged."""
+    """Decoded frames to mono samples; channels are averaged, or one of them is taken."""
 
-    def __init__(self, sample_rate: int | None = None) -> None:
-        """sample_rate: of all samples, Hz; None: each frame's own."""
+    def __init__(self, sample_rate: int | None = None, channel: int | None = None) -> None:
+        """sample_rate: of all samples, Hz; None: each frame's own. channel: counted from 0."""
         self._rate = sample_rate
+        self._channel = channel
         self._shape: tuple[object, ...] | None = None
         self._packed = av.AudioResampler(format="flt")
 
     def mono(self, frame: av.AudioFrame) -> Iterator[Samples]:
-        """Of one frame. Raises AudioError for a rate that no recording has."""
+        """Of one frame. Raises AudioError for a rate that no recording has, and for a channel that
+        this one has not."""
         # Each frame says what it is. The stream's rate is that of the frame that was looked at
         # first, and a resampler takes all for what its first one was.
         shape = (frame.sample_rate, frame.format.name, frame.layout.name)
@@ -187,9 +189,14 @@ class Mixer:
             # Packed, not planar: of planar frames PyAV reads no more than 8 channels safely.
             self._packed = av.AudioResampler(format="flt", rate=self._rate)
         channels = frame.layout.nb_channels
+        if self._channel is not None and self._channel >= channels:
+            raise AudioError(
+                "unreadable",
+                f"channel {self._channel} is asked for, counted from 0, and it has {channels}",
+            )
         for converted in self._packed.resample(frame):
             by_channel = np.ascontiguousarray(converted.to_ndarray().reshape(-1, channels).T)
-            yield by_channel.mean(axis=0)
+            yield by_channel.mean(axis=0) if self._channel is None else by_channel[self._channel]
 
 
 def _wav_seconds_missing(data: bytes) -> float:

@@ -53,7 +53,8 @@ def sample_at(seconds: float, sample_rate: int) -> int:
 
 
 class AudioFile:
-    """One recording, mono float32 in -1..1 at its own rate. For one thread at a time.
+    """One recording, mono float32 in -1..1 at its own rate: the mean of its channels, or one of
+    them, counted from 0. For one thread at a time.
 
     A part is a function of the file and its bounds, whatever was read before it: a job that is
     interrupted gets the same. It costs its own length, PREROLL_S and a seek. Of a file without
@@ -61,10 +62,10 @@ class AudioFile:
     in the order in which they begin.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, channel: int | None = None) -> None:
         """file: what can `read` and `seek`; it is not closed. Raises AudioError as `io.decode`, and
         the file's own OSError."""
-        self._file = file
+        self._file, self._channel = file, channel
         self.decoded = 0
         """Samples decoded so far, with those that were dropped: what reading has cost."""
         self.samples: int | None = None
@@ -75,7 +76,7 @@ class AudioFile:
         self.rate: int
         """Hz."""
         self.channels: int
-        """Of the first frame: they are averaged."""
+        """Of the first frame."""
         self._open = ExitStack()
         self._held: Span | None = None
         with decoding_errors(lambda: False):
@@ -171,7 +172,7 @@ class AudioFile:
         self, frame: av.AudioFrame | None, frames: Iterator[av.AudioFrame | None]
     ) -> Iterator[Span]:
         """The samples of frames to the file's end, without a gap: those of time are silence."""
-        mixer = Mixer(self.rate)
+        mixer = Mixer(self.rate, self._channel)
         at: int | None = None
         least = GAP_S * self.rate
         while frame is not None:

@@ -1,4 +1,5 @@
-"""The samples of manifest rows: whole recordings, and parts of recordings by `start` and `end`.
+"""The samples of manifest rows: whole recordings, and parts of recordings by `start`, `end` and
+`channel`.
 
 Owns the recording that stays open from part to part, and the reasons of rows without samples.
 Decodes whole files by `sheen.audio.io` and parts by `sheen.audio.stream`.
@@ -52,7 +53,7 @@ class ClipReader:
         Of a part whose recording ends or breaks off before it, if not `strict`, what is there.
         """
         self.read_s = self.decode_s = 0.0
-        if not is_part(row):
+        if not is_part(row) and row.get("channel") is None:
             return self._whole(row)
         audio = self._opened(row)
         started = time.perf_counter()
@@ -90,7 +91,7 @@ class ClipReader:
                 with reasons():
                     self._file = self._recordings.open(row)
                     refuse_pointer(self._file.read(len(files.LFS_POINTER)))
-                    self._audio = AudioFile(self._file)
+                    self._audio = AudioFile(self._file, row.get("channel"))
             except ClipError as error:
                 self._fault = error
                 raise

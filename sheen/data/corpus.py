@@ -132,7 +132,7 @@ def plain_rows(location: str) -> list[dict[str, Any]]:
     Raises ValueError as `read_manifest` does, and naming the first row that is something else.
     """
     rows: list[dict[str, Any]] = read_manifest(location).to_pylist()
-    parts = ("container", "start", "end", "snac_codes")
+    parts = ("container", "start", "end", "channel", "snac_codes")
     for row in rows:
         if any(row[name] is not None for name in parts):
             raise ValueError(
@@ -196,7 +196,7 @@ class _Checks:
     def apply(self, batch: pa.RecordBatch, prefix: str) -> pa.RecordBatch:
         """A batch of ROW_SCHEMA -> MANIFEST_SCHEMA, with something before the ids."""
         names = ("id", "text", "source", "reason", "detail")
-        whose = ("id", "audio", "place", "start", "end", "text")
+        whose = ("id", "audio", "place", "start", "end", "channel", "text")
         rows = batch.select(whose).to_pylist() if prefix else []
         columns: dict[str, list[Any]] = {name: batch.column(name).to_pylist() for name in names}
         keys = np.arange(self.count, self.count + len(batch))

@@ -1,8 +1,9 @@
-"""Rows that are parts of a recording: `start` and `end` as users write them, and the order of rows
-in which parts are read for the least.
+"""Rows that are parts of a recording: `start`, `end` and `audio_channel` as users write them, and
+the order of rows in which parts are read for the least.
 
-Owns what the two mean, in every form of input: seconds from the recording's first sample on, either
-of them null for its beginning or end. Reads no audio (`sheen.data.clips` does).
+Owns what they mean, in every form of input: seconds from the recording's first sample on, either of
+them null for its beginning or end; a channel counted from 0, null for the mean of all. Reads no
+audio (`sheen.data.clips` does).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,9 @@ import pyarrow.compute as pc
 from sheen.data.schema import is_none
 
 SPAN_KEYS = ("start", "end")
+CHANNEL_KEY = "audio_channel"
 LONGEST = 1e9  # seconds, some thirty years: no recording is longer
-_RECORDING = ("audio", "container", "place")
+_RECORDING = ("audio", "container", "place", "channel")
 
 
 def span_of(data: Mapping[str, Any]) -> tuple[float | None, float | None]:
@@ -32,6 +34,17 @@ def nemo_span_of(data: Mapping[str, Any]) -> tuple[float | None, float | None]:
     if nothing and not is_none(data.get("offset")):
         return _checked(data, "offset", "duration")
     return span_of(data)
+
+
+def channel_of(data: Mapping[str, Any]) -> int | None:
+    """The channel of a user's row, checked. Raises TypeError."""
+    value = data.get(CHANNEL_KEY)
+    if is_none(value):
+        return None
+    # Where a column of whole numbers has gaps, pandas writes 1.0 for 1.
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in range(256):
+        raise TypeError(f"{CHANNEL_KEY} must be a whole number from 0 on, not {str(value)[:40]!r}")
+    return int(value)
 
 
 def _checked(data: Mapping[str, Any], first: str, second: str) -> tuple[float | None, float | None]:
@@ -59,8 +72,8 @@ def is_part(row: Mapping[str, Any]) -> bool:
 
 
 def recording_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What rows that are parts of one recording have in common."""
-    return row["audio"], row["container"], tuple(row["place"] or ())
+    """What rows that are parts of one recording, or of one channel of it, have in common."""
+    return row["audio"], row["container"], tuple(row["place"] or ()), row.get("channel")
 
 
 def in_recording_order(rows: Sequence[Mapping[str, Any]]) -> list[int]:

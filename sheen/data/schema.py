@@ -28,6 +28,7 @@ ROW_SCHEMA = pa.schema(
         ("place", pa.list_(pa.int64())),
         ("start", pa.float64()),  # seconds within the recording; null: its beginning
         ("end", pa.float64()),  # null: its end
+        ("channel", pa.int64()),  # of the recording, from 0; null: the mean of all
         ("snac_codes", pa.list_(pa.list_(pa.int16()))),  # of rows that bring codes, else null
         ("source", pa.string()),  # where the row stands, for people: "metadata.csv:12"
         ("reason", pa.string()),  # why it is rejected, null while it is not
@@ -44,7 +45,8 @@ KEYS: dict[str, tuple[str, ...]] = {
 """Keys of JSON and columns of Parquet by what they say, the same in every form of input and in
 lists of prompts: of those that a row has, the first that holds something counts."""
 CODES_KEY = "snac_codes"
-OTHER_KEYS = (CODES_KEY, "start", "end", "offset", "duration")
+PLACE_KEY = "audio_place"
+OTHER_KEYS = (CODES_KEY, PLACE_KEY, "start", "end", "offset", "duration", "audio_channel")
 
 AUDIO_SUFFIXES = (
     ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".ac3", ".aif", ".aifc",

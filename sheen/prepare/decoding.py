@@ -17,7 +17,7 @@ from sheen.data.clips import ClipError, ClipReader
 from sheen.data.parts import in_recording_order
 
 WHOLE = {"container": None, "place": None}
-"""Of a row whose recording is a file of its own."""
+"""Of a row whose recording is a file of its own, where it does not say so."""
 
 
 def resample_blocks(blocks: Iterable[Samples], source_rate: int, rate: int) -> Iterator[Samples]:
@@ -37,7 +37,7 @@ def resample_blocks(blocks: Iterable[Samples], source_rate: int, rate: int) -> I
 def read_part(reader: ClipReader, row: Mapping[str, Any], rate: int) -> Samples:
     """The samples of a row with `audio`, `start` and `end`, fewer where the recording ends before.
     Raises ClipError."""
-    samples, source_rate = reader.read({**row, **WHOLE}, strict=False)
+    samples, source_rate = reader.read({**WHOLE, **row}, strict=False)
     return resampled(samples, source_rate, rate)
 
 
@@ -45,7 +45,7 @@ def read_rows(rows: Sequence[Mapping[str, Any]], rate: int) -> list[Samples]:
     """The samples of rows in the order given; none of a row that cannot be read any more."""
     reader = ClipReader()
     found: dict[int, Samples] = {}
-    for place in in_recording_order([{**row, **WHOLE} for row in rows]):
+    for place in in_recording_order([{**WHOLE, **row} for row in rows]):
         try:
             found[place] = read_part(reader, rows[place], rate)
         except ClipError:

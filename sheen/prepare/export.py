@@ -13,8 +13,9 @@ import ray
 from sheen import blocks
 from sheen.audio.io import encode_audio
 from sheen.data.clips import ClipError, ClipReader
-from sheen.prepare.decoding import WHOLE
-from sheen.prepare.output import write_lines
+from sheen.prepare.given import WHERE
+from sheen.prepare.manifest import public
+from sheen.prepare.output import SEGMENT_SCHEMA, write_lines
 from sheen.storage import files, uris
 
 SEGMENTS, SEGMENTS_MANIFEST = "segments", "segments.jsonl"
@@ -33,12 +34,13 @@ def export_segments(output: str, rows: list[Row]) -> None:
     for path in there - located.keys():
         files.delete(path)
     missing = [
-        {"path": path, **{name: places[path][name] for name in ("audio", "start", "end")}}
+        {"path": path, **{name: places[path][name] for name in WHERE}}
         for location, path in located.items()
         if location not in there
     ]
     if missing:
-        table = pa.Table.from_pylist(missing)
+        kinds = {name: SEGMENT_SCHEMA.field(name).type for name in WHERE}
+        table = pa.Table.from_pylist(missing, schema=pa.schema({"path": pa.string(), **kinds}))
         parts = [table.slice(at, BLOCK_ROWS) for at in range(0, len(table), BLOCK_ROWS)]
         data = ray.data.from_blocks(parts).map_batches(
             partial(write_segments, folder=folder),
@@ -53,9 +55,9 @@ def export_segments(output: str, rows: list[Row]) -> None:
                     raise ValueError(f"--segments files: {unread}")
     shown = [
         {
-            **{name: value for name, value in row.items() if name not in ("start", "end")},
+            **{name: value for name, value in row.items() if name not in WHERE},
             "audio": f"{SEGMENTS}/{path}",
-            "recording": {name: row[name] for name in ("audio", "start", "end")},
+            "recording": public({name: row[name] for name in WHERE}),
         }
         for path, row in places.items()
     ]
@@ -67,16 +69,16 @@ def file_of(row: Row) -> str:
 
 
 def write_segments(table: pa.Table, *, folder: str) -> pa.Table:
-    """Rows of `path`, `audio`, `start`, `end` -> what kept them from being written, or None."""
+    """Rows of `path` and WHERE -> what kept them from being written, or None."""
     reader = ClipReader()
     found: list[dict[str, Any]] = []
     for row in table.to_pylist():
         fault = unread = None
         try:
-            samples, rate = reader.read({**row, **WHOLE})
+            samples, rate = reader.read(row)
             files.write_bytes(uris.child(folder, row["path"]), encode_audio(samples, rate, "FLAC"))
         except ClipError as error:
-            unread = f"{row['audio']}, {row['start']:g} to {row['end']:g} s: {error}"
+            unread = f"{row['audio']}, for {row['path']}: {error}"
         except OSError as error:
             fault = blocks.fault_of(error)
         found.append({"fault": fault, "unread": unread})

@@ -17,6 +17,8 @@ from sheen.prepare.output import SEGMENT_SCHEMA
 from sheen.prepare.sources import SUFFIXES as RECORDINGS
 from sheen.storage import files, uris
 
+WHERE = ("audio", "container", "place", "channel", "start", "end")
+"""Columns that say where the samples of a row are."""
 CORPUS_SUFFIXES = (".jsonl", ".json", ".parquet", ".tar")
 
 Row = dict[str, Any]
@@ -48,12 +50,12 @@ def plan_corpus(locations: Sequence[str]) -> Segments:
     good: list[Row] = []
     refused: list[Row] = []
     for row in manifest.to_pylist():
-        if row["container"] is not None or row["snac_codes"] is not None:
+        if row["snac_codes"] is not None:
             raise ValueError(
-                f"--input {row['audio'] or ''}: {row['source']} is no recording in a file; give an "
-                "LJSpeech folder or a .jsonl manifest"
+                f"--input: {row['source']} brings codes and no recording, which nobody can hear; "
+                "give the recordings that they were encoded of"
             )
-        found = {name: row[name] for name in ("key", "id", "audio", "start", "end")}
+        found = {name: row[name] for name in ("key", "id", *WHERE)}
         found |= {"given": row["text"] or None, "given_speaker": row["speaker"]}
         found |= {"check_language": False}
         if row["reason"] in (None, "no text"):

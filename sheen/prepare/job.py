@@ -56,6 +56,7 @@ from sheen.runs.attempts import Attempts
 from sheen.runs.output import output_lock
 from sheen.scoring.asr import POCKETSPHINX, check_transcriber
 from sheen.scoring.mos import Dnsmos
+from sheen.scoring.overlap import OverlapDetector
 from sheen.scoring.speaker_id import SpeakerEncoder
 from sheen.scoring.wer import wer_normaliser
 from sheen.storage import files, uris
@@ -88,6 +89,11 @@ def run(config: PrepareConfig) -> Row:
             Dnsmos()
         except ValueError as error:
             raise ValueError(f"--dnsmos: {error}") from error
+    if config.overlap:
+        try:
+            OverlapDetector()
+        except ValueError as error:
+            raise ValueError(f"--overlap: {error}") from error
     judgement = Judgement(
         config.limits,
         config.quality_limits,
@@ -224,7 +230,13 @@ def _cut(sources: Sources, config: PrepareConfig, output: str) -> pa.Table:
     planned = blocks.plan(table, size, blocks.merged_keys(folder))
     if planned:
         _connect()
-        do = partial(cut_sources, settings=config.cut_settings, output=folder, attempts=Attempts())
+        do = partial(
+            cut_sources,
+            settings=config.cut_settings,
+            each_channel=config.channels == "each",
+            output=folder,
+            attempts=Attempts(),
+        )
         data = ray.data.from_blocks(planned).map_batches(
             do, batch_size=None, batch_format="pyarrow", num_cpus=1
         )
@@ -250,7 +262,9 @@ def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Ta
         data = (
             ray.data.from_blocks(planned)
             .map_batches(
-                partial(read_segments, dnsmos=config.dnsmos, attempts=attempts),
+                partial(
+                    read_segments, dnsmos=config.dnsmos, overlap=config.overlap, attempts=attempts
+                ),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=0.25,

@@ -5,6 +5,7 @@ the ASR heard. Every segment becomes one row, and so does a recording of which n
 Refuses nothing itself: the reasons are `sheen.prepare.refusals`', `texts`' and `quality`'s.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from sheen.data.parts import CHANNEL_KEY, recording_of
+from sheen.data.schema import PLACE_KEY
 from sheen.prepare.alignment import texts_of_segments
 from sheen.prepare.cutting import CutSettings, Segment
 from sheen.prepare.output import MANIFEST, REJECTED, SEGMENT_SCHEMA, write_lines
@@ -63,11 +66,15 @@ def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
     key = 0
     for source in sources:
         found = [Segment(**segment) for segment in source["segments"] or ()]
-        longest = sorted(found, key=lambda segment: -segment.speech)[:LANGUAGE_CHECKS]
-        for segment in found:
+        faults = [segment_fault(segment, settings) for segment in found]
+        usable = [segment for segment, fault in zip(found, faults, strict=True) if not fault]
+        longest: dict[int | None, list[Segment]] = defaultdict(list)  # by channel
+        for segment in sorted(usable, key=lambda segment: -segment.speech):
+            longest[segment.channel].append(segment)
+        for segment, fault in zip(found, faults, strict=True):
             row = {"key": key, "id": segment_id(source["name"], segment), "audio": source["audio"]}
-            fault = segment_fault(segment, settings)
-            row |= vars(segment) | _because(fault) | {"check_language": segment in longest}
+            checks = segment in longest[segment.channel][:LANGUAGE_CHECKS]
+            row |= vars(segment) | _because(fault) | {"check_language": checks}
             (refused if fault else good).append(row)
             key += 1
     return Segments(pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA), refused)
@@ -76,6 +83,8 @@ def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
 def segment_id(name: str, segment: Segment) -> str:
     """By the source and the place in it, in milliseconds: never by the number of a segment, so that
     a correction stays with its row."""
+    if segment.channel is not None:
+        name += f"-channel{segment.channel}"
     return f"{name}-{round(segment.start * 1000):08d}-{round(segment.end * 1000):08d}"
 
 
@@ -94,25 +103,26 @@ def judge_rows(
     sources: Sequence[Row], segments: Segments, transcripts: list[Row], judgement: Judgement
 ) -> list[Row]:
     """A row for every segment, in the order of the input; `reason` is None where it is kept."""
-    groups: dict[str, list[Row]] = {source["audio"]: [] for source in sources}
+    groups: dict[Recording, list[Row]] = {(source["audio"], ()): [] for source in sources}
     for row in segments.refused:
-        groups.setdefault(row["audio"], []).append(_row(row))
+        groups.setdefault(_recording(row), []).append(_row(row))
     languages = languages_of(
-        (row["audio"], row["heard_language"], row["heard_probability"], row["seconds"])
+        (recording_of(row), row["heard_language"], row["heard_probability"], row["seconds"])
         for row in transcripts
         if row["heard_language"] is not None
     )
     for row in transcripts:
         shown = _row(row)
         if row["reason"] is None:
-            fault = language_fault(row["language"], languages.get(row["audio"]), judgement.language)
+            own = languages.get(recording_of(row))
+            fault = language_fault(row["language"], own, judgement.language)
             shown |= _because(fault or _fault(row, shown, judgement))
-        groups.setdefault(row["audio"], []).append(shown)
+        groups.setdefault(_recording(row), []).append(shown)
     for source in sources:
         if source["reason"]:
             whole = {"id": source["name"], "audio": source["audio"], "start": 0.0}
             whole |= {"end": source["seconds"], "reason": source["reason"]}
-            groups[source["audio"]].append(_row(whole | {"detail": source["detail"]}))
+            groups[source["audio"], ()].append(_row(whole | {"detail": source["detail"]}))
     return [
         row
         for group in groups.values()
@@ -124,8 +134,31 @@ def write_manifest(output: str, rows: list[Row]) -> None:
     """Write MANIFEST and REJECTED."""
     kept = [row for row in rows if row["reason"] is None]
     shown = [{k: row[k] for k in row if k not in ("reason", "detail")} for row in kept]
-    write_lines(uris.join(output, MANIFEST), shown)
-    write_lines(uris.join(output, REJECTED), [row for row in rows if row["reason"] is not None])
+    write_lines(uris.join(output, MANIFEST), map(public, shown))
+    refused = [row for row in rows if row["reason"] is not None]
+    write_lines(uris.join(output, REJECTED), map(public, refused))
+
+
+def public(row: Row) -> Row:
+    """A row as manifests have it: where in a file its recording is, in the words of the JSONL
+    reader, and nothing where it is the whole file and the mean of its channels."""
+    shown: Row = {}
+    for name, value in row.items():
+        if name == "channel":
+            shown |= {} if value is None else {CHANNEL_KEY: value}
+        elif name == "container":
+            shown |= {} if value is None else {PLACE_KEY: {value: row["place"]}}
+        elif name != "place":
+            shown[name] = value
+    return shown
+
+
+Recording = tuple[str, tuple[int, ...]]
+
+
+def _recording(row: Row) -> Recording:
+    """All channels together."""
+    return row["audio"], tuple(row.get("place") or ())
 
 
 def _because(fault: Fault | None) -> Row:
@@ -161,11 +194,17 @@ def _row(row: Row) -> Row:
     if seconds is None and row["end"] is not None:
         seconds = row["end"] - (row["start"] or 0.0)
     quality = row.get("quality") or dict.fromkeys(
-        ("dnsmos", "snr_db", "bandwidth_hz", "upsampled", "clipped_per_second", "loudness_lufs")
-    )
+        (
+            "dnsmos", "snr_db", "bandwidth_hz", "upsampled", "clipped_per_second", "loudness_lufs",
+            "overlap",
+        )
+    )  # fmt: skip
     return {
         "id": row["id"],
         "audio": row["audio"],
+        "container": row.get("container"),
+        "place": row.get("place"),
+        "channel": row.get("channel"),
         "start": row["start"],
         "end": row["end"],
         "text": given or heard,

@@ -6,7 +6,7 @@ refuses any other. Each stage commits blocks of rows under a folder of its own (
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ _FREE_FIELDS = {
     "config", "input", "output", "num_workers", "gpu", "max_no_speech", "min_logprob",
     "min_text_rate", "max_text_rate", "corrections", "review_rows", "segments",
     "num_speakers", "speaker_examples", "texts", "max_cer", "min_dnsmos", "min_snr_db",
-    "min_bandwidth_hz", "max_clipped_per_second", "min_loudness_lufs",
+    "min_bandwidth_hz", "max_clipped_per_second", "min_loudness_lufs", "max_overlap",
 }  # fmt: skip
 """What may differ when a job resumes: limits are applied to finished rows, and the content of the
 input is compared."""
@@ -56,6 +56,8 @@ SEGMENT_TYPE = pa.struct(
         ("end_at", pa.string()),
         ("level_db", pa.float64()),
         ("regions", pa.list_(pa.list_(pa.float64()))),
+        ("channel", pa.int64()),
+        ("crosstalk_db", pa.float64()),
     ]
 )
 CUT_SCHEMA = pa.schema(
@@ -63,6 +65,7 @@ CUT_SCHEMA = pa.schema(
         *_SOURCE,
         ("seconds", pa.float64()),
         ("sample_rate", pa.int64()),  # of the file
+        ("channels", pa.int64()),  # that were cut: 1 of a mean
         ("segments", pa.list_(SEGMENT_TYPE)),
         ("fault", pa.string()),  # what of it cannot be decoded
         ("reason", pa.string()),  # why nothing of it can be used
@@ -83,6 +86,8 @@ SEGMENT_SCHEMA = pa.schema(
         ("key", pa.int64()),  # over all segments of all sources
         ("id", pa.string()),
         ("audio", pa.string()),
+        ("container", pa.string()),  # where in the file it is: see `sheen.data.schema`
+        ("place", pa.list_(pa.int64())),
         ("given", pa.string()),  # the text that the input has for it
         ("given_speaker", pa.string()),
         *SEGMENT_TYPE,
@@ -99,6 +104,7 @@ QUALITY_TYPE = pa.struct(
         ("upsampled", pa.bool_()),
         ("clipped_per_second", pa.float64()),
         ("loudness_lufs", pa.float64()),
+        ("overlap", pa.float64()),
     ]
 )
 _READ: list[tuple[str, pa.DataType]] = [
@@ -155,6 +161,6 @@ def prepare_output(output: str, config: PrepareConfig, sources: Sequence[Source]
         )
 
 
-def write_lines(location: str, rows: Sequence[dict[str, Any]]) -> None:
+def write_lines(location: str, rows: Iterable[dict[str, Any]]) -> None:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     files.write_bytes(location, "".join(lines).encode())

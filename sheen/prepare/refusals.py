@@ -5,9 +5,10 @@ the measures, so that another limit costs no transcription. Measures nothing.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
+from sheen.prepare.channels import CROSSTALK_DB
 from sheen.prepare.cutting import CUT_OFF, CutSettings, Segment
 from sheen.scoring.transcript import Transcript, Word
 from sheen.scoring.wer import normalise_words
@@ -51,6 +52,11 @@ def segment_fault(segment: Segment, settings: CutSettings) -> Fault | None:
     for where, at in (("begins", segment.start_at), ("ends", segment.end_at)):
         if at == CUT_OFF:
             return "cut off", f"the recording {where} within speech"
+    if segment.crosstalk_db is not None and segment.crosstalk_db > CROSSTALK_DB:
+        return (
+            "heard on another channel",
+            f"{segment.crosstalk_db:.0f} dB louder there than on channel {segment.channel}",
+        )
     if segment.level_db < SILENT_DB:
         return "silent", f"its loudest 10 ms have {segment.level_db:.0f} dB of full scale"
     return None
@@ -99,10 +105,12 @@ def word_at(words: Iterable[Word], at: float) -> str | None:
     return None
 
 
-def languages_of(guesses: Iterable[tuple[str, str, float, float]]) -> dict[str, str]:
+def languages_of(
+    guesses: Iterable[tuple[Hashable, str, float, float]],
+) -> dict[Hashable, str]:
     """The language of each recording: `(recording, language, probability, seconds)` of segments ->
     the one that most of the time is sure of. A recording without a sure guess has none."""
-    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    votes: dict[Hashable, Counter[str]] = defaultdict(Counter)
     for recording, language, probability, seconds in guesses:
         if probability >= SURE_LANGUAGE:
             votes[recording][language] += round(seconds * 1000)

@@ -29,6 +29,7 @@ MEASURES = (
     ("bandwidth_hz", "Bandwidth (--min-bandwidth-hz)", "Hz"),
     ("clipped_per_second", "Clipped places (--max-clipped-per-second)", "per s"),
     ("dnsmos", "DNSMOS OVRL (--min-dnsmos)", ""),
+    ("overlap", "Two voices at once (--max-overlap)", "of the speech"),
     ("avg_logprob", "Mean log probability of the transcripts", ""),
     ("cer", "Text against what was heard (--max-cer)", "CER"),
 )
@@ -55,7 +56,9 @@ def account(
         entry["hours"] += (row["seconds"] or 0.0) / 3600
         if len(entry["examples"]) < EXAMPLES:
             entry["examples"].append(f"{row['id']}: {row['detail']}")
-    hours_in, hours_out, hours_refused = _hours(sources), _hours(kept), _hours(refused)
+    # A recording's channels that were cut apart count each.
+    hours_in = sum((of["seconds"] or 0.0) * (of.get("channels") or 1) for of in sources) / 3600
+    hours_out, hours_refused = _hours(kept), _hours(refused)
     ends = Counter(row[end] for row in kept for end in ("start_at", "end_at"))
     speech = sum(row["speech_seconds"] or row["seconds"] or 0.0 for row in kept)
     return {
@@ -94,7 +97,8 @@ def account_of_rows(rows: Sequence[Row]) -> list[Row]:
     seconds: dict[str, float] = defaultdict(float)
     for row in rows:
         seconds[row["audio"]] += row["seconds"] or 0.0
-    return [{"audio": audio, "seconds": of, "fault": None} for audio, of in seconds.items()]
+    whole = {"channels": 1, "fault": None}
+    return [{"audio": audio, "seconds": of, **whole} for audio, of in seconds.items()]
 
 
 def _hours(rows: Iterable[Mapping[str, Any]]) -> float:

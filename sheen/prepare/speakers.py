@@ -3,8 +3,9 @@
 Owns the part of a segment that is embedded, the clustering, and what becomes of segments that are
 too short or nobody's. The embedding is `sheen.scoring.speaker_id`'s. Clustering is by average
 linkage, first within each recording and then over all of them: it is deterministic, and the order
-of the segments changes nothing but the numbers of equal voices. Measures no overlap: two who speak
-at once are one segment here.
+of the segments changes nothing but the numbers of equal voices. A channel of a recording is one
+voice, and never that of another channel. Measures no overlap: two who speak at once are one segment
+here.
 
 Shapes: n segments, D dimensions of an embedding, k clusters.
 """
@@ -13,6 +14,8 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +36,8 @@ LIKELY_SAME = 0.76
 """From which on a few segments apart from all voices are taken for one of them."""
 FEW = 3
 """Segments: a voice of fewer may be somebody's laugh."""
+NEVER = -1e6
+"""In place of the cosine of two that are never one voice: no mean with others comes near 1."""
 AT_ONCE = 4000
 """Clusters that are compared all with all: the matrix takes 128 MB."""
 
@@ -50,6 +55,12 @@ class Voiced:
     end: float
     embedding: Floats | None
     """`[D]`, of length 1; None: too short or silent, see `embed`."""
+    channel: int | None = None
+    """Of the recording, with one speaker; None: there may be several."""
+
+    @property
+    def take(self) -> tuple[str, int | None]:
+        return self.recording, self.channel
 
 
 def embed(encoder: SpeakerEncoder, samples: Samples, sample_rate: int) -> Floats | None:
@@ -90,6 +101,20 @@ class _Cluster:
         """The more speech the earlier."""
         seconds = sum(member.end - member.start for member in self.members)
         return -round(seconds, 3), min(member.id for member in self.members)
+
+    @cached_property
+    def channels(self) -> dict[str, set[int]]:
+        """By recording, those that have a speaker each."""
+        found: dict[str, set[int]] = defaultdict(set)
+        for member in self.members:
+            if member.channel is not None:
+                found[member.recording].add(member.channel)
+        return found
+
+    def apart(self, other: "_Cluster") -> bool:
+        """Whether the two are on several channels of a recording."""
+        shared = self.channels.keys() & other.channels.keys()
+        return any(self.channels[name] != other.channels[name] for name in shared)
 
 
 def find_speakers(
@@ -157,14 +182,17 @@ def embed_examples(encoder: SpeakerEncoder, location: str) -> dict[str, Floats]:
 
 def _clusters(known: Sequence[Voiced], same_voice: float) -> list[_Cluster]:
     """Within each recording, then over all; the one with the most speech first."""
-    by_recording: dict[str, list[_Cluster]] = defaultdict(list)
+    takes: dict[tuple[str, int | None], list[_Cluster]] = defaultdict(list)
     for segment in known:
         assert segment.embedding is not None
-        by_recording[segment.recording].append(_Cluster([segment], segment.embedding))
-    found = [one for single in by_recording.values() for one in _merged(single, same_voice)]
+        takes[segment.take].append(_Cluster([segment], segment.embedding))
+    found: list[_Cluster] = []
+    for (_, channel), singles in takes.items():
+        found += _merged(singles, same_voice) if channel is None else [_joined(singles)]
     merged = _merged(found, same_voice)
-    voices = [one for one in merged if len(one.members) >= FEW]
-    kept, others = _join_likely(voices, [one for one in merged if len(one.members) < FEW])
+    voices = [one for one in merged if len(one.members) >= FEW or one.channels]
+    few = [one for one in merged if not (len(one.members) >= FEW or one.channels)]
+    kept, others = _join_likely(voices, few)
     return sorted([*kept, *others], key=lambda one: one.order)
 
 
@@ -176,7 +204,17 @@ def _merged(clusters: list[_Cluster], same_voice: float) -> list[_Cluster]:
         return []
     roots = list(range(len(first)))
     means = np.stack([one.mean for one in first])
-    for i, j, cosine in linkage(means, [len(one.members) for one in first]):
+    by_recording: dict[str, list[int]] = defaultdict(list)
+    for place, one in enumerate(first):
+        for recording in one.channels:
+            by_recording[recording].append(place)
+    apart = [
+        (i, j)
+        for places in by_recording.values()
+        for i, j in combinations(places, 2)
+        if first[i].apart(first[j])
+    ]
+    for i, j, cosine in linkage(means, [len(one.members) for one in first], apart):
         if cosine >= same_voice:
             roots = [roots[i] if root == roots[j] else root for root in roots]
     groups: dict[int, list[_Cluster]] = defaultdict(list)
@@ -185,6 +223,7 @@ def _merged(clusters: list[_Cluster], same_voice: float) -> list[_Cluster]:
     merged = [_joined(group) for group in groups.values()]
     for one in rest:
         cosines = np.stack([other.mean for other in merged]) @ one.mean
+        cosines[[other.apart(one) for other in merged]] = NEVER
         best = int(np.argmax(cosines))
         if cosines[best] >= same_voice:
             merged[best] = _joined([merged[best], one])
@@ -198,14 +237,19 @@ def _joined(group: Sequence[_Cluster]) -> _Cluster:
     return _Cluster(members, np.sum([one.sum for one in group], axis=0))
 
 
-def linkage(means: Floats, sizes: Sequence[int]) -> list[tuple[int, int, float]]:
+def linkage(
+    means: Floats, sizes: Sequence[int], apart: Sequence[tuple[int, int]] = ()
+) -> list[tuple[int, int, float]]:
     """Average linkage of clusters by cosine: merges `(i, j, mean cosine)`, the most alike first.
 
     `means` `[m, D]` of the clusters' members, all of length 1, and how many those are. A cluster is
     named by its first one, and j becomes part of i < j. By nearest-neighbor chains (Benzecri 1982):
-    in the square of m, as SciPy does it, which takes no sizes.
+    in the square of m, as SciPy does it, which takes no sizes. Pairs of `apart`, and what holds
+    them, are as unlike as NEVER.
     """
     cosines = means @ means.T
+    for i, j in apart:
+        cosines[i, j] = cosines[j, i] = NEVER
     np.fill_diagonal(cosines, -np.inf)
     weights = np.array(sizes, np.float64)
     alive = np.ones(len(means), bool)
@@ -241,18 +285,19 @@ def _join_likely(
     left: list[_Cluster] = []
     for one in others:
         cosines = means @ one.mean
+        cosines[[voice.apart(one) for voice in voices]] = NEVER
         best = int(np.argmax(cosines))
         (groups[best] if cosines[best] >= LIKELY_SAME else left).append(one)
     return sorted(map(_joined, groups), key=lambda one: one.order), left
 
 
 def _label_unknown(ordered: Sequence[Voiced], labels: dict[str, int | None]) -> None:
-    """Segments without an embedding take the label of the nearest in their recording, the earlier
-    of two; where none has any they are nobody's."""
-    by_recording: dict[str, list[Voiced]] = defaultdict(list)
+    """Segments without an embedding take the label of the nearest in their recording, or its
+    channel, the earlier of two; where none has any they are nobody's."""
+    takes: dict[tuple[str, int | None], list[Voiced]] = defaultdict(list)
     for segment in ordered:
-        by_recording[segment.recording].append(segment)
-    for segments in by_recording.values():
+        takes[segment.take].append(segment)
+    for segments in takes.values():
         known = [segment for segment in segments if segment.embedding is not None]
         starts = [segment.start for segment in known]
         for segment in segments:

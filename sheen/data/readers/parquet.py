@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sheen.data.parts import SPAN_KEYS, span_of
+from sheen.data.parts import CHANNEL_KEY, SPAN_KEYS, channel_of, span_of
 from sheen.data.schema import (
     CODES_KEY,
     KEYS,
@@ -105,13 +105,14 @@ def _fits(kind: pa.DataType, name: str) -> bool:
 
 
 def _span_columns(location: str, schema: pa.Schema) -> list[str]:
-    found = [name for name in SPAN_KEYS if name in schema.names]
+    found = [name for name in (*SPAN_KEYS, CHANNEL_KEY) if name in schema.names]
     for name in found:
         kind = schema.field(name).type
         if not (pa.types.is_null(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise ValueError(
-                f"{location}: column {name!r} is {kind}, expected seconds within the recording, as "
-                "numbers; rename it if it is something else"
+                f"{location}: column {name!r} is {kind}, expected "
+                f"{'the number of a channel' if name == CHANNEL_KEY else 'seconds'} within the "
+                "recording, as numbers; rename it if it is something else"
             )
     return found
 
@@ -131,15 +132,16 @@ Fault = tuple[str, str]
 
 def _spans(
     rows: Sequence[dict[str, Any]], number: int
-) -> tuple[list[tuple[float | None, float | None]], dict[int, Fault]]:
-    """Start and end of each row, the first of which has a number, and the faulty ones' faults."""
-    spans: list[tuple[float | None, float | None]] = []
+) -> tuple[list[tuple[float | None, float | None, int | None]], dict[int, Fault]]:
+    """Start, end and channel of each row, the first of which has a number, and the faulty ones'
+    faults."""
+    spans: list[tuple[float | None, float | None, int | None]] = []
     faults: dict[int, Fault] = {}
     for place, row in enumerate(rows):
         try:
-            spans.append(span_of(row))
-        except ValueError as error:
-            spans.append((None, None))
+            spans.append((*span_of(row), channel_of(row)))
+        except (ValueError, TypeError) as error:
+            spans.append((None, None, None))
             faults[place] = "malformed row", f"row {number + place}: {error}"
     return spans, faults
 
@@ -158,8 +160,9 @@ def _batch(
     numbers = range(first + 1, first + count + 1)
     data["source"] = pa.array([f"{name}:{number}" for number in numbers], pa.string())
     spans, faults = _spans(rows, first + 1)
-    for place, name in enumerate(SPAN_KEYS):
-        data[name] = pa.array([span[place] for span in spans], pa.float64())
+    for place, name in enumerate((*SPAN_KEYS, "channel")):
+        values: list[float | None] = [span[place] for span in spans]
+        data[name] = pa.array(values, ROW_SCHEMA.field(name).type)
     if paths is None:
         data["audio"] = pa.repeat(location, count)
         data["container"] = pa.repeat("parquet", count)
@@ -173,7 +176,7 @@ def _batch(
         nameless = (place for place, path in enumerate(named) if not path)
         faults |= dict.fromkeys(nameless, ("missing", "the row names no recording"))
     for part, name in enumerate(("reason", "detail")):
-        values = [faults[place][part] if place in faults else None for place in range(count)]
-        data[name] = pa.array(values, pa.string())
+        told = [faults[place][part] if place in faults else None for place in range(count)]
+        data[name] = pa.array(told, pa.string())
     arrays = [data.get(field.name, pa.nulls(count, field.type)) for field in ROW_SCHEMA]
     return pa.RecordBatch.from_arrays(arrays, schema=ROW_SCHEMA)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from pyarrow import fs
 
-from sheen.data.parts import span_of
+from sheen.data.parts import channel_of, span_of
 from sheen.data.schema import AUDIO_SUFFIXES, FileRows, RowBuilder, buffered, row_fields
 from sheen.storage import uris
 
@@ -121,6 +121,7 @@ def _fields(sample: Sample, rows: RowBuilder) -> dict[str, Any]:
         fields = row_fields(data)
         start, end = span_of(data)
         row |= fields | {"id": fields["id"] or sample.key, "start": start, "end": end}
+        row["channel"] = channel_of(data)
         if len(sample.audio) > 1:
             raise ValueError(f"it has recordings {', '.join(name for name, *_ in sample.audio)}")
     except (ValueError, TypeError, RecursionError) as error:

@@ -46,6 +46,20 @@ def file_of(kind: str, samples: NDArray[np.float32]) -> bytes:
     return by_soundfile(samples, RATE, container, codec)
 
 
+def test_one_channel_is_read_by_itself_and_one_that_is_not_there_refused() -> None:
+    samples = np.concatenate([voice(), 0.5 * voice(noise=0.1)], axis=1)
+    data = by_soundfile(samples, RATE, "FLAC")
+    for channel in (0, 1):
+        with AudioFile(io.BytesIO(data), channel) as file:
+            part = file.read(1.0, 2.0)
+            whole = np.concatenate(list(file.blocks()))
+        np.testing.assert_allclose(whole, samples[:, channel], atol=1e-4)
+        np.testing.assert_array_equal(part, whole[RATE : 2 * RATE])
+    refused = pytest.raises(AudioError, match="channel 2 is asked for, counted from 0, and it has")
+    with AudioFile(io.BytesIO(data), 2) as file, refused:
+        file.read(0.0, 1.0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_is_what_the_whole_has_there_and_the_same_whatever_was_read_before(
     kind: str,

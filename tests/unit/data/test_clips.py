@@ -40,10 +40,12 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def parts(spans: list[tuple[float | None, float | None]]) -> list[dict[str, Any]]:
+def parts(spans: list[tuple[float | None, ...]]) -> list[dict[str, Any]]:
+    """Of start and end, and a channel where there is one."""
+    names = ("start", "end", "audio_channel")
     return [
-        {"id": f"part {place}", "text": "a text", "start": start, "end": end}
-        for place, (start, end) in enumerate(spans)
+        {"id": f"part {place}", "text": "a text", **dict(zip(names, span, strict=False))}
+        for place, span in enumerate(spans)
     ]
 
 
@@ -103,6 +105,47 @@ def test_a_part_that_ends_before_it_begins_is_a_counted_reject(form: str, tmp_pa
     assert all(row["source"].startswith("rows.") for row in rows)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_may_name_a_channel(form: str, tmp_path: Path) -> None:
+    """Counted from 0, of the whole recording too; of one that has no such, the row has a reason."""
+    stereo = np.stack([sound(3), 0.5 * sound(3)[::-1]], axis=1)
+    data = by_soundfile(stereo, RATE, "FLAC")
+    spans = [(None, None, 1), (0.5, 1.0, 0.0), (0.5, 1.0, None), (0.0, 1.0, 7)]
+    location = FORMS[form](tmp_path, data, spans)
+    rows = read_manifest(location).to_pylist()
+    assert [row["channel"] for row in rows] == [1, 0, None, 7]
+    reader = ClipReader()
+    expected = [stereo[:, 1], stereo[12_000:24_000, 0], stereo[12_000:24_000].mean(axis=1)]
+    for row, samples in zip(rows, expected, strict=False):
+        np.testing.assert_allclose(reader.read(row)[0], samples, atol=1e-4)
+    with pytest.raises(ClipError, match="channel 7 is asked for"):
+        reader.read(rows[3])
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "left", True])
+def test_what_is_no_channel_is_a_counted_reject(value: Any, tmp_path: Path) -> None:
+    rows = [{"audio": "a.wav", "text": "one"}]
+    location = lines(tmp_path / "rows.jsonl", [rows[0], rows[0] | {"audio_channel": value}])
+    found = read_manifest(location).to_pylist()
+    assert [row["reason"] for row in found] == [None, "malformed row"]
+    assert "audio_channel must be a whole number from 0 on" in found[1]["detail"]
+
+
+@pytest.mark.parametrize("form", ["as_parquet", "as_tar"])
+def test_a_line_may_name_a_recording_inside_a_file(form: str, tmp_path: Path) -> None:
+    """As `sheen prepare` writes them."""
+    location = FORMS[form](tmp_path, by_soundfile(sound(2), RATE, "FLAC"), SPANS[:1])
+    (inside,) = read_manifest(location).to_pylist()
+    row = {"audio": Path(location).name, "text": "a text", "start": 0.5, "end": 2.0}
+    row["audio_place"] = {inside["container"]: inside["place"]}
+    wrong = [{"zip": [0, 1]}, {"tar": [0]}, {"tar": [0, -1]}, {"tar": [0, 1], "parquet": [0, 1]}, 3]
+    listed = [row, *({**row, "audio_place": value} for value in wrong)]
+    found = read_manifest(lines(tmp_path / "rows.jsonl", listed)).to_pylist()
+    assert [each["reason"] for each in found] == [None, *["malformed row"] * len(wrong)]
+    assert "audio_place must be" in found[-1]["detail"]
+    np.testing.assert_array_equal(ClipReader().read(found[0])[0], ClipReader().read(inside)[0])
+
+
 def test_a_column_of_clock_times_is_named(tmp_path: Path) -> None:
     table = pa.table({"audio": ["a.wav"], "text": ["one"], "start": ["00:01"]})
     pq.write_table(table, tmp_path / "rows.parquet")
@@ -155,8 +198,8 @@ def test_many_rows_of_one_recording_decode_it_once_in_whatever_order_they_are_li
     opened: list[AudioFile] = []
 
     class Known(AudioFile):
-        def __init__(self, file: Any) -> None:
-            super().__init__(file)
+        def __init__(self, file: Any, channel: int | None = None) -> None:
+            super().__init__(file, channel)
             opened.append(self)
 
     monkeypatch.setattr(clips, "AudioFile", Known)

@@ -1,15 +1,27 @@
 """Texts that the input has: found, read, and set against what is heard."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from helpers.corpora import CLIPS, by_parquet, by_webdataset, sound
 from helpers.example import DEMO
+from sheen.audio.io import decode
+from sheen.data.clips import ClipReader
+from sheen.data.corpus import read_manifest
 from sheen.prepare.given import is_corpus, plan_corpus
-from sheen.prepare.manifest import NOT_IN_TEXT, Judgement, give_texts, judge_rows
-from sheen.prepare.output import TRANSCRIPT_SCHEMA
+from sheen.prepare.manifest import (
+    NOT_IN_TEXT,
+    Judgement,
+    give_texts,
+    judge_rows,
+    write_manifest,
+)
+from sheen.prepare.output import MANIFEST, TRANSCRIPT_SCHEMA
 from sheen.prepare.quality import QualityLimits
 from sheen.prepare.refusals import Limits
 from sheen.prepare.texts import REASON, TextLimits
@@ -60,11 +72,34 @@ def test_of_a_corpus_the_texts_that_are_not_spoken_are_refused(tmp_path: Path) -
     assert (found["none"]["text"], found["none"]["heard"]) == ("thank you all", None)
 
 
-def test_rows_in_containers_are_an_error_that_says_what_to_give(tmp_path: Path) -> None:
+def test_rows_of_codes_are_an_error_that_says_what_to_give(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"snac_codes": [[1], [1, 2], [1, 2, 3, 4]], "text": "one"}\n', "utf-8")
-    with pytest.raises(ValueError, match=r"--input .*give an LJSpeech folder or a \.jsonl"):
+    with pytest.raises(ValueError, match=r"--input: rows\.jsonl:1 brings codes and no recording"):
         plan_corpus([str(path)])
+
+
+@pytest.mark.parametrize("form", [by_parquet, by_webdataset])
+def test_rows_inside_a_file_are_checked_and_named_so_that_they_encode(
+    form: Callable[[Path, list[Row]], Path], tmp_path: Path
+) -> None:
+    texts = {"one": "What is said.", "two": "Something else altogether."}
+    path = form(tmp_path, [{"id": name, "text": text} for name, text in texts.items()])
+    segments = plan_corpus([str(path)])
+    listed = segments.table.to_pylist()
+    # What was guessed of one recording does not count for the others in the file.
+    transcripts = [
+        heard(row, "what is said") | {"language": of, "heard_language": of, "heard_probability": 1}
+        for row, of in zip(listed, ("en", "de"), strict=True)
+    ]
+    rows = judge_rows([], segments, transcripts, JUDGEMENT)
+    assert [(row["id"], row["reason"]) for row in rows] == [("one", None), ("two", REASON)]
+    write_manifest(str(tmp_path), rows)
+    (kept,) = read_manifest(str(tmp_path / MANIFEST)).to_pylist()
+    found, rate = ClipReader().read(kept)
+    expected, its_rate = decode(sound(CLIPS[0]))
+    assert rate == its_rate
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_segments_of_a_recording_get_what_they_speak_of_its_text() -> None:

@@ -151,6 +151,11 @@ def test_a_limit_refuses_by_its_measure(
 
 
 def test_clipping_is_refused_above_its_limit() -> None:
+    two = Quality(None, None, None, None, 0.0, None, overlap=0.2)
+    assert quality_fault(two, QualityLimits()) == (
+        "two voices at once", "in 20% of the speech, the maximum is 5%",
+    )  # fmt: skip
+    assert quality_fault(two, QualityLimits(max_overlap=0.2)) is None
     clipped = Quality(None, None, None, None, 2.5, None)
     fault = quality_fault(clipped, QualityLimits(max_clipped_per_second=1))
     assert fault is not None

@@ -28,7 +28,7 @@ def row(name: str, **fields: Any) -> Row:
         "avg_logprob": -0.3, "no_speech_prob": 0.01, "compression_ratio": 0.9, "unsure_words": [],
         "checked": None, "reason": None, "detail": None, "heard": None, "cer": None,
         "text_doubtful": None, "loudness_lufs": -20.0, "snr_db": 30.0, "bandwidth_hz": 8000.0,
-        "upsampled": False, "clipped_per_second": 0.0, "dnsmos": None,
+        "upsampled": False, "clipped_per_second": 0.0, "dnsmos": None, "overlap": None,
     }  # fmt: skip
     return base | fields
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,43 @@ def test_average_linkage_merges_by_the_mean_of_all_pairs() -> None:
     means = np.stack([half.mean(axis=0) for half in halves])
     (first, second, cosine), *_ = linkage(means, [len(half) for half in halves])
     assert cosine == pytest.approx(np.mean(halves[first] @ halves[second].T))
+
+
+def by_channel(number: int, *voices: str) -> list[Voiced]:
+    """A call with ten segments of a voice on each channel."""
+    return [
+        Voiced(
+            f"{number} {channel} {place}",
+            f"call {number}",
+            10.0 * place + 5 * channel,
+            10.0 * place + 5 * channel + 4,
+            embedding(voice, 100 * number + 10 * channel + place),
+            channel,
+        )
+        for place in range(10)
+        for channel, voice in enumerate(voices)
+    ]
+
+
+def test_a_channel_is_one_voice_whatever_its_segments_sound_like() -> None:
+    """Ann calls two people; once somebody else laughs into her telephone."""
+    given = by_channel(0, "ann", "bob") + by_channel(1, "ann", "cem")
+    laugh = given[26]
+    given[26] = replace(laugh, embedding=embedding("bob", 300))
+    given.append(Voiced("short", "call 1", 95.0, 96.0, None, 1))
+    found = find_speakers(given).labels
+    labels = {name: {found[f"{name} {place}"] for place in range(10)} for name in ("0 0", "1 0")}
+    assert labels == {"0 0": {0}, "1 0": {0}}
+    assert len({found["0 0 0"], found["0 1 0"], found["1 1 0"]}) == 3
+    assert found["short"] == found["1 1 0"]
+
+
+def test_two_channels_of_a_recording_are_never_one_voice() -> None:
+    found = find_speakers(by_channel(0, "ann", "ann"))
+    assert voices_of(found.labels).keys() == {0, 1}
+    asked = find_speakers(by_channel(0, "ann", "ann"), num_speakers=1)
+    assert {asked.labels[f"0 1 {place}"] for place in range(10)} in ({None}, {0})
+    assert set(asked.labels.values()) == {0, None}
 
 
 @pytest.mark.slow

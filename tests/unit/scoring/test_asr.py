@@ -1,6 +1,7 @@
 """Hearing: real recordings as their words, each clip on its own, and what cannot be opened."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torchaudio.functional import resample
 from transformers import (
+    GenerationConfig,
     Wav2Vec2Config,
     Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
@@ -225,6 +227,39 @@ def test_batched_equals_single(models: Path, model: str) -> None:
     assert heard[::-1] == asr.transcribe(clips[::-1], RATE)
     assert [bool(text) for text in heard] == [length > 0 for length in lengths]
     assert len(set(heard)) == len(clips)
+
+
+@pytest.mark.parametrize("model", ["ctc", "whisper"])
+def test_words_have_times_in_order_within_the_clip(
+    models: Path, model: str, tmp_path: Path
+) -> None:
+    """Of a Whisper that knows which heads of its attention follow the speech, and of CTC. Random
+    models' words are noise; those of CTC stand where their letters do."""
+    folder = tmp_path / model
+    shutil.copytree(models / model, folder)
+    if model == "whisper":
+        assert AsrPipeline(str(folder)).transcribe_words([noise(9000)], RATE)[0].words is None
+        config = GenerationConfig.from_pretrained(folder)
+        config.alignment_heads = [[0, 0], [0, 1]]
+        config.save_pretrained(folder)
+    asr = AsrPipeline(str(folder))
+    clips = [noise(length, seed=length) for length in (9000, 16000, 0, 23000)]
+    found = asr.transcribe_words(clips, RATE)
+    assert found == [asr.transcribe_words([clip], RATE)[0] for clip in clips]
+    told = 0
+    for transcript, clip in zip(found, clips, strict=True):
+        if transcript.words is None:
+            continue
+        told += len(transcript.words)
+        assert "".join(word.text for word in transcript.words) == "".join(transcript.text.split())
+        times = [time for word in transcript.words for time in (word.start, word.end)]
+        assert all(0 <= time <= len(clip) / RATE for time in times)
+        assert all(word.start <= word.end for word in transcript.words)
+        starts = [word.start for word in transcript.words]
+        assert starts == sorted(starts)
+    assert told
+    if model == "ctc":
+        assert [each.text for each in found] == asr.transcribe(clips, RATE)
 
 
 @pytest.mark.parametrize("model", ["ctc", "whisper"])

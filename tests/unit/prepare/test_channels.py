@@ -1,0 +1,92 @@
+"""Recordings with a speaker on each channel: each is cut by itself and has its own speech alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from helpers.example import RATE, clips_of, read_clip
+from sheen.data.clips import ClipReader
+from sheen.data.corpus import read_manifest
+from sheen.prepare.channels import CROSSTALK_DB
+from sheen.prepare.cut_stage import cut_source
+from sheen.prepare.cutting import CutSettings
+from sheen.prepare.manifest import plan_segments, public
+from sheen.prepare.output import CUT_SCHEMA, write_lines
+
+LEAK = 10 ** (-20 / 20)
+
+
+def call() -> tuple[NDArray[np.float32], list[tuple[int, float, float]]]:
+    """Two people in turns, each heard 20 dB softer on the other's channel: samples `[n, 2]`, and
+    who speaks from where to where, seconds."""
+    rng = np.random.default_rng(5)
+    clips = [*zip(clips_of("heart")[8:11], clips_of("bm_george")[8:11], strict=True)]
+    parts: list[NDArray[np.float32]] = []
+    turns = []
+    for number, clip in enumerate(clip for pair in clips for clip in pair):
+        parts.append((1e-4 * rng.standard_normal((RATE, 2))).astype(np.float32))
+        at = sum(map(len, parts)) / RATE
+        samples, own = read_clip(clip), number % 2
+        parts.append(np.stack([samples * (1 if own == side else LEAK) for side in (0, 1)], axis=1))
+        turns.append((own, at, at + len(samples) / RATE))
+    return np.concatenate(parts), turns
+
+
+def planned(path: Path, settings: CutSettings) -> tuple[list[Any], list[Any]]:
+    """Segments to transcribe, and those that are refused."""
+    row = dict.fromkeys(CUT_SCHEMA.names) | {"key": 0, "audio": str(path), "name": path.stem}
+    segments = plan_segments([row | cut_source(str(path), settings, each_channel=True)], settings)
+    return segments.table.to_pylist(), segments.refused
+
+
+def test_each_channel_is_its_speakers_and_is_encoded_as_it_was_cut(tmp_path: Path) -> None:
+    samples, turns = call()
+    path = tmp_path / "call.flac"
+    soundfile.write(path, samples, RATE)
+    rows, refused = planned(path, CutSettings())
+    assert [row["channel"] for row in rows] == [own for own, _, _ in turns]
+    for row, (own, start, end) in zip(rows, turns, strict=True):
+        assert start - 0.2 < row["start"] < start + 0.1
+        assert end - 0.1 < row["end"] < end + 0.2
+        assert row["id"].startswith(f"call-channel{own}-")
+    # The other's voice, where it is loud enough to be taken for speech.
+    assert {row["reason"] for row in refused} <= {"heard on another channel"}
+    assert all(row["crosstalk_db"] > CROSSTALK_DB for row in refused)
+    assert all(row["crosstalk_db"] < 0 for row in rows)
+    # Of each, its three longest segments are asked for their language.
+    assert sum(row["check_language"] for row in rows) == 6
+
+    names = ("id", "audio", "container", "place", "channel", "start", "end")
+    shown = [public({name: row[name] for name in names}) | {"text": "a text"} for row in rows]
+    assert all("audio_place" not in row for row in shown)
+    write_lines(str(tmp_path / "manifest.jsonl"), shown)
+    reader = ClipReader()
+    for row in read_manifest(str(tmp_path / "manifest.jsonl")).to_pylist():
+        found, rate = reader.read(row)
+        first, last = (round(row[name] * rate) for name in ("start", "end"))
+        np.testing.assert_allclose(found, samples[first:last, row["channel"]], atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0, 0.99])
+def test_channels_that_are_copies_are_one(tmp_path: Path, factor: float) -> None:
+    samples = read_clip(clips_of("heart")[8])
+    path = tmp_path / "copies.flac"
+    soundfile.write(path, np.stack([samples, factor * samples], axis=1), RATE)
+    found = cut_source(str(path), CutSettings(), each_channel=True)
+    assert found["channels"] == 1
+    segments = found["segments"]
+    assert isinstance(segments, list)
+    assert [segment["channel"] for segment in segments] == [0]
+    assert segments[0]["crosstalk_db"] is None
+
+
+def test_a_mono_recording_among_calls_is_cut_as_ever(tmp_path: Path) -> None:
+    path = tmp_path / "mono.flac"
+    soundfile.write(path, read_clip(clips_of("heart")[8]), RATE)
+    assert cut_source(str(path), CutSettings(), each_channel=True) == cut_source(
+        str(path), CutSettings()
+    )
