@@ -85,6 +85,7 @@ def speak(argv: list[str], prog: str) -> int:
     ):
         default = getattr(Sampling, flag[2:].replace("-", "_"))
         add(flag, type=kind, default=default, help=f"{what} {shown}")
+    add("--ssml", action="store_true", help="TEXT is an SSML document")
     add("--lexicon", help="JSON file of words and what is said for each, path or URI")
     limit = "longest audio of one chunk of text, seconds"
     add("--max-seconds", type=float, default=30.0, help=f"{limit} {shown}")
@@ -129,6 +130,7 @@ def speak(argv: list[str], prog: str) -> int:
                 repetition_penalty=options.repetition_penalty,
                 seed=options.seed,
                 lexicon=read_entries(options.lexicon) if options.lexicon else None,
+                ssml=options.ssml,
             )
             audio.save(options.output)
             took = time.monotonic() - started

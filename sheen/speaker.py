@@ -29,8 +29,10 @@ from sheen.engine.voice import load_voice
 from sheen.lm.checkpoint import ReferenceForm
 from sheen.lm.precision import Precision
 from sheen.storage import files, uris
-from sheen.text.delivery import Delivery, DeliveryError, deliver
+from sheen.text.delivery import Delivery, deliver
+from sheen.text.items import DeliveryError
 from sheen.text.lexicon import Lexicon
+from sheen.text.ssml import Scope
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Speaker:
         repetition_penalty: float = Sampling.repetition_penalty,
         seed: int = Sampling.seed,
         lexicon: Mapping[str, str] | None = None,
+        ssml: bool = False,
     ) -> Audio:
         """Speak a text of any length.
 
@@ -144,14 +147,16 @@ class Speaker:
         `repetition_penalty`: 0.5 to 5, 1 is off. `seed`: another one is another rendition; the same
         one gives the same audio. A text without a word, such as an emoji, is a moment of silence.
         `[pause:1.5s]` in the text is exactly that much silence at any speed, 60 s at most.
-        `lexicon`: words, and what is said for each, such as `{"SQL": "sequel"}`.
+        `lexicon`: words, and what is said for each, such as `{"SQL": "sequel"}`. `ssml`: the text
+        is an SSML document, of which `break`, `sub`, `phoneme`, `prosody rate` and `voice` are
+        followed.
 
         Raises ValueError, which names the argument, and RuntimeError where synthesis failed or the
         speaker is closed.
         """
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         stretch = Stretch(speed, self.sample_rate)
-        params = self._params(text, voice, sampling, lexicon, reference)
+        params = self._params(text, voice, sampling, lexicon, reference, ssml, speed)
         with synthesize(self._engine, self._voice, text, params) as speech:
             samples = np.concatenate([NO_SAMPLES, *_stretched(speech, stretch)])
         return Audio(samples, self.sample_rate, speech.finish_reason)
@@ -169,13 +174,14 @@ class Speaker:
         repetition_penalty: float = Sampling.repetition_penalty,
         seed: int = Sampling.seed,
         lexicon: Mapping[str, str] | None = None,
+        ssml: bool = False,
     ) -> Iterator[NDArray[np.float32]]:
         """As `synthesize`, while it is generated: chunks of samples `[n]`, which together are its
         `samples`. Wrong arguments are refused here, before the first chunk is asked for. Closing
         the iterator ends the synthesis."""
         sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         stretch = Stretch(speed, self.sample_rate)
-        params = self._params(text, voice, sampling, lexicon, reference)
+        params = self._params(text, voice, sampling, lexicon, reference, ssml, speed)
         return self._streamed(text, params, stretch)
 
     def close(self) -> None:
@@ -200,6 +206,8 @@ class Speaker:
         sampling: Sampling,
         lexicon: Mapping[str, str] | None,
         reference: Reference | None,
+        ssml: bool,
+        speed: float,
     ) -> SynthesisParams:
         if not self._close.alive:
             raise RuntimeError("this Speaker is closed: load another one")
@@ -207,17 +215,20 @@ class Speaker:
             raise ValueError(f"voice {voice!r}: a reference is given too; give one of them")
         if reference is None and voice is None and len(self.voices) == 1:
             voice = self.voices[0]
-        delivery = Delivery()
-        if lexicon:
-            try:
-                entries = Lexicon(lexicon, self._voice.pipeline.has_phonemes)
-            except ValueError as error:
-                raise ValueError(f"lexicon: {error}") from error
-            delivery = Delivery(lexicons=(entries,))
+        pipeline = self._voice.pipeline
+        try:
+            lexicons = (Lexicon(lexicon, pipeline.has_phonemes),) if lexicon else ()
+        except ValueError as error:
+            raise ValueError(f"lexicon: {error}") from error
+        delivery = Delivery(lexicons=lexicons, tags=pipeline.tags)
+        scope = None
+        if ssml:
+            voices = {name: name for name in self.voices}
+            scope = Scope(voice, voices, pipeline.has_phonemes, pipeline.tags, speed)
         with _errors_by_argument():
             self._voice.check(text, voice, reference)
-            deliver(text, self._voice.language, delivery)
-        return SynthesisParams(voice, sampling, self._max_seconds, delivery, reference)
+            deliver(text, self._voice.language, delivery, scope)
+        return SynthesisParams(voice, sampling, self._max_seconds, delivery, reference, scope)
 
     def _streamed(
         self, text: str, params: SynthesisParams, stretch: Stretch

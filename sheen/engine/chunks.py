@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 import numpy as np
 
 from sheen.audio.samples import NO_SAMPLES, Samples, SilenceTrim
-from sheen.text.delivery import Item, Pause, TextStream
+from sheen.text.delivery import TextStream
+from sheen.text.items import Item, Pause, Style
 from sheen.text.segmentation import TextChunker
 
 Normalize = Callable[[str], Awaitable[str]]
@@ -27,8 +28,10 @@ SLICE = 256
 
 
 class ChunkStream:
-    """Sentences in, spoken chunks of at most `limit` characters out, and pauses between them. One
-    event loop's."""
+    """Sentences in, spoken chunks of at most `limit` characters out, and pauses between them.
+
+    `style` is the one of what was given last; None for the request's own. One event loop's.
+    """
 
     def __init__(self, normalize: Normalize, limit: int) -> None:
         self._normalize = normalize
@@ -36,6 +39,7 @@ class ChunkStream:
         self._items: deque[Item] = deque()
         self._ready: deque[str] = deque()
         self._closed = False
+        self.style: Style | None = None
         self._news = asyncio.Event()
 
     def feed(self, items: Iterable[Item]) -> None:
@@ -60,14 +64,19 @@ class ChunkStream:
     @property
     def last(self) -> bool:
         """Whether it is known that no chunk follows."""
-        return self._closed and not (self._ready or self._items or self._chunker.packed)
+        left = self._ready or self._chunker.packed or self._following() is not None
+        return self._closed and not left
 
     @property
     def pauses(self) -> bool:
         """Whether it is known that a pause follows what was given last."""
-        return bool(self._items) and isinstance(self._items[0], Pause) and not self._ready
+        return not self._ready and isinstance(self._following(), Pause)
 
-    async def next(self) -> Item | None:
+    def _following(self) -> str | Pause | None:
+        """The next sentence or pause that is there."""
+        return next((item for item in self._items if not isinstance(item, Style)), None)
+
+    async def next(self) -> str | Pause | None:
         """The next chunk or pause, or None when there is no more; waits while none is known.
 
         Sentences are packed together as far as they are there, and never waited for with something
@@ -85,6 +94,9 @@ class ChunkStream:
             elif isinstance(head, Pause):
                 self._items.popleft()
                 return head
+            elif isinstance(head, Style):
+                self._items.popleft()
+                self.style = head
             elif self._closed:
                 return None
             else:

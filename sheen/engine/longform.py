@@ -42,7 +42,8 @@ from sheen.engine.types import (
     SynthesisParams,
 )
 from sheen.engine.voice import Voice
-from sheen.text.delivery import DeliveryError, Pause, deliver
+from sheen.text.delivery import deliver
+from sheen.text.items import DeliveryError, Pause, Style
 
 Result = TypeVar("Result")
 
@@ -57,9 +58,11 @@ class Chunk:
         voice: Voice,
         params: SynthesisParams,
         before: "Chunk | None",
+        style: Style | None = None,
     ) -> None:
         """Raises RequestError, EngineBusy, and RuntimeError when the engine has ended."""
         self.text = text
+        self.rate = 1.0 if style is None else style.rate
         self._items: asyncio.Queue[Samples | Finished] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -67,13 +70,15 @@ class Chunk:
             with suppress(RuntimeError):  # the loop is closed: the request was cancelled
                 loop.call_soon_threadsafe(self._items.put_nowait, item)
 
+        speaker = params.speaker if style is None else style.speaker
         self.request = voice.request(
             text,
-            params.speaker,
+            speaker,
             params.sampling,
             params.chunk_seconds,
             engine.max_seq_len,
-            params.reference,
+            # Another voice that a document names speaks for itself.
+            params.reference if speaker == params.speaker else None,
         )
         follows = None if before is None else before.ticket
         self.ticket: Ticket = engine.submit(self.request, sink, follows)
@@ -117,11 +122,11 @@ class Speech:
                 if self._coming is None:
                     self._coming = asyncio.create_task(self._open(chunk))
                 if len(samples := self._joiner.push(item)):
-                    yield Span(samples)
+                    yield Span(samples, chunk.rate)
             self._close(chunk, item)
             pauses = bool(self._pauses) or self._chunks.pauses
             if len(samples := self._joiner.end(pad=not pauses)):
-                yield Span(samples)
+                yield Span(samples, chunk.rate)
             for span in self._paused():
                 yield span
             chunk = await (self._coming or self._open(chunk))
@@ -143,7 +148,8 @@ class Speech:
             self._pauses.append(text)
         if text is None:
             return None
-        chunk = Chunk(text, self._engine, self._voice, self._params, before)
+        style = self._chunks.style
+        chunk = Chunk(text, self._engine, self._voice, self._params, before, style)
         self._tickets.add(chunk.ticket)
         self.progress.chunks += 1
         self.progress.input_tokens += len(chunk.request.prompt)
@@ -178,10 +184,11 @@ def open_speech(
     cannot be."""
     voice.check(text, params.speaker, params.reference)
     try:
-        items = deliver(text, voice.language, params.delivery)
+        items = deliver(text, voice.language, params.delivery, params.ssml)
     except DeliveryError as error:
         raise RequestError("input", str(error)) from error
-    limit = voice.max_chunk_chars(params.chunk_seconds, params.speaker, params.reference)
+    others = {item.speaker for item in items if isinstance(item, Style)}
+    limit = voice.longest_chunk(params.chunk_seconds, params.speaker, params.reference, others)
     chunks = ChunkStream(normalize, limit)
     chunks.feed(items)
     chunks.close()

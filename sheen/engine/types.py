@@ -19,6 +19,7 @@ from sheen.codec.layout import TokenLayout
 from sheen.engine.sampler import Sampling
 from sheen.lm.checkpoint import ReferenceForm
 from sheen.text.delivery import Delivery
+from sheen.text.ssml import Scope
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -110,6 +111,8 @@ class SynthesisParams:
     delivery: Delivery = field(default_factory=Delivery)
     reference: Reference | None = None
     """Whose voice it is spoken in; the speaker is None then."""
+    ssml: Scope | None = None
+    """The text is an SSML document, which may name so much."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ nothing: that is the engine's.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,6 +148,18 @@ class Voice:
         return max(
             1, min(taught, int((frames - durations.base_frames) / durations.frames_per_char))
         )
+
+    def longest_chunk(
+        self,
+        max_seconds: float,
+        speaker: str | None,
+        reference: Reference | None,
+        others: Iterable[str | None] = (),
+    ) -> int:
+        """`max_chunk_chars` whoever speaks: the voice of the request, or others that its text
+        names."""
+        limits = [self.max_chunk_chars(max_seconds, other) for other in {*others} - {speaker}]
+        return min([self.max_chunk_chars(max_seconds, speaker, reference), *limits])
 
     def request(
         self,

@@ -119,6 +119,7 @@ async def answer(
     utterance = backend.begin(request, record, reference, whole=at_once)
     await utterance.feed(request.input)
     utterance.close()
+    record.ignored += tuple(sorted(utterance.text.ignored))
     if at_once:
         return await whole(utterance, record, timeout_s)
     return await streamed(utterance, record, timeout_s, events)
@@ -255,7 +256,12 @@ class SpeechService:
         return await delete(self._backend.references, name)
 
     def _model(self) -> Model:
-        return Model(id=self._args.model_id, created=self._started, voices=self._voices())
+        return Model(
+            id=self._args.model_id,
+            created=self._started,
+            voices=self._voices(),
+            tags=list(self._backend.voice.pipeline.tags),
+        )
 
     def _voices(self) -> list[NamedVoice]:
         return [NamedVoice(id=name, name=name) for name in self._backend.voices]

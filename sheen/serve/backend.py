@@ -35,6 +35,7 @@ from sheen.serve.voices.references import NamedReference, References
 from sheen.text.delivery import Delivery, DeliveryStream
 from sheen.text.lexicon import Lexicon, read_lexicon
 from sheen.text.normalization import language_code
+from sheen.text.ssml import Scope
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,9 @@ class Backend:
         sampling = Sampling(
             settings.temperature, settings.top_k, settings.top_p, seed, settings.repetition_penalty
         )
-        limit = self.voice.max_chunk_chars(self._args.default_max_seconds, speaker, spoken)
+        others = self._names.values() if settings.ssml else ()
+        seconds = self._args.default_max_seconds
+        limit = self.voice.longest_chunk(seconds, speaker, spoken, others)
         chunks = ChunkStream(self._reader(), limit)
         params = SynthesisParams(
             speaker, sampling, self._args.default_max_seconds, reference=spoken
@@ -199,7 +202,13 @@ class Backend:
             speech,
             renderer,
             lambda: self.admission.promise(request),
+            self._scope(settings, speaker) if settings.ssml else None,
         )
+
+    def _scope(self, settings: SpeechSettings, speaker: str | None) -> Scope:
+        """What the request's SSML may name."""
+        pipeline = self.voice.pipeline
+        return Scope(speaker, self._names, pipeline.has_phonemes, pipeline.tags, settings.speed)
 
     def _delivery(self, settings: SpeechSettings) -> Delivery:
         """What the request's text may ask for; APIError for a lexicon that cannot be used."""
@@ -212,7 +221,12 @@ class Backend:
                     400, f"lexicon: {error}", param="lexicon", code="invalid_lexicon"
                 ) from error
             lexicons = (own, *lexicons)
-        return Delivery(self._args.max_pause_s, lexicons)
+        return Delivery(
+            self._args.max_pause_s,
+            lexicons,
+            self.voice.pipeline.tags,
+            self._args.unknown_tags == "refuse",
+        )
 
     def _ignored(self, settings: SpeechSettings) -> tuple[str, ...]:
         """Fields that the model cannot follow; APIError where `args` say to refuse them."""

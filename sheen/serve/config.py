@@ -225,6 +225,12 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             f"them together: {MAX_PAUSES_S:g}",
         ),
     ] = MAX_PAUSE_S
+    unknown_tags: Annotated[
+        Literal["text", "refuse"],
+        Field(
+            description="what a <word> in a text is that is none of the model's tags: text, or 400"
+        ),
+    ] = "text"
     lexicon: Annotated[
         str | None,
         Field(

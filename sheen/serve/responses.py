@@ -27,7 +27,9 @@ from sheen.engine.types import EngineBusy, RequestError, Span, SpeechFailed
 from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema import Usage
-from sheen.text.delivery import DeliveryError, DeliveryStream
+from sheen.text.delivery import DeliveryStream
+from sheen.text.items import DeliveryError
+from sheen.text.ssml import Scope
 
 CHEAP = {"pcm", "wav"}
 """Formats that cost less to make than to hand to another thread."""
@@ -97,12 +99,17 @@ class Utterance:
     renderer: Renderer
     come_back: Callable[[], int]
     """A place promised for when it is asked for again: seconds until then."""
+    ssml: Scope | None = None
+    """Its text is one SSML document."""
 
     async def feed(self, text: str, field: str = "input") -> None:
         """Further text, which came in a field of this name. Raises APIError, 400, for a mark in it
         that cannot be followed."""
         with _marks_of(field):
-            await self.chunks.feed_text(text, self.text)
+            if self.ssml is None:
+                await self.chunks.feed_text(text, self.text)
+            else:
+                self.chunks.feed(self.text.document(text, self.ssml))
 
     def close(self, field: str = "input") -> None:
         """No more text will come. Raises APIError, see `feed`."""

@@ -74,6 +74,13 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
             description="ignored, which the header X-Sheen-Ignored says; a server may refuse them",
         ),
     ] = None
+    ssml: Annotated[
+        bool,
+        Field(
+            description="the input is an SSML document, of which break, sub, phoneme, prosody rate "
+            "and voice are followed; not on the WebSocket"
+        ),
+    ] = False
     lexicon: Annotated[
         dict[
             Annotated[str, Field(min_length=1, max_length=100)],
@@ -248,6 +255,8 @@ class Model(BaseModel):
     created: int
     owned_by: str = "sheen"
     voices: list[NamedVoice]
+    tags: list[str] = []
+    """Words such as `<laugh>` that it acts, as they stand in a text."""
 
 
 class Models(BaseModel):

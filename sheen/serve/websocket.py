@@ -220,6 +220,10 @@ class Conversation:
             raise APIError(
                 400, "type: start while something is spoken; end or cancel it first", param="type"
             )
+        if settings.ssml:
+            raise APIError(
+                400, "ssml: a WebSocket takes text alone; send the document by POST", param="ssml"
+            )
         self._settings, self._discarding = settings, False
 
     async def _text(self, text: str) -> None:

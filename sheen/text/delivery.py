@@ -1,10 +1,10 @@
-"""How a text is to be spoken: marks in it and a lexicon -> sentences, and pauses between them.
+"""How a text is to be spoken: marks in it, tags, a lexicon, SSML -> sentences and pauses.
 
 Owns the marks, their limits, and finding them in a text that arrives in parts; and what a request
 may say about delivery beside its text (`Delivery`). A mark ends the sentence before it. Refuses, by
-its own text, a pause that is no duration or too long, and a lexicon that makes a text many times as
-long. What only looks like a mark (`[pause]`, `[pause: sighs]`) is text. How long a pause sounds is
-`sheen.engine.chunks`'.
+its own text, a pause that is no duration or too long, a tag that the model does not know where that
+was asked for, and a lexicon that makes a text many times as long. What only looks like a mark
+(`[pause]`, `[pause: sighs]`) is text. How long a pause sounds is `sheen.engine.chunks`'.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,11 @@ from typing import Protocol
 
 import regex
 
+from sheen.text.items import DeliveryError, Item, Pause, Style, seconds_of
 from sheen.text.kept import clean
 from sheen.text.lexicon import Lexicon, respell
 from sheen.text.segmentation import SentenceStream
+from sheen.text.ssml import Scope, read_ssml
 
 MAX_PAUSE_S = 60.0
 """Of one pause, unless a server allows more or less. Kokoro-FastAPI, whose mark it is, has it."""
@@ -25,22 +27,7 @@ MAX_ADDED_CHARACTERS = 8192
 """That a lexicon may make a text longer by, for the same reason."""
 
 _MARK = regex.compile(r"\[pause:[ \t]{0,4}(?P<given>[-+.,\d][^\[\]\s]{0,40})[ \t]{0,4}\]", regex.I)
-_DURATION = regex.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<unit>ms|s)", regex.I)
-
-
-class DeliveryError(ValueError):
-    """A mark that cannot be followed; the message quotes it."""
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Silence between two sentences, beside what a voice makes at their ends."""
-
-    seconds: float
-
-
-Item = str | Pause
-"""A sentence, or what stands between two."""
+_TAG = regex.compile(r"<[\p{L}_][\p{L}\p{N}_-]*>")
 
 
 @dataclass(frozen=True)
@@ -51,6 +38,10 @@ class Delivery:
     """Of one pause."""
     lexicons: tuple[Lexicon, ...] = ()
     """The first one that has an entry counts."""
+    tags: tuple[str, ...] = ()
+    """That the model acts, such as `<laugh>`; they are no words of a lexicon."""
+    refuse_unknown_tags: bool = False
+    """Else what looks like a tag and is none is text."""
 
 
 class TextStream(Protocol):
@@ -61,9 +52,11 @@ class TextStream(Protocol):
 
 
 class DeliveryStream:
-    """As `SentenceStream`, with the marks in the text as items of their own.
+    """As `SentenceStream`, with the marks in the text as items of their own, and sentences as the
+    lexicons say them.
 
-    What comes out depends on the text alone, however it is cut into parts.
+    What comes out depends on the text alone, however it is cut into parts. After a DeliveryError it
+    has no use.
     """
 
     def __init__(self, language: str | None = None, delivery: Delivery | None = None) -> None:
@@ -73,11 +66,36 @@ class DeliveryStream:
         self._paused_s = 0.0
         self._added = 0
         self._rest = ""  # a mark may begin in it
+        self.ignored: set[str] = set()
+        """What of an SSML document was not followed."""
 
     def push(self, text: str) -> list[Item]:
-        """The items that `text` completes. Raises DeliveryError, after which it has no use."""
+        """The items that `text` completes. Raises DeliveryError."""
+        return self._push(clean(text))
+
+    def finish(self) -> list[Item]:
+        """What is left. Raises DeliveryError."""
+        rest, self._rest = self._rest, ""
+        return self._read([*self._sentences.push(rest), *self._sentences.finish()])
+
+    def document(self, ssml: str, scope: Scope) -> list[Item]:
+        """The items of an SSML document, in whose text the marks are good too. Raises
+        DeliveryError."""
+        document = read_ssml(ssml, scope)
+        self.ignored |= document.ignored
         found: list[Item] = []
-        text, self._rest, start = self._rest + clean(text), "", 0
+        for part in document.parts:
+            if isinstance(part, Pause):
+                found += self._pause(part.seconds, "<break>")
+            elif isinstance(part, Style):
+                found += [*self.finish(), part]
+            else:
+                found += self._push(part)
+        return found + self.finish()
+
+    def _push(self, text: str) -> list[Item]:
+        found: list[Item] = []
+        text, self._rest, start = self._rest + text, "", 0
         while (at := text.find("[", start)) >= 0:
             found += self._read(self._sentences.push(text[start:at]))
             mark = _MARK.match(text, at, partial=True)
@@ -88,15 +106,29 @@ class DeliveryStream:
                 found += self._read(self._sentences.push("["))
                 start = at + 1
             else:
-                found += self.pause(seconds_of(mark["given"], mark[0]), mark[0])
+                found += self._pause(seconds_of(mark["given"], mark[0]), mark[0])
                 start = mark.end()
         return found + self._read(self._sentences.push(text[start:]))
+
+    def _pause(self, seconds: float, mark: str) -> list[Item]:
+        """The end of the sentence so far, and a pause."""
+        most = self._delivery.max_pause_s
+        if seconds > most:
+            raise DeliveryError(f"{mark}: a pause of {seconds:g} s; {most:g} s are allowed")
+        self._paused_s += seconds
+        if self._paused_s > MAX_PAUSES_S:
+            raise DeliveryError(
+                f"{mark}: with it the pauses of this text take {self._paused_s:g} s together; "
+                f"{MAX_PAUSES_S:g} s are allowed"
+            )
+        return [*self.finish(), Pause(seconds)]
 
     def _read(self, sentences: list[str]) -> list[Item]:
         """Sentences as they are to be said."""
         found: list[Item] = []
         for sentence in sentences:
-            said = respell(sentence, self._delivery.lexicons)
+            self._check_tags(sentence)
+            said = respell(sentence, self._delivery.lexicons, self._delivery.tags)
             self._added += max(0, len(said) - len(sentence))
             if self._added > MAX_ADDED_CHARACTERS:
                 raise DeliveryError(
@@ -106,35 +138,24 @@ class DeliveryStream:
             found.append(said)
         return found
 
-    def pause(self, seconds: float, mark: str) -> list[Item]:
-        """The end of the sentence so far, and a pause. Raises DeliveryError, which quotes `mark`,
-        for one that is too long."""
-        most = self._delivery.max_pause_s
-        if seconds > most:
-            raise DeliveryError(f"{mark}: {seconds:g} s; a pause may last {most:g} s at most")
-        self._paused_s += seconds
-        if self._paused_s > MAX_PAUSES_S:
-            raise DeliveryError(
-                f"{mark}: with it the pauses of this text take {self._paused_s:g} s together; "
-                f"{MAX_PAUSES_S:g} s are allowed"
-            )
-        return [*self._read(self._sentences.finish()), Pause(seconds)]
-
-    def finish(self) -> list[Item]:
-        """What is left."""
-        rest, self._rest = self._rest, ""
-        return self._read([*self._sentences.push(rest), *self._sentences.finish()])
+    def _check_tags(self, sentence: str) -> None:
+        if not self._delivery.refuse_unknown_tags:
+            return
+        tags = self._delivery.tags
+        for tag in _TAG.findall(sentence):
+            if tag not in tags:
+                known = f"knows {', '.join(tags)}" if tags else "knows no tags"
+                raise DeliveryError(f"{tag[:40]}: an unknown tag; this model {known}")
 
 
-def deliver(text: str, language: str | None = None, delivery: Delivery | None = None) -> list[Item]:
-    """The items of a whole text. Raises DeliveryError."""
+def deliver(
+    text: str,
+    language: str | None = None,
+    delivery: Delivery | None = None,
+    ssml: Scope | None = None,
+) -> list[Item]:
+    """The items of a whole text, which is an SSML document with `ssml`. Raises DeliveryError."""
     stream = DeliveryStream(language, delivery)
+    if ssml is not None:
+        return stream.document(text, ssml)
     return stream.push(text) + stream.finish()
-
-
-def seconds_of(given: str, mark: str) -> float:
-    """`1.5s` or `300ms` in seconds. Raises DeliveryError, which quotes `mark`."""
-    found = _DURATION.fullmatch(given)
-    if found is None:
-        raise DeliveryError(f"{mark}: expected seconds, such as [pause:1.5s] or [pause:300ms]")
-    return float(found["number"]) / (1000 if found["unit"].lower() == "ms" else 1)

@@ -5,9 +5,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import sheen
 from helpers.example import CHECKPOINT
@@ -15,7 +17,8 @@ from helpers.readers import check_speech
 from helpers.speaking import silences
 from sheen.speaker import Audio, Speaker
 
-KEYWORDS = ["speed", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "lexicon"]
+SAMPLING = ["temperature", "top_k", "top_p", "repetition_penalty", "seed"]
+KEYWORDS = ["speed", *SAMPLING, "lexicon", "ssml"]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,34 @@ def test_a_pause_is_exact_in_streams_too_and_a_wrong_one_is_refused_at_once(
     np.testing.assert_array_equal(streamed, whole)
     with pytest.raises(ValueError, match=r"text: \[pause:1h\]: expected seconds"):
         speaker.stream("four [pause:1h] two", "slt")
+
+
+def test_a_document_is_spoken_as_its_text_with_its_pauses_tempo_and_voices(
+    speaker: Speaker,
+) -> None:
+    def spoken(text: str, **settings: Any) -> NDArray[np.float32]:
+        return speaker.synthesize(text, "slt", **settings).samples
+
+    same = [
+        ('<speak>four <break time="1.5s"/> two</speak>', "four [pause:1.5s] two", 1.0),
+        ('<speak>four\n<sub alias="two">2</sub>\n</speak>', "four two", 1.0),
+        ('<speak><prosody rate="200%">four two</prosody></speak>', "four two", 2.0),
+    ]
+    for document, text, speed in same:
+        np.testing.assert_array_equal(spoken(document, ssml=True), spoken(text, speed=speed))
+    two = spoken('<speak>four <break time="1s"/><voice name="rms">two</voice></speak>', ssml=True)
+    both = [speaker.synthesize(text, voice) for text, voice in (("four", "slt"), ("two", "rms"))]
+    # But for the silence at the seam.
+    assert abs(len(two) / 24_000 - 1.0 - sum(audio.seconds for audio in both)) < 0.8
+    with pytest.raises(ValueError, match='text: <voice name="nobody">: this model has: awb'):
+        speaker.stream('<speak><voice name="nobody">two</voice></speak>', "slt", ssml=True)
+
+
+def test_a_lexicon_says_what_is_spoken(speaker: Speaker) -> None:
+    spoken = speaker.synthesize("vier two", "slt", lexicon={"vier": "four"}).samples
+    np.testing.assert_array_equal(spoken, speaker.synthesize("four two", "slt").samples)
+    with pytest.raises(ValueError, match=r"lexicon: 'vier': .*letters"):
+        speaker.stream("vier", "slt", lexicon={"vier": "/fɔɹ/"})
 
 
 def test_a_text_is_spoken_until_the_model_ends_it(speaker: Speaker, audio: Audio) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from sheen.audio.samples import Samples
 from sheen.engine.chunks import FADE_S, ONSET_S, SILENCE, SLICE, ChunkStream, Joiner, pause_after
-from sheen.text.delivery import Item, Pause
+from sheen.text.items import Item, Pause
 from sheen.text.segmentation import SentenceStream
 
 LIMIT = 30

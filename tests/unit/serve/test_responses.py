@@ -241,6 +241,29 @@ def test_a_lexicon_says_what_is_spoken(backend: Backend) -> None:
     assert "'six'" in str(error)
 
 
+def test_a_document_is_spoken_or_refused_by_what_is_wrong(backend: Backend) -> None:
+    document = '<speak>one <break time="1s"/><voice name="heart">two</voice></speak>'
+    spoken, _, error = ask(backend, input=document, ssml=True, seed=1)
+    expected = ask(backend, input="one [pause:1s] two", seed=1)[0]
+    assert (error, b"".join(spoken)) == (None, b"".join(expected))
+    for wrong in ("two", "<speak>two", '<speak><break time="3600s"/></speak>'):
+        _, _, error = ask(backend, input=wrong, ssml=True)
+        assert isinstance(error, APIError)
+        assert (error.status, error.param, error.code) == (400, "input", "invalid_mark")
+
+
+def test_a_tag_that_the_model_does_not_know_is_text_or_refused(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ask(backend, input="one <laugh>")[2] is None
+    args = backend._args.model_copy(update={"unknown_tags": "refuse"})
+    monkeypatch.setattr(backend, "_args", args)
+    _, _, error = ask(backend, input="one <laugh>")
+    assert isinstance(error, APIError)
+    assert (error.status, error.code) == (400, "invalid_mark")
+    assert "<laugh>" in str(error)
+
+
 @pytest.mark.parametrize("speed", [1.0, 2.0])
 def test_a_pause_is_exact_at_any_speed(backend: Backend, speed: float) -> None:
     chunks, _, error = ask(backend, input="one [pause:1.5s] two", speed=speed, seed=1)
@@ -362,6 +385,11 @@ def test_a_message_that_is_none_ends_the_utterance_it_is_in(backend: Backend, so
     for message in (say("two. "), END, say("six. "), END):
         socket.send_json(message)
     assert heard(socket)[1]["type"] == "speech.audio.done"
+
+
+def test_a_document_is_refused_on_a_socket(socket: Any) -> None:
+    socket.send_json(START | {"ssml": True})
+    assert heard(socket)[1]["error"]["param"] == "ssml"
 
 
 def test_a_pause_that_comes_in_pieces_is_a_pause_and_a_wrong_one_ends_its_text(

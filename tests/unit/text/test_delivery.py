@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from sheen.text.delivery import MAX_PAUSES_S, DeliveryError, DeliveryStream, Item, Pause, deliver
+from sheen.text.delivery import MAX_PAUSES_S, DeliveryStream, deliver
+from sheen.text.items import DeliveryError, Item, Pause
 
 
 def in_parts(text: str, seed: int) -> list[Item]:

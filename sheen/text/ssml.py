@@ -1,0 +1,225 @@
+"""SSML: a document -> its text, pauses, voices and tempo, as far as a voice can follow them.
+
+Owns the subset (`break`, `sub`, `phoneme`, `prosody rate`, `voice`, `p`, `s`) of W3C's SSML 1.1. Of
+other elements the text is spoken, and they are reported. Refuses, by its line, what is no XML, and
+by name a wrong attribute. Safe with what strangers send: expat reads it in one pass, a document
+type with its entities is refused where it begins, nothing is ever fetched, and depth is bounded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+from xml.parsers import expat
+
+import regex
+
+from sheen.text.items import DeliveryError, Pause, Style, seconds_of
+from sheen.text.kept import clean, with_phonemes
+from sheen.text.phonemes import from_ipa
+
+MAX_DEPTH = 10
+"""Of elements within each other; Kokoro-FastAPI's."""
+BREAKS = {"none": 0.0, "x-weak": 0.0, "weak": 0.25, "medium": 0.5, "strong": 1.0, "x-strong": 1.5}
+"""Seconds of a break's strength. SSML gives none; these are Kokoro-FastAPI's."""
+RATES = {"x-slow": 0.5, "slow": 0.64, "medium": 1.0, "default": 1.0, "fast": 1.55, "x-fast": 2.0}
+"""Of a rate's name, as Azure documents them; SSML gives none."""
+SLOWEST, FASTEST = 0.25, 4.0
+"""Of rate and speed together."""
+SILENT = ("desc", "meta", "metadata", "title")
+"""What is in them is about the document."""
+KNOWN = ("audio", "emphasis", "lang", "lexicon", "lookup", "mark", "say-as", "token", "w")
+"""SSML's elements that are not followed, as they are reported; any other is `other`."""
+
+_RATE = regex.compile(r"(?P<sign>[+-])?(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<percent>%)?")
+_SPACE = regex.compile(r"\s+")
+
+Part = str | Pause | Style
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a document may name, and the request that it comes with."""
+
+    speaker: str | None
+    """The voice of the request."""
+    voices: Mapping[str, str | None]
+    """Every name of a voice, and the speaker it means."""
+    phonemes: bool = False
+    """Whether the model was taught them; else the word in a `phoneme` is spoken."""
+    tags: tuple[str, ...] = ()
+    """`<laugh/>` is one, if it is among them."""
+    speed: float = 1.0
+
+
+@dataclass(frozen=True)
+class Document:
+    """What is spoken, in order, and what was not followed (`ssml.emphasis`)."""
+
+    parts: list[Part] = field(default_factory=list)
+    ignored: set[str] = field(default_factory=set)
+
+
+def read_ssml(text: str, scope: Scope) -> Document:
+    """Read a document of one `<speak>`. Raises DeliveryError."""
+    return _Reader(scope).read(text)
+
+
+@dataclass
+class _Element:
+    name: str
+    style: Style
+    silent: bool = False
+    ph: str | None = None
+    """Phonemes of its words, which are collected in `words`."""
+    words: list[str] = field(default_factory=list)
+
+
+class _Reader:
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._document = Document()
+        self._open: list[_Element] = []
+        self._parser = expat.ParserCreate("utf-8")
+        self._parser.buffer_text = True
+        self._parser.StartDoctypeDeclHandler = self._refuse_doctype
+        self._parser.EntityDeclHandler = self._refuse_doctype
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.CharacterDataHandler = self._text
+
+    def read(self, text: str) -> Document:
+        try:
+            self._parser.Parse(text.encode("utf-8", "replace"), True)
+        except expat.ExpatError as error:
+            place = f"line {error.lineno}, column {error.offset + 1}"
+            raise DeliveryError(f"no XML: {expat.ErrorString(error.code)}, {place}") from error
+        return self._document
+
+    def _refuse_doctype(self, *declared: object) -> NoReturn:
+        raise DeliveryError("<!DOCTYPE: a document type and its entities are not allowed in SSML")
+
+    def _start(self, qualified: str, attributes: dict[str, str]) -> None:
+        name = qualified.rpartition(":")[2]
+        if not self._open and name != "speak":
+            raise DeliveryError(f"<{name[:40]}>: expected <speak>…</speak>")
+        if len(self._open) >= MAX_DEPTH:
+            raise DeliveryError(f"<{name[:40]}>: more than {MAX_DEPTH} elements within each other")
+        if self._open and self._open[-1].ph is not None:
+            raise DeliveryError(f"<{name[:40]}>: only text may stand in a <phoneme>")
+        style = self._open[-1].style if self._open else Style(self._scope.speaker)
+        element = _Element(name, style, silent=bool(self._open and self._open[-1].silent))
+        self._open.append(element)
+        if element.silent:
+            return
+        if name in ("speak", "p", "s"):
+            self._put("\n")
+        elif name == "break":
+            self._break(attributes)
+        elif name == "sub":
+            self._put(_needed(name, attributes, "alias"))
+            element.silent = True
+        elif name == "phoneme":
+            self._phoneme(element, attributes)
+        elif name == "prosody":
+            self._prosody(element, attributes)
+        elif name == "voice":
+            self._voice(element, attributes)
+        elif name in SILENT:
+            element.silent = True
+        elif (tag := f"<{name}>") in self._scope.tags:
+            self._put(tag)
+        else:
+            self._document.ignored.add(f"ssml.{name if name in KNOWN else 'other'}")
+
+    def _end(self, qualified: str) -> None:
+        element = self._open.pop()
+        if element.silent:
+            return
+        if element.ph is not None:
+            words = " ".join("".join(element.words).split())
+            self._put(with_phonemes(words, element.ph))
+        if element.name in ("speak", "p", "s"):
+            self._put("\n")
+        if self._open and self._open[-1].style != element.style:
+            self._document.parts.append(self._open[-1].style)
+
+    def _text(self, text: str) -> None:
+        if not self._open[-1].silent:
+            self._put(clean(_SPACE.sub(" ", text)))  # a line break in it ends no sentence
+
+    def _put(self, text: str) -> None:
+        if self._open and self._open[-1].ph is not None:
+            self._open[-1].words.append(text)
+        else:
+            self._document.parts.append(text)
+
+    def _break(self, attributes: dict[str, str]) -> None:
+        strength = attributes.get("strength", "medium")
+        if strength not in BREAKS:
+            raise DeliveryError(
+                f'<break strength="{strength[:40]}">: expected one of {", ".join(BREAKS)}'
+            )
+        if "time" in attributes:
+            given = attributes["time"][:40]
+            self._document.parts.append(Pause(seconds_of(given, f'<break time="{given}">')))
+        elif seconds := BREAKS[strength]:
+            self._document.parts.append(Pause(seconds))
+
+    def _phoneme(self, element: _Element, attributes: dict[str, str]) -> None:
+        if (alphabet := attributes.get("alphabet", "ipa")) != "ipa":
+            raise DeliveryError(f'<phoneme alphabet="{alphabet[:40]}">: expected ipa')
+        given = _needed("phoneme", attributes, "ph")
+        if not self._scope.phonemes:
+            self._document.ignored.add("ssml.phoneme")
+            return
+        try:
+            element.ph = from_ipa(given)
+        except ValueError as error:
+            raise DeliveryError(f"<phoneme>: {error}") from error
+
+    def _prosody(self, element: _Element, attributes: dict[str, str]) -> None:
+        for other in attributes.keys() - {"rate"}:
+            known = other in ("pitch", "volume", "range", "contour", "duration")
+            self._document.ignored.add(f"ssml.prosody.{other if known else 'other'}")
+        if "rate" in attributes:
+            rate = self._rate(attributes["rate"].strip(), element.style.rate)
+            self._restyle(element, Style(element.style.speaker, rate))
+
+    def _rate(self, given: str, around: float) -> float:
+        mark = f'<prosody rate="{given[:40]}">'
+        number = RATES.get(given)
+        if number is None:
+            found = _RATE.fullmatch(given)
+            if found is None or (found["sign"] and not found["percent"]):
+                names = ", ".join(RATES)
+                raise DeliveryError(f"{mark}: expected one of {names}; or 1.2, 120%, +20%, -20%")
+            number = float(found["number"]) / (100 if found["percent"] else 1)
+            if found["sign"]:
+                number = around * (1 + number if found["sign"] == "+" else 1 - number)
+        if not SLOWEST <= number * self._scope.speed <= FASTEST:
+            raise DeliveryError(
+                f"{mark}: with the request's speed of {self._scope.speed:g} it is "
+                f"{number * self._scope.speed:g}; expected {SLOWEST} to {FASTEST}"
+            )
+        return number
+
+    def _voice(self, element: _Element, attributes: dict[str, str]) -> None:
+        if "name" not in attributes:
+            self._document.ignored.add("ssml.voice")
+            return
+        name = attributes["name"]
+        if name not in self._scope.voices:
+            known = ", ".join(self._scope.voices) or "one, without a name"
+            raise DeliveryError(f'<voice name="{name[:100]}">: this model has: {known}')
+        self._restyle(element, Style(self._scope.voices[name], element.style.rate))
+
+    def _restyle(self, element: _Element, style: Style) -> None:
+        if style != element.style:
+            self._document.parts.append(style)
+        element.style = style
+
+
+def _needed(name: str, attributes: dict[str, str], attribute: str) -> str:
+    if not attributes.get(attribute, "").strip():
+        raise DeliveryError(f"<{name}>: expected the attribute {attribute}")
+    return clean(_SPACE.sub(" ", attributes[attribute]))
