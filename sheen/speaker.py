@@ -105,6 +105,11 @@ class Speaker:
         return list(self._voice.info.voices)
 
     @property
+    def tags(self) -> list[str]:
+        """Words such as `<laugh>` that the model acts where they stand in a text."""
+        return list(self._voice.info.tags)
+
+    @property
     def sample_rate(self) -> int:
         """Of all audio, Hz."""
         return self._voice.codec.sample_rate

@@ -56,6 +56,8 @@ class DatasetInfo(BaseModel, extra="forbid"):
     """Hz."""
     normalizer: NormalizerSteps = ()
     """What the texts have gone through, in order; empty for texts as they were."""
+    tags: list[str] = []
+    """Words such as `<laugh>` that these steps have left as they are."""
 
     @property
     def text_normalization(self) -> NemoStep | None:

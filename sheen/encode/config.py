@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from sheen.config import JobConfig
+from sheen.text.kept import as_tag
 
 Samples = NDArray[np.float32]
 FULL_SCALE = 0.999
@@ -154,6 +155,13 @@ class EncodeConfig(JobConfig):
             "pip install 'sheen[phonemes]'"
         ),
     ] = False
+    tags: Annotated[
+        list[Annotated[str, AfterValidator(as_tag)]] | None,
+        Field(
+            description="words such as <laugh> that stay as they are in the texts, for a model "
+            "that learns to act them; written with or without <>"
+        ),
+    ] = None
     trim_db: Annotated[
         float | None,
         Field(lt=0.0, description="remove what is softer at both ends, dB of full scale, e.g. -50"),

@@ -71,7 +71,7 @@ def run(config: EncodeConfig) -> dict[str, Any]:
         if report["rows_out"]:
             if jsonl:
                 _export(output, jsonl)
-            _finish(output, config.codec, info, normalizer)
+            _finish(output, config, info, normalizer)
     return report
 
 
@@ -99,6 +99,7 @@ def _write(
         config.trim_db,
         config.loudness_lufs,
         normalizer,
+        tuple(config.tags or ()),
     )
     times = _encode(left, codec, settings, config, output)
     statistics = Statistics(codec.sample_rate, codec.codebook_size)
@@ -145,17 +146,18 @@ def _normalizer(config: EncodeConfig) -> tuple[NormalizerStep, ...]:
 
 
 def _finish(
-    output: str, source: str, info: CodecInfo, normalizer: tuple[NormalizerStep, ...]
+    output: str, config: EncodeConfig, info: CodecInfo, normalizer: tuple[NormalizerStep, ...]
 ) -> None:
     if files.exists(uris.join(output, dataset.INFO_FILE)):
         return
     if info.embedded:
-        folder = str(find_codec(source).resolve())
+        folder = str(find_codec(config.codec).resolve())
         folders.copy_folder(folder, uris.join(output, CODEC_FOLDER))
     written = dataset.DatasetInfo(
         codec=info,
         sample_rate=info.sample_rate,
         normalizer=normalizer,
+        tags=config.tags or [],
     )
     dataset.write_info(output, written)
 

@@ -44,6 +44,8 @@ class DecodeSettings:
     loudness_lufs: float | None = None
     normalizer: tuple[NormalizerStep, ...] = ()
     """Empty: texts are taken as they are."""
+    tags: tuple[str, ...] = ()
+    """That stay as they are."""
 
 
 class Rejected(Exception):
@@ -88,7 +90,7 @@ def decode_rows(
             try:
                 with limit(row["key"]):
                     if settings.normalizer:
-                        row["text"] = _taught(row["text"], settings.normalizer)
+                        row["text"] = _taught(row["text"], settings)
                     if row["snac_codes"] is None:
                         row["pcm"] = _pcm(row, clips, settings)
                     else:
@@ -108,8 +110,8 @@ def _name(row: Mapping[str, Any]) -> str:
     return f"{row['audio']}: " if row["audio"] else ""
 
 
-def _taught(text: str, steps: tuple[NormalizerStep, ...]) -> str:
-    taught = TextPipeline(steps)(text)
+def _taught(text: str, settings: DecodeSettings) -> str:
+    taught = TextPipeline(settings.normalizer, settings.tags)(text)
     if not taught:
         raise Rejected("no text", f"{text!r} holds nothing that is spoken")
     return taught

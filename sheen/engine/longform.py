@@ -111,8 +111,9 @@ class Speech:
         """The stream, which is silence for a text without a word. Raises RequestError, EngineBusy
         and SpeechFailed, the first two before any sample but those of a pause."""
         chunk = await self._open(None)
-        if chunk is None and not self._pauses:
-            yield Span(wordless(self._voice.codec.sample_rate))
+        sample_rate = self._voice.codec.sample_rate
+        if chunk is None and not any(round(p.seconds * sample_rate) for p in self._pauses):
+            yield Span(wordless(sample_rate))
         for span in self._paused():
             yield span
         while chunk is not None:

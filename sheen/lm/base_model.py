@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tokenizers import AddedToken
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -155,6 +156,11 @@ def first_new_id(tokenizer: PreTrainedTokenizerBase) -> int:
             "the embeddings with it"
         )
     return size
+
+
+def add_tags(tokenizer: PreTrainedTokenizerBase, tags: Sequence[str]) -> None:
+    """Make each tag, such as `<laugh>`, one token. They are not special: a text may hold them."""
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
 
 
 def draw_noise(

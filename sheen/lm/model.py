@@ -26,7 +26,13 @@ from transformers import (
 
 from sheen.codec.layout import Softmax, TokenLayout
 from sheen.lm.attention import PACKED, SLOT_BACKENDS, check_head, use_attention
-from sheen.lm.base_model import check_files, draw_noise, first_new_id, initialise_rows
+from sheen.lm.base_model import (
+    add_tags,
+    check_files,
+    draw_noise,
+    first_new_id,
+    initialise_rows,
+)
 from sheen.lm.batching import Batch
 from sheen.lm.cpu_kernels import (
     MIN_ROWS,
@@ -209,15 +215,17 @@ def extend(
     strides: tuple[int, ...],
     seed: int,
     codebooks: Sequence[Tensor] | None = None,
+    tags: Sequence[str] = (),
 ) -> SpeechLM:
-    """Add the codec's tokens to a base, in place: new ids follow `len(tokenizer)`.
+    """Add the tags' tokens and the codec's to a base, in place: new ids follow `len(tokenizer)`.
 
     A published embedding table is often larger than its tokenizer; the rows in between were never
     trained and become audio rows like any other. `codebooks` see `draw_noise`. Raises
     ValueError for a base that already holds such tokens or whose head is not a plain matrix.
     """
     known = first_new_id(tokenizer)
-    layout = TokenLayout(known, codebook_size, strides)
+    add_tags(tokenizer, tags)
+    layout = TokenLayout(first_new_id(tokenizer), codebook_size, strides)
     names = layout.token_names()
     vocabulary = tokenizer.get_vocab()
     if taken := [name for name in names if name in vocabulary]:
@@ -230,17 +238,19 @@ def extend(
     if ids != list(range(layout.start_id, layout.start_id + layout.size)):
         raise ValueError(
             f"the tokenizer ({type(tokenizer).__name__}) gives the {len(names)} added tokens other "
-            f"ids than those from {known} on"
+            f"ids than those from {layout.first_id} on"
         )
-    rows = max(known + layout.size, len(_table(lm.get_input_embeddings())))
+    rows = max(layout.first_id + layout.size, len(_table(lm.get_input_embeddings())))
     lm.resize_token_embeddings(rows, pad_to_multiple_of=PAD_TABLE_TO, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     tables = {"input": _table(lm.get_input_embeddings())}
     if (output := _table(lm.get_output_embeddings())) is not tables["input"]:
         tables["output"] = output
     for name, table in tables.items():
-        noise = draw_noise(len(table) - known, table.shape[1], generator, layout, codebooks)
-        initialise_rows(table, known, noise)
+        width, first = table.shape[1], layout.first_id
+        noise = draw_noise(len(table) - first, width, generator, layout, codebooks)
+        of_tags = torch.randn(first - known, width, generator=generator, dtype=torch.float64)
+        initialise_rows(table, known, torch.cat([of_tags, noise]))
         logger.info(
             "initialised %d new rows of the %s embedding: std %.4f, existing %.4f",
             len(table) - known,

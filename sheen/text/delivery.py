@@ -14,7 +14,7 @@ from typing import Protocol
 import regex
 
 from sheen.text.items import DeliveryError, Item, Pause, Style, seconds_of
-from sheen.text.kept import clean
+from sheen.text.kept import TAG, clean
 from sheen.text.lexicon import Lexicon, respell
 from sheen.text.segmentation import SentenceStream
 from sheen.text.ssml import Scope, read_ssml
@@ -27,7 +27,6 @@ MAX_ADDED_CHARACTERS = 8192
 """That a lexicon may make a text longer by, for the same reason."""
 
 _MARK = regex.compile(r"\[pause:[ \t]{0,4}(?P<given>[-+.,\d][^\[\]\s]{0,40})[ \t]{0,4}\]", regex.I)
-_TAG = regex.compile(r"<[\p{L}_][\p{L}\p{N}_-]*>")
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class DeliveryStream:
         if not self._delivery.refuse_unknown_tags:
             return
         tags = self._delivery.tags
-        for tag in _TAG.findall(sentence):
+        for tag in TAG.findall(sentence):
             if tag not in tags:
                 known = f"knows {', '.join(tags)}" if tags else "knows no tags"
                 raise DeliveryError(f"{tag[:40]}: an unknown tag; this model {known}")

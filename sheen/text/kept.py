@@ -13,6 +13,9 @@ import regex
 
 from sheen.text.segmentation import has_word
 
+TAG = regex.compile(r"<[\p{L}_][\p{L}\p{N}_-]*>")
+"""What a tag looks like."""
+
 _OPEN, _MIDDLE, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
 _NONE = dict.fromkeys(map(ord, (_OPEN, _MIDDLE, _CLOSE)))
 _GIVEN = f"{_OPEN}[^{_OPEN}-{_CLOSE}]*{_MIDDLE}[^{_OPEN}-{_CLOSE}]*{_CLOSE}"
@@ -38,6 +41,14 @@ class Piece:
         core = self.text.strip()
         at = self.text.index(core) if core else len(self.text)
         return self.text[:at], core, self.text[at + len(core) :]
+
+
+def as_tag(name: str) -> str:
+    """`laugh` or `<laugh>` as it stands in a text. Raises ValueError for what no tag can be."""
+    tag = name if name.startswith("<") else f"<{name}>"
+    if TAG.fullmatch(tag) is None:
+        raise ValueError(f"{name!r}: expected a tag of letters, digits, _ and -, such as laugh")
+    return tag
 
 
 def clean(text: str) -> str:

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from sheen.codec.layout import Softmax
 from sheen.config import JobConfig
 from sheen.lm.precision import Precision
+from sheen.text.kept import as_tag
 from sheen.train.learning.settings import Schedule, Strategy
 
 
@@ -104,6 +105,14 @@ class TrainConfig(RunFields):
     codec: Annotated[
         str | None,
         Field(description="codec of a file of codes (a dataset folder names its own)"),
+    ] = None
+    tags: Annotated[
+        list[Annotated[str, AfterValidator(as_tag)]] | None,
+        Field(
+            description="words such as <laugh> that a new model learns as tokens of their own, "
+            "written as they stand in the texts or without <>; default: those that the data was "
+            "encoded with"
+        ),
     ] = None
     dry_run: Annotated[
         bool,

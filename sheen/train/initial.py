@@ -58,7 +58,8 @@ def _with_tokens(
     if codec is not None:
         quantizers = build_codec(codec).quantizer.quantizers
         codebooks = [part.codebook.weight.detach() for part in quantizers]
-    model = extend(lm, tokenizer, info.codec.codebook_size, info.codec.strides, seed, codebooks)
+    size, strides = info.codec.codebook_size, info.codec.strides
+    model = extend(lm, tokenizer, size, strides, seed, codebooks, info.tags)
     assert model.layout == info.token_layout, "driver and worker disagree about the first id"
     model.softmax = info.softmax
     return model, tokenizer

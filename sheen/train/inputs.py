@@ -85,6 +85,26 @@ def normalizer_of(
     return (*steps, NfcSpaceStep())
 
 
+def tags_of(locations: Sequence[str], tags: Sequence[str] | None) -> list[str]:
+    """The tags that the model is to know: those asked for, else those that the data kept. Raises
+    ValueError for one that text normalization has read as words."""
+    found = {
+        location: dataset.read_info(location)
+        for location in locations
+        if files.kind(location) == fs.FileType.Directory
+    }
+    if tags is None:
+        return sorted({tag for info in found.values() for tag in info.tags})
+    for location, info in found.items():
+        lost = [tag for tag in tags if tag not in info.tags]
+        if lost and info.text_normalization is not None:
+            raise ValueError(
+                f"--tags {lost[0]}: --data {location} was normalised without keeping it; encode "
+                f"with --tags {' '.join(tag.strip('<>') for tag in tags)}"
+            )
+    return sorted(set(tags))
+
+
 def _texts(steps: Sequence[NormalizerStep]) -> str:
     if (step := text_normalization(steps)) is None:
         return "texts as they are"
@@ -113,7 +133,9 @@ def model_content(model: str) -> str:
     return folder_digest(model, (".safetensors", ".bin", ".json"))
 
 
-def plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.CheckpointInfo, Any, bool]:
+def plan_checkpoint(
+    model: str, codec: CodecInfo, tags: Sequence[str] = ()
+) -> tuple[checkpoint.CheckpointInfo, Any, bool]:
     """What the run will write about itself, known before any weight is loaded.
 
     The tokenizer, and whether the base lacks the codec's tokens.
@@ -139,9 +161,15 @@ def plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoint
                     f"checkpoint {model} generates codes of {info.codec.source} (weights "
                     f"{info.codec.sha256[:12]}): encode the recordings with the checkpoint's codec"
                 )
+            if lost := [tag for tag in tags if tag not in info.tags]:
+                raise ValueError(
+                    f"--tags {lost[0]}: the checkpoint {model} knows "
+                    f"{', '.join(info.tags) or 'no tags'}; new ones need a base"
+                )
             return info, tokenizer, False
     try:
         positions = base_model.check_config(base)
+        base_model.add_tags(tokenizer, tags)
         first_id = base_model.first_new_id(tokenizer)
     except ValueError as error:
         raise ValueError(f"--model {model}: {error}") from error
@@ -151,5 +179,6 @@ def plan_checkpoint(model: str, codec: CodecInfo) -> tuple[checkpoint.Checkpoint
         codec=codec,
         sample_rate=codec.sample_rate,
         max_seq_len=positions,
+        tags=list(tags),
     )
     return info, tokenizer, True

@@ -30,6 +30,7 @@ from sheen.train.inputs import (
     model_source,
     normalizer_of,
     plan_checkpoint,
+    tags_of,
 )
 from sheen.train.launcher import fit
 from sheen.train.learning.metrics_log import last_metrics
@@ -49,7 +50,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     check_saving(config)
     codec, codec_files = codec_of(locations, config.codec)
     model = model_source(config.model)
-    info, tokenizer, extends = plan_checkpoint(model, codec)
+    tags = tags_of(locations, config.tags)
+    info, tokenizer, extends = plan_checkpoint(model, codec, tags)
     info.softmax = config.softmax
     info.normalizer = normalizer_of(locations, model, info)
     limit = min(config.max_tokens, info.max_seq_len)

@@ -37,7 +37,7 @@ from helpers.served import (
     state,
     wait_until_free,
 )
-from helpers.speaking import assert_close
+from helpers.speaking import assert_close, silences
 from sheen.audio.encoders import MEDIA_TYPES
 from sheen.audio.io import wav_header
 from sheen.engine.sampler import Sampling
@@ -135,6 +135,19 @@ def test_a_path_that_is_not_there(url: str) -> None:
     status, body = get(f"{url}/v1/audio/nothing")
     assert status == 404
     assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_pause_is_exact_over_http_and_instructions_are_ignored_by_name(
+    client: openai.OpenAI,
+) -> None:
+    lengths = []
+    for text in ("one [pause:1s] two", "one [pause:1.5s] two"):
+        body, headers = create(client, text, response_format="pcm", seed=1, instructions="loud")
+        samples = np.frombuffer(body, "<i2")
+        lengths.append(len(samples))
+        assert headers["x-sheen-ignored"] == "instructions"
+        assert max(silences(samples)) >= 24_000
+    assert lengths[1] - lengths[0] == 12_000
 
 
 # Speech: the same to one step of 16 bits, and not always to the byte. What a window of audio holds

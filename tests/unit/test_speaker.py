@@ -42,8 +42,8 @@ def test_the_public_surface_is_what_other_code_may_rely_on() -> None:
         assert getattr(sheen, name)
     arguments = list(inspect.signature(sheen.load).parameters)
     assert arguments == ["model", "device", "dtype", "max_seconds"]
-    methods = {"close", "reference", "sample_rate", "stream", "synthesize", "voices"}
-    assert public(sheen.Speaker) == methods
+    properties = {"sample_rate", "tags", "voices"}
+    assert public(sheen.Speaker) == {"close", "reference", "stream", "synthesize", *properties}
     for method in (Speaker.synthesize, Speaker.stream):
         parameters = list(inspect.signature(method).parameters)
         assert parameters == ["self", "text", "voice", "reference", *KEYWORDS]

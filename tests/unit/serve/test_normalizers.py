@@ -15,6 +15,7 @@ import pytest
 
 from sheen.serve import normalizers
 from sheen.serve.normalizers import NormaliserProcesses
+from sheen.text.kept import with_phonemes
 from sheen.text.normalization import describe, load_normaliser
 from sheen.text.phonemes import describe as describe_phonemes
 from sheen.text.segmentation import SentenceStream
@@ -100,6 +101,23 @@ def test_a_text_has_the_same_phonemes_as_at_encoding() -> None:
     taught = " ".join(filter(None, asyncio.run(run())))
     assert taught == TextPipeline((describe("en"), steps))(text)
     assert "tˈɛn θˈɜɹTi" in taught
+
+
+def test_tags_and_phonemes_that_were_given_pass_as_at_encoding() -> None:
+    steps = (describe("en"), describe_phonemes("en"))
+    pipeline = TextPipeline(steps, ("<laugh>",))
+    sentence = f"On 3/4 <laugh>, {with_phonemes('Nguyen', 'nwˈɪn')} paid $5!"
+
+    async def run() -> str:
+        processes = NormaliserProcesses(pipeline, 1)
+        try:
+            return await processes.reader()(sentence)
+        finally:
+            processes.close()
+
+    taught = asyncio.run(run())
+    assert taught == pipeline.taught(pipeline.words(sentence))
+    assert "<laugh>, nwˈɪn " in taught
 
 
 def test_a_listener_is_not_kept_waiting_by_pages_of_numbers(asked: list[str]) -> None:

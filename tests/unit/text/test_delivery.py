@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from sheen.text.delivery import MAX_PAUSES_S, DeliveryStream, deliver
+from sheen.text.delivery import MAX_PAUSES_S, Delivery, DeliveryStream, deliver
 from sheen.text.items import DeliveryError, Item, Pause
 
 
@@ -62,6 +62,16 @@ def test_all_pauses_of_a_text_have_a_limit_together() -> None:
     deliver(many)
     with pytest.raises(DeliveryError, match="together"):
         deliver(f"{many} [pause:1ms]")
+
+
+def test_a_tag_that_the_model_does_not_know_is_text_or_refused() -> None:
+    text = "One <laugh> two. <p>Three</p> x<y and <cough>"
+    tags = ("<laugh>", "<p>")
+    assert " ".join(map(str, deliver(text, delivery=Delivery(tags=tags)))) == text
+    with pytest.raises(DeliveryError, match=r"<cough>: .*knows <laugh>, <p>"):
+        deliver(text, delivery=Delivery(tags=tags, refuse_unknown_tags=True))
+    with pytest.raises(DeliveryError, match=r"<laugh>: .* knows no tags"):
+        deliver(text, delivery=Delivery(refuse_unknown_tags=True))
 
 
 @pytest.mark.parametrize("seed", range(20))

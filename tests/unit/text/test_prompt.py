@@ -1,5 +1,7 @@
 """The prompt: one template for training and serving, and text that stays text."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,19 @@ def test_nothing_stands_between_text_and_audio_start(
     ids = prompt_ids(tokenizer, layout.start_id, "four two", "slt")
     assert ids[-1] == layout.start_id
     assert tokenizer.decode(ids[:-1]) == "slt: four two"
+
+
+def test_a_tag_is_one_token_before_the_codecs(base: Path, tmp_path: Path) -> None:
+    lm, tokenizer = load_base(str(base))
+    known = len(tokenizer)
+    layout = extend(lm, tokenizer, 4096, (4, 2, 1), seed=0, tags=["<laugh>", "<sigh>"]).layout
+    assert layout.first_id == known + 2
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    ids = prompt_ids(again, layout.start_id, "four <laugh> two<sigh> <cough>", "slt")
+    assert [ids.count(token) for token in (known, known + 1)] == [1, 1]
+    assert max(ids[:-1]) == known + 1
+    assert again.decode(ids[:-1]) == "slt: four <laugh> two<sigh> <cough>"
 
 
 @pytest.mark.parametrize("literal", ["<audio_start>", "<audio_end>", "<snac_0_0>", "<eos>"])

@@ -143,6 +143,30 @@ def test_a_text_is_read_as_its_sentences_are(voice: Voice) -> None:
     assert voice.pipeline(WRITTEN) == " ".join(map(voice.spoken, sentences))
 
 
+@pytest.mark.parametrize("phonemes", [False, True])
+def test_tags_pass_every_step(steps: tuple[NormalizerStep, ...], phonemes: bool) -> None:
+    text = "It's 10:30, <laugh> isn't it? Ha<sigh>! <2 <cough>"
+    pipeline = TextPipeline(steps if phonemes else steps[:1], ("<laugh>", "<sigh>"))
+    read = pipeline(text)
+    assert [read.count(tag) for tag in ("<laugh>", "<sigh>")] == [1, 1]
+    assert ", <laugh> " in read
+    if not phonemes:
+        assert read.startswith("It's ten thirty, <laugh> isn't it? Ha<sigh>!")
+    sentences = split_sentences(text, "en")
+    assert read == " ".join(pipeline.taught(pipeline.words(sentence)) for sentence in sentences)
+    assert pipeline.said("Ha <laugh> ha<sigh>.") == "Ha ha ."
+
+
+def test_encoding_keeps_tags(steps: tuple[NormalizerStep, ...]) -> None:
+    row = dict.fromkeys(MANIFEST_SCHEMA.names) | {"key": 0, "id": "a", "source": "line 1"}
+    row |= {"text": "5 <laugh> 6", "snac_codes": SILENT_CODES}
+    table = pa.Table.from_pylist([row], schema=MANIFEST_SCHEMA)
+    layout = TokenLayout(0, 4096, (4, 2, 1))
+    settings = DecodeSettings(24_000, Limits(), layout, 2048 / 24_000, None, None, steps[:1])
+    [read] = decode_rows(table, replace(settings, tags=("<laugh>",))).to_pylist()
+    assert (read["text"], read["reason"]) == ("five <laugh> six", None)
+
+
 def test_encoding_writes_phonemes_and_rejects_what_has_none(
     steps: tuple[NormalizerStep, ...],
 ) -> None:
