@@ -159,7 +159,7 @@ class EncodeConfig(JobConfig):
         list[Annotated[str, AfterValidator(as_tag)]] | None,
         Field(
             description="words such as <laugh> that stay as they are in the texts, for a model "
-            "that learns to act them; written with or without <>"
+            "that learns to act them: --tags laugh,sigh"
         ),
     ] = None
     trim_db: Annotated[

@@ -110,8 +110,7 @@ class TrainConfig(RunFields):
         list[Annotated[str, AfterValidator(as_tag)]] | None,
         Field(
             description="words such as <laugh> that a new model learns as tokens of their own, "
-            "written as they stand in the texts or without <>; default: those that the data was "
-            "encoded with"
+            "--tags laugh,sigh; default: those that the data was encoded with"
         ),
     ] = None
     dry_run: Annotated[

@@ -100,7 +100,7 @@ def tags_of(locations: Sequence[str], tags: Sequence[str] | None) -> list[str]:
         if lost and info.text_normalization is not None:
             raise ValueError(
                 f"--tags {lost[0]}: --data {location} was normalised without keeping it; encode "
-                f"with --tags {' '.join(tag.strip('<>') for tag in tags)}"
+                f"with --tags {','.join(tag.strip('<>') for tag in tags)}"
             )
     return sorted(set(tags))
 
