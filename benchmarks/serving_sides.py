@@ -46,9 +46,9 @@ class LegalRows(LogitsProcessor):
         step = input_ids.shape[1] - self._prompt
         slot = step % self._layout.tokens_per_frame
         legal = self._layout.legal(slot)
-        first = legal.start + (slot == 0 and step < self._min_tokens)
+        first, end = legal[slot == 0 and step < self._min_tokens], legal[-1] + 1
         masked = torch.full_like(scores, float("-inf"))
-        masked[:, first : legal.stop] = scores[:, first : legal.stop]
+        masked[:, first:end] = scores[:, first:end]
         return masked
 
 

@@ -24,17 +24,32 @@ def load(
     device: str | None = None,
     dtype: "Precision" = "auto",
     max_seconds: float = 30.0,
+    form: str | None = None,
+    codec: str | None = None,
+    info: str | None = None,
 ) -> "Speaker":
     """Open a checkpoint for synthesis, without Ray.
 
     `model`: a folder, a URI such as s3://bucket/checkpoint, or a hub id. `device`: a torch device
     (default: `cuda` where there is one, else `cpu`). `dtype`: of the speech model, `float32` or
     `bfloat16` (default: bfloat16 on a GPU, float32 on a CPU). `max_seconds`: longest audio of one
-    chunk of text; longer texts are spoken in several. Raises ValueError naming the argument.
+    chunk of text; longer texts are spoken in several.
+
+    Of a checkpoint without `sheen.json`, which others trained: `form`, its prompt form, where its
+    tokens do not say; `codec`, a SNAC by folder or hub id; `info`, a file of `sheen inspect`
+    instead. Raises ValueError naming the argument.
     """
     from sheen.speaker import Speaker
 
-    return Speaker(model, device=device, dtype=dtype, max_seconds=max_seconds)
+    return Speaker(
+        model,
+        device=device,
+        dtype=dtype,
+        max_seconds=max_seconds,
+        form=form,
+        codec=codec,
+        info=info,
+    )
 
 
 def __getattr__(name: str) -> Any:

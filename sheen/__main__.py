@@ -51,6 +51,7 @@ def speak(argv: list[str], prog: str) -> int:
     from sheen.engine.sampler import Sampling
     from sheen.lm.checkpoint import ReferenceForm
     from sheen.lm.precision import Precision
+    from sheen.lm.recognition import DEFAULT_CODEC
     from sheen.speaker import Speaker, audio_format
     from sheen.text.lexicon import read_entries
 
@@ -84,11 +85,21 @@ def speak(argv: list[str], prog: str) -> int:
         ("--repetition-penalty", float, "0.5 to 5; 1 is off"),
     ):
         default = getattr(Sampling, flag[2:].replace("-", "_"))
-        add(flag, type=kind, default=default, help=f"{what} {shown}")
+        add(flag, type=kind, help=f"{what} (default: the checkpoint's, else {default})")
+    add(
+        "--repetition-window",
+        type=lambda word: word if word == "all" else int(word),
+        help="tokens back that the penalty looks, or all (default: the checkpoint's, else "
+        f"{Sampling.repetition_window})",
+    )
     add("--ssml", action="store_true", help="TEXT is an SSML document")
     add("--lexicon", help="JSON file of words and what is said for each, path or URI")
     limit = "longest audio of one chunk of text, seconds"
     add("--max-seconds", type=float, default=30.0, help=f"{limit} {shown}")
+    foreign = "of a checkpoint without sheen.json:"
+    add("--form", help=f"{foreign} its prompt form, where its tokens do not say")
+    add("--codec", help=f"{foreign} a SNAC, folder or hub id (default: {DEFAULT_CODEC})")
+    add("--info", help=f"{foreign} a file of sheen inspect instead")
     add("--device", help="torch device (default: cuda where there is one, else cpu)")
     add(
         "--dtype",
@@ -111,6 +122,9 @@ def speak(argv: list[str], prog: str) -> int:
             device=options.device,
             dtype=options.dtype,
             max_seconds=options.max_seconds,
+            form=options.form,
+            codec=options.codec,
+            info=options.info,
         )
         with speaker:
             reference = None
@@ -128,6 +142,7 @@ def speak(argv: list[str], prog: str) -> int:
                 top_k=options.top_k,
                 top_p=options.top_p,
                 repetition_penalty=options.repetition_penalty,
+                repetition_window=options.repetition_window,
                 seed=options.seed,
                 lexicon=read_entries(options.lexicon) if options.lexicon else None,
                 ssml=options.ssml,
@@ -252,6 +267,18 @@ def convert(argv: list[str], prog: str) -> int:
     return main(argv)
 
 
+def inspect(argv: list[str], prog: str) -> int:
+    from sheen.inspection import main
+
+    return main(argv, prog)
+
+
+def export(argv: list[str], prog: str) -> int:
+    from sheen.export import main
+
+    return main(argv, prog)
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     "speak": (speak, "a text and a checkpoint -> an audio file"),
     "prepare": (prepare, "raw recordings -> segments with transcripts"),
@@ -260,6 +287,8 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "train-codec": (train_codec, "recordings -> a codec of your own"),
     "evaluate": (evaluate, "prompts and a checkpoint -> speech, scored, and a report page"),
     "serve": (serve, "a checkpoint -> an OpenAI-compatible speech server"),
+    "inspect": (inspect, "what a checkpoint that others trained is, and its sheen.json"),
+    "export": (export, "a checkpoint -> one with the token ids of the Orpheus family"),
     "convert": (convert, "folders of an older format, brought up to date in place"),
 }
 

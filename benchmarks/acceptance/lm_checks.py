@@ -125,7 +125,7 @@ def next_logits(model: SpeechLM, ids: Sequence[int], slot: int) -> Tensor:
     """`[T, rows]`: logits of the rows that are legal at a slot of the frame, after each token."""
     tokens = torch.tensor([list(ids)], device=model.head.device)
     states = model.hidden(tokens, use_cache=False).last_hidden_state[0]
-    base = model.layout.level_base(model.layout.slots[slot][0]) - 1
+    base = int(model.layout.slot_bases[slot]) - 1
     return float32_logits(states, model.head[base : base + model.layout.codebook_size + 1])
 
 
@@ -189,7 +189,7 @@ def _widest_gap(
         at = int(np.flatnonzero(ours != theirs)[0])
         slot = at % slots
         logits = next_logits(model, [*prompt, *ours[:at].tolist()], slot)[-1]
-        base = model.layout.level_base(model.layout.slots[slot][0]) - 1
+        base = int(model.layout.slot_bases[slot]) - 1
         widest = max(widest, abs(float(logits[ours[at] - base] - logits[theirs[at] - base])))
     return widest
 

@@ -2,11 +2,17 @@
 
 Owns the order of a frame's codes in a sequence, the ids of `<audio_start>` and `<audio_end>`, the
 id of every code, and which rows of the output head are legal at a slot. Everything is computed
-from the codec's codebook size and strides, and from the first free id of the tokenizer. Refuses
-codes whose lengths or values the codec could not have made. Knows nothing about models or text.
+from the codec's codebook size and strides, the family, and the first of the tokens that are added
+to the tokenizer. Refuses codes whose lengths or values the codec could not have made. Knows nothing
+about models or text.
 
-Rows are ordered `<audio_start>, <audio_end>, level 0, level 1, ...`, so that the rows legal where
-a frame may begin (`<audio_end>` and level 0) are one contiguous slice, and so is every level.
+The order of a frame's codes is the same in both families; their ids are not:
+
+- `sheen`: `<audio_start>, <audio_end>, level 0, level 1, ...`, so that the rows legal where a frame
+  may begin (`<audio_end>` and level 0) are one contiguous slice, and so is every level.
+- `orpheus`, of the checkpoints that follow canopyai/Orpheus-TTS: `<custom_token_i>` for i from 0.
+  Ten controls come first, 1 and 2 of which are `<audio_start>` and `<audio_end>`, then a block of
+  codes for each slot of the frame, and one token without a use.
 """
 
 from collections.abc import Sequence
@@ -20,6 +26,11 @@ from numpy.typing import NDArray
 AUDIO_START = "<audio_start>"
 AUDIO_END = "<audio_end>"
 
+Family = Literal["sheen", "orpheus"]
+CUSTOM_TOKEN = "<custom_token_{}>"
+CONTROLS = 10
+"""Custom tokens before the first code."""
+
 Codes = list[NDArray[np.int16]]
 """One utterance's codes: one array per level, coarse first, `[frames * codes_per_frame[level]]`."""
 
@@ -29,16 +40,31 @@ every decoder must mask the others, or the whole vocabulary, so that none needs 
 
 
 @dataclass(frozen=True)
+class Block:
+    """The ids of a level's codes at one slot or several: code c is `base + c`.
+
+    Column c of a block is the code c - 1. Column 0 is `<audio_end>` where `ends` (at slot 0), and
+    stands for nothing elsewhere.
+    """
+
+    level: int
+    base: int
+    ends: bool
+
+
+@dataclass(frozen=True)
 class TokenLayout:
     """Codes <-> token ids for one codec and one tokenizer.
 
     `strides` are the codec's `vq_strides`: latents per code at each level, coarse first
-    (24 kHz SNAC: 4, 2, 1; 32 and 44 kHz: 8, 4, 2, 1). `first_id` is the id of `<audio_start>`.
+    (24 kHz SNAC: 4, 2, 1; 32 and 44 kHz: 8, 4, 2, 1). `first_id` is the id of the first token that
+    the layout adds: `<audio_start>`, or `<custom_token_0>` in the family `orpheus`.
     """
 
     first_id: int
     codebook_size: int
     strides: tuple[int, ...]
+    family: Family = "sheen"
 
     def __post_init__(self) -> None:
         if not 0 < self.codebook_size <= 1 << 15:
@@ -83,29 +109,52 @@ class TokenLayout:
 
     @property
     def start_id(self) -> int:
-        return self.first_id
+        return self.first_id + (self.family == "orpheus")
 
     @property
     def end_id(self) -> int:
-        return self.first_id + 1
+        return self.start_id + 1
 
     @property
     def size(self) -> int:
-        """Token ids that the layout adds: two specials and every code of every level."""
-        return 2 + self.levels * self.codebook_size
+        """Token ids that the layout adds: its specials, and every code of every block."""
+        specials = 2 if self.family == "sheen" else CONTROLS + 1
+        return specials + len(self.blocks) * self.codebook_size
 
-    def level_base(self, level: int) -> int:
-        """The id of code 0 of a level."""
-        return self.first_id + 2 + level * self.codebook_size
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """In id order: one for each level, or one for each slot in the family `orpheus`."""
+        levels: Sequence[int] = range(self.levels)
+        first = self.first_id + 2
+        if self.family == "orpheus":
+            levels = [level for level, _ in self.slots]
+            first = self.first_id + CONTROLS
+        return tuple(
+            Block(level, first + number * self.codebook_size, ends=number == 0)
+            for number, level in enumerate(levels)
+        )
 
-    def legal(self, slot: int) -> range:
-        """Ids that may stand at a slot: its level's codes, and `<audio_end>` before slot 0."""
-        level, _ = self.slots[slot]
-        base = self.level_base(level)
-        return range(self.end_id if slot == 0 else base, base + self.codebook_size)
+    @cached_property
+    def slot_blocks(self) -> tuple[int, ...]:
+        """The number of the block of each slot."""
+        if self.family == "orpheus":
+            return tuple(range(self.tokens_per_frame))
+        return tuple(level for level, _ in self.slots)
+
+    def columns(self, block: Block) -> Sequence[int]:
+        """The ids of a block's columns. Neighbours, and then a range, in the family `sheen`."""
+        ids = range(block.base - 1, block.base + self.codebook_size)
+        return [self.end_id, *ids[1:]] if block.ends and ids[0] != self.end_id else ids
+
+    def legal(self, slot: int) -> Sequence[int]:
+        """Ids that may stand at a slot: its block's codes, and `<audio_end>` before slot 0."""
+        block = self.blocks[self.slot_blocks[slot]]
+        return self.columns(block)[0 if slot == 0 else 1 :]
 
     def token_names(self) -> list[str]:
         """The strings of the added tokens, in id order."""
+        if self.family == "orpheus":
+            return [CUSTOM_TOKEN.format(number) for number in range(self.size)]
         return [AUDIO_START, AUDIO_END] + [
             f"<snac_{level}_{code}>"
             for level in range(self.levels)
@@ -115,7 +164,7 @@ class TokenLayout:
     @cached_property
     def slot_bases(self) -> NDArray[np.int64]:
         """`[tokens_per_frame]`: the id of code 0 at each slot."""
-        return np.array([self.level_base(level) for level, _ in self.slots], dtype=np.int64)
+        return np.array([self.blocks[block].base for block in self.slot_blocks], dtype=np.int64)
 
     def check(self, codes: Sequence[Sequence[int] | NDArray[np.int16]]) -> str | None:
         """What is wrong with one utterance's codes, in words, or None."""
@@ -175,6 +224,7 @@ class TokenLayout:
             frame, slot = wrong[0]
             raise ValueError(
                 f"id {ids[frame * self.tokens_per_frame + slot]} at frame {frame}, slot {slot}: "
-                f"expected a code of level {self.slots[slot][0]}"
+                f"expected a code of level {self.slots[slot][0]}, "
+                f"{self.slot_bases[slot]} to {self.slot_bases[slot] + self.codebook_size - 1}"
             )
         return codes.astype(np.int16)

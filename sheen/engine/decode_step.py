@@ -1,7 +1,7 @@
 """From a step's states to its tokens: the rows of the head that are legal at a slot of the frame.
 
-Owns the slot grammar on the device, in two shapes. `LevelHeads` takes any rows of a step and
-computes each level's rows of the head for those that are at that level: what a CPU does, and a GPU
+Owns the slot grammar on the device, in two shapes. `BlockHeads` takes any rows of a step and
+computes each block's rows of the head for those that are at its slots: what a CPU does, and a GPU
 for prompts. `DecodeStep` is a decode step over all slots in static shapes, so that a GPU can
 capture it as a CUDA graph: it owns the captured graphs, one per attention length, and their
 input buffers. The host sends one small table per step; which rows of the head a slot may use, and
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sheen.codec.layout import TokenLayout
 from sheen.engine.sampler import Needs, RowSettings, SlotSampler
 from sheen.lm.cpu_kernels import MIN_ROWS, MOST_ROWS, Product
 from sheen.lm.kv_cache import PAGE, PagedCache
@@ -55,28 +56,35 @@ class _Choice:
     """What does not change from step to step, as long as the same requests are in it."""
 
     parts: list[tuple[Product, Tensor | None, int]]
-    """Of each level the product with the head, the rows that it takes (None: all of the step's),
+    """Of each block the product with the head, the rows that it takes (None: all of the step's),
     and how many of them count."""
     order: list[int]
-    """Which of the pending the rows of the logits are: level by level."""
+    """Which of the pending the rows of the logits are: block by block."""
     bases: Tensor
     settings: RowSettings
 
 
-class LevelHeads:
+def _with_end(ids: Tensor, layout: TokenLayout) -> Tensor:
+    """What was chosen, as token ids: column 0 of the first block is `<audio_end>`, which in some
+    layouts is no neighbour of the block's codes."""
+    column = layout.blocks[0].base - 1
+    return ids if column == layout.end_id else torch.where(ids == column, layout.end_id, ids)
+
+
+class BlockHeads:
     """Chooses tokens from the states of a step's rows.
 
-    `tokens` `[slots]` are the last ones, which are replaced. Column c of a request's logits is
-    token `base + c` of its level, code c - 1; column 0 is `<audio_end>` at level 0, and at other
-    levels a row that is struck out.
+    `tokens` `[slots]` are the last ones, which are replaced. The columns of a request's logits are
+    those of its slot's block; column 0 is `<audio_end>` in the first block, and in others a row
+    that is struck out.
     """
 
     def __init__(self, model: SpeechLM, sampler: SlotSampler, tokens: Tensor) -> None:
         layout = model.layout
-        self._sampler, self._tokens = sampler, tokens
-        self._levels = [level for level, _ in layout.slots]
-        self._bases = [layout.level_base(level) - 1 for level in range(layout.levels)]
-        self._heads = [model.head_product(b, layout.codebook_size + 1) for b in self._bases]
+        self._layout, self._sampler, self._tokens = layout, sampler, tokens
+        self._blocks = layout.slot_blocks
+        self._bases = [block.base - 1 for block in layout.blocks]
+        self._heads = [model.head_product(layout.columns(block)) for block in layout.blocks]
         float32 = tokens.device.type == "cpu" and model.head.dtype == torch.float32
         self._multiples = model.fewest_rows(self._heads[0]), MIN_ROWS if float32 else 1
         self._choices: dict[tuple[int, ...], _Choice] = {}
@@ -91,7 +99,7 @@ class LevelHeads:
 
     def choose(self, states: Tensor, pending: Sequence[Pending]) -> None:
         """Choose the next token of each, from states `[T, d]`."""
-        phases = [each.step % len(self._levels) for each in pending]
+        phases = [each.step % len(self._blocks) for each in pending]
         key = (len(states), *(each.row for each in pending), *(p.slot for p in pending), *phases)
         if (choice := self._choices.get(key)) is None:
             choice = self._choices[key] = self._choice(len(states), pending, phases)
@@ -111,14 +119,14 @@ class LevelHeads:
             logits[self._tensor(endless), 0] = float("-inf")
         steps = self._tensor([pending[at].step for at in choice.order])
         ids = self._sampler.choose(logits, choice.settings, steps, choice.bases)
-        self._tokens.index_copy_(0, choice.settings.slots, ids)
+        self._tokens.index_copy_(0, choice.settings.slots, _with_end(ids, self._layout))
 
     def _choice(self, total: int, pending: Sequence[Pending], phases: Sequence[int]) -> _Choice:
         parts: list[tuple[Product, Tensor | None, int]] = []
         order: list[int] = []
         bases: list[int] = []
-        for level, (base, head) in enumerate(zip(self._bases, self._heads, strict=True)):
-            own = [at for at, phase in enumerate(phases) if self._levels[phase] == level]
+        for block, (base, head) in enumerate(zip(self._bases, self._heads, strict=True)):
+            own = [at for at, phase in enumerate(phases) if self._blocks[phase] == block]
             if not own:
                 continue
             rows = [pending[at].row for at in own]
@@ -149,9 +157,11 @@ class DecodeStep:
         self._slots = torch.arange(slots, device=device)
         # Rows: positions (of idle slots IDLE), steps, first step at which a request may end.
         self._table = torch.zeros(3, slots, dtype=torch.long, device=device)
-        bases = [layout.level_base(level) - 1 for level, _ in layout.slots]
-        self._bases = torch.tensor(bases, device=device)
-        self._columns = torch.arange(layout.codebook_size + 1, device=device)
+        blocks = [layout.blocks[number] for number in layout.slot_blocks]
+        self._bases = torch.tensor([block.base - 1 for block in blocks], device=device)
+        columns = [list(layout.columns(block)) for block in blocks]
+        self._columns = torch.tensor(columns, device=device) - layout.first_id
+        """`[tokens_per_frame, codebook_size + 1]`: where the audio rows have those of a slot."""
         self._captures = tokens.is_cuda
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
@@ -216,13 +226,15 @@ class DecodeStep:
         states = self._model.slot_states(self._tokens, seen, rows)
         slots = steps % len(self._bases)
         bases = self._bases[slots]
-        # All audio rows, 2% of a large vocabulary, and then those of each slot's level.
+        # All audio rows, 2% of a large vocabulary (and of 3B weights with ids by slot), and then
+        # those of each slot's block.
         layout = self._model.layout
-        head = self._model.head[layout.start_id : layout.start_id + layout.size]
+        head = self._model.head[layout.first_id : layout.first_id + layout.size]
         all_rows = float32_logits(states, head)
-        logits = all_rows.gather(1, bases[:, None] - layout.start_id + self._columns)
+        logits = all_rows.gather(1, self._columns[slots])
         may_end = (slots == 0) & (steps >= minimum)
         logits[:, 0] = torch.where(may_end, logits[:, 0], float("-inf"))
         settings = self._sampler.settings_on_device(self._slots, ALL_NEEDS)
         chosen = self._sampler.choose(logits, settings, steps, bases, active)
+        chosen = _with_end(chosen, layout)
         self._tokens.copy_(torch.where(active, chosen, self._tokens))

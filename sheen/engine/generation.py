@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sheen.engine.decode_step import DecodeStep, LevelHeads, Pending
+from sheen.engine.decode_step import BlockHeads, DecodeStep, Pending
 from sheen.engine.sampler import Sampling, SlotSampler
 from sheen.lm.kv_cache import PAGE, CacheShape, PagedCache, plan_pages
 from sheen.lm.model import SpeechLM
@@ -107,7 +107,7 @@ class TokenGenerator:
         # Slots as tensors, see `_last_tokens`: kept until a request begins or ends.
         self._kept: dict[tuple[int, ...], Tensor] = {}
         self._vocabulary = len(model.tables[0])
-        self._heads = LevelHeads(model, self.sampler, self._tokens)
+        self._heads = BlockHeads(model, self.sampler, self._tokens)
         self._decode_step = None
         if self._static_shapes:
             self._decode_step = DecodeStep(model, self.cache, self.sampler, self._tokens)

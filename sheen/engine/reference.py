@@ -11,7 +11,6 @@ import io
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from sheen.audio.clipping import clipped_per_second
 from sheen.audio.io import AudioError, resampled
@@ -20,7 +19,7 @@ from sheen.audio.stream import AudioFile
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, WindowCodec
 from sheen.engine.types import Reference, RequestError
-from sheen.text.prompt import normalise, one_turn_text, prompt_ids
+from sheen.text.prompt import PromptTemplate, normalise, one_turn_text
 
 SHORTEST_S, LONGEST_S = 1.0, 30.0
 """Of a recording, as vLLM-Omni has it."""
@@ -113,7 +112,7 @@ def check_text(text: str, seconds: float) -> None:
 
 
 def reference_prompt(
-    tokenizer: PreTrainedTokenizerBase, layout: TokenLayout, reference: Reference, text: str
+    template: PromptTemplate, layout: TokenLayout, reference: Reference, text: str
 ) -> tuple[list[int], int]:
     """Token ids of a prompt that ends where the text's own audio begins, and how many of the first
     ones requests with this reference may have in common.
@@ -123,7 +122,7 @@ def reference_prompt(
     """
     codes = layout.to_ids(reference.frames).tolist()
     if reference.form == "one-turn":
-        ids = [*prompt_ids(tokenizer, layout.start_id, one_turn_text(reference.text, text)), *codes]
+        ids = [*template.ids(one_turn_text(reference.text, text)), *codes]
         return ids, len(ids)
-    turn = [*prompt_ids(tokenizer, layout.start_id, reference.text), *codes, layout.end_id]
-    return [*turn, *prompt_ids(tokenizer, layout.start_id, text)], len(turn)
+    turn = [*template.ids(reference.text), *codes, layout.end_id, *template.tail]
+    return [*turn, *template.ids(text)], len(turn)

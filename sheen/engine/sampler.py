@@ -11,8 +11,9 @@ temperature and top-k leave: it keeps the fewest of the likeliest rows that hold
 always the likeliest.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +21,11 @@ from torch import Tensor
 from sheen import rng
 
 REPETITION_WINDOW = 70
-"""Tokens of a request's past that its repetition penalty looks at: ten frames at 24 kHz, 0.85 s.
-Over the whole past it would take away sounds that speech cannot do without."""
+"""Tokens of a request's past that its repetition penalty looks at by default: ten frames at 24 kHz,
+0.85 s. Over the whole past it would take away sounds that speech cannot do without."""
+LARGEST = 1 << 20
+"""Of a count of rows or tokens: beyond any table's and any request's, and float32 counts to 2**24.
+"""
 
 GUESSES = (16, 64, 256)
 """How many of the likeliest rows are sorted at first. Mostly they hold what decides; the others are
@@ -32,8 +36,10 @@ sorted only for requests for which they do not."""
 class Sampling:
     """One request's settings. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off.
 
-    `repetition_penalty` divides the positive logits, and multiplies the negative, of codes that the
-    request drew at the same codebook level within REPETITION_WINDOW; 1 is off.
+    `repetition_penalty` divides the positive logits, and multiplies the negative, of token ids that
+    the request drew among its last `repetition_window` tokens, or all of them; 1 is off. An id is a
+    code at its level, and in a layout with ids by slot a code at its slot: there the same number
+    is a weaker setting. The prompt does not count.
     """
 
     temperature: float = 0.3
@@ -41,6 +47,7 @@ class Sampling:
     top_p: float = 0.95
     seed: int = 0
     repetition_penalty: float = 1.0
+    repetition_window: int | Literal["all"] = REPETITION_WINDOW
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature <= 5.0:
@@ -55,6 +62,22 @@ class Sampling:
             raise ValueError(
                 f"repetition_penalty {self.repetition_penalty}: expected 0.5 to 5 (1 is off)"
             )
+        if self.repetition_window != "all" and self.repetition_window < 1:
+            raise ValueError(
+                f"repetition_window {self.repetition_window}: expected 1 or more tokens, or all"
+            )
+
+    @property
+    def reach(self) -> int:
+        """Tokens back that the penalty looks."""
+        window = self.repetition_window
+        return LARGEST if window == "all" else min(window, LARGEST)
+
+    @classmethod
+    def of(cls, own: Mapping[str, Any], seed: int = 0, **asked: Any) -> "Sampling":
+        """The settings asked for; where None, a model's `own`, and those here for the rest."""
+        given = {name: value for name, value in asked.items() if value is not None}
+        return cls(seed=seed, **{**own, **given})
 
 
 @dataclass(frozen=True)
@@ -80,6 +103,9 @@ class RowSettings:
     """None where no row has one."""
     top_p: Tensor
     penalty: Tensor
+    window: Tensor
+    reach: int | None = None
+    """The longest window; None where the host does not look, and all of the past is read."""
     whole: Tensor | None = None
     cut: Tensor | None = None
 
@@ -90,19 +116,20 @@ class SlotSampler:
     def __init__(self, slots: int, max_tokens: int, device: torch.device) -> None:
         self._device = device
         self._settings: dict[int, Sampling] = {}
-        self._numbers = torch.ones(slots, 4, device=device)
+        self._numbers = torch.ones(slots, 5, device=device)
         self._uniforms = torch.zeros(slots, max_tokens, device=device)
-        self._history = torch.full((slots, REPETITION_WINDOW), -1, device=device)
+        self._history = torch.full((slots, max_tokens), -1, device=device)
+        self._places = torch.arange(max_tokens, device=device)
 
     def set(self, slot: int, sampling: Sampling, tokens: int) -> None:
         """A new request of up to so many tokens is at `slot`."""
         self._settings[slot] = sampling
         numbers = [
             sampling.temperature,
-            # Beyond any table's rows nothing changes, and float32 counts to 2**24.
-            float(min(sampling.top_k, 1 << 20)),
+            float(min(sampling.top_k, LARGEST)),
             sampling.top_p,
             sampling.repetition_penalty,
+            float(sampling.reach),
         ]
         self._numbers[slot] = torch.tensor(numbers, device=self._device)
         if sampling.temperature > 0:
@@ -110,7 +137,6 @@ class SlotSampler:
             seeds = torch.tensor([sampling.seed], device=self._device)
             steps = torch.arange(tokens, device=self._device)
             self._uniforms[slot, :tokens] = rng.uniform(seeds, rng.SAMPLING, steps)[0]
-        self._history[slot] = -1
 
     def needs(self, slots: Iterable[int]) -> Needs:
         settings = [self._settings[slot] for slot in slots]
@@ -132,11 +158,14 @@ class SlotSampler:
             top_k=found.top_k if any(kind.top_k for kind in kinds) else None,
             whole=self._tensor([row for row, all_ in enumerate(whole) if all_]),
             cut=self._tensor([row for row, all_ in enumerate(whole) if not all_]),
+            reach=max(kind.reach for kind in kinds if kind.repetition_penalty != 1)
+            if found.needs.penalties
+            else None,
         )
 
     def settings_on_device(self, slots: Tensor, needs: Needs) -> RowSettings:
         """The same for a graph, which the host does not look into."""
-        temperature, top_k, top_p, penalty = self._numbers[slots].T
+        temperature, top_k, top_p, penalty, window = self._numbers[slots].T
         return RowSettings(
             needs=needs,
             slots=slots,
@@ -145,6 +174,7 @@ class SlotSampler:
             top_k=top_k.long(),
             top_p=top_p,
             penalty=penalty[:, None],
+            window=window[:, None],
         )
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
@@ -160,12 +190,12 @@ class SlotSampler:
     ) -> Tensor:
         """Token ids `[B]` for logits `[B, R]` of rows with these settings.
 
-        Column c of a row is the token `bases[b] + c`; `steps` `[B]` count each request's tokens.
+        Column c of a row is the id `bases[b] + c`; `steps` `[B]` count each request's tokens.
         Rows that are not `active` get any id, and leave no trace.
         """
         slots, needs = settings.slots, settings.needs
         if needs.penalties:
-            logits = self._penalised(logits, slots, bases, settings.penalty)
+            logits = self._penalised(logits, settings, steps[:, None], bases[:, None])
         columns = logits.argmax(-1) if needs.likeliest else None
         if needs.draws:
             # Row by row; exp over the flat tensor would round by where in it a row lies.
@@ -175,18 +205,30 @@ class SlotSampler:
         assert columns is not None
         ids = bases + columns
         if needs.penalties:
-            place = slots, steps % REPETITION_WINDOW
+            place = slots, steps
             # A slot idle in this step may have a request whose prompt has just been read.
             kept = ids if active is None else torch.where(active, ids, self._history[place])
             self._history[place] = kept
         return ids
 
-    def _penalised(self, logits: Tensor, slots: Tensor, bases: Tensor, penalty: Tensor) -> Tensor:
-        columns = self._history[slots] - bases[:, None]
-        # Column 0 is `<audio_end>` or nothing, never a past token; other levels lie outside.
-        mine = (columns > 0) & (columns < logits.shape[1])
+    def _penalised(
+        self, logits: Tensor, settings: RowSettings, steps: Tensor, bases: Tensor
+    ) -> Tensor:
+        """`steps` and `bases` are `[B, 1]`."""
+        places = self._places
+        if settings.reach is not None and settings.reach < len(places):
+            places = steps - 1 - places[: settings.reach]
+            past = self._history[settings.slots[:, None], places.clamp(min=0)]
+        else:
+            past = self._history[settings.slots]
+        # What stands at other places is of steps to come, which an earlier request had here.
+        seen = (places >= 0) & (places < steps) & (places >= steps - settings.window)
+        columns = past - bases
+        # Column 0 is `<audio_end>` or nothing, never a past token; other blocks lie outside.
+        mine = seen & (columns > 0) & (columns < logits.shape[1])
         columns = torch.where(mine, columns, 0)
         scores = logits.gather(1, columns)
+        penalty = settings.penalty
         changed = torch.where(scores > 0, scores / penalty, scores * penalty)
         return logits.scatter(1, columns, torch.where(mine, changed, logits[:, :1]))
 

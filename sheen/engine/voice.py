@@ -9,6 +9,8 @@ nothing: that is the engine's.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +32,9 @@ from sheen.lm import checkpoint
 from sheen.lm.checkpoint import DurationModel, ReferenceForm
 from sheen.lm.model import SpeechLM, load_model
 from sheen.lm.precision import Precision, dtype_of
-from sheen.storage import files, folders
-from sheen.text.prompt import normalise, prompt_ids
+from sheen.lm.recognition import describe_checkpoint, describe_separately
+from sheen.storage import files, folders, hub
+from sheen.text.prompt import PromptTemplate, normalise
 from sheen.text.segmentation import split_sentences
 from sheen.text.steps import TextPipeline, check_steps
 
@@ -68,6 +71,15 @@ class Voice:
     def dtype(self) -> str:
         """Of the speech model, for a log line."""
         return str(self.model.lm.dtype).removeprefix("torch.")
+
+    @cached_property
+    def template(self) -> PromptTemplate:
+        """What a text and a speaker become."""
+        return self.info.prompt.template(self.tokenizer, self.model.layout, self.info.tags)
+
+    def sampling(self, seed: int = 0, **asked: Any) -> Sampling:
+        """Settings of a request: those asked for, and where None the model's own."""
+        return Sampling.of(self.info.sampling_settings, seed, **asked)
 
     @property
     def pipeline(self) -> TextPipeline:
@@ -121,7 +133,7 @@ class Voice:
         elif voices and speaker not in voices:
             what = "no voice was named" if speaker is None else f"unknown voice {speaker!r}"
             raise RequestError("voice", f"{what}; this model has: {', '.join(voices)}")
-        elif not voices and speaker is not None:
+        elif not voices and speaker is not None and not self.info.prompt.describes:
             raise RequestError(
                 "voice", f"unknown voice {speaker!r}; this model has one voice, without a name"
             )
@@ -140,7 +152,7 @@ class Voice:
             return taught
         if reference is not None:
             layout = self.model.layout
-            used = len(reference_prompt(self.tokenizer, layout, reference, "a")[0])
+            used = len(reference_prompt(self.template, layout, reference, "a")[0])
             # A character is a token at most, and its audio.
             each = 1 + SLOWER * durations.frames_per_char * layout.tokens_per_frame
             taught = min(taught, int((self.model.max_positions - used) / each))
@@ -180,10 +192,13 @@ class Voice:
         """
         self.check(text, speaker, reference)
         layout = self.model.layout
-        if reference is None:
-            prompt, shared = prompt_ids(self.tokenizer, layout.start_id, text, speaker), 0
-        else:
-            prompt, shared = reference_prompt(self.tokenizer, layout, reference, text)
+        try:
+            if reference is None:
+                prompt, shared = self.template.ids(text, speaker), 0
+            else:
+                prompt, shared = reference_prompt(self.template, layout, reference, text)
+        except ValueError as error:
+            raise RequestError("input", str(error)) from error
         max_seq_len = min(max_seq_len or self.model.max_positions, self.model.max_positions)
         left = (max_seq_len - len(prompt)) // layout.tokens_per_frame
         if left < 1:
@@ -238,35 +253,52 @@ class Voice:
 
     def _durations(self, speaker: str | None, reference: Reference | None) -> DurationModel | None:
         if reference is None:
-            return self.info.duration_model.get(speaker or "")
+            return self.info.duration_of(speaker)
         # The pace of the recording, which the model goes on with.
         pace = len(reference.frames) / max(1, len(normalise(reference.text)))
         return DurationModel(base_frames=0.0, frames_per_char=pace)
 
 
 def load_voice(
-    location: str, device: str | torch.device = "cpu", dtype: Precision = "auto"
+    location: str,
+    device: str | torch.device = "cpu",
+    dtype: Precision = "auto",
+    *,
+    form: str | None = None,
+    codec: str | None = None,
+    info: str | None = None,
 ) -> Voice:
-    """Open a checkpoint folder (path or URI) for synthesis on one device.
+    """Open a checkpoint (folder, URI or hub id) for synthesis on one device.
 
-    `dtype` is the speech model's; the codec is in float32 always (decision 0022).
+    `dtype` is the speech model's; the codec is in float32 always (decision 0022). `form`, `codec`
+    and `info`, a file, are for checkpoints without `sheen.json`: see `describe_checkpoint`.
     """
+    location = hub.located(location)
     if not files.exists(location):
         raise ValueError(
             f"checkpoint {location}: no such folder. Train one with `sheen train`; "
             "examples/digits/voice of a checkout is a small one that speaks digits."
         )
-    info = checkpoint.read_info(location)  # before a large folder is copied from elsewhere
+    # Before a large folder is copied from elsewhere.
+    known = describe_checkpoint(location, form=form, codec=codec, info=info)
     with folders.local_folder(location) as folder:
-        source = codec_source(str(folder), info.codec)
-        checkpoint.check_codec(info, source)
+        if codec is None:
+            source = codec_source(str(folder), known.codec)
+        else:
+            source = describe_separately(codec).source
+        checkpoint.check_codec(known, source)
         try:
-            check_steps(info.normalizer)
+            check_steps(known.normalizer)
         except ValueError as error:
             raise ValueError(f"checkpoint {location}: {error}") from error
         model, tokenizer = load_model(
-            folder, info.token_layout, dtype=dtype_of(dtype, torch.device(device))
+            folder, known.token_layout, dtype=dtype_of(dtype, torch.device(device))
         )
         model.to(device)
         model.freeze()
-        return Voice(info, model, tokenizer, load_codec(source, device))
+        voice = Voice(known, model, tokenizer, load_codec(source, device))
+        try:
+            voice.template  # noqa: B018 - made now, or refused
+        except ValueError as error:
+            raise ValueError(f"checkpoint {location}: {error}") from error
+        return voice

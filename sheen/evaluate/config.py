@@ -13,7 +13,27 @@ from sheen.lm.precision import Precision
 class EvaluateConfig(JobConfig):
     """Speak prompts with a checkpoint, transcribe the audio and score it."""
 
-    model: Annotated[str, Field(description="checkpoint folder of `sheen train`; path or URI")]
+    model: Annotated[
+        str, Field(description="checkpoint folder of `sheen train`, path or URI; or a hub id")
+    ]
+    form: Annotated[
+        str | None,
+        Field(
+            description="of a checkpoint without sheen.json, its prompt form: orpheus, maya1, "
+            "veena, svara or vyvo-qwen3; default: what its tokens say, where they do"
+        ),
+    ] = None
+    codec: Annotated[
+        str | None,
+        Field(
+            description="of a checkpoint without sheen.json, its SNAC: absolute path or hub id; "
+            "default: hubertsiuzdak/snac_24khz"
+        ),
+    ] = None
+    info: Annotated[
+        str | None,
+        Field(description="file of `sheen inspect`, for a checkpoint without sheen.json"),
+    ] = None
     prompts: Annotated[
         str,
         Field(
@@ -69,15 +89,37 @@ class EvaluateConfig(JobConfig):
             "and path), or into files VOICE/ID.flac under audio/"
         ),
     ] = "parquet"
-    temperature: Annotated[float, Field(ge=0.0, le=5.0, description="0 is greedy")] = (
-        Sampling.temperature
-    )
-    top_k: Annotated[int, Field(ge=0, description="most likely tokens kept; 0 is off")] = (
-        Sampling.top_k
-    )
-    top_p: Annotated[float, Field(gt=0.0, le=1.0, description="probability kept; 1 is off")] = (
-        Sampling.top_p
-    )
+    temperature: Annotated[
+        float | None,
+        Field(
+            ge=0.0,
+            le=5.0,
+            description="0 is greedy; default: the checkpoint's, else "
+            f"{Sampling.temperature}, and likewise below",
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        Field(ge=0, description=f"most likely tokens kept; 0 is off ({Sampling.top_k})"),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Field(gt=0.0, le=1.0, description=f"probability kept; 1 is off ({Sampling.top_p})"),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        Field(
+            ge=0.5,
+            le=5.0,
+            description=f"of tokens of the audio so far; 1 is off ({Sampling.repetition_penalty})",
+        ),
+    ] = None
+    repetition_window: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["all"] | None,
+        Field(
+            description=f"tokens back that the penalty looks, or all ({Sampling.repetition_window})"
+        ),
+    ] = None
     seed: Annotated[
         int, Field(ge=0, description="of the draws, another for each prompt, and the intervals")
     ] = 0

@@ -20,14 +20,15 @@ from ray.data import ActorPoolStrategy, DataContext
 from sheen import blocks
 from sheen.audio.io import decode_audio
 from sheen.data.prompts import read_prompts
+from sheen.engine.sampler import Sampling
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import AUDIO, write_rows
 from sheen.evaluate.prompts import Plan, plan_prompts, prepare_output, prompt_table
 from sheen.evaluate.references import Recorded, read_references
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.evaluate.transcribe_stage import TranscribeWorker
-from sheen.lm import checkpoint
 from sheen.lm.checkpoint import CheckpointInfo
+from sheen.lm.recognition import describe_checkpoint
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.output import output_lock
@@ -37,11 +38,12 @@ from sheen.scoring.reports import render_speech_report, speech_json, worst_first
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles, enroll_speakers
 from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, score_speech
 from sheen.scoring.wer import wer_normaliser
-from sheen.storage import files, uris
+from sheen.storage import files, hub, uris
 from sheen.text.steps import check_steps
 
 logger = logging.getLogger(__name__)
 
+SAMPLING = {"temperature", "top_k", "top_p", "repetition_penalty", "repetition_window"}
 BLOCK_ROWS = 64
 """Prompts that are spoken and committed together, at most."""
 SLOTS = 16
@@ -67,10 +69,18 @@ class Evaluation:
 def run(config: EvaluateConfig) -> Evaluation:
     """Speak, score, report. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
-    model = uris.absolute(config.model)
-    if not files.exists(model):
+    # Workers elsewhere fetch a hub id for themselves.
+    model = config.model if hub.is_hub_id(config.model) else uris.absolute(config.model)
+    local = hub.located(model)
+    if not files.exists(local):
         raise ValueError(f"--model {config.model}: no such folder; give one of `sheen train`")
-    info = checkpoint.read_info(model)
+    info = describe_checkpoint(local, form=config.form, codec=config.codec, info=config.info)
+    # What a report and a resumed run are told is what was used.
+    sampling = config.model_dump(include=SAMPLING)
+    used = vars(Sampling.of(info.sampling_settings, **sampling))
+    config = config.model_copy(
+        update={name: used[name] for name in ("temperature", "top_k", "top_p")}
+    )
     try:
         check_steps(info.normalizer)
     except ValueError as error:
@@ -89,7 +99,7 @@ def run(config: EvaluateConfig) -> Evaluation:
             raise ValueError(f"--dnsmos: {error}") from error
     profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
     with output_lock(output):
-        prepare_output(output, config, model, plan.prompts, grammar, profiles, references)
+        prepare_output(output, config, local, plan.prompts, grammar, profiles, references)
         blocks.merge_all(output)  # what an interrupted run committed
         done = blocks.merged_keys(output)
         if len(done):
@@ -159,7 +169,8 @@ def _speak(
             "device": None,
             "dtype": config.dtype,
             "untrained_voices": config.untrained_voices,
-            "sampling": config.model_dump(include={"temperature", "top_k", "top_p"}),
+            "sampling": config.model_dump(include=SAMPLING),
+            "source": config.model_dump(include={"form", "codec", "info"}),
             "seed": config.seed,
             "max_seconds": config.max_seconds,
             "slots": SLOTS,

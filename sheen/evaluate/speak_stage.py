@@ -17,7 +17,6 @@ from sheen.audio.io import encode_audio
 from sheen.engine.engine import Engine
 from sheen.engine.longform import synthesize_all
 from sheen.engine.reference import LONGEST_S
-from sheen.engine.sampler import Sampling
 from sheen.engine.types import Reference, RequestError, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate.output import ROW_SCHEMA
@@ -29,6 +28,7 @@ from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
 from sheen.scoring.speech import measure_sound
 
+NO_SOURCE: Mapping[str, str | None] = MappingProxyType({})
 REASONS = {
     "input": "text cannot be spoken",
     "voice": "voice is unknown",
@@ -42,7 +42,7 @@ class SpeakWorker:
 
     A prompt that crashes its process is rejected after a few attempts. Its random numbers are a
     function of the seed and its key, so they do not depend on the batch. `device`: None for the one
-    that Ray reserved.
+    that Ray reserved. `source`: see `load_voice`.
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class SpeakWorker:
         attempts: Attempts | None = None,
         references: Mapping[str, Recorded] = MappingProxyType({}),
         reference_form: ReferenceForm | None = None,
+        source: Mapping[str, str | None] = NO_SOURCE,
     ) -> None:
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
-        voice = load_voice(model, device or worker_device(), dtype)
+        voice = load_voice(model, device or worker_device(), dtype, **source)
         voices = [*voice.info.voices, *untrained_voices]
         self._voice = replace(voice, info=voice.info.model_copy(update={"voices": voices}))
         self._sampling, self._seed, self._max_seconds = sampling, seed, max_seconds
@@ -112,7 +113,7 @@ class SpeakWorker:
         return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
     def _params(self, row: dict[str, Any]) -> SynthesisParams:
-        sampling = Sampling(seed=step_seed(self._seed, row["key"]), **self._sampling)
+        sampling = self._voice.sampling(step_seed(self._seed, row["key"]), **self._sampling)
         reference = self._references.get(row["speaker"])
         speaker = None if reference else row["speaker"]
         return SynthesisParams(speaker, sampling, self._max_seconds, reference=reference)

@@ -181,7 +181,7 @@ def draw_noise(
         mapping = torch.randn(white.shape[1], width, generator=generator, dtype=torch.float64)
         common = torch.randn(width, generator=generator, dtype=torch.float64)
         own = white @ mapping / white.shape[1] ** 0.5
-        first = layout.level_base(level) - layout.first_id
+        first = layout.blocks[level].base - layout.first_id
         noise[first : first + layout.codebook_size] = (
             LEVEL_SHARE**0.5 * common + (1 - LEVEL_SHARE) ** 0.5 * own
         )

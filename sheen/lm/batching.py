@@ -26,6 +26,20 @@ from sheen.lm.segments import Segments
 
 
 @dataclass(frozen=True)
+class RowForm:
+    """What rows of a family hold beside prompt, codes and `<audio_end>`."""
+
+    tail: tuple[int, ...] = ()
+    """Ids after `<audio_end>`."""
+    learned: int = 0
+    """How many of a prompt's last ids are targets, and the tail with them: engines that begin
+    before `<audio_start>` let the model generate them. 0 for a masked softmax, which cannot."""
+
+
+PLAIN = RowForm()
+
+
+@dataclass(frozen=True)
 class Batch:
     """One packed row of utterances end to end, with next to no padding.
 
@@ -53,7 +67,7 @@ class Batch:
 
         Not for a row with history noise, whose inputs are not its targets.
         """
-        at = torch.cat(self.targets.positions) + 1
+        at = self.targets.all_positions + 1
         labels = torch.full_like(self.input_ids, IGNORE_INDEX)
         labels[0, at] = self.input_ids[0, at]
         return labels
@@ -75,6 +89,7 @@ def collate(
     pad_id: int,
     pad_to: int = 0,
     given: Sequence[int] = (),
+    form: RowForm = PLAIN,
 ) -> Batch:
     """One row from prompts (ending in `<audio_start>`) and codes `[frames, tokens_per_frame]`.
 
@@ -85,12 +100,20 @@ def collate(
     """
     ids: list[NDArray[np.int64]] = []
     labels: list[NDArray[np.int64]] = []
+    controls: list[NDArray[np.int64]] = []
+    start, tail = 0, np.array(form.tail, np.int64)
     given = given or [0] * len(prompts)
     for prompt, codes, first in zip(prompts, frames, given, strict=True):
         audio = np.concatenate([layout.to_ids(codes), [layout.end_id]])
-        ids += [np.concatenate([np.asarray(prompt, np.int64), audio])]
-        known = len(prompt) + first * layout.tokens_per_frame
-        labels += [np.concatenate([np.full(known, IGNORE_INDEX), ids[-1][known:]])]
+        row = np.concatenate([np.asarray(prompt, np.int64), audio, tail])
+        ids += [row]
+        labels += [np.full(len(row), IGNORE_INDEX)]
+        known, end = len(prompt) + first * layout.tokens_per_frame, len(row) - len(tail)
+        labels[-1][known:end] = row[known:end]
+        if form.learned:
+            places = [*range(len(prompt) - form.learned, len(prompt)), *range(end, len(row))]
+            controls += [start + np.array(places)]
+        start += len(row)
     if padding := max(pad_to - sum(map(len, ids)), 0 if ids else 1):
         ids.append(np.full(padding, pad_id, np.int64))
         labels.append(np.full(padding, IGNORE_INDEX))
@@ -103,9 +126,19 @@ def collate(
         torch.from_numpy(flat_ids)[None],
         torch.from_numpy(positions)[None],
         Segments.of(lengths),
-        targets_of(flat_labels, layout),
+        targets_of(flat_labels, layout, _controls(flat_ids, controls)),
         tuple(of_prompts),
     )
+
+
+def _controls(
+    ids: NDArray[np.int64], places: list[NDArray[np.int64]]
+) -> tuple[Tensor, Tensor] | None:
+    """See `Targets.controls`; `places` are where the targets stand."""
+    if not places:
+        return None
+    at = np.concatenate(places)
+    return torch.from_numpy(at - 1), torch.from_numpy(ids[at])
 
 
 NOISY = 0.5
@@ -121,6 +154,7 @@ def add_history_noise(
     before no longer say has to come from the text (after NVIDIA's MagpieTTS, which does so in half
     of its batches).
     """
+    # The first block is that of slot 0, which a level of several codes in a frame is not.
     first, rows = batch.targets.positions[0].numpy(), batch.targets.rows[0].numpy()
     starts = first[rows > 0] + 1  # row 0 is <audio_end>
     utterances = np.searchsorted(batch.segments.bounds.numpy(), starts, side="right") - 1
@@ -135,16 +169,25 @@ def add_history_noise(
     return replace(batch, input_ids=ids)
 
 
-def targets_of(labels: NDArray[np.int64], layout: TokenLayout) -> Targets:
-    """What each position of a row `[T]` predicts, by level: the label that follows it."""
+def targets_of(
+    labels: NDArray[np.int64],
+    layout: TokenLayout,
+    controls: tuple[Tensor, Tensor] | None = None,
+) -> Targets:
+    """What each position of a row `[T]` predicts, by block: the label that follows it."""
     following = np.append(labels[1:], IGNORE_INDEX)
     positions, rows = [], []
-    for level in range(layout.levels):
-        legal = layout.legal(layout.slots.index((level, 0)))
-        at = np.flatnonzero((following >= legal.start) & (following < legal.stop))
+    for block in layout.blocks:
+        legal = (following >= block.base) & (following < block.base + layout.codebook_size)
+        if block.ends:
+            legal |= following == layout.end_id
+        at = np.flatnonzero(legal)
+        row = following[at] - block.base
+        if block.ends:
+            row = np.where(following[at] == layout.end_id, 0, row + 1)
         positions.append(torch.from_numpy(at))
-        rows.append(torch.from_numpy(following[at] - legal.start))
-    return Targets(positions, rows)
+        rows.append(torch.from_numpy(row))
+    return Targets(positions, rows, tuple(block.level for block in layout.blocks), controls)
 
 
 def check_labels(
@@ -165,11 +208,14 @@ def check_labels(
 
 
 def sequence_lengths(
-    prompts: Sequence[Sequence[int]], offsets: NDArray[np.int64], layout: TokenLayout
+    prompts: Sequence[Sequence[int]],
+    offsets: NDArray[np.int64],
+    layout: TokenLayout,
+    tail: int = 0,
 ) -> NDArray[np.int64]:
-    """Tokens of each utterance's whole sequence: prompt, codes and `<audio_end>`."""
+    """Tokens of each utterance's whole sequence: prompt, codes, `<audio_end>` and the tail's."""
     texts = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-    lengths: NDArray[np.int64] = texts + np.diff(offsets) * layout.tokens_per_frame + 1
+    lengths: NDArray[np.int64] = texts + np.diff(offsets) * layout.tokens_per_frame + 1 + tail
     return lengths
 
 

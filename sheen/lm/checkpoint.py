@@ -6,16 +6,23 @@ nothing about tokens is configured twice. Refuses another format version, and ev
 this version does not know.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, model_validator
 
 from sheen.codec.info import CodecInfo, describe_codec
-from sheen.codec.layout import Softmax, TokenLayout
+from sheen.codec.layout import CONTROLS, Family, Softmax, TokenLayout
 from sheen.storage import files, folders, uris
+from sheen.text.forms import FORMS, FormName, plain_encoder
 from sheen.text.normalization import NemoStep
+from sheen.text.prompt import PromptTemplate, speaker_text
 from sheen.text.steps import NfcSpaceStep, NormalizerSteps, text_normalization
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FORMAT_VERSION = 2
 INFO_FILE = "sheen.json"
@@ -24,8 +31,9 @@ INFO_FILE = "sheen.json"
 class LayoutInfo(BaseModel, extra="forbid"):
     """Token ids by slot, a slot being a position in the frame of codes (24 kHz SNAC: 7)."""
 
-    family: Literal["sheen"] = "sheen"
-    """How the ids are arranged. `sheen`: see `TokenLayout`; slots of one level share their ids."""
+    family: Family = "sheen"
+    """How the ids are arranged, see `sheen.codec.layout`. `sheen`: slots of one level share their
+    ids; `orpheus`: each has its own."""
     start_id: int
     end_id: int
     slot_bases: tuple[int, ...]
@@ -34,6 +42,7 @@ class LayoutInfo(BaseModel, extra="forbid"):
     @classmethod
     def of(cls, layout: TokenLayout) -> Self:
         return cls(
+            family=layout.family,
             start_id=layout.start_id,
             end_id=layout.end_id,
             slot_bases=tuple(layout.slot_bases.tolist()),
@@ -41,11 +50,30 @@ class LayoutInfo(BaseModel, extra="forbid"):
 
 
 class PromptInfo(BaseModel, extra="forbid", frozen=True):
-    """The template: `{speaker}: {text}` or `{text}`, directly followed by `<audio_start>`.
-    It is made by `sheen.text.prompt`."""
+    """The template. `speaker-text`: `{speaker}: {text}` or `{text}`, directly followed by
+    `<audio_start>`, see `sheen.text.prompt`; others are the forms of `sheen.text.forms`."""
 
-    name: Literal["speaker-text"] = "speaker-text"
+    name: Literal["speaker-text", FormName] = "speaker-text"
     version: Literal["1"] = "1"
+
+    @property
+    def describes(self) -> bool:
+        """Whether a speaker is a description in words, of which there is no list."""
+        return self.name != "speaker-text" and FORMS[self.name].description is not None
+
+    def template(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        layout: TokenLayout,
+        tags: Sequence[str] = (),
+    ) -> PromptTemplate:
+        """With the tokenizer of a checkpoint. ValueError for one that lacks the form's tokens."""
+        if self.name != "speaker-text":
+            return FORMS[self.name].template(tokenizer, layout.first_id, tags)
+        template = speaker_text(tokenizer, layout.start_id)
+        if layout.family == "orpheus":
+            return replace(template, encode=plain_encoder(tokenizer, layout.first_id, tags))
+        return template
 
 
 class DurationModel(BaseModel, extra="forbid"):
@@ -109,7 +137,21 @@ class CheckpointInfo(BaseModel, extra="forbid"):
 
     @property
     def token_layout(self) -> TokenLayout:
-        return TokenLayout(self.layout.start_id, self.codec.codebook_size, self.codec.strides)
+        layout, codec = self.layout, self.codec
+        first = layout.start_id
+        if layout.family == "orpheus":
+            first = layout.slot_bases[0] - CONTROLS
+        return TokenLayout(first, codec.codebook_size, codec.strides, layout.family)
+
+    @property
+    def sampling_settings(self) -> dict[str, Any]:
+        """Those of `sampling` that are said."""
+        return {} if self.sampling is None else self.sampling.model_dump(exclude_none=True)
+
+    def duration_of(self, voice: str | None) -> DurationModel | None:
+        """How long a voice's texts take, as far as it is known."""
+        known = self.duration_model.get(voice or "")
+        return self.duration_model.get("") if known is None and self.prompt.describes else known
 
     @property
     def text_normalization(self) -> NemoStep | None:
@@ -119,12 +161,17 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     def _ids_are_the_familys(self) -> Self:
         try:
             expected = LayoutInfo.of(self.token_layout)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"codec.config is not a SNAC codec's ({error!r})") from error
         if self.layout != expected:
             raise ValueError(
                 f"layout: ids {_ids(self.layout)} are not those of the family "
                 f"{self.layout.family!r} for this codec, {_ids(expected)}"
+            )
+        if self.layout.family == "sheen" and self.prompt.name != "speaker-text":
+            raise ValueError(
+                f"prompt.name is {self.prompt.name!r}, whose control tokens the layout's family "
+                "'sheen' has not"
             )
         return self
 

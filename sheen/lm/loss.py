@@ -4,7 +4,8 @@ Owns both and their counts. Masked, the default, normalises over the rows that a
 the distribution that a masked decoder samples from: 4,097 rows where a frame may begin (level 0 and
 `<audio_end>`), 4,096 elsewhere, instead of the 164k of the whole vocabulary. Full normalises over
 all rows, so that engines which decode without a mask can use the model. Sums are returned with
-target counts; dividing happens once, by the count over all ranks and accumulation steps.
+target counts, by level, whichever blocks of ids the layout has; dividing happens once, by the count
+over all ranks and accumulation steps.
 
 Owns also the one gradient of a table that is both input embedding and output head: autograd would
 make two of the whole table's size, nearly all zeros (670 MB each at the 164k rows of Qwen3-0.6B
@@ -32,25 +33,45 @@ CHUNK = 2048
 
 @dataclass(frozen=True)
 class Targets:
-    """What the positions of a row of `T` tokens predict, one pair of tensors `[n]` per level.
+    """What the positions of a row of `T` tokens predict, one pair of tensors `[n]` per block of the
+    layout, whose `levels` are told too.
 
     `positions` are those of the predicting states; `rows` count from the first legal row of the
-    level's slots, which at level 0 is `<audio_end>`.
+    block's slots, which in the first one is `<audio_end>`. `controls` are positions and ids of
+    further targets, which a full softmax alone can learn; they count to level 0.
     """
 
     positions: list[Tensor]
     rows: list[Tensor]
+    levels: tuple[int, ...]
+    controls: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> "Targets":
+        controls = self.controls
+        if controls is not None:
+            controls = to_device(controls[0], device), to_device(controls[1], device)
         return Targets(
             [to_device(tensor, device) for tensor in self.positions],
             [to_device(tensor, device) for tensor in self.rows],
+            self.levels,
+            controls,
         )
 
     @property
     def counts(self) -> list[int]:
         """Targets of each level."""
-        return [len(rows) for rows in self.rows]
+        counts = [0] * (1 + max(self.levels))
+        for level, rows in zip(self.levels, self.rows, strict=True):
+            counts[level] += len(rows)
+        if self.controls is not None:
+            counts[0] += len(self.controls[1])
+        return counts
+
+    @property
+    def all_positions(self) -> Tensor:
+        """Of every target, `[n]`."""
+        controls = () if self.controls is None else self.controls[:1]
+        return torch.cat([*self.positions, *controls])
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -75,30 +96,43 @@ class LossSums:
 def token_losses(
     hidden: Tensor, targets: Targets, head: Tensor, layout: TokenLayout, softmax: Softmax
 ) -> tuple[list[Tensor], Tensor]:
-    """Cross-entropy of every target, per level `[n]` float32 in nats; `<audio_end>` ranked first.
+    """Cross-entropy of every target, per block `[n]` float32 in nats; `<audio_end>` ranked first.
 
-    `hidden` `[T, d]` are the states of a row; `head` `[V, d]` is the output embedding. The second
-    value `[n]` says of each target of level 0 whether it is an `<audio_end>` that the model ranked
-    first among the legal rows.
+    `hidden` `[T, d]` are the states of a row; `head` `[V, d]` is the output embedding. Controls,
+    where a full softmax learns them, come behind the blocks. The second value `[n]` says of each
+    target of the first block whether it is an `<audio_end>` that the model ranked first among the
+    legal rows.
     """
     # Cut once: each cut of the whole table would make a gradient of its size.
-    audio = head[layout.start_id : layout.start_id + layout.size].to(hidden.dtype)
+    audio = head[layout.first_id : layout.first_id + layout.size].to(hidden.dtype)
     losses = []
     ends_right = torch.zeros(0, dtype=torch.bool, device=hidden.device)
-    for level, (positions, rows) in enumerate(zip(targets.positions, targets.rows, strict=True)):
-        legal = layout.legal(layout.slots.index((level, 0)))
+    for block, positions, rows in zip(layout.blocks, targets.positions, targets.rows, strict=True):
         states = hidden[positions]
-        legal_rows = audio[legal.start - layout.start_id : legal.stop - layout.start_id]
+        first = block.base - layout.first_id
+        legal_rows = audio[first : first + layout.codebook_size]
+        ids = block.base + rows
+        if block.ends:
+            end = layout.end_id - layout.first_id
+            if end + 1 == first:
+                legal_rows = audio[end : first + layout.codebook_size]
+            else:
+                legal_rows = torch.cat([audio[end : end + 1], legal_rows])
+            ids = torch.where(rows == 0, layout.end_id, ids - 1)
         if softmax == "full":
-            losses.append(_full_losses(states, legal.start + rows, head))
-            if level == 0:
+            losses.append(_full_losses(states, ids, head))
+            if block.ends:
                 with torch.no_grad():
                     logits = F.linear(states, legal_rows)
         else:
             logits = F.linear(states, legal_rows).float()
             losses.append(F.cross_entropy(logits, rows, reduction="none"))
-        if level == 0:
+        if block.ends:
             ends_right = (logits.argmax(-1) == 0) & (rows == 0)
+    if targets.controls is not None:
+        assert softmax == "full", "a masked softmax has no rows for controls"
+        positions, ids = targets.controls
+        losses.append(_full_losses(hidden[positions], ids, head))
     return losses, ends_right
 
 
@@ -127,7 +161,13 @@ def speech_loss(
     losses, ends_right = token_losses(hidden, targets, head, layout, softmax)
     counts = to_device(torch.tensor(targets.counts), hidden.device)
     ends = (targets.rows[0] == 0).sum()
-    return LossSums(torch.stack([loss.sum() for loss in losses]), counts, ends, ends_right.sum())
+    sums = [loss.sum() for loss in losses]
+    levels = [*targets.levels, *[0] * (len(sums) - len(targets.levels))]
+    of_levels = [
+        torch.stack([part for part, of in zip(sums, levels, strict=True) if of == level]).sum()
+        for level in range(layout.levels)
+    ]
+    return LossSums(torch.stack(of_levels), counts, ends, ends_right.sum())
 
 
 class TiedTable:

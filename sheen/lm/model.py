@@ -86,11 +86,18 @@ class SpeechLM(nn.Module):
             return MIN_ROWS
         return fewest_rows([*self._body.products(), (head, self.head.shape[1])])
 
-    def head_product(self, first: int, rows: int) -> Product:
-        """States `[B, d]` to the float32 logits `[B, rows]` of the head's rows from `first` on."""
+    def head_product(self, ids: Sequence[int]) -> Product:
+        """States `[B, d]` to the float32 logits `[B, len(ids)]` of the head's rows at `ids`.
+
+        Neighbours, given as a range, are read in place; of others it keeps a copy.
+        """
+        if isinstance(ids, range):
+            rows = self.head.detach()[ids.start : ids.stop]
+        else:
+            rows = self.head.detach()[torch.tensor(ids, device=self.head.device)]
         if self._frozen and self.head.dtype == torch.float32:
-            return product(self.head[first : first + rows])
-        return lambda states: float32_logits(states, self.head[first : first + rows])
+            return product(rows)
+        return lambda states: float32_logits(states, rows)
 
     @property
     def head(self) -> Tensor:
@@ -270,23 +277,34 @@ def _table(embedding: nn.Module) -> Tensor:
 
 
 def load_model(
-    folder: Path,
+    folder: Path | str,
     layout: TokenLayout,
     softmax: Softmax = "masked",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[SpeechLM, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a checkpoint folder; `layout` is the one its JSON records.
+    """The model and tokenizer of a checkpoint folder or hub id; `layout` is that of its tokens.
 
     `softmax` is what `forward` computes; nothing else depends on it.
     """
     lm, tokenizer = load_base(str(folder), dtype)
-    found = tokenizer.convert_tokens_to_ids(layout.token_names()[0])
-    if found != layout.start_id:
+    name = layout.token_names()[0]
+    found = tokenizer.convert_tokens_to_ids(name)
+    if found != layout.first_id:
         raise ValueError(
-            f"{folder}: the tokenizer gives <audio_start> id {found}, the recorded layout "
-            f"{layout.start_id}: these files are not of one checkpoint"
+            f"{folder}: the tokenizer gives {name} id {found}, the recorded layout "
+            f"{layout.first_id}: these files are not of one checkpoint"
         )
-    return SpeechLM(lm, layout, softmax), tokenizer
+    rows = len(_table(lm.get_output_embeddings()))
+    if rows < layout.first_id + layout.size:
+        raise ValueError(
+            f"{folder}: the output embedding has {rows} rows, the audio tokens' ids reach to "
+            f"{layout.first_id + layout.size - 1}: these files are not of one checkpoint"
+        )
+    model = SpeechLM(lm, layout, softmax)
+    if len(model.tables) > 1:
+        # What is in the files counts: a config may say that tables trained apart are one.
+        lm.config.tie_word_embeddings = False
+    return model, tokenizer
 
 
 def save_model(

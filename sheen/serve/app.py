@@ -191,7 +191,9 @@ class SpeechService:
 
     def _document(self, request: Request) -> dict[str, Any]:
         document: dict[str, Any] = request.app.document(
-            self._backend.known_voices, request.scope.get("root_path", "")
+            self._backend.listed_voices,
+            request.scope.get("root_path", ""),
+            self._backend.sampling_defaults,
         )
         return document
 

@@ -10,6 +10,7 @@ import queue
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -57,7 +58,9 @@ class Backend:
         torch.set_num_threads(args.torch_threads)
         device = worker_device()
         on_cpu = device.type == "cpu"
-        self.voice: Voice = load_voice(location, device, args.dtype)
+        self.voice: Voice = load_voice(
+            location, device, args.dtype, form=args.form, codec=args.codec, info=args.info
+        )
         if args.reference_seconds and not (args.reference_form or self.voice.info.reference):
             raise ValueError(
                 f"args.model {args.model}: this checkpoint was not taught to follow a reference. "
@@ -132,6 +135,11 @@ class Backend:
         return list(self._names)
 
     @property
+    def listed_voices(self) -> list[str]:
+        """The same; none where a request may describe any other voice."""
+        return [] if self.voice.info.prompt.describes else self.known_voices
+
+    @property
     def sample_rate(self) -> int:
         """Hz, of everything that is sent."""
         return self.voice.codec.sample_rate
@@ -176,9 +184,7 @@ class Backend:
         seed = settings.seed
         if seed is None or seed < 0:
             seed = secrets.randbits(63)
-        sampling = Sampling(
-            settings.temperature, settings.top_k, settings.top_p, seed, settings.repetition_penalty
-        )
+        sampling = self.voice.sampling(seed, **settings.sampling)
         others = self._names.values() if settings.ssml else ()
         seconds = self._args.default_max_seconds
         limit = self.voice.longest_chunk(seconds, speaker, spoken, others)
@@ -250,7 +256,15 @@ class Backend:
         """Until listeners have heard what has been sent: part of it may lie in Ray's proxy."""
         return max(0.0, self._heard_until - time.monotonic())
 
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """Of a request's fields: the model's own, where it has some."""
+        return self.voice.info.sampling_settings
+
     def _speaker(self, name: str) -> str | None:
+        """The speaker that a request's voice means, which may describe itself in words."""
+        if name not in self._names and self.voice.info.prompt.describes:
+            return name
         if name not in self._names:
             raise APIError(
                 400,

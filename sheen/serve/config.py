@@ -13,7 +13,7 @@ import sheen
 from sheen.lm import checkpoint
 from sheen.lm.checkpoint import ReferenceForm
 from sheen.lm.precision import Precision
-from sheen.storage import uris
+from sheen.storage import hub, uris
 from sheen.text.delivery import MAX_PAUSE_S, MAX_PAUSES_S
 
 CHECKOUT = Path(sheen.__file__).resolve().parent.parent
@@ -125,9 +125,31 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     model: Annotated[
         str,
         Field(
-            description="checkpoint folder: absolute path, URI, or a path relative to the checkout"
+            description="checkpoint: absolute path, URI, a path relative to the checkout, or a hub "
+            "id; also one of the Orpheus family, which has no sheen.json"
         ),
     ] = "examples/digits/voice"
+    form: Annotated[
+        str | None,
+        Field(
+            description="of a checkpoint without sheen.json, its prompt form: orpheus, maya1, "
+            "veena, svara or vyvo-qwen3; default: what its tokens say, where they do"
+        ),
+    ] = None
+    codec: Annotated[
+        str | None,
+        Field(
+            description="of a checkpoint without sheen.json, its SNAC: absolute path or hub id; "
+            "default: hubertsiuzdak/snac_24khz"
+        ),
+    ] = None
+    info: Annotated[
+        str | None,
+        Field(
+            description="file of `sheen inspect`, absolute path or URI, for a checkpoint without "
+            "sheen.json, instead of the form"
+        ),
+    ] = None
     model_id: Annotated[str, Field(description="name shown by /v1/models")] = "sheen"
     default_max_seconds: Annotated[
         float,
@@ -291,12 +313,16 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
 
 
 def checkpoint_location(model: str) -> str:
-    """`args.model` made absolute. ValueError says which command makes a missing checkpoint."""
+    """`args.model` made absolute; a URI or a hub id as it is. ValueError says which command makes a
+    missing checkpoint."""
     if uris.is_uri(model):
         return model
     folder = CHECKOUT / Path(model).expanduser()
-    if checkpoint.is_checkpoint(folder):
+    if checkpoint.is_checkpoint(folder) or (folder / "config.json").is_file():
         return str(folder)
+    if not folder.exists() and hub.is_hub_id(model):
+        hub.check(model)
+        return model
     raise ValueError(
         f"args.model {model}: no checkpoint in {folder}. "
         "`sheen train --output DIR` writes one to DIR/checkpoint; examples/digits/voice of a "

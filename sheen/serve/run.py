@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,7 +28,7 @@ from sheen.runs import cluster
 from sheen.serve.access.keys import KEYS_VARIABLE
 from sheen.serve.config import CHECKOUT, ServeArgs, checkpoint_location
 from sheen.serve.drain import add_waits, drain, tell
-from sheen.storage import uris
+from sheen.storage import hub, uris
 
 BUILDER = "sheen.serve.app:"
 HOST = "127.0.0.1"
@@ -47,6 +47,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
     )
     parser.add_argument("config", type=Path, nargs="?", help="such as serve_config.yaml")
     parser.add_argument("--model", help="instead of a config: checkpoint folder, path or URI")
+    foreign = "with --model, of a checkpoint without sheen.json:"
+    parser.add_argument("--form", help=f"{foreign} its prompt form, see docs/orpheus.md")
+    parser.add_argument("--codec", help=f"{foreign} its SNAC, absolute path or hub id")
+    parser.add_argument("--info", help=f"{foreign} a file of `sheen inspect`, absolute path or URI")
     parser.add_argument("--host", default=HOST, help="with --model (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="with --model (default: 8000)")
     parser.add_argument(
@@ -71,12 +75,21 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
     if options.config is not None:
         return _run(options.config, options, parser)
     try:
-        model = checkpoint_location(uris.absolute(options.model))
+        named = options.model
+        model = checkpoint_location(named if hub.is_hub_id(named) else uris.absolute(named))
     except ValueError as error:
         parser.error(str(error))
     auth = options.auth or ("none" if options.host.startswith("127.") else "keys")
     config = yaml.safe_dump(
-        serve_config(model, options.host, options.port, auth, options.gpu), sort_keys=False
+        serve_config(
+            model,
+            options.host,
+            options.port,
+            auth,
+            options.gpu,
+            {name: getattr(options, name) for name in ("form", "codec", "info")},
+        ),
+        sort_keys=False,
     )
     if options.print_config:
         print(f"# serve run FILE, or sheen serve FILE\n{config}", end="")
@@ -87,9 +100,16 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
         return _run(path, options, parser)
 
 
-def serve_config(model: str, host: str, port: int, auth: str, gpu: bool = False) -> dict[str, Any]:
+def serve_config(
+    model: str,
+    host: str,
+    port: int,
+    auth: str,
+    gpu: bool = False,
+    source: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
     """The config of Ray Serve that speaks with one checkpoint, as serve_config.yaml of a checkout
-    is."""
+    is. `source`: further `args` that say what the checkpoint is."""
     actor = {"num_cpus": 1} | ({"num_gpus": 1} if gpu else {})
     scaling = {
         "min_replicas": 1,
@@ -110,6 +130,7 @@ def serve_config(model: str, host: str, port: int, auth: str, gpu: bool = False)
                 "runtime_env": {"env_vars": dict(cluster.WORKER_ENV)},
                 "args": {
                     "model": model,
+                    **{name: value for name, value in (source or {}).items() if value is not None},
                     "slots": 8,
                     "max_queue": 64,
                     "trim_silence": True,

@@ -37,9 +37,10 @@ ABOUT = ("title", "description", "examples", "default")
 def _nullable(schema: dict[str, Any]) -> None:
     """Say in the JSON schema that null is the default of every field that has one."""
     for name, field in schema["properties"].items():
-        if "default" in field and "anyOf" not in field:
+        if "default" in field and {"type": "null"} not in field.get("anyOf", ()):
             about = {key: field.pop(key) for key in ABOUT if key in field}
-            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
+            kinds = field.get("anyOf", [field])
+            schema["properties"][name] = {"anyOf": [*kinds, {"type": "null"}], **about}
 
 
 class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
@@ -110,8 +111,12 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
     ] = Sampling.top_p
     top_k: Annotated[int, Field(ge=0, lt=2**31, description="0 is off"), WHOLE] = Sampling.top_k
     repetition_penalty: Annotated[
-        float, Field(ge=0.5, le=5.0, description="over a short window of the audio; 1 is off")
-    ] = 1.0
+        float, Field(ge=0.5, le=5.0, description="of tokens of the audio so far; 1 is off")
+    ] = Sampling.repetition_penalty
+    repetition_window: Annotated[
+        Literal["all"] | Annotated[int, Field(ge=1, lt=2**31), WHOLE],
+        Field(description="tokens back that the penalty looks"),
+    ] = Sampling.repetition_window
     seed: Annotated[
         int | None,
         Field(
@@ -141,6 +146,14 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         return {
             name: value for name, value in sent.items() if value is not None or name not in optional
         }
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What was asked for of the sampler: the model has defaults of its own for the rest."""
+        names = self.model_fields_set & {
+            *("temperature", "top_p", "top_k", "repetition_penalty", "repetition_window")
+        }
+        return self.model_dump(include=names)
 
     @property
     def voice_name(self) -> str:

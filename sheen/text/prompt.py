@@ -1,15 +1,18 @@
-"""The one prompt template, used by training and serving alike.
+"""The prompt template, used by training and serving alike.
 
-Owns the last step of normalisation, the place of the speaker, and how both become token ids. A
-checkpoint records the template (`PromptInfo`) and the step; changing either behaviour means a new
-version of it. User text is encoded with special tokens switched off: `<audio_start>` typed into a
-text or a speaker's name stays the letters it is.
+Owns the last step of normalisation, what a template is (`PromptTemplate`), and Sheen's own: the
+place of the speaker, and how it and the text become token ids. A checkpoint records the template
+(`PromptInfo`) and the step; changing either behaviour means a new version of it. User text is
+encoded with special tokens switched off: `<audio_start>` typed into a text or a speaker's name
+stays the letters it is. Other templates are `sheen.text.forms`'.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -38,17 +41,46 @@ def one_turn_text(reference: str, text: str) -> str:
     return f"{reference} {text}"
 
 
-def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, start_id: int, text: str, speaker: str | None = None
-) -> list[int]:
-    """Token ids of a prompt, ending in `<audio_start>`.
+@dataclass(frozen=True)
+class PromptTemplate:
+    """One tokenizer's: `before`, the words of text and speaker as `encode` has them, `after`."""
+
+    before: tuple[int, ...]
+    encode: Callable[[str], list[int]]
+    """ValueError for a text that would become a control token."""
+    words: Callable[[str, str | None], str]
+    """Text and speaker as one string. ValueError when nothing is left to say."""
+    after: tuple[int, ...]
+    """Its last id is `<audio_start>`."""
+    tail: tuple[int, ...] = ()
+    """Ids of a training row after `<audio_end>`."""
+    learned: int = 0
+    """How many ids of `after`, from its end, a model without a mask learns to generate."""
+
+    def ids(self, text: str, speaker: str | None = None) -> list[int]:
+        """Token ids of a prompt, ending in `<audio_start>`. ValueError for an empty text."""
+        return [*self.before, *self.encode(self.words(text, speaker)), *self.after]
+
+
+def speaker_text(tokenizer: PreTrainedTokenizerBase, start_id: int) -> PromptTemplate:
+    """Sheen's template: `{speaker}: {text}` or `{text}`, directly followed by `<audio_start>`.
 
     A base that was trained with a begin token in front of every text gets it here too.
     """
-    ids = tokenizer(
-        prompt_text(text, speaker), add_special_tokens=False, split_special_tokens=True
-    )["input_ids"]
-    return [*_begin(tokenizer, tokenizer.bos_token_id), *(int(i) for i in ids), start_id]
+
+    def encode(text: str) -> list[int]:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [int(i) for i in ids]
+
+    before = tuple(_begin(tokenizer, tokenizer.bos_token_id))
+    return PromptTemplate(before, encode, prompt_text, (start_id,))
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, start_id: int, text: str, speaker: str | None = None
+) -> list[int]:
+    """Token ids of a prompt by Sheen's template."""
+    return speaker_text(tokenizer, start_id).ids(text, speaker)
 
 
 @lru_cache(maxsize=4)

@@ -141,14 +141,21 @@ class TrainConfig(RunFields):
             "skipped and counted",
         ),
     ] = 2048
+    form: Annotated[
+        str | None,
+        Field(
+            description="of a checkpoint of the Orpheus family, its prompt form: orpheus, maya1, "
+            "veena, svara or vyvo-qwen3; default: what its tokens say, where they do"
+        ),
+    ] = None
     softmax: Annotated[
-        Softmax,
+        Softmax | None,
         Field(
             description="'masked': over the rows that may stand at a slot, faster, and every "
-            "decoder must mask as Sheen's does; 'full': over the whole vocabulary, for "
-            "engines that decode without a mask"
+            "decoder must mask as Sheen's does; 'full': over the whole vocabulary, for engines "
+            "that decode without a mask. Default: 'full' for the Orpheus family, else 'masked'"
         ),
-    ] = "masked"
+    ] = None
     level_weights: Annotated[
         list[Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] | None,
         Field(
@@ -226,7 +233,8 @@ class TrainConfig(RunFields):
         Field(
             ge=0,
             description="LoRA adapters of this rank on the body's linear layers instead of "
-            "training them whole; 0 is off. Merged in every checkpoint",
+            "training them whole; 0 is off. The embedding tables learn whole, unless the model is "
+            "of the Orpheus family, which has its tokens. Merged in every checkpoint",
         ),
     ] = 0
     schedule: Annotated[

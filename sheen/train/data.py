@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from sheen.codec.layout import TokenLayout
+from sheen.codec.layout import Softmax, TokenLayout
 from sheen.data.dataset import Utterances, join, read_utterances
 from sheen.lm.batching import (
     EpochItems,
+    RowForm,
     Step,
     is_held_out,
     padded_length,
@@ -32,8 +33,9 @@ from sheen.lm.batching import (
     plan_steps,
     sequence_lengths,
 )
-from sheen.lm.checkpoint import CheckpointInfo, DurationModel
-from sheen.text.prompt import one_turn_text, prompt_ids
+from sheen.lm.checkpoint import CheckpointInfo, DurationModel, PromptInfo
+from sheen.lm.durations import fit_durations
+from sheen.text.prompt import PromptTemplate, one_turn_text
 from sheen.train.learning.reference_rows import ReferenceRows, pair_utterances
 from sheen.train.learning.text_gain import swap_texts
 from sheen.train.learning.training_set import TrainingSet
@@ -43,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 SLACK = 1.1
 """Of a sequence: two utterances that take more apart are not tried together."""
+
+SHEENS_OWN = PromptInfo()
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,22 @@ def build_training_set(
     seed: int,
     choose: Callable[[Utterances], Utterances] = lambda utterances: utterances,
     reference_share: float = 0.0,
+    *,
+    prompt: PromptInfo = SHEENS_OWN,
+    softmax: Softmax = "masked",
+    tags: Sequence[str] = (),
 ) -> tuple[TrainingSet, Taught]:
     """Read, choose, tokenise, split and count. `reference_share`: of the utterances of an epoch,
     those that begin with a reference. Raises ValueError when nothing is left to train on."""
+    template = prompt.template(tokenizer, layout, tags)
+    form = RowForm(template.tail, template.learned if softmax == "full" else 0)
     utterances = choose(join([read_utterances(location, layout) for location in locations]))
     prompts = [
-        prompt_ids(tokenizer, layout.start_id, text, speaker)
+        template.ids(text, speaker)
         for text, speaker in zip(utterances.texts, utterances.speakers, strict=True)
     ]
     unknown = _unknown(tokenizer, layout, utterances.texts, prompts)
-    lengths = sequence_lengths(prompts, utterances.offsets, layout)
+    lengths = sequence_lengths(prompts, utterances.offsets, layout, len(form.tail))
     fits = lengths <= max_tokens
     if not fits.any():
         raise ValueError(
@@ -102,20 +112,19 @@ def build_training_set(
         train, evaluation = np.flatnonzero(fits), evaluation[:0]
     evaluation = evaluation[:eval_rows]
     summary = _summary(utterances, lengths, fits, train, evaluation) | unknown
-    swapped = swap_texts(
-        utterances.texts, utterances.speakers, prompts, evaluation, tokenizer, layout.start_id
-    )
+    swapped = swap_texts(utterances.texts, utterances.speakers, prompts, evaluation, template)
     references = None
     if reference_share:
         references, more = _reference_rows(
-            utterances, lengths, train, layout, tokenizer, max_tokens, reference_share, seed
+            utterances, lengths, train, layout, template, max_tokens, reference_share, seed
         )
         paired = (references.rows[train] >= 0).any(axis=1)
         summary["utterances_with_references"] = int(paired.sum())
         frames = np.diff(utterances.offsets)
         codes = frames[references.before] + frames[references.spoken]
         prompts += more
-        own = np.array([len(prompt) for prompt in more]) + codes * layout.tokens_per_frame + 1
+        audio = codes * layout.tokens_per_frame + 1 + len(form.tail)
+        own = np.array([len(prompt) for prompt in more]) + audio
         lengths = np.concatenate([lengths, own])
     data = TrainingSet(
         layout=layout,
@@ -128,11 +137,15 @@ def build_training_set(
         evaluation=evaluation,
         swapped_prompts=swapped,
         summary=summary,
+        form=form,
         references=references,
     )
+    named = utterances.speakers
+    if prompt.describes:  # there is no list of those
+        named = [None] * len(named)
     taught = Taught(
-        voices=sorted({speaker for speaker in utterances.speakers if speaker}),
-        duration_model=_duration_model(utterances),
+        voices=sorted({speaker for speaker in named if speaker}),
+        duration_model=_duration_model(utterances, named),
         max_chunk_chars=common_length([utterances.texts[index] for index in train]),
     )
     return data, taught
@@ -143,7 +156,7 @@ def _reference_rows(
     lengths: NDArray[np.int64],
     train: NDArray[np.int64],
     layout: TokenLayout,
-    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
     max_tokens: int,
     share: float,
     seed: int,
@@ -157,9 +170,10 @@ def _reference_rows(
         if lengths[before] + lengths[spoken] > SLACK * max_tokens:
             return False
         text = one_turn_text(texts[before], texts[spoken])
-        prompt = prompts[before, spoken] = prompt_ids(tokenizer, layout.start_id, text)
+        prompt = prompts[before, spoken] = template.ids(text)
         frames = len(utterances.codes(before)) + len(utterances.codes(spoken))
-        return len(prompt) + frames * layout.tokens_per_frame + 1 <= max_tokens
+        audio = frames * layout.tokens_per_frame + 1 + len(template.tail)
+        return len(prompt) + audio <= max_tokens
 
     rows = pair_utterances(texts, utterances.speakers, train, share, seed, fits)
     pairs = zip(rows.before.tolist(), rows.spoken.tolist(), strict=True)
@@ -177,8 +191,10 @@ def _unknown(
     if (unk := tokenizer.unk_token_id) is None:
         unk = -1
     tokens, struck = 0, []
+    # The templates of others have control tokens, and see to their texts themselves.
+    sheen = layout.family == "sheen"
     for text, prompt in zip(texts, prompts, strict=True):
-        if max(prompt[:-1], default=0) >= layout.first_id:
+        if sheen and max(prompt[:-1], default=0) >= layout.first_id:
             raise ValueError(
                 f"the tokenizer gives the text {text!r} the id {max(prompt[:-1])}, which is one of "
                 f"the audio tokens' ({layout.first_id} and up): it cannot be taught speech"
@@ -198,23 +214,19 @@ def common_length(texts: Sequence[str]) -> int:
     return int(np.percentile([len(text) for text in texts], 99, method="inverted_cdf"))
 
 
-def _duration_model(utterances: Utterances) -> dict[str, DurationModel]:
-    """By voice, the least squares line; through the origin where that falls or begins below it."""
+def _duration_model(
+    utterances: Utterances, speakers: Sequence[str | None]
+) -> dict[str, DurationModel]:
+    """By voice."""
     groups: dict[str, list[int]] = {}
-    for index, speaker in enumerate(utterances.speakers):
+    for index, speaker in enumerate(speakers):
         groups.setdefault(speaker or "", []).append(index)
     frames = np.diff(utterances.offsets).astype(np.float64)
     characters = np.array([len(text) for text in utterances.texts], np.float64)
-    fitted = {}
-    for voice, members in sorted(groups.items()):
-        x, y = characters[members], frames[members]
-        varied = x.var() > 0
-        slope = float(((x - x.mean()) * (y - y.mean())).mean() / x.var()) if varied else 0.0
-        first = float(y.mean() - slope * x.mean())
-        if slope <= 0 or first < 0:
-            slope, first = float(y.sum() / x.sum()), 0.0
-        fitted[voice] = DurationModel(base_frames=round(first, 4), frames_per_char=round(slope, 5))
-    return fitted
+    return {
+        voice: fit_durations(characters[members], frames[members])
+        for voice, members in sorted(groups.items())
+    }
 
 
 def _summary(

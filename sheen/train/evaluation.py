@@ -21,7 +21,6 @@ from sheen.data import prompts as prompt_list
 from sheen.data.prompts import Prompt
 from sheen.engine.engine import Engine
 from sheen.engine.longform import synthesize_all
-from sheen.engine.sampler import Sampling
 from sheen.engine.types import RequestError, SynthesisParams
 from sheen.engine.voice import Voice
 from sheen.lm.checkpoint import CheckpointInfo
@@ -99,7 +98,7 @@ class EvalSamples:
         texts = [
             (
                 prompt.text,
-                SynthesisParams(prompt.speaker, Sampling(seed=index), self._max_seconds),
+                SynthesisParams(prompt.speaker, voice.sampling(index), self._max_seconds),
             )
             for index, prompt in enumerate(self._prompts)
         ]

@@ -42,7 +42,8 @@ def open_model(
     """
     model, tokenizer = _with_tokens(source, info, seed, codec)
     if lora_rank:
-        add_adapters(model, lora_rank)
+        # Of the Orpheus family no row is new, and its tables are two fifths of a billion weights.
+        add_adapters(model, lora_rank, tables=info.layout.family == "sheen")
     return model, tokenizer
 
 
@@ -51,7 +52,7 @@ def _with_tokens(
 ) -> tuple[SpeechLM, Any]:
     """A checkpoint as it is, or a base with the codec's tokens added."""
     with folders.local_folder(source) as folder:
-        if checkpoint.is_checkpoint(folder):
+        if checkpoint.is_checkpoint(folder) or info.layout.family == "orpheus":
             return load_model(folder, info.token_layout, info.softmax)
         lm, tokenizer = load_base(str(folder))
     codebooks = None

@@ -13,9 +13,10 @@ from transformers import AutoConfig, AutoTokenizer
 
 from sheen.codec import info as dataset_info
 from sheen.codec.info import CodecInfo, describe_codec, find_codec
-from sheen.codec.layout import TokenLayout
+from sheen.codec.layout import CUSTOM_TOKEN, TokenLayout
 from sheen.data import dataset
 from sheen.lm import base_model, checkpoint
+from sheen.lm.recognition import identify
 from sheen.runs.output import folder_digest
 from sheen.storage import files, folders, uris
 from sheen.text.steps import NfcSpaceStep, NormalizerStep, phoneme_step, text_normalization
@@ -134,11 +135,12 @@ def model_content(model: str) -> str:
 
 
 def plan_checkpoint(
-    model: str, codec: CodecInfo, tags: Sequence[str] = ()
+    model: str, codec: CodecInfo, tags: Sequence[str] = (), form: str | None = None
 ) -> tuple[checkpoint.CheckpointInfo, Any, bool]:
     """What the run will write about itself, known before any weight is loaded.
 
-    The tokenizer, and whether the base lacks the codec's tokens.
+    The tokenizer, and whether the base lacks the codec's tokens. `form`: of one that others taught
+    them.
     """
     with folders.local_folder(model, weights=False) as folder:
         try:
@@ -161,12 +163,31 @@ def plan_checkpoint(
                     f"checkpoint {model} generates codes of {info.codec.source} (weights "
                     f"{info.codec.sha256[:12]}): encode the recordings with the checkpoint's codec"
                 )
-            if lost := [tag for tag in tags if tag not in info.tags]:
+            lost = [tag for tag in tags if tag not in info.tags]
+            if lost and info.layout.family == "sheen":
                 raise ValueError(
                     f"--tags {lost[0]}: the checkpoint {model} knows "
                     f"{', '.join(info.tags) or 'no tags'}; new ones need a base"
                 )
+            if form is not None and info.prompt.name != form:
+                raise ValueError(
+                    f"--form {form}: the checkpoint {model} was trained with {info.prompt.name!r}; "
+                    "leave --form out"
+                )
+            info.codec = codec  # the same one, as the run's own folder will have it
+            info.tags += lost  # of letters, as all tags of the family
             return info, tokenizer, False
+    foreign = None
+    if form is not None or CUSTOM_TOKEN.format(0) in tokenizer.get_vocab():
+        try:
+            foreign = identify(tokenizer, base, codec, form)
+        except ValueError as error:
+            raise ValueError(f"--model {model}: {error}") from error
+    if foreign is not None:
+        # Whom the model is made to speak as is what it is trained on now.
+        foreign.voices, foreign.duration_model, foreign.max_chunk_chars = [], {}, None
+        foreign.tags = list(dict.fromkeys([*foreign.tags, *tags]))
+        return foreign, tokenizer, False
     try:
         positions = base_model.check_config(base)
         base_model.add_tags(tokenizer, tags)

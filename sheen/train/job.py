@@ -12,6 +12,7 @@ import ray
 from sheen.codec.info import CODEC_FOLDER, CodecInfo
 from sheen.codec.snac import open_codec
 from sheen.data.prompts import Prompt
+from sheen.lm.card import CARD_FILE, TRAINED, card
 from sheen.lm.checkpoint import ReferenceInfo
 from sheen.lm.model import to_bfloat16
 from sheen.runs import cluster
@@ -51,7 +52,12 @@ def run(config: TrainConfig) -> dict[str, Any]:
     codec, codec_files = codec_of(locations, config.codec)
     model = model_source(config.model)
     tags = tags_of(locations, config.tags)
-    info, tokenizer, extends = plan_checkpoint(model, codec, tags)
+    info, tokenizer, extends = plan_checkpoint(model, codec, tags, config.form)
+    if config.softmax is None:
+        # Whoever else speaks with the family's checkpoints does so without a mask.
+        orpheus = info.layout.family == "orpheus"
+        config = config.model_copy(update={"softmax": "full" if orpheus else "masked"})
+    assert config.softmax is not None
     info.softmax = config.softmax
     info.normalizer = normalizer_of(locations, model, info)
     limit = min(config.max_tokens, info.max_seq_len)
@@ -71,6 +77,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         config.eval_rows,
         config.seed,
         reference_share=config.reference_share,
+        prompt=info.prompt,
+        softmax=info.softmax,
+        tags=info.tags,
     )
     if config.reference_share:
         info.reference = ReferenceInfo(form="one-turn")
@@ -133,9 +142,11 @@ def run(config: TrainConfig) -> dict[str, Any]:
         last, best = store.latest(), store.best()
         assert last is not None, "a run that ended well has saved"
         model_folder = uris.join(last, checkpoints.MODEL_FOLDER)
-        _export(model_folder, uris.join(output, "checkpoint"), codec, codec_files, config.half)
+        words = card(info, [TRAINED[info.softmax]]) if info.layout.family == "orpheus" else None
+        made = codec, codec_files, config.half, words
+        _export(model_folder, uris.join(output, "checkpoint"), *made)
         if best is not None:
-            _export(best, uris.join(output, "best"), codec, codec_files, config.half)
+            _export(best, uris.join(output, "best"), *made)
         return last_metrics(output)
 
 
@@ -146,11 +157,16 @@ def _codec_parts(source: str) -> Any:
     return arguments, codec.state_dict()
 
 
-def _export(source: str, target: str, codec: CodecInfo, codec_files: str, half: bool) -> None:
-    """Publish a model folder, with its codec when that is a folder: all of it at once."""
+def _export(
+    source: str, target: str, codec: CodecInfo, codec_files: str, half: bool, words: str | None
+) -> None:
+    """Publish a model folder, with its codec when that is a folder, and a card of these words: all
+    of it at once."""
     with folders.replacing(target) as folder:
         folders.copy_folder(source, str(folder))
         if half:
             to_bfloat16(folder)
         if codec.embedded:
             folders.copy_folder(codec_files, str(folder / CODEC_FOLDER))
+        if words is not None:
+            (folder / CARD_FILE).write_text(words, "utf-8")

@@ -296,13 +296,13 @@ def show_example(data: TrainingSet, tokenizer: PreTrainedTokenizerBase) -> str:
     added = data.layout.token_names()
     names = [
         added[token - data.layout.first_id]
-        if token >= data.layout.first_id
+        if 0 <= token - data.layout.first_id < len(added)
         else tokenizer.convert_ids_to_tokens(token)
         for token in ids
     ]
     learned = (batch.labels[0] != IGNORE_INDEX).tolist()
     first = learned.index(True)
-    lines = [f"the shortest utterance, {len(ids)} tokens of which {len(ids) - first} carry loss:"]
+    lines = [f"the shortest utterance, {len(ids)} tokens of which {sum(learned)} carry loss:"]
     shown = {*range(first), *range(first, first + 9), *range(len(ids) - 3, len(ids))}
     for at, (token, name) in enumerate(zip(ids, names, strict=True)):
         if at in shown:

@@ -4,15 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from helpers.example import CODEC, DIGITS, ROOT, load_script
+from helpers import orpheus
+from helpers.example import CODEC, DIGITS, ROOT, VOICES, load_script
 from helpers.training import Resident, metrics, train_config, weights
 from sheen.codec.snac import load_codec
 from sheen.data import dataset
@@ -447,3 +450,27 @@ def test_settings_that_do_not_fit_together_are_named(
     with pytest.raises(ValueError, match=message):
         train(train_config(encoded, base, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_the_orpheus_family_is_fine_tuned_as_it_is(
+    resident: Resident, encoded: Path, made_once: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = made_once("orpheus", orpheus.save)
+    config = train_config(encoded, model, tmp_path, form="orpheus", max_steps=2, accumulation=1)
+    resident.train(train, config)
+    info = checkpoint.read_info(tmp_path / "checkpoint")
+    assert (info.layout.family, info.prompt.name, info.softmax) == ("orpheus", "orpheus", "full")
+    assert info.voices == sorted(VOICES)
+    assert info.sampling is not None
+    card = (tmp_path / "checkpoint" / "README.md").read_text("utf-8")
+    assert "SOH, BOS, TEXT `{speaker}: {text}`, EOT, EOH, SOA, SOS" in card
+    assert "Softmax in training: full" in card
+    voice = load_voice(str(tmp_path / "checkpoint"))
+    assert voice.model.layout == orpheus.LAYOUT
+    tables = [orpheus_weights(folder) for folder in (model, tmp_path / "checkpoint")]
+    assert tables[0].shape == tables[1].shape, "no row is added"
+    assert not torch.equal(*tables)
+
+
+def orpheus_weights(folder: Path) -> torch.Tensor:
+    return load_file(folder / "model.safetensors")["model.embed_tokens.weight"]

@@ -111,10 +111,16 @@ def test_another_format_version_is_refused_by_name(tmp_path: Path, version: obje
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("layout.family", "orpheus", "layout.family is 'orpheus', this Sheen knows 'sheen'"),
+        ("layout.family", "kani", "layout.family is 'kani', this Sheen knows 'sheen' or 'orpheus'"),
+        ("layout.family", "orpheus", "not those of the family 'orpheus' for this codec"),
         ("layout.end_id", 7, "layout: .*'end_id': 7.* not those of the family 'sheen'.*259"),
         ("layout.slot_bases", [1], "not those of the family 'sheen'"),
-        ("prompt.name", "maya1", "prompt.name is 'maya1', this Sheen knows 'speaker-text'"),
+        (
+            "prompt.name",
+            "maya2",
+            "prompt.name is 'maya2', this Sheen knows 'speaker-text', 'orpheus'",
+        ),
+        ("prompt.name", "maya1", "'maya1', whose control tokens the layout's family 'sheen' has"),
         ("prompt.version", "9", "prompt.version is '9', this Sheen knows '1'"),
         ("normalizer", [{"name": "g2p"}], "normalizer.0.name is 'g2p', .* 'nfc-space'"),
         ("softmax", "legal rows", "softmax is 'legal rows', this Sheen knows 'masked' or 'full'"),

@@ -17,7 +17,7 @@ from helpers.readers import check_speech
 from helpers.speaking import silences
 from sheen.speaker import Audio, Speaker
 
-SAMPLING = ["temperature", "top_k", "top_p", "repetition_penalty", "seed"]
+SAMPLING = ["temperature", "top_k", "top_p", "repetition_penalty", "repetition_window", "seed"]
 KEYWORDS = ["speed", *SAMPLING, "lexicon", "ssml"]
 
 
@@ -41,7 +41,7 @@ def test_the_public_surface_is_what_other_code_may_rely_on() -> None:
     for name in sheen.__all__:
         assert getattr(sheen, name)
     arguments = list(inspect.signature(sheen.load).parameters)
-    assert arguments == ["model", "device", "dtype", "max_seconds"]
+    assert arguments == ["model", "device", "dtype", "max_seconds", "form", "codec", "info"]
     properties = {"sample_rate", "tags", "voices"}
     assert public(sheen.Speaker) == {"close", "reference", "stream", "synthesize", *properties}
     for method in (Speaker.synthesize, Speaker.stream):

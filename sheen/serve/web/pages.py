@@ -11,11 +11,12 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from html import escape
 from importlib.resources import files
 from string import Template
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI
@@ -81,6 +82,9 @@ def _whole_as_int(number: str) -> float:
     return int(float(number)) if float(number).is_integer() else float(number)
 
 
+NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
+
+
 class SpeechAPI(FastAPI):
     """FastAPI, whose document promises no 422 (errors of validation are 400 here), names the key,
     which the gate before the application asks for, and has every error as JSON. Its routes for the
@@ -109,13 +113,18 @@ class SpeechAPI(FastAPI):
             }
         return super().openapi()
 
-    def document(self, voices: Iterable[str], root_path: str) -> dict[str, Any]:
-        """The document of a server that has these voices, under an address that ends in
-        `root_path`."""
+    def document(
+        self, voices: Iterable[str], root_path: str, defaults: Mapping[str, Any] = NO_DEFAULTS
+    ) -> dict[str, Any]:
+        """The document of a server that has these voices (none: any may be named), under an address
+        that ends in `root_path`. Its model's own `defaults` of fields replace the schema's."""
         document = copy.deepcopy(self.openapi())
         schemas = document["components"]["schemas"]
         name, _ = schemas["SpeechRequest"]["properties"]["voice"]["anyOf"]
-        name["enum"] = schemas["VoiceId"]["properties"]["id"]["enum"] = list(voices)
+        if names := list(voices):
+            name["enum"] = schemas["VoiceId"]["properties"]["id"]["enum"] = names
+        for field, value in defaults.items():
+            schemas["SpeechRequest"]["properties"][field]["default"] = value
         if root_path:
             document["servers"] = [{"url": root_path}]
         return document
@@ -187,6 +196,8 @@ def _kind(schema: Schema, schemas: Schema) -> str:
         return _code(
             "{" + ", ".join(json.dumps(name) + ": …" for name in schema["properties"]) + "}"
         )
+    if "const" in schema:
+        return _code(schema["const"])
     if "enum" in schema:
         return ", ".join(map(_code, schema["enum"]))
     limits = [text.format(schema[name]) for name, text in _LIMITS.items() if name in schema]

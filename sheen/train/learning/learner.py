@@ -217,19 +217,22 @@ def _groups(model: SpeechLM, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def add_adapters(model: SpeechLM, rank: int, alpha: int = LORA_ALPHA) -> None:
+def add_adapters(
+    model: SpeechLM, rank: int, alpha: int = LORA_ALPHA, *, tables: bool = True
+) -> None:
     """LoRA on every linear layer of the body; the rest of the body is frozen.
 
-    The embedding tables learn whole: the audio tokens' rows are new and hold nothing to adapt.
+    The embedding tables learn whole where `tables`: the audio tokens' rows are new and hold nothing
+    to adapt.
     """
     # Here, and not above: a second of every worker's start, which only adapters need.
     from peft import LoraConfig, inject_adapter_in_model
 
-    tables = {id(table) for table in model.tables}
+    whole = {id(table) for table in model.tables} if tables else set()
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")
     inject_adapter_in_model(config, model.lm, adapter_name=ADAPTER)
     for name, parameter in model.lm.named_parameters():
-        parameter.requires_grad_("lora_" in name or id(parameter) in tables)
+        parameter.requires_grad_("lora_" in name or id(parameter) in whole)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("LoRA of rank %d: %.1f M weights learn", rank, learning / 1e6)
 

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from sheen.text.prompt import prompt_ids
+from sheen.text.prompt import PromptTemplate
 
 
 def swap_texts(
@@ -19,8 +18,7 @@ def swap_texts(
     speakers: Sequence[str | None],
     prompts: Sequence[Sequence[int]],
     evaluation: NDArray[np.int64],
-    tokenizer: PreTrainedTokenizerBase,
-    start_id: int,
+    template: PromptTemplate,
 ) -> dict[int, NDArray[np.int32]]:
     """By utterance of `evaluation`: its prompt with another of their texts, its speaker kept.
 
@@ -34,9 +32,10 @@ def swap_texts(
     other = dict(zip(distinct, [distinct[1], *distinct[:-1]], strict=True))
     swapped = {}
     for index in evaluation.tolist():
-        prompt = prompt_ids(tokenizer, start_id, other[texts[index]], speakers[index])
-        room = len(prompts[index]) - 1
-        swapped[index] = np.array([*prompt[:-1][:room], start_id], np.int32)
+        prompt = template.ids(other[texts[index]], speakers[index])
+        after = len(template.after)
+        words = prompt[:-after][: len(prompts[index]) - after]
+        swapped[index] = np.array([*words, *template.after], np.int32)
     return swapped
 
 

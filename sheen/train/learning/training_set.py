@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sheen.codec.layout import TokenLayout
-from sheen.lm.batching import Batch, collate
+from sheen.lm.batching import PLAIN, Batch, RowForm, collate
 from sheen.train.learning.reference_rows import ReferenceRows
 
 
@@ -35,6 +35,7 @@ class TrainingSet:
     swapped_prompts: dict[int, NDArray[np.int32]]
     """Of the utterances of `evaluation`, see `swap_texts`."""
     summary: dict[str, Any]
+    form: RowForm = PLAIN
     references: ReferenceRows | None = None
 
     def items(self, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -64,7 +65,7 @@ class TrainingSet:
             before = self._frames(self.references.before[row])
             frames.append(np.concatenate([before, self._frames(self.references.spoken[row])]))
             given.append(len(before))
-        return collate(prompts, frames, self.layout, pad_id, pad_to, given)
+        return collate(prompts, frames, self.layout, pad_id, pad_to, given, self.form)
 
     def _frames(self, index: int) -> NDArray[np.int16]:
         return self.frames[self.frame_offsets[index] : self.frame_offsets[index + 1]]

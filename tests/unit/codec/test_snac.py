@@ -261,7 +261,7 @@ def test_illegal_tokens_are_refused(codec: Codec) -> None:
     layout = layout_of(codec)
     decoder = StreamingDecoder(codec, layout, None)
     with pytest.raises(ValueError, match="slot 0"):
-        decoder.decode([layout.level_base(1)] * 7)
+        decoder.decode([layout.blocks[1].base] * 7)
 
 
 def test_speech_survives_the_small_codec(codec: Codec) -> None:

@@ -125,9 +125,9 @@ class LegalRows(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = input_ids.shape[1] - self.prompt
         legal = LAYOUT.legal(step % FRAME)
-        first = legal.start + (step % FRAME == 0 and step < self.min_tokens)
+        first = legal[0] + (step % FRAME == 0 and step < self.min_tokens)
         masked = torch.full_like(scores, float("-inf"))
-        masked[:, first : legal.stop] = scores[:, first : legal.stop]
+        masked[:, first : legal[-1] + 1] = scores[:, first : legal[-1] + 1]
         best = masked[0].topk(2).values
         self.gaps.append(float(best[0] - best[1]))
         return masked
@@ -327,8 +327,8 @@ def test_other_bases_by_their_own_whole_forward(config: Any, whole: bool) -> Non
         for step, token in enumerate(tokens):
             slot = step % layout.tokens_per_frame
             legal = layout.legal(slot)
-            start = legal.start + (slot == 0 and step < layout.tokens_per_frame)
-            best = logits[step, start : legal.stop]
+            start = legal[0] + (slot == 0 and step < layout.tokens_per_frame)
+            best = logits[step, start : legal[-1] + 1]
             assert best.max() - best[token - start] < 1e-3
 
 
@@ -345,8 +345,8 @@ def test_a_prompt_in_chunks_is_the_prompt(model: SpeechLM) -> None:
     with torch.inference_mode():
         states = model.hidden(torch.tensor([prompt]), use_cache=False).last_hidden_state[0, -1]
     legal = LAYOUT.legal(0)
-    logits = model.head[legal.start + 1 : legal.stop] @ states
-    assert second.read() == [legal.start + 1 + int(logits.argmax())]
+    logits = model.head[legal[0] + 1 : legal[-1] + 1] @ states
+    assert second.read() == [legal[0] + 1 + int(logits.argmax())]
 
 
 @pytest.mark.slow

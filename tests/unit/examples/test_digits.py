@@ -298,7 +298,7 @@ def test_configurations_are_ones_that_the_jobs_take(name: str, config: type[JobC
 
 def test_the_evaluation_samples_as_serving_does() -> None:
     config = load_config(EvaluateConfig, ["--config", str(DIGITS / "evaluate.yaml")], "evaluate")
-    chosen = Sampling(config.temperature, config.top_k, config.top_p)
+    chosen = Sampling.of({}, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
     assert chosen == Sampling()
 
 

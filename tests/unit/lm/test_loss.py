@@ -93,7 +93,7 @@ def test_every_target_is_the_next_token_of_its_own_utterance(
     for level, (positions, rows) in enumerate(
         zip(batch.targets.positions, batch.targets.rows, strict=True)
     ):
-        first = layout.end_id if level == 0 else layout.level_base(level)
+        first = layout.end_id if level == 0 else layout.blocks[level].base
         for position, row in zip(positions.tolist(), rows.tolist(), strict=True):
             assert position + 1 not in starts, "a state never predicts another utterance"
             assert ids[position + 1] == labels[position + 1] == first + row

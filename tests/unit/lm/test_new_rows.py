@@ -51,7 +51,7 @@ def test_new_rows_have_mean_and_covariance_of_the_old(way: str) -> None:
     """Over many draws: those of each level, and the specials and the padding too."""
     table = text_rows()
     draws = torch.stack([new_rows(way, seed, table) for seed in range(600)])
-    levels = [draws[:, LAYOUT.level_base(level) - KNOWN :][:, :CODES] for level in (0, 1)]
+    levels = [draws[:, LAYOUT.blocks[level].base - KNOWN :][:, :CODES] for level in (0, 1)]
     for rows in [*levels, torch.cat([draws[:, :2], draws[:, -4:]], 1)]:
         deviation = (rows.mean((0, 1)) - table.mean(0)) / table.std(0)
         assert deviation.abs().max() < 0.15
@@ -76,7 +76,7 @@ def test_new_rows_are_a_function_of_the_seed_and_no_two_are_equal(way: str) -> N
 
 def distances(rows: Tensor, level: int) -> Tensor:
     """`[CODES, CODES]` between a level's rows, by the table's own measure of what is far."""
-    first = LAYOUT.level_base(level) - KNOWN
+    first = LAYOUT.blocks[level].base - KNOWN
     return torch.cdist(rows[first : first + CODES], rows[first : first + CODES])
 
 
@@ -107,7 +107,7 @@ def test_a_level_has_something_in_common_with_the_codebook_only() -> None:
         for seed in range(50):
             rows = new_rows(way, seed, table)
             means = [
-                rows[LAYOUT.level_base(level) - KNOWN :][:CODES].mean(0)
+                rows[LAYOUT.blocks[level].base - KNOWN :][:CODES].mean(0)
                 for level in range(LAYOUT.levels)
             ]
             gaps[way] += float((means[0] - means[1]).norm() / spread) / 50

@@ -51,7 +51,7 @@ def test_logits_of_bfloat16_states_are_not_rounded(frozen: bool) -> None:
     if frozen:
         model.freeze()
     states = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
-    logits = model.head_product(100, 17)(states)
+    logits = model.head_product(range(100, 117))(states)
     exact = states.double() @ model.head[100:117].double().T
     torch.testing.assert_close(logits.double(), exact, rtol=1e-6, atol=1e-6)
     assert logits.dtype == torch.float32

@@ -110,3 +110,13 @@ def test_its_policy_lets_no_script_run(document: dict[str, Any]) -> None:
     policy = reference_response(document).headers["Content-Security-Policy"]
     assert "script-src 'none'" in policy
     assert "unsafe" not in policy
+
+
+def test_a_models_own_sampling_is_the_documents_default(document: dict[str, Any]) -> None:
+    own = {"temperature": 0.6, "repetition_window": 64}
+    fields = app.document(VOICES, "", own)["components"]["schemas"]["SpeechRequest"]["properties"]
+    before = document["components"]["schemas"]["SpeechRequest"]["properties"]
+    assert {name: fields[name]["default"] for name in own} == own
+    assert (before["temperature"]["default"], before["repetition_window"]["default"]) == (0.3, 70)
+    assert {"type": "null"} in fields["repetition_window"]["anyOf"]
+    assert "enum" not in str(app.document([], "")["components"]["schemas"]["VoiceId"])

@@ -308,7 +308,9 @@ def test_all_rows_of_a_run_have_one_length_and_a_resumed_run_the_same(
     tokens = [row.tokens for row in rows]
     assert len(set(tokens)) > 1
     assert tokens == [data.lengths[row].sum() for step in plan.steps for (row,) in step]
-    again = partial(plan_run, data.lengths, data.train, capacity=128, seed=0, max_steps=None)
+    again = partial(
+        plan_run, data.lengths, lambda _: data.train, capacity=128, seed=0, max_steps=None
+    )
     done = Position(len(plan.steps) - 1, 2 * len(plan.steps) - 2, 2)
     left = again(epochs=3, world=1, accumulation=2, done=done)
     assert len(left.steps) == 1

@@ -1,0 +1,179 @@
+"""`sheen inspect MODEL`: what a checkpoint is, how long its voices take, and a `sheen.json` of it.
+
+Owns what is printed and measured of a checkpoint that others trained, and where its record may be
+written: to a file that the caller names, or beside the weights in a folder of the user's own. Never
+writes into a hub cache, and never over a record that is there.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sheen.config import fail
+from sheen.engine.engine import Engine
+from sheen.engine.longform import synthesize_all
+from sheen.engine.types import RequestError, SynthesisParams
+from sheen.engine.voice import Voice, load_voice
+from sheen.lm.checkpoint import INFO_FILE, CheckpointInfo, DurationModel
+from sheen.lm.durations import fit_durations
+from sheen.lm.recognition import DEFAULT_CODEC, describe_checkpoint
+from sheen.storage import files, folders, hub, uris
+
+TEXTS = (
+    "Yes, of course.",
+    "The train leaves at noon from the other side.",
+    "Nobody in the village had ever seen a harbour this quiet.",
+    "We measured the garden twice, and both times the fence was longer than before.",
+    "If you walk along the river until the old mill, you will find the bakery on your left, next "
+    "to a shop that sells nothing but blue umbrellas.",
+    "She read the letter slowly, put it back into its envelope, and said the answer could wait "
+    "until the morning, when the boats would be back and everybody had slept.",
+)
+"""English of many lengths: of a voice of another language give its own."""
+SLOTS = 8
+MAX_SECONDS = 30.0
+
+
+def describe(info: CheckpointInfo) -> Iterator[str]:
+    """What is known of a checkpoint, line by line."""
+    layout, sampling = info.token_layout, info.sampling_settings
+    yield (
+        f"layout: {layout.family}, {layout.tokens_per_frame} x {layout.codebook_size:,} codes a "
+        f"frame, first id {layout.first_id}, start {layout.start_id}, end {layout.end_id}"
+    )
+    yield f"ids of code 0 by slot: {', '.join(map(str, layout.slot_bases.tolist()))}"
+    yield f"codec: {info.codec.source}, {info.sample_rate} Hz, weights {info.codec.sha256[:12]}"
+    yield f"prompt form: {info.prompt.name}; trained with a {info.softmax} softmax, as far as known"
+    voices = "any, described in words" if info.prompt.describes else "one, without a name"
+    yield f"voices: {', '.join(info.voices) or voices}"
+    if info.tags:
+        yield f"tags: {' '.join(info.tags)}"
+    if sampling:
+        yield f"sampling: {', '.join(f'{name} {value}' for name, value in sampling.items())}"
+    yield f"longest text at once: {info.max_chunk_chars or 'not known'} characters"
+
+
+def measure(
+    voice: Voice, texts: Sequence[str], seed: int = 0
+) -> tuple[dict[str, DurationModel], list[str]]:
+    """How long the texts take in each voice, and a line for each voice of what was measured.
+
+    Speech that ended by itself counts, of texts that are one chunk: a voice with less than two of
+    those stays as it was.
+    """
+    speakers: list[str | None] = list(voice.info.voices) or [None]
+    per_second = voice.codec.sample_rate / voice.codec.frame_samples
+    plan = []
+    for speaker in speakers:
+        longest = voice.max_chunk_chars(MAX_SECONDS, speaker)
+        plan += [(speaker, text) for text in texts if len(text) <= longest]
+    engine = Engine(
+        voice.model, voice.codec, slots=SLOTS, max_seq_len=voice.max_seq_len(MAX_SECONDS)
+    )
+    try:
+        spoken = synthesize_all(
+            engine,
+            voice,
+            [
+                (text, SynthesisParams(speaker, voice.sampling(seed + number), MAX_SECONDS))
+                for number, (speaker, text) in enumerate(plan)
+            ],
+        )
+    finally:
+        engine.close()
+    found, lines = dict(voice.info.duration_model), []
+    for speaker in speakers:
+        characters, frames, said = [], [], 0
+        for (who, _), result in zip(plan, spoken, strict=True):
+            if who != speaker or isinstance(result, RequestError):
+                continue
+            said += 1
+            if result.finish_reason == "stop":
+                characters.append(len(result.taught))
+                frames.append(len(result.samples) / voice.codec.frame_samples)
+        name = speaker or "the voice"
+        if len(frames) < 2:
+            lines.append(
+                f"{name}: {len(frames)} of {said} texts ended by themselves, too few to measure; "
+                "published figures stay"
+            )
+            continue
+        line = found[speaker or ""] = fit_durations(characters, frames)
+        pace = per_second / line.frames_per_char
+        lines.append(
+            f"{name}: {pace:.1f} characters a second and {line.base_frames / per_second:.2f} s, "
+            f"from {len(frames)} of {said} texts"
+        )
+    return found, lines
+
+
+def target_of(model: str, output: str | None) -> str | None:
+    """Where the record goes, None for nowhere. ValueError for a file that is there already."""
+    if output is not None:
+        target = output
+    elif hub.is_hub_id(model) or uris.is_uri(model) or hub.is_in_cache(Path(model).expanduser()):
+        return None
+    else:
+        target = str(Path(model).expanduser() / INFO_FILE)
+        if files.exists(target):
+            return None
+    if files.exists(target):
+        raise ValueError(f"--output {target}: it exists; give another name")
+    return target
+
+
+def main(argv: list[str], prog: str) -> int:
+    parser = argparse.ArgumentParser(
+        prog,
+        description="Print what a checkpoint is, measure how long its voices take, and write its "
+        "sheen.json.",
+    )
+    add = parser.add_argument
+    add("model", help="checkpoint: a folder, a URI or a hub id")
+    add("--form", help="its prompt form, where its tokens do not say")
+    add("--codec", help=f"its SNAC, folder or hub id (default: {DEFAULT_CODEC})")
+    add("--voices", nargs="+", metavar="NAME", help="its voices (default: those of the form)")
+    add(
+        "--output",
+        metavar="FILE",
+        help="for args.info of the server and --info (default: sheen.json beside the weights, in a "
+        "folder of your own)",
+    )
+    add("--texts", metavar="FILE", help="a text a line to measure with (default: six of English)")
+    add(
+        "--measure",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="speak the texts with every voice",
+    )
+    add("--device", default="cpu", help="torch device (default: %(default)s)")
+    options = parser.parse_args(argv)
+    try:
+        target = target_of(options.model, options.output)
+        texts: Sequence[str] = TEXTS
+        if options.texts is not None:
+            lines = files.read_bytes(uris.absolute(options.texts)).decode().splitlines()
+            texts = [line for line in map(str.strip, lines) if line]
+        folder = hub.located(options.model)
+        if not files.exists(folder):
+            raise ValueError(f"model {options.model}: no such folder")
+        info = describe_checkpoint(folder, form=options.form, codec=options.codec)
+        if options.voices:
+            pace = next(iter(info.duration_model.values()), None)
+            info.voices = sorted(options.voices)
+            info.duration_model = dict.fromkeys(info.voices, pace) if pace else {}
+        print("\n".join(describe(info)), flush=True)
+        if options.measure:
+            voice = load_voice(folder, options.device, form=options.form, codec=options.codec)
+            voice = Voice(info, voice.model, voice.tokenizer, voice.codec)
+            info.duration_model, lines = measure(voice, texts)
+            print("\n".join(lines), flush=True)
+        if target is not None:
+            files.write_bytes(target, folders.dump_record(info))
+            print(f"written to {target}")
+        elif not files.exists(uris.join(folder, INFO_FILE)):
+            print("not written: give --output FILE, and FILE as args.info", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        return fail(prog, error)
+    return 0

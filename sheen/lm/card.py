@@ -1,0 +1,61 @@
+"""The model card of a checkpoint with the token ids of the Orpheus family.
+
+Owns its words: what others need to prompt and decode the model without Sheen. Which notes it has,
+whoever made the checkpoint says.
+"""
+
+from collections.abc import Sequence
+
+from sheen.codec.info import CODEC_FOLDER
+from sheen.lm.checkpoint import CheckpointInfo
+from sheen.text.forms import FORMS
+
+CARD_FILE = "README.md"
+
+TRAINED = {
+    "full": "It was trained with a full softmax, control tokens from SOA on included: it can be "
+    "decoded with a mask or without one.",
+    "masked": "It was trained with a masked softmax: a decoder has to mask, at slot s to the ids "
+    "of that slot, and at slot 0 also to the end of speech. Without a mask it draws other ids.",
+}
+"""Of a checkpoint that training made, by its softmax."""
+
+
+def card(info: CheckpointInfo, notes: Sequence[str]) -> str:
+    """In Markdown."""
+    layout = info.token_layout
+    bases = ", ".join(map(str, layout.slot_bases.tolist()))
+    voices = ", ".join(f"`{name}`" for name in info.voices) or "one, without a name"
+    prompt = ["TEXT `{voice}: {text}` or `{text}`", "SOS"]
+    if info.prompt.name != "speaker-text":
+        form = FORMS[info.prompt.name]
+        prompt = [f"TEXT `{form.text}`" if part == "TEXT" else part for part in form.row]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-to-speech",
+        "tags: [text-to-speech, snac, orpheus, sheen]",
+        "---",
+        "",
+        "# Speech model with the token ids of Orpheus",
+        "",
+        f"Text to speech at {info.sample_rate} Hz, made with Sheen.",
+        "",
+        f"- Voices: {voices}",
+        f"- Prompt (form `{info.prompt.name}`): {', '.join(prompt)}",
+        "- SOS, EOS, SOH, EOH, SOA, EOA, PAD are `<custom_token_1>` to `<custom_token_7>`",
+        f"- Softmax in training: {info.softmax}",
+        f"- Codec: SNAC `{info.codec.source}`, weights {info.codec.sha256[:12]}"
+        + (f", in `{CODEC_FOLDER}/`" if info.codec.embedded else ""),
+        f"- `<custom_token_0>` has id {layout.first_id}; speech starts with {layout.start_id} and "
+        f"ends with {layout.end_id}",
+        f"- Code c at slot s of a frame has id base(s) + c, with bases {bases}",
+        "- Order of a frame: L0[i], L1[2i], L2[4i], L2[4i+1], L1[2i+1], L2[4i+2], L2[4i+3]",
+        "",
+        "## What to know",
+        "",
+        *(f"- {note}" for note in notes),
+        "",
+        "`sheen.json` says the same to Sheen, which speaks this folder as it is.",
+    ]
+    return "\n".join(lines) + "\n"

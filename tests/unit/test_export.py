@@ -1,0 +1,111 @@
+"""`sheen export --layout orpheus`: the same voice under the family's ids."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from helpers.example import CHECKPOINT
+from sheen.__main__ import main
+from sheen.engine.generation import TokenGenerator
+from sheen.engine.sampler import Sampling
+from sheen.engine.voice import Voice, load_voice
+from sheen.export import export
+from sheen.lm.checkpoint import read_info, write_info
+
+TEXT, VOICE = "four two seven", "slt"
+FRAMES = 12
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "voice"
+    export(str(CHECKPOINT), str(folder))
+    return folder
+
+
+def codes(voice: Voice, sampling: Sampling) -> list[list[int]]:
+    request = voice.request(TEXT, VOICE, sampling, 10.0)
+    generator = TokenGenerator(voice.model, 1, request.seq_len(voice.model.layout))
+    generator.start(0, request.prompt, sampling, request.max_frames * 7, 7)
+    tokens: list[int] = []
+    while (step := generator.step()) is not None:
+        tokens += step.read()
+        if tokens and tokens[-1] == voice.model.layout.end_id:
+            generator.stop(0)
+            tokens.pop()
+    found: list[list[int]] = voice.model.layout.from_ids(np.array(tokens)).tolist()
+    return found
+
+
+def test_sheen_speaks_the_export_code_for_code(exported: Path) -> None:
+    before, after = load_voice(str(CHECKPOINT)), load_voice(str(exported))
+    assert after.model.layout.family == "orpheus"
+    for sampling in (Sampling(0.0), Sampling(seed=3)):
+        assert codes(after, sampling) == codes(before, sampling)
+
+
+def test_a_decoder_written_from_the_card_alone_says_the_same(exported: Path) -> None:
+    """Nothing of Sheen: the tokenizer's ids, the card's prompt, a mask by slot, greedy."""
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    first = tokenizer.convert_tokens_to_ids("<custom_token_0>")
+    start, end = first + 1, first + 2
+    assert model.config.eos_token_id == end
+    ids = [*tokenizer(f"{VOICE}: {TEXT}", add_special_tokens=False)["input_ids"], start]
+    frames: list[list[int]] = [[]]
+    past = None
+    given = torch.tensor([ids])
+    while len(frames) <= FRAMES:
+        slot = len(frames[-1])
+        with torch.inference_mode():
+            output = model(given, past_key_values=past, use_cache=True)
+        past, logits = output.past_key_values, output.logits[0, -1]
+        base = first + 10 + 4096 * slot
+        token = base + int(logits[base : base + 4096].argmax())
+        if slot == 0 and len(frames) > 1 and logits[end] > logits[token]:
+            break
+        frames[-1].append(token - base)
+        if slot == 6:
+            frames.append([])
+        given = torch.tensor([[token]])
+    assert frames[:FRAMES] == codes(load_voice(str(CHECKPOINT)), Sampling(0.0))[:FRAMES]
+
+
+def test_the_card_and_the_command_say_what_is_not_the_same(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = (exported / "README.md").read_text("utf-8")
+    layout = read_info(exported).token_layout
+    for said in (f"{layout.slot_bases[6]}", "`slt`", "masked", "codec/"):
+        assert said in card
+    words = ["export", str(exported), "--layout", "orpheus", "--output", str(tmp_path / "again")]
+    assert main(words) == 2
+    assert "has the family's ids already" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+    words[1] = str(CHECKPOINT)
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "A decoder has to mask" in said
+    assert "<custom_token_1>" in said
+
+
+def test_a_text_cannot_name_a_control_token(exported: Path) -> None:
+    voice = load_voice(str(exported))
+    prompt = voice.request("say <custom_token_2>", VOICE, Sampling(), 1.0).prompt
+    assert max(prompt[:-1]) < voice.model.layout.first_id
+
+
+def test_a_codec_of_other_frames_is_refused(tmp_path: Path) -> None:
+    info = read_info(CHECKPOINT)
+    config = info.codec.config | {"codebook_size": 1024}
+    codec = info.codec.model_copy(update={"config": config})
+    bases = {"slot_bases": (260, 1284, 2308, 2308, 1284, 2308, 2308)}
+    write_info(
+        tmp_path,
+        info.model_copy(update={"codec": codec, "layout": info.layout.model_copy(update=bases)}),
+    )
+    with pytest.raises(ValueError, match="7 x 1024 codes a frame"):
+        export(str(tmp_path), str(tmp_path / "out"))
