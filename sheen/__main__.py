@@ -49,11 +49,11 @@ def speak(argv: list[str], prog: str) -> int:
 
     from sheen.config import fail
     from sheen.engine.sampler import Sampling
-    from sheen.lm.checkpoint import ReferenceForm
     from sheen.lm.precision import Precision
     from sheen.lm.recognition import DEFAULT_CODEC
     from sheen.speaker import Speaker, audio_format
     from sheen.text.lexicon import read_entries
+    from sheen.text.prompt import ReferenceForm
 
     parser = argparse.ArgumentParser(
         prog, description="Speak a text from a checkpoint into a file, without Ray."

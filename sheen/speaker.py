@@ -26,12 +26,12 @@ from sheen.engine.reference import LONGEST_S
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import Reference, RequestError, SynthesisParams
 from sheen.engine.voice import load_voice
-from sheen.lm.checkpoint import ReferenceForm
 from sheen.lm.precision import Precision
 from sheen.storage import files, uris
 from sheen.text.delivery import Delivery, deliver
 from sheen.text.items import DeliveryError
 from sheen.text.lexicon import Lexicon
+from sheen.text.prompt import ReferenceForm
 from sheen.text.ssml import Scope
 
 

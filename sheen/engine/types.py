@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from sheen.audio.samples import Samples
 from sheen.codec.layout import TokenLayout
 from sheen.engine.sampler import Sampling
-from sheen.lm.checkpoint import ReferenceForm
-from sheen.text.delivery import Delivery
-from sheen.text.ssml import Scope
+from sheen.text.prompt import ReferenceForm
+
+if TYPE_CHECKING:  # the engine runs where nothing that reads texts is installed
+    from sheen.text.delivery import Delivery
+    from sheen.text.ssml import Scope
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -99,6 +101,12 @@ class Reference:
     """How it is placed in the prompt."""
 
 
+def _as_written() -> "Delivery":
+    from sheen.text.delivery import Delivery
+
+    return Delivery()
+
+
 @dataclass(frozen=True)
 class SynthesisParams:
     """How a text is to be spoken: the same for each of its chunks."""
@@ -108,10 +116,10 @@ class SynthesisParams:
     sampling: Sampling = field(default_factory=Sampling)
     chunk_seconds: float = 30.0
     """Longest audio of a chunk."""
-    delivery: Delivery = field(default_factory=Delivery)
+    delivery: "Delivery" = field(default_factory=_as_written)
     reference: Reference | None = None
     """Whose voice it is spoken in; the speaker is None then."""
-    ssml: Scope | None = None
+    ssml: "Scope | None" = None
     """The text is an SSML document, which may name so much."""
 
 

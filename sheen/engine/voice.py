@@ -29,12 +29,12 @@ from sheen.engine.reference import (
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import Reference, Request, RequestError
 from sheen.lm import checkpoint
-from sheen.lm.checkpoint import DurationModel, ReferenceForm
+from sheen.lm.checkpoint import DurationModel
 from sheen.lm.model import SpeechLM, load_model
 from sheen.lm.precision import Precision, dtype_of
 from sheen.lm.recognition import describe_checkpoint, describe_separately
 from sheen.storage import files, folders, hub
-from sheen.text.prompt import PromptTemplate, normalise
+from sheen.text.prompt import PromptTemplate, ReferenceForm, normalise
 from sheen.text.segmentation import split_sentences
 from sheen.text.steps import TextPipeline, check_steps
 

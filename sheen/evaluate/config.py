@@ -6,8 +6,8 @@ from pydantic import Field
 
 from sheen.config import JobConfig
 from sheen.engine.sampler import Sampling
-from sheen.lm.checkpoint import ReferenceForm
 from sheen.lm.precision import Precision
+from sheen.text.prompt import ReferenceForm
 
 
 class EvaluateConfig(JobConfig):

@@ -21,12 +21,12 @@ from sheen.engine.types import Reference, RequestError, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate.output import ROW_SCHEMA
 from sheen.evaluate.references import Recorded
-from sheen.lm.checkpoint import ReferenceForm
 from sheen.lm.precision import Precision
 from sheen.rng import step_seed
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
 from sheen.scoring.speech import measure_sound
+from sheen.text.prompt import ReferenceForm
 
 NO_SOURCE: Mapping[str, str | None] = MappingProxyType({})
 REASONS = {

@@ -18,7 +18,7 @@ from sheen.codec.layout import CONTROLS, Family, Softmax, TokenLayout
 from sheen.storage import files, folders, uris
 from sheen.text.forms import FORMS, FormName, plain_encoder
 from sheen.text.normalization import NemoStep
-from sheen.text.prompt import PromptTemplate, speaker_text
+from sheen.text.prompt import PromptTemplate, ReferenceForm, speaker_text
 from sheen.text.steps import NfcSpaceStep, NormalizerSteps, text_normalization
 
 if TYPE_CHECKING:
@@ -93,11 +93,6 @@ class SamplingDefaults(BaseModel, extra="forbid"):
     repetition_penalty: float | None = None
     repetition_window: int | Literal["all"] | None = None
     """Generated tokens."""
-
-
-ReferenceForm = Literal["one-turn", "two-turn"]
-"""`one-turn`: both texts, then the recording's codes, which the model continues; `two-turn`: the
-recording's text and codes as a row of their own, then the text."""
 
 
 class ReferenceInfo(BaseModel, extra="forbid"):

@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field
 
 import sheen
 from sheen.lm import checkpoint
-from sheen.lm.checkpoint import ReferenceForm
 from sheen.lm.precision import Precision
 from sheen.storage import hub, uris
 from sheen.text.delivery import MAX_PAUSE_S, MAX_PAUSES_S
+from sheen.text.prompt import ReferenceForm
 
 CHECKOUT = Path(sheen.__file__).resolve().parent.parent
 """Of a checkout its root, wherever a worker's working directory is; of an installed package the

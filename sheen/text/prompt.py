@@ -14,12 +14,16 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and encoding workers do without it
     from transformers import PreTrainedTokenizerBase
 
 _WHITE_SPACE = re.compile(r"\s+")
+
+ReferenceForm = Literal["one-turn", "two-turn"]
+"""`one-turn`: both texts, then the recording's codes, which the model continues; `two-turn`: the
+recording's text and codes as a row of their own, then the text."""
 
 
 def normalise(text: str) -> str:
