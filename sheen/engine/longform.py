@@ -101,6 +101,8 @@ class Speech:
         self._engine, self._voice, self._params = engine, voice, params
         self._chunks = chunks
         self.progress = progress
+        self.texts: list[str] = []
+        """Of the chunks that are being heard or have been, in the form that the model is given."""
         self._joiner = Joiner(voice.codec.sample_rate)
         self._tickets: set[Ticket] = set()
         self._coming: asyncio.Task[Chunk | None] | None = None
@@ -119,6 +121,7 @@ class Speech:
         while chunk is not None:
             pause_s = WORD_PAUSE_S if self._chunks.pauses else pause_after(chunk.text)
             self._joiner.begin(pause_s, self._chunks.last)
+            self.texts.append(chunk.text)
             while not isinstance(item := await chunk.next(), Finished):
                 if self._coming is None:
                     self._coming = asyncio.create_task(self._open(chunk))

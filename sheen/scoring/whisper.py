@@ -8,6 +8,7 @@ and the settings: greedy, temperature 0, every clip on its own. Models in transf
 import logging
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ NAMES = (
     | {f"distil-{size}" for size in ("small.en", "medium.en", "large-v2", "large-v3", "large-v3.5")}
 )
 """What faster-whisper calls the published models, which it downloads: its `available_models()`."""
+WINDOW_S = 30
+"""Of every Whisper."""
+STEP_S = 0.02
+"""Of its encoder's positions."""
+MAX_TOKENS = 440
+"""Of the 448 positions of the decoder, some are for the language and the task."""
 _WEIGHTS = "model.bin"
 _TOKENIZER = "tokenizer.json"
 _VOCABULARIES = ("vocabulary.json", "vocabulary.txt")
@@ -97,6 +104,43 @@ class FasterWhisper:
         """As `sheen.scoring.asr.Transcriber`. The text is what Whisper writes for noise too, which
         `transcribe` would leave out: what it says of itself is for the caller to judge."""
         return [self._words(waveform, sample_rate) for waveform in waveforms]
+
+    def align(
+        self, waveform: NDArray[np.float32], sample_rate: int, words: Sequence[str]
+    ) -> list[tuple[float, float]]:
+        """When each word of a clip `[n]` begins and ends, in seconds, its words being known (forced
+        alignment): by the attention of the decoder's heads to the sound, in steps of 20 ms.
+
+        A word lasts until the next one begins, whatever silence is between. ValueError for a clip
+        of more than WINDOW_S, and for more words than the decoder has places for.
+        """
+        waveform = _at_rate(waveform, sample_rate)
+        if len(waveform) > WINDOW_S * RATE:
+            raise ValueError(f"a clip of {len(waveform) / RATE:.1f} s; at most {WINDOW_S} s")
+        if not words or not len(waveform):
+            return [(0.0, len(waveform) / RATE)] * len(words)
+        from faster_whisper.audio import pad_or_trim
+        from faster_whisper.tokenizer import Tokenizer
+
+        multilingual = self._model.model.is_multilingual
+        language = self._language or "en"
+        tokenizer = Tokenizer(self._model.hf_tokenizer, multilingual, "transcribe", language)
+        tokens = [tokenizer.encode(f" {word}") for word in words]
+        if sum(map(len, tokens)) > MAX_TOKENS:
+            raise ValueError(f"{len(words)} words have more than {MAX_TOKENS} tokens")
+        features = self._model.feature_extractor(waveform)[..., :-1]
+        [aligned] = self._model.model.align(
+            self._model.encode(pad_or_trim(features)),
+            tokenizer.sot_sequence,
+            [[token for word in tokens for token in word]],
+            features.shape[-1],
+        )
+        # Pairs of a token and a step of time, both rising; where a token begins, its row does.
+        places, steps = np.asarray(aligned.alignments, int).T
+        begins = steps[np.diff(places, prepend=-1) > 0] * STEP_S
+        edges = np.cumsum([0, *map(len, tokens)])  # the last one is the end's, <|endoftext|>
+        times = np.minimum(begins[edges], len(waveform) / RATE)
+        return [(float(start), float(end)) for start, end in pairwise(times)]
 
     def guess_language(
         self, waveform: NDArray[np.float32], sample_rate: int

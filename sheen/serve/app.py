@@ -26,7 +26,8 @@ from sheen.serve.access.middleware import (
     set_origins,
 )
 from sheen.serve.backend import Backend
-from sheen.serve.config import ServeArgs, checkpoint_location
+from sheen.serve.batch import answer_batch
+from sheen.serve.config import BATCH, ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, documented, install_error_handlers
 from sheen.serve.request_log import (
     Metrics,
@@ -38,6 +39,8 @@ from sheen.serve.request_log import (
 from sheen.serve.responses import EVENT_STREAM, SPEECH_HEADERS, streamed, whole
 from sheen.serve.schema import (
     AudioModels,
+    BatchAnswer,
+    BatchRequest,
     CreatedVoice,
     DeletedVoice,
     Model,
@@ -65,7 +68,8 @@ Speech from your own voice model, as OpenAI's clients ask for it.
 The WebSocket `/v1/audio/speech/stream` takes text as a language model writes it: send
 `{"type": "start"}` with the fields of the POST but `input`, then `{"type": "text", "text": "…"}` as
 often as you like, then `{"type": "end"}`; binary frames are audio, `speech.audio.done` ends them.
-`{"type": "cancel"}` stops what is being spoken.
+`{"type": "cancel"}` stops what is being spoken. It takes vLLM-Omni's messages too:
+`session.config`, `input.text`, `input.done`, `session.close`.
 
 A text may hold pauses: `[pause:1.5s]` or `[pause:300ms]` is exactly that much silence.
 """
@@ -114,13 +118,19 @@ async def answer(
 ) -> Response:
     """The answer to a request as it asks for it: whole, or begun. Raises APIError."""
     events = request.stream_format == "sse"
-    at_once = not request.stream and not events
+    if request.word_timestamps and not (events or request.whole):
+        raise APIError(
+            400,
+            "word_timestamps: a stream of audio has no place for them; send stream_format sse, or "
+            "stream false",
+            param="word_timestamps",
+        )
     reference = await backend.reference(request)
-    utterance = backend.begin(request, record, reference, whole=at_once)
+    utterance = backend.begin(request, record, reference, whole=request.whole)
     await utterance.feed(request.input)
     utterance.close()
     record.ignored += tuple(sorted(utterance.text.ignored))
-    if at_once:
+    if request.whole:
         return await whole(utterance, record, timeout_s)
     return await streamed(utterance, record, timeout_s, events)
 
@@ -287,6 +297,19 @@ class SpeechService:
         record = record_of(request)
         record.characters = len(body.input)
         return await answer(self._backend, body, record, self._args.first_audio_timeout_s)
+
+    @app.post(
+        BATCH,
+        response_model=None,
+        responses={
+            200: {"model": BatchAnswer, "description": "a result for each item, in their order"},
+            **documented(400, 401, 408, 413, 415, 429, 503),
+        },
+    )
+    async def speech_batch(self, body: BatchRequest, request: Request) -> Response:
+        """Up to 32 texts in one request, each a whole file in the answer. An item that is wrong, or
+        fails, has an error in its result."""
+        return answer_batch(self._backend, body, request)
 
     @app.websocket("/v1/audio/speech/stream")
     async def speech_stream(self, socket: WebSocket) -> None:

@@ -33,6 +33,7 @@ from sheen.serve.request_log import RequestRecord
 from sheen.serve.responses import Renderer, Utterance
 from sheen.serve.schema import STANDARD_VOICES, SpeechSettings
 from sheen.serve.voices.references import NamedReference, References
+from sheen.serve.word_times import Aligner, WordTimes
 from sheen.text.delivery import Delivery, DeliveryStream
 from sheen.text.lexicon import Lexicon, read_lexicon
 from sheen.text.normalization import language_code
@@ -101,6 +102,9 @@ class Backend:
         if self.voice.info.text_normalization is not None:
             self._normalisers = NormaliserProcesses(self.voice.pipeline, args.text_processes)
         self.references = References(self.voice, args, {*self._names, UNNAMED_VOICE}, self._reader)
+        self._aligner = None
+        if args.aligner is not None:
+            self._aligner = Aligner(args.aligner, self.voice.language)
         self._warm_up()
         logger.info(
             "serving %s on %s in %s, voices %s", location, device, self.voice.dtype, self.voices
@@ -149,7 +153,7 @@ class Backend:
         voices, and a name that nobody has. Raises APIError."""
         if settings.ref_audio:
             return await self.references.of_audio(settings.ref_audio, settings.ref_text)
-        if (name := settings.voice_name) in self._names:
+        if (name := settings.voice_name) is None or name in self._names:
             return None
         return await self.references.of_name(name)
 
@@ -160,25 +164,30 @@ class Backend:
         reference: NamedReference | None = None,
         *,
         whole: bool = False,
+        admitted: bool = False,
     ) -> Utterance:
         """Admit a request; `record` holds its place until it is closed. `reference`: what
-        `reference` gave for it. `whole`: its bytes leave together, see `Renderer`.
+        `reference` gave for it. `whole`: its bytes leave together, see `Renderer`. `admitted`: what
+        it belongs to has a place for it.
 
         Raises APIError: 400 for settings that the model cannot follow, 429 and 503 when it is not
         admitted.
         """
         self.check_alive()
-        speaker, spoken, record.voice = None, None, settings.voice_name
+        name = self.voices[0] if settings.voice_name is None else settings.voice_name
+        speaker, spoken, record.voice = None, None, name
         if reference is None:
-            speaker = self._speaker(settings.voice_name)
+            speaker = self._speaker(name)
         else:
             spoken, record.voice = reference.reference, reference.name
         check_language(settings.language, self.voice.language)
+        aligner = self._checked_aligner() if settings.word_timestamps else None
         ignored, delivery = self._ignored(settings), self._delivery(settings)
         record.audio_format = settings.response_format
         self._trimmed = False
         request = settings.model_dump_json(exclude={"ref_audio"}), hash(settings.ref_audio)
-        record.cleanup.enter_context(self.admission.enter(request))
+        if not admitted:
+            record.cleanup.enter_context(self.admission.enter(request))
         record.cleanup.callback(self._note, record)
         record.ignored = ignored
         seed = settings.seed
@@ -188,7 +197,12 @@ class Backend:
         others = self._names.values() if settings.ssml else ()
         seconds = self._args.default_max_seconds
         limit = self.voice.longest_chunk(seconds, speaker, spoken, others)
-        chunks = ChunkStream(self._reader(), limit)
+        reader, words = self._reader(), None
+        if aligner is not None:
+            words = WordTimes(aligner, self.sample_rate, self.voice.pipeline.said)
+            record.cleanup.callback(words.close)
+            reader = words.reading(reader)
+        chunks = ChunkStream(reader, limit)
         params = SynthesisParams(
             speaker, sampling, self._args.default_max_seconds, reference=spoken
         )
@@ -209,12 +223,23 @@ class Backend:
             renderer,
             lambda: self.admission.promise(request),
             self._scope(settings, speaker) if settings.ssml else None,
+            words,
         )
 
     def _scope(self, settings: SpeechSettings, speaker: str | None) -> Scope:
         """What the request's SSML may name."""
         pipeline = self.voice.pipeline
         return Scope(speaker, self._names, pipeline.has_phonemes, pipeline.tags, settings.speed)
+
+    def _checked_aligner(self) -> Aligner:
+        if self._aligner is None:
+            raise APIError(
+                400,
+                "word_timestamps: this server has no aligner; `args.aligner` names one",
+                param="word_timestamps",
+                code="word_timestamps_not_available",
+            )
+        return self._aligner
 
     def _delivery(self, settings: SpeechSettings) -> Delivery:
         """What the request's text may ask for; APIError for a lexicon that cannot be used."""
@@ -311,6 +336,8 @@ class Backend:
             self._normalisers.close()
         self.references.close()
         self._renderers.shutdown()
+        if self._aligner is not None:
+            self._aligner.close()
 
 
 def check_language(asked: str | None, spoken: str | None) -> None:

@@ -22,6 +22,9 @@ folder of all packages, which holds no checkpoint."""
 
 
 KIB = 1024
+BATCH = "/v1/audio/speech/batch"
+BATCH_BODIES = 4
+"""Times max_body_bytes: as long as the longest batch that escapes every character."""
 
 
 class BodyLimit(NamedTuple):
@@ -37,7 +40,11 @@ class Limits(BaseModel):
     """The table, with its defaults."""
 
     max_body_bytes: Annotated[
-        int, Field(ge=1024, description="a larger body of a request gets 413")
+        int,
+        Field(
+            ge=1024,
+            description="a larger body of a request gets 413; a batch may have four times as much",
+        ),
     ] = 256 * KIB  # the longest text and instructions, with every character escaped, take 100 kB
     body_timeout_s: Annotated[
         float,
@@ -69,7 +76,8 @@ class Limits(BaseModel):
 
     def body(self, path: str) -> BodyLimit:
         """The row of a route, `path` within the application."""
-        return BodyLimit(self.max_body_bytes, self.body_timeout_s)
+        rows = {BATCH: BodyLimit(BATCH_BODIES * self.max_body_bytes, self.body_timeout_s)}
+        return rows.get(path, BodyLimit(self.max_body_bytes, self.body_timeout_s))
 
 
 class ReferenceArgs(BaseModel):
@@ -230,6 +238,14 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             ge=1, description="processes that normalise text, for a model that was taught with it"
         ),
     ] = 1
+    aligner: Annotated[
+        str | None,
+        Field(
+            description="Whisper that finds when words are spoken, for requests with "
+            "word_timestamps, which get 400 without it: a folder in CTranslate2's format, or a "
+            "name of faster-whisper's, such as tiny. It runs on the CPU"
+        ),
+    ] = None
     first_audio_timeout_s: Annotated[
         float,
         Field(
@@ -304,6 +320,8 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
         if self.ref_audio:
             size = self.max_recording_bytes * 4 // 3 + self.max_body_bytes
             rows[SPEECH] = BodyLimit(size, self.upload_timeout_s)
+            many = size + (BATCH_BODIES - 1) * self.max_body_bytes
+            rows[BATCH] = BodyLimit(many, self.upload_timeout_s)
         return rows.get(path, super().body(path))
 
     @property

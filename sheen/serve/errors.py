@@ -5,10 +5,11 @@ models or Ray.
 """
 
 import re
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -86,6 +87,12 @@ def error_response(error: APIError) -> JSONResponse:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+async def send_error(socket: WebSocket, error: APIError) -> None:
+    """Tell the client of a WebSocket, if it is still there."""
+    with suppress(WebSocketDisconnect, RuntimeError):  # the second: closed already
+        await socket.send_json({"type": "error", "message": str(error), **error.body()})
 
 
 def describe_invalid(error: RequestValidationError, headers: Headers) -> APIError:

@@ -25,6 +25,8 @@ from sheen.engine.types import Playback, Progress
 from sheen.serve.errors import ERROR_KEY, APIError, remember, unforeseen
 
 SCOPE_KEY = "sheen.record"
+SWITCHED = 101
+"""HTTP's status of a WebSocket."""
 CLIENT_LEFT = 499
 """nginx's status for an answer that nobody waited for."""
 FAILED = 500

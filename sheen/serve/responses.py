@@ -27,6 +27,7 @@ from sheen.engine.types import EngineBusy, RequestError, Span, SpeechFailed
 from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema import Usage
+from sheen.serve.word_times import WordTime, WordTimes
 from sheen.text.delivery import DeliveryStream
 from sheen.text.items import DeliveryError
 from sheen.text.ssml import Scope
@@ -101,6 +102,8 @@ class Utterance:
     """A place promised for when it is asked for again: seconds until then."""
     ssml: Scope | None = None
     """Its text is one SSML document."""
+    words: WordTimes | None = None
+    """Where they were asked for."""
 
     async def feed(self, text: str, field: str = "input") -> None:
         """Further text, which came in a field of this name. Raises APIError, 400, for a mark in it
@@ -140,6 +143,8 @@ FINISH_REASON = "X-Finish-Reason"
 """Header of a whole answer: how it ended. A stream's headers are sent before anybody knows."""
 SAMPLE_RATE = "x-sample-rate"
 IGNORED = "X-Sheen-Ignored"
+WORDS, WORDS_OMITTED = "X-Word-Timestamps", "X-Word-Timestamps-Omitted"
+MAX_WORDS_BYTES = 4096
 SPEECH_HEADERS: dict[str, dict[str, Any]] = {
     SAMPLE_RATE: {"description": "Hz, of the audio", "schema": {"type": "integer"}},
     FINISH_REASON: {
@@ -149,6 +154,15 @@ SPEECH_HEADERS: dict[str, dict[str, Any]] = {
     },
     IGNORED: {
         "description": "fields of the request that the model cannot follow, with commas between",
+        "schema": {"type": "string"},
+    },
+    WORDS: {
+        "description": "of a whole answer, with `word_timestamps`: JSON, a list of `word`, "
+        "`start_ms` and `end_ms`",
+        "schema": {"type": "string"},
+    },
+    WORDS_OMITTED: {
+        "description": "why that header is not there",
         "schema": {"type": "string"},
     },
 }
@@ -174,6 +188,8 @@ async def _made(utterance: Utterance, record: RequestRecord) -> AsyncIterator[by
         async for span in utterance.speech.spans():
             data = await renderer.push(span)
             record.sent(renderer.seconds(span))
+            if utterance.words is not None:
+                utterance.words.push(span, renderer.seconds(span), utterance.speech.texts)
             if data or renderer.whole:  # of a whole file nothing leaves, but it has begun
                 sent = True
                 yield data
@@ -186,6 +202,23 @@ async def _made(utterance: Utterance, record: RequestRecord) -> AsyncIterator[by
         if record.chunks:  # else nothing was begun that could fail
             record.finish_reason = "error"
         raise
+
+
+async def told(
+    data: AsyncIterator[bytes], utterance: Utterance
+) -> AsyncIterator[bytes | list[WordTime] | None]:
+    """What `rendered` gives, and between it the times of the words of a chunk, as soon as they are
+    known; None for a chunk that has none."""
+    async for some in data:
+        yield some
+        for words in [] if utterance.words is None else utterance.words.ready():
+            yield words
+    if utterance.words is not None:
+        async for words in utterance.words.rest():
+            yield words
+
+
+WORD_EVENT = "speech.audio.word_timestamps"
 
 
 def finish_reason(record: RequestRecord) -> str:
@@ -214,7 +247,7 @@ async def streamed(
     """The answer, begun. Raises APIError when it cannot begin, with 503 after `timeout_s`."""
     chunks = rendered(utterance, record)
     first = await _first(chunks, utterance, record, timeout_s)
-    rest = _events(first, chunks, record) if events else _audio(first, chunks)
+    rest = _events(first, told(chunks, utterance), record) if events else _audio(first, chunks)
     media = EVENT_STREAM if events else MEDIA_TYPES[record.audio_format]
     return StreamingResponse(rest, media_type=media, headers=_headers(utterance, record))
 
@@ -227,6 +260,8 @@ async def whole(utterance: Utterance, record: RequestRecord, timeout_s: float) -
         body += chunk
     media = MEDIA_TYPES[record.audio_format]
     headers = {**_headers(utterance, record), FINISH_REASON: finish_reason(record)}
+    if utterance.words is not None:
+        headers |= _word_headers(await utterance.words.all())
     return Response(bytes(body), media_type=media, headers=headers)
 
 
@@ -240,6 +275,16 @@ def _headers(utterance: Utterance, record: RequestRecord) -> dict[str, str]:
     if record.ignored:
         headers[IGNORED] = ", ".join(record.ignored)
     return headers
+
+
+def _word_headers(words: list[WordTime] | None) -> dict[str, str]:
+    """As vLLM-Omni has them. Proxies bound headers, many to 8 KiB together."""
+    if words is None:
+        return {WORDS_OMITTED: "alignment failed"}
+    written = json.dumps(words, separators=(",", ":"))
+    if len(written) > MAX_WORDS_BYTES:
+        return {WORDS_OMITTED: f"{len(written)} bytes; stream_format sse has them as events"}
+    return {WORDS: written}
 
 
 async def _first(
@@ -266,12 +311,17 @@ async def _audio(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[by
 
 
 async def _events(
-    first: bytes, chunks: AsyncIterator[bytes], record: RequestRecord
+    first: bytes,
+    chunks: AsyncIterator[bytes | list[WordTime] | None],
+    record: RequestRecord,
 ) -> AsyncIterator[bytes]:
     yield delta_event(first)
     try:
         async for chunk in chunks:
-            yield delta_event(chunk)
+            if isinstance(chunk, bytes):
+                yield delta_event(chunk)
+            else:
+                yield event(WORD_EVENT, word_timestamps=chunk)
     except Exception as error:
         known = error if isinstance(error, APIError) else unforeseen(error)
         yield event("speech.audio.error", **known.body())

@@ -7,11 +7,22 @@ nothing about models or Ray.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    model_validator,
+)
 
 from sheen.engine.sampler import Sampling
 
 MAX_INPUT_CHARACTERS = 4096
+MAX_UTTERANCE_CHARACTERS = 32_768
+"""What a language model writes in one answer: the text of one utterance on a WebSocket."""
+MAX_BATCH_ITEMS = 32
+MAX_BATCH_CHARACTERS = 32_768
+"""Half an hour of speech."""
 
 STANDARD_VOICES = (
     *("alloy", "ash", "ballad", "coral", "echo", "fable", "onyx"),
@@ -47,16 +58,17 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
     """How a text is to be spoken. Unknown fields are ignored: clients send many."""
 
     model: Annotated[
-        str, Field(description="any name; this server has one model", examples=["sheen"])
-    ]
+        str | None,
+        Field(description="any name, or none: this server has one model", examples=["sheen"]),
+    ] = None
     voice: Annotated[
-        str | VoiceId,
+        str | VoiceId | None,
         Field(
-            description="a name or id from /v1/audio/voices, or one of OpenAI's 13 voices; with "
-            "`ref_audio` it says nothing, and may be left out",
+            description="a name or id from /v1/audio/voices, or one of OpenAI's 13 voices; null is "
+            "the model's first voice; with `ref_audio` it says nothing",
             examples=["alloy"],
         ),
-    ]
+    ] = None
     ref_audio: Annotated[
         str | None,
         Field(
@@ -135,13 +147,21 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         ),
     ] = None
 
+    word_timestamps: Annotated[
+        bool,
+        Field(
+            description="when each word is heard: in events, or in the header X-Word-Timestamps of "
+            "a whole answer. Needs a server with an aligner"
+        ),
+    ] = False
+
     @model_validator(mode="before")
     @classmethod
     def _null_is_the_default(cls, sent: Any) -> Any:
         if not isinstance(sent, dict):
             return sent
-        if sent.get("ref_audio") and sent.get("voice") is None:
-            sent = {**sent, "voice": ""}
+        if sent.get("voice") is None and "speaker" in sent:  # vLLM-Omni's other name of it
+            sent = {**sent, "voice": sent["speaker"]}
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {
             name: value for name, value in sent.items() if value is not None or name not in optional
@@ -156,8 +176,8 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         return self.model_dump(include=names)
 
     @property
-    def voice_name(self) -> str:
-        return self.voice if isinstance(self.voice, str) else self.voice.id
+    def voice_name(self) -> str | None:
+        return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
 
 
 class SpeechRequest(SpeechSettings):
@@ -176,9 +196,84 @@ class SpeechRequest(SpeechSettings):
         Literal["audio", "sse"],
         Field(description="chunked audio bytes, or OpenAI's events with the same bytes in base64"),
     ] = "audio"
-    stream: Annotated[bool, Field(description="false: the whole body at once, with its length")] = (
-        True
-    )
+    stream: Annotated[
+        bool,
+        Field(
+            description="false: the whole body at once, with its length. With word_timestamps it "
+            "must be, unless stream_format is sse, and is by default"
+        ),
+    ] = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether the body is sent at once."""
+        chosen = "stream" in self.model_fields_set
+        return self.stream_format == "audio" and not (
+            self.stream if chosen else not self.word_timestamps
+        )
+
+
+class Usage(BaseModel):
+    """Tokens of the prompts and of the audio."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class BatchRequest(SpeechSettings):
+    """Body of `POST /v1/audio/speech/batch`: settings are those of every item without its own."""
+
+    items: Annotated[
+        list[dict[str, Any]],
+        Field(
+            min_length=1,
+            max_length=MAX_BATCH_ITEMS,
+            description="objects with `input` and any other field of `POST /v1/audio/speech`; a "
+            "field that is null or left out is the batch's",
+            examples=[[{"input": "four two seven"}, {"input": "nine"}]],
+        ),
+    ]
+    response_format: Annotated[AudioFormat, Field(description="of the files")] = "wav"
+
+    @property
+    def characters(self) -> int:
+        """Of all texts together."""
+        return sum(len(str(item.get("input", ""))) for item in self.items)
+
+    def request(self, item: dict[str, Any]) -> SpeechRequest:
+        """One item's, with the batch's settings where it has none. Raises ValidationError."""
+        own = {name: value for name, value in item.items() if value is not None}
+        if "speaker" in own:
+            own.setdefault("voice", own["speaker"])
+        shared = self.model_dump(exclude={"items"}, exclude_unset=True)
+        form = {"response_format": self.response_format}
+        return SpeechRequest.model_validate({**form, **shared, **own})
+
+
+class BatchResult(BaseModel):
+    """One item's. What it does not have is left out."""
+
+    index: int
+    """Of its item, from 0."""
+    status: Literal["success", "error"]
+    audio_data: str | None = None
+    """The whole file, base64."""
+    media_type: str | None = None
+    finish_reason: str | None = None
+    word_timestamps: list[dict[str, str | int]] | None = None
+    usage: Usage | None = None
+    ignored: list[str] | None = None
+    """Fields that the model cannot follow."""
+    error: str | None = None
+
+
+class BatchAnswer(BaseModel):
+    id: str
+    results: list[BatchResult]
+    total: int
+    succeeded: int
+    failed: int
 
 
 class Start(SpeechSettings):
@@ -206,18 +301,41 @@ class Cancel(BaseModel):
     type: Literal["cancel"]
 
 
-MESSAGE: TypeAdapter[Start | Text | End | Cancel] = TypeAdapter(
-    Annotated[Start | Text | End | Cancel, Field(discriminator="type")]
+class SessionConfig(SpeechSettings):
+    """vLLM-Omni's `start`."""
+
+    type: Literal["session.config"]
+    response_format: AudioFormat = "wav"
+    stream_audio: bool = False
+    """Audio as it is made, in binary frames; otherwise each part is one, a whole file."""
+    split_granularity: Literal["none", "sentence", "clause"] = "none"
+    """Whether the parts are utterances or sentences: those are what `clause` gives too."""
+
+
+class InputText(BaseModel):
+    """vLLM-Omni's `text`."""
+
+    type: Literal["input.text"]
+    text: Annotated[str, Field(max_length=MAX_UTTERANCE_CHARACTERS)]
+
+
+class InputDone(BaseModel):
+    """vLLM-Omni's `end`."""
+
+    type: Literal["input.done"]
+
+
+class SessionClose(BaseModel):
+    """Close the WebSocket after what is complete has been spoken."""
+
+    type: Literal["session.close"]
+
+
+ClientMessage = Start | Text | End | Cancel | SessionConfig | InputText | InputDone | SessionClose
+MESSAGE: TypeAdapter[ClientMessage] = TypeAdapter(
+    Annotated[ClientMessage, Field(discriminator="type")]
 )
 """Any message of a client on the WebSocket."""
-
-
-class Usage(BaseModel):
-    """Tokens of the prompts and of the audio."""
-
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
 
 
 class NamedVoice(BaseModel):

@@ -304,6 +304,18 @@ def test_not_streamed_the_body_has_its_length(url: str) -> None:
     assert body[:HEADER] == wav_header(24_000, (len(body) - HEADER) // 2)
 
 
+def test_a_batch_has_a_file_for_each_item(client: openai.OpenAI, url: str) -> None:
+    items = [{"input": "four two", "seed": 7, "voice": "heart"}, {"input": ""}]
+    answer: Any = client.post("/audio/speech/batch", body={"items": items}, cast_to=object)
+    with opened(url, **items[0], stream=False, response_format="wav") as response:
+        alone = response.read()
+        assert response.getheader("X-Finish-Reason") in ("stop", "length")
+    spoken, failed = answer["results"]
+    body = base64.b64decode(spoken["audio_data"])
+    assert_close(np.frombuffer(body[HEADER:], "<i2"), np.frombuffer(alone[HEADER:], "<i2"))
+    assert failed["error"].startswith("input: ")
+
+
 # Many at once, long texts, texts in chunks
 
 

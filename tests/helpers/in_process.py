@@ -4,14 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import openai
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, WebSocket
 from starlette.testclient import TestClient
 
+from sheen.serve.access.middleware import Gate, set_gate
 from sheen.serve.app import answer
 from sheen.serve.backend import Backend
+from sheen.serve.batch import answer_batch
+from sheen.serve.config import BATCH, Limits
 from sheen.serve.errors import install_error_handlers
 from sheen.serve.request_log import RequestLogMiddleware, record_of
-from sheen.serve.schema import SpeechRequest
+from sheen.serve.schema import BatchRequest, SpeechRequest
+from sheen.serve.websocket import converse
 
 WAIT_S = 600
 
@@ -25,12 +29,21 @@ def speech_app(backend: Backend) -> FastAPI:
     async def speech(body: SpeechRequest, request: Request) -> Response:
         return await answer(backend, body, record_of(request), WAIT_S)
 
+    @app.post(BATCH)
+    async def speech_batch(body: BatchRequest, request: Request) -> Response:
+        return answer_batch(backend, body, request)
+
+    @app.websocket("/v1/audio/speech/stream")
+    async def speech_stream(socket: WebSocket) -> None:
+        await converse(socket, backend, Limits())
+
     return app
 
 
 @contextmanager
 def asking(backend: Backend) -> Iterator[TestClient]:
-    """A client of `speech_app`."""
+    """A client of `speech_app`, without a key."""
+    set_gate(Gate(None))
     with TestClient(speech_app(backend), raise_server_exceptions=False) as client:
         yield client
 

@@ -62,6 +62,11 @@ class Admission:
                 retry_after_s=self._wait_s(),
             )
 
+    @property
+    def idle(self) -> bool:
+        """Whether a request would be let in now, and find a slot that nobody uses."""
+        return not self.draining and self.inside < self._slots
+
     @contextmanager
     def enter(self, request: Hashable = None) -> Iterator[None]:
         """A place for a request; APIError when there is none. Who comes back is known by asking for

@@ -19,12 +19,10 @@ from starlette.types import Message, Receive
 
 from sheen.serve.config import BodyLimit, Limits
 from sheen.serve.errors import APIError, Refused
-from sheen.serve.schema import MESSAGE, Cancel, End, Start, Text
+from sheen.serve.schema import MESSAGE, ClientMessage, InputText, Text
 
-POLICY_VIOLATION, TOO_BIG = 1008, 1009
+NORMAL, POLICY_VIOLATION, TOO_BIG = 1000, 1008, 1009
 """Close codes of WebSockets (RFC 6455, 7.4.1)."""
-MAX_UTTERANCE_CHARACTERS = 32_768
-"""What a language model writes in one answer: the text of one utterance on a WebSocket."""
 IDLE_S = 60.0
 """A client that is in the middle of a text and sends no more for so long is taken for gone."""
 SILENT_S = 600.0
@@ -142,7 +140,7 @@ class Inbox:
         self._half = ""
         """The first half of a surrogate pair whose second half the next text may begin with."""
 
-    def take(self, received: Message) -> Start | Text | End | Cancel:
+    def take(self, received: Message) -> ClientMessage:
         """A message as it was received. Closing for one that breaks a limit, APIError for one that
         is none of ours."""
         text, binary = received.get("text"), received.get("bytes")
@@ -159,7 +157,7 @@ class Inbox:
                 400, "a binary message; send JSON in text messages", code="binary_message"
             )
         message = self._parsed(text)
-        if not isinstance(message, Text):
+        if not isinstance(message, Text | InputText):
             self._half = ""
         return message
 
@@ -169,7 +167,7 @@ class Inbox:
             return len(data)
         return len(data.encode())
 
-    def _parsed(self, text: str) -> Start | Text | End | Cancel:
+    def _parsed(self, text: str) -> ClientMessage:
         half, self._half = self._half, ""
         try:
             message = MESSAGE.validate_json(text)
@@ -182,7 +180,7 @@ class Inbox:
                 return MESSAGE.validate_python(fields)
             except ValidationError as another:
                 raise _invalid(another) from another
-        if half and isinstance(message, Text):
+        if half and isinstance(message, Text | InputText):
             if message.text:
                 message.text = "\N{REPLACEMENT CHARACTER}" + message.text
             else:

@@ -29,6 +29,8 @@ EXPOSED = (
     "x-sample-rate",
     "x-finish-reason",
     "x-sheen-ignored",
+    "x-word-timestamps",
+    "x-word-timestamps-omitted",
 )
 """Headers of an answer that a page may read."""
 

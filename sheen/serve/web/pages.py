@@ -120,11 +120,14 @@ class SpeechAPI(FastAPI):
         that ends in `root_path`. Its model's own `defaults` of fields replace the schema's."""
         document = copy.deepcopy(self.openapi())
         schemas = document["components"]["schemas"]
-        name, _ = schemas["SpeechRequest"]["properties"]["voice"]["anyOf"]
+        documented = ("SpeechRequest", "BatchRequest")
         if names := list(voices):
-            name["enum"] = schemas["VoiceId"]["properties"]["id"]["enum"] = names
+            schemas["VoiceId"]["properties"]["id"]["enum"] = names
+            for request in documented:
+                schemas[request]["properties"]["voice"]["anyOf"][0]["enum"] = names
         for field, value in defaults.items():
-            schemas["SpeechRequest"]["properties"][field]["default"] = value
+            for request in documented:
+                schemas[request]["properties"][field]["default"] = value
         if root_path:
             document["servers"] = [{"url": root_path}]
         return document
@@ -168,7 +171,9 @@ def _sections(document: dict[str, Any]) -> Iterator[str]:
             if body:
                 schema = _resolved(body["schema"], schemas)
                 yield _table(("field", "type", "default", ""), _fields(schema, schemas))
-                yield f"<pre>{escape(_curl(document, path, schema))}</pre>\n"
+                kinds = operation["responses"]["200"]["content"]
+                output = "speech.json" if "application/json" in kinds else "speech.mp3"
+                yield f"<pre>{escape(_curl(document, path, schema, output))}</pre>\n"
             yield _table(("status", "content", ""), _responses(operation))
             yield "</section>\n"
 
@@ -204,7 +209,7 @@ def _kind(schema: Schema, schemas: Schema) -> str:
     return escape(" ".join([schema["type"], *limits]))
 
 
-def _curl(document: dict[str, Any], path: str, schema: Schema) -> str:
+def _curl(document: dict[str, Any], path: str, schema: Schema, output: str) -> str:
     """A request that works."""
     examples = {
         name: field["examples"][0]
@@ -214,7 +219,7 @@ def _curl(document: dict[str, Any], path: str, schema: Schema) -> str:
     root = document.get("servers", [{"url": ""}])[0]["url"]
     return (
         f"curl http://HOST:PORT{root}{path} -H 'Content-Type: application/json' \\\n"
-        f"  -d '{json.dumps(examples)}' -o speech.mp3"
+        f"  -d '{json.dumps(examples)}' -o {output}"
     )
 
 

@@ -131,6 +131,27 @@ def test_a_grammar_is_refused(folders: Path) -> None:
         open_transcriber(str(folders / "tiny"), grammar="digits.gram")
 
 
+def test_words_that_are_known_get_times_that_rise_within_the_clip(tiny: FasterWhisper) -> None:
+    clip = noise(20_000)
+    words = ["four", "two,", "seven", "$5", "naïve", "你", "a"]
+    times = tiny.align(clip, 20_000, words)
+    assert len(times) == len(words)
+    edges = [times[0][0], *(end for _, end in times)]
+    assert edges == sorted(edges)
+    assert 0 <= edges[0] <= edges[-1] <= 1.0
+    assert [start for start, _ in times] == edges[:-1]
+    assert times == tiny.align(clip, 20_000, words)
+    assert tiny.align(clip, 20_000, []) == []
+    assert tiny.align(clip[:0], 20_000, ["four"]) == [(0.0, 0.0)]
+
+
+def test_what_cannot_be_aligned_is_refused(tiny: FasterWhisper) -> None:
+    with pytest.raises(ValueError, match=r"31\.0 s; at most 30 s"):
+        tiny.align(noise(31 * RATE), RATE, ["four"])
+    with pytest.raises(ValueError, match="tokens"):
+        tiny.align(noise(RATE), RATE, ["four"] * 200)
+
+
 def test_a_stereo_clip_is_refused(tiny: FasterWhisper) -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 100\), expected \[n\]"):
         tiny.transcribe([np.zeros((2, 100), np.float32)], RATE)

@@ -1,29 +1,57 @@
-"""Answers of the speech routes as clients read them, in one process: how speech ended."""
+"""Answers of the speech routes as clients read them, in one process: how speech ended, batches,
+and the requests of other servers' documentation."""
 
+import asyncio
+import base64
+import contextlib
+import io
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from starlette.testclient import TestClient
 
 from helpers.example import DIGITS
 from helpers.in_process import asking, openai_client
 from helpers.served import events
+from sheen.serve import request_log
+from sheen.serve.access.admission import Admission
 from sheen.serve.backend import Backend
-from sheen.serve.config import ServeArgs
+from sheen.serve.batch import Batch
+from sheen.serve.config import BATCH, Limits, ServeArgs
+from sheen.serve.request_log import RequestRecord
+from sheen.serve.schema import MAX_BATCH_CHARACTERS, MAX_BATCH_ITEMS, BatchRequest
 
 ENDS = {"model": "sheen", "input": "four", "voice": "slt", "seed": 1}
 ENDLESS = ENDS | {"temperature": 5.0, "top_p": 1.0, "top_k": 0}
 """Of tokens that are drawn almost evenly, hardly one in 4,000 ends the speech."""
 
 
+@contextmanager
+def opened(folder: Path, **args: Any) -> Iterator[Backend]:
+    fields = ServeArgs(auth="none", default_max_seconds=1.5, slots=2, max_queue=2, **args)
+    backend = Backend(fields.model_copy(update={"audio_process": False}), str(folder))
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
 @pytest.fixture(scope="module")
-def backend() -> Iterator[Backend]:
-    args = ServeArgs(auth="none", default_max_seconds=3.0, slots=2, max_queue=2)
-    args = args.model_copy(update={"audio_process": False})
-    backend = Backend(args, str(DIGITS / "voice"))
-    yield backend
-    backend.close()
+def digits() -> Iterator[TestClient]:
+    """Of a voice that ends by itself."""
+    with opened(DIGITS / "voice") as backend, asking(backend) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def backend(checkpoint: Path) -> Iterator[Backend]:
+    with opened(checkpoint, voice_aliases={"vivian": "heart", "ryan": "bm_george"}) as backend:
+        yield backend
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +72,214 @@ def speak(client: TestClient, **body: Any) -> Any:
     ids=["stop", "length", "no word"],
 )
 def test_a_whole_answer_and_the_last_event_say_how_speech_ended(
-    client: TestClient, request_: dict[str, Any], reason: str
+    digits: TestClient, request_: dict[str, Any], reason: str
 ) -> None:
-    whole = speak(client, **request_, stream=False)
+    whole = speak(digits, **request_, stream=False)
     assert whole.headers["X-Finish-Reason"] == reason
-    *_, done = events(speak(client, **request_, stream_format="sse").content)
+    streamed = speak(digits, **request_, stream_format="sse")
+    *_, done = events(streamed.content)
     assert (done["type"], done["finish_reason"]) == ("speech.audio.done", reason)
-    # Its headers are sent before anybody knows.
-    assert "X-Finish-Reason" not in speak(client, **request_).headers
-
-
-def test_one_chunk_that_met_its_budget_is_enough(client: TestClient) -> None:
-    long = speak(client, **ENDLESS | {"input": "four. two. four."}, stream=False)
-    assert long.headers["X-Finish-Reason"] == "length"
+    assert "X-Finish-Reason" not in streamed.headers  # they are sent before anybody knows
 
 
 def test_openais_client_names_a_voice_by_its_id(client: TestClient) -> None:
     official = openai_client(client)
+    voices: list[Any] = ["heart", {"id": "heart"}, {"id": "bm_george"}]
     bodies = [
         official.audio.speech.create(
             model="tts-1", input="four", voice=voice, response_format="pcm", extra_body={"seed": 1}
         ).read()
-        for voice in ("slt", {"id": "slt"}, {"id": "rms"})
+        for voice in voices
     ]
     assert bodies[0]
     assert bodies[0] == bodies[1] != bodies[2]
+
+
+# Batches
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> list[RequestRecord]:
+    seen: list[RequestRecord] = []
+    monkeypatch.setattr(request_log, "_listeners", [])
+    request_log.listen(seen.append)
+    return seen
+
+
+def speak_batch(client: TestClient, **body: Any) -> dict[str, Any]:
+    response = client.post(BATCH, json=body)
+    assert response.status_code == 200, response.text
+    read: dict[str, Any] = response.json()
+    return read
+
+
+def test_a_batch_gives_each_item_what_it_would_get_alone_and_an_error_where_it_is_wrong(
+    client: TestClient, records: list[RequestRecord]
+) -> None:
+    shared = {"voice": "heart", "seed": 1, "speed": 1.0}
+    items: list[dict[str, Any]] = [
+        {"input": "four"},
+        {"input": "two", "voice": "bm_george", "response_format": "pcm", "seed": None},
+        {"input": ""},
+        {"input": "four", "speed": 9},
+        {"input": "four", "voice": "nobody"},
+        {"text": "four"},
+        {"input": "---"},
+    ]
+    answer = speak_batch(client, items=items, **shared)
+    assert answer["id"].startswith("speech-batch-")
+    assert (answer["total"], answer["succeeded"], answer["failed"]) == (7, 3, 4)
+    results = answer["results"]
+    assert [result["index"] for result in results] == list(range(7))
+    for index in (0, 1, 6):
+        own = {name: value for name, value in items[index].items() if value is not None}
+        alone = speak(client, **{"response_format": "wav"} | shared | own, stream=False)
+        result = results[index]
+        assert base64.b64decode(result["audio_data"]) == alone.content
+        assert result["media_type"] == alone.headers["Content-Type"]
+        assert result["finish_reason"] == alone.headers["X-Finish-Reason"]
+        assert result["usage"]["output_tokens"] > 0 or index == 6
+        assert "error" not in result
+    for index, field in ((2, "input"), (3, "speed"), (4, "voice"), (5, "input")):
+        assert results[index]["error"].startswith(f"{field}: ")
+        assert "audio_data" not in results[index]
+    # Each is counted for itself.
+    logged = [(record.status, record.param) for record in records if record.path == BATCH]
+    assert logged.count((200, None)) == 4  # the batch's own too
+    assert {param for status, param in logged if status == 400} == {"input", "speed", "voice"}
+
+
+class Watched(Admission):
+    """Knows how many requests were inside at most."""
+
+    most = 0
+
+    @contextmanager
+    def enter(self, request: Any = None) -> Iterator[None]:
+        with super().enter(request):
+            self.most = max(self.most, self.inside)
+            yield
+
+
+@pytest.mark.parametrize(("others", "most"), [(0, 2), (2, 3), (3, 4)])
+def test_a_batch_has_one_place_and_the_slots_that_nobody_uses(
+    client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch, others: int, most: int
+) -> None:
+    admission = Watched(4, 2)
+    monkeypatch.setattr(backend, "admission", admission)
+    with contextlib.ExitStack() as stack:
+        for _ in range(others):
+            stack.enter_context(admission.enter())
+        answer = speak_batch(client, items=[{"input": "four"}] * 4)
+    assert answer["succeeded"] == 4
+    assert (admission.most, admission.inside) == (most, 0)
+
+
+def test_a_batch_that_finds_no_place_is_told_when_to_come_back(
+    client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "admission", Admission(1, 1))
+    with backend.admission.enter():
+        response = client.post(BATCH, json={"items": [{"input": "four"}]})
+    assert response.status_code == 429
+    assert int(response.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [],
+        [{"input": "four"}] * (MAX_BATCH_ITEMS + 1),
+        [{"input": "x" * (MAX_BATCH_CHARACTERS // 10)}] * 11,
+        ["four"],
+        None,
+    ],
+)
+def test_a_batch_of_no_or_too_many_items_is_refused(client: TestClient, items: object) -> None:
+    response = client.post(BATCH, json={"items": items})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "items"
+
+
+def test_the_longest_batch_fits_into_its_body() -> None:
+    escaped = len("\\ud83d\\ude00") * MAX_BATCH_CHARACTERS
+    assert Limits().body(BATCH).size > escaped + 100_000 > Limits().body("/").size
+
+
+def test_a_batch_whose_client_leaves_is_given_up(
+    backend: Backend, records: list[RequestRecord]
+) -> None:
+    async def leave() -> None:
+        batch = BatchRequest.model_validate({"items": [{"input": "---"}, *[{"input": "four"}] * 5]})
+        speaking = Batch(backend, batch, {"type": "http", "path": BATCH, "headers": []})
+        assert (await anext(speaking.results())).status == "success"
+        speaking.close()
+        while backend.admission.inside:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(leave())
+    first, *others = [(record.status, record.finish_reason) for record in records]
+    assert first == (200, "")
+    assert 1 <= len(others) <= 2  # of those that had been begun
+    assert set(others) == {(499, "cancelled")}
+
+
+# The requests that vLLM-Omni documents, as they are
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input": "Hello, how are you?", "voice": "vivian", "language": "English"},
+        {
+            "input": "I am so excited!",
+            "voice": "vivian",
+            "instructions": "Speak with great enthusiasm",
+        },
+        {
+            "input": "Hello world",
+            "task_type": "VoiceDesign",
+            "instructions": "A warm, friendly female voice with a gentle tone",
+        },
+    ],
+)
+def test_vllm_omnis_requests_are_answered(client: TestClient, body: dict[str, Any]) -> None:
+    response = speak(client, **body)
+    assert response.headers["Content-Type"] == "audio/mpeg"
+    assert response.content
+
+
+def test_vllm_omnis_requests_by_openais_client_are_answered(client: TestClient) -> None:
+    assert (
+        openai_client(client)
+        .audio.speech.create(
+            model="Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice",
+            voice="vivian",
+            input="Hello, how are you?",
+        )
+        .read()
+    )
+
+
+def test_vllm_omnis_batches_are_answered(client: TestClient) -> None:
+    shared = speak_batch(
+        client,
+        items=[{"input": "Hello, how are you?"}, {"input": "Goodbye, see you later!"}],
+        voice="vivian",
+        language="English",
+    )
+    own = speak_batch(
+        client,
+        items=[
+            {"input": "Hello!", "voice": "vivian", "response_format": "mp3"},
+            {"input": "你好！", "speaker": "ryan", "language": "Chinese"},
+        ],
+        response_format="wav",
+    )
+    for result in shared["results"] + own["results"][1:]:
+        assert (result["status"], result["media_type"]) == ("success", "audio/wav")
+        samples, rate = soundfile.read(io.BytesIO(base64.b64decode(result["audio_data"])))
+        assert len(samples) > 0
+        assert rate == 24_000
+        assert np.isfinite(samples).all()
+    assert own["results"][0]["media_type"] == "audio/mpeg"
