@@ -1,7 +1,7 @@
 """Sheen: your own voice model on Ray.
 
-    speaker = sheen.load("runs/mine/train/checkpoint")
-    speaker.synthesize("four two seven").save("out.wav")
+    speaker = sheen.load("runs/mine/train/checkpoint")  # or sheen.load(), the English voice
+    speaker.synthesize("The kettle is already on.").save("out.wav")
 
 Owns the names that other people's code may rely on, `__all__`; every other module may change from
 one version to the next. Imports nothing before it is asked for: `import sheen` costs no torch.
@@ -19,7 +19,7 @@ __all__ = ["Audio", "Reference", "Speaker", "__version__", "load"]
 
 
 def load(
-    model: str,
+    model: str | None = None,
     *,
     device: str | None = None,
     dtype: "Precision" = "auto",
@@ -30,8 +30,9 @@ def load(
 ) -> "Speaker":
     """Open a checkpoint for synthesis, without Ray.
 
-    `model`: a folder, a URI such as s3://bucket/checkpoint, or a hub id. `device`: a torch device
-    (default: `cuda` where there is one, else `cpu`). `dtype`: of the speech model, `float32` or
+    `model`: a folder, a URI such as s3://bucket/checkpoint, or a hub id (default: the English voice
+    of the checkout, or of the package sheen-voice-english). `device`: a torch device (default:
+    `cuda` where there is one, else `cpu`). `dtype`: of the speech model, `float32` or
     `bfloat16` (default: bfloat16 on a GPU, float32 on a CPU). `max_seconds`: longest audio of one
     chunk of text; longer texts are spoken in several.
 

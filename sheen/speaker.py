@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sheen.audio.effects import Stretch
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
 from sheen.audio.samples import NO_SAMPLES
+from sheen.default_voice import find_default_voice
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Synthesis, synthesize
 from sheen.engine.reference import LONGEST_S
@@ -75,7 +76,7 @@ class Speaker:
 
     def __init__(
         self,
-        model: str,
+        model: str | None = None,
         *,
         device: str | None = None,
         dtype: Precision = "auto",
@@ -90,7 +91,8 @@ class Speaker:
         if dtype not in get_args(Precision):
             raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(get_args(Precision))}")
         device = _checked_device(device)
-        self._voice = load_voice(model, device, dtype, form=form, codec=codec, info=info)
+        location = find_default_voice() if model is None else model
+        self._voice = load_voice(location, device, dtype, form=form, codec=codec, info=info)
         self._max_seconds = max_seconds
         self._engine = Engine(
             self._voice.model,

@@ -275,10 +275,7 @@ def load_voice(
     """
     location = hub.located(location)
     if not files.exists(location):
-        raise ValueError(
-            f"checkpoint {location}: no such folder. Train one with `sheen train`; "
-            "examples/digits/voice of a checkout is a small one that speaks digits."
-        )
+        raise ValueError(f"checkpoint {location}: no such folder. {checkpoint.HOW_TO_GET_ONE}")
     # Before a large folder is copied from elsewhere.
     known = describe_checkpoint(location, form=form, codec=codec, info=info)
     with folders.local_folder(location) as folder:

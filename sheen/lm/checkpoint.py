@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 INFO_FILE = "sheen.json"
+ENGLISH_VOICE = "examples/english/voice"
+"""In a checkout: what speaks where no model is named."""
+VOICE_PACKAGE = "sheen-voice-english"
+"""The same folder on a package index; its module has underscores. `make wheel` builds it."""
+HOW_TO_GET_ONE = (
+    "`sheen train --output DIR` writes one to DIR/checkpoint; the English voice is "
+    f"{ENGLISH_VOICE} of a checkout, or `pip install {VOICE_PACKAGE}`"
+)
 
 
 class LayoutInfo(BaseModel, extra="forbid"):
@@ -187,10 +195,7 @@ def read_info(folder: Path | str) -> CheckpointInfo:
     """Read `sheen.json` of a path or URI; ValueError says what is missing or wrong."""
     path = uris.join(str(folder), INFO_FILE)
     if not files.exists(path):
-        raise ValueError(
-            f"{path} is missing: {folder} is not a Sheen checkpoint. "
-            "Make one with `sheen train`; examples/digits/voice of a checkout is a small one."
-        )
+        raise ValueError(f"{path} is missing: {folder} is not a Sheen checkpoint. {HOW_TO_GET_ONE}")
     return folders.read_record(path, CheckpointInfo)
 
 

@@ -9,17 +9,12 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
-import sheen
+from sheen.default_voice import CHECKOUT
 from sheen.lm import checkpoint
 from sheen.lm.precision import Precision
 from sheen.storage import hub, uris
 from sheen.text.delivery import MAX_PAUSE_S, MAX_PAUSES_S
 from sheen.text.prompt import ReferenceForm
-
-CHECKOUT = Path(sheen.__file__).resolve().parent.parent
-"""Of a checkout its root, wherever a worker's working directory is; of an installed package the
-folder of all packages, which holds no checkpoint."""
-
 
 KIB = 1024
 BATCH = "/v1/audio/speech/batch"
@@ -136,7 +131,7 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             description="checkpoint: absolute path, URI, a path relative to the checkout, or a hub "
             "id; also one of the Orpheus family, which has no sheen.json"
         ),
-    ] = "examples/digits/voice"
+    ] = checkpoint.ENGLISH_VOICE
     form: Annotated[
         str | None,
         Field(
@@ -341,8 +336,4 @@ def checkpoint_location(model: str) -> str:
     if not folder.exists() and hub.is_hub_id(model):
         hub.check(model)
         return model
-    raise ValueError(
-        f"args.model {model}: no checkpoint in {folder}. "
-        "`sheen train --output DIR` writes one to DIR/checkpoint; examples/digits/voice of a "
-        "checkout is a small one."
-    )
+    raise ValueError(f"args.model {model}: no checkpoint in {folder}. {checkpoint.HOW_TO_GET_ONE}")

@@ -24,9 +24,10 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.scripts import cli
 
+from sheen.default_voice import find_default_voice
 from sheen.runs import cluster
 from sheen.serve.access.keys import KEYS_VARIABLE
-from sheen.serve.config import CHECKOUT, ServeArgs, checkpoint_location
+from sheen.serve.config import checkpoint_location
 from sheen.serve.drain import add_waits, drain, tell
 from sheen.storage import hub, uris
 
@@ -63,13 +64,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
     parser.add_argument(
         "--print-config",
         action="store_true",
-        help="print the config for --model (default: the example's voice) and exit",
+        help="print the config for --model (default: the English voice) and exit",
     )
     parser.add_argument("--address", help="HOST:PORT of a Ray cluster (default: as `serve run`)")
     add_waits(parser)
     options = parser.parse_args(arguments)
     if options.print_config and options.model is None:
-        options.model = str(CHECKOUT / ServeArgs().model)
+        options.model = find_default_voice()
     if (options.config is None) == (options.model is None):
         parser.error("give a config or --model, one of them")
     if options.config is not None:
