@@ -54,6 +54,7 @@ docs: setup
 
 wheel: setup
 	$(BIN)/uv build --quiet --wheel --out-dir dist
+	$(BIN)/uv build --quiet --wheel --out-dir dist examples/english/package
 
 demo: setup
 	$(BIN)/python examples/digits/make_corpus.py --missing

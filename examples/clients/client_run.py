@@ -14,14 +14,14 @@ class NotSpoken(Exception):
     """The sentence was not heard: says why."""
 
 
-def parser(description: str, voice: str = "slt") -> argparse.ArgumentParser:
+def parser(description: str, voice: str = "heart") -> argparse.ArgumentParser:
     """The flags that all scripts have."""
     flags = argparse.ArgumentParser(description=description)
     flags.add_argument("--url", default="http://127.0.0.1:8000", help="of the server, without /v1")
     flags.add_argument("--api-key", default="none", help="needed where args.auth is keys")
     flags.add_argument("--model", default="sheen", help="as /v1/models names it")
     flags.add_argument("--voice", default=voice)
-    flags.add_argument("--text", default="four two seven")
+    flags.add_argument("--text", default="Good morning, the coffee is ready.")
     flags.add_argument("-o", "--output", type=Path, help="file for what was heard last")
     return flags
 

@@ -14,7 +14,7 @@ speak() { # what to ask for beside the text, and curl's own flags
   curl --silent --show-error --no-buffer --fail-with-body "$@" "$url" \
     -H "Authorization: Bearer ${API_KEY:-none}" \
     -H "Content-Type: application/json" \
-    -d "{\"model\": \"sheen\", \"voice\": \"slt\", \"input\": \"four two seven\", $fields}"
+    -d "{\"model\": \"sheen\", \"voice\": \"heart\", \"input\": \"Good morning, the coffee is ready.\", $fields}"
 }
 
 echo "mp3, to a file:"

@@ -189,7 +189,7 @@ class SpeechRequest(SpeechSettings):
             min_length=1,
             max_length=MAX_INPUT_CHARACTERS,
             description="the text to speak; [pause:1.5s] in it is exactly that much silence",
-            examples=["four two seven"],
+            examples=["Good morning, the coffee is ready."],
         ),
     ]
     stream_format: Annotated[
