@@ -228,6 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--texts", type=Path, help="file of a text a line, instead of WordNet's and composed ones"
     )
+    parser.add_argument(
+        "--held-out", action="store_true", help="--texts may be held out: to score, not to train on"
+    )
     parser.add_argument("--format", choices=FORMATS, default="flac", help="(default: %(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument(
@@ -239,7 +242,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.manifests:
         try:
             hours = wanted_hours(division, args.voices)
-            sentences = texts.of_file(args.texts) if args.texts else texts.sentences(args.seed)
+            sentences = (
+                texts.of_file(args.texts, args.held_out)
+                if args.texts
+                else texts.sentences(args.seed)
+            )
         except ValueError as error:
             parser.error(str(error))
         if args.hours is not None:

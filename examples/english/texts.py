@@ -95,12 +95,12 @@ def from_wordnet(seed: int) -> dict[str, None]:
     return _allowed(_as_sentence(text, rng) for text in examples + kept)
 
 
-def of_file(path: Path) -> list[str]:
+def of_file(path: Path, with_held_out: bool = False) -> list[str]:
     """The lines of a file. ValueError names the first that has a sentence of the held-out lists."""
     lines = list(dict.fromkeys(filter(None, path.read_text("utf-8").splitlines())))
-    allowed = _allowed(lines)
+    allowed = lines if with_held_out else _allowed(lines)
     if refused := next((line for line in lines if line not in allowed), None):
-        raise ValueError(f"{path}: {refused!r} is held out")
+        raise ValueError(f"{path}: {refused!r} is held out; for recordings to score, --held-out")
     return lines
 
 

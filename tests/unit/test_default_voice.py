@@ -55,7 +55,7 @@ def test_speak_and_load_use_it(checkpoint: Path, elsewhere: Path, tmp_path: Path
 def test_where_there_is_none_both_ways_to_one_are_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["speak", "Good morning."]) == 1
+    assert main(["speak", "Good morning."]) == 2
     message = capsys.readouterr().err
     assert "sheen train" in message
     assert ENGLISH_VOICE in message
