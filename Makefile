@@ -57,8 +57,7 @@ wheel: setup
 	$(BIN)/uv build --quiet --wheel --out-dir dist examples/english/package
 
 demo: setup
-	$(BIN)/python examples/digits/make_corpus.py --missing
-	$(BIN)/python examples/digits/demo.py
+	$(BIN)/python examples/english/demo.py
 
 bench: setup
 	$(BIN)/python benchmarks/serving.py
@@ -67,11 +66,10 @@ bench: setup
 	$(BIN)/python benchmarks/training.py --layers 28 4
 
 score-codec: setup
-	$(BIN)/python examples/digits/make_corpus.py --missing
-	$(BIN)/python examples/digits/score_codec.py
+	$(BIN)/python examples/english/codec_report.py
 
 lock:
-	$(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-emit-index-url --output-file requirements.txt
+	$(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-emit-index-url --extra phonemes --output-file requirements.txt
 	$(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-emit-index-url --extra dev --extra docs --output-file requirements-dev.txt
 
 clean:

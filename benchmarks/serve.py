@@ -28,20 +28,14 @@ from serve_client import Endpoint, Outcome, UsageError, ask, first_id, open_sess
 from serve_loops import closed_loop, highest_rate, open_loop
 from serve_report import HEADER, Row, circumstances
 
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+TEXTS = Path(__file__).resolve().parent.parent / "examples" / "english" / "everyday.txt"
 DEFAULT_CONCURRENCY = [1, 4, 8, 16]
 DEFAULT_REQUESTS = 40
 SEARCH_S = 30.0
 """Of one rate in a search: long enough for a queue that only grows to show."""
 
 
-def digits(generator: np.random.Generator) -> Iterator[str]:
-    """Strings of two to eight digits, as words: what the example's voice can say."""
-    while True:
-        yield " ".join(generator.choice(WORDS, generator.integers(2, 9)))
-
-
-def lines_of(path: str) -> list[str]:
+def lines_of(path: str | Path) -> list[str]:
     """A text a line. Raises UsageError if there is none."""
     try:
         lines = [line.strip() for line in Path(path).read_text("utf-8").splitlines()]
@@ -61,13 +55,11 @@ class Load:
         self._session = session
         self._endpoint = endpoint
         self._options = options
-        self._lines = lines_of(options.texts) if options.texts else None
+        self._lines = lines_of(options.texts)
         self.rows: list[Row] = []
 
     def _texts(self, generator: np.random.Generator) -> Iterator[str]:
-        if self._lines is None:
-            yield from digits(generator)
-        while self._lines:
+        while True:
             yield str(generator.choice(self._lines))
 
     async def warm_up(self) -> None:
@@ -200,7 +192,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--warm-up", type=int, default=4, help="requests before the first row (default: 4)")
     add("--model", help="(default: the first of /v1/models)")
     add("--voice", help="(default: the first of /v1/audio/voices)")
-    add("--texts", help="file, a text a line (default: digits as words)")
+    add("--texts", default=str(TEXTS), help="file, a text a line (default: everyday sentences)")
     add("--format", choices=FORMATS, default="pcm")
     add("--stream-format", choices=("audio", "sse"), default="audio")
     add("--timeout", type=_positive, default=60.0, help="seconds without a byte (default: 60)")

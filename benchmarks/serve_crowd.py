@@ -9,14 +9,13 @@ Like `serve.py` it drives any endpoint of OpenAI's.
 
 import argparse
 import asyncio
-import itertools
 import os
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 from aiohttp import ClientSession
-from serve import digits
+from serve import TEXTS, lines_of
 from serve_client import Endpoint, Outcome, ask, first_id, open_session
 
 HEAD_START_S = 0.3
@@ -40,9 +39,8 @@ async def again(session: ClientSession, endpoint: Endpoint, text: str, refusal: 
 
 
 async def run(options: argparse.Namespace) -> int:
-    drawn = digits(np.random.default_rng(0))
-    texts = list(itertools.islice(drawn, options.first))
-    crowd_texts = list(itertools.islice(drawn, options.crowd))
+    drawn = np.random.default_rng(0).choice(lines_of(TEXTS), options.first + options.crowd)
+    texts, crowd_texts = drawn[: options.first].tolist(), drawn[options.first :].tolist()
     async with open_session(options.api_key, 60.0) as session:
         voice = options.voice or await first_id(
             session, f"{options.url}/v1/audio/voices", "voices", "--voice"

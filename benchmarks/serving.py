@@ -31,8 +31,8 @@ from sheen.engine.voice import Voice
 from sheen.lm.model import SpeechLM
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_MODEL = ROOT / "examples" / "digits" / "voice"
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+DEFAULT_MODEL = ROOT / "examples" / "english" / "voice"
+SENTENCES = ROOT / "examples" / "english" / "everyday.txt"
 WAIT_S = 3600
 
 
@@ -72,12 +72,13 @@ class Figures:
 
 
 def draw_requests(voice: Voice, count: int, sampling: Sampling, seed: int) -> list[Request]:
-    """Strings of digits; 1 to 4 seconds each, whatever the model would like."""
+    """Everyday sentences; 1 to 4 seconds each, whatever the model would like."""
     generator = np.random.default_rng(seed)
     voices = voice.info.voices or [None]
+    sentences = SENTENCES.read_text("utf-8").splitlines()
     requests = []
     for number in range(count):
-        text = " ".join(generator.choice(WORDS, generator.integers(2, 9)))
+        text = voice.spoken(str(generator.choice(sentences)))
         speaker = voices[number % len(voices)]
         own = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, number)
         request = voice.request(text, speaker, own, 30.0)

@@ -7,10 +7,9 @@ Owns where it is looked for: `examples/english/voice` of a checkout, then the in
 import importlib.util
 from pathlib import Path
 
-import sheen
 from sheen.lm.checkpoint import ENGLISH_VOICE, HOW_TO_GET_ONE, VOICE_PACKAGE, is_checkpoint
 
-CHECKOUT = Path(sheen.__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parent.parent
 """Of a checkout its root, wherever a worker's working directory is; of an installed package the
 folder of all packages, which holds no checkpoint."""
 

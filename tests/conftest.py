@@ -137,16 +137,13 @@ def profiles() -> "SpeakerProfiles":
 
 @pytest.fixture(scope="session")
 def recordings() -> "list[Recording]":
-    """Two recordings of digits of each voice that its profile is not made of."""
-    from helpers.spoken_digits import HELD_OUT, VOICES, read_digits, rows_of
+    """Two recordings of each of the voices that the small codec is measured on."""
+    from helpers.example import clips_of, read_clip
+    from helpers.measured import CODED
     from sheen.scoring.codec import Recording
 
-    return [
-        Recording(name, read_digits(name), text, voice)
-        for voice in VOICES
-        for name, text, *_ in rows_of(voice)
-        if name.endswith(HELD_OUT)
-    ]
+    clips = [clip for voice in CODED for clip in clips_of(voice)[8:10]]
+    return [Recording(clip.id, read_clip(clip), clip.text, clip.speaker) for clip in clips]
 
 
 @pytest.fixture(scope="session")
@@ -159,19 +156,26 @@ def speed_timed_briefly() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def measured(recordings: "list[Recording]", speed_timed_briefly: None) -> "Measured":
-    """The digits' codec, scored by the real ASR."""
-    from helpers.example import DIGITS, RATE
-    from helpers.spoken_digits import VOICES, read_digits, rows_of
-    from sheen.codec.snac import load_codec
-    from sheen.scoring.asr import Pocketsphinx
+def measured(
+    codec: "Codec",
+    recordings: "list[Recording]",
+    profiles: "SpeakerProfiles",
+    speed_timed_briefly: None,
+) -> "Measured":
+    """The small codec, scored by the real ASR."""
+    from helpers.recogniser import tiny_en
+    from sheen.scoring.asr import open_transcriber
     from sheen.scoring.codec import measure_codec
-    from sheen.scoring.speaker_id import SpeakerProfiles
+    from sheen.scoring.wer import normalise_english
 
-    few = {voice: [read_digits(row[0]) for row in rows_of(voice)[:6]] for voice in VOICES}
-    codec, asr = load_codec(str(DIGITS / "codec")), Pocketsphinx(DIGITS / "digits.gram")
-    profiles = SpeakerProfiles.fit(few, RATE)
-    return measure_codec(codec, "small", recordings, asr=asr, profiles=profiles)
+    return measure_codec(
+        codec,
+        "small",
+        recordings,
+        asr=open_transcriber(tiny_en()),
+        profiles=profiles,
+        normalise=normalise_english,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -213,10 +217,10 @@ def encoded(ray_cluster: None, corpus: Path, made_once: Made) -> Path:
 @pytest.fixture(scope="session")
 def base(made_once: Made) -> Path:
     """An untrained Qwen3 of two thin layers and its character tokenizer."""
-    from helpers.example import DIGITS, load_script
+    from helpers.example import ENGLISH, load_script
 
     def make(folder: Path) -> None:
-        script = load_script(DIGITS / "make_base.py")
+        script = load_script(ENGLISH / "make_base.py")
         script.main(["--output", str(folder), "--hidden-size", "64", "--layers", "2"])
 
     return made_once("base", make)

@@ -211,7 +211,7 @@ def report(
 ) -> str:
     """Write the page; the table for the console. Prints what the ASR hears in the requests."""
     alone, _ = requests
-    asr = open_transcriber(str(args.asr), None, "cpu", "en")
+    asr = open_transcriber(str(args.asr))
     transcripts = asr.transcribe([decode_audio(s.wav.read_bytes(), RATE) for s in alone], RATE)
     for spoken, words in zip(alone, transcripts, strict=True):
         print(f"   {spoken.text!r} was heard as {words!r}")

@@ -137,8 +137,8 @@ class EvaluateConfig(JobConfig):
         str | None,
         Field(
             description="transcribes the audio, for the word error rate: a name of "
-            "faster-whisper's (base, small.en) or CTranslate2 folder, a transformers model's hub "
-            "id or folder, or 'pocketsphinx'; --no-asr only speaks"
+            "faster-whisper's (base, small.en) or CTranslate2 folder, or a transformers model's "
+            "hub id or folder; --no-asr only speaks"
         ),
     ] = "base"
     asr_language: Annotated[
@@ -148,9 +148,6 @@ class EvaluateConfig(JobConfig):
             "contractions and spellings as one; --no-asr-language guesses it for each clip"
         ),
     ] = "en"
-    grammar: Annotated[
-        str | None, Field(description="JSGF file: restricts what pocketsphinx recognises")
-    ] = None
     dnsmos: Annotated[
         bool,
         Field(description="score the sound by DNSMOS P.835, from 1 to 5; needs package speechmos"),

@@ -32,7 +32,7 @@ from sheen.lm.recognition import describe_checkpoint
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.output import output_lock
-from sheen.scoring.asr import POCKETSPHINX, Grammar, check_transcriber
+from sheen.scoring.asr import check_transcriber
 from sheen.scoring.mos import Dnsmos, Mos
 from sheen.scoring.reports import render_speech_report, speech_json, worst_first
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles, enroll_speakers
@@ -91,7 +91,8 @@ def run(config: EvaluateConfig) -> Evaluation:
         raise ValueError(f"--prompts {error}") from error
     references = _read_references(config, info)
     plan = plan_prompts(listed, info, config, references)
-    grammar = check_transcriber(config.asr, config.grammar)
+    if config.asr is not None:
+        check_transcriber(config.asr)
     if config.dnsmos:
         try:
             Dnsmos()
@@ -99,7 +100,7 @@ def run(config: EvaluateConfig) -> Evaluation:
             raise ValueError(f"--dnsmos: {error}") from error
     profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
     with output_lock(output):
-        prepare_output(output, config, local, plan.prompts, grammar, profiles, references)
+        prepare_output(output, config, local, plan.prompts, profiles, references)
         blocks.merge_all(output)  # what an interrupted run committed
         done = blocks.merged_keys(output)
         if len(done):
@@ -107,9 +108,7 @@ def run(config: EvaluateConfig) -> Evaluation:
         if len(done) < len(plan.prompts):
             cluster.connect()
             table = prompt_table(plan.prompts)
-            _speak(
-                table, done, config, model, grammar, profiles, info.sample_rate, output, references
-            )
+            _speak(table, done, config, model, profiles, info.sample_rate, output, references)
             blocks.merge_all(output)
         return write_results(config, info, profiles, plan, output)
 
@@ -142,7 +141,6 @@ def _speak(
     done: blocks.Keys,
     config: EvaluateConfig,
     model: str,
-    grammar: Grammar | None,
     profiles: SpeakerProfiles | None,
     sample_rate: int,
     output: str,
@@ -160,7 +158,7 @@ def _speak(
     # large model may take longer for a block on a CPU.
     DataContext.get_current().execution_no_progress_timeout_s = -1
     attempts = Attempts()
-    asr_on_gpu = gpu and config.asr not in (None, POCKETSPHINX)
+    asr_on_gpu = gpu and config.asr is not None
     speaking, transcribing = GPU_SHARES if asr_on_gpu else (1.0, 0.0)
     data = ray.data.from_blocks(planned).map_batches(
         SpeakWorker,
@@ -190,7 +188,6 @@ def _speak(
             fn_constructor_kwargs={
                 "asr": config.asr,
                 "language": config.asr_language,
-                "grammar": grammar,
                 "device": None if asr_on_gpu else "cpu",
                 "profiles": ray.put(profiles),
                 "sample_rate": sample_rate,

@@ -21,7 +21,6 @@ from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.references import Recorded, references_digest
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.runs.output import check_fingerprint, folder_digest, is_unused
-from sheen.scoring.asr import Grammar
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.whisper import NAMES
 from sheen.storage import files, uris
@@ -132,7 +131,6 @@ def prepare_output(
     config: EvaluateConfig,
     model: str,
     prompts: list[Prompt],
-    grammar: Grammar | None,
     profiles: SpeakerProfiles | None,
     references: Mapping[str, Recorded] = MappingProxyType({}),
 ) -> None:
@@ -147,7 +145,6 @@ def prepare_output(
     for name in sorted(files.list_names(model)):
         if name.endswith((".safetensors", ".json")):
             decided[f"{name} of the model"] = files.sha256(uris.join(model, name))
-    decided["grammar"] = hashlib.sha256(grammar.jsgf).hexdigest() if grammar else None
     if config.asr and config.asr not in NAMES and Path(config.asr).expanduser().is_dir():
         decided["asr"] = folder_digest(uris.absolute(config.asr))
     if references:

@@ -16,7 +16,7 @@ from sheen.audio.io import decode_audio
 from sheen.evaluate.output import ROW_SCHEMA
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
-from sheen.scoring.asr import Grammar, open_transcriber
+from sheen.scoring.asr import open_transcriber
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.packaged import UnscorableError
 from sheen.scoring.speaker_id import SpeakerEncoder, SpeakerProfiles
@@ -34,7 +34,6 @@ class TranscribeWorker:
     def __init__(
         self,
         asr: str | None,
-        grammar: Grammar | None,
         device: str | None,
         profiles: "ray.ObjectRef[SpeakerProfiles | None]",
         sample_rate: int,
@@ -44,7 +43,7 @@ class TranscribeWorker:
     ) -> None:
         torch.set_num_threads(1)
         place = device or str(worker_device())
-        self._transcriber = open_transcriber(asr, grammar, place, language) if asr else None
+        self._transcriber = open_transcriber(asr, place, language) if asr else None
         self._dnsmos = Dnsmos() if dnsmos else None
         self._profiles = ray.get(profiles)
         self._encoder = SpeakerEncoder() if self._profiles else None

@@ -42,7 +42,7 @@ class PrepareConfig(JobConfig):
         str,
         Field(
             description="transcribes the segments: a name of faster-whisper's (base, small.en) or "
-            "CTranslate2 folder, a transformers model's hub id or folder, or 'pocketsphinx'"
+            "CTranslate2 folder, or a transformers model's hub id or folder"
         ),
     ] = "base"
     language: Annotated[

@@ -54,7 +54,7 @@ from sheen.prepare.voices import assign_speakers
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.output import output_lock
-from sheen.scoring.asr import POCKETSPHINX, check_transcriber
+from sheen.scoring.asr import check_transcriber
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.overlap import OverlapDetector
 from sheen.scoring.speaker_id import SpeakerEncoder
@@ -83,7 +83,7 @@ def run(config: PrepareConfig) -> Row:
             raise ValueError(
                 f"--output {output} holds --input {source.location}; give another folder"
             )
-    check_transcriber(config.asr, None)
+    check_transcriber(config.asr)
     if config.dnsmos:
         try:
             Dnsmos()
@@ -256,7 +256,7 @@ def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Ta
         if len(done):
             logger.info("%d of %d segments are done already", len(done), len(segments.table))
         _connect()
-        gpu = cluster.use_gpus(config.gpu) and config.asr != POCKETSPHINX
+        gpu = cluster.use_gpus(config.gpu)
         workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
         attempts = Attempts()
         data = (

@@ -115,7 +115,7 @@ class TranscribeWorker:
 
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
-        self._asr = open_transcriber(asr, None, device or str(worker_device()), language)
+        self._asr = open_transcriber(asr, device or str(worker_device()), language)
         self._guess = language is not None
         self._encoder = SpeakerEncoder() if speakers else None
         self._attempts = attempts

@@ -1,37 +1,23 @@
 """ASR: waveforms to text.
 
-Owns the choice of a `Transcriber` and two of them: pocketsphinx, which brings its own models, and
-any transformers speech recognition model; faster-whisper is `sheen.scoring.whisper`. A transcriber
-never sees the reference text, and a clip's transcript does not depend on the other clips. Error
-rates are `sheen.scoring.wer`'s.
+Owns the choice of a `Transcriber` and one of them, any transformers speech recognition model;
+faster-whisper is `sheen.scoring.whisper`. A transcriber never sees the reference text, and a clip's
+transcript does not depend on the other clips. Error rates are `sheen.scoring.wer`'s.
 """
 
-import hashlib
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pocketsphinx
 import torch
 from numpy.typing import NDArray
 from torchaudio.functional import resample
 
-from sheen.audio.io import to_pcm16
-from sheen.scoring.transcript import Transcript, Word
+from sheen.scoring.transcript import Transcript
 from sheen.scoring.whisper import FasterWhisper, find_whisper
-from sheen.storage import files
-
-POCKETSPHINX = "pocketsphinx"
-_SPHINX_RATE = 16000
-_SPHINX_MARGIN_S = 0.2
-_SEARCH = "grammar"
-_VARIANT = re.compile(r"\(\d+\)$")
-"""Of a word with several pronunciations: "the(2)"."""
 
 
 class Transcriber(Protocol):
@@ -57,102 +43,6 @@ class Transcriber(Protocol):
     ) -> tuple[str, float] | None:
         """ISO 639-1 code and its probability, whatever language is set; None: it cannot guess."""
         ...
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """A JSGF file: its name and its content, for workers on machines that do not have it."""
-
-    name: str
-    jsgf: bytes
-
-
-def read_grammar(location: str | Path) -> Grammar:
-    """A grammar from a path or URI; ValueError when there is none."""
-    try:
-        jsgf = files.read_bytes(str(location))
-    except OSError as error:
-        raise ValueError(f"grammar {str(location)!r}: {error.strerror or error}") from error
-    return Grammar(Path(location).name, jsgf)
-
-
-class Pocketsphinx:
-    """CMU Sphinx's small recogniser with its bundled model of US English, at its own settings.
-
-    `grammar`, which may be given by its path, restricts transcripts to its first public rule;
-    without it the bundled language model decides, which knows English sentences. For one thread of
-    one process; every process makes its own. ValueError for a grammar that cannot be used.
-    """
-
-    def __init__(self, grammar: Grammar | str | Path | None = None) -> None:
-        # It logs to stderr why it refuses a grammar, and its exceptions do not say.
-        self._decoder = pocketsphinx.Decoder(
-            loglevel="ERROR", **({} if grammar is None else {"lm": None})
-        )
-        settings = "bundled language model of US English"
-        if grammar is not None:
-            if not isinstance(grammar, Grammar):
-                grammar = read_grammar(grammar)
-            try:
-                # By its text: given the path of a missing file, pocketsphinx 5.1.1 ends itself.
-                self._decoder.add_jsgf_string(_SEARCH, grammar.jsgf)
-            except ValueError as error:
-                raise ValueError(
-                    f"grammar {grammar.name!r}: pocketsphinx refuses it, see its line above; it "
-                    "takes JSGF with a public rule and words of its dictionary, in lower case"
-                ) from error
-            self._decoder.activate_search(_SEARCH)
-            digest = hashlib.sha256(grammar.jsgf).hexdigest()
-            settings = f"grammar {grammar.name} (sha256 {digest[:12]})"
-        # From here on it would only log that a clip did not match the grammar.
-        pocketsphinx.set_loglevel("FATAL")
-        self.name = f"{POCKETSPHINX} {version(POCKETSPHINX)}, {settings}"
-
-    def transcribe(self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int) -> list[str]:
-        return [found.text for found in self.transcribe_words(waveforms, sample_rate)]
-
-    def transcribe_words(
-        self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int
-    ) -> list[Transcript]:
-        """Its words are those of its dictionary, in lower case, without punctuation."""
-        margin = np.zeros(round(_SPHINX_MARGIN_S * _SPHINX_RATE), np.int16)
-        transcripts = []
-        for waveform in _resampled(waveforms, sample_rate, _SPHINX_RATE):
-            # Its noise removal takes the first frame for the noise, so a clip that begins or ends
-            # in sound gets words too many. From digital silence every clip starts alike.
-            pcm = np.concatenate([margin, to_pcm16(waveform), margin])
-            # That estimate of the noise survives an utterance; a new front end knows nothing.
-            self._decoder.reinit_feat()
-            self._decoder.start_utt()
-            # Whole, so that the cepstral mean is the clip's own, as the model's feat.params have it
-            # (`-cmn batch`). In pieces it would be a running mean that begins at a wrong guess.
-            self._decoder.process_raw(pcm.tobytes(), full_utt=True)
-            self._decoder.end_utt()
-            hypothesis = self._decoder.hyp()
-            if hypothesis is None:
-                transcripts.append(Transcript("", []))
-                continue
-            words = self._words(len(waveform) / _SPHINX_RATE)
-            transcripts.append(Transcript(hypothesis.hypstr, words))
-        return transcripts
-
-    def guess_language(
-        self, waveform: NDArray[np.float32], sample_rate: int
-    ) -> tuple[str, float] | None:
-        return None
-
-    def _words(self, seconds: float) -> list[Word]:
-        """Of the last clip. Its probabilities are of single words, and near 1 for wrong ones."""
-        frames = self._decoder.config["frate"]
-        return [
-            Word(
-                _VARIANT.sub("", part.word),
-                min(max(part.start_frame / frames - _SPHINX_MARGIN_S, 0.0), seconds),
-                min(max((part.end_frame + 1) / frames - _SPHINX_MARGIN_S, 0.0), seconds),
-            )
-            for part in self._decoder.seg() or ()
-            if not part.word.startswith(("<", "[", "+"))
-        ]
 
 
 class AsrPipeline:
@@ -251,26 +141,13 @@ def _tells_words(pipeline: Any) -> bool:
     return pipeline.type == "ctc" and isinstance(pipeline.tokenizer, Wav2Vec2CTCTokenizer)
 
 
-def open_transcriber(
-    asr: str,
-    grammar: Grammar | str | None = None,
-    device: str = "cpu",
-    language: str | None = "en",
-) -> Transcriber:
+def open_transcriber(asr: str, device: str = "cpu", language: str | None = "en") -> Transcriber:
     """The ASR that `--asr` names.
 
-    It is "pocketsphinx"; a faster-whisper model's name or CTranslate2 folder, which transcribes
-    `language` (None guesses it); or a transformers model's folder or hub id, which guesses it.
-    `device` is the model's; pocketsphinx runs on the CPU. Raises ValueError naming the flag.
+    It is a faster-whisper model's name or CTranslate2 folder, which transcribes `language` (None
+    guesses it), or a transformers model's folder or hub id, which guesses it. Raises ValueError
+    naming the flag.
     """
-    if asr == POCKETSPHINX:
-        try:
-            return Pocketsphinx(grammar)
-        except ValueError as error:
-            raise ValueError(f"--grammar: {error}") from error
-    if grammar is not None:
-        name = grammar.name if isinstance(grammar, Grammar) else grammar
-        raise ValueError(f"--grammar {name}: only --asr {POCKETSPHINX} takes a grammar")
     try:
         if find_whisper(asr) is not None:
             return FasterWhisper(asr, device=device, language=language)
@@ -279,29 +156,13 @@ def open_transcriber(
         raise ValueError(f"--asr: {error}") from error
 
 
-def check_transcriber(asr: str | None, grammar: str | None) -> Grammar | None:
-    """The grammar that `--grammar` names, for workers that cannot read its file.
-
-    Raises ValueError naming the flag, as `open_transcriber` would, short of loading a recogniser's
-    weights; and for a grammar without ASR.
-    """
-    found = None
-    if grammar is not None:
-        if asr is None:
-            raise ValueError(f"--grammar {grammar}: there is no ASR; it needs --asr pocketsphinx")
-        try:
-            found = read_grammar(grammar)
-        except ValueError as error:
-            raise ValueError(f"--grammar {grammar}: {error}") from error
-    if asr == POCKETSPHINX or (asr is not None and found is not None):
-        open_transcriber(asr, found)
-    elif asr is not None:
-        try:
-            if find_whisper(asr) is None:
-                _find_recogniser(asr)
-        except ValueError as error:
-            raise ValueError(f"--asr: {error}") from error
-    return found
+def check_transcriber(asr: str) -> None:
+    """Raise ValueError, as `open_transcriber` would, short of loading a recogniser's weights."""
+    try:
+        if find_whisper(asr) is None:
+            _find_recogniser(asr)
+    except ValueError as error:
+        raise ValueError(f"--asr: {error}") from error
 
 
 def _find_recogniser(model: str) -> str:

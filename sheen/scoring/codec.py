@@ -8,7 +8,7 @@ Running the codec, its speed and its code usage are `sheen.scoring.code_usage`'s
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,12 +102,13 @@ def measure_codec(
     *,
     asr: Transcriber | None = None,
     profiles: SpeakerProfiles | None = None,
+    normalise: Callable[[str], str] = str,
     seed: int = 0,
 ) -> tuple[CodecReport, list[Waveform]]:
     """Encode, decode and score; also returns the reconstructions, in the recordings' order.
 
-    The codec's noise is on, as in synthesis, drawn from `seed`. Raises ValueError for no
-    recordings, or a voice named ALL.
+    The codec's noise is on, as in synthesis, drawn from `seed`. `normalise` is applied to texts and
+    transcripts before WER. Raises ValueError for no recordings, or a voice named ALL.
     """
     if not recordings:
         raise ValueError("no recordings to measure the codec on")
@@ -150,7 +151,7 @@ def measure_codec(
         encode_realtime=round(encode_realtime, 1),
         decode_realtime=round(code_usage.decode_speed(codec, codes, seed), 1),
         voices={
-            voice: _voice_result(clips, members, transcripts, enrolled, seed)
+            voice: _voice_result(clips, members, transcripts, enrolled, normalise, seed)
             for voice, members in groups.items()
         },
         levels=code_usage.code_usage(codes, codec.codebook_size),
@@ -219,14 +220,17 @@ def _voice_result(
     members: Sequence[int],
     transcripts: _Transcripts,
     enrolled: Collection[str],
+    normalise: Callable[[str], str],
     seed: int,
 ) -> VoiceResult:
     spoken = [i for i in members if i in transcripts.recordings]
-    references = [clips[i].text or "" for i in spoken]
+    references = [normalise(clips[i].text or "") for i in spoken]
+
+    def heard(texts: Mapping[int, str]) -> list[str]:
+        return [normalise(texts[i]) for i in spoken]
 
     def rate(texts: Mapping[int, str]) -> ErrorRate | None:
-        hypotheses = [texts[i] for i in spoken]
-        return error_rate("word", references, hypotheses, seed=seed) if spoken else None
+        return error_rate("word", references, heard(texts), seed=seed) if spoken else None
 
     named = [i for i in members if clips[i].voice in enrolled]
     return VoiceResult(
@@ -237,8 +241,8 @@ def _voice_result(
         reconstructions_wer=rate(transcripts.reconstructions),
         wer_difference=word_error_difference(
             references,
-            [transcripts.recordings[i] for i in spoken],
-            [transcripts.reconstructions[i] for i in spoken],
+            heard(transcripts.recordings),
+            heard(transcripts.reconstructions),
             seed=seed,
         )
         if spoken

@@ -261,8 +261,8 @@ class TrainConfig(RunFields):
         str | None,
         Field(
             description="transcribes the prompts' audio, for the word error rate: a name of "
-            "faster-whisper's (base, small.en) or CTranslate2 folder, a transformers model's hub "
-            "id or folder, or 'pocketsphinx'"
+            "faster-whisper's (base, small.en) or CTranslate2 folder, or a transformers model's "
+            "hub id or folder"
         ),
     ] = None
     asr_language: Annotated[
@@ -272,9 +272,6 @@ class TrainConfig(RunFields):
             "contractions and spellings as one; --no-asr-language guesses it for each clip"
         ),
     ] = "en"
-    grammar: Annotated[
-        str | None, Field(description="JSGF file: what pocketsphinx may transcribe")
-    ] = None
     best_metric: Annotated[
         Literal["eval_loss", "eval_wer"] | None,
         Field(
@@ -299,6 +296,5 @@ FREE_FIELDS = FREE_RUN_FIELDS | {
     "speak_seconds",
     "asr",
     "asr_language",
-    "grammar",
     "best_metric",
 }

@@ -17,7 +17,7 @@ from sheen.lm.checkpoint import ReferenceInfo
 from sheen.lm.model import to_bfloat16
 from sheen.runs import cluster
 from sheen.runs.output import output_lock
-from sheen.scoring.asr import Grammar, check_transcriber
+from sheen.scoring.asr import check_transcriber
 from sheen.storage import files, folders, uris
 from sheen.text.steps import check_steps
 from sheen.train import checkpoints
@@ -86,14 +86,14 @@ def run(config: TrainConfig) -> dict[str, Any]:
     print(describe(data.summary), flush=True)
     taught.add_to(info)
     prompts: list[Prompt] = []
-    grammar: Grammar | None = None
     if config.eval_prompts is not None:
         if config.strategy == "fsdp":
             raise ValueError(
                 "--eval-prompts: a sharded model (--strategy fsdp) cannot synthesize while it "
                 "trains; omit the prompts and run jobs/evaluate.py on the checkpoint"
             )
-        grammar = check_transcriber(config.asr, config.grammar)
+        if config.asr is not None:
+            check_transcriber(config.asr)
         prompts = eval_prompts(config.eval_prompts, info.voices)
         check_steps(info.normalizer)
     needs_codec = bool(prompts) or extends
@@ -124,7 +124,6 @@ def run(config: TrainConfig) -> dict[str, Any]:
             "model": model,
             "codec": ray.put(_codec_parts(codec_files) if needs_codec else None),
             "prompts": prompts,
-            "grammar": grammar,
             "output": output,
         }
         if config.dry_run:

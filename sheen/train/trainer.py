@@ -28,7 +28,7 @@ from sheen.lm.batching import Batch, Step
 from sheen.lm.loss import IGNORE_INDEX
 from sheen.lm.model import save_model
 from sheen.rng import step_seed
-from sheen.scoring.asr import Grammar, open_transcriber
+from sheen.scoring.asr import open_transcriber
 from sheen.scoring.wer import wer_normaliser
 from sheen.train import checkpoints
 from sheen.train.config import TrainConfig
@@ -65,7 +65,6 @@ class SpeechTrainer(Trainer):
         model: str,
         codec: CodecParts,
         prompts: list[Prompt],
-        grammar: Grammar | None,
         output: str,
         control: Control,
     ) -> None:
@@ -91,7 +90,7 @@ class SpeechTrainer(Trainer):
             self.learner,
             self.group,
             self.data,
-            self._eval_samples(prompts, codec, grammar) if self.group.first and prompts else None,
+            self._eval_samples(prompts, codec) if self.group.first and prompts else None,
             capacity=self.config.batch_tokens,
             pad_id=self.pad_id,
         )
@@ -137,12 +136,10 @@ class SpeechTrainer(Trainer):
             self.learner.load_optimizer(state["optimizer"])
         return state
 
-    def _eval_samples(
-        self, prompts: list[Prompt], codec: CodecParts, grammar: Grammar | None
-    ) -> EvalSamples:
+    def _eval_samples(self, prompts: list[Prompt], codec: CodecParts) -> EvalSamples:
         config, asr = self.config, None
         if config.asr:
-            asr = open_transcriber(config.asr, grammar, language=config.asr_language)
+            asr = open_transcriber(config.asr, language=config.asr_language)
         return EvalSamples(
             prompts,
             self.info,

@@ -1,9 +1,9 @@
-"""The committed voice speaks: strings that no training has heard, in the three voices it knows.
+"""The gate of the committed voice: sentences that no training has heard, understood by an ASR.
 
-10 held-out strings of each voice, from the shortest to the longest, with fixed seeds and the
-sampling that serving has by default; pocketsphinx writes down what it hears. The bound on its size
-is on the model and the tokenizer: `codec/` in the checkpoint is a copy of examples/digits/codec,
-which a checkpoint of a codec from a folder always carries.
+Every fifth of the 100 everyday sentences, with fixed seeds and the sampling that serving has by
+default; Whisper tiny.en writes down what it hears. This is an alarm and no measurement: sampled
+tokens depend on last digits, which differ between machines, and the codec learned from tiny.en's
+encoder. A model that no training made fails it.
 """
 
 from dataclasses import dataclass
@@ -14,31 +14,35 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from helpers.example import DIGITS, ROOT, load_script
-from sheen.codec.info import CODEC_FOLDER, describe_codec
+from helpers.example import CHECKPOINT, CODEC, ENGLISH, NEW_VOICE, ROOT
+from helpers.recogniser import tiny_en
+from sheen.codec.info import describe_codec
+from sheen.default_voice import find_default_voice
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Synthesized, synthesize_all
 from sheen.engine.sampler import Sampling
 from sheen.engine.types import SynthesisParams
-from sheen.engine.voice import load_voice
+from sheen.engine.voice import Voice, load_voice
 from sheen.lm import checkpoint
-from sheen.scoring.asr import Pocketsphinx
-from sheen.scoring.wer import error_rate
+from sheen.scoring.asr import open_transcriber
+from sheen.scoring.wer import error_rate, normalise_english
 from sheen.serve.config import checkpoint_location
 
-COMMITTED = DIGITS / "voice"
-TRAINED = ("slt", "rms", "awb")
-PER_VOICE = 10
-LONGEST_S = 6.0
-"""Twice the longest recording; what is cut here has not ended with EOS."""
-BATCH = 16
-
-make_corpus = load_script(DIGITS / "make_corpus.py")
+VOICE = "heart"
+SENTENCES = (ENGLISH / "everyday.txt").read_text("utf-8").splitlines()[::5]
+MOST_WER = 0.30
+LEAST_ENDED = 0.95
+"""Share that ended with EOS."""
+MOST_BYTES = 34_000_000
+"""Of the voice with its codec."""
+LONGEST_S = 15.0
+"""More than the longest sentence takes; what is cut here has not ended with EOS."""
+BATCH = 10
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """`waveform` `[n]` at `rate` Hz."""
+    """`text` is in the words that are spoken; `waveform` `[n]` at `rate` Hz."""
 
     text: str
     waveform: NDArray[np.float32]
@@ -46,55 +50,71 @@ class Spoken:
     stopped: bool
 
 
-@pytest.fixture(scope="module")
-def spoken() -> list[Spoken]:
-    voice = load_voice(str(COMMITTED))
-    heldout = (DIGITS / "heldout.txt").read_text("utf-8").splitlines()
-    own = {name: make_corpus.heldout_rows(heldout, [name], PER_VOICE) for name in TRAINED}
-    texts: list[tuple[str, SynthesisParams]] = []
-    for place in range(PER_VOICE):
-        for name, rows in own.items():
-            params = SynthesisParams(name, Sampling(seed=len(texts)), LONGEST_S)
-            texts.append((rows[place][1], params))
+def speak(voice: Voice, sentences: list[str]) -> list[Spoken]:
+    asked = [
+        (text, SynthesisParams(VOICE, Sampling(seed=seed), LONGEST_S))
+        for seed, text in enumerate(sentences)
+    ]
     engine = Engine(voice.model, voice.codec, slots=BATCH, max_seq_len=voice.max_seq_len(LONGEST_S))
-    results = synthesize_all(engine, voice, texts)
+    results = synthesize_all(engine, voice, asked)
     engine.close()
     spoken = [result for result in results if isinstance(result, Synthesized)]
-    assert len(spoken) == len(texts)
+    assert len(spoken) == len(sentences)
     rate = voice.codec.sample_rate
     return [
-        Spoken(text, result.samples, rate, result.finish_reason == "stop")
-        for (text, _), result in zip(texts, spoken, strict=True)
+        Spoken(result.text, result.samples, rate, result.finish_reason == "stop")
+        for result in spoken
     ]
 
 
+def wer(spoken: list[Spoken]) -> float:
+    heard = open_transcriber(tiny_en()).transcribe([one.waveform for one in spoken], spoken[0].rate)
+    texts = [normalise_english(one.text) for one in spoken]
+    return error_rate("word", texts, [normalise_english(text) for text in heard]).rate
+
+
+def ended(spoken: list[Spoken]) -> float:
+    return float(np.mean([one.stopped for one in spoken]))
+
+
+@pytest.fixture(scope="module")
+def spoken() -> list[Spoken]:
+    return speak(load_voice(str(CHECKPOINT)), SENTENCES)
+
+
 def test_it_is_understood(spoken: list[Spoken]) -> None:
-    asr = Pocketsphinx(DIGITS / "digits.gram")
-    heard = asr.transcribe([one.waveform for one in spoken], spoken[0].rate)
-    errors = error_rate("word", [one.text for one in spoken], heard)
-    assert errors.utterances == 30
-    assert errors.rate <= 0.15
+    assert len(spoken) == 20
+    assert wer(spoken) <= MOST_WER
 
 
-def test_it_stops_by_itself(spoken: list[Spoken]) -> None:
-    assert sum(one.stopped for one in spoken) >= 29
+def test_it_ends_by_itself(spoken: list[Spoken]) -> None:
+    assert ended(spoken) >= LEAST_ENDED
 
 
-def test_it_is_small() -> None:
-    files = [path for path in COMMITTED.rglob("*") if path.is_file()]
-    assert COMMITTED / "model.safetensors" in files
-    own = [path for path in files if path.parent != COMMITTED / CODEC_FOLDER]
-    assert sum(path.stat().st_size for path in own) <= 20_000_000
+def test_a_model_that_no_training_made_is_neither_understood_nor_ends(voice: Voice) -> None:
+    noise = speak(voice, SENTENCES[:4])
+    assert wer(noise) > 2 * MOST_WER
+    assert ended(noise) < LEAST_ENDED
 
 
-def test_it_is_what_a_fresh_clone_serves() -> None:
+def test_it_is_small_and_holds_each_file_once() -> None:
+    files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
+    assert CHECKPOINT / "model.safetensors" in files
+    assert sum(path.stat().st_size for path in files) <= MOST_BYTES
+    weights = {path for end in ("*.safetensors", "*.bin") for path in ENGLISH.rglob(end)}
+    assert weights <= {*files}
+
+
+def test_it_is_what_a_fresh_clone_serves_and_speaks_with() -> None:
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
     (application,) = config["applications"]
-    assert Path(checkpoint_location(application["args"]["model"])).samefile(COMMITTED)
+    assert Path(checkpoint_location(application["args"]["model"])).samefile(CHECKPOINT)
+    assert Path(find_default_voice()).samefile(CHECKPOINT)
 
 
 def test_the_demo_can_teach_it_a_voice_that_it_does_not_know() -> None:
-    info = checkpoint.read_info(COMMITTED)
-    assert info.voices == sorted(TRAINED)
+    info = checkpoint.read_info(CHECKPOINT)
+    assert VOICE in info.voices
+    assert NEW_VOICE not in info.voices
     # What the demo encodes with: a checkpoint refuses codes of any other codec.
-    assert info.codec.sha256 == describe_codec(str(DIGITS / "codec")).sha256
+    assert info.codec.sha256 == describe_codec(str(CODEC)).sha256

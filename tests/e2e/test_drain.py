@@ -19,14 +19,14 @@ import pytest
 import ray
 import yaml
 
-from helpers.example import DIGITS, ROOT
+from helpers.example import CHECKPOINT, ROOT
 from sheen.runs.cluster import NORMAL_PRIORITY
 from sheen.serve import run
 
 READY_S = 300
 END_S = 180
-TEXT = "four two seven one nine three eight five six zero"
-BODY = {"model": "sheen", "voice": "slt", "input": TEXT, "response_format": "pcm", "seed": 7}
+TEXT = "They measured the room twice before they ordered the carpet, and it still did not fit."
+BODY = {"model": "sheen", "voice": "heart", "input": TEXT, "response_format": "pcm", "seed": 7}
 NAME = "orderly"
 RUN = [sys.executable, "-m", "sheen.serve.run"]
 SERVE_RUN = [str(Path(sys.executable).parent / "serve"), "run"]
@@ -63,7 +63,7 @@ def server(
     config["http_options"]["port"] = port
     (application,) = config["applications"]
     application["name"] = NAME
-    application["args"]["model"] = str(DIGITS / "voice")
+    application["args"]["model"] = str(CHECKPOINT)
     application["deployments"] = [{"name": "SpeechService", "num_replicas": 1}]
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(config), "utf-8")

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from websockets.sync.client import connect
 
 from helpers.doors import PATH, WAIT_S, listening
-from helpers.example import DIGITS
+from helpers.example import CHECKPOINT
 from helpers.readers import check_speech
 from helpers.served import events, opened
 from sheen.audio.encoders import MEDIA_TYPES
@@ -30,13 +30,13 @@ from sheen.serve.websocket import converse
 
 DOORS = ("whole", "streamed", "events", "socket")
 SPEEDS = (0.25, 1.0, 4.0)
-FIELDS = {"model": "sheen", "voice": "slt", "seed": 7}
+FIELDS = {"model": "sheen", "voice": "heart", "seed": 7}
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     args = ServeArgs(auth="none", default_max_seconds=4.0, slots=1, max_queue=1)
-    backend = Backend(args.model_copy(update={"audio_process": False}), str(DIGITS / "voice"))
+    backend = Backend(args.model_copy(update={"audio_process": False}), str(CHECKPOINT))
     app = FastAPI()
     install_error_handlers(app)
     app.add_middleware(RequestLogMiddleware)
@@ -61,7 +61,7 @@ def through(url: str, door: str, **fields: Any) -> bytes:
         return from_socket(url, **fields)
     if door == "events":
         fields["stream_format"] = "sse"
-    with opened(url, input="six", **FIELDS | fields, stream=door == "streamed") as response:
+    with opened(url, input="Yes.", **FIELDS | fields, stream=door == "streamed") as response:
         assert response.status == 200
         body = response.read()
     if door != "events":
@@ -73,7 +73,7 @@ def through(url: str, door: str, **fields: Any) -> bytes:
 def from_socket(url: str, **fields: Any) -> bytes:
     address = f"{url.replace('http', 'ws', 1)}{PATH}/stream"
     with connect(address, open_timeout=WAIT_S) as socket:
-        for message in ({"type": "start", **FIELDS, **fields}, {"type": "text", "text": "six"}):
+        for message in ({"type": "start", **FIELDS, **fields}, {"type": "text", "text": "Yes."}):
             socket.send(json.dumps(message))
         socket.send(json.dumps({"type": "end"}))
         data = b""

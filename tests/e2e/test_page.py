@@ -85,10 +85,10 @@ def test_a_click_is_heard_and_shown_and_what_came_is_saved(
     tab.until(f"{RECEIVED} && {HEARD} && {LASTS}")
 
     (asked,) = speaker.asked
-    assert (asked.input, asked.model, asked.voice) == (TEXT, "digits", "awb")
+    assert (asked.input, asked.model, asked.voice) == (TEXT, "english", "bf_emma")
     assert asked.response_format == audio_format
     file = tab.download("#download", tmp_path)
-    assert file.name == f"speech-awb.{audio_format}"
+    assert file.name == f"speech-bf_emma.{audio_format}"
     assert file.read_bytes() == speaker.sent
     # An encoder may add two frames of its own.
     assert SECONDS - 0.01 <= float(tab.text("#duration").split()[0]) <= SECONDS + 0.1
@@ -230,7 +230,7 @@ def test_a_keyboard_is_enough(tab: Page, speaker: Speaker) -> None:
     tab.press("Enter")
     tab.until(HEARD)
     (asked,) = speaker.asked
-    assert (asked.voice, asked.response_format, asked.speed) == ("slt", "mp3", 1.05)
+    assert (asked.voice, asked.response_format, asked.speed) == ("heart", "mp3", 1.05)
     assert (asked.seed, asked.temperature) == (7, 0.5)
 
 

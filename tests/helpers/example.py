@@ -19,11 +19,11 @@ from sheen.audio.io import decode_audio
 from sheen.scoring.codec import Waveform
 
 ROOT = Path(__file__).resolve().parents[2]
-DIGITS = ROOT / "examples" / "digits"
-DEMO = ROOT / "examples" / "english" / "demo"
-CODEC = DIGITS / "codec"
-CHECKPOINT = DIGITS / "voice"
-"""A voice that is trained, and small: slt, rms and awb say digits."""
+ENGLISH = ROOT / "examples" / "english"
+DEMO = ENGLISH / "demo"
+CHECKPOINT = ENGLISH / "voice"
+"""A voice that is trained, and small: `heart` speaks English."""
+CODEC = CHECKPOINT / "codec"
 VOICES = ("heart", "bm_george", "am_michael", "bf_emma")
 NEW_VOICE = "af_bella"
 """The voice that the demo learns. It has 177 recordings, each of the others about 20."""

@@ -6,7 +6,7 @@ from helpers.example import CHECKPOINT, CODEC, DEMO
 
 DOORS: dict[str, dict[str, Any]] = {
     "encode": {"input": DEMO / "heart.jsonl", "codec": CODEC},
-    "evaluate": {"model": CHECKPOINT, "prompts": DEMO / "sentences.txt", "voices": '["slt"]'},
+    "evaluate": {"model": CHECKPOINT, "prompts": DEMO / "sentences.txt", "voices": '["heart"]'},
     "train": {"data": "codes.jsonl", "codec": CODEC},
     "train_codec": {"data": DEMO / "heart.jsonl", "codec": CODEC},
 }

@@ -10,6 +10,8 @@ from helpers.example import RATE
 from sheen.codec.layout import Codes
 from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
 
+CODED = ("heart", "bf_emma")
+"""Voices of the example, in the order of their measured recordings."""
 Measured = tuple[CodecReport, list[Waveform]]
 
 

@@ -83,15 +83,17 @@ async def page() -> HTMLResponse:
 
 
 async def reference(request: Request) -> HTMLResponse:
-    return reference_response(request.app.document(["awb", "slt"], request.scope["root_path"]))
+    return reference_response(
+        request.app.document(["bf_emma", "heart"], request.scope["root_path"])
+    )
 
 
 async def voices() -> Voices:
-    return Voices(voices=[NamedVoice(id=name, name=name) for name in ("awb", "slt")])
+    return Voices(voices=[NamedVoice(id=name, name=name) for name in ("bf_emma", "heart")])
 
 
 async def models() -> AudioModels:
-    return AudioModels(models=[ModelId(id="digits")])
+    return AudioModels(models=[ModelId(id="english")])
 
 
 async def line(socket: WebSocket) -> None:

@@ -119,7 +119,7 @@ def gpus(folder: Path, corpus: Path, base: Path) -> None:
         )
     )  # fmt: skip
     (folder / "prompts.jsonl").write_text(
-        "".join(json.dumps({"text": "one", "speaker": "slt"}) + "\n" for _ in range(8))
+        "".join(json.dumps({"text": "one", "speaker": "heart"}) + "\n" for _ in range(8))
     )
     evaluation.run(
         EvaluateConfig(

@@ -27,7 +27,7 @@ HERE, THERE = "198.51.100.1", "198.51.100.2"  # TEST-NET-2
 OWN_PROCESSES = ("unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
 READY_S = 400
 FIXED_PORTS = {6379, 8000, 8076, 8265, 10001, 44217, 44227, 52365}
-SAID = "seven zero nine"
+SAID = "The ferry leaves before noon."
 
 # A training of two workers that meet, and wait until their cluster ends.
 JOB = """
@@ -264,7 +264,7 @@ class Machines:
 
 
 def speaks() -> bool:
-    body = {"model": "sheen", "voice": "slt", "input": SAID}
+    body = {"model": "sheen", "voice": "heart", "input": SAID}
     request = urllib.request.Request(
         "http://127.0.0.1:8000/v1/audio/speech",
         json.dumps(body).encode(),

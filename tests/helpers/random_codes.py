@@ -13,6 +13,6 @@ def write_codes(path: Path) -> Path:
     for index in range(24):
         frames = int(draw.integers(2, 6))
         codes = [draw.integers(0, 4096, frames * times).tolist() for times in (1, 2, 4)]
-        lines.append(json.dumps({"text": f"text {index}", "speaker": "slt", "snac_codes": codes}))
+        lines.append(json.dumps({"text": f"text {index}", "speaker": "ann", "snac_codes": codes}))
     path.write_text("\n".join(lines) + "\n")
     return path

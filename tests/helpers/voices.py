@@ -1,6 +1,6 @@
 """Voices of untrained models, for tests that are not about what is said."""
 
-from helpers.example import CODEC, DIGITS, load_script
+from helpers.example import CODEC, ENGLISH, load_script
 from sheen.codec.info import describe_codec
 from sheen.codec.snac import Codec
 from sheen.engine.voice import Voice
@@ -12,7 +12,7 @@ def make_voice(
     codec: Codec, durations: dict[str, DurationModel], voices: list[str] | None = None
 ) -> Voice:
     """It speaks noise, and hardly ever ends by itself: requests meet their budgets."""
-    make_base = load_script(DIGITS / "make_base.py")
+    make_base = load_script(ENGLISH / "make_base.py")
     tokenizer = make_base.build_tokenizer()
     lm = make_base.build_model(tokenizer, 64, 1, seed=0)
     model: SpeechLM = extend(lm, tokenizer, 4096, (4, 2, 1), seed=0)

@@ -92,7 +92,7 @@ def mixed(corpus: Path, good: dict[str, str], tmp_path_factory: pytest.TempPathF
     soundfile.write(wavs / "loud.wav", np.clip(40 * speech, -1, 1), rate)
     soundfile.write(wavs / "long.flac", np.tile(speech, 1 + 61 * rate // len(speech)), rate)
     shutil.copy(whole, wavs / "hasty.flac")
-    (wavs / "picture.wav").write_bytes((ROOT / "docs" / "codec.png").read_bytes())
+    (wavs / "picture.wav").write_bytes((ROOT / "docs" / "page.png").read_bytes())
     soundfile.write(wavs / "not-numbers.wav", np.full(rate, np.nan), rate, subtype="FLOAT")
     (wavs / "folder.wav").mkdir()
     (wavs / "cut.flac").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])

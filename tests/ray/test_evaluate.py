@@ -24,7 +24,6 @@ import ray
 import soundfile
 
 from helpers.example import (
-    DIGITS,
     RATE,
     ROOT,
     VOICES,
@@ -34,6 +33,7 @@ from helpers.example import (
     read_clip,
 )
 from helpers.pages import Page, assert_self_contained
+from helpers.recogniser import tiny_en
 from helpers.workers import workers
 from sheen.audio.io import decode_audio, encode_audio, to_pcm16
 from sheen.data import dataset
@@ -48,14 +48,13 @@ from sheen.evaluate.prompts import Plan, plan_prompts, prompt_table
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm.checkpoint import CheckpointInfo, DurationModel
-from sheen.scoring.asr import Pocketsphinx, read_grammar
+from sheen.scoring.asr import open_transcriber
 from sheen.scoring.speaker_id import ALL, SpeakerEncoder, SpeakerProfiles
-from sheen.scoring.wer import error_rate
+from sheen.scoring.wer import error_rate, normalise_english
 from sheen.storage import files
 
 Row = dict[str, Any]
 
-GRAMMAR = DIGITS / "digits.gram"
 SAMPLING = {"temperature": Sampling.temperature, "top_k": 0, "top_p": 0.95}
 NO_TEXT = "\u2003\t"
 LISTED: list[Row] = [
@@ -114,7 +113,7 @@ def evaluate_config(
         "model": str(trained / "checkpoint"),
         "prompts": str(prompts),
         "output": str(output),
-        "asr": "pocketsphinx",
+        "asr": tiny_en(),
         "max_seconds": 0.5,
     }
     return EvaluateConfig(**(fields | changes))
@@ -190,7 +189,6 @@ def evaluated(trained: Path, known: Path, tmp_path_factory: pytest.TempPathFacto
             trained,
             write_prompts(folder / "prompts.jsonl", LISTED),
             folder / "new" / "out",
-            grammar=str(GRAMMAR),
             voice_recordings=str(known),
             dnsmos=True,
             num_workers=1,
@@ -264,7 +262,9 @@ def test_the_report_is_that_of_the_rows(evaluated: Done) -> None:
     for voice, result in report["voices"].items():
         own = [row for row in rows if voice in (row["speaker"], ALL)]
         judged = [row for row in own if row["transcript"] is not None]
-        texts, heard = [row["text"] for row in judged], [row["transcript"] for row in judged]
+        texts, heard = (
+            [normalise_english(row[name]) for row in judged] for name in ("text", "transcript")
+        )
         assert result["clips"] == len(own)
         assert result["ended_with_eos"]["count"] == sum(row["ended_with_eos"] for row in own)
         for unit, name in (("word", "wer"), ("character", "cer")):
@@ -286,7 +286,7 @@ def test_the_report_is_that_of_the_rows(evaluated: Done) -> None:
         near = [row["speaker_similarity"] for row in own if row["speaker_similarity"] is not None]
         if near:
             assert result["speaker_similarity"]["value"] == pytest.approx(np.mean(near))
-    assert "pocketsphinx" in report["asr"]
+    assert "faster-whisper" in report["asr"]
 
 
 def test_the_command_prints_the_table(evaluated: Done) -> None:
@@ -478,7 +478,7 @@ def test_a_model_and_prompts_that_were_moved_are_the_same(spoken: Done, tmp_path
     [
         ({"seed": 1}, "seed was 0, now 1"),
         ({"temperature": 0.9}, f"temperature was {Sampling.temperature}, now 0.9"),
-        ({"asr": "pocketsphinx"}, "asr was None, now 'pocketsphinx'"),
+        ({"asr": "base"}, "asr was None, now 'base'"),
         ({"dnsmos": True}, "dnsmos was False, now True"),
         ({"voices": ["heart"]}, "voices was ['heart', 'am_michael'], now ['heart']"),
         ({"audio": "parquet", "limit": 1}, "audio was 'files', now 'parquet'"),
@@ -552,9 +552,7 @@ def test_when_nothing_can_be_spoken_the_command_fails(
             {"voices": ["nobody"]},
             f"--voices nobody: the checkpoint has {', '.join(sorted(VOICES))}",
         ),
-        ({"asr": None, "grammar": str(GRAMMAR)}, "there is no ASR"),
         ({"asr": "./nowhere"}, "--asr: recogniser './nowhere': no such folder"),
-        ({"grammar": "{tmp}/nowhere.gram"}, "--grammar {tmp}/nowhere.gram"),
         ({"voice_recordings": "{tmp}/nowhere"}, "--voice-recordings"),
         ({"voice_recordings": "{tmp}/one"}, "--voice-recordings {tmp}/one: profiles need two"),
         ({"voice_recordings": "{tmp}/torn.jsonl"}, "{tmp}/torn.flac"),
@@ -760,7 +758,7 @@ def test_listening_keeps_rows_and_clips_together(
     ]
     rows.insert(1, dict.fromkeys(ROW_SCHEMA.names) | {"key": 3, "reason": "too long"})
     decoded = [decode_audio(row["audio"]["bytes"], RATE) for row in rows if row["audio"]]
-    heard = Pocketsphinx(GRAMMAR).transcribe(decoded, RATE)
+    heard = open_transcriber(tiny_en()).transcribe(decoded, RATE)
     assert len(set(heard)) == 3
     encoder = SpeakerEncoder()
     embeddings = [encoder.embed(decoded[index], RATE) for index in (0, 2)]
@@ -768,8 +766,7 @@ def test_listening_keeps_rows_and_clips_together(
     assert first != last
     table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
-    grammar = read_grammar(GRAMMAR)
-    worker = TranscribeWorker("pocketsphinx", grammar, "cpu", ray.put(profiles), RATE, dnsmos=True)
+    worker = TranscribeWorker(tiny_en(), "cpu", ray.put(profiles), RATE, dnsmos=True)
     listened = worker(table)
 
     assert listened.schema == ROW_SCHEMA
@@ -784,7 +781,7 @@ def test_listening_keeps_rows_and_clips_together(
     assert reasons == [None] * 3
     alone = [worker(table.slice(place, 1)) for place in range(len(table))]
     assert pa.concat_tables(alone).equals(listened)
-    unheard = TranscribeWorker(None, None, "cpu", ray.put(profiles), RATE)(table)
+    unheard = TranscribeWorker(None, "cpu", ray.put(profiles), RATE)(table)
     assert unheard["transcript"].to_pylist() == [None] * 4
     assert unheard["identified_speaker"] == listened["identified_speaker"]
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from helpers import orpheus
-from helpers.example import CODEC, DIGITS, ROOT, VOICES, load_script
+from helpers.example import CODEC, ROOT, VOICES, load_script
+from helpers.recogniser import tiny_en
 from helpers.training import Resident, metrics, train_config, weights
 from sheen.codec.snac import load_codec
 from sheen.data import dataset
@@ -354,8 +355,8 @@ def test_prompts_are_spoken_and_judged(
         train,
         train_config(
             encoded, trained / "checkpoint", output, max_steps=2, save_every=2, eval_every=2,
-            eval_prompts=str(prompts), speak_every=2, speak_seconds=0.5, asr="pocketsphinx",
-            grammar=str(DIGITS / "digits.gram"), best_metric="eval_wer", half=True, lora_rank=2,
+            eval_prompts=str(prompts), speak_every=2, speak_seconds=0.5, asr=tiny_en(),
+            best_metric="eval_wer", half=True, lora_rank=2,
         )
     )  # fmt: skip
     last = metrics(output)[-1]
@@ -441,7 +442,10 @@ def test_a_torn_parquet_file_is_named(encoded: Path, base: Path, tmp_path: Path)
     [
         ({"batch_tokens": 100}, "--batch-tokens 100: a row must hold the longest utterance"),
         ({"trackers": ["tensorbord"]}, "--trackers tensorbord: no such tracker"),
-        ({"grammar": "digits.gram", "eval_prompts": "p"}, "needs --asr pocketsphinx"),
+        (
+            {"asr": "./nowhere", "eval_prompts": "p"},
+            "--asr: recogniser './nowhere': no such folder",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_named(

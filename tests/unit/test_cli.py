@@ -198,7 +198,7 @@ def test_a_folder_that_is_no_checkpoint_is_named(
     message = refusal(capsys, "four two", "--model", str(tmp_path))
     assert str(tmp_path / "sheen.json") in message
     assert "sheen train" in message
-    assert "examples/digits/voice" in message
+    assert "examples/english/voice" in message
 
 
 def test_an_unknown_voice_lists_the_known_ones(

@@ -90,22 +90,22 @@ def test_gpu_has_three_values() -> None:
 def test_an_optional_field_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever gave it: the default, the file, the environment, or an earlier flag."""
     (tmp_path / "job.yaml").write_text("limit: 3\n", "utf-8")
-    monkeypatch.setenv("SHEEN_GRAMMAR", "digits.gram")
+    monkeypatch.setenv("SHEEN_VOICE_RECORDINGS", "clips")
     given = [*EVALUATE, "--config", str(tmp_path / "job.yaml"), "--num-workers", "2"]
     config = load_config(EvaluateConfig, given, "evaluate")
     assert (config.asr, config.limit) == ("base", 3)
-    assert (config.grammar, config.num_workers) == ("digits.gram", 2)
-    left_out = ["--no-asr", "--no-limit", "--no-grammar", "--no-num-workers"]
+    assert (config.voice_recordings, config.num_workers) == ("clips", 2)
+    left_out = ["--no-asr", "--no-limit", "--no-voice-recordings", "--no-num-workers"]
     config = load_config(EvaluateConfig, [*given, *left_out], "evaluate")
-    assert config.asr is config.limit is config.grammar is config.num_workers is None
+    assert config.asr is config.limit is config.voice_recordings is config.num_workers is None
     config = load_config(EvaluateConfig, [*given, "--no-asr", "--asr", "a/b"], "evaluate")
     assert config.asr == "a/b"
 
 
 def test_a_list_can_be_left_out(tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text("voices: [slt]\n", "utf-8")
+    (tmp_path / "job.yaml").write_text("voices: [heart]\n", "utf-8")
     given = [*EVALUATE, "--config", str(tmp_path / "job.yaml")]
-    assert load_config(EvaluateConfig, given, "evaluate").voices == ["slt"]
+    assert load_config(EvaluateConfig, given, "evaluate").voices == ["heart"]
     assert load_config(EvaluateConfig, [*given, "--no-voices"], "evaluate").voices is None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from helpers.example import CODEC, DIGITS, load_script
+from helpers.example import CODEC, ENGLISH, load_script
 from sheen import convert
 from sheen.codec.info import describe_codec
 from sheen.data import dataset
@@ -185,7 +185,7 @@ def test_a_checkpoints_optional_keys_come_back(tmp_path: Path) -> None:
 
 
 def test_a_converted_checkpoint_has_the_tokens_and_prompts_of_before(tmp_path: Path) -> None:
-    make_base = load_script(DIGITS / "make_base.py")
+    make_base = load_script(ENGLISH / "make_base.py")
     tokenizer = make_base.build_tokenizer()
     lm = make_base.build_model(tokenizer, 64, 1, seed=0)
     first_id = len(tokenizer)

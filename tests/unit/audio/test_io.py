@@ -216,7 +216,7 @@ def test_random_bytes_are_unreadable(seed: int) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(b"slt-0001|four five\n" * 200, id="text"),
+        pytest.param(b"heart-0001|four five\n" * 200, id="text"),
         pytest.param(b"<html><body>404 Not Found</body></html>", id="html"),
         pytest.param(b'{"error": "no such object"}', id="json"),
         pytest.param(bytes(5000), id="zeros"),

@@ -25,7 +25,7 @@ from helpers.corpora import (
     verdicts,
     with_audio,
 )
-from helpers.example import CODEC, DIGITS, ROOT, load_script
+from helpers.example import CHECKPOINT, CODEC, ROOT, load_script
 from sheen.codec.info import describe_codec
 from sheen.data.recordings import RecordingReader
 from sheen.encode.config import EncodeConfig
@@ -65,9 +65,9 @@ def write(folder: Path, metadata: str | bytes) -> Path:
 @pytest.mark.parametrize(
     "metadata",
     [
-        "clip-1|four five|slt\nclip-2|eight seven seven|slt\nclip-3|one six|slt\n",
-        "clip-1|four five|slt\nclip-2|eight seven seven|awb\n",
-        "clip-1|4 5|slt\nclip-2|8 7 7|slt\nclip-3|1 6 8 9|slt\na|3|slt\nb|4|slt\n",
+        "clip-1|four five|heart\nclip-2|eight seven seven|heart\nclip-3|one six|heart\n",
+        "clip-1|four five|heart\nclip-2|eight seven seven|bf_emma\n",
+        "clip-1|4 5|heart\nclip-2|8 7 7|heart\nclip-3|1 6 8 9|heart\na|3|heart\nb|4|heart\n",
         "clip-1|four | five\n",
         "clip-1|four five|wavs/clip-1.flac\nclip-2|eight seven seven|wavs/clip-2.flac\n",
     ],
@@ -118,7 +118,7 @@ NAMES = {
     "the folder with it": ("wavs/clip-1.flac", "clip-1.flac"),
     "the folder from here": ("./wavs/clip-1", "clip-1.flac"),
     "another suffix": ("clip-1.wav", "clip-1.flac"),
-    "a folder below": ("slt/0001", "slt/0001.flac"),
+    "a folder below": ("heart/0001", "heart/0001.flac"),
     "a decomposed file": ("é", unicodedata.normalize("NFD", "é.flac")),
     "a decomposed id": (unicodedata.normalize("NFD", "é"), "é.flac"),
 } | {suffix: ("a", f"a{suffix}") for suffix in (".oga", ".AIFF", ".sph", ".mp4", ".caf", ".wma")}
@@ -307,7 +307,7 @@ def test_a_prompt_that_cannot_be_written_is_named(
     path = tmp_path / "prompts.jsonl"
     path.write_text(prompts, "utf-8")
     message = refused(
-        evaluate, capsys, "--model", str(DIGITS / "voice"), "--prompts", str(path), "--no-asr",
+        evaluate, capsys, "--model", str(CHECKPOINT), "--prompts", str(path), "--no-asr",
         "--output", f"{tmp_path}/out",
     )  # fmt: skip
     assert f"--prompts {path}, {told}" in message

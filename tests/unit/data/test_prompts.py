@@ -36,7 +36,7 @@ def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
 def test_lines_of_json(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text(
-        '{"id": "a", "text": "one two", "speaker": "slt"}\n'
+        '{"id": "a", "text": "one two", "speaker": "heart"}\n'
         "\n"
         '{"text": "three", "speaker": null, "id": null}\n'
         '{"id": 0, "text": " Åsa ", "speaker": "", "more": [1]}\n'
@@ -44,7 +44,7 @@ def test_lines_of_json(tmp_path: Path, name: str) -> None:
         "utf-8",
     )
     assert read(path) == [
-        Prompt("a", "one two", "slt"),
+        Prompt("a", "one two", "heart"),
         Prompt("line-3", "three"),
         Prompt("0", " Åsa "),
         Prompt("line-5", "five", "3"),
@@ -55,13 +55,13 @@ def test_a_parquet_file(tmp_path: Path) -> None:
     path = tmp_path / "list.parquet"
     write_parquet(
         path,
-        speaker=["slt", None, ""],
+        speaker=["heart", None, ""],
         more=[1, 2, 3],
         text=pa.array(["one two", "three", "four"], pa.large_string()),
         id=["a", None, "a"],
     )
     assert read(path) == [
-        Prompt("a", "one two", "slt"),
+        Prompt("a", "one two", "heart"),
         Prompt("row-2", "three"),
         Prompt("a", "four"),
     ]
@@ -93,13 +93,13 @@ def test_a_folder_of_parquet_files_is_read_by_name(tmp_path: Path) -> None:
 def test_an_ljspeech_folder_needs_no_recordings(tmp_path: Path) -> None:
     """An id that stands twice is one twice, and a text that is empty is left to who speaks it."""
     (tmp_path / "metadata.csv").write_text(
-        "a|1|one|slt\n\nb|two\na|three||\nc| ||awb\n", encoding="utf-8"
+        "a|1|one|heart\n\nb|two\na|three||\nc| ||bf_emma\n", encoding="utf-8"
     )
     assert read(tmp_path) == [
-        Prompt("a", "one", "slt"),
+        Prompt("a", "one", "heart"),
         Prompt("b", "two"),
         Prompt("a", "three"),
-        Prompt("c", "", "awb"),
+        Prompt("c", "", "bf_emma"),
     ]
 
 

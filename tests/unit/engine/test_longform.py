@@ -32,7 +32,7 @@ from sheen.serve.request_log import RequestRecord, close_record
 from sheen.serve.schema import SpeechRequest
 
 CHUNK_S = 2.0
-LONG = "Two. Nine."
+LONG = "Good morning. It's half past two."
 SHORT = SynthesisParams(chunk_seconds=0.4)
 
 
@@ -56,7 +56,7 @@ def served(text: str, sampling: Sampling) -> tuple[NDArray[np.int16], RequestRec
     body = SpeechRequest(
         model="sheen",
         input=text,
-        voice="slt",
+        voice="heart",
         response_format="pcm",
         seed=sampling.seed,
         temperature=sampling.temperature,
@@ -84,12 +84,12 @@ def test_the_command_line_and_evaluation_speak_a_long_text_as_the_server_does(
     assert record.chunks >= 2
 
     path = tmp_path / "out.wav"
-    command = ["speak", LONG, "--model", str(CHECKPOINT), "--voice", "slt", "-o", str(path)]
+    command = ["speak", LONG, "--model", str(CHECKPOINT), "--voice", "heart", "-o", str(path)]
     assert main([*command, "--seed", str(sampling.seed), "--max-seconds", str(CHUNK_S)]) == 0
     assert_close(soundfile.read(path, dtype="int16")[0], expected)
 
     worker = SpeakWorker(str(CHECKPOINT), "cpu", [], {}, seed, CHUNK_S, slots=2)
-    prompt = {"key": key, "id": "long", "text": LONG, "speaker": "slt"}
+    prompt = {"key": key, "id": "long", "text": LONG, "speaker": "heart"}
     [row] = worker(pa.Table.from_pylist([prompt], schema=PROMPT_SCHEMA)).to_pylist()
     flac = io.BytesIO(row["audio"]["bytes"])
     assert_close(soundfile.read(flac, dtype="int16")[0], expected)
@@ -103,7 +103,7 @@ def test_an_evaluation_worker_keeps_one_engine(checkpoint: Path) -> None:
     before = engines()
     worker = SpeakWorker(str(checkpoint), "cpu", [], {}, 0, 0.2, slots=1)
     for key in range(2):
-        prompt = {"key": key, "id": str(key), "text": "One.", "speaker": "slt"}
+        prompt = {"key": key, "id": str(key), "text": "One.", "speaker": "heart"}
         worker(pa.Table.from_pylist([prompt], schema=PROMPT_SCHEMA))
         assert engines() == before + 1
 

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import socket
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -15,9 +16,8 @@ import soundfile
 import yaml
 
 from helpers.demo_runs import AFTER, BEFORE, evaluation, voice_result, write_run
-from helpers.example import CHECKPOINT, DEMO, DIGITS, ROOT, load_script
+from helpers.example import CHECKPOINT, DEMO, ENGLISH, NEW_VOICE, RATE, ROOT, load_script
 from helpers.pages import Page, assert_self_contained
-from helpers.spoken_digits import RECORDED
 from sheen.audio.io import decode_audio, encode_audio
 from sheen.codec.info import CodecInfo
 from sheen.config import load_config
@@ -25,27 +25,23 @@ from sheen.data.corpus import plain_rows
 from sheen.data.dataset import ENCODED, UTTERANCE_SCHEMA, DatasetInfo, write_info
 from sheen.encode.config import EncodeConfig
 from sheen.evaluate.config import EvaluateConfig
-from sheen.lm.checkpoint import read_info
 from sheen.scoring.speaker_id import PROFILE_RECORDINGS
 from sheen.serve.config import ServeArgs
 from sheen.text import normalization, phonemes
+from sheen.text.steps import NfcSpaceStep
 from sheen.train.config import TrainConfig
 
-ENGLISH = DIGITS.parent / "english"
 sys.path.append(str(ENGLISH))
 
-import demo_commands  # noqa: E402
-import demo_comparison  # noqa: E402
-import demo_page  # noqa: E402
-import demo_requests  # noqa: E402
-import keep_rows  # noqa: E402
-import make_corpus  # noqa: E402
-import texts  # noqa: E402
+import demo_commands
+import demo_comparison
+import demo_page
+import demo_requests
+import keep_rows
+import make_corpus
+import texts
 
 demo = load_script(ENGLISH / "demo.py")
-
-NEW_VOICE = "af_bella"
-RATE = 24_000  # Hz
 
 
 # The table
@@ -54,16 +50,16 @@ RATE = 24_000  # Hz
 def test_the_table_shows_each_voice_before_and_after_and_the_new_one_first() -> None:
     header, rows = demo_comparison.comparison(BEFORE, AFTER)
     assert header[:3] == ["voice", "WER, before", "WER, after"]
-    assert [row[0] for row in rows] == ["kal16 (new)", "awb", "slt"]
-    new, awb, slt = (dict(zip(header, row, strict=True)) for row in rows)
+    assert [row[0] for row in rows] == ["af_bella (new)", "bf_emma", "heart"]
+    new, bf_emma, heart = (dict(zip(header, row, strict=True)) for row in rows)
     assert (new["WER, before"], new["WER, after"]) == (
         "90.0% [45.0, 180.0]",
         "10.0% [5.0, 20.0]",
     )
     assert (new["ended with EOS, before"], new["ended with EOS, after"]) == ("48%", "100%")
     assert (new["speaker accuracy, before"], new["speaker accuracy, after"]) == ("0%", "100%")
-    assert slt["WER, before"].startswith("8.0% ")
-    assert awb["speaker accuracy, after"] == ""  # was not measured
+    assert heart["WER, before"].startswith("8.0% ")
+    assert bf_emma["speaker accuracy, after"] == ""  # was not measured
 
 
 def test_similarity_and_dnsmos_are_compared_where_they_were_measured() -> None:
@@ -82,9 +78,9 @@ def test_similarity_and_dnsmos_are_compared_where_they_were_measured() -> None:
 def test_the_console_has_a_column_for_each_voice() -> None:
     header, rows = demo_comparison.comparison(BEFORE, AFTER)
     lines = demo_comparison.as_text(header, rows).split("\n")
-    assert lines[0].split() == ["voice", "kal16", "(new)", "awb", "slt"]
+    assert lines[0].split() == ["voice", "af_bella", "(new)", "bf_emma", "heart"]
     assert len(lines) == len(header)
-    place = lines[0].index("awb")
+    place = lines[0].index("bf_emma")
     for line, cell in zip(lines, rows[1], strict=True):
         assert line[place - 1 : place + len(cell)].strip() == cell
         assert line == line.rstrip()
@@ -94,9 +90,9 @@ def test_the_console_has_a_column_for_each_voice() -> None:
 def test_evaluations_of_other_prompts_are_not_compared(fault: str) -> None:
     after = copy.deepcopy(AFTER)
     if fault == "another voice":
-        del after["voices"]["slt"]
+        del after["voices"]["heart"]
     else:
-        after["voices"]["slt"]["clips"] = 24
+        after["voices"]["heart"]["clips"] = 24
     with pytest.raises(ValueError, match="cannot be compared"):
         demo_comparison.comparison(BEFORE, after)
 
@@ -117,7 +113,7 @@ def write_rows(folder: Path, per_voice: int) -> None:
             "audio": {"bytes": f"{voice} {place}".encode(), "path": "a.flac"},
         }
         for key, (voice, place) in enumerate(
-            (voice, place) for voice in ("slt", "kal16") for place in range(per_voice)
+            (voice, place) for voice in ("heart", "af_bella") for place in range(per_voice)
         )
     ]
     for name, part in (("b", rows[::2]), ("a", rows[1::2])):
@@ -127,15 +123,15 @@ def write_rows(folder: Path, per_voice: int) -> None:
 def test_clips_are_from_the_middle_and_near_the_end_of_each_voices_list(tmp_path: Path) -> None:
     write_rows(tmp_path, 25)
     clips = demo_comparison.choose_clips(tmp_path)
-    assert [clip.id for clip in clips] == ["slt-12", "slt-21", "kal16-12", "kal16-21"]
+    assert [clip.id for clip in clips] == ["heart-12", "heart-21", "af_bella-12", "af_bella-21"]
     assert clips[3] == demo_comparison.SpokenClip(
-        "kal16-21", "text 21", "kal16", b"kal16 21", "text 21?"
+        "af_bella-21", "text 21", "af_bella", b"af_bella 21", "text 21?"
     )
 
 
 def test_of_a_single_prompt_there_is_one_clip(tmp_path: Path) -> None:
     write_rows(tmp_path, 1)
-    assert [clip.id for clip in demo_comparison.choose_clips(tmp_path)] == ["slt-0", "kal16-0"]
+    assert [clip.id for clip in demo_comparison.choose_clips(tmp_path)] == ["heart-0", "af_bella-0"]
 
 
 # What is served
@@ -158,10 +154,8 @@ def test_the_served_config_is_the_committed_one_with_the_demos_checkpoint(tmp_pa
 
 
 def arguments(*more: str) -> list[str]:
-    """Of a demo on the digits: all that it reads is there, but perhaps packages."""
-    words = ["--voice", str(CHECKPOINT), "--old-voices", str(DIGITS / "old-voices.parquet")]
-    words += ["--recordings", str(RECORDED), "--new-voice", "kal16", *more]
-    return words
+    """Of a demo that finds all that it reads, but perhaps packages."""
+    return ["--old-voices", str(DEMO / "train.yaml"), *more]  # of which it asks that it is a file
 
 
 @pytest.fixture
@@ -197,13 +191,25 @@ def test_packages_that_are_missing_are_named_with_the_command_before_anything_be
     assert last_report.read_text("utf-8") == "the last run's"
 
 
+def test_a_demo_whose_port_is_taken_keeps_the_last_report(
+    last_report: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(demo, "PORT", port)
+        monkeypatch.setattr(demo, "port_is_free", demo_commands.port_is_free)
+        assert demo.main(arguments()) == 1
+    assert f"port {port} is in use" in capsys.readouterr().err
+    assert last_report.read_text("utf-8") == "the last run's"
+
+
 def test_files_that_are_missing_or_wrong_are_named_with_their_flags(
     tmp_path: Path,
 ) -> None:
     missing = str(tmp_path / "none")
     for more, message in (
         (["--voice", str(tmp_path)], f"{tmp_path} is not a Sheen checkpoint"),
-        (["--new-voice", "slt"], f"--new-voice slt: {CHECKPOINT} knows it already"),
+        (["--new-voice", "heart"], f"--new-voice heart: {CHECKPOINT} knows it already"),
         (["--new-voice", "nobody"], "no recording of voice 'nobody'"),
         (["--recordings", missing], f"--recordings: input {missing}: no such file"),
         (["--old-voices", missing], f"--old-voices {missing}: no such"),
@@ -215,8 +221,7 @@ def test_files_that_are_missing_or_wrong_are_named_with_their_flags(
 
 
 def test_texts_are_encoded_in_the_form_that_the_checkpoint_was_taught() -> None:
-    (space,) = read_info(CHECKPOINT).normalizer
-    words, sounds = normalization.describe("en"), phonemes.describe("en")
+    words, sounds, space = normalization.describe("en"), phonemes.describe("en"), NfcSpaceStep()
     assert demo.text_flags((space,)) == []
     assert demo.text_flags((words, space)) == ["--language", "en"]
     assert demo.text_flags((words, sounds, space)) == ["--language", "en", "--phonemes"]
@@ -231,8 +236,8 @@ def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before() -> None:
         words += ["--output", str(demo.RUN / folder)]
         planned[stage] = load_config(configs[job], words, job)
     encode, before, train, after = planned.values()
-    assert encode.speakers == before.untrained_voices == ["kal16"]
-    assert train.data == [encode.output, str(DIGITS / "old-voices.parquet")]
+    assert encode.speakers == before.untrained_voices == [NEW_VOICE]
+    assert train.data == [encode.output, str(DEMO / "train.yaml")]
     assert train.model == before.model == str(CHECKPOINT)
     assert encode.codec == train.codec == str(CHECKPOINT / "codec")
     assert after.model == f"{train.output}/checkpoint"
@@ -240,7 +245,7 @@ def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before() -> None:
     own = {"output", "model", "untrained_voices", "config"}
     assert before.model_dump(exclude=own) == after.model_dump(exclude=own)
     assert before.dnsmos
-    assert before.voice_recordings == str(RECORDED)
+    assert before.voice_recordings == str(DEMO)
 
 
 # The sentences and the recordings
@@ -374,5 +379,5 @@ def test_the_page_plays_what_was_served_and_each_held_out_sentence_twice(tmp_pat
     assert_self_contained(html)
     page = Page(html)
     assert len(page.attributes("src", "audio")) == 1 + 3 + 2
-    for words in (*demo.SENTENCES, "heard two", "Transcript: nothing", "mumble", "kal16 (new)"):
+    for words in (*demo.SENTENCES, "heard two", "Transcript: nothing", "mumble", "af_bella (new)"):
         assert words in page.text

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.example import CODEC, DEMO, ROOT, load_script
+from helpers.recogniser import tiny_en
 from sheen.scoring.speaker_id import ALL
 
 score_codec = load_script(ROOT / "examples" / "english" / "score_codec.py")
@@ -110,7 +111,7 @@ def test_a_wrong_flag_is_named(
 ) -> None:
     given = {
         "--codec": str(CODEC),
-        "--asr": "pocketsphinx",
+        "--asr": tiny_en(),
         "--recordings": str(DEMO / "heart.jsonl"),
         "--output": str(tmp_path / "out"),
     } | {flags[0]: flags[1].format(tmp=tmp_path)}

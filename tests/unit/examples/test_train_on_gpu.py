@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from helpers.example import CODEC, DIGITS, ROOT
+from helpers.example import CODEC, ENGLISH, ROOT
 from helpers.random_codes import write_codes
 from helpers.training import train_config
 from sheen.codec.snac import open_codec
@@ -28,13 +28,12 @@ from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.settings import learning_rate
 from sheen.train.trainer import SpeechTrainer
 
-ENGLISH = DIGITS.parent / "english"
 sys.path.append(str(ENGLISH))
 
-import code_pack  # noqa: E402
-import gpu_budget  # noqa: E402
-import pack_codes  # noqa: E402
-import train_on_gpu  # noqa: E402
+import code_pack
+import gpu_budget
+import pack_codes
+import train_on_gpu
 
 PART_MB = 1.0
 ABSENT = ("ray", "pydantic", "pydantic_settings", "snac", "av", "soundfile", "sentencex", "fastapi")
@@ -117,7 +116,7 @@ def test_a_pack_is_the_training_set_that_the_train_job_would_have(
     assert found.data.swapped_prompts.keys() == expected.swapped_prompts.keys()
     for index, prompt in expected.swapped_prompts.items():
         assert np.array_equal(found.data.swapped_prompts[index], prompt)
-    assert found.info["voices"] == taught.voices == ["slt"]
+    assert found.info["voices"] == taught.voices == ["ann"]
     assert found.info["max_chunk_chars"] == taught.max_chunk_chars
 
 
@@ -259,7 +258,7 @@ def test_the_result_is_a_checkpoint_that_speaks_and_can_be_trained_further(
     assert after["eval_loss"] == pytest.approx(before["eval_loss"], rel=1e-3)
     shutil.copytree(CODEC, tmp_path / "checkpoint" / "codec")
     voice = load_voice(str(tmp_path / "checkpoint"))
-    assert voice.info.voices == ["slt"]
+    assert voice.info.voices == ["ann"]
     assert {part.dtype for part in half_weights(tmp_path).values()} == {torch.bfloat16}
 
 
@@ -370,4 +369,4 @@ def test_it_trains_where_ray_and_the_jobs_packages_are_missing(
     assert [row["step"] for row in steps] == [1, 2]
     gains = {f"eval_text_gain_level_{level}" for level in range(3)}
     assert all(gains | {"loss", "eval_loss"} <= row.keys() for row in steps)
-    assert read_info(tmp_path / "checkpoint").voices == ["slt"]
+    assert read_info(tmp_path / "checkpoint").voices == ["ann"]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from helpers.example import DIGITS, NEW_VOICE, clips_of, load_script, read_clip
+from helpers.example import ENGLISH, NEW_VOICE, clips_of, load_script, read_clip
 from helpers.speaking import generate
 from sheen.codec.snac import Codec
 from sheen.lm.batching import Batch, collate
@@ -44,7 +44,7 @@ def overfit(model: SpeechLM, batch: Batch, steps: int, rate: float) -> float:
 def test_an_overfitted_clip_comes_back_token_for_token(codec: Codec, tmp_path: Path) -> None:
     """A label shifted by one, or a prompt other than training's, fails here."""
     folder = tmp_path / "base"
-    script = load_script(DIGITS / "make_base.py")
+    script = load_script(ENGLISH / "make_base.py")
     script.main(["--output", str(folder), "--hidden-size", "128", "--layers", "2"])
     model, tokenizer = small_model(folder)
     clip = clips_of(NEW_VOICE)[0]

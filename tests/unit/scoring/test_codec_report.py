@@ -1,12 +1,13 @@
 """Codec reports: the page and the JSON show all of it, and the example's script writes them.
 
-The report of the real codec is that of two recordings of digits of each voice; the others are of a
-codec whose codes are the samples and an ASR that says what it is told to.
+The report of the real codec is that of four recordings; the others are of a codec whose codes are
+the samples and an ASR that says what it is told to.
 """
 
 import json
 import logging
 import re
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,16 +15,19 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from helpers.example import DIGITS, RATE, load_script
-from helpers.measured import Measured, Told, measure, noisy
+from helpers.example import ENGLISH, NEW_VOICE, RATE, VOICES, clips_of, load_script, read_clip
+from helpers.measured import CODED, Measured, Told, measure, noisy
 from helpers.pages import Page, assert_self_contained
-from helpers.spoken_digits import RECORDED, VOICES, read_digits, rows_of
+from helpers.recogniser import tiny_en
+from sheen.codec.snac import load_codec
 from sheen.report.page import Clip, clip_row, save_png
 from sheen.scoring.codec import CodecReport, Recording
 from sheen.scoring.reports import CODEC_JSON, CODEC_PAGE, codec_rows, write_codec_report
 from sheen.scoring.speaker_id import ALL
 
-score_codec = load_script(DIGITS / "score_codec.py")
+sys.path.append(str(ENGLISH))  # for its neighbours
+
+codec_report = load_script(ENGLISH / "codec_report.py")
 
 pytestmark = pytest.mark.usefixtures("speed_timed_briefly")
 
@@ -58,7 +62,7 @@ def test_json_holds_everything(
     content = json.loads((written / CODEC_JSON).read_text("utf-8"), parse_constant=refuse)
     assert content == asdict(report)
     assert [clip["name"] for clip in content["clips"]] == [item.name for item in recordings]
-    assert set(content["voices"]) == {ALL, *VOICES}
+    assert set(content["voices"]) == {ALL, *CODED}
 
 
 def test_page_is_one_file_that_plays_two_clips_of_each_voice(
@@ -72,9 +76,9 @@ def test_page_is_one_file_that_plays_two_clips_of_each_voice(
     assert page.attributes("aria-label", "audio") == [
         "Play recording",
         "Play reconstruction",
-    ] * (2 * len(VOICES))
+    ] * (2 * len(CODED))
     header, rows = codec_rows(report)
-    assert [row[0] for row in rows] == [*VOICES, ALL]
+    assert [row[0] for row in rows] == [*CODED, ALL]
     for cell in (*header, *(cell for row in rows for cell in row), *(c.name for c in report.clips)):
         assert cell in page.text
     assert f"ASR: {report.asr}" in page.text
@@ -215,38 +219,62 @@ def test_png_is_as_wide_as_its_clips_together(tmp_path: Path) -> None:
 # The example's script
 
 
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of six recordings of each of two voices."""
+    path = tmp_path_factory.mktemp("listed") / "list.jsonl"
+    rows = [
+        {"id": clip.id, "audio": str(clip.path), "text": clip.text, "speaker": voice}
+        for voice in CODED
+        for clip in clips_of(voice)[2:8]
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
 @pytest.mark.slow
 def test_script_writes_a_report_and_prints_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    listed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
     output, image = tmp_path / "report", tmp_path / "pictures" / "clip.png"
-    arguments = ["--per-voice", "1", "--data", str(RECORDED), "--profiles", str(RECORDED)]
-    arguments += ["--output", str(output), "--image", str(image), "--clip", "awb-0001"]
-    assert score_codec.main(arguments) == 0
+    arguments = ["--per-voice", "1", "--data", str(listed), "--profiles", str(listed)]
+    arguments += ["--output", str(output), "--image", str(image), "--asr", tiny_en()]
+    assert codec_report.main([*arguments, "--clip", clips_of(CODED[1])[2].id]) == 0
     report = json.loads((output / CODEC_JSON).read_text("utf-8"))
-    assert [clip["voice"] for clip in report["clips"]] == list(VOICES)
-    assert len(page_in(output).attributes("src", "audio")) == 2 * len(VOICES)
+    assert [clip["voice"] for clip in report["clips"]] == list(CODED)
+    assert len(page_in(output).attributes("src", "audio")) == 2 * len(CODED)
     assert imread(image).shape[1] == 2 * 640
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed[:6]] == ["voice", *VOICES, ALL]
-    assert all(len(line.split("  ")) >= 8 for line in printed[:6])
-    assert "pocketsphinx" in printed[6]
-    assert report["asr"] in printed[6]
-    assert printed[8] == f"page: {output / CODEC_PAGE}"
+    assert [line.split()[0] for line in printed[:4]] == ["voice", *CODED, ALL]
+    assert all(len(line.split("  ")) >= 8 for line in printed[:4])
+    assert "faster-whisper" in printed[4]
+    assert report["asr"] in printed[4]
+    assert printed[6] == f"page: {output / CODEC_PAGE}"
     # A score of all recordings takes minutes: each stage says that it begins.
     said = " ".join(caplog.messages)
-    for stage in ("reading", "enrolling the speakers", "encoding 4", "decoding", "transcribing 4"):
+    for stage in ("reading", "enrolling the speakers", "encoding 2", "decoding", "transcribing 2"):
         assert stage in said
 
 
-def test_script_spreads_few_recordings_over_the_list() -> None:
-    recordings = score_codec.read_recordings(str(RECORDED), RATE, 2)
-    rows = [rows_of(voice) for voice in VOICES]
-    expected = [own[place][:2] for own in rows for place in (0, len(own) // 2)]
-    assert [[item.name, item.text] for item in recordings] == expected
-    assert {item.voice for item in recordings} == set(VOICES)
-    np.testing.assert_array_equal(recordings[0].waveform, read_digits("slt-0001"))
+def test_script_spreads_few_recordings_over_the_list(listed: Path) -> None:
+    recordings = codec_report.read_recordings(str(listed), RATE, 2)
+    expected = [clips_of(voice)[2 + place] for voice in CODED for place in (0, 3)]
+    assert [item.name for item in recordings] == [clip.id for clip in expected]
+    assert [item.text for item in recordings] == [clip.text for clip in expected]
+    assert [item.voice for item in recordings] == [clip.speaker for clip in expected]
+    np.testing.assert_array_equal(recordings[0].waveform, read_clip(expected[0]))
+
+
+def test_script_reads_the_demos_recordings_where_none_are_named() -> None:
+    flags = codec_report.parser().parse_args([])
+    recordings = codec_report.read_recordings(flags.data, RATE, 1)
+    assert sorted({item.voice for item in recordings}) == sorted({*VOICES, NEW_VOICE})
+    assert flags.clip in {clip.id for clip in clips_of("heart")}
+    load_codec(flags.codec)
 
 
 def jsonl(folder: Path, audio: str) -> str:
@@ -261,12 +289,13 @@ def jsonl(folder: Path, audio: str) -> str:
         (["--codec", "{tmp}/none"], "--codec: .*/none': no such folder"),
         (["--data", "{tmp}/none"], "--data: .*/none: no such file or folder"),
         (["--profiles", "{tmp}/none"], "--profiles: .*/none: no such file or folder"),
-        (["--image", "{tmp}/x.png", "--clip", "slt-h999"], "--clip slt-h999: .* slt-0001 is one"),
-        (["--grammar", "{tmp}/none.gram"], "--grammar: .*No such file"),
-        (["--grammar", "{tmp}/bad.gram"], "--grammar: .*refuses it"),
+        (
+            ["--image", "{tmp}/x.png", "--clip", "heart-999999"],
+            "--clip heart-999999: .* heart-.* is one",
+        ),
         (["--asr", "{tmp}/none"], "--asr: .*no such folder"),
-        (["--output", "{tmp}/bad.gram"], "--output: .*File exists"),
-        (["--image", "{tmp}/bad.gram/x.png"], "--image: .*(File exists|Not a directory)"),
+        (["--output", "{tmp}/file"], "--output: .*File exists"),
+        (["--image", "{tmp}/file/x.png"], "--image: .*(File exists|Not a directory)"),
         (["--per-voice", "0"], "--per-voice: 0 is less than 1"),
         (["--per-voice", "-3"], "--per-voice: -3 is less than 1"),
         (["--per-voice", "some"], "--per-voice: invalid"),
@@ -275,12 +304,16 @@ def jsonl(folder: Path, audio: str) -> str:
     ],
 )
 def test_script_names_the_flag_that_is_wrong(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    listed: Path,
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "bad.gram").write_text("no grammar", "utf-8")
+    (tmp_path / "file").write_text("in the way", "utf-8")
     given = [argument.format(tmp=tmp_path) for argument in arguments]
-    defaults = ["--data", str(RECORDED), "--output", str(tmp_path / "out"), "--per-voice", "1"]
-    assert_refused([*defaults, *given], said, capsys)
+    defaults = ["--data", str(listed), "--output", str(tmp_path / "out"), "--asr", tiny_en()]
+    assert_refused([*defaults, "--per-voice", "1", *given], said, capsys)
 
 
 def test_script_names_the_recording_that_cannot_be_read(
@@ -288,12 +321,13 @@ def test_script_names_the_recording_that_cannot_be_read(
 ) -> None:
     (tmp_path / "broken.flac").write_bytes(b"no sound")
     for audio, why in (("broken.flac", "decoding failed"), ("none.flac", ".*")):
-        defaults = ["--output", str(tmp_path / "out"), "--data", jsonl(tmp_path, audio)]
+        defaults = ["--output", str(tmp_path / "out"), "--asr", tiny_en()]
+        defaults += ["--data", jsonl(tmp_path, audio)]
         assert_refused(defaults, rf"--data: .*list\.jsonl:1: .*/{audio}: {why}", capsys)
 
 
 def assert_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        score_codec.main(arguments)
+        codec_report.main(arguments)
     assert ended.value.code == 2
     assert re.search(said, capsys.readouterr().err)

@@ -30,7 +30,7 @@ from sheen.serve.schema import (
 )
 
 ROOT = Path(__file__).resolve().parents[3]
-GOOD = {"model": "sheen", "input": "four two", "voice": "slt"}
+GOOD = {"model": "sheen", "input": "four two", "voice": "heart"}
 JSON = {"Content-Type": "application/json"}
 
 
@@ -100,9 +100,9 @@ def test_a_missing_field_is_named(client: TestClient) -> None:
         ("input", "x" * (MAX_INPUT_CHARACTERS + 1)),
         ("input", "x" * 5000),
         ("voice", 7),
-        ("voice", ["slt"]),
+        ("voice", ["heart"]),
         ("voice", {}),
-        ("voice", {"name": "slt"}),
+        ("voice", {"name": "heart"}),
         ("voice", {"id": 7}),
         ("instructions", "x" * 4097),
         ("instructions", 7),
@@ -171,8 +171,8 @@ def test_the_edges_of_every_range_are_accepted(client: TestClient) -> None:
 
 
 def test_voice_is_a_name_or_an_object_with_an_id(client: TestClient) -> None:
-    assert accepted(client, {**GOOD, "voice": "slt"})["voice_name"] == "slt"
-    assert accepted(client, {**GOOD, "voice": {"id": "slt"}})["voice_name"] == "slt"
+    assert accepted(client, {**GOOD, "voice": "heart"})["voice_name"] == "heart"
+    assert accepted(client, {**GOOD, "voice": {"id": "heart"}})["voice_name"] == "heart"
 
 
 OPTIONAL = [
@@ -197,7 +197,7 @@ def test_null_is_the_default_of_every_field_that_has_one(
 
 VALUES = (
     *(None, True, False, -1, 0, 1, 7.0, 0.5, "", "x", "true", "1", "0.5", "mp3", "sse", "start"),
-    *([], ["slt"], [{}], {}, {"id": "slt"}, {"id": 7}, {"name": "slt"}, 2**63, "x" * 5000),
+    *([], ["heart"], [{}], {}, {"id": "heart"}, {"id": 7}, {"name": "heart"}, 2**63, "x" * 5000),
 )
 
 
@@ -441,7 +441,7 @@ def test_every_line_of_the_configuration_for_a_gpu_is_explained() -> None:
 
 
 def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="examples/digits/voice") as raised:
+    with pytest.raises(ValueError, match="examples/english/voice") as raised:
         checkpoint_location(str(tmp_path))
     assert "sheen train" in str(raised.value)
     assert str(tmp_path) in str(raised.value)

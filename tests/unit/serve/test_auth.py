@@ -230,7 +230,7 @@ def test_every_answer_is_entered_once_with_its_status(
     assert (record.path, record.status, record.request_id) == (path, status, "mine")
 
 
-SPEECH = {"model": "sheen", "voice": "slt", "input": "a secret text"}
+SPEECH = {"model": "sheen", "voice": "heart", "input": "a secret text"}
 
 
 @pytest.mark.parametrize(

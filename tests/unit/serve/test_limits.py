@@ -6,6 +6,7 @@ The same table under Ray Serve: tests/e2e/test_serve_load.py.
 import json
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +34,6 @@ from helpers.doors import (
     trickling,
     trickling_in_chunks,
 )
-from helpers.example import DIGITS
 from sheen.serve import request_log
 from sheen.serve.access.keys import digest
 from sheen.serve.access.limits import Inbox, Pace
@@ -59,10 +59,10 @@ TIMED = (trickling, trickling_in_chunks, no_body_at_all, no_start, anything_but_
 
 
 @pytest.fixture(scope="module")
-def backend() -> Iterator[Backend]:
+def backend(checkpoint: Path) -> Iterator[Backend]:
     args = ServeArgs(auth="none", default_max_seconds=1.0, slots=1, max_queue=1)
     args = args.model_copy(update={"audio_process": False})
-    backend = Backend(args, str(DIGITS / "voice"))
+    backend = Backend(args, str(checkpoint))
     yield backend
     backend.close()
 

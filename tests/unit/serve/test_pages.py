@@ -11,7 +11,7 @@ from sheen.serve.app import app
 from sheen.serve.schema import SpeechRequest
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 
-VOICES = ["slt", "alloy"]
+VOICES = ["heart", "alloy"]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from helpers.example import DIGITS
+from helpers.example import CODEC
 from helpers.trees import names, tree
 from sheen.codec.info import describe_codec
 from sheen.codec.snac import load_codec
@@ -23,7 +23,6 @@ from sheen.storage import files, folders, uris
 from sheen.train import inputs, job
 from sheen.train.checkpoints import RunStore
 
-CODEC = DIGITS / "codec"  # that of DIGITS / "voice"
 OLD = {"a.bin": b"old", "model-2-of-2.bin": b"old", "deep/er/c.bin": b"old"}
 NEW = {"a.bin": b"new", "deep/b.bin": b"new", "deep/er/d.bin": b"new"}
 State = dict[str, bytes]
@@ -221,8 +220,10 @@ def test_a_local_folder_without_weights(memory: str, temporary: Path) -> None:
         assert set(tree(folder)) == {"config.json", "deep/tokenizer.model", "codec/config.json"}
 
 
-def test_a_voice_from_a_store_leaves_no_copy_and_speaks(memory: str, temporary: Path) -> None:
-    folders.copy_folder(str(DIGITS / "voice"), memory)
+def test_a_voice_from_a_store_leaves_no_copy_and_speaks(
+    checkpoint: Path, memory: str, temporary: Path
+) -> None:
+    folders.copy_folder(str(checkpoint), memory)
     voice = load_voice(memory)
     assert names(temporary) == set()
     codes = [np.full((1, 3 * n), 7, np.int16) for n in (1, 2, 4)]
@@ -230,9 +231,11 @@ def test_a_voice_from_a_store_leaves_no_copy_and_speaks(memory: str, temporary: 
     assert names(temporary) == set()
 
 
-def test_a_driver_reads_a_tokenizer_and_no_weights(memory: str, temporary: Path) -> None:
+def test_a_driver_reads_a_tokenizer_and_no_weights(
+    checkpoint: Path, memory: str, temporary: Path
+) -> None:
     for path in ("config.json", "sheen.json", "tokenizer.json", "tokenizer_config.json"):
-        files.write_bytes(uris.join(memory, path), (DIGITS / "voice" / path).read_bytes())
+        files.write_bytes(uris.join(memory, path), (checkpoint / path).read_bytes())
     info, tokenizer, extends = inputs.plan_checkpoint(memory, describe_codec(str(CODEC)))
     assert not extends
     assert info.codec.sha256 == describe_codec(str(CODEC)).sha256
@@ -241,8 +244,10 @@ def test_a_driver_reads_a_tokenizer_and_no_weights(memory: str, temporary: Path)
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_checkpoint_is_published_at_once_with_its_codec(tmp_path: Path, half: bool) -> None:
-    model, target = DIGITS / "voice", tmp_path / "checkpoint"
+def test_a_checkpoint_is_published_at_once_with_its_codec(
+    checkpoint: Path, tmp_path: Path, half: bool
+) -> None:
+    model, target = checkpoint, tmp_path / "checkpoint"
     fill(str(target), OLD)
     codec = describe_codec(str(CODEC))
     states = states_during(

@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pytest
 
-from helpers.example import DIGITS, ROOT, load_script
+from helpers.example import ROOT, load_script
 from sheen.codec.layout import TokenLayout
 from sheen.data.corpus import MANIFEST_SCHEMA
 from sheen.encode.config import Limits
 from sheen.encode.stages import DecodeSettings, decode_rows
 from sheen.engine.sampler import Sampling
-from sheen.engine.voice import load_voice
+from sheen.engine.voice import Voice
 from sheen.text import normalization
 from sheen.text.normalization import (
     LANGUAGES,
@@ -177,14 +177,13 @@ def test_a_text_counts_as_it_is_spoken(english: Normaliser) -> None:
     assert spoken["reason"] == "implausible speech rate"
 
 
-def test_a_voice_speaks_what_it_was_taught(english: Normaliser) -> None:
-    voice = load_voice(str(DIGITS / "voice"))
+def test_a_voice_speaks_what_it_was_taught(english: Normaliser, voice: Voice) -> None:
     assert voice.spoken(" at  10:30\n") == "at 10:30"
     info = voice.info.model_copy(update={"normalizer": (describe("en"),)})
     taught = replace(voice, info=info)
     assert taught.spoken(" at  10:30\n") == "at ten thirty"
     (one, other) = (
-        taught.request(text, "slt", Sampling(), 3.0)
+        taught.request(text, "heart", Sampling(), 3.0)
         for text in (taught.spoken("10:30"), "ten thirty")
     )
     assert one.prompt == other.prompt

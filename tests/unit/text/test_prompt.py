@@ -24,10 +24,10 @@ def extended(base, tmp_path_factory) -> tuple[PreTrainedTokenizerBase, TokenLayo
 
 def test_template() -> None:
     assert prompt_text("four two", None) == "four two"
-    assert prompt_text(" four \t two\n", "slt") == "slt: four two"
+    assert prompt_text(" four \t two\n", "heart") == "heart: four two"
     assert prompt_text("cafe\u0301", None) == "caf\u00e9"
     with pytest.raises(ValueError, match="empty"):
-        prompt_text(" \n", "slt")
+        prompt_text(" \n", "heart")
 
 
 @given(st.text())
@@ -42,9 +42,9 @@ def test_nothing_stands_between_text_and_audio_start(
     extended: tuple[PreTrainedTokenizerBase, TokenLayout],
 ) -> None:
     tokenizer, layout = extended
-    ids = prompt_ids(tokenizer, layout.start_id, "four two", "slt")
+    ids = prompt_ids(tokenizer, layout.start_id, "four two", "heart")
     assert ids[-1] == layout.start_id
-    assert tokenizer.decode(ids[:-1]) == "slt: four two"
+    assert tokenizer.decode(ids[:-1]) == "heart: four two"
 
 
 def test_a_tag_is_one_token_before_the_codecs(base: Path, tmp_path: Path) -> None:

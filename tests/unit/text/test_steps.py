@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from helpers.example import CHECKPOINT
 from helpers.voices import make_voice
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
@@ -25,7 +24,7 @@ from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.speak_stage import SpeakWorker
-from sheen.lm import checkpoint
+from sheen.lm.checkpoint import INFO_FILE, read_info, write_info
 from sheen.text import normalization, phonemes
 from sheen.text.segmentation import split_sentences
 from sheen.text.steps import NfcSpaceStep, NormalizerStep, TextPipeline, check_steps
@@ -54,17 +53,17 @@ def engine(voice: Voice) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def saved(tmp_path: Path, steps: tuple[NormalizerStep, ...]) -> Path:
+def saved(checkpoint: Path, tmp_path: Path, steps: tuple[NormalizerStep, ...]) -> Path:
     """A checkpoint with these steps."""
     folder = tmp_path / "checkpoint"
-    shutil.copytree(CHECKPOINT, folder)
-    info = checkpoint.read_info(folder).model_copy(update={"normalizer": steps})
-    checkpoint.write_info(folder, info)
+    shutil.copytree(checkpoint, folder)
+    info = read_info(folder).model_copy(update={"normalizer": steps})
+    write_info(folder, info)
     return folder
 
 
 def edit_step(folder: Path, place: int, **keys: str) -> None:
-    path = folder / checkpoint.INFO_FILE
+    path = folder / INFO_FILE
     written = json.loads(path.read_text("utf-8"))
     written["normalizer"][place] |= keys
     path.write_text(json.dumps(written), "utf-8")
@@ -73,7 +72,7 @@ def edit_step(folder: Path, place: int, **keys: str) -> None:
 def test_a_checkpoint_says_how_its_texts_become_phonemes(
     saved: Path, steps: tuple[NormalizerStep, ...]
 ) -> None:
-    assert checkpoint.read_info(saved).normalizer == steps
+    assert read_info(saved).normalizer == steps
     assert load_voice(str(saved)).spoken("It's 10:30!") == "ˌɪts tˈɛn θˈɜɹTi!"
 
 
@@ -91,7 +90,7 @@ def test_a_step_that_is_not_known_is_refused_by_name(
 ) -> None:
     edit_step(saved, 1, **keys)
     with pytest.raises(ValueError, match=rf"sheen\.json: normalizer.*{message}"):
-        checkpoint.read_info(saved)
+        read_info(saved)
 
 
 def test_a_version_that_is_not_installed_is_refused_by_name(saved: Path) -> None:
@@ -110,18 +109,18 @@ def test_a_version_that_is_not_installed_is_refused_by_name(saved: Path) -> None
     ],
 )
 def test_steps_in_another_order_are_refused(saved: Path, places: list[int], message: str) -> None:
-    path = saved / checkpoint.INFO_FILE
+    path = saved / INFO_FILE
     written = json.loads(path.read_text("utf-8"))
     written["normalizer"] = [written["normalizer"][place] for place in places]
     path.write_text(json.dumps(written), "utf-8")
     with pytest.raises(ValueError, match=rf"sheen\.json: normalizer: .*{message}"):
-        checkpoint.read_info(saved)
+        read_info(saved)
 
 
 def test_phonemes_of_words_in_another_language_are_refused(saved: Path) -> None:
     edit_step(saved, 0, language="de")
     with pytest.raises(ValueError, match="in the same language"):
-        checkpoint.read_info(saved)
+        read_info(saved)
 
 
 def test_texts_as_they_are_need_no_package() -> None:
@@ -206,12 +205,12 @@ def test_an_evaluation_keeps_the_words_and_expects_the_phonemes_to_take_their_ti
     saved: Path,
 ) -> None:
     worker = SpeakWorker(str(saved), "cpu", [], {}, seed=0, max_seconds=0.4, slots=1)
-    row = {"key": 0, "id": "a", "text": "It's 10:30!", "speaker": "slt"}
+    row = {"key": 0, "id": "a", "text": "It's 10:30!", "speaker": "heart"}
     (spoken,) = worker.speak(pa.Table.from_pylist([row], schema=PROMPT_SCHEMA)).to_pylist()
     assert spoken["text"] == "It's ten thirty!"
     voice = load_voice(str(saved))
-    assert spoken["expected_seconds"] == voice.expected_seconds("ˌɪts tˈɛn θˈɜɹTi!", "slt")
-    assert spoken["expected_seconds"] != voice.expected_seconds("It's ten thirty!", "slt")
+    assert spoken["expected_seconds"] == voice.expected_seconds("ˌɪts tˈɛn θˈɜɹTi!", "heart")
+    assert spoken["expected_seconds"] != voice.expected_seconds("It's ten thirty!", "heart")
 
 
 def test_a_transcript_is_compared_with_the_words(voice: Voice, engine: Engine) -> None:

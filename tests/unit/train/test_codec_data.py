@@ -244,7 +244,7 @@ def test_an_ljspeech_folder_needs_no_texts(tmp_path: Path) -> None:
     for name in ("one", "two", "three", "unlisted"):
         write(tmp_path / "wavs" / f"{name}.wav", ramp(1, SAMPLES))
     (tmp_path / "metadata.csv").write_text(
-        "one|a text\ntwo|\nthree|  | |slt\nabsent|a text\ngone|\none|again\nwide|a|b|c|d\n"
+        "one|a text\ntwo|\nthree|  | |heart\nabsent|a text\ngone|\none|again\nwide|a|b|c|d\n"
     )
     found = find_recordings(str(tmp_path), 1, 0)
     assert everything(found) == {
@@ -264,7 +264,7 @@ def test_a_manifest_is_data(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"audio": "near.wav", "text": "one"},
         {"audio": "/far/away.wav", "text": ""},
-        {"audio": "s3://bucket/there.flac", "text": "three", "speaker": "slt"},
+        {"audio": "s3://bucket/there.flac", "text": "three", "speaker": "heart"},
         {"audio": "near.wav", "text": "the same again"},
         {"text": "no audio"},
     ]
@@ -320,7 +320,7 @@ def test_the_split_is_of_the_seed_and_the_names(tmp_path: Path) -> None:
 
 
 def test_recordings_of_one_name_have_samples_of_two() -> None:
-    paths = ["/x/slt/001.wav", "/x/slt/002.wav", "/x/rms/001.flac", "s3://b/deep/003.ogg"]
+    paths = ["/x/heart/001.wav", "/x/heart/002.wav", "/x/rms/001.flac", "s3://b/deep/003.ogg"]
     names = sample_names(paths)
     assert names[1] == "002"
     assert names[3] == "003"

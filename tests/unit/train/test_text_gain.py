@@ -35,20 +35,20 @@ def swapped(base: Path, texts: list[str], speakers: list[str | None], held_out: 
 
 def test_the_next_shorter_held_out_text_stands_in_and_the_speaker_stays(base: Path) -> None:
     texts = ["four four four", "one", "three", "one two", "three", "nine nine nine nine"]
-    speakers = ["slt", "slt", "awb", None, "slt", "slt"]
+    speakers = ["ann", "ann", "bob", None, "ann", "ann"]
     found = swapped(base, texts, speakers, [0, 1, 2, 3, 4])
     assert found == {
-        0: ("slt: one two", 7, START),
-        1: ("slt: thr", 0, START),  # the shortest has none shorter: a longer one, cut to its length
-        2: ("awb: one", 2, START),
+        0: ("ann: one two", 7, START),
+        1: ("ann: thr", 0, START),  # the shortest has none shorter: a longer one, cut to its length
+        2: ("bob: one", 2, START),
         3: ("three", 2, START),
-        4: ("slt: one", 2, START),
+        4: ("ann: one", 2, START),
     }
 
 
 @pytest.mark.parametrize("texts", [[], ["one"], ["one", "one"]])
 def test_without_a_second_text_nothing_is_swapped(base: Path, texts: list[str]) -> None:
-    assert swapped(base, texts, ["slt", "awb"][: len(texts)], list(range(len(texts)))) == {}
+    assert swapped(base, texts, ["ann", "bob"][: len(texts)], list(range(len(texts)))) == {}
 
 
 class Rank(Collectives):

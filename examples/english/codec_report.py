@@ -1,7 +1,7 @@
-"""Scores a codec on recordings held out from training: a table, JSON and a page.
+"""A codec's report on recordings: a table, JSON, and a page with recordings and reconstructions.
 
-Owns the example's choices (held-out recordings, digits grammar, the four voices' profiles); all
-measuring is `sheen.scoring.codec`.
+Owns the example's choices: the demo's recordings and Whisper base. All measuring is
+`sheen.scoring.codec`'s; DNSMOS and level through a codec are `score_codec.py`'s.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import packages
 import torch
 
 from sheen.audio.io import decode_audio
@@ -18,10 +19,11 @@ from sheen.codec.info import describe_codec
 from sheen.codec.snac import load_codec
 from sheen.data.corpus import plain_rows
 from sheen.report.page import save_png
-from sheen.scoring.asr import POCKETSPHINX, open_transcriber
+from sheen.scoring.asr import open_transcriber
 from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
 from sheen.scoring.reports import CODEC_PAGE, codec_clip, codec_rows, write_codec_report
 from sheen.scoring.speaker_id import enroll_speakers
+from sheen.scoring.wer import wer_normaliser
 from sheen.storage import files
 
 HERE = Path(__file__).resolve().parent
@@ -29,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 logger = logging.getLogger(__name__)
 
 
-def read_recordings(folder: str, sample_rate: int, per_voice: int | None) -> list[Recording]:
+def read_recordings(folder: str, sample_rate: int, per_voice: int) -> list[Recording]:
     """Recordings of a manifest, at most `per_voice` of each voice, spread over its list.
 
     Raises ValueError naming a row that cannot be used: no clip may be missing from the score.
@@ -41,7 +43,7 @@ def read_recordings(folder: str, sample_rate: int, per_voice: int | None) -> lis
         rows.setdefault(row["speaker"], []).append(row)
     recordings = []
     for voice, members in rows.items():
-        count = len(members) if per_voice is None else min(per_voice, len(members))
+        count = min(per_voice, len(members))
         for place in range(count):
             row = members[place * len(members) // count]
             try:
@@ -66,23 +68,26 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    flags = argparse.ArgumentParser(description="Score a codec on the held-out recordings.")
-    flags.add_argument("--codec", default=str(HERE / "codec"), help="folder or hub id")
+    flags = argparse.ArgumentParser(description="Report on a codec by recordings with texts.")
+    flags.add_argument("--codec", default=str(HERE / "voice" / "codec"), help="folder or hub id")
     flags.add_argument(
-        "--data", default=str(HERE / "heldout"), help="LJSpeech folder or .jsonl with texts"
+        "--data",
+        default=str(HERE / "demo"),
+        help="recordings with texts: .jsonl or LJSpeech folder",
     )
     flags.add_argument(
         "--profiles",
-        default=str(HERE / "corpus"),
-        help="recordings of the same voices, for speaker accuracy; '' skips it",
+        help="other recordings of the same voices, for speaker accuracy (default: none)",
     )
-    flags.add_argument("--asr", default=POCKETSPHINX, help="or any that jobs/evaluate.py takes")
     flags.add_argument(
-        "--grammar", default=str(HERE / "digits.gram"), help="JSGF of pocketsphinx; '' for none"
+        "--asr", help="as jobs/evaluate.py takes it (default: Whisper base, of packages.py)"
     )
-    flags.add_argument("--output", type=Path, default=Path("runs/digits/codec-report"))
+    flags.add_argument("--output", type=Path, default=Path("runs/english/codec-report"))
     flags.add_argument(
-        "--per-voice", type=whole_number(1), help="recordings of each voice (default: all)"
+        "--per-voice",
+        type=whole_number(1),
+        default=20,
+        help="recordings of each voice, spread over its list (default: %(default)s)",
     )
     flags.add_argument(
         "--seed", type=whole_number(0), default=0, help="of noise, shuffling and intervals"
@@ -91,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         "--threads", type=whole_number(1), default=1, help="CPU threads of the codec"
     )
     flags.add_argument("--image", type=Path, help="PNG to draw of --clip and its reconstruction")
-    flags.add_argument("--clip", default="slt-h011", help="id of the recording of --image")
+    flags.add_argument("--clip", default="heart-000000", help="id of the recording of --image")
     return flags
 
 
@@ -116,8 +121,9 @@ def score(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[
             args.image.parent.mkdir(parents=True, exist_ok=True)
     with named("--codec"):
         codec, info = load_codec(args.codec), describe_codec(args.codec)
-    grammar = args.grammar if args.asr == POCKETSPHINX else None
-    asr = open_transcriber(args.asr, grammar or None)
+    with named("--asr"):
+        args.asr = args.asr or str(packages.recogniser("base"))
+    asr = open_transcriber(args.asr)
     logger.info("reading %s", args.data)
     with named("--data"):
         recordings = read_recordings(args.data, codec.sample_rate, args.per_voice)
@@ -135,6 +141,7 @@ def score(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[
         recordings,
         asr=asr,
         profiles=profiles,
+        normalise=wer_normaliser(args.asr, "en"),
         seed=args.seed,
     )
     if args.image:
@@ -153,7 +160,8 @@ def main(argv: list[str] | None = None) -> int:
         report, recordings, decoded = score(args)
     except ValueError as error:
         flags.error(str(error))
-    write_codec_report(args.output, report, recordings, decoded)
+    normalise = wer_normaliser(args.asr, "en")
+    write_codec_report(args.output, report, recordings, decoded, normalise=normalise)
     header, rows = codec_rows(report)
     widths = [max(len(row[j]) for row in [header, *rows]) for j in range(len(header))]
     for row in [header, *rows]:

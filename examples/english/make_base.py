@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help=f"width, a multiple of {HEAD_DIM} (default: %(default)s)",
     )
     parser.add_argument(
-        "--layers", type=int, default=6, help="number of layers (default: %(default)s)"
+        "--layers", type=int, default=8, help="number of layers (default: %(default)s)"
     )
     parser.add_argument(
         "--seed",
