@@ -22,13 +22,14 @@ from sheen.audio.io import decode_audio, encode_audio
 from sheen.codec.info import CodecInfo
 from sheen.config import load_config
 from sheen.data.corpus import plain_rows
-from sheen.data.dataset import ENCODED, UTTERANCE_SCHEMA, DatasetInfo, write_info
+from sheen.data.dataset import ENCODED, UTTERANCE_SCHEMA, DatasetInfo, read_utterances, write_info
 from sheen.encode.config import EncodeConfig
 from sheen.evaluate.config import EvaluateConfig
+from sheen.lm.checkpoint import read_info
 from sheen.scoring.speaker_id import PROFILE_RECORDINGS
 from sheen.serve.config import ServeArgs
 from sheen.text import normalization, phonemes
-from sheen.text.steps import NfcSpaceStep
+from sheen.text.steps import NfcSpaceStep, TextPipeline
 from sheen.train.config import TrainConfig
 
 sys.path.append(str(ENGLISH))
@@ -153,11 +154,6 @@ def test_the_served_config_is_the_committed_one_with_the_demos_checkpoint(tmp_pa
 # What the demo needs
 
 
-def arguments(*more: str) -> list[str]:
-    """Of a demo that finds all that it reads, but perhaps packages."""
-    return ["--old-voices", str(DEMO / "train.yaml"), *more]  # of which it asks that it is a file
-
-
 @pytest.fixture
 def last_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The report of an earlier demo."""
@@ -178,7 +174,7 @@ def test_packages_that_are_missing_are_named_with_the_command_before_anything_be
         return None if name in hidden else find(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_others)
-    assert demo.main(arguments()) == 1
+    assert demo.main([]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(hidden)
     assert all(line.startswith("demo: error: ") for line in lines)
@@ -198,7 +194,7 @@ def test_a_demo_whose_port_is_taken_keeps_the_last_report(
         port = taken.getsockname()[1]
         monkeypatch.setattr(demo, "PORT", port)
         monkeypatch.setattr(demo, "port_is_free", demo_commands.port_is_free)
-        assert demo.main(arguments()) == 1
+        assert demo.main([]) == 1
     assert f"port {port} is in use" in capsys.readouterr().err
     assert last_report.read_text("utf-8") == "the last run's"
 
@@ -216,7 +212,7 @@ def test_files_that_are_missing_or_wrong_are_named_with_their_flags(
         (["--prompts", missing], f"--prompts: {missing}: no such file"),
         (["--asr", str(tmp_path)], f"--asr {tmp_path}: no folder of a Whisper"),
     ):
-        problems = demo.find_problems(demo.parser().parse_args(arguments(*more)))
+        problems = demo.find_problems(demo.parser().parse_args([*more]))
         assert any(message in problem for problem in problems)
 
 
@@ -230,14 +226,14 @@ def test_texts_are_encoded_in_the_form_that_the_checkpoint_was_taught() -> None:
 def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before() -> None:
     configs = {"encode": EncodeConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
     planned: dict[str, Any] = {}
-    args = demo.parser().parse_args(arguments("--asr", "whisper"))
+    args = demo.parser().parse_args(["--asr", "whisper"])
     for stage, job, folder, flags in demo.plan_jobs(args):
         words = ["--config", str(ROOT / demo.CONFIGS / f"{job}.yaml"), *flags]
         words += ["--output", str(demo.RUN / folder)]
         planned[stage] = load_config(configs[job], words, job)
     encode, before, train, after = planned.values()
     assert encode.speakers == before.untrained_voices == [NEW_VOICE]
-    assert train.data == [encode.output, str(DEMO / "train.yaml")]
+    assert train.data == [encode.output, str(ENGLISH / "old-voices.parquet")]
     assert train.model == before.model == str(CHECKPOINT)
     assert encode.codec == train.codec == str(CHECKPOINT / "codec")
     assert after.model == f"{train.output}/checkpoint"
@@ -309,6 +305,19 @@ def write_codes(folder: Path, speakers: list[str], sha256: str = "0") -> Path:
     info = CodecInfo(source="small", sha256=sha256, config={}, embedded=False)
     write_info(str(folder), DatasetInfo(codec=info, sample_rate=24_000))
     return folder
+
+
+@pytest.mark.slow
+def test_kept_rows_are_of_voices_that_the_voice_knows_and_none_is_held_out() -> None:
+    info = read_info(CHECKPOINT)
+    read = read_utterances(str(ENGLISH / "old-voices.parquet"), info.token_layout)
+    assert not read.dropped
+    assert set(read.speakers) <= set(info.voices)
+    assert len(read.texts) >= 500
+    pipeline = TextPipeline(info.normalizer)
+    lists = [(ENGLISH / f"{name}.txt").read_text("utf-8") for name in ("everyday", "hard")]
+    held_out = {pipeline(text) for lines in lists for text in lines.splitlines()}
+    assert not held_out & set(read.texts)
 
 
 def test_as_many_rows_of_each_voice_are_kept_spread_over_its_ids(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from starlette.testclient import TestClient
 
-from helpers.example import DIGITS
+from helpers.example import CHECKPOINT
 from helpers.in_process import asking, openai_client
 from helpers.served import events
 from sheen.serve import request_log
@@ -26,7 +26,7 @@ from sheen.serve.config import BATCH, Limits, ServeArgs
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema import MAX_BATCH_CHARACTERS, MAX_BATCH_ITEMS, BatchRequest
 
-ENDS = {"model": "sheen", "input": "four", "voice": "slt", "seed": 1}
+ENDS = {"model": "sheen", "input": "Good morning.", "voice": "heart", "seed": 1}
 ENDLESS = ENDS | {"temperature": 5.0, "top_p": 1.0, "top_k": 0}
 """Of tokens that are drawn almost evenly, hardly one in 4,000 ends the speech."""
 
@@ -42,9 +42,9 @@ def opened(folder: Path, **args: Any) -> Iterator[Backend]:
 
 
 @pytest.fixture(scope="module")
-def digits() -> Iterator[TestClient]:
+def shipped() -> Iterator[TestClient]:
     """Of a voice that ends by itself."""
-    with opened(DIGITS / "voice") as backend, asking(backend) as client:
+    with opened(CHECKPOINT) as backend, asking(backend) as client:
         yield client
 
 
@@ -72,11 +72,11 @@ def speak(client: TestClient, **body: Any) -> Any:
     ids=["stop", "length", "no word"],
 )
 def test_a_whole_answer_and_the_last_event_say_how_speech_ended(
-    digits: TestClient, request_: dict[str, Any], reason: str
+    shipped: TestClient, request_: dict[str, Any], reason: str
 ) -> None:
-    whole = speak(digits, **request_, stream=False)
+    whole = speak(shipped, **request_, stream=False)
     assert whole.headers["X-Finish-Reason"] == reason
-    streamed = speak(digits, **request_, stream_format="sse")
+    streamed = speak(shipped, **request_, stream_format="sse")
     *_, done = events(streamed.content)
     assert (done["type"], done["finish_reason"]) == ("speech.audio.done", reason)
     assert "X-Finish-Reason" not in streamed.headers  # they are sent before anybody knows
