@@ -59,10 +59,10 @@ def is_composed(row_id: str, first: int) -> bool:
 
 
 def voice_and_count(text: str) -> tuple[str, int]:
-    """An argument such as `slt=600`."""
+    """An argument such as `heart=600`."""
     voice, _, count = text.rpartition("=")
     if not voice or not count.isdecimal() or int(count) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected VOICE=ROWS, such as slt=600")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected VOICE=ROWS, such as heart=600")
     return voice, int(count)
 
 

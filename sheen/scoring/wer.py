@@ -7,8 +7,7 @@ Runs no ASR.
 For both sides of a comparison whose ASR writes numerals, `normalise_english` gives numbers, money,
 times, contractions and dialects one spelling. Whisper's English normaliser (package
 whisper-normalization, OpenAI's code and its table of spellings) does the work; its output has
-words, digits and spaces alone. A reference in digits spoken one by one is `--spell-digits`'
-business.
+words, digits and spaces alone.
 """
 
 import re

@@ -35,7 +35,7 @@ FIELDS = {"model": "sheen", "voice": "heart", "seed": 7}
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    args = ServeArgs(auth="none", default_max_seconds=4.0, slots=1, max_queue=1)
+    args = ServeArgs(auth="none", default_max_seconds=2.0, slots=1, max_queue=1)
     backend = Backend(args.model_copy(update={"audio_process": False}), str(CHECKPOINT))
     app = FastAPI()
     install_error_handlers(app)
