@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torchaudio.functional import resample
 
-from sheen.scoring.transcript import Transcript
+from sheen.scoring.transcript import Transcript, Word
 from sheen.scoring.whisper import FasterWhisper, find_whisper
 
 

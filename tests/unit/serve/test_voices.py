@@ -13,7 +13,7 @@ import pytest
 from fastapi import Request, Response
 from starlette.testclient import TestClient
 
-from helpers.example import DIGITS
+from helpers.example import CHECKPOINT
 from helpers.in_process import openai_client, speech_app
 from sheen.audio.io import encode_audio
 from sheen.serve.access.middleware import Gate, set_gate
@@ -53,7 +53,7 @@ def backend(folder: Path) -> Iterator[Backend]:
         voices_folder=str(folder), ref_audio=True, reference_form="one-turn", max_voices=3,
         max_recording_bytes=MOST,
     )  # fmt: skip
-    backend = Backend(args, str(DIGITS / "voice"))
+    backend = Backend(args, str(CHECKPOINT))
     yield backend
     backend.close()
 
@@ -118,7 +118,7 @@ def test_a_voice_is_kept_listed_spoken_and_deleted(
     }  # fmt: skip
     kept = client.get("/v1/audio/voices").json()
     assert kept["uploaded_voices"] == [shown]
-    own = [{"id": name, "name": name} for name in ("awb", "rms", "slt")]
+    own = [{"id": name, "name": name} for name in ("heart",)]
     assert kept["voices"] == [*own, {"id": shown["id"], "name": "alice"}]
     assert [path.read_bytes() for path in folder.glob("*.recording")] == [recording()]
 
@@ -127,14 +127,14 @@ def test_a_voice_is_kept_listed_spoken_and_deleted(
         spoken(client, voice=shown["id"]),
         spoken(client, voice={"id": shown["id"]}),
         spoken(client, ref_audio=shown["id"]),
-        spoken(client, voice="slt", ref_audio=data_url(recording()), ref_text=TEXT),
+        spoken(client, voice="heart", ref_audio=data_url(recording()), ref_text=TEXT),
         openai_client(client).audio.speech.create(
             model="tts-1", input="four two", voice={"id": shown["id"]}, response_format="pcm",
             extra_body={"seed": 1},
         ).read(),
     ]  # fmt: skip
     assert len(set(alike)) == 1, "one recording, however it is named"
-    assert alike[0] != spoken(client, voice="slt")
+    assert alike[0] != spoken(client, voice="heart")
 
     asked = SpeechRequest.model_validate(SPOKEN | {"voice": "alice"})
     begun = asyncio.run(backend.reference(asked))
@@ -235,7 +235,7 @@ def test_a_reference_that_does_not_do_is_refused(
 def test_all_of_it_is_off_unless_it_is_configured() -> None:
     args = ServeArgs(auth="none", default_max_seconds=1.0, slots=1, audio_process=False)
     assert args.body("/v1/audio/speech").size == args.body("/v1/audio/voices").size == 256 * 1024
-    backend = Backend(args, str(DIGITS / "voice"))
+    backend = Backend(args, str(CHECKPOINT))
     try:
         off = SpeechRequest.model_validate(SPOKEN | {"ref_audio": data_url(recording())})
         with pytest.raises(APIError, match=r"args\.ref_audio") as refusal:
@@ -243,11 +243,11 @@ def test_all_of_it_is_off_unless_it_is_configured() -> None:
         assert refusal.value.code == "references_off"
         named = SpeechRequest.model_validate(SPOKEN | {"voice": "alice"})
         assert asyncio.run(backend.reference(named)) is None
-        assert asyncio.run(listed(backend.references, ["slt"])).uploaded_voices == []
+        assert asyncio.run(listed(backend.references, ["heart"])).uploaded_voices == []
     finally:
         backend.close()
     with pytest.raises(ValueError, match=r"--reference-share.*args\.reference_form"):
-        Backend(args.model_copy(update={"ref_audio": True}), str(DIGITS / "voice"))
+        Backend(args.model_copy(update={"ref_audio": True}), str(CHECKPOINT))
     on = args.model_copy(update={"ref_audio": True, "voices_folder": "/voices"})
     assert on.body("/v1/audio/speech").size > 13 * 2**20
     assert on.body("/v1/audio/voices").size > 10 * 2**20
