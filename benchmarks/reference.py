@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sheen
+from sheen.lm.checkpoint import ENGLISH_VOICE
 from sheen.text.prompt import ReferenceForm
 
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "zero"]
-TEXTS = "four two seven nine", "eight one one five"
+WORDS = ["the", "train", "was", "late", "but", "we", "made", "it", "in", "time"]
+TEXTS = "I left my umbrella on the bus.", "The water was very cold."
 CASES = "first", "another text", "the same text"
 
 
@@ -87,7 +88,7 @@ def measure(model: str, seconds: float, repeat: int, form: ReferenceForm) -> Non
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What a reference costs, first and again.")
-    parser.add_argument("--model", default="examples/digits/voice", help="checkpoint")
+    parser.add_argument("--model", default=ENGLISH_VOICE, help="checkpoint")
     parser.add_argument("--seconds", type=float, default=10.0, help="of the recording")
     parser.add_argument("--repeat", type=int, default=5, help="engines")
     options = parser.parse_args(argv)

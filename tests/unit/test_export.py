@@ -15,7 +15,7 @@ from sheen.engine.voice import Voice, load_voice
 from sheen.export import export
 from sheen.lm.checkpoint import read_info, write_info
 
-TEXT, VOICE = "four two seven", "slt"
+TEXT, VOICE = "Good morning.", "heart"
 FRAMES = 12
 
 
@@ -71,7 +71,8 @@ def test_a_decoder_written_from_the_card_alone_says_the_same(exported: Path) -> 
         if slot == 6:
             frames.append([])
         given = torch.tensor([[token]])
-    assert frames[:FRAMES] == codes(load_voice(str(CHECKPOINT)), Sampling(0.0))[:FRAMES]
+    spoken = [frame for frame in frames if len(frame) == 7]
+    assert spoken[:FRAMES] == codes(load_voice(str(CHECKPOINT)), Sampling(0.0))[:FRAMES]
 
 
 def test_the_card_and_the_command_say_what_is_not_the_same(
@@ -79,7 +80,7 @@ def test_the_card_and_the_command_say_what_is_not_the_same(
 ) -> None:
     card = (exported / "README.md").read_text("utf-8")
     layout = read_info(exported).token_layout
-    for said in (f"{layout.slot_bases[6]}", "`slt`", "masked", "codec/"):
+    for said in (f"{layout.slot_bases[6]}", "`heart`", "masked", "codec/"):
         assert said in card
     words = ["export", str(exported), "--layout", "orpheus", "--output", str(tmp_path / "again")]
     assert main(words) == 2
