@@ -219,6 +219,7 @@ def test_dataset_json_describes_the_codec(output: Path) -> None:
             "embedded": True,
         },
         "normalizer": [],
+        "tags": [],
     }
     assert read_info(str(output)).codec.strides == (4, 2, 1)
 
