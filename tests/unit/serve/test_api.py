@@ -86,7 +86,7 @@ def accepted(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_missing_field_is_named(client: TestClient) -> None:
-    error = refused(client, {"model": "sheen", "voice": "slt"})
+    error = refused(client, {"model": "sheen", "voice": "heart"})
     assert error["param"] == "input"
     assert error["type"] == "invalid_request_error"
 

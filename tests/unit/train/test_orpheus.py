@@ -52,7 +52,7 @@ def training_set(planned: tuple[CheckpointInfo, Any], path: Path, softmax: Softm
         [str(write_codes(path))], info.token_layout, tokenizer, 256, 0.2, 8, 0,
         prompt=info.prompt, softmax=softmax,
     )  # fmt: skip
-    assert taught.voices == ["slt"]
+    assert taught.voices == ["ann"]
     return data
 
 
@@ -75,7 +75,7 @@ def test_descriptions_are_no_list_of_voices(folder: Path, tmp_path: Path) -> Non
     assert taught.voices == []
     assert list(taught.duration_model) == [""]
     first = data.prompts[: data.prompt_offsets[1]].tolist()
-    assert '<description="slt"> text 0' in tokenizer.decode(first)
+    assert '<description="ann"> text 0' in tokenizer.decode(first)
 
 
 @pytest.mark.parametrize("softmax", ["full", "masked"])
