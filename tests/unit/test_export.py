@@ -103,7 +103,7 @@ def test_a_codec_of_other_frames_is_refused(tmp_path: Path) -> None:
     info = read_info(CHECKPOINT)
     config = info.codec.config | {"codebook_size": 1024}
     codec = info.codec.model_copy(update={"config": config})
-    bases = {"slot_bases": (260, 1284, 2308, 2308, 1284, 2308, 2308)}
+    bases = {"slot_bases": (327, 1351, 2375, 2375, 1351, 2375, 2375)}
     write_info(
         tmp_path,
         info.model_copy(update={"codec": codec, "layout": info.layout.model_copy(update=bases)}),

@@ -99,7 +99,12 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(
 
 def test_pace_is_measured_from_speech_that_ended_by_itself() -> None:
     voice = load_voice(str(CHECKPOINT))
-    texts = ("four", "four two", "four two seven one", "nine one two three four five")
+    texts = (
+        "Yes.",
+        "Good morning.",
+        "There is a small bakery.",
+        "They bought an old house near the river.",
+    )
     found, lines = measure(voice, texts)
     for name in voice.info.voices:
         known, line = voice.info.duration_model[name], found[name]

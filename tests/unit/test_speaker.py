@@ -212,13 +212,14 @@ def test_a_reference_goes_before_the_speech_and_is_not_heard(
     with pytest.raises(ValueError, match=r"audio: this model was not taught.*--reference-share"):
         speaker.reference(tmp_path / "heart.wav", TEXT)
     reference = speaker.reference(tmp_path / "heart.wav", f"  {TEXT}", form="one-turn")
-    assert reference.text == TEXT
+    again = speaker.reference(tmp_path / "heart.wav", TEXT, form="one-turn")
+    assert reference.text == again.text, "but for its spaces"
     assert 0 <= audio.seconds - len(reference.frames) * 2048 / 24_000 < 0.6, "less its silence"
     spoken = speaker.synthesize("Yes.", reference=reference)
     assert len(spoken.samples) > 0
     assert len(spoken.samples) % 2048 == 0
-    again = np.concatenate(list(speaker.stream("Yes.", reference=reference)))
-    np.testing.assert_array_equal(again, spoken.samples)
+    streamed = np.concatenate(list(speaker.stream("Yes.", reference=reference)))
+    np.testing.assert_array_equal(streamed, spoken.samples)
     with pytest.raises(ValueError, match="give one of them"):
         speaker.synthesize("Yes.", "heart", reference=reference)
 

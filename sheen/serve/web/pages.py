@@ -120,7 +120,7 @@ class SpeechAPI(FastAPI):
         that ends in `root_path`. Its model's own `defaults` of fields replace the schema's."""
         document = copy.deepcopy(self.openapi())
         schemas = document["components"]["schemas"]
-        documented = ("SpeechRequest", "BatchRequest")
+        documented = [name for name in ("SpeechRequest", "BatchRequest") if name in schemas]
         if names := list(voices):
             schemas["VoiceId"]["properties"]["id"]["enum"] = names
             for request in documented:

@@ -68,7 +68,9 @@ def test_a_worker_speaks_as_the_python_api_does(tmp_path: Path) -> None:
     prompt = {"key": 3, "id": "a", "text": "four two", "speaker": "ann"}
     [row] = worker(pa.Table.from_pylist([prompt], schema=PROMPT_SCHEMA)).to_pylist()
     assert row["reason"] is None
-    assert row["expected_seconds"] == pytest.approx(2.0 / len(WORDS) * len("four two"), rel=0.1)
+    assert row["expected_seconds"] == pytest.approx(
+        2.0 / len(WORDS) * len("four two"), rel=0.2
+    )  # of phonemes
     with sheen.load(str(CHECKPOINT), device="cpu", max_seconds=3.0) as speaker:
         reference = speaker.reference(tmp_path / "a.wav", WORDS, form="one-turn")
         audio = speaker.synthesize("four two", reference=reference, seed=step_seed(5, 3))

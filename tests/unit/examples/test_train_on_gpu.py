@@ -186,7 +186,6 @@ def test_the_steps_are_those_of_the_train_job(
         str(base),
         cast(Any, (parts, codec.state_dict())),
         [],
-        None,
         str(tmp_path / "job"),
         cast(Any, Never()),
     )

@@ -239,7 +239,7 @@ SPEECH = {"model": "sheen", "voice": "heart", "input": "a secret text"}
         ("POST", "/v1/audio/speech", SPEECH | {"speed": 9}, "less_than_equal", "speed"),
         ("POST", "/v1/audio/speech", SPEECH | {"stream": "true"}, "bool_type", "stream"),
         ("POST", "/v1/audio/speech", SPEECH | {"voice": 7}, "string_type", "voice"),
-        ("POST", "/v1/audio/speech", {"model": "sheen"}, "missing", "voice"),
+        ("POST", "/v1/audio/speech", {"model": "sheen"}, "missing", "input"),
         ("POST", "/v1/audio/speech", None, "unsupported_media_type", None),
         ("GET", "/v1/nothing", None, "not_found", None),
         ("DELETE", "/health", None, "method_not_allowed", None),

@@ -251,7 +251,7 @@ def test_a_checkpoint_is_published_at_once_with_its_codec(
     fill(str(target), OLD)
     codec = describe_codec(str(CODEC))
     states = states_during(
-        lambda: job._export(str(model), str(target), codec, str(CODEC), half),
+        lambda: job._export(str(model), str(target), codec, str(CODEC), half, None),
         lambda: dict.fromkeys(sorted(path.name for path in target.rglob("*")), b""),
     )
     assert len(states) == 2, states

@@ -93,7 +93,6 @@ def open_trainer(
         str(checkpoint),
         cast(Any, codec_parts()) if prompts else cast(Any, None),
         prompts or [],
-        None,
         str(output),
         cast(Control, control),
     )

@@ -86,7 +86,7 @@ def test_a_row_is_the_familys_id_for_id(
     data = training_set(planned, tmp_path / "codes.jsonl", softmax)
     index = int(data.train[0])
     batch = data.batch(np.array([index]), 0)
-    text = tokenizer(f"slt: text {index}", add_special_tokens=False)["input_ids"]
+    text = tokenizer(f"ann: text {index}", add_special_tokens=False)["input_ids"]
     codes = LAYOUT.to_ids(data.frames[data.frame_offsets[index] : data.frame_offsets[index + 1]])
     prompt = [SOH, BOS, *text, EOT, EOH, SOA, SOS]
     assert batch.input_ids[0].tolist() == [*prompt, *codes.tolist(), EOS, EOA]
