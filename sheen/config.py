@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, cast, get_args
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import Field, ValidationError
@@ -23,6 +23,31 @@ from pydantic_settings import (
 )
 
 Config = TypeVar("Config", bound="JobConfig")
+
+
+FormField = Annotated[
+    str | None,
+    Field(
+        description="of a checkpoint without sheen.json, its prompt form: orpheus, maya1, veena, "
+        "svara or vyvo-qwen3; default: what its tokens say, where they do"
+    ),
+]
+CodecField = Annotated[
+    str | None,
+    Field(
+        description="of a checkpoint without sheen.json, its SNAC: absolute path or hub id; "
+        "default: hubertsiuzdak/snac_24khz"
+    ),
+]
+InfoField = Annotated[
+    str | None,
+    Field(
+        description="file of `sheen inspect`, absolute path or URI, for a checkpoint without "
+        "sheen.json, instead of the form"
+    ),
+]
+"""What a checkpoint is that others trained, wherever one is spoken with: see
+`sheen.lm.recognition.describe_checkpoint`."""
 
 
 class JobConfig(BaseSettings):

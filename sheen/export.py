@@ -33,10 +33,10 @@ def export(model: str, output: str) -> list[str]:
     info = checkpoint.read_info(model)
     old = info.token_layout
     if old.family != "sheen":
-        raise ValueError(f"--model {model}: it has the family's ids already")
+        raise ValueError(f"model {model}: it has the family's ids already")
     if (old.tokens_per_frame, old.codebook_size) != (7, 4096):
         raise ValueError(
-            f"--model {model}: its codec has {old.tokens_per_frame} x {old.codebook_size} codes a "
+            f"model {model}: its codec has {old.tokens_per_frame} x {old.codebook_size} codes a "
             "frame, the family's has 7 x 4096: none of its servers would decode them"
         )
     new = TokenLayout(old.first_id, old.codebook_size, old.strides, "orpheus")

@@ -7,12 +7,12 @@ Owns the example's choices: the demo's recordings and Whisper base. All measurin
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import packages
 import torch
+from score_codec import named, spread
 
 from sheen.audio.io import decode_audio
 from sheen.codec.info import describe_codec
@@ -43,9 +43,7 @@ def read_recordings(folder: str, sample_rate: int, per_voice: int) -> list[Recor
         rows.setdefault(row["speaker"], []).append(row)
     recordings = []
     for voice, members in rows.items():
-        count = min(per_voice, len(members))
-        for place in range(count):
-            row = members[place * len(members) // count]
+        for row in spread(members, per_voice):
             try:
                 waveform = decode_audio(files.read_bytes(row["audio"]), sample_rate)
             except (OSError, ValueError) as error:
@@ -98,15 +96,6 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--image", type=Path, help="PNG to draw of --clip and its reconstruction")
     flags.add_argument("--clip", default="heart-000000", help="id of the recording of --image")
     return flags
-
-
-@contextmanager
-def named(flag: str) -> Iterator[None]:
-    """Errors inside are about this flag."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{flag}: {error}") from error
 
 
 def score(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[Waveform]]:

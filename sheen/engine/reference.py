@@ -72,12 +72,13 @@ def read_recording(data: bytes, codec: WindowCodec, longest_s: float = LONGEST_S
 
 
 def _decoded(data: bytes, longest_s: float) -> tuple[Samples, int]:
-    parts = [NO_SAMPLES]
+    parts, count = [NO_SAMPLES], 0
     try:
         with AudioFile(io.BytesIO(data)) as file:
             for samples in file.blocks():
                 parts.append(samples)
-                if sum(map(len, parts)) > longest_s * file.rate:
+                count += len(samples)
+                if count > longest_s * file.rate:
                     raise RequestError(
                         "ref_audio",
                         f"the recording is longer than {longest_s:g} s: give {BEST}, and the words "

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sheen.config import JobConfig
+from sheen.config import CodecField, FormField, InfoField, JobConfig
 from sheen.engine.sampler import Sampling
 from sheen.lm.precision import Precision
 from sheen.text.prompt import ReferenceForm
@@ -16,24 +16,9 @@ class EvaluateConfig(JobConfig):
     model: Annotated[
         str, Field(description="checkpoint folder of `sheen train`, path or URI; or a hub id")
     ]
-    form: Annotated[
-        str | None,
-        Field(
-            description="of a checkpoint without sheen.json, its prompt form: orpheus, maya1, "
-            "veena, svara or vyvo-qwen3; default: what its tokens say, where they do"
-        ),
-    ] = None
-    codec: Annotated[
-        str | None,
-        Field(
-            description="of a checkpoint without sheen.json, its SNAC: absolute path or hub id; "
-            "default: hubertsiuzdak/snac_24khz"
-        ),
-    ] = None
-    info: Annotated[
-        str | None,
-        Field(description="file of `sheen inspect`, for a checkpoint without sheen.json"),
-    ] = None
+    form: FormField = None
+    codec: CodecField = None
+    info: InfoField = None
     prompts: Annotated[
         str,
         Field(

@@ -74,6 +74,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     local = hub.located(model)
     if not files.exists(local):
         raise ValueError(f"--model {config.model}: no such folder; give one of `sheen train`")
+    config = with_absolute_paths(config)
     info = describe_checkpoint(local, form=config.form, codec=config.codec, info=config.info)
     # What a report and a resumed run are told is what was used.
     sampling = config.model_dump(include=SAMPLING)
@@ -111,6 +112,16 @@ def run(config: EvaluateConfig) -> Evaluation:
             _speak(table, done, config, model, profiles, info.sample_rate, output, references)
             blocks.merge_all(output)
         return write_results(config, info, profiles, plan, output)
+
+
+def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
+    """What workers open for themselves, who are in another directory."""
+    found = {
+        name: value if hub.is_hub_id(value) else uris.absolute(value)
+        for name in ("codec", "info")
+        if (value := getattr(config, name)) is not None
+    }
+    return config.model_copy(update=found)
 
 
 def _read_references(config: EvaluateConfig, info: CheckpointInfo) -> dict[str, Recorded]:

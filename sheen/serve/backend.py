@@ -203,9 +203,7 @@ class Backend:
             record.cleanup.callback(words.close)
             reader = words.reading(reader)
         chunks = ChunkStream(reader, limit)
-        params = SynthesisParams(
-            speaker, sampling, self._args.default_max_seconds, reference=spoken
-        )
+        params = SynthesisParams(speaker, sampling, seconds, reference=spoken)
         speech = Speech(self.engine, self.voice, params, chunks, record)
         record.cleanup.callback(speech.close)
         renderer = Renderer(

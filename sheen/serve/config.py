@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
+from sheen.config import CodecField, FormField, InfoField
 from sheen.default_voice import CHECKOUT
 from sheen.lm import checkpoint
 from sheen.lm.precision import Precision
@@ -17,7 +18,8 @@ from sheen.text.delivery import MAX_PAUSE_S, MAX_PAUSES_S
 from sheen.text.prompt import ReferenceForm
 
 KIB = 1024
-BATCH = "/v1/audio/speech/batch"
+VOICES, SPEECH = "/v1/audio/voices", "/v1/audio/speech"
+BATCH = f"{SPEECH}/batch"
 BATCH_BODIES = 4
 """Times max_body_bytes: as long as the longest batch that escapes every character."""
 
@@ -119,9 +121,6 @@ class ReferenceArgs(BaseModel):
         return self.max_reference_seconds if on else 0.0
 
 
-VOICES, SPEECH = "/v1/audio/voices", "/v1/audio/speech"
-
-
 class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     """What one application serves, how much at a time, and what it takes of a client."""
 
@@ -132,27 +131,9 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             "id; also one of the Orpheus family, which has no sheen.json"
         ),
     ] = checkpoint.ENGLISH_VOICE
-    form: Annotated[
-        str | None,
-        Field(
-            description="of a checkpoint without sheen.json, its prompt form: orpheus, maya1, "
-            "veena, svara or vyvo-qwen3; default: what its tokens say, where they do"
-        ),
-    ] = None
-    codec: Annotated[
-        str | None,
-        Field(
-            description="of a checkpoint without sheen.json, its SNAC: absolute path or hub id; "
-            "default: hubertsiuzdak/snac_24khz"
-        ),
-    ] = None
-    info: Annotated[
-        str | None,
-        Field(
-            description="file of `sheen inspect`, absolute path or URI, for a checkpoint without "
-            "sheen.json, instead of the form"
-        ),
-    ] = None
+    form: FormField = None
+    codec: CodecField = None
+    info: InfoField = None
     model_id: Annotated[str, Field(description="name shown by /v1/models")] = "sheen"
     default_max_seconds: Annotated[
         float,

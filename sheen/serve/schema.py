@@ -231,7 +231,7 @@ class BatchRequest(SpeechSettings):
             max_length=MAX_BATCH_ITEMS,
             description="objects with `input` and any other field of `POST /v1/audio/speech`; a "
             "field that is null or left out is the batch's",
-            examples=[[{"input": "four two seven"}, {"input": "nine"}]],
+            examples=[[{"input": "Good morning."}, {"input": "The coffee is ready."}]],
         ),
     ]
     response_format: Annotated[AudioFormat, Field(description="of the files")] = "wav"

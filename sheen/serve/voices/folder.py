@@ -139,9 +139,8 @@ class VoiceFolder:
     def _remember(self, key: str, read: _Read) -> None:
         with self._lock:
             if read.voice is None:
-                self._known.pop(
-                    key, None
-                )  # whoever asks for names that are not there fills nothing
+                # Whoever asks for names that are not there fills nothing.
+                self._known.pop(key, None)
             else:
                 self._known[key] = read
 

@@ -15,6 +15,7 @@ from helpers.speaking import assert_close
 from sheen.audio.io import encode_audio, to_pcm16
 from sheen.data.prompts import Prompt
 from sheen.evaluate.config import EvaluateConfig
+from sheen.evaluate.job import with_absolute_paths
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.prompts import plan_prompts
 from sheen.evaluate.references import read_references, references_digest
@@ -78,3 +79,19 @@ def test_a_worker_speaks_as_the_python_api_does(tmp_path: Path) -> None:
     assert_close(spoken, to_pcm16(audio.samples))
     with pytest.raises(ValueError, match="--references: ann: ref_audio: this model was not taught"):
         SpeakWorker(str(CHECKPOINT), "cpu", [], {}, 5, 3.0, 1, references=found)
+
+
+def test_what_workers_open_has_no_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept").mkdir()
+    for name in ("kept/info.json", "kept/codec"):
+        (tmp_path / name).touch()
+    given = EvaluateConfig(
+        model="m", prompts="p", output="o", codec="kept/codec", info="kept/info.json"
+    )
+    found = with_absolute_paths(given)
+    assert (found.codec, found.info) == (f"{tmp_path}/kept/codec", f"{tmp_path}/kept/info.json")
+    published = given.model_copy(update={"codec": "hubertsiuzdak/snac_24khz", "info": None})
+    assert with_absolute_paths(published) == published
