@@ -28,7 +28,7 @@ def evaluations(
         for line in steps:
             if "eval_loss" in line:
                 yield (before + line["step"]) * tokens_per_step / 1e6, line
-        before += steps[-1]["step"]
+        before += steps[-1]["step"] if steps else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         points = list(evaluations(args.runs, args.tokens_per_step))
-    except (OSError, IndexError) as error:
-        parser.error(f"no evaluations: {error}")
+    except OSError as error:
+        parser.error(f"no run's --output: {error}")
+    if not points:
+        parser.error(f"no evaluation in {', '.join(map(str, args.runs))}: expected --eval-every")
     tokens, lines = zip(*points, strict=True)
     figure = Figure(figsize=(7.5, 2.8), layout="constrained")
     loss, gain = figure.subplots(1, 2)
