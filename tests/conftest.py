@@ -166,7 +166,7 @@ def measured(
     from helpers.recogniser import tiny_en
     from sheen.scoring.asr import open_transcriber
     from sheen.scoring.codec import measure_codec
-    from sheen.scoring.wer import normalise_english
+    from sheen.scoring.wer import normalize_english
 
     return measure_codec(
         codec,
@@ -174,7 +174,7 @@ def measured(
         recordings,
         asr=open_transcriber(tiny_en()),
         profiles=profiles,
-        normalise=normalise_english,
+        normalize=normalize_english,
     )
 
 

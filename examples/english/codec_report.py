@@ -23,7 +23,7 @@ from sheen.scoring.asr import open_transcriber
 from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
 from sheen.scoring.reports import CODEC_PAGE, codec_clip, codec_rows, write_codec_report
 from sheen.scoring.speaker_id import enroll_speakers
-from sheen.scoring.wer import wer_normaliser
+from sheen.scoring.wer import wer_normalizer
 from sheen.storage import files
 
 HERE = Path(__file__).resolve().parent
@@ -130,7 +130,7 @@ def score(args: argparse.Namespace) -> tuple[CodecReport, list[Recording], list[
         recordings,
         asr=asr,
         profiles=profiles,
-        normalise=wer_normaliser(args.asr, "en"),
+        normalize=wer_normalizer(args.asr, "en"),
         seed=args.seed,
     )
     if args.image:
@@ -149,8 +149,8 @@ def main(argv: list[str] | None = None) -> int:
         report, recordings, decoded = score(args)
     except ValueError as error:
         flags.error(str(error))
-    normalise = wer_normaliser(args.asr, "en")
-    write_codec_report(args.output, report, recordings, decoded, normalise=normalise)
+    normalize = wer_normalizer(args.asr, "en")
+    write_codec_report(args.output, report, recordings, decoded, normalize=normalize)
     header, rows = codec_rows(report)
     widths = [max(len(row[j]) for row in [header, *rows]) for j in range(len(header))]
     for row in [header, *rows]:

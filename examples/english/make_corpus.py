@@ -3,7 +3,7 @@
 Owns which text each voice reads and the layout of the folder: `VOICE/NNN/ID.flac`, `VOICE.jsonl` (a
 manifest for `jobs/encode.py`), `codec.jsonl` (what the codec is trained on) and `spoken.jsonl`, the
 record of what is done, from which the same command resumes. Texts are written out by the project's
-own `--language en` normaliser, so that teacher and model read the same words.
+own `--language en` normalizer, so that teacher and model read the same words.
 """
 
 import argparse
@@ -89,13 +89,13 @@ _worker: tuple[Any, Any] | None = None
 
 
 def _prepare(styles: Path | None) -> None:
-    """A process of the pool: its normaliser and its teachers."""
+    """A process of the pool: its normalizer and its teachers."""
     global _worker
     from teachers import Teachers
 
-    from sheen.text.normalization import describe, load_normaliser
+    from sheen.text.normalization import describe, load_normalizer
 
-    _worker = load_normaliser(describe("en")), Teachers(styles)
+    _worker = load_normalizer(describe("en")), Teachers(styles)
 
 
 def _make(output: Path, task: Task) -> dict[str, Any]:
@@ -103,8 +103,8 @@ def _make(output: Path, task: Task) -> dict[str, Any]:
     from teachers import RATE
 
     assert _worker is not None
-    normalise, teachers = _worker
-    spoken = normalise(task.text)
+    normalize, teachers = _worker
+    spoken = normalize(task.text)
     try:
         samples = teachers.speak(spoken, task.voice)
     except ValueError as error:

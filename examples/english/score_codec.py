@@ -2,7 +2,7 @@
 
 Owns the choice of recordings, the table, `score.json` and `mel.png`.
 The same sentences are transcribed twice, from the recording and from what the codec makes of it, so
-that the difference is the codec's. WER is after Whisper's English normaliser.
+that the difference is the codec's. WER is after Whisper's English normalizer.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from sheen.scoring.wer import (
     ErrorDifference,
     ErrorRate,
     error_rate,
-    normalise_english,
-    normalise_words,
+    normalize_english,
+    normalize_words,
     word_error_difference,
 )
 from sheen.storage import files
@@ -91,7 +91,7 @@ def read_recordings(manifest: str, count: int, sample_rate: int) -> list[tuple[A
     for row in chosen:
         if row["reason"] is not None:
             raise ValueError(f"{manifest}, {row['source']}: {row['reason']} ({row['detail']})")
-        if not normalise_words(row["text"]):
+        if not normalize_words(row["text"]):
             raise ValueError(f"{manifest}, {row['source']}: its text has no words to compare")
     found = []
     for row in chosen:
@@ -119,9 +119,9 @@ def rms(waveform: Waveform) -> float:
 
 def summarise(clips: Sequence[Scored], seed: int) -> Scores:
     """The scores of clips together. RMS is over all their samples; DNSMOS a mean over clips."""
-    texts = [normalise_english(clip.text) for clip in clips]
-    recorded = [normalise_english(clip.recording_transcript) for clip in clips]
-    coded = [normalise_english(clip.codec_transcript) for clip in clips]
+    texts = [normalize_english(clip.text) for clip in clips]
+    recorded = [normalize_english(clip.recording_transcript) for clip in clips]
+    coded = [normalize_english(clip.codec_transcript) for clip in clips]
     scored = [(c.recording_dnsmos, c.codec_dnsmos) for c in clips]
     moses = np.array([pair for pair in scored if None not in pair], np.float64).reshape(-1, 2)
     power = [

@@ -35,7 +35,7 @@ Codes = list[NDArray[np.int16]]
 """One utterance's codes: one array per level, coarse first, `[frames * codes_per_frame[level]]`."""
 
 Softmax = Literal["masked", "full"]
-"""What a model's logits are normalised over in training: the rows that are legal at a slot, so that
+"""What a model's logits are normalized over in training: the rows that are legal at a slot, so that
 every decoder must mask the others, or the whole vocabulary, so that none needs to."""
 
 

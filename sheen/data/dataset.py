@@ -25,7 +25,7 @@ from sheen.data.readers import jsonl, parquet
 from sheen.data.schema import CODES_KEY
 from sheen.storage import files, folders, uris
 from sheen.text.normalization import NemoStep
-from sheen.text.prompt import normalise
+from sheen.text.prompt import normalize
 from sheen.text.steps import NormalizerSteps, text_normalization
 
 FORMAT_VERSION = 2
@@ -128,13 +128,13 @@ def read_utterances(location: str, layout: TokenLayout) -> Utterances:
             _drop(read, row.problem[0], f"{where}: {row.problem[1]}")
         elif problem := "no snac_codes" if row.codes is None else layout.check(row.codes):
             _drop(read, "bad codes", f"{where}: {problem}")
-        elif not (text := normalise(row.text or "")):
+        elif not (text := normalize(row.text or "")):
             _drop(read, "no text", f"{where}: the text is empty")
         else:
             grids.append(layout.interleave(row.codes).astype(np.int16, copy=False))
             lengths.append(len(grids[-1]))
             read.texts.append(text)
-            read.speakers.append(normalise(row.speaker) or None if row.speaker else None)
+            read.speakers.append(normalize(row.speaker) or None if row.speaker else None)
     if not read.texts:
         struck = "; ".join(read.examples.values()) or "it has no rows"
         raise ValueError(f"{location}: no usable utterance ({struck})")

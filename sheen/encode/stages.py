@@ -25,7 +25,7 @@ from sheen.encode.config import Limits, length_fault, sound_fault, text_fault
 from sheen.encode.output import ENCODED, ENCODED_SCHEMA, PCM_SCHEMA, REJECTED, pack, unpack
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
-from sheen.text.prompt import normalise
+from sheen.text.prompt import normalize
 from sheen.text.steps import NormalizerStep, TextPipeline
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _pcm(row: dict[str, Any], clips: ClipReader, settings: DecodeSettings) -> by
     if settings.trim_db is not None:
         samples = effects.trim(samples, settings.sample_rate, settings.trim_db)
         _check(length_fault(len(samples) / settings.sample_rate, limits))
-    _check(text_fault(normalise(row["text"]), row["seconds"], limits))
+    _check(text_fault(normalize(row["text"]), row["seconds"], limits))
     if settings.loudness_lufs is not None:
         samples = effects.to_loudness(samples, settings.sample_rate, settings.loudness_lufs)
     return io.to_pcm16(samples).tobytes()
@@ -146,7 +146,7 @@ def _check_codes(row: dict[str, Any], settings: DecodeSettings) -> None:
         raise Rejected("bad codes", problem)
     row["seconds"] = len(codes[0]) * settings.frame_seconds
     _check(length_fault(row["seconds"], limits))
-    _check(text_fault(normalise(row["text"]), row["seconds"], limits))
+    _check(text_fault(normalize(row["text"]), row["seconds"], limits))
 
 
 def _check(fault: tuple[str, str] | None) -> None:

@@ -19,7 +19,7 @@ from sheen.audio.stream import AudioFile
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, WindowCodec
 from sheen.engine.types import Reference, RequestError
-from sheen.text.prompt import PromptTemplate, normalise, one_turn_text
+from sheen.text.prompt import PromptTemplate, normalize, one_turn_text
 
 SHORTEST_S, LONGEST_S = 1.0, 30.0
 """Of a recording, as vLLM-Omni has it."""
@@ -101,7 +101,7 @@ def encode_recording(codec: Codec, layout: TokenLayout, samples: Samples) -> NDA
 def check_text(text: str, seconds: float) -> None:
     """Raise RequestError for a text, in its spoken form, that is not what is said in a recording
     of so many seconds. Only its length is compared."""
-    characters = len(normalise(text))
+    characters = len(normalize(text))
     if not characters:
         raise RequestError("ref_text", "the text is empty: give the words of the recording")
     if not SLOWEST <= characters / seconds <= FASTEST:

@@ -34,7 +34,7 @@ from sheen.lm.model import SpeechLM, load_model
 from sheen.lm.precision import Precision, dtype_of
 from sheen.lm.recognition import describe_checkpoint, describe_separately
 from sheen.storage import files, folders, hub
-from sheen.text.prompt import PromptTemplate, ReferenceForm, normalise
+from sheen.text.prompt import PromptTemplate, ReferenceForm, normalize
 from sheen.text.segmentation import split_sentences
 from sheen.text.steps import TextPipeline, check_steps
 
@@ -248,14 +248,14 @@ class Voice:
         durations = self._durations(speaker, reference)
         if durations is None:
             return None
-        frames = durations.base_frames + durations.frames_per_char * len(normalise(text))
+        frames = durations.base_frames + durations.frames_per_char * len(normalize(text))
         return frames / self._frames_per_second
 
     def _durations(self, speaker: str | None, reference: Reference | None) -> DurationModel | None:
         if reference is None:
             return self.info.duration_of(speaker)
         # The pace of the recording, which the model goes on with.
-        pace = len(reference.frames) / max(1, len(normalise(reference.text)))
+        pace = len(reference.frames) / max(1, len(normalize(reference.text)))
         return DurationModel(base_frames=0.0, frames_per_char=pace)
 
 

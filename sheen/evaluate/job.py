@@ -37,7 +37,7 @@ from sheen.scoring.mos import Dnsmos, Mos
 from sheen.scoring.reports import render_speech_report, speech_json, worst_first
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles, enroll_speakers
 from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, score_speech
-from sheen.scoring.wer import wer_normaliser
+from sheen.scoring.wer import wer_normalizer
 from sheen.storage import files, hub, uris
 from sheen.text.steps import check_steps
 
@@ -258,7 +258,7 @@ def write_results(
         [_clip(row) for row in spoken],
         asr=next((row["asr"] for row in spoken), None),
         enrolled=profiles.voices if profiles else (),
-        normalise=wer_normaliser(config.asr, config.asr_language),
+        normalize=wer_normalizer(config.asr, config.asr_language),
         seed=config.seed,
     )
     files.write_bytes(uris.join(output, JSON_FILE), speech_json(report, about).encode())

@@ -20,7 +20,7 @@ from sheen.scoring.asr import open_transcriber
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.packaged import UnscorableError
 from sheen.scoring.speaker_id import SpeakerEncoder, SpeakerProfiles
-from sheen.scoring.wer import normalise_words
+from sheen.scoring.wer import normalize_words
 
 
 class TranscribeWorker:
@@ -63,7 +63,7 @@ class TranscribeWorker:
             transcripts = self._transcriber.transcribe(clips, self._rate)
             for row, text in zip(spoken, transcripts, strict=True):
                 # A text without words ("...") has no WER.
-                row["transcript"] = text if normalise_words(row["text"]) else None
+                row["transcript"] = text if normalize_words(row["text"]) else None
                 row["asr"] = self._transcriber.name
         for row, clip in zip(spoken, clips, strict=True):
             try:

@@ -1,7 +1,7 @@
 """The checkpoint folder: a model that bare transformers opens, plus one small JSON.
 
 Owns `sheen.json`: the token layout, the codec, the sample rate, the prompt's template, the steps
-that normalise a text, the voices and how long they speak. Training writes it, serving reads it, and
+that normalize a text, the voices and how long they speak. Training writes it, serving reads it, and
 nothing about tokens is configured twice. Refuses another format version, and every name or key that
 this version does not know.
 """
@@ -86,7 +86,7 @@ class PromptInfo(BaseModel, extra="forbid", frozen=True):
 
 class DurationModel(BaseModel, extra="forbid"):
     """How long texts take in the training data: a straight line through frames over characters of
-    normalised text. Frames are the codec's coarse ones."""
+    normalized text. Frames are the codec's coarse ones."""
 
     base_frames: float
     frames_per_char: float
@@ -128,7 +128,7 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     duration_model: dict[str, DurationModel] = {}
     """By voice; "" is the one without a name."""
     max_chunk_chars: int | None = None
-    """Longest text that the model was taught, normalised: of 100 training texts, 99 are no longer.
+    """Longest text that the model was taught, normalized: of 100 training texts, 99 are no longer.
     None where nobody counted."""
     max_seq_len: int
     """Tokens of the longest sequence, prompt and audio, that the model may be given."""

@@ -1,8 +1,8 @@
 """The loss: cross-entropy per codebook level, under a masked or a full softmax.
 
-Owns both and their counts. Masked, the default, normalises over the rows that are legal at a slot,
+Owns both and their counts. Masked, the default, normalizes over the rows that are legal at a slot,
 the distribution that a masked decoder samples from: 4,097 rows where a frame may begin (level 0 and
-`<audio_end>`), 4,096 elsewhere, instead of the 164k of the whole vocabulary. Full normalises over
+`<audio_end>`), 4,096 elsewhere, instead of the 164k of the whole vocabulary. Full normalizes over
 all rows, so that engines which decode without a mask can use the model. Sums are returned with
 target counts, by level, whichever blocks of ids the layout has; dividing happens once, by the count
 over all ranks and accumulation steps.

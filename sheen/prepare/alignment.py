@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
-from sheen.scoring.wer import normalise_words
+from sheen.scoring.wer import normalize_words
 
 GRAMS = (4, 3)
 """Words of an anchor: in the whole text, then between two anchors, where fewer are rare enough.
@@ -159,7 +159,7 @@ class Tokens:
         words: list[str] = []
         token: list[int] = []
         for place, piece in enumerate(written):
-            for word in normalise_words(piece).split():
+            for word in normalize_words(piece).split():
                 words.append(word)
                 token.append(place)
         return cls(written, words, token)
@@ -199,7 +199,7 @@ def texts_of_segments(transcripts: Sequence[str], text: str) -> list[str | None]
     keep from a segment.
     """
     tokens = Tokens.of(text)
-    heard = [normalise_words(transcript).split() for transcript in transcripts]
+    heard = [normalize_words(transcript).split() for transcript in transcripts]
     places = match_words([word for words in heard for word in words], tokens.words)
     parts: list[_Part | None] = []
     at = 0

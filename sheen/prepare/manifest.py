@@ -49,14 +49,14 @@ class Segments:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What rows are judged by. `language`: the one that was asked for. `normaliser`: of both sides
-    of a comparison, that of `scoring.wer.wer_normaliser`."""
+    """What rows are judged by. `language`: the one that was asked for. `normalizer`: of both sides
+    of a comparison, that of `scoring.wer.wer_normalizer`."""
 
     limits: Limits
     quality: QualityLimits
     texts: TextLimits
     language: str | None
-    normaliser: Callable[[str], str]
+    normalizer: Callable[[str], str]
 
 
 def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
@@ -181,7 +181,7 @@ def _fault(row: Row, shown: Row, judgement: Judgement) -> Fault | None:
         return transcript_fault(transcript, speech, judgement.limits)
     if not row["given"]:
         return NOT_IN_TEXT, f"what was heard, {row['text']!r}, is not in the recording's text"
-    check = check_text(row["given"], row["text"] or "", judgement.texts, judgement.normaliser)
+    check = check_text(row["given"], row["text"] or "", judgement.texts, judgement.normalizer)
     shown["cer"] = _rounded(check.cer)
     shown["text_doubtful"] = check.verdict != "good"
     return (REASON, check.detail or "") if check.verdict == "refused" else None

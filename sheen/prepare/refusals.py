@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sheen.prepare.channels import CROSSTALK_DB
 from sheen.prepare.cutting import CUT_OFF, CutSettings, Segment
 from sheen.scoring.transcript import Transcript, Word
-from sheen.scoring.wer import normalise_words
+from sheen.scoring.wer import normalize_words
 
 SILENT_DB = -60.0
 """A segment whose loudest 10 ms are softer is no speech, whatever voice activity says of it."""
@@ -64,7 +64,7 @@ def segment_fault(segment: Segment, settings: CutSettings) -> Fault | None:
 
 def transcript_fault(transcript: Transcript, speech_seconds: float, limits: Limits) -> Fault | None:
     """What keeps a transcript from being taught."""
-    words = normalise_words(transcript.text).split()
+    words = normalize_words(transcript.text).split()
     if not words:
         return "no words", f"the transcript is {transcript.text!r}"
     no_speech, logprob = transcript.no_speech_prob, transcript.avg_logprob

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from sheen.scoring.wer import normalise_words, rate_of_each
+from sheen.scoring.wer import normalize_words, rate_of_each
 
 REFUSE_CER = 0.35
 """Practically every text of another recording is above: of 554 published prompts, exchanged at
@@ -53,13 +53,13 @@ def check_text(
     text: str,
     transcript: str,
     limits: TextLimits,
-    normaliser: Callable[[str], str] = str,
+    normalizer: Callable[[str], str] = str,
 ) -> TextCheck:
-    """Whether a text may be what was heard. `normaliser`: that of `scoring.wer.wer_normaliser`."""
-    written, heard = normaliser(text), normaliser(transcript)
-    if not normalise_words(written):
+    """Whether a text may be what was heard. `normalizer`: that of `scoring.wer.wer_normalizer`."""
+    written, heard = normalizer(text), normalizer(transcript)
+    if not normalize_words(written):
         return TextCheck("refused", None, f"the text {text!r} holds no words")
-    if not normalise_words(heard):
+    if not normalize_words(heard):
         verdict: Verdict = "doubtful" if _is_short(written) else "refused"
         return TextCheck(verdict, None, f"the text is {text!r}, and nothing was heard")
     (cer,) = rate_of_each("character", [written], [heard])
@@ -75,4 +75,4 @@ def check_text(
 
 
 def _is_short(text: str) -> bool:
-    return len(normalise_words(text)) < SHORT
+    return len(normalize_words(text)) < SHORT

@@ -28,7 +28,7 @@ class Transcriber(Protocol):
     def transcribe(self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int) -> list[str]:
         """The text of each waveform `[n]` (in -1..1, at `sample_rate` Hz), "" where there is none.
 
-        In the order given, as the recogniser writes it: compare after normalisation.
+        In the order given, as the recogniser writes it: compare after normalization.
         """
         ...
 

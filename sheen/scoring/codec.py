@@ -26,7 +26,7 @@ from sheen.scoring.wer import (
     ErrorDifference,
     ErrorRate,
     error_rate,
-    normalise_words,
+    normalize_words,
     word_error_difference,
 )
 
@@ -102,12 +102,12 @@ def measure_codec(
     *,
     asr: Transcriber | None = None,
     profiles: SpeakerProfiles | None = None,
-    normalise: Callable[[str], str] = str,
+    normalize: Callable[[str], str] = str,
     seed: int = 0,
 ) -> tuple[CodecReport, list[Waveform]]:
     """Encode, decode and score; also returns the reconstructions, in the recordings' order.
 
-    The codec's noise is on, as in synthesis, drawn from `seed`. `normalise` is applied to texts and
+    The codec's noise is on, as in synthesis, drawn from `seed`. `normalize` is applied to texts and
     transcripts before WER. Raises ValueError for no recordings, or a voice named ALL.
     """
     if not recordings:
@@ -151,7 +151,7 @@ def measure_codec(
         encode_realtime=round(encode_realtime, 1),
         decode_realtime=round(code_usage.decode_speed(codec, codes, seed), 1),
         voices={
-            voice: _voice_result(clips, members, transcripts, enrolled, normalise, seed)
+            voice: _voice_result(clips, members, transcripts, enrolled, normalize, seed)
             for voice, members in groups.items()
         },
         levels=code_usage.code_usage(codes, codec.codebook_size),
@@ -177,7 +177,7 @@ def _transcribe(
     asr: Transcriber | None,
     seed: int,
 ) -> _Transcripts:
-    spoken = [i for i, item in enumerate(recordings) if normalise_words(item.text or "")]
+    spoken = [i for i, item in enumerate(recordings) if normalize_words(item.text or "")]
     if asr is None or not spoken:
         return _Transcripts({}, {}, {})
 
@@ -220,14 +220,14 @@ def _voice_result(
     members: Sequence[int],
     transcripts: _Transcripts,
     enrolled: Collection[str],
-    normalise: Callable[[str], str],
+    normalize: Callable[[str], str],
     seed: int,
 ) -> VoiceResult:
     spoken = [i for i in members if i in transcripts.recordings]
-    references = [normalise(clips[i].text or "") for i in spoken]
+    references = [normalize(clips[i].text or "") for i in spoken]
 
     def heard(texts: Mapping[int, str]) -> list[str]:
-        return [normalise(texts[i]) for i in spoken]
+        return [normalize(texts[i]) for i in spoken]
 
     def rate(texts: Mapping[int, str]) -> ErrorRate | None:
         return error_rate("word", references, heard(texts), seed=seed) if spoken else None

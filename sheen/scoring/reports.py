@@ -139,10 +139,10 @@ def write_codec_report(
     recordings: Sequence[Recording],
     decoded: Sequence[Waveform],
     clips_per_voice: int = 2,
-    normalise: Callable[[str], str] = str,
+    normalize: Callable[[str], str] = str,
 ) -> None:
     """Write CODEC_JSON and CODEC_PAGE into `folder`; the page plays each voice's worst clips, by
-    WER of what `normalise` makes of text and transcript."""
+    WER of what `normalize` makes of text and transcript."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CODEC_JSON).write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
     write_page(
@@ -153,7 +153,7 @@ def write_codec_report(
             Section("Use of the codes", _level_blocks(report)),
             Section(
                 "Worst clips of each voice",
-                _clip_blocks(report, recordings, decoded, clips_per_voice, normalise),
+                _clip_blocks(report, recordings, decoded, clips_per_voice, normalize),
             ),
         ],
         lead=(
@@ -233,13 +233,13 @@ def _clip_blocks(
     recordings: Sequence[Recording],
     decoded: Sequence[Waveform],
     per_voice: int,
-    normalise: Callable[[str], str],
+    normalize: Callable[[str], str],
 ) -> list[Block]:
     def badness(i: int) -> tuple[float, float]:
         clip = report.clips[i]
         if clip.text is None or clip.reconstruction_transcript is None:
             return 0.0, clip.mel_distance_db
-        pair = normalise(clip.text), normalise(clip.reconstruction_transcript)
+        pair = normalize(clip.text), normalize(clip.reconstruction_transcript)
         errors = error_rate("word", [pair[0]], [pair[1]], resamples=1)
         return errors.rate, clip.mel_distance_db
 

@@ -17,7 +17,7 @@ from sheen.audio.io import PCM16_MAX, to_pcm16
 from sheen.scoring.mos import Mos
 from sheen.scoring.speaker_id import ALL
 from sheen.scoring.wer import ErrorRate, error_rate, rate_of_each, ratio_interval
-from sheen.text.prompt import normalise as normalise_text
+from sheen.text.prompt import normalize as normalize_text
 
 _FRAME_S = 0.02
 _SILENT_DB = 40.0
@@ -173,20 +173,20 @@ def score_speech(
     *,
     asr: str | None,
     enrolled: Sequence[str] = (),
-    normalise: Callable[[str], str] = str,
+    normalize: Callable[[str], str] = str,
     seed: int = 0,
 ) -> SpeechReport:
     """Score clips, by voice and together.
 
     `asr` names the recogniser. Speaker accuracy is over the clips whose voice is among `enrolled`.
-    `normalise` is applied to text and transcript before `wer.normalise_words`. Raises ValueError
+    `normalize` is applied to text and transcript before `wer.normalize_words`. Raises ValueError
     without clips, for a voice named ALL, or for a text without words that has a transcript.
     """
     if not clips:
         raise ValueError("there are no clips to score")
     if any(clip.voice == ALL for clip in clips):
         raise ValueError(f"no voice may be named {ALL!r}")
-    texts, transcripts = _transcripts(clips, normalise)
+    texts, transcripts = _transcripts(clips, normalize)
     rates = iter(rate_of_each("word", texts, transcripts) if texts else [])
     clip_wer = [None if clip.transcript is None else next(rates) for clip in clips]
     groups: dict[str, list[SpokenClip]] = {}
@@ -194,7 +194,7 @@ def score_speech(
         groups.setdefault(clip.voice or ALL, []).append(clip)
     groups = {voice: groups[voice] for voice in sorted(groups) if voice != ALL} | {ALL: [*clips]}
     voices = {
-        voice: _voice_result(members, enrolled, normalise, seed)
+        voice: _voice_result(members, enrolled, normalize, seed)
         for voice, members in groups.items()
     }
     return SpeechReport(list(clips), clip_wer, voices, asr, seed)
@@ -203,10 +203,10 @@ def score_speech(
 def _voice_result(
     clips: Sequence[SpokenClip],
     enrolled: Sequence[str],
-    normalise: Callable[[str], str],
+    normalize: Callable[[str], str],
     seed: int,
 ) -> VoiceResult:
-    texts, transcripts = _transcripts(clips, normalise)
+    texts, transcripts = _transcripts(clips, normalize)
     wer = cer = None
     if texts:
         wer = error_rate("word", texts, transcripts, seed=seed)
@@ -235,7 +235,7 @@ def _voice_result(
         unscored=share(lost, len(asked)) if asked else None,
         duration=_mean([ratio for clip in clips if (ratio := clip.duration) is not None], seed),
         characters_per_second=_mean(
-            [len(normalise_text(c.text)) / c.sound.speaking for c in clips if c.sound.speaking],
+            [len(normalize_text(c.text)) / c.sound.speaking for c in clips if c.sound.speaking],
             seed,
         ),
         silence=_required_mean([sound.silence for sound in sounds], seed),
@@ -245,11 +245,11 @@ def _voice_result(
 
 
 def _transcripts(
-    clips: Sequence[SpokenClip], normalise: Callable[[str], str]
+    clips: Sequence[SpokenClip], normalize: Callable[[str], str]
 ) -> tuple[list[str], list[str]]:
     """Texts and transcripts of the clips that have both."""
     pairs = [
-        (normalise(clip.text), normalise(clip.transcript))
+        (normalize(clip.text), normalize(clip.transcript))
         for clip in clips
         if clip.transcript is not None
     ]

@@ -1,11 +1,11 @@
 """Word and character error rates, with their uncertainty; and English as they compare it.
 
-Owns the normalisation that references and hypotheses go through, WER and CER, and the paired
+Owns the normalization that references and hypotheses go through, WER and CER, and the paired
 difference of two WERs. jiwer aligns and counts; intervals are bootstrap intervals over utterances.
 Runs no ASR.
 
-For both sides of a comparison whose ASR writes numerals, `normalise_english` gives numbers, money,
-times, contractions and dialects one spelling. Whisper's English normaliser (package
+For both sides of a comparison whose ASR writes numerals, `normalize_english` gives numbers, money,
+times, contractions and dialects one spelling. Whisper's English normalizer (package
 whisper-normalization, OpenAI's code and its table of spellings) does the work; its output has
 words, digits and spaces alone.
 """
@@ -62,7 +62,7 @@ class ErrorDifference:
     utterances: int
 
 
-def normalise_words(text: str) -> str:
+def normalize_words(text: str) -> str:
     """The text as it is compared: Unicode NFKC, case folded, words with one space between.
 
     Apostrophes vanish ("don't" is "dont"). Every other character that is no letter, mark or number
@@ -86,7 +86,7 @@ def error_rate(
 ) -> ErrorRate:
     """Word or character error rate: the errors of all utterances over all units of the references.
 
-    Both sides are normalised here; the spaces between words are characters. A hypothesis may be
+    Both sides are normalized here; the spaces between words are characters. A hypothesis may be
     empty: all its units are deletions. Raises ValueError for a reference without words, no
     references, or lists of unequal length.
     """
@@ -131,8 +131,8 @@ def _count(
         raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses")
     if not references:
         raise ValueError("there are no references")
-    expected = [normalise_words(text) for text in references]
-    recognised = [normalise_words(text) for text in hypotheses]
+    expected = [normalize_words(text) for text in references]
+    recognised = [normalize_words(text) for text in hypotheses]
     for index, text in enumerate(expected):
         if not text:
             raise ValueError(f"reference {index} holds no words: {references[index]!r}")
@@ -173,14 +173,14 @@ _SYMBOLS = {"$": "dollars", "£": "pounds", "€": "euros", "¢": "cents"}
 _MONEY = re.compile(r"([$£€¢])(\d+(?:\.\d+)?)")
 
 
-def wer_normaliser(asr: str | None, language: str | None) -> Callable[[str], str]:
-    """What both sides of a WER go through: `normalise_english` for faster-whisper in English, else
+def wer_normalizer(asr: str | None, language: str | None) -> Callable[[str], str]:
+    """What both sides of a WER go through: `normalize_english` for faster-whisper in English, else
     nothing. Arguments as in `sheen.scoring.asr.open_transcriber`."""
     whisper = asr is not None and find_whisper(asr) is not None
-    return normalise_english if whisper and language == "en" else str
+    return normalize_english if whisper and language == "en" else str
 
 
-def normalise_english(text: str) -> str:
+def normalize_english(text: str) -> str:
     """`text` in lower case and numerals: "Five thirty p.m., $24.99" is "530 pm 24 99 dollars".
 
     Text that the library would leave empty ("Um.") stays, so that no reference is without words.

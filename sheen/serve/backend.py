@@ -28,7 +28,7 @@ from sheen.runs.device import worker_device
 from sheen.serve.access.admission import Admission
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
-from sheen.serve.normalizers import NormaliserProcesses
+from sheen.serve.normalizers import NormalizerProcesses
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.responses import Renderer, Utterance
 from sheen.serve.schema import STANDARD_VOICES, SpeechSettings
@@ -98,9 +98,9 @@ class Backend:
         self._heard_until = 0.0
         self._trimmed = True
         self._renderers = ThreadPoolExecutor(RENDERERS, "sheen-renderer")
-        self._normalisers: NormaliserProcesses | None = None
+        self._normalizers: NormalizerProcesses | None = None
         if self.voice.info.text_normalization is not None:
-            self._normalisers = NormaliserProcesses(self.voice.pipeline, args.text_processes)
+            self._normalizers = NormalizerProcesses(self.voice.pipeline, args.text_processes)
         self.references = References(self.voice, args, {*self._names, UNNAMED_VOICE}, self._reader)
         self._aligner = None
         if args.aligner is not None:
@@ -299,14 +299,14 @@ class Backend:
 
     def _reader(self) -> Normalize:
         """What gives one request's sentences their spoken form."""
-        if self._normalisers is not None:
-            return self._normalisers.reader()
+        if self._normalizers is not None:
+            return self._normalizers.reader()
 
         return inline(self.voice.spoken)
 
     def metrics(self) -> dict[str, float]:
         """The engine's, and how many parts of texts were taken as written."""
-        overdue = 0 if self._normalisers is None else self._normalisers.overdue
+        overdue = 0 if self._normalizers is None else self._normalizers.overdue
         return self.engine.metrics() | {"texts_as_written": overdue}
 
     def trim_memory(self) -> None:
@@ -323,15 +323,15 @@ class Backend:
             )
 
     def alive(self) -> bool:
-        return self.engine.alive() and (self._normalisers is None or self._normalisers.alive())
+        return self.engine.alive() and (self._normalizers is None or self._normalizers.alive())
 
     def close(self) -> None:
         """Finish what the engine has, and stop what runs beside it."""
         self.engine.close()
         if self._codec_process is not None:
             self._codec_process.close()
-        if self._normalisers is not None:
-            self._normalisers.close()
+        if self._normalizers is not None:
+            self._normalizers.close()
         self.references.close()
         self._renderers.shutdown()
         if self._aligner is not None:
@@ -340,7 +340,7 @@ class Backend:
 
 def check_language(asked: str | None, spoken: str | None) -> None:
     """APIError for a code or a name of another language than the one that a model's texts are
-    normalised as; None where that is none, or nothing is asked."""
+    normalized as; None where that is none, or nothing is asked."""
     code = language_code(asked or "")
     if spoken is not None and code not in ("", "auto", spoken):
         raise APIError(

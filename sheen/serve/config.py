@@ -211,7 +211,7 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     text_processes: Annotated[
         int,
         Field(
-            ge=1, description="processes that normalise text, for a model that was taught with it"
+            ge=1, description="processes that normalize text, for a model that was taught with it"
         ),
     ] = 1
     aligner: Annotated[

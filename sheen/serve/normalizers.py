@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from sheen.text.normalization import Part, join_parts, parts, spell_digits
-from sheen.text.prompt import normalise
+from sheen.text.prompt import normalize
 from sheen.text.segmentation import has_word
 from sheen.text.steps import TextPipeline, check_steps
 
@@ -102,7 +102,7 @@ class _Job:
     answer: Future[str]
 
 
-class NormaliserProcesses:
+class NormalizerProcesses:
     """`reader()` gives a request its way to them. `overdue`: parts that were taken as written."""
 
     def __init__(
@@ -144,7 +144,7 @@ class NormaliserProcesses:
         """Its words, as `TextPipeline.words`."""
 
         async def spoken(text: str) -> str:
-            return join_parts([await self._words(client, part) for part in parts(normalise(text))])
+            return join_parts([await self._words(client, part) for part in parts(normalize(text))])
 
         found = self._pipeline.pieces(sentence)
         if len(found) == 1 and not found[0].kept:
@@ -154,7 +154,7 @@ class NormaliserProcesses:
             before, core, after = piece.split()
             changed = core if piece.kept or not has_word(core) else await spoken(core)
             words += [before, changed, after]
-        return normalise("".join(words))
+        return normalize("".join(words))
 
     async def _words(self, client: Client, part: Part) -> str:
         if part.spelled:
@@ -184,14 +184,14 @@ class NormaliserProcesses:
                 if job.answer.set_running_or_notify_cancel():  # else its client has left
                     self._answer(place, job)
         except (OSError, EOFError, ValueError) as error:
-            logger.error("a process that normalises texts has ended: %s", error)
+            logger.error("a process that normalizes texts has ended: %s", error)
             self._broken = True
             waiting = self._turns.close()
             lost = [left for left in waiting if left.answer.set_running_or_notify_cancel()]
             if job is not None and not job.answer.done():
                 lost.append(job)
             for left in lost:
-                left.answer.set_exception(RuntimeError("a process that normalises texts has ended"))
+                left.answer.set_exception(RuntimeError("a process that normalizes texts has ended"))
         finally:
             self._helpers[place].close()
 
@@ -204,7 +204,7 @@ class NormaliserProcesses:
         else:
             self.overdue += 1
             logger.error(
-                "normalising %d characters took more than %g s; they are spoken as written",
+                "normalizing %d characters took more than %g s; they are spoken as written",
                 len(job.item.text),
                 self._deadline_s,
             )
@@ -246,7 +246,7 @@ class _Helper:
 
 
 def _serve(connection: Connection, pipeline: TextPipeline) -> None:
-    """What a process does: normalise what it is sent until the other side is gone."""
+    """What a process does: normalize what it is sent until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is its parent's to answer
     try:
         pipeline.load()

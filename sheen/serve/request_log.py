@@ -217,7 +217,7 @@ class Metrics:
         self._cancels = Counter("sheen_cancels", "Speech that its client left or cancelled.")
         self._as_written = Counter(
             "sheen_texts_as_written",
-            "Parts of texts that were spoken as written, because normalising them took too long.",
+            "Parts of texts that were spoken as written, because normalizing them took too long.",
         )
         self._ignored = Counter(
             "sheen_ignored_fields",

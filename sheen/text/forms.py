@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from sheen.text.prompt import PromptTemplate, normalise
+from sheen.text.prompt import PromptTemplate, normalize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,10 +67,10 @@ class PromptForm:
 
     def words(self, text: str, speaker: str | None) -> str:
         """The part of a row that is text. ValueError when nothing is left to say."""
-        spoken = normalise(text)
+        spoken = normalize(text)
         if not spoken:
             raise ValueError("the text is empty")
-        name = normalise(speaker) if speaker else ""
+        name = normalize(speaker) if speaker else ""
         if self.description is not None:
             # A quotation mark would end the description.
             name = name.replace('"', "'") or self.description

@@ -15,7 +15,7 @@ import regex
 from sheen.storage import files
 from sheen.text.kept import Piece, clean, pieces, with_phonemes
 from sheen.text.phonemes import from_ipa
-from sheen.text.prompt import normalise
+from sheen.text.prompt import normalize
 from sheen.text.segmentation import has_word
 
 _ATOM = regex.compile(r"[\p{L}\p{M}\p{N}]+|\s+|[^\p{L}\p{M}\p{N}\s]")
@@ -36,7 +36,7 @@ class Lexicon:
         """phonemes: whether the model was taught them. Raises ValueError, which names the word."""
         self._by_first: dict[str, list[Entry]] = {}
         for written, spoken in entries.items():
-            atoms = _ATOM.findall(normalise(clean(written)))
+            atoms = _ATOM.findall(normalize(clean(written)))
             if not has_word(written):
                 raise ValueError(f"{written!r}: expected a word to look for")
             exact = written != written.lower()
@@ -92,7 +92,7 @@ def respell(sentence: str, lexicons: Sequence[Lexicon], tags: Sequence[str] = ()
 
 
 def _respelled(piece: Piece, lexicons: Sequence[Lexicon]) -> Iterator[str]:
-    atoms = _ATOM.findall(normalise_keeping_ends(piece.text))
+    atoms = _ATOM.findall(normalize_keeping_ends(piece.text))
     place = 0
     while place < len(atoms):
         found = next((entry for lexicon in lexicons if (entry := lexicon.at(atoms, place))), None)
@@ -101,9 +101,9 @@ def _respelled(piece: Piece, lexicons: Sequence[Lexicon]) -> Iterator[str]:
         place += taken
 
 
-def normalise_keeping_ends(text: str) -> str:
-    """As `normalise`, with one space where white space stands at an end."""
-    core = normalise(text)
+def normalize_keeping_ends(text: str) -> str:
+    """As `normalize`, with one space where white space stands at an end."""
+    core = normalize(text)
     before, after = text[:1].isspace(), text[-1:].isspace()
     return f"{' ' * before}{core}{' ' * (after and bool(core))}"
 

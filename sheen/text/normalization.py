@@ -26,7 +26,7 @@ import regex
 from pydantic import BaseModel
 
 from sheen.text.plain import PlainText, load_plain_text
-from sheen.text.prompt import normalise
+from sheen.text.prompt import normalize
 from sheen.text.segmentation import split_sentences
 
 PARTS_VERSION: Literal["parts-1"] = "parts-1"
@@ -57,7 +57,7 @@ _STOPS = regex.compile(r" (?=[,.;:!?)\]}])")
 
 @dataclass(frozen=True)
 class Part:
-    """What is normalised at once. One that is `spelled` is not normalised, see `spell_digits`."""
+    """What is normalized at once. One that is `spelled` is not normalized, see `spell_digits`."""
 
     text: str
     spelled: bool = False
@@ -162,7 +162,7 @@ class NemoStep(BaseModel, extra="forbid", frozen=True):
 
 
 def describe(language: str) -> NemoStep:
-    """The normalisation that is installed here, for a language of LANGUAGES or its name. Raises
+    """The normalization that is installed here, for a language of LANGUAGES or its name. Raises
     ValueError."""
     language = language_code(language)
     info = NemoStep(version=_installed(language), language=language, segmentation=PARTS_VERSION)
@@ -171,14 +171,14 @@ def describe(language: str) -> NemoStep:
 
 
 def check(info: NemoStep) -> None:
-    """Raise ValueError unless `load_normaliser` can load this here; quick, loads nothing."""
+    """Raise ValueError unless `load_normalizer` can load this here; quick, loads nothing."""
     if info.language not in LANGUAGES:
         raise ValueError(
-            f"text normalisation: unknown language {info.language!r}; known: {', '.join(LANGUAGES)}"
+            f"text normalization: unknown language {info.language!r}; known: {', '.join(LANGUAGES)}"
         )
     if (installed := _installed(info.language)) != info.version:
         raise ValueError(
-            f"text normalisation: the texts were normalised by {LIBRARY} {info.version}, here is "
+            f"text normalization: the texts were normalized by {LIBRARY} {info.version}, here is "
             f"{installed}, which may read them otherwise. Install {info.version}, or encode and "
             f"train again with {installed}"
         )
@@ -189,14 +189,14 @@ def _installed(language: str) -> str:
         return importlib.metadata.version(LIBRARY)
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
-            f"text normalisation ({language}): {LIBRARY} is not installed. Sheen brings it on "
+            f"text normalization ({language}): {LIBRARY} is not installed. Sheen brings it on "
             "Linux on x86-64, where alone its grammars can be compiled; use such a machine, or a "
             "model that was taught texts as they are"
         ) from None
 
 
-class Normaliser:
-    """Call it with a text for its spoken form, see `load_normaliser`. Threads take turns."""
+class TextNormalizer:
+    """Call it with a text for its spoken form, see `load_normalizer`. Threads take turns."""
 
     def __init__(
         self, language: str, library: Any, is_plain: PlainText = lambda text: False
@@ -213,7 +213,7 @@ class Normaliser:
 
     def sentence(self, sentence: str) -> str:
         """As for a text that is this one sentence."""
-        return join_parts(self.part(part) for part in parts(normalise(sentence)))
+        return join_parts(self.part(part) for part in parts(normalize(sentence)))
 
     def part(self, part: Part) -> str:
         """One part's words; what the grammars cannot read stays as it is written. Takes up to 0.3 s
@@ -230,11 +230,11 @@ class Normaliser:
 
 def join_parts(spoken: Iterable[str]) -> str:
     """A text of its parts' words."""
-    return normalise(" ".join(spoken))
+    return normalize(" ".join(spoken))
 
 
 @cache
-def load_normaliser(info: NemoStep) -> Normaliser:
+def load_normalizer(info: NemoStep) -> TextNormalizer:
     """One for each process. Compiles the grammars where that was never done, which takes a minute,
     else reads them, in a second. ValueError says what is missing, see `check`."""
     check(info)
@@ -245,11 +245,11 @@ def load_normaliser(info: NemoStep) -> Normaliser:
     # It writes to the console what it reads, users' texts among it.
     logger.disabled = True
 
-    def read(folder: Path) -> Normaliser:
+    def read(folder: Path) -> TextNormalizer:
         library = Normalizer(input_case="cased", lang=info.language, cache_dir=str(folder))
         if info.language != "en":
-            return Normaliser(info.language, library)
-        return Normaliser(info.language, library, load_plain_text())
+            return TextNormalizer(info.language, library)
+        return TextNormalizer(info.language, library, load_plain_text())
 
     folder = cache_folder() / f"nemo-{info.version}" / info.language
     if folder.is_dir():
@@ -258,14 +258,14 @@ def load_normaliser(info: NemoStep) -> Normaliser:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as local:
             compiling = Path(local) / info.language
-            normaliser = read(compiling)
+            normalizer = read(compiling)
             _publish(compiling, folder)
     except OSError as error:
         raise ValueError(
-            f"text normalisation: cannot keep the compiled grammars in {folder} ({error}); set "
+            f"text normalization: cannot keep the compiled grammars in {folder} ({error}); set "
             "XDG_CACHE_HOME to a folder that can be written"
         ) from error
-    return normaliser
+    return normalizer
 
 
 def _publish(compiled: Path, folder: Path) -> None:

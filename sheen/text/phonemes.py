@@ -22,7 +22,7 @@ import regex
 from pydantic import BaseModel
 
 from sheen.text.normalization import spell_digits
-from sheen.text.prompt import normalise
+from sheen.text.prompt import normalize
 
 LIBRARY = "hibari-tts"
 LANGUAGES = ("en",)
@@ -95,7 +95,7 @@ def _installed(language: str) -> str:
 def from_ipa(given: str) -> str:
     """Phonemes of English in IPA, or of the alphabet itself, as the alphabet writes them. Raises
     ValueError, which names the character that it has none for."""
-    read = normalise(given)
+    read = normalize(given)
     for written, own in IPA:
         read = read.replace(written, own)
     allowed = _PHONE.union(STRESS, " ")
@@ -103,7 +103,7 @@ def from_ipa(given: str) -> str:
         raise ValueError(f"/{given}/: the model knows no phoneme {unknown!r}; known: {PHONES}")
     if _PHONE.isdisjoint(read):
         raise ValueError(f"/{given}/ has no phoneme")
-    return normalise(read)
+    return normalize(read)
 
 
 def pauses_of(text: str) -> str:
@@ -127,7 +127,7 @@ class Phonemizer:
         kept = "".join(character for character in read if character in ALPHABET)
         if _PHONE.isdisjoint(kept):
             return ""
-        joined: str = _STOP.sub("", normalise(kept))
+        joined: str = _STOP.sub("", normalize(kept))
         return joined
 
 

@@ -1,6 +1,6 @@
 """The prompt template, used by training and serving alike.
 
-Owns the last step of normalisation, what a template is (`PromptTemplate`), and Sheen's own: the
+Owns the last step of normalization, what a template is (`PromptTemplate`), and Sheen's own: the
 place of the speaker, and how it and the text become token ids. A checkpoint records the template
 (`PromptInfo`) and the step; changing either behaviour means a new version of it. User text is
 encoded with special tokens switched off: `<audio_start>` typed into a text or a speaker's name
@@ -26,17 +26,17 @@ ReferenceForm = Literal["one-turn", "two-turn"]
 recording's text and codes as a row of their own, then the text."""
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Unicode NFC; every run of white space becomes one space; none at either end."""
     return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
 
 
 def prompt_text(text: str, speaker: str | None) -> str:
     """The template's text part. ValueError when nothing is left to say."""
-    words = normalise(text)
+    words = normalize(text)
     if not words:
         raise ValueError("the text is empty")
-    name = normalise(speaker) if speaker else ""
+    name = normalize(speaker) if speaker else ""
     return f"{name}: {words}" if name else words
 
 

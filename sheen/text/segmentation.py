@@ -1,7 +1,7 @@
 """Long texts: cut into sentences as they come, and into chunks that a model was taught to speak.
 
 Owns where a text may be cut, and how sentences are packed. How the cut parts sound together is
-`engine.chunks`'; how a sentence is written is `normalisation`'s, between the two cuts.
+`engine.chunks`'; how a sentence is written is `normalization`'s, between the two cuts.
 """
 
 import math

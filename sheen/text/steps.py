@@ -13,14 +13,14 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from sheen.text import normalization, phonemes
 from sheen.text.kept import Piece, between, pieces, said
-from sheen.text.normalization import NemoStep, Part, join_parts, load_normaliser
+from sheen.text.normalization import NemoStep, Part, join_parts, load_normalizer
 from sheen.text.phonemes import PhonemeStep, Phonemizer, load_phonemizer, pauses_of
-from sheen.text.prompt import normalise
+from sheen.text.prompt import normalize
 from sheen.text.segmentation import has_word, split_sentences
 
 
 class NfcSpaceStep(BaseModel, extra="forbid", frozen=True):
-    """Unicode NFC; every run of white space becomes one space, none at either end: `normalise`."""
+    """Unicode NFC; every run of white space becomes one space, none at either end: `normalize`."""
 
     name: Literal["nfc-space"] = "nfc-space"
     version: Literal["1"] = "1"
@@ -40,7 +40,7 @@ def _in_order(steps: tuple[NormalizerStep, ...]) -> tuple[NormalizerStep, ...]:
     sounds, words = phoneme_step(steps), text_normalization(steps)
     if sounds is not None and (words is None or words.language != sounds.language):
         raise ValueError(
-            f"phonemes ({sounds.language}) need texts that were normalised before, in the same "
+            f"phonemes ({sounds.language}) need texts that were normalized before, in the same "
             "language"
         )
     return steps
@@ -100,7 +100,7 @@ class TextPipeline:
     def load(self) -> None:
         """Load every step's library."""
         if (words := text_normalization(self.steps)) is not None:
-            load_normaliser(words)
+            load_normalizer(words)
         if (sounds := phoneme_step(self.steps)) is not None:
             load_phonemizer(sounds)
 
@@ -108,19 +108,19 @@ class TextPipeline:
         """One part's words, see `normalization.parts`. Only where there is text normalization."""
         step = text_normalization(self.steps)
         assert step is not None
-        return load_normaliser(step).part(part)
+        return load_normalizer(step).part(part)
 
     def words(self, sentence: str) -> str:
         """A sentence's words as they are spoken, which is what a transcript is compared with; empty
         when there is nothing to say."""
         step = text_normalization(self.steps)
         if step is None:
-            return normalise(sentence)
-        spoken = load_normaliser(step).sentence
+            return normalize(sentence)
+        spoken = load_normalizer(step).sentence
         found = self.pieces(sentence)
         if len(found) == 1 and not found[0].kept:
             return spoken(sentence)
-        return normalise("".join(p.text if p.kept else between(p, spoken) for p in found))
+        return normalize("".join(p.text if p.kept else between(p, spoken) for p in found))
 
     def pieces(self, sentence: str) -> list[Piece]:
         """A sentence's parts: those that stay as they are, and those between."""
@@ -136,7 +136,7 @@ class TextPipeline:
         found = self.pieces(words)
         if len(found) == 1 and not found[0].kept:
             return phonemizer(words)
-        return normalise("".join(_sounds(piece, phonemizer) for piece in found))
+        return normalize("".join(_sounds(piece, phonemizer) for piece in found))
 
     def said(self, words: str) -> str:
         """A sentence's words as somebody who listens writes them down."""

@@ -26,7 +26,7 @@ from sheen.engine.voice import Voice
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM
 from sheen.scoring.asr import Transcriber
-from sheen.scoring.wer import error_rate, normalise_words
+from sheen.scoring.wer import error_rate, normalize_words
 from sheen.storage import files, uris
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.held_out import held_out_metrics
@@ -60,7 +60,7 @@ def eval_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
     except ValueError as error:
         raise ValueError(f"--eval-prompts {error}") from error
     for prompt in prompts:
-        if not normalise_words(prompt.text):
+        if not normalize_words(prompt.text):
             raise ValueError(f"--eval-prompts {location}, {prompt.id}: a text without words")
         if voices and prompt.speaker not in voices:
             raise ValueError(
@@ -81,7 +81,7 @@ class EvalSamples:
         codec: Codec,
         asr: Transcriber | None,
         max_seconds: float,
-        normalise: Callable[[str], str] = str,
+        normalize: Callable[[str], str] = str,
         output: str = "",
     ) -> None:
         self._output = output
@@ -89,7 +89,7 @@ class EvalSamples:
         self._prompts = prompts
         self._info, self._tokenizer, self._codec = info, tokenizer, codec
         self._asr = asr
-        self._normalise = normalise
+        self._normalize = normalize
         self._max_seconds = max_seconds
 
     def synthesize(self, model: SpeechLM) -> list[EvalSample]:
@@ -132,8 +132,8 @@ class EvalSamples:
         metrics: dict[str, Any] = {"eval_ended_with_eos": round(ended / len(samples), 4)}
         if self._asr is not None:
             found = self._asr.transcribe([s.waveform for s in samples], self.sample_rate)
-            texts = [self._normalise(sample.prompt.text) for sample in samples]
-            transcripts = [self._normalise(text) for text in found]
+            texts = [self._normalize(sample.prompt.text) for sample in samples]
+            transcripts = [self._normalize(text) for text in found]
             metrics["eval_wer"] = round(error_rate("word", texts, transcripts).rate, 4)
         return metrics
 

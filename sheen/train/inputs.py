@@ -100,7 +100,7 @@ def tags_of(locations: Sequence[str], tags: Sequence[str] | None) -> list[str]:
         lost = [tag for tag in tags if tag not in info.tags]
         if lost and info.text_normalization is not None:
             raise ValueError(
-                f"--tags {lost[0]}: --data {location} was normalised without keeping it; encode "
+                f"--tags {lost[0]}: --data {location} was normalized without keeping it; encode "
                 f"with --tags {','.join(tag.strip('<>') for tag in tags)}"
             )
     return sorted(set(tags))
@@ -110,7 +110,7 @@ def _texts(steps: Sequence[NormalizerStep]) -> str:
     if (step := text_normalization(steps)) is None:
         return "texts as they are"
     words = (
-        f"texts normalised as {step.language!r} by {step.name} {step.version} ({step.segmentation})"
+        f"texts normalized as {step.language!r} by {step.name} {step.version} ({step.segmentation})"
     )
     if (sounds := phoneme_step(steps)) is None:
         return words

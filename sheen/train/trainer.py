@@ -29,7 +29,7 @@ from sheen.lm.loss import IGNORE_INDEX
 from sheen.lm.model import save_model
 from sheen.rng import step_seed
 from sheen.scoring.asr import open_transcriber
-from sheen.scoring.wer import wer_normaliser
+from sheen.scoring.wer import wer_normalizer
 from sheen.train import checkpoints
 from sheen.train.config import TrainConfig
 from sheen.train.data import Position, plan_run
@@ -147,7 +147,7 @@ class SpeechTrainer(Trainer):
             Codec(build_codec(codec), self.group.device),
             asr,
             config.speak_seconds,
-            wer_normaliser(config.asr, config.asr_language),
+            wer_normalizer(config.asr, config.asr_language),
             self.output,
         )
 

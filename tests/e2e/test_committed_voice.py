@@ -25,7 +25,7 @@ from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm import checkpoint
 from sheen.scoring.asr import open_transcriber
-from sheen.scoring.wer import error_rate, normalise_english
+from sheen.scoring.wer import error_rate, normalize_english
 from sheen.serve.config import checkpoint_location
 
 VOICE = "heart"
@@ -69,8 +69,8 @@ def speak(voice: Voice, sentences: list[str]) -> list[Spoken]:
 
 def wer(spoken: list[Spoken]) -> float:
     heard = open_transcriber(tiny_en()).transcribe([one.waveform for one in spoken], spoken[0].rate)
-    texts = [normalise_english(one.text) for one in spoken]
-    return error_rate("word", texts, [normalise_english(text) for text in heard]).rate
+    texts = [normalize_english(one.text) for one in spoken]
+    return error_rate("word", texts, [normalize_english(text) for text in heard]).rate
 
 
 def ended(spoken: list[Spoken]) -> float:

@@ -50,7 +50,7 @@ from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm.checkpoint import CheckpointInfo, DurationModel
 from sheen.scoring.asr import open_transcriber
 from sheen.scoring.speaker_id import ALL, SpeakerEncoder, SpeakerProfiles
-from sheen.scoring.wer import error_rate, normalise_english
+from sheen.scoring.wer import error_rate, normalize_english
 from sheen.storage import files
 
 Row = dict[str, Any]
@@ -263,7 +263,7 @@ def test_the_report_is_that_of_the_rows(evaluated: Done) -> None:
         own = [row for row in rows if voice in (row["speaker"], ALL)]
         judged = [row for row in own if row["transcript"] is not None]
         texts, heard = (
-            [normalise_english(row[name]) for row in judged] for name in ("text", "transcript")
+            [normalize_english(row[name]) for row in judged] for name in ("text", "transcript")
         )
         assert result["clips"] == len(own)
         assert result["ended_with_eos"]["count"] == sum(row["ended_with_eos"] for row in own)

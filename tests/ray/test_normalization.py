@@ -38,7 +38,7 @@ def test_the_encode_job_writes_phonemes_of_spoken_texts_and_says_so(
         assert encode([*command, *words]) == 2
         assert "normalizer was [{" in capsys.readouterr().err
     assert encode([*command, "--language", "tlh"]) == 2
-    assert "--language tlh: text normalisation: unknown language" in capsys.readouterr().err
+    assert "--language tlh: text normalization: unknown language" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("language", [[], ["--language", "de"]])

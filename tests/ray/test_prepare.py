@@ -16,7 +16,7 @@ from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run as encode
 from sheen.prepare.corrections import CORRECTIONS
 from sheen.prepare.output import MANIFEST, REJECTED, REPORT
-from sheen.scoring.wer import error_rate, normalise_english
+from sheen.scoring.wer import error_rate, normalize_english
 
 Row = dict[str, Any]
 SPOKEN = [*clips_of("heart")[8:12], *clips_of("bm_george")[8:11]]
@@ -70,8 +70,8 @@ def test_raw_recordings_become_rows_that_encode(
         assert start - 0.2 < row["start"] < start + 0.1
         assert end - 0.1 < row["end"] < end + 0.2
         assert row["id"].startswith("long-")
-    said = [normalise_english(clip.text) for clip in SPOKEN]
-    heard = error_rate("word", said, [normalise_english(row["text"]) for row in long])
+    said = [normalize_english(clip.text) for clip in SPOKEN]
+    heard = error_rate("word", said, [normalize_english(row["text"]) for row in long])
     assert heard.rate < 0.2
     # Two voices, whose names the examples give.
     voices = [row["speaker"] for row in long]

@@ -223,8 +223,8 @@ def test_data_of_two_codecs_is_refused(encoded: Path, base: Path, tmp_path: Path
         train(config)
 
 
-def normalised(encoded: Path, folder: Path, *steps: NormalizerStep) -> Path:
-    """The dataset, as if its texts had been normalised."""
+def normalized(encoded: Path, folder: Path, *steps: NormalizerStep) -> Path:
+    """The dataset, as if its texts had been normalized."""
     shutil.copytree(encoded, folder)
     info = dataset.read_info(str(encoded))
     info.normalizer = steps
@@ -232,19 +232,19 @@ def normalised(encoded: Path, folder: Path, *steps: NormalizerStep) -> Path:
     return folder
 
 
-def test_texts_of_two_normalisations_are_refused(
+def test_texts_of_two_normalizations_are_refused(
     encoded: Path, base: Path, trained: Path, tmp_path: Path
 ) -> None:
-    english = normalised(encoded, tmp_path / "english", ENGLISH)
+    english = normalized(encoded, tmp_path / "english", ENGLISH)
     config = train_config(encoded, base, tmp_path / "out")
     config.data.append(str(english))
-    with pytest.raises(ValueError, match=r"english has texts normalised as 'en'.*encode both with"):
+    with pytest.raises(ValueError, match=r"english has texts normalized as 'en'.*encode both with"):
         train(config)
     taught = tmp_path / "taught"
     shutil.copytree(trained / "checkpoint", taught)
     info = checkpoint.read_info(taught).model_copy(update={"normalizer": (ENGLISH,)})
     checkpoint.write_info(taught, info)
-    with pytest.raises(ValueError, match=r"taught texts normalised as 'en'.* --language en$"):
+    with pytest.raises(ValueError, match=r"taught texts normalized as 'en'.* --language en$"):
         train(train_config(encoded, taught, tmp_path / "out"))
     info = info.model_copy(update={"normalizer": (ENGLISH, PHONEMES, NfcSpaceStep())})
     checkpoint.write_info(taught, info)
@@ -412,7 +412,7 @@ def test_a_llama_base_trains_over_all_rows(
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "llama")
-    data, output = normalised(encoded, tmp_path / "english", ENGLISH), tmp_path / "out"
+    data, output = normalized(encoded, tmp_path / "english", ENGLISH), tmp_path / "out"
     resident.train(
         train,
         train_config(

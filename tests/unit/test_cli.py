@@ -236,7 +236,7 @@ def test_a_checkpoint_of_an_older_format_is_refused_with_the_command_that_conver
     assert f"`sheen convert {damaged}`" in message
 
 
-def test_another_normalisation_is_refused_by_name(
+def test_another_normalization_is_refused_by_name(
     capsys: pytest.CaptureFixture[str], damaged: Path
 ) -> None:
     path = damaged / "sheen.json"
@@ -246,7 +246,7 @@ def test_another_normalisation_is_refused_by_name(
     path.write_text(json.dumps(info), "utf-8")
     message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "heart")
     assert str(damaged) in message
-    assert "normalised by nemo_text_processing 0.9" in message
+    assert "normalized by nemo_text_processing 0.9" in message
 
 
 def test_half_a_record_is_named(capsys: pytest.CaptureFixture[str], damaged: Path) -> None:

@@ -26,7 +26,7 @@ Line = tuple[int, list[str]]
 
 
 def read(folder: str, limit: int | None) -> FileRows:
-    """`id|text`, `id|text|normalised text` or `id|text|normalised text|speaker`, no header.
+    """`id|text`, `id|text|normalized text` or `id|text|normalized text|speaker`, no header.
 
     Raises ValueError for a faulty file as a whole.
     """
@@ -174,7 +174,7 @@ def _row(number: int, fields: list[str], recordings: _Recordings) -> dict[str, A
     if not 2 <= len(fields) <= 4 or not fields[0]:
         detail = (
             f"line {number} has {len(fields)} fields separated by '|', expected "
-            "id|text[|normalised text[|speaker]]"
+            "id|text[|normalized text[|speaker]]"
         )
         return row | {"text": "", "reason": "malformed row", "detail": detail}
     row["text"] = fields[2] if len(fields) > 2 and fields[2] else fields[1]

@@ -152,7 +152,7 @@ def test_the_smallest_and_largest_codes_survive(write: Write) -> None:
     assert not read.dropped
 
 
-def test_text_and_speaker_are_normalised(write: Write) -> None:
+def test_text_and_speaker_are_normalized(write: Write) -> None:
     rows = [
         row("a", GOOD, " e\u0301t\u00e9  \n two ", " ann "),
         row("b", GOOD, "one", "  "),
@@ -297,7 +297,7 @@ def test_info_round_trip(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "dataset.json").read_text("utf-8"))["format_version"] == 2
 
 
-def test_the_steps_that_normalised_the_texts_are_kept(tmp_path: Path) -> None:
+def test_the_steps_that_normalized_the_texts_are_kept(tmp_path: Path) -> None:
     step = NemoStep(version="1.0", language="de", segmentation="parts-1")
     info = INFO.model_copy(update={"normalizer": (step,)})
     write_info(str(tmp_path), info)

@@ -18,7 +18,7 @@ from sheen.text.segmentation import SentenceStream
 LIMIT = 30
 
 
-class Normaliser:
+class Normalizer:
     """Remembers what it was given."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ async def drained(chunks: ChunkStream) -> list[Item]:
 
 def test_the_first_sentence_alone_and_the_others_together() -> None:
     async def run() -> list[Item]:
-        chunks = ChunkStream(Normaliser(), LIMIT)
+        chunks = ChunkStream(Normalizer(), LIMIT)
         chunks.feed(["One two.", "Three four.", "Five six.", "Seven eight nine ten."])
         chunks.close()
         return await drained(chunks)
@@ -46,23 +46,23 @@ def test_the_first_sentence_alone_and_the_others_together() -> None:
     assert asyncio.run(run()) == ["one two.", "three four. five six.", "seven eight nine ten."]
 
 
-def test_a_sentence_is_normalised_when_its_chunk_is_asked_for() -> None:
+def test_a_sentence_is_normalized_when_its_chunk_is_asked_for() -> None:
     async def run() -> None:
-        normaliser = Normaliser()
-        chunks = ChunkStream(normaliser, LIMIT)
+        normalizer = Normalizer()
+        chunks = ChunkStream(normalizer, LIMIT)
         chunks.feed([f"Sentence {number} is here." for number in range(50)])
         chunks.close()
         assert await chunks.next() == "sentence 0 is here."
-        assert len(normaliser.seen) == 1
+        assert len(normalizer.seen) == 1
         await chunks.next()
-        assert len(normaliser.seen) <= 4
+        assert len(normalizer.seen) <= 4
 
     asyncio.run(run())
 
 
 def test_what_is_at_hand_is_not_kept_waiting_for_more_to_pack() -> None:
     async def run() -> None:
-        chunks = ChunkStream(Normaliser(), LIMIT)
+        chunks = ChunkStream(Normalizer(), LIMIT)
         chunks.feed(["One.", "Two."])
         assert [await chunks.next(), await chunks.next()] == ["one.", "two."]
         assert not chunks.last  # nobody has said that there is no more
@@ -89,7 +89,7 @@ def test_others_have_their_turn_while_a_long_text_is_cut() -> None:
                 await asyncio.sleep(0)
 
         beside = asyncio.create_task(other())
-        chunks, stream = ChunkStream(Normaliser(), LIMIT), SentenceStream()
+        chunks, stream = ChunkStream(Normalizer(), LIMIT), SentenceStream()
         await chunks.feed_text("One. ( ?! A" * 400, stream)
         beside.cancel()
         chunks.close(stream)
@@ -101,14 +101,14 @@ def test_others_have_their_turn_while_a_long_text_is_cut() -> None:
 
 def test_the_last_chunk_is_known_before_it_is_spoken() -> None:
     async def run() -> None:
-        chunks = ChunkStream(Normaliser(), LIMIT)
+        chunks = ChunkStream(Normalizer(), LIMIT)
         chunks.feed(["One.", "Two."])
         chunks.close()
         found = []
         while not chunks.last:
             found.append((await chunks.next(), chunks.last))
         assert found == [("one.", False), ("two.", True)]
-        alone = ChunkStream(Normaliser(), LIMIT)
+        alone = ChunkStream(Normalizer(), LIMIT)
         alone.feed(["One."])
         alone.close()
         assert await alone.next() == "one."
@@ -119,7 +119,7 @@ def test_the_last_chunk_is_known_before_it_is_spoken() -> None:
 
 def test_a_sentence_with_nothing_to_say_gives_no_chunk() -> None:
     async def run(*sentences: str) -> list[Item]:
-        chunks = ChunkStream(Normaliser(), LIMIT)
+        chunks = ChunkStream(Normalizer(), LIMIT)
         chunks.feed(sentences)
         chunks.close()
         return await drained(chunks)
@@ -133,7 +133,7 @@ def test_a_long_sentence_becomes_several_chunks_of_all_its_words() -> None:
     words = " ".join(["seven"] * 40)
 
     async def run() -> list[str]:
-        chunks = ChunkStream(Normaliser(), LIMIT)
+        chunks = ChunkStream(Normalizer(), LIMIT)
         chunks.feed([words])
         chunks.close()
         return [str(chunk) for chunk in await drained(chunks)]
@@ -145,7 +145,7 @@ def test_a_long_sentence_becomes_several_chunks_of_all_its_words() -> None:
 
 def test_a_pause_stands_between_chunks_and_is_known_before_it_is_due() -> None:
     async def run() -> list[tuple[Item, bool]]:
-        chunks = ChunkStream(Normaliser(), LIMIT)
+        chunks = ChunkStream(Normalizer(), LIMIT)
         chunks.feed(["One.", "Two.", Pause(1.0), "...", Pause(2.0), "Three.", "Four."])
         chunks.close()
         found = []

@@ -25,10 +25,10 @@ from sheen.prepare.output import MANIFEST, TRANSCRIPT_SCHEMA
 from sheen.prepare.quality import QualityLimits
 from sheen.prepare.refusals import Limits
 from sheen.prepare.texts import REASON, TextLimits
-from sheen.scoring.wer import normalise_english
+from sheen.scoring.wer import normalize_english
 
 Row = dict[str, Any]
-JUDGEMENT = Judgement(Limits(), QualityLimits(), TextLimits(), None, normalise_english)
+JUDGEMENT = Judgement(Limits(), QualityLimits(), TextLimits(), None, normalize_english)
 
 
 def heard(row: Row, text: str) -> Row:

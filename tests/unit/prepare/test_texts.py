@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sheen.prepare.texts import TextLimits, check_text
-from sheen.scoring.wer import normalise_english
+from sheen.scoring.wer import normalize_english
 
 DEMO = Path(__file__).parents[3] / "examples" / "english" / "demo"
 LIMITS = TextLimits()
@@ -37,7 +37,7 @@ def test_numbers_are_the_same_written_and_spoken() -> None:
         ("the train leaves at five thirty pm and costs twenty four dollars and ninety nine cents"),
     )
     assert check_text(text, heard, LIMITS).verdict != "good"
-    assert check_text(text, heard, LIMITS, normalise_english).verdict == "good"
+    assert check_text(text, heard, LIMITS, normalize_english).verdict == "good"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from helpers.example import NEW_VOICE, VOICES, clips_of, read_clip
 from helpers.recogniser import tiny_en
 from helpers.tiny_whisper import save_whisper
 from sheen.scoring.asr import AsrPipeline, Transcriber, open_transcriber
-from sheen.scoring.wer import error_rate, normalise_english, normalise_words
+from sheen.scoring.wer import error_rate, normalize_english, normalize_words
 
 RATE = 16000
 
@@ -36,7 +36,7 @@ def noise(samples: int, level: float = 0.1, seed: int = 0) -> Waveform:
 
 
 def english(texts: Sequence[str]) -> list[str]:
-    return [normalise_english(text) for text in texts]
+    return [normalize_english(text) for text in texts]
 
 
 # Whisper tiny.en
@@ -90,7 +90,7 @@ def test_words_are_found_where_they_are_said(asr: Transcriber) -> None:
     assert found.words
     assert moved.words
     assert " ".join(word.text for word in found.words) == found.text
-    assert normalise_words(moved.text) == normalise_words(found.text)
+    assert normalize_words(moved.text) == normalize_words(found.text)
     for word, after in zip(found.words, moved.words, strict=True):
         assert 0 <= word.start < word.end <= len(clip) / RATE
         assert after.end - word.end == pytest.approx(1.0, abs=0.3)

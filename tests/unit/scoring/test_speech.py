@@ -20,7 +20,7 @@ from sheen.scoring.reports import (
 )
 from sheen.scoring.speaker_id import ALL
 from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, measure_sound, score_speech, share
-from sheen.scoring.wer import normalise_english, normalise_words, rate_of_each, ratio_interval
+from sheen.scoring.wer import normalize_english, normalize_words, rate_of_each, ratio_interval
 
 
 def tone(seconds: float, rate: int = RATE, amplitude: float = 0.5) -> Waveform:
@@ -156,7 +156,7 @@ def test_the_interval_of_a_ratio() -> None:
 
 def test_the_rate_of_each_is_errors_over_its_own_units() -> None:
     rates = rate_of_each("word", REFERENCES, HYPOTHESES)
-    words = [len(normalise_words(text).split()) for text in REFERENCES]
+    words = [len(normalize_words(text).split()) for text in REFERENCES]
     errors = [rate * count for rate, count in zip(rates, words, strict=True)]
     assert errors == pytest.approx([1, 1, 1, 0, 3])
     assert rate_of_each("character", ["abcd"], ["abxd"]) == [0.25]
@@ -289,10 +289,10 @@ def test_a_duration_that_is_not_to_be_expected_is_left_out() -> None:
     assert (duration.value, duration.low, duration.high) == (3.0, 3.0, 3.0)
 
 
-def test_both_sides_are_normalised_before_words_are_counted() -> None:
+def test_both_sides_are_normalized_before_words_are_counted() -> None:
     heard = clip("x", "It costs twenty four dollars.", transcript="it costs $24")
-    for normalise, errors, words in ((normalise_english, 0, 4), (str, 3, 5)):
-        report = judge(heard, normalise=normalise)
+    for normalize, errors, words in ((normalize_english, 0, 4), (str, 3, 5)):
+        report = judge(heard, normalize=normalize)
         found = report.voices[ALL].wer
         assert found is not None
         assert (found.errors, found.units) == (errors, words)

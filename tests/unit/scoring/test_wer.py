@@ -1,4 +1,4 @@
-"""Error rates: hand-counted errors, what normalisation makes equal, and honest intervals.
+"""Error rates: hand-counted errors, what normalization makes equal, and honest intervals.
 
 English: what is said alike is written alike, what is not stays apart.
 """
@@ -12,9 +12,9 @@ from helpers.word_pairs import HYPOTHESES, REFERENCES
 from sheen.scoring.wer import (
     Unit,
     error_rate,
-    normalise_english,
-    normalise_words,
-    wer_normaliser,
+    normalize_english,
+    normalize_words,
+    wer_normalizer,
     word_error_difference,
 )
 
@@ -57,12 +57,12 @@ def test_more_heard_than_said_exceeds_one() -> None:
 
 
 @pytest.mark.parametrize("unit", get_args(Unit))
-def test_both_sides_are_normalised(unit: Unit) -> None:
+def test_both_sides_are_normalized(unit: Unit) -> None:
     assert error_rate(unit, ["Don't stop -- now!"], ["  dont STOP,\tnow"]).errors == 0
 
 
 @pytest.mark.parametrize(
-    ("text", "normalised"),
+    ("text", "normalized"),
     [
         ("  Four,\n two   SEVEN. ", "four two seven"),
         ("twenty-one", "twenty one"),
@@ -75,9 +75,9 @@ def test_both_sides_are_normalised(unit: Unit) -> None:
         ("...", ""),
     ],
 )
-def test_normalisation(text: str, normalised: str) -> None:
-    assert normalise_words(text) == normalised
-    assert normalise_words(normalised) == normalised
+def test_normalization(text: str, normalized: str) -> None:
+    assert normalize_words(text) == normalized
+    assert normalize_words(normalized) == normalized
 
 
 def test_the_interval_covers_what_new_samples_give() -> None:
@@ -178,7 +178,7 @@ def test_what_cannot_be_compared(
     ],
 )
 def test_two_ways_to_write_the_same_words_are_equal(spoken: str, written: str) -> None:
-    assert normalise_english(spoken) == normalise_english(written)
+    assert normalize_english(spoken) == normalize_english(written)
 
 
 @pytest.mark.parametrize(
@@ -193,26 +193,26 @@ def test_two_ways_to_write_the_same_words_are_equal(spoken: str, written: str) -
     ],
 )
 def test_other_words_are_errors(reference: str, transcript: str) -> None:
-    sides = [[normalise_english(text)] for text in (reference, transcript)]
+    sides = [[normalize_english(text)] for text in (reference, transcript)]
     assert error_rate("word", *sides).errors > 0
 
 
 def test_its_words_survive_the_comparison_as_they_are() -> None:
-    text = normalise_english("At 5:30 p.m. it's $24.99, 20% off: O'Neil's (old) café.")
-    assert normalise_words(text) == text
+    text = normalize_english("At 5:30 p.m. it's $24.99, 20% off: O'Neil's (old) café.")
+    assert normalize_words(text) == text
 
 
 @pytest.mark.parametrize("text", ["Um.", "Hmm, uh..."])
 def test_a_text_of_fillers_alone_keeps_its_words(text: str) -> None:
-    assert normalise_words(normalise_english(text)) == normalise_words(text)
+    assert normalize_words(normalize_english(text)) == normalize_words(text)
 
 
 @pytest.mark.parametrize("text", ["", "..."])
 def test_nothing_stays_nothing(text: str) -> None:
-    assert normalise_words(normalise_english(text)) == ""
+    assert normalize_words(normalize_english(text)) == ""
 
 
 def test_only_english_of_faster_whisper_is_rewritten() -> None:
-    assert wer_normaliser("base", "en") is normalise_english
+    assert wer_normalizer("base", "en") is normalize_english
     for asr, language in (("base", "de"), ("base", None), ("owner/name", "en"), (None, "en")):
-        assert wer_normaliser(asr, language)("Four o'clock") == "Four o'clock"
+        assert wer_normalizer(asr, language)("Four o'clock") == "Four o'clock"

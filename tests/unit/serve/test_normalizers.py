@@ -1,4 +1,4 @@
-"""Normalisation in processes of its own: the same words, and nobody delayed by another's text.
+"""Normalization in processes of its own: the same words, and nobody delayed by another's text.
 
 The English grammars are compiled once on a machine, in some 20 s.
 """
@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from sheen.serve import normalizers
-from sheen.serve.normalizers import NormaliserProcesses
+from sheen.serve.normalizers import NormalizerProcesses
 from sheen.text.kept import with_phonemes
-from sheen.text.normalization import describe, load_normaliser
+from sheen.text.normalization import describe, load_normalizer
 from sheen.text.phonemes import describe as describe_phonemes
 from sheen.text.segmentation import SentenceStream
 from sheen.text.steps import NormalizerStep, TextPipeline
@@ -28,14 +28,14 @@ TABLE = "3.14, 2.71, 1.41, 1.73, " * 41
 
 
 @contextmanager
-def opened(*further: NormalizerStep) -> Iterator[NormaliserProcesses]:
-    processes = NormaliserProcesses(TextPipeline((describe("en"), *further)), 1, WAIT_S)
+def opened(*further: NormalizerStep) -> Iterator[NormalizerProcesses]:
+    processes = NormalizerProcesses(TextPipeline((describe("en"), *further)), 1, WAIT_S)
     yield processes
     processes.close()
 
 
 @contextmanager
-def held(processes: NormaliserProcesses) -> Iterator[None]:
+def held(processes: NormalizerProcesses) -> Iterator[None]:
     """Its one process stands still meanwhile."""
     child = child_of(processes)
     os.kill(child, signal.SIGSTOP)
@@ -44,7 +44,7 @@ def held(processes: NormaliserProcesses) -> Iterator[None]:
         os.kill(child, signal.SIGCONT)
 
 
-def child_of(processes: NormaliserProcesses) -> int:
+def child_of(processes: NormalizerProcesses) -> int:
     pid = processes._helpers[0]._process.pid
     assert pid is not None
     return pid
@@ -82,7 +82,7 @@ def test_a_text_has_the_same_words_as_at_encoding() -> None:
             return [await read(sentence) for sentence in sentences]
 
     spoken = " ".join(asyncio.run(run()))
-    assert spoken == load_normaliser(describe("en"))(text)
+    assert spoken == load_normalizer(describe("en"))(text)
     assert "three. one four, two. seven one" in spoken
     assert "ten thirty" in spoken
 
@@ -109,7 +109,7 @@ def test_tags_and_phonemes_that_were_given_pass_as_at_encoding() -> None:
     sentence = f"On 3/4 <laugh>, {with_phonemes('Nguyen', 'nwˈɪn')} paid $5!"
 
     async def run() -> str:
-        processes = NormaliserProcesses(pipeline, 1)
+        processes = NormalizerProcesses(pipeline, 1)
         try:
             return await processes.reader()(sentence)
         finally:

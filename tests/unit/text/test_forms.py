@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from helpers import orpheus
 from helpers.orpheus import FIRST
 from sheen.text.forms import FORMS, VYVO_LFM2, FormName, PromptForm, plain_encoder
-from sheen.text.prompt import PromptTemplate, normalise
+from sheen.text.prompt import PromptTemplate, normalize
 
 BOS, EOT, AUDIO = (orpheus.LLAMA[f"<|{name}|>"] for name in ("begin_of_text", "eot_id", "audio"))
 SOS, EOS, SOH, EOH, SOA, EOA = range(FIRST + 1, FIRST + 7)
@@ -104,7 +104,7 @@ def test_no_text_becomes_a_control_token(text: str) -> None:
         ids = template().ids(spoken, speaker)
         inner = ids[2:-4]
         assert max(inner) < min(orpheus.LLAMA.values()), "letters alone"
-        assert normalise(f"x{text}") in made().decode(inner)
+        assert normalize(f"x{text}") in made().decode(inner)
         assert ids[:2] == [SOH, BOS]
         assert ids[-4:] == [EOT, EOH, SOA, SOS]
 

@@ -24,11 +24,11 @@ from sheen.text import normalization
 from sheen.text.normalization import (
     LANGUAGES,
     NemoStep,
-    Normaliser,
+    TextNormalizer,
     check,
     describe,
     language_code,
-    load_normaliser,
+    load_normalizer,
 )
 from sheen.text.segmentation import split_sentences
 
@@ -38,8 +38,8 @@ encode = load_script(ROOT / "jobs" / "encode.py").main
 
 
 @pytest.fixture(scope="module")
-def english() -> Normaliser:
-    return load_normaliser(describe("en"))
+def english() -> TextNormalizer:
+    return load_normalizer(describe("en"))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def english() -> Normaliser:
     ],
 )
 def test_what_is_written_becomes_what_is_spoken(
-    english: Normaliser, written: str, spoken: str
+    english: TextNormalizer, written: str, spoken: str
 ) -> None:
     assert english(written) == spoken
 
@@ -65,26 +65,26 @@ def test_what_is_written_becomes_what_is_spoken(
 @pytest.mark.parametrize(
     "text", ["four two seven", "Don't stop, naïve café!", "“So — what?” she said.", "你好 [x] 😀"]
 )
-def test_plain_words_stay(english: Normaliser, text: str) -> None:
+def test_plain_words_stay(english: TextNormalizer, text: str) -> None:
     assert english(text).replace(" ", "") == text.replace(" ", "")
 
 
 @pytest.mark.parametrize("text", ["", " \n", "...", "--- !"])
-def test_what_says_nothing_is_empty(english: Normaliser, text: str) -> None:
+def test_what_says_nothing_is_empty(english: TextNormalizer, text: str) -> None:
     assert english(text) == ""
 
 
-def test_a_text_is_read_as_its_sentences_are(english: Normaliser) -> None:
-    """Serving normalises sentence by sentence, encoding a whole text."""
+def test_a_text_is_read_as_its_sentences_are(english: TextNormalizer) -> None:
+    """Serving normalizes sentence by sentence, encoding a whole text."""
     text = "On 3/4/2024 I paid $5. Was it 10:30? It was (at No. 5).\nYes: 2nd St."
     sentences = split_sentences(text, "en")
     assert len(sentences) == 4
     assert english(text) == " ".join(map(english, sentences))
 
 
-def test_the_library_says_nothing(english: Normaliser) -> None:
+def test_the_library_says_nothing(english: TextNormalizer) -> None:
     """It logs what it reads, and how it starts, which a command's output is not for."""
-    code = "from sheen.text.normalization import *\nprint(load_normaliser(describe('en'))('5'))"
+    code = "from sheen.text.normalization import *\nprint(load_normalizer(describe('en'))('5'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("five\n", "")
 
@@ -145,7 +145,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ValueError, match=r"cannot keep the compiled grammars.*XDG_CACHE_HOME"):
-        load_normaliser.__wrapped__(describe("en"))
+        load_normalizer.__wrapped__(describe("en"))
 
 
 def test_of_two_that_compile_at_once_one_is_kept(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_of_two_that_compile_at_once_one_is_kept(tmp_path: Path) -> None:
 # On its way
 
 
-def test_a_text_counts_as_it_is_spoken(english: Normaliser) -> None:
+def test_a_text_counts_as_it_is_spoken(english: TextNormalizer) -> None:
     """At 30 characters per second and more it is refused: written it is not, spoken it is."""
     row: dict[str, Any] = dict.fromkeys(MANIFEST_SCHEMA.names) | {
         "key": 0, "id": "a", "text": "$1,234,567", "source": "line 1", "snac_codes": SILENT_CODES,
@@ -177,7 +177,7 @@ def test_a_text_counts_as_it_is_spoken(english: Normaliser) -> None:
     assert spoken["reason"] == "implausible speech rate"
 
 
-def test_a_voice_speaks_what_it_was_taught(english: Normaliser, voice: Voice) -> None:
+def test_a_voice_speaks_what_it_was_taught(english: TextNormalizer, voice: Voice) -> None:
     assert voice.spoken(" at  10:30\n") == "at 10:30"
     info = voice.info.model_copy(update={"normalizer": (describe("en"),)})
     taught = replace(voice, info=info)

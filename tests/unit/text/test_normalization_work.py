@@ -1,11 +1,11 @@
-"""What is normalised at once: bounded, the whole sentence, and the same for the same text."""
+"""What is normalized at once: bounded, the whole sentence, and the same for the same text."""
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sheen.text.normalization import LONGEST_PART, MOST_SIGNS, Part, parts, spell_digits
-from sheen.text.prompt import normalise
+from sheen.text.prompt import normalize
 
 ROWS = [
     "3.14, 2.71, ", "1,", "1, ", "4 ", "1-", "1999 ", "192.168.0.1 ", "555-123-4567 ", "$5.20 ",
@@ -20,8 +20,8 @@ def signs(text: str) -> int:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_whatever_is_repeated_is_normalised_in_parts_of_bounded_work(row: str) -> None:
-    sentence = normalise((row * 1000)[:1000])
+def test_whatever_is_repeated_is_normalized_in_parts_of_bounded_work(row: str) -> None:
+    sentence = normalize((row * 1000)[:1000])
     for part in parts(sentence):
         if not part.spelled:
             assert len(part.text) <= LONGEST_PART
@@ -51,7 +51,7 @@ WORDS = st.sampled_from(
 @example("")
 @given(st.lists(WORDS, max_size=60).map(" ".join) | st.text(max_size=300))
 def test_parts_are_the_sentence(text: str) -> None:
-    sentence = normalise(text)
+    sentence = normalize(text)
     found = list(parts(sentence))
     assert " ".join(part.text for part in found) == sentence
     assert all(part.text for part in found)

@@ -21,7 +21,7 @@ from sheen.text.phonemes import (
     describe,
     load_phonemizer,
 )
-from sheen.text.prompt import normalise
+from sheen.text.prompt import normalize
 
 SENTENCES = (
     "I read it yesterday, and I will read it again tomorrow.",
@@ -92,7 +92,7 @@ def test_the_librarys_markup_in_a_text_is_brackets(english: Phonemizer) -> None:
 def test_nothing_but_the_alphabet_comes_out(text: str) -> None:
     read = load_phonemizer(describe("en"))(text)
     assert set(read) <= ALPHABET
-    assert read == normalise(read), "one space between words, none at the ends, NFC"
+    assert read == normalize(read), "one space between words, none at the ends, NFC"
 
 
 def test_the_alphabet_is_what_the_library_was_made_for() -> None:

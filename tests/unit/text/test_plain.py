@@ -6,7 +6,7 @@ from importlib import resources
 import pytest
 
 from helpers.example import ROOT
-from sheen.text.normalization import Normaliser, Part, describe, load_normaliser
+from sheen.text.normalization import Part, TextNormalizer, describe, load_normalizer
 from sheen.text.plain import PlainText, load_plain_text
 
 TABLES = (
@@ -71,7 +71,7 @@ def test_a_plain_text_is_its_own_spoken_form(is_plain: PlainText) -> None:
         texts.append(" ".join(drawn.sample(rare, 5)) + drawn.choice(("", ".", "?")))
     plain = [text for text in texts if len(text) <= 120 and is_plain(text)]
     chosen = plain[:40] + drawn.sample(plain[40:], 160)
-    grammars = load_normaliser(describe("en"))._library
+    grammars = load_normalizer(describe("en"))._library
     assert [grammars.normalize(text) for text in chosen] == chosen
 
 
@@ -85,7 +85,7 @@ def test_the_grammars_are_not_asked_for_plain_words(is_plain: PlainText) -> None
             return text.upper()
 
     grammars = Grammars()
-    normaliser = Normaliser("en", grammars, is_plain)
-    assert normaliser.part(Part("Take the other one.")) == "Take the other one."
-    assert normaliser.part(Part("Take 3.")) == "TAKE 3."
+    normalizer = TextNormalizer("en", grammars, is_plain)
+    assert normalizer.part(Part("Take the other one.")) == "Take the other one."
+    assert normalizer.part(Part("Take 3.")) == "TAKE 3."
     assert grammars.asked == ["Take 3."]

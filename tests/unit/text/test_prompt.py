@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sheen.codec.layout import TokenLayout
 from sheen.lm.model import extend, load_base
-from sheen.text.prompt import normalise, prompt_ids, prompt_text
+from sheen.text.prompt import normalize, prompt_ids, prompt_text
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def test_template() -> None:
 
 
 @given(st.text())
-def test_normalising_twice_changes_nothing(text: str) -> None:
-    once = normalise(text)
-    assert normalise(once) == once
+def test_normalizing_twice_changes_nothing(text: str) -> None:
+    once = normalize(text)
+    assert normalize(once) == once
     assert once == once.strip()
     assert "  " not in once
 

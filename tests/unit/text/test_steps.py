@@ -102,7 +102,7 @@ def test_a_version_that_is_not_installed_is_refused_by_name(saved: Path) -> None
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ([1, 2], "need texts that were normalised before"),
+        ([1, 2], "need texts that were normalized before"),
         ([1, 0], "expected each at most once, in the order nemo_text_processing, phonemes"),
         ([0, 1, 1], "expected each at most once"),
         ([2, 0], "in the order"),

@@ -31,7 +31,7 @@ def test_tags_are_those_asked_for_else_those_that_the_data_kept(tmp_path: Path) 
     assert tags_of([written], None) == []
     assert tags_of([written, kept], None) == ["<laugh>", "<sigh>"]
     assert tags_of([written, kept], ["<sigh>"]) == ["<sigh>"]
-    with pytest.raises(ValueError, match=r"--tags <cough>: --data .*kept was normalised"):
+    with pytest.raises(ValueError, match=r"--tags <cough>: --data .*kept was normalized"):
         tags_of([written, kept], ["<cough>"])
 
 
