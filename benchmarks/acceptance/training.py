@@ -126,28 +126,28 @@ def _measure(bench: Bench, way: Way) -> float:
         counted[:] = [0, 0]
         seconds = way.steps * bench.seconds(step, way.steps)
         made = graphs()
-    peak = bench.peak_memory()
-    tokens, targets = counted
-    per_token, per_target = training_flops(model)
-    flops = per_token * tokens + per_target * targets
-    data_sheet = peak_flops(bench.device)
-    bench.row(
-        way.text,
-        tokens / seconds,
-        "tokens/s",
-        floor=tokens / (flops / bench.ceilings.bfloat16),
-        bound="FLOPs at the rate of a matrix product",
-        expected=f"1 to {GRAPHS} graphs, none after the warm-up" if way.compiles else "",
-        passed=bench.judged(1 <= made <= GRAPHS and made == before) if way.compiles else None,
-        seconds_per_step=seconds / way.steps,
-        share_of_data_sheet=flops / seconds / data_sheet if data_sheet else None,
-        warm_up_s=warm_up,
-        graphs=made,
-        peak_bytes=peak,
-    )
-    if way.saves:
-        _check_waits(bench, step)
-        _save(bench, learner, step, seconds / way.steps)
+        tokens, targets = counted
+        peak = bench.peak_memory()
+        per_token, per_target = training_flops(model)
+        flops = per_token * tokens + per_target * targets
+        data_sheet = peak_flops(bench.device)
+        bench.row(
+            way.text,
+            tokens / seconds,
+            "tokens/s",
+            floor=tokens / (flops / bench.ceilings.bfloat16),
+            bound="FLOPs at the rate of a matrix product",
+            expected=f"1 to {GRAPHS} graphs, none after the warm-up" if way.compiles else "",
+            passed=bench.judged(1 <= made <= GRAPHS and made == before) if way.compiles else None,
+            seconds_per_step=seconds / way.steps,
+            share_of_data_sheet=flops / seconds / data_sheet if data_sheet else None,
+            warm_up_s=warm_up,
+            graphs=made,
+            peak_bytes=peak,
+        )
+        if way.saves:  # with the graphs that are there: outside they would be compiled again
+            _check_waits(bench, step)
+            _save(bench, learner, step, seconds / way.steps)
     return tokens / seconds
 
 

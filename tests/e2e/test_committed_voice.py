@@ -1,6 +1,6 @@
 """The gate of the committed voice: sentences that no training has heard, understood by an ASR.
 
-Every fifth of the 100 everyday sentences, with fixed seeds and the sampling that serving has by
+Every tenth of the 100 everyday sentences, with fixed seeds and the sampling that serving has by
 default; Whisper tiny.en writes down what it hears. This is an alarm and no measurement: sampled
 tokens depend on last digits, which differ between machines, and the codec learned from tiny.en's
 encoder. A model that no training made fails it.
@@ -29,9 +29,9 @@ from sheen.scoring.wer import error_rate, normalize_english
 from sheen.serve.config import checkpoint_location
 
 VOICE = "heart"
-SENTENCES = (ENGLISH / "everyday.txt").read_text("utf-8").splitlines()[::5]
+SENTENCES = (ENGLISH / "everyday.txt").read_text("utf-8").splitlines()[::10]
 MOST_WER = 0.30
-LEAST_ENDED = 0.95
+LEAST_ENDED = 0.9
 """Share that ended with EOS."""
 MOST_BYTES = 34_000_000
 """Of the voice with its codec."""
@@ -50,12 +50,12 @@ class Spoken:
     stopped: bool
 
 
-def speak(voice: Voice, sentences: list[str]) -> list[Spoken]:
+def speak(voice: Voice, sentences: list[str], longest_s: float = LONGEST_S) -> list[Spoken]:
     asked = [
-        (text, SynthesisParams(VOICE, Sampling(seed=seed), LONGEST_S))
+        (text, SynthesisParams(VOICE, Sampling(seed=seed), longest_s))
         for seed, text in enumerate(sentences)
     ]
-    engine = Engine(voice.model, voice.codec, slots=BATCH, max_seq_len=voice.max_seq_len(LONGEST_S))
+    engine = Engine(voice.model, voice.codec, slots=BATCH, max_seq_len=voice.max_seq_len(longest_s))
     results = synthesize_all(engine, voice, asked)
     engine.close()
     spoken = [result for result in results if isinstance(result, Synthesized)]
@@ -83,7 +83,7 @@ def spoken() -> list[Spoken]:
 
 
 def test_it_is_understood(spoken: list[Spoken]) -> None:
-    assert len(spoken) == 20
+    assert len(spoken) == 10
     assert wer(spoken) <= MOST_WER
 
 
@@ -92,7 +92,7 @@ def test_it_ends_by_itself(spoken: list[Spoken]) -> None:
 
 
 def test_a_model_that_no_training_made_is_neither_understood_nor_ends(voice: Voice) -> None:
-    noise = speak(voice, SENTENCES[:2])
+    noise = speak(voice, SENTENCES[:2], longest_s=4.0)
     assert wer(noise) > 2 * MOST_WER
     assert ended(noise) < LEAST_ENDED
 
