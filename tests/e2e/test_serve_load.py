@@ -48,7 +48,7 @@ from sheen.serve.drain import drain
 pytestmark = pytest.mark.timeout(600)
 
 LONG = {
-    "input": " ".join(["four two"] * 6),
+    "input": " ".join(["four two"] * 24),
     "response_format": "pcm",
     "temperature": 0.0,
     "seed": 1,
@@ -58,7 +58,7 @@ its chunks end this, a hundred frames later."""
 
 
 LIMITS = {
-    "max_body_bytes": 2048,
+    "max_body_bytes": 4096,
     "body_timeout_s": 5.0,
     "max_bodies": 4,
     "max_message_bytes": 2048,
@@ -86,7 +86,7 @@ def write_keys(link: Path, key: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(ray_cluster: None, checkpoint: Path, keys_file: Path) -> Iterator[str]:
+def small(serve_port: int, checkpoint: Path, keys_file: Path) -> Iterator[str]:
     args = ServeArgs(
         model=str(checkpoint),
         keys_file=str(keys_file),
@@ -95,7 +95,7 @@ def small(ray_cluster: None, checkpoint: Path, keys_file: Path) -> Iterator[str]
         max_queue=1,
         **LIMITS,
     )
-    with serving(args, "small", "/small") as url:
+    with serving(serve_port, args, "small", "/small") as url:
         yield url
 
 
@@ -187,7 +187,7 @@ def test_with_every_other_place_taken_health_and_readiness_are_told(
     with ExitStack() as stack:
         for _ in range(PLACES):
             stack.enter_context(line(small, START))
-        longer = LONG | {"input": " ".join(["four two"] * 200)}  # nobody waits for its end
+        longer = LONG | {"input": " ".join(["four two"] * 400)}  # nobody waits for its end
         assert stack.enter_context(opened(small, **longer)).status == 200
         # These get no answer while that one speaks, and nobody waits for theirs.
         body = json.dumps(FIELDS | longer).encode()

@@ -32,8 +32,8 @@ ENDLESS = ENDS | {"temperature": 5.0, "top_p": 1.0, "top_k": 0}
 
 
 @contextmanager
-def opened(folder: Path, **args: Any) -> Iterator[Backend]:
-    fields = ServeArgs(auth="none", default_max_seconds=1.5, slots=2, max_queue=2, **args)
+def opened(folder: Path, max_seconds: float, **args: Any) -> Iterator[Backend]:
+    fields = ServeArgs(auth="none", default_max_seconds=max_seconds, slots=2, max_queue=2, **args)
     backend = Backend(fields.model_copy(update={"audio_process": False}), str(folder))
     try:
         yield backend
@@ -44,13 +44,14 @@ def opened(folder: Path, **args: Any) -> Iterator[Backend]:
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[TestClient]:
     """Of a voice that ends by itself."""
-    with opened(CHECKPOINT) as backend, asking(backend) as client:
+    with opened(CHECKPOINT, 1.5) as backend, asking(backend) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
-    with opened(checkpoint, voice_aliases={"vivian": "heart", "ryan": "bm_george"}) as backend:
+    aliases = {"vivian": "heart", "ryan": "bm_george"}
+    with opened(checkpoint, 0.7, voice_aliases=aliases) as backend:
         yield backend
 
 
@@ -210,7 +211,8 @@ def test_a_batch_whose_client_leaves_is_given_up(
     backend: Backend, records: list[RequestRecord]
 ) -> None:
     async def leave() -> None:
-        batch = BatchRequest.model_validate({"items": [{"input": "---"}, *[{"input": "four"}] * 5]})
+        long = {"input": "four two. " * 9}
+        batch = BatchRequest.model_validate({"items": [{"input": "---"}, *[long] * 5]})
         speaking = Batch(backend, batch, {"type": "http", "path": BATCH, "headers": []})
         assert (await anext(speaking.results())).status == "success"
         speaking.close()

@@ -114,7 +114,7 @@ def test_an_event_is_one_line_of_json_that_holds_the_bytes() -> None:
 
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
-    args = ServeArgs(auth="none", default_max_seconds=1.5, slots=1, max_queue=1)
+    args = ServeArgs(auth="none", default_max_seconds=0.6, slots=1, max_queue=1)
     args = args.model_copy(update={"audio_process": False})  # so that a test can break it
     backend = Backend(args, str(checkpoint))
     yield backend
@@ -359,7 +359,7 @@ def test_after_a_refusal_the_rest_of_that_text_is_not_spoken(backend: Backend, s
         socket.send_json(message)
     size, done = heard(socket)
     assert done["type"] == "speech.audio.done"
-    assert 0 < size <= 2 * 24_000 * 1.5
+    assert 0 < size <= 2 * 24_000 * 0.6
 
 
 def test_speech_that_fails_while_its_text_comes_is_not_taken_up_again(
@@ -454,7 +454,7 @@ def test_no_more_lines_than_places(backend: Backend, socket: Any) -> None:
 def test_an_engine_that_has_stopped_lets_nobody_in_and_says_when_to_come_back(
     checkpoint: Path,
 ) -> None:
-    args = ServeArgs(auth="none", default_max_seconds=1.5, slots=1, max_queue=1)
+    args = ServeArgs(auth="none", default_max_seconds=0.6, slots=1, max_queue=1)
     stopped = Backend(args.model_copy(update={"audio_process": False}), str(checkpoint))
     stopped.close()
     chunks, _, error = ask(stopped)

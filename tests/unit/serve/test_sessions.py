@@ -33,7 +33,7 @@ DONE = {"type": "input.done"}
 
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
-    args = ServeArgs(auth="none", default_max_seconds=1.5, slots=2, max_queue=2)
+    args = ServeArgs(auth="none", default_max_seconds=0.6, slots=2, max_queue=2)
     changes = {"audio_process": False, "voice_aliases": {"vivian": "heart"}}
     backend = Backend(args.model_copy(update=changes), str(checkpoint))
     yield backend

@@ -39,7 +39,7 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path, whisper: Path) -> Iterator[Backend]:
     args = ServeArgs(
-        auth="none", default_max_seconds=1.5, slots=2, max_queue=2, aligner=str(whisper)
+        auth="none", default_max_seconds=0.7, slots=2, max_queue=2, aligner=str(whisper)
     )
     backend = Backend(args.model_copy(update={"audio_process": False}), str(checkpoint))
     yield backend
@@ -128,7 +128,7 @@ def test_batches_and_sockets_have_them(client: TestClient) -> None:
             socket.send_json(message)
         timed, _ = messages(socket, "speech.audio.done")
     assert timed["type"] == "speech.audio.word_timestamps"
-    assert_words(timed["word_timestamps"], "four two", 3.0)
+    assert_words(timed["word_timestamps"], "four two", 1.0)
 
 
 def messages(socket: Any, last: str) -> list[dict[str, Any]]:
