@@ -12,6 +12,7 @@ from torch import Tensor, multiprocessing
 
 from helpers import spawned
 from helpers.tiny_codec import TINY, tiny
+from sheen.codec import discriminators
 from sheen.codec.snac import load_codec
 from sheen.codec.training import save_codec
 from sheen.train.codec.adversarial import DISCRIMINATOR_RATE, AdversarialLearner, balanced
@@ -40,7 +41,10 @@ def open_learner(
         "compile_layers": False,
         "seed": 0,
     }
-    return AdversarialLearner(model, group or Collectives(CPU), **(settings | changes))
+    with pytest.MonkeyPatch.context() as patch:  # an eighth of the adversary's channels
+        patch.setattr(discriminators, "STFT_CHANNELS", 2)
+        patch.setattr(discriminators, "PERIOD_CHANNELS", (2, 4, 8, 16, 16))
+        return AdversarialLearner(model, group or Collectives(CPU), **(settings | changes))
 
 
 def audio(step: int, rank: int = 0, samples: int = SAMPLES) -> Tensor:
