@@ -1,5 +1,5 @@
-"""Recordings as devices, tools and accidents leave them, through the jobs: encoded, or one row's
-reason with its file's name, and never the end of a job."""
+"""Recordings as devices, tools and accidents leave them, as the jobs read them: samples, or one
+row's reason with its file's name, and never the end of a job."""
 
 import io
 import shutil
@@ -7,16 +7,17 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from helpers.example import CODEC, VOICES, clips_of, flac
 from helpers.example import FLAC_RATE as RATE
+from helpers.example import VOICES, clips_of, flac
 from sheen.audio.io import wav_header
-from sheen.encode.config import EncodeConfig
-from sheen.encode.job import run
+from sheen.codec.layout import TokenLayout
+from sheen.data.corpus import read_manifest
+from sheen.encode.config import Limits
+from sheen.encode.stages import DecodeSettings, decode_rows
 from sheen.train.codec.data import SegmentReader, find_recordings
 
 
@@ -84,31 +85,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_encoding_takes_each_or_counts_it(ray_cluster: None, folder: Path, tmp_path: Path) -> None:
-    report = run(
-        EncodeConfig(
-            input=str(folder), output=str(tmp_path / "out"), codec=str(CODEC), num_workers=1,
-        )
-    )  # fmt: skip
+def test_encoding_takes_each_or_counts_it(folder: Path) -> None:
+    settings = DecodeSettings(24_000, Limits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000)
+    found = decode_rows(read_manifest(str(folder)), settings).to_pylist()
     expected = {Path(name).stem: seconds for name, (_, seconds) in recordings().items()}
     unusable = {name for name, seconds in expected.items() if seconds is None}
-    assert {reason: entry["rows"] for reason, entry in report["rejects"].items()} == {
-        "unreadable": len(unusable)
-    }
-    rejected = pq.read_table(str(tmp_path / "out" / "rows" / "status=rejected")).to_pylist()
-    assert {row["id"] for row in rejected} == unusable
-    for row in rejected:
+    refused = [row for row in found if row["reason"] is not None]
+    assert {row["reason"] for row in refused} == {"unreadable"}
+    assert {row["id"] for row in refused} == unusable
+    for row in refused:
         assert row["detail"].startswith(f"{folder}/wavs/{row['id']}.")
-    encoded = pq.read_table(str(tmp_path / "out" / "rows" / "status=encoded")).to_pylist()
-    rows = {row["id"]: row for row in encoded}
+        assert row["pcm"] is None
+    rows = {row["id"]: row for row in found if row["reason"] is None}
     assert rows.keys() == expected.keys() - unusable
     for name, row in rows.items():
         # An MP3 has a frame or two of silence around it.
         assert row["seconds"] == pytest.approx(expected[name], abs=0.15 if name == "joined" else 0)
     for name in SAME:
-        assert rows[name]["snac_codes"] == rows["plain"]["snac_codes"]
+        assert rows[name]["pcm"] == rows["plain"]["pcm"]
     # 62 millionths of a second per second are no other sound, though other codes.
-    assert abs(rows["coprime"]["n_samples"] - rows["plain"]["n_samples"]) <= 3
+    assert abs(len(rows["coprime"]["pcm"]) - len(rows["plain"]["pcm"])) <= 2 * 3
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["metadata.csv", "any audio file"])
@@ -139,6 +135,7 @@ def sound(request: pytest.FixtureRequest) -> bytes:
     return written(clip(), RATE, request.param.upper())
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_never_more_than_a_row(sound: bytes, tmp_path: Path) -> None:
     """Bytes changed anywhere, the header above all."""
     rng = np.random.default_rng(5)
