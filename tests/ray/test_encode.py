@@ -271,7 +271,7 @@ def test_a_clean_corpus_has_no_rejects(encoded: Path, corpus: Path, codec: Codec
         assert row["snac_codes"] == codes_alone(codec, corpus / "wavs" / f"{name}.flac")
 
 
-def test_a_filled_output_is_refused_and_overwrite_replaces_it(
+def test_a_filled_output_is_refused_and_overwrite_replaces_it_here_with_shifts(
     ray_cluster: None,
     mixed: Path,
     good: dict[str, str],
@@ -295,14 +295,26 @@ def test_a_filled_output_is_refused_and_overwrite_replaces_it(
     assert "--overwrite" in capsys.readouterr().err
     assert contents(target) == before
 
-    assert main([*argv, "--overwrite", "--num-workers", "1"]) == 0
+    assert main([*argv, "--overwrite", "--shifts", "3", "--num-workers", "1"]) == 0
     shown = capsys.readouterr().out
     assert "1 of 2 recordings encoded" in shown
     assert "rejected, missing: 1 (manifest.jsonl:2: " in shown
-    rows = rows_of(target)
-    assert rows.keys() == {"line-1"}
-    assert rows["line-1"]["snac_codes"] == codes_alone(codec, tmp_path / "clip.flac")
     assert read_info(str(target)).sample_rate == 24000
+    report = json.loads((target / "report.json").read_text("utf-8"))
+    assert report["rows_in"] == 2  # recordings
+    assert (report["rows_out"], report["utterances"]) == (1, 3)
+    assert report["rejects"]["missing"]["rows"] == 1
+    rows = rows_of(target)
+    assert rows.keys() == {"line-1", "line-1~1", "line-1~2"}
+    samples = decode_audio((tmp_path / "clip.flac").read_bytes(), codec.sample_rate)
+    wave = torch.from_numpy(from_pcm16(to_pcm16(samples)))
+    # A frame of 2,048 samples times 0, 0.618 and 1.236, less the whole frames.
+    for end, shift in (("", 0), ("~1", 1266), ("~2", 483)):
+        moved = torch.cat([torch.zeros(shift), wave])
+        row = rows["line-1" + end]
+        assert row["snac_codes"] == [level.tolist() for level in codec.encode([moved])[0]]
+        assert row["n_samples"] == len(moved)
+        assert row["text"] == "near"
 
 
 def test_only_bad_rows_fail_the_job(
@@ -319,37 +331,6 @@ def test_only_bad_rows_fail_the_job(
     assert (report["rows_in"], report["rows_out"]) == (2, 0)
     assert set(report["rejects"]) == {"unreadable", "missing"}
     assert not (target / "dataset.json").exists()
-
-
-def test_shifts_are_other_codes_of_the_same_speech_after_silence(
-    ray_cluster: None, mixed: Path, good: dict[str, str], codec: Codec, tmp_path: Path
-) -> None:
-    report = run(
-        EncodeConfig(
-            input=str(mixed),
-            output=str(tmp_path / "codes"),
-            codec=str(CODEC),
-            shifts=3,
-            num_workers=2,
-        )
-    )
-    assert report["rows_in"] == len(good) + sum(map(len, REJECTS.values()))  # recordings
-    assert (report["rows_out"], report["utterances"]) == (len(good), 3 * len(good))
-    assert {reason: set(entry["ids"]) for reason, entry in report["rejects"].items()} == REJECTS
-    assert report["rejects"]["missing"]["rows"] == 2
-    rows = rows_of(tmp_path / "codes")
-    assert rows.keys() == {f"{name}{end}" for name in good for end in ("", "~1", "~2")}
-    name = next(iter(good))
-    (recording,) = (mixed / "wavs").glob(f"{name}.*")
-    samples = decode_audio(recording.read_bytes(), codec.sample_rate)
-    wave = torch.from_numpy(from_pcm16(to_pcm16(samples)))
-    # A frame of 2,048 samples times 0, 0.618 and 1.236, less the whole frames.
-    for end, shift in (("", 0), ("~1", 1266), ("~2", 483)):
-        moved = torch.cat([torch.zeros(shift), wave])
-        row = rows[name + end]
-        assert row["snac_codes"] == [level.tolist() for level in codec.encode([moved])[0]]
-        assert row["n_samples"] == len(moved)
-        assert row["text"] == rows[name]["text"]
 
 
 def test_shifts_share_no_place_within_a_frame() -> None:

@@ -71,10 +71,10 @@ def committed(output: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def whole(ray_cluster: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of an uninterrupted run."""
+    """The output of an uninterrupted run of two workers."""
     output = tmp_path_factory.mktemp("whole") / "codes"
     fields = {"input": str(corpus), "output": str(output), "codec": str(CODEC)}
-    run(EncodeConfig(**fields, num_workers=1))
+    run(EncodeConfig(**fields, num_workers=2))
     return output
 
 
