@@ -12,8 +12,6 @@ from typing import Any
 from fastapi import Request, WebSocket
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from ray import serve
-from ray.serve._private import replica
-from ray.util import get_node_ip_address
 
 from sheen.audio.encoders import MEDIA_TYPES
 from sheen.serve.access.keys import KEYS_VARIABLE, KeyFile, located, read_keys
@@ -29,30 +27,29 @@ from sheen.serve.backend import Backend
 from sheen.serve.batch import answer_batch
 from sheen.serve.config import BATCH, ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, documented, install_error_handlers
+from sheen.serve.replica import log_like_serve, stay_on_loopback
 from sheen.serve.request_log import (
     Metrics,
     RequestLogMiddleware,
-    RequestRecord,
     listen,
     record_of,
 )
-from sheen.serve.responses import EVENT_STREAM, SPEECH_HEADERS, streamed, whole
-from sheen.serve.schema import (
+from sheen.serve.responses import EVENT_STREAM, SPEECH_HEADERS, answer
+from sheen.serve.schema.answers import (
     AudioModels,
     BatchAnswer,
-    BatchRequest,
     CreatedVoice,
     DeletedVoice,
     Model,
     ModelId,
     Models,
     NamedVoice,
-    SpeechRequest,
     Voices,
 )
+from sheen.serve.schema.requests import BatchRequest, SpeechRequest
 from sheen.serve.voices.routes import FORM, delete, listed, upload
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
-from sheen.serve.websocket import converse
+from sheen.serve.websocket.conversation import converse
 from sheen.text.lexicon import read_entries
 
 logger = logging.getLogger(__name__)
@@ -82,67 +79,14 @@ app.add_middleware(FrontMiddleware)
 app.add_middleware(RequestLogMiddleware)  # the last one added is the first to see a request
 
 
-def _log_like_serve() -> None:
-    """Let Sheen's own log lines (requests, batch fill, endings) go where Serve's go.
-
-    It stands before the class because Serve pickles the class as it is decorated, with the names
-    that exist by then.
-    """
-    ours = logging.getLogger("sheen")
-    ours.setLevel(logging.INFO)
-    for handler in logging.getLogger("ray.serve").handlers:
-        ours.addHandler(handler)
-
-
-def _stay_on_loopback() -> None:
-    """Where Ray listens on loopback, open the replica's port for other deployments there too.
-
-    Called before Serve opens it, which it does on every address (docs/upstream.md).
-    """
-    node = get_node_ip_address()
-    if node != "127.0.0.1":
-        return
-    module: Any = replica
-    add_port = module.add_port_to_grpc_server
-
-    def add_port_here(server: Any, address: str) -> int:
-        port: int = add_port(server, address.replace("[::]", node))
-        return port
-
-    module.add_port_to_grpc_server = add_port_here
-
-
-# Above the class, whose routes Ray pickles by value where it is decorated.
-async def answer(
-    backend: Backend, request: SpeechRequest, record: RequestRecord, timeout_s: float
-) -> Response:
-    """The answer to a request as it asks for it: whole, or begun. Raises APIError."""
-    events = request.stream_format == "sse"
-    if request.word_timestamps and not (events or request.whole):
-        raise APIError(
-            400,
-            "word_timestamps: a stream of audio has no place for them; send stream_format sse, or "
-            "stream false",
-            param="word_timestamps",
-        )
-    reference = await backend.reference(request)
-    utterance = backend.begin(request, record, reference, whole=request.whole)
-    await utterance.feed(request.input)
-    utterance.close()
-    record.ignored += tuple(sorted(utterance.text.ignored))
-    if request.whole:
-        return await whole(utterance, record, timeout_s)
-    return await streamed(utterance, record, timeout_s, events)
-
-
 @serve.deployment
 @serve.ingress(app)
 class SpeechService:
     """One replica: one checkpoint on one device. `digests`: of keys that stand in no file."""
 
     def __init__(self, args: ServeArgs, location: str, digests: frozenset[str]) -> None:
-        _log_like_serve()
-        _stay_on_loopback()
+        log_like_serve()
+        stay_on_loopback()
         self._args = args
         self._started = int(time.time())
         self._backend = Backend(args, location)
@@ -201,7 +145,7 @@ class SpeechService:
 
     def _document(self, request: Request) -> dict[str, Any]:
         document: dict[str, Any] = request.app.document(
-            self._backend.listed_voices,
+            self._backend.capabilities.listed_voices,
             request.scope.get("root_path", ""),
             self._backend.sampling_defaults,
         )
@@ -247,7 +191,7 @@ class SpeechService:
     @app.get("/v1/audio/voices", responses=documented(401))
     async def voices(self) -> Voices:
         """The model's voices, and those that were uploaded."""
-        return await listed(self._backend.references, self._backend.voices)
+        return await listed(self._backend.references, self._backend.capabilities.voices)
 
     @app.post(
         "/v1/audio/voices",
@@ -276,7 +220,7 @@ class SpeechService:
         )
 
     def _voices(self) -> list[NamedVoice]:
-        return [NamedVoice(id=name, name=name) for name in self._backend.voices]
+        return [NamedVoice(id=name, name=name) for name in self._backend.capabilities.voices]
 
     # Speech
 

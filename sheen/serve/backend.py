@@ -1,8 +1,8 @@
 """A replica's checkpoint and engine, and the processes and threads beside them.
 
 Owns their life (load, warm up, drain, close), and the way from a request's settings to an admitted
-utterance. Refuses voices and languages that the model does not have, and requests beyond admission.
-Knows nothing about HTTP but the errors it answers with.
+utterance. Refuses requests beyond admission; what the model cannot follow is refused by
+`sheen.serve.capabilities`. Knows nothing about HTTP but the errors it answers with.
 """
 
 import logging
@@ -26,23 +26,19 @@ from sheen.engine.voice import Voice, load_voice
 from sheen.runs import cluster
 from sheen.runs.device import worker_device
 from sheen.serve.access.admission import Admission
+from sheen.serve.capabilities import UNNAMED_VOICE, Capabilities, check_language
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
 from sheen.serve.normalizers import NormalizerProcesses
+from sheen.serve.rendering import Renderer, Utterance
 from sheen.serve.request_log import RequestRecord
-from sheen.serve.responses import Renderer, Utterance
-from sheen.serve.schema import STANDARD_VOICES, SpeechSettings
+from sheen.serve.schema.requests import SpeechSettings
 from sheen.serve.voices.references import NamedReference, References
 from sheen.serve.word_times import Aligner, WordTimes
-from sheen.text.delivery import Delivery, DeliveryStream
-from sheen.text.lexicon import Lexicon, read_lexicon
-from sheen.text.normalization import language_code
-from sheen.text.ssml import Scope
+from sheen.text.delivery import DeliveryStream
 
 logger = logging.getLogger(__name__)
 
-UNNAMED_VOICE = "default"
-"""What a model that was trained without speakers calls its one voice."""
 CPU_RAMP = 2, 2, 4, 8, 12
 """As DEFAULT_RAMP, for a CPU, on which one frame is over before two more are made and decoded: with
 a listener alone 2 ms are missing and not 90 (docs/benchmarks.md)."""
@@ -69,10 +65,7 @@ class Backend:
                 "or leave out args.voices_folder, ref_audio and ref_audio_hosts"
             )
         self._args = args
-        self._lexicon = None
-        if args.lexicon is not None:
-            self._lexicon = read_lexicon(args.lexicon, self.voice.pipeline.has_phonemes)
-        self._names = voice_names(self.voice.info.voices, args.voice_aliases)
+        self.capabilities = Capabilities(self.voice, args)
         self._codec_process = None
         if on_cpu and args.audio_process:
             self._codec_process = CodecProcess(self.voice.codec, args.audio_threads)
@@ -101,13 +94,19 @@ class Backend:
         self._normalizers: NormalizerProcesses | None = None
         if self.voice.info.text_normalization is not None:
             self._normalizers = NormalizerProcesses(self.voice.pipeline, args.text_processes)
-        self.references = References(self.voice, args, {*self._names, UNNAMED_VOICE}, self._reader)
+        self.references = References(
+            self.voice, args, {*self.capabilities.names, UNNAMED_VOICE}, self._reader
+        )
         self._aligner = None
         if args.aligner is not None:
             self._aligner = Aligner(args.aligner, self.voice.language)
         self._warm_up()
         logger.info(
-            "serving %s on %s in %s, voices %s", location, device, self.voice.dtype, self.voices
+            "serving %s on %s in %s, voices %s",
+            location,
+            device,
+            self.voice.dtype,
+            self.capabilities.voices,
         )
 
     def _warm_up(self) -> None:
@@ -129,21 +128,6 @@ class Backend:
                 raise RuntimeError(f"the warm-up failed: {ending.error}")
 
     @property
-    def voices(self) -> list[str]:
-        """The model's own voices."""
-        return self.voice.info.voices or [UNNAMED_VOICE]
-
-    @property
-    def known_voices(self) -> list[str]:
-        """Every name that a request may use."""
-        return list(self._names)
-
-    @property
-    def listed_voices(self) -> list[str]:
-        """The same; none where a request may describe any other voice."""
-        return [] if self.voice.info.prompt.describes else self.known_voices
-
-    @property
     def sample_rate(self) -> int:
         """Hz, of everything that is sent."""
         return self.voice.codec.sample_rate
@@ -153,7 +137,7 @@ class Backend:
         voices, and a name that nobody has. Raises APIError."""
         if settings.ref_audio:
             return await self.references.of_audio(settings.ref_audio, settings.ref_text)
-        if (name := settings.voice_name) is None or name in self._names:
+        if (name := settings.voice_name) is None or name in self.capabilities.names:
             return None
         return await self.references.of_name(name)
 
@@ -174,15 +158,16 @@ class Backend:
         admitted.
         """
         self.check_alive()
-        name = self.voices[0] if settings.voice_name is None else settings.voice_name
+        able = self.capabilities
+        name = able.voices[0] if settings.voice_name is None else settings.voice_name
         speaker, spoken, record.voice = None, None, name
         if reference is None:
-            speaker = self._speaker(name)
+            speaker = able.speaker(name)
         else:
             spoken, record.voice = reference.reference, reference.name
         check_language(settings.language, self.voice.language)
         aligner = self._checked_aligner() if settings.word_timestamps else None
-        ignored, delivery = self._ignored(settings), self._delivery(settings)
+        ignored, delivery = able.ignored(settings), able.delivery(settings)
         record.audio_format = settings.response_format
         self._trimmed = False
         request = settings.model_dump_json(exclude={"ref_audio"}), hash(settings.ref_audio)
@@ -194,7 +179,7 @@ class Backend:
         if seed is None or seed < 0:
             seed = secrets.randbits(63)
         sampling = self.voice.sampling(seed, **settings.sampling)
-        others = self._names.values() if settings.ssml else ()
+        others = able.names.values() if settings.ssml else ()
         seconds = self._args.default_max_seconds
         limit = self.voice.longest_chunk(seconds, speaker, spoken, others)
         reader, words = self._reader(), None
@@ -220,14 +205,9 @@ class Backend:
             speech,
             renderer,
             lambda: self.admission.promise(request),
-            self._scope(settings, speaker) if settings.ssml else None,
+            able.scope(settings, speaker) if settings.ssml else None,
             words,
         )
-
-    def _scope(self, settings: SpeechSettings, speaker: str | None) -> Scope:
-        """What the request's SSML may name."""
-        pipeline = self.voice.pipeline
-        return Scope(speaker, self._names, pipeline.has_phonemes, pipeline.tags, settings.speed)
 
     def _checked_aligner(self) -> Aligner:
         if self._aligner is None:
@@ -238,37 +218,6 @@ class Backend:
                 code="word_timestamps_not_available",
             )
         return self._aligner
-
-    def _delivery(self, settings: SpeechSettings) -> Delivery:
-        """What the request's text may ask for; APIError for a lexicon that cannot be used."""
-        lexicons = () if self._lexicon is None else (self._lexicon,)
-        if settings.lexicon:
-            try:
-                own = Lexicon(settings.lexicon, self.voice.pipeline.has_phonemes)
-            except ValueError as error:
-                raise APIError(
-                    400, f"lexicon: {error}", param="lexicon", code="invalid_lexicon"
-                ) from error
-            lexicons = (own, *lexicons)
-        return Delivery(
-            self._args.max_pause_s,
-            lexicons,
-            self.voice.pipeline.tags,
-            self._args.unknown_tags == "refuse",
-        )
-
-    def _ignored(self, settings: SpeechSettings) -> tuple[str, ...]:
-        """Fields that the model cannot follow; APIError where `args` say to refuse them."""
-        if not settings.instructions:
-            return ()
-        if self._args.instructions == "refuse":
-            raise APIError(
-                400,
-                "instructions: this model was not trained to follow instructions; leave them out",
-                param="instructions",
-                code="instructions_not_supported",
-            )
-        return ("instructions",)
 
     def _note(self, record: RequestRecord) -> None:
         if record.finish_reason != "cancelled":
@@ -283,19 +232,6 @@ class Backend:
     def sampling_defaults(self) -> dict[str, Any]:
         """Of a request's fields: the model's own, where it has some."""
         return self.voice.info.sampling_settings
-
-    def _speaker(self, name: str) -> str | None:
-        """The speaker that a request's voice means, which may describe itself in words."""
-        if name not in self._names and self.voice.info.prompt.describes:
-            return name
-        if name not in self._names:
-            raise APIError(
-                400,
-                f"voice: unknown voice {name[:100]!r}; this model has: {', '.join(self.voices)}",
-                param="voice",
-                code="voice_not_found",
-            )
-        return self._names[name]
 
     def _reader(self) -> Normalize:
         """What gives one request's sentences their spoken form."""
@@ -336,37 +272,3 @@ class Backend:
         self._renderers.shutdown()
         if self._aligner is not None:
             self._aligner.close()
-
-
-def check_language(asked: str | None, spoken: str | None) -> None:
-    """APIError for a code or a name of another language than the one that a model's texts are
-    normalized as; None where that is none, or nothing is asked."""
-    code = language_code(asked or "")
-    if spoken is not None and code not in ("", "auto", spoken):
-        raise APIError(
-            400,
-            f"language: {asked!r} was asked for, this model speaks {spoken}",
-            param="language",
-            code="language_not_supported",
-        )
-
-
-def voice_names(voices: list[str], aliases: dict[str, str]) -> dict[str, str | None]:
-    """Every name that a request may use, and the speaker it means.
-
-    The model's own, those of `aliases`, and OpenAI's, which go round the model's voices. ValueError
-    for an alias of a voice that the model has not.
-    """
-    own: dict[str, str | None] = {name: name for name in voices}
-    if not voices:
-        own = {UNNAMED_VOICE: None}
-    names = list(own)
-    for alias, name in aliases.items():
-        if name not in own:
-            raise ValueError(
-                f"args.voice_aliases: {alias} means {name}, and this model has {', '.join(own)}"
-            )
-    standard = {
-        name: own[names[number % len(names)]] for number, name in enumerate(STANDARD_VOICES)
-    }
-    return standard | {alias: own[name] for alias, name in aliases.items()} | own

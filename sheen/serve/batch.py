@@ -23,6 +23,7 @@ from starlette.types import Scope
 from sheen.audio.encoders import MEDIA_TYPES
 from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, unforeseen
+from sheen.serve.rendering import finish_reason, rendered, usage
 from sheen.serve.request_log import (
     CLIENT_LEFT,
     RequestRecord,
@@ -30,13 +31,8 @@ from sheen.serve.request_log import (
     open_record,
     record_of,
 )
-from sheen.serve.responses import finish_reason, rendered, usage
-from sheen.serve.schema import (
-    MAX_BATCH_CHARACTERS,
-    BatchRequest,
-    BatchResult,
-    SpeechRequest,
-)
+from sheen.serve.schema.answers import BatchResult
+from sheen.serve.schema.requests import MAX_BATCH_CHARACTERS, BatchRequest, SpeechRequest
 
 logger = logging.getLogger(__name__)
 

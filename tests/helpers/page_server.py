@@ -20,7 +20,8 @@ from helpers.example import RATE, VOICES, clips_of, read_clip
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
 from sheen.serve.access.middleware import Gate, GateMiddleware, answered_protocol, set_gate
 from sheen.serve.errors import APIError, install_error_handlers
-from sheen.serve.schema import AudioModels, ModelId, NamedVoice, SpeechRequest, Voices
+from sheen.serve.schema.answers import AudioModels, ModelId, NamedVoice, Voices
+from sheen.serve.schema.requests import SpeechRequest
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 
 PREFIX = "/some/prefix"

@@ -19,7 +19,7 @@ from starlette.types import Message, Receive
 
 from sheen.serve.config import BodyLimit, Limits
 from sheen.serve.errors import APIError, Refused
-from sheen.serve.schema import MESSAGE, ClientMessage, InputText, Text
+from sheen.serve.schema.messages import MESSAGE, ClientMessage, InputText, Text
 
 NORMAL, POLICY_VIOLATION, TOO_BIG = 1000, 1008, 1009
 """Close codes of WebSockets (RFC 6455, 7.4.1)."""

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from sheen.serve.access.middleware import check_origin
 from sheen.serve.errors import APIError
-from sheen.serve.schema import CreatedVoice, NamedVoice, UploadedVoice, Voices
+from sheen.serve.schema.answers import CreatedVoice, NamedVoice, UploadedVoice, Voices
 from sheen.serve.voices.folder import StoredVoice
 from sheen.serve.voices.form import Part, read_form
 from sheen.serve.voices.references import References

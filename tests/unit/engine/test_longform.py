@@ -25,11 +25,11 @@ from sheen.engine.voice import Voice
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.rng import step_seed
-from sheen.serve.app import answer
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.request_log import RequestRecord, close_record
-from sheen.serve.schema import SpeechRequest
+from sheen.serve.responses import answer
+from sheen.serve.schema.requests import SpeechRequest
 
 CHUNK_S = 2.0
 LONG = "Good morning. It's half past two."

@@ -24,7 +24,7 @@ from sheen.serve.backend import Backend
 from sheen.serve.batch import Batch
 from sheen.serve.config import BATCH, Limits, ServeArgs
 from sheen.serve.request_log import RequestRecord
-from sheen.serve.schema import MAX_BATCH_CHARACTERS, MAX_BATCH_ITEMS, BatchRequest
+from sheen.serve.schema.requests import MAX_BATCH_CHARACTERS, MAX_BATCH_ITEMS, BatchRequest
 
 ENDS = {"model": "sheen", "input": "Good morning.", "voice": "heart", "seed": 1}
 ENDLESS = ENDS | {"temperature": 5.0, "top_p": 1.0, "top_k": 0}

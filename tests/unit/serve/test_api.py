@@ -18,15 +18,15 @@ from starlette.testclient import TestClient
 
 from sheen.runs.cluster import WORKER_ENV
 from sheen.serve.app import build
-from sheen.serve.backend import check_language
+from sheen.serve.capabilities import check_language
 from sheen.serve.config import ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, install_error_handlers
-from sheen.serve.schema import (
+from sheen.serve.schema.messages import Start
+from sheen.serve.schema.requests import (
     MAX_INPUT_CHARACTERS,
     BatchRequest,
     SpeechRequest,
     SpeechSettings,
-    Start,
 )
 
 ROOT = Path(__file__).resolve().parents[3]

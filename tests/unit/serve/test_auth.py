@@ -20,7 +20,7 @@ from sheen.serve.access.keys import digest
 from sheen.serve.access.middleware import Gate, GateMiddleware, set_gate
 from sheen.serve.errors import APIError, install_error_handlers
 from sheen.serve.request_log import RequestLogMiddleware, RequestRecord, listen, record_of, refused
-from sheen.serve.schema import SpeechRequest
+from sheen.serve.schema.requests import SpeechRequest
 
 KEY, OTHER = "first-key", "second-key"
 

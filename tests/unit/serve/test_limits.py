@@ -42,8 +42,8 @@ from sheen.serve.backend import Backend
 from sheen.serve.config import Limits, ServeArgs
 from sheen.serve.errors import install_error_handlers
 from sheen.serve.request_log import RequestLogMiddleware, RequestRecord, listen
-from sheen.serve.schema import SpeechRequest
-from sheen.serve.websocket import converse
+from sheen.serve.schema.requests import SpeechRequest
+from sheen.serve.websocket.conversation import converse
 
 LIMITS = Limits(
     max_body_bytes=2048,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sheen.serve.app import app
-from sheen.serve.schema import SpeechRequest
+from sheen.serve.schema.requests import SpeechRequest
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 
 VOICES = ["heart", "alloy"]

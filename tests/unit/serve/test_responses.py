@@ -22,14 +22,15 @@ from sheen.audio.samples import Samples
 from sheen.engine.types import Span
 from sheen.serve import request_log
 from sheen.serve.access.admission import Admission
-from sheen.serve.app import answer
 from sheen.serve.backend import Backend
+from sheen.serve.capabilities import Capabilities
 from sheen.serve.config import Limits, ServeArgs
 from sheen.serve.errors import APIError
+from sheen.serve.rendering import Renderer
 from sheen.serve.request_log import RequestRecord, close_record
-from sheen.serve.responses import Renderer, delta_event, streamed
-from sheen.serve.schema import SpeechRequest
-from sheen.serve.websocket import converse
+from sheen.serve.responses import answer, delta_event, streamed
+from sheen.serve.schema.requests import SpeechRequest
+from sheen.serve.websocket.conversation import converse
 
 RATE = 24_000
 
@@ -257,7 +258,7 @@ def test_a_tag_that_the_model_does_not_know_is_text_or_refused(
 ) -> None:
     assert ask(backend, input="one <laugh>")[2] is None
     args = backend._args.model_copy(update={"unknown_tags": "refuse"})
-    monkeypatch.setattr(backend, "_args", args)
+    monkeypatch.setattr(backend, "capabilities", Capabilities(backend.voice, args))
     _, _, error = ask(backend, input="one <laugh>")
     assert isinstance(error, APIError)
     assert (error.status, error.code) == (400, "invalid_mark")
@@ -300,9 +301,8 @@ def test_instructions_are_ignored_aloud_or_refused(
     assert "x-sheen-ignored" not in asyncio.run(headers())
     assert asyncio.run(headers(instructions="cheerful"))["x-sheen-ignored"] == "instructions"
     assert record.fields()["ignored"] == ["instructions"]
-    monkeypatch.setattr(
-        backend, "_args", backend._args.model_copy(update={"instructions": "refuse"})
-    )
+    args = backend._args.model_copy(update={"instructions": "refuse"})
+    monkeypatch.setattr(backend, "capabilities", Capabilities(backend.voice, args))
     _, _, error = ask(backend, instructions="cheerful")
     assert isinstance(error, APIError)
     assert (error.status, error.param) == (400, "instructions")

@@ -17,7 +17,7 @@ from helpers.in_process import WAIT_S, asking
 from helpers.speaking import assert_close
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
-from sheen.serve.schema import MAX_UTTERANCE_CHARACTERS
+from sheen.serve.schema.requests import MAX_UTTERANCE_CHARACTERS
 
 # As vLLM-Omni's example of a client sends it.
 CONFIG = {

@@ -20,7 +20,8 @@ from sheen.serve.access.middleware import Gate, set_gate
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
-from sheen.serve.schema import CreatedVoice, SpeechRequest, Voices
+from sheen.serve.schema.answers import CreatedVoice, Voices
+from sheen.serve.schema.requests import SpeechRequest
 from sheen.serve.voices.folder import StoredVoice, VoiceFolder, is_name, voice_id
 from sheen.serve.voices.form import read_form
 from sheen.serve.voices.remote import decode_data_url, fetch
@@ -64,7 +65,7 @@ def client(backend: Backend) -> Iterator[TestClient]:
 
     @app.get("/v1/audio/voices")
     async def voices() -> Voices:
-        return await listed(backend.references, backend.voices)
+        return await listed(backend.references, backend.capabilities.voices)
 
     @app.post("/v1/audio/voices")
     async def upload_voice(request: Request) -> CreatedVoice:

@@ -2,8 +2,8 @@
 
 Owns the line of one client: which messages it speaks by, that it starts in time, and that one who
 is silent for too long loses its utterance, and later its connection. What is spoken is admitted,
-counted and refused like a POST. What the messages do: `sheen.serve.utterances`, which are Sheen's
-own, and `sheen.serve.sessions`, vLLM-Omni's; what they hold: `sheen.serve.schema`.
+counted and refused like a POST. What the messages do: `utterances`, which are Sheen's own, and
+`sessions`, vLLM-Omni's; what they hold: `sheen.serve.schema.messages`.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from sheen.serve.backend import Backend
 from sheen.serve.config import Limits
 from sheen.serve.errors import APIError, send_error
 from sheen.serve.request_log import refused
-from sheen.serve.schema import ClientMessage, SessionConfig
-from sheen.serve.sessions import Session
-from sheen.serve.utterances import Utterances
+from sheen.serve.schema.messages import ClientMessage, SessionConfig
+from sheen.serve.websocket.sessions import Session
+from sheen.serve.websocket.utterances import Utterances
 
 TICK_S = 5.0
 GOING_AWAY, TRY_LATER = 1001, 1013

@@ -2,7 +2,7 @@
 
 Owns the utterances of one client, one after another, each from its first text to `end` or `cancel`
 and spoken while its text arrives. An error ends its utterance, and the rest of that text is
-discarded. The line that messages come by: `sheen.serve.websocket`.
+discarded. The line that messages come by: `conversation`.
 """
 
 import asyncio
@@ -13,17 +13,10 @@ from fastapi import WebSocket, WebSocketDisconnect
 
 from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, send_error, unforeseen
+from sheen.serve.rendering import WORD_EVENT, ending, rendered, told
 from sheen.serve.request_log import SWITCHED, close_record, open_record
-from sheen.serve.responses import WORD_EVENT, ending, rendered, told
-from sheen.serve.schema import (
-    MAX_UTTERANCE_CHARACTERS,
-    Cancel,
-    ClientMessage,
-    End,
-    SpeechSettings,
-    Start,
-    Text,
-)
+from sheen.serve.schema.messages import Cancel, ClientMessage, End, Start, Text
+from sheen.serve.schema.requests import MAX_UTTERANCE_CHARACTERS, SpeechSettings
 from sheen.serve.voices.references import NamedReference
 
 logger = logging.getLogger(__name__)

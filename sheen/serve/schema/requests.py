@@ -1,4 +1,4 @@
-"""The HTTP contract: what a request for speech may hold, and what other answers look like.
+"""What a request for speech may hold.
 
 Owns the fields, their limits and their defaults, for the POST and for the WebSocket alike: values
 have JSON's types, as the schema says, and null is the default of every field that has one. Knows
@@ -7,13 +7,7 @@ nothing about models or Ray.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    TypeAdapter,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from sheen.engine.sampler import Sampling
 
@@ -24,14 +18,7 @@ MAX_BATCH_ITEMS = 32
 MAX_BATCH_CHARACTERS = 32_768
 """Half an hour of speech."""
 
-STANDARD_VOICES = (
-    *("alloy", "ash", "ballad", "coral", "echo", "fable", "onyx"),
-    *("nova", "sage", "shimmer", "verse", "marin", "cedar"),
-)
-"""OpenAI's voices. Some clients refuse every other name."""
-
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
-
 
 WHOLE = BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_integer() else n)
 """JSON has one kind of number: 7.0 is an integer."""
@@ -213,14 +200,6 @@ class SpeechRequest(SpeechSettings):
         )
 
 
-class Usage(BaseModel):
-    """Tokens of the prompts and of the audio."""
-
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-
-
 class BatchRequest(SpeechSettings):
     """Body of `POST /v1/audio/speech/batch`: settings are those of every item without its own."""
 
@@ -249,155 +228,3 @@ class BatchRequest(SpeechSettings):
         shared = self.model_dump(exclude={"items"}, exclude_unset=True)
         form = {"response_format": self.response_format}
         return SpeechRequest.model_validate({**form, **shared, **own})
-
-
-class BatchResult(BaseModel):
-    """One item's. What it does not have is left out."""
-
-    index: int
-    """Of its item, from 0."""
-    status: Literal["success", "error"]
-    audio_data: str | None = None
-    """The whole file, base64."""
-    media_type: str | None = None
-    finish_reason: str | None = None
-    word_timestamps: list[dict[str, str | int]] | None = None
-    usage: Usage | None = None
-    ignored: list[str] | None = None
-    """Fields that the model cannot follow."""
-    error: str | None = None
-
-
-class BatchAnswer(BaseModel):
-    id: str
-    results: list[BatchResult]
-    total: int
-    succeeded: int
-    failed: int
-
-
-class Start(SpeechSettings):
-    """First message on the WebSocket."""
-
-    type: Literal["start"]
-
-
-class Text(BaseModel):
-    """Text to speak, in parts of up to MAX_INPUT_CHARACTERS."""
-
-    type: Literal["text"]
-    text: Annotated[str, Field(max_length=MAX_INPUT_CHARACTERS)]
-
-
-class End(BaseModel):
-    """No more text will come."""
-
-    type: Literal["end"]
-
-
-class Cancel(BaseModel):
-    """Stop: nothing more of what was sent so far will be heard."""
-
-    type: Literal["cancel"]
-
-
-class SessionConfig(SpeechSettings):
-    """vLLM-Omni's `start`."""
-
-    type: Literal["session.config"]
-    response_format: AudioFormat = "wav"
-    stream_audio: bool = False
-    """Audio as it is made, in binary frames; otherwise each part is one, a whole file."""
-    split_granularity: Literal["none", "sentence", "clause"] = "none"
-    """Whether the parts are utterances or sentences: those are what `clause` gives too."""
-
-
-class InputText(BaseModel):
-    """vLLM-Omni's `text`."""
-
-    type: Literal["input.text"]
-    text: Annotated[str, Field(max_length=MAX_UTTERANCE_CHARACTERS)]
-
-
-class InputDone(BaseModel):
-    """vLLM-Omni's `end`."""
-
-    type: Literal["input.done"]
-
-
-class SessionClose(BaseModel):
-    """Close the WebSocket after what is complete has been spoken."""
-
-    type: Literal["session.close"]
-
-
-ClientMessage = Start | Text | End | Cancel | SessionConfig | InputText | InputDone | SessionClose
-MESSAGE: TypeAdapter[ClientMessage] = TypeAdapter(
-    Annotated[ClientMessage, Field(discriminator="type")]
-)
-"""Any message of a client on the WebSocket."""
-
-
-class NamedVoice(BaseModel):
-    id: str
-    name: str
-
-
-class UploadedVoice(BaseModel):
-    """An uploaded voice, with the keys of vLLM-Omni, and its id."""
-
-    id: str
-    name: str
-    consent: str
-    created_at: int
-    mime_type: str
-    file_size: int
-    ref_text: str
-    speaker_description: str | None
-
-
-class Voices(BaseModel):
-    voices: list[NamedVoice]
-    """All that a request may name, but for aliases: the model's, then uploaded ones."""
-    uploaded_voices: list[UploadedVoice] = []
-
-
-class CreatedVoice(BaseModel):
-    """OpenAI's answer to an upload, and vLLM-Omni's."""
-
-    id: str
-    object: Literal["audio.voice"] = "audio.voice"
-    name: str
-    created_at: int
-    success: Literal[True] = True
-    voice: UploadedVoice
-
-
-class DeletedVoice(BaseModel):
-    """vLLM-Omni's answer."""
-
-    success: Literal[True] = True
-    message: str
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "sheen"
-    voices: list[NamedVoice]
-    tags: list[str] = []
-    """Words such as `<laugh>` that it acts, as they stand in a text."""
-
-
-class Models(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class ModelId(BaseModel):
-    id: str
-
-
-class AudioModels(BaseModel):
-    models: list[ModelId]

@@ -5,7 +5,8 @@ Owns a session: utterances, each of the text up to an `input.done`, spoken one a
 further ones arrive. An utterance is one part, or with `split_granularity` one part for each
 sentence; a part is answered by `audio.start`, its audio and `audio.done`, an utterance by
 `session.done`. A part that fails says so and is followed by the next; after an error of the
-client's, the rest of that utterance is discarded. What the messages hold: `sheen.serve.schema`.
+client's, the rest of that utterance is discarded. What the messages hold:
+`sheen.serve.schema.messages`.
 """
 
 import asyncio
@@ -19,17 +20,17 @@ from fastapi import WebSocket, WebSocketDisconnect
 from sheen.serve.access.limits import NORMAL
 from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, send_error, unforeseen
+from sheen.serve.rendering import ending, rendered
 from sheen.serve.request_log import SWITCHED, close_record, open_record
-from sheen.serve.responses import ending, rendered
-from sheen.serve.schema import (
-    MAX_UTTERANCE_CHARACTERS,
+from sheen.serve.schema.messages import (
     ClientMessage,
     InputDone,
     InputText,
     SessionClose,
     SessionConfig,
 )
-from sheen.serve.utterances import refuse_ssml
+from sheen.serve.schema.requests import MAX_UTTERANCE_CHARACTERS
+from sheen.serve.websocket.utterances import refuse_ssml
 from sheen.serve.word_times import WordTime
 from sheen.text.segmentation import SentenceStream
 

@@ -1,0 +1,195 @@
+"""An admitted request on its way: its text in, its bytes out, in its speed and format.
+
+Owns what is rendered beside the event loop and in which order (speed, then format), which failures
+can be foreseen, and what is said of speech that is whole. What a format is and how speed changes:
+`sheen.audio.encoders`, `sheen.audio.effects`; how the bytes leave: `sheen.serve.responses`,
+`sheen.serve.websocket`.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sheen.audio.effects import Stretch
+from sheen.audio.encoders import AudioEncoder
+from sheen.engine.chunks import ChunkStream
+from sheen.engine.longform import Speech
+from sheen.engine.types import EngineBusy, RequestError, Span, SpeechFailed
+from sheen.serve.errors import APIError
+from sheen.serve.request_log import RequestRecord
+from sheen.serve.schema.answers import Usage
+from sheen.serve.word_times import WordTime, WordTimes
+from sheen.text.delivery import DeliveryStream
+from sheen.text.items import DeliveryError
+from sheen.text.ssml import Scope
+
+CHEAP = {"pcm", "wav"}
+"""Formats that cost less to make than to hand to another thread."""
+
+
+class Renderer:
+    """One response's bytes. `close` it, whatever happened."""
+
+    def __init__(
+        self,
+        audio_format: str,
+        speed: float,
+        sample_rate: int,
+        pool: ThreadPoolExecutor,
+        *,
+        whole: bool = False,
+    ) -> None:
+        """`whole`: all bytes leave at `finish`, with a header that states the length."""
+        self.sample_rate = sample_rate
+        self.whole = whole
+        self._stretch = Stretch(speed, sample_rate)
+        self._encoder = AudioEncoder(audio_format, sample_rate, whole=whole)
+        self._pool = None if audio_format in CHEAP and speed == 1.0 else pool
+        # A client may leave while another thread computes: what it uses is not closed under it.
+        self._lock = threading.Lock()
+        self._closed = False
+
+    async def push(self, span: Span) -> bytes:
+        """What can be sent of these samples and those before them."""
+        return await self._computed(span)
+
+    async def finish(self) -> bytes:
+        """All that is left."""
+        return await self._computed(None)
+
+    def seconds(self, span: Span) -> float:
+        """How long a listener hears these samples."""
+        return self._stretch.seconds(len(span.samples), span.rate)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._encoder.close()
+
+    async def _computed(self, span: Span | None) -> bytes:
+        if self._pool is None:
+            return self._compute(span)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, span)
+
+    def _compute(self, span: Span | None) -> bytes:
+        with self._lock:
+            if self._closed:
+                return b""
+            if span is not None:
+                return self._encoder.push(self._stretch.push(span.samples, span.rate))
+            last = self._encoder.push(self._stretch.finish())
+            return last + self._encoder.finish()
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """An admitted request: give it its text, iterate `speech`, send what `renderer` makes of it."""
+
+    chunks: ChunkStream
+    text: DeliveryStream
+    speech: Speech
+    renderer: Renderer
+    come_back: Callable[[], int]
+    """A place promised for when it is asked for again: seconds until then."""
+    ssml: Scope | None = None
+    """Its text is one SSML document."""
+    words: WordTimes | None = None
+    """Where they were asked for."""
+
+    async def feed(self, text: str, field: str = "input") -> None:
+        """Further text, which came in a field of this name. Raises APIError, 400, for a mark in it
+        that cannot be followed."""
+        with _marks_of(field):
+            if self.ssml is None:
+                await self.chunks.feed_text(text, self.text)
+            else:
+                self.chunks.feed(self.text.document(text, self.ssml))
+
+    def close(self, field: str = "input") -> None:
+        """No more text will come. Raises APIError, see `feed`."""
+        with _marks_of(field):
+            self.chunks.close(self.text)
+
+
+@contextmanager
+def _marks_of(field: str) -> Iterator[None]:
+    try:
+        yield
+    except DeliveryError as error:
+        raise APIError(400, f"{field}: {error}", param=field, code="invalid_mark") from error
+
+
+async def rendered(utterance: Utterance, record: RequestRecord) -> AsyncIterator[bytes]:
+    """The audio's bytes as they are made, at least one. APIError for what can be foreseen."""
+    try:
+        async for data in _made(utterance, record):
+            yield data
+    except RequestError as error:
+        raise APIError(400, str(error), param=error.field) from error
+    except EngineBusy as busy:
+        raise APIError(429, str(busy), code="rate_limit_exceeded", retry_after_s=1) from busy
+    except SpeechFailed as failure:
+        raise APIError(500, str(failure)) from failure
+
+
+async def _made(utterance: Utterance, record: RequestRecord) -> AsyncIterator[bytes]:
+    renderer, sent = utterance.renderer, False
+    try:
+        async for span in utterance.speech.spans():
+            data = await renderer.push(span)
+            record.sent(renderer.seconds(span))
+            if utterance.words is not None:
+                utterance.words.push(span, renderer.seconds(span), utterance.speech.texts)
+            if data or renderer.whole:  # of a whole file nothing leaves, but it has begun
+                sent = True
+                yield data
+        if data := await renderer.finish():
+            sent = True
+            yield data
+        if not sent:
+            raise SpeechFailed("synthesis failed: the model gave no audio")
+    except Exception:
+        if record.chunks:  # else nothing was begun that could fail
+            record.finish_reason = "error"
+        raise
+
+
+async def told(
+    data: AsyncIterator[bytes], utterance: Utterance
+) -> AsyncIterator[bytes | list[WordTime] | None]:
+    """What `rendered` gives, and between it the times of the words of a chunk, as soon as they are
+    known; None for a chunk that has none."""
+    async for some in data:
+        yield some
+        for words in [] if utterance.words is None else utterance.words.ready():
+            yield words
+    if utterance.words is not None:
+        async for words in utterance.words.rest():
+            yield words
+
+
+WORD_EVENT = "speech.audio.word_timestamps"
+
+
+def finish_reason(record: RequestRecord) -> str:
+    """Of speech that is whole: `length` if a chunk of it met its budget. What is said of a text
+    without a word is `stop`."""
+    return record.finish_reason or "stop"
+
+
+def usage(record: RequestRecord) -> Usage:
+    total = record.input_tokens + record.output_tokens
+    return Usage(
+        input_tokens=record.input_tokens, output_tokens=record.output_tokens, total_tokens=total
+    )
+
+
+def ending(record: RequestRecord) -> dict[str, Any]:
+    """What the last event of whole speech tells."""
+    ignored = {"ignored": list(record.ignored)} if record.ignored else {}
+    usage_of = usage(record).model_dump()
+    return {"finish_reason": finish_reason(record), "usage": usage_of, **ignored}

@@ -1,0 +1,104 @@
+"""What answers in JSON look like: of a batch, of voices and of models. Owns OpenAI's keys and
+vLLM-Omni's together."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class Usage(BaseModel):
+    """Tokens of the prompts and of the audio."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class BatchResult(BaseModel):
+    """One item's. What it does not have is left out."""
+
+    index: int
+    """Of its item, from 0."""
+    status: Literal["success", "error"]
+    audio_data: str | None = None
+    """The whole file, base64."""
+    media_type: str | None = None
+    finish_reason: str | None = None
+    word_timestamps: list[dict[str, str | int]] | None = None
+    usage: Usage | None = None
+    ignored: list[str] | None = None
+    """Fields that the model cannot follow."""
+    error: str | None = None
+
+
+class BatchAnswer(BaseModel):
+    id: str
+    results: list[BatchResult]
+    total: int
+    succeeded: int
+    failed: int
+
+
+class NamedVoice(BaseModel):
+    id: str
+    name: str
+
+
+class UploadedVoice(BaseModel):
+    """An uploaded voice, with the keys of vLLM-Omni, and its id."""
+
+    id: str
+    name: str
+    consent: str
+    created_at: int
+    mime_type: str
+    file_size: int
+    ref_text: str
+    speaker_description: str | None
+
+
+class Voices(BaseModel):
+    voices: list[NamedVoice]
+    """All that a request may name, but for aliases: the model's, then uploaded ones."""
+    uploaded_voices: list[UploadedVoice] = []
+
+
+class CreatedVoice(BaseModel):
+    """OpenAI's answer to an upload, and vLLM-Omni's."""
+
+    id: str
+    object: Literal["audio.voice"] = "audio.voice"
+    name: str
+    created_at: int
+    success: Literal[True] = True
+    voice: UploadedVoice
+
+
+class DeletedVoice(BaseModel):
+    """vLLM-Omni's answer."""
+
+    success: Literal[True] = True
+    message: str
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "sheen"
+    voices: list[NamedVoice]
+    tags: list[str] = []
+    """Words such as `<laugh>` that it acts, as they stand in a text."""
+
+
+class Models(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ModelId(BaseModel):
+    id: str
+
+
+class AudioModels(BaseModel):
+    models: list[ModelId]
