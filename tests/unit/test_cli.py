@@ -113,8 +113,9 @@ def test_an_output_of_an_unknown_format_is_refused_before_the_model_is_opened(
 def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_path: Path) -> None:
     path = tmp_path / "out.wav"
     command = ["four two", "--model", str(checkpoint), "--voice", "heart", "-o", str(path)]
+    command += ["--seed", "7", "--max-seconds", "1"]
     result = subprocess.run(
-        [sys.executable, "-m", "sheen", "speak", *command, "--seed", "7"],
+        [sys.executable, "-m", "sheen", "speak", *command],
         capture_output=True,
         text=True,
         timeout=WAIT_S,
@@ -127,7 +128,7 @@ def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_pa
     assert (info.samplerate, info.channels) == (24_000, 1)
 
     engine = Engine(voice.model, voice.codec)
-    request = voice.request("four two", "heart", Sampling(seed=7), 30.0)
+    request = voice.request("four two", "heart", Sampling(seed=7), 1.0)
     samples, _ = speak(engine, request)
     engine.close()
     assert len(samples)
@@ -150,7 +151,7 @@ def test_a_text_is_spoken_in_the_voice_of_a_recording(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recording, path = str(tmp_path / "heart.wav"), str(tmp_path / "out.wav")
-    model = ["--model", str(checkpoint), "--max-seconds", "1.5"]
+    model = ["--model", str(checkpoint), "--max-seconds", "1.3"]
     words = "four two seven four two seven"
     assert main(["speak", words, *model, "--voice", "heart", "-o", recording]) == 0
     command = ["four", *model, "-o", path, "--reference", recording]

@@ -117,17 +117,16 @@ def test_a_text_has_the_same_phonemes_in_any_process(english: Phonemizer) -> Non
         "read = load_phonemizer(describe('en'))\n"
         "print(json.dumps([read(text) for text in json.load(sys.stdin)]))"
     )
-    for seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            input=json.dumps(SENTENCES),
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert json.loads(done.stdout) == [english(text) for text in SENTENCES]
-        assert done.stderr == ""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(SENTENCES),
+        env=os.environ | {"PYTHONHASHSEED": "1"},  # this process has another
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [english(text) for text in SENTENCES]
+    assert done.stderr == ""
 
 
 def test_threads_may_share_it(english: Phonemizer) -> None:
