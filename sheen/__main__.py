@@ -69,6 +69,7 @@ def speak(argv: list[str], prog: str) -> int:
         choices=get_args(ReferenceForm),
         help="how it is put before the text (default: as the model was taught)",
     )
+    add("--instructions", help="how to say it, for a model that was trained with instructions")
     endings = ".wav, .flac, .mp3, .opus, .aac or .pcm"
     add("-o", "--output", default="out.wav", help=f"file, path or URI, with {endings} {shown}")
     add("--speed", type=float, default=1.0, help=f"0.25 to 4, at the same pitch {shown}")
@@ -137,6 +138,7 @@ def speak(argv: list[str], prog: str) -> int:
                 text,
                 options.voice,
                 reference=reference,
+                instructions=options.instructions,
                 speed=options.speed,
                 temperature=options.temperature,
                 top_k=options.top_k,

@@ -47,6 +47,8 @@ def describe(info: CheckpointInfo) -> Iterator[str]:
     yield f"prompt form: {info.prompt.name}; trained with a {info.softmax} softmax, as far as known"
     voices = "any, described in words" if info.prompt.describes else "one, without a name"
     yield f"voices: {', '.join(info.voices) or voices}"
+    if info.follows_instructions:
+        yield "instructions: followed"
     if info.tags:
         yield f"tags: {' '.join(info.tags)}"
     if sampling:

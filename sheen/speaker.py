@@ -139,6 +139,7 @@ class Speaker:
         voice: str | None = None,
         *,
         reference: Reference | None = None,
+        instructions: str | None = None,
         speed: float = 1.0,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -152,8 +153,9 @@ class Speaker:
         """Speak a text of any length.
 
         `voice`: one of `voices`; may be left out where there is one only. `reference`: a recording
-        of the voice to speak in instead, from the method `reference`. `speed`: 0.25 to 4, at the
-        same pitch. `temperature`: 0 (the likeliest token always) to 5. `top_k`, `top_p`: draw from
+        of the voice to speak in instead, from the method `reference`. `instructions`: how it is to
+        be said, for a model that was trained with instructions. `speed`: 0.25 to 4, at the same
+        pitch. `temperature`: 0 (the likeliest token always) to 5. `top_k`, `top_p`: draw from
         so many of the likeliest tokens, from so much of the probability; 0 and 1 are off.
         `repetition_penalty`: 0.5 to 5, 1 is off, for tokens among the last `repetition_window`, or
         "all". Of these, what is left out is as the checkpoint says, else as for Sheen's own models:
@@ -176,7 +178,7 @@ class Speaker:
             repetition_window=repetition_window,
         )
         stretch = Stretch(speed, self.sample_rate)
-        params = self._params(text, voice, sampling, lexicon, reference, ssml, speed)
+        params = self._params(text, voice, sampling, lexicon, reference, instructions, ssml, speed)
         with synthesize(self._engine, self._voice, text, params) as speech:
             samples = np.concatenate([NO_SAMPLES, *_stretched(speech, stretch)])
         return Audio(samples, self.sample_rate, speech.finish_reason)
@@ -187,6 +189,7 @@ class Speaker:
         voice: str | None = None,
         *,
         reference: Reference | None = None,
+        instructions: str | None = None,
         speed: float = 1.0,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -209,7 +212,7 @@ class Speaker:
             repetition_window=repetition_window,
         )
         stretch = Stretch(speed, self.sample_rate)
-        params = self._params(text, voice, sampling, lexicon, reference, ssml, speed)
+        params = self._params(text, voice, sampling, lexicon, reference, instructions, ssml, speed)
         return self._streamed(text, params, stretch)
 
     def close(self) -> None:
@@ -234,6 +237,7 @@ class Speaker:
         sampling: Sampling,
         lexicon: Mapping[str, str] | None,
         reference: Reference | None,
+        instructions: str | None,
         ssml: bool,
         speed: float,
     ) -> SynthesisParams:
@@ -254,9 +258,11 @@ class Speaker:
             voices = {name: name for name in self.voices}
             scope = Scope(voice, voices, pipeline.has_phonemes, pipeline.tags, speed)
         with _errors_by_argument():
-            self._voice.check(text, voice, reference)
+            self._voice.check(text, voice, reference, instructions)
             deliver(text, self._voice.language, delivery, scope)
-        return SynthesisParams(voice, sampling, self._max_seconds, delivery, reference, scope)
+        return SynthesisParams(
+            voice, sampling, self._max_seconds, delivery, reference, scope, instructions
+        )
 
     def _streamed(
         self, text: str, params: SynthesisParams, stretch: Stretch

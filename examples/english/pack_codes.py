@@ -46,6 +46,7 @@ def subset(utterances: Utterances, chosen: NDArray[np.int64]) -> Utterances:
         np.cumsum([0, *map(len, frames)]),
         utterances.dropped,
         utterances.examples,
+        [utterances.instructions[index] for index in chosen],
     )
 
 

@@ -44,7 +44,8 @@ _FIELDS: list[tuple[str, pa.DataType]] = [
     ("snac_codes", CODES_TYPE),
 ]
 UTTERANCE_SCHEMA = pa.schema(_FIELDS)
-"""One utterance. `n_samples`: true length at the codec's rate; codes cover it, padded up."""
+"""One utterance. `n_samples`: true length at the codec's rate; codes cover it, padded up. Further
+columns are optional; of those `instruction` is read."""
 
 
 class DatasetInfo(BaseModel, extra="forbid"):
@@ -80,6 +81,11 @@ class Utterances:
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     """For each reason, the first row it struck and why."""
+    instructions: list[str | None] = field(default_factory=list)
+    """How each text is said, in words; left out where nothing is said of any."""
+
+    def __post_init__(self) -> None:
+        self.instructions = self.instructions or [None] * len(self.texts)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -134,7 +140,8 @@ def read_utterances(location: str, layout: TokenLayout) -> Utterances:
             grids.append(layout.interleave(row.codes).astype(np.int16, copy=False))
             lengths.append(len(grids[-1]))
             read.texts.append(text)
-            read.speakers.append(normalize(row.speaker) or None if row.speaker else None)
+            read.speakers.append(normalize(row.speaker or "") or None)
+            read.instructions.append(normalize(row.instruction or "") or None)
     if not read.texts:
         struck = "; ".join(read.examples.values()) or "it has no rows"
         raise ValueError(f"{location}: no usable utterance ({struck})")
@@ -152,6 +159,7 @@ def join(parts: Sequence[Utterances]) -> Utterances:
         [speaker for part in parts for speaker in part.speakers],
         np.concatenate([part.frames for part in parts]),
         np.cumsum(np.concatenate([[0], *(np.diff(part.offsets) for part in parts)])),
+        instructions=[how for part in parts for how in part.instructions],
     )
     for part in parts:
         joined.dropped += part.dropped
@@ -172,12 +180,13 @@ class _Row:
     name: str | None
     text: str | None
     speaker: str | None
+    instruction: str | None
     codes: Any
     problem: tuple[str, str] | None = None
 
 
 def _json_rows(location: str) -> Iterator[_Row]:
-    names = ("id", "text", "speaker", "source", "reason", "detail")
+    names = ("id", "text", "speaker", "instruction", "source", "reason", "detail")
     for batch in jsonl.read(location, None, codes=True).batches:
         codes = _codes_in(location, batch.column(CODES_KEY))
         for row, row_codes in zip(batch.select(names).to_pylist(), codes, strict=True):
@@ -185,7 +194,8 @@ def _json_rows(location: str) -> Iterator[_Row]:
             problem = None
             if row["reason"]:
                 problem = (row["reason"], row["detail"].removeprefix(f"{place}: "))
-            yield _Row(place, row["id"], row["text"], row["speaker"], row_codes, problem)
+            name, text, speaker, instruction = (row[name] for name in names[:4])
+            yield _Row(place, name, text, speaker, instruction, row_codes, problem)
 
 
 def _parquet_rows(location: str) -> Iterator[_Row]:
@@ -251,16 +261,16 @@ def _batch_rows(path: str, batch: pa.RecordBatch, first: int) -> Iterator[_Row]:
     column: Any = batch.column(CODES_KEY)
     said = parquet.column_fields(batch.drop_columns([CODES_KEY]).to_pylist())
     codes = _codes_in(path, column) if _is_list(column.type) else column.to_pylist()
-    for place, (row_codes, name, text, speaker) in enumerate(
-        zip(codes, said["id"], said["text"], said["speaker"], strict=True), start=first
-    ):
+    fields = [said[name] for name in ("id", "text", "speaker", "instruction")]
+    rows = zip(codes, *fields, strict=True)
+    for place, (row_codes, name, text, speaker, instruction) in enumerate(rows, start=first):
         problem = None
         if isinstance(row_codes, str):
             try:
                 row_codes = jsonl.codes_of(row_codes)
             except jsonl.CodesError as error:
                 problem = ("bad codes", str(error))
-        yield _Row(f"row {place}", name, text, speaker, row_codes, problem)
+        yield _Row(f"row {place}", name, text, speaker, instruction, row_codes, problem)
 
 
 def _codes_in(location: str, column: Any) -> Iterator[list[NDArray[np.integer[Any]]] | None]:

@@ -1,4 +1,4 @@
-"""Prompt lists: texts to speak, with optional ids and speakers.
+"""Prompt lists: texts to speak, with optional ids, speakers and instructions.
 
 Owns the file formats: .txt of one text per line, .jsonl, Parquet (a file or a folder), and an
 LJSpeech folder, whose recordings are ignored. Columns are found as in `sheen.data.schema`. A
@@ -27,6 +27,7 @@ class Prompt:
     id: str
     text: str
     speaker: str | None = None
+    instruction: str | None = None
 
 
 def read_prompts(location: str) -> list[Prompt]:
@@ -61,7 +62,7 @@ def _ljspeech(folder: str) -> Iterator[Prompt]:
 
 
 def _jsonl(path: str) -> Iterator[Prompt]:
-    """Lines of `{"text", optional "id", "speaker"}`."""
+    """Lines of `{"text", optional "id", "speaker", "instruction"}`."""
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -80,7 +81,7 @@ def _text_key(row: dict[str, Any]) -> str:
 
 
 def _parquet(location: str) -> Iterator[Prompt]:
-    """Rows with a column of texts, and perhaps ids and speakers."""
+    """Rows with a column of texts, and perhaps ids, speakers and instructions."""
     filesystem, path = uris.open_filesystem(location)
     try:
         source = pads.dataset(path, filesystem=filesystem, format="parquet")
@@ -106,4 +107,4 @@ def _prompt(row: dict[str, Any], name: str, where: str) -> Prompt:
         fields = row_fields(row)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error
-    return Prompt(fields["id"] or name, fields["text"], fields["speaker"])
+    return Prompt(fields["id"] or name, fields["text"], fields["speaker"], fields["instruction"])

@@ -1,8 +1,8 @@
 """The row schema that every input format is read into, and the columns a user's row may have.
 
-Owns the keys under which a text, id, speaker and recording are found, which values count as
-missing, and the encoding of text files. A file may hold millions of rows: rows are kept as Arrow
-batches, not as Python objects.
+Owns the keys under which a text, id, speaker, instruction and recording are found, which values
+count as missing, and the encoding of text files. A file may hold millions of rows: rows are kept as
+Arrow batches, not as Python objects.
 """
 
 import codecs
@@ -21,6 +21,7 @@ ROW_SCHEMA = pa.schema(
         ("id", pa.string()),  # null where the input names none; the manifest then gives one
         ("text", pa.string()),
         ("speaker", pa.string()),
+        ("instruction", pa.string()),  # how the text is said, in words; null: nothing is said of it
         ("audio", pa.string()),  # path or URI of the file with the recording; null with codes
         # null: the file is the recording; "tar": place is its byte range, offset and size;
         # "parquet": place is row group and row within it, column `audio`
@@ -40,6 +41,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "id": ("id", "utterance_id", "utt_id"),
     "text": ("text", "transcription", "sentence", "transcript", "normalized_text"),
     "speaker": ("speaker", "speaker_id", "speaker_name", "voice"),
+    "instruction": ("instruction", "instructions"),
     "audio": ("audio", "audio_filepath", "audio_path", "path", "file", "file_name"),
 }
 """Keys of JSON and columns of Parquet by what they say, the same in every form of input and in
@@ -150,11 +152,12 @@ def name_of(value: Any, name: str) -> str | None:
 
 
 def row_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The text, id and speaker of a user's row. Raises TypeError and ValueError."""
+    """The text, id, speaker and instruction of a user's row. Raises TypeError and ValueError."""
     return {
         "text": text_of(pick(row, "text"), "text"),
         "id": name_of(pick(row, "id"), "id"),
         "speaker": name_of(pick(row, "speaker"), "speaker"),
+        "instruction": text_of(pick(row, "instruction"), "instruction") or None,
     }
 
 

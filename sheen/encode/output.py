@@ -65,6 +65,7 @@ _OUTPUT: list[tuple[str, pa.DataType]] = [
     ("id", pa.string()),
     ("text", pa.string()),
     ("speaker", pa.string()),
+    ("instruction", pa.string()),
     ("n_samples", pa.int64()),
     ("snac_codes", dataset.CODES_TYPE),
     ("source", pa.string()),
@@ -225,7 +226,9 @@ def _digest(manifest: pa.Table) -> str:
     """Of everything that decides the rows but the recordings: neither where they lie, nor whether
     they are there now. One that is found later is the same row's."""
     digest = hashlib.sha256()
-    names = ("key", "id", "text", "speaker", "start", "end", "snac_codes", "reason")
+    names = (
+        "key", "id", "text", "speaker", "instruction", "start", "end", "snac_codes", "reason"
+    )  # fmt: skip
     for batch in manifest.select(names).to_batches():
         for row in batch.to_pylist():
             if row["reason"] in TRANSIENT:

@@ -79,6 +79,7 @@ class Chunk:
             engine.max_seq_len,
             # Another voice that a document names speaks for itself.
             params.reference if speaker == params.speaker else None,
+            params.instruction,
         )
         follows = None if before is None else before.ticket
         self.ticket: Ticket = engine.submit(self.request, sink, follows)
@@ -186,7 +187,7 @@ def open_speech(
 ) -> Speech:
     """A text that is whole, ready to be spoken. Raises RequestError, see `Voice.check`, for what
     cannot be."""
-    voice.check(text, params.speaker, params.reference)
+    voice.check(text, params.speaker, params.reference, params.instruction)
     try:
         items = deliver(text, voice.language, params.delivery, params.ssml)
     except DeliveryError as error:

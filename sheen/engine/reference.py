@@ -113,7 +113,11 @@ def check_text(text: str, seconds: float) -> None:
 
 
 def reference_prompt(
-    template: PromptTemplate, layout: TokenLayout, reference: Reference, text: str
+    template: PromptTemplate,
+    layout: TokenLayout,
+    reference: Reference,
+    text: str,
+    instruction: str | None = None,
 ) -> tuple[list[int], int]:
     """Token ids of a prompt that ends where the text's own audio begins, and how many of the first
     ones requests with this reference may have in common.
@@ -123,7 +127,8 @@ def reference_prompt(
     """
     codes = layout.to_ids(reference.frames).tolist()
     if reference.form == "one-turn":
-        ids = [*template.ids(one_turn_text(reference.text, text)), *codes]
+        words = one_turn_text(reference.text, text)
+        ids = [*template.ids(words, None, instruction), *codes]
         return ids, len(ids)
     turn = [*template.ids(reference.text), *codes, layout.end_id, *template.tail]
-    return [*turn, *template.ids(text)], len(turn)
+    return [*turn, *template.ids(text, None, instruction)], len(turn)

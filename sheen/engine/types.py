@@ -78,7 +78,8 @@ class EngineBusy(RuntimeError):
 
 
 class RequestError(ValueError):
-    """A request that cannot be spoken; `field` is `input`, `voice`, `ref_audio` or `ref_text`."""
+    """A request that cannot be spoken; `field` is `input`, `voice`, `instructions`, `ref_audio` or
+    `ref_text`."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -121,6 +122,8 @@ class SynthesisParams:
     """Whose voice it is spoken in; the speaker is None then."""
     ssml: "Scope | None" = None
     """The text is an SSML document, which may name so much."""
+    instruction: str | None = None
+    """How it is to be said, for a model that was trained with instructions."""
 
 
 @dataclass

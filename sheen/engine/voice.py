@@ -54,6 +54,7 @@ UNTAUGHT = (
     "this model was not taught to follow a reference: train one with --reference-share, or name "
     "the form to try it in"
 )
+NOT_INSTRUCTED = "this model was not trained to follow instructions; leave them out"
 SLOWER = 1.5
 """A chunk may take this many times its expected seconds without meeting a request's cap."""
 
@@ -124,9 +125,15 @@ class Voice:
         form = form or (taught.form if taught else "one-turn")
         return Reference(frames, text, form)
 
-    def check(self, text: str, speaker: str | None, reference: Reference | None = None) -> None:
-        """Raise RequestError for an empty text, and a speaker that the model does not know. With a
-        reference there is no speaker."""
+    def check(
+        self,
+        text: str,
+        speaker: str | None,
+        reference: Reference | None = None,
+        instruction: str | None = None,
+    ) -> None:
+        """Raise RequestError for an empty text, a speaker that the model does not know, and an
+        instruction where it was trained with none. With a reference there is no speaker."""
         voices = self.info.voices
         if reference is not None:
             assert speaker is None, "a reference speaks for itself"
@@ -137,6 +144,8 @@ class Voice:
             raise RequestError(
                 "voice", f"unknown voice {speaker!r}; this model has one voice, without a name"
             )
+        if instruction and not self.info.follows_instructions:
+            raise RequestError("instructions", NOT_INSTRUCTED)
         if not text.strip():
             raise RequestError("input", "the text is empty")
 
@@ -181,22 +190,26 @@ class Voice:
         max_seconds: float,
         max_seq_len: int | None = None,
         reference: Reference | None = None,
+        instruction: str | None = None,
     ) -> Request:
         """A request to speak `text`, which is in its spoken form already, in at most `max_seconds`
-        of audio, or what the model's context leaves; in the voice of a `reference` or a `speaker`.
+        of audio, or what the model's context leaves; in the voice of a `reference` or a `speaker`,
+        as an `instruction` says.
 
         `max_seq_len` is the engine's, where it is less than the model's. Where the checkpoint
         knows how long texts take, one that runs away ends sooner, see RUNAWAY. Raises RequestError
-        for an empty text, a speaker the model does not know, and a text that leaves no tokens for
-        audio.
+        for what `check` refuses, a text that leaves no tokens for audio, and an instruction that
+        leaves too few for the text.
         """
-        self.check(text, speaker, reference)
+        self.check(text, speaker, reference, instruction)
         layout = self.model.layout
         try:
             if reference is None:
-                prompt, shared = self.template.ids(text, speaker), 0
+                prompt, shared = self.template.ids(text, speaker, instruction), 0
             else:
-                prompt, shared = reference_prompt(self.template, layout, reference, text)
+                prompt, shared = reference_prompt(
+                    self.template, layout, reference, text, instruction
+                )
         except ValueError as error:
             raise RequestError("input", str(error)) from error
         max_seq_len = min(max_seq_len or self.model.max_positions, self.model.max_positions)
@@ -214,6 +227,13 @@ class Voice:
             raise ValueError(f"max_seconds {max_seconds}: expected more than 0")
         if (expected := self.expected_seconds(text, speaker, reference)) is not None:
             max_seconds = min(max_seconds, RUNAWAY[0] * expected + RUNAWAY[1])
+            needed_s = min(max_seconds, SLOWER * expected)
+            if instruction and left < int(needed_s * self._frames_per_second):
+                raise RequestError(
+                    "instructions",
+                    f"with them the text takes {len(prompt)} of the model's {max_seq_len} tokens, "
+                    "which leaves too few for its audio; give shorter ones",
+                )
         budget = max(1, int(min(max_seconds * self._frames_per_second, left)))
         if reference is None:
             return Request(prompt, budget, sampling)

@@ -23,7 +23,7 @@ class EvaluateConfig(JobConfig):
         str,
         Field(
             description=".txt of one text per line, .jsonl or Parquet with text and optional id, "
-            "speaker, or an LJSpeech folder; path or URI"
+            "speaker, instruction, or an LJSpeech folder; path or URI"
         ),
     ]
     output: Annotated[

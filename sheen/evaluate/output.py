@@ -17,6 +17,7 @@ _PROMPT: list[tuple[str, pa.DataType]] = [
     ("id", pa.string()),
     ("text", pa.string()),
     ("speaker", pa.string()),
+    ("instruction", pa.string()),
 ]
 PROMPT_SCHEMA = pa.schema(_PROMPT)
 

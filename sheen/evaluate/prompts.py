@@ -6,10 +6,11 @@ the output folder: an evaluation resumes its own output and refuses any other.
 
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,6 +25,8 @@ from sheen.runs.output import check_fingerprint, folder_digest, is_unused
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.whisper import NAMES
 from sheen.storage import files, uris
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 
@@ -70,13 +73,20 @@ def plan_prompts(
             raise ValueError(f"a voice named {ALL!r} cannot be told from all voices together")
     if config.limit is not None:
         listed = listed[: config.limit]
+    if not info.follows_instructions and any(prompt.instruction for prompt in listed):
+        logger.warning(
+            "--prompts %s: the checkpoint was not trained with instructions; those of the list are "
+            "ignored",
+            config.prompts,
+        )
+        listed = [replace(prompt, instruction=None) for prompt in listed]
     skipped: Counter[str] = Counter()
     prompts: list[Prompt] = []
     for prompt in listed:
         if not known:
-            prompts.append(Prompt(prompt.id, prompt.text))
+            prompts.append(replace(prompt, speaker=None))
         elif prompt.speaker is None:
-            prompts += [Prompt(prompt.id, prompt.text, voice) for voice in wanted]
+            prompts += [replace(prompt, speaker=voice) for voice in wanted]
         elif prompt.speaker in wanted:
             prompts.append(prompt)
         elif prompt.speaker in known:
@@ -152,7 +162,9 @@ def prepare_output(
     else:  # as evaluations from before there were any
         decided.pop("reference_form")
     decided["voice recordings"] = profiles.digest if profiles else None
-    texts = json.dumps([astuple(prompt) for prompt in prompts])
+    # Without an instruction as in evaluations from before there were any.
+    told = [astuple(prompt)[: 3 if prompt.instruction is None else 4] for prompt in prompts]
+    texts = json.dumps(told)
     decided["prompts sha256"] = hashlib.sha256(texts.encode()).hexdigest()
     if changed := check_fingerprint(where, decided, ("voice recordings",)):
         raise ValueError(
@@ -163,8 +175,5 @@ def prepare_output(
 
 def prompt_table(prompts: list[Prompt]) -> pa.Table:
     """The prompts with PROMPT_SCHEMA."""
-    rows = [
-        {"key": key, "id": prompt.id, "text": prompt.text, "speaker": prompt.speaker}
-        for key, prompt in enumerate(prompts)
-    ]
+    rows = [{"key": key} | asdict(prompt) for key, prompt in enumerate(prompts)]
     return pa.Table.from_pylist(rows, schema=PROMPT_SCHEMA)

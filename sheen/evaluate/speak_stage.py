@@ -32,6 +32,7 @@ NO_SOURCE: Mapping[str, str | None] = MappingProxyType({})
 REASONS = {
     "input": "text cannot be spoken",
     "voice": "voice is unknown",
+    "instructions": "instruction leaves no room",
     "ref_audio": "reference leaves no room",
 }
 """By the field of a RequestError."""
@@ -116,7 +117,13 @@ class SpeakWorker:
         sampling = self._voice.sampling(step_seed(self._seed, row["key"]), **self._sampling)
         reference = self._references.get(row["speaker"])
         speaker = None if reference else row["speaker"]
-        return SynthesisParams(speaker, sampling, self._max_seconds, reference=reference)
+        return SynthesisParams(
+            speaker,
+            sampling,
+            self._max_seconds,
+            reference=reference,
+            instruction=row["instruction"],
+        )
 
 
 def _reference(

@@ -30,6 +30,11 @@ def card(info: CheckpointInfo, notes: Sequence[str]) -> str:
     if info.prompt.name != "speaker-text":
         form = FORMS[info.prompt.name]
         prompt = [f"TEXT `{form.text}`" if part == "TEXT" else part for part in form.row]
+    instructed = (
+        ["- Instructions: a line of their own before the text, `{instructions}\\n{text}`"]
+        if info.instructions and not info.prompt.describes
+        else []
+    )
     lines = [
         "---",
         "library_name: transformers",
@@ -43,6 +48,7 @@ def card(info: CheckpointInfo, notes: Sequence[str]) -> str:
         "",
         f"- Voices: {voices}",
         f"- Prompt (form `{info.prompt.name}`): {', '.join(prompt)}",
+        *instructed,
         "- SOS, EOS, SOH, EOH, SOA, EOA, PAD are `<custom_token_1>` to `<custom_token_7>`",
         f"- Softmax in training: {info.softmax}",
         f"- Codec: SNAC `{info.codec.source}`, weights {info.codec.sha256[:12]}"

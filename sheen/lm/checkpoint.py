@@ -137,6 +137,8 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     sampling: SamplingDefaults | None = None
     reference: ReferenceInfo | None = None
     """None for a model that was taught no references."""
+    instructions: bool | None = None
+    """Whether the model was trained with instructions, see `with_instruction`; None is no."""
 
     @property
     def token_layout(self) -> TokenLayout:
@@ -145,6 +147,11 @@ class CheckpointInfo(BaseModel, extra="forbid"):
         if layout.family == "orpheus":
             first = layout.slot_bases[0] - CONTROLS
         return TokenLayout(first, codec.codebook_size, codec.strides, layout.family)
+
+    @property
+    def follows_instructions(self) -> bool:
+        """Whether a prompt may have an instruction, which a description is too."""
+        return bool(self.instructions) or self.prompt.describes
 
     @property
     def sampling_settings(self) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def plan_corpus(locations: Sequence[str]) -> Segments:
                 "give the recordings that they were encoded of"
             )
         found = {name: row[name] for name in ("key", "id", *WHERE)}
-        found |= {"given": row["text"] or None, "given_speaker": row["speaker"]}
-        found |= {"check_language": False}
+        found |= {"given": row["text"] or None, "check_language": False}
+        found |= {f"given_{name}": row[name] for name in ("speaker", "instruction")}
         if row["reason"] in (None, "no text"):
             good.append(found | {"reason": None, "detail": None})
         else:

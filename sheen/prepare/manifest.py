@@ -141,14 +141,15 @@ def write_manifest(output: str, rows: list[Row]) -> None:
 
 def public(row: Row) -> Row:
     """A row as manifests have it: where in a file its recording is, in the words of the JSONL
-    reader, and nothing where it is the whole file and the mean of its channels."""
+    reader, and nothing where it is the whole file and the mean of its channels. An instruction
+    where there is one."""
     shown: Row = {}
     for name, value in row.items():
         if name == "channel":
             shown |= {} if value is None else {CHANNEL_KEY: value}
         elif name == "container":
             shown |= {} if value is None else {PLACE_KEY: {value: row["place"]}}
-        elif name != "place":
+        elif name != "place" and (name != "instruction" or value is not None):
             shown[name] = value
     return shown
 
@@ -209,6 +210,7 @@ def _row(row: Row) -> Row:
         "end": row["end"],
         "text": given or heard,
         "speaker": row.get("given_speaker"),
+        "instruction": row.get("given_instruction"),
         "language": row.get("language"),
         "heard": heard if given is not None else None,
         "cer": None,

@@ -31,7 +31,7 @@ CUTS, TRANSCRIPTS = "cuts", "transcripts"
 MANIFEST, REJECTED = "manifest.jsonl", "rejected.jsonl"
 REPORT, PAGE, REVIEW = "report.json", "report.html", "review.html"
 
-FORMAT = 1
+FORMAT = 2
 _FREE_FIELDS = {
     "config", "input", "output", "num_workers", "gpu", "max_no_speech", "min_logprob",
     "min_text_rate", "max_text_rate", "corrections", "review_rows", "segments",
@@ -90,6 +90,7 @@ SEGMENT_SCHEMA = pa.schema(
         ("place", pa.list_(pa.int64())),
         ("given", pa.string()),  # the text that the input has for it
         ("given_speaker", pa.string()),
+        ("given_instruction", pa.string()),
         *SEGMENT_TYPE,
         ("check_language", pa.bool_()),  # one of the few that the language is guessed of
         ("reason", pa.string()),

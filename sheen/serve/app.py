@@ -217,6 +217,7 @@ class SpeechService:
             created=self._started,
             voices=self._voices(),
             tags=list(self._backend.voice.pipeline.tags),
+            instructions=self._backend.voice.info.follows_instructions,
         )
 
     def _voices(self) -> list[NamedVoice]:

@@ -188,7 +188,8 @@ class Backend:
             record.cleanup.callback(words.close)
             reader = words.reading(reader)
         chunks = ChunkStream(reader, limit)
-        params = SynthesisParams(speaker, sampling, seconds, reference=spoken)
+        how = able.instruction(settings)
+        params = SynthesisParams(speaker, sampling, seconds, reference=spoken, instruction=how)
         speech = Speech(self.engine, self.voice, params, chunks, record)
         record.cleanup.callback(speech.close)
         renderer = Renderer(

@@ -6,7 +6,7 @@ name, or refuses. Admits nothing and speaks nothing.
 
 from collections.abc import Mapping
 
-from sheen.engine.voice import Voice
+from sheen.engine.voice import NOT_INSTRUCTED, Voice
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
 from sheen.serve.schema.requests import SpeechSettings
@@ -82,14 +82,18 @@ class Capabilities:
         pipeline = self._voice.pipeline
         return Scope(speaker, self.names, pipeline.has_phonemes, pipeline.tags, settings.speed)
 
+    def instruction(self, settings: SpeechSettings) -> str | None:
+        """What the model is told of how to say the text."""
+        return settings.instructions if self._voice.info.follows_instructions else None
+
     def ignored(self, settings: SpeechSettings) -> tuple[str, ...]:
         """Fields that the model cannot follow; APIError where `args` say to refuse them."""
-        if not settings.instructions:
+        if not settings.instructions or self._voice.info.follows_instructions:
             return ()
         if self._args.instructions == "refuse":
             raise APIError(
                 400,
-                "instructions: this model was not trained to follow instructions; leave them out",
+                f"instructions: {NOT_INSTRUCTED}",
                 param="instructions",
                 code="instructions_not_supported",
             )

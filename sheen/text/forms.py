@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from sheen.text.prompt import PromptTemplate, normalize
+from sheen.text.prompt import PromptTemplate, normalize, with_instruction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +48,8 @@ class PromptForm:
     text: str = "{speaker}: {text}"
     """Without a speaker it is the text alone."""
     description: str | None = None
-    """For forms whose speaker is a description in words: the one without any."""
+    """For forms whose speaker is a description in words, which an instruction is a part of: the one
+    without any."""
     voices: tuple[str, ...] = ()
     """Of the published checkpoint."""
     tags: tuple[str, ...] = ()
@@ -65,15 +66,15 @@ class PromptForm:
         """The tokens of the base that the row has."""
         return [self.tokens[part] for part in dict.fromkeys(self.row) if part in self.tokens]
 
-    def words(self, text: str, speaker: str | None) -> str:
+    def words(self, text: str, speaker: str | None, instruction: str | None = None) -> str:
         """The part of a row that is text. ValueError when nothing is left to say."""
-        spoken = normalize(text)
-        if not spoken:
-            raise ValueError("the text is empty")
-        name = normalize(speaker) if speaker else ""
-        if self.description is not None:
+        if self.description is None:
+            spoken, name = with_instruction(text, instruction), normalize(speaker or "")
+        else:
+            spoken = with_instruction(text, None)
             # A quotation mark would end the description.
-            name = name.replace('"', "'") or self.description
+            name = normalize(f"{speaker or ''} {instruction or ''}").replace('"', "'")
+            name = name or self.description
         return self.text.format(speaker=name, text=spoken) if name else spoken
 
     def template(

@@ -1,10 +1,10 @@
 """The prompt template, used by training and serving alike.
 
 Owns the last step of normalization, what a template is (`PromptTemplate`), and Sheen's own: the
-place of the speaker, and how it and the text become token ids. A checkpoint records the template
-(`PromptInfo`) and the step; changing either behaviour means a new version of it. User text is
-encoded with special tokens switched off: `<audio_start>` typed into a text or a speaker's name
-stays the letters it is. Other templates are `sheen.text.forms`'.
+places of speaker and instruction, and how they and the text become token ids. A checkpoint records
+the template (`PromptInfo`) and the step; changing either behaviour means a new version of it. User
+text is encoded with special tokens switched off: `<audio_start>` typed into a text or a speaker's
+name stays the letters it is. Other templates are `sheen.text.forms`'.
 """
 
 from __future__ import annotations
@@ -31,11 +31,19 @@ def normalize(text: str) -> str:
     return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
 
 
-def prompt_text(text: str, speaker: str | None) -> str:
-    """The template's text part. ValueError when nothing is left to say."""
+def with_instruction(text: str, instruction: str | None) -> str:
+    """A text, after the line that says how it is to be said, where there is one. No text can hold
+    the line break between them. ValueError when nothing is left to say."""
     words = normalize(text)
     if not words:
         raise ValueError("the text is empty")
+    how = normalize(instruction) if instruction else ""
+    return f"{how}\n{words}" if how else words
+
+
+def prompt_text(text: str, speaker: str | None, instruction: str | None = None) -> str:
+    """The template's text part. ValueError when nothing is left to say."""
+    words = with_instruction(text, instruction)
     name = normalize(speaker) if speaker else ""
     return f"{name}: {words}" if name else words
 
@@ -47,13 +55,14 @@ def one_turn_text(reference: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """One tokenizer's: `before`, the words of text and speaker as `encode` has them, `after`."""
+    """One tokenizer's: `before`, the words of text, speaker and instruction as `encode` has them,
+    `after`."""
 
     before: tuple[int, ...]
     encode: Callable[[str], list[int]]
     """ValueError for a text that would become a control token."""
-    words: Callable[[str, str | None], str]
-    """Text and speaker as one string. ValueError when nothing is left to say."""
+    words: Callable[[str, str | None, str | None], str]
+    """Text, speaker and instruction as one string. ValueError when nothing is left to say."""
     after: tuple[int, ...]
     """Its last id is `<audio_start>`."""
     tail: tuple[int, ...] = ()
@@ -61,13 +70,17 @@ class PromptTemplate:
     learned: int = 0
     """How many ids of `after`, from its end, a model without a mask learns to generate."""
 
-    def ids(self, text: str, speaker: str | None = None) -> list[int]:
+    def ids(
+        self, text: str, speaker: str | None = None, instruction: str | None = None
+    ) -> list[int]:
         """Token ids of a prompt, ending in `<audio_start>`. ValueError for an empty text."""
-        return [*self.before, *self.encode(self.words(text, speaker)), *self.after]
+        words = self.words(text, speaker, instruction)
+        return [*self.before, *self.encode(words), *self.after]
 
 
 def speaker_text(tokenizer: PreTrainedTokenizerBase, start_id: int) -> PromptTemplate:
-    """Sheen's template: `{speaker}: {text}` or `{text}`, directly followed by `<audio_start>`.
+    """Sheen's template: `{speaker}: {text}` or `{text}`, directly followed by `<audio_start>`; with
+    an instruction `{instruction}\\n{text}` is its text.
 
     A base that was trained with a begin token in front of every text gets it here too.
     """

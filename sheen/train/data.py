@@ -56,12 +56,14 @@ class Taught:
     voices: list[str]
     duration_model: dict[str, DurationModel]
     max_chunk_chars: int
+    instructions: bool = False
 
     def add_to(self, info: CheckpointInfo) -> None:
         """To what the model was taught before: what is learned last is not all of it."""
         info.voices = sorted({*info.voices, *self.voices})
         info.duration_model |= self.duration_model
         info.max_chunk_chars = max(info.max_chunk_chars or 0, self.max_chunk_chars)
+        info.instructions = info.instructions or self.instructions or None
 
 
 def build_training_set(
@@ -84,10 +86,8 @@ def build_training_set(
     template = prompt.template(tokenizer, layout, tags)
     form = RowForm(template.tail, template.learned if softmax == "full" else 0)
     utterances = choose(join([read_utterances(location, layout) for location in locations]))
-    prompts = [
-        template.ids(text, speaker)
-        for text, speaker in zip(utterances.texts, utterances.speakers, strict=True)
-    ]
+    said = utterances.texts, utterances.speakers, utterances.instructions
+    prompts = [template.ids(*one) for one in zip(*said, strict=True)]
     unknown = _unknown(tokenizer, layout, utterances.texts, prompts)
     lengths = sequence_lengths(prompts, utterances.offsets, layout, len(form.tail))
     fits = lengths <= max_tokens
@@ -112,7 +112,10 @@ def build_training_set(
         train, evaluation = np.flatnonzero(fits), evaluation[:0]
     evaluation = evaluation[:eval_rows]
     summary = _summary(utterances, lengths, fits, train, evaluation) | unknown
-    swapped = swap_texts(utterances.texts, utterances.speakers, prompts, evaluation, template)
+    swapped = swap_texts(*said, prompts, evaluation, template)
+    instructed = sum(utterances.instructions[index] is not None for index in train)
+    if instructed:
+        summary["utterances_with_instructions"] = instructed
     references = None
     if reference_share:
         references, more = _reference_rows(
@@ -147,6 +150,7 @@ def build_training_set(
         voices=sorted({speaker for speaker in named if speaker}),
         duration_model=_duration_model(utterances, named),
         max_chunk_chars=common_length([utterances.texts[index] for index in train]),
+        instructions=bool(instructed),
     )
     return data, taught
 
@@ -170,7 +174,8 @@ def _reference_rows(
         if lengths[before] + lengths[spoken] > SLACK * max_tokens:
             return False
         text = one_turn_text(texts[before], texts[spoken])
-        prompt = prompts[before, spoken] = template.ids(text)
+        how = utterances.instructions[spoken]
+        prompt = prompts[before, spoken] = template.ids(text, None, how)
         frames = len(utterances.codes(before)) + len(utterances.codes(spoken))
         audio = frames * layout.tokens_per_frame + 1 + len(template.tail)
         return len(prompt) + audio <= max_tokens
@@ -266,6 +271,8 @@ def describe(summary: dict[str, Any]) -> str:
         text += f", dropped {json.dumps(summary['dropped'])}"
     if "utterances_with_references" in summary:
         text += f", {summary['utterances_with_references']} may begin with a reference"
+    if "utterances_with_instructions" in summary:
+        text += f", {summary['utterances_with_instructions']} with an instruction"
     if summary["unknown_tokens"]:
         text += (
             f"\nwarning: the base's tokenizer does not know all characters: "

@@ -50,8 +50,11 @@ class EvalSample:
     ended_with_eos: bool
 
 
-def eval_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
+def eval_prompts(
+    location: str, voices: Sequence[str], *, instructions: bool = False
+) -> list[Prompt]:
     """Prompts for a model of these voices, whose one voice has no name where there are none.
+    `instructions`: whether the model follows some.
 
     Raises ValueError naming the prompt.
     """
@@ -62,6 +65,11 @@ def eval_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
     for prompt in prompts:
         if not normalize_words(prompt.text):
             raise ValueError(f"--eval-prompts {location}, {prompt.id}: a text without words")
+        if prompt.instruction and not instructions:
+            raise ValueError(
+                f"--eval-prompts {location}, {prompt.id}: an instruction, and no row of the data "
+                "has one"
+            )
         if voices and prompt.speaker not in voices:
             raise ValueError(
                 f"--eval-prompts {location}, {prompt.id}: speaker {prompt.speaker!r}, the model's "
@@ -98,7 +106,12 @@ class EvalSamples:
         texts = [
             (
                 prompt.text,
-                SynthesisParams(prompt.speaker, voice.sampling(index), self._max_seconds),
+                SynthesisParams(
+                    prompt.speaker,
+                    voice.sampling(index),
+                    self._max_seconds,
+                    instruction=prompt.instruction,
+                ),
             )
             for index, prompt in enumerate(self._prompts)
         ]

@@ -94,7 +94,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
             )
         if config.asr is not None:
             check_transcriber(config.asr)
-        prompts = eval_prompts(config.eval_prompts, info.voices)
+        prompts = eval_prompts(
+            config.eval_prompts, info.voices, instructions=info.follows_instructions
+        )
         check_steps(info.normalizer)
     needs_codec = bool(prompts) or extends
     with ExitStack() as owned:

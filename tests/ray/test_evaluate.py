@@ -646,6 +646,23 @@ def test_untrained_voices_are_asked_for_all_the_same() -> None:
     assert planned == [("b", "new"), ("d", "new")]
 
 
+def test_instructions_are_for_a_checkpoint_that_was_trained_with_some(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listed = [Prompt("a", "one", instruction="loud"), Prompt("b", "two", "heart", "slow")]
+    config = EvaluateConfig(model="m", prompts="p", output="o")
+    told = CheckpointInfo.model_construct(voices=["heart"], instructions=True)
+    assert plan_prompts(listed, told, config).prompts == [
+        Prompt("a", "one", "heart", "loud"),
+        Prompt("b", "two", "heart", "slow"),
+    ]
+    assert not caplog.records
+    untold = CheckpointInfo.model_construct(voices=["heart"])
+    made = plan_prompts(listed, untold, config).prompts
+    assert [prompt.instruction for prompt in made] == [None, None]
+    assert "not trained with instructions" in caplog.text
+
+
 @pytest.mark.parametrize(
     "twice",
     [{"voices": ["heart", "heart"]}, {"voices": ["heart"]}, {"untrained_voices": ["heart"]}],

@@ -19,20 +19,24 @@ encode = load_script(ROOT / "jobs" / "encode.py").main
 def test_the_encode_job_writes_phonemes_of_spoken_texts_and_says_so(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts = ["It is 10:30.", "four two", "...", "你好"]
+    texts = ["It is 10:30.", "four <laugh> two", "...", "你好"]
     lines = [json.dumps({"text": text, "snac_codes": SILENT_CODES}) for text in texts]
+    lines[1] = json.dumps(json.loads(lines[1]) | {"instruction": "At 5:30, <loud>"})
     (tmp_path / "codes.jsonl").write_text("\n".join(lines))
     output = tmp_path / "out"
     command = ["--input", str(tmp_path / "codes.jsonl"), "--output", str(output)]
     command += ["--codec", str(CODEC)]
-    assert encode([*command, "--language", "en-US", "--phonemes"]) == 0
+    assert encode([*command, "--language", "en-US", "--phonemes", "--tags", "laugh"]) == 0
     rows = pq.read_table(str(output / "rows" / "status=encoded")).to_pylist()
-    assert [row["text"] for row in rows] == ["ˌɪt ɪz tˈɛn θˈɜɹTi.", "fˈɔɹ tˈu"]
+    assert [row["text"] for row in rows] == ["ˌɪt ɪz tˈɛn θˈɜɹTi.", "fˈɔɹ <laugh> tˈu"]
+    assert [row["instruction"] for row in rows] == [None, "At 5:30, <loud>"]  # as it is written
     rejected = pq.read_table(str(output / "rows" / "status=rejected")).to_pylist()
     assert [(row["reason"], row["text"]) for row in rejected] == [
         ("no text", "..."), ("no text", "你好")
     ]  # fmt: skip
-    assert dataset.read_info(str(output)).normalizer == (describe("en"), describe_phonemes("en"))
+    info = dataset.read_info(str(output))
+    assert info.normalizer == (describe("en"), describe_phonemes("en"))
+    assert info.tags == ["<laugh>"]
     capsys.readouterr()
     for words in ([], ["--language", "en"]):
         assert encode([*command, *words]) == 2

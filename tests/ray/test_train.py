@@ -169,10 +169,13 @@ def test_three_rows_of_codes_train_through_the_command(
 ) -> None:
     """JSONL input, an evaluation split that is empty, a model without named voices."""
     write_jsonl(tmp_path / "few.jsonl", encoded, 3)
+    first, *others = (tmp_path / "few.jsonl").read_text("utf-8").splitlines()
+    first = json.dumps(json.loads(first) | {"instruction": "loud"})
+    (tmp_path / "few.jsonl").write_text("\n".join([first, *others]), "utf-8")
     main = load_script(ROOT / "jobs" / "train.py").main
     flags = {
         "--data": tmp_path / "few.jsonl", "--output": tmp_path / "out", "--model": base,
-        "--codec": CODEC, "--max-steps": 2, "--eval-every": 1,
+        "--codec": CODEC, "--max-steps": 2, "--eval-every": 1, "--tags": "laugh",
     }  # fmt: skip
     assert resident.train(main, [str(word) for pair in flags.items() for word in pair]) == 0
     rows = metrics(tmp_path / "out")
@@ -181,6 +184,10 @@ def test_three_rows_of_codes_train_through_the_command(
     info = checkpoint.read_info(tmp_path / "out" / "checkpoint")
     assert info.voices == []
     assert info.duration_model.keys() == {""}
+    assert info.tags == ["<laugh>"]
+    assert info.instructions
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "checkpoint")
+    assert tokenizer("<laugh>")["input_ids"] == [info.layout.start_id - 1]
 
 
 @pytest.mark.soak  # test_never_lost.py has some steps of two workers

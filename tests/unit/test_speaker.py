@@ -19,7 +19,7 @@ from sheen.speaker import Audio, Speaker
 
 TEXT = "Good morning, and welcome."
 SAMPLING = ["temperature", "top_k", "top_p", "repetition_penalty", "repetition_window", "seed"]
-KEYWORDS = ["speed", *SAMPLING, "lexicon", "ssml"]
+KEYWORDS = ["instructions", "speed", *SAMPLING, "lexicon", "ssml"]
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,7 @@ def test_another_ending_is_refused_and_the_known_ones_named(audio: Audio, tmp_pa
     [
         ({"voice": "nobody"}, "voice: unknown voice 'nobody'; this model has: heart"),
         ({"text": " \n"}, "text: the text is empty"),
+        ({"instructions": "loud"}, "instructions: this model was not trained to follow"),
         ({"speed": 9.0}, "speed is 9.0"),
         ({"temperature": -1.0}, "temperature -1.0"),
         ({"seed": -1}, "seed -1"),

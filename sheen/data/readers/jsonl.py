@@ -42,11 +42,11 @@ class CodesError(ValueError):
 def read(location: str, limit: int | None, codes: bool | None = None) -> FileRows:
     """Rows of a file; with `codes` None, its first line says whether it holds codes.
 
-    `{"audio", "text", optional "id", "speaker", "start", "end"}`, audio relative to the file and
-    seconds within it; or `{"snac_codes", "text", optional "id", "speaker"}`; see KEYS for what else
-    they may be called. Also NeMo's `offset` and `duration`. `audio_channel`: one of the
-    recording's, from 0. `audio_place`: where in a shard or Parquet file a recording is, see
-    `place_of`.
+    `{"audio", "text", optional "id", "speaker", "instruction", "start", "end"}`, audio relative to
+    the file and seconds within it; or `{"snac_codes", "text", optional "id", "speaker",
+    "instruction"}`; see KEYS for what else they may be called. Also NeMo's `offset` and `duration`.
+    `audio_channel`: one of the recording's, from 0. `audio_place`: where in a shard or Parquet file
+    a recording is, see `place_of`.
     """
     rows = RowBuilder(limit)
     for number, line in iter_lines(location):

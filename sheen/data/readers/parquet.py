@@ -78,12 +78,13 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def field_columns(location: str, schema: pa.Schema) -> list[str]:
-    """The columns of a file that KEYS knows as text, id or speaker, and whose type fits.
+    """The columns of a file that KEYS knows as text, id, speaker or instruction, and whose type
+    fits.
 
     Raises ValueError when there is none for the text, or none that fits.
     """
     found: list[str] = []
-    for name in ("text", "id", "speaker"):
+    for name in ("text", "id", "speaker", "instruction"):
         present = [key for key in KEYS[name] if key in schema.names]
         fitting = [key for key in present if _fits(schema.field(key).type, name)]
         if present and not fitting:
@@ -101,7 +102,7 @@ def field_columns(location: str, schema: pa.Schema) -> list[str]:
 def _fits(kind: pa.DataType, name: str) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return _is_text(kind) or pa.types.is_null(kind) or (number and name != "text")
+    return _is_text(kind) or pa.types.is_null(kind) or (number and name in ("id", "speaker"))
 
 
 def _span_columns(location: str, schema: pa.Schema) -> list[str]:
@@ -118,11 +119,12 @@ def _span_columns(location: str, schema: pa.Schema) -> list[str]:
 
 
 def column_fields(rows: Sequence[dict[str, Any]]) -> dict[str, list[str | None]]:
-    """The columns text, id and speaker of rows of `field_columns`."""
+    """The columns text, id, speaker and instruction of rows of `field_columns`."""
     return {
         "text": [text_of(pick(row, "text"), "text") for row in rows],
         "id": [name_of(pick(row, "id"), "id") for row in rows],
         "speaker": [name_of(pick(row, "speaker"), "speaker") for row in rows],
+        "instruction": [text_of(pick(row, "instruction"), "instruction") or None for row in rows],
     }
 
 

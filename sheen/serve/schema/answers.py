@@ -89,6 +89,8 @@ class Model(BaseModel):
     voices: list[NamedVoice]
     tags: list[str] = []
     """Words such as `<laugh>` that it acts, as they stand in a text."""
+    instructions: bool = False
+    """Whether it was trained to follow `instructions`."""
 
 
 class Models(BaseModel):

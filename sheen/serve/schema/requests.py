@@ -71,7 +71,8 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         str | None,
         Field(
             max_length=4096,
-            description="ignored, which the header X-Sheen-Ignored says; a server may refuse them",
+            description="how to say it. A model that was trained without instructions ignores "
+            "them, which the header X-Sheen-Ignored says; a server may refuse them then",
         ),
     ] = None
     ssml: Annotated[

@@ -16,11 +16,13 @@ from sheen.text.prompt import PromptTemplate
 def swap_texts(
     texts: Sequence[str],
     speakers: Sequence[str | None],
+    instructions: Sequence[str | None],
     prompts: Sequence[Sequence[int]],
     evaluation: NDArray[np.int64],
     template: PromptTemplate,
 ) -> dict[int, NDArray[np.int32]]:
-    """By utterance of `evaluation`: its prompt with another of their texts, its speaker kept.
+    """By utterance of `evaluation`: its prompt with another of their texts, its speaker and
+    instruction kept.
 
     It is the next shorter text, or the second shortest for the shortest, so that the lengths of
     texts say as little as they can; and never longer than the utterance's own prompt, so that it
@@ -32,7 +34,7 @@ def swap_texts(
     other = dict(zip(distinct, [distinct[1], *distinct[:-1]], strict=True))
     swapped = {}
     for index in evaluation.tolist():
-        prompt = template.ids(other[texts[index]], speakers[index])
+        prompt = template.ids(other[texts[index]], speakers[index], instructions[index])
         after = len(template.after)
         words = prompt[:-after][: len(prompts[index]) - after]
         swapped[index] = np.array([*words, *template.after], np.int32)

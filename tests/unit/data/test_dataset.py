@@ -15,6 +15,7 @@ from sheen.codec.layout import TokenLayout
 from sheen.data.dataset import (
     DatasetInfo,
     Utterances,
+    join,
     read_info,
     read_utterances,
     write_info,
@@ -161,6 +162,19 @@ def test_text_and_speaker_are_normalized(write: Write) -> None:
     read = read_utterances(write(rows), LAYOUT)
     assert read.texts == ["\u00e9t\u00e9 two", "one", "one"]
     assert read.speakers == ["ann", None, None]
+    assert read.instructions == [None, None, None]
+
+
+def test_instructions_are_read_where_there_is_a_column(tmp_path: Path) -> None:
+    rows = [row("a", GOOD) | {"instruction": " say it\n loud "}, row("b", GOOD)]
+    schema = SCHEMA.append(pa.field("instruction", pa.string()))
+    locations = [
+        write_parquet(tmp_path / "with", [rows], schema),
+        write_parquet(tmp_path / "without", [rows[1:]]),
+        write_jsonl(tmp_path / "with.jsonl", [json.dumps(row) for row in rows]),
+    ]
+    read = join([read_utterances(location, LAYOUT) for location in locations])
+    assert read.instructions == ["say it loud", None, None, "say it loud", None]
 
 
 def test_codecs_of_four_levels(write: Write) -> None:

@@ -177,6 +177,7 @@ def test_parquet_rows_say_where_their_recordings_lie(tmp_path: Path) -> None:
         "text": ["a", None, "c", " ", "e"],
         "id": ["x", "y", None, "w", "x"],
         "speaker": ["ann", "", None, "bob", "ann"],
+        "instruction": ["loud", "", None, "slow", None],
     }
     path = write_parquet(tmp_path / "clips.parquet", columns, rows_per_group=2)
     rows = read(path)
@@ -186,6 +187,7 @@ def test_parquet_rows_say_where_their_recordings_lie(tmp_path: Path) -> None:
     assert [row["place"] for row in rows] == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]]
     assert {(row["audio"], row["container"]) for row in rows} == {(str(path), "parquet")}
     assert [row["speaker"] for row in rows] == ["ann", None, None, "bob", "ann"]
+    assert [row["instruction"] for row in rows] == ["loud", None, None, "slow", None]
     assert [row["source"] for row in rows] == [f"clips.parquet:{n}" for n in range(1, 6)]
 
 
@@ -251,7 +253,7 @@ def test_what_is_no_parquet_is_named(tmp_path: Path) -> None:
 
 
 def test_samples_are_members_that_share_a_key(tmp_path: Path) -> None:
-    meta = {"text": "three", "speaker": 4, "id": "third"}
+    meta = {"text": "three", "speaker": 4, "id": "third", "instructions": "loud"}
     members = [
         ("./readme", b"no sample"),
         ("a.wav", b"RIFF-a"),
@@ -269,6 +271,7 @@ def test_samples_are_members_that_share_a_key(tmp_path: Path) -> None:
         ("deep/a", "two", None, "s.tar:deep/a"),
         ("third", "three", "4", "s.tar:c"),
     ]
+    assert [row["instruction"] for row in rows] == [None, None, "loud"]
     assert {(row["audio"], row["container"], row["reason"]) for row in rows} == {
         (str(path), "tar", None)
     }

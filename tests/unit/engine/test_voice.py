@@ -71,6 +71,23 @@ def test_the_longest_request_has_room_for_its_text(unpaced: Voice) -> None:
     assert unpaced.max_seq_len(600.0) == unpaced.model.max_positions
 
 
+def test_an_instruction_is_for_a_model_that_was_trained_with_some(paced: Voice) -> None:
+    how = "so that all can hear it"
+    with pytest.raises(RequestError, match="not trained to follow instructions") as refused:
+        paced.request("one two", "slow", GREEDY, 30.0, instruction=how)
+    assert refused.value.field == "instructions"
+    told = replace(paced, info=paced.info.model_copy(update={"instructions": True}))
+    request = told.request("one two", "slow", GREEDY, 30.0, instruction=how)
+    assert request.prompt == told.template.ids("one two", "slow", how)
+    alone = told.request("one two", "slow", GREEDY, 30.0)
+    assert request.max_frames == alone.max_frames
+    assert alone.prompt == paced.request("one two", "slow", GREEDY, 30.0).prompt
+    # One that leaves no room for the speech is refused, and not the speech cut.
+    with pytest.raises(RequestError, match="shorter ones") as refused:
+        told.request("one two", "slow", GREEDY, 30.0, max_seq_len=200, instruction="loud " * 30)
+    assert refused.value.field == "instructions"
+
+
 def test_a_piece_is_no_longer_than_what_the_model_was_taught(paced: Voice, unpaced: Voice) -> None:
     """Nor than the seconds that it may take; half as many again are left for a slow one."""
     assert unpaced.max_chunk_chars(30.0, None) == DEFAULT_CHUNK_CHARS

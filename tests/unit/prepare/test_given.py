@@ -19,6 +19,7 @@ from sheen.prepare.manifest import (
     Judgement,
     give_texts,
     judge_rows,
+    public,
     write_manifest,
 )
 from sheen.prepare.output import MANIFEST, TRANSCRIPT_SCHEMA
@@ -48,7 +49,8 @@ def test_inputs_with_rows_of_texts_are_corpora(tmp_path: Path) -> None:
 def test_of_a_corpus_the_texts_that_are_not_spoken_are_refused(tmp_path: Path) -> None:
     lines = [
         {"id": "right", "audio": "1.wav", "text": "At 5:30 p.m., Smith's 3 cats left."},
-        {"id": "wrong", "audio": "2.wav", "text": "Please hold the line.", "speaker": "ann"},
+        {"id": "wrong", "audio": "2.wav", "text": "Please hold the line.", "speaker": "ann"}
+        | {"instruction": "loud"},
         {"id": "none", "audio": "3.wav", "text": ""},
         {"id": "gone", "text": "No recording.", "audio": ""},
     ]
@@ -67,6 +69,8 @@ def test_of_a_corpus_the_texts_that_are_not_spoken_are_refused(tmp_path: Path) -
     assert found["right"]["text"] == "At 5:30 p.m., Smith's 3 cats left."
     assert found["right"]["cer"] == 0.0
     assert found["wrong"]["speaker"] == "ann"
+    assert public(found["wrong"])["instruction"] == "loud"
+    assert "instruction" not in public(found["right"])
     assert "Please hold the line." in found["wrong"]["detail"]
     assert said[1] in found["wrong"]["detail"]
     assert (found["none"]["text"], found["none"]["heard"]) == ("thank you all", None)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,33 @@ def test_instructions_are_ignored_aloud_or_refused(
     _, _, error = ask(backend, instructions="cheerful")
     assert isinstance(error, APIError)
     assert (error.status, error.param) == (400, "instructions")
+
+
+def test_instructions_reach_a_model_that_was_trained_with_them(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the prompt of every chunk, and nothing is said to be ignored."""
+    fields = {"model": "m", "voice": "heart", "seed": 1, "response_format": "pcm", "stream": False}
+
+    async def input_tokens(**more: str | None) -> int:
+        begun = RequestRecord()
+        request = SpeechRequest.model_validate(fields | {"input": "One. [pause:1s] Two."} | more)
+        try:
+            response = await answer(backend, request, begun, WAIT_S)
+        finally:
+            close_record(begun)
+        assert "x-sheen-ignored" not in response.headers
+        assert begun.chunks == 2
+        return begun.input_tokens
+
+    info = backend.voice.info.model_copy(update={"instructions": True})
+    monkeypatch.setattr(backend, "voice", replace(backend.voice, info=info))
+    args = backend._args.model_copy(update={"instructions": "refuse"})
+    monkeypatch.setattr(backend, "capabilities", Capabilities(backend.voice, args))
+    voice = backend.voice
+    for how in (None, "so that all can hear it"):
+        chunks = [voice.template.ids(voice.spoken(text), "heart", how) for text in ("One.", "Two.")]
+        assert asyncio.run(input_tokens(instructions=how)) == sum(map(len, chunks))
 
 
 # On a WebSocket

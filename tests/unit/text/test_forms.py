@@ -54,6 +54,8 @@ def test_a_prompt_id_for_id(name: FormName, llama: Any, qwen: Any) -> None:
     assert list(template.after[-template.learned :]) == [SOA, SOS]
     if FORMS[name].description is None:
         assert template.ids("hi") == before + words(tokenizer, "hi") + after
+        told = words(tokenizer, text.replace("hi", "say it loud\nhi"))
+        assert template.ids("hi", "tara", " say it\n loud ") == before + told + after
     with pytest.raises(ValueError, match="the text is empty"):
         template.ids(" \n", "tara")
 
@@ -69,6 +71,9 @@ def test_a_description_stays_inside_its_quotation_marks(llama: Any) -> None:
     form = FORMS["maya1"]
     assert form.words("hi", 'deep "old" man') == "<description=\"deep 'old' man\"> hi"
     assert form.words("hi", None) == f'<description="{form.description}"> hi'
+    # What says how is a description too.
+    assert form.words("hi", None, "a \n child") == '<description="a child"> hi'
+    assert form.words("hi", "a child", '"loud"') == "<description=\"a child 'loud'\"> hi"
 
 
 def test_a_speaker_that_is_a_token_of_its_own_is_one(llama: Any) -> None:

@@ -30,6 +30,18 @@ def test_template() -> None:
         prompt_text(" \n", "heart")
 
 
+def test_an_instruction_is_the_line_before_the_text() -> None:
+    """And no text can pass itself off as one."""
+    assert prompt_text("four two", "heart", " so that\n all hear ") == (
+        "heart: so that all hear\nfour two"
+    )
+    assert prompt_text("loud\nfour", None, "slow") == "slow\nloud four"
+    for none in ("", " \n", None):
+        assert prompt_text("loud\nfour", "heart", none) == "heart: loud four"
+    with pytest.raises(ValueError, match="empty"):
+        prompt_text(" ", "heart", "loud")
+
+
 @given(st.text())
 def test_normalizing_twice_changes_nothing(text: str) -> None:
     once = normalize(text)

@@ -1,6 +1,7 @@
 """Rows that begin with another utterance of their speaker: which, how often, what is learned."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import TokenLayout
 from sheen.lm.batching import collate
-from sheen.lm.checkpoint import read_info
+from sheen.lm.checkpoint import CheckpointInfo, read_info
 from sheen.lm.loss import IGNORE_INDEX
-from sheen.text.prompt import prompt_ids
-from sheen.train.data import build_training_set, plan_run
+from sheen.text.prompt import prompt_ids, speaker_text
+from sheen.train.data import build_training_set, describe, plan_run
 from sheen.train.learning.reference_rows import CHOICES, pair_utterances
 from sheen.train.learning.training_set import TrainingSet
 
@@ -124,6 +125,44 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> str:
         rows.append({"text": f"text {index}", "speaker": speaker, "snac_codes": codes})
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     return str(path)
+
+
+def test_what_says_how_stands_before_the_text_of_every_row(
+    lines: str, layout: TokenLayout, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Alone, with another text, and after a reference: as it is asked for."""
+    rows = [json.loads(line) for line in Path(lines).read_text().splitlines()]
+    for index in range(0, len(rows), 2):
+        rows[index]["instruction"] = f"so {index}"
+    path = tmp_path / "codes.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    data, taught = build_training_set(
+        [str(path)], layout, tokenizer, MOST, 0.2, 8, seed=0, reference_share=1.0
+    )
+    assert data.references is not None
+    template = speaker_text(tokenizer, layout.start_id)
+
+    def prompt(index: int) -> list[int]:
+        return data.prompts[data.prompt_offsets[index] : data.prompt_offsets[index + 1]].tolist()
+
+    told = [row.get("instruction") for row in rows]
+    for index, row in enumerate(rows):
+        assert prompt(index) == template.ids(row["text"], row["speaker"], told[index])
+    for index, other in data.swapped_prompts.items():
+        line = f"{told[index]}\n" if told[index] else ""
+        assert tokenizer.decode(other).startswith(f"{rows[index]['speaker']}: {line}text")
+    pairs = zip(data.references.before.tolist(), data.references.spoken.tolist(), strict=True)
+    for number, (before, spoken) in enumerate(pairs):
+        text = f"{rows[before]['text']} {rows[spoken]['text']}"
+        expected = template.ids(text, None, told[spoken])
+        assert prompt(data.references.first + number) == expected
+    assert data.summary["utterances_with_instructions"] == sum(not i % 2 for i in data.train)
+    assert "with an instruction" in describe(data.summary)
+    info = CheckpointInfo.model_construct()
+    taught.add_to(info)
+    assert info.follows_instructions
+    replace(taught, instructions=False).add_to(info)
+    assert info.follows_instructions, "what was taught before is not unlearned"
 
 
 def test_a_row_of_a_run_is_one_turn_and_every_row_fits(

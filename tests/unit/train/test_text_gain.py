@@ -26,7 +26,9 @@ START = 99
 def swapped(base: Path, texts: list[str], speakers: list[str | None], held_out: list[int]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(str(base))
     prompts = [prompt_ids(tokenizer, START, *row) for row in zip(texts, speakers, strict=True)]
-    found = swap_texts(texts, speakers, prompts, np.array(held_out), speaker_text(tokenizer, START))
+    template = speaker_text(tokenizer, START)
+    how = [None] * len(texts)
+    found = swap_texts(texts, speakers, how, prompts, np.array(held_out), template)
     return {
         index: (tokenizer.decode(ids[:-1]), len(prompts[index]) - len(ids), int(ids[-1]))
         for index, ids in found.items()
