@@ -94,12 +94,11 @@ class Backend:
         self._normalizers: NormalizerProcesses | None = None
         if self.voice.info.text_normalization is not None:
             self._normalizers = NormalizerProcesses(self.voice.pipeline, args.text_processes)
-        self.references = References(
-            self.voice, args, {*self.capabilities.names, UNNAMED_VOICE}, self._reader
-        )
         self._aligner = None
         if args.aligner is not None:
             self._aligner = Aligner(args.aligner, self.voice.language)
+        taken = {*self.capabilities.names, UNNAMED_VOICE}
+        self.references = References(self.voice, args, taken, self._reader, self._aligner)
         self._warm_up()
         logger.info(
             "serving %s on %s in %s, voices %s",

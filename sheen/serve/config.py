@@ -218,8 +218,9 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
         str | None,
         Field(
             description="Whisper that finds when words are spoken, for requests with "
-            "word_timestamps, which get 400 without it: a folder in CTranslate2's format, or a "
-            "name of faster-whisper's, such as tiny. It runs on the CPU"
+            "word_timestamps, which get 400 without it, and transcribes uploaded voices without "
+            "ref_text: a folder in CTranslate2's format, or a name of faster-whisper's, such as "
+            "tiny. It runs on the CPU"
         ),
     ] = None
     first_audio_timeout_s: Annotated[

@@ -57,6 +57,14 @@ class Aligner:
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, align_here)
 
+    async def transcribe(self, samples: Samples, sample_rate: int) -> str:
+        """What is said in a clip `[n]`."""
+
+        def transcribe_here() -> str:
+            return self._model.transcribe([samples], sample_rate)[0]
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, transcribe_here)
+
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 

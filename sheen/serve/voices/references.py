@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sheen.audio.samples import Samples
 from sheen.engine.chunks import Normalize
 from sheen.engine.reference import read_recording
 from sheen.engine.types import Reference, RequestError
@@ -27,6 +28,7 @@ from sheen.serve.config import ReferenceArgs
 from sheen.serve.errors import APIError
 from sheen.serve.voices.folder import NAME_RULE, StoredVoice, VoiceFolder, folded, is_name, voice_id
 from sheen.serve.voices.remote import decode_data_url, fetch, wrong
+from sheen.serve.word_times import Aligner
 from sheen.text.segmentation import split_sentences
 
 logger = logging.getLogger(__name__)
@@ -52,9 +54,16 @@ class References:
     """Of one replica. `taken`: names that the model's own voices have."""
 
     def __init__(
-        self, voice: Voice, args: ReferenceArgs, taken: set[str], reader: Callable[[], Normalize]
+        self,
+        voice: Voice,
+        args: ReferenceArgs,
+        taken: set[str],
+        reader: Callable[[], Normalize],
+        aligner: Aligner | None = None,
     ) -> None:
+        """`aligner`: hears what is said in an upload without `ref_text`."""
         self._voice, self._args, self._reader = voice, args, reader
+        self._aligner = aligner
         self._taken = {folded(name) for name in taken}
         self.folder = VoiceFolder(args.voices_folder) if args.voices_folder else None
         self._encoder = ThreadPoolExecutor(1, "sheen-reference")
@@ -157,8 +166,20 @@ class References:
             raise refusal(error) from error
 
     def _encode(self, data: bytes) -> Frames:
-        longest_s = self._args.max_reference_seconds
-        return self._voice.encode(read_recording(data, self._voice.codec, longest_s))
+        return self._voice.encode(self._read(data))
+
+    def _read(self, data: bytes) -> Samples:
+        return read_recording(data, self._voice.codec, self._args.max_reference_seconds)
+
+    async def _heard(self, data: bytes) -> str:
+        """What is said in a recording; "" without an aligner."""
+        if self._aligner is None:
+            return ""
+        try:
+            samples = await self._file_work(lambda: self._read(data))
+        except RequestError as error:
+            raise refusal(error) from error
+        return await self._aligner.transcribe(samples, self._voice.codec.sample_rate)
 
     # Uploads
 
@@ -200,6 +221,7 @@ class References:
                 code="body_too_large",
             )
         try:
+            ref_text = ref_text if ref_text.strip() else await self._heard(data)
             await self._made(data, ref_text)
         except APIError as error:
             if error.param == "ref_audio":

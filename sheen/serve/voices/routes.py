@@ -23,7 +23,7 @@ FORM: dict[str, Any] = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "required": ["name", "audio_sample", "consent", "ref_text"],
+                    "required": ["name", "audio_sample", "consent"],
                     "properties": {
                         "name": {
                             "type": "string",
@@ -40,7 +40,11 @@ FORM: dict[str, Any] = {
                             "type": "string",
                             "description": "an id of yours that says who allowed it; it is kept",
                         },
-                        "ref_text": {"type": "string", "description": "what is said in it"},
+                        "ref_text": {
+                            "type": "string",
+                            "description": "what is said in it; a server with an aligner "
+                            "transcribes it where this is left out",
+                        },
                         "speaker_description": {"type": "string"},
                     },
                 }

@@ -13,9 +13,11 @@ import pytest
 from fastapi import Request, Response
 from starlette.testclient import TestClient
 
-from helpers.example import CHECKPOINT
+from helpers.example import CHECKPOINT, clips_of
 from helpers.in_process import openai_client, speech_app
+from helpers.recogniser import tiny_en
 from sheen.audio.io import encode_audio
+from sheen.scoring.wer import error_rate, normalize_english
 from sheen.serve.access.middleware import Gate, set_gate
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
@@ -26,6 +28,7 @@ from sheen.serve.voices.folder import StoredVoice, VoiceFolder, is_name, voice_i
 from sheen.serve.voices.form import read_form
 from sheen.serve.voices.remote import decode_data_url, fetch
 from sheen.serve.voices.routes import delete, listed, upload
+from sheen.serve.word_times import Aligner
 
 MOST = 400_000
 TEXT = "four two seven"
@@ -203,6 +206,29 @@ def test_a_recording_that_is_too_large_or_too_long_is_refused(client: TestClient
     long = encode_audio(np.tile(np.float32([0.1, -0.1]), 30 * 24_000), 24_000, "FLAC")
     assert len(long) < MOST
     assert "longer than 30 s" in error(sent(client, long))["message"]
+
+
+def test_openais_client_uploads_a_voice_without_its_words(
+    client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever hears words for the server's word times hears these too."""
+    clip = next(clip for clip in clips_of("heart") if clip.seconds > 2.5)
+    aligner = Aligner(tiny_en(), "en")
+    monkeypatch.setattr(backend.references, "_aligner", aligner)
+    try:
+        sample = ("bob.opus", clip.path.read_bytes(), "audio/ogg")
+        voice = openai_client(client).audio.voices.create(
+            name="Bob", audio_sample=sample, consent="cons_1234"
+        )
+        kept = client.get("/v1/audio/voices").json()["uploaded_voices"][0]
+        said, heard = map(normalize_english, (clip.text, kept["ref_text"]))
+        assert error_rate("word", [said], [heard]).rate < 0.3
+        assert spoken(client, voice={"id": voice.id})
+        silent = sent(client, recording(height=0.001), name="eve", ref_text=None)
+        assert error(silent)["param"] == "audio_sample"
+    finally:
+        aligner.close()
+        client.delete("/v1/audio/voices/bob")
 
 
 def test_a_page_of_another_host_may_not_upload(client: TestClient) -> None:
