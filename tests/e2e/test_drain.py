@@ -25,7 +25,7 @@ from sheen.serve import run
 
 READY_S = 300
 END_S = 180
-TEXT = "They measured the room twice before they ordered the carpet, and it still did not fit."
+TEXT = "They measured the room twice before they ordered the carpet."
 BODY = {"model": "sheen", "voice": "heart", "input": TEXT, "response_format": "pcm", "seed": 7}
 NAME = "orderly"
 RUN = [sys.executable, "-m", "sheen.serve.run"]
