@@ -1,9 +1,9 @@
-"""Encode, train and serve by arithmetic: how long each part takes, and which one is the wall.
+"""Encode, train and serve by arithmetic: the time of each part, and which one is the bottleneck.
 
 Owns the formulas: the shapes' FLOPs and bytes (`scale_shapes.py`) over the devices' peaks
-(`scale_machines.py`), at one share of the peak per job. Parts that run at the same time are set
-side by side and the slowest is the wall; parts of one device that wait for each other are added.
-The same formulas hold for a CPU. Measures nothing, and imports neither Ray nor torch.
+(`scale_machines.py`), at one share of the peak per job. Of parts that run at the same time the
+slowest is the bottleneck; times of parts that wait for each other on one device are added. The same
+formulas hold for a CPU. Measures nothing, and imports neither Ray nor torch.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class Plan:
         return max(self.parts.values())
 
     @property
-    def wall(self) -> str:
+    def bottleneck(self) -> str:
         return max(self.parts, key=lambda part: self.parts[part])
 
 
@@ -117,7 +117,7 @@ class Training:
 def plan_training(base: Base, codec: Codec, machine: Machine, devices: int) -> Training | None:
     """The first that fits: DDP, then FSDP, with rows of the default or fewer tokens. None: none.
 
-    As few rows per step as keep the network from being the wall, if more of them help.
+    As few rows per step as keep the network from being the bottleneck, if more of them help.
     """
     scored = codec.tokens_per_second
     per_second = scored + TEXT_PER_SECOND
@@ -134,7 +134,7 @@ def plan_training(base: Base, codec: Codec, machine: Machine, devices: int) -> T
                 if best and rate < HELPS * best.audio_per_second:
                     break
                 best = Training(plan, tokens, rows, sharded, memory, rate)
-                if plan.wall != "network":
+                if plan.bottleneck != "network":
                     break
             return best
     return None
@@ -230,10 +230,10 @@ class Streams:
         return min(self.limits.values())
 
     @property
-    def wall(self) -> str:
-        wall = min(self.limits, key=lambda name: self.limits[name])
-        if wall != "GPU time" or not self.held:
-            return wall
+    def bottleneck(self) -> str:
+        bottleneck = min(self.limits, key=lambda name: self.limits[name])
+        if bottleneck != "GPU time" or not self.held:
+            return bottleneck
         return f"GPU: {max(self.parts, key=lambda part: self.parts[part])}"
 
 

@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def speak(argv: list[str], prog: str) -> int:
     from transformers.utils.logging import disable_progress_bar
 
+    from sheen.codec.info import DEFAULT_CODEC
     from sheen.config import fail
     from sheen.engine.sampler import Sampling
     from sheen.lm.precision import Precision
-    from sheen.lm.recognition import DEFAULT_CODEC
     from sheen.speaker import Speaker, audio_format
     from sheen.text.lexicon import read_entries
     from sheen.text.prompt import ReferenceForm
@@ -266,7 +266,7 @@ def serve(argv: list[str], prog: str) -> int:
 def convert(argv: list[str], prog: str) -> int:
     from sheen.convert import main
 
-    return main(argv)
+    return main(argv, prog)
 
 
 def inspect(argv: list[str], prog: str) -> int:

@@ -1,8 +1,8 @@
 """How a job reads its configuration: one pydantic model, a YAML file, flags, `SHEEN_` variables.
 
 Owns the order (flags over environment over file over defaults) and the messages: an unknown key
-or flag is an error that names the near ones. `--no-FIELD` leaves an optional field out. What the
-fields mean is each job's.
+or flag is an error that suggests similar ones. `--no-FIELD` unsets an optional field. Owns the
+definitions of fields that several jobs share; the meaning of the others is each job's.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Annotated, Any, TypeVar, cast, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -22,32 +22,54 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-Config = TypeVar("Config", bound="JobConfig")
+from sheen.codec.info import DEFAULT_CODEC
 
+Config = TypeVar("Config", bound="JobConfig")
 
 FormField = Annotated[
     str | None,
     Field(
-        description="of a checkpoint without sheen.json, its prompt form: orpheus, maya1, veena, "
-        "svara or vyvo-qwen3; default: what its tokens say, where they do"
+        description="prompt form of a checkpoint without sheen.json: orpheus, maya1, veena, svara "
+        "or vyvo-qwen3; default: the form that its tokenizer shows, where it shows one"
     ),
 ]
 CodecField = Annotated[
     str | None,
     Field(
-        description="of a checkpoint without sheen.json, its SNAC: absolute path or hub id; "
-        "default: hubertsiuzdak/snac_24khz"
+        description="SNAC codec of a checkpoint without sheen.json: absolute path or hub id; "
+        f"default: {DEFAULT_CODEC}"
     ),
 ]
 InfoField = Annotated[
     str | None,
     Field(
-        description="file of `sheen inspect`, absolute path or URI, for a checkpoint without "
-        "sheen.json, instead of the form"
+        description="file written by `sheen inspect`, absolute path or URI, for a checkpoint "
+        "without sheen.json, instead of the form"
     ),
 ]
-"""What a checkpoint is that others trained, wherever one is spoken with: see
+"""The description of a checkpoint that others trained, see
 `sheen.lm.recognition.describe_checkpoint`."""
+
+OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+"""For a list that may also be given as a single string."""
+GpuField = Annotated[
+    bool | None,
+    Field(
+        description="one GPU per worker; default: if the cluster has a GPU now. Set it where GPU "
+        "nodes start on demand"
+    ),
+]
+ASR_MODELS = (
+    "a faster-whisper model by name (base, small.en) or as a CTranslate2 folder, or a transformers "
+    "model by hub id or folder"
+)
+AsrLanguageField = Annotated[
+    str | None,
+    Field(
+        description="language of faster-whisper's transcripts; en also normalizes English numbers, "
+        "money, contractions and spellings before comparing; --no-asr-language detects it per clip"
+    ),
+]
 
 
 class JobConfig(BaseSettings):
@@ -86,7 +108,7 @@ def load_config(cls: type[Config], argv: list[str], prog: str) -> Config:
         flag = word.split("=")[0]
         if flag.startswith("--") and flag not in flags:
             raise ConfigError(f"unknown flag {flag}{_near(flag, flags)}")
-    words, left_out = _leave_out(cls, argv)
+    words, unset = _split_unset(cls, argv)
 
     class Loaded(cls):  # type: ignore[valid-type, misc]
         model_config = SettingsConfigDict(yaml_file=path, cli_prog_name=prog)
@@ -103,7 +125,7 @@ def load_config(cls: type[Config], argv: list[str], prog: str) -> Config:
 
     Loaded.__doc__ = cls.__doc__
     try:
-        nothing: dict[str, Any] = dict.fromkeys(left_out)
+        nothing: dict[str, Any] = dict.fromkeys(unset)
         loaded = CliApp.run(Loaded, cli_args=words, **nothing)
     except ValidationError as error:
         lines = [
@@ -124,12 +146,12 @@ def _takes(cls: type[JobConfig], kind: type, name: str) -> bool:
     return annotation is kind or kind in get_args(annotation)
 
 
-def _leave_out(cls: type[JobConfig], argv: list[str]) -> tuple[list[str], list[str]]:
-    """The words without `--no-FIELD` of fields that may be None, and the fields that shall be.
+def _split_unset(cls: type[JobConfig], argv: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `--no-FIELD` of optional fields, and the names of those fields.
 
-    A bool's `--no-FIELD` is pydantic's own. Of several flags for a field the last counts.
+    pydantic handles `--no-FIELD` of a bool. Of several flags for a field the last one counts.
     """
-    words, left_out = argv, []
+    words, unset = argv, []
     for name in cls.model_fields:
         flag, negative = _flag(name), _flag(name, "--no-")
         if negative not in words or _takes(cls, bool, name):
@@ -137,10 +159,10 @@ def _leave_out(cls: type[JobConfig], argv: list[str]) -> tuple[list[str], list[s
         places = [i for i, word in enumerate(words) if word.split("=")[0] in (flag, negative)]
         dropped = {i for i in places if words[i] == negative}
         if words[places[-1]] == negative:
-            left_out.append(name)
+            unset.append(name)
             dropped |= {*places, *(i + 1 for i in places if words[i] == flag)}
         words = [word for i, word in enumerate(words) if i not in dropped]
-    return words, left_out
+    return words, unset
 
 
 def _how(problem: Any) -> str:
@@ -178,6 +200,6 @@ def _near(word: str, known: list[str]) -> str:
 
 
 def fail(prog: str, error: Exception) -> int:
-    """Print a user's error the way every job does, and return the exit status."""
+    """Print a user's error in the form that every command uses; returns the exit status."""
     print(f"{prog}: error: {error}", file=sys.stderr)
     return 2

@@ -23,7 +23,6 @@ from sheen.storage import files, folders, uris
 
 Keys = dict[str, Any]
 
-PROG = "sheen convert"
 FINGERPRINT_FILE = "run.json"
 """What decided a job's result: two of its keys are named after those of the formats here."""
 
@@ -160,9 +159,9 @@ _KINDS: dict[str, Callable[[str, Keys], bytes | None]] = {
 }
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], prog: str) -> int:
     parser = argparse.ArgumentParser(
-        PROG, description="Bring checkpoints and datasets of an older format up to date, in place."
+        prog, description="Upgrade checkpoints and datasets in an older format, in place."
     )
     parser.add_argument(
         "folder", help="checkpoint, dataset, or output folder of a job: path or URI"
@@ -172,6 +171,6 @@ def main(argv: list[str]) -> int:
         changes = convert(folder)
         nothing = "a codec's files have no format of Sheen's own" if is_codec(folder) else "current"
     except (ValueError, OSError) as error:
-        return fail(PROG, error)
+        return fail(prog, error)
     print("\n".join(changes or [f"{folder}: nothing to convert ({nothing})"]))
     return 0

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sheen.codec.info import DEFAULT_CODEC
 from sheen.config import fail
 from sheen.engine.engine import Engine
 from sheen.engine.longform import synthesize_all
@@ -17,7 +18,7 @@ from sheen.engine.types import RequestError, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.checkpoint import INFO_FILE, CheckpointInfo, DurationModel
 from sheen.lm.durations import fit_durations
-from sheen.lm.recognition import DEFAULT_CODEC, describe_checkpoint
+from sheen.lm.recognition import describe_checkpoint
 from sheen.storage import files, folders, hub, uris
 
 TEXTS = (

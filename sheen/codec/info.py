@@ -1,6 +1,6 @@
-"""What a codec is, without loading it: where its files are, and who it is.
+"""A codec without loading it: the location of its files, and its identity.
 
-Owns the identity (weight hash and config) that datasets and checkpoints carry. Imports no torch.
+Owns the identity (weight hash and config) that datasets and checkpoints record. Imports no torch.
 """
 
 import hashlib
@@ -12,18 +12,18 @@ from pydantic import BaseModel
 
 from sheen.storage import files, uris
 
+DEFAULT_CODEC = "hubertsiuzdak/snac_24khz"
 CODEC_FOLDER = "codec"
-"""Of a dataset or checkpoint that holds a copy of its codec."""
+"""Folder in a dataset or checkpoint with a copy of its codec."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "pytorch_model.bin"
 
 
 class CodecInfo(BaseModel, extra="forbid"):
-    """What a dataset or checkpoint says of its codec.
+    """The codec in the record of a dataset or checkpoint.
 
-    `source` is the folder or hub id that the user named. With `embedded`, the folder that carries
-    this record also holds a copy of the codec under `codec/`, because a path of one machine means
-    nothing on the next.
+    `source` is the folder or hub id that the user named. With `embedded`, the folder of this record
+    also has a copy of the codec under `codec/`, since a local path is not valid on other machines.
     """
 
     source: str
@@ -54,7 +54,7 @@ def find_codec(source: str) -> Path:
         if source.startswith(("/", ".", "~")) or source.count("/") != 1:
             raise ValueError(
                 f"codec {source!r}: no such folder; give a folder with {CONFIG_FILE} and "
-                f"{WEIGHTS_FILE}, or a hub id such as hubertsiuzdak/snac_24khz"
+                f"{WEIGHTS_FILE}, or a hub id such as {DEFAULT_CODEC}"
             )
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

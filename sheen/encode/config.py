@@ -1,7 +1,6 @@
-"""The encode job's fields, and the limits that a recording must keep to be worth encoding.
+"""The encode job's fields, and the limits on recordings and texts.
 
-Owns the limits and the reasons they reject with. Reads no files; the measures are of samples in
--1..1.
+Owns the limits and their reasons for rejection. Reads no files; samples are in -1..1.
 """
 
 import math
@@ -9,15 +8,15 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
-from sheen.config import JobConfig
+from sheen.audio.samples import Samples
+from sheen.codec.info import DEFAULT_CODEC
+from sheen.config import GpuField, JobConfig, OneOrMore
 from sheen.text.kept import as_tag
 
-Samples = NDArray[np.float32]
 FULL_SCALE = 0.999
-"""From here on a sample is taken for one that was cut off."""
+"""A sample from this level on counts as clipped."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def sound_fault(samples: Samples, limits: Limits) -> tuple[str, str] | None:
 
 
 def text_fault(text: str, seconds: float, limits: Limits) -> tuple[str, str] | None:
-    """Of a text that the recording of so many seconds is said to speak."""
+    """Of a text and the length of its recording."""
     least = limits.min_text_rate
     most = math.inf if limits.max_text_rate is None else limits.max_text_rate
     rate = len(text) / seconds
@@ -82,13 +81,13 @@ class EncodeConfig(JobConfig):
 
     input: Annotated[
         list[str],
-        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+        OneOrMore,
         Field(
             min_length=1,
             description="LJSpeech folder (metadata.csv and wavs/); .jsonl manifest with audio, "
-            "text and optional id, speaker, instruction, start, end (seconds); .parquet of the "
-            "Hugging Face layout; .tar shards of WebDataset; .jsonl with text and snac_codes; or a "
-            "folder of these. Path, URI or glob. Several are one corpus: --input A --input B",
+            "text and optional id, speaker, start, end (seconds); .parquet of the Hugging Face "
+            "layout; .tar shards of WebDataset; .jsonl with text and snac_codes; or a folder of "
+            "these. Path, URI or glob. May be repeated: --input A --input B",
         ),
     ]
     output: Annotated[
@@ -103,7 +102,7 @@ class EncodeConfig(JobConfig):
     ] = None
     codec: Annotated[
         str, Field(description="SNAC hub id, or folder with config.json and pytorch_model.bin")
-    ] = "hubertsiuzdak/snac_24khz"
+    ] = DEFAULT_CODEC
     limit: Annotated[
         int | None, Field(ge=1, description="encode only the first N rows of the input")
     ] = None
@@ -142,29 +141,29 @@ class EncodeConfig(JobConfig):
     language: Annotated[
         str | None,
         Field(
-            description="write numbers, money, dates, times and abbreviations of this language out "
-            'as they are spoken ("$5" as "five dollars"), e.g. en; the model then does so too. '
-            "Default: texts are taken as they are"
+            description="language of the texts, e.g. en: write numbers, money, dates, times and "
+            'abbreviations out as words ("$5" as "five dollars"); models trained on the dataset do '
+            "the same. Default: texts are not changed"
         ),
     ] = None
     phonemes: Annotated[
         bool,
         Field(
-            description="turn the words into phonemes; the model then does so too. A small model "
-            "learns to speak from fewer hours. English only: needs --language en, and "
-            "pip install 'sheen[phonemes]'"
+            description="convert the words to phonemes; models trained on the dataset do the same. "
+            "A small model then needs fewer hours of speech. English only: needs --language en, "
+            "and pip install 'sheen[phonemes]'"
         ),
     ] = False
     tags: Annotated[
         list[Annotated[str, AfterValidator(as_tag)]] | None,
         Field(
-            description="words such as <laugh> that stay as they are in the texts, for a model "
-            "that learns to act them: --tags laugh,sigh"
+            description="tags such as <laugh> to keep in the texts, for a model that learns to "
+            "perform them: --tags laugh,sigh"
         ),
     ] = None
     trim_db: Annotated[
         float | None,
-        Field(lt=0.0, description="remove what is softer at both ends, dB of full scale, e.g. -50"),
+        Field(lt=0.0, description="remove softer sound at both ends, dB of full scale, e.g. -50"),
     ] = None
     loudness_lufs: Annotated[
         float | None,
@@ -176,9 +175,9 @@ class EncodeConfig(JobConfig):
         int,
         Field(
             ge=1,
-            description="encode every recording this many times, each time moved by another part "
-            "of a codec frame (24 kHz: 85 ms): other codes for the same speech, where there are "
-            "few recordings",
+            description="encode every recording this many times, each time shifted by another part "
+            "of a codec frame (24 kHz: 85 ms), which yields different codes for the same speech: "
+            "for few recordings",
         ),
     ] = 1
     batch_seconds: Annotated[
@@ -196,13 +195,7 @@ class EncodeConfig(JobConfig):
             description="encoding workers; default one per GPU, or CPU, that the cluster has now",
         ),
     ] = None
-    gpu: Annotated[
-        bool | None,
-        Field(
-            description="one GPU per worker; default: when the cluster has one now. Give it where "
-            "GPU nodes start on demand"
-        ),
-    ] = None
+    gpu: GpuField = None
 
     @property
     def limits(self) -> Limits:

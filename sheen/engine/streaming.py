@@ -73,11 +73,6 @@ class StreamingDecoder:
         """Whole frames received."""
         return self._whole - self._before
 
-    @property
-    def emitted(self) -> int:
-        """Frames whose samples were given out."""
-        return self._emitted - self._before
-
     def push(self, ids: Iterable[int]) -> None:
         """Take further audio token ids (without `<audio_end>`). ValueError for an illegal one."""
         assert not self._ended, "push after finish"

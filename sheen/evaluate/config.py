@@ -4,7 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sheen.config import CodecField, FormField, InfoField, JobConfig
+from sheen.config import (
+    ASR_MODELS,
+    AsrLanguageField,
+    CodecField,
+    FormField,
+    GpuField,
+    InfoField,
+    JobConfig,
+)
 from sheen.engine.sampler import Sampling
 from sheen.lm.precision import Precision
 from sheen.text.prompt import ReferenceForm
@@ -43,24 +51,21 @@ class EvaluateConfig(JobConfig):
     untrained_voices: Annotated[
         list[str],
         Field(
-            description="voices that the checkpoint was not trained on, synthesized all the "
-            "same: the baseline before a model is trained on them"
+            description="voices to synthesize although the checkpoint was not trained on them: the "
+            "baseline before fine-tuning"
         ),
     ] = []  # noqa: RUF012 - pydantic copies defaults
     references: Annotated[
         str | None,
         Field(
-            description="recordings of voices to speak in that the checkpoint does not have: "
-            "LJSpeech folder or .jsonl manifest with text and speakers, of which the first of each "
-            "speaker is used, 1 to 30 s; path or URI"
+            description="reference recordings of voices that the checkpoint does not have: "
+            "LJSpeech folder or .jsonl manifest with text and speakers, of which the first row of "
+            "each speaker is used, 1 to 30 s; path or URI"
         ),
     ] = None
     reference_form: Annotated[
         ReferenceForm | None,
-        Field(
-            description="how a reference is put before a text; default: as the checkpoint was "
-            "taught"
-        ),
+        Field(description="placement of the reference in the prompt; default: as in training"),
     ] = None
     limit: Annotated[int | None, Field(ge=1, description="only the first N prompts")] = None
     per_voice: Annotated[
@@ -80,7 +85,7 @@ class EvaluateConfig(JobConfig):
             ge=0.0,
             le=5.0,
             description="0 is greedy; default: the checkpoint's, else "
-            f"{Sampling.temperature}, and likewise below",
+            f"{Sampling.temperature}; the next fields have such defaults too",
         ),
     ] = None
     top_k: Annotated[
@@ -96,17 +101,19 @@ class EvaluateConfig(JobConfig):
         Field(
             ge=0.5,
             le=5.0,
-            description=f"of tokens of the audio so far; 1 is off ({Sampling.repetition_penalty})",
+            description="for ids among the last generated tokens; 1 is off "
+            f"({Sampling.repetition_penalty})",
         ),
     ] = None
     repetition_window: Annotated[
         Annotated[int, Field(ge=1)] | Literal["all"] | None,
         Field(
-            description=f"tokens back that the penalty looks, or all ({Sampling.repetition_window})"
+            description="generated tokens that the penalty looks back at, or all "
+            f"({Sampling.repetition_window})"
         ),
     ] = None
     seed: Annotated[
-        int, Field(ge=0, description="of the draws, another for each prompt, and the intervals")
+        int, Field(ge=0, description="of sampling, different for each prompt, and the intervals")
     ] = 0
     max_seconds: Annotated[
         float, Field(gt=0.0, description="longest audio of a chunk of a prompt, seconds")
@@ -114,45 +121,34 @@ class EvaluateConfig(JobConfig):
     dtype: Annotated[
         Precision,
         Field(
-            description="of the speech model. 'auto': bfloat16 on a GPU, float32 on a CPU, as the "
-            "server has it"
+            description="of the speech model. 'auto': bfloat16 on a GPU, float32 on a CPU, as in "
+            "the server"
         ),
     ] = "auto"
     asr: Annotated[
         str | None,
         Field(
-            description="transcribes the audio, for the word error rate: a name of "
-            "faster-whisper's (base, small.en) or CTranslate2 folder, or a transformers model's "
-            "hub id or folder; --no-asr only speaks"
+            description=f"ASR model for the word error rate: {ASR_MODELS}; --no-asr only "
+            "synthesizes"
         ),
     ] = "base"
-    asr_language: Annotated[
-        str | None,
-        Field(
-            description="of faster-whisper's transcripts; en also compares English numbers, money, "
-            "contractions and spellings as one; --no-asr-language guesses it for each clip"
-        ),
-    ] = "en"
+    asr_language: AsrLanguageField = "en"
     dnsmos: Annotated[
         bool,
-        Field(description="score the sound by DNSMOS P.835, from 1 to 5; needs package speechmos"),
+        Field(description="score the sound with DNSMOS P.835, 1 to 5; needs package speechmos"),
     ] = False
     voice_recordings: Annotated[
         str | None,
         Field(
             description="recordings of the voices, for speaker accuracy and similarity: LJSpeech "
-            "folder or .jsonl manifest with speakers, of which 20 a voice are used; path or URI; "
+            "folder or .jsonl manifest with speakers, of which 20 per voice are used; path or URI; "
             "needs package resemblyzer"
         ),
     ] = None
     num_workers: Annotated[
         int | None,
-        Field(ge=1, description="speaking workers; default one per GPU, or CPU, of the cluster"),
-    ] = None
-    gpu: Annotated[
-        bool | None,
         Field(
-            description="one GPU per speaking worker; default: when the cluster has one now. Give "
-            "it where GPU nodes start on demand"
+            ge=1, description="synthesizing workers; default one per GPU, or CPU, of the cluster"
         ),
     ] = None
+    gpu: GpuField = None

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from sheen.codec.info import CodecInfo, describe_codec
+from sheen.codec.info import DEFAULT_CODEC, CodecInfo, describe_codec
 from sheen.codec.layout import CONTROLS, CUSTOM_TOKEN, TokenLayout
 from sheen.lm import base_model
 from sheen.lm.checkpoint import (
@@ -28,10 +28,8 @@ from sheen.lm.checkpoint import (
 from sheen.storage import files, folders, uris
 from sheen.text.forms import BASE_FRAMES, FORMS, LLAMA, FormName
 
-DEFAULT_CODEC = "hubertsiuzdak/snac_24khz"
-"""That of every checkpoint of the families here."""
 REPETITION_WINDOW = 64
-"""Generated tokens that the penalty of an imported form looks at, as llama.cpp's does."""
+"""Generated tokens that the repetition penalty of these forms looks back at, as in llama.cpp."""
 
 _CUSTOM = re.compile(re.escape(CUSTOM_TOKEN).replace(r"\{\}", r"(\d+)"))
 _BY_COUNT = {

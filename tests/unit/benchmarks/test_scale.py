@@ -92,7 +92,7 @@ def test_more_gpus_are_never_slower(machine: Machine) -> None:
 
 def test_parts_run_at_the_same_time_and_the_slowest_is_the_wall() -> None:
     plan = Plan({"GPU": 1.0, "network": 3.0, "cores": 2.0})
-    assert (plan.seconds, plan.wall) == (3.0, "network")
+    assert (plan.seconds, plan.bottleneck) == (3.0, "network")
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.device.name)
