@@ -48,10 +48,10 @@ def plan(rows: pa.Table, size: int, done: Keys) -> list[pa.Table]:
 
 
 def commit(output: str, block: pa.Table) -> str | None:
-    """Write a block as one file named by its first key; the same block again changes nothing.
+    """Write a block as one file named by its first key; writing it again changes nothing.
 
-    Returns what kept it from being written, for `raise_fault` on the driver, or None: to Ray a
-    task that raises is a bug.
+    Returns the error that prevented it, for `raise_fault` on the driver, or None: to Ray, a task
+    that raises is a bug.
     """
     try:
         name = f"{pc.min(block['key']).as_py():012d}.parquet"
@@ -59,6 +59,12 @@ def commit(output: str, block: pa.Table) -> str | None:
     except OSError as error:
         return fault_of(error)
     return None
+
+
+def commit_rows(block: pa.Table, *, output: str) -> pa.Table:
+    """`commit` as a stage of Ray Data: the number of `rows`, and the `fault` for `raise_fault`."""
+    fault = commit(output, block)
+    return pa.table({"rows": [len(block)], "fault": pa.array([fault], pa.string())})
 
 
 def fault_of(error: OSError) -> str:

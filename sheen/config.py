@@ -8,6 +8,8 @@ definitions of fields that several jobs share; the meaning of the others is each
 import difflib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, cast, get_args
@@ -197,6 +199,15 @@ def _near(word: str, known: list[str]) -> str:
     near = difflib.get_close_matches(word, known, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"{hint} (known: {', '.join(known)})" if not near else hint
+
+
+@contextmanager
+def errors_of(flag: str) -> Iterator[None]:
+    """Put the flag in front of the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from error
 
 
 def fail(prog: str, error: Exception) -> int:

@@ -1,9 +1,8 @@
 """The encode job: recordings -> a dataset folder of codes and a report that covers every row.
 
 Owns the Ray Data pipeline, resuming, and the contents of the output folder. A block of rows is
-committed whole under its own name, and the same command resumes with the blocks that are missing
-(decision 0019 says why not Ray Data's checkpointing). `dataset.json` is written last: a folder
-without it is not finished.
+committed as one file, and the same command resumes with the missing blocks (decision 0019 compares
+Ray Data's checkpointing). `dataset.json` is written last: a folder without it is not finished.
 """
 
 import json
@@ -22,6 +21,7 @@ from sheen import blocks
 from sheen.codec.info import CODEC_FOLDER, CodecInfo, describe_codec, find_codec
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
+from sheen.config import errors_of
 from sheen.data import dataset
 from sheen.encode.config import EncodeConfig
 from sheen.encode.output import (
@@ -83,7 +83,7 @@ def _write(
     info: CodecInfo,
     normalizer: tuple[NormalizerStep, ...],
 ) -> dict[str, Any]:
-    """Encode what is left, and report on all rows."""
+    """Encode the rows that are not encoded yet, and report on all rows."""
     blocks.merge_all(output, STATUSES)  # what an interrupted run committed
     left = plan_blocks(manifest, output)
     report_file = uris.join(output, dataset.REPORT_FILE)
@@ -120,28 +120,24 @@ def _write(
 
 
 def _normalizer(config: EncodeConfig) -> tuple[NormalizerStep, ...]:
-    """The steps that the flags ask for, their libraries loaded."""
+    """The steps of --language and --phonemes, with their libraries loaded."""
     steps: tuple[NormalizerStep, ...] = ()
     language = config.language
     code = normalization.language_code(language or "")
     if config.phonemes and code not in phonemes.LANGUAGES:
         raise ValueError(
-            "--phonemes needs --language en: phonemes are made of words as they are spoken, and "
-            "there are none of other languages"
+            "--phonemes needs --language en: it converts normalized words, and supports English "
+            "only"
         )
     if language is not None:
-        try:
+        with errors_of(f"--language {language}"):
             steps += (normalization.describe(language),)
-            # Compiled here once, and not by every task of this machine at the same time.
+            # Compiles the grammars here, once, instead of in every task at the same time.
             TextPipeline(steps).load()
-        except ValueError as error:
-            raise ValueError(f"--language {language}: {error}") from error
     if config.phonemes:
-        try:
+        with errors_of("--phonemes"):
             steps += (phonemes.describe(code),)
             TextPipeline(steps).load()
-        except ValueError as error:
-            raise ValueError(f"--phonemes: {error}") from error
     return steps
 
 
@@ -176,8 +172,8 @@ def _encode(
     cluster.connect()
     gpu = cluster.use_gpus(config.gpu)
     workers = min(config.num_workers or cluster.count("GPU" if gpu else "CPU"), len(planned))
-    # To Ray a stage that computes makes no progress, and half an hour without any ends the job;
-    # waiting for a spot node, or a block of an hour's audio on a CPU, may take longer.
+    # Ray counts finished blocks as progress and ends a job after half an hour without any; waiting
+    # for a spot node, or a block of an hour's audio on a CPU, may take longer.
     DataContext.get_current().execution_no_progress_timeout_s = -1
     limits = task_limits(cluster.node_resources(), gpu, len(planned))
     tasks = TaskPoolStrategy(size=limits.size)
@@ -247,10 +243,10 @@ def _say(reports: Sequence[dict[str, Any]], total: int, seconds: float) -> None:
 
 
 def _times(reports: Sequence[dict[str, Any]], workers: int, seconds: float) -> RunTimes:
-    """Of a run, from what its blocks reported."""
+    """Of a run, from the reports of its blocks."""
     finished = sorted((one["finished"], one["audio_seconds"]) for one in reports)
-    # From when every worker had done a block to when the first found none: in the first blocks and
-    # the last, workers that began together end together.
+    # From the time when every worker had finished a block to when the first found none left:
+    # outside of it not all workers have blocks.
     middle = finished[workers - 1 : len(finished) - workers + 1]
     steady = None
     if len(middle) > 1:

@@ -1,7 +1,7 @@
 """The evaluate job: prompts -> audio -> transcripts -> scores, `evaluation.json` and the HTML page.
 
 Owns the Ray Data pipeline, resuming (the same command resumes with the prompts whose rows are not
-committed, see `sheen.blocks`), reading the rows back, and the choice of clips that the page plays.
+committed, see `sheen.blocks`), reading the rows back, and choosing the clips on the page.
 """
 
 import json
@@ -19,6 +19,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import blocks
 from sheen.audio.io import decode_audio
+from sheen.config import errors_of
 from sheen.data.prompts import read_prompts
 from sheen.engine.sampler import Sampling
 from sheen.evaluate.config import EvaluateConfig
@@ -45,13 +46,14 @@ logger = logging.getLogger(__name__)
 
 SAMPLING = {"temperature", "top_k", "top_p", "repetition_penalty", "repetition_window"}
 BLOCK_ROWS = 64
-"""Prompts that are spoken and committed together, at most."""
+"""Prompts of a block, at most."""
 SLOTS = 16
-"""Prompts that a worker speaks at once."""
+"""Slots of a worker's engine."""
 WORKER_CPUS = 0.5
-"""Reserved by a speaking worker; below 1, so that ASR, reading and writing find a free share."""
+"""Reserved by a synthesizing worker; below 1, so that ASR, reading and writing find a free
+share."""
 GPU_SHARES = 0.7, 0.3
-"""Of a speaking and of a transcribing worker, where the ASR runs on GPUs too."""
+"""Of a synthesizing and of a transcribing worker, if the ASR runs on GPUs too."""
 WORST_CLIPS = 24
 """Clips that the page plays."""
 JSON_FILE, PAGE_FILE = "evaluation.json", "evaluation.html"
@@ -69,37 +71,34 @@ class Evaluation:
 def run(config: EvaluateConfig) -> Evaluation:
     """Speak, score, report. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
-    # Workers elsewhere fetch a hub id for themselves.
+    # Workers on other nodes download a hub id themselves.
     model = config.model if hub.is_hub_id(config.model) else uris.absolute(config.model)
     local = hub.located(model)
     if not files.exists(local):
         raise ValueError(f"--model {config.model}: no such folder; give one of `sheen train`")
     config = with_absolute_paths(config)
     info = describe_checkpoint(local, form=config.form, codec=config.codec, info=config.info)
-    # What a report and a resumed run are told is what was used.
+    # The report and the fingerprint record the settings that were used.
     sampling = config.model_dump(include=SAMPLING)
     used = vars(Sampling.of(info.sampling_settings, **sampling))
     config = config.model_copy(
         update={name: used[name] for name in ("temperature", "top_k", "top_p")}
     )
-    try:
+    with errors_of(f"--model {config.model}"):
         check_steps(info.normalizer)
-    except ValueError as error:
-        raise ValueError(f"--model {config.model}: {error}") from error
-    try:
+    with errors_of("--prompts"):
         listed = read_prompts(uris.absolute(config.prompts))
-    except ValueError as error:
-        raise ValueError(f"--prompts {error}") from error
     references = _read_references(config, info)
     plan = plan_prompts(listed, info, config, references)
     if config.asr is not None:
         check_transcriber(config.asr)
     if config.dnsmos:
-        try:
+        with errors_of("--dnsmos"):
             Dnsmos()
-        except ValueError as error:
-            raise ValueError(f"--dnsmos: {error}") from error
-    profiles = _fit_profiles(config.voice_recordings, info.sample_rate)
+    profiles = None
+    if config.voice_recordings is not None:
+        with errors_of(f"--voice-recordings {config.voice_recordings}"):
+            profiles = enroll_speakers(config.voice_recordings, info.sample_rate)
     with output_lock(output):
         prepare_output(output, config, local, plan.prompts, profiles, references)
         blocks.merge_all(output)  # what an interrupted run committed
@@ -115,7 +114,7 @@ def run(config: EvaluateConfig) -> Evaluation:
 
 
 def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
-    """What workers open for themselves, who are in another directory."""
+    """Locations that workers open, whose working directory is another one."""
     found = {
         name: value if hub.is_hub_id(value) else uris.absolute(value)
         for name in ("codec", "info")
@@ -129,22 +128,11 @@ def _read_references(config: EvaluateConfig, info: CheckpointInfo) -> dict[str, 
         return {}
     if info.reference is None and config.reference_form is None:
         raise ValueError(
-            f"--references: the checkpoint {config.model} was not taught to follow a reference; "
-            "train one with --reference-share, or try it all the same with --reference-form"
+            f"--references: the checkpoint {config.model} was not trained to follow a reference; "
+            "train one with --reference-share, or give --reference-form to try it anyway"
         )
-    try:
+    with errors_of("--references"):
         return read_references(config.references)
-    except ValueError as error:
-        raise ValueError(f"--references {error}") from error
-
-
-def _fit_profiles(location: str | None, sample_rate: int) -> SpeakerProfiles | None:
-    if location is None:
-        return None
-    try:
-        return enroll_speakers(location, sample_rate)
-    except ValueError as error:
-        raise ValueError(f"--voice-recordings {location}: {error}") from error
 
 
 def _speak(
@@ -165,8 +153,8 @@ def _speak(
     size = max(1, min(BLOCK_ROWS, -(-left // (2 * workers))))
     planned = blocks.plan(table, size, done)
     workers = min(workers, len(planned))
-    # To Ray a stage that computes makes no progress, and half an hour without any ends the job; a
-    # large model may take longer for a block on a CPU.
+    # Ray counts finished blocks as progress and ends a job after half an hour without any; a large
+    # model may take longer for a block on a CPU.
     DataContext.get_current().execution_no_progress_timeout_s = -1
     attempts = Attempts()
     asr_on_gpu = gpu and config.asr is not None

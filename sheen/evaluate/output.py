@@ -1,7 +1,7 @@
 """The tables between the stages of an evaluation, and the files of its rows.
 
-Owns the columns and how a block of rows is written. Imports neither torch nor a model, so that the
-processes that write start quickly.
+Owns the columns, and writing a block of rows. Imports neither torch nor a model, so that writing
+processes start quickly.
 """
 
 import pyarrow as pa
@@ -45,18 +45,16 @@ ROW_SCHEMA = pa.schema([*_PROMPT, *_RESULT])
 
 
 def write_rows(table: pa.Table, *, output: str, audio_files: bool) -> pa.Table:
-    """Commit a block; returns its number of `rows` and the `fault` of `blocks.commit`.
+    """Commit a block, see `blocks.commit_rows`.
 
-    With `audio_files` the audio goes into files of its own first, and the rows keep their paths.
+    With `audio_files` the audio is first written to separate files, and the rows have their paths.
     """
-    fault = None
     try:
         if audio_files:
             table = _write_audio(table, output)
     except OSError as error:
-        fault = blocks.fault_of(error)
-    fault = fault or blocks.commit(output, table)
-    return pa.table({"rows": [len(table)], "fault": pa.array([fault], pa.string())})
+        return pa.table({"rows": [len(table)], "fault": [blocks.fault_of(error)]})
+    return blocks.commit_rows(table, output=output)
 
 
 def _write_audio(table: pa.Table, output: str) -> pa.Table:

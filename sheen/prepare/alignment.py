@@ -1,11 +1,11 @@
-"""A text beside its recording: which of its words each segment speaks, by the words of an ASR.
+"""The text of a recording, divided among its segments by matching their transcripts.
 
-Owns the matching of two sequences of words and the division of the text among segments. No model
-aligns sound and text: an ASR's words are right often enough that rare sequences of four of them
-find their place in a book. What the ASR got wrong between two such places is aligned by edit
-distance; a passage without any was not read. Reads no files, hears nothing.
+Owns the matching of two sequences of words, and the division of the text. There is no acoustic
+alignment: an ASR's words are correct often enough that rare sequences of four of them anchor the
+transcript in a book. Between anchors, words are aligned by edit distance; a passage without an
+anchor was not read. Reads no files.
 
-Shapes: a words of the ASR, t words of the text.
+Shapes: a words of the transcript, t words of the text.
 """
 
 import re
@@ -22,15 +22,17 @@ from rapidfuzz.distance import Levenshtein
 from sheen.scoring.wer import normalize_words
 
 GRAMS = (4, 3)
-"""Words of an anchor: in the whole text, then between two anchors, where fewer are rare enough.
-Three would find places 40,000 words away in a book, and twelve none near an error of the ASR."""
+"""Words of an anchor: in the whole text, then between two anchors, where fewer words are rare
+enough. Three words would match 40,000 words away in a book; twelve would rarely match at all, since
+they often contain an ASR error."""
 LONGEST_GAP = 200
-"""Words between two anchors. In a longer stretch, something was read that is not in the text, or
-left out: even an ASR with a third of its words wrong leaves no more than 90."""
+"""Words between two anchors. A longer gap means that the reading and the text differ: even an ASR
+with a third of its words wrong leaves gaps of at most 90."""
 LEAST_MATCHED = 0.5
-"""Share of a segment's words that must be in the text, or it is not of it."""
+"""Least share of a segment's words that are in the text; with less, the segment is not part of
+it."""
 SKIPPED = 3
-"""Words between two segments that the ASR may have missed; more were not read."""
+"""Words between two segments that the ASR may have missed; more than that were not read."""
 
 _NOWHERE = -1
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
@@ -39,9 +41,9 @@ Places = NDArray[np.int64]
 
 
 def match_words(spoken: Sequence[str], text: Sequence[str]) -> Places:
-    """The place in the text of each spoken word, `[a]`, rising; -1 for what is not in it.
+    """The position in the text of each spoken word, `[a]`, increasing; -1 for words not in it.
 
-    Words that stand for each other though they differ, as an ASR's errors do, have a place too.
+    A word that the ASR got wrong has the position of the word that it replaces.
     """
     places = np.full(len(spoken), _NOWHERE, np.int64)
     _match(spoken, text, 0, 0, GRAMS, places)
@@ -56,7 +58,7 @@ def _match(
     grams: tuple[int, ...],
     places: Places,
 ) -> None:
-    """Of two stretches, whose first words stand where the numbers say."""
+    """Match two stretches, which begin at `first_spoken` and `first_text`; fills `places`."""
     if not spoken or not text:
         return
     anchors = _anchors(spoken, text, grams[0]) if grams else []
@@ -74,7 +76,7 @@ def _match(
         said, written = spoken[here + 1 : next_here], text[there + 1 : next_there]
         skipped = 0
         if number == 0 and len(written) > 2 * len(said):
-            # The text goes on outside the recording: only what is near the anchor can be meant.
+            # The text continues outside the recording: match only the words near the anchor.
             skipped = len(written) - len(said)
         elif number == len(anchors) and len(written) > 2 * len(said):
             written = written[: len(said)]
@@ -89,7 +91,7 @@ def _match(
 
 
 def _anchors(spoken: Sequence[str], text: Sequence[str], size: int) -> list[tuple[int, int]]:
-    """Pairs of places of words in sequences that each side has once, in one rising row."""
+    """Pairs of positions of words in sequences that occur once on each side, both increasing."""
     ours, theirs = _once(spoken, size), _once(text, size)
     pairs = sorted((place, theirs[gram]) for gram, place in ours.items() if gram in theirs)
     rising = _longest_rising([there for _, there in pairs])
@@ -133,7 +135,7 @@ def _longest_rising(values: Sequence[int]) -> list[int]:
 
 
 def _aligned(spoken: Sequence[str], text: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Pairs of places of words that stand for each other in the cheapest edit."""
+    """Pairs of positions of equal or substituted words in the cheapest edit."""
     for edit in Levenshtein.opcodes(spoken, text):
         if edit.tag in ("equal", "replace"):
             yield from zip(
@@ -145,13 +147,13 @@ def _aligned(spoken: Sequence[str], text: Sequence[str]) -> Iterator[tuple[int, 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text as it is written, and its words as they are compared."""
+    """A text as written, and its normalized words."""
 
     written: list[str]
     """Between white space."""
     words: list[str]
     token: list[int]
-    """Of each word the place in `written`: "well-known" has two words, a dash none."""
+    """Index in `written` of each word: "well-known" has two words, a dash none."""
 
     @classmethod
     def of(cls, text: str) -> "Tokens":
@@ -165,13 +167,13 @@ class Tokens:
         return cls(written, words, token)
 
     def between(self, first: int, end: int) -> str:
-        """What is written from a word on to before another, with the dashes after each."""
+        """The written text from word `first` to before word `end`, with trailing dashes."""
         until = self.token[end] if end < len(self.words) else len(self.written)
         return " ".join(self.written[self.token[first] : until])
 
     def pause_before(self, word: int) -> float:
-        """How much a text asks for a pause there: 1 after a sentence, less after a clause; less
-        than 0 where a written word would be cut."""
+        """How likely a pause is before a word: 1 after a sentence, 0.5 after a clause, -1 within a
+        written word, else 0."""
         if word <= 0 or word >= len(self.words):
             return 0.0
         if self.token[word] == self.token[word - 1]:
@@ -182,8 +184,8 @@ class Tokens:
 
 @dataclass
 class _Part:
-    """Words `first` to before `end` of the text; `missed_before` and `missed_after`: of the
-    segment's words those without a place, at either end."""
+    """Words `first` to before `end` of the text; `missed_before` and `missed_after`: how many words
+    at either end of the segment have no position."""
 
     first: int
     end: int
@@ -192,11 +194,11 @@ class _Part:
 
 
 def texts_of_segments(transcripts: Sequence[str], text: str) -> list[str | None]:
-    """What each segment speaks of a text, as it is written there; None for what is not in it.
+    """The part of a text that each segment speaks, as written; None for a segment not in it.
 
-    `transcripts`: what an ASR heard in the segments of one recording, in their order. Of the text
-    no word is given twice, and none that more than SKIPPED words of it and the ASR's own losses
-    keep from a segment.
+    `transcripts`: those of a recording's segments, in order. No word of the text is given to two
+    segments. Words between two segments are divided between them, unless more than SKIPPED of them
+    are missing from the transcripts.
     """
     tokens = Tokens.of(text)
     heard = [normalize_words(transcript).split() for transcript in transcripts]
@@ -213,8 +215,8 @@ def texts_of_segments(transcripts: Sequence[str], text: str) -> list[str | None]
 
 
 def _part(heard: Sequence[str], places: Places, text: Sequence[str]) -> _Part | None:
-    """By the words that are the same. None where they are too few or lie apart, with something
-    between them that was left out."""
+    """The part by its equal words; None if there are too few, or if they are too far apart in the
+    text because something between them was not read."""
     same = [
         place != _NOWHERE and word == text[place] for word, place in zip(heard, places, strict=True)
     ]
@@ -228,7 +230,7 @@ def _part(heard: Sequence[str], places: Places, text: Sequence[str]) -> _Part | 
 
 
 def _divide(left: _Part | None, right: _Part | None, tokens: Tokens) -> None:
-    """Give the words between two parts to the one or the other."""
+    """Divide the words between two parts among them."""
     if left is None or right is None:
         if right is not None:
             right.first = max(0, right.first - right.missed_before)
@@ -242,7 +244,7 @@ def _divide(left: _Part | None, right: _Part | None, tokens: Tokens) -> None:
         right.first -= theirs
         return
     wish = gap * (ours / (ours + theirs) if ours + theirs else 0.5)
-    # A sentence's end weighs as much as two words more than it was heard to have.
+    # A cut at the end of a sentence may be two words away from where the transcripts put it.
     cut = min(
         range(gap + 1),
         key=lambda words: abs(words - wish) - 2 * tokens.pause_before(left.end + words),

@@ -1,7 +1,7 @@
-"""Texts that stand beside recordings: chapter-1.txt, .srt or .vtt for chapter-1.mp3.
+"""Text files next to recordings: chapter-1.txt, .srt or .vtt for chapter-1.mp3.
 
-Owns which file is the text of which recording, and its content as one text. What of it each segment
-speaks is `sheen.prepare.alignment`'s.
+Owns which file is the text of which recording, and reading it as one text. Dividing it among
+segments is `sheen.prepare.alignment`'s.
 """
 
 from collections import defaultdict
@@ -15,9 +15,10 @@ SUFFIXES = (".txt", *subtitles.SUFFIXES)
 
 
 def texts_beside(recordings: Sequence[str]) -> dict[str, str]:
-    """By the location of a recording that of its text: in its folder, with its name but the suffix.
+    """By location of a recording, the location of its text: in the same folder, with the same name
+    except for the suffix.
 
-    ValueError where there are two, or where two recordings would share one.
+    ValueError if a recording has two texts, or if two recordings share one.
     """
     by_folder: dict[str, list[str]] = defaultdict(list)
     for location in recordings:
@@ -34,12 +35,12 @@ def texts_beside(recordings: Sequence[str]) -> dict[str, str]:
             names = texts.get(stem, [])
             if len(names) > 1:
                 raise ValueError(
-                    f"{location}: {' and '.join(names)} stand beside it; leave its text alone there"
+                    f"{location}: it has several texts, {' and '.join(names)}; keep only one"
                 )
             if names and owners.setdefault(stem, location) != location:
                 raise ValueError(
-                    f"{location}: {names[0]} beside it would be the text of {owners[stem]} too; "
-                    "name them apart"
+                    f"{location}: {names[0]} would be the text of {owners[stem]} too; rename one "
+                    "of the recordings"
                 )
             if names:
                 found[location] = uris.sibling(location, names[0])
@@ -52,7 +53,7 @@ def read_text(location: str) -> str:
         return subtitles.joined_text(subtitles.read_subtitles(location))
     text = "\n".join(line for _, line in iter_lines(location))
     if not text.strip():
-        raise ValueError(f"{location}: it is empty, expected the text of the recording beside it")
+        raise ValueError(f"{location}: it is empty, expected the text of the recording next to it")
     return text
 
 

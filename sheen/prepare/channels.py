@@ -1,9 +1,7 @@
-"""Recordings with a speaker on each channel, such as calls: which channels there are, and whose
-speech is whose.
+"""Recordings with one speaker per channel, such as calls: duplicate channels and crosstalk.
 
-Owns the comparison of channels by their levels. A channel that is another's copy is none, and
-speech that is much louder on another channel is that one's, heard through a microphone or the line.
-Reads no audio.
+Owns the comparison of channels by their levels. A copy of another channel is dropped, and speech
+that is much louder on another channel is crosstalk from there. Reads no audio.
 
 Shapes: s steps of 10 ms.
 """
@@ -16,17 +14,17 @@ import numpy as np
 from sheen.prepare.cutting import FLOOR, STEP_S, Levels, Segment
 
 ALIKE = 0.02
-"""Two channels are one if their levels differ by less than this share of both, all in all: those of
-a mono recording that was encoded as stereo do, or of one that is the other's inverse. Two people,
-one of whom is silent while the other speaks, differ by nearly all."""
+"""Two channels are copies if the sum of their level differences is less than this share of the sum
+of their levels, as for a mono recording encoded as stereo, or a channel that is the inverse of the
+other. For two people who take turns the share is nearly 1."""
 CROSSTALK_DB = 12.0
-"""Speech that is louder by this much on another channel is not this one's. A headset lets 20 dB
-less and more through, a loudspeaker's echo 10 to 20; two who speak at once differ by less than
-this, unless one of them is hardly heard."""
+"""Speech that is louder by this much on another channel is crosstalk. Crosstalk is weaker by 20 dB
+or more with a headset and by 10 to 20 dB with a loudspeaker; two people who speak at once differ by
+less, unless one of them is hardly audible."""
 
 
 def distinct(levels: Sequence[Levels]) -> list[int]:
-    """The channels that are no copies of earlier ones."""
+    """The channels that are not copies of earlier ones."""
     kept: list[int] = []
     for channel, own in enumerate(levels):
         if not any(_alike(levels[other], own) for other in kept):
@@ -42,7 +40,8 @@ def _alike(one: Levels, other: Levels) -> bool:
 
 
 def crosstalk_db(segment: Segment, channel: int, levels: Mapping[int, Levels]) -> float | None:
-    """The loudest other channel over a segment's own while that speaks, dB; None without another.
+    """Level of the loudest other channel relative to a segment's own during its speech, dB; None
+    without another channel.
 
     `levels`: `[s]` of each channel.
     """

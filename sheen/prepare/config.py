@@ -7,8 +7,8 @@ from pydantic import Field
 from sheen.config import ASR_MODELS, GpuField, JobConfig, OneOrMore
 from sheen.prepare.cutting import CutSettings
 from sheen.prepare.quality import MAX_OVERLAP, QualityLimits
-from sheen.prepare.refusals import Limits
-from sheen.prepare.texts import DOUBT_CER, REFUSE_CER, TextLimits
+from sheen.prepare.rejections import Limits
+from sheen.prepare.texts import DOUBT_CER, REJECT_CER, TextLimits
 
 
 class PrepareConfig(JobConfig):
@@ -138,7 +138,7 @@ class PrepareConfig(JobConfig):
             description="largest character error rate of the input's text against the transcript; "
             "above: rejected",
         ),
-    ] = REFUSE_CER
+    ] = REJECT_CER
     dnsmos: Annotated[
         bool,
         Field(

@@ -1,9 +1,9 @@
-"""What a person says of rows, in JSON lines: a text corrected, a row called good or wrong.
+"""Corrections of rows by a reviewer, in JSON lines: a new text, or a verdict.
 
-Owns the form of a correction, its checks and what it makes of a row. `{"id", "was", "text"}`
-replaces a transcript; `"verdict": "wrong"` refuses the row, `"good"` keeps it whatever the limits
-say. `was` is the transcript that the person saw: where a row has another now, that is an error.
-Reads no audio.
+Owns the form of a correction, its checks and its effect on a row. `{"id", "was", "text"}` replaces
+a transcript; `"verdict": "wrong"` rejects the row, `"good"` keeps it whatever the limits. `was` is
+the transcript that the reviewer saw: if the row now has another one, that is an error. Reads no
+audio.
 """
 
 import json
@@ -15,7 +15,7 @@ from sheen.data.schema import iter_lines
 from sheen.storage import files, uris
 
 CORRECTIONS = "corrections.jsonl"
-"""In the output: all that were given so far."""
+"""File in the output with all corrections so far."""
 GOOD, WRONG, CORRECTED = "good", "wrong", "corrected"
 EXPECTED = '{"id": ..., "was": ..., "text": ...} or {"id": ..., "was": ..., "verdict": "wrong"}'
 
@@ -24,8 +24,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Correction:
-    """`text`: None leaves it. `verdict`: GOOD, WRONG or None. `source`: where it stands, for
-    people."""
+    """`text`: None for no change. `verdict`: GOOD, WRONG or None. `source`: its place, for
+    messages."""
 
     id: str
     was: str
@@ -39,7 +39,7 @@ class Correction:
 
 
 def read_corrections(location: str) -> list[Correction]:
-    """Of a path or URI, in order. Raises ValueError naming the line."""
+    """The corrections in a file, path or URI, in order. Raises ValueError naming the line."""
     found = []
     for number, line in iter_lines(location):
         if line.strip():
@@ -51,26 +51,26 @@ def _parse(line: str, source: str) -> Correction:
     try:
         data = json.loads(line)
         if not isinstance(data, dict):
-            raise TypeError("it is no object")
+            raise TypeError("not an object")
         if unknown := data.keys() - {"id", "was", "text", "verdict"}:
             raise ValueError(f"unknown key {min(unknown)!r}")
         for name in ("id", "was", "text", "verdict"):
             if not isinstance(data.get(name), str | None):
                 raise TypeError(f"{name} must be a string")
         if data.get("id") is None or data.get("was") is None:
-            raise ValueError("it has no id or no was")
+            raise ValueError("id or was is missing")
         text, verdict = data.get("text"), data.get("verdict")
         if verdict not in (None, GOOD, WRONG):
             raise ValueError(f"verdict {verdict!r} is neither {GOOD!r} nor {WRONG!r}")
         if text is not None and not text.strip():
-            raise ValueError(f"the text is empty; to refuse the row: verdict {WRONG!r}")
+            raise ValueError(f"the text is empty; to reject the row, give verdict {WRONG!r}")
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{source}: expected {EXPECTED} ({error})") from error
     return Correction(data["id"], data["was"], text, verdict, source)
 
 
 def merge_corrections(output: str, given: str | None) -> list[Correction]:
-    """Those that the output has, and a file's after them; of several for a row the last counts.
+    """The corrections in the output, then those in a file; the last one for each row counts.
 
     Raises ValueError.
     """
@@ -87,10 +87,10 @@ def merge_corrections(output: str, given: str | None) -> list[Correction]:
 
 
 def apply_corrections(rows: Iterable[Row], corrections: Iterable[Correction]) -> None:
-    """Changes `text`, `reason`, `detail` and `checked` of rows in place.
+    """Change `text`, `reason`, `detail` and `checked` of rows in place.
 
-    Raises ValueError before anything is changed: for a row that is not there, that has another
-    transcript than was seen, or that has none and is to be kept.
+    Raises ValueError before any change, for a row that does not exist, that has another transcript
+    than `was`, or that is to be kept without a text.
     """
     by_id: Mapping[str, Row] = {row["id"]: row for row in rows}
     corrections = list(corrections)
@@ -101,7 +101,7 @@ def apply_corrections(rows: Iterable[Row], corrections: Iterable[Correction]) ->
         if one.was != (row["text"] or ""):
             raise ValueError(
                 f"--corrections {one.source}: the transcript of row {one.id!r} is "
-                f"{row['text']!r}, and the correction is of {one.was!r}"
+                f"{row['text']!r}, but `was` is {one.was!r}"
             )
         if one.verdict == GOOD and one.text is None and not one.was.strip():
             raise ValueError(

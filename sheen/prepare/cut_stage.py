@@ -1,7 +1,7 @@
-"""The first stage, as Ray Data runs it: a source -> where its segments are.
+"""The first stage, as Ray Data runs it: a source -> the places of its segments.
 
-A task reads its sources a block at a time, and is in need of memory for nothing but levels and
-probabilities, a few megabytes of the longest recording. A source that cannot be used gets a reason.
+A task reads a source in blocks of samples and keeps only levels and probabilities: a few megabytes
+for the longest recording. A source that cannot be used gets a reason.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from sheen.prepare.channels import crosstalk_db, distinct
 from sheen.prepare.cutting import CutSettings, LevelMeter, Levels, Segment, cut
 from sheen.prepare.decoding import WHOLE, resample_blocks
 from sheen.prepare.output import CUT_SCHEMA
-from sheen.prepare.refusals import SILENT_DB
+from sheen.prepare.rejections import SILENT_DB
 from sheen.prepare.vad import RATE, Probabilities, VoiceActivity
 from sheen.runs.attempts import Attempts
 from sheen.storage import files
@@ -28,16 +28,14 @@ from sheen.storage import files
 def cut_sources(
     table: pa.Table, *, settings: CutSettings, each_channel: bool, output: str, attempts: Attempts
 ) -> pa.Table:
-    """SOURCE_SCHEMA -> committed rows of CUT_SCHEMA; says how many, and what kept them from it."""
+    """SOURCE_SCHEMA -> committed rows of CUT_SCHEMA, see `blocks.commit_rows`."""
 
     def do(rows: pa.Table) -> pa.Table:
         return pa.Table.from_pylist(
             [_cut(row, settings, each_channel) for row in rows.to_pylist()], schema=CUT_SCHEMA
         )
 
-    found = attempts.guard("decoder", table, do)
-    fault = blocks.commit(output, found)
-    return pa.table({"rows": [len(table)], "fault": pa.array([fault], pa.string())})
+    return blocks.commit_rows(attempts.guard("decoder", table, do), output=output)
 
 
 @cache
@@ -59,8 +57,8 @@ def _cut(
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """What one reading of a recording gives."""
+class _Analysis:
+    """Of a recording, or of one of its channels."""
 
     probabilities: Probabilities
     levels: Levels
@@ -75,20 +73,20 @@ def cut_source(
 ) -> dict[str, object]:
     """The columns that CUT_SCHEMA adds. Raises AudioError and OSError.
 
-    `each_channel`: each is cut by itself, and read by itself, so that no more than one is in
-    memory. Segments are in order of time.
+    `each_channel`: channels are read and cut one by one, so that only one is in memory. Segments
+    are in order of time.
     """
-    first = _listen(location, 0 if each_channel else None)
-    heard = {0: first}
+    first = _analyze(location, 0 if each_channel else None)
+    analyses = {0: first}
     if each_channel:
-        heard |= {channel: _listen(location, channel) for channel in range(1, first.channels)}
-    taken = distinct([one.levels for one in heard.values()])
+        analyses |= {channel: _analyze(location, channel) for channel in range(1, first.channels)}
+    taken = distinct([one.levels for one in analyses.values()])
     segments: list[Segment] = []
     for channel in taken:
-        one = heard[channel]
+        one = analyses[channel]
         found = cut(one.probabilities, one.levels, one.seconds, settings)
         if len(taken) > 1:
-            levels = {other: heard[other].levels for other in taken}
+            levels = {other: analyses[other].levels for other in taken}
             found = [
                 replace(
                     segment, channel=channel, crosstalk_db=crosstalk_db(segment, channel, levels)
@@ -117,7 +115,7 @@ def cut_source(
     return columns
 
 
-def _listen(location: str, channel: int | None) -> _Heard:
+def _analyze(location: str, channel: int | None) -> _Analysis:
     voice, meter = _voice_activity(), LevelMeter()
     voice.reset()
     levels, probabilities = [], []
@@ -140,7 +138,7 @@ def _listen(location: str, channel: int | None) -> _Heard:
                     f"{min(audio.faults):.2f} s; no segment holds one"
                 )
     probabilities.append(voice.flush())
-    return _Heard(
+    return _Analysis(
         np.concatenate(probabilities),
         np.concatenate(levels),
         count / RATE,

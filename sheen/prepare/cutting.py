@@ -1,9 +1,9 @@
 """Where a recording is cut: probabilities of speech and levels in, segments out.
 
-Owns the rules. A segment is some speech with a little of the silence on both sides. Speech is cut
-in pauses, the longer ones first; where there is none, at its quietest place, which the segment then
-says. Words play no part: the times that an ASR gives them are too late by tens of milliseconds, and
-now and then by hundreds (decision 0029). Reads no audio.
+Owns the rules. A segment is a stretch of speech with a little silence on both sides. Speech is cut
+at pauses, longer ones first; speech without a pause is cut at its quietest place, and the segment
+records that. An ASR's word times are not used: they are late by tens, sometimes hundreds, of
+milliseconds (decision 0029). Reads no audio.
 
 Shapes: f frames of 32 ms, s steps of 10 ms.
 """
@@ -23,42 +23,42 @@ STEP = 160
 """Samples of a level: 10 ms."""
 STEP_S = STEP / RATE
 HYSTERESIS = 0.15
-"""Speech ends where its probability is so much below the threshold at which it begins: Silero's."""
+"""Speech ends when its probability falls this far below the threshold at which it begins; Silero's
+value."""
 SHORTEST_GAP_S = 0.1
-"""A dip of the probability that is shorter is no pause, as Silero has it."""
+"""Shorter dips of the probability are not pauses; Silero's value."""
 SHORTEST_SPEECH_S = 0.1
-"""What is shorter is a click."""
+"""Shorter speech is taken for a click."""
 PAUSES_S = (0.30, 0.15)
-"""A pause in which too long speech is cut: such a one first, then such a one."""
+"""Shortest pauses for cutting long speech: the first length is tried, then the second."""
 JOIN_S = 1.0
-"""A segment that is too short is joined with its neighbour over a pause shorter than this."""
+"""A segment that is too short is joined with a neighbor over a pause shorter than this."""
 LEFT_S, RIGHT_S = 0.15, 0.10
-"""Silence that is kept, at most. On the left there is more, since the probability rises late and
-falls late."""
+"""Most silence that is kept. There is more on the left, since the probability of speech lags."""
 GUARD_S = 0.05
-"""So near to the speech on the left no pad ends: the softest onsets lie there."""
+"""Least silence that is kept on the left: it may contain a soft onset."""
 QUIET_S = 0.1
-"""A cut within speech is at the quietest place so long."""
+"""Length of the quietest place, for a cut within speech."""
 FLOOR = 1e-10
-"""Mean square that counts as nothing: -100 dB."""
+"""Mean square that counts as silence: -100 dB."""
 
 Levels = NDArray[np.float32]
 """Mean square of each step, `[s]`."""
 Span = tuple[float, float]
 
 CUT_OFF_DB = -15.0
-"""Speech that is as loud as this beside its loudest 10 ms in the first or last CUT_OFF_S of a
-recording was there before or goes on: a person's last sound dies away lower."""
+"""Speech whose level in the first or last CUT_OFF_S of a recording is within this of its loudest
+10 ms was cut off by the recording: a natural onset or ending is softer."""
 CUT_OFF_S = 0.03
 
 PAUSE, QUIETEST = "pause", "quietest place"
 EDGE, CUT_OFF = "end of the recording", "speech cut off by the recording"
-"""What a segment begins or ends at."""
+"""Kinds of beginnings and ends of segments."""
 
 
 @dataclass(frozen=True)
 class CutSettings:
-    """`pause_seconds`: a pause so long ends a segment, unless that would be too short."""
+    """`pause_seconds`: a pause of this length ends a segment, unless it would be too short."""
 
     min_seconds: float = 2.0
     max_seconds: float = 15.0
@@ -69,7 +69,8 @@ class CutSettings:
         if self.max_seconds < 2 * self.min_seconds:
             raise ValueError(
                 f"--max-seconds {self.max_seconds:g} is less than twice --min-seconds "
-                f"{self.min_seconds:g}: longer speech could not be cut into parts of such lengths"
+                f"{self.min_seconds:g}: longer speech could not be cut into segments of these "
+                "lengths; raise the one or lower the other"
             )
 
 
@@ -99,7 +100,7 @@ class Segment:
 
 
 class LevelMeter:
-    """Samples in, in any pieces; the mean square of every whole step out."""
+    """Samples in, in blocks of any size; the mean square of every whole step out."""
 
     def __init__(self) -> None:
         self._waiting = NO_SAMPLES
@@ -113,11 +114,11 @@ class LevelMeter:
 
 
 def speech_regions(probabilities: Probabilities, threshold: float) -> list[Span]:
-    """Where speech is, in seconds: `[f]` -> spans in order, with SHORTEST_GAP_S between at least.
+    """Spans of speech in seconds, in order, at least SHORTEST_GAP_S apart; probabilities `[f]`.
 
-    It begins at a frame that reaches the threshold and ends at one that is HYSTERESIS below.
+    Speech begins at a frame that reaches the threshold and ends at one that is HYSTERESIS below.
     """
-    # What lies between the two thresholds is what came before it.
+    # A frame between the two thresholds continues the state before it.
     state = np.full(len(probabilities), -1, np.int8)
     state[probabilities >= threshold] = 1
     state[probabilities < max(threshold - HYSTERESIS, 0.01)] = 0
@@ -136,7 +137,7 @@ def speech_regions(probabilities: Probabilities, threshold: float) -> list[Span]
 
 @dataclass(frozen=True)
 class _Part:
-    """Regions that stay together, and what they begin and end at."""
+    """Regions of speech that form one segment, and the kinds of its beginning and end."""
 
     regions: tuple[Span, ...]
     start_at: str = PAUSE
@@ -158,9 +159,9 @@ class _Part:
 def cut(
     probabilities: Probabilities, levels: Levels, seconds: float, settings: CutSettings
 ) -> list[Segment]:
-    """The segments of a recording of so many seconds, in order; none overlaps another.
+    """The segments of a recording of length `seconds`, in order and without overlap.
 
-    No segment is longer than `max_seconds`. One that is shorter than `min_seconds` had nothing near
+    No segment is longer than `max_seconds`. One shorter than `min_seconds` had no neighbor near
     enough to be joined with.
     """
     regions = speech_regions(probabilities, settings.threshold)
@@ -203,8 +204,8 @@ def _split(part: _Part, levels: Levels, shortest: float, longest: float) -> list
 
 
 def _pause_between(regions: Sequence[Span], first: float, last: float) -> int | None:
-    """The region that the next part begins with: after the longest pause of the second half, or
-    else the last one of the first half. Both sides of the pause lie between the seconds given."""
+    """Index of the first region of the next part: after the longest pause in the second half of
+    `first` to `last` seconds, else after the last pause in the first half."""
     gaps = [
         (place, regions[place][0] - regions[place - 1][1])
         for place in range(1, len(regions))
@@ -224,7 +225,7 @@ def _pause_between(regions: Sequence[Span], first: float, last: float) -> int | 
 def _cut_speech(part: _Part, at: float) -> tuple[_Part, _Part]:
     left = [(start, min(end, at)) for start, end in part.regions if start < at]
     right = [(max(start, at), end) for start, end in part.regions if end > at]
-    # The cut may fall into a short gap, which then is the pause.
+    # The cut may fall into a short gap between regions, which then counts as a pause.
     within = left[-1][1] == right[0][0]
     kind = QUIETEST if within else PAUSE
     return (
@@ -234,7 +235,7 @@ def _cut_speech(part: _Part, at: float) -> tuple[_Part, _Part]:
 
 
 def _quietest(levels: Levels, first: float, last: float, length: float) -> float:
-    """The middle of the quietest `length` seconds that lie between two times."""
+    """The middle of the quietest `length` seconds between two times."""
     begin, end = math.ceil(first / STEP_S), math.floor(last / STEP_S)
     count = max(1, round(length / STEP_S))
     part = levels[begin:end].astype(np.float64)
@@ -245,7 +246,7 @@ def _quietest(levels: Levels, first: float, last: float, length: float) -> float
 
 
 def _join_short(parts: Sequence[_Part], shortest: float, longest: float) -> list[_Part]:
-    """Parts that are too short, joined with the nearer neighbour where that may be."""
+    """Join parts that are too short with the nearer neighbor, if the result is not too long."""
     joined = list(parts)
     place = 0
     while place < len(joined):
@@ -314,8 +315,8 @@ def _padded(parts: Sequence[_Part], levels: Levels, seconds: float) -> list[Segm
 
 
 def _pad(levels: Levels, first: float, last: float, *, late: bool) -> float:
-    """Where the pad between two times ends: at its quietest 20 ms, the most silence where several
-    are as quiet. There a breath, if there is one, is left out."""
+    """Where the padding between two times ends: at its quietest 20 ms, or at the farthest of
+    several equally quiet ones. This excludes a breath."""
     if last - first < 2 * STEP_S:
         return last if late else max(first, 0.0)
     begin, end = math.ceil(first / STEP_S), math.floor(last / STEP_S)

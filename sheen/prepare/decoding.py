@@ -1,7 +1,6 @@
-"""Recordings as this job reads them: whole, in blocks at one rate, and rows of them.
+"""Reading recordings: blocks at one sample rate, and the samples of rows.
 
-Owns the resampling of a stream. What second zero is, and reading a part for its own cost, is
-`sheen.audio.stream`'s.
+Owns the resampling of a stream. Seeking to a segment is `sheen.audio.stream`'s.
 
 Shapes: n samples.
 """
@@ -17,12 +16,11 @@ from sheen.data.clips import ClipError, ClipReader
 from sheen.data.parts import in_recording_order
 
 WHOLE = {"container": None, "place": None}
-"""Of a row whose recording is a file of its own, where it does not say so."""
+"""Columns of a row whose recording is a whole file, for rows without these columns."""
 
 
 def resample_blocks(blocks: Iterable[Samples], source_rate: int, rate: int) -> Iterator[Samples]:
-    """Blocks `[n]` at another rate, by ffmpeg's resampler, which keeps what it needs between
-    them."""
+    """Blocks `[n]` at another rate, by ffmpeg's resampler, which keeps its state between blocks."""
     if source_rate == rate:
         yield from blocks
         return
@@ -35,14 +33,14 @@ def resample_blocks(blocks: Iterable[Samples], source_rate: int, rate: int) -> I
 
 
 def read_part(reader: ClipReader, row: Mapping[str, Any], rate: int) -> Samples:
-    """The samples of a row with `audio`, `start` and `end`, fewer where the recording ends before.
+    """The samples of a row with `audio`, `start` and `end`; fewer if the recording ends before.
     Raises ClipError."""
     samples, source_rate = reader.read({**WHOLE, **row}, strict=False)
     return resampled(samples, source_rate, rate)
 
 
 def read_rows(rows: Sequence[Mapping[str, Any]], rate: int) -> list[Samples]:
-    """The samples of rows in the order given; none of a row that cannot be read any more."""
+    """The samples of rows, in the order given; empty for a row that can no longer be read."""
     reader = ClipReader()
     found: dict[int, Samples] = {}
     for place in in_recording_order([{**WHOLE, **row} for row in rows]):

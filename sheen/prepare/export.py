@@ -1,7 +1,7 @@
-"""Every kept segment as a file of its own, for programs that take no part of a recording.
+"""Every kept segment as a separate file, for programs that cannot read a part of a recording.
 
-Owns the files' names and their manifest. A file that is there already is not written again, and one
-whose row is no longer kept is deleted.
+Owns the files' names and their manifest. Existing files are not written again, and files of rows
+that are no longer kept are deleted.
 """
 
 from functools import partial
@@ -25,8 +25,8 @@ Row = dict[str, Any]
 
 
 def export_segments(output: str, rows: list[Row]) -> None:
-    """Write SEGMENTS and SEGMENTS_MANIFEST of rows that are kept. Raises OSError, and ValueError
-    naming a row that cannot be read any more."""
+    """Write SEGMENTS and SEGMENTS_MANIFEST of kept rows. Raises OSError, and ValueError naming a
+    row whose recording can no longer be read."""
     folder = uris.join(output, SEGMENTS)
     there = set(files.list_below(folder))
     places = {file_of(row): row for row in rows}
@@ -69,7 +69,7 @@ def file_of(row: Row) -> str:
 
 
 def write_segments(table: pa.Table, *, folder: str) -> pa.Table:
-    """Rows of `path` and WHERE -> what kept them from being written, or None."""
+    """Rows of `path` and WHERE -> their errors: `fault` of writing, `unread` of reading."""
     reader = ClipReader()
     found: list[dict[str, Any]] = []
     for row in table.to_pylist():

@@ -1,7 +1,7 @@
-"""Corpora as input: rows that have their texts, which are checked, and not cut.
+"""Corpora as input: rows with texts, which are checked and not cut.
 
-Owns which inputs are corpora, and what becomes of their rows. A text beside a recording is
-`sheen.prepare.beside`'s; whether a row speaks its text is `sheen.prepare.texts`'.
+Owns which inputs are corpora, and their rows as segments. A text next to a recording is
+`sheen.prepare.beside`'s; comparing text and transcript is `sheen.prepare.texts`'.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from sheen.prepare.sources import SUFFIXES as RECORDINGS
 from sheen.storage import files, uris
 
 WHERE = ("audio", "container", "place", "channel", "start", "end")
-"""Columns that say where the samples of a row are."""
+"""Columns that locate the samples of a row."""
 CORPUS_SUFFIXES = (".jsonl", ".json", ".parquet", ".tar")
 
 Row = dict[str, Any]
 
 
 def is_corpus(location: str) -> bool:
-    """Whether an input has rows with texts: a manifest, or a folder with one and no recordings but
-    its own."""
+    """Whether an input has rows with texts: a manifest, an LJSpeech folder, or a folder with
+    manifests and no recordings."""
     path = uris.absolute(location)
     if uris.name(path).lower().endswith(CORPUS_SUFFIXES):
         return True
@@ -41,19 +41,19 @@ def is_corpus(location: str) -> bool:
 
 
 def plan_corpus(locations: Sequence[str]) -> Segments:
-    """The rows of corpora as segments with their texts; those that cannot be used are refused. A
-    row without a text is one to transcribe. Raises ValueError."""
+    """The rows of corpora as segments with their texts; unusable rows are rejected. A row without a
+    text will be transcribed. Raises ValueError."""
     try:
         manifest = read_manifest([uris.absolute(location) for location in locations])
     except ValueError as error:
         raise ValueError(f"--input: {error}") from error
     good: list[Row] = []
-    refused: list[Row] = []
+    rejected: list[Row] = []
     for row in manifest.to_pylist():
         if row["snac_codes"] is not None:
             raise ValueError(
-                f"--input: {row['source']} brings codes and no recording, which nobody can hear; "
-                "give the recordings that they were encoded of"
+                f"--input: {row['source']} has codes instead of a recording, which cannot be "
+                "transcribed; give the recordings"
             )
         found = {name: row[name] for name in ("key", "id", *WHERE)}
         found |= {"given": row["text"] or None, "check_language": False}
@@ -62,5 +62,5 @@ def plan_corpus(locations: Sequence[str]) -> Segments:
             good.append(found | {"reason": None, "detail": None})
         else:
             found["audio"] = row["audio"] or ""
-            refused.append(found | {"reason": row["reason"], "detail": row["detail"]})
-    return Segments(pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA), refused)
+            rejected.append(found | {"reason": row["reason"], "detail": row["detail"]})
+    return Segments(pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA), rejected)

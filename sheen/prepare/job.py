@@ -1,9 +1,9 @@
-"""The prepare job: recordings -> segments with transcripts, a manifest that encoding takes.
+"""The prepare job: recordings -> segments with transcripts, and a manifest for encoding.
 
 Owns the Ray Data pipelines of both stages, resuming (the same command resumes with the sources, and
 then the segments, whose rows are not committed, see `sheen.blocks`), and the files of the output.
-Where a source is cut is known before its segments are transcribed, so that one long recording keeps
-all workers busy as many short ones do.
+All sources are cut before any segment is transcribed, so that one long recording keeps all workers
+busy.
 """
 
 import json
@@ -19,6 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import blocks
+from sheen.config import errors_of
 from sheen.prepare.beside import read_text, texts_beside
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.corrections import CORRECTIONS, apply_corrections, merge_corrections
@@ -49,7 +50,7 @@ from sheen.prepare.output import (
 )
 from sheen.prepare.sources import Source, Sources, find_sources, suffix_of
 from sheen.prepare.speakers import Floats, embed_examples
-from sheen.prepare.transcribe_stage import TranscribeWorker, read_segments, write_transcripts
+from sheen.prepare.transcribe_stage import TranscribeWorker, read_segments
 from sheen.prepare.voices import assign_speakers
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
@@ -64,11 +65,11 @@ from sheen.storage import files, uris
 logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 32
-"""Segments that are read, transcribed and committed together, at most: minutes of speech."""
+"""Segments of a block, at most: minutes of speech."""
 MOST_BLOCKS = 64
-"""A small input is cut this finely, so that every worker gets some of it."""
+"""A small input is divided into this many blocks, so that every worker gets some of it."""
 CUT_ROWS, CUT_BLOCKS = 16, 256
-"""Sources of a block, at most; and so many blocks before there is more than one in any."""
+"""Sources of a block, at most; a block has several sources only beyond this many blocks."""
 WORKER_CPUS = 0.5
 """Reserved by a transcribing worker; below 1, so that reading and writing find a free share."""
 PROGRESS_S = 10.0
@@ -85,15 +86,11 @@ def run(config: PrepareConfig) -> Row:
             )
     check_transcriber(config.asr)
     if config.dnsmos:
-        try:
+        with errors_of("--dnsmos"):
             Dnsmos()
-        except ValueError as error:
-            raise ValueError(f"--dnsmos: {error}") from error
     if config.overlap:
-        try:
+        with errors_of("--overlap"):
             OverlapDetector()
-        except ValueError as error:
-            raise ValueError(f"--overlap: {error}") from error
     judgement = Judgement(
         config.limits,
         config.quality_limits,
@@ -110,9 +107,9 @@ def run(config: PrepareConfig) -> Row:
             sources = _cut(planned.sources, config, output).to_pylist()
             segments = plan_segments(sources, config.cut_settings)
         found = _transcribe(segments, config, output)
-        # As lists of numbers, the embeddings of a large input would not fit into memory.
+        # As Python lists, the embeddings of a large input would not fit into memory.
         transcripts = found.drop_columns(["embedding"]).to_pylist()
-        # As the input has them now: another text needs no transcription.
+        # The input's texts as they are now: a changed text needs no new transcription.
         for row, given in zip(transcripts, segments.table["given"].to_pylist(), strict=True):
             row["given"] = given
         give_texts(transcripts, planned.texts)
@@ -134,8 +131,8 @@ def run(config: PrepareConfig) -> Row:
 
 @dataclass(frozen=True)
 class Planned:
-    """`segments`: of corpora, whose rows are not cut; None: they are to be found in `sources`.
-    `texts`: by recording."""
+    """`segments`: the rows of corpora, which are not cut; None for raw recordings, whose `sources`
+    are to be cut. `texts`: by recording."""
 
     sources: Sources
     texts: dict[str, str]
@@ -147,8 +144,8 @@ def _find(config: PrepareConfig) -> Planned:
     if any(corpora) and not all(corpora):
         raw = config.input[corpora.index(False)]
         raise ValueError(
-            f"--input {raw} has raw recordings, and {config.input[corpora.index(True)]} rows with "
-            "texts; prepare them apart"
+            f"--input {raw} has raw recordings, and {config.input[corpora.index(True)]} has rows "
+            "with texts; prepare them separately"
         )
     if all(corpora):
         segments = plan_corpus(config.input)
@@ -170,7 +167,9 @@ def _find(config: PrepareConfig) -> Planned:
 def _examples(config: PrepareConfig) -> dict[str, Floats]:
     if config.num_speakers is None:
         if config.speaker_examples is not None:
-            raise ValueError("--speaker-examples names speakers, and --no-num-speakers finds none")
+            raise ValueError(
+                "--speaker-examples has no effect with --no-num-speakers; omit one of them"
+            )
         return {}
     try:
         encoder = SpeakerEncoder()
@@ -178,10 +177,8 @@ def _examples(config: PrepareConfig) -> dict[str, Floats]:
         raise ValueError(f"--num-speakers: {error}; or give --no-num-speakers") from error
     if config.speaker_examples is None:
         return {}
-    try:
+    with errors_of("--speaker-examples"):
         return embed_examples(encoder, config.speaker_examples)
-    except ValueError as error:
-        raise ValueError(f"--speaker-examples {error}") from error
 
 
 def _write_report(
@@ -218,7 +215,7 @@ def _write_report(
 
 
 def _cut(sources: Sources, config: PrepareConfig, output: str) -> pa.Table:
-    """Run the first stage over the sources that are not cut yet; CUT_SCHEMA of all of them."""
+    """Run the first stage over sources that are not cut yet; returns CUT_SCHEMA of all sources."""
     folder = uris.join(output, CUTS)
     listed = [
         {"key": key, "audio": source.location, "name": source.name}
@@ -246,7 +243,8 @@ def _cut(sources: Sources, config: PrepareConfig, output: str) -> pa.Table:
 
 
 def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Table:
-    """Run the second stage over what is left; TRANSCRIPT_SCHEMA of all segments without a fault."""
+    """Run the second stage over segments that are not transcribed yet; returns TRANSCRIPT_SCHEMA of
+    all segments."""
     folder = uris.join(output, TRANSCRIPTS)
     blocks.merge_all(folder)
     done = blocks.merged_keys(folder)
@@ -285,7 +283,7 @@ def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Ta
                 num_gpus=1 if gpu else 0,
             )
             .map_batches(
-                partial(write_transcripts, output=folder),
+                partial(blocks.commit_rows, output=folder),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=0.1,
@@ -298,8 +296,8 @@ def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Ta
 
 def _connect() -> None:
     cluster.connect()
-    # To Ray a stage that computes makes no progress, and half an hour without any ends the job; a
-    # long recording, or a large model on a CPU, may take longer.
+    # Ray counts finished blocks as progress and ends a job after half an hour without any; a long
+    # recording, or a large model on a CPU, may take longer.
     DataContext.get_current().execution_no_progress_timeout_s = -1
 
 
@@ -318,7 +316,7 @@ def _wait(data: Any, total: int, what: str) -> None:
 
 
 def _merged(folder: str, planned: pa.Table, schema: pa.Schema) -> pa.Table:
-    """All rows of a stage, by key. RuntimeError unless each that was planned is there once."""
+    """All rows of a stage, by key. RuntimeError unless each planned row exists exactly once."""
     parts = list(blocks.read_merged(folder))
     keys = [part["key"].to_numpy() for part in parts]
     blocks.check_keys(folder, keys, planned["key"].to_numpy())

@@ -1,8 +1,8 @@
-"""From what both stages found to the rows of the output: the manifest, and what is refused.
+"""The rows of the output, from the results of both stages: the manifest and the rejected rows.
 
-Owns the rows' ids and fields, and the text of each: that of the input, where it has one, else what
-the ASR heard. Every segment becomes one row, and so does a recording of which nothing can be used.
-Refuses nothing itself: the reasons are `sheen.prepare.refusals`', `texts`' and `quality`'s.
+Owns the rows' ids and fields, and their text: the input's, if it has one, else the transcript.
+Every segment becomes one row, and so does a recording without a usable segment. The reasons for
+rejection are in `sheen.prepare.rejections`, `texts` and `quality`.
 """
 
 from collections import defaultdict
@@ -17,9 +17,9 @@ from sheen.data.parts import CHANNEL_KEY, recording_of
 from sheen.data.schema import PLACE_KEY
 from sheen.prepare.alignment import texts_of_segments
 from sheen.prepare.cutting import CutSettings, Segment
-from sheen.prepare.output import MANIFEST, REJECTED, SEGMENT_SCHEMA, write_lines
+from sheen.prepare.output import MANIFEST, QUALITY_TYPE, REJECTED, SEGMENT_SCHEMA, write_lines
 from sheen.prepare.quality import Quality, QualityLimits, quality_fault
-from sheen.prepare.refusals import (
+from sheen.prepare.rejections import (
     Fault,
     Limits,
     language_fault,
@@ -33,24 +33,24 @@ from sheen.storage import uris
 
 Row = dict[str, Any]
 LANGUAGE_CHECKS = 3
-"""Segments of a recording, the longest, whose language is guessed where one is asked for."""
+"""The longest segments of a recording, whose language is guessed if `--language` is given."""
 UNSURE = 0.4
-"""A word of a lower probability is shown to who checks the row."""
+"""A word with a lower probability is listed in `unsure_words`."""
 NOT_IN_TEXT = "not in the text"
 
 
 @dataclass(frozen=True)
 class Segments:
-    """`table`: SEGMENT_SCHEMA of those to transcribe; `refused`: those that are not worth it."""
+    """`table`: SEGMENT_SCHEMA of those to transcribe; `rejected`: the others, with reasons."""
 
     table: pa.Table
-    refused: list[Row]
+    rejected: list[Row]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What rows are judged by. `language`: the one that was asked for. `normalizer`: of both sides
-    of a comparison, that of `scoring.wer.wer_normalizer`."""
+    """The criteria for keeping a row. `language`: that of `--language`. `normalizer`: see
+    `scoring.wer.wer_normalizer`."""
 
     limits: Limits
     quality: QualityLimits
@@ -60,9 +60,9 @@ class Judgement:
 
 
 def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
-    """The segments of all sources, rows of CUT_SCHEMA, their keys numbered through."""
+    """The segments of all sources, which are rows of CUT_SCHEMA; keys count over all of them."""
     good: list[Row] = []
-    refused: list[Row] = []
+    rejected: list[Row] = []
     key = 0
     for source in sources:
         found = [Segment(**segment) for segment in source["segments"] or ()]
@@ -75,22 +75,22 @@ def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
             row = {"key": key, "id": segment_id(source["name"], segment), "audio": source["audio"]}
             checks = segment in longest[segment.channel][:LANGUAGE_CHECKS]
             row |= vars(segment) | _because(fault) | {"check_language": checks}
-            (refused if fault else good).append(row)
+            (rejected if fault else good).append(row)
             key += 1
-    return Segments(pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA), refused)
+    return Segments(pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA), rejected)
 
 
 def segment_id(name: str, segment: Segment) -> str:
-    """By the source and the place in it, in milliseconds: never by the number of a segment, so that
-    a correction stays with its row."""
+    """Made of the source's name and the place in it, in milliseconds. A segment's number would
+    change with the settings, and corrections refer to ids."""
     if segment.channel is not None:
         name += f"-channel{segment.channel}"
     return f"{name}-{round(segment.start * 1000):08d}-{round(segment.end * 1000):08d}"
 
 
 def give_texts(transcripts: list[Row], texts: Mapping[str, str]) -> None:
-    """Fills `given` of the rows of recordings that have a text; `texts`: by recording. A row that
-    speaks none of it gets ""."""
+    """Fill `given` of rows whose recording has a text; `texts`: by recording. A row that matches no
+    part of it gets ""."""
     for audio, group in groupby(transcripts, key=lambda row: row["audio"]):
         rows = list(group)
         if audio in texts:
@@ -102,9 +102,9 @@ def give_texts(transcripts: list[Row], texts: Mapping[str, str]) -> None:
 def judge_rows(
     sources: Sequence[Row], segments: Segments, transcripts: list[Row], judgement: Judgement
 ) -> list[Row]:
-    """A row for every segment, in the order of the input; `reason` is None where it is kept."""
+    """One row per segment, in the order of the input; `reason` is None for kept rows."""
     groups: dict[Recording, list[Row]] = {(source["audio"], ()): [] for source in sources}
-    for row in segments.refused:
+    for row in segments.rejected:
         groups.setdefault(_recording(row), []).append(_row(row))
     languages = languages_of(
         (recording_of(row), row["heard_language"], row["heard_probability"], row["seconds"])
@@ -135,14 +135,13 @@ def write_manifest(output: str, rows: list[Row]) -> None:
     kept = [row for row in rows if row["reason"] is None]
     shown = [{k: row[k] for k in row if k not in ("reason", "detail")} for row in kept]
     write_lines(uris.join(output, MANIFEST), map(public, shown))
-    refused = [row for row in rows if row["reason"] is not None]
-    write_lines(uris.join(output, REJECTED), map(public, refused))
+    rejected = [row for row in rows if row["reason"] is not None]
+    write_lines(uris.join(output, REJECTED), map(public, rejected))
 
 
 def public(row: Row) -> Row:
-    """A row as manifests have it: where in a file its recording is, in the words of the JSONL
-    reader, and nothing where it is the whole file and the mean of its channels. An instruction
-    where there is one."""
+    """A row with the keys of the JSONL reader: the place of a recording inside a file and its
+    channel have keys only if they are set."""
     shown: Row = {}
     for name, value in row.items():
         if name == "channel":
@@ -168,9 +167,9 @@ def _because(fault: Fault | None) -> Row:
 
 
 def _fault(row: Row, shown: Row, judgement: Judgement) -> Fault | None:
-    """Also notes the CER of `shown`, and whether its text is doubtful."""
+    """Why a row is rejected, or None. Also sets `cer` and `text_doubtful` of `shown`."""
     if row["cut_word"] is not None:
-        return "cut within a word", f"the ASR hears {row['cut_word']!r} on both sides of the cut"
+        return "cut within a word", f"by the ASR's word times, the cut is in {row['cut_word']!r}"
     if row["quality"] is not None:
         fault = quality_fault(Quality(**row["quality"]), judgement.quality)
         if fault is not None:
@@ -181,25 +180,20 @@ def _fault(row: Row, shown: Row, judgement: Judgement) -> Fault | None:
         speech = row["seconds"] if row["speech"] is None else row["speech"]
         return transcript_fault(transcript, speech, judgement.limits)
     if not row["given"]:
-        return NOT_IN_TEXT, f"what was heard, {row['text']!r}, is not in the recording's text"
+        return NOT_IN_TEXT, f"the transcript, {row['text']!r}, is not in the recording's text"
     check = check_text(row["given"], row["text"] or "", judgement.texts, judgement.normalizer)
     shown["cer"] = _rounded(check.cer)
     shown["text_doubtful"] = check.verdict != "good"
-    return (REASON, check.detail or "") if check.verdict == "refused" else None
+    return (REASON, check.detail or "") if check.verdict == "rejected" else None
 
 
 def _row(row: Row) -> Row:
-    """As it stands in the manifest, the same fields for all."""
+    """The fields of the manifest, the same for all rows."""
     heard, given = row.get("text"), row.get("given")
     seconds = row.get("seconds")
     if seconds is None and row["end"] is not None:
         seconds = row["end"] - (row["start"] or 0.0)
-    quality = row.get("quality") or dict.fromkeys(
-        (
-            "dnsmos", "snr_db", "bandwidth_hz", "upsampled", "clipped_per_second", "loudness_lufs",
-            "overlap",
-        )
-    )  # fmt: skip
+    quality = row.get("quality") or dict.fromkeys(field.name for field in QUALITY_TYPE)
     return {
         "id": row["id"],
         "audio": row["audio"],

@@ -1,7 +1,7 @@
-"""The output folder of a prepare job: whose it is, and the tables on the way to its manifest.
+"""The output folder of a prepare job: its fingerprint, and the tables of its stages.
 
 Owns the columns of both stages and the check of the folder: a job resumes its own output and
-refuses any other. Each stage commits blocks of rows under a folder of its own (`sheen.blocks`).
+refuses any other. Each stage commits blocks of rows in its own folder (`sheen.blocks`).
 """
 
 import hashlib
@@ -38,8 +38,8 @@ _FREE_FIELDS = {
     "num_speakers", "speaker_examples", "texts", "max_cer", "min_dnsmos", "min_snr_db",
     "min_bandwidth_hz", "max_clipped_per_second", "min_loudness_lufs", "max_overlap",
 }  # fmt: skip
-"""What may differ when a job resumes: limits are applied to finished rows, and the content of the
-input is compared."""
+"""Fields that may differ when a job resumes: limits are applied to finished rows, and the input is
+compared by content."""
 
 _SOURCE: list[tuple[str, pa.DataType]] = [
     ("key", pa.int64()),
@@ -157,7 +157,7 @@ def prepare_output(output: str, config: PrepareConfig, sources: Sequence[Source]
     }
     if changed := check_fingerprint(where, decided):
         raise ValueError(
-            f"--output {output} holds another preparation: {changed}. Give the same values to "
+            f"--output {output} is of another preparation: {changed}. Give the same values to "
             "resume it, or another folder."
         )
 

@@ -1,10 +1,9 @@
-"""How good a segment sounds: DNSMOS, signal-to-noise ratio, bandwidth, clipping, loudness, overlap.
+"""Sound quality of a segment: DNSMOS, SNR, bandwidth, clipping, loudness, overlapping speech.
 
-Owns the measures, each a number with a unit or None where there is nothing to measure, and the
-limits that refuse by them. But that of overlap, which is measured only when asked for, a limit is
-off by default: the report's histograms show what it would cost. The networks of DNSMOS and of
-overlap are `sheen.scoring.mos`' and `overlap`'s; which samples are speech is voice activity's
-business. Reads no files.
+Owns the measures, each a number with a unit or None if it cannot be measured, and their limits. All
+limits except that of overlap, which is measured only with `--overlap`, are off by default: the
+report's histograms show how much they would reject. The networks are those of `sheen.scoring.mos`
+and `overlap`; speech is found by `sheen.prepare.vad`. Reads no files.
 
 Shapes: n samples, spans in seconds.
 """
@@ -24,26 +23,27 @@ from sheen.scoring.overlap import OverlapDetector
 from sheen.scoring.packaged import UnscorableError
 
 DNSMOS_SECONDS = 9.01
-"""What the network takes at once. One hop of a segment's middle is scored: each costs 0.1 to 0.4
+"""The network's window. One window from the middle of a segment is scored: each takes 0.1 to 0.4
 CPU seconds."""
 DNSMOS_DB = -23.0
-"""RMS level of the copy that is scored, dB of full scale: 30 dB less are a point of the score."""
+"""RMS level of the scored copy, dB of full scale: at 30 dB less the score is a point lower."""
 EDGE_S = 0.05
-"""Next to speech, that is no pause: breath and reverberation."""
+"""Silence next to speech that does not count as a pause: it contains breath and reverberation."""
 SHORTEST_PAUSE_S = 0.1
-"""Of pauses together, for their noise to be measured."""
+"""Least length of all pauses together for measuring noise."""
 WORST_SNR_DB, BEST_SNR_DB = -20.0, 100.0
-"""Beyond them a ratio says nothing; a digital silence has none."""
+"""Bounds of the ratio, which is infinite for digital silence."""
 BANDWIDTH_DB = 50.0
-"""Below the loudest frequency of the mean spectrum by so much, there is nothing: as NeMo's
-EstimateBandwidth, of which Hi-Fi TTS 2 is made."""
+"""The bandwidth ends where the mean spectrum falls this far below its maximum, as in NeMo's
+EstimateBandwidth, which was used for Hi-Fi TTS 2."""
 UPSAMPLED = 0.8
-"""Below this share of half of the sample rate, speech was recorded at a lower rate: what went
-through 16 kHz and stands at 24 kHz has 0.74."""
+"""With a bandwidth below this share of half the sample rate, speech was recorded at a lower rate:
+16 kHz speech at 24 kHz has 0.74."""
 
 MAX_OVERLAP = 0.05
-"""Of 36 clips of single voices none had any; of two mixed at one level each had 0.38 at least, of a
-second voice 10 dB softer one in six, 20 dB softer none."""
+"""Measured on 36 clips: none with a single voice had any overlap; all with two voices mixed at the
+same level had at least 0.38; with a second voice 10 dB softer, one in six had any, 20 dB softer
+none."""
 
 _WINDOW = 512
 _BLACKMAN_HARRIS = (0.35875, 0.48829, 0.14128, 0.01168)
@@ -54,18 +54,18 @@ Fault = tuple[str, str]
 
 @dataclass(frozen=True)
 class Quality:
-    """None: not measured, or there is nothing to measure it by."""
+    """None: not measured, or not measurable."""
 
     dnsmos: float | None
     """Overall, 1 to 5 (P.835's OVRL)."""
     snr_db: float | None
     """Speech over the noise in the pauses near it."""
     bandwidth_hz: float | None
-    """The highest frequency that is heard, and up to a kilohertz more."""
+    """The highest frequency of the speech; up to a kilohertz too high."""
     upsampled: bool | None
-    """The sample rate is higher than what the speech was recorded at."""
+    """Whether the speech was recorded at a lower sample rate."""
     clipped_per_second: float
-    """Places where several samples are cut off at the same height."""
+    """Runs of samples at the same peak level, per second."""
     loudness_lufs: float | None
     """Integrated, BS.1770."""
     overlap: float | None = None
@@ -74,7 +74,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class QualityLimits:
-    """None refuses nothing. What a segment has no measure of does not refuse it either."""
+    """None: no limit. A measure that is None passes every limit."""
 
     min_dnsmos: float | None = None
     min_snr_db: float | None = None
@@ -114,7 +114,7 @@ def measure(
 
 
 def quality_fault(quality: Quality, limits: QualityLimits) -> Fault | None:
-    """The first limit that a segment does not keep: a reason, and what was measured."""
+    """The first limit that a segment exceeds: a reason and the measured value."""
     least = (
         ("low DNSMOS", quality.dnsmos, limits.min_dnsmos, ""),
         ("noisy", quality.snr_db, limits.min_snr_db, " dB"),
@@ -128,8 +128,7 @@ def quality_fault(quality: Quality, limits: QualityLimits) -> Fault | None:
     if most is not None and quality.clipped_per_second > most:
         return (
             "clipped",
-            f"{quality.clipped_per_second:.2f} places per second are cut off, the maximum is "
-            f"{most:g}",
+            f"{quality.clipped_per_second:.2f} clipped places per second, the maximum is {most:g}",
         )
     if quality.overlap is not None and quality.overlap > limits.max_overlap:
         return (
@@ -140,7 +139,7 @@ def quality_fault(quality: Quality, limits: QualityLimits) -> Fault | None:
 
 
 def between(samples: Samples, sample_rate: int, speech: Sequence[Span]) -> Samples:
-    """The samples `[m]` that are no speech, without EDGE_S next to it."""
+    """The samples `[m]` outside speech, without EDGE_S next to it."""
     kept = np.ones(len(samples), bool)
     for start, end in speech:
         first = max(0, round((start - EDGE_S) * sample_rate))
@@ -149,7 +148,7 @@ def between(samples: Samples, sample_rate: int, speech: Sequence[Span]) -> Sampl
 
 
 def overall_mos(dnsmos: Dnsmos, samples: Samples, sample_rate: int) -> float | None:
-    """DNSMOS' OVRL of a segment's middle, at one level; None for what is silent or too short."""
+    """DNSMOS OVRL of a segment's middle, at a fixed level; None if it is silent or too short."""
     taken = min(len(samples), round(DNSMOS_SECONDS * sample_rate))
     first = (len(samples) - taken) // 2
     clip = samples[first : first + taken]
@@ -164,7 +163,7 @@ def overall_mos(dnsmos: Dnsmos, samples: Samples, sample_rate: int) -> float | N
 
 
 def overlap_share(detector: OverlapDetector, samples: Samples, sample_rate: int) -> float | None:
-    """Of a segment `[n]`; None for what is silent or too short."""
+    """Share of overlapping speech in a segment `[n]`; None if it is silent or too short."""
     try:
         return detector.share(samples, sample_rate)
     except UnscorableError:
@@ -172,7 +171,7 @@ def overlap_share(detector: OverlapDetector, samples: Samples, sample_rate: int)
 
 
 def snr_db(spoken: Samples, pauses: Samples, sample_rate: int) -> float | None:
-    """Speech `[n]` over the noise of pauses `[m]`, dB; None where one of them is too short."""
+    """Ratio of speech `[n]` to the noise in pauses `[m]`, dB; None if either is too short."""
     if not len(spoken) or len(pauses) < SHORTEST_PAUSE_S * sample_rate:
         return None
     both = float(np.square(spoken, dtype=np.float64).mean())
@@ -182,16 +181,17 @@ def snr_db(spoken: Samples, pauses: Samples, sample_rate: int) -> float | None:
 
 
 def bandwidth_hz(spoken: Samples, sample_rate: int, pauses: Samples = NO_SAMPLES) -> float | None:
-    """The highest frequency within BANDWIDTH_DB of the loudest, of speech less its pauses' noise.
+    """The highest frequency within BANDWIDTH_DB of the maximum, after subtracting the noise of the
+    pauses.
 
-    None for speech of less than a window, or that is no louder than its pauses.
+    None for speech shorter than a window, or not louder than its pauses.
     """
     power = _mean_spectrum(spoken)
     if power is None:
         return None
     noise = _mean_spectrum(pauses)
     if noise is not None:
-        # Even noise differs from itself: a bin must stand out of it.
+        # Noise varies: a bin must clearly exceed it.
         power = np.where(power > 2 * noise, power - noise, 0.0)
     if power.max() <= _TINY:
         return None

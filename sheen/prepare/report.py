@@ -1,7 +1,7 @@
-"""The report of a prepare job, as JSON and as a page: every second of the input, and what to hear.
+"""The report of a prepare job, as JSON and as a page, and the content of the review page.
 
-Owns the account, which rows are doubtful and in which order, and what the pages play. Judges no
-row: that a row is doubtful refuses nothing. The page for corrections is `sheen.report.review`'s.
+Owns the statistics, which cover every second of the input, the doubts about a row, their order, and
+the choice of clips. Doubtful rows are not rejected. The review page is `sheen.report.review`'s.
 """
 
 from collections import Counter, defaultdict
@@ -20,7 +20,7 @@ PLAYED_OF_A_REASON, PLAYED_WORST, PLAYED_SPEAKERS = 2, 8, 8
 UNSURE_LOGPROB = -0.7
 NO_SPEECH = 0.3
 FAR_RATE = 1.8
-"""A text rate so many times the median's, or so small a part of it, is doubtful."""
+"""A text rate this many times above or below the median is doubtful."""
 
 MEASURES = (
     ("level_db", "Loudest 10 ms", "dB of full scale"),
@@ -33,32 +33,32 @@ MEASURES = (
     ("avg_logprob", "Mean log probability of the transcripts", ""),
     ("cer", "Text against what was heard (--max-cer)", "CER"),
 )
-"""Fields of rows that the page has a histogram of: with a limit, what it would cost."""
+"""Fields with a histogram on the page, and the flag that limits them."""
 
 Row = dict[str, Any]
 Read = Callable[[Sequence[Row]], list[Samples]]
 """Rows -> their samples at CLIP_RATE."""
 CLIP_RATE = 24_000
-"""Of what the pages play, Hz."""
+"""Sample rate of the clips on the pages, Hz."""
 
 
 def account(
     sources: Sequence[Mapping[str, Any]], skipped: Mapping[str, int], rows: Sequence[Row]
 ) -> Row:
-    """Every second of the input: in a row, refused with a reason, or between segments. `sources`:
-    rows of CUT_SCHEMA."""
+    """The report as JSON. Every second of the input is in a kept row, in a rejected one, or between
+    segments. `sources`: rows of CUT_SCHEMA."""
     kept = [row for row in rows if row["reason"] is None]
-    refused = [row for row in rows if row["reason"] is not None]
+    rejected = [row for row in rows if row["reason"] is not None]
     rejects: dict[str, Row] = defaultdict(lambda: {"rows": 0, "hours": 0.0, "examples": []})
-    for row in refused:
+    for row in rejected:
         entry = rejects[row["reason"]]
         entry["rows"] += 1
         entry["hours"] += (row["seconds"] or 0.0) / 3600
         if len(entry["examples"]) < EXAMPLES:
             entry["examples"].append(f"{row['id']}: {row['detail']}")
-    # A recording's channels that were cut apart count each.
+    # Channels that were cut separately count separately.
     hours_in = sum((of["seconds"] or 0.0) * (of.get("channels") or 1) for of in sources) / 3600
-    hours_out, hours_refused = _hours(kept), _hours(refused)
+    hours_out, hours_rejected = _hours(kept), _hours(rejected)
     ends = Counter(row[end] for row in kept for end in ("start_at", "end_at"))
     speech = sum(row["speech_seconds"] or row["seconds"] or 0.0 for row in kept)
     return {
@@ -67,10 +67,10 @@ def account(
         "files_skipped": dict(skipped),
         "hours_in": hours_in,
         "hours_out": hours_out,
-        "hours_rejected": hours_refused,
-        "hours_between": hours_in - hours_out - hours_refused,
+        "hours_rejected": hours_rejected,
+        "hours_between": hours_in - hours_out - hours_rejected,
         "rows_out": len(kept),
-        "rows_rejected": len(refused),
+        "rows_rejected": len(rejected),
         "rejects": dict(sorted(rejects.items(), key=lambda pair: -pair[1]["rows"])),
         "checked": dict(Counter(row["checked"] for row in rows if row["checked"])),
         "speakers": _by_speaker(kept),
@@ -83,7 +83,7 @@ def account(
 
 
 def _by_speaker(kept: Sequence[Row]) -> dict[str, Row]:
-    """Rows and hours of each, the one with the most first."""
+    """Rows and hours of each speaker, most hours first."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in kept:
         if row["speaker"] is not None:
@@ -93,7 +93,7 @@ def _by_speaker(kept: Sequence[Row]) -> dict[str, Row]:
 
 
 def account_of_rows(rows: Sequence[Row]) -> list[Row]:
-    """Of a corpus, whose rows are all that there is of its recordings: what `account` takes."""
+    """`sources` for `account` of a corpus, whose recordings consist of their rows."""
     seconds: dict[str, float] = defaultdict(float)
     for row in rows:
         seconds[row["audio"]] += row["seconds"] or 0.0
@@ -106,12 +106,12 @@ def _hours(rows: Iterable[Mapping[str, Any]]) -> float:
 
 
 def doubts(row: Row, median_rate: float) -> list[str]:
-    """What makes a row worth hearing; [] for nothing."""
+    """Reasons to review a row; [] for none."""
     found = [row["reason"]] if row["reason"] else []
     if QUIETEST in (row["start_at"], row["end_at"]):
         found.append("cut within speech")
     if row["text_doubtful"]:
-        found.append(f"what is heard is {row['heard']!r}")
+        found.append(f"the transcript is {row['heard']!r}")
     if (row["avg_logprob"] or 0.0) < UNSURE_LOGPROB:
         found.append("the ASR is unsure")
     if (row["no_speech_prob"] or 0.0) > NO_SPEECH:
@@ -129,8 +129,8 @@ def _rate(row: Row) -> float:
 
 
 def doubtful_first(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
-    """Rows with a transcript and what is doubtful of each: first those that are kept, the most
-    doubtful first, then those that are refused. What a person has checked comes last."""
+    """Rows with a transcript, and the doubts about each: kept rows first, most doubtful first, then
+    rejected ones. Reviewed rows come last."""
     heard = [row for row in rows if row["text"] is not None]
     rates = sorted(_rate(row) for row in heard if row["reason"] is None)
     median = rates[len(rates) // 2] if rates else 0.0
@@ -155,10 +155,10 @@ def render_report(report: Row, rows: Sequence[Row], read: Read, title: str) -> s
     if report["speakers"]:
         sections.insert(2, Section("Speakers", _speaker_blocks(report, kept, read)))
     if report["rejects"]:
-        sections.insert(1, Section("Refused", _refused_blocks(report, rows, read)))
+        sections.insert(1, Section("Rejected", _rejected_blocks(report, rows, read)))
     lead = (
         f"{report['rows_out']:,} segments, {_time(report['hours_out'])} of "
-        f"{_time(report['hours_in'])}. {report['rows_rejected']:,} refused. The page to check and "
+        f"{_time(report['hours_in'])}. {report['rows_rejected']:,} rejected. The page to check and "
         "correct rows is review.html."
     )
     return render_page(title, sections, lead)
@@ -174,7 +174,7 @@ def _hours_blocks(report: Row) -> list[Block]:
     facts: list[list[Cell]] = [
         ["recordings", f"{report['recordings']:,}, {_time(report['hours_in'])}"],
         ["in segments", _share(report["hours_out"], report["hours_in"])],
-        ["refused", _share(report["hours_rejected"], report["hours_in"])],
+        ["rejected", _share(report["hours_rejected"], report["hours_in"])],
         ["pauses between segments", _share(report["hours_between"], report["hours_in"])],
         ["ASR", report["asr"] or "none"],
     ]
@@ -188,7 +188,7 @@ def _share(hours: float, whole: float) -> str:
     return _time(hours) + (f" ({hours / whole:.1%})" if whole else "")
 
 
-def _refused_blocks(report: Row, rows: Sequence[Row], read: Read) -> list[Block]:
+def _rejected_blocks(report: Row, rows: Sequence[Row], read: Read) -> list[Block]:
     counts: list[list[Cell]] = [
         [reason, entry["rows"], _time(entry["hours"])]
         for reason, entry in report["rejects"].items()
@@ -213,7 +213,7 @@ def _refused_blocks(report: Row, rows: Sequence[Row], read: Read) -> list[Block]
 
 
 def _is_short(row: Row) -> bool:
-    """Whether it is a segment, and no recording of hours."""
+    """Whether it is a segment, not a whole recording."""
     return row["start_at"] is not None or row["text"] is not None
 
 
@@ -222,8 +222,8 @@ def _segment_blocks(report: Row, kept: Sequence[Row]) -> list[Block]:
         return ["No segment can be used."]
     ends = report["ends_in_speech"]
     blocks: list[Block] = [
-        f"{ends:,} of {2 * len(kept):,} ends lie within speech, where it went on too long; all "
-        "others in pauses.",
+        f"{ends:,} of {2 * len(kept):,} ends of segments are within speech that had no pause; all "
+        "others are in pauses.",
         histogram("Length of the segments", [row["seconds"] for row in kept], "s"),
         histogram("Text per second of speech", [_rate(row) for row in kept], "characters per s"),
     ]
@@ -234,7 +234,7 @@ def _segment_blocks(report: Row, kept: Sequence[Row]) -> list[Block]:
     if upsampled := sum(bool(row["upsampled"]) for row in kept):
         blocks.append(
             f"{upsampled:,} of {len(kept):,} segments have nothing in the upper fifth of the "
-            "frequencies that their sample rate could hold: they were recorded at a lower one."
+            "frequency range of their sample rate: they were recorded at a lower one."
         )
     return blocks
 
@@ -247,7 +247,7 @@ def _speaker_blocks(report: Row, kept: Sequence[Row], read: Read) -> list[Block]
     played = []
     for name, _ in speakers[:PLAYED_SPEAKERS]:
         own = [row for row in kept if row["speaker"] == name]
-        # Spread over all of them, where two people who were taken for one may be heard.
+        # Spread over the list, so that two people taken for one may be noticed.
         chosen = [own[place * len(own) // 2] for place in range(min(2, len(own)))]
         played += [(row, [name]) for row in chosen]
     return [table(["speaker", "segments", "time"], cells), *_players(played, read)]
@@ -267,7 +267,7 @@ def _players(chosen: Sequence[tuple[Row, list[str]]], read: Read) -> list[Block]
 
 
 def render_corrections(rows: Sequence[Row], read: Read, title: str, most: int) -> str:
-    """The page on which a person corrects the `most` rows that need it most."""
+    """The review page with at most `most` rows, the most doubtful ones."""
     chosen = doubtful_first(rows)[:most]
     clips = read([row for row, _ in chosen])
     shown = [
@@ -275,7 +275,7 @@ def render_corrections(rows: Sequence[Row], read: Read, title: str, most: int) -
             id=row["id"],
             text=row["text"],
             note="; ".join(found),
-            refused=row["reason"] is not None,
+            rejected=row["reason"] is not None,
             audio=samples,
             sample_rate=CLIP_RATE,
         )

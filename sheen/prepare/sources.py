@@ -1,7 +1,7 @@
 """The recordings of an input: files, folders, globs and URIs, as a list of sources.
 
-Owns which files of a folder are recordings, the name that the rows of each begin with, and the
-count of what is left alone. Opens none of them.
+Owns which files of a folder are recordings, the prefix of their rows' ids, and the count of skipped
+files. Opens none of them.
 """
 
 from collections import Counter
@@ -18,13 +18,12 @@ SUFFIXES = (
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
     ".ogv", ".wmv",
 )  # fmt: skip
-"""Of files in a folder that are taken for recordings. One that is named is taken whatever it is
-called."""
+"""Suffixes of recordings in a folder. A file that is named directly may have any suffix."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file with a recording. `name` is its own among all sources."""
+    """A file with a recording. `name` is unique among all sources."""
 
     location: str
     name: str
@@ -32,15 +31,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Sources:
-    """All sources, in the order of the input, and the files of its folders that are none."""
+    """All sources, in the order of the input, and the other files in its folders."""
 
     sources: list[Source]
     skipped: Counter[str] = field(default_factory=Counter)
-    """Files by suffix."""
+    """Number of skipped files by suffix."""
 
 
 def find_sources(locations: Sequence[str]) -> Sources:
-    """The recordings at paths, URIs and globs. Raises ValueError for what holds none."""
+    """The recordings at paths, URIs and globs. Raises ValueError for an input without any."""
     found: list[str] = []
     skipped: Counter[str] = Counter()
     for location in locations:
@@ -62,26 +61,26 @@ def find_sources(locations: Sequence[str]) -> Sources:
         if len(found) == before:
             held = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common(3))
             raise ValueError(
-                f"--input {location}: expected recordings, files with one of the suffixes "
-                f"{' '.join(SUFFIXES)} or a folder or glob of such; it holds {held or 'nothing'}"
+                f"--input {location}: expected a recording, or a folder or glob of files with one "
+                f"of the suffixes {' '.join(SUFFIXES)}; found {held or 'no files'}"
             )
     seen: set[str] = set()
     for location in found:
         if (where := uris.real(location)) in seen:
-            raise ValueError(f"--input {location}: named twice; its rows would be doubled")
+            raise ValueError(f"--input {location}: it is named twice; name each recording once")
         seen.add(where)
     return Sources([Source(*pair) for pair in zip(found, _names(found), strict=True)], skipped)
 
 
 def suffix_of(location: str) -> str:
-    """In lower case; the whole name of a file without one."""
+    """The suffix in lower case; the whole name of a file without one."""
     name = uris.name(location).lower()
     return f".{name.rpartition('.')[2]}" if "." in name else name
 
 
 def _names(locations: Sequence[str]) -> list[str]:
-    """The file names without suffix; where two are alike, paths from the folder on that holds all,
-    and where those differ by their suffix alone, with it."""
+    """File names without suffix; if two are equal, paths relative to the common folder, and if
+    those differ only in their suffix, with it."""
     parts = [uris.split_options(location)[0].split("/") for location in locations]
     depth = 0
     while len({tuple(path[: depth + 1]) for path in parts}) == 1 and depth + 1 < len(parts[0]):

@@ -1,11 +1,11 @@
-"""Who speaks in which segment: voices found by their embeddings, and names for them.
+"""Speaker clustering: speaker embeddings of segments in, a speaker and a name for each out.
 
-Owns the part of a segment that is embedded, the clustering, and what becomes of segments that are
-too short or nobody's. The embedding is `sheen.scoring.speaker_id`'s. Clustering is by average
-linkage, first within each recording and then over all of them: it is deterministic, and the order
-of the segments changes nothing but the numbers of equal voices. A channel of a recording is one
-voice, and never that of another channel. Measures no overlap: two who speak at once are one segment
-here.
+Owns the part of a segment that is embedded, the clustering, and the rules for segments that are too
+short or belong to no speaker. The embedding is `sheen.scoring.speaker_id`'s. Clusters are formed by
+average linkage, first within each recording and then over all of them; this is deterministic, and
+the order of the segments only affects the numbering of voices with equal amounts of speech. A
+channel of a recording is one voice, different from those of the other channels. Does not detect
+overlapping speech.
 
 Shapes: n segments, D dimensions of an embedding, k clusters.
 """
@@ -25,28 +25,28 @@ from sheen.scoring.packaged import RATE, UnscorableError
 from sheen.scoring.speaker_id import SpeakerEncoder, read_speakers
 
 EMBED_SECONDS = 3.0
-"""Of a segment's middle: more costs more, and tells little more."""
+"""Length of the embedded part, from the middle of a segment; more adds little."""
 MIN_SECONDS = 1.5
-"""A segment with less speech says too little of its voice: it takes its neighbour's."""
+"""A segment with less speech has no reliable embedding: it gets the speaker of its neighbor."""
 SAME_VOICE = 0.79
-"""Mean cosine from which on two groups of segments are one voice. Measured on 3 s of six voices,
-one of them a person's: within a voice 0.85 to 0.91, between voices 0.47 to 0.69, but for two
-synthetic ones that are hard to tell apart, 0.76. From 0.79 to 0.81 all six are found, whole."""
+"""Least mean cosine of two clusters of one voice. Measured on 3 s of six voices, five of them
+synthetic: 0.85 to 0.91 within a voice, 0.47 to 0.69 between voices, except 0.76 for two similar
+synthetic ones. With 0.79 to 0.81 all six are found correctly."""
 LIKELY_SAME = 0.76
-"""From which on a few segments apart from all voices are taken for one of them."""
+"""Least mean cosine at which a small cluster joins a voice."""
 FEW = 3
-"""Segments: a voice of fewer may be somebody's laugh."""
+"""A cluster with fewer segments may be an unusual sound of a known voice, such as a laugh."""
 NEVER = -1e6
-"""In place of the cosine of two that are never one voice: no mean with others comes near 1."""
+"""Replaces the cosine of clusters that must not merge: no mean with others comes near 1."""
 AT_ONCE = 4000
-"""Clusters that are compared all with all: the matrix takes 128 MB."""
+"""Most clusters that are compared pairwise: the matrix takes 128 MB."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Voiced:
-    """A segment and how its voice sounds."""
+    """A segment and the embedding of its voice."""
 
     id: str
     recording: str
@@ -54,9 +54,9 @@ class Voiced:
     """Seconds in the recording."""
     end: float
     embedding: Floats | None
-    """`[D]`, of length 1; None: too short or silent, see `embed`."""
+    """`[D]`, of length 1; None for a segment that is too short or silent, see `embed`."""
     channel: int | None = None
-    """Of the recording, with one speaker; None: there may be several."""
+    """Channel of the recording, with a single speaker; None if there may be several."""
 
     @property
     def take(self) -> tuple[str, int | None]:
@@ -64,7 +64,7 @@ class Voiced:
 
 
 def embed(encoder: SpeakerEncoder, samples: Samples, sample_rate: int) -> Floats | None:
-    """The embedding `[D]` of a segment's speech `[n]`; None where there is too little of it."""
+    """The embedding `[D]` of a segment's speech `[n]`; None if it is too short or silent."""
     if len(samples) < MIN_SECONDS * sample_rate:
         return None
     taken = min(len(samples), round(EMBED_SECONDS * sample_rate))
@@ -77,10 +77,10 @@ def embed(encoder: SpeakerEncoder, samples: Samples, sample_rate: int) -> Floats
 
 @dataclass(frozen=True, eq=False)
 class Speakers:
-    """Who was found. Speaker 0 has the most speech.
+    """The speakers found. Speaker 0 has the most speech.
 
-    `labels`: the speaker of each segment by its id, None for nobody's. `means` `[k, D]`: each
-    speaker's mean embedding, not of length 1: the product of two is their mean cosine.
+    `labels`: the speaker of each segment by its id, None for no speaker. `means` `[k, D]`: each
+    speaker's mean embedding, not normalized, so that the product of two is their mean cosine.
     """
 
     labels: dict[str, int | None]
@@ -98,13 +98,13 @@ class _Cluster:
 
     @property
     def order(self) -> tuple[float, str]:
-        """The more speech the earlier."""
+        """Sort key: most speech first."""
         seconds = sum(member.end - member.start for member in self.members)
         return -round(seconds, 3), min(member.id for member in self.members)
 
     @cached_property
     def channels(self) -> dict[str, set[int]]:
-        """By recording, those that have a speaker each."""
+        """By recording, the single-speaker channels of the members."""
         found: dict[str, set[int]] = defaultdict(set)
         for member in self.members:
             if member.channel is not None:
@@ -112,7 +112,7 @@ class _Cluster:
         return found
 
     def apart(self, other: "_Cluster") -> bool:
-        """Whether the two are on several channels of a recording."""
+        """Whether the two are on different channels of a recording, and must not merge."""
         shared = self.channels.keys() & other.channels.keys()
         return any(self.channels[name] != other.channels[name] for name in shared)
 
@@ -120,12 +120,12 @@ class _Cluster:
 def find_speakers(
     segments: Iterable[Voiced], num_speakers: int | None = None, same_voice: float = SAME_VOICE
 ) -> Speakers:
-    """The speakers of all segments, in whatever order those come.
+    """The speakers of all segments, given in any order.
 
-    `num_speakers` None: voices are one speaker whose mean cosine is `same_voice` at least. With a
-    number the speakers are that many voices, those with the most speech; what is likely theirs
-    joins them (LIKELY_SAME), and everybody else is nobody. Where there are fewer, voices must be
-    more alike to be one.
+    `num_speakers` None: clusters with a mean cosine of at least `same_voice` are one speaker. With
+    a number, the speakers are that many clusters, those with the most speech; others join them
+    from LIKELY_SAME on, or belong to no speaker. If there are too few clusters, the threshold is
+    raised.
     """
     ordered = sorted(segments, key=lambda segment: (segment.recording, segment.start, segment.id))
     known = [segment for segment in ordered if segment.embedding is not None]
@@ -149,10 +149,10 @@ def find_speakers(
 def name_speakers(
     speakers: Speakers, examples: Mapping[str, Floats], same_voice: float = SAME_VOICE
 ) -> list[str]:
-    """A name for each speaker: that of the example it resembles most, else `speaker-1` and so on.
+    """A name for each speaker: that of the most similar example, else `speaker-1` and so on.
 
-    `examples`: of each name the embeddings `[m, D]` of its recordings. One name may get several
-    speakers: then they were one, at two microphones perhaps.
+    `examples`: by name, the embeddings `[m, D]` of its recordings. Several speakers may get the
+    same name, such as those of one person at two microphones.
     """
     known = {name: points.mean(axis=0) for name, points in sorted(examples.items())}
     names = []
@@ -165,8 +165,9 @@ def name_speakers(
 
 
 def embed_examples(encoder: SpeakerEncoder, location: str) -> dict[str, Floats]:
-    """By name the embeddings `[m, D]` of a speaker's recordings: an LJSpeech folder, or a manifest
-    of `{"audio": ..., "speaker": ...}`. ValueError names the file, and a speaker without any."""
+    """By name, the embeddings `[m, D]` of a speaker's recordings, from an LJSpeech folder or a
+    manifest of `{"audio": ..., "speaker": ...}`. ValueError names the file, and a speaker without
+    enough speech."""
     examples: dict[str, Floats] = {}
     for name, clips in read_speakers(location, RATE, needs_text=False).items():
         points = [point for clip in clips if (point := embed(encoder, clip, RATE)) is not None]
@@ -176,12 +177,12 @@ def embed_examples(encoder: SpeakerEncoder, location: str) -> dict[str, Floats]:
             )
         examples[name] = np.stack(points)
     if not examples:
-        raise ValueError(f"{location}: no row names a speaker, expected the names of the examples")
+        raise ValueError(f"{location}: no row has a speaker; give one for each example")
     return examples
 
 
 def _clusters(known: Sequence[Voiced], same_voice: float) -> list[_Cluster]:
-    """Within each recording, then over all; the one with the most speech first."""
+    """Clusters within each recording, merged over all recordings; most speech first."""
     takes: dict[tuple[str, int | None], list[_Cluster]] = defaultdict(list)
     for segment in known:
         assert segment.embedding is not None
@@ -197,7 +198,7 @@ def _clusters(known: Sequence[Voiced], same_voice: float) -> list[_Cluster]:
 
 
 def _merged(clusters: list[_Cluster], same_voice: float) -> list[_Cluster]:
-    """Those merged that are one voice. Beyond AT_ONCE the smaller ones only join larger ones."""
+    """Merge clusters of one voice. Beyond AT_ONCE, smaller clusters only join larger ones."""
     ordered = sorted(clusters, key=lambda one: one.order)
     first, rest = ordered[:AT_ONCE], ordered[AT_ONCE:]
     if not first:
@@ -240,12 +241,12 @@ def _joined(group: Sequence[_Cluster]) -> _Cluster:
 def linkage(
     means: Floats, sizes: Sequence[int], apart: Sequence[tuple[int, int]] = ()
 ) -> list[tuple[int, int, float]]:
-    """Average linkage of clusters by cosine: merges `(i, j, mean cosine)`, the most alike first.
+    """Average linkage of clusters by cosine: merges `(i, j, mean cosine)`, most similar first.
 
-    `means` `[m, D]` of the clusters' members, all of length 1, and how many those are. A cluster is
-    named by its first one, and j becomes part of i < j. By nearest-neighbor chains (Benzecri 1982):
-    in the square of m, as SciPy does it, which takes no sizes. Pairs of `apart`, and what holds
-    them, are as unlike as NEVER.
+    `means` `[m, D]`: mean embeddings of the clusters' members; `sizes`: numbers of members. Cluster
+    j is merged into i < j, which keeps its number. Uses nearest-neighbor chains (Benzecri 1982), in
+    O(m^2), as SciPy does, whose function takes no sizes. Pairs in `apart`, and clusters that
+    contain them, have the cosine NEVER.
     """
     cosines = means @ means.T
     for i, j in apart:
@@ -277,7 +278,7 @@ def linkage(
 def _join_likely(
     voices: list[_Cluster], others: list[_Cluster]
 ) -> tuple[list[_Cluster], list[_Cluster]]:
-    """The voices with what is likely theirs, and what is not."""
+    """Let `others` join the most similar voice from LIKELY_SAME on; returns voices and the rest."""
     if not voices:
         return [], others
     means = np.stack([one.mean for one in voices])
@@ -292,8 +293,8 @@ def _join_likely(
 
 
 def _label_unknown(ordered: Sequence[Voiced], labels: dict[str, int | None]) -> None:
-    """Segments without an embedding take the label of the nearest in their recording, or its
-    channel, the earlier of two; where none has any they are nobody's."""
+    """Segments without an embedding get the label of the nearest segment with one in their
+    recording, or its channel; the earlier one at equal distance; None if there is none."""
     takes: dict[tuple[str, int | None], list[Voiced]] = defaultdict(list)
     for segment in ordered:
         takes[segment.take].append(segment)

@@ -1,8 +1,9 @@
 """Subtitles, .srt and .vtt: their cues.
 
-Owns what of a cue is spoken: no markup, no notes on sounds, no line that is only shown on. Package
-pysubs2 reads the two formats. Cues say when a text is to be read, not when it is spoken: they place
-no cut, and their text goes to the segments by its words (`sheen.prepare.alignment`).
+Owns the spoken part of a cue: without markup, notes on sounds, and lines repeated from the cue
+before. Package pysubs2 reads the two formats. The times of cues are when a text is shown, not when
+it is spoken, and are not used for cutting; `sheen.prepare.alignment` divides the text among
+segments.
 """
 
 import html
@@ -21,12 +22,12 @@ _SPEAKER = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
 _TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 _NOTE = re.compile(r"\[[^\]]*\]|\([^)]*\)|[♪♫#][^♪♫#]*[♪♫#]|[♪♫]")
 _MARK = re.compile(r"^\s*[-–—](?=\s)|>>+")
-"""Of another speaker."""
+"""Marks a change of speaker."""
 
 
 @dataclass(frozen=True)
 class Cue:
-    """Seconds, and what is spoken. `speaker`: of WebVTT's <v NAME>."""
+    """Times in seconds, and the spoken text. `speaker`: NAME of WebVTT's <v NAME>."""
 
     start: float
     end: float
@@ -35,7 +36,7 @@ class Cue:
 
 
 def read_subtitles(location: str) -> list[Cue]:
-    """The cues in order of time, but those without words. ValueError naming the file."""
+    """The cues with words, in order of time. ValueError naming the file."""
     lines = [line for _, line in iter_lines(location)]
     suffix = PurePosixPath(location.partition("?")[0]).suffix.lower()
     try:
@@ -43,16 +44,18 @@ def read_subtitles(location: str) -> list[Cue]:
     except ImportError as error:
         raise ValueError(f"{location}: subtitles need package pysubs2: {INSTALL}") from error
     try:
-        # Without blanks in otherwise empty lines, which end a cue.
+        # Without trailing blanks: only an empty line ends a cue.
         file: Any = pysubs2.SSAFile.from_string(
             "\n".join(line.rstrip() for line in lines),
             format_=suffix.removeprefix("."),
             keep_unknown_html_tags=True,
         )
     except (pysubs2.Pysubs2Error, ValueError) as error:
-        raise ValueError(f"{location}: no {suffix} subtitles ({error})") from error
+        raise ValueError(f"{location}: not valid {suffix} subtitles ({error})") from error
     if not len(file):
-        raise ValueError(f"{location}: it holds no cue (00:00:01,000 --> 00:00:02,000)")
+        raise ValueError(
+            f"{location}: it has no cue, expected lines such as 00:00:01,000 --> 00:00:02,000"
+        )
     file.sort()
     cues: list[Cue] = []
     shown: list[str] = []
@@ -69,13 +72,14 @@ def read_subtitles(location: str) -> list[Cue]:
 
 
 def _spoken(line: str) -> str:
-    """Of a cue's line what is spoken."""
+    """The spoken part of a cue's line."""
     plain = html.unescape(_TAG.sub("", line))
     return " ".join(_MARK.sub(" ", _NOTE.sub(" ", plain)).split())
 
 
 def _repeated(before: Sequence[str], now: Sequence[str]) -> int:
-    """How many first lines were the last of the cue before: captions that roll show each twice."""
+    """How many first lines repeat the last ones of the cue before: rolling captions show each line
+    twice."""
     most = min(len(before), len(now))
     return next(
         (count for count in range(most, 0, -1) if list(before[-count:]) == list(now[:count])), 0
@@ -83,5 +87,5 @@ def _repeated(before: Sequence[str], now: Sequence[str]) -> int:
 
 
 def joined_text(cues: Sequence[Cue]) -> str:
-    """The text of all cues: a sentence may go on over several."""
+    """The text of all cues as one, since a sentence may continue over several."""
     return " ".join(cue.text for cue in cues)

@@ -1,8 +1,8 @@
 """The second stage, as Ray Data runs it: a segment -> PCM, in tasks; PCM -> its transcript, in
 actors.
 
-Every segment is transcribed on its own, greedily, so its text depends on nothing but its samples,
-the ASR and the device. A segment that fails gets a reason and travels on.
+Every segment is transcribed separately and greedily, so that its text depends only on its samples,
+the ASR and the device. A segment that fails gets a reason and stays in the table.
 """
 
 from dataclasses import asdict
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sheen import blocks
 from sheen.audio.io import from_pcm16, resampled, to_pcm16
 from sheen.audio.samples import Samples
 from sheen.data.clips import ClipError, ClipReader
@@ -20,7 +19,7 @@ from sheen.prepare.cutting import QUIETEST
 from sheen.prepare.decoding import read_part
 from sheen.prepare.output import PCM_SCHEMA, TRANSCRIPT_SCHEMA
 from sheen.prepare.quality import between, measure
-from sheen.prepare.refusals import word_at
+from sheen.prepare.rejections import word_at
 from sheen.prepare.speakers import embed
 from sheen.prepare.vad import RATE
 from sheen.runs.attempts import Attempts
@@ -29,11 +28,11 @@ from sheen.scoring.mos import Dnsmos
 from sheen.scoring.overlap import OverlapDetector
 
 AROUND_S = 1.5
-"""Of a cut within speech, on either side: what an ASR needs to place its words."""
+"""Context on either side of a cut within speech, which the ASR needs for its word times."""
 
 
 def read_segments(table: pa.Table, *, dnsmos: bool, overlap: bool, attempts: Attempts) -> pa.Table:
-    """SEGMENT_SCHEMA -> PCM_SCHEMA. The sound is measured here, where it has its own rate."""
+    """SEGMENT_SCHEMA -> PCM_SCHEMA. Measures the quality too, before resampling."""
 
     def do(rows: pa.Table) -> pa.Table:
         reader = _reader()
@@ -131,23 +130,23 @@ class TranscribeWorker:
             pcm, cuts = row.pop("pcm"), row.pop("cuts")
             if pcm is not None:
                 samples = _samples(pcm)
-                row |= self._heard(samples, row["check_language"])
+                row |= self._transcript(samples, row["check_language"])
                 if self._encoder is not None:
                     row["embedding"] = embed(self._encoder, samples, RATE)
                 row["cut_word"] = self._cut_word(cuts)
         return pa.Table.from_pylist(rows, schema=TRANSCRIPT_SCHEMA)
 
-    def _heard(self, samples: Samples, check_language: bool) -> dict[str, Any]:
+    def _transcript(self, samples: Samples, check_language: bool) -> dict[str, Any]:
         (found,) = self._asr.transcribe_words([samples], RATE)
-        heard = (found.language, found.language_probability)
+        language, probability = found.language, found.language_probability
         if self._guess:
             guess = self._asr.guess_language(samples, RATE) if check_language else None
-            heard = guess or (None, None)
+            language, probability = guess or (None, None)
         asr = {"asr": self._asr.name}
-        return asdict(found) | asr | {"heard_language": heard[0], "heard_probability": heard[1]}
+        return asdict(found) | asr | {"heard_language": language, "heard_probability": probability}
 
     def _cut_word(self, cuts: list[dict[str, Any]]) -> str | None:
-        """The word within which the first of the cuts lies that lies within one."""
+        """The word that a cut falls into: that of the first such cut, None if there is none."""
         for cut in cuts:
             (found,) = self._asr.transcribe_words([_samples(cut["pcm"])], RATE)
             if word := word_at(found.words or (), cut["at"]):
@@ -157,8 +156,3 @@ class TranscribeWorker:
 
 def _samples(pcm: bytes) -> Samples:
     return from_pcm16(np.frombuffer(pcm, "<i2"))
-
-
-def write_transcripts(table: pa.Table, *, output: str) -> pa.Table:
-    fault = blocks.commit(output, table)
-    return pa.table({"rows": [len(table)], "fault": pa.array([fault], pa.string())})

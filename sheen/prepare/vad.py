@@ -1,8 +1,8 @@
-"""Voice activity: samples in, in any pieces; the probability of speech of every 32 ms out.
+"""Voice activity: samples in, in blocks of any size; the probability of speech every 32 ms out.
 
-Owns the network and the state that it carries: Silero VAD (MIT), in the form that takes a sequence
-of frames, which package faster-whisper has inside. A recording is never in memory whole, and how it
-is cut into pieces changes nothing. What is made of the probabilities is `sheen.prepare.cutting`'s.
+Owns the network and its state: Silero VAD (MIT), in the version for sequences of frames, which is
+part of package faster-whisper. A recording is never in memory as a whole, and the block sizes do
+not affect the result. The probabilities are used by `sheen.prepare.cutting`.
 
 Shapes: n samples at RATE, f frames of FRAME samples.
 """
@@ -18,15 +18,15 @@ RATE = 16_000
 FRAME = 512
 """Samples of a frame: 32 ms."""
 _CONTEXT = 64
-"""Samples before each frame that the network sees with it."""
+"""Samples before each frame that the network also gets."""
 _FRAMES = 256
-"""Frames of a call: its speed no longer grows beyond."""
+"""Frames per call; more are not faster."""
 
 Probabilities = NDArray[np.float32]
 
 
 class VoiceActivity:
-    """The network on one recording, on one thread. `reset` makes it forget, for the next one."""
+    """The network on one recording, on one thread. Call `reset` before the next recording."""
 
     def __init__(self) -> None:
         import onnxruntime
@@ -46,7 +46,7 @@ class VoiceActivity:
         )  # the context of the next frame, then samples
 
     def push(self, samples: Samples) -> Probabilities:
-        """The next samples `[n]`; probabilities `[f]` of the frames that they complete."""
+        """Take the next samples `[n]`; returns probabilities `[f]` of completed frames."""
         self._waiting = np.concatenate([self._waiting, samples])
         found = [np.zeros(0, np.float32)]
         while (count := min((len(self._waiting) - _CONTEXT) // FRAME, _FRAMES)) > 0:
@@ -56,7 +56,7 @@ class VoiceActivity:
         return np.concatenate(found)
 
     def flush(self) -> Probabilities:
-        """Of all that is left, the last frame filled up with silence."""
+        """Probabilities of the remaining frames, the last one padded with silence."""
         left = (len(self._waiting) - _CONTEXT) % FRAME
         if left:
             self._waiting = np.pad(self._waiting, (0, FRAME - left))
@@ -73,5 +73,5 @@ class VoiceActivity:
 
 
 def model_file() -> str:
-    """The network's file. ValueError where the package is another version without it."""
+    """The network's file. ValueError if the installed version of the package does not have it."""
     return str(package_file("faster_whisper", "assets/silero_vad_v6.onnx"))

@@ -1,8 +1,8 @@
-"""Speakers for the rows: their embeddings clustered, and clusters named.
+"""Speakers of the rows, by clustering their embeddings.
 
-Owns which rows take part, those that are kept, and the reason of rows that are nobody's. The
-clustering is `sheen.prepare.speakers`'s; it is done over all rows at once, on the driver, and again
-whenever the manifest is written.
+Owns which rows take part (the kept ones), and the reason of rows without a speaker. The clustering
+is `sheen.prepare.speakers`'s; it runs on the driver over all rows, each time the manifest is
+written.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ def assign_speakers(
     num_speakers: int | None,
     examples: Mapping[str, Floats],
 ) -> None:
-    """Fills `speaker` of kept rows without one; what is nobody's is refused. Arguments as in
-    `sheen.prepare.speakers`, `transcripts` with the column `embedding`."""
+    """Fill `speaker` of kept rows; rows without a speaker are rejected. Arguments as in
+    `sheen.prepare.speakers`; `transcripts` has the column `embedding`."""
     points = dict(zip(transcripts["id"].to_pylist(), transcripts["embedding"], strict=True))
     kept = [row for row in rows if row["reason"] is None and row["speaker"] is None]
     voiced = [
@@ -44,11 +44,11 @@ def assign_speakers(
         if number is not None:
             row["speaker"] = names[number]
         elif row["checked"] is None:
-            row |= {"reason": "another voice", "detail": f"none of {len(names)} speakers"}
+            row |= {"reason": "another voice", "detail": f"not one of the {len(names)} speakers"}
 
 
 def _unit(embedding: Any) -> Floats | None:
-    """A list of Arrow's, of length 1 again, after float32; None of none."""
+    """An embedding from Arrow, normalized again after rounding to float32; None for null."""
     if embedding is None or not embedding.is_valid:
         return None
     vector = embedding.values.to_numpy().astype(np.float64)

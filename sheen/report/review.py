@@ -26,7 +26,7 @@ class ReviewRow:
     id: str
     text: str
     note: str
-    refused: bool
+    rejected: bool
     audio: Samples
     sample_rate: int
 

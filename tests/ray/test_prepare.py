@@ -61,8 +61,8 @@ def test_raw_recordings_become_rows_that_encode(
     assert main(words) == 0
     assert "rejected, no speech: 1 (silence: 3.0 s without speech)" in capsys.readouterr().out
 
-    rows, refused = lines(output / MANIFEST), lines(output / REJECTED)
-    assert {row["reason"] for row in refused} == {"no speech", "unreadable"}
+    rows, rejected = lines(output / MANIFEST), lines(output / REJECTED)
+    assert {row["reason"] for row in rejected} == {"no speech", "unreadable"}
     long = [row for row in rows if row["audio"] == str(folder / "long.flac")]
     # Each clip is in one segment whole, and no segment has a part of one.
     assert len(long) == len(places)

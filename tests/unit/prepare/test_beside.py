@@ -28,10 +28,10 @@ def test_a_text_has_the_name_of_its_recording(tmp_path: Path, scheme: str) -> No
 
 def test_two_texts_or_two_recordings_of_one_name_are_an_error(tmp_path: Path) -> None:
     locations = made(tmp_path, "a.mp3", "a.srt", "a.txt")
-    with pytest.raises(ValueError, match=r"a\.mp3: a\.srt and a\.txt stand beside it"):
+    with pytest.raises(ValueError, match=r"a\.mp3: it has several texts, a\.srt and a\.txt"):
         texts_beside(locations)
     locations = made(tmp_path / "b", "a.mp3", "a.wav", "a.txt")
-    with pytest.raises(ValueError, match=r"a\.wav: a\.txt beside it would be the text of .*a\.mp3"):
+    with pytest.raises(ValueError, match=r"a\.wav: a\.txt would be the text of .*a\.mp3 too"):
         texts_beside(locations)
     assert texts_beside(made(tmp_path / "c", "a.mp3", "a.wav")) == {}
 

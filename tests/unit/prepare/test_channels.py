@@ -37,25 +37,25 @@ def call() -> tuple[NDArray[np.float32], list[tuple[int, float, float]]]:
 
 
 def planned(path: Path, settings: CutSettings) -> tuple[list[Any], list[Any]]:
-    """Segments to transcribe, and those that are refused."""
+    """Segments to transcribe, and those that are rejected."""
     row = dict.fromkeys(CUT_SCHEMA.names) | {"key": 0, "audio": str(path), "name": path.stem}
     segments = plan_segments([row | cut_source(str(path), settings, each_channel=True)], settings)
-    return segments.table.to_pylist(), segments.refused
+    return segments.table.to_pylist(), segments.rejected
 
 
 def test_each_channel_is_its_speakers_and_is_encoded_as_it_was_cut(tmp_path: Path) -> None:
     samples, turns = call()
     path = tmp_path / "call.flac"
     soundfile.write(path, samples, RATE)
-    rows, refused = planned(path, CutSettings())
+    rows, rejected = planned(path, CutSettings())
     assert [row["channel"] for row in rows] == [own for own, _, _ in turns]
     for row, (own, start, end) in zip(rows, turns, strict=True):
         assert start - 0.2 < row["start"] < start + 0.1
         assert end - 0.1 < row["end"] < end + 0.2
         assert row["id"].startswith(f"call-channel{own}-")
     # The other's voice, where it is loud enough to be taken for speech.
-    assert {row["reason"] for row in refused} <= {"heard on another channel"}
-    assert all(row["crosstalk_db"] > CROSSTALK_DB for row in refused)
+    assert {row["reason"] for row in rejected} <= {"heard on another channel"}
+    assert all(row["crosstalk_db"] > CROSSTALK_DB for row in rejected)
     assert all(row["crosstalk_db"] < 0 for row in rows)
     # Of each, its three longest segments are asked for their language.
     assert sum(row["check_language"] for row in rows) == 6

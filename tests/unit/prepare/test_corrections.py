@@ -1,4 +1,4 @@
-"""Corrections by a person: what they change, and which are refused."""
+"""Corrections by a person: what they change, and which are errors."""
 
 import json
 from pathlib import Path
@@ -56,12 +56,12 @@ def test_texts_and_verdicts_change_their_rows_alone(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ({"id": "x", "was": "one", "text": "1"}, r"given\.jsonl:2: this output has no row 'x'"),
-        ({"id": "a", "was": "won", "text": "1"}, r"row 'a' is 'one', and .* is of 'won'"),
+        ({"id": "a", "was": "won", "text": "1"}, r"row 'a' is 'one', but `was` is 'won'"),
         ({"id": "d", "was": "", "verdict": "good"}, r"row 'd' has no text; give one"),
-        ({"id": "a", "text": "1"}, r"given\.jsonl:2: expected .*no id or no was"),
+        ({"id": "a", "text": "1"}, r"given\.jsonl:2: expected .*id or was is missing"),
         ({"id": "a", "was": "one", "verdict": "bad"}, r"verdict 'bad' is neither"),
         ({"id": "a", "was": "one", "txt": "1"}, r"unknown key 'txt'"),
-        ({"id": "a", "was": "one", "text": " "}, r"the text is empty; to refuse the row"),
+        ({"id": "a", "was": "one", "text": " "}, r"the text is empty; to reject the row"),
     ],
 )
 def test_a_correction_that_fits_no_row_is_an_error_and_changes_none(

@@ -24,7 +24,7 @@ from sheen.prepare.manifest import (
 )
 from sheen.prepare.output import MANIFEST, TRANSCRIPT_SCHEMA
 from sheen.prepare.quality import QualityLimits
-from sheen.prepare.refusals import Limits
+from sheen.prepare.rejections import Limits
 from sheen.prepare.texts import REASON, TextLimits
 from sheen.scoring.wer import normalize_english
 
@@ -46,7 +46,7 @@ def test_inputs_with_rows_of_texts_are_corpora(tmp_path: Path) -> None:
     assert is_corpus(str(tmp_path))
 
 
-def test_of_a_corpus_the_texts_that_are_not_spoken_are_refused(tmp_path: Path) -> None:
+def test_of_a_corpus_the_texts_that_are_not_spoken_are_rejected(tmp_path: Path) -> None:
     lines = [
         {"id": "right", "audio": "1.wav", "text": "At 5:30 p.m., Smith's 3 cats left."},
         {"id": "wrong", "audio": "2.wav", "text": "Please hold the line.", "speaker": "ann"}
@@ -79,7 +79,7 @@ def test_of_a_corpus_the_texts_that_are_not_spoken_are_refused(tmp_path: Path) -
 def test_rows_of_codes_are_an_error_that_says_what_to_give(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"snac_codes": [[1], [1, 2], [1, 2, 3, 4]], "text": "one"}\n', "utf-8")
-    with pytest.raises(ValueError, match=r"--input: rows\.jsonl:1 brings codes and no recording"):
+    with pytest.raises(ValueError, match=r"--input: rows\.jsonl:1 has codes instead"):
         plan_corpus([str(path)])
 
 

@@ -142,15 +142,15 @@ GOOD = Quality(3.4, 35.0, 11_000.0, False, 0.0, -23.0)
         (QualityLimits(3.4, 35, 11_000, 0, -23), None),
     ],
 )
-def test_a_limit_refuses_by_its_measure(
+def test_a_limit_rejects_by_its_measure(
     limits: QualityLimits, fault: tuple[str, str] | None
 ) -> None:
     assert quality_fault(GOOD, limits) == fault
-    # What was not measured refuses nothing.
+    # What was not measured rejects nothing.
     assert quality_fault(Quality(None, None, None, None, 0.0, None), limits) is None
 
 
-def test_clipping_is_refused_above_its_limit() -> None:
+def test_clipping_is_rejected_above_its_limit() -> None:
     two = Quality(None, None, None, None, 0.0, None, overlap=0.2)
     assert quality_fault(two, QualityLimits()) == (
         "two voices at once", "in 20% of the speech, the maximum is 5%",
@@ -160,4 +160,4 @@ def test_clipping_is_refused_above_its_limit() -> None:
     fault = quality_fault(clipped, QualityLimits(max_clipped_per_second=1))
     assert fault is not None
     assert fault[0] == "clipped"
-    assert "2.50 places per second" in fault[1]
+    assert "2.50 clipped places per second" in fault[1]

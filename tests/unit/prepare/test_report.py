@@ -38,7 +38,7 @@ ROWS = [
     row("forced", end_at=QUIETEST, unsure_words=["bread"]),
     row("unsure", avg_logprob=-0.9),
     row("checked", avg_logprob=-2.0, checked="good"),
-    row("refused", reason="repeats itself", detail=HOSTILE, text=HOSTILE),
+    row("rejected", reason="repeats itself", detail=HOSTILE, text=HOSTILE),
     row("short", reason="too short", detail="1.0 s", text=None, end_at=EDGE, avg_logprob=None),
 ]
 SOURCES = [
@@ -67,13 +67,13 @@ def test_every_second_is_accounted_for() -> None:
 
 def test_the_doubtful_come_first_and_what_was_checked_last() -> None:
     told = {row["id"]: found for row, found in doubtful_first(ROWS)}
-    assert list(told) == ["forced", "unsure", "plain", "refused", "checked"]
+    assert list(told) == ["forced", "unsure", "plain", "rejected", "checked"]
     assert told["plain"] == []
     assert told["forced"] == ["cut within speech", "unsure of bread"]
     assert told["unsure"] == ["the ASR is unsure"]
 
 
-def test_the_report_plays_what_was_refused_and_what_is_doubtful() -> None:
+def test_the_report_plays_what_was_rejected_and_what_is_doubtful() -> None:
     html = render_report(REPORT, ROWS, read, f"Preparation of {HOSTILE}")
     assert_self_contained(html)
     page = Page(html)
@@ -81,7 +81,7 @@ def test_the_report_plays_what_was_refused_and_what_is_doubtful() -> None:
     assert "The ASR" not in page.text
     for shown in ("12 s (33.3%)", "repeats itself", "too short", "damaged", "cut within speech"):
         assert shown in page.text
-    # Two that are refused, two of the speaker, four that are kept.
+    # Two that are rejected, two of the speaker, four that are kept.
     assert len(page.attributes("src", "audio")) == 8
 
 
@@ -95,7 +95,7 @@ def test_the_page_for_corrections_shows_as_many_rows_as_asked() -> None:
     html = render_corrections(ROWS, read, HOSTILE, 4)
     page = Page(html)
     assert page.attributes("id", "article") == [
-        "forced", "unsure", "plain", "refused",
+        "forced", "unsure", "plain", "rejected",
     ]  # fmt: skip
     assert "1 more rows are not on this page" in page.text
     assert HOSTILE in page.text

@@ -39,7 +39,7 @@ def test_names_that_are_alike_get_their_folders_or_suffixes(tmp_path: Path) -> N
 
 def test_an_input_without_recordings_is_an_error_that_says_what_it_holds(tmp_path: Path) -> None:
     touch(tmp_path, "a.txt", "b.txt")
-    with pytest.raises(ValueError, match=r"--input .*: expected recordings.* it holds 2 \.txt"):
+    with pytest.raises(ValueError, match=r"--input .*: expected a recording.* found 2 \.txt"):
         find_sources([str(tmp_path)])
     with pytest.raises(ValueError, match=r"--input .*nowhere: no such file or folder"):
         find_sources([str(tmp_path / "nowhere")])
@@ -47,5 +47,5 @@ def test_an_input_without_recordings_is_an_error_that_says_what_it_holds(tmp_pat
 
 def test_a_recording_that_is_named_twice_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "a.wav")
-    with pytest.raises(ValueError, match=r"a\.wav: named twice"):
+    with pytest.raises(ValueError, match=r"a\.wav: it is named twice"):
         find_sources([str(tmp_path), str(tmp_path / "a.wav")])

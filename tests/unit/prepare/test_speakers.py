@@ -73,7 +73,7 @@ def test_the_order_of_the_segments_changes_nothing() -> None:
         assert find_speakers(random.Random(seed).sample(given, len(given))).labels == labels
 
 
-def test_a_number_of_speakers_keeps_those_with_the_most_speech_and_refuses_the_others() -> None:
+def test_a_number_of_speakers_keeps_those_with_the_most_speech_and_rejects_the_others() -> None:
     given = segments({"ann": 12, "bob": 9, "cem": 5}, 2)
     one, two = (find_speakers(given, number).labels for number in (1, 2))
     assert voices_of(one) == {0: {"ann"}, None: {"bob", "cem"}}
@@ -230,7 +230,7 @@ def test_voices_in_turns_in_one_recording_are_told_apart_and_named(tmp_path: Pat
         known = voices[number] != "bf_emma"
         assert name == (voices[number].upper() if known else f"speaker-{number + 1}")
     examples.write_text(json.dumps({"audio": rows[0]["audio"], "text": "one"}), "utf-8")
-    with pytest.raises(ValueError, match=r"examples\.jsonl: no row names a speaker"):
+    with pytest.raises(ValueError, match=r"examples\.jsonl: no row has a speaker"):
         embed_examples(encoder, str(examples))
     assert embed(encoder, np.zeros(3 * RATE, np.float32), RATE) is None
     assert embed(encoder, np.ones(RATE, np.float32), RATE) is None

@@ -1,4 +1,4 @@
-"""Texts against transcripts: another recording's text is refused, an ASR's slip is not."""
+"""Texts against transcripts: another recording's text is rejected, an ASR's slip is not."""
 
 import json
 from pathlib import Path
@@ -20,13 +20,13 @@ def published() -> list[str]:
     return sorted({json.loads(line)["text"] for line in lines})
 
 
-def test_texts_exchanged_among_recordings_are_refused_and_their_own_are_good() -> None:
+def test_texts_exchanged_among_recordings_are_rejected_and_their_own_are_good() -> None:
     texts = published()
     assert len(texts) > 100
     moved = [*texts[7:], *texts[:7]]
     found = [check_text(text, other, LIMITS) for text, other in zip(texts, moved, strict=True)]
-    refused = sum(check.verdict == "refused" for check in found)
-    assert refused >= 0.98 * len(texts)
+    rejected = sum(check.verdict == "rejected" for check in found)
+    assert rejected >= 0.98 * len(texts)
     assert all(check.verdict != "good" for check in found)
     assert all(check_text(text, text.lower(), LIMITS).verdict == "good" for text in texts)
 
@@ -45,12 +45,12 @@ def test_numbers_are_the_same_written_and_spoken() -> None:
     [
         (PROMPT, PROMPT.lower(), "good"),
         (PROMPT, "press nine for tales or you for a port", "doubtful"),
-        (PROMPT, "the weather will be fine tomorrow", "refused"),
-        (PROMPT, "", "refused"),
+        (PROMPT, "the weather will be fine tomorrow", "rejected"),
+        (PROMPT, "", "rejected"),
         ("Sorry.", "so", "doubtful"),  # one slip of the ASR
         ("Yes!", "...", "doubtful"),
-        ("", "press one", "refused"),
-        ("— 😀", "press one", "refused"),
+        ("", "press one", "rejected"),
+        ("— 😀", "press one", "rejected"),
     ],
 )  # fmt: skip
 def test_how_far_apart_is_too_far(text: str, heard: str, verdict: str) -> None:
@@ -64,7 +64,7 @@ def test_how_far_apart_is_too_far(text: str, heard: str, verdict: str) -> None:
 
 def test_other_limits_are_kept() -> None:
     text, heard = "Press one for sales", "press one for sailing"
-    assert check_text(text, heard, TextLimits(0.05, 0.0)).verdict == "refused"
+    assert check_text(text, heard, TextLimits(0.05, 0.0)).verdict == "rejected"
     assert check_text(text, heard, TextLimits(1.0, 1.0)).verdict == "good"
-    with pytest.raises(ValueError, match=r"must be from 0 to that of refused ones, 0\.1"):
+    with pytest.raises(ValueError, match=r"must be from 0 to that of rejected ones, 0\.1"):
         TextLimits(0.1, 0.2)

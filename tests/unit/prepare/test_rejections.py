@@ -3,7 +3,7 @@
 import pytest
 
 from sheen.prepare.cutting import CUT_OFF, PAUSE, CutSettings, Segment
-from sheen.prepare.refusals import (
+from sheen.prepare.rejections import (
     Limits,
     language_fault,
     languages_of,
@@ -34,7 +34,7 @@ def test_speech_is_kept(text: str, seconds: float) -> None:
     assert reason(text, seconds, no_speech_prob=0.05, avg_logprob=-0.3) is None
 
 
-def test_what_whisper_makes_of_noise_is_refused() -> None:
+def test_what_whisper_makes_of_noise_is_rejected() -> None:
     assert reason(" .", no_speech_prob=0.9, avg_logprob=-1.2) == "no words"
     assert reason("Thank you.", no_speech_prob=0.7, avg_logprob=-1.2) == "not speech"
     # One alone proves nothing.
@@ -42,13 +42,13 @@ def test_what_whisper_makes_of_noise_is_refused() -> None:
     assert reason("Thank you.", no_speech_prob=0.1, avg_logprob=-1.4) is None
 
 
-def test_a_text_that_repeats_itself_is_refused() -> None:
+def test_a_text_that_repeats_itself_is_rejected() -> None:
     sentence = "So I went to the shop and then I went to the shop. "
     assert reason(5 * sentence, 12.0) == "repeats itself"
     assert reason("you you you you you you", 2.0) == "repeats itself"
 
 
-def test_a_text_of_another_length_than_its_speech_is_refused() -> None:
+def test_a_text_of_another_length_than_its_speech_is_rejected() -> None:
     assert reason("Yes.", 8.0) == "implausible speech rate"
     assert reason("We measured the room twice before we ordered it.", 0.8) == (
         "implausible speech rate"
@@ -85,7 +85,7 @@ def test_a_recording_is_of_the_language_that_most_of_it_is_surely_of() -> None:
     assert languages == languages_of(guesses[::-1]) == {"a": "en", "b": "fr"}
 
 
-def test_another_language_is_refused() -> None:
+def test_another_language_is_rejected() -> None:
     assert language_fault("en", "en", None) is None
     assert language_fault("de", None, None) is None
     assert language_fault(None, None, "en") is None

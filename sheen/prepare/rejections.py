@@ -1,7 +1,7 @@
-"""Which segments are no material for training, and why: pure functions of what was measured.
+"""Which segments are unfit for training, and why: pure functions of the stored measures.
 
-Owns the reasons and the limits. They are applied when the manifest is written, to rows that hold
-the measures, so that another limit costs no transcription. Measures nothing.
+Owns the reasons and the limits. They are applied when the manifest is written, so that changing a
+limit needs no new transcription. Measures nothing.
 """
 
 from collections import Counter, defaultdict
@@ -14,26 +14,26 @@ from sheen.scoring.transcript import Transcript, Word
 from sheen.scoring.wer import normalize_words
 
 SILENT_DB = -60.0
-"""A segment whose loudest 10 ms are softer is no speech, whatever voice activity says of it."""
+"""A segment whose loudest 10 ms are softer is not speech, whatever the voice activity."""
 MAX_COMPRESSION = 2.4
-"""Whisper's own limit of a text that repeats itself."""
+"""Whisper's own limit for a repetitive text."""
 MIN_UNIQUE, UNIQUE_OF = 0.4, 6
-"""Least share of different words, of a text of at least so many: NeMo's."""
+"""Least share of different words, in a text of at least this many words: NeMo's values."""
 
 Fault = tuple[str, str]
-"""A reason, and what was measured."""
+"""A reason, and the measured value."""
 
 WORD_MARGIN_S = 0.06
-"""A cut is within a word that begins so much before it and ends so much after it: the times of
-words without a pause between them are about as uncertain."""
+"""A cut is within a word that begins this much before it and ends this much after it, which is
+about the uncertainty of word times without a pause."""
 SURE_LANGUAGE = 0.7
-"""Probability from which on a guess of the language counts: NeMo's."""
+"""Least probability of a language guess that counts: NeMo's value."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Whisper's own limits of a hallucination: it must be likely no speech, and unsure. Text rates
-    are characters per second of speech."""
+    """Whisper's own limits for a hallucination, which must exceed both: probability of no speech,
+    and mean log probability. Text rates are characters per second of speech."""
 
     max_no_speech: float = 0.6
     min_logprob: float = -1.0
@@ -42,7 +42,7 @@ class Limits:
 
 
 def segment_fault(segment: Segment, settings: CutSettings) -> Fault | None:
-    """What keeps a segment from being transcribed."""
+    """Why a segment is not transcribed, or None."""
     if segment.seconds < settings.min_seconds:
         return (
             "too short",
@@ -63,7 +63,7 @@ def segment_fault(segment: Segment, settings: CutSettings) -> Fault | None:
 
 
 def transcript_fault(transcript: Transcript, speech_seconds: float, limits: Limits) -> Fault | None:
-    """What keeps a transcript from being taught."""
+    """Why a transcript is rejected, or None."""
     words = normalize_words(transcript.text).split()
     if not words:
         return "no words", f"the transcript is {transcript.text!r}"
@@ -76,8 +76,8 @@ def transcript_fault(transcript: Transcript, speech_seconds: float, limits: Limi
     ):
         return (
             "not speech",
-            f"{transcript.text!r} at a probability of {no_speech:.2f} that there is no speech and "
-            f"a mean log probability of {logprob:.2f}",
+            f"{transcript.text!r} with a probability of {no_speech:.2f} that there is no speech, "
+            f"and a mean log probability of {logprob:.2f}",
         )
     if (ratio := transcript.compression_ratio) > MAX_COMPRESSION:
         return "repeats itself", f"compression ratio {ratio:.2f}, at most {MAX_COMPRESSION}"
@@ -98,7 +98,7 @@ def transcript_fault(transcript: Transcript, speech_seconds: float, limits: Limi
 
 
 def word_at(words: Iterable[Word], at: float) -> str | None:
-    """The word within which a time lies, if there is one."""
+    """The word that contains a time, with WORD_MARGIN_S on both sides; None if there is none."""
     for word in words:
         if word.start + WORD_MARGIN_S < at < word.end - WORD_MARGIN_S:
             return word.text
@@ -108,13 +108,14 @@ def word_at(words: Iterable[Word], at: float) -> str | None:
 def languages_of(
     guesses: Iterable[tuple[Hashable, str, float, float]],
 ) -> dict[Hashable, str]:
-    """The language of each recording: `(recording, language, probability, seconds)` of segments ->
-    the one that most of the time is sure of. A recording without a sure guess has none."""
+    """The language of each recording, from `(recording, language, probability, seconds)` of its
+    segments: the one with most seconds of sure guesses. A recording without a sure guess has
+    none."""
     votes: dict[Hashable, Counter[str]] = defaultdict(Counter)
     for recording, language, probability, seconds in guesses:
         if probability >= SURE_LANGUAGE:
             votes[recording][language] += round(seconds * 1000)
-    # Of two with the same time, the first by name: the order of rows must not matter.
+    # With equal times, the first by name: the order of rows must not matter.
     return {
         recording: max(sorted(counted), key=counted.__getitem__)
         for recording, counted in votes.items()
@@ -122,11 +123,12 @@ def languages_of(
 
 
 def language_fault(own: str | None, recording: str | None, asked: str | None) -> Fault | None:
-    """`own`: what a segment was transcribed as; `recording`: what most of its recording is."""
+    """`own`: language of the segment's transcript; `recording`: that of most of its recording;
+    `asked`: that of `--language`."""
     if asked is not None:
         if recording in (None, asked):
             return None
-        return "another language", f"the recording is {recording!r} by most of it, not {asked!r}"
+        return "another language", f"most of the recording is {recording!r}, not {asked!r}"
     if None in (own, recording) or own == recording:
         return None
-    return "another language", f"heard as {own!r}, most of the recording as {recording!r}"
+    return "another language", f"transcribed as {own!r}, most of the recording as {recording!r}"
