@@ -1,10 +1,10 @@
-"""How a text is to be spoken: marks in it, tags, a lexicon, SSML -> sentences and pauses.
+"""Delivery of a text: pause marks, tags, lexicons and SSML in, sentences and pauses out.
 
-Owns the marks, their limits, and finding them in a text that arrives in parts; and what a request
-may say about delivery beside its text (`Delivery`). A mark ends the sentence before it. Refuses, by
-its own text, a pause that is no duration or too long, a tag that the model does not know where that
-was asked for, and a lexicon that makes a text many times as long. What only looks like a mark
-(`[pause]`, `[pause: sighs]`) is text. How long a pause sounds is `sheen.engine.chunks`'.
+Owns the marks, their limits, and finding them in a text that arrives in parts, and the settings of
+a request for its delivery (`Delivery`). A mark ends the sentence before it. Errors, which quote the
+text: a malformed or too long pause, an unknown tag if the request refuses those, and a lexicon that
+makes the text much longer. Similar brackets (`[pause]`, `[pause: sighs]`) are text. The silence
+itself is `sheen.engine.chunks`'.
 """
 
 from collections.abc import Sequence
@@ -20,27 +20,27 @@ from sheen.text.segmentation import SentenceStream
 from sheen.text.ssml import Scope, read_ssml
 
 MAX_PAUSE_S = 60.0
-"""Of one pause, unless a server allows more or less. Kokoro-FastAPI, whose mark it is, has it."""
+"""Longest pause, by default; the value of Kokoro-FastAPI, which introduced the mark."""
 MAX_PAUSES_S = 300.0
-"""Of all pauses of a text together: a short request must not become hours of audio."""
+"""All pauses of a text together: a short request must not become hours of audio."""
 MAX_ADDED_CHARACTERS = 8192
-"""That a lexicon may make a text longer by, for the same reason."""
+"""Most characters that a lexicon may add to a text, for the same reason."""
 
 _MARK = regex.compile(r"\[pause:[ \t]{0,4}(?P<given>[-+.,\d][^\[\]\s]{0,40})[ \t]{0,4}\]", regex.I)
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What a text may ask for, and how words in it are said."""
+    """Settings for reading a text."""
 
     max_pause_s: float = MAX_PAUSE_S
-    """Of one pause."""
+    """Longest pause."""
     lexicons: tuple[Lexicon, ...] = ()
-    """The first one that has an entry counts."""
+    """Where several have an entry, the first one counts."""
     tags: tuple[str, ...] = ()
-    """That the model acts, such as `<laugh>`; they are no words of a lexicon."""
+    """Tags of the model, such as `<laugh>`; lexicons do not apply to them."""
     refuse_unknown_tags: bool = False
-    """Else what looks like a tag and is none is text."""
+    """Whether other `<words>` are errors; else they are text."""
 
 
 class TextStream(Protocol):
@@ -51,11 +51,10 @@ class TextStream(Protocol):
 
 
 class DeliveryStream:
-    """As `SentenceStream`, with the marks in the text as items of their own, and sentences as the
-    lexicons say them.
+    """As `SentenceStream`, with pause marks as separate items, and lexicons applied to sentences.
 
-    What comes out depends on the text alone, however it is cut into parts. After a DeliveryError it
-    has no use.
+    The items depend on the text alone, not on how it is cut into parts. Not usable after a
+    DeliveryError.
     """
 
     def __init__(self, language: str | None = None, delivery: Delivery | None = None) -> None:
@@ -66,7 +65,7 @@ class DeliveryStream:
         self._added = 0
         self._rest = ""  # a mark may begin in it
         self.ignored: set[str] = set()
-        """What of an SSML document was not followed."""
+        """Elements of an SSML document that were ignored."""
 
     def push(self, text: str) -> list[Item]:
         """The items that `text` completes. Raises DeliveryError."""
@@ -113,17 +112,17 @@ class DeliveryStream:
         """The end of the sentence so far, and a pause."""
         most = self._delivery.max_pause_s
         if seconds > most:
-            raise DeliveryError(f"{mark}: a pause of {seconds:g} s; {most:g} s are allowed")
+            raise DeliveryError(f"{mark}: a pause of {seconds:g} s; at most {most:g} s are allowed")
         self._paused_s += seconds
         if self._paused_s > MAX_PAUSES_S:
             raise DeliveryError(
-                f"{mark}: with it the pauses of this text take {self._paused_s:g} s together; "
-                f"{MAX_PAUSES_S:g} s are allowed"
+                f"{mark}: with it, the pauses of this text take {self._paused_s:g} s together; at "
+                f"most {MAX_PAUSES_S:g} s are allowed"
             )
         return [*self.finish(), Pause(seconds)]
 
     def _read(self, sentences: list[str]) -> list[Item]:
-        """Sentences as they are to be said."""
+        """Sentences with the lexicons applied."""
         found: list[Item] = []
         for sentence in sentences:
             self._check_tags(sentence)
@@ -131,8 +130,7 @@ class DeliveryStream:
             self._added += max(0, len(said) - len(sentence))
             if self._added > MAX_ADDED_CHARACTERS:
                 raise DeliveryError(
-                    f"the lexicon makes the text longer by more than {MAX_ADDED_CHARACTERS} "
-                    "characters"
+                    f"the lexicon adds more than {MAX_ADDED_CHARACTERS} characters to the text"
                 )
             found.append(said)
         return found

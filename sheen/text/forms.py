@@ -1,10 +1,10 @@
-"""Prompt forms of others' checkpoints: where a text stands among control tokens.
+"""Prompt forms of the Orpheus family: the place of a text among control tokens.
 
-Owns the forms of the families that follow canopyai/Orpheus-TTS, by name: the order of a row, its
-control tokens, the speaker's place, and what a bare checkpoint does not say about itself (voices,
-sampling, how long texts take), from the sources that each form names. Control tokens have ids,
-never strings: a text is encoded by a copy of the tokenizer that does not know them
-(`plain_encoder`). Knows nothing about codes or models.
+Owns the forms of checkpoints that follow canopyai/Orpheus-TTS, by name: the order of a row, its
+control tokens, the speaker's place, and properties that such a checkpoint does not record (voices,
+sampling, durations), with the source of each form. Control tokens are inserted as ids: a text is
+encoded by a copy of the tokenizer without them (`plain_encoder`). Knows nothing about codes or
+models.
 """
 
 from __future__ import annotations
@@ -28,50 +28,49 @@ CONTROLS = MappingProxyType({"SOS": 1, "EOS": 2, "SOH": 3, "EOH": 4, "SOA": 5, "
 """Start and end of speech, of the human's turn and of the AI's: numbers of custom tokens."""
 LLAMA = MappingProxyType({"BOS": "<|begin_of_text|>", "EOT": "<|eot_id|>", "AUDIO": "<|audio|>"})
 QWEN = MappingProxyType({"EOT": "<|im_end|>"})
-LFM = MappingProxyType({"BOS": "<|startoftext|>", "EOT": "<|im_end|>"})
 TEXT = "TEXT"
 
 _CONTROL = re.compile(r"<custom_token_\d+>|<\|.*\|>|<spk_.*>")
-"""Tokens that no text may become, even if they were added as ordinary ones after the codes, as
-those of tags are."""
+"""Control tokens, which no text may contain, even if they were added as ordinary tokens after the
+codes, as tags are."""
 
 
 @dataclass(frozen=True)
 class PromptForm:
     """`row`: the parts of a prompt in order, by their names in CONTROLS and `tokens`; the last is
-    SOS. `tail`: what follows the codes and EOS in a training row."""
+    SOS. `tail`: the parts after the codes and EOS in a training row."""
 
     row: tuple[str, ...]
     tail: tuple[str, ...]
     tokens: Mapping[str, str]
     """The base's own tokens in the row."""
     text: str = "{speaker}: {text}"
-    """Without a speaker it is the text alone."""
+    """Format of the text; without a speaker, the text alone."""
     description: str | None = None
-    """For forms whose speaker is a description in words, which an instruction is a part of: the one
-    without any."""
+    """For forms whose speaker is a description in words: the default description."""
     voices: tuple[str, ...] = ()
-    """Of the published checkpoint."""
+    """Voices of the published checkpoint."""
     tags: tuple[str, ...] = ()
     temperature: float = 0.6
     top_p: float = 0.9
     repetition_penalty: float = 1.1
     chunk_chars: int = 280
-    """Longest text at once: Baseten's server for Orpheus and Svara's take 280."""
+    """Longest text of a chunk; 280 in Baseten's server for Orpheus and in Svara's."""
     frames_per_char: float = 0.8
-    """English at 14 to 15 characters a second."""
+    """English at 14 to 15 characters per second."""
 
     @property
     def needs(self) -> list[str]:
-        """The tokens of the base that the row has."""
+        """The base's own tokens that the row needs."""
         return [self.tokens[part] for part in dict.fromkeys(self.row) if part in self.tokens]
 
-    def words(self, text: str, speaker: str | None, instruction: str | None = None) -> str:
-        """The part of a row that is text. ValueError when nothing is left to say."""
-        if self.description is None:
-            spoken, name = with_instruction(text, instruction), normalize(speaker or "")
-        else:
-            spoken = with_instruction(text, None)
+    def words(self, text: str, speaker: str | None) -> str:
+        """The text part of a row. ValueError for an empty text."""
+        spoken = normalize(text)
+        if not spoken:
+            raise ValueError("the text is empty")
+        name = normalize(speaker) if speaker else ""
+        if self.description is not None:
             # A quotation mark would end the description.
             name = normalize(f"{speaker or ''} {instruction or ''}").replace('"', "'")
             name = name or self.description
@@ -80,8 +79,8 @@ class PromptForm:
     def template(
         self, tokenizer: PreTrainedTokenizerBase, first_id: int, tags: Sequence[str] = ()
     ) -> PromptTemplate:
-        """The form with a tokenizer; `first_id` is that of `<custom_token_0>`. ValueError for a
-        tokenizer without the form's tokens."""
+        """The template for a tokenizer; `first_id` is the id of `<custom_token_0>`. ValueError for
+        a tokenizer without the form's tokens."""
         known = tokenizer.get_vocab()
         ids: dict[str, int] = {name: first_id + number for name, number in CONTROLS.items()}
         for name, token in self.tokens.items():
@@ -102,7 +101,6 @@ class PromptForm:
 
 
 _ORPHEUS_ROW = ("SOH", "BOS", TEXT, "EOT", "EOH", "SOA", "SOS")
-_VYVO_ROW = ("SOH", TEXT, "EOT", "EOH", "SOA", "SOS")
 _SVARA_LANGUAGES = (
     "Hindi", "Bengali", "Marathi", "Telugu", "Kannada", "Bhojpuri", "Magahi", "Chhattisgarhi",
     "Maithili", "Assamese", "Bodo", "Dogri", "Gujarati", "Malayalam", "Punjabi", "Tamil", "English",
@@ -179,13 +177,13 @@ FORMS: Mapping[FormName, PromptForm] = MappingProxyType(
             temperature=0.75,
         ),
         # Vyvo-Labs/VyvoTTS: configs/inference/qwen3.yaml.
-        "vyvo-qwen3": PromptForm(_VYVO_ROW, ("EOA",), QWEN, top_p=0.95),
+        "vyvo-qwen3": PromptForm(
+            ("SOH", TEXT, "EOT", "EOH", "SOA", "SOS"), ("EOA",), QWEN, top_p=0.95
+        ),
     }
 )
-VYVO_LFM2 = PromptForm(("SOH", "BOS", *_VYVO_ROW[1:]), ("EOA",), LFM, top_p=0.95)
-"""Known, and not served: see `sheen.lm.recognition`."""
 BASE_FRAMES = 3.0
-"""Of audio beside that of a text's characters, as Veena's card has it."""
+"""Frames of audio in addition to those of a text's characters, from Veena's card."""
 
 
 def plain_encoder(
@@ -195,21 +193,21 @@ def plain_encoder(
     *,
     speakers: bool = False,
 ) -> Callable[[str], list[int]]:
-    """Texts to ids that are never a control token's, nor another that was added to the base.
+    """An encoder of texts that never produces control tokens, nor other tokens added to the base.
 
-    `split_special_tokens` does not keep them apart: the custom tokens, from `first_id` on, were not
-    added as special ones. The `tags` stay where they are tokens, and so do ordinary tokens that
-    were added after the custom ones, which must be tags of the checkpoint. `speakers`: texts begin
-    with `<spk_NAME> `, which is a token of its own where the tokenizer has it. ValueError for a
-    tokenizer that is not of the `tokenizers` library.
+    `split_special_tokens` does not suffice: the custom tokens, from `first_id` on, are not special.
+    `tags` that are tokens are kept, and so are ordinary tokens that were added after the custom
+    ones, which are taken for tags of the checkpoint. `speakers`: texts begin with
+    `<spk_NAME> `, which is one token if the tokenizer has it. ValueError for a tokenizer without
+    a backend of the `tokenizers` library.
     """
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(
-            f"the tokenizer ({type(tokenizer).__name__}) has no tokenizer.json, whose control "
-            "tokens could be told from text"
+            f"the tokenizer ({type(tokenizer).__name__}) has no tokenizer.json, which is needed to "
+            "keep control tokens out of texts"
         )
     data: dict[str, Any] = json.loads(backend.to_str())
     added = {token["content"]: token for token in data["added_tokens"]}
@@ -245,8 +243,7 @@ def plain_encoder(
         ids: list[int] = plain.encode(text).ids
         if wrong := [i for i in ids if i >= first_id or i in forbidden]:
             raise ValueError(
-                f"the tokenizer gives the text {text[:100]!r} the id {wrong[0]}, which is a "
-                "control token's"
+                f"the tokenizer encodes the text {text[:100]!r} with the control token {wrong[0]}"
             )
         return ids
 

@@ -1,7 +1,7 @@
-"""What a text becomes before it is spoken: sentences, and what stands between them.
+"""The items of a text to be spoken: sentences, and pauses and styles between them.
 
-Owns these items, and how a duration is written. Finding them is `sheen.text.delivery`'s and
-`sheen.text.ssml`'s.
+Owns these items, and the notation of durations. Finding them in a text is `sheen.text.delivery`'s
+and `sheen.text.ssml`'s.
 """
 
 from dataclasses import dataclass
@@ -12,28 +12,28 @@ _DURATION = regex.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<unit>ms|
 
 
 class DeliveryError(ValueError):
-    """Markup that cannot be followed; the message quotes it."""
+    """Invalid markup; the message quotes it."""
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Silence between two sentences, beside what a voice makes at their ends."""
+    """Silence between two sentences, in addition to their own."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Style:
-    """How the sentences after it are spoken."""
+    """Voice and rate of the following sentences."""
 
     speaker: str | None
     """One of the model's voices; None for a model with one voice, which has no name."""
     rate: float = 1.0
-    """Times the request's speed."""
+    """Factor of the request's speed."""
 
 
 Item = str | Pause | Style
-"""A sentence, or what stands between two."""
+"""A sentence, or an item between two."""
 
 
 def seconds_of(given: str, mark: str) -> float:

@@ -1,8 +1,8 @@
-"""What no step of the text changes: tags that the model acts, and phonemes that were given.
+"""Parts of a text that no normalization step changes: the model's tags, and given phonemes.
 
-Owns how both stand in a sentence on its way to the model, and finding them there. A tag stands as
-it is written, `<laugh>`. Phonemes stand with their word between three of Unicode's noncharacters,
-which are for a program's own use: `clean` takes them out of what users send.
+Owns their representation in a sentence on its way to the model, and finding them. A tag is written
+as in the text, `<laugh>`. Phonemes are written with their word between three of Unicode's
+noncharacters, which are reserved for internal use: `clean` removes these from user input.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,28 +23,28 @@ _GIVEN = f"{_OPEN}[^{_OPEN}-{_CLOSE}]*{_MIDDLE}[^{_OPEN}-{_CLOSE}]*{_CLOSE}"
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a sentence; all of them, put together, are the sentence."""
+    """A part of a sentence; the concatenation of all parts is the sentence."""
 
     text: str
     kept: bool = False
 
     @property
     def given(self) -> tuple[str, str] | None:
-        """The word, and the phonemes that were given for it."""
+        """The word and its given phonemes; None for other parts."""
         if not self.kept or not self.text.startswith(_OPEN):
             return None
         word, _, phonemes = self.text[1:-1].partition(_MIDDLE)
         return word, phonemes
 
     def split(self) -> tuple[str, str, str]:
-        """The white space before it, itself, and the white space after it."""
+        """The leading white space, the text, and the trailing white space."""
         core = self.text.strip()
         at = self.text.index(core) if core else len(self.text)
         return self.text[:at], core, self.text[at + len(core) :]
 
 
 def as_tag(name: str) -> str:
-    """`laugh` or `<laugh>` as it stands in a text. Raises ValueError for what no tag can be."""
+    """`laugh` or `<laugh>` in the form `<laugh>`. Raises ValueError for an invalid name."""
     tag = name if name.startswith("<") else f"<{name}>"
     if TAG.fullmatch(tag) is None:
         raise ValueError(f"{name!r}: expected a tag of letters, digits, _ and -, such as laugh")
@@ -52,17 +52,17 @@ def as_tag(name: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Without the characters that mean something here alone."""
+    """Remove the characters that are reserved here."""
     return text.translate(_NONE) if not text.isascii() else text
 
 
 def with_phonemes(word: str, phonemes: str) -> str:
-    """A word that is to be spoken with these phonemes."""
+    """The representation of a word with given phonemes."""
     return f"{_OPEN}{clean(word)}{_MIDDLE}{clean(phonemes)}{_CLOSE}"
 
 
 def pieces(sentence: str, tags: Sequence[str] = ()) -> list[Piece]:
-    """A sentence's parts, those that stay and those between them."""
+    """Split a sentence into kept parts and the parts between them."""
     if not tags and sentence.isascii():
         return [Piece(sentence)]
     found, at = [], 0
@@ -77,14 +77,14 @@ def pieces(sentence: str, tags: Sequence[str] = ()) -> list[Piece]:
 
 
 def between(piece: Piece, change: Callable[[str], str]) -> str:
-    """A piece that does not stay, changed, with the white space around it; one without a word is as
-    it was."""
+    """Apply `change` to a piece that is not kept, preserving surrounding white space; a piece
+    without a word is not changed."""
     before, core, after = piece.split()
     return before + (change(core) if has_word(core) else core) + after
 
 
 def said(words: str, tags: Sequence[str] = ()) -> str:
-    """What is heard as words: without tags, and of phonemes that were given their word."""
+    """The words that a transcript should have: without tags, and words instead of phonemes."""
     parts = [
         piece.text if not piece.kept else piece.given[0] if piece.given else " "
         for piece in pieces(words, tags)

@@ -1,9 +1,8 @@
-"""Lexicons: words that a voice should say in another way than it is written.
+"""Lexicons: pronunciations of words and phrases.
 
-Owns the file's form, the entries' meaning, and finding them in a sentence. An entry is a word, or
-several, and what is said for it: a respelling, or phonemes between slashes where the model was
-taught phonemes. Refuses, by its word, an entry that says nothing and phonemes that the model does
-not know.
+Owns the file's form, the entries' meaning, and finding them in a sentence. An entry is a word or
+phrase and its pronunciation: a respelling, or phonemes between slashes if the model was trained on
+phonemes. An entry without a pronunciation or with unknown phonemes is an error that names the word.
 """
 
 import json
@@ -19,26 +18,26 @@ from sheen.text.prompt import normalize
 from sheen.text.segmentation import has_word
 
 _ATOM = regex.compile(r"[\p{L}\p{M}\p{N}]+|\s+|[^\p{L}\p{M}\p{N}\s]")
-"""A run of letters and digits, which is never cut; a run of white space; any other character."""
+"""A run of letters and digits, a run of white space, or any other character."""
 
 Entry = tuple[list[str], bool, str]
-"""The atoms, whether their case matters, and what is said."""
+"""The atoms, whether their case matters, and the pronunciation."""
 
 
 class Lexicon:
-    """Entries, of which the one with the most words counts where several stand in a text.
+    """Entries; where several match, the longest one counts.
 
-    A word without a capital stands for any case, `api` for API; one with a capital for itself
-    alone, so that `US` is not us.
+    An entry in lower case matches any case, as `api` does API; one with a capital letter matches
+    itself alone, so that `US` does not match "us".
     """
 
     def __init__(self, entries: Mapping[str, str], phonemes: bool = False) -> None:
-        """phonemes: whether the model was taught them. Raises ValueError, which names the word."""
+        """phonemes: whether the model was trained on them. Raises ValueError naming the word."""
         self._by_first: dict[str, list[Entry]] = {}
         for written, spoken in entries.items():
             atoms = _ATOM.findall(normalize(clean(written)))
             if not has_word(written):
-                raise ValueError(f"{written!r}: expected a word to look for")
+                raise ValueError(f"{written!r}: expected a word with a letter or a digit")
             exact = written != written.lower()
             entry = atoms, exact, _spoken(written, spoken, phonemes)
             self._by_first.setdefault(atoms[0].casefold(), []).append(entry)
@@ -46,7 +45,7 @@ class Lexicon:
             found.sort(key=lambda entry: len(entry[0]), reverse=True)
 
     def at(self, atoms: Sequence[str], place: int) -> tuple[int, str] | None:
-        """How many atoms from a place on are the longest entry there, and what is said for them."""
+        """The longest entry at a position: its number of atoms, and its pronunciation."""
         for wanted, exact, spoken in self._by_first.get(atoms[place].casefold(), ()):
             here = atoms[place : place + len(wanted)]
             if len(here) == len(wanted) and all(map(_same(exact), here, wanted)):
@@ -68,7 +67,7 @@ def _spoken(written: str, spoken: str, phonemes: bool) -> str:
     if len(spoken) > 2 and spoken[0] == spoken[-1] == "/":
         if not phonemes:
             raise ValueError(
-                f"{written!r}: {spoken} are phonemes, and this model was taught letters; give a "
+                f"{written!r}: {spoken} are phonemes, which this model was not trained on; give a "
                 "respelling"
             )
         try:
@@ -76,13 +75,13 @@ def _spoken(written: str, spoken: str, phonemes: bool) -> str:
         except ValueError as error:
             raise ValueError(f"{written!r}: {error}") from error
     if not has_word(spoken):
-        raise ValueError(f"{written!r}: {spoken!r} has no word to say for it")
+        raise ValueError(f"{written!r}: the pronunciation {spoken!r} has no word")
     return spoken
 
 
 def respell(sentence: str, lexicons: Sequence[Lexicon], tags: Sequence[str] = ()) -> str:
-    """A sentence with what is said for the words of the lexicons. The first lexicon that has an
-    entry at a place counts; what was put in is not looked at again, nor are tags."""
+    """A sentence with the lexicons' words replaced by their pronunciations. Where several lexicons
+    have an entry, the first one counts; pronunciations and tags are not searched."""
     if not lexicons:
         return sentence
     return "".join(
@@ -102,15 +101,15 @@ def _respelled(piece: Piece, lexicons: Sequence[Lexicon]) -> Iterator[str]:
 
 
 def normalize_keeping_ends(text: str) -> str:
-    """As `normalize`, with one space where white space stands at an end."""
+    """As `normalize`, but white space at either end becomes one space."""
     core = normalize(text)
     before, after = text[:1].isspace(), text[-1:].isspace()
     return f"{' ' * before}{core}{' ' * (after and bool(core))}"
 
 
 def read_lexicon(location: str, phonemes: bool = False) -> Lexicon:
-    """Read a file, see `read_entries`, for a model that was taught phonemes or letters. Raises
-    ValueError, which names the file and the word."""
+    """Read a file, see `read_entries`; `phonemes`: see `Lexicon`. Raises ValueError naming the file
+    and the word."""
     entries = read_entries(location)
     try:
         return Lexicon(entries, phonemes)
@@ -119,8 +118,8 @@ def read_lexicon(location: str, phonemes: bool = False) -> Lexicon:
 
 
 def read_entries(location: str) -> dict[str, str]:
-    """Read a file, path or URI: a JSON object of words and what is said for each. Raises
-    ValueError, which names the file and the word."""
+    """Read a file, path or URI: a JSON object of words and their pronunciations. Raises ValueError
+    naming the file and the word."""
     try:
         entries = json.loads(files.read_bytes(location), object_pairs_hook=_once)
         if not isinstance(entries, dict):
@@ -137,6 +136,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for word, spoken in pairs:
         if word in found:
-            raise ValueError(f"{word!r} is there twice")
+            raise ValueError(f"{word!r} occurs twice")
         found[word] = spoken
     return found

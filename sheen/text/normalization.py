@@ -1,13 +1,13 @@
 """Text normalization: written text -> spoken words, "$5.20" -> "five dollars twenty cents".
 
-Owns the library that does it, its compiled grammars, and the record of both that a dataset and a
-checkpoint carry, so that a model gets texts in the form that it was trained on. Refuses a version
-of the library other than the recorded one, and languages without grammars.
+Owns the library, its compiled grammars, and the record of both in datasets and checkpoints, so that
+a model gets texts in the form that it was trained on. Refuses a version of the library other than
+the recorded one, and languages without grammars.
 
-Texts are normalized sentence by sentence, and sentences in parts of bounded work. The rule looks at
-the text alone, so a text has the same spoken form in encoding and in serving, on a busy machine and
-on an idle one. The bound is needed because the grammars follow every reading of every digit and
-sign: one costs as much as ten letters, and a row of numbers of 1,000 characters takes 3 to 20
+Texts are normalized sentence by sentence, and sentences in parts of bounded work. The split depends
+on the text alone, so a text has the same spoken form in encoding and in serving, on a busy machine
+and on an idle one. The bound is needed because the grammars try every reading of every digit and
+sign: one costs as much as ten letters, and a sequence of numbers of 1,000 characters takes 3 to 20
 seconds (decision 0020).
 """
 
@@ -30,12 +30,12 @@ from sheen.text.prompt import normalize
 from sheen.text.segmentation import split_sentences
 
 PARTS_VERSION: Literal["parts-1"] = "parts-1"
-"""Recorded with every dataset and checkpoint; other bounds or another rule mean a new version."""
+"""Recorded in datasets and checkpoints; a change of the bounds or the rule needs a new version."""
 LONGEST_PART = 120
 """Characters."""
 MOST_SIGNS = 40
-"""Digits and signs of a part: what is neither letter nor white space. A date, a time and two
-telephone numbers have as many."""
+"""Most digits and signs of a part, that is characters other than letters and white space. A date, a
+time and two telephone numbers have about as many."""
 
 DIGITS = {
     "de": "null eins zwei drei vier fünf sechs sieben acht neun",
@@ -48,7 +48,7 @@ DIGITS = {
 }
 
 _SEAM = regex.compile(r"(?<=(?<![^\s])[\p{Ll}\p{M}]++[,;:]?) (?=[\p{Ll}\p{M}]+[,;:.!?]*(?:\s|$))")
-"""Between two words of small letters, where no number, unit, date or abbreviation goes on."""
+"""Between two words in lower case, where no number, unit, date or abbreviation continues."""
 _SIGN = regex.compile(r"[^\p{L}\p{M}\s]")
 _LETTER = regex.compile(r"\p{L}")
 _DIGIT = re.compile(r"\d")  # not of `regex`: it knows digits of a Unicode that `int` does not
@@ -57,23 +57,23 @@ _STOPS = regex.compile(r" (?=[,.;:!?)\]}])")
 
 @dataclass(frozen=True)
 class Part:
-    """What is normalized at once. One that is `spelled` is not normalized, see `spell_digits`."""
+    """A unit of normalization. A `spelled` part is read by `spell_digits` instead."""
 
     text: str
     spelled: bool = False
 
     @property
     def work(self) -> int:
-        """In letters: a digit or a sign is as much as ten."""
+        """In letters: a digit or a sign counts as ten."""
         return len(self.text) + 9 * _signs(self.text)
 
 
 def parts(sentence: str) -> Iterator[Part]:
-    """A sentence, without runs of white space, as parts that joined by spaces are the sentence.
+    """Split a sentence, without runs of white space; joined by spaces, the parts are the sentence.
 
-    It is cut between words of small letters, each part as long as it may be. What goes on for too
-    long without such a place is a table, and spelled, where it has more digits and signs than
-    letters; else it is cut between any words. A word that is too long by itself is spelled.
+    It is split between words in lower case, each part as long as allowed. A stretch that is too
+    long without such a place is spelled if it has more digits and signs than letters, as a table
+    has; otherwise it is split between any words. A single word that is too long is spelled.
     """
     packed = ""
     for run in _SEAM.split(sentence):
@@ -94,7 +94,7 @@ def parts(sentence: str) -> Iterator[Part]:
 
 
 def spell_digits(text: str, language: str) -> str:
-    """What the library is not given, as it is read: each digit a word, all else as written."""
+    """Read each digit as a word and leave everything else as written; without the library."""
     words = DIGITS[language].split()
     spelled = _DIGIT.sub(lambda digit: f" {words[int(digit[0])]} ", text)
     joined: str = _STOPS.sub("", " ".join(spelled.split()))
@@ -134,14 +134,14 @@ LANGUAGES = {
     "it": ("ita", "italian", "italiano"),
     "sv": ("swe", "swedish", "svenska"),
 }
-"""ISO 639-1, and what else each is called: ISO 639-2 and names. Those of the library's whose
-grammars get through any text, see decision 0020."""
+"""ISO 639-1 codes, and their other names: ISO 639-2 codes and words. These are the library's
+languages whose grammars can process any text, see decision 0020."""
 _SYNTAX = re.compile(r"[\[\]\\]")
 
 
 def language_code(asked: str) -> str:
-    """The code of LANGUAGES that a code or a name means (`en-US`, `eng`, `English (US)`), by its
-    first word; for any other language that word, in lower case."""
+    """The code in LANGUAGES for a code or a name (`en-US`, `eng`, `English (US)`), by its first
+    word; for any other language that word in lower case."""
     word = re.match(r"[^\W\d_]*", asked.strip().casefold())
     assert word is not None  # it may be empty
     names = {name: code for code, names in LANGUAGES.items() for name in names}
@@ -149,20 +149,20 @@ def language_code(asked: str) -> str:
 
 
 class NemoStep(BaseModel, extra="forbid", frozen=True):
-    """Written text to the words that are spoken."""
+    """Written text to spoken words."""
 
     name: Literal["nemo_text_processing"] = LIBRARY
     version: str
     """Of the library: its grammars change with it."""
     language: str
     segmentation: Literal["sentences", "parts-1"] = "sentences"
-    """What the library was given at once: PARTS_VERSION; before there was one, whole sentences.
-    These are now read in parts too, which changes words where a sentence holds a long row of
-    numbers."""
+    """How sentences were given to the library: in parts (PARTS_VERSION), or whole in old records.
+    The latter are now normalized in parts too, which changes words in a sentence with a long
+    sequence of numbers."""
 
 
 def describe(language: str) -> NemoStep:
-    """The normalization that is installed here, for a language of LANGUAGES or its name. Raises
+    """The step with the installed library, for a language of LANGUAGES by code or name. Raises
     ValueError."""
     language = language_code(language)
     info = NemoStep(version=_installed(language), language=language, segmentation=PARTS_VERSION)
@@ -178,9 +178,9 @@ def check(info: NemoStep) -> None:
         )
     if (installed := _installed(info.language)) != info.version:
         raise ValueError(
-            f"text normalization: the texts were normalized by {LIBRARY} {info.version}, here is "
-            f"{installed}, which may read them otherwise. Install {info.version}, or encode and "
-            f"train again with {installed}"
+            f"text normalization: the texts were normalized by {LIBRARY} {info.version}, but "
+            f"{installed} is installed, whose results may differ. Install {info.version}, or "
+            f"encode and train again with {installed}"
         )
 
 
@@ -189,19 +189,20 @@ def _installed(language: str) -> str:
         return importlib.metadata.version(LIBRARY)
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
-            f"text normalization ({language}): {LIBRARY} is not installed. Sheen brings it on "
-            "Linux on x86-64, where alone its grammars can be compiled; use such a machine, or a "
-            "model that was taught texts as they are"
+            f"text normalization ({language}): {LIBRARY} is not installed. It is available on "
+            "Linux on x86-64 only; use such a machine, or a model that was trained without text "
+            "normalization"
         ) from None
 
 
 class TextNormalizer:
-    """Call it with a text for its spoken form, see `load_normalizer`. Threads take turns."""
+    """Called with a text, returns its spoken form; see `load_normalizer`. Threads take turns."""
 
     def __init__(
         self, language: str, library: Any, is_plain: PlainText = lambda text: False
     ) -> None:
-        """library: the Normalizer of nemo_text_processing, which is not asked for plain texts."""
+        """library: the Normalizer of nemo_text_processing. is_plain: texts that it would not
+        change, and which skip it."""
         self._language = language
         self._library = library
         self._is_plain = is_plain
@@ -212,37 +213,37 @@ class TextNormalizer:
         return join_parts(map(self.sentence, split_sentences(text, self._language)))
 
     def sentence(self, sentence: str) -> str:
-        """As for a text that is this one sentence."""
+        """The spoken form of a single sentence."""
         return join_parts(self.part(part) for part in parts(normalize(sentence)))
 
     def part(self, part: Part) -> str:
-        """One part's words; what the grammars cannot read stays as it is written. Takes up to 0.3 s
-        of English, a second of the dearest languages (decision 0020)."""
+        """The words of one part, as written where the grammars cannot read it. Takes up to 0.3 s
+        in English, up to a second in other languages (decision 0020)."""
         if part.spelled:
             return spell_digits(part.text, self._language)
         if self._is_plain(part.text):
             return part.text
         with self._lock:
             spoken: str = self._library.normalize(part.text)
-        # What it gives up on comes back escaped for its grammars.
+        # The library returns text that it cannot read, escaped for its grammars.
         return part.text if spoken == _SYNTAX.sub(r"\\\g<0>", part.text) else spoken
 
 
 def join_parts(spoken: Iterable[str]) -> str:
-    """A text of its parts' words."""
+    """Join the words of parts to a text."""
     return normalize(" ".join(spoken))
 
 
 @cache
 def load_normalizer(info: NemoStep) -> TextNormalizer:
-    """One for each process. Compiles the grammars where that was never done, which takes a minute,
-    else reads them, in a second. ValueError says what is missing, see `check`."""
+    """The normalizer, one per process. The first time on a machine it compiles the grammars, in a
+    minute; later it reads them, in a second. Raises ValueError, see `check`."""
     check(info)
     # Slow to import, and most processes do without it.
     from nemo_text_processing.text_normalization.normalize import Normalizer
     from nemo_text_processing.utils.logging import logger
 
-    # It writes to the console what it reads, users' texts among it.
+    # It logs the texts that it reads, which may be private.
     logger.disabled = True
 
     def read(folder: Path) -> TextNormalizer:
@@ -269,7 +270,7 @@ def load_normalizer(info: NemoStep) -> TextNormalizer:
 
 
 def _publish(compiled: Path, folder: Path) -> None:
-    """Under its name only when it is whole: several processes may compile at once."""
+    """Rename only when complete: several processes may compile at the same time."""
     try:
         compiled.rename(folder)
     except OSError:
@@ -278,6 +279,6 @@ def _publish(compiled: Path, folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Sheen's folder for what can be made again."""
+    """Sheen's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "sheen"

@@ -1,14 +1,13 @@
-"""Phonemes: words as they are spoken -> their sounds, "of the use" -> "ʌv ðə jus" and stress.
+"""Phonemes: spoken words -> phonemes with stress, "of the use" -> "ʌv ðə jus".
 
-Owns the library that does it, the alphabet of what comes out, and the record of both that a dataset
-and a checkpoint carry. Refuses a version of the library other than the recorded one, and languages
-without phonemes. Takes words, not numbers: text normalization comes first.
+Owns the library, its output alphabet, and the record of both in datasets and checkpoints. Refuses a
+version of the library other than the recorded one, and languages without phonemes. Takes words, not
+numbers: text normalization comes first.
 
-The alphabet is misaki's for American English, which Kokoro was taught: a character is a phoneme, a
-mark of stress stands before its vowel, punctuation stays as the pauses that it means, and there is
-one space between two words. The library, hibari-tts, has misaki's lexicon and rules, a tagger for
-words of several readings, and a small network for words that no lexicon has. It needs neither
-espeak nor a download (decision 0028).
+The alphabet is misaki's for American English, as used by Kokoro: one character per phoneme, stress
+marks before vowels, punctuation kept for pauses, and one space between words. The library,
+hibari-tts, has misaki's lexicon and rules, a tagger for words with several pronunciations, and a
+small network for unknown words. It needs neither espeak nor a download (decision 0028).
 """
 
 import importlib.metadata
@@ -32,20 +31,19 @@ PHONES = f"Tbdfhjklmnpstvwzðŋɡɹʃʒʤʧθ{VOWELS}"
 STRESS = "ˈˌ"
 PAUSES = ';:,.!?—…"()“”'
 ALPHABET = frozenset(f"{PHONES}{STRESS}{PAUSES} ")
-"""Nothing else comes out. What has no phonemes, such as the letters of another script, is left
-out."""
+"""All output characters. Text without phonemes, such as another script, is skipped."""
 
 IPA = (
     *(("t͡ʃ", "ʧ"), ("tʃ", "ʧ"), ("d͡ʒ", "ʤ"), ("dʒ", "ʤ"), ("eɪ", "A"), ("aɪ", "I"), ("aʊ", "W")),
     *(("ɔɪ", "Y"), ("oʊ", "O"), ("əʊ", "O"), ("ɝ", "ɜɹ"), ("ɚ", "əɹ"), ("r", "ɹ"), ("g", "ɡ")),
     *(("ɾ", "T"), ("ɫ", "l"), ("e", "ɛ"), ("ː", ""), (".", ""), ("͡", ""), ("‿", "")),
 )
-"""What the International Phonetic Alphabet writes otherwise, the longest first: the alphabet has
-one letter for each affricate and diphthong (misaki's EN_PHONES.md), and no length."""
+"""IPA and the alphabet's own symbols where they differ, longest first: the alphabet has a single
+letter for each affricate and diphthong (misaki's EN_PHONES.md), and no length marks."""
 
 _PHONE = frozenset(PHONES)
 _LINK = regex.compile(r"\](?=\()")
-"""`[word](/phonemes/)` is the library's markup; in a text it is brackets."""
+"""Matches the library's markup `[word](/phonemes/)`, which in a text is plain brackets."""
 _STOP = regex.compile(r" +(?=[;:,.!?…)”])")
 
 
@@ -58,11 +56,11 @@ class PhonemeStep(BaseModel, extra="forbid", frozen=True):
     """Of the library: its lexicon changes with it."""
     language: str
     alphabet: Literal["misaki-us-1"] = "misaki-us-1"
-    """ALPHABET; another one means a new version."""
+    """Version of ALPHABET."""
 
 
 def describe(language: str) -> PhonemeStep:
-    """The step that is installed here, for a language of LANGUAGES. Raises ValueError."""
+    """The step with the installed library, for a language of LANGUAGES. Raises ValueError."""
     step = PhonemeStep(version=_installed(language), language=language)
     check(step)
     return step
@@ -76,8 +74,8 @@ def check(step: PhonemeStep) -> None:
         )
     if (installed := _installed(step.language)) != step.version:
         raise ValueError(
-            f"phonemes: the texts were read by {LIBRARY} {step.version}, here is {installed}, "
-            f"which may read them otherwise. Type: pip install {LIBRARY}=={step.version}; or "
+            f"phonemes: the texts were converted by {LIBRARY} {step.version}, but {installed} is "
+            f"installed, whose results may differ. Run pip install {LIBRARY}=={step.version}, or "
             f"encode and train again with {installed}"
         )
 
@@ -87,14 +85,13 @@ def _installed(language: str) -> str:
         return importlib.metadata.version(LIBRARY)
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
-            f"phonemes ({language}): {LIBRARY} is not installed. Type: "
-            "pip install 'sheen[phonemes]'"
+            f"phonemes ({language}): {LIBRARY} is not installed. Run pip install 'sheen[phonemes]'"
         ) from None
 
 
 def from_ipa(given: str) -> str:
-    """Phonemes of English in IPA, or of the alphabet itself, as the alphabet writes them. Raises
-    ValueError, which names the character that it has none for."""
+    """English phonemes in IPA, or in the alphabet itself, converted to the alphabet. Raises
+    ValueError naming an unknown character."""
     read = normalize(given)
     for written, own in IPA:
         read = read.replace(written, own)
@@ -107,13 +104,13 @@ def from_ipa(given: str) -> str:
 
 
 def pauses_of(text: str) -> str:
-    """What stays of a text without a word: its punctuation and white space."""
+    """The punctuation and white space of a text without a word."""
     return "".join(c if c in PAUSES else " " if c.isspace() else "" for c in text)
 
 
 class Phonemizer:
-    """Call it with a sentence's words for its phonemes, see `load_phonemizer`. Threads take turns:
-    it computes in Python."""
+    """Called with the words of a sentence, returns its phonemes; see `load_phonemizer`. Threads
+    take turns."""
 
     def __init__(self, library: Callable[[str], str]) -> None:
         """library: a G2P of hibari."""
@@ -121,7 +118,7 @@ class Phonemizer:
         self._lock = threading.Lock()
 
     def __call__(self, words: str) -> str:
-        """Of ALPHABET; empty for words without a sound."""
+        """In ALPHABET; empty for words without a phoneme."""
         with self._lock:
             read = self._library(_readable(words))
         kept = "".join(character for character in read if character in ALPHABET)
@@ -132,9 +129,9 @@ class Phonemizer:
 
 
 def _readable(words: str) -> str:
-    """Without what the library raises errors of, and what it takes for markup.
+    """Words without characters on which the library fails, and without its markup.
 
-    A digit that text normalization left is a word.
+    Remaining digits are read as words.
     """
     words = _LINK.sub("] ", words).replace("İ", "I")  # in lower case İ is two characters
     if not any(map(str.isdigit, words)):
@@ -149,10 +146,10 @@ def _readable(words: str) -> str:
 
 @cache
 def load_phonemizer(step: PhonemeStep) -> Phonemizer:
-    """One for each process; loads in less than a second. ValueError says what is missing, see
+    """The phonemizer, one per process; loads in less than a second. Raises ValueError, see
     `check`."""
     check(step)
-    # Here: most processes do without it, and it imports scipy where that is installed.
+    # Imported here: most processes do not need it, and it imports scipy if that is installed.
     from hibari.g2p import G2P
 
     library = G2P()

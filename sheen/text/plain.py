@@ -1,9 +1,9 @@
-"""English in plain words, which text normalization leaves as it is: known without its grammars.
+"""Recognizes English in plain words, which text normalization does not change.
 
-Owns the rule for it. The grammars follow every reading of every character, which takes 5 to 10 ms a
-sentence and is most of what decoding costs an encode job; of sentences in plain words they change
-only what stands in the library's own tables of abbreviations ("etc.", "tv"). Refuses digits, signs,
-words in capitals, and other languages: those are the grammars' to read.
+Owns the rule. The grammars take 5 to 10 ms per sentence, most of the decoding time of an encode
+job, although of sentences in plain words they change only abbreviations in the library's own tables
+("etc.", "tv"). Text with digits, signs or words in capitals is not plain; other languages are not
+supported.
 """
 
 import re
@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterable
 from importlib import resources
 
 PlainText = Callable[[str], bool]
-"""Whether a part of a sentence is its own spoken form; without a doubt, or not."""
+"""Whether a part of a sentence is certainly its own spoken form."""
 
 _TABLES = ("whitelist/tts.tsv", "whitelist/symbol.tsv")
-"""What the library replaces wherever it stands, a written form and a tab first in each line."""
+"""Tables of the library's replacements; each line begins with a written form and a tab."""
 _BY_RULE = ("st", "St", "per")
-"""Replaced by rules in its code: a saint before a name, a unit after "per"."""
+"""Words that the library replaces by rules in its code: "St" before a name, units after "per"."""
 _WORD = re.compile(r"([A-Z]?[a-z]+(?:'[a-z]+)?|A|I(?:'[a-z]+)?)[,;:]?")
 _NUMBERED = frozenset(("chapter", "class", "part", "article", "section", "paragraph"))
-"""After these an I is a Roman one, as after names: roman/key_word.tsv."""
+"""After these words, as after names, "I" is a Roman numeral: roman/key_word.tsv."""
 
 
 def load_plain_text() -> PlainText:
-    """The rule of the installed nemo_text_processing. Reads its tables: 4,000 lines."""
+    """The rule for the installed nemo_text_processing. Reads its tables of 4,000 lines."""
     data = resources.files("nemo_text_processing") / "text_normalization" / "en" / "data"
     forms = (
         line.partition("\t")[0]
@@ -48,11 +48,12 @@ def load_plain_text() -> PlainText:
 
 
 def _distinctive_words(forms: Iterable[str]) -> frozenset[str]:
-    """Of each written form in plain words its longest one: where that is not, the form is not."""
+    """The longest word of each written form in plain words: a text without it does not contain the
+    form."""
     plain = (
         words
         for form in forms
         if all(map(_WORD.fullmatch, words := form.rstrip(".!?").replace(". ", " ").split()))
     )
     longest = (max(words, key=len).rstrip(",;:") for words in plain if words)
-    return frozenset(longest) - {"A", "I", "a"}  # such a form has another letter by itself
+    return frozenset(longest) - {"A", "I", "a"}  # forms with these have another single letter

@@ -1,10 +1,10 @@
-"""The prompt template, used by training and serving alike.
+"""The prompt template, used in training and serving.
 
-Owns the last step of normalization, what a template is (`PromptTemplate`), and Sheen's own: the
-places of speaker and instruction, and how they and the text become token ids. A checkpoint records
-the template (`PromptInfo`) and the step; changing either behaviour means a new version of it. User
-text is encoded with special tokens switched off: `<audio_start>` typed into a text or a speaker's
-name stays the letters it is. Other templates are `sheen.text.forms`'.
+Owns the last step of normalization, the interface of a template (`PromptTemplate`), and Sheen's own
+template: the place of the speaker, and the token ids. A checkpoint records the template
+(`PromptInfo`) and the step; a change of either needs a new version. User text is encoded without
+special tokens: `<audio_start>` in a text or a speaker's name is encoded as letters. Other templates
+are `sheen.text.forms`'.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ _WHITE_SPACE = re.compile(r"\s+")
 
 ReferenceForm = Literal["one-turn", "two-turn"]
 """`one-turn`: both texts, then the recording's codes, which the model continues; `two-turn`: the
-recording's text and codes as a row of their own, then the text."""
+recording's text and codes as a separate turn, then the text."""
 
 
 def normalize(text: str) -> str:
-    """Unicode NFC; every run of white space becomes one space; none at either end."""
+    """Unicode NFC; runs of white space become one space; none at either end."""
     return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
 
 
-def with_instruction(text: str, instruction: str | None) -> str:
-    """A text, after the line that says how it is to be said, where there is one. No text can hold
-    the line break between them. ValueError when nothing is left to say."""
+def prompt_text(text: str, speaker: str | None) -> str:
+    """The template's text part. ValueError for an empty text."""
     words = normalize(text)
     if not words:
         raise ValueError("the text is empty")
@@ -49,26 +48,25 @@ def prompt_text(text: str, speaker: str | None, instruction: str | None = None) 
 
 
 def one_turn_text(reference: str, text: str) -> str:
-    """The text of a prompt whose audio begins with a reference: that one's words, then its own."""
+    """The text of a prompt whose audio begins with a reference: its text, then the own one."""
     return f"{reference} {text}"
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """One tokenizer's: `before`, the words of text, speaker and instruction as `encode` has them,
-    `after`."""
+    """A template for one tokenizer: `before`, then text and speaker encoded, then `after`."""
 
     before: tuple[int, ...]
     encode: Callable[[str], list[int]]
-    """ValueError for a text that would become a control token."""
-    words: Callable[[str, str | None, str | None], str]
-    """Text, speaker and instruction as one string. ValueError when nothing is left to say."""
+    """ValueError for a text that would be encoded with a control token."""
+    words: Callable[[str, str | None], str]
+    """Text and speaker as one string. ValueError for an empty text."""
     after: tuple[int, ...]
-    """Its last id is `<audio_start>`."""
+    """The last id is `<audio_start>`."""
     tail: tuple[int, ...] = ()
-    """Ids of a training row after `<audio_end>`."""
+    """Ids after `<audio_end>` in a training row."""
     learned: int = 0
-    """How many ids of `after`, from its end, a model without a mask learns to generate."""
+    """How many of the last ids of `after` are targets with a full softmax."""
 
     def ids(
         self, text: str, speaker: str | None = None, instruction: str | None = None
@@ -82,7 +80,7 @@ def speaker_text(tokenizer: PreTrainedTokenizerBase, start_id: int) -> PromptTem
     """Sheen's template: `{speaker}: {text}` or `{text}`, directly followed by `<audio_start>`; with
     an instruction `{instruction}\\n{text}` is its text.
 
-    A base that was trained with a begin token in front of every text gets it here too.
+    A base whose tokenizer puts a begin token before every text gets it here too.
     """
 
     def encode(text: str) -> list[int]:
@@ -93,16 +91,9 @@ def speaker_text(tokenizer: PreTrainedTokenizerBase, start_id: int) -> PromptTem
     return PromptTemplate(before, encode, prompt_text, (start_id,))
 
 
-def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, start_id: int, text: str, speaker: str | None = None
-) -> list[int]:
-    """Token ids of a prompt by Sheen's template."""
-    return speaker_text(tokenizer, start_id).ids(text, speaker)
-
-
 @lru_cache(maxsize=4)
 def _begin(tokenizer: PreTrainedTokenizerBase, begin_id: int | None) -> list[int]:
-    """The begin token, where the tokenizer puts it in front of a text."""
+    """The begin token, if the tokenizer puts it before a text."""
     return (
         [begin_id] if begin_id is not None and tokenizer("")["input_ids"][:1] == [begin_id] else []
     )

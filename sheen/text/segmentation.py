@@ -1,7 +1,7 @@
-"""Long texts: cut into sentences as they come, and into chunks that a model was taught to speak.
+"""Long texts: split into sentences as they arrive, and into chunks of a length the model knows.
 
-Owns where a text may be cut, and how sentences are packed. How the cut parts sound together is
-`engine.chunks`'; how a sentence is written is `normalization`'s, between the two cuts.
+Owns where a text may be split, and how sentences are packed into chunks. Joining the audio is
+`engine.chunks`'; sentences are normalized between the two steps (`text.normalization`).
 """
 
 import math
@@ -11,11 +11,11 @@ import regex
 import sentencex
 
 LONGEST_SENTENCE = 1000
-"""Characters. A longer one is cut: nobody speaks one, and what reads it takes its time squared."""
+"""Characters. A longer sentence is cut, since segmentation takes quadratic time."""
 SHORT = 200
-"""Characters. In a rest that is longer and no whole sentence, not every new word is looked at."""
+"""Characters. An incomplete sentence longer than this is not segmented again at every word."""
 LONGEST_ASIDE = 200
-"""Characters from a sentence's first within which an open quote or bracket is waited for."""
+"""Characters. A sentence does not end inside an open quote or bracket before this length."""
 
 _LINE_ENDS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"  # str.splitlines'
 _FULL_WIDTH_ENDS = "。！？｡"
@@ -26,17 +26,17 @@ _ASIDES = ("“", "”"), ("(", ")"), ("[", "]"), ("「", "」")
 class SentenceStream:
     """Sentences of a text that arrives in parts, as a language model writes it.
 
-    A sentence is complete once the first word after it is, and at a line break: what is given back
-    depends on the text alone, however it is cut into parts. A sentence may hold several in quotes
-    or brackets, see LONGEST_ASIDE. What has no word (`has_word`) is no sentence and joins a
-    neighbour of its line, or is skipped.
+    A sentence is complete when the first word after it is complete, and at a line break, so that
+    the result depends on the text alone and not on its parts. A sentence may contain others in
+    quotes or brackets, see LONGEST_ASIDE. Text without a word (`has_word`) is joined to a neighbor
+    on the same line, or skipped.
     """
 
     def __init__(self, language: str | None = None) -> None:
-        """language: ISO 639-1, of which sentencex knows the abbreviations; others are as English"""
+        """language: ISO 639-1, for sentencex's abbreviations; unknown ones are read as English"""
         self._language = language or "en"
         self._rest = ""
-        self._looked = 0  # how long the rest was when no whole sentence was in it
+        self._looked = 0  # length of the rest when it was last segmented without a result
 
     def push(self, text: str) -> list[str]:
         """The sentences that `text` completes."""
@@ -48,7 +48,7 @@ class SentenceStream:
             before, self._rest = self._rest[-1:], self._rest + character
             ends_word = character.isspace() and before and not before.isspace()
             ends_clause = before in _FULL_WIDTH_ENDS and character not in _FULL_WIDTH_ENDS
-            # Else a text without a sentence takes the square of its length.
+            # Else a text without a sentence end would take quadratic time.
             due = len(self._rest) <= SHORT or len(self._rest) - self._looked > self._looked // 8
             if (ends_word or (before and ends_clause)) and due:
                 found += self._complete()
@@ -58,13 +58,13 @@ class SentenceStream:
         return found
 
     def finish(self) -> list[str]:
-        """What is left, as sentences. The stream may be used again."""
+        """The remaining sentences. The stream may be used again."""
         parts = _segment(self._rest, self._language)
         self._rest, self._looked = "", 0
         return [part.strip() for part in parts]
 
     def _complete(self) -> list[str]:
-        """Sentences at the beginning of the rest that are followed by more."""
+        """The complete sentences at the beginning of the rest."""
         found: list[str] = []
         while len(parts := _segment(self._rest, self._language)) > 1:
             if _aside_is_open(parts[0]) and len(self._rest) < LONGEST_ASIDE:
@@ -74,7 +74,7 @@ class SentenceStream:
         return found
 
     def _cut(self) -> list[str]:
-        """The first half or more of a rest that is too long, up to white space where there is."""
+        """Cut off at least half of a rest that is too long, at white space if there is any."""
         half = LONGEST_SENTENCE // 2
         at = max(self._rest.rfind(" "), self._rest.rfind("\t"), half)
         first, self._rest = self._rest[:at].strip(), self._rest[at:].lstrip()
@@ -83,7 +83,7 @@ class SentenceStream:
 
 
 def split_sentences(text: str, language: str | None = None) -> list[str]:
-    """The sentences of a text, as SentenceStream gives them; without white space at their ends."""
+    """The sentences of a text, as SentenceStream returns them, without surrounding white space."""
     stream = SentenceStream(language)
     return stream.push(text) + stream.finish()
 
@@ -91,10 +91,10 @@ def split_sentences(text: str, language: str | None = None) -> list[str]:
 class TextChunker:
     """Packs sentences into chunks of at most `limit` characters, in order.
 
-    The first sentence is a chunk of its own and is given at once, as somebody waits for it. A
-    sentence over the limit is cut into about even parts: after a clause, else between words, else
-    between the characters that a reader sees. Nothing is lost but white space where it is cut, and
-    parts without a word (`has_word`), of which a model would make up a sound.
+    The first sentence is a separate chunk and returned at once, for low latency. A sentence over
+    the limit is cut into parts of similar length: after a clause, else between words, else between
+    graphemes. White space at a cut is dropped, and so are parts without a word (`has_word`), for
+    which a model would invent speech.
     """
 
     def __init__(self, limit: int) -> None:
@@ -107,7 +107,7 @@ class TextChunker:
 
     @property
     def packed(self) -> bool:
-        """Whether `finish` would give a chunk."""
+        """Whether `finish` would return a chunk."""
         return bool(self._packed)
 
     def push(self, sentence: str) -> list[str]:
@@ -127,7 +127,7 @@ class TextChunker:
         return complete
 
     def finish(self) -> list[str]:
-        """What is packed and not given yet."""
+        """The packed sentences that were not returned yet."""
         packed, self._packed = self._packed, ""
         return [packed] if packed else []
 
@@ -136,8 +136,8 @@ _WORD = regex.compile(r"[\p{L}\p{N}]")
 
 
 def has_word(text: str) -> bool:
-    """Whether there is anything to say: a letter or a number of any script. Punctuation, signs,
-    emoji and markup alone (`---`, `+`, three backticks) have no word."""
+    """Whether a text has a letter or a number of any script. Punctuation, signs, emoji and markup
+    alone (`---`, `+`, three backticks) have no word."""
     return _WORD.search(text) is not None
 
 
@@ -152,8 +152,8 @@ def _aside_is_open(text: str) -> bool:
 
 
 def _segment(text: str, language: str) -> list[str]:
-    """Parts that together are the text, as long as one has a word: what has none is part of the one
-    before, else of the one after."""
+    """Sentences that together are the text. Parts without a word belong to the sentence before
+    them, else to the one after."""
     found: list[str] = []
     waiting = ""
     for part in sentencex.segment(language, text):
@@ -191,12 +191,11 @@ def _place(sentence: str, limit: int) -> int:
         needs_another = len(sentence) - at > (count - 1) * limit
         return needs_another, abs(at - even), at
 
-    near = sentence[: limit + 2]  # no cut is beyond the limit, and what it is beside is seen
+    near = sentence[: limit + 2]  # cuts are within the limit; their context is needed
     clauses = [match.end() for match in _CLAUSE.finditer(near)]
     words = [match.start() for match in _SPACE.finditer(near)]
     graphemes = [match.end() for match in regex.finditer(r"\X", near)]
-    # Neither half may be a scrap where a cut elsewhere makes none, but a scrap is better than half
-    # a word.
+    # Avoid very short halves if another cut is possible, but prefer them to half a word.
     last = min(float(limit), len(sentence) - even / 2)
     for places, least, most in (
         (clauses, even / 2, last),
@@ -207,4 +206,4 @@ def _place(sentence: str, limit: int) -> int:
         if possible := [at for at in places if least <= at <= most]:
             best: int = min(possible, key=badness)
             return best
-    return limit  # one character of more marks than a chunk may have
+    return limit  # a single grapheme with more combining marks than the limit

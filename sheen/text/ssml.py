@@ -1,9 +1,10 @@
-"""SSML: a document -> its text, pauses, voices and tempo, as far as a voice can follow them.
+"""SSML: a document -> its text, pauses, voices and tempo.
 
-Owns the subset (`break`, `sub`, `phoneme`, `prosody rate`, `voice`, `p`, `s`) of W3C's SSML 1.1. Of
-other elements the text is spoken, and they are reported. Refuses, by its line, what is no XML, and
-by name a wrong attribute. Safe with what strangers send: expat reads it in one pass, a document
-type with its entities is refused where it begins, nothing is ever fetched, and depth is bounded.
+Owns the supported subset (`break`, `sub`, `phoneme`, `prosody rate`, `voice`, `p`, `s`) of W3C's
+SSML 1.1. The text of other elements is spoken, and they are reported. Malformed XML is an error
+with its line, and an invalid attribute one with its name. Safe for untrusted input: expat reads it
+in one pass, a document type with entities is refused at once, nothing is fetched, and depth is
+bounded.
 """
 
 from collections.abc import Mapping
@@ -18,17 +19,17 @@ from sheen.text.kept import clean, with_phonemes
 from sheen.text.phonemes import from_ipa
 
 MAX_DEPTH = 10
-"""Of elements within each other; Kokoro-FastAPI's."""
+"""Deepest nesting of elements; Kokoro-FastAPI's value."""
 BREAKS = {"none": 0.0, "x-weak": 0.0, "weak": 0.25, "medium": 0.5, "strong": 1.0, "x-strong": 1.5}
-"""Seconds of a break's strength. SSML gives none; these are Kokoro-FastAPI's."""
+"""Seconds by strength of a break. SSML defines none; these are Kokoro-FastAPI's values."""
 RATES = {"x-slow": 0.5, "slow": 0.64, "medium": 1.0, "default": 1.0, "fast": 1.55, "x-fast": 2.0}
-"""Of a rate's name, as Azure documents them; SSML gives none."""
+"""Rates by name, as Azure documents them; SSML defines none."""
 SLOWEST, FASTEST = 0.25, 4.0
-"""Of rate and speed together."""
+"""Bounds of rate times speed."""
 SILENT = ("desc", "meta", "metadata", "title")
-"""What is in them is about the document."""
+"""Elements whose text is about the document and is not spoken."""
 KNOWN = ("audio", "emphasis", "lang", "lexicon", "lookup", "mark", "say-as", "token", "w")
-"""SSML's elements that are not followed, as they are reported; any other is `other`."""
+"""Unsupported SSML elements that are reported by name; others are reported as `other`."""
 
 _RATE = regex.compile(r"(?P<sign>[+-])?(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<percent>%)?")
 _SPACE = regex.compile(r"\s+")
@@ -38,22 +39,22 @@ Part = str | Pause | Style
 
 @dataclass(frozen=True)
 class Scope:
-    """What a document may name, and the request that it comes with."""
+    """The names that a document may use, and settings of its request."""
 
     speaker: str | None
     """The voice of the request."""
     voices: Mapping[str, str | None]
-    """Every name of a voice, and the speaker it means."""
+    """Speakers by every name of a voice."""
     phonemes: bool = False
-    """Whether the model was taught them; else the word in a `phoneme` is spoken."""
+    """Whether the model was trained on phonemes; else the text inside a `phoneme` is spoken."""
     tags: tuple[str, ...] = ()
-    """`<laugh/>` is one, if it is among them."""
+    """Tags that may be written as elements, such as `<laugh/>`."""
     speed: float = 1.0
 
 
 @dataclass(frozen=True)
 class Document:
-    """What is spoken, in order, and what was not followed (`ssml.emphasis`)."""
+    """The spoken parts, in order, and the ignored elements (`ssml.emphasis`)."""
 
     parts: list[Part] = field(default_factory=list)
     ignored: set[str] = field(default_factory=set)
@@ -70,7 +71,7 @@ class _Element:
     style: Style
     silent: bool = False
     ph: str | None = None
-    """Phonemes of its words, which are collected in `words`."""
+    """Phonemes of the words, which are collected in `words`."""
     words: list[str] = field(default_factory=list)
 
 
@@ -92,7 +93,7 @@ class _Reader:
             self._parser.Parse(text.encode("utf-8", "replace"), True)
         except expat.ExpatError as error:
             place = f"line {error.lineno}, column {error.offset + 1}"
-            raise DeliveryError(f"no XML: {expat.ErrorString(error.code)}, {place}") from error
+            raise DeliveryError(f"not XML: {expat.ErrorString(error.code)}, {place}") from error
         return self._document
 
     def _refuse_doctype(self, *declared: object) -> NoReturn:
@@ -103,9 +104,9 @@ class _Reader:
         if not self._open and name != "speak":
             raise DeliveryError(f"<{name[:40]}>: expected <speak>…</speak>")
         if len(self._open) >= MAX_DEPTH:
-            raise DeliveryError(f"<{name[:40]}>: more than {MAX_DEPTH} elements within each other")
+            raise DeliveryError(f"<{name[:40]}>: elements are nested more than {MAX_DEPTH} deep")
         if self._open and self._open[-1].ph is not None:
-            raise DeliveryError(f"<{name[:40]}>: only text may stand in a <phoneme>")
+            raise DeliveryError(f"<{name[:40]}>: a <phoneme> may contain only text")
         style = self._open[-1].style if self._open else Style(self._scope.speaker)
         element = _Element(name, style, silent=bool(self._open and self._open[-1].silent))
         self._open.append(element)

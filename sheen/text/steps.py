@@ -1,8 +1,8 @@
-"""The steps from a text as it is written to the text that a model is given: `normalizer`.
+"""The steps from a written text to the model's input text, recorded as `normalizer`.
 
-Owns the steps' names and order, as `dataset.json` and `sheen.json` record them, and `TextPipeline`,
-the one way through them for encoding, training, evaluation and every server. Refuses steps in
-another order. What a step does is its own module's.
+Owns the steps' names and order in `dataset.json` and `sheen.json`, and `TextPipeline`, which runs
+them in encoding, training, evaluation and serving. Refuses steps in another order. Each step is
+implemented in its own module.
 """
 
 from collections.abc import Sequence
@@ -40,28 +40,28 @@ def _in_order(steps: tuple[NormalizerStep, ...]) -> tuple[NormalizerStep, ...]:
     sounds, words = phoneme_step(steps), text_normalization(steps)
     if sounds is not None and (words is None or words.language != sounds.language):
         raise ValueError(
-            f"phonemes ({sounds.language}) need texts that were normalized before, in the same "
-            "language"
+            f"the step phonemes ({sounds.language}) needs text normalization in the same language "
+            "before it"
         )
     return steps
 
 
 NormalizerSteps = Annotated[tuple[NormalizerStep, ...], AfterValidator(_in_order)]
-"""What a dataset and a checkpoint record, in the order in which texts take the steps."""
+"""The record in a dataset or checkpoint, in the order of processing."""
 
 
 def text_normalization(steps: Sequence[NormalizerStep]) -> NemoStep | None:
-    """The step that writes numbers and abbreviations out; None for texts as they are."""
+    """The step that writes numbers and abbreviations out; None if there is none."""
     return next((step for step in steps if isinstance(step, NemoStep)), None)
 
 
 def phoneme_step(steps: Sequence[NormalizerStep]) -> PhonemeStep | None:
-    """The step that turns words into phonemes; None for a model of letters."""
+    """The step that converts words to phonemes; None if there is none."""
     return next((step for step in steps if isinstance(step, PhonemeStep)), None)
 
 
 def check_steps(steps: Sequence[NormalizerStep]) -> None:
-    """Raise ValueError, which names the package, unless every step can be taken here."""
+    """Raise ValueError, which names the package, unless every step can run here."""
     if (words := text_normalization(steps)) is not None:
         normalization.check(words)
     if (sounds := phoneme_step(steps)) is not None:
@@ -78,10 +78,10 @@ def _sounds(piece: Piece, phonemizer: Phonemizer) -> str:
 
 @dataclass(frozen=True)
 class TextPipeline:
-    """Texts, by way of their words, in the form that a model is taught. Libraries load at first
-    use, once for each process; ValueError for one that is missing, see `check_steps`.
+    """Converts texts to spoken words and then to the model's input form. Libraries load at first
+    use, once per process; ValueError for a missing one, see `check_steps`.
 
-    No step changes the `tags`, nor phonemes that were given (`sheen.text.kept`).
+    No step changes `tags` or given phonemes (`sheen.text.kept`).
     """
 
     steps: tuple[NormalizerStep, ...]
@@ -89,7 +89,7 @@ class TextPipeline:
 
     @property
     def language(self) -> str | None:
-        """What texts are normalized as, ISO 639-1; None for texts as they are."""
+        """Language of text normalization, ISO 639-1; None without normalization."""
         step = text_normalization(self.steps)
         return None if step is None else step.language
 
@@ -105,14 +105,13 @@ class TextPipeline:
             load_phonemizer(sounds)
 
     def part(self, part: Part) -> str:
-        """One part's words, see `normalization.parts`. Only where there is text normalization."""
+        """The words of one part, see `normalization.parts`. Requires text normalization."""
         step = text_normalization(self.steps)
         assert step is not None
         return load_normalizer(step).part(part)
 
     def words(self, sentence: str) -> str:
-        """A sentence's words as they are spoken, which is what a transcript is compared with; empty
-        when there is nothing to say."""
+        """The spoken words of a sentence, with which a transcript is compared; may be empty."""
         step = text_normalization(self.steps)
         if step is None:
             return normalize(sentence)
@@ -123,12 +122,12 @@ class TextPipeline:
         return normalize("".join(p.text if p.kept else between(p, spoken) for p in found))
 
     def pieces(self, sentence: str) -> list[Piece]:
-        """A sentence's parts: those that stay as they are, and those between."""
+        """Split a sentence into kept parts and the parts between them."""
         return pieces(sentence, self.tags)
 
     def taught(self, words: str) -> str:
-        """A whole sentence's words in the form that the model is taught: their phonemes, else the
-        words themselves. Empty where nothing has a sound."""
+        """The spoken words of a sentence in the model's input form: phonemes, or the words
+        themselves. Empty for words without phonemes."""
         step = phoneme_step(self.steps)
         if step is None or not words:
             return words
@@ -139,11 +138,10 @@ class TextPipeline:
         return normalize("".join(_sounds(piece, phonemizer) for piece in found))
 
     def said(self, words: str) -> str:
-        """A sentence's words as somebody who listens writes them down."""
+        """The words of a sentence as a transcript has them, without tags."""
         return said(words, self.tags)
 
     def __call__(self, text: str) -> str:
-        """A text of any length in the form that the model is taught, sentence by sentence; empty
-        for a text without a word."""
+        """A text of any length in the model's input form; empty for a text without a word."""
         sentences = split_sentences(text, self.language)
         return join_parts(self.taught(self.words(sentence)) for sentence in sentences)

@@ -14,7 +14,7 @@ from helpers.speaking import generate
 from sheen.codec.snac import Codec
 from sheen.lm.batching import Batch, collate
 from sheen.lm.model import SpeechLM, extend, load_base, load_model, save_model, to_bfloat16
-from sheen.text.prompt import prompt_ids
+from sheen.text.prompt import speaker_text
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def test_an_overfitted_clip_comes_back_token_for_token(codec: Codec, tmp_path: P
     clip = clips_of(NEW_VOICE)[0]
     (codes,) = codec.encode([torch.from_numpy(read_clip(clip))])
     frames = model.layout.interleave(codes)
-    prompt = prompt_ids(tokenizer, model.layout.start_id, clip.text, clip.speaker)
+    prompt = speaker_text(tokenizer, model.layout.start_id).ids(clip.text, clip.speaker)
     loss = overfit(model, collate([prompt], [frames], model.layout, 0), 400, 3e-3)
     assert loss < 0.05
     expected = [*model.layout.to_ids(frames).tolist(), model.layout.end_id]

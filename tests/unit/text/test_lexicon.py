@@ -74,7 +74,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("{", "lexicon.json: "),
         ("[]", "expected an object"),
         ('{"a": 1}', "'a': expected text"),
-        ('{"a": "b", "a": "c"}', "'a' is there twice"),
+        ('{"a": "b", "a": "c"}', "'a' occurs twice"),
         ('{"a": "/b/"}', "lexicon.json: 'a': .*letters"),
     ):
         path.write_text(content)

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sheen.codec.layout import TokenLayout
 from sheen.lm.model import extend, load_base
-from sheen.text.prompt import normalize, prompt_ids, prompt_text
+from sheen.text.prompt import normalize, prompt_text, speaker_text
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_nothing_stands_between_text_and_audio_start(
     extended: tuple[PreTrainedTokenizerBase, TokenLayout],
 ) -> None:
     tokenizer, layout = extended
-    ids = prompt_ids(tokenizer, layout.start_id, "four two", "heart")
+    ids = speaker_text(tokenizer, layout.start_id).ids("four two", "heart")
     assert ids[-1] == layout.start_id
     assert tokenizer.decode(ids[:-1]) == "heart: four two"
 
@@ -66,7 +66,7 @@ def test_a_tag_is_one_token_before_the_codecs(base: Path, tmp_path: Path) -> Non
     assert layout.first_id == known + 2
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    ids = prompt_ids(again, layout.start_id, "four <laugh> two<sigh> <cough>", "slt")
+    ids = speaker_text(again, layout.start_id).ids("four <laugh> two<sigh> <cough>", "slt")
     assert [ids.count(token) for token in (known, known + 1)] == [1, 1]
     assert max(ids[:-1]) == known + 1
     assert again.decode(ids[:-1]) == "slt: four <laugh> two<sigh> <cough>"
@@ -78,7 +78,7 @@ def test_a_literal_token_in_a_text_or_a_name_stays_text(
 ) -> None:
     tokenizer, layout = extended
     for text, speaker in [(f"say {literal} now", None), ("one", literal)]:
-        ids = prompt_ids(tokenizer, layout.start_id, text, speaker)
+        ids = speaker_text(tokenizer, layout.start_id).ids(text, speaker)
         assert ids.count(layout.start_id) == 1
         assert all(i < layout.first_id for i in ids[:-1])
         assert tokenizer.convert_tokens_to_ids("<eos>") not in ids
@@ -91,20 +91,20 @@ def test_a_base_with_a_begin_token_gets_it(
     from tokenizers.processors import TemplateProcessing
 
     tokenizer, layout = extended
-    plain = prompt_ids(tokenizer, layout.start_id, "one")
+    plain = speaker_text(tokenizer, layout.start_id).ids("one")
     tokenizer.bos_token = "<eos>"
     begin = tokenizer.convert_tokens_to_ids("<eos>")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<eos> $A", special_tokens=[("<eos>", begin)]
     )
-    assert prompt_ids(tokenizer, layout.start_id, "one") == [begin, *plain]
+    assert speaker_text(tokenizer, layout.start_id).ids("one") == [begin, *plain]
 
 
 def test_a_tokenizer_reads_each_text_once(
     extended: tuple[PreTrainedTokenizerBase, TokenLayout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, layout = extended
-    prompt_ids(tokenizer, layout.start_id, "one")
+    speaker_text(tokenizer, layout.start_id).ids("one")
     read: list[str] = []
     call = type(tokenizer).__call__
 
@@ -114,5 +114,5 @@ def test_a_tokenizer_reads_each_text_once(
 
     monkeypatch.setattr(type(tokenizer), "__call__", counted)
     for text in ("two", "three"):
-        prompt_ids(tokenizer, layout.start_id, text)
+        speaker_text(tokenizer, layout.start_id).ids(text)
     assert read == ["two", "three"]

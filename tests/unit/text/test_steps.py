@@ -95,14 +95,14 @@ def test_a_step_that_is_not_known_is_refused_by_name(
 
 def test_a_version_that_is_not_installed_is_refused_by_name(saved: Path) -> None:
     edit_step(saved, 1, version="9.9")
-    with pytest.raises(ValueError, match=r"checkpoint .*: phonemes: .* hibari-tts 9\.9, here is"):
+    with pytest.raises(ValueError, match=r"checkpoint .*: phonemes: .* hibari-tts 9\.9, but "):
         load_voice(str(saved))
 
 
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ([1, 2], "need texts that were normalized before"),
+        ([1, 2], "needs text normalization in the same"),
         ([1, 0], "expected each at most once, in the order nemo_text_processing, phonemes"),
         ([0, 1, 1], "expected each at most once"),
         ([2, 0], "in the order"),

@@ -15,8 +15,8 @@ from sheen.codec.layout import TokenLayout
 from sheen.lm.batching import collate
 from sheen.lm.checkpoint import CheckpointInfo, read_info
 from sheen.lm.loss import IGNORE_INDEX
-from sheen.text.prompt import prompt_ids, speaker_text
-from sheen.train.data import build_training_set, describe, plan_run
+from sheen.text.prompt import speaker_text
+from sheen.train.data import build_training_set, plan_run
 from sheen.train.learning.reference_rows import CHOICES, pair_utterances
 from sheen.train.learning.training_set import TrainingSet
 
@@ -184,7 +184,7 @@ def test_a_row_of_a_run_is_one_turn_and_every_row_fits(
     for number in range(len(rows.spoken)):
         before, spoken = int(rows.before[number]), int(rows.spoken[number])
         batch = data.batch(np.array([rows.first + number]), 0)
-        prompt = prompt_ids(tokenizer, layout.start_id, f"{texts[before]} {texts[spoken]}")
+        prompt = speaker_text(tokenizer, layout.start_id).ids(f"{texts[before]} {texts[spoken]}")
         codes = [plain.batch(np.array([index]), 0) for index in (before, spoken)]
         audio = [part.input_ids[0, part.prompts[0] :].tolist() for part in codes]
         assert batch.input_ids[0].tolist() == [*prompt, *audio[0][:-1], *audio[1]]

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from helpers.small_models import small_model
 from helpers.utterances import LAYOUT, utterances
 from sheen.lm.model import SpeechLM
-from sheen.text.prompt import prompt_ids, speaker_text
+from sheen.text.prompt import speaker_text
 from sheen.train.evaluation import Evaluation
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.learner import Learner
@@ -25,10 +25,10 @@ START = 99
 
 def swapped(base: Path, texts: list[str], speakers: list[str | None], held_out: list[int]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(str(base))
-    prompts = [prompt_ids(tokenizer, START, *row) for row in zip(texts, speakers, strict=True)]
-    template = speaker_text(tokenizer, START)
-    how = [None] * len(texts)
-    found = swap_texts(texts, speakers, how, prompts, np.array(held_out), template)
+    prompts = [
+        speaker_text(tokenizer, START).ids(*row) for row in zip(texts, speakers, strict=True)
+    ]
+    found = swap_texts(texts, speakers, prompts, np.array(held_out), speaker_text(tokenizer, START))
     return {
         index: (tokenizer.decode(ids[:-1]), len(prompts[index]) - len(ids), int(ids[-1]))
         for index, ids in found.items()
