@@ -317,7 +317,7 @@ def test_an_old_record_that_no_sheen_wrote_is_refused_and_nothing_is_changed(
     with pytest.raises(ValueError, match=f"{bad}: .*{message}"):
         convert.convert(str(tmp_path))
     assert read(good) == old_checkpoint(258)
-    assert convert.main([str(tmp_path)]) == 2
+    assert convert.main([str(tmp_path)], "sheen convert") == 2
     assert capsys.readouterr().err.startswith(f"sheen convert: error: {bad}: ")
 
 
