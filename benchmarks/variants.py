@@ -17,8 +17,9 @@ from baseline import train_baseline
 from clock import Clock
 from workload import Clip, Padded, PaddedLM, Shape, draw_clips, make_base, pack_row, pad_batch
 
-from sheen.lm.batching import Batch, plan_epoch
+from sheen.lm.batching import Batch
 from sheen.lm.model import SpeechLM
+from sheen.lm.packing import plan_epoch
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.learner import Learner
 

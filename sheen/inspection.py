@@ -13,7 +13,7 @@ from pathlib import Path
 from sheen.codec.info import DEFAULT_CODEC
 from sheen.config import fail
 from sheen.engine.engine import Engine
-from sheen.engine.longform import synthesize_all
+from sheen.engine.synthesis import synthesize_all
 from sheen.engine.types import RequestError, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.checkpoint import INFO_FILE, CheckpointInfo, DurationModel

@@ -22,8 +22,9 @@ from workload import draw_clips, pack_row
 from acceptance.bench import Bench
 from acceptance.learner_checks import compiling
 from acceptance.models import published_lm
-from sheen.lm.batching import Batch, plan_rows
+from sheen.lm.batching import Batch
 from sheen.lm.model import SpeechLM
+from sheen.lm.packing import plan_rows
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.learner import Learner
 from sheen.train.learning.metrics import MetricsWindow, peak_flops, training_flops

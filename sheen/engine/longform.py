@@ -1,26 +1,18 @@
-"""Long-form synthesis: a text of any length -> one stream of samples.
+"""Long-form synthesis: a text of any length -> one asynchronous stream of samples.
 
-Owns the one way from text to audio, for the server, the Python API, the command line and
+Owns the only path from text to audio, for the server, the Python API, the command line and
 evaluation. Sentences are normalized and packed into chunks, and their samples joined, by `chunks`;
-each chunk is a request to the engine, submitted when the one before it gives its first audio. The
-same text, parameters and seed give the same samples, whoever asks. Knows nothing about HTTP or
-audio formats.
+each chunk is a request to the engine, submitted when the one before it returns its first audio. The
+same text, parameters and seed give the same samples in all of them. For callers without an event
+loop see `sheen.engine.synthesis`. Knows nothing about HTTP or audio formats.
 """
 
 import asyncio
-import queue
-import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import closing, suppress
-from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any, Generic, Self, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 
-import numpy as np
-
-from sheen.audio.samples import NO_SAMPLES, Samples
+from sheen.audio.samples import Samples
 from sheen.engine.chunks import (
     WORD_PAUSE_S,
     ChunkStream,
@@ -34,7 +26,6 @@ from sheen.engine.engine import Engine
 from sheen.engine.scheduler import Ticket
 from sheen.engine.types import (
     Finished,
-    FinishReason,
     Progress,
     RequestError,
     Span,
@@ -45,11 +36,9 @@ from sheen.engine.voice import Voice
 from sheen.text.delivery import deliver
 from sheen.text.items import DeliveryError, Pause, Style
 
-Result = TypeVar("Result")
-
 
 class Chunk:
-    """One chunk at the engine: an asynchronous queue of its samples, and how it ended."""
+    """The request of one chunk, with an asynchronous queue of its samples and its end."""
 
     def __init__(
         self,
@@ -77,7 +66,7 @@ class Chunk:
             params.sampling,
             params.chunk_seconds,
             engine.max_seq_len,
-            # Another voice that a document names speaks for itself.
+            # The reference applies to the request's voice, not to others in an SSML document.
             params.reference if speaker == params.speaker else None,
             params.instruction,
         )
@@ -89,7 +78,7 @@ class Chunk:
 
 
 class Speech:
-    """One text at the engine; its figures go into `progress`. Iterate `spans` once."""
+    """The synthesis of one text, with statistics in `progress`. Iterate `spans` once."""
 
     def __init__(
         self,
@@ -103,7 +92,7 @@ class Speech:
         self._chunks = chunks
         self.progress = progress
         self.texts: list[str] = []
-        """Of the chunks that are being heard or have been, in the form that the model is given."""
+        """Input texts of the chunks whose audio has begun."""
         self._joiner = Joiner(voice.codec.sample_rate)
         self._tickets: set[Ticket] = set()
         self._coming: asyncio.Task[Chunk | None] | None = None
@@ -111,8 +100,8 @@ class Speech:
         self._over = False
 
     async def spans(self) -> AsyncIterator[Span]:
-        """The stream, which is silence for a text without a word. Raises RequestError, EngineBusy
-        and SpeechFailed, the first two before any sample but those of a pause."""
+        """The stream of samples; silence for a text without a word. Raises RequestError and
+        EngineBusy before any samples except those of a pause, and SpeechFailed."""
         chunk = await self._open(None)
         sample_rate = self._voice.codec.sample_rate
         if chunk is None and not any(round(p.seconds * sample_rate) for p in self._pauses):
@@ -148,7 +137,7 @@ class Speech:
                 yield Span(samples, rate=None)
 
     async def _open(self, before: Chunk | None) -> Chunk | None:
-        """Submit the next chunk when there is one; the pauses before it wait for it to be heard."""
+        """Submit the next chunk, if there is one; pauses before it are queued for the stream."""
         while isinstance(text := await self._chunks.next(), Pause):
             self._pauses.append(text)
         if text is None:
@@ -173,11 +162,11 @@ class Speech:
             progress.finish_reason = finished.reason
 
     def close(self) -> None:
-        """Cancel what is not finished, and give back what it holds. After the end, do nothing."""
+        """Cancel unfinished chunks and release their slots. No effect after the end."""
         for ticket in self._tickets:
             ticket.cancel()
         if self._coming is not None and not self._coming.cancel() and not self._coming.cancelled():
-            self._coming.exception()  # it has ended: if it failed, nobody waits to hear of it
+            self._coming.exception()  # retrieved, so that asyncio does not log it
         if not self._over and self.progress.chunks and self.progress.finish_reason != "error":
             self.progress.finish_reason = "cancelled"
 
@@ -185,9 +174,8 @@ class Speech:
 def open_speech(
     engine: Engine, voice: Voice, text: str, params: SynthesisParams, normalize: Normalize
 ) -> Speech:
-    """A text that is whole, ready to be spoken. Raises RequestError, see `Voice.check`, for what
-    cannot be."""
-    voice.check(text, params.speaker, params.reference, params.instruction)
+    """The synthesis of a complete text. Raises RequestError, see `Voice.check`."""
+    voice.check(text, params.speaker, params.reference)
     try:
         items = deliver(text, voice.language, params.delivery, params.ssml)
     except DeliveryError as error:
@@ -200,165 +188,10 @@ def open_speech(
     return Speech(engine, voice, params, chunks, Progress())
 
 
-class Synthesis(Iterator[Span]):
-    """A text being synthesized, see `synthesize`: an iterator of spans of samples."""
-
-    def __init__(self, speech: Speech, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
-        self._progress = speech.progress
-        self._items: queue.SimpleQueue[Span | None] = queue.SimpleQueue()
-        self._closed = False
-        self._background = _Background(self._produce(speech))
-
-    async def _produce(self, speech: Speech) -> None:
-        try:
-            async for span in speech.spans():
-                self._items.put(span)
-        finally:
-            speech.close()
-            self._items.put(None)
-
-    def __next__(self) -> Span:
-        """Waits for samples. Raises RequestError, EngineBusy and SpeechFailed."""
-        if self._closed:
-            raise StopIteration
-        if (span := self._items.get()) is None:
-            self._closed = True
-            self._background.result()
-            raise StopIteration
-        return span
-
-    @property
-    def finish_reason(self) -> FinishReason:
-        """How it ended, known after the last samples. `stop`: every chunk ended with EOS, or the
-        text has no word and its speech is a short silence; `length`: a chunk met its budget."""
-        return self._progress.finish_reason or "stop"
-
-    def close(self) -> None:
-        """Cancel what has not been generated yet, and end the iterator."""
-        self._closed = True
-        self._background.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-def synthesize(
-    engine: Engine,
-    voice: Voice,
-    text: str,
-    params: SynthesisParams,
-    normalize: Callable[[str], str] | None = None,
-) -> Synthesis:
-    """Speak a text of any length, for code that waits: iterate the result for its spans.
-
-    normalize: gives a sentence its spoken form (default: `voice.spoken`). Close the result, or use
-    it as a context manager, to cancel what is left. Raises RequestError for an empty text, a mark
-    in it that cannot be followed, and an unknown voice; the iterator raises EngineBusy and
-    SpeechFailed.
-    """
-    speech = open_speech(engine, voice, text, params, inline(normalize or voice.spoken))
-    return Synthesis(speech, voice.codec.sample_rate)
-
-
-@dataclass(frozen=True)
-class Synthesized:
-    """A text's samples `[n]`, and how it ended, see `Synthesis.finish_reason`."""
-
-    samples: Samples
-    text: str
-    """Its words as they are spoken: what a transcript is compared with."""
-    taught: str
-    """The form in which the model was given it, which may be phonemes."""
-    finish_reason: FinishReason
-
-
-def synthesize_all(
-    engine: Engine, voice: Voice, texts: Sequence[tuple[str, SynthesisParams]]
-) -> list[Synthesized | RequestError]:
-    """Speak any number of texts, as many at once as keep the engine's slots busy; wait for all.
-
-    In the order of `texts`; a text that cannot be spoken gives its RequestError. Raises
-    SpeechFailed when the engine failed.
-    """
-
-    async def speak(text: str, params: SynthesisParams) -> Synthesized | RequestError:
-        words: list[str] = []
-        taught: list[str] = []
-
-        async def normalize(sentence: str) -> str:
-            words.append(voice.pipeline.words(sentence))
-            taught.append(voice.pipeline.taught(words[-1]))
-            return taught[-1]
-
-        async with places:
-            try:
-                speech = open_speech(engine, voice, text, params, normalize)
-                with closing(speech):
-                    samples = [NO_SAMPLES, *[span.samples async for span in speech.spans()]]
-            except RequestError as error:
-                return error
-        return Synthesized(
-            np.concatenate(samples),
-            " ".join(filter(None, map(voice.pipeline.said, words))),
-            " ".join(filter(None, taught)),
-            speech.progress.finish_reason or "stop",
-        )
-
-    async def speak_all() -> list[Synthesized | RequestError]:
-        # The longest first: whatever runs last runs alone.
-        order = sorted(range(len(texts)), key=lambda index: -len(texts[index][0]))
-        results = await asyncio.gather(*(speak(*texts[index]) for index in order))
-        return [result for _, result in sorted(zip(order, results, strict=True), key=itemgetter(0))]
-
-    # Beyond the slots: texts whose tokens are all there still wait for their audio.
-    places = asyncio.Semaphore(engine.slots + min(engine.slots, engine.max_queue))
-    return _Background(speak_all()).result()
-
-
 def inline(normalize: Callable[[str], str]) -> Normalize:
-    """A function that computes in the event loop's thread, for `ChunkStream`."""
+    """A synchronous function as a `Normalize`; it runs in the event loop's thread."""
 
     async def normalize_here(sentence: str) -> str:
         return normalize(sentence)
 
     return normalize_here
-
-
-class _Background(Generic[Result]):
-    """A coroutine in a thread with an event loop of its own, since the caller may be in one that
-    runs already (a notebook)."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Result]) -> None:
-        self._future: Future[Result] = Future()
-        self._started = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(coroutine,), name="sheen-longform", daemon=True
-        )
-        self._thread.start()
-
-    def _run(self, coroutine: Coroutine[Any, Any, Result]) -> None:
-        async def main() -> Result:
-            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-            self._started.set()
-            return await coroutine
-
-        try:
-            self._future.set_result(asyncio.run(main()))
-        except BaseException as error:  # noqa: BLE001 - it is raised in the other thread
-            self._future.set_exception(error)
-
-    def result(self) -> Result:
-        """Wait for it; raises what it raised."""
-        return self._future.result()
-
-    def cancel(self) -> None:
-        """Cancel it, and wait until it has ended."""
-        self._started.wait()
-        with suppress(RuntimeError):  # the loop is closed: it has ended already
-            assert self._task is not None
-            self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join()

@@ -15,8 +15,8 @@ import torch
 
 from sheen.audio.io import encode_audio
 from sheen.engine.engine import Engine
-from sheen.engine.longform import synthesize_all
 from sheen.engine.reference import LONGEST_S
+from sheen.engine.synthesis import synthesize_all
 from sheen.engine.types import Reference, RequestError, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate.output import ROW_SCHEMA

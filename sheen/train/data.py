@@ -22,19 +22,18 @@ from transformers import PreTrainedTokenizerBase
 
 from sheen.codec.layout import Softmax, TokenLayout
 from sheen.data.dataset import Utterances, join, read_utterances
-from sheen.lm.batching import (
+from sheen.lm.batching import RowForm, sequence_lengths
+from sheen.lm.checkpoint import CheckpointInfo, DurationModel, PromptInfo
+from sheen.lm.durations import fit_durations
+from sheen.lm.packing import (
     EpochItems,
-    RowForm,
     Step,
     is_held_out,
     padded_length,
     plan_epoch,
     plan_rows,
     plan_steps,
-    sequence_lengths,
 )
-from sheen.lm.checkpoint import CheckpointInfo, DurationModel, PromptInfo
-from sheen.lm.durations import fit_durations
 from sheen.text.prompt import PromptTemplate, one_turn_text
 from sheen.train.learning.reference_rows import ReferenceRows, pair_utterances
 from sheen.train.learning.text_gain import swap_texts

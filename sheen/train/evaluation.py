@@ -20,7 +20,7 @@ from sheen.codec.snac import Codec
 from sheen.data import prompts as prompt_list
 from sheen.data.prompts import Prompt
 from sheen.engine.engine import Engine
-from sheen.engine.longform import synthesize_all
+from sheen.engine.synthesis import synthesize_all
 from sheen.engine.types import RequestError, SynthesisParams
 from sheen.engine.voice import Voice
 from sheen.lm.checkpoint import CheckpointInfo

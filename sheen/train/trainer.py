@@ -24,9 +24,10 @@ from transformers import PreTrainedTokenizerBase
 from sheen.codec.snac import Codec
 from sheen.data.prompts import Prompt
 from sheen.lm import checkpoint
-from sheen.lm.batching import Batch, Step
+from sheen.lm.batching import Batch
 from sheen.lm.loss import IGNORE_INDEX
 from sheen.lm.model import save_model
+from sheen.lm.packing import Step
 from sheen.rng import step_seed
 from sheen.scoring.asr import open_transcriber
 from sheen.scoring.wer import wer_normalizer

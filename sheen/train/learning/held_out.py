@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sheen.lm.batching import pack, padded_length
+from sheen.lm.packing import pack, padded_length
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.learner import Learner
 from sheen.train.learning.metrics import MetricsWindow, loss_metrics, loss_sums

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax, TokenLayout
 from sheen.lm import loss
-from sheen.lm.batching import Batch, check_labels, collate, is_held_out, sequence_lengths
+from sheen.lm.batching import Batch, check_labels, collate, sequence_lengths
 from sheen.lm.loss import IGNORE_INDEX, speech_loss, token_losses
 
 FOUR_LEVELS = TokenLayout(50, 32, (8, 4, 2, 1))
@@ -218,17 +218,6 @@ def test_a_row_without_utterances_has_no_loss_and_still_a_gradient(
     assert (int(sums.ends), int(sums.ends_right)) == (0, 0)
     for gradient in torch.autograd.grad(sums.loss.sum(), [hidden, head]):
         assert (gradient == 0).all()
-
-
-def test_the_split_is_stable_and_keeps_equal_texts_together() -> None:
-    texts = [f"text {i}" for i in range(2000)]
-    held = {text for text in texts if is_held_out(text, 0.1, 0)}
-    assert 140 < len(held) < 260
-    # A function of text and seed alone: more rows, or the same text again, move nothing.
-    assert held == {text for text in reversed(texts * 2) if is_held_out(text, 0.1, 0)}
-    assert held != {text for text in texts if is_held_out(text, 0.1, 1)}
-    assert held < {text for text in texts if is_held_out(text, 0.2, 0)}
-    assert not any(is_held_out(text, 0.0, 0) for text in texts)
 
 
 @both_layouts

@@ -123,9 +123,7 @@ def test_what_is_no_language_of_ours_is_none(asked: str) -> None:
 def test_another_version_is_refused_by_name() -> None:
     installed = describe("en").version
     other = NemoStep(version="0.9", language="en")
-    with pytest.raises(
-        ValueError, match=rf"nemo_text_processing 0\.9, but {installed} is"
-    ):
+    with pytest.raises(ValueError, match=rf"nemo_text_processing 0\.9, but {installed} is"):
         check(other)
 
 

@@ -151,9 +151,7 @@ def test_an_unknown_language_lists_the_known_ones() -> None:
 
 def test_another_version_is_refused_by_name() -> None:
     installed = describe("en").version
-    with pytest.raises(
-        ValueError, match=rf"hibari-tts 9\.9, but {installed} .*hibari-tts==9"
-    ):
+    with pytest.raises(ValueError, match=rf"hibari-tts 9\.9, but {installed} .*hibari-tts==9"):
         check(PhonemeStep(version="9.9", language="en"))
 
 

@@ -19,7 +19,8 @@ from sheen.encode.config import Limits
 from sheen.encode.stages import DecodeSettings, decode_rows
 from sheen.engine.chunks import ChunkStream
 from sheen.engine.engine import Engine
-from sheen.engine.longform import Synthesized, inline, synthesize_all
+from sheen.engine.longform import inline
+from sheen.engine.synthesis import Synthesized, synthesize_all
 from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate.output import PROMPT_SCHEMA

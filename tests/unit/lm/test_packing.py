@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sheen.lm import batching
-from sheen.lm.batching import Bins, Step, pack, plan_epoch, plan_steps
+from sheen.lm import packing
+from sheen.lm.packing import Bins, Step, is_held_out, pack, plan_epoch, plan_steps
 from sheen.train.data import Plan, Position, plan_run
 
 CAPACITY = 100
@@ -52,7 +52,7 @@ def test_an_epoch_holds_every_utterance_once(
     lengths: np.ndarray, seed: int, epoch: int, pool: int
 ) -> None:
     indices = np.arange(0, len(lengths), 2)
-    with patch.object(batching, "POOL", pool):
+    with patch.object(packing, "POOL", pool):
         rows = plan_epoch(lengths, indices, CAPACITY, seed, epoch)
     assert sorted(utterances(rows)) == indices.tolist()
     assert all(lengths[row].sum() <= CAPACITY for row in rows)
@@ -103,10 +103,10 @@ def test_lengths_that_fill_no_row_do_not_wait_for_the_end() -> None:
         sizes.append(len(indices))
         return pack(lengths, indices, *rest)
 
-    with patch.object(batching, "pack", watched):
+    with patch.object(packing, "pack", watched):
         rows = plan_epoch(lengths, np.arange(3000), CAPACITY, 0, 0)
     assert len(rows) == 3000
-    assert max(sizes) <= 4 * batching.POOL
+    assert max(sizes) <= 4 * packing.POOL
 
 
 def test_an_utterance_longer_than_a_row_is_named() -> None:
@@ -219,3 +219,14 @@ def test_epochs_end_a_run_unless_steps_are_given() -> None:
     # A run that is made longer goes on as if it had been planned so.
     more = run(lengths, 1, 2, after(longer, 10), max_steps=12)
     assert str(more.steps) == str(run(lengths, 1, 2, max_steps=12).steps[10:])
+
+
+def test_the_split_is_stable_and_keeps_equal_texts_together() -> None:
+    texts = [f"text {i}" for i in range(2000)]
+    held = {text for text in texts if is_held_out(text, 0.1, 0)}
+    assert 140 < len(held) < 260
+    # A function of text and seed alone: more rows, or the same text again, move nothing.
+    assert held == {text for text in reversed(texts * 2) if is_held_out(text, 0.1, 0)}
+    assert held != {text for text in texts if is_held_out(text, 0.1, 1)}
+    assert held < {text for text in texts if is_held_out(text, 0.2, 0)}
+    assert not any(is_held_out(text, 0.0, 0) for text in texts)
