@@ -3,8 +3,8 @@
     speaker = sheen.load("runs/mine/train/checkpoint")  # or sheen.load(), the English voice
     speaker.synthesize("The kettle is already on.").save("out.wav")
 
-Owns the names that other people's code may rely on, `__all__`; every other module may change from
-one version to the next. Imports nothing before it is asked for: `import sheen` costs no torch.
+Owns the public names, `__all__`; every other module may change between versions. Imports the rest
+on first use: `import sheen` does not import torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -32,13 +32,13 @@ def load(
 
     `model`: a folder, a URI such as s3://bucket/checkpoint, or a hub id (default: the English voice
     of the checkout, or of the package sheen-voice-english). `device`: a torch device (default:
-    `cuda` where there is one, else `cpu`). `dtype`: of the speech model, `float32` or
+    `cuda` if available, else `cpu`). `dtype`: number format of the speech model, `float32` or
     `bfloat16` (default: bfloat16 on a GPU, float32 on a CPU). `max_seconds`: longest audio of one
-    chunk of text; longer texts are spoken in several.
+    chunk of text; longer texts are split into several chunks.
 
-    Of a checkpoint without `sheen.json`, which others trained: `form`, its prompt form, where its
-    tokens do not say; `codec`, a SNAC by folder or hub id; `info`, a file of `sheen inspect`
-    instead. Raises ValueError naming the argument.
+    For a checkpoint without `sheen.json`, which others trained: `form`, its prompt form, if the
+    tokenizer does not show it; `codec`, its SNAC codec by folder or hub id; or instead `info`, a
+    file of `sheen inspect`. Raises ValueError naming the argument.
     """
     from sheen.speaker import Speaker
 

@@ -1,10 +1,10 @@
 """The commands: arguments in, exit status out.
 
-`sheen NAME ...`, `python -m sheen NAME ...` and `jobs/*.py` call the same ones.
+`sheen NAME ...`, `python -m sheen NAME ...` and `jobs/*.py` run the same functions.
 
-Owns what a command prints, and the flags of `speak`; a job's flags are the fields of its config.
-Every command imports what it needs when it is called: `sheen --help` costs no torch, and `speak` no
-Ray.
+Owns the output of commands, and the flags of `speak`; a job's flags are the fields of its config.
+Every command imports its modules when it is called: `sheen --help` does not import torch, and
+`speak` does not import Ray.
 """
 
 import argparse
@@ -62,22 +62,21 @@ def speak(argv: list[str], prog: str) -> int:
     add("text", metavar="TEXT", help="what to speak; - reads it from standard input")
     add("--model", help="checkpoint: a folder, a URI or a hub id (default: the English voice)")
     add("--voice", help="one of the model's voices (default: the only one)")
-    add("--reference", help="recording of another voice to speak in: file, path or URI")
-    add("--reference-text", help="what is said in it")
+    add("--reference", help="recording of another voice to use: path or URI")
+    add("--reference-text", help="its transcript")
     add(
         "--reference-form",
         choices=get_args(ReferenceForm),
-        help="how it is put before the text (default: as the model was taught)",
+        help="placement of the reference in the prompt (default: as in training)",
     )
-    add("--instructions", help="how to say it, for a model that was trained with instructions")
-    endings = ".wav, .flac, .mp3, .opus, .aac or .pcm"
-    add("-o", "--output", default="out.wav", help=f"file, path or URI, with {endings} {shown}")
-    add("--speed", type=float, default=1.0, help=f"0.25 to 4, at the same pitch {shown}")
+    suffixes = ".wav, .flac, .mp3, .opus, .aac or .pcm"
+    add("-o", "--output", default="out.wav", help=f"path or URI, ending in {suffixes} {shown}")
+    add("--speed", type=float, default=1.0, help=f"0.25 to 4, at constant pitch {shown}")
     add(
         "--seed",
         type=int,
         default=Sampling.seed,
-        help=f"of the draws; another one, another rendition {shown}",
+        help=f"of sampling; another seed gives another rendition {shown}",
     )
     for flag, kind, what in (
         ("--temperature", float, "0 to 5; 0 takes the most likely token"),
@@ -90,28 +89,28 @@ def speak(argv: list[str], prog: str) -> int:
     add(
         "--repetition-window",
         type=lambda word: word if word == "all" else int(word),
-        help="tokens back that the penalty looks, or all (default: the checkpoint's, else "
-        f"{Sampling.repetition_window})",
+        help="generated tokens that the penalty looks back at, or all (default: the checkpoint's, "
+        f"else {Sampling.repetition_window})",
     )
     add("--ssml", action="store_true", help="TEXT is an SSML document")
-    add("--lexicon", help="JSON file of words and what is said for each, path or URI")
+    add("--lexicon", help="JSON file of words and their pronunciations, path or URI")
     limit = "longest audio of one chunk of text, seconds"
     add("--max-seconds", type=float, default=30.0, help=f"{limit} {shown}")
-    foreign = "of a checkpoint without sheen.json:"
-    add("--form", help=f"{foreign} its prompt form, where its tokens do not say")
-    add("--codec", help=f"{foreign} a SNAC, folder or hub id (default: {DEFAULT_CODEC})")
-    add("--info", help=f"{foreign} a file of sheen inspect instead")
-    add("--device", help="torch device (default: cuda where there is one, else cpu)")
+    foreign = "of a checkpoint without sheen.json"
+    add("--form", help=f"prompt form {foreign}, if its tokenizer does not show it")
+    add("--codec", help=f"SNAC codec {foreign}, folder or hub id (default: {DEFAULT_CODEC})")
+    add("--info", help=f"description {foreign}: a file written by sheen inspect")
+    add("--device", help="torch device (default: cuda if available, else cpu)")
     add(
         "--dtype",
         choices=get_args(Precision),
         default="auto",
-        help="of the speech model; auto is bfloat16 on a GPU, float32 on a CPU",
+        help="number format of the speech model; auto is bfloat16 on a GPU, float32 on a CPU",
     )
     options = parser.parse_args(argv)
     disable_progress_bar()
     try:
-        # Before any work: a file that cannot be written should not cost a synthesis.
+        # Check the output first: synthesis takes long.
         audio_format(options.output)
         if "://" not in options.output and not Path(options.output).parent.is_dir():
             raise ValueError(f"output {options.output}: no folder {Path(options.output).parent}")
@@ -177,8 +176,8 @@ def prepare(argv: list[str], prog: str) -> int:
         for reason, entry in report["rejects"].items():
             print(f"  rejected, {reason}: {entry['rows']} ({entry['examples'][0]})")
         if not report["rows_out"]:
-            raise ValueError("nothing can be used; see report.json in the output")
-        print(f"listen and correct: {config.output}/{REVIEW}; all figures: {config.output}/{PAGE}")
+            raise ValueError("no segment can be used; see report.json in the output")
+        print(f"review: {config.output}/{REVIEW}; report: {config.output}/{PAGE}")
         print(f"next: sheen encode --input {config.output}/{MANIFEST}")
         return 0
 
@@ -202,9 +201,9 @@ def encode(argv: list[str], prog: str) -> int:
         for reason, entry in report["rejects"].items():
             print(f"  rejected, {reason}: {entry['rows']} ({entry['examples'][0]})")
         if again := sum(report["rejects"].get(reason, {"rows": 0})["rows"] for reason in TRANSIENT):
-            print(f"  {again} of those may be there later: the same command tries them again")
+            print(f"  {again} of those could not be read; the same command tries them again")
         if not report["rows_out"]:
-            raise ValueError("nothing could be encoded; see report.json in the output")
+            raise ValueError("no recording could be encoded; see report.json in the output")
         return 0
 
     return run_job(prog, job)
@@ -289,9 +288,9 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "train-codec": (train_codec, "recordings -> a codec of your own"),
     "evaluate": (evaluate, "prompts and a checkpoint -> speech, scored, and a report page"),
     "serve": (serve, "a checkpoint -> an OpenAI-compatible speech server"),
-    "inspect": (inspect, "what a checkpoint that others trained is, and its sheen.json"),
-    "export": (export, "a checkpoint -> one with the token ids of the Orpheus family"),
-    "convert": (convert, "folders of an older format, brought up to date in place"),
+    "inspect": (inspect, "a checkpoint that others trained -> its description and sheen.json"),
+    "export": (export, "a checkpoint -> a copy with the token ids of the Orpheus family"),
+    "convert": (convert, "folders in an older format -> the current format, in place"),
 }
 
 
@@ -301,7 +300,7 @@ def _help() -> str:
         [
             "usage: sheen COMMAND [ARGUMENTS]",
             "",
-            "Your own voice model on Ray.",
+            "Train a text-to-speech voice on your own recordings and serve it over HTTP, on Ray.",
             "",
             *lines,
             "",

@@ -1,10 +1,9 @@
-"""`sheen convert FOLDER`: checkpoints and datasets of an older format, brought up to date in place.
+"""`sheen convert FOLDER`: upgrade checkpoints and datasets in an older format, in place.
 
-Owns what older versions of Sheen wrote: the keys of format 1 and what they are called now. Only
-JSON changes; weights, tokenizers, codecs and rows stay as they are, byte for byte. A folder is
-converted with all that lies below it, so that a job's output goes with its checkpoints and can be
-resumed; each file is replaced whole, and none is unless all of them can be. A codec's files have no
-format of Sheen's own.
+Owns the formats of older versions: the keys of format 1 and their present names. Only JSON files
+change, not weights, tokenizers, codecs and rows. A folder is converted with all folders below it,
+so that a job's output is converted with its checkpoints and can be resumed. Files are replaced
+atomically, and only if all of them can be converted. A codec has no format of Sheen's own.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from sheen.storage import files, folders, uris
 Keys = dict[str, Any]
 
 FINGERPRINT_FILE = "run.json"
-"""What decided a job's result: two of its keys are named after those of the formats here."""
+"""A job's fingerprint, two of whose keys were renamed too."""
 
 PROMPTS = {"speaker-text-1": {"name": "speaker-text", "version": "1"}}
 NORMALISERS = {"nfc-space-1": {"name": "nfc-space", "version": "1"}}
@@ -38,14 +37,14 @@ RENAMED = {
     "text_characters": "max_chunk_chars",
     "max_positions": "max_seq_len",
 }
-"""Keys of `sheen.json`, format 1, and what has their place."""
+"""Keys of `sheen.json`, format 1, and their present names."""
 
 
 def convert(folder: str) -> list[str]:
-    """Bring a folder, path or URI, up to date. A line for each file that changed; [] for none.
+    """Upgrade a folder, path or URI. Returns a line for each changed file.
 
-    Raises ValueError, and changes nothing, for a folder that holds neither a checkpoint, a dataset,
-    a job's output nor a codec, and for a file with a version, a key or a value that is not known.
+    Raises ValueError, and changes nothing, for a folder without a checkpoint, a dataset, a job's
+    output or a codec, and for a file with an unknown version, key or value.
     """
     if files.kind(folder) != fs.FileType.Directory:
         raise ValueError(f"{folder}: no such folder")
@@ -62,7 +61,7 @@ def convert(folder: str) -> list[str]:
         try:
             new = _KINDS[uris.name(path)](path, old)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: not as Sheen wrote it ({error!r})") from error
+            raise ValueError(f"{path}: not a valid file of format 1 ({error!r})") from error
         if new is not None:
             pending[path] = new
             changes.append(f"{path}: {_said(old)}")
@@ -128,7 +127,7 @@ def _fingerprint(path: str, old: Keys) -> bytes | None:
 
 
 def _known(path: str, old: Keys, key: str, table: Mapping[str, Any]) -> Any:
-    """What a value of format 1 is now; the first of the table where the key is missing."""
+    """The present form of a value of format 1; the first of the table if the key is missing."""
     value = old.get(key, next(iter(table)))
     if value not in table:
         raise ValueError(f"{path}: {key} is {value!r}, this Sheen knows {', '.join(table)}")

@@ -1,7 +1,7 @@
-"""The voice that speaks where no model is named: the English one.
+"""The English voice, which is used if no model is named.
 
-Owns where it is looked for: `examples/english/voice` of a checkout, then the installed package
-`sheen-voice-english`, which holds the same folder and no code. Refuses to download one.
+Owns where it is searched: in `examples/english/voice` of a checkout, then in the installed package
+`sheen-voice-english`, which contains the same folder. Downloads nothing.
 """
 
 import importlib.util
@@ -10,16 +10,17 @@ from pathlib import Path
 from sheen.lm.checkpoint import ENGLISH_VOICE, HOW_TO_GET_ONE, VOICE_PACKAGE, is_checkpoint
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-"""Of a checkout its root, wherever a worker's working directory is; of an installed package the
-folder of all packages, which holds no checkpoint."""
+"""The root of a checkout, whatever the working directory; for an installed package site-packages,
+which contains no checkpoint."""
 
 
 def find_default_voice() -> str:
-    """Its checkpoint folder. ValueError, which says how to get one, where there is none."""
+    """The checkpoint folder of the English voice. ValueError, which says how to get it, if it is
+    not installed."""
     for folder in (CHECKOUT / ENGLISH_VOICE, _packaged()):
         if folder is not None and is_checkpoint(folder):
             return str(folder)
-    raise ValueError(f"no model was named, and the English voice is not here. {HOW_TO_GET_ONE}")
+    raise ValueError(f"no model is named, and no English voice is installed. {HOW_TO_GET_ONE}")
 
 
 def _packaged() -> Path | None:

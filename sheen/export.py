@@ -1,9 +1,9 @@
 """`sheen export MODEL --layout orpheus`: a Sheen checkpoint with the ids of the Orpheus family.
 
-Owns the copy: each slot's own rows, the family's control tokens, a config that ends speech at the
-family's id, and a model card that says how the result is prompted and decoded. The body's weights
-and what the model says stay as they are. Refuses a checkpoint whose codec has other frames than the
-family's. What is not the same afterwards is told by `notes`.
+Owns the copy: embedding rows for each slot, the family's control tokens, a config with the family's
+end id, and a model card on prompting and decoding. The body's weights are not changed, and Sheen
+generates the same codes from the copy. Refuses a checkpoint whose codec has other frames than the
+family's. `notes_of` lists the differences from the family's own checkpoints.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sheen.codec.info import CODEC_FOLDER, codec_source
@@ -26,18 +25,18 @@ from sheen.text.forms import CONTROLS
 
 
 def export(model: str, output: str) -> list[str]:
-    """Write the folder `output`, path or URI, from a checkpoint; what is to be known of it.
+    """Write the folder `output`, path or URI, from a checkpoint; returns `notes_of` it.
 
     Raises ValueError.
     """
     info = checkpoint.read_info(model)
     old = info.token_layout
     if old.family != "sheen":
-        raise ValueError(f"model {model}: it has the family's ids already")
+        raise ValueError(f"model {model}: it already has the family's ids; export is not needed")
     if (old.tokens_per_frame, old.codebook_size) != (7, 4096):
         raise ValueError(
-            f"model {model}: its codec has {old.tokens_per_frame} x {old.codebook_size} codes a "
-            "frame, the family's has 7 x 4096: none of its servers would decode them"
+            f"model {model}: its codec has {old.tokens_per_frame} x {old.codebook_size} codes per "
+            "frame, the family's has 7 x 4096, so that servers of the family cannot decode them"
         )
     new = TokenLayout(old.first_id, old.codebook_size, old.strides, "orpheus")
     notes = notes_of(info)
@@ -56,31 +55,32 @@ def export(model: str, output: str) -> list[str]:
 
 
 def notes_of(info: CheckpointInfo) -> list[str]:
-    """What is not as in a checkpoint that was trained with the family's ids."""
+    """The differences from a checkpoint that was trained with the family's ids."""
     softmax = (
-        "It was trained with a masked softmax: rows that are not legal at a slot have no meaning."
+        "It was trained with a masked softmax: logits of ids that are not legal at a slot have no "
+        "meaning."
         if info.softmax == "masked"
-        else "It was trained with a full softmax over ids by level: the copies of a level's rows "
-        "have the same logits at each of its slots."
+        else "It was trained with a full softmax over ids by level: the ids of a level have the "
+        "same logits at all of its slots."
     )
     notes = [
-        f"{softmax} A decoder has to mask: at slot s only ids of that slot's block, and "
-        "<custom_token_2> at slot 0. One without a mask draws codes of other slots.",
-        "The prompt is that of training: `{voice}: {text}` (or `{text}` for one voice), a begin "
-        "token before it where the tokenizer adds one, and then <custom_token_1>. The model does "
-        "not know <custom_token_3> to <custom_token_6>, with which servers of the family wrap a "
-        "text.",
-        "`sheen train --model FOLDER` on recordings, with its full softmax, teaches it to be "
+        f"{softmax} A decoder must mask: at slot s only ids of that slot's block are legal, and "
+        "<custom_token_2> at slot 0. Without a mask it draws codes of other slots.",
+        "The prompt is that of training: `{voice}: {text}` (or `{text}` for one voice), with a "
+        "begin token before it if the tokenizer adds one, and then <custom_token_1>. The model "
+        "does not know <custom_token_3> to <custom_token_6>, which servers of the family put "
+        "around a text.",
+        "Fine-tuning with `sheen train --model FOLDER`, whose softmax is full, teaches it to be "
         "decoded without a mask.",
     ]
     if len(info.normalizer) > 1:
         steps = ", ".join(step.name for step in info.normalizer)
-        notes.append(f"Texts went through {steps} in training; a server has to do the same.")
+        notes.append(f"Training texts were processed by {steps}; a server must do the same.")
     return notes
 
 
 def _dtype(folder: Path) -> torch.dtype:
-    """The one that the weights are stored in."""
+    """The number format of the stored weights."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     found = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))), None)
     return found if isinstance(found, torch.dtype) else torch.float32
@@ -89,7 +89,7 @@ def _dtype(folder: Path) -> torch.dtype:
 def _with_custom_tokens(
     tokenizer: PreTrainedTokenizerBase, old: TokenLayout, new: TokenLayout, folder: Path
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer with the family's tokens in the place of Sheen's. `folder` is written to."""
+    """The tokenizer with the family's tokens instead of Sheen's. Writes to `folder`."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
     data = json.loads(path.read_text("utf-8"))
@@ -102,8 +102,7 @@ def _with_custom_tokens(
     ids = exported.convert_tokens_to_ids(names)
     if ids != list(range(new.first_id, new.first_id + new.size)):
         raise ValueError(
-            f"the tokenizer gives the {len(names)} custom tokens other ids than those from "
-            f"{new.first_id} on"
+            f"the tokenizer does not number the {len(names)} custom tokens from {new.first_id} on"
         )
     exported.pad_token = names[CONTROLS["PAD"]]
     return exported
@@ -111,10 +110,10 @@ def _with_custom_tokens(
 
 @torch.no_grad()
 def _copy_rows(speech: SpeechLM, old: TokenLayout, new: TokenLayout) -> None:
-    """Give every slot a copy of its level's rows, in place.
+    """Copy the rows of each level to its slots, in place.
 
-    Controls, and rows of padding, get that of `<audio_start>`: a full softmax has taught the head
-    never to choose it.
+    Control tokens and padding get the row of `<audio_start>`, which a full softmax has taught the
+    head never to choose.
     """
     lm, before = speech.lm, [table.clone() for table in speech.tables]
     rows = max(new.first_id + new.size, len(before[0]))
@@ -123,7 +122,8 @@ def _copy_rows(speech: SpeechLM, old: TokenLayout, new: TokenLayout) -> None:
         table[new.first_id :] = was[old.start_id]
         table[new.end_id] = was[old.end_id]
         for slot, block in enumerate(new.blocks):
-            _copy(table, block.base, was, int(old.slot_bases[slot]), new.codebook_size)
+            start, size = int(old.slot_bases[slot]), new.codebook_size
+            table[block.base : block.base + size] = was[start : start + size]
     lm.config.eos_token_id = new.end_id
     lm.config.pad_token_id = new.first_id + CONTROLS["PAD"]
     if lm.generation_config is not None:
@@ -131,23 +131,19 @@ def _copy_rows(speech: SpeechLM, old: TokenLayout, new: TokenLayout) -> None:
         lm.generation_config.pad_token_id = lm.config.pad_token_id
 
 
-def _copy(table: Tensor, to: int, was: Tensor, start: int, count: int) -> None:
-    table[to : to + count] = was[start : start + count]
-
-
 def main(argv: list[str], prog: str) -> int:
     parser = argparse.ArgumentParser(
-        prog, description="Copy a checkpoint into the token layout of another family."
+        prog, description="Copy a checkpoint into the token layout of the Orpheus family."
     )
     add = parser.add_argument
     add("model", help="checkpoint folder of `sheen train`: path or URI")
-    add("--layout", choices=["orpheus"], required=True, help="the family's name")
+    add("--layout", choices=["orpheus"], required=True, help="token layout of the copy")
     add("--output", required=True, help="folder to write: path or URI")
     options = parser.parse_args(argv)
     try:
         notes = export(uris.absolute(options.model), uris.absolute(options.output))
     except (ValueError, OSError) as error:
         return fail(prog, error)
-    print(f"written to {options.output}. What is not the same:")
+    print(f"written to {options.output}. Differences from the family's own checkpoints:")
     print("\n".join(f"- {note}" for note in notes))
     return 0

@@ -1,8 +1,8 @@
-"""`sheen inspect MODEL`: what a checkpoint is, how long its voices take, and a `sheen.json` of it.
+"""`sheen inspect MODEL`: describe a checkpoint, measure its speech rates, and write `sheen.json`.
 
-Owns what is printed and measured of a checkpoint that others trained, and where its record may be
-written: to a file that the caller names, or beside the weights in a folder of the user's own. Never
-writes into a hub cache, and never over a record that is there.
+Owns the description and the measurement of a checkpoint that others trained, and the place of its
+record: a file that the user names, or `sheen.json` next to the weights in a local folder. Never
+writes into a hub cache, and never overwrites a record.
 """
 
 import argparse
@@ -31,21 +31,21 @@ TEXTS = (
     "She read the letter slowly, put it back into its envelope, and said the answer could wait "
     "until the morning, when the boats would be back and everybody had slept.",
 )
-"""English of many lengths: of a voice of another language give its own."""
+"""English texts of different lengths; `--texts` replaces them for other languages."""
 SLOTS = 8
 MAX_SECONDS = 30.0
 
 
 def describe(info: CheckpointInfo) -> Iterator[str]:
-    """What is known of a checkpoint, line by line."""
+    """Lines that describe a checkpoint."""
     layout, sampling = info.token_layout, info.sampling_settings
     yield (
-        f"layout: {layout.family}, {layout.tokens_per_frame} x {layout.codebook_size:,} codes a "
+        f"layout: {layout.family}, {layout.tokens_per_frame} x {layout.codebook_size:,} codes per "
         f"frame, first id {layout.first_id}, start {layout.start_id}, end {layout.end_id}"
     )
     yield f"ids of code 0 by slot: {', '.join(map(str, layout.slot_bases.tolist()))}"
     yield f"codec: {info.codec.source}, {info.sample_rate} Hz, weights {info.codec.sha256[:12]}"
-    yield f"prompt form: {info.prompt.name}; trained with a {info.softmax} softmax, as far as known"
+    yield f"prompt form: {info.prompt.name}; softmax in training: {info.softmax}"
     voices = "any, described in words" if info.prompt.describes else "one, without a name"
     yield f"voices: {', '.join(info.voices) or voices}"
     if info.follows_instructions:
@@ -54,16 +54,16 @@ def describe(info: CheckpointInfo) -> Iterator[str]:
         yield f"tags: {' '.join(info.tags)}"
     if sampling:
         yield f"sampling: {', '.join(f'{name} {value}' for name, value in sampling.items())}"
-    yield f"longest text at once: {info.max_chunk_chars or 'not known'} characters"
+    yield f"longest text of a chunk: {info.max_chunk_chars or 'unknown'} characters"
 
 
 def measure(
     voice: Voice, texts: Sequence[str], seed: int = 0
 ) -> tuple[dict[str, DurationModel], list[str]]:
-    """How long the texts take in each voice, and a line for each voice of what was measured.
+    """The duration model of each voice, and a line of results for each voice.
 
-    Speech that ended by itself counts, of texts that are one chunk: a voice with less than two of
-    those stays as it was.
+    Uses texts that fit into one chunk and whose speech ended with EOS. A voice with fewer than two
+    of those keeps its duration model.
     """
     speakers: list[str | None] = list(voice.info.voices) or [None]
     per_second = voice.codec.sample_rate / voice.codec.frame_samples
@@ -98,21 +98,21 @@ def measure(
         name = speaker or "the voice"
         if len(frames) < 2:
             lines.append(
-                f"{name}: {len(frames)} of {said} texts ended by themselves, too few to measure; "
-                "published figures stay"
+                f"{name}: {len(frames)} of {said} texts ended with EOS, too few to measure; the "
+                "published figures are kept"
             )
             continue
         line = found[speaker or ""] = fit_durations(characters, frames)
         pace = per_second / line.frames_per_char
         lines.append(
-            f"{name}: {pace:.1f} characters a second and {line.base_frames / per_second:.2f} s, "
+            f"{name}: {pace:.1f} characters per second plus {line.base_frames / per_second:.2f} s, "
             f"from {len(frames)} of {said} texts"
         )
     return found, lines
 
 
 def target_of(model: str, output: str | None) -> str | None:
-    """Where the record goes, None for nowhere. ValueError for a file that is there already."""
+    """Where to write the record; None for nowhere. ValueError for an existing `--output`."""
     if output is not None:
         target = output
     elif hub.is_hub_id(model) or uris.is_uri(model) or hub.is_in_cache(Path(model).expanduser()):
@@ -122,33 +122,37 @@ def target_of(model: str, output: str | None) -> str | None:
         if files.exists(target):
             return None
     if files.exists(target):
-        raise ValueError(f"--output {target}: it exists; give another name")
+        raise ValueError(f"--output {target}: the file exists; give another name")
     return target
 
 
 def main(argv: list[str], prog: str) -> int:
     parser = argparse.ArgumentParser(
         prog,
-        description="Print what a checkpoint is, measure how long its voices take, and write its "
+        description="Describe a checkpoint, measure the speech rate of its voices, and write its "
         "sheen.json.",
     )
     add = parser.add_argument
     add("model", help="checkpoint: a folder, a URI or a hub id")
-    add("--form", help="its prompt form, where its tokens do not say")
-    add("--codec", help=f"its SNAC, folder or hub id (default: {DEFAULT_CODEC})")
+    add("--form", help="its prompt form, if the tokenizer does not show it")
+    add("--codec", help=f"its SNAC codec, folder or hub id (default: {DEFAULT_CODEC})")
     add("--voices", nargs="+", metavar="NAME", help="its voices (default: those of the form)")
     add(
         "--output",
         metavar="FILE",
-        help="for args.info of the server and --info (default: sheen.json beside the weights, in a "
-        "folder of your own)",
+        help="file for --info and the server's args.info (default: sheen.json next to the weights "
+        "of a local folder)",
     )
-    add("--texts", metavar="FILE", help="a text a line to measure with (default: six of English)")
+    add(
+        "--texts",
+        metavar="FILE",
+        help="texts for the measurement, one per line (default: six in English)",
+    )
     add(
         "--measure",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="speak the texts with every voice",
+        help="measure the speech rate of every voice",
     )
     add("--device", default="cpu", help="torch device (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -176,7 +180,7 @@ def main(argv: list[str], prog: str) -> int:
             files.write_bytes(target, folders.dump_record(info))
             print(f"written to {target}")
         elif not files.exists(uris.join(folder, INFO_FILE)):
-            print("not written: give --output FILE, and FILE as args.info", file=sys.stderr)
+            print("not written: give --output FILE to write sheen.json", file=sys.stderr)
     except (ValueError, OSError) as error:
         return fail(prog, error)
     return 0

@@ -1,8 +1,8 @@
-"""The Python API: a checkpoint, opened by `sheen.load`, that speaks texts.
+"""The Python API: a checkpoint opened by `sheen.load`, which synthesizes texts.
 
-Owns `Speaker` and `Audio`: which engine a program gets, and errors that name the argument. A text
-is spoken by the code that the server uses (`sheen.engine.longform`): the same text normalization
-and the same chunks. Knows nothing about Ray or HTTP.
+Owns `Speaker` and `Audio`: the settings of the engine, and errors that name the argument. Synthesis
+uses the same code as the server (`sheen.engine.longform`), with the same text normalization and
+chunks. Knows nothing about Ray or HTTP.
 """
 
 import weakref
@@ -38,40 +38,40 @@ from sheen.text.ssml import Scope
 
 @dataclass(frozen=True)
 class Audio:
-    """What was spoken."""
+    """Synthesized speech."""
 
     samples: NDArray[np.float32]
     """`[n]`, -1 to 1, mono."""
     sample_rate: int
     """Hz."""
     finish_reason: str
-    """`stop`: the model ended the speech; `length`: a limit did, in one chunk at least."""
+    """`stop`: ended with EOS; `length`: at least one chunk reached its limit of audio."""
 
     @property
     def seconds(self) -> float:
         return len(self.samples) / self.sample_rate
 
     def save(self, path: str | Path) -> None:
-        """Write a file, path or URI, in the format that its ending names: .wav, .flac, .mp3, .opus,
-        .aac or .pcm (raw 16-bit samples). ValueError for another ending."""
+        """Write a file, path or URI, in the format of its suffix: .wav, .flac, .mp3, .opus, .aac or
+        .pcm (raw 16-bit samples). ValueError for another suffix."""
         encoder = AudioEncoder(audio_format(str(path)), self.sample_rate, whole=True)
         data = encoder.push(self.samples)
         files.write_bytes(str(path), data + encoder.finish())
 
 
 def audio_format(path: str) -> str:
-    """The format that a file's ending names. ValueError for an unknown one."""
-    ending = Path(uris.name(path)).suffix.lower().removeprefix(".")
-    if ending not in MEDIA_TYPES:
-        endings = ", ".join(f".{name}" for name in MEDIA_TYPES)
-        raise ValueError(f"path {path}: expected a name that ends in one of {endings}")
-    return ending
+    """The format of a file's suffix. ValueError for an unknown one."""
+    suffix = Path(uris.name(path)).suffix.lower().removeprefix(".")
+    if suffix not in MEDIA_TYPES:
+        suffixes = ", ".join(f".{name}" for name in MEDIA_TYPES)
+        raise ValueError(f"path {path}: expected a name that ends in one of {suffixes}")
+    return suffix
 
 
 class Speaker:
     """A checkpoint on one device. Several threads may use it; their requests take turns.
 
-    Holds memory and threads until `close`, the end of a `with` block, or its own end.
+    Holds memory and threads until `close`, the end of a `with` block, or garbage collection.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class Speaker:
 
     @property
     def voices(self) -> list[str]:
-        """Names that `voice` may have; empty for a model with one voice, which has no name."""
+        """Valid names for `voice`; empty for a model with a single, unnamed voice."""
         return list(self._voice.info.voices)
 
     @property
     def tags(self) -> list[str]:
-        """Words such as `<laugh>` that the model acts where they stand in a text."""
+        """Tags in a text that the model performs, such as `<laugh>`."""
         return list(self._voice.info.tags)
 
     @property
@@ -122,12 +122,12 @@ class Speaker:
     def reference(
         self, audio: str | Path | bytes, text: str, *, form: ReferenceForm | None = None
     ) -> Reference:
-        """A recording of another voice, for `synthesize` and `stream` to speak in.
+        """Encode a recording of another voice, for `synthesize` and `stream`.
 
-        `audio`: a path, a URI, or a file's bytes; 1 to 30 s, best 3 to 10. `text`: what is said in
-        it, all of it. It is encoded here, once. `form`: how it is put before a text, `one-turn` or
-        `two-turn`; by default as the model was taught. Raises ValueError, which names the argument
-        and says what to give instead, and where the model was taught no references.
+        `audio`: a path, a URI, or a file's bytes; 1 to 30 s, best 3 to 10. `text`: its complete
+        transcript. `form`: placement in the prompt, `one-turn` or `two-turn`; by default as in
+        training. Raises ValueError, which names the argument and says what to give instead, and
+        for a model that was trained without references.
         """
         data = audio if isinstance(audio, bytes) else files.read_bytes(str(audio))
         with _errors_by_argument(ref_audio="audio", ref_text="text"):
@@ -150,23 +150,20 @@ class Speaker:
         lexicon: Mapping[str, str] | None = None,
         ssml: bool = False,
     ) -> Audio:
-        """Speak a text of any length.
+        """Synthesize a text of any length.
 
-        `voice`: one of `voices`; may be left out where there is one only. `reference`: a recording
-        of the voice to speak in instead, from the method `reference`. `instructions`: how it is to
-        be said, for a model that was trained with instructions. `speed`: 0.25 to 4, at the same
-        pitch. `temperature`: 0 (the likeliest token always) to 5. `top_k`, `top_p`: draw from
-        so many of the likeliest tokens, from so much of the probability; 0 and 1 are off.
-        `repetition_penalty`: 0.5 to 5, 1 is off, for tokens among the last `repetition_window`, or
-        "all". Of these, what is left out is as the checkpoint says, else as for Sheen's own models:
-        0.3, 0, 0.95, 1, 70. `seed`: another one is another rendition; the same one gives the same
-        audio. A text without a word, such as an emoji, is a moment of silence.
-        `[pause:1.5s]` in the text is exactly that much silence at any speed, 60 s at most.
-        `lexicon`: words, and what is said for each, such as `{"SQL": "sequel"}`. `ssml`: the text
-        is an SSML document, of which `break`, `sub`, `phoneme`, `prosody rate` and `voice` are
-        followed.
+        `voice`: one of `voices`; optional if there is only one. `reference`: a result of the method
+        `reference`, whose voice is used instead. `speed`: 0.25 to 4, at constant pitch.
+        `temperature`: 0 (greedy) to 5. `top_k`: number of likeliest tokens kept, 0 is off; `top_p`:
+        probability mass kept, 1 is off. `repetition_penalty`: 0.5 to 5, 1 is off, for ids among the
+        last `repetition_window` tokens, or "all". These five default to the checkpoint's settings,
+        else to 0.3, 0, 0.95, 1 and 70. `seed`: the same seed gives the same audio, another one a
+        different rendition. A text without a word, such as an emoji, gives 0.2 s of silence.
+        `[pause:1.5s]` in the text is exactly that much silence at any speed, at most 60 s.
+        `lexicon`: pronunciations of words, such as `{"SQL": "sequel"}`. `ssml`: the text is an SSML
+        document, with support for `break`, `sub`, `phoneme`, `prosody rate` and `voice`.
 
-        Raises ValueError, which names the argument, and RuntimeError where synthesis failed or the
+        Raises ValueError, which names the argument, and RuntimeError if synthesis failed or the
         speaker is closed.
         """
         sampling = self._voice.sampling(
@@ -200,9 +197,9 @@ class Speaker:
         lexicon: Mapping[str, str] | None = None,
         ssml: bool = False,
     ) -> Iterator[NDArray[np.float32]]:
-        """As `synthesize`, while it is generated: chunks of samples `[n]`, which together are its
-        `samples`. Wrong arguments are refused here, before the first chunk is asked for. Closing
-        the iterator ends the synthesis."""
+        """As `synthesize`, but returns chunks of samples `[n]` as they are generated; concatenated,
+        they are its `samples`. Raises errors in the arguments immediately, before the first chunk.
+        Closing the iterator cancels the synthesis."""
         sampling = self._voice.sampling(
             seed,
             temperature=temperature,
@@ -216,7 +213,7 @@ class Speaker:
         return self._streamed(text, params, stretch)
 
     def close(self) -> None:
-        """Stop, and give back the threads. Again, it does nothing."""
+        """Stop, and release memory and threads. Further calls have no effect."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -242,9 +239,9 @@ class Speaker:
         speed: float,
     ) -> SynthesisParams:
         if not self._close.alive:
-            raise RuntimeError("this Speaker is closed: load another one")
+            raise RuntimeError("this Speaker is closed; load it again")
         if reference is not None and voice is not None:
-            raise ValueError(f"voice {voice!r}: a reference is given too; give one of them")
+            raise ValueError(f"voice {voice!r}: a reference is given too; give only one of them")
         if reference is None and voice is None and len(self.voices) == 1:
             voice = self.voices[0]
         pipeline = self._voice.pipeline
@@ -282,7 +279,7 @@ def _stretched(speech: Synthesis, stretch: Stretch) -> Iterator[NDArray[np.float
 
 @contextmanager
 def _errors_by_argument(**names: str) -> Iterator[None]:
-    """A request's errors, with the `names` that the arguments have here."""
+    """Convert a request's errors to ValueError with the names of the arguments here."""
     try:
         yield
     except RequestError as error:

@@ -1,9 +1,9 @@
-"""Decoding audio: tokens of streams in, samples at their sinks, in threads of its own.
+"""Decoding audio: tokens of streams in, samples at their sinks, in separate threads.
 
-Owns the order of work. Windows of several streams are decoded in one batch, the most urgent first:
-streams without audio yet in the order they came, then those whose listeners run out of audio
-soonest. A stream is one thread's at a time, so its sink gets samples in order. A failure in one
-stream (its tokens, its sink) ends that stream alone. Knows nothing about models or slots.
+Owns the order of work. Windows of several streams are decoded in one batch, most urgent first:
+streams without audio yet, in order of arrival, then those whose clients run out of audio soonest.
+A stream is processed by one thread at a time, so that its sink gets samples in order. A failure in
+one stream (its tokens, its sink) ends only that stream. Knows nothing about models or slots.
 """
 
 import logging
@@ -22,31 +22,31 @@ from sheen.engine.types import Finished, Playback, Sink
 logger = logging.getLogger(__name__)
 
 BATCH, CPU_BATCH = 16, 2
-"""Windows decoded at once, at most: a new stream waits for one batch. A CPU gains nothing from more
-(docs/benchmarks.md)."""
+"""Most windows in a batch: a new stream waits for one batch. Larger batches are not faster on a
+CPU: per window, batches of 16 took longer than single windows."""
 
 
 @dataclass(eq=False)
 class Stream:
-    """One request's way from tokens to its sink. Its fields are the stage's."""
+    """The state of one request between its tokens and its sink, owned by the stage."""
 
     decoder: StreamingDecoder
     sink: Sink | None
-    """None from its ending on. Sinks tend to hold their requests' tickets, which hold streams: such
-    a cycle would keep all of a request's audio until the garbage collector's next full round."""
+    """None after the end. Sinks may refer to their requests' tickets, which refer to streams: such
+    a cycle would keep a request's audio until the garbage collector's next full collection."""
     trim: SilenceTrim | None = None
     playback: Playback = field(default_factory=Playback)
-    """As a listener who plays at once hears it."""
+    """Playback of a client that plays immediately."""
     tokens: list[int] = field(default_factory=list)
-    """Received, and not in the decoder yet."""
+    """Tokens received, and not in the decoder yet."""
     received: int = 0
-    """Tokens, all in all."""
+    """Number of tokens received."""
     needed: int = 0
-    """Tokens with which the next chunk can be decoded."""
+    """Number of tokens with which the next chunk can be decoded."""
     finished: Finished | None = None
-    """Its reason and error are what the sink will be told, when everything before it was."""
+    """The end of the request, to be reported to the sink after all samples."""
     broken: bool = False
-    """It ended by itself, maybe before its tokens did: its slot is to be freed."""
+    """The stream failed, maybe before its last token: its slot must be freed."""
     busy: bool = False
 
     def __post_init__(self) -> None:

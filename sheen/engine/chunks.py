@@ -1,12 +1,12 @@
-"""Chunks of a long text: sentences are packed into them as they arrive, their samples joined.
+"""Chunks of a long text: packing sentences as they arrive, and joining samples.
 
-Owns when a sentence is normalized and packed: not before its chunk is asked for, so the first chunk
-plays while the rest is still text. Where a text may be cut is `sheen.text.segmentation`'s.
+Owns when a sentence is normalized and packed: only when its chunk is needed, so that the first
+chunk plays while the rest is still text. Where a text may be split is `sheen.text.segmentation`'s.
 
-Owns the seams too. What the model puts around a chunk (silence before and after speech, a last
-sample of any value) becomes one pause of a chosen length between two chunks, with short fades on
-both sides. Samples inside a chunk are not changed, and a text of a single chunk passes untouched. A
-pause that the text asks for (`sheen.text.delivery`) is exactly so many zeros in that place.
+Also owns the joins. The model's silence around a chunk, and a last sample of any value, become one
+pause of a chosen length between two chunks, with short fades on both sides. Samples inside a chunk,
+and a text of a single chunk, are not changed. A pause mark in the text (`sheen.text.delivery`)
+becomes exactly that many zeros.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from sheen.text.items import Item, Pause, Style
 from sheen.text.segmentation import TextChunker
 
 Normalize = Callable[[str], Awaitable[str]]
-"""A sentence as written -> as it is spoken; empty for one without a word."""
+"""A sentence as written -> the model's input form; empty for one without a word."""
 
 SLICE = 256
 """Characters that are cut into sentences at a time."""
 
 
 class ChunkStream:
-    """Sentences in, spoken chunks of at most `limit` characters out, and pauses between them.
+    """Sentences in; normalized chunks of at most `limit` characters, and pauses, out.
 
-    `style` is the one of what was given last; None for the request's own. One event loop's.
+    `style` is that of the last chunk returned; None for the request's own. For one event loop.
     """
 
     def __init__(self, normalize: Normalize, limit: int) -> None:
@@ -43,19 +43,19 @@ class ChunkStream:
         self._news = asyncio.Event()
 
     def feed(self, items: Iterable[Item]) -> None:
-        """Further sentences, complete ones, and pauses."""
+        """Add complete sentences, pauses and styles."""
         self._items.extend(items)
         self._news.set()
 
     async def feed_text(self, text: str, stream: TextStream) -> None:
-        """Further text. Others have their turn in between: an odd text of 4,096 characters takes
-        60 ms to be cut. Raises what the stream does."""
+        """Add text, yielding to other tasks in between: an unusual text of 4,096 characters takes
+        60 ms to segment. Raises the stream's errors."""
         for start in range(0, len(text), SLICE):
             self.feed(stream.push(text[start : start + SLICE]))
             await asyncio.sleep(0)
 
     def close(self, stream: TextStream | None = None) -> None:
-        """No more will come than what is left in `stream`."""
+        """End the input, after the rest of `stream`."""
         if stream is not None:
             self.feed(stream.finish())
         self._closed = True
@@ -63,24 +63,24 @@ class ChunkStream:
 
     @property
     def last(self) -> bool:
-        """Whether it is known that no chunk follows."""
+        """Whether it is certain that no chunk follows."""
         left = self._ready or self._chunker.packed or self._following() is not None
         return self._closed and not left
 
     @property
     def pauses(self) -> bool:
-        """Whether it is known that a pause follows what was given last."""
+        """Whether it is certain that a pause follows the last chunk returned."""
         return not self._ready and isinstance(self._following(), Pause)
 
     def _following(self) -> str | Pause | None:
-        """The next sentence or pause that is there."""
+        """The next queued sentence or pause."""
         return next((item for item in self._items if not isinstance(item, Style)), None)
 
     async def next(self) -> str | Pause | None:
-        """The next chunk or pause, or None when there is no more; waits while none is known.
+        """The next chunk or pause, None at the end; waits if nothing is queued.
 
-        Sentences are packed together as far as they are there, and never waited for with something
-        at hand. One without a word gives no chunk.
+        Packs the sentences that are queued, without waiting for more. A sentence without a word
+        gives no chunk.
         """
         while not self._ready:
             head = self._items[0] if self._items else None
@@ -106,19 +106,19 @@ class ChunkStream:
 
 
 SILENCE = 0.01
-"""Of full scale; what stays below is a pause."""
+"""Samples below this, of full scale 1, are silence."""
 FADE_S = 0.005
-"""Long against a sample, short against a sound: a step of any height becomes inaudible."""
+"""Long enough to make a step inaudible, short compared with a sound."""
 ONSET_S = 0.03
-"""Silence kept before a chunk's first sound, which is softer than the sound."""
+"""Silence kept before a chunk's first sound, since an onset is softer than the sound."""
 
 PAUSES_S = {".!?…。！？": 0.3, ",;:—–，、；：": 0.18}
-"""By a chunk's last character. Readers of English pause about that long, between sentences twice as
-long as between clauses (Krivokapić, "Prosodic planning", 2007)."""
+"""Pauses by a chunk's last character, about as long as those of English readers, who pause twice as
+long between sentences as between clauses (Krivokapić, "Prosodic planning", 2007)."""
 WORD_PAUSE_S = 0.06
 WORDLESS_S = 0.2
-"""Silence that is the speech of a text without a word (`text.has_word`). Clients that read line by
-line send such texts (a rule of a table, an emoji), and some end the reading at an error."""
+"""Silence for a text without a word (`text.has_word`). Clients that read line by line send such
+texts (a table rule, an emoji), and some stop reading at an error."""
 
 
 def pause_after(text: str) -> float:
@@ -131,13 +131,13 @@ def pause_after(text: str) -> float:
 
 
 def wordless(sample_rate: int) -> Samples:
-    """The speech of a text without a word, `[n]`."""
+    """The silence for a text without a word, `[n]`."""
     return np.zeros(round(WORDLESS_S * sample_rate), np.float32)
 
 
 def silence(seconds: float, sample_rate: int) -> Iterator[Samples]:
-    """round(seconds * sample_rate) zeros in all, `[n]`, a second at a time: a client that does not
-    read holds no more."""
+    """round(seconds * sample_rate) zeros in all, `[n]`, a second at a time, so that a slow client
+    does not cost more memory."""
     left = round(seconds * sample_rate)
     while left > 0:
         yield np.zeros(min(left, sample_rate), np.float32)
@@ -145,10 +145,10 @@ def silence(seconds: float, sample_rate: int) -> Iterator[Samples]:
 
 
 class Joiner:
-    """Samples of chunks in, in order, and out as they may be heard.
+    """Joins the samples of chunks, in order, to one stream.
 
-    Begin every chunk with `begin`; then `push` its samples and `end` it. What `push` and `end`
-    return, put together, is the stream.
+    For every chunk call `begin`, `push` its samples, and `end`; the concatenated results of `push`
+    and `end` are the stream.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -156,20 +156,19 @@ class Joiner:
         self._fade = round(FADE_S * sample_rate)
         self._trim: SilenceTrim | None = None
         self._held = NO_SAMPLES
-        self._quiet = 0  # samples of the pause that have gone out
-        self._fading = 0  # samples of the fade that are still to come
+        self._quiet = 0  # samples of the pause that were returned
+        self._fading = 0  # remaining samples of the fade
         self._pause = 0
         self._last = True
         self._chunks = 0
 
     def begin(self, pause_s: float, last: bool) -> None:
-        """The next chunk, after which `pause_s` of silence are due unless it is the `last`.
+        """Start the next chunk, which is followed by `pause_s` of silence unless it is the `last`.
 
-        One of which nobody knows yet whether it is the last is not.
+        `last` must be False while more text may follow.
         """
         first = self._chunks == 0
         self._trim = None if first else SilenceTrim(self._rate, SILENCE, ONSET_S)
-        self._fading = 0 if first else self._fade
         self._pause = max(self._fade, round(pause_s * self._rate))
         self._last = last
         self._quiet = 0
@@ -177,10 +176,10 @@ class Joiner:
         self._chunks += 1
 
     def push(self, samples: Samples) -> Samples:
-        """The samples `[n]` that may go out.
+        """The samples `[n]` that are ready.
 
-        Held back, unless the chunk is the last: as many as the fade takes, and silence beyond the
-        pause, which is dropped if no sound follows it.
+        Held back, unless the chunk is the last: the samples of the fade, and silence beyond the
+        pause, which is dropped if no sound follows.
         """
         passed = samples if self._trim is None else self._trim.push(samples)
         passed = self._faded_in(passed)
@@ -194,8 +193,8 @@ class Joiner:
         return released
 
     def end(self, *, pad: bool = True) -> Samples:
-        """No more of this chunk will come: what was held back `[n]`, and the rest of the pause;
-        without `pad` no more of it than the chunk's own silence."""
+        """End the chunk: returns the samples held back `[n]` and the rest of the pause; without
+        `pad`, only the chunk's own silence."""
         rest = NO_SAMPLES if self._trim is None else self.push(self._trim.flush())
         if self._last:
             return rest
@@ -210,8 +209,8 @@ class Joiner:
         return np.concatenate([rest, kept[: len(kept) - fade], faded, pause])
 
     def _silence(self) -> tuple[int, int]:
-        """Where in what is held the silence after the last sound begins, and how much of it is
-        still due. Sound in what is held begins the pause anew."""
+        """Start of the silence at the end of the held samples, and how much of the pause is still
+        due. Sound in the held samples restarts the pause."""
         loud = np.flatnonzero(np.abs(self._held) >= SILENCE)
         if len(loud):
             self._quiet = 0

@@ -1,12 +1,11 @@
 """From a step's states to its tokens: the rows of the head that are legal at a slot of the frame.
 
-Owns the slot grammar on the device, in two shapes. `BlockHeads` takes any rows of a step and
-computes each block's rows of the head for those that are at its slots: what a CPU does, and a GPU
-for prompts. `DecodeStep` is a decode step over all slots in static shapes, so that a GPU can
-capture it as a CUDA graph: it owns the captured graphs, one per attention length, and their
-input buffers. The host sends one small table per step; which rows of the head a slot may use, and
-how its request samples, is looked up on the device. On a CPU the same code runs without a graph,
-which is how it is tested.
+Owns the slot grammar on the device, in two forms. `BlockHeads` takes any rows of a step and
+computes, for each block of ids, the head's rows for the states at its slots; used on a CPU, and on
+a GPU for prompts. `DecodeStep` is a decode step over all slots with static shapes, which a GPU can
+capture as a CUDA graph: it owns the captured graphs, one per attention length, and their input
+buffers. The host sends one small table per step; legal rows and sampling settings are looked up on
+the device. On a CPU the same code runs without a graph, which is how it is tested.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +23,14 @@ from sheen.lm.model import SpeechLM, float32_logits
 from sheen.lm.slot_attention import Rows
 
 MIN_LENGTH = 256
-"""Positions of the shortest attention that is captured; further ones double."""
+"""Shortest captured attention length; each further one is twice as long."""
 
 IDLE = -1
-"""The position of a slot at which nothing runs."""
+"""The position of an idle slot."""
 
 ALL_NEEDS = Needs(draws=True, likeliest=True, penalties=True)
-"""What is captured: what a request does not ask for leaves its tokens as they are, to the bit, and
-is a hundredth of a step's kernels."""
+"""Operations in a captured graph: those that a request does not need do not change its tokens, and
+are a hundredth of a step's kernels."""
 
 
 def attention_lengths(capacity: int) -> list[int]:

@@ -1,9 +1,9 @@
 """The engine: `submit(request, sink)`, and samples arrive at the sink while they are generated.
 
-Owns the thread that generates tokens, and how every request ends. A request takes a free slot at
-the next step (`sheen.engine.scheduler`), is generated together with all others that run, and leaves
-its slot at `<audio_end>`, at its budget or when it is cancelled; its audio is decoded concurrently
-(`sheen.engine.audio_decoder`). Refuses requests beyond the queue's bound or the maximum sequence
+Owns the thread that generates tokens, and the end of every request. A request takes a free slot at
+the next step (`sheen.engine.scheduler`), is generated in a batch with all running requests, and
+leaves its slot at `<audio_end>`, at its limit or when cancelled; its audio is decoded concurrently
+(`sheen.engine.audio_decoder`). Refuses requests beyond the queue's limit or the maximum sequence
 length. Knows nothing about text, voices or HTTP.
 """
 
@@ -29,23 +29,23 @@ from sheen.lm.model import SpeechLM
 logger = logging.getLogger(__name__)
 
 STALL_S = 60.0
-"""A step, or a batch of windows, that takes longer is taken for one that never ends."""
+"""A step, or a batch of windows, that takes longer counts as hung."""
 JOIN_S = 0.1
-"""Between two looks at an engine that closes: whether it is stuck."""
+"""Interval of the check, while closing, whether the engine is hung."""
 
 
 class Engine:
-    """Generates and decodes for up to `slots` requests at a time, in threads of its own.
+    """Generates and decodes for up to `slots` requests at a time, in its own threads.
 
-    `max_seq_len`: the longest request, prompt and audio, in tokens (default: the model's longest).
-    `cache_bytes`: memory for keys and values, taken at once (default: see `plan_pages`); a request
-    waits until there is enough for all of its own tokens. `max_queue`: how many requests may wait,
-    beyond those for which there is room, before `submit` raises EngineBusy. `typical_seq_len`: a
-    length for which the log says how many requests fit.
+    `max_seq_len`: longest request, prompt and audio, in tokens (default: the model's maximum).
+    `cache_bytes`: memory for keys and values, allocated at startup (default: see `plan_pages`); a
+    request waits until there is enough for all of its tokens. `max_queue`: how many requests may
+    wait, beyond those that fit, before `submit` raises EngineBusy. `typical_seq_len`: a length for
+    which the log says how many requests fit.
     `noise`: the codec's own noise, drawn from each request's seed. `ramp`, `look_ahead`: see
-    StreamingDecoder. `trim_silence`: leave out the silence before speech. `ahead`: steps that are
-    started before the tokens of the one before are read (default: 1 on a GPU). `stall_s`: after
-    so long at one step the engine is not alive.
+    StreamingDecoder. `trim_silence`: remove the silence before speech. `ahead`: steps that are
+    started before the tokens of earlier ones are read (default: 1 on a GPU). `stall_s`: a step that
+    takes longer makes `alive` false.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Engine:
         kept = 0 if reserve is None else reserve.total
         pages = plan_pages(shape, slots, longest, device, cache_bytes, kept)
         self.max_seq_len = min(longest, pages * PAGE)
-        """Tokens of the longest request: the one asked for, or what the whole cache holds."""
+        """Tokens of the longest request: as configured, or as many as the whole cache holds."""
         _log_memory(shape, pages, slots, self.max_seq_len, typical_seq_len, reserve)
         self.counters = Counters(slots)
         self._model, self._codec = model, codec
@@ -88,9 +88,9 @@ class Engine:
         self.max_queue = max_queue
         self._ahead = int(on_gpu) if ahead is None else ahead
         self._queue = RequestQueue(slots, max_queue, lambda: self._generator.free_pages)
-        self._running: dict[int, Ticket] = {}  # by slot, the token thread's
-        # The same at the time of a step, replaced and never changed: a token is not taken for the
-        # next request's at the same slot.
+        self._running: dict[int, Ticket] = {}  # by slot, used by the token thread alone
+        # A snapshot of it at each step, replaced and never modified, so that a token is not given
+        # to the next request at the same slot.
         self._owners: dict[int, Ticket] = {}
         self._working_since: float | None = None
         self._audio = AudioStage(codec, self._closed, audio_threads)
@@ -98,12 +98,12 @@ class Engine:
         self._thread.start()
 
     def submit(self, request: Request, sink: Sink, follows: Ticket | None = None) -> Ticket:
-        """Queue a request. One that `follows` another continues speech that a listener hears
-        already: it is never refused, goes before all that have not begun as soon as the other has
-        left its slot, and its audio is due when that of the other runs out.
+        """Queue a request. One that `follows` another continues a stream that is playing: it is
+        never refused, has priority over new requests as soon as the other has left its slot, and
+        its audio is due when that of the other has been played.
 
-        Raises EngineBusy, ValueError for one that never fits, and RuntimeError after `close` or
-        the engine's end.
+        Raises EngineBusy, ValueError for a request larger than the cache, and RuntimeError after
+        `close` or a failure of the engine.
         """
         layout = self._model.layout
         tokens = request.seq_len(layout)
@@ -135,11 +135,11 @@ class Engine:
         return self._queue.slots
 
     def alive(self) -> bool:
-        """Whether both stages run, and neither is stuck."""
+        """Whether both stages run, and neither is hung."""
         return not self._stalled() and self._thread.is_alive() and self._audio.alive()
 
     def metrics(self) -> dict[str, float]:
-        """Plain numbers: counts since the start, and the state as it is."""
+        """Plain numbers: counts since the start, and the current state."""
         return self.counters.values() | {
             "waiting": self._queue.waiting,
             "running": self._queue.running,
@@ -149,13 +149,13 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Finish what is queued and stop the threads. Returns without them when one of them is
-        stuck, see `stall_s`: requests that have not ended by then get no end."""
+        """Finish the queued requests and stop the threads. If a thread is hung, see `stall_s`,
+        returns without waiting for it; unfinished requests then get no `Finished`."""
         self._queue.close()
         while self._thread.is_alive():
             self._thread.join(JOIN_S)
             if self._stalled():
-                logger.error("the engine is closed with a step that does not end")
+                logger.error("the engine is closed while a step hangs")
                 return
 
     def _stalled(self) -> bool:
@@ -164,7 +164,7 @@ class Engine:
         return waiting or self._audio.stalled(self._stall_s)
 
     def _closed(self, stream: Stream, finished: Finished) -> None:
-        """The audio stage is through with a stream."""
+        """Called by the audio stage when a stream is finished."""
         self.counters.ended(finished.reason)
         self._queue.audio_done()
 
@@ -190,7 +190,8 @@ class Engine:
             self._audio.close()
 
     def _gather(self, pending: bool) -> bool:
-        """Admit and cancel; wait while there is nothing to do. False when all is done for good."""
+        """Admit and cancel requests; waits while there is nothing to do. False after `close`, when
+        all requests have finished."""
         self._working_since = None
         work = self._queue.take(busy=pending or bool(self._running))
         if work is None:
@@ -234,7 +235,7 @@ class Engine:
         for slot, token in zip(step.slots, tokens, strict=True):
             ticket = self._running.get(slot)
             if ticket is None or ticket is not owners.get(slot):
-                continue  # the slot is another request's by now, or nobody's
+                continue  # the slot belongs to another request by now, or to none
             if token == layout.end_id:
                 self._end(ticket, "stop", news=news)
                 continue
@@ -249,7 +250,7 @@ class Engine:
             if ticket is not None and ticket is owners.get(slot):
                 self._end(ticket, "error", error)
         if any(isinstance(error, torch.AcceleratorError) for error in step.failed.values()):
-            raise RuntimeError("the device failed; nothing can be computed on it any more")
+            raise RuntimeError("the GPU failed and cannot be used any more in this process")
 
     def _end(
         self,
@@ -258,7 +259,7 @@ class Engine:
         error: Exception | None = None,
         news: list[tuple[Stream, int | Finished]] | None = None,
     ) -> None:
-        """Free a request's slot and tell its stream, with the `news` if there are any."""
+        """Free a request's slot and finish its stream, directly or as part of `news`."""
         ticket.ended = True
         if ticket.slot is not None:
             slot = ticket.slot
@@ -276,7 +277,7 @@ class Engine:
             news.append(item)
 
     def _abandon(self, fault: str) -> None:
-        """Let everybody who still waits hear of the end."""
+        """End all unfinished requests with an error."""
         left = self._queue.end()
         error = RuntimeError(fault)
         for ticket in [*self._running.values(), *left]:

@@ -1,10 +1,10 @@
 """Token generation over slots: one forward pass per step, for prompts and running requests alike.
 
-Owns what a step holds, the positions and steps of every slot, and the slot grammar: only the head's
-rows that are legal at a request's slot of the frame are computed. A request's tokens do not depend
-on what else is in a step: attention is computed slot by slot, prompts are cut at fixed places, and
-a step never has so few rows that its matrix products would add up in another order. It knows
-nothing of queues, budgets of time or audio.
+Owns the content of a step, the positions and step counts of every slot, and the slot grammar: only
+the head's rows that are legal at a request's slot of the frame are computed. A request's tokens do
+not depend on the rest of a step: attention is computed slot by slot, prompts are cut at fixed
+places, and a step has enough rows that its matrix products always add in the same order. Knows
+nothing about queues, time limits or audio.
 """
 
 import logging
@@ -26,11 +26,11 @@ from sheen.lm.slot_attention import Rows, Span
 logger = logging.getLogger(__name__)
 
 PREFILL_CHUNK = 256
-"""Tokens of a prompt that a step takes at most: always cut here, whatever else runs, because where
-a prompt is cut decides how its attention rounds."""
+"""Most tokens of a prompt in a step. Prompts are always cut at this length, because the cut
+determines how attention rounds."""
 PREFILL_ROWS = 512
-"""Tokens of prompts in one step, all together, beyond the first chunk: what running requests may
-have to wait for."""
+"""Most tokens of all prompts in a step, beyond the first chunk: it bounds how long running requests
+wait."""
 
 
 @dataclass
@@ -39,21 +39,21 @@ class _Request:
     max_tokens: int
     min_tokens: int
     keys: Sequence[Key] = ()
-    """Of the pieces of the prompt, PREFILL_CHUNK tokens each, that are to be kept."""
+    """Keys of the prompt's chunks of PREFILL_CHUNK tokens that are to be kept."""
     written: int = 0
-    """Tokens of the prompt that are in the cache."""
+    """Tokens of the prompt in the cache."""
     step: int = 0
-    """Tokens that were generated."""
+    """Tokens generated."""
 
     @property
     def position(self) -> int:
-        """Where the row of its last token goes."""
+        """Position of its last token."""
         return len(self.prompt) + self.step - 1
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step produced: for `slots` one token each, for those in `failed` an exception.
+    """The result of a step: one token for each of `slots`, an exception for those in `failed`.
 
     `read` waits for the device.
     """
@@ -74,11 +74,11 @@ class StepOutput:
 
 
 class TokenGenerator:
-    """Runs the requests that were started, one token each per `step`.
+    """Runs the started requests, one token each per `step`.
 
-    `static_shapes` computes all slots at once, with shapes that stay the same: what a GPU's
-    CUDA graphs want, and the default there. `pages` of the KV cache: by default as `plan_pages`
-    says, which raises ValueError where the device has not the memory.
+    `static_shapes` computes all slots at once with constant shapes, which CUDA graphs need; the
+    default on a GPU. `pages` of the KV cache: by default from `plan_pages`, which raises ValueError
+    if the device does not have enough memory.
     """
 
     def __init__(
@@ -104,19 +104,19 @@ class TokenGenerator:
         self.sampler = SlotSampler(slots, max_seq_len, self.device)
         self._tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
         self._requests: dict[int, _Request] = {}
-        # Slots as tensors, see `_last_tokens`: kept until a request begins or ends.
+        # Slots as tensors, see `_last_tokens`; cached until a request starts or ends.
         self._kept: dict[tuple[int, ...], Tensor] = {}
         self._vocabulary = len(model.tables[0])
         self._heads = BlockHeads(model, self.sampler, self._tokens)
         self._decode_step = None
         if self._static_shapes:
             self._decode_step = DecodeStep(model, self.cache, self.sampler, self._tokens)
-        # Layers that training compiled would be compiled anew for every number of rows.
+        # Layers compiled by training would be recompiled for every number of rows.
         self._compiled = any(part._compiled_call_impl is not None for part in model.lm.modules())
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Do now what would make the first requests wait."""
+        """Do now what would delay the first requests."""
         if self._decode_step is not None:
             with self._eagerly():
                 self._decode_step.capture_all()
@@ -131,13 +131,12 @@ class TokenGenerator:
         min_tokens: int = 1,
         shared: int = 0,
     ) -> None:
-        """Let a request run at a free slot from the next step on.
+        """Run a request at a free slot from the next step on.
 
-        The first `shared` tokens of its prompt may be those of other prompts too: as much of them
-        as is in the cache is taken over, and what is computed is kept.
+        The first `shared` tokens of its prompt may occur in other prompts too: their keys and
+        values are reused if they are in the cache, else computed and kept.
 
-        ValueError for token ids that the model does not have, or too many, and where too few pages
-        of the KV cache are free.
+        ValueError for unknown token ids, too many tokens, and too few free pages of the KV cache.
         """
         if not prompt or min(prompt) < 0 or max(prompt) >= self._vocabulary:
             raise ValueError(f"the prompt holds ids outside 0..{self._vocabulary - 1}")
@@ -158,8 +157,8 @@ class TokenGenerator:
         self._forget()
 
     def stop(self, slot: int) -> None:
-        """Free a slot and its pages, if a request is there. Steps that were started before may
-        still write to them: before what a next request writes, by the device's order."""
+        """Free a slot and its pages, if it is in use. Steps that were already started may still
+        write to them; the device orders these writes before those of the next request."""
         self._requests.pop(slot, None)
         self.cache.close(slot)
         self._prefixes.recount()
@@ -167,9 +166,9 @@ class TokenGenerator:
 
     @torch.inference_mode()
     def step(self) -> StepOutput | None:
-        """One step over everything that runs, or None when nothing does.
+        """One step over all running requests; None if there are none.
 
-        A request that reached its `max_tokens` is left out until it is stopped.
+        A request that has reached its `max_tokens` is skipped until it is stopped.
         """
         running, chunks = self._plan()
         if not running and not chunks:
@@ -177,7 +176,7 @@ class TokenGenerator:
         failed: dict[int, Exception] = {}
         try:
             self._run(running, chunks)
-        except Exception as error:  # the base is anybody's code: it may raise anything
+        except Exception as error:  # the base is third-party code and may raise anything
             logger.exception("a step of %d requests failed", len(running) + len(chunks))
             failed = self._run_apart(running, chunks, error)
         produced = []
@@ -197,22 +196,22 @@ class TokenGenerator:
 
     @property
     def free_pages(self) -> int:
-        """Pages of the KV cache for requests to come: the free ones, and those that are kept for no
-        request that runs. Any thread may ask."""
+        """Pages of the KV cache for new requests: free ones, and kept ones that no running request
+        uses. Any thread may read it."""
         return self.cache.pool.free + self._prefixes.reclaimable
 
     def _keep(self, slot: int, request: _Request) -> None:
-        """Keep the piece of a prompt that was written last, if it is whole and to be kept."""
+        """Keep the last chunk of a prompt, if it is complete and to be kept."""
         number, rest = divmod(request.written, PREFILL_CHUNK)
         if not rest and 0 < number <= len(request.keys):
             self._prefixes.keep(request.keys[:number], self.cache.pages_at(slot))
 
     def _eagerly(self) -> AbstractContextManager[Any]:
-        """Layers run within as they were before training compiled them."""
+        """Within this context, layers compiled by training run uncompiled."""
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def _plan(self) -> tuple[list[int], list[Span]]:
-        """The slots that go on, and the chunks of prompts that are taken in."""
+        """The slots that generate a token, and the chunks of prompts, of the next step."""
         running: list[int] = []
         chunks: list[Span] = []
         rows = 0
@@ -246,7 +245,7 @@ class TokenGenerator:
     def _run_apart(
         self, running: Sequence[int], chunks: Sequence[Span], error: Exception
     ) -> dict[int, Exception]:
-        """The same step, one request at a time: what fails alone is what failed."""
+        """Repeat a failed step one request at a time, to find the request that failed."""
         if len(running) + len(chunks) == 1:
             return {next(iter([*running, *(span.slot for span in chunks)])): error}
         failed: dict[int, Exception] = {}
@@ -263,7 +262,7 @@ class TokenGenerator:
         return failed
 
     def _packed(self, running: Sequence[int], chunks: Sequence[Span]) -> None:
-        """Write the rows of a step into the cache, and choose a token where a prompt is whole."""
+        """Compute the rows of a step, and sample tokens for requests whose prompt is complete."""
         spans = [*(self._last_row(slot) for slot in running), *chunks]
         places: list[int] = []
         kept: list[int] = []

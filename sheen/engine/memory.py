@@ -1,8 +1,8 @@
-"""The memory of a GPU that an engine needs beside its weights and its KV cache.
+"""GPU memory that an engine needs in addition to weights and KV cache.
 
-Owns the arithmetic, so that the cache leaves that much free, and the log at the start names it.
-These are estimates from shapes, rounded up: `benchmarks/gpu_acceptance.py` has what was taken of
-them on a device. Allocates nothing.
+Owns the arithmetic, so that the cache leaves this much free, and its description in the startup
+log. These are estimates from shapes, rounded up; `benchmarks/gpu_acceptance.py` measures them on a
+device. Allocates nothing.
 """
 
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from sheen.lm.model import SpeechLM
 from sheen.lm.slot_attention import GATHERED_BYTES
 
 LIVE_WIDE, LIVE_NARROW = 4, 6
-"""Values of the MLP's width and of the base's, in float32, that are alive at once in a layer."""
+"""Float32 activations in a layer at a time, of the MLP's width and of the model's."""
 LIVE_LOGITS = 14
-"""Float32 values for each legal row of the head while a slot's token is drawn: logits, shares,
-sorted shares with int64 order, their sums, and the sort's own copies."""
+"""Float32 values per legal row of the head during sampling: logits, probabilities, sorted
+probabilities with int64 order, cumulative sums, and the sort's temporary copies."""
 LAYER_NODES, OTHER_NODES = 62, 200
-"""Kernels and copies of a decode step: of each layer, and around them, counted at Qwen3-0.6B."""
+"""Kernels and copies of a decode step: per layer, and others; counted for Qwen3-0.6B."""
 NODE_BYTES = 10_000
-"""Of a captured graph, outside torch's allocator."""
+"""Memory per node of a captured graph, outside torch's allocator."""
 WORKSPACE_BYTES = 32 << 20
-"""Of cuBLAS on Hopper GPUs, for each stream that multiplies: torch's default."""
+"""cuBLAS workspace on Hopper GPUs for each stream with matrix products: torch's default."""
 LIVE_ACTIVATIONS = 4
-"""Activations of the codec's widest layer that are alive at once: the input of a residual unit, its
-snake's two and a convolution's output."""
+"""Activations of the codec's widest layer at a time: the input of a residual unit, two of its
+snake, and a convolution's output."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Reserve:
 def plan_reserve(
     model: SpeechLM, codec: WindowCodec, slots: int, max_seq_len: int, audio_threads: int
 ) -> Reserve:
-    """What an engine on a GPU takes at most beside weights and cache, about."""
+    """An estimate of an engine's largest GPU memory in addition to weights and cache."""
     config = model.lm.config.get_text_config()
     shape, layout = CacheShape.of(model.lm), model.layout
     hidden = int(config.hidden_size)
@@ -71,9 +71,9 @@ def plan_reserve(
     logits = slots * (layout.size + LIVE_LOGITS * (layout.codebook_size + 1)) * 4
     nodes = LAYER_NODES * shape.layers + OTHER_NODES
     graphs = len(attention_lengths(pages_of(max_seq_len) * PAGE)) * nodes * NODE_BYTES
-    # The thread of the tokens, the capture's stream, and those of the audio.
+    # The token thread, graph capture, and the audio threads.
     streams = 2 + audio_threads
-    # In a long window a chunk's context is little.
+    # The context is small compared with a long window.
     windows = min(BATCH, MAX_IN_FLIGHT_PER_SLOT * slots)
     samples = windows * LONGEST * codec.frame_samples
     return Reserve(

@@ -1,9 +1,9 @@
-"""A reference: a recording of a voice, and its words, as what a request is spoken in.
+"""References: a recording of a voice and its transcript, as the voice of a request.
 
-Owns what becomes of a recording before it is encoded (mono at the codec's rate, without silence at
-its ends, cut to whole frames), what recording and text may not be, and the prompt: how both stand
-before a text. Every refusal says what to give instead. What a model was taught of references is in
-its checkpoint; whose recording may be used is not asked here.
+Owns the preparation of a recording (mono at the codec's rate, without silence at its ends, cut to
+whole frames), the checks of recording and text, whose messages say what to give instead, and the
+prompt with both before a text. Whether a model was trained with references is in its checkpoint.
+Permission to use a recording is not checked here.
 """
 
 import io
@@ -22,23 +22,23 @@ from sheen.engine.types import Reference, RequestError
 from sheen.text.prompt import PromptTemplate, normalize, one_turn_text
 
 SHORTEST_S, LONGEST_S = 1.0, 30.0
-"""Of a recording, as vLLM-Omni has it."""
-BEST = "3 to 10 s of one voice, that begin and end in a pause"
+"""Bounds on the length of a recording; vLLM-Omni's values."""
+BEST = "3 to 10 s of one voice that begin and end in a pause"
 SILENT = 0.01
-"""Largest sample of what is no speech, of full scale."""
+"""A recording whose largest sample is below this is silent; full scale is 1."""
 QUIET = 0.01
-"""Below this share of the largest sample there is silence at the ends, of which KEPT_S stay."""
+"""Samples below this share of the largest one are silence at the ends, of which KEPT_S are kept."""
 KEPT_S = 0.2
 CLIPPED_PER_SECOND = 10.0
-"""A recording with more clipped places distorts the voice that is taken from it."""
+"""More clipping would distort the voice."""
 SLOWEST, FASTEST = 1.5, 40.0
-"""Characters a second: nobody speaks as slowly or as fast, in syllables or in letters."""
+"""Bounds on characters per second, for any script."""
 
 
 def read_recording(data: bytes, codec: WindowCodec, longest_s: float = LONGEST_S) -> Samples:
-    """The speech of a whole file's bytes `[n]`, at the codec's rate, in whole frames.
+    """The speech in a file's bytes `[n]`, at the codec's rate, in whole frames.
 
-    No more of it is decoded than `longest_s`. Raises RequestError.
+    Decodes at most `longest_s`. Raises RequestError.
     """
     samples, rate = _decoded(data, longest_s)
     peak = float(np.abs(samples).max(initial=0.0))
@@ -66,7 +66,7 @@ def read_recording(data: bytes, codec: WindowCodec, longest_s: float = LONGEST_S
             f"the recording has {seconds:.2f} s of speech, expected {SHORTEST_S:g} to "
             f"{longest_s:g} s: give {BEST}",
         )
-    # Whole frames: the model goes on after the last one, which must not be half silence.
+    # Whole frames: the model continues after the last one, which must not be padded with silence.
     block = codec.frame_samples * codec.block_frames
     return samples[: len(samples) // block * block]
 
@@ -81,34 +81,35 @@ def _decoded(data: bytes, longest_s: float) -> tuple[Samples, int]:
                 if count > longest_s * file.rate:
                     raise RequestError(
                         "ref_audio",
-                        f"the recording is longer than {longest_s:g} s: give {BEST}, and the words "
-                        "of that part",
+                        f"the recording is longer than {longest_s:g} s: give {BEST}, and the "
+                        "transcript of that part",
                     )
             if file.faults:
                 raise AudioError("unreadable", f"decoding failed at {min(file.faults):.2f} s")
             return np.concatenate(parts), file.rate
     except AudioError as error:
         raise RequestError(
-            "ref_audio", f"no readable recording ({error}): give a WAV, FLAC, MP3 or Ogg file"
+            "ref_audio",
+            f"the recording cannot be read ({error}): give a WAV, FLAC, MP3 or Ogg file",
         ) from error
 
 
 def encode_recording(codec: Codec, layout: TokenLayout, samples: Samples) -> NDArray[np.int16]:
-    """Codes `[frames, tokens_per_frame]` of what `read_recording` gives."""
+    """Codes `[frames, tokens_per_frame]` of a recording from `read_recording`."""
     return layout.interleave(codec.encode([torch.from_numpy(samples)])[0])
 
 
 def check_text(text: str, seconds: float) -> None:
-    """Raise RequestError for a text, in its spoken form, that is not what is said in a recording
-    of so many seconds. Only its length is compared."""
+    """Raise RequestError for a text, in the model's input form, whose length does not fit the
+    length of its recording."""
     characters = len(normalize(text))
     if not characters:
         raise RequestError("ref_text", "the text is empty: give the words of the recording")
     if not SLOWEST <= characters / seconds <= FASTEST:
         raise RequestError(
             "ref_text",
-            f"{characters} characters in {seconds:.1f} s of speech: this text is not what is said "
-            "in the recording. Give its words, all of them and no others",
+            f"{characters} characters in {seconds:.1f} s of speech: this text is not the "
+            "transcript of the recording. Give all of its words and no others",
         )
 
 
@@ -119,11 +120,11 @@ def reference_prompt(
     text: str,
     instruction: str | None = None,
 ) -> tuple[list[int], int]:
-    """Token ids of a prompt that ends where the text's own audio begins, and how many of the first
-    ones requests with this reference may have in common.
+    """Token ids of a prompt up to the text's own audio, and how many of the first ones requests
+    with this reference can share.
 
-    Of one turn these are all: the text stands before the codes, so that the same text alone has
-    the same keys and values. A name stands in neither: the voice is nobody's that the model knows.
+    With `one-turn`, where the text precedes the codes, only requests with the same text can share
+    them, and then all. The prompt has no speaker name.
     """
     codes = layout.to_ids(reference.frames).tolist()
     if reference.form == "one-turn":

@@ -1,14 +1,13 @@
-"""Choosing the next token among the rows legal at a slot.
+"""Sampling the next token among the rows that are legal at a slot.
 
 Owns the repetition penalty, temperature, top-k, top-p and the draw. All requests of a step are
-chosen at once, each with its own settings; a draw is a function of the request's seed and its step
-(`sheen.rng`), and no arithmetic of one row depends on another, so a request gets the same
-tokens whatever else runs. Takes logits of the legal rows only: an illegal token cannot be chosen
-because it is not there.
+sampled at once, each with its own settings; a draw is a function of the request's seed and its step
+(`sheen.rng`), and rows are computed independently, so that a request gets the same tokens whatever
+else runs. Takes logits of legal rows only, so that an illegal token cannot be chosen.
 
-The order is transformers': penalty, temperature, top-k, top-p. So top-p acts on the mass that
-temperature and top-k leave: it keeps the fewest of the likeliest rows that hold `top_p` of it, and
-always the likeliest.
+The order is that of transformers: penalty, temperature, top-k, top-p. Top-p thus acts on the
+probabilities after temperature and top-k: it keeps the fewest of the likeliest rows whose sum
+reaches `top_p`, and always the likeliest one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,25 +20,24 @@ from torch import Tensor
 from sheen import rng
 
 REPETITION_WINDOW = 70
-"""Tokens of a request's past that its repetition penalty looks at by default: ten frames at 24 kHz,
-0.85 s. Over the whole past it would take away sounds that speech cannot do without."""
+"""Generated tokens that the repetition penalty looks back at by default: ten frames at 24 kHz, 0.85
+s. Over all tokens it would suppress sounds that speech needs."""
 LARGEST = 1 << 20
-"""Of a count of rows or tokens: beyond any table's and any request's, and float32 counts to 2**24.
-"""
+"""Largest count of rows or tokens: more than any table or request has, and exact in float32."""
 
 GUESSES = (16, 64, 256)
-"""How many of the likeliest rows are sorted at first. Mostly they hold what decides; the others are
-sorted only for requests for which they do not."""
+"""How many of the likeliest rows are sorted first. They usually suffice; more are sorted only for
+requests for which they do not."""
 
 
 @dataclass(frozen=True)
 class Sampling:
     """One request's settings. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off.
 
-    `repetition_penalty` divides the positive logits, and multiplies the negative, of token ids that
-    the request drew among its last `repetition_window` tokens, or all of them; 1 is off. An id is a
-    code at its level, and in a layout with ids by slot a code at its slot: there the same number
-    is a weaker setting. The prompt does not count.
+    `repetition_penalty` divides positive logits, and multiplies negative ones, of token ids among
+    the request's last `repetition_window` generated tokens, or all of them; 1 is off. The prompt
+    does not count. In a layout with ids by slot, ids repeat less often than in one with ids by
+    level, so that the same penalty has a weaker effect.
     """
 
     temperature: float = 0.3
@@ -69,20 +67,20 @@ class Sampling:
 
     @property
     def reach(self) -> int:
-        """Tokens back that the penalty looks."""
+        """How many tokens the penalty looks back at."""
         window = self.repetition_window
         return LARGEST if window == "all" else min(window, LARGEST)
 
     @classmethod
     def of(cls, own: Mapping[str, Any], seed: int = 0, **asked: Any) -> "Sampling":
-        """The settings asked for; where None, a model's `own`, and those here for the rest."""
+        """The settings in `asked` that are not None, else a model's `own`, else the defaults."""
         given = {name: value for name, value in asked.items() if value is not None}
         return cls(seed=seed, **{**own, **given})
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What at least one of the requests of a step asks for; what none does is not computed."""
+    """Operations that at least one request of a step needs; others are not computed."""
 
     draws: bool
     likeliest: bool
@@ -91,21 +89,21 @@ class Needs:
 
 @dataclass(frozen=True)
 class RowSettings:
-    """The slots that rows of logits `[B, R]` belong to, and their settings: good until another
-    request is at one of them. Which rows draw from all that there is (`whole`) and which from the
-    likeliest (`cut`) is None where the host does not look."""
+    """The slots of rows of logits `[B, R]` and their settings, valid until another request starts
+    at one of them. `whole`: rows without top-k and top-p; `cut`: the others; both None where the
+    host does not examine them."""
 
     needs: Needs
     slots: Tensor
     temperature: Tensor
     greedy: Tensor
     top_k: Tensor | None
-    """None where no row has one."""
+    """None if no row has one."""
     top_p: Tensor
     penalty: Tensor
     window: Tensor
     reach: int | None = None
-    """The longest window; None where the host does not look, and all of the past is read."""
+    """The longest window; None where the host does not examine it, and all tokens are read."""
     whole: Tensor | None = None
     cut: Tensor | None = None
 
@@ -122,7 +120,7 @@ class SlotSampler:
         self._places = torch.arange(max_tokens, device=device)
 
     def set(self, slot: int, sampling: Sampling, tokens: int) -> None:
-        """A new request of up to so many tokens is at `slot`."""
+        """Start a request of up to `tokens` tokens at `slot`."""
         self._settings[slot] = sampling
         numbers = [
             sampling.temperature,
@@ -133,7 +131,7 @@ class SlotSampler:
         ]
         self._numbers[slot] = torch.tensor(numbers, device=self._device)
         if sampling.temperature > 0:
-            # All at once: a draw costs some fifty calls, whether of one step or of all.
+            # All at once: the draws of one step take as many calls, some fifty, as those of all.
             seeds = torch.tensor([sampling.seed], device=self._device)
             steps = torch.arange(tokens, device=self._device)
             self._uniforms[slot, :tokens] = rng.uniform(seeds, rng.SAMPLING, steps)[0]
@@ -164,7 +162,7 @@ class SlotSampler:
         )
 
     def settings_on_device(self, slots: Tensor, needs: Needs) -> RowSettings:
-        """The same for a graph, which the host does not look into."""
+        """The same for a CUDA graph, without any decision on the host."""
         temperature, top_k, top_p, penalty, window = self._numbers[slots].T
         return RowSettings(
             needs=needs,
@@ -224,7 +222,7 @@ class SlotSampler:
         # What stands at other places is of steps to come, which an earlier request had here.
         seen = (places >= 0) & (places < steps) & (places >= steps - settings.window)
         columns = past - bases
-        # Column 0 is `<audio_end>` or nothing, never a past token; other blocks lie outside.
+        # Column 0 is `<audio_end>` or unused, never a past token; other blocks are out of range.
         mine = seen & (columns > 0) & (columns < logits.shape[1])
         columns = torch.where(mine, columns, 0)
         scores = logits.gather(1, columns)
@@ -236,8 +234,8 @@ class SlotSampler:
 def _draw(shares: Tensor, settings: RowSettings, uniform: Tensor) -> Tensor:
     """Columns `[B]` drawn from `shares` `[B, R]`, which sum to one.
 
-    A row from which nothing is left out needs no order. Each other row takes the first guess that
-    decides it, whatever its neighbours need.
+    Rows without top-k and top-p need no sorting. Each other row uses the first guess that suffices
+    for it, independently of the other rows.
     """
     count = shares.shape[1]
     if settings.whole is None or settings.cut is None:

@@ -1,10 +1,10 @@
-"""Admission to the engine's slots: who waits, in which order, and who runs next.
+"""Admission of requests to the engine's slots, and the queue.
 
-Owns the free slots, the tickets of requests, the queue's bound, and the number of requests in
+Owns the free slots, the tickets of requests, the queue's limit, and the number of requests in
 flight, under one lock that clients, the token thread and the audio threads share; the token thread
-sleeps here while there is nothing to do. The first in line waits for a slot and for as many pages
-of the KV cache as it may need, and nobody passes it. Refuses a request when the queue is full.
-Computes nothing, and reports no finish reason.
+sleeps here while there is nothing to do. The first request in the queue waits for a slot and for as
+many pages of the KV cache as it may need, and is not overtaken. Refuses a request when the queue is
+full.
 """
 
 import threading
@@ -36,13 +36,13 @@ class Slots:
 
 
 MAX_IN_FLIGHT_PER_SLOT = 2
-"""Requests per slot that have begun and whose audio is not complete, at most."""
+"""Most requests per slot that have started and whose audio is not complete."""
 
 
 class Ticket:
     """A submitted request. After `cancel()` its sink gets `Finished("cancelled")` and no more
-    samples, unless it has ended already. `pages` of the KV cache are enough for it. `waited_s`:
-    seconds until it had a slot, None before."""
+    samples, unless it has finished. `pages`: most pages of the KV cache that it needs. `waited_s`:
+    seconds until it got a slot, None before."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Ticket:
         self.stream = stream
         self.continues = follows is not None
         self.ended = False
-        """Whether it has left its slot, or will never have one."""
+        """Whether it has left its slot, or will never get one."""
         self.waited_s: float | None = None
         self.slot: int | None = None
-        """None before it has one."""
+        """None before admission."""
         self.tokens = 0
         """Audio tokens generated."""
         self._queue = queue
@@ -68,8 +68,8 @@ class Ticket:
 
     @property
     def rank(self) -> int:
-        """Who is admitted first: what continues the speech of a request that has no slot any more,
-        then requests that have not begun, then what one makes ahead that still has a slot."""
+        """Order of admission: first, continuations of a request that has left its slot; then new
+        requests; then continuations of a request that still has a slot."""
         if self._before is None:
             return 1
         return 0 if self._before.ended else 2
@@ -82,18 +82,18 @@ class Ticket:
 
     @property
     def runs_out(self) -> float | None:
-        """When the audio sent so far will have been played, monotonic; None before there is any."""
+        """When the audio sent so far will have been played, monotonic time; None before any."""
         return self.stream.playback.runs_out
 
 
 class RequestQueue:
-    """Tickets on their way to `slots` slots; at most `limit` wait, beyond those for which a slot
-    and pages are free. `free_pages` says how many are: the thread that calls `take` takes them for
-    those it was given before it calls again.
+    """The queue for `slots` slots; at most `limit` tickets wait, in addition to those for which a
+    slot and pages are free. `free_pages` returns the number of free pages; the thread that calls
+    `take` allocates those of admitted tickets before it calls again.
 
-    Those that follow another, whose speech is playing already, are never refused, and go first once
-    the other has left its slot. Before that they go last: a long text takes a second slot where
-    nobody waits for one, and a few long texts do not fill them all.
+    Tickets that continue another one, whose audio is playing, are never refused, and go first once
+    the other has left its slot. Before that they go last: a long text takes a second slot only
+    while no request waits for one, and a few long texts do not fill all slots.
     """
 
     def __init__(self, slots: int, limit: int, free_pages: Callable[[], int]) -> None:
@@ -116,7 +116,7 @@ class RequestQueue:
 
     @property
     def running(self) -> int:
-        """Slots that are taken."""
+        """Number of taken slots."""
         return self._slots.count - self._slots.free
 
     def put(self, ticket: Ticket) -> None:
@@ -136,7 +136,7 @@ class RequestQueue:
             self._wake.notify()
 
     def audio_done(self) -> None:
-        """One more request's audio is all out, or will never be."""
+        """Count a request whose audio is complete or abandoned."""
         with self._wake:
             self._in_flight -= 1
             self._wake.notify()
@@ -146,8 +146,8 @@ class RequestQueue:
             self._slots.give_back(slot)
 
     def take(self, busy: bool) -> tuple[list[Ticket], list[Ticket]] | None:
-        """Who has a slot from now on, and who is to be cancelled. Unless the caller is `busy`, it
-        waits until there is one; None when there will never be one again."""
+        """Newly admitted tickets, and tickets to cancel. Unless the caller is `busy`, waits until
+        there are any; None after `close` when the queue is empty."""
         with self._wake:
             while not (busy or self._cancels or self._admissible()):
                 if self._closed and not self._waiting:
@@ -167,13 +167,13 @@ class RequestQueue:
         return admitted, cancels
 
     def close(self) -> None:
-        """Take no more; those that wait will have their turn."""
+        """Accept no more tickets; waiting ones are still admitted."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
 
     def end(self) -> list[Ticket]:
-        """Take no more, and give out those that wait."""
+        """Accept no more tickets; returns the waiting ones."""
         with self._wake:
             self._closed = True
             left = list(self._waiting)
@@ -182,8 +182,8 @@ class RequestQueue:
         return left
 
     def _admissible(self, *new: Ticket) -> list[Ticket]:
-        """Who of those that wait, and the `new`, could be admitted now, the first in line first;
-        with the lock held."""
+        """Which of the waiting and `new` tickets could be admitted now, in order; called with the
+        lock held."""
         spare = MAX_IN_FLIGHT_PER_SLOT * self._slots.count - self._in_flight
         slots = min(self._slots.free, spare)
         if slots <= 0:

@@ -1,13 +1,13 @@
-"""The streaming decoder: tokens in, PCM out, while the utterance is still being generated.
+"""The streaming decoder: tokens in, samples out, while the utterance is still being generated.
 
-Owns which frames may be decoded when, and which of the decoded samples are final. Every sample it
-emits is the sample that decoding the whole utterance gives there (to the bit on a CPU), the
-first and the last frame included, whatever the chunks: each window carries the context that the
-codec's receptive field needs, and noise is a function of position. Windows of several streams are
-decoded in one batch; a stream whose frames came faster than they were decoded takes several chunks
-as one window, so that a busy codec decodes less context twice. With a `look_ahead` the first
-chunk that is heard waits for fewer frames than it needs, and so do chunks of silence before it that
-are trimmed: it starts earlier, and its last samples differ (decision 0016 says by how much).
+Owns when frames are decoded, and which of the decoded samples are final. The samples are those of
+decoding the whole utterance (to the bit on a CPU), including the first and the last frame, for any
+chunk sizes: each window has the context that the codec's receptive field needs, and noise is a
+function of position. Windows of several streams are decoded in one batch; if a stream's frames
+arrive faster than they are decoded, several chunks are decoded as one window, which saves context.
+With a `look_ahead`, the first audible chunk, and chunks of trimmed silence before it, wait for
+fewer frames than they need: audio starts earlier, and the last samples of the chunk differ
+(decision 0016 has the error).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,20 +21,19 @@ from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Window, WindowCodec
 
 DEFAULT_RAMP = (1, 2, 4, 8, 12)
-"""Frames of the first chunks; the last value repeats. Small first for an early start, then large,
-because each window decodes up to 6 frames of context again."""
+"""Frames of the first chunks; the last value repeats. The first ones are small for an early start;
+later ones are larger, because each window decodes up to 6 frames of context again."""
 
 LONGEST = 36
-"""Frames of several chunks taken as one window, at most: nobody else is decoded meanwhile."""
+"""Most frames of several chunks in one window: other streams wait meanwhile."""
 
 
 class StreamingDecoder:
     """One utterance's decoder. `seed` None switches the codec's noise off.
 
     `look_ahead`: frames that the first chunk waits for; None for as many as make it exact. `trims`:
-    samples may be silence that nobody hears, and whoever leaves it out sets `heard`. `before`:
-    codes `[frames, tokens_per_frame]` that the utterance continues; their samples are not given
-    out.
+    leading silence is removed by the caller, who sets `heard` at the first sound. `before`: codes
+    `[frames, tokens_per_frame]` that the utterance continues; their samples are not returned.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""What passes between the engine and its callers: requests, how they end, playback, counters.
+"""The types of the engine's interface: requests, results, playback, counters.
 
-Owns the vocabulary of the engine's interface and no behaviour beyond plain arithmetic: `Playback`
-tells when a listener who plays from the first chunk on runs out of audio, `Counters` sums what is
-exported. Refuses nothing; the engine checks what it is given.
+Owns no behavior beyond plain arithmetic: `Playback` computes when a client that plays from the
+first chunk on runs out of audio, `Counters` sums the exported metrics. The engine checks its
+arguments itself.
 """
 
 import threading
@@ -28,7 +28,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True)
 class Finished:
-    """The last thing a sink gets. `stop`: the model ended; `length`: the budget did."""
+    """The last item of a sink. `stop`: ended with EOS; `length`: reached its limit of audio."""
 
     reason: FinishReason
     frames: int
@@ -41,45 +41,44 @@ Sink = Callable[[Samples | Finished], object]
 
 @dataclass(frozen=True)
 class Request:
-    """`min_frames` to `max_frames` frames are generated after `prompt`, which ends in
-    `<audio_start>`, or in whole frames of codes that are continued."""
+    """`min_frames` to `max_frames` frames are generated after `prompt`, which ends with
+    `<audio_start>`, or with whole frames of codes to be continued."""
 
     prompt: Sequence[int]
     max_frames: int
     sampling: Sampling
     min_frames: int = 1
     shared: int = 0
-    """Tokens of the prompt's beginning that other requests may have too: what of it is computed is
-    kept for them."""
+    """Length of the beginning of the prompt that other requests may share, whose keys and values
+    are kept for them, tokens."""
     before: NDArray[np.int16] | None = field(default=None, compare=False)
-    """Codes `[frames, tokens_per_frame]` of the audio that the generated one continues: it is
-    decoded as their continuation, and they are not heard."""
+    """Codes `[frames, tokens_per_frame]` that the generated ones continue: they are context for
+    decoding, and their audio is not returned."""
 
     def seq_len(self, layout: TokenLayout) -> int:
-        """Positions of a slot that it needs."""
+        """Longest sequence of the request, tokens."""
         return len(self.prompt) + self.max_frames * layout.tokens_per_frame
 
 
 @dataclass(frozen=True)
 class Span:
-    """Samples `[n]` of a stream that are heard at one tempo."""
+    """Samples `[n]` of a stream with one tempo."""
 
     samples: Samples
     rate: float | None = 1.0
-    """Times the request's speed; None: silence of a stated length, the same at any speed."""
+    """Factor of the request's speed; None for a pause, whose length does not depend on speed."""
 
 
 class EngineBusy(RuntimeError):
-    """The queue is full; `waiting` requests are before this one."""
+    """The queue is full, with `waiting` requests."""
 
     def __init__(self, waiting: int) -> None:
-        super().__init__(f"{waiting} requests are waiting already")
+        super().__init__(f"the queue is full: {waiting} requests are waiting")
         self.waiting = waiting
 
 
 class RequestError(ValueError):
-    """A request that cannot be spoken; `field` is `input`, `voice`, `instructions`, `ref_audio` or
-    `ref_text`."""
+    """An invalid request; `field` is `input`, `voice`, `ref_audio` or `ref_text`."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -87,19 +86,19 @@ class RequestError(ValueError):
 
 
 class SpeechFailed(RuntimeError):
-    """The engine gave up on a chunk."""
+    """The engine failed on a chunk."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A recording of the voice to speak in, encoded. Requests share what was computed of it."""
+    """An encoded recording of a voice. Requests share its keys and values where possible."""
 
     frames: NDArray[np.int16]
     """Its codes `[frames, tokens_per_frame]`, in slot order."""
     text: str
-    """What is said in it, in the form that the model was taught."""
+    """Its transcript, in the model's input form."""
     form: ReferenceForm
-    """How it is placed in the prompt."""
+    """Its placement in the prompt."""
 
 
 def _as_written() -> "Delivery":
@@ -110,7 +109,7 @@ def _as_written() -> "Delivery":
 
 @dataclass(frozen=True)
 class SynthesisParams:
-    """How a text is to be spoken: the same for each of its chunks."""
+    """Settings for the synthesis of a text, the same for all of its chunks."""
 
     speaker: str | None = None
     """One of the model's voices; None for a model with one voice, which has no name."""
@@ -119,19 +118,17 @@ class SynthesisParams:
     """Longest audio of a chunk."""
     delivery: "Delivery" = field(default_factory=_as_written)
     reference: Reference | None = None
-    """Whose voice it is spoken in; the speaker is None then."""
+    """A reference for the voice, instead of a speaker."""
     ssml: "Scope | None" = None
-    """The text is an SSML document, which may name so much."""
-    instruction: str | None = None
-    """How it is to be said, for a model that was trained with instructions."""
+    """For an SSML document: the names that it may use."""
 
 
 @dataclass
 class Progress:
-    """What has been synthesized of a text so far."""
+    """Statistics of a text's synthesis so far."""
 
     finish_reason: FinishReason | Literal[""] = ""
-    """Of the chunks so far: `length` if one of them met its budget; empty where there is none."""
+    """Of the finished chunks: `length` if one of them reached its limit; empty before the first."""
     chunks: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -140,21 +137,21 @@ class Progress:
 
 @dataclass
 class Playback:
-    """A listener who plays a stream from its first chunk on. Times are of `time.monotonic`."""
+    """A client that plays a stream from its first chunk on. Times are of `time.monotonic`."""
 
     opened: float = field(default_factory=time.monotonic)
     runs_out: float | None = None
-    """When everything sent so far will have been played; None before the first audio, unless the
-    same listener had audio before."""
+    """When all audio sent so far will have been played; None before the first audio, unless an
+    earlier chunk of the text was sent."""
     first_audio_s: float | None = None
-    """From `opened` to the first samples."""
+    """Seconds from `opened` to the first samples."""
     seconds: float = 0.0
-    """Of audio that was sent."""
+    """Seconds of audio sent."""
     underruns: int = 0
     """Chunks that were sent after the audio before them had been played."""
 
     def came(self, seconds: float) -> None:
-        """So much audio has come now."""
+        """Count audio that is sent now."""
         now = time.monotonic()
         if self.first_audio_s is None:
             self.first_audio_s = now - self.opened
@@ -174,19 +171,19 @@ class Counters:
         self._steps = self._tokens = 0
 
     def stepped(self, tokens: int) -> None:
-        """A step produced this many tokens."""
+        """Count a step that produced this many tokens."""
         with self._lock:
             self._steps += 1
             self._tokens += tokens
 
     def ended(self, reason: FinishReason) -> None:
-        """A stream's sink got its last item."""
+        """Count a finished request."""
         with self._lock:
             self._finish_reasons[reason] += 1
 
     def values(self) -> dict[str, float]:
-        """Requests by finish reason, `tokens`, and `batch_fill`: the mean share of slots that a
-        step produced tokens for."""
+        """Requests by finish reason, `tokens`, and `batch_fill`: the mean share of slots with a
+        token in a step."""
         with self._lock:
             fill = self._tokens / (max(1, self._steps) * self._slots)
             return {**self._finish_reasons, "tokens": self._tokens, "batch_fill": fill}

@@ -1,9 +1,8 @@
-"""A loaded checkpoint with its codec: a text and a voice's name -> a request the engine can run.
+"""A loaded checkpoint with its codec: a text and a voice's name -> a request for the engine.
 
-Owns opening the folder, the spoken form of a sentence, the longest text of a chunk, and a request's
-budget of audio. Refuses a codec or a text normalization other than the recorded one, a voice that
-the model does not have, and a text without a word or too long for the model's context. Generates
-nothing: that is the engine's.
+Owns opening the folder, converting a sentence to the model's input form, the longest text of a
+chunk, and the limit of a request's audio. Refuses a codec or a text normalization other than the
+recorded one, an unknown voice, an empty text, and a text too long for the model's context.
 """
 
 import math
@@ -39,24 +38,24 @@ from sheen.text.segmentation import split_sentences
 from sheen.text.steps import TextPipeline, check_steps
 
 RUNAWAY = 3.0, 2.0
-"""A request gets this many times the seconds that its text is expected to take, and so many more:
-a model that does not end is not waited for."""
+"""A request's audio is limited to the expected duration times the first number plus the second, in
+seconds, so that a runaway generation stops."""
 TEXT_POSITIONS = 512
-"""Of the longest request, at least; half as many as its audio's where that is more."""
+"""Least tokens for the text of the longest request; half as many as for audio if that is more."""
 TYPICAL = 6.0, 15.0
-"""Seconds of a sentence's audio, and characters that speech takes a second, each a token at most:
-for a log line, and for nothing that is computed."""
+"""Seconds of a sentence's audio, and characters (at most a token each) per second of speech: only
+for the log line about memory."""
 
 DEFAULT_CHUNK_CHARS = 200
-"""Longest chunk for a checkpoint that does not say what it was taught: a long sentence, 12 to 15
-seconds, as the recordings of common corpora are."""
+"""Longest chunk for a checkpoint that does not record one: a long sentence, 12 to 15 seconds, as in
+the recordings of common corpora."""
 UNTAUGHT = (
-    "this model was not taught to follow a reference: train one with --reference-share, or name "
-    "the form to try it in"
+    "this model was not trained to follow a reference: train one with --reference-share, or give "
+    "the form of the reference to try it anyway"
 )
 NOT_INSTRUCTED = "this model was not trained to follow instructions; leave them out"
 SLOWER = 1.5
-"""A chunk may take this many times its expected seconds without meeting a request's cap."""
+"""A chunk may take this many times its expected duration without reaching its limit of audio."""
 
 
 @dataclass(frozen=True)
@@ -70,53 +69,52 @@ class Voice:
 
     @property
     def dtype(self) -> str:
-        """Of the speech model, for a log line."""
+        """Number format of the speech model, for a log line."""
         return str(self.model.lm.dtype).removeprefix("torch.")
 
     @cached_property
     def template(self) -> PromptTemplate:
-        """What a text and a speaker become."""
+        """The prompt template for the checkpoint's tokenizer."""
         return self.info.prompt.template(self.tokenizer, self.model.layout, self.info.tags)
 
     def sampling(self, seed: int = 0, **asked: Any) -> Sampling:
-        """Settings of a request: those asked for, and where None the model's own."""
+        """Sampling settings of a request; those that are None are the checkpoint's."""
         return Sampling.of(self.info.sampling_settings, seed, **asked)
 
     @property
     def pipeline(self) -> TextPipeline:
-        """The steps that the model's texts were taken through; libraries load at first use."""
+        """The recorded normalization steps; libraries load at first use."""
         return TextPipeline(self.info.normalizer, tuple(self.info.tags))
 
     @property
     def language(self) -> str | None:
-        """What texts are normalized as, ISO 639-1; None where the model takes them as they are."""
+        """Language of text normalization, ISO 639-1; None without normalization."""
         return self.pipeline.language
 
     def spoken(self, sentence: str) -> str:
-        """A sentence in the form that the model was taught, which is what `request` takes; empty
-        when there is nothing to say."""
+        """A sentence in the model's input form, as `request` takes it; may be empty."""
         return self.pipeline.taught(self.pipeline.words(sentence))
 
     def read_reference(
         self, data: bytes, text: str, form: ReferenceForm | None = None
     ) -> Reference:
-        """A reference from a file's bytes and its words as written. Raises RequestError, see
+        """A reference from a file's bytes and its transcript as written. Raises RequestError, see
         `read_recording` and `reference`."""
         frames = self.encode(read_recording(data, self.codec))
         sentences = map(self.spoken, split_sentences(text, self.language))
         return self.reference(frames, " ".join(filter(None, sentences)), form)
 
     def encode(self, recording: Samples) -> NDArray[np.int16]:
-        """Codes of what `read_recording` gives, for `reference`."""
+        """Codes of a recording from `read_recording`, for `reference`."""
         return encode_recording(self.codec, self.model.layout, recording)
 
     def reference(
         self, frames: NDArray[np.int16], text: str, form: ReferenceForm | None = None
     ) -> Reference:
-        """A recording's codes and its words, in their spoken form, as requests take them.
+        """A reference from a recording's codes and its transcript in the model's input form.
 
-        `form`: another than the one that the model was taught. Raises RequestError for a text that
-        is not the recording's, and where the model was taught none and none is given.
+        `form`: placement in the prompt, by default as in training. Raises RequestError for a text
+        that cannot be the recording's, and without a form for a model trained without references.
         """
         taught = self.info.reference
         if form is None and taught is None:
@@ -125,18 +123,12 @@ class Voice:
         form = form or (taught.form if taught else "one-turn")
         return Reference(frames, text, form)
 
-    def check(
-        self,
-        text: str,
-        speaker: str | None,
-        reference: Reference | None = None,
-        instruction: str | None = None,
-    ) -> None:
-        """Raise RequestError for an empty text, a speaker that the model does not know, and an
-        instruction where it was trained with none. With a reference there is no speaker."""
+    def check(self, text: str, speaker: str | None, reference: Reference | None = None) -> None:
+        """Raise RequestError for an empty text and an unknown speaker. With a reference, `speaker`
+        must be None."""
         voices = self.info.voices
         if reference is not None:
-            assert speaker is None, "a reference speaks for itself"
+            assert speaker is None, "a reference replaces the speaker"
         elif voices and speaker not in voices:
             what = "no voice was named" if speaker is None else f"unknown voice {speaker!r}"
             raise RequestError("voice", f"{what}; this model has: {', '.join(voices)}")
@@ -152,9 +144,8 @@ class Voice:
     def max_chunk_chars(
         self, max_seconds: float, speaker: str | None, reference: Reference | None = None
     ) -> int:
-        """The most characters of spoken text to be given to `request` at once: no more than the
-        model was taught, than `max_seconds` of audio hold, and than there is room for behind a
-        reference; at least 1."""
+        """The longest text for one `request`, in characters: limited by the training texts, by
+        `max_seconds` of audio, and by the room after a reference; at least 1."""
         taught = self.info.max_chunk_chars or DEFAULT_CHUNK_CHARS
         durations = self._durations(speaker, reference)
         if durations is None or durations.frames_per_char <= 0:
@@ -162,7 +153,7 @@ class Voice:
         if reference is not None:
             layout = self.model.layout
             used = len(reference_prompt(self.template, layout, reference, "a")[0])
-            # A character is a token at most, and its audio.
+            # Per character at most one token of text, and its audio.
             each = 1 + SLOWER * durations.frames_per_char * layout.tokens_per_frame
             taught = min(taught, int((self.model.max_positions - used) / each))
         frames = max_seconds * self._frames_per_second / SLOWER
@@ -177,8 +168,7 @@ class Voice:
         reference: Reference | None,
         others: Iterable[str | None] = (),
     ) -> int:
-        """`max_chunk_chars` whoever speaks: the voice of the request, or others that its text
-        names."""
+        """The smallest `max_chunk_chars` of the request's voice and other voices in its text."""
         limits = [self.max_chunk_chars(max_seconds, other) for other in {*others} - {speaker}]
         return min([self.max_chunk_chars(max_seconds, speaker, reference), *limits])
 
@@ -192,14 +182,12 @@ class Voice:
         reference: Reference | None = None,
         instruction: str | None = None,
     ) -> Request:
-        """A request to speak `text`, which is in its spoken form already, in at most `max_seconds`
-        of audio, or what the model's context leaves; in the voice of a `reference` or a `speaker`,
-        as an `instruction` says.
+        """A request to speak `text`, which is in the model's input form, with at most `max_seconds`
+        of audio, in the voice of a `reference` or a `speaker`.
 
-        `max_seq_len` is the engine's, where it is less than the model's. Where the checkpoint
-        knows how long texts take, one that runs away ends sooner, see RUNAWAY. Raises RequestError
-        for what `check` refuses, a text that leaves no tokens for audio, and an instruction that
-        leaves too few for the text.
+        `max_seq_len`: the engine's, if it is less than the model's. If the checkpoint has a
+        duration model, it lowers the limit, see RUNAWAY. Raises RequestError for an empty text, an
+        unknown speaker, and a text that leaves no tokens for audio.
         """
         self.check(text, speaker, reference, instruction)
         layout = self.model.layout
@@ -245,14 +233,14 @@ class Voice:
         return float(self.codec.sample_rate / self.codec.frame_samples)
 
     def max_seq_len(self, max_seconds: float, reference_seconds: float = 0.0) -> int:
-        """Positions for a request of `max_seconds` of audio after a reference, and texts to fill
-        both."""
+        """Tokens of the longest request: `max_seconds` of audio after a reference, and their
+        texts."""
         frames = math.ceil((max_seconds + reference_seconds) * self._frames_per_second)
         audio = frames * self.model.layout.tokens_per_frame
         return min(self.model.max_positions, audio + max(TEXT_POSITIONS, audio // 2))
 
     def typical_seq_len(self, max_seconds: float) -> int:
-        """Positions for a request of one sentence: see TYPICAL, and `request` for its budget."""
+        """Tokens of a request of one sentence, see TYPICAL; `request` has its limit of audio."""
         seconds, pace = TYPICAL
         budget = max_seconds
         if self.info.duration_model:
@@ -264,7 +252,7 @@ class Voice:
     def expected_seconds(
         self, text: str, speaker: str | None, reference: Reference | None = None
     ) -> float | None:
-        """How long the voice's own recordings would take; None without a record."""
+        """Expected duration by the voice's recordings; None without a duration model."""
         durations = self._durations(speaker, reference)
         if durations is None:
             return None
@@ -274,7 +262,7 @@ class Voice:
     def _durations(self, speaker: str | None, reference: Reference | None) -> DurationModel | None:
         if reference is None:
             return self.info.duration_of(speaker)
-        # The pace of the recording, which the model goes on with.
+        # The speech rate of the recording, which the model continues.
         pace = len(reference.frames) / max(1, len(normalize(reference.text)))
         return DurationModel(base_frames=0.0, frames_per_char=pace)
 
@@ -290,13 +278,13 @@ def load_voice(
 ) -> Voice:
     """Open a checkpoint (folder, URI or hub id) for synthesis on one device.
 
-    `dtype` is the speech model's; the codec is in float32 always (decision 0022). `form`, `codec`
+    `dtype` is the speech model's; the codec is always in float32 (decision 0022). `form`, `codec`
     and `info`, a file, are for checkpoints without `sheen.json`: see `describe_checkpoint`.
     """
     location = hub.located(location)
     if not files.exists(location):
         raise ValueError(f"checkpoint {location}: no such folder. {checkpoint.HOW_TO_GET_ONE}")
-    # Before a large folder is copied from elsewhere.
+    # Before copying a large folder from a remote store.
     known = describe_checkpoint(location, form=form, codec=codec, info=info)
     with folders.local_folder(location) as folder:
         if codec is None:
@@ -315,7 +303,7 @@ def load_voice(
         model.freeze()
         voice = Voice(known, model, tokenizer, load_codec(source, device))
         try:
-            voice.template  # noqa: B018 - made now, or refused
+            voice.template  # noqa: B018 - raises here if the tokenizer does not fit
         except ValueError as error:
             raise ValueError(f"checkpoint {location}: {error}") from error
         return voice

@@ -1,12 +1,11 @@
 """Base models: which causal LMs can be trained, and the first values of their new embedding rows.
 
-Owns what Sheen assumes of a base that others made, each assumption checked and refused by name
-before any of its weights is loaded: its family (on a model of that family with few and random
-weights), its files and its tokenizer's ids. What only the weights show is checked where they are
-loaded. New rows get the mean and the covariance of the base's rows; their noise is alike for codes
-whose codebook vectors are alike, or independent where no codebooks are given. transformers' own
-mean_resizing scales that covariance by 1e-9, so that all rows start equal (arXiv 2604.02324):
-docs/decisions/0013 compares the three.
+Owns Sheen's assumptions about a base, which are checked before its weights are loaded, with an
+error for each: its family (on a small random model of that family), its files and its tokenizer's
+ids. Assumptions about the weights are checked when they are loaded. New rows get the mean and the
+covariance of the base's rows; their noise is similar for codes with similar codebook vectors, or
+independent without codebooks. transformers' own mean_resizing scales the covariance by 1e-9, so
+that all rows start nearly equal (arXiv 2604.02324): docs/decisions/0013 compares the three.
 """
 
 import copy
@@ -34,15 +33,15 @@ LEVEL_SHARE = 0.5
 LAYERS, VOCABULARY = 2, 64
 INNER = {"intermediate_size": 64, "moe_intermediate_size": 64, "num_local_experts": 4}
 HEADS = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
-"""Sizes of the small model, where a family has them."""
+"""Sizes of the small model, for config fields that the family has."""
 MOST_WEIGHTS = 100_000_000
-"""A family whose small model has more is checked with its own weights only."""
+"""If the small model has more weights, the check is left to the base's own weights."""
 
 
 def check_config(config: PreTrainedConfig) -> int:
-    """The longest sequence of a base, in tokens. Raises ValueError for one that cannot be taught.
+    """The longest sequence of a base, in tokens. Raises ValueError for an unsupported base.
 
-    Takes a few seconds: it computes with a small random model of the family.
+    Takes a few seconds: it runs a small random model of the family.
     """
     kind = config.model_type
     if getattr(config, "quantization_config", None) is not None:
@@ -51,9 +50,9 @@ def check_config(config: PreTrainedConfig) -> int:
             "which training needs"
         )
     if config.get_text_config() is not config:
-        raise ValueError(f"the base {kind!r} is multimodal; give a model of text alone")
+        raise ValueError(f"the base {kind!r} is multimodal; give a text-only model")
     if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(f"the base {kind!r} is no decoder-only language model")
+        raise ValueError(f"the base {kind!r} is not a decoder-only language model")
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):
         raise ValueError(
@@ -70,7 +69,7 @@ def _method(config: PreTrainedConfig) -> str:
 
 
 def _try_family(config: PreTrainedConfig) -> None:
-    """Compute with small models of random weights: as narrow as can be, else as wide as it is."""
+    """Check small random models of the family: a narrow one, else one of the base's width."""
     for narrow in (True, False):
         try:
             lm = _small(config, narrow)
@@ -85,7 +84,7 @@ def _try_family(config: PreTrainedConfig) -> None:
 
 
 def _small(config: PreTrainedConfig, narrow: bool) -> PreTrainedModel | None:
-    """None where even the smallest is large; raises whatever the family raises."""
+    """A small random model; None if it would be too large. Raises whatever the family raises."""
     small = copy.deepcopy(config)
     with suppress(AttributeError):  # some families compute it
         if layers := getattr(small, "layer_types", None):
@@ -109,16 +108,16 @@ def _small(config: PreTrainedConfig, narrow: bool) -> PreTrainedModel | None:
     with torch.no_grad():
         for parameter in lm.parameters():
             if parameter.ndim >= 2:
-                parameter.mul_(5)  # as drawn, attention is nearly even and mixing shows too little
+                parameter.mul_(5)  # otherwise attention is nearly uniform and hides mixing
     return lm
 
 
 def check_files(folder: Path) -> None:
     """Raise ValueError naming a file of a model's folder that cannot be loaded.
 
-    Of weights the headers are read alone.
+    Reads only the headers of weight files.
     """
-    # Here, and not above: a model that is already in memory does without pyarrow.
+    # Imported here: a model that is already in memory does not need pyarrow.
     from sheen.storage import files
 
     for path in sorted(folder.iterdir()):
@@ -131,35 +130,37 @@ def check_files(folder: Path) -> None:
     for index in folder.glob(f"*{kind}.index.json"):
         wanted |= set(json.loads(index.read_text("utf-8"))["weight_map"].values())
     if not wanted:
-        raise ValueError(f"{folder}: it holds no weights (*.safetensors)")
+        raise ValueError(f"{folder}: it has no weights (*.safetensors)")
     for name in sorted(wanted):
         if name not in names:
-            raise ValueError(f"{folder / name} is missing: a part of the weights")
+            raise ValueError(f"{folder / name} is missing: it is a part of the weights")
         if name.endswith(".safetensors"):
             try:
                 with safe_open(folder / name, "pt"):
                     pass
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{folder / name}: no whole file of weights ({error})") from error
+                raise ValueError(
+                    f"{folder / name}: not a complete file of weights ({error})"
+                ) from error
 
 
 def first_new_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that a token added to a tokenizer gets. ValueError where it is in use already.
+    """The id of the next token added to a tokenizer. ValueError if it is already in use.
 
-    Tokenizers number what is added from their size on; ids with gaps reach beyond that.
+    Tokenizers number added tokens from their size on; with gaps, existing ids are larger.
     """
     size, largest = len(tokenizer), max(tokenizer.get_vocab().values(), default=-1)
     if largest >= size:
         raise ValueError(
             f"the tokenizer's ids have gaps: it has {size} tokens and ids up to {largest}, so that "
-            "new tokens would get ids which are in use; renumber its vocabulary, and the rows of "
-            "the embeddings with it"
+            "new tokens would get ids that are in use; renumber its vocabulary and the embedding "
+            "rows"
         )
     return size
 
 
 def add_tags(tokenizer: PreTrainedTokenizerBase, tags: Sequence[str]) -> None:
-    """Make each tag, such as `<laugh>`, one token. They are not special: a text may hold them."""
+    """Add each tag, such as `<laugh>`, as an ordinary token, which texts may contain."""
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
 
 
@@ -172,8 +173,8 @@ def draw_noise(
 ) -> Tensor:
     """Noise `[rows, width]` float64 of unit variance for the rows from `<audio_start>` on.
 
-    Without `codebooks` every row is drawn by itself. With them, one `[codebook_size, d]` per level,
-    a code's row is a random linear map of its whitened vector plus what its level has in common.
+    Without `codebooks`, rows are independent. With them, one `[codebook_size, d]` per level, a
+    code's row is a random linear map of its whitened vector plus a vector common to its level.
     """
     noise = torch.randn(rows, width, generator=generator, dtype=torch.float64)
     for level, vectors in enumerate(codebooks or []):
@@ -190,18 +191,19 @@ def draw_noise(
 
 def _whiten(vectors: Tensor) -> Tensor:
     """`[n, d]` with zero mean, unit variances and no correlation."""
-    centred = vectors - vectors.mean(0)
-    left, _, right = torch.linalg.svd(centred, full_matrices=False)
+    centered = vectors - vectors.mean(0)
+    left, _, right = torch.linalg.svd(centered, full_matrices=False)
     whitened: Tensor = len(vectors) ** 0.5 * left @ right
     return whitened
 
 
 @torch.no_grad()
-def initialise_rows(table: Tensor, known: int, noise: Tensor) -> None:
-    """Set the rows from `known` on to the mean of those before plus their coloured noise."""
+def initialize_rows(table: Tensor, known: int, noise: Tensor) -> None:
+    """Set the rows from `known` on to the mean of the rows before plus noise with their
+    covariance."""
     existing = table[:known].double()
     mean = existing.mean(0)
-    centred = existing - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, known - 1))
+    centered = existing - mean
+    values, vectors = torch.linalg.eigh(centered.T @ centered / max(1, known - 1))
     factor = vectors * values.clamp(min=0).sqrt()
     table[known:] = (mean + noise.to(table.device) @ factor.T).to(table.dtype)

@@ -20,13 +20,13 @@ from sheen.lm.segments import Segments
 
 @dataclass(frozen=True)
 class RowForm:
-    """What rows of a family hold beside prompt, codes and `<audio_end>`."""
+    """What rows of a family contain in addition to prompt, codes and `<audio_end>`."""
 
     tail: tuple[int, ...] = ()
     """Ids after `<audio_end>`."""
     learned: int = 0
-    """How many of a prompt's last ids are targets, and the tail with them: engines that begin
-    before `<audio_start>` let the model generate them. 0 for a masked softmax, which cannot."""
+    """How many of a prompt's last ids are targets, together with the tail: engines whose prompt
+    ends before `<audio_start>` let the model generate them. 0 with a masked softmax."""
 
 
 PLAIN = RowForm()
@@ -34,12 +34,12 @@ PLAIN = RowForm()
 
 @dataclass(frozen=True)
 class Batch:
-    """One packed row of utterances end to end, with next to no padding.
+    """One packed row of utterances end to end, with little padding.
 
-    `input_ids` and `position_ids` are `[1, T]` int64; positions begin anew with each utterance.
-    `segments` bounds the utterances, `targets` says which positions predict what; `prompts` are the
-    tokens of each utterance's prompt, all of padding's. Indices are made here, on the host, so that
-    no device waits for a count.
+    `input_ids` and `position_ids` are `[1, T]` int64; positions restart with each utterance.
+    `segments` bounds the utterances, `targets` are the positions and what they predict; `prompts`
+    are the lengths of the utterances' prompts, and of padding. Indices are computed here, on the
+    host, so that a device never waits for a count.
     """
 
     input_ids: Tensor
@@ -50,15 +50,15 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Of the utterances; pads do not count."""
+        """Tokens of the utterances, without padding."""
         lengths = self.segments.lengths
         return sum(n for n, prompt in zip(lengths, self.prompts, strict=True) if prompt < n)
 
     @property
     def labels(self) -> Tensor:
-        """`[1, T]` as transformers takes them: the inputs that are targets, else IGNORE_INDEX.
+        """`[1, T]` labels for transformers: the inputs that are targets, else IGNORE_INDEX.
 
-        Not for a row with history noise, whose inputs are not its targets.
+        Not valid for a row with history noise, whose inputs differ from its targets.
         """
         at = self.targets.all_positions + 1
         labels = torch.full_like(self.input_ids, IGNORE_INDEX)
@@ -86,10 +86,10 @@ def collate(
 ) -> Batch:
     """One row from prompts (ending in `<audio_start>`) and codes `[frames, tokens_per_frame]`.
 
-    `given`: how many of each utterance's first frames the model is given and does not learn, a
-    reference's; none where it is left out. A row shorter than `pad_to` is filled by one more
-    utterance of pads without labels, so that all rows can have one length. No utterances give a row
-    that is all padding, for a rank without work.
+    `given`: how many first frames of each utterance carry no loss, because they are a reference;
+    empty for none. A row shorter than `pad_to` is filled with an utterance of padding without
+    labels, so that all rows have the same length. Without utterances, the row is all padding, for a
+    rank without work.
     """
     ids: list[NDArray[np.int64]] = []
     labels: list[NDArray[np.int64]] = []
@@ -127,7 +127,7 @@ def collate(
 def _controls(
     ids: NDArray[np.int64], places: list[NDArray[np.int64]]
 ) -> tuple[Tensor, Tensor] | None:
-    """See `Targets.controls`; `places` are where the targets stand."""
+    """See `Targets.controls`; `places` are the positions of the targets."""
     if not places:
         return None
     at = np.concatenate(places)
@@ -135,23 +135,23 @@ def _controls(
 
 
 NOISY = 0.5
-"""Share of the utterances that history noise may change; the others are as a decoder meets them."""
+"""Share of the utterances that get history noise; the others are as in decoding."""
 
 
 def add_history_noise(
     batch: Batch, layout: TokenLayout, share: float, generator: np.random.Generator
 ) -> Batch:
-    """The row with about `share` of the frames of half of its utterances as random codes.
+    """The row with about `share` of the frames of half of its utterances replaced by random codes.
 
-    A frame is replaced whole, as its codes say much of each other. Targets stay: what the frames
-    before no longer say has to come from the text (after NVIDIA's MagpieTTS, which does so in half
-    of its batches).
+    Whole frames are replaced, because codes of a frame predict each other. Targets are unchanged,
+    so that the model must rely more on the text (after NVIDIA's MagpieTTS, which does so in half of
+    its batches).
     """
-    # The first block is that of slot 0, which a level of several codes in a frame is not.
+    # The first block is slot 0, so that it has one code per frame.
     first, rows = batch.targets.positions[0].numpy(), batch.targets.rows[0].numpy()
     starts = first[rows > 0] + 1  # row 0 is <audio_end>
     utterances = np.searchsorted(batch.segments.bounds.numpy(), starts, side="right") - 1
-    noisy = generator.random(np.count_nonzero(rows == 0)) < NOISY  # padding is behind them
+    noisy = generator.random(np.count_nonzero(rows == 0)) < NOISY  # padding comes last
     replaced = starts[noisy[utterances] & (generator.random(len(starts)) < share)]
     codes = generator.integers(
         layout.codebook_size, size=(len(replaced), layout.tokens_per_frame), dtype=np.int16
@@ -167,7 +167,7 @@ def targets_of(
     layout: TokenLayout,
     controls: tuple[Tensor, Tensor] | None = None,
 ) -> Targets:
-    """What each position of a row `[T]` predicts, by block: the label that follows it."""
+    """The targets of a row `[T]` by block: each position predicts the label after it."""
     following = np.append(labels[1:], IGNORE_INDEX)
     positions, rows = [], []
     for block in layout.blocks:
@@ -186,12 +186,11 @@ def targets_of(
 def check_labels(
     ids: NDArray[np.int64], labels: NDArray[np.int64], layout: TokenLayout, given: Sequence[int]
 ) -> None:
-    """Assert what training relies on; a shifted label has cost other projects whole runs."""
+    """Assert the alignment of labels: a shift by one is a common and costly error."""
     assert ids.shape == labels.shape, f"{len(ids)} inputs, {len(labels)} labels"
     targets = labels != IGNORE_INDEX
     assert np.array_equal(labels[targets], ids[targets]), "a label differs from its own input"
-    # A target follows <audio_start>, a frame that was given or another target, and the last one is
-    # <audio_end>.
+    # A target follows <audio_start>, a given frame or another target; the last one is <audio_end>.
     first = np.flatnonzero(targets & ~np.append(False, targets[:-1]))
     last = np.flatnonzero(targets & ~np.append(targets[1:], False))
     assert len(first) == len(given), f"{len(first)} stretches of targets, {len(given)} utterances"

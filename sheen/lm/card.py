@@ -1,7 +1,7 @@
 """The model card of a checkpoint with the token ids of the Orpheus family.
 
-Owns its words: what others need to prompt and decode the model without Sheen. Which notes it has,
-whoever made the checkpoint says.
+Owns its text: what is needed to prompt and decode the model without Sheen. The notes come from the
+command that wrote the checkpoint.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from sheen.text.forms import FORMS
 CARD_FILE = "README.md"
 
 TRAINED = {
-    "full": "It was trained with a full softmax, control tokens from SOA on included: it can be "
-    "decoded with a mask or without one.",
-    "masked": "It was trained with a masked softmax: a decoder has to mask, at slot s to the ids "
-    "of that slot, and at slot 0 also to the end of speech. Without a mask it draws other ids.",
+    "full": "It was trained with a full softmax, including control tokens from SOA on: it can be "
+    "decoded with or without a mask.",
+    "masked": "It was trained with a masked softmax: a decoder must mask. At slot s only the ids "
+    "of that slot are legal, and at slot 0 also the end of speech.",
 }
-"""Of a checkpoint that training made, by its softmax."""
+"""Note on a checkpoint from training, by its softmax."""
 
 
 def card(info: CheckpointInfo, notes: Sequence[str]) -> str:
-    """In Markdown."""
+    """The model card in Markdown."""
     layout = info.token_layout
     bases = ", ".join(map(str, layout.slot_bases.tolist()))
     voices = ", ".join(f"`{name}`" for name in info.voices) or "one, without a name"
@@ -58,10 +58,10 @@ def card(info: CheckpointInfo, notes: Sequence[str]) -> str:
         f"- Code c at slot s of a frame has id base(s) + c, with bases {bases}",
         "- Order of a frame: L0[i], L1[2i], L2[4i], L2[4i+1], L1[2i+1], L2[4i+2], L2[4i+3]",
         "",
-        "## What to know",
+        "## Notes",
         "",
         *(f"- {note}" for note in notes),
         "",
-        "`sheen.json` says the same to Sheen, which speaks this folder as it is.",
+        "Sheen reads the same from `sheen.json`, and can use this folder as it is.",
     ]
     return "\n".join(lines) + "\n"

@@ -1,9 +1,8 @@
-"""The checkpoint folder: a model that bare transformers opens, plus one small JSON.
+"""The checkpoint folder: a model that transformers opens by itself, plus one small JSON file.
 
-Owns `sheen.json`: the token layout, the codec, the sample rate, the prompt's template, the steps
-that normalize a text, the voices and how long they speak. Training writes it, serving reads it, and
-nothing about tokens is configured twice. Refuses another format version, and every name or key that
-this version does not know.
+Owns `sheen.json`: the token layout, the codec, the sample rate, the prompt template, the text
+normalization, the voices and their durations. Training writes it, serving reads it, and nothing
+about tokens is configured twice. Refuses another format version, and unknown names and keys.
 """
 
 from collections.abc import Sequence
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 INFO_FILE = "sheen.json"
 ENGLISH_VOICE = "examples/english/voice"
-"""In a checkout: what speaks where no model is named."""
+"""The default checkpoint, in a checkout."""
 VOICE_PACKAGE = "sheen-voice-english"
-"""The same folder on a package index; its module has underscores. `make wheel` builds it."""
+"""The package with the same folder; its module has underscores. `make wheel` builds it."""
 HOW_TO_GET_ONE = (
     "`sheen train --output DIR` writes one to DIR/checkpoint; the English voice is "
     f"{ENGLISH_VOICE} of a checkout, or `pip install {VOICE_PACKAGE}`"
@@ -40,8 +39,8 @@ class LayoutInfo(BaseModel, extra="forbid"):
     """Token ids by slot, a slot being a position in the frame of codes (24 kHz SNAC: 7)."""
 
     family: Family = "sheen"
-    """How the ids are arranged, see `sheen.codec.layout`. `sheen`: slots of one level share their
-    ids; `orpheus`: each has its own."""
+    """Arrangement of the ids, see `sheen.codec.layout`. `sheen`: slots of a level share their ids;
+    `orpheus`: each slot has its own."""
     start_id: int
     end_id: int
     slot_bases: tuple[int, ...]
@@ -66,7 +65,7 @@ class PromptInfo(BaseModel, extra="forbid", frozen=True):
 
     @property
     def describes(self) -> bool:
-        """Whether a speaker is a description in words, of which there is no list."""
+        """Whether a speaker is a description in words, so that there is no list of speakers."""
         return self.name != "speaker-text" and FORMS[self.name].description is not None
 
     def template(
@@ -75,7 +74,7 @@ class PromptInfo(BaseModel, extra="forbid", frozen=True):
         layout: TokenLayout,
         tags: Sequence[str] = (),
     ) -> PromptTemplate:
-        """With the tokenizer of a checkpoint. ValueError for one that lacks the form's tokens."""
+        """The template for a checkpoint's tokenizer. ValueError if it lacks the form's tokens."""
         if self.name != "speaker-text":
             return FORMS[self.name].template(tokenizer, layout.first_id, tags)
         template = speaker_text(tokenizer, layout.start_id)
@@ -85,15 +84,15 @@ class PromptInfo(BaseModel, extra="forbid", frozen=True):
 
 
 class DurationModel(BaseModel, extra="forbid"):
-    """How long texts take in the training data: a straight line through frames over characters of
-    normalized text. Frames are the codec's coarse ones."""
+    """Expected duration of a text, from the training data: a straight line through frames of the
+    codec over characters of normalized text."""
 
     base_frames: float
     frames_per_char: float
 
 
 class SamplingDefaults(BaseModel, extra="forbid"):
-    """Settings that the model's makers speak it with."""
+    """Sampling settings that the model's makers recommend."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -104,41 +103,39 @@ class SamplingDefaults(BaseModel, extra="forbid"):
 
 
 class ReferenceInfo(BaseModel, extra="forbid"):
-    """How a recording of the voice to speak in is placed before the text."""
+    """Placement of a reference recording in the prompt."""
 
     form: ReferenceForm
 
 
 class CheckpointInfo(BaseModel, extra="forbid"):
-    """What `sheen.json` says. Further keys will be optional; everything else that changes comes
-    with another format version, which `sheen.convert` leads to."""
+    """The content of `sheen.json`. New keys will be optional; any other change needs a new format
+    version, to which `sheen.convert` converts."""
 
     format_version: Literal[2] = 2
     layout: LayoutInfo
     softmax: Softmax = "masked"
-    """What the model was trained with, see `Softmax`."""
+    """Softmax in training, see `Softmax`."""
     codec: CodecInfo
     sample_rate: int
     """Hz."""
     prompt: PromptInfo = PromptInfo()
     normalizer: NormalizerSteps = (NfcSpaceStep(),)
-    """What a text goes through before it is put into the prompt, in order."""
+    """Normalization steps of a text before the prompt, in order."""
     voices: list[str] = []
-    """Speakers the model was trained on, in alphabetical order; empty for a single voice."""
+    """Speakers in the training data, in alphabetical order; empty for a single unnamed voice."""
     duration_model: dict[str, DurationModel] = {}
-    """By voice; "" is the one without a name."""
+    """By voice; "" is the unnamed one."""
     max_chunk_chars: int | None = None
-    """Longest text that the model was taught, normalized: of 100 training texts, 99 are no longer.
-    None where nobody counted."""
+    """Length that 99% of the normalized training texts do not exceed, characters; None if
+    unknown."""
     max_seq_len: int
-    """Tokens of the longest sequence, prompt and audio, that the model may be given."""
+    """Longest sequence, prompt and audio, tokens."""
     tags: list[str] = []
-    """Words such as `<laugh>` that the model was taught to act, as they stand in a text."""
+    """Tags that the model was trained to perform, such as `<laugh>`."""
     sampling: SamplingDefaults | None = None
     reference: ReferenceInfo | None = None
-    """None for a model that was taught no references."""
-    instructions: bool | None = None
-    """Whether the model was trained with instructions, see `with_instruction`; None is no."""
+    """None for a model that was trained without references."""
 
     @property
     def token_layout(self) -> TokenLayout:
@@ -155,11 +152,11 @@ class CheckpointInfo(BaseModel, extra="forbid"):
 
     @property
     def sampling_settings(self) -> dict[str, Any]:
-        """Those of `sampling` that are said."""
+        """The values in `sampling` that are set."""
         return {} if self.sampling is None else self.sampling.model_dump(exclude_none=True)
 
     def duration_of(self, voice: str | None) -> DurationModel | None:
-        """How long a voice's texts take, as far as it is known."""
+        """The duration model of a voice; None if unknown."""
         known = self.duration_model.get(voice or "")
         return self.duration_model.get("") if known is None and self.prompt.describes else known
 
@@ -180,8 +177,8 @@ class CheckpointInfo(BaseModel, extra="forbid"):
             )
         if self.layout.family == "sheen" and self.prompt.name != "speaker-text":
             raise ValueError(
-                f"prompt.name is {self.prompt.name!r}, whose control tokens the layout's family "
-                "'sheen' has not"
+                f"prompt.name is {self.prompt.name!r}, whose control tokens do not exist in the "
+                "layout family 'sheen'"
             )
         return self
 
@@ -199,7 +196,7 @@ def write_info(folder: Path, info: CheckpointInfo) -> None:
 
 
 def read_info(folder: Path | str) -> CheckpointInfo:
-    """Read `sheen.json` of a path or URI; ValueError says what is missing or wrong."""
+    """Read `sheen.json` in a folder, path or URI; ValueError says what is missing or wrong."""
     path = uris.join(str(folder), INFO_FILE)
     if not files.exists(path):
         raise ValueError(f"{path} is missing: {folder} is not a Sheen checkpoint. {HOW_TO_GET_ONE}")
@@ -207,11 +204,11 @@ def read_info(folder: Path | str) -> CheckpointInfo:
 
 
 def check_codec(info: CheckpointInfo, source: str) -> None:
-    """Refuse a codec other than the one whose codes the model was trained on."""
+    """Raise ValueError for a codec other than the one whose codes the model was trained on."""
     found = describe_codec(source)
     if found.sha256 != info.codec.sha256:
         raise ValueError(
-            f"codec {source!r} has weights {found.sha256[:12]}, the checkpoint was trained on "
-            f"codes of {info.codec.source!r} with weights {info.codec.sha256[:12]}: "
-            "their codes do not mean the same sounds"
+            f"codec {source!r} has weights {found.sha256[:12]}, but the checkpoint was trained on "
+            f"codes of {info.codec.source!r} with weights {info.codec.sha256[:12]}; give that "
+            "codec"
         )

@@ -1,6 +1,6 @@
-"""How long texts take: a straight line through recordings or speech of one voice.
+"""Duration models: a straight line through the durations of texts in one voice.
 
-Owns the fit. What it is for, a request's budget of audio, is `sheen.engine.voice`'s.
+Owns the fit. Its use, a request's limit of audio, is `sheen.engine.voice`'s.
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ from sheen.lm.checkpoint import DurationModel
 
 
 def fit_durations(characters: ArrayLike, frames: ArrayLike) -> DurationModel:
-    """The least squares line through frames `[n]` over characters `[n]`, n at least 1; through the
-    origin where that falls or begins below it."""
+    """The least-squares line through frames `[n]` over characters `[n]`, n at least 1; a line
+    through the origin if its slope or its intercept would be negative."""
     x, y = np.asarray(characters, np.float64), np.asarray(frames, np.float64)
     varied = x.var() > 0
     slope = float(((x - x.mean()) * (y - y.mean())).mean() / x.var()) if varied else 0.0

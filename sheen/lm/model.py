@@ -1,8 +1,8 @@
 """The speech LM: any causal LM that transformers loads, extended by the codec's tokens.
 
 Owns adding the tokens, the split of a forward pass into body (hidden states) and head (only the
-audio rows that a caller asks for), and saving and loading. Refuses a base whose logits are more
-than `hidden @ rows`. Knows nothing about audio.
+rows that a caller needs), and saving and loading. Refuses a base whose logits are not
+`hidden @ rows`. Knows nothing about audio.
 """
 
 import json
@@ -31,7 +31,7 @@ from sheen.lm.base_model import (
     check_files,
     draw_noise,
     first_new_id,
-    initialise_rows,
+    initialize_rows,
 )
 from sheen.lm.batching import Batch
 from sheen.lm.cpu_kernels import (
@@ -70,7 +70,7 @@ class SpeechLM(nn.Module):
 
     @torch.inference_mode()
     def freeze(self) -> None:
-        """Lay the weights out for inference, in place: they cannot be trained or saved after it."""
+        """Convert the weights for inference, in place: they can no longer be trained or saved."""
         self.lm.eval().requires_grad_(False)
         if PackedBody.fits(self.lm.base_model):
             self._body = PackedBody(self.lm.base_model)
@@ -87,9 +87,9 @@ class SpeechLM(nn.Module):
         return fewest_rows([*self._body.products(), (head, self.head.shape[1])])
 
     def head_product(self, ids: Sequence[int]) -> Product:
-        """States `[B, d]` to the float32 logits `[B, len(ids)]` of the head's rows at `ids`.
+        """A function from states `[B, d]` to float32 logits `[B, len(ids)]` of the head's rows.
 
-        Neighbours, given as a range, are read in place; of others it keeps a copy.
+        Consecutive ids, given as a range, are used in place; otherwise the rows are copied.
         """
         if isinstance(ids, range):
             rows = self.head.detach()[ids.start : ids.stop]
@@ -106,7 +106,7 @@ class SpeechLM(nn.Module):
 
     @property
     def tables(self) -> list[Tensor]:
-        """The embedding tables: input, and output where the base does not tie them."""
+        """The embedding tables: input, and output if the base does not tie them."""
         first, second = _table(self.lm.get_input_embeddings()), self.head
         return [first] if first is second else [first, second]
 
@@ -115,13 +115,13 @@ class SpeechLM(nn.Module):
         return int(self.lm.config.max_position_embeddings)
 
     def hidden(self, input_ids: Tensor | None, **arguments: Any) -> Any:
-        """The body's output; `.last_hidden_state` is `[B, T, d]`. Takes what the base takes."""
+        """The body's output, `.last_hidden_state` `[B, T, d]`; arguments as for the base."""
         use_attention(self.lm, self._attention)
         return self.lm.base_model(input_ids=input_ids, **arguments)
 
     @torch.no_grad()
     def prepare_training(self) -> None:
-        """Use `TiedTable` from now on, where the base takes looked up rows as it takes ids."""
+        """Use `TiedTable` if the base computes the same from embeddings as from ids."""
         embedding = self.lm.get_input_embeddings()
         self._one_gradient = False
         if TiedTable.fits(embedding, self.head):
@@ -131,9 +131,9 @@ class SpeechLM(nn.Module):
             self._one_gradient = torch.equal(states, looked_up.last_hidden_state)
 
     def inputs_and_head(self, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """How the base is to be given ids in a training step, and the head to score with."""
+        """The base's input arguments for ids in a training step, and the head."""
         embedding = self.lm.get_input_embeddings()
-        # Asked of the table at hand: a sharded one moves to its device after it was prepared.
+        # Checked here too: a sharded table moves to its device after `prepare_training`.
         fits = self._one_gradient and TiedTable.fits(embedding, self.head)
         if not fits or not torch.is_grad_enabled():
             return {"input_ids": ids}, self.head
@@ -145,7 +145,7 @@ class SpeechLM(nn.Module):
     def packed_states(
         self, batch: Batch, inputs: dict[str, Tensor] | None = None, guide: Guide | None = None
     ) -> Tensor:
-        """The states `[T, d]` of a packed row, given as `inputs` instead of its ids."""
+        """The states `[T, d]` of a packed row; `inputs` replace its ids."""
         use_attention(self.lm, PACKED)
         watched: dict[str, Any] = {} if guide is None else {"guide": guide}
         output = self.lm.base_model(
@@ -159,7 +159,7 @@ class SpeechLM(nn.Module):
         return states
 
     def slot_states(self, ids: Tensor, positions: Tensor, rows: Rows) -> Tensor:
-        """The states `[T, d]` of a pass over slots: tokens `[T]` at `positions` `[T]`."""
+        """The states `[T, d]` of a step over slots: tokens `[T]` at `positions` `[T]`."""
         if self._body is not None:
             return self._body.states(ids, positions, rows)
         use_attention(self.lm, SLOTTED)
@@ -171,7 +171,7 @@ class SpeechLM(nn.Module):
         return states
 
     def forward(self, batch: Batch, guided: bool = False) -> LossSums:
-        """Summed loss of a packed row, and guided attention's."""
+        """The summed losses of a packed row, optionally with guided attention's."""
         inputs, head = self.inputs_and_head(batch.input_ids)
         guide = Guide(self.lm, batch.prompts) if guided else None
         states = self.packed_states(batch, inputs, guide)
@@ -180,7 +180,7 @@ class SpeechLM(nn.Module):
 
 
 def float32_logits(states: Tensor, rows: Tensor) -> Tensor:
-    """`states` `[B, d]` times `rows` `[R, d]`, `[B, R]` in float32 whatever they are in.
+    """`states` `[B, d]` times `rows` `[R, d]`: `[B, R]` in float32, whatever their format.
 
     Rounded to bfloat16, logits near 20 would be multiples of 0.125: 0.4 nats at temperature 0.3.
     """
@@ -196,8 +196,8 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM and its tokenizer, from a folder or a hub id.
 
-    Loaded in `dtype` and not cast to it later: a cast would also round the frequencies of rotary
-    embeddings, whose angles would be off by radians at position 3,000.
+    Loaded in `dtype` instead of cast to it later: a cast would also round the frequencies of rotary
+    embeddings, with errors of radians at position 3,000.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -207,9 +207,9 @@ def load_base(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except Exception as error:  # whatever the many readers of foreign files raise
+    except Exception as error:  # the readers of third-party files may raise anything
         raise ValueError(
-            f"model {source!r}: neither a transformers folder nor a model the hub gave "
+            f"model {source!r}: neither a transformers folder nor a model on the hub "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         ) from error
     return lm, tokenizer
@@ -224,11 +224,11 @@ def extend(
     codebooks: Sequence[Tensor] | None = None,
     tags: Sequence[str] = (),
 ) -> SpeechLM:
-    """Add the tags' tokens and the codec's to a base, in place: new ids follow `len(tokenizer)`.
+    """Add the tokens of tags and codec to a base, in place: new ids follow `len(tokenizer)`.
 
-    A published embedding table is often larger than its tokenizer; the rows in between were never
-    trained and become audio rows like any other. `codebooks` see `draw_noise`. Raises
-    ValueError for a base that already holds such tokens or whose head is not a plain matrix.
+    An embedding table is often larger than its tokenizer; these untrained rows become audio rows
+    too. `codebooks`: see `draw_noise`. Raises ValueError for a base that already has such tokens,
+    or whose head is not a plain matrix.
     """
     known = first_new_id(tokenizer)
     add_tags(tokenizer, tags)
@@ -236,16 +236,16 @@ def extend(
     names = layout.token_names()
     vocabulary = tokenizer.get_vocab()
     if taken := [name for name in names if name in vocabulary]:
-        raise ValueError(f"the tokenizer already holds {taken[0]!r}: fine-tune its checkpoint")
-    # Special, so that `split_special_tokens` keeps them apart from the same letters in a text.
+        raise ValueError(f"the tokenizer already has {taken[0]!r}: fine-tune its checkpoint")
+    # Special, so that `split_special_tokens` encodes the same letters in a text as text.
     tokenizer.add_tokens(
         [AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True
     )
     ids = tokenizer.convert_tokens_to_ids(names)
     if ids != list(range(layout.start_id, layout.start_id + layout.size)):
         raise ValueError(
-            f"the tokenizer ({type(tokenizer).__name__}) gives the {len(names)} added tokens other "
-            f"ids than those from {layout.first_id} on"
+            f"the tokenizer ({type(tokenizer).__name__}) does not number the {len(names)} added "
+            f"tokens from {layout.first_id} on"
         )
     rows = max(layout.first_id + layout.size, len(_table(lm.get_input_embeddings())))
     lm.resize_token_embeddings(rows, pad_to_multiple_of=PAD_TABLE_TO, mean_resizing=False)
@@ -257,9 +257,9 @@ def extend(
         width, first = table.shape[1], layout.first_id
         noise = draw_noise(len(table) - first, width, generator, layout, codebooks)
         of_tags = torch.randn(first - known, width, generator=generator, dtype=torch.float64)
-        initialise_rows(table, known, torch.cat([of_tags, noise]))
+        initialize_rows(table, known, torch.cat([of_tags, noise]))
         logger.info(
-            "initialised %d new rows of the %s embedding: std %.4f, existing %.4f",
+            "initialized %d new rows of the %s embedding: std %.4f, existing %.4f",
             len(table) - known,
             name,
             table[known:].std().item(),
@@ -282,27 +282,27 @@ def load_model(
     softmax: Softmax = "masked",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[SpeechLM, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a checkpoint folder or hub id; `layout` is that of its tokens.
+    """The model and tokenizer of a checkpoint folder or hub id with this token layout.
 
-    `softmax` is what `forward` computes; nothing else depends on it.
+    `softmax` only affects `forward`.
     """
     lm, tokenizer = load_base(str(folder), dtype)
     name = layout.token_names()[0]
     found = tokenizer.convert_tokens_to_ids(name)
     if found != layout.first_id:
         raise ValueError(
-            f"{folder}: the tokenizer gives {name} id {found}, the recorded layout "
-            f"{layout.first_id}: these files are not of one checkpoint"
+            f"{folder}: {name} has id {found} in the tokenizer, but {layout.first_id} in the "
+            "recorded layout: these files are not of one checkpoint"
         )
     rows = len(_table(lm.get_output_embeddings()))
     if rows < layout.first_id + layout.size:
         raise ValueError(
-            f"{folder}: the output embedding has {rows} rows, the audio tokens' ids reach to "
+            f"{folder}: the output embedding has {rows} rows, but audio tokens have ids up to "
             f"{layout.first_id + layout.size - 1}: these files are not of one checkpoint"
         )
     model = SpeechLM(lm, layout, softmax)
     if len(model.tables) > 1:
-        # What is in the files counts: a config may say that tables trained apart are one.
+        # The files decide: a config may declare separately trained tables as tied.
         lm.config.tie_word_embeddings = False
     return model, tokenizer
 
@@ -314,10 +314,10 @@ def save_model(
     weights: dict[str, Tensor] | None = None,
     max_file_bytes: int | None = None,
 ) -> None:
-    """Write what bare transformers needs: config, safetensors, tokenizer.
+    """Write the files that transformers needs: config, safetensors, tokenizer.
 
-    `weights` are a `SpeechLM`'s, for one whose own are spread over processes or hold adapters. With
-    `max_file_bytes` they are written as several files, each of that size or of one tensor.
+    `weights`: those of a `SpeechLM`, for a model that is sharded or has adapters. With
+    `max_file_bytes`, several files are written, each at most that large or with a single tensor.
     """
     if weights is None:
         weights = model.state_dict()

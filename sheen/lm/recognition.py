@@ -1,10 +1,10 @@
-"""Checkpoints that others trained: what a bare transformers folder is, and its `sheen.json`.
+"""Checkpoints that others trained: recognizing a plain transformers folder, and its `sheen.json`.
 
-Owns recognising the checkpoints that follow canopyai/Orpheus-TTS, by the tokens of their tokenizer,
-and what is assumed of one that says nothing more. Nothing in such a checkpoint names its codec;
-what looks alike and has another codec has another number of custom tokens, and is refused by name.
-Several prompt forms share the same tokens: of those the caller must name one. Reads config and
-tokenizer, no weights.
+Owns recognizing checkpoints that follow canopyai/Orpheus-TTS by their tokenizer, and the
+assumptions about their other properties. Such a checkpoint does not name its codec; similar ones
+with another codec have a different number of custom tokens, and the error names that codec. Several
+prompt forms share the same tokens: then the caller must choose one. Reads config and tokenizer, not
+weights.
 """
 
 import re
@@ -36,24 +36,25 @@ _BY_COUNT = {
     CONTROLS + 8 * 2048 + 1: "Mimi, 8 x 2,048 codes, as Vyvo's LFM2.5, maya2 and Rumik have",
     CONTROLS + 4 * 4032 + 1: "NeMo's nano codec, 4 x 4,032 codes, as Kani-TTS has",
 }
-"""Custom tokens of checkpoints with other codecs."""
+"""Numbers of custom tokens of checkpoints with other codecs."""
 _COUNTS_ALIKE = 16
 _BY_TOKEN = {
     "<|c1_0|>": "OuteTTS 1.0, whose codec is DAC",
     "<|speech_0|>": "NeuTTS, whose codec is NeuCodec",
 }
 _KANI = 64400 + CONTROLS + 4 * 4032
-"""Rows of Kani-TTS, whose audio tokens have no names: its base's tokens, controls and codes."""
+"""Vocabulary size of Kani-TTS, whose audio tokens have no names: its base's tokens, control tokens
+and codes."""
 
 
-def recognise(
+def recognize(
     source: str, codec: CodecInfo, form: str | None = None, name: str | None = None
 ) -> CheckpointInfo | None:
-    """What a folder or hub id without `sheen.json` is, with that codec; None for a model that holds
-    no speech tokens. Errors call it by `name`.
+    """The description of a folder or hub id without `sheen.json`, with the given codec; None for a
+    model without speech tokens. `name`: what errors call it.
 
-    Raises ValueError for what looks like speech tokens and is not of this codec, for a family that
-    is not supported, and where the form has to be named or does not fit.
+    Raises ValueError for speech tokens of another codec, for an unsupported family, and if the form
+    is needed or does not fit.
     """
     name = name or source
     tokenizer, config = _open(source, name)
@@ -68,7 +69,7 @@ def _open(source: str, name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedCo
         return AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source)
     except Exception as error:  # whatever the many readers of foreign files raise
         raise ValueError(
-            f"model {name}: neither a Sheen checkpoint nor one that transformers opens "
+            f"model {name}: neither a Sheen checkpoint nor one that transformers can open "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         ) from error
 
@@ -79,7 +80,7 @@ def identify(
     codec: CodecInfo,
     form: str | None,
 ) -> CheckpointInfo | None:
-    """As `recognise`, of what is open already."""
+    """As `recognize`, with tokenizer and config already open."""
     vocabulary = tokenizer.get_vocab()
     layout = find_layout(vocabulary, config, codec)
     if layout is None:
@@ -88,8 +89,8 @@ def identify(
         return None
     if config.model_type.startswith("lfm2"):
         raise ValueError(
-            "Vyvo's LFM2 (form vyvo-lfm2) is not supported: its base's convolutions need a state "
-            "in the KV cache, and isolation of the utterances in packed rows; take a Qwen3 one"
+            "Vyvo's LFM2 (form vyvo-lfm2) is not supported: its convolutions would need a state in "
+            "the KV cache, and isolation of the utterances in packed rows; use a Qwen3 model"
         )
     if int(config.vocab_size) < layout.first_id + layout.size:
         raise ValueError(
@@ -121,7 +122,7 @@ def identify(
 
 
 def find_layout(vocabulary: dict[str, int], config: Any, codec: CodecInfo) -> TokenLayout | None:
-    """The layout that custom tokens make; None where there are none. ValueError for others."""
+    """The layout of the custom tokens; None without any. ValueError for those of other codecs."""
     ids = {
         int(match[1]): number
         for token, number in vocabulary.items()
@@ -130,30 +131,28 @@ def find_layout(vocabulary: dict[str, int], config: Any, codec: CodecInfo) -> To
     if not ids:
         for token, what in _BY_TOKEN.items():
             if token in vocabulary:
-                raise ValueError(f"it is {what}: Sheen decodes SNAC alone")
+                raise ValueError(f"it is {what}: Sheen decodes only SNAC")
         if config.model_type.startswith("lfm2") and _KANI <= int(config.vocab_size) < _KANI + 64:
-            raise ValueError(f"its codec is {_BY_COUNT[CONTROLS + 4 * 4032 + 1]}, and not SNAC")
+            raise ValueError(f"its codec is {_BY_COUNT[CONTROLS + 4 * 4032 + 1]}, not SNAC")
         return None
     layout = TokenLayout(ids.get(0, 0), codec.codebook_size, codec.strides, "orpheus")
     found = len(ids)
     if found != layout.size or set(ids) != set(range(found)):
         for count, what in _BY_COUNT.items():
             if abs(found - count) <= _COUNTS_ALIKE:
-                raise ValueError(
-                    f"it has {found:,} custom tokens: its codec is {what}, and not SNAC"
-                )
+                raise ValueError(f"it has {found:,} custom tokens: its codec is {what}, not SNAC")
         raise ValueError(
-            f"it has {found:,} custom tokens, numbers {min(ids)} to {max(ids)}; a codec of "
-            f"{layout.tokens_per_frame} x {codec.codebook_size:,} codes a frame has "
-            f"{layout.size:,}, from 0: another codec's, or cut off"
+            f"it has {found:,} custom tokens, numbers {min(ids)} to {max(ids)}; a codec with "
+            f"{layout.tokens_per_frame} x {codec.codebook_size:,} codes per frame has "
+            f"{layout.size:,}, from 0: it is for another codec, or incomplete"
         )
     if any(number != layout.first_id + i for i, number in ids.items()):
-        raise ValueError(f"the ids of its {found:,} custom tokens are no neighbours")
+        raise ValueError(f"the ids of its {found:,} custom tokens are not consecutive")
     return layout
 
 
 def choose_form(vocabulary: dict[str, int], form: str | None) -> FormName:
-    """The one named, or the only one that a tokenizer fits. Raises ValueError."""
+    """The given form, or the only one that fits the tokenizer. Raises ValueError."""
     names: tuple[FormName, ...] = get_args(FormName)
     if form is not None and form not in names:
         raise ValueError(f"form {form!r}: expected one of {', '.join(names)}")
@@ -169,12 +168,13 @@ def choose_form(vocabulary: dict[str, int], form: str | None) -> FormName:
         if len(fits) == 1:
             return fits[0]
         raise ValueError(
-            f"its tokens do not say which prompt form it was trained with; name it (form: {known})"
+            "its tokenizer does not show which prompt form it was trained with; give the form: "
+            f"{known}"
         )
     for name in fits:
         if name == form:
             return name
-    raise ValueError(f"form {form}: the tokenizer is of another base; it fits {known}")
+    raise ValueError(f"form {form}: the tokenizer belongs to another base; forms that fit: {known}")
 
 
 def describe_checkpoint(
@@ -184,10 +184,10 @@ def describe_checkpoint(
     codec: str | None = None,
     info: str | None = None,
 ) -> CheckpointInfo:
-    """What is known of a checkpoint, path or URI: its `sheen.json`, or the file `info`, or what
-    `recognise` makes of one that has none.
+    """The description of a checkpoint, path or URI: its `sheen.json`, or the file `info`, or the
+    result of `recognize`.
 
-    `codec`: of one that has none, folder or hub id (default: DEFAULT_CODEC). Raises ValueError.
+    `codec`: for `recognize`, folder or hub id (default: DEFAULT_CODEC). Raises ValueError.
     """
     if info is not None:
         described = folders.read_record(info, CheckpointInfo)
@@ -198,23 +198,23 @@ def describe_checkpoint(
     else:
         with folders.local_folder(location, weights=False) as folder:
             apart = describe_separately(codec or DEFAULT_CODEC)
-            found = recognise(str(folder), apart, form, location)
+            found = recognize(str(folder), apart, form, location)
         if found is None:
             raise ValueError(
                 f"model {location} is not a Sheen checkpoint ({INFO_FILE} is missing), and its "
-                "tokenizer has no speech tokens; `sheen train` teaches a base to speak"
+                "tokenizer has no speech tokens; train it first with `sheen train`"
             )
         return found
     if form is not None and described.prompt.name != form:
         raise ValueError(
-            f"form {form}: {info or location} says that the checkpoint was trained with "
-            f"{described.prompt.name!r}; leave the form out"
+            f"form {form}: by {info or location}, the checkpoint was trained with "
+            f"{described.prompt.name!r}; omit the form"
         )
     return described
 
 
 def describe_separately(codec: str) -> CodecInfo:
-    """A codec that is not in the checkpoint's folder, by hub id or absolute path."""
+    """A codec outside the checkpoint's folder, by hub id or absolute path."""
     found = describe_codec(codec)
     if found.embedded:
         path = str(Path(codec).expanduser().resolve())

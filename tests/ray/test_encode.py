@@ -326,7 +326,7 @@ def test_only_bad_rows_fail_the_job(
     target = tmp_path / "codes"
     argv = ["--input", str(tmp_path / "in"), "--output", str(target), "--codec", str(CODEC)]
     assert main([*argv, "--num-workers", "1"]) != 0
-    assert "nothing could be encoded" in capsys.readouterr().err
+    assert "no recording could be encoded" in capsys.readouterr().err
     report = json.loads((target / "report.json").read_text("utf-8"))
     assert (report["rows_in"], report["rows_out"]) == (2, 0)
     assert set(report["rejects"]) == {"unreadable", "missing"}

@@ -80,7 +80,7 @@ def test_rows_that_failed_for_now_are_tried_again(
     assert encode(flags(location, output)) == 0
     said = capsys.readouterr().out
     assert "3 of 6 recordings encoded" in said
-    assert "2 of those may be there later: the same command tries them again" in said
+    assert "2 of those could not be read; the same command tries them again" in said
     before = rows_of(output)
     assert {name for name, row in before.items() if row["reason"] == "missing"} == {"r2", "r5"}
     assert before["r4"]["reason"] == "unreadable"

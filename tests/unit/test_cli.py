@@ -158,7 +158,7 @@ def test_a_text_is_spoken_in_the_voice_of_a_recording(
     capsys.readouterr()
     assert "give both, or neither" in refusal(capsys, *command)
     command += ["--reference-text", words]
-    assert "was not taught" in refusal(capsys, *command)
+    assert "was not trained" in refusal(capsys, *command)
     assert main(["speak", *command, "--reference-form", "one-turn"]) == 0
     assert soundfile.info(path).duration > 0
 

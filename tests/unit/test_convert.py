@@ -306,7 +306,7 @@ def test_a_codec_has_nothing_to_convert(capsys: pytest.CaptureFixture[str]) -> N
         ({"normalisation": NEMO_1 | {"library": "wetext"}}, "normalizer.0.name is 'wetext'"),
         ({"flavour": 1}, "flavour is 1, and this Sheen knows no such key"),
         ({"layout": {"codebook_size": 9, "strides": [1], "first_id": 0}}, "is not of the codec's"),
-        ({"layout": {}}, "not as Sheen wrote it .*codebook_size"),
+        ({"layout": {}}, "not a valid file of format 1 .*codebook_size"),
     ],
 )
 def test_an_old_record_that_no_sheen_wrote_is_refused_and_nothing_is_changed(

@@ -84,7 +84,7 @@ def test_the_card_and_the_command_say_what_is_not_the_same(
         assert said in card
     words = ["export", str(exported), "--layout", "orpheus", "--output", str(tmp_path / "again")]
     assert main(words) == 2
-    assert "has the family's ids already" in capsys.readouterr().err
+    assert "already has the family's ids" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
     words[1] = str(CHECKPOINT)
     assert main(words) == 0
@@ -108,5 +108,5 @@ def test_a_codec_of_other_frames_is_refused(tmp_path: Path) -> None:
         tmp_path,
         info.model_copy(update={"codec": codec, "layout": info.layout.model_copy(update=bases)}),
     )
-    with pytest.raises(ValueError, match="7 x 1024 codes a frame"):
+    with pytest.raises(ValueError, match="7 x 1024 codes per frame"):
         export(str(tmp_path), str(tmp_path / "out"))

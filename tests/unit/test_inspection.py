@@ -37,7 +37,7 @@ def test_a_record_goes_beside_the_weights_of_a_folder_of_ones_own(
 ) -> None:
     assert inspect(folder, "--voices", "zoe", "ann") == 0
     said = capsys.readouterr().out
-    assert "layout: orpheus, 7 x 4,096 codes a frame, first id 300, start 301, end 302" in said
+    assert "layout: orpheus, 7 x 4,096 codes per frame, first id 300, start 301, end 302" in said
     assert "prompt form: vyvo-qwen3" in said
     info = read_info(folder)
     assert info.voices == ["ann", "zoe"]
@@ -112,7 +112,7 @@ def test_pace_is_measured_from_speech_that_ended_by_itself() -> None:
             expected = known.base_frames + known.frames_per_char * len(text)
             measured = line.base_frames + line.frames_per_char * len(text)
             assert measured == pytest.approx(expected, rel=0.6)
-    assert all("characters a second" in line for line in lines)
+    assert all("characters per second" in line for line in lines)
     none, lines = measure(voice, texts[:1])
     assert none == voice.info.duration_model
     assert all("too few to measure" in line for line in lines)

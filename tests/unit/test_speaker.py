@@ -210,7 +210,7 @@ def test_a_reference_goes_before_the_speech_and_is_not_heard(
     speaker: Speaker, audio: Audio, tmp_path: Path
 ) -> None:
     audio.save(tmp_path / "heart.wav")
-    with pytest.raises(ValueError, match=r"audio: this model was not taught.*--reference-share"):
+    with pytest.raises(ValueError, match=r"audio: this model was not trained.*--reference-share"):
         speaker.reference(tmp_path / "heart.wav", TEXT)
     reference = speaker.reference(tmp_path / "heart.wav", f"  {TEXT}", form="one-turn")
     again = speaker.reference(tmp_path / "heart.wav", TEXT, form="one-turn")
@@ -221,14 +221,14 @@ def test_a_reference_goes_before_the_speech_and_is_not_heard(
     assert len(spoken.samples) % 2048 == 0
     streamed = np.concatenate(list(speaker.stream("Yes.", reference=reference)))
     np.testing.assert_array_equal(streamed, spoken.samples)
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="give only one of them"):
         speaker.synthesize("Yes.", "heart", reference=reference)
 
 
 def test_a_recording_that_is_no_reference_is_refused_by_argument(
     speaker: Speaker, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="audio: no readable recording"):
+    with pytest.raises(ValueError, match="audio: the recording cannot be read"):
         speaker.reference(b"not audio", TEXT, form="one-turn")
     with pytest.raises(FileNotFoundError, match=r"nothing\.wav"):
         speaker.reference(tmp_path / "nothing.wav", TEXT, form="one-turn")

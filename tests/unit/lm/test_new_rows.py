@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sheen.codec.layout import TokenLayout
-from sheen.lm.base_model import draw_noise, initialise_rows
+from sheen.lm.base_model import draw_noise, initialize_rows
 
 KNOWN, WIDTH, CODES = 300, 6, 16
 LAYOUT = TokenLayout(KNOWN, CODES, (2, 1))
@@ -37,7 +37,7 @@ def new_rows(way: str, seed: int, table: Tensor, layout: TokenLayout = LAYOUT) -
     vectors = codebooks(layout.codebook_size) if way == "codebook" else None
     longer = torch.cat([table, torch.zeros(rows, WIDTH)])
     noise = draw_noise(rows, WIDTH, generator, layout, vectors)
-    initialise_rows(longer, KNOWN, noise)
+    initialize_rows(longer, KNOWN, noise)
     assert torch.equal(longer[:KNOWN], table), "the text's rows are untouched"
     return longer[KNOWN:]
 
@@ -118,6 +118,6 @@ def test_a_level_has_something_in_common_with_the_codebook_only() -> None:
 def test_a_table_keeps_its_precision() -> None:
     table = torch.cat([text_rows(), torch.zeros(ROWS, WIDTH)]).bfloat16()
     noise = draw_noise(ROWS, WIDTH, torch.Generator().manual_seed(0), LAYOUT, None)
-    initialise_rows(table, KNOWN, noise)
+    initialize_rows(table, KNOWN, noise)
     assert table.dtype == torch.bfloat16
     assert off(table[KNOWN:].float(), new_rows("independent", 0, text_rows())) < 0.02

@@ -1,4 +1,4 @@
-"""Checkpoints that others trained: recognised by their tokens, and look-alikes refused by name."""
+"""Checkpoints that others trained: recognized by their tokens, and look-alikes refused by name."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from sheen.lm.recognition import (
     choose_form,
     describe_checkpoint,
     find_layout,
-    recognise,
+    recognize,
 )
 
 Made = Callable[[str, Callable[[Path], None]], Path]
@@ -37,7 +37,7 @@ def vyvo(made_once: Made) -> Path:
     return made_once("vyvo-qwen3", lambda folder: orpheus.save(folder, "vyvo-qwen3"))
 
 
-def test_a_bare_checkpoint_is_recognised_and_its_form_named(folder: Path) -> None:
+def test_a_bare_checkpoint_is_recognized_and_its_form_named(folder: Path) -> None:
     info = describe_checkpoint(str(folder), form="orpheus", codec=str(CODEC))
     assert info.token_layout == TokenLayout(orpheus.FIRST, 4096, (4, 2, 1), "orpheus")
     assert info.prompt.name == "orpheus"
@@ -53,21 +53,21 @@ def test_a_bare_checkpoint_is_recognised_and_its_form_named(folder: Path) -> Non
 
 
 def test_what_the_tokens_say_needs_no_name(vyvo: Path) -> None:
-    info = recognise(str(vyvo), SNAC)
+    info = recognize(str(vyvo), SNAC)
     assert info is not None
     assert info.prompt.name == "vyvo-qwen3"
     assert info.voices == []
 
 
 def test_a_form_that_the_tokens_do_not_say_has_to_be_named(folder: Path, vyvo: Path) -> None:
-    with pytest.raises(ValueError, match=r"name it \(form: orpheus, maya1, veena, svara\)"):
-        recognise(str(folder), SNAC)
-    with pytest.raises(ValueError, match=r"form vyvo-qwen3: .* fits orpheus, maya1"):
-        recognise(str(folder), SNAC, "vyvo-qwen3")
-    with pytest.raises(ValueError, match=r"form orpheus: .* fits vyvo-qwen3"):
-        recognise(str(vyvo), SNAC, "orpheus")
+    with pytest.raises(ValueError, match=r"give the form: orpheus, maya1, veena, svara$"):
+        recognize(str(folder), SNAC)
+    with pytest.raises(ValueError, match=r"form vyvo-qwen3: .* fit: orpheus, maya1"):
+        recognize(str(folder), SNAC, "vyvo-qwen3")
+    with pytest.raises(ValueError, match=r"form orpheus: .* fit: vyvo-qwen3"):
+        recognize(str(vyvo), SNAC, "orpheus")
     with pytest.raises(ValueError, match=r"form 'orfeus': expected one of orpheus, maya1"):
-        recognise(str(folder), SNAC, "orfeus")
+        recognize(str(folder), SNAC, "orfeus")
 
 
 def test_a_file_of_inspect_says_what_the_folder_does_not(folder: Path, tmp_path: Path) -> None:
@@ -76,16 +76,16 @@ def test_a_file_of_inspect_says_what_the_folder_does_not(folder: Path, tmp_path:
     write_info(tmp_path, info)
     path = str(tmp_path / "sheen.json")
     assert describe_checkpoint(str(folder), info=path) == info
-    with pytest.raises(ValueError, match="trained with 'svara'; leave the form out"):
+    with pytest.raises(ValueError, match="trained with 'svara'; omit the form"):
         describe_checkpoint(str(folder), info=path, form="orpheus")
 
 
 def test_a_base_without_speech_tokens_is_no_checkpoint(base: Path) -> None:
-    assert recognise(str(base), SNAC) is None
+    assert recognize(str(base), SNAC) is None
     with pytest.raises(ValueError, match="is not a Sheen checkpoint"):
         describe_checkpoint(str(base), codec=str(CODEC))
     with pytest.raises(ValueError, match=r"form orpheus: .* no <custom_token_0>"):
-        recognise(str(base), SNAC, "orpheus")
+        recognize(str(base), SNAC, "orpheus")
 
 
 LLAMA, LFM = SimpleNamespace(model_type="llama"), SimpleNamespace(model_type="lfm2")
@@ -105,7 +105,7 @@ def customs(count: int, first: int = 300) -> dict[str, int]:
         ({"<|speech_0|>": 9}, "qwen2", 1, "NeuTTS, whose codec is NeuCodec"),
         (customs(28_682), "llama", 29_000, "28,682 custom tokens, .* has 28,683"),
         (customs(28_684), "llama", 29_000, "28,684 custom tokens, .* has 28,683"),
-        (customs(28_683) | {"<custom_token_7>": 9}, "llama", 29_000, "are no neighbours"),
+        (customs(28_683) | {"<custom_token_7>": 9}, "llama", 29_000, "are not consecutive"),
     ],
 )
 def test_what_looks_alike_is_refused_by_name(
@@ -119,7 +119,7 @@ def test_what_looks_alike_is_refused_by_name(
 def test_another_codec_than_the_familys_is_refused() -> None:
     other = SNAC.model_copy(update={"config": SNAC.config | {"vq_strides": [8, 4, 2, 1]}})
     config = SimpleNamespace(model_type="llama", vocab_size=29_000)
-    with pytest.raises(ValueError, match="a codec of 15 x 4,096 codes a frame has 61,451"):
+    with pytest.raises(ValueError, match="a codec with 15 x 4,096 codes per frame has 61,451"):
         find_layout(customs(28_683), config, other)
 
 
@@ -127,15 +127,15 @@ def test_lfm2_is_refused_with_its_reason(tmp_path: Path) -> None:
     orpheus.tokenizer(orpheus.LFM).save_pretrained(tmp_path)
     fields: dict[str, Any] = {"model_type": "lfm2", "vocab_size": 29_056, "hidden_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match=r"vyvo-lfm2.*convolutions need a state"):
-        recognise(str(tmp_path), SNAC)
+    with pytest.raises(ValueError, match=r"vyvo-lfm2.*convolutions would need a state"):
+        recognize(str(tmp_path), SNAC)
 
 
 def test_a_table_that_does_not_hold_the_tokens_is_refused(tmp_path: Path) -> None:
     orpheus.tokenizer().save_pretrained(tmp_path)
     orpheus.config(vocab_size=20_000).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"20000 rows, .* reach to 28982"):
-        recognise(str(tmp_path), SNAC, "orpheus")
+        recognize(str(tmp_path), SNAC, "orpheus")
 
 
 def test_only_one_form_fits_a_tokenizer_of_qwen() -> None:

@@ -189,7 +189,7 @@ def test_another_upload_of_a_name_takes_its_place_and_the_number_is_bounded(
         ({"data": recording(0.2)}, "audio_sample", "expected 1 to 30 s"),
         ({"data": recording(height=0.001)}, "audio_sample", "silent"),
         ({"data": recording(height=3.0)}, "audio_sample", "clipped"),
-        ({"data": b"text"}, "audio_sample", "no readable recording"),
+        ({"data": b"text"}, "audio_sample", "the recording cannot be read"),
     ],
 )
 def test_what_is_no_voice_is_refused_and_nothing_is_kept(

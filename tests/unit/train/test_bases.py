@@ -78,7 +78,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "several modalities, another": (lambda f: family("Qwen2VL", f), "'qwen2_vl' is multimodal"),
     "ALiBi": (lambda f: family("Bloom", f), "'bloom' states no longest sequence"),
     "recurrent": (lambda f: family("Mamba", f), "'mamba' states no longest sequence"),
-    "encoder and decoder": (lambda f: family("T5", f), "'t5' is no decoder-only"),
+    "encoder and decoder": (lambda f: family("T5", f), "'t5' is not a decoder-only"),
     "attention of its own": (lambda f: given("stablelm", f), "StableLmAttention of the base"),
     "mixes a row": (lambda f: family("Falcon", f), "'falcon' mixes utterances"),
     "recurrent in part": (lambda f: family("Jamba", f), "'jamba' mixes utterances"),
@@ -93,9 +93,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "weights not fetched": (replaced("model.safetensors", POINTER), "a Git LFS pointer"),
     "tokenizer not fetched": (replaced("tokenizer.json", POINTER), "a Git LFS pointer"),
     "config not fetched": (replaced("config.json", POINTER), "a Git LFS pointer"),
-    "torn weights": (replaced("model.safetensors", b"\x10\0\0"), "no whole file of weights"),
+    "torn weights": (replaced("model.safetensors", b"\x10\0\0"), "not a complete file of weights"),
     "a part is missing": (sharded_without_its_second_part, "model-00002.safetensors is missing"),
-    "no weights": (without_weights, "holds no weights"),
+    "no weights": (without_weights, "it has no weights"),
 }
 
 
