@@ -93,7 +93,7 @@ def compile_stacks(model: SNAC) -> None:
 class Distances(nn.Module):
     """How far decoded audio is from the recording, by name. Nothing here learns.
 
-    With `asr_features` the distance in a frozen recogniser's features is among them.
+    With `asr_features` the distance in a frozen ASR encoder's features is among them.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """ASR: waveforms to text.
 
-Owns the choice of a `Transcriber` and one of them, any transformers speech recognition model;
-faster-whisper is `sheen.scoring.whisper`. A transcriber never sees the reference text, and a clip's
-transcript does not depend on the other clips. Error rates are `sheen.scoring.wer`'s.
+Owns the choice of a `Transcriber`, and the one for transformers' ASR models; faster-whisper is
+`sheen.scoring.whisper`. A transcriber does not know the reference text, and a clip's transcript
+does not depend on the other clips. Error rates are `sheen.scoring.wer`'s.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchaudio.functional import resample
 
 from sheen.scoring.transcript import Transcript, Word
-from sheen.scoring.whisper import FasterWhisper, find_whisper
+from sheen.scoring.whisper import FasterWhisper, at_rate, find_whisper
 
 
 class Transcriber(Protocol):
@@ -26,30 +25,30 @@ class Transcriber(Protocol):
     name: str
 
     def transcribe(self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int) -> list[str]:
-        """The text of each waveform `[n]` (in -1..1, at `sample_rate` Hz), "" where there is none.
+        """The text of each waveform `[n]` (in -1..1, at `sample_rate` Hz), "" for no speech.
 
-        In the order given, as the recogniser writes it: compare after normalization.
+        In the order given, not normalized.
         """
         ...
 
     def transcribe_words(
         self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int
     ) -> list[Transcript]:
-        """The same with all that the recogniser says of each clip. Slower."""
+        """The same, with word times and confidence as far as the model provides them. Slower."""
         ...
 
     def guess_language(
         self, waveform: NDArray[np.float32], sample_rate: int
     ) -> tuple[str, float] | None:
-        """ISO 639-1 code and its probability, whatever language is set; None: it cannot guess."""
+        """ISO 639-1 code and its probability, whatever language is set; None if not supported."""
         ...
 
 
 class AsrPipeline:
-    """A speech recogniser of transformers: a folder or a hub id, in float32, at its own settings.
+    """An ASR model of transformers, by folder or hub id, in float32 with its own settings.
 
-    `language` (such as "en") is for multilingual Whisper models, which guess it otherwise. Raises
-    ValueError when the model cannot be opened or the language not be set.
+    `language` (such as "en") is for multilingual Whisper models, which otherwise detect it. Raises
+    ValueError if the model cannot be opened or the language cannot be set.
     """
 
     def __init__(
@@ -58,8 +57,8 @@ class AsrPipeline:
         self._pipeline = _open_pipeline(model, device)
         self._whisper = self._pipeline.type == "seq2seq_whisper"
         self._rate = int(self._pipeline.feature_extractor.sampling_rate)
-        # Whisper pads every clip to its window of 30 s, alone or in a batch. What pads to the
-        # longest clip of a batch may transcribe a clip differently next to a longer one.
+        # Whisper always pads clips to its window of 30 s. Other models pad to the longest clip of a
+        # batch, which may change the transcripts of shorter ones.
         self._batch_size = batch_size if self._whisper else 1
         self._tells_words = _tells_words(self._pipeline)
         self.name = f"{model} (transformers {version('transformers')}, float32)"
@@ -67,17 +66,17 @@ class AsrPipeline:
         if language is not None:
             generation = getattr(self._pipeline.model, "generation_config", None)
             if not self._whisper or not getattr(generation, "is_multilingual", False):
-                raise ValueError(f"language {language!r}: {model!r} is no multilingual Whisper")
+                raise ValueError(f"language {language!r}: {model!r} is not a multilingual Whisper")
             self._generate = {"language": language, "task": "transcribe"}
             self.name += f", language {language}"
 
     def transcribe(self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int) -> list[str]:
-        clips = list(_resampled(waveforms, sample_rate, self._rate))
+        clips = [at_rate(waveform, sample_rate, self._rate) for waveform in waveforms]
         window = self._pipeline.feature_extractor.n_samples if self._whisper else None
         long = [window is not None and len(clip) > window for clip in clips]
         texts = [""] * len(clips)
         for is_long in (False, True):
-            # No recogniser takes an empty clip: its transcript is "".
+            # ASR models do not accept an empty clip: its transcript is "".
             mine = [i for i, clip in enumerate(clips) if len(clip) and long[i] == is_long]
             if not mine:
                 continue
@@ -85,7 +84,7 @@ class AsrPipeline:
                 [{"raw": clips[i], "sampling_rate": self._rate} for i in mine],
                 batch_size=1 if is_long else self._batch_size,
                 generate_kwargs=self._generate,
-                # Past its window Whisper resumes from its own last timestamp.
+                # Beyond its window, Whisper continues from its own last timestamp.
                 **({"return_timestamps": True} if is_long else {}),
             )
             for i, output in zip(mine, outputs, strict=True):
@@ -95,11 +94,11 @@ class AsrPipeline:
     def transcribe_words(
         self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int
     ) -> list[Transcript]:
-        """Words of a Whisper that knows its alignment heads, by its cross attention, and of a CTC
-        model; else, and where the times that come out are none, without. One clip at a time."""
+        """With word times for CTC models, and, from cross-attention, for a Whisper with alignment
+        heads; without for other models, and if the times are invalid. One clip at a time."""
         if not self._tells_words:
             return [Transcript(text) for text in self.transcribe(waveforms, sample_rate)]
-        return [self._words(clip) for clip in _resampled(waveforms, sample_rate, self._rate)]
+        return [self._words(at_rate(each, sample_rate, self._rate)) for each in waveforms]
 
     def _words(self, clip: NDArray[np.float32]) -> Transcript:
         if not len(clip):
@@ -113,7 +112,7 @@ class AsrPipeline:
         words = []
         for chunk in output["chunks"]:
             start, end = chunk["timestamp"]
-            # Of a last word that is cut off, transformers gives no end; and Whisper's window may be
+            # transformers has no end for a last word that is cut off, and Whisper's window may be
             # longer than the clip.
             end = seconds if end is None else min(end, seconds)
             words.append(Word(chunk["text"].strip(), min(start, end), end))
@@ -129,12 +128,12 @@ class AsrPipeline:
 
 
 def _tells_words(pipeline: Any) -> bool:
-    """Whether a transformers pipeline has word times that mean something."""
-    # By its module: of transformers itself mypy knows no tokenizers. It takes seconds to import.
+    """Whether a transformers pipeline has usable word times."""
+    # From its module, because mypy does not know transformers' tokenizers. Slow to import.
     from transformers.models.wav2vec2.tokenization_wav2vec2 import Wav2Vec2CTCTokenizer
 
     if pipeline.type == "seq2seq_whisper":
-        # Of a Whisper that was tuned without timestamps both are often missing.
+        # A Whisper that was fine-tuned without timestamps often has neither.
         generation = pipeline.model.generation_config
         names = ("alignment_heads", "no_timestamps_token_id")
         return all(getattr(generation, name, None) for name in names)
@@ -142,11 +141,11 @@ def _tells_words(pipeline: Any) -> bool:
 
 
 def open_transcriber(asr: str, device: str = "cpu", language: str | None = "en") -> Transcriber:
-    """The ASR that `--asr` names.
+    """The ASR model of `--asr`.
 
-    It is a faster-whisper model's name or CTranslate2 folder, which transcribes `language` (None
-    guesses it), or a transformers model's folder or hub id, which guesses it. Raises ValueError
-    naming the flag.
+    `asr`: a faster-whisper model by name or CTranslate2 folder, which transcribes `language` (None:
+    detected), or a transformers model by folder or hub id, which detects the language. Raises
+    ValueError naming the flag.
     """
     try:
         if find_whisper(asr) is not None:
@@ -157,35 +156,35 @@ def open_transcriber(asr: str, device: str = "cpu", language: str | None = "en")
 
 
 def check_transcriber(asr: str) -> None:
-    """Raise ValueError, as `open_transcriber` would, short of loading a recogniser's weights."""
+    """Raise ValueError as `open_transcriber` does, without loading the weights."""
     try:
         if find_whisper(asr) is None:
-            _find_recogniser(asr)
+            _find_model(asr)
     except ValueError as error:
         raise ValueError(f"--asr: {error}") from error
 
 
-def _find_recogniser(model: str) -> str:
+def _find_model(model: str) -> str:
     """A folder's path, or a hub id as it is."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(
-                f"recogniser {model!r}: a folder that holds no model; expected model.bin, "
+                f"ASR model {model!r}: the folder has no model; expected model.bin, "
                 "tokenizer.json and a vocabulary (CTranslate2), or config.json and weights "
                 "(transformers)"
             )
         return str(folder.resolve())
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:
         raise ValueError(
-            f"recogniser {model!r}: no such folder; give a folder, a hub id such as "
-            "openai/whisper-base, or a name of faster-whisper's such as base"
+            f"ASR model {model!r}: no such folder; give a folder, a hub id such as "
+            "openai/whisper-base, or the name of a faster-whisper model such as base"
         )
     return model
 
 
 def _open_pipeline(model: str, device: str) -> Any:
-    found = _find_recogniser(model)
+    found = _find_model(model)
     from transformers import pipeline  # takes seconds to import
 
     try:
@@ -196,16 +195,4 @@ def _open_pipeline(model: str, device: str) -> Any:
             dtype=torch.float32,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"recogniser {model!r} on {device}: {error}") from error
-
-
-def _resampled(
-    waveforms: Sequence[NDArray[np.float32]], source_rate: int, rate: int
-) -> Iterator[NDArray[np.float32]]:
-    for index, waveform in enumerate(waveforms):
-        if waveform.ndim != 1:
-            raise ValueError(f"waveform {index} has shape {waveform.shape}, expected [n]")
-        if len(waveform) == 0 or source_rate == rate:
-            yield waveform
-        else:
-            yield resample(torch.from_numpy(waveform), source_rate, rate).numpy()
+        raise ValueError(f"ASR model {model!r} on {device}: {error}") from error

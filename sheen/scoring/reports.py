@@ -202,7 +202,7 @@ def _voice_blocks(report: CodecReport) -> list[Block]:
         blocks.append(
             "Rates are word error rates with 95% bootstrap intervals over clips; the difference "
             "is paired, clip by clip. Shuffled codes are the control: the same codes in random "
-            "order, which ASR must not recognise."
+            "order, which must be unintelligible to ASR."
         )
     blocks.append(
         f"On {report.threads} CPU threads or the device given: encoded at "

@@ -1,9 +1,8 @@
-"""Speakers of clips: who of the enrolled ones it is, and how near a clip comes to one of them.
+"""Speaker identification and similarity of clips, compared with enrolled speakers.
 
-Owns the embedding, the profiles, the scale of similarity, and which recordings the profiles are
-made of. The embedding is GE2E's (Wan et al. 2018) with the weights of package resemblyzer: an LSTM
-over 1.6 s of mel spectrogram. Closed-set: it names one of the enrolled speakers, never "none of
-them".
+Owns the embedding, the speaker profiles, the scale of similarity, and the choice of recordings for
+the profiles. The embedding is GE2E (Wan et al. 2018) with the weights of package resemblyzer: an
+LSTM over 1.6 s of mel spectrogram. Closed-set: it always names one of the enrolled speakers.
 
 Shapes: n samples, D dimensions of an embedding, K speakers.
 """
@@ -33,20 +32,20 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 
 ALL = "all"
-"""In reports by voice the key of all clips together; no voice may have this name."""
+"""Key for all clips together in reports by voice; no voice may have this name."""
 
 MIN_RECORDINGS = 5
-"""The fewest recordings that make a profile."""
+"""Fewest recordings for a profile."""
 
 PROFILE_RECORDINGS = 20
-"""Recordings of each voice that its profile is made of, spread evenly over its list."""
+"""Most recordings per voice for its profile, spread evenly over its list."""
 
 _LEAST_SCALE = 0.04  # of cosines: two halves of one speaker's recordings differ by up to 0.03
 
 _HOP = 160
-_WINDOW, _STEP = 160, 77  # frames of what the LSTM hears at a time, 1.3 times a second
-_LEAST_SHARE = 0.75  # a last window with less sound in it is left out
-_LEVEL = 10 ** (-30 / 20)  # RMS of full scale; the network hears magnitudes, not their logarithms
+_WINDOW, _STEP = 160, 77  # frames of a window of the LSTM, and between windows: 1.3 a second
+_LEAST_SHARE = 0.75  # a last window with less of the clip is skipped
+_LEVEL = 10 ** (-30 / 20)  # RMS of full scale; the network's input is magnitudes, not logarithms
 
 
 class SpeakerEncoder(nn.Module):
@@ -58,7 +57,7 @@ class SpeakerEncoder(nn.Module):
         self.linear = nn.Linear(256, 256)
         weights = package_file("resemblyzer", "pretrained.pt")
         state = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
-        # The others are two parameters of the loss.
+        # The file also has two parameters of the training loss.
         self.load_state_dict({name: state[name] for name in self.state_dict()})
         self.mel = MelSpectrogram(
             RATE, 400, hop_length=_HOP, n_mels=40, norm="slaney", mel_scale="slaney",
@@ -94,8 +93,8 @@ class SpeakerProfiles:
     """Enrolled speakers: the centroid of each one's recordings, and the scale of similarity.
 
     `centroids` is `[K, D]`, of length 1. `own` and `nearest`, both `[K]`, are mean cosines with a
-    speaker's centroid: of its own recordings, each with the centroid of the others, and of those of
-    the other speaker that comes nearest. `digest` is a hash of the recordings.
+    speaker's centroid: those of its own recordings, each compared with the centroid of the others,
+    and those of the nearest other speaker's recordings. `digest` is a hash of the recordings.
     """
 
     voices: tuple[str, ...]
@@ -112,14 +111,14 @@ class SpeakerProfiles:
         a voice, or a voice that another one's recordings resemble as much as its own.
         """
         if len(recordings) < 2:
-            raise ValueError(f"profiles need two voices at least, got {list(recordings)}")
+            raise ValueError(f"profiles need at least two voices, got {list(recordings)}")
         encoder, digest = SpeakerEncoder(), hashlib.sha256()
         embeddings: list[Floats] = []  # of each voice `[recordings, D]`
         for voice, clips in recordings.items():
             if len(clips) < MIN_RECORDINGS:
                 raise ValueError(
-                    f"voice {voice!r} has {len(clips)} recordings, a profile needs "
-                    f"{MIN_RECORDINGS} at least"
+                    f"voice {voice!r} has {len(clips)} recordings, a profile needs at least "
+                    f"{MIN_RECORDINGS}"
                 )
             points = []
             for index, clip in enumerate(clips):
@@ -144,8 +143,8 @@ class SpeakerProfiles:
         ):
             if inside - outside < _LEAST_SCALE:
                 raise ValueError(
-                    f"voice {voice!r}: recordings of {voices[other]!r} resemble it as much as its "
-                    "own, so there is no scale between them; leave one of the two out"
+                    f"voice {voice!r}: recordings of {voices[other]!r} are as similar to it as its "
+                    "own, so that there is no scale of similarity; omit one of the two"
                 )
         return cls(voices, centroids, np.array(own), nearest, digest.hexdigest())
 
@@ -154,10 +153,10 @@ class SpeakerProfiles:
         return self.voices[int(np.argmax(self.centroids @ embedding))]
 
     def similarity(self, embedding: Floats, voice: str) -> float:
-        """How near a clip's embedding `[D]` comes to an enrolled voice.
+        """Similarity of a clip's embedding `[D]` to an enrolled voice.
 
         1 is the mean of the voice's own recordings and 0 that of the nearest other voice's, so that
-        single clips lie above 1 and below 0 too.
+        single clips may be above 1 or below 0.
         """
         place = self.voices.index(voice)
         cosine = self.centroids[place] @ embedding

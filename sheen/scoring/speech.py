@@ -1,9 +1,9 @@
 """Quality of synthesized speech: signal measures of a clip, and results by voice with intervals.
 
 Owns the measures and the statistics: level, pauses and clipping of one clip; WER, CER, share ended
-with EOS, duration, speaking rate, DNSMOS, speaker accuracy and similarity of many. Runs no model:
-synthesis, ASR and what scores the sound are the caller's, and a clip without their result counts in
-no figure of it.
+with EOS, duration, speech rate, DNSMOS, speaker accuracy and similarity of many. Runs no model: the
+caller provides the results of synthesis, ASR and scoring, and a clip without a result is not
+counted in its statistics.
 """
 
 import math
@@ -21,8 +21,8 @@ from sheen.text.prompt import normalize as normalize_text
 
 _FRAME_S = 0.02
 _SILENT_DB = 40.0
-"""A frame this far under the loudest is silence: speech sounds lie within some 30 dB, and the noise
-of a codec between words lies below."""
+"""Frames this far below the loudest are silence: speech is within about 30 dB, and a codec's noise
+between words is below."""
 _LEAST_LEVEL = 1e-4  # RMS of full scale, -80 dB: a clip that is nowhere louder is all silence
 
 
@@ -30,8 +30,8 @@ _LEAST_LEVEL = 1e-4  # RMS of full scale, -80 dB: a clip that is nowhere louder 
 class Sound:
     """Seconds and shares of one clip.
 
-    `speaking` is from the first sounding frame to the end of the last, pauses included; `pause` is
-    the longest silence between them. `clipped` is the share of samples at full scale.
+    `speaking` is from the first frame with sound to the end of the last, including pauses; `pause`
+    is the longest silence in it. `clipped` is the share of samples at full scale.
     """
 
     seconds: float
@@ -68,18 +68,18 @@ def measure_sound(waveform: NDArray[np.float32], sample_rate: int) -> Sound:
 
 
 _CLIPPED_SHARE = 1e-3
-"""A clip counts as clipped from this share of samples at full scale on: one in a thousand."""
+"""Least share of samples at full scale for a clip to count as clipped."""
 _Z = 1.959964  # of a 95% interval of the normal distribution
 
 
 @dataclass(frozen=True)
 class SpokenClip:
-    """One prompt as it was spoken.
+    """The speech of one prompt.
 
     `transcript` is None without ASR, and for a text without words. `identified_speaker` is None
     without enrolled speakers, and "" for a clip without a voice. `expected_seconds` is None for a
-    voice without a duration model. `dnsmos` and `speaker_similarity` are None where they were not
-    asked for, or where `unscored` says why the sound has none.
+    voice without a duration model. `dnsmos` and `speaker_similarity` are None if they were not
+    requested, or if the clip cannot be scored, for the reason in `unscored`.
     """
 
     id: str
@@ -102,8 +102,8 @@ class SpokenClip:
 
 @dataclass(frozen=True)
 class Share:
-    """`count` of `of` clips, with the 95% interval of Wilson (1927), which knows that few clips
-    without a failure prove little."""
+    """`count` of `of` clips, with the 95% interval of Wilson (1927), which is wide for few clips
+    even without a failure."""
 
     rate: float
     low: float
@@ -123,7 +123,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class VoiceResult:
-    """One voice, or all; None for what was not measured."""
+    """Results of one voice, or of all; None for measures that were not taken."""
 
     clips: int
     seconds: float
@@ -136,11 +136,11 @@ class VoiceResult:
     speaker_accuracy: Share | None
     speaker_similarity: Mean | None
     unscored: Share | None
-    """Clips without scores of the sound, silent or too short; None when no score was asked for."""
+    """Clips that were silent or too short to score; None if no scores were requested."""
     duration: Mean | None
     """Seconds over the seconds expected."""
     characters_per_second: Mean | None
-    """Characters of text per second of speaking; None when nothing sounds."""
+    """Characters of text per second of speech; None for silent clips only."""
     silence: Mean
     """Share of a clip before the first sound and after the last."""
     pause: Mean
@@ -151,7 +151,7 @@ class VoiceResult:
 @dataclass(frozen=True)
 class SpeechReport:
     """`voices` has the result of each voice and of ALL; `clip_wer[i]` is the WER of clip i, None
-    without a transcript. `asr` names the recogniser."""
+    without a transcript. `asr`: name of the ASR model."""
 
     clips: list[SpokenClip]
     clip_wer: list[float | None]
@@ -178,7 +178,7 @@ def score_speech(
 ) -> SpeechReport:
     """Score clips, by voice and together.
 
-    `asr` names the recogniser. Speaker accuracy is over the clips whose voice is among `enrolled`.
+    `asr`: name of the ASR model. Speaker accuracy counts clips whose voice is in `enrolled`.
     `normalize` is applied to text and transcript before `wer.normalize_words`. Raises ValueError
     without clips, for a voice named ALL, or for a text without words that has a transcript.
     """

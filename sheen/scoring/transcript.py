@@ -1,4 +1,4 @@
-"""What an ASR says of a clip beyond its text: words with their times, and how sure it was."""
+"""Results of an ASR model for a clip: text, words with their times, confidence."""
 
 import zlib
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Word:
-    """Seconds within the clip, as the ASR has them: a first word begins tens of milliseconds late,
-    and now and then hundreds. `probability` 0 to 1; None where it is not known."""
+    """Times in seconds within the clip, by the ASR model: a first word begins tens, sometimes
+    hundreds, of milliseconds late. `probability` 0 to 1; None if unknown."""
 
     text: str
     start: float
@@ -17,19 +17,19 @@ class Word:
 
 @dataclass(frozen=True)
 class Transcript:
-    """None is what this ASR does not tell."""
+    """None for values that the ASR model does not provide."""
 
     text: str
     words: list[Word] | None = None
     avg_logprob: float | None = None
-    """Mean over tokens of the log of their probability."""
+    """Mean log probability of the tokens."""
     no_speech_prob: float | None = None
     language: str | None = None
     language_probability: float | None = None
 
     @property
     def compression_ratio(self) -> float:
-        """As Whisper has it: high where a text repeats itself. It tells nothing below some 80
-        characters, where zlib's own bytes outweigh the text's."""
+        """Whisper's measure, which is high for a repetitive text. Not meaningful below about 80
+        characters, where zlib's overhead dominates."""
         data = self.text.encode()
         return len(data) / len(zlib.compress(data)) if data else 0.0

@@ -1,13 +1,11 @@
-"""Word and character error rates, with their uncertainty; and English as they compare it.
+"""Word and character error rates with confidence intervals, and English normalization for them.
 
-Owns the normalization that references and hypotheses go through, WER and CER, and the paired
-difference of two WERs. jiwer aligns and counts; intervals are bootstrap intervals over utterances.
-Runs no ASR.
+Owns the normalization of references and hypotheses, WER and CER, and the paired difference of two
+WERs. jiwer aligns and counts; intervals are bootstrap intervals over utterances. Runs no ASR.
 
-For both sides of a comparison whose ASR writes numerals, `normalize_english` gives numbers, money,
-times, contractions and dialects one spelling. Whisper's English normalizer (package
-whisper-normalization, OpenAI's code and its table of spellings) does the work; its output has
-words, digits and spaces alone.
+For ASR models that write numerals, `normalize_english` gives numbers, money, times, contractions
+and dialects a common spelling. It uses Whisper's English normalizer (package whisper-normalization,
+OpenAI's code and spelling table), whose output has only words, digits and spaces.
 """
 
 import re
@@ -35,7 +33,7 @@ class ErrorRate:
     """Errors over units of the reference, as a share: 0.08 is 8%; above 1 is possible.
 
     `low` to `high` is the 95% percentile bootstrap interval, utterances drawn with replacement.
-    It knows only what happened: without a single error, or with a single utterance, it is a point.
+    Without any error, or with a single utterance, it is a point.
     """
 
     rate: float
@@ -50,10 +48,10 @@ class ErrorRate:
 
 @dataclass(frozen=True)
 class ErrorDifference:
-    """Rate of b less rate of a on the same texts, as a share: 0.03 is 3 percentage points.
+    """Rate of b minus rate of a on the same texts, as a share: 0.03 is 3 percentage points.
 
-    `low` to `high` is its 95% interval. Both sides are drawn together, so what makes a text hard
-    for both does not widen it.
+    `low` to `high` is its 95% interval. Utterances are drawn for both sides together, so that the
+    difficulty of a text does not widen it.
     """
 
     difference: float
@@ -63,10 +61,10 @@ class ErrorDifference:
 
 
 def normalize_words(text: str) -> str:
-    """The text as it is compared: Unicode NFKC, case folded, words with one space between.
+    """The text for comparison: Unicode NFKC, case folded, words separated by one space.
 
-    Apostrophes vanish ("don't" is "dont"). Every other character that is no letter, mark or number
-    separates words.
+    Apostrophes are removed ("don't" is "dont"). Every other character that is not a letter, mark or
+    number separates words.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     kept = (
@@ -118,7 +116,7 @@ def rate_of_each(
     references: Sequence[str],
     hypotheses: Sequence[str],
 ) -> list[float]:
-    """Errors over units of each utterance by itself. Raises as `error_rate`."""
+    """The error rate of each utterance. Raises as `error_rate`."""
     errors, units = _count(unit, references, hypotheses)
     return [float(rate) for rate in errors / units]
 
@@ -132,12 +130,12 @@ def _count(
     if not references:
         raise ValueError("there are no references")
     expected = [normalize_words(text) for text in references]
-    recognised = [normalize_words(text) for text in hypotheses]
+    recognized = [normalize_words(text) for text in hypotheses]
     for index, text in enumerate(expected):
         if not text:
             raise ValueError(f"reference {index} holds no words: {references[index]!r}")
     process = jiwer.process_words if unit == "word" else jiwer.process_characters
-    output = process(expected, recognised)
+    output = process(expected, recognized)
     errors = [
         sum(
             max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
@@ -174,8 +172,8 @@ _MONEY = re.compile(r"([$£€¢])(\d+(?:\.\d+)?)")
 
 
 def wer_normalizer(asr: str | None, language: str | None) -> Callable[[str], str]:
-    """What both sides of a WER go through: `normalize_english` for faster-whisper in English, else
-    nothing. Arguments as in `sheen.scoring.asr.open_transcriber`."""
+    """The normalizer for both sides of a WER: `normalize_english` for faster-whisper in English,
+    else none. Arguments as in `sheen.scoring.asr.open_transcriber`."""
     whisper = asr is not None and find_whisper(asr) is not None
     return normalize_english if whisper and language == "en" else str
 
@@ -183,10 +181,10 @@ def wer_normalizer(asr: str | None, language: str | None) -> Callable[[str], str
 def normalize_english(text: str) -> str:
     """`text` in lower case and numerals: "Five thirty p.m., $24.99" is "530 pm 24 99 dollars".
 
-    Text that the library would leave empty ("Um.") stays, so that no reference is without words.
+    Text that the library would make empty ("Um.") is kept, so that every reference has words.
     """
-    # The library drops what stands in brackets, as a note on the sound. In a text to be spoken it
-    # is spoken, and in a transcript a note on a sound that nothing made is an error.
+    # The library drops text in brackets, as notes on sounds. In a text to be spoken it is spoken,
+    # and in a transcript a note on a sound that is not there is an error.
     spoken = _BRACKETS.sub(" ", text)
     spoken = _CLOCK_WITH_POINT.sub(_time, _CLOCK.sub(_time, spoken))
     spoken = _NOON.sub(lambda match: match[1].lower() + "m ", spoken)

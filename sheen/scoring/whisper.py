@@ -1,8 +1,8 @@
 """Whisper by faster-whisper: waveforms -> transcripts, on a CPU several times faster than torch.
 
 Owns which sources are faster-whisper's (names of published models, folders in CTranslate2's format)
-and the settings: greedy, temperature 0, every clip on its own. Models in transformers' format are
-`sheen.scoring.asr`'s. Imports faster-whisper, which takes seconds, only to load a model.
+and the settings: greedy, temperature 0, clips transcribed separately. Models in transformers'
+format are `sheen.scoring.asr`'s. Imports faster-whisper, which takes seconds, only to load a model.
 """
 
 import logging
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchaudio.functional import resample
 
+from sheen.audio.io import resampled
 from sheen.scoring.transcript import Transcript, Word
 
 RATE = 16_000
@@ -30,23 +30,23 @@ NAMES = (
     | {"large-v1", "large-v2", "large-v3", "large", "large-v3-turbo", "turbo"}
     | {f"distil-{size}" for size in ("small.en", "medium.en", "large-v2", "large-v3", "large-v3.5")}
 )
-"""What faster-whisper calls the published models, which it downloads: its `available_models()`."""
+"""Names of published models, which faster-whisper downloads: its `available_models()`."""
 WINDOW_S = 30
-"""Of every Whisper."""
+"""Window of every Whisper model."""
 STEP_S = 0.02
-"""Of its encoder's positions."""
+"""Time between positions of the encoder."""
 MAX_TOKENS = 440
-"""Of the 448 positions of the decoder, some are for the language and the task."""
+"""Most tokens of a text: the decoder has 448 positions, some for the language and the task."""
 _WEIGHTS = "model.bin"
 _TOKENIZER = "tokenizer.json"
 _VOCABULARIES = ("vocabulary.json", "vocabulary.txt")
 
 
 def find_whisper(source: str) -> str | None:
-    """A name of NAMES as it is, a CTranslate2 folder's path, or None where it is neither.
+    """A name in NAMES, the path of a CTranslate2 folder, or None if `source` is neither.
 
-    A name wins over a folder of that name, which is ./NAME. Raises ValueError for a folder with
-    model.bin that lacks what belongs to it.
+    A name takes precedence over a folder of that name, which is ./NAME. Raises ValueError for a
+    folder with model.bin in which other files are missing.
     """
     if source in NAMES:
         return source
@@ -67,9 +67,9 @@ def find_whisper(source: str) -> str | None:
 class FasterWhisper:
     """A Whisper in int8 on a CPU, in float16 on a GPU.
 
-    `model` as in `find_whisper`; on a CPU it runs on as many threads as torch does in this process.
-    `language` is an ISO 639-1 code, None to guess it for each clip. Raises ValueError when the
-    model cannot be opened or does not know the language.
+    `model` as in `find_whisper`; on a CPU it uses as many threads as torch in this process.
+    `language` is an ISO 639-1 code, None to detect it for each clip. Raises ValueError if the model
+    cannot be opened or does not know the language.
     """
 
     def __init__(self, model: str, *, device: str = "cpu", language: str | None = "en") -> None:
@@ -101,20 +101,20 @@ class FasterWhisper:
     def transcribe_words(
         self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int
     ) -> list[Transcript]:
-        """As `sheen.scoring.asr.Transcriber`. The text is what Whisper writes for noise too, which
-        `transcribe` would leave out: what it says of itself is for the caller to judge."""
+        """As `sheen.scoring.asr.Transcriber`. Includes Whisper's text for noise, which `transcribe`
+        drops: the caller decides by the confidence."""
         return [self._words(waveform, sample_rate) for waveform in waveforms]
 
     def align(
         self, waveform: NDArray[np.float32], sample_rate: int, words: Sequence[str]
     ) -> list[tuple[float, float]]:
-        """When each word of a clip `[n]` begins and ends, in seconds, its words being known (forced
-        alignment): by the attention of the decoder's heads to the sound, in steps of 20 ms.
+        """Forced alignment: start and end in seconds of each of the given words in a clip `[n]`, by
+        the cross-attention of the decoder, in steps of 20 ms.
 
-        A word lasts until the next one begins, whatever silence is between. ValueError for a clip
-        of more than WINDOW_S, and for more words than the decoder has places for.
+        A word lasts until the next one begins, including silence between them. ValueError for a
+        clip longer than WINDOW_S, and for more words than fit into the decoder.
         """
-        waveform = _at_rate(waveform, sample_rate)
+        waveform = at_rate(waveform, sample_rate)
         if len(waveform) > WINDOW_S * RATE:
             raise ValueError(f"a clip of {len(waveform) / RATE:.1f} s; at most {WINDOW_S} s")
         if not words or not len(waveform):
@@ -135,20 +135,20 @@ class FasterWhisper:
             [[token for word in tokens for token in word]],
             features.shape[-1],
         )
-        # Pairs of a token and a step of time, both rising; where a token begins, its row does.
+        # Pairs of a token and a time step, both increasing.
         places, steps = np.asarray(aligned.alignments, int).T
         begins = steps[np.diff(places, prepend=-1) > 0] * STEP_S
-        edges = np.cumsum([0, *map(len, tokens)])  # the last one is the end's, <|endoftext|>
+        edges = np.cumsum([0, *map(len, tokens)])  # the last one is that of <|endoftext|>
         times = np.minimum(begins[edges], len(waveform) / RATE)
         return [(float(start), float(end)) for start, end in pairwise(times)]
 
     def guess_language(
         self, waveform: NDArray[np.float32], sample_rate: int
     ) -> tuple[str, float] | None:
-        """As `sheen.scoring.asr.Transcriber`; a model of English alone cannot."""
+        """As `sheen.scoring.asr.Transcriber`; None for an English-only model."""
         if not self._model.model.is_multilingual or not len(waveform):
             return None
-        language, probability, _ = self._model.detect_language(_at_rate(waveform, sample_rate))
+        language, probability, _ = self._model.detect_language(at_rate(waveform, sample_rate))
         return language, float(probability)
 
     def _text(self, waveform: NDArray[np.float32], sample_rate: int) -> str:
@@ -160,14 +160,14 @@ class FasterWhisper:
             waveform,
             sample_rate,
             word_timestamps=True,
-            # Left at their values, they drop the text of a clip without a trace.
+            # The defaults silently drop the text of a clip.
             no_speech_threshold=None,
             log_prob_threshold=None,
             compression_ratio_threshold=None,
         )
         if info is None:
             return Transcript("", [])
-        # Its mean counts the token that ends each part too.
+        # Whisper's mean includes the end token of each segment.
         weights = [len(segment.tokens) + 1 for segment in segments]
         logprobs = [segment.avg_logprob for segment in segments]
         return Transcript(
@@ -186,15 +186,15 @@ class FasterWhisper:
     def _run(
         self, waveform: NDArray[np.float32], sample_rate: int, **options: Any
     ) -> tuple[list[Any], Any]:
-        """Its segments and what it says of the clip, None of an empty one."""
-        waveform = _at_rate(waveform, sample_rate)
-        if not len(waveform):  # it would divide by its length
+        """The segments, and faster-whisper's information on the clip; None for an empty clip."""
+        waveform = at_rate(waveform, sample_rate)
+        if not len(waveform):  # faster-whisper would divide by its length
             return [], None
         segments, info = self._model.transcribe(
             waveform,
             language=self._language,
             beam_size=1,
-            # One temperature: with more of them it samples again where it doubts a transcript.
+            # A single temperature: with several, it samples again if it doubts a transcript.
             temperature=0.0,
             condition_on_previous_text=False,
             **options,
@@ -202,12 +202,13 @@ class FasterWhisper:
         return list(segments), info
 
 
-def _at_rate(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
+def at_rate(
+    waveform: NDArray[np.float32], sample_rate: int, rate: int = RATE
+) -> NDArray[np.float32]:
+    """A clip `[n]` at another rate; ValueError for another shape."""
     if waveform.ndim != 1:
         raise ValueError(f"a waveform has shape {waveform.shape}, expected [n]")
-    if sample_rate != RATE and len(waveform):
-        waveform = resample(torch.from_numpy(waveform), sample_rate, RATE).numpy()
-    return waveform
+    return resampled(waveform, sample_rate, rate) if len(waveform) else waveform
 
 
 def _joined(segments: Sequence[Any]) -> str:

@@ -552,7 +552,7 @@ def test_when_nothing_can_be_spoken_the_command_fails(
             {"voices": ["nobody"]},
             f"--voices nobody: the checkpoint has {', '.join(sorted(VOICES))}",
         ),
-        ({"asr": "./nowhere"}, "--asr: recogniser './nowhere': no such folder"),
+        ({"asr": "./nowhere"}, "--asr: ASR model './nowhere': no such folder"),
         ({"voice_recordings": "{tmp}/nowhere"}, "--voice-recordings"),
         ({"voice_recordings": "{tmp}/one"}, "--voice-recordings {tmp}/one: profiles need two"),
         ({"voice_recordings": "{tmp}/torn.jsonl"}, "{tmp}/torn.flac"),

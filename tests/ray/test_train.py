@@ -451,7 +451,7 @@ def test_a_torn_parquet_file_is_named(encoded: Path, base: Path, tmp_path: Path)
         ({"trackers": ["tensorbord"]}, "--trackers tensorbord: no such tracker"),
         (
             {"asr": "./nowhere", "eval_prompts": "p"},
-            "--asr: recogniser './nowhere': no such folder",
+            "--asr: ASR model './nowhere': no such folder",
         ),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_worker_speaks_as_the_python_api_does(tmp_path: Path) -> None:
         audio = speaker.synthesize("four two", reference=reference, seed=step_seed(5, 3))
     spoken = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="int16")[0]
     assert_close(spoken, to_pcm16(audio.samples))
-    with pytest.raises(ValueError, match="--references: ann: ref_audio: .* was not trained"):
+    with pytest.raises(ValueError, match=r"--references: ann: ref_audio: .* was not trained"):
         SpeakWorker(str(CHECKPOINT), "cpu", [], {}, 5, 3.0, 1, references=found)
 
 

@@ -91,5 +91,5 @@ def test_more_than_one_channel_is_a_mistake(dnsmos: Dnsmos) -> None:
 def test_a_missing_package_is_named_with_what_installs_it() -> None:
     with pytest.raises(ValueError, match="package no_such is not installed: pip install"):
         package_file("no_such", "model.onnx")
-    with pytest.raises(ValueError, match="lacks its file"):
+    with pytest.raises(ValueError, match="lacks the file"):
         package_file("speechmos", "no_such.onnx")

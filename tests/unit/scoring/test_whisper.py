@@ -81,7 +81,7 @@ def test_a_name_is_no_folder_of_the_same_name(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     assert find_whisper("base") == "base"
-    with pytest.raises(ValueError, match=r"--asr: recogniser '\./base': a folder that holds no"):
+    with pytest.raises(ValueError, match=r"--asr: ASR model '\./base': the folder has no"):
         check_transcriber("./base")
 
 
