@@ -1,11 +1,10 @@
-"""What a run writes: resumable checkpoints, the best model, the run's fingerprint.
+"""The files of a run: resumable checkpoints, the best model, the run's fingerprint.
 
 Owns which checkpoints count. A checkpoint is written under another name, or before it is listed;
-only what `checkpoints.json` lists is ever opened, and that file is replaced atomically. So
-whenever a writer is killed, the last listed checkpoint remains. Ray Train's own list is not used:
-it is written in place, and a full disk leaves half of it (docs/decisions/0012). One process
-writes. Refuses to resume a run whose settings or inputs differ from those it was started with,
-naming each difference.
+only checkpoints in `checkpoints.json` are opened, and that file is replaced atomically. So the last
+listed checkpoint remains even if the writer is killed. Ray Train's own list is not used: it is
+written in place, and a full disk truncates it (docs/decisions/0012). One process writes. Refuses to
+resume a run with other settings or inputs, naming each difference.
 """
 
 import json
@@ -25,24 +24,24 @@ from sheen.storage import files, folders, uris
 
 INDEX_FILE = "checkpoints.json"
 STATE_FILE = "trainer.pt"
-"""Of a checkpoint: what resuming needs in addition to the model in MODEL_FOLDER."""
+"""File of a checkpoint with the state for resuming; the model is in MODEL_FOLDER."""
 MODEL_FOLDER = "model"
 RUN_FILE = "run.json"
 
 
 class StorageFull(OSError):
-    """No space for a checkpoint; the message names the folder and what is still there."""
+    """No space for a checkpoint; the message names the folder and the last checkpoint."""
 
 
 class RunStore:
-    """Checkpoints under `run`, a folder's path or URI; the `keep` most recent ones stay."""
+    """Checkpoints under `run`, a folder's path or URI; the `keep` most recent ones are kept."""
 
     def __init__(self, run: str, keep: int) -> None:
         self.run = run
         self._keep = keep
 
     def latest(self) -> str | None:
-        """The location of the last whole checkpoint."""
+        """The location of the last complete checkpoint."""
         names = self._index()["checkpoints"]
         return uris.join(self.run, names[-1]) if names else None
 
@@ -53,7 +52,7 @@ class RunStore:
 
     @contextmanager
     def open_latest(self) -> Iterator[Path | None]:
-        """The last whole checkpoint as a local folder for the time of the context."""
+        """The last complete checkpoint as a local folder, within the context."""
         location = self.latest()
         if location is None:
             yield None
@@ -63,7 +62,7 @@ class RunStore:
 
     @contextmanager
     def new_checkpoint(self, step: int) -> Iterator[Path]:
-        """An empty folder, whose content is the last checkpoint from the context's end on. Raises
+        """An empty folder, which becomes the last checkpoint at the end of the context. Raises
         StorageFull."""
         name = f"step-{step:08d}"
         with self._landing(name) as folder:
@@ -75,7 +74,8 @@ class RunStore:
 
     @contextmanager
     def new_best(self, step: int) -> Iterator[Path]:
-        """An empty folder, whose content replaces the best model. Raises StorageFull."""
+        """An empty folder, which becomes the best model at the end of the context. Raises
+        StorageFull."""
         name = f"best-{step:08d}"
         with self._landing(name) as folder:
             yield folder
@@ -90,8 +90,7 @@ class RunStore:
 
     @contextmanager
     def _landing(self, name: str) -> Iterator[Path]:
-        """A folder beside the run's, or on this machine's disk, that ends up as `name` or not at
-        all."""
+        """A temporary folder, which at the end becomes `name` completely or not at all."""
         target = uris.join(self.run, name)
         filesystem, path = uris.open_filesystem(target)
         local = isinstance(filesystem, fs.LocalFileSystem)
@@ -114,7 +113,7 @@ class RunStore:
                 if code is None:
                     raise
                 last = self.latest()
-                kept = f"The last whole checkpoint is {last}. " if last else ""
+                kept = f"The last complete checkpoint is {last}. " if last else ""
                 raise StorageFull(
                     code,
                     f"{target}: {os.strerror(code)} while saving. {kept}Free space, then the same "
@@ -122,7 +121,7 @@ class RunStore:
                 ) from error
 
     def _replace(self, index: dict[str, Any]) -> None:
-        """Make `index` the truth, then delete what it does not list."""
+        """Write `index`, then delete the checkpoints that it does not list."""
         path = uris.join(self.run, INDEX_FILE)
         files.write_bytes(path, json.dumps(index, indent=2).encode() + b"\n")
         listed = {*index["checkpoints"], index["best"]}
@@ -133,10 +132,10 @@ class RunStore:
 
 
 def _no_space(error: Exception, folder: Path) -> int | None:
-    """The errno of an error for want of space, else None.
+    """The errno if an error was caused by a full disk, else None.
 
-    Not every library says: torch and safetensors raise errors of their own. While what they wrote
-    is still there, a further file of a megabyte cannot be written either.
+    torch and safetensors raise their own errors without an errno. As long as their partial file
+    exists, writing another megabyte fails too.
     """
     if isinstance(error, OSError) and error.errno in files.DISK_FULL:
         return error.errno
@@ -156,14 +155,14 @@ def load(folder: Path) -> dict[str, Any]:
 def claim_run(
     output: str, run_name: str, fields: dict[str, Any], free: set[str], content: dict[str, Any]
 ) -> None:
-    """Record what decides the run's weights; refuse to resume one that was started otherwise.
+    """Record the fingerprint of a run; raise ValueError for a run with another one.
 
-    `free` names the fields that a resumed run may change; `content` is what its inputs hold.
+    `free`: fields that a resumed run may change; `content`: identities of its inputs.
     """
     fixed = {name: value for name, value in fields.items() if name not in free}
     changed = check_fingerprint(uris.join(output, run_name, RUN_FILE), fixed | content, content)
     if changed:
         raise ValueError(
-            f"--run-name {run_name} in {output} was started otherwise: "
-            f"{changed}. Give the same values to resume it, or another --run-name."
+            f"--run-name {run_name} in {output} was started with other settings: {changed}. Give "
+            "the same values to resume it, or another --run-name."
         )

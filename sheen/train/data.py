@@ -1,11 +1,11 @@
 """The training set of a speech LM, and the plan of the optimizer steps over it.
 
-Owns tokenization, the train/evaluation split, the duration statistics of each voice and the data
+Owns tokenization, the train/evaluation split, the duration model of each voice and the data
 summary: datasets on disk become arrays that all workers of a node share. The driver builds them
-once and puts them into Ray's object store, so that workers need no access to the data and errors
+once and puts them into Ray's object store, so that workers need no access to the data, and errors
 in it are found before any worker starts. Also owns a run's position in the data, counted in rows
-and thus independent of the number of workers, and the plan of the remaining steps. Refuses data of
-which nothing can be trained on, and texts that the tokenizer maps to audio tokens.
+and thus independent of the number of workers, and the plan of the remaining steps. Refuses data
+without a usable utterance, and texts that the tokenizer maps to audio tokens.
 """
 
 import json
@@ -43,14 +43,15 @@ logger = logging.getLogger(__name__)
 
 
 SLACK = 1.1
-"""Of a sequence: two utterances that take more apart are not tried together."""
+"""Two utterances whose lengths together exceed the longest sequence by this factor cannot be a
+pair; shorter ones are checked exactly."""
 
 SHEENS_OWN = PromptInfo()
 
 
 @dataclass(frozen=True)
 class Taught:
-    """What the checkpoint says of its training data, see `CheckpointInfo`."""
+    """Properties of the training data that the checkpoint records, see `CheckpointInfo`."""
 
     voices: list[str]
     duration_model: dict[str, DurationModel]
@@ -58,7 +59,7 @@ class Taught:
     instructions: bool = False
 
     def add_to(self, info: CheckpointInfo) -> None:
-        """To what the model was taught before: what is learned last is not all of it."""
+        """Add them to those of earlier training."""
         info.voices = sorted({*info.voices, *self.voices})
         info.duration_model |= self.duration_model
         info.max_chunk_chars = max(info.max_chunk_chars or 0, self.max_chunk_chars)
@@ -80,8 +81,8 @@ def build_training_set(
     softmax: Softmax = "masked",
     tags: Sequence[str] = (),
 ) -> tuple[TrainingSet, Taught]:
-    """Read, choose, tokenise, split and count. `reference_share`: of the utterances of an epoch,
-    those that begin with a reference. Raises ValueError when nothing is left to train on."""
+    """Read, choose, tokenize, split and count. `reference_share`: share of an epoch's utterances
+    with a reference. Raises ValueError if no utterance is left for training."""
     template = prompt.template(tokenizer, layout, tags)
     form = RowForm(template.tail, template.learned if softmax == "full" else 0)
     utterances = choose(join([read_utterances(location, layout) for location in locations]))
@@ -98,7 +99,7 @@ def build_training_set(
     held_out = np.array([is_held_out(text, eval_share, seed) for text in utterances.texts])
     train, evaluation = np.flatnonzero(fits & ~held_out), np.flatnonzero(fits & held_out)
     if len(train) == 0 or len(evaluation) == 0:
-        # With few rows a side of the split can be empty; a run must neither crash nor starve.
+        # With few rows one side of the split can be empty; then all rows are used for training.
         if eval_share > 0:
             logger.warning(
                 "evaluation is off: --eval-share %g of %d usable utterances leaves %d for "
@@ -143,7 +144,7 @@ def build_training_set(
         references=references,
     )
     named = utterances.speakers
-    if prompt.describes:  # there is no list of those
+    if prompt.describes:  # descriptions are not voices to choose from
         named = [None] * len(named)
     taught = Taught(
         voices=sorted({speaker for speaker in named if speaker}),
@@ -164,12 +165,12 @@ def _reference_rows(
     share: float,
     seed: int,
 ) -> tuple[ReferenceRows, list[list[int]]]:
-    """Which utterance goes before which, and the prompts of their rows."""
+    """The pairs of utterances, and the prompts of their rows."""
     texts = utterances.texts
     prompts: dict[tuple[int, int], list[int]] = {}
 
     def fits(before: int, spoken: int) -> bool:
-        # The two of them apart, with their speakers, take about as much; then exactly.
+        # A quick estimate first, which includes both speakers' names; then the exact length.
         if lengths[before] + lengths[spoken] > SLACK * max_tokens:
             return False
         text = one_turn_text(texts[before], texts[spoken])
@@ -190,18 +191,18 @@ def _unknown(
     texts: Sequence[str],
     prompts: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
-    """How many tokens of the prompts stand for what the tokenizer does not know, in how many texts,
-    and the first of those. ValueError where a text has the id of an added token."""
+    """Numbers of `<unk>` tokens in the prompts and of texts with them, and the first such text.
+    ValueError if a text has the id of an added token."""
     if (unk := tokenizer.unk_token_id) is None:
         unk = -1
     tokens, struck = 0, []
-    # The templates of others have control tokens, and see to their texts themselves.
+    # Templates of the Orpheus family have control tokens, and check their texts themselves.
     sheen = layout.family == "sheen"
     for text, prompt in zip(texts, prompts, strict=True):
         if sheen and max(prompt[:-1], default=0) >= layout.first_id:
             raise ValueError(
-                f"the tokenizer gives the text {text!r} the id {max(prompt[:-1])}, which is one of "
-                f"the audio tokens' ({layout.first_id} and up): it cannot be taught speech"
+                f"the tokenizer encodes the text {text!r} with the id {max(prompt[:-1])}, which is "
+                f"an audio token ({layout.first_id} and up): this base cannot be used"
             )
         if count := prompt.count(unk):
             tokens += count
@@ -214,14 +215,14 @@ def _unknown(
 
 
 def common_length(texts: Sequence[str]) -> int:
-    """Characters that 99 of 100 texts do not exceed; the length of one of them."""
+    """The length in characters that 99% of the texts do not exceed."""
     return int(np.percentile([len(text) for text in texts], 99, method="inverted_cdf"))
 
 
 def _duration_model(
     utterances: Utterances, speakers: Sequence[str | None]
 ) -> dict[str, DurationModel]:
-    """By voice."""
+    """Duration models by voice."""
     groups: dict[str, list[int]] = {}
     for index, speaker in enumerate(speakers):
         groups.setdefault(speaker or "", []).append(index)
@@ -240,7 +241,7 @@ def _summary(
     train: NDArray[np.int64],
     evaluation: NDArray[np.int64],
 ) -> dict[str, Any]:
-    """The first line of metrics.jsonl: what the run was given."""
+    """The first line of metrics.jsonl, which describes the data."""
     counts, edges = np.histogram(lengths, bins=20)
     dropped: Counter[str] = utterances.dropped
     return {
@@ -262,30 +263,28 @@ def _summary(
 def describe(summary: dict[str, Any]) -> str:
     """The summary as a line for the console."""
     text = (
-        f"{summary['train_utterances']} utterances to train on ({summary['train_tokens']} tokens), "
-        f"{summary['eval_utterances']} to evaluate on, "
+        f"{summary['train_utterances']} utterances for training ({summary['train_tokens']} "
+        f"tokens), {summary['eval_utterances']} for evaluation, "
         f"{summary['over_length_limit']} over the length limit"
     )
     if summary["dropped"]:
         text += f", dropped {json.dumps(summary['dropped'])}"
     if "utterances_with_references" in summary:
-        text += f", {summary['utterances_with_references']} may begin with a reference"
-    if "utterances_with_instructions" in summary:
-        text += f", {summary['utterances_with_instructions']} with an instruction"
+        text += f", {summary['utterances_with_references']} can have a reference"
     if summary["unknown_tokens"]:
         text += (
             f"\nwarning: the base's tokenizer does not know all characters: "
             f"{summary['unknown_tokens']} tokens in {summary['texts_with_unknown_tokens']} texts "
-            f"are <unk>, which the model cannot tell apart, first in "
-            f"{summary['unknown_example']!r}. Take a base whose tokenizer knows the language, or "
-            "other texts"
+            f"are <unk>, first in {summary['unknown_example']!r}. Use a base whose tokenizer "
+            "supports the language, or change the texts"
         )
     return text
 
 
 @dataclass(frozen=True)
 class Position:
-    """After `step` optimizer steps: `rows` used, the last steps of `rows_per_step` rows each."""
+    """Position after `step` optimizer steps: number of `rows` used, and the present
+    `rows_per_step`."""
 
     step: int
     rows: int
@@ -294,10 +293,10 @@ class Position:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps left. `notes` say what another number of workers changed.
+    """The remaining steps. `notes`: effects of another number of workers.
 
-    row_length: tokens of every row of the run, pads included. One length for all: compiled code is
-    made for it once, and memory that a row leaves fits the next.
+    row_length: tokens of every row of the run, with padding. With a single length, layers are
+    compiled once, and memory of a row fits the next one.
     """
 
     steps: list[Step]
@@ -319,7 +318,8 @@ def plan_run(
     accumulation: int,
     done: Position | None,
 ) -> Plan:
-    """What is left of a run, from lengths, items and seed alone; `max_steps` replaces `epochs`."""
+    """The remaining steps of a run, by lengths, items and seed alone; `max_steps` replaces
+    `epochs`."""
     size = world * accumulation
     notes = []
     if done is not None and done.rows_per_step != size:
@@ -336,7 +336,7 @@ def plan_run(
     else:
         wanted = used + max(0, max_steps - step) * size
         rows = list(islice(plan_rows(lengths, items, capacity, seed), wanted))
-    # Of all rows and not of those that are left: a resumed run has the same ones.
+    # Of all rows, not the remaining ones, so that a resumed run has the same length.
     row_length = padded_length(lengths, rows, capacity)
     steps = plan_steps(rows[used:], world, accumulation)
     return Plan(steps, row_length, step + len(steps), size, notes)
@@ -345,8 +345,8 @@ def plan_run(
 def _note(before: int, now: int, world: int, accumulation: int) -> str:
     if before == now:
         return (
-            f"resumed with {world} workers and {accumulation} rows each: a step still has {now} "
-            "rows, the same ones; sums are taken in another order, so last digits differ"
+            f"resumed with {world} workers and {accumulation} rows each: a step still has the same "
+            f"{now} rows; sums are computed in another order, so that last digits may differ"
         )
     return (
         f"resumed with {world} workers and {accumulation} rows each: a step now has {now} rows "

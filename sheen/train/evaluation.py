@@ -1,9 +1,9 @@
 """Evaluation of a speech LM in training: held-out loss, text gain, samples of fixed prompts.
 
-Owns the evaluation samples: the same prompts, seeds and
-sampling at every evaluation, so that two of them differ by the model alone; their EOS rate, and
-their WER where ASR is given. The model is back in training mode afterwards. Does not decide when
-to evaluate. Refuses prompts without words or of a voice that the model does not have.
+Owns the evaluation samples, with the same prompts, seeds and sampling settings at every evaluation,
+so that only the model differs; their EOS rate, and their WER if an ASR model is given. The model is
+in training mode again afterwards. Does not decide when to evaluate. Refuses prompts without words
+or for an unknown voice.
 """
 
 import io
@@ -50,11 +50,8 @@ class EvalSample:
     ended_with_eos: bool
 
 
-def eval_prompts(
-    location: str, voices: Sequence[str], *, instructions: bool = False
-) -> list[Prompt]:
-    """Prompts for a model of these voices, whose one voice has no name where there are none.
-    `instructions`: whether the model follows some.
+def eval_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
+    """Prompts for a model with these voices, or with a single unnamed voice.
 
     Raises ValueError naming the prompt.
     """
@@ -64,12 +61,7 @@ def eval_prompts(
         raise ValueError(f"--eval-prompts {error}") from error
     for prompt in prompts:
         if not normalize_words(prompt.text):
-            raise ValueError(f"--eval-prompts {location}, {prompt.id}: a text without words")
-        if prompt.instruction and not instructions:
-            raise ValueError(
-                f"--eval-prompts {location}, {prompt.id}: an instruction, and no row of the data "
-                "has one"
-            )
+            raise ValueError(f"--eval-prompts {location}, {prompt.id}: the text has no words")
         if voices and prompt.speaker not in voices:
             raise ValueError(
                 f"--eval-prompts {location}, {prompt.id}: speaker {prompt.speaker!r}, the model's "
@@ -140,7 +132,7 @@ class EvalSamples:
         return samples
 
     def score(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
-        """The share that ended with EOS, and the WER where there is ASR."""
+        """The share that ended with EOS, and the WER if there is an ASR model."""
         ended = sum(sample.ended_with_eos for sample in samples)
         metrics: dict[str, Any] = {"eval_ended_with_eos": round(ended / len(samples), 4)}
         if self._asr is not None:
@@ -171,9 +163,9 @@ def _name(index: int, prompt: Prompt) -> str:
 
 
 class Evaluation:
-    """One rank's part. Every rank calls a method at the same step, and gets the same metrics.
+    """Evaluation on one rank. Every rank calls a method at the same step and gets the same metrics.
 
-    capacity: tokens of a packed row. samples: on the one rank that synthesizes.
+    capacity: tokens of a packed row. samples: only on the rank that synthesizes.
     """
 
     def __init__(

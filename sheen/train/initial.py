@@ -1,7 +1,7 @@
 """Initial weights: a checkpoint as it is, or a base extended by the codec's tokens.
 
-Owns that choice, and how the codec gets from the driver to the workers. New rows of a base follow
-the codec's codebooks.
+Owns that choice, and passing the codec from the driver to the workers. New rows of a base are
+initialized from the codec's codebooks.
 """
 
 from typing import Any, TypeAlias
@@ -35,14 +35,14 @@ def open_model(
     *,
     lora_rank: int,
 ) -> tuple[SpeechLM, Any]:
-    """The model and its tokenizer; with new adapters unless `lora_rank` is 0.
+    """The model and its tokenizer, with new adapters unless `lora_rank` is 0.
 
-    source: a checkpoint's or a base's folder or URI, or a base's hub id. codec: the new rows of a
-    base follow its codebooks; without one they are independent. A checkpoint has its rows.
+    source: folder or URI of a checkpoint or a base, or hub id of a base. codec: initializes the new
+    rows of a base; without it they are independent.
     """
     model, tokenizer = _with_tokens(source, info, seed, codec)
     if lora_rank:
-        # Of the Orpheus family no row is new, and its tables are two fifths of a billion weights.
+        # The Orpheus family needs no new rows, and its tables have 0.4 billion weights.
         add_adapters(model, lora_rank, tables=info.layout.family == "sheen")
     return model, tokenizer
 

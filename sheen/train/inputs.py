@@ -1,7 +1,8 @@
-"""What the train job is given: data, codec and base, and whether they fit together.
+"""The inputs of the train job: data, codec and base, and whether they fit together.
 
-Owns what a run will write about itself before any weight is loaded, and the identity of its inputs.
-Refuses data of several codecs or normalizers, and a checkpoint of another codec, by the flag.
+Owns the checkpoint's record, which is known before any weight is loaded, and the identity of the
+inputs. Refuses data of several codecs or normalizers, and a checkpoint of another codec; errors
+name the flag.
 """
 
 from collections.abc import Sequence
@@ -23,14 +24,14 @@ from sheen.text.steps import NfcSpaceStep, NormalizerStep, phoneme_step, text_no
 
 
 def codec_of(locations: Sequence[str], codec: str | None) -> tuple[CodecInfo, str]:
-    """The codec that made all of the data, and where its files are."""
+    """The codec of the data, and the location of its files."""
     (first, source), *others = [_codec_of_one(location, codec) for location in locations]
     for location, (other, _) in zip(locations[1:], others, strict=True):
         if other.sha256 != first.sha256:
             raise ValueError(
-                f"--data {location} was made by another codec ({other.source}, weights "
+                f"--data {location} was encoded with another codec ({other.source}, weights "
                 f"{other.sha256[:12]}) than {locations[0]} ({first.source}, {first.sha256[:12]}); "
-                "encode both with one"
+                "encode both with the same codec"
             )
     return first, source
 
@@ -41,15 +42,15 @@ def _codec_of_one(location: str, codec: str | None) -> tuple[CodecInfo, str]:
     if files.kind(location) == fs.FileType.File:
         if codec is None:
             raise ValueError(
-                f"--data {location}: a file of codes does not say which codec made them; "
-                "give --codec (hub id or folder)"
+                f"--data {location}: a file of codes does not record its codec; give --codec (hub "
+                "id or folder)"
             )
         return describe_codec(codec), str(find_codec(codec).resolve())
     info = dataset.read_info(location).codec
     if codec is not None and describe_codec(codec).sha256 != info.sha256:
         raise ValueError(
-            f"--codec {codec} is not the codec that made {location} ({info.source}, weights "
-            f"{info.sha256[:12]}); leave --codec out"
+            f"--codec {codec} is not the codec of --data {location} ({info.source}, weights "
+            f"{info.sha256[:12]}); omit --codec"
         )
     return info, dataset_info.codec_source(location, info)
 
@@ -57,9 +58,9 @@ def _codec_of_one(location: str, codec: str | None) -> tuple[CodecInfo, str]:
 def normalizer_of(
     locations: Sequence[str], model: str, info: checkpoint.CheckpointInfo
 ) -> tuple[NormalizerStep, ...]:
-    """The steps that the texts of the data have gone through, and the prompt's own after them.
+    """The normalization steps of the data's texts, and the prompt's own step after them.
 
-    `info` is the model's so far. A file of codes does not say, and goes with the others.
+    `info`: that of the model before training. Files of codes record none and are not checked.
     """
     found = {
         location: dataset.read_info(location).normalizer
@@ -79,7 +80,7 @@ def normalizer_of(
     lost = phoneme_step(info.normalizer) is not None and phoneme_step(steps) is None
     if taught is not None and (not steps or lost):
         raise ValueError(
-            f"--data {first} has {_texts(steps)}, the checkpoint {model} was taught "
+            f"--data {first} has {_texts(steps)}, but the checkpoint {model} was trained on "
             f"{_texts(info.normalizer)}; encode with --language {taught.language}"
             + (" --phonemes" if lost else "")
         )
@@ -87,8 +88,8 @@ def normalizer_of(
 
 
 def tags_of(locations: Sequence[str], tags: Sequence[str] | None) -> list[str]:
-    """The tags that the model is to know: those asked for, else those that the data kept. Raises
-    ValueError for one that text normalization has read as words."""
+    """The tags of the model: those in `tags`, else those of the data. Raises ValueError for a tag
+    that text normalization has changed in the data."""
     found = {
         location: dataset.read_info(location)
         for location in locations
@@ -100,15 +101,15 @@ def tags_of(locations: Sequence[str], tags: Sequence[str] | None) -> list[str]:
         lost = [tag for tag in tags if tag not in info.tags]
         if lost and info.text_normalization is not None:
             raise ValueError(
-                f"--tags {lost[0]}: --data {location} was normalized without keeping it; encode "
-                f"with --tags {','.join(tag.strip('<>') for tag in tags)}"
+                f"--tags {lost[0]}: --data {location} was normalized without this tag; encode with "
+                f"--tags {','.join(tag.strip('<>') for tag in tags)}"
             )
     return sorted(set(tags))
 
 
 def _texts(steps: Sequence[NormalizerStep]) -> str:
     if (step := text_normalization(steps)) is None:
-        return "texts as they are"
+        return "texts without normalization"
     words = (
         f"texts normalized as {step.language!r} by {step.name} {step.version} ({step.segmentation})"
     )
@@ -128,7 +129,7 @@ def model_source(model: str) -> str:
 
 
 def model_content(model: str) -> str:
-    """A hub id as it is: its owner answers for what it holds."""
+    """A hash of a folder's files; a hub id itself, whose content is not compared."""
     if not uris.is_uri(model) and not Path(model).is_dir():
         return model
     return folder_digest(model, (".safetensors", ".bin", ".json"))
@@ -137,23 +138,23 @@ def model_content(model: str) -> str:
 def plan_checkpoint(
     model: str, codec: CodecInfo, tags: Sequence[str] = (), form: str | None = None
 ) -> tuple[checkpoint.CheckpointInfo, Any, bool]:
-    """What the run will write about itself, known before any weight is loaded.
+    """The checkpoint's record, known before any weight is loaded; the tokenizer; and whether the
+    codec's tokens must be added to the base.
 
-    The tokenizer, and whether the base lacks the codec's tokens. `form`: of one that others taught
-    them.
+    `form`: prompt form of a checkpoint of the Orpheus family.
     """
     with folders.local_folder(model, weights=False) as folder:
         try:
-            if folder.is_dir() and not uris.is_uri(model):  # a copy is without weights
+            if folder.is_dir() and not uris.is_uri(model):  # a copy from a URI has no weights
                 base_model.check_files(folder)
         except ValueError as error:
             raise ValueError(f"--model {model}: {error}") from error
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
             base = AutoConfig.from_pretrained(str(folder))
-        except Exception as error:  # whatever the many readers of foreign files raise
+        except Exception as error:  # the readers of third-party files may raise anything
             raise ValueError(
-                f"--model {model}: neither a transformers folder nor a model the hub gave ({error})"
+                f"--model {model}: neither a transformers folder nor a model on the hub ({error})"
             ) from error
         if checkpoint.is_checkpoint(folder):
             info = checkpoint.read_info(model)
@@ -166,16 +167,16 @@ def plan_checkpoint(
             lost = [tag for tag in tags if tag not in info.tags]
             if lost and info.layout.family == "sheen":
                 raise ValueError(
-                    f"--tags {lost[0]}: the checkpoint {model} knows "
-                    f"{', '.join(info.tags) or 'no tags'}; new ones need a base"
+                    f"--tags {lost[0]}: the checkpoint {model} has "
+                    f"{', '.join(info.tags) or 'no tags'}; new tags need a base model"
                 )
             if form is not None and info.prompt.name != form:
                 raise ValueError(
                     f"--form {form}: the checkpoint {model} was trained with {info.prompt.name!r}; "
-                    "leave --form out"
+                    "omit --form"
                 )
-            info.codec = codec  # the same one, as the run's own folder will have it
-            info.tags += lost  # of letters, as all tags of the family
+            info.codec = codec  # the same codec, with the data's source
+            info.tags += lost  # encoded as letters, as all tags of the family
             return info, tokenizer, False
     foreign = None
     if form is not None or CUSTOM_TOKEN.format(0) in tokenizer.get_vocab():
@@ -184,7 +185,7 @@ def plan_checkpoint(
         except ValueError as error:
             raise ValueError(f"--model {model}: {error}") from error
     if foreign is not None:
-        # Whom the model is made to speak as is what it is trained on now.
+        # The voices are those of the new training data.
         foreign.voices, foreign.duration_model, foreign.max_chunk_chars = [], {}, None
         foreign.tags = list(dict.fromkeys([*foreign.tags, *tags]))
         return foreign, tokenizer, False

@@ -1,7 +1,7 @@
 """The train job: a dataset of codes -> a checkpoint that transformers opens.
 
-Owns what happens before and after the workers run: opening data and base, resuming by run name,
-and exporting the last checkpoint and the best.
+Owns the work before and after the workers run: opening data and base, resuming by run name, and
+exporting the last and the best checkpoint.
 """
 
 from contextlib import ExitStack
@@ -43,7 +43,7 @@ from sheen.train.trainer import describe_dry_run, dry_run_loop, show_example, tr
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train; returns the last metrics, or the figures of a dry run.
 
-    Raises ValueError for what the user must change, and what `launch.fit` raises.
+    Raises ValueError for what the user must change, and the errors of `launcher.fit`.
     """
     output = cluster.output_folder("--output", config.output)
     locations = [uris.absolute(location) for location in config.data]
@@ -54,7 +54,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     tags = tags_of(locations, config.tags)
     info, tokenizer, extends = plan_checkpoint(model, codec, tags, config.form)
     if config.softmax is None:
-        # Whoever else speaks with the family's checkpoints does so without a mask.
+        # Other engines for the family's checkpoints decode without a mask.
         orpheus = info.layout.family == "orpheus"
         config = config.model_copy(update={"softmax": "full" if orpheus else "masked"})
     assert config.softmax is not None
@@ -64,7 +64,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if config.batch_tokens < limit:
         raise ValueError(
             f"--batch-tokens {config.batch_tokens}: a row must hold the longest utterance, "
-            f"--max-tokens {limit}; give more or lower that"
+            f"--max-tokens {limit}; raise the one or lower the other"
         )
     check_guide_weight(config.guided_attention, config.guided_attention_steps)
     check_level_weights(config.level_weights, config.level_weights_steps, info.token_layout.levels)
@@ -105,8 +105,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         fields = config.model_dump(mode="json")
         if config.dry_run:
             print(show_example(data, tokenizer), flush=True)
-            fields["trackers"] = []  # a server would keep what a dry run must not leave behind
-            # Next to the output: workers elsewhere could not reach a temporary folder.
+            fields["trackers"] = []  # a dry run leaves nothing behind
+            # Next to the output: workers on other nodes could not access a temporary folder.
             output += ".dry-run"
         else:
             content = {
@@ -114,7 +114,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
                 "model content": model_content(model),
                 "codec sha256": codec.sha256,
             }
-            # None is as in runs from before there was the field.
+            # None for the default, as in runs from before these fields existed.
             since = ("history_noise", "guided_attention", "reference_share")
             recorded = fields | {name: fields[name] or None for name in since}
             checkpoints.claim_run(output, config.run_name, recorded, FREE_FIELDS, content)
@@ -141,7 +141,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         fit(train_loop, arguments, config, output)
         store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
         last, best = store.latest(), store.best()
-        assert last is not None, "a run that ended well has saved"
+        assert last is not None, "a finished run has a checkpoint"
         model_folder = uris.join(last, checkpoints.MODEL_FOLDER)
         words = card(info, [TRAINED[info.softmax]]) if info.layout.family == "orpheus" else None
         made = codec, codec_files, config.half, words
@@ -161,8 +161,7 @@ def _codec_parts(source: str) -> Any:
 def _export(
     source: str, target: str, codec: CodecInfo, codec_files: str, half: bool, words: str | None
 ) -> None:
-    """Publish a model folder, with its codec when that is a folder, and a card of these words: all
-    of it at once."""
+    """Write a model folder atomically, with its codec if that is a folder, and a model card."""
     with folders.replacing(target) as folder:
         folders.copy_folder(source, str(folder))
         if half:

@@ -1,11 +1,10 @@
 """Runs a training loop on Ray Train: command line, start, stop on a signal, error report.
 
-Owns the TorchTrainer's configuration and the driver's wait, and both sides of the board
-through which the driver and its workers exchange two messages: stop (save and end) and failed (no
-restart will help). SIGINT and SIGTERM make the workers save and end; a second signal, or one that
-comes while no worker is running, ends the job at once and leaves the last checkpoint. An exception
-in a worker is reported as one error with its own message. Refuses to restart after errors that
-would recur (`FINAL`).
+Owns the TorchTrainer's configuration, the driver's wait, and both sides of the board through which
+driver and workers exchange two messages: stop (save and end) and failed (a restart will not help).
+SIGINT and SIGTERM make the workers save and end; a second signal, or one while no worker is
+running, ends the job at once, with the last checkpoint kept. An exception in a worker is reported
+as one error with its message. Does not restart after errors that would recur (`FINAL`).
 """
 
 import logging
@@ -50,7 +49,7 @@ FINAL = (
 
 
 class Control:
-    """A handle to the board; made by the driver, given to the workers."""
+    """A handle to the board, created by the driver and passed to the workers."""
 
     def __init__(self) -> None:
         node = ray.get_runtime_context().get_node_id()
@@ -58,22 +57,22 @@ class Control:
         self._board: Any = ray.remote(Board).options(num_cpus=0, **options).remote()
 
     def watched(self) -> "Watch":
-        """For a worker: what `stop_requested` needs to answer without a wait."""
+        """A worker's side, whose `stop_requested` does not wait."""
         return Watch(self._board)
 
     def stop(self) -> bool:
-        """Ask the workers to save and end after their step; whether any of them is alive."""
+        """Ask the workers to save and end after their step. Returns whether any is alive."""
         workers = ray.get(self._board.stop.remote())
         return any(_is_alive(cloudpickle.loads(worker)) for worker in workers)
 
     def failure(self) -> str | None:
-        """The error of a worker that no restart would resolve, if there is one."""
+        """A worker's error that would recur after a restart, if there is one."""
         failure: str | None = ray.get(self._board.failure.remote())
         return failure
 
     def start(self, make: Callable[..., Loop], arguments: dict[str, Any]) -> Loop | None:
-        """`make(**arguments)` in a worker; None after an error that would recur, which is
-        reported to the driver."""
+        """`make(**arguments)` in a worker; None after an error that would recur, which is reported
+        to the driver."""
         try:
             return make(**arguments)
         except FINAL as error:
@@ -98,7 +97,7 @@ class Watch:
 
     def __init__(self, board: Any) -> None:
         self._board = board
-        # As bytes: the board would import all of Ray Train to hold the handle itself.
+        # Pickled, so that the board does not import all of Ray Train for the handle.
         this = cloudpickle.dumps(ray.get_runtime_context().current_actor)
         self._stop: Any = board.wait_for_stop.remote(this)
 
@@ -106,12 +105,12 @@ class Watch:
         return bool(ray.wait([self._stop], timeout=0)[0])
 
     def fail(self, message: str) -> None:
-        """Report why the run must end; the worker then returns."""
+        """Report an error that ends the run; the worker then returns."""
         ray.get(self._board.fail.remote(message))
 
 
 FAILED_WAIT_S = 30.0
-"""How long workers may take to end after one reported an error that no restart resolves."""
+"""How long workers may take to end after one reported an error that would recur."""
 ASK_EVERY_S = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -122,10 +121,10 @@ def fit(
     config: RunFields,
     output: str,
 ) -> Result:
-    """Run `train_loop({**arguments, "control": ...})` on the workers; the result of a whole run.
+    """Run `train_loop({**arguments, "control": ...})` on the workers to the end.
 
-    Raises Stopped after a signal, ValueError for an error that no restart would resolve, and
-    TrainingFailedError when restarts are used up.
+    Raises Stopped after a signal, ValueError for an error that would recur, and TrainingFailedError
+    when all restarts are used.
     """
     control = Control()
     trainer = TorchTrainer(
@@ -157,7 +156,7 @@ def fit(
 
 
 def _wait(trainer: TorchTrainer, control: Control, received: list[int]) -> Result:
-    # In a thread: in the main one Ray Train takes over Ctrl-C and aborts the run unsaved.
+    # In a thread: in the main thread, Ray Train handles Ctrl-C and aborts without saving.
     outcome: list[Result | BaseException] = []
 
     def run() -> None:
@@ -181,15 +180,20 @@ def _wait(trainer: TorchTrainer, control: Control, received: list[int]) -> Resul
                     f"stopped by {signal.Signals(received[0]).name} while no worker was running; "
                     "the same command starts or resumes",
                 )
-            print("stopping: workers end their step and save; again to end at once", flush=True)
-        # A worker that cannot start reports it and returns; others may wait for it for ever.
+            print(
+                "stopping: workers finish their step and save; a second signal stops at once",
+                flush=True,
+            )
+        # A worker that cannot start reports it and returns; others may wait for it forever.
         if time.monotonic() - asked > ASK_EVERY_S:
             asked = time.monotonic()
             failed_since = (failed_since or asked) if control.failure() else None
         if failed_since is not None and asked - failed_since > FAILED_WAIT_S:
             raise ValueError(control.failure())
         if len(received) > 1:
-            raise Stopped(received[0], "ended at once; the same command resumes from the last save")
+            raise Stopped(
+                received[0], "stopped at once; the same command resumes from the last checkpoint"
+            )
     result = outcome[0]
     if isinstance(result, BaseException):
         raise result
@@ -198,7 +202,7 @@ def _wait(trainer: TorchTrainer, control: Control, received: list[int]) -> Resul
 
 @contextmanager
 def _on_signals(received: list[int]) -> Iterator[None]:
-    """Collect signals instead of ending, where this is the main thread."""
+    """Collect signals instead of ending, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -222,7 +226,7 @@ def main(
     run: Callable[[Config], dict[str, Any]],
     summary: Callable[[Config, dict[str, Any]], str],
 ) -> int:
-    """As `run_job`; and 1: workers failed more often than allowed."""
+    """As `run_job`; exit status 1 if workers failed more often than allowed."""
 
     def job() -> int:
         config = load_config(config_class, argv, prog)
@@ -249,5 +253,5 @@ def _left(config: RunFields) -> str:
     run = uris.join(uris.absolute(config.output), config.run_name)
     last = RunStore(run, config.keep_checkpoints).latest()
     if last is None:
-        return "There is no checkpoint yet: the same command begins anew"
+        return "There is no checkpoint yet: the same command starts again"
     return f"The last checkpoint is {last}: the same command resumes from it"

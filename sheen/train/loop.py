@@ -1,11 +1,10 @@
 """The training loop that both jobs share: steps, the metrics log, saving, and stopping.
 
-Owns when to log, evaluate, save and stop, and what every checkpoint holds in addition to the
-model: the step, the rows of `metrics.jsonl` and the metrics window. All ranks run it in step; only
-the first one writes, in a thread, while the steps go on. No step waits for the device: norms are
-read where something is logged, evaluated or saved. What a step computes, what is measured of a
-model and how the model is written belongs to a job's own trainer. A gradient that is not finite
-ends the run without saving.
+Owns when to log, evaluate, save and stop, and the content of a checkpoint in addition to the model:
+the step, the rows of `metrics.jsonl` and the metrics window. All ranks run in step; only the first
+one writes, in a thread, while the steps continue. No step waits for the device: norms are read when
+something is logged, evaluated or saved. Computing a step, evaluating the model and writing it
+belong to a job's own trainer. A gradient that is not finite ends the run without saving.
 """
 
 import logging
@@ -39,14 +38,14 @@ logger = logging.getLogger(__name__)
 SAVE_EVERY = 200
 """Optimizer steps between checkpoints on a CPU, by default."""
 SAVE_MINUTES = 10.0
-"""Minutes between them on a GPU, where so many steps are seconds and a save may take as long."""
+"""Minutes between checkpoints on a GPU, by default: 200 steps may take only seconds there."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model to save: `write_model` fills an empty folder, `state` is what resuming needs.
+    """A model to save: `write_model` fills an empty folder, `state` is needed for resuming.
 
-    Both are of the step at which they were taken, whenever they are written.
+    Both belong to the step of the snapshot, even if they are written later.
     """
 
     write_model: Callable[[Path], None]
@@ -76,13 +75,13 @@ class Trainer(ABC):
         self._every, self._minutes = save_interval(config, self.group.device)
         self.step = 0
         self._norms: list[Tensor | float] = []
-        """Of the steps since the last one was read."""
+        """Gradient norms that were not read yet."""
         self._norm = 0.0
         self._writer = BackgroundWriter()
         torch.set_num_threads(max(1, int(config.cpus_per_worker)))
 
     def begin(self, state: dict[str, Any] | None, summary: dict[str, Any], total: int) -> None:
-        """Start at step 0 with `summary` as the first row, or resume from a checkpoint's state."""
+        """Start at step 0 with `summary` as the first row of the log, or resume from `state`."""
         self.total = total
         self._saved_at = monotonic()
         self.window = MetricsWindow(self.group)
@@ -102,22 +101,22 @@ class Trainer(ABC):
 
     @abstractmethod
     def batches(self) -> Iterator[Any]:
-        """What is left to train on, one item per step."""
+        """The remaining training data, one item per step."""
 
     @abstractmethod
     def train_step(self, batch: Any, rate: float) -> Tensor | float:
-        """One optimizer step, counted in the window; the gradient norm, equal on all ranks.
+        """One optimizer step, counted in the window; returns the gradient norm, equal on all ranks.
 
-        A tensor is read some steps later, and until then a norm that is no number must leave the
-        weights as they were, in the steps after it too.
+        A tensor is read some steps later. If it is not finite, neither this step nor the following
+        ones may change the weights.
         """
 
     @abstractmethod
     def training_metrics(self, sums: Sums, seconds: float) -> dict[str, Any]:
-        """What a window's sums over all ranks, and the seconds they took, say."""
+        """Metrics from a window's sums over all ranks and its seconds."""
 
     def evaluation_intervals(self) -> list[int]:
-        """Steps between evaluations, of each kind there is."""
+        """Steps between evaluations, for each kind of evaluation."""
         return [self.config.eval_every]
 
     @abstractmethod
@@ -126,7 +125,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def snapshot(self) -> Snapshot:
-        """The model as it is. Collective: every rank must call it."""
+        """The present model. Collective: every rank must call it."""
 
     @abstractmethod
     def describe(self, row: dict[str, Any]) -> list[str]:
@@ -140,14 +139,14 @@ class Trainer(ABC):
         try:
             failure = self._take_steps() or self._written()
         finally:
-            self._writer.close()  # what it writes may be all that is left of the run
+            self._writer.close()  # a checkpoint in progress may be the only one
         if failure:
             self.control.fail(failure)
         elif self.step < self.total:
             self.say(f"stopped after step {self.step}, saved")
 
     def _take_steps(self) -> str:
-        """To the end, or until the run is to stop; why it cannot continue, or ""."""
+        """Run to the end or to a stop request. Returns why the run cannot continue, or ""."""
         for batch in self.batches():
             norm = self.train_step(batch, self.learning_rate())
             self._norms.append(norm)
@@ -158,7 +157,7 @@ class Trainer(ABC):
             )
             if unwritten:
                 return self._written()
-            # Without a number of steps, only the last one is due by its number.
+            # Without --save-every, only the last step is due by its number.
             saves = stop or late or self.due(self._every or self.total)
             logs = self.due(self.config.log_every)
             evaluates = any(map(self.due, self.evaluation_intervals()))
@@ -179,7 +178,7 @@ class Trainer(ABC):
         return ""
 
     def _read_norms(self) -> str:
-        """Wait for the steps; what is wrong with the first that diverged, or ""."""
+        """Wait for the steps. Returns an error for the first step that diverged, or ""."""
         norms = torch.stack([torch.as_tensor(norm) for norm in self._norms]).tolist()
         first = self.step - len(norms)
         self._norms, self._norm = [], norms[-1]
@@ -194,11 +193,11 @@ class Trainer(ABC):
         return ""
 
     def due(self, every: int) -> bool:
-        """Whether something is due at this step; everything is at the last one."""
+        """Whether something with this interval is due; at the last step everything is."""
         return self.step % every == 0 or self.step == self.total
 
     def _late(self) -> bool:
-        """Whether the minutes since the last checkpoint are over; the first rank says so."""
+        """Whether the minutes since the last checkpoint have passed; only on the first rank."""
         if self._minutes is None or not self.group.first:
             return False
         return monotonic() - self._saved_at >= 60 * self._minutes
@@ -237,8 +236,8 @@ class Trainer(ABC):
         }
 
     def _save(self, *, best: bool, due: bool) -> str:
-        """Begin to keep as the best model, as a checkpoint, or both; why the run cannot continue
-        from what was to be written before, or ""."""
+        """Start to write a checkpoint, the best model, or both. Returns an error of the write
+        before, or ""."""
         with self.window.paused():
             if failure := self._written():
                 return failure
@@ -265,7 +264,7 @@ class Trainer(ABC):
                 torch.save(snapshot.state | own, folder / checkpoints.STATE_FILE)
 
     def _written(self) -> str:
-        """Wait until all is written; why the run cannot continue, or "". Collective."""
+        """Wait for the write in progress. Returns its error, or "". Collective."""
         failure = ""
         try:
             self._writer.wait()
@@ -275,8 +274,8 @@ class Trainer(ABC):
 
 
 def run_trainer(trainer: Callable[..., Trainer], arguments: dict[str, Any]) -> None:
-    """What a worker runs: `trainer(**arguments)`, to the end of its run."""
-    # A bar per file of weights says nothing in a job's log.
+    """The function of a worker: create the trainer and run it."""
+    # Progress bars per weights file are useless in a job's log.
     disable_progress_bar()
     worker = arguments["control"].start(trainer, arguments)
     if worker is None:

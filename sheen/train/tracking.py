@@ -1,14 +1,14 @@
 """Experiment trackers: scalars, audio and images of a run in TensorBoard and W&B.
 
-Owns the protocol of a tracker, the two that implement it, and that none of them stops a run: the
-first exception out of one is logged with its traceback and disables it until the run's next start;
-what it misses is counted and reported at the end. `metrics.jsonl` stays the record of a run. Only
-what `check_trackers` finds before any worker starts is an error. A library is imported when its
-tracker is opened.
+Owns the protocol of a tracker and its two implementations. A tracker never stops a run: its first
+exception is logged with its traceback and disables it until the run is started again; missed
+records are counted and reported at the end. `metrics.jsonl` is the complete record of a run. Only
+problems found by `check_trackers`, before any worker starts, are errors. A library is imported when
+its tracker is opened.
 
-A run that starts at step 0 is a new one everywhere, and a resumed one shows no step twice:
-TensorBoard hides what the interrupted run wrote after its checkpoint; W&B cannot remove rows, so
-there the repeated ones are skipped.
+A run that starts at step 0 is a new run in every tracker, and a resumed one has no step twice:
+TensorBoard hides the records after the checkpoint of the interrupted run; W&B cannot remove
+records, so repeated ones are skipped.
 """
 
 import importlib.util
@@ -40,10 +40,10 @@ KEY_FILE = "tracking_key"
 
 @dataclass(frozen=True)
 class Run:
-    """What a tracker is opened with.
+    """Arguments of a tracker.
 
-    folder: local, for what a tracker writes; synced to `output` when that is elsewhere (`remote`).
-    key: identifies the run in W&B, the same for all its starts.
+    folder: local folder for a tracker's files; synced to `output` if that is a URI (`remote`). key:
+    identifies the run in W&B, the same when it is resumed.
     """
 
     output: str
@@ -56,7 +56,7 @@ class Run:
 
 
 class Tracker(Protocol):
-    """`sync` makes everything so far readable where the run's output is; `close` ends the run."""
+    """`sync` makes all records so far readable in the run's output; `close` ends the run."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
     def audio(self, step: int, name: str, waveform: NDArray[np.float32], rate: int) -> None: ...
@@ -68,7 +68,8 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in `<output>/tensorboard/<run name>`, by torch's writer.
 
-    tensorboardX's flush omits what is queued, and its queue blocks for ever on a full disk.
+    tensorboardX is not used: its flush omits queued records, and its queue blocks forever on a full
+    disk.
     """
 
     def __init__(self, run: Run) -> None:
@@ -106,13 +107,14 @@ class TensorBoard:
 
 
 class WandB:
-    """A run on W&B, as the WANDB_* variables say; of an offline one, its folder."""
+    """A W&B run, configured by WANDB_* variables; an offline run's folder is copied to the
+    output."""
 
     def __init__(self, run: Run) -> None:
         import wandb
 
         self._wandb, env = wandb, os.environ.get
-        self._run = wandb.init(  # arguments win over the environment, which is thus asked here
+        self._run = wandb.init(  # arguments override the environment, which is thus read here
             project=env("WANDB_PROJECT", PROJECT),
             name=env("WANDB_NAME", run.name),
             id=env("WANDB_RUN_ID", run.key),
@@ -142,7 +144,7 @@ class WandB:
     def close(self) -> None:
         self._run.finish()
         if self._run.offline:
-            # `finish` does not wait until W&B's process has written the last records; this does.
+            # `finish` does not wait for W&B's process to write the last records; this does.
             self._wandb.teardown()
         self.sync()
 
@@ -155,14 +157,14 @@ def _add_files(folder: Path, target: str) -> None:
     fs.copy_files(str(folder), path, source_filesystem=local, destination_filesystem=filesystem)
 
 
-# By the names of their packages.
+# By package name.
 TRACKERS: dict[str, Callable[[Run], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 class Trackers:
-    """The open trackers of a run. No method raises what a tracker raised.
+    """The open trackers of a run. No method raises a tracker's exception.
 
-    missed: of each disabled tracker, how many records came after its failure.
+    missed: number of records after the failure of each disabled tracker.
     """
 
     def __init__(
@@ -180,7 +182,7 @@ class Trackers:
                 self._open[name] = TRACKERS[name](run)
 
     def __bool__(self) -> bool:
-        """Whether any was asked for."""
+        """Whether there are any trackers, disabled ones included."""
         return bool(self._open or self._disabled)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -188,7 +190,7 @@ class Trackers:
 
     def audio(self, step: int, name: str, waveform: NDArray[np.float32], sample_rate: int) -> None:
         """A waveform `[n]`, clipped to -1..1, under `audio/<name>`; n may be 0."""
-        # Some trackers refuse fewer samples than two.
+        # Some trackers need at least two samples.
         clip = np.clip(waveform, -1.0, 1.0) if len(waveform) > 1 else np.zeros(2, np.float32)
         self._record(lambda tracker: tracker.audio(step, f"audio/{name}", clip, sample_rate))
 
@@ -223,7 +225,7 @@ class Trackers:
     def _guard(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception:  # whatever it is, the training is worth more
+        except Exception:  # no error of a tracker may stop the training
             self._open.pop(name, None)
             self._disabled.append(name)
             text = "tracker %s failed and is off; metrics.jsonl continues"
@@ -231,12 +233,12 @@ class Trackers:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ValueError for unknown names, and for what a tracker lacks on this machine."""
+    """Raise ValueError for unknown names, and for missing packages."""
     for name in names:
         if name not in TRACKERS:
             raise ValueError(f"--trackers {name}: no such tracker (known: {', '.join(TRACKERS)})")
         spec = importlib.util.find_spec(name)
-        # A folder of that name, such as the one W&B writes, is found too, but without an origin.
+        # A folder of that name, such as W&B's output, is found too, but has no origin.
         if spec is None or spec.origin is None:
             raise ValueError(
                 f"--trackers {name} needs the package {name}, which is not installed: "
@@ -247,14 +249,14 @@ def check_trackers(names: Sequence[str]) -> None:
 def open_trackers(
     names: Sequence[str], output: str, run_name: str, fields: dict[str, Any], first_step: int
 ) -> Trackers:
-    """Open the named trackers of a run; by rank 0 alone.
+    """Open the named trackers of a run; only on rank 0.
 
     output: absolute path or URI. fields: the run's configuration, as in JSON. first_step: optimizer
     steps done already, 0 for a run that starts.
     """
     remote = bool(names) and uris.is_uri(output)
     temporary = None
-    if remote:  # deleted when the trackers close, or with the process that never closed them
+    if remote:  # deleted when the trackers are closed or the process ends
         temporary = tempfile.TemporaryDirectory(prefix="sheen-", ignore_cleanup_errors=True)
     folder = Path(output if temporary is None else temporary.name)
     key = _run_key(output, run_name, first_step) if "wandb" in names else ""
@@ -263,10 +265,10 @@ def open_trackers(
 
 
 def _run_key(output: str, run_name: str, first_step: int) -> str:
-    """Drawn when a run starts, and kept in its folder.
+    """A random key, drawn when a run starts and stored in its folder.
 
-    Not a hash of output and name: with the folder deleted and the run started afresh, W&B would
-    keep the old run's rows and drop the new ones, or refuse the id of a run deleted there.
+    A hash of output and name would repeat when a run is started again in a deleted folder: W&B
+    would keep the old run's records and drop the new ones, or reject the id of a deleted run.
     """
     location = uris.join(output, run_name, KEY_FILE)
     if first_step and files.exists(location):

@@ -1,9 +1,8 @@
 """The training loop of a speech LM in one worker, and the dry run.
 
-Owns when to log, evaluate, save and stop, and which rows a step has: step k sees the same ones
-whether or not the run was interrupted before it, because all steps are planned at the start from
-lengths and seed. The dry run measures time and peak memory of steps on the fullest rows with the
-same worker.
+Owns when to log, evaluate, save and stop, and the rows of a step: step k has the same rows whether
+or not the run was interrupted, because all steps are planned at the start from lengths and seed.
+The dry run measures time and peak memory of steps on the fullest rows with the same worker.
 """
 
 import copy
@@ -44,11 +43,11 @@ from sheen.train.learning.training_set import TrainingSet
 from sheen.train.loop import Snapshot, Trainer, run_trainer
 
 DRY_RUN_STEPS = 2
-"""Of a dry run; the last one is timed, the first allocates the optimizer's state."""
+"""Steps of a dry run; the last one is timed, since the first allocates the optimizer's state."""
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
-    """What each worker runs; `arguments` are those of SpeechTrainer."""
+    """The function of each worker; `arguments` are those of SpeechTrainer."""
     run_trainer(SpeechTrainer, arguments)
 
 
@@ -104,9 +103,9 @@ class SpeechTrainer(Trainer):
         self._best = min((row[metric] for row in self.log.rows if metric in row), default=np.inf)
 
     def _open_learner(self, model: str, codec: CodecParts) -> dict[str, Any] | None:
-        """Open the learner as the last checkpoint has it, or new; returns that checkpoint's state.
+        """Open the learner from the last checkpoint, or new; returns that checkpoint's state.
 
-        With LoRA the base is opened and a checkpoint's adapters are put onto it.
+        With LoRA, opens the base and loads the checkpoint's adapters.
         """
         config = self.config
         torch.manual_seed(config.seed)
@@ -219,7 +218,7 @@ class SpeechTrainer(Trainer):
             names = {name for name, part in self.model.named_parameters() if part.requires_grad}
             learned = {name: part for name, part in weights.items() if name in names}
 
-        # Of its own: one that is in use elsewhere refuses to be written.
+        # A copy: a tokenizer in use by another thread cannot be saved.
         tokenizer = copy.deepcopy(self.tokenizer)
 
         def write_model(folder: Path) -> None:
@@ -237,13 +236,13 @@ class SpeechTrainer(Trainer):
 
 
 def dry_run_loop(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs instead of the training loop; its figures."""
+    """The function of each worker in a dry run; returns its figures."""
     worker: SpeechTrainer | None = arguments["control"].start(SpeechTrainer, arguments)
     return {} if worker is None else measure_steps(worker)
 
 
 def measure_steps(worker: SpeechTrainer) -> dict[str, Any]:
-    """Take DRY_RUN_STEPS optimizer steps on the fullest rows; what they cost."""
+    """Take DRY_RUN_STEPS optimizer steps on the fullest rows; returns time and memory."""
     lengths, steps = worker.data.lengths, worker.plan.steps
     tokens = [max(lengths[row].sum() for ranks in step for row in ranks) for step in steps]
     fullest = steps[int(np.argmax(tokens))]
@@ -266,7 +265,7 @@ def measure_steps(worker: SpeechTrainer) -> dict[str, Any]:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: the device's, or this process's where it computes in main memory."""
+    """Bytes: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -279,14 +278,14 @@ def describe_dry_run(metrics: dict[str, Any]) -> str:
         f"dry run: {metrics['parameters_m']} M parameters, {metrics['steps']} steps of about "
         f"{metrics['seconds_per_step']} s ({metrics['hours']} h without evaluations), peak memory "
         f"{metrics['peak_memory_gb']} GB of a worker on {metrics['device']}, "
-        f"{metrics['eval_utterances']} utterances to evaluate on; nothing of it is kept"
+        f"{metrics['eval_utterances']} utterances for evaluation; no files are kept"
     )
 
 
 def show_example(data: TrainingSet, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The shortest utterance as the model is given it: which tokens carry loss, and which do not.
+    """The shortest utterance token by token, and which tokens carry loss.
 
-    Long stretches are cut in the middle.
+    Long stretches are abbreviated.
     """
     index = data.train[data.lengths[data.train].argmin()]
     batch = data.batch(np.array([index]), 0)

@@ -226,7 +226,7 @@ def test_data_of_two_codecs_is_refused(encoded: Path, base: Path, tmp_path: Path
     dataset.write_info(str(tmp_path / "other"), info)
     config = train_config(encoded, base, tmp_path / "out")
     config.data.append(str(tmp_path / "other"))
-    with pytest.raises(ValueError, match=r"--data .*other was made by another codec .*000000"):
+    with pytest.raises(ValueError, match=r"--data .*other was encoded with another codec .*000000"):
         train(config)
 
 
@@ -251,7 +251,7 @@ def test_texts_of_two_normalizations_are_refused(
     shutil.copytree(trained / "checkpoint", taught)
     info = checkpoint.read_info(taught).model_copy(update={"normalizer": (ENGLISH,)})
     checkpoint.write_info(taught, info)
-    with pytest.raises(ValueError, match=r"taught texts normalized as 'en'.* --language en$"):
+    with pytest.raises(ValueError, match=r"trained on texts normalized as 'en'.* --language en$"):
         train(train_config(encoded, taught, tmp_path / "out"))
     info = info.model_copy(update={"normalizer": (ENGLISH, PHONEMES, NfcSpaceStep())})
     checkpoint.write_info(taught, info)
@@ -385,7 +385,7 @@ def test_prompts_are_spoken_and_judged(
         ("one two", "line 1: not JSON"),
         ('{"text": "one", "speaker": "heart"}\n{"text": 3}', "line 2: expected an object"),
         ('{"text": "one", "speaker": "nobody"}', "'nobody', the model's voices are am_michael"),
-        ('{"text": "...", "speaker": "heart"}', "line-1: a text without words"),
+        ('{"text": "...", "speaker": "heart"}', "line-1: the text has no words"),
     ],
 )
 def test_prompts_that_cannot_be_spoken_are_named(tmp_path: Path, lines: str, message: str) -> None:

@@ -1,8 +1,8 @@
-"""Reference rows: utterances that begin with another one of their speaker, which is not learned.
+"""Reference rows: utterances after another one of the same speaker, which carries no loss.
 
-They teach a model to go on in a voice that it is given. Owns which utterance goes before which, and
-which utterances an epoch has in that form. The prompt of such a row has both texts and no name, as
-that of a reference has (`sheen.engine.reference`). Knows nothing about tokens.
+They teach a model to continue in the voice of a reference. Owns the pairs, and which utterances of
+an epoch are in such rows. The prompt of a row has both texts and no speaker name, like that of a
+request with a reference (`sheen.engine.reference`). Knows nothing about tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHOICES = 2
-"""Other utterances that may go before each; an epoch takes one. More take memory for texts."""
+"""Possible references of each utterance; an epoch uses one. More would take memory for texts."""
 TRIES = 4
-"""Draws for each of them, of which one has to fit into a sequence."""
+"""Draws for each choice, of which one must fit into a sequence."""
 EPOCHS = 2
-"""Keeps these random numbers apart from a run's others."""
+"""Separates these random numbers from a run's others."""
 
 
 @dataclass(frozen=True)
 class ReferenceRows:
-    """Arrays. Row r, which a training set has at `first + r`, is utterance `spoken[r]` after
-    utterance `before[r]`. `rows` `[utterances, CHOICES]` are those of an utterance, -1 for none.
+    """Row r, item `first + r` of a training set, is utterance `spoken[r]` after utterance
+    `before[r]`. `rows` `[utterances, CHOICES]`: the rows of each utterance, -1 for none.
     """
 
     share: float
@@ -32,8 +32,8 @@ class ReferenceRows:
     rows: NDArray[np.int64]
 
     def of_epoch(self, utterances: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-        """What stands for `utterances` in an epoch: about `share` of them in this form, where they
-        have one."""
+        """The items of an epoch for `utterances`: about `share` of those with a reference row are
+        replaced by it."""
         draws = np.random.default_rng([seed, epoch, EPOCHS])
         wanted = draws.random(len(utterances)) < self.share
         row = self.rows[utterances, draws.integers(CHOICES, size=len(utterances))]
@@ -48,10 +48,10 @@ def pair_utterances(
     seed: int,
     fits: Callable[[int, int], bool],
 ) -> ReferenceRows:
-    """Pairs among `utterances`; `fits(before, spoken)`: whether one sequence holds both.
+    """Pairs among `utterances`; `fits(before, spoken)`: whether both fit into one sequence.
 
-    Utterances without a speaker are one voice where none has one, and else nobody's. The two of a
-    pair have different texts. ValueError where there is no pair at all.
+    If no utterance has a speaker, all are one voice; otherwise those without a speaker are not
+    paired. The texts of a pair differ. ValueError if there is no pair.
     """
     named = any(speakers[index] for index in utterances)
     groups: dict[str | None, list[int]] = {}

@@ -1,8 +1,8 @@
 """The optimizer step of a speech LM, from packed rows.
 
 Owns the weighting: gradients of summed losses, divided once by the weighted target count over all
-ranks and accumulated rows; which steps have which weights; and the history noise of a row. Which
-rows a step has and at what rate is the training loop's.
+ranks and accumulated rows; the weights of each step; and the history noise of a row. The rows of a
+step and its learning rate are the training loop's.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from sheen.train.learning.learner import Learner
 from sheen.train.learning.metrics import MetricsWindow, loss_sums
 
 HISTORY_NOISE = 1
-"""Keeps these random numbers apart from a run's others."""
+"""Separates these random numbers from a run's others."""
 
 
 def take_step(
@@ -33,11 +33,11 @@ def take_step(
     rate: float,
     seed: int,
 ) -> Tensor:
-    """One step on this rank's rows, counted in the window; the gradient norm, equal on all ranks,
-    see `Learner.update`.
+    """One step on this rank's rows, counted in the window; returns the gradient norm, equal on all
+    ranks, see `Learner.update`.
 
-    weights: of the codec's levels. guide_weight: of guided attention's mean over all targets.
-    seed: of dropout, this step's and rank's.
+    weights: those of the codec's levels. guide_weight: weight of guided attention's mean over all
+    targets. seed: seed of dropout for this step and rank.
     """
     counts = torch.tensor([row.targets.counts for row in rows], dtype=torch.float64).sum(0)
     levels = torch.tensor(weights, dtype=torch.float64)
@@ -46,7 +46,7 @@ def take_step(
     scale = levels * group.world / (levels @ counts)
     scale = to_device(scale.float(), group.device)
     guide_scale = to_device((guide_weight * group.world / counts.sum()).float(), group.device)
-    torch.manual_seed(seed)  # whatever ran before
+    torch.manual_seed(seed)  # independent of earlier computations
     for index, row in enumerate(rows):
         sums = learner.loss(row, last=index + 1 == len(rows), guided=guide_weight > 0)
         if sums.guide is None:
@@ -58,7 +58,7 @@ def take_step(
 
 
 def with_noise(row: Batch, layout: TokenLayout, share: float, seed: int, number: int) -> Batch:
-    """A run's row of that number with its history noise, see `add_history_noise`."""
+    """Row `number` of a run with its history noise, see `add_history_noise`."""
     if not share:
         return row
     draws = np.random.default_rng([seed, number, HISTORY_NOISE])
@@ -68,26 +68,27 @@ def with_noise(row: Batch, layout: TokenLayout, share: float, seed: int, number:
 def level_weights(
     given: Sequence[float] | None, steps: int | None, step: int, levels: int
 ) -> list[float]:
-    """Of each level in the loss of a step; every target counts alike where none are given, and
-    after so many steps as have them (None: all)."""
+    """The weights of the levels in a step: `given` for the first `steps` (None: all), else equal
+    ones."""
     if given is None or (steps is not None and step >= steps):
         return [1.0] * levels
     return list(given)
 
 
 def guide_weight(given: float, steps: int | None, step: int) -> float:
-    """Of guided attention in a step: none after so many steps as have it (None: all)."""
+    """The weight of guided attention in a step: `given` for the first `steps` (None: all), else
+    0."""
     return given if steps is None or step < steps else 0.0
 
 
 def check_guide_weight(given: float, steps: int | None) -> None:
-    """Raise ValueError where steps are given for no weight."""
+    """Raise ValueError for steps without a weight."""
     if steps is not None and not given:
         raise ValueError("--guided-attention-steps needs --guided-attention")
 
 
 def check_level_weights(given: Sequence[float] | None, steps: int | None, levels: int) -> None:
-    """Raise ValueError unless there is one for each level, and one of them above 0."""
+    """Raise ValueError unless there is one weight for each level, and one of them is above 0."""
     if given is None:
         if steps is not None:
             raise ValueError("--level-weights-steps needs --level-weights")

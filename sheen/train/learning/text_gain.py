@@ -1,7 +1,7 @@
 """Text gain: how much better a speech LM predicts speech after its own text than after another.
 
-Owns which other text stands in, and the metric. A speech LM that continues audio without regard to
-the text has a loss that falls all the same, and a gain of zero.
+Owns the choice of the other text, and the metric. The loss of a speech LM that ignores its text
+still falls, but its gain is zero.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,11 @@ def swap_texts(
     evaluation: NDArray[np.int64],
     template: PromptTemplate,
 ) -> dict[int, NDArray[np.int32]]:
-    """By utterance of `evaluation`: its prompt with another of their texts, its speaker and
-    instruction kept.
+    """By utterance of `evaluation`, its prompt with the text of another one and its own speaker.
 
-    It is the next shorter text, or the second shortest for the shortest, so that the lengths of
-    texts say as little as they can; and never longer than the utterance's own prompt, so that it
-    fits in the same row. Empty when all have one text.
+    The other text is the next shorter one (for the shortest, the second shortest), so that the
+    length of the text reveals little. The prompt is cut to the length of the utterance's own, so
+    that it fits into the same row. Empty if all utterances have the same text.
     """
     distinct = sorted(dict.fromkeys(texts[index] for index in evaluation), key=len)
     if len(distinct) < 2:

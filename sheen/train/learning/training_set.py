@@ -1,6 +1,6 @@
 """The training set of a speech LM in memory: tokens and codes as arrays, by utterance.
 
-Owns how a packed row is made of it. Where it comes from is `sheen.train.data`'s.
+Owns building packed rows from it. It is created by `sheen.train.data`.
 """
 
 import hashlib
@@ -17,11 +17,12 @@ from sheen.train.learning.reference_rows import ReferenceRows
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Arrays only, so that workers read them in shared memory.
+    """Arrays only, so that workers can read them in shared memory.
 
-    `prompts` are all prompts' ids end to end, `prompt_offsets` `[N + 1]` their bounds; `frames`
-    and `frame_offsets` likewise (see `Utterances`). `lengths` `[N]` counts whole sequences. With
-    `references`, prompts and lengths of their rows stand behind those of the utterances.
+    `prompts` are the ids of all prompts end to end, `prompt_offsets` `[N + 1]` their bounds;
+    `frames` and `frame_offsets` likewise (see `Utterances`). `lengths` `[N]`: tokens of whole
+    sequences. With `references`, prompts and lengths of reference rows follow those of the
+    utterances.
     """
 
     layout: TokenLayout
@@ -33,13 +34,13 @@ class TrainingSet:
     train: NDArray[np.int64]
     evaluation: NDArray[np.int64]
     swapped_prompts: dict[int, NDArray[np.int32]]
-    """Of the utterances of `evaluation`, see `swap_texts`."""
+    """Prompts of the evaluation split, see `swap_texts`."""
     summary: dict[str, Any]
     form: RowForm = PLAIN
     references: ReferenceRows | None = None
 
     def items(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """What an epoch of a run with this seed is to be packed of."""
+        """The items of an epoch, in a run with this seed."""
         if self.references is None:
             return self.train
         return self.references.of_epoch(self.train, seed, epoch)
@@ -47,8 +48,8 @@ class TrainingSet:
     def batch(
         self, indices: NDArray[np.int64], pad_id: int, pad_to: int = 0, *, swapped: bool = False
     ) -> Batch:
-        """Utterances, and reference rows, as one packed row, see `collate`; with their swapped
-        prompts or their own."""
+        """Items (utterances and reference rows) as one packed row, see `collate`; `swapped`: with
+        their swapped prompts."""
         prompts = [
             self.swapped_prompts[i]
             if swapped
@@ -71,7 +72,7 @@ class TrainingSet:
         return self.frames[self.frame_offsets[index] : self.frame_offsets[index + 1]]
 
     def digest(self) -> str:
-        """A hash of all utterances, texts, voices and codes, in their order."""
+        """A hash of all utterances (prompts and codes), in order."""
         digest = hashlib.sha256()
         for part in (self.prompts, self.prompt_offsets, self.frames, self.frame_offsets):
             digest.update(np.ascontiguousarray(part).data)

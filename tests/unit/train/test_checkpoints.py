@@ -134,7 +134,7 @@ def test_a_failed_write_loses_nothing_and_says_what_is_left(tmp_path: Path) -> N
         (folder / "half").write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(StorageFull, match=r"No space .*last whole checkpoint is .*00001"):
+    with pytest.raises(StorageFull, match=r"No space .*last complete checkpoint is .*00001"):
         save(store, 2, full)
     assert read(store.latest()) == "whole"
     assert {path.name for path in (tmp_path / "run").iterdir()} == {

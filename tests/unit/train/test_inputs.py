@@ -43,7 +43,7 @@ def test_a_base_gets_them_as_tokens_and_a_checkpoint_has_its_own(base: Path) -> 
     assert model.layout == info.token_layout
     laugh = again.convert_tokens_to_ids("<laugh>")
     assert tokenizer.convert_tokens_to_ids("<laugh>") == laugh == info.layout.start_id - 1
-    with pytest.raises(ValueError, match=r"--tags <laugh>: .*knows no tags; new ones need a base"):
+    with pytest.raises(ValueError, match=r"--tags <laugh>: .*has no tags; new tags need a base"):
         plan_checkpoint(str(CHECKPOINT), codec, ["<laugh>"])
 
 
