@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from sheen.audio.io import decode_audio
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.job import run
-from sheen.scoring.wer import error_rate, normalise_english
+from sheen.scoring.wer import error_rate, normalize_english
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
@@ -149,8 +149,8 @@ def show_joined(folder: Path, clips: Sequence[Clip], asr: str) -> None:
         )
         within += not whole
         if whole and row.get("reason") is None:
-            said.append(normalise_english(" ".join(place.clip.text for place in here)))
-            transcribed.append(normalise_english(row["text"]))
+            said.append(normalize_english(" ".join(place.clip.text for place in here)))
+            transcribed.append(normalize_english(row["text"]))
     seconds = len(samples) / RATE
     every = np.arange(EVERY_S, seconds, EVERY_S)
     cuts = sum(any(place.start < at < place.end for place in placed) for at in every)
