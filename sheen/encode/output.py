@@ -1,10 +1,9 @@
-"""The output of an encode job: whose it is, which rows are still to do, and the tables on the way.
+"""The output of an encode job: its fingerprint, the remaining rows, and the tables of the stages.
 
-Owns which rows are encoded, how they are divided into blocks, the columns between the stages, how a
-block of rows is committed, and the check of the output folder: a job resumes its own output and
-refuses any other. Blocks depend on the input alone, never on the cluster, so that a block is the
-same in every run. Imports neither torch nor a codec, so that the processes that write start
-quickly.
+Owns the selection of rows, their division into blocks, the columns between the stages, committing a
+block of rows, and the check of the output folder: a job resumes its own output and refuses any
+other. Blocks depend on the input alone, not on the cluster, so that a block is the same in every
+run. Imports neither torch nor a codec, so that writing processes start quickly.
 """
 
 import hashlib
@@ -33,27 +32,28 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 PAGE_FILE = "report.html"
 BLOCK_ROWS = 64
-"""Rows that are read, encoded and committed together, at most: a minute's work of a CPU."""
+"""Most rows of a block: about a minute's work of a CPU."""
 MOST_BLOCKS, FEWEST_ROWS = 64, 4
-"""A small input is cut this finely, so that every worker gets some of it, and no finer."""
+"""A small input is divided into this many blocks, so that every worker gets some of it, with at
+least this many rows each."""
 
 _FREE_FIELDS = {
     "config", "input", "output", "overwrite", "jsonl", "num_workers", "gpu", "batch_seconds",
     "form", "codec", "language", "phonemes",
 }  # fmt: skip
-"""What may differ when a job resumes: none of it decides a row, but `input` and `codec`, whose
-content is compared, and `language` and `phonemes`, whose steps are."""
+"""Fields that may differ when a job resumes: they do not affect rows, except `input` and `codec`,
+which are compared by content, and `language` and `phonemes`, whose steps are compared."""
 _CONTENT = {"rows content", RECORDINGS}
 
 STATUSES = ENCODED, REJECTED = "encoded", "rejected"
 """Values of `status`, by which row files are divided."""
 TRANSIENT = ("missing", "not read")
-"""Reasons that may not hold the next time: the same command retries such rows."""
+"""Reasons that may be temporary: the same command retries such rows."""
 
 _PCM: list[tuple[str, pa.DataType]] = [
     ("pcm", pa.large_binary()),  # 16-bit mono at the codec's rate: half the bytes of float32
     ("seconds", pa.float64()),  # of the recording, before trimming
-    ("read_s", pa.float64()),  # what the row took of each stage, seconds
+    ("read_s", pa.float64()),  # time in each stage, seconds
     ("decode_s", pa.float64()),
     ("resample_s", pa.float64()),
 ]
@@ -74,7 +74,7 @@ _OUTPUT: list[tuple[str, pa.DataType]] = [
     ("seconds", pa.float64()),
 ]
 OUTPUT_SCHEMA = pa.schema(_OUTPUT)
-"""A row of the output, but for its partition."""
+"""A row of the output, without its partition."""
 
 STAGES = ("read", "decode", "resample", "encode", "write")
 _WORK: list[tuple[str, pa.DataType]] = [
@@ -89,7 +89,7 @@ _WORK: list[tuple[str, pa.DataType]] = [
 BLOCK_SCHEMA = pa.schema([*_OUTPUT, ("status", pa.string())])
 """A row of a committed block."""
 ENCODED_SCHEMA = pa.schema([*_OUTPUT, ("status", pa.string()), *_WORK])
-"""Output rows, and what they took."""
+"""Output rows with their times."""
 
 _DONE: list[tuple[str, pa.DataType]] = [
     ("rows", pa.int64()),
@@ -98,12 +98,12 @@ _DONE: list[tuple[str, pa.DataType]] = [
     ("fault", pa.string()),  # of `blocks.commit`
 ]
 DONE_SCHEMA = pa.schema([*_DONE, *_WORK])
-"""What the driver is told of a committed block; its work is that of all its rows."""
+"""The report of a committed block to the driver; times are sums over its rows."""
 
 
 def pack(tables: Iterable[pa.Table]) -> pa.Table:
-    """One row for each table. Ray Data cuts and joins rows as it likes; a packed table stays whole
-    on its way, however large it is."""
+    """One row for each table. Ray Data may split and merge tables between stages; a packed table
+    stays whole, however large it is."""
     buffers = []
     for table in tables:
         sink = pa.BufferOutputStream()
@@ -148,7 +148,7 @@ def write_block(table: pa.Table, output: str) -> dict[str, Any]:
 
 
 def read_rows(config: EncodeConfig) -> pa.Table:
-    """The manifest rows that are asked for. Raises ValueError."""
+    """The manifest rows selected by the flags. Raises ValueError."""
     locations = [uris.absolute(location) for location in config.input]
     try:
         manifest = read_manifest(locations, config.limit, config.form)
@@ -160,7 +160,7 @@ def read_rows(config: EncodeConfig) -> pa.Table:
 
 
 def _only(manifest: pa.Table, speakers: list[str], location: str) -> pa.Table:
-    """The rows of some speakers, and faulty rows that name nobody: they might have been theirs.
+    """The rows of some speakers, and faulty rows without a speaker, which might be theirs.
 
     Raises ValueError for a speaker without a row.
     """
@@ -174,8 +174,8 @@ def _only(manifest: pa.Table, speakers: list[str], location: str) -> pa.Table:
 
 
 def plan_blocks(manifest: pa.Table, output: str) -> list[pa.Table]:
-    """The blocks of rows that are not in the output yet or, rejected for a transient reason, are
-    worth another attempt."""
+    """The blocks of rows that are not in the output yet, or were rejected for a transient
+    reason."""
     done = blocks.merged_keys(output)
     faultless = manifest.filter(pc.field("reason").is_null())["key"].to_numpy()
     again = np.intersect1d(transiently_rejected(output), faultless)
@@ -184,7 +184,7 @@ def plan_blocks(manifest: pa.Table, output: str) -> list[pa.Table]:
     if len(again):
         logger.info("retrying %d rows that were missing or not read", len(again))
     size = min(BLOCK_ROWS, max(FEWEST_ROWS, len(manifest) // MOST_BLOCKS))
-    # A worker goes through its blocks in order, and so through a recording of many rows once.
+    # In the order of recordings, so that a worker reads a recording with many rows only once.
     return blocks.plan(sort_manifest(manifest), size, np.setdiff1d(done, again))
 
 
@@ -195,8 +195,8 @@ def prepare_output(
     codec: CodecInfo,
     normalizer: tuple[NormalizerStep, ...],
 ) -> None:
-    """Make the output folder this job's. ValueError where it is another's, or holds other things;
-    with `overwrite` what an encode job left is deleted first."""
+    """Record the fingerprint in the output folder. ValueError if the folder is of another job or
+    has other files; with `overwrite`, files of an encode job are deleted first."""
     where = uris.join(output, RUN_FILE)
     if config.overwrite:
         _delete(output)
@@ -217,14 +217,14 @@ def prepare_output(
     }
     if changed := check_fingerprint(where, decided, _CONTENT):
         raise ValueError(
-            f"--output {output} holds another encoding: {changed}. Give the same values to resume "
-            "it, --overwrite to begin anew, or another folder."
+            f"--output {output} is of another encoding: {changed}. Give the same values to resume "
+            "it, --overwrite to start again, or another folder."
         )
 
 
 def _digest(manifest: pa.Table) -> str:
-    """Of everything that decides the rows but the recordings: neither where they lie, nor whether
-    they are there now. One that is found later is the same row's."""
+    """A hash of everything that determines the rows except the recordings: neither their location
+    nor whether they exist now, since a missing one may be found later."""
     digest = hashlib.sha256()
     names = (
         "key", "id", "text", "speaker", "instruction", "start", "end", "snac_codes", "reason"
@@ -238,7 +238,7 @@ def _digest(manifest: pa.Table) -> str:
 
 
 def _delete(output: str) -> None:
-    """Delete a dataset of ours. ValueError for a folder that holds something else too."""
+    """Delete the files of an encode job. ValueError if the folder has other files too."""
     if is_unused(output):
         return
     ours = {
@@ -247,8 +247,8 @@ def _delete(output: str) -> None:
     }  # fmt: skip
     if others := sorted(set(files.list_names(output)) - ours - {LOCK_FILE}):
         raise ValueError(
-            f"--output {output} holds {others[0]!r}, which no encode job wrote: it is not "
-            "overwritten; give another folder"
+            f"--output {output} has {others[0]!r}, which is not a file of an encode job; give "
+            "another folder"
         )
     for name in ours & set(files.list_names(output)):
         files.delete(uris.join(output, name))

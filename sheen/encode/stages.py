@@ -1,8 +1,8 @@
 """The stages of encoding: manifest rows -> PCM and spoken text, in tasks; PCM -> codes, in actors.
 
-Owns reading, decoding, cutting, the text's spoken form and what is refused, and the shifts of a
-recording. A row that fails gets a reason and travels on to the output: nothing is dropped on the
-way. Tasks load no codec, actors hold one.
+Owns reading, decoding, trimming, text normalization, rejections, and the shifts of a recording. A
+row that fails gets a reason and stays in the table, so that no row is lost. Tasks load no codec,
+actors have one.
 """
 
 import time
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """What is done to every recording. `layout` is for the codes that some rows bring along."""
+    """Settings for decoding. `layout` validates rows with codes instead of recordings."""
 
     sample_rate: int
     limits: Limits
@@ -43,9 +43,9 @@ class DecodeSettings:
     trim_db: float | None = None
     loudness_lufs: float | None = None
     normalizer: tuple[NormalizerStep, ...] = ()
-    """Empty: texts are taken as they are."""
+    """Empty for no normalization."""
     tags: tuple[str, ...] = ()
-    """That stay as they are."""
+    """Tags that are not changed by it."""
 
 
 class Rejected(Exception):
@@ -78,7 +78,7 @@ def decode_rows(
 ) -> pa.Table:
     """MANIFEST_SCHEMA -> PCM_SCHEMA. A recording that cannot be used gets a reason and no PCM.
 
-    Each is worked on within `limit(key)`.
+    Each row is processed within `limit(key)`.
     """
     rows = table.to_pylist()
     clips = _reader()
@@ -102,7 +102,7 @@ def decode_rows(
 
 @cache
 def _reader() -> ClipReader:
-    """One for each process: its next block often lies in the same recording, tar or row group."""
+    """One per process: the next block is often in the same recording, tar or row group."""
     return ClipReader()
 
 
@@ -113,12 +113,12 @@ def _name(row: Mapping[str, Any]) -> str:
 def _taught(text: str, settings: DecodeSettings) -> str:
     taught = TextPipeline(settings.normalizer, settings.tags)(text)
     if not taught:
-        raise Rejected("no text", f"{text!r} holds nothing that is spoken")
+        raise Rejected("no text", f"{text!r} has no words to speak")
     return taught
 
 
 def _pcm(row: dict[str, Any], clips: ClipReader, settings: DecodeSettings) -> bytes:
-    """Also notes the row's `seconds`, and what it took. Raises Rejected and ClipError."""
+    """PCM of a row; also sets its `seconds` and times. Raises Rejected and ClipError."""
     limits = settings.limits
     try:
         samples, rate = clips.read(row)
@@ -140,7 +140,7 @@ def _pcm(row: dict[str, Any], clips: ClipReader, settings: DecodeSettings) -> by
 
 
 def _check_codes(row: dict[str, Any], settings: DecodeSettings) -> None:
-    """Of a row that brings its codes. Raises Rejected."""
+    """Validate a row with codes. Raises Rejected."""
     codes, limits = row["snac_codes"], settings.limits
     if problem := settings.layout.check(codes):
         raise Rejected("bad codes", problem)
@@ -158,22 +158,22 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 def shift_samples(count: int, frame_samples: int) -> list[int]:
-    """`count` different parts of a frame, in samples, the first 0; spread evenly for any count.
+    """`count` different shifts within a frame, in samples, from 0 on; evenly spread for any count.
 
-    Multiples of the golden ratio: evenly spread within a latent too, where equal parts of a frame
-    would repeat the same few places.
+    Multiples of the golden ratio are evenly spread within a latent too, whereas equal parts of a
+    frame would repeat the same few positions there.
     """
     return [round(frame_samples * (k * GOLDEN % 1.0)) for k in range(count)]
 
 
 class EncodeWorker:
-    """Called with packed blocks of PCM_SCHEMA, answers with such of ENCODED_SCHEMA.
+    """Packed blocks of PCM_SCHEMA in, of ENCODED_SCHEMA out.
 
     `codec` is a reference in the object store: the driver loads the codec once, and workers need
-    neither its folder nor a hub. Every recording is encoded once for each of `shifts`, with so many
-    samples of silence before it; the id of all but the first row of it ends in `~` and a number.
-    Codes that a row brings along stay as they are. `budget`: see `Codec.encode`. A recording that
-    kills its process is refused after a few attempts.
+    neither its folder nor the hub. Every recording is encoded once for each of `shifts`, with that
+    many samples of silence before it; ids of all but the first of these rows end in `~` and a
+    number. Codes in the input are not changed. `budget`: see `Codec.encode`. A recording that
+    crashes its process is rejected after a few attempts.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class EncodeWorker:
         )
 
     def _kept(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What becomes of a row without PCM: it is rejected, or has its codes."""
+        """The output columns of a row without PCM, which is rejected or has codes."""
         if row["reason"] is not None:
             return {
                 "n_samples": 0, "snac_codes": None, "status": REJECTED, "audio_seconds": 0.0

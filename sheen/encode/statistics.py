@@ -1,8 +1,8 @@
 """The statistics of an encode job: `report.json`, summed file by file as rows are merged.
 
 Owns the report's content. A recording is a key: `utterances`, `hours` and `codes` count each of its
-shifts, everything else counts it once. Memory grows by 8 bytes a recording (its key) and an entry a
-speaker. Measures no time (`RunTimes` is the job's) and shows nothing (`sheen.encode.report` does).
+shifts, everything else counts it once. Memory grows by 8 bytes per recording (its key) and an entry
+per speaker. Times (`RunTimes`) are measured by the job; the page is `sheen.encode.report`'s.
 """
 
 from collections import Counter, defaultdict
@@ -28,7 +28,7 @@ BINS = 40
 
 @dataclass(frozen=True)
 class RunTimes:
-    """What one run did and how long it took; `rows` 0 where a run had nothing left to do."""
+    """Work and times of one run; `rows` is 0 if nothing was left to do."""
 
     seconds: float
     """Wall time, > 0."""
@@ -46,7 +46,7 @@ class RunTimes:
 
 
 class Distribution:
-    """Values >= 0, counted in steps of STEP; least, most and mean are exact."""
+    """Values >= 0, counted in steps of STEP; minimum, maximum and mean are exact."""
 
     def __init__(self) -> None:
         self._steps: Counter[int] = Counter()
@@ -61,7 +61,7 @@ class Distribution:
             self._most = max(self._most, float(values.max()))
 
     def report(self) -> dict[str, Any]:
-        """Percentiles are to STEP. The histogram skips the values `above` its end."""
+        """Percentiles are rounded to STEP. The histogram omits values `above` its end."""
         if not self._steps:
             nothing = dict.fromkeys(("mean", "min", "p5", "p50", "p95", "max"))
             histogram: dict[str, Any] = {"edges": [], "counts": [], "above": 0}
@@ -72,7 +72,7 @@ class Distribution:
         # The nearest rank: the first step that so many of the values do not exceed.
         ranks = np.searchsorted(np.cumsum(counts), [np.ceil(q * total) for q in (0.05, 0.5, 0.95)])
         p5, p50, p95 = (round(float(steps[rank]) * STEP, 6) for rank in ranks)
-        # A single recording of an hour must not squeeze all others into one interval.
+        # A single recording of an hour must not put all others into one interval.
         top = min(int(steps[-1]), 2 * int(steps[ranks[2]]))
         width = _round_up(top / BINS)
         bins = top // width + 1
@@ -96,7 +96,7 @@ class Statistics:
 
     def __init__(self, sample_rate: int, codebook_size: int) -> None:
         self.keys: list[NDArray[np.int64]] = []
-        """Of each call of `add` and each status, without repetition."""
+        """The distinct keys of each call of `add`, by status."""
         self._rate, self._size = sample_rate, codebook_size
         self._recordings = Counter({ENCODED: 0, REJECTED: 0})
         self._seconds = {ENCODED: 0.0, REJECTED: 0.0}
@@ -117,10 +117,10 @@ class Statistics:
         self._add_rejected(rows.filter(pc.field("status") == REJECTED))
 
     def report(self, times: RunTimes) -> dict[str, Any]:
-        """`report.json`: of all rows, but for `seconds`, `audio_seconds_per_second` and `this_run`.
+        """`report.json`: of all rows, except `seconds`, `audio_seconds_per_second` and `this_run`.
 
-        Lengths are those decoded; of a recording that came as codes, those of its codes. Reasons
-        and speakers are sorted by count.
+        Lengths are those of decoded audio, or of codes in the input. Reasons and speakers are
+        sorted by count.
         """
         idle_share = None
         if times.idle is not None and times.rows:

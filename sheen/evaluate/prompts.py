@@ -1,4 +1,4 @@
-"""What an evaluation will speak, decided before any worker starts.
+"""The prompts of an evaluation, planned before any worker starts.
 
 Owns the list of prompts, each with its voice, which prompts are skipped and why, and the check of
 the output folder: an evaluation resumes its own output and refuses any other.
@@ -35,13 +35,13 @@ _FREE_FIELDS = {
     "config", "output", "num_workers", "gpu", "model", "prompts",
     "voice_recordings", "references",
 }  # fmt: skip
-"""What may differ when an evaluation resumes: rounding aside, none of it decides what is said, but
-for the last four, whose content is compared."""
+"""Fields that may differ when an evaluation resumes: apart from rounding they do not affect the
+speech, except the last four, which are compared by content."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The prompts to speak, each with its voice, and how many were skipped, by reason."""
+    """The prompts to synthesize, each with its voice, and how many were skipped, by reason."""
 
     prompts: list[Prompt]
     skipped: Counter[str]
@@ -53,13 +53,13 @@ def plan_prompts(
     config: EvaluateConfig,
     references: Collection[str] = (),
 ) -> Plan:
-    """What the flags make of a list; `references`: voices of recordings. Raises ValueError naming
-    the flag."""
+    """Apply the flags to a list of prompts; `references`: voices with a reference. Raises
+    ValueError naming the flag."""
     for voice in references:
         if voice in info.voices or voice in config.untrained_voices:
             raise ValueError(
-                f"--references: the checkpoint speaks as {voice!r} already; give the recording's "
-                "speaker another name"
+                f"--references: the checkpoint already has the voice {voice!r}; rename the speaker "
+                "of the reference"
             )
     known = list(dict.fromkeys([*info.voices, *config.untrained_voices, *references]))
     wanted = list(dict.fromkeys(config.voices)) if config.voices else known
@@ -70,7 +70,9 @@ def plan_prompts(
                 + (", ".join(known) if known else "one voice, without a name")
             )
         if voice == ALL:
-            raise ValueError(f"a voice named {ALL!r} cannot be told from all voices together")
+            raise ValueError(
+                f"--voices {voice}: reports use this name for all voices together; rename the voice"
+            )
     if config.limit is not None:
         listed = listed[: config.limit]
     if not info.follows_instructions and any(prompt.instruction for prompt in listed):
@@ -90,7 +92,7 @@ def plan_prompts(
         elif prompt.speaker in wanted:
             prompts.append(prompt)
         elif prompt.speaker in known:
-            skipped[f"voice {prompt.speaker!r} is not asked for"] += 1
+            skipped[f"voice {prompt.speaker!r} is not in --voices"] += 1
         else:
             skipped[f"the checkpoint has no voice {prompt.speaker!r}"] += 1
     if not prompts:
@@ -119,14 +121,14 @@ def _spread(prompts: list[Prompt], per_voice: int) -> list[Prompt]:
 
 
 def _check_names(prompts: list[Prompt]) -> None:
-    """Raise ValueError unless every prompt makes a file of its own."""
+    """Raise ValueError unless every prompt has a valid and unique file name."""
     seen: set[tuple[str | None, str]] = set()
     for prompt in prompts:
         for part in [prompt.id] + ([] if prompt.speaker is None else [prompt.speaker]):
             if not _FILE_NAME.fullmatch(part) or not part.strip("."):
                 raise ValueError(
-                    f"--audio files: {part!r} (prompt {prompt.id!r}) is no name for a file; give "
-                    "ids of letters, digits, '.', '_' and '-', or --audio parquet"
+                    f"--audio files: {part!r} (prompt {prompt.id!r}) is not a valid file name; use "
+                    "letters, digits, '.', '_' and '-', or give --audio parquet"
                 )
         if (prompt.speaker, prompt.id) in seen:
             raise ValueError(
@@ -148,7 +150,7 @@ def prepare_output(
     where = uris.join(output, RUN_FILE)
     if not is_unused(output) and not files.exists(where):
         raise ValueError(
-            f"--output {output} holds something that is no evaluation; give another folder"
+            f"--output {output} is not empty and not an evaluation; give another folder"
         )
     fields = config.model_dump(mode="json")
     decided = {name: value for name, value in fields.items() if name not in _FREE_FIELDS}
@@ -159,7 +161,7 @@ def prepare_output(
         decided["asr"] = folder_digest(uris.absolute(config.asr))
     if references:
         decided["references sha256"] = references_digest(references)
-    else:  # as evaluations from before there were any
+    else:  # as in evaluations from before this field existed
         decided.pop("reference_form")
     decided["voice recordings"] = profiles.digest if profiles else None
     # Without an instruction as in evaluations from before there were any.
@@ -168,7 +170,7 @@ def prepare_output(
     decided["prompts sha256"] = hashlib.sha256(texts.encode()).hexdigest()
     if changed := check_fingerprint(where, decided, ("voice recordings",)):
         raise ValueError(
-            f"--output {output} holds another evaluation: {changed}. Give the same values to "
+            f"--output {output} is of another evaluation: {changed}. Give the same values to "
             "resume it, or another folder."
         )
 

@@ -1,7 +1,7 @@
-"""Recordings of voices that a checkpoint is to speak in: one of each, with its words.
+"""The references of an evaluation: one recording with its transcript for each voice.
 
-Owns the file: an LJSpeech folder or a .jsonl manifest with speakers, of which the first usable row
-of each speaker is its reference. How it is spoken in is `sheen.engine.reference`'s.
+Owns reading them: an LJSpeech folder or a .jsonl manifest with speakers, of which the first row of
+each speaker is the reference. Using them in a prompt is `sheen.engine.reference`'s.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from sheen.storage import files, uris
 
 @dataclass(frozen=True)
 class Recorded:
-    """A whole file, and what is said in it."""
+    """A recording's file and its transcript."""
 
     data: bytes
     text: str
@@ -36,7 +36,7 @@ def read_references(location: str) -> dict[str, Recorded]:
 
 
 def references_digest(references: Mapping[str, Recorded]) -> str:
-    """A hash of voices, recordings and words."""
+    """A hash of voices, recordings and transcripts."""
     parts = [
         (voice, hashlib.sha256(recorded.data).hexdigest(), recorded.text)
         for voice, recorded in references.items()

@@ -1,8 +1,8 @@
 """The first stage of an evaluation, as Ray Data runs it: prompts -> audio.
 
-A prompt that cannot be spoken gets a reason and travels on to the output, so that nothing is
-dropped on the way and nothing is tried again. The text of one that is spoken is its words as they
-are spoken, never phonemes: what its transcript is compared with.
+A prompt that cannot be synthesized gets a reason and stays in the table, so that no prompt is lost
+or tried again. The text of the others is their spoken words, never phonemes, for the comparison
+with the transcript.
 """
 
 from collections.abc import Mapping
@@ -35,15 +35,15 @@ REASONS = {
     "instructions": "instruction leaves no room",
     "ref_audio": "reference leaves no room",
 }
-"""By the field of a RequestError."""
+"""Reasons by the field of a RequestError."""
 
 
 class SpeakWorker:
     """An actor with the checkpoint on its device: PROMPT_SCHEMA -> ROW_SCHEMA, not transcribed yet.
 
-    A prompt that crashes its process is rejected after a few attempts. Its random numbers are a
-    function of the seed and its key, so they do not depend on the batch. `device`: None for the one
-    that Ray reserved. `source`: see `load_voice`.
+    A prompt that crashes its process is rejected after a few attempts. Random numbers are a
+    function of the seed and the prompt's key, and do not depend on the batch. `device`: None for
+    the one that Ray reserved. `source`: see `load_voice`.
     """
 
     def __init__(

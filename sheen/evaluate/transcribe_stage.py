@@ -1,6 +1,6 @@
 """The second stage of an evaluation: audio -> transcript and scores of the sound, in actors.
 
-Separate from synthesis because its processes load the models that judge and nothing that speaks.
+Separate from synthesis, so that a process loads either the speech model or the scoring models.
 """
 
 from dataclasses import asdict
@@ -24,10 +24,10 @@ from sheen.scoring.wer import normalize_words
 
 
 class TranscribeWorker:
-    """An actor with the ASR, DNSMOS and the speakers' profiles, each where it is asked for.
+    """An actor with the ASR model, DNSMOS and the speakers' profiles, as far as requested.
 
     Fills `transcript`, `dnsmos`, `identified_speaker` and `speaker_similarity`; for a clip that is
-    silent or too short to score, `unscored`. `device`, of the ASR: None for the one that Ray
+    silent or too short to score, `unscored`. `device` of the ASR model: None for the one that Ray
     reserved.
     """
 
@@ -62,7 +62,7 @@ class TranscribeWorker:
         if self._transcriber is not None:
             transcripts = self._transcriber.transcribe(clips, self._rate)
             for row, text in zip(spoken, transcripts, strict=True):
-                # A text without words ("...") has no WER.
+                # The WER of a text without words ("...") is undefined.
                 row["transcript"] = text if normalize_words(row["text"]) else None
                 row["asr"] = self._transcriber.name
         for row, clip in zip(spoken, clips, strict=True):

@@ -508,7 +508,7 @@ def test_another_model_in_the_folder_is_refused(spoken: Done, tmp_path: Path) ->
 
 def refuse_to_go_on(done: Done, message: str, **changes: Any) -> None:
     before = contents(done.output)
-    with pytest.raises(ValueError, match="holds another evaluation") as caught:
+    with pytest.raises(ValueError, match="is of another evaluation") as caught:
         run(done.config.model_copy(update=changes))
     assert message in str(caught.value)
     assert contents(done.output) == before
@@ -699,7 +699,7 @@ def test_the_limit_is_one_of_the_list() -> None:
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "a b", "a\n", ""])
 def test_an_id_that_is_no_file_name_is_refused_for_files(name: str) -> None:
     listed = [Prompt("fine-1_2.x", "one", "heart"), Prompt(name, "two", "heart")]
-    with pytest.raises(ValueError, match=r"--audio files: .* is no name for a file"):
+    with pytest.raises(ValueError, match=r"--audio files: .* is not a valid file name"):
         plan(listed, ["heart"], audio="files")
     assert len(plan(listed, ["heart"])[0]) == 2
 
