@@ -58,7 +58,7 @@ def test_prompts_may_be_for_voices_of_recordings() -> None:
     listed = [Prompt("a", "one", "ann"), Prompt("b", "one"), Prompt("c", "one", "heart")]
     plan = plan_prompts(listed, info, config, ["ann"])
     assert [(prompt.id, prompt.speaker) for prompt in plan.prompts] == [("a", "ann"), ("b", "ann")]
-    with pytest.raises(ValueError, match="--references: the checkpoint already has the voice 'heart'"):
+    with pytest.raises(ValueError, match="the checkpoint already has the voice 'heart'"):
         plan_prompts(listed, info, config, ["heart"])
 
 
