@@ -1,6 +1,6 @@
 """Clipping: where a recording is cut off at its largest sample.
 
-Owns the measure; what is too much is for whoever asks.
+Owns the measure; the caller decides how much is too much.
 """
 
 import numpy as np
@@ -8,9 +8,9 @@ import numpy as np
 from sheen.audio.samples import Samples
 
 CLIPPED_RUN = 3
-"""Neighbours that all are the largest sample: none of speech's crests is so flat."""
+"""Consecutive samples at the largest value: no peak of unclipped speech is so flat."""
 LEAST_PEAK = 0.2
-"""Of full scale: in a softer recording a crest may be flat because it has few steps."""
+"""Least peak, of full scale: a softer recording's peaks may be flat for want of steps."""
 
 
 def clipped_per_second(samples: Samples, sample_rate: int, peak: float | None = None) -> float:

@@ -16,13 +16,13 @@ from av.filter import Graph
 from sheen.audio.samples import NO_SAMPLES, Samples
 
 KEPT_SILENCE_S = 0.05
-"""Of what `trim` would remove, at either end: a sound's onset is softer than the sound."""
+"""Silence that `trim` leaves at either end: a sound's onset is softer than the sound."""
 PEAK = 0.99
 
 
 def trim(samples: Samples, sample_rate: int, threshold_db: float) -> Samples:
-    """Without what is softer than `threshold_db` of full scale at both ends, but KEPT_SILENCE_S;
-    empty where nothing is louder."""
+    """Samples without the silence at both ends, below `threshold_db` of full scale, of which
+    KEPT_SILENCE_S is kept; empty where nothing is louder."""
     loud = np.flatnonzero(np.abs(samples) >= 10 ** (threshold_db / 20))
     if not len(loud):
         return samples[:0]
@@ -31,9 +31,9 @@ def trim(samples: Samples, sample_rate: int, threshold_db: float) -> Samples:
 
 
 def to_loudness(samples: Samples, sample_rate: int, lufs: float) -> Samples:
-    """At an integrated loudness, see `loudness_lufs`, or as near as PEAK allows.
+    """Samples scaled to an integrated loudness, see `loudness_lufs`, or as near as PEAK allows.
 
-    A clip shorter than the 0.4 s that the measure takes stays as it is.
+    A clip shorter than the 0.4 s that the measure needs is returned unchanged.
     """
     measured = loudness_lufs(samples, sample_rate)
     if measured is None:
@@ -43,8 +43,8 @@ def to_loudness(samples: Samples, sample_rate: int, lufs: float) -> Samples:
 
 
 def loudness_lufs(samples: Samples, sample_rate: int) -> float | None:
-    """Integrated loudness (ITU-R BS.1770, torchaudio's); None for less than the 0.4 s that it
-    takes, and for silence."""
+    """Integrated loudness (ITU-R BS.1770, torchaudio's); None for silence, and for a clip shorter
+    than the 0.4 s that it needs."""
     if len(samples) < 0.4 * sample_rate:
         return None
     import torch  # here, see `io.resampled`
@@ -145,7 +145,7 @@ class Tempo:
 
 
 class Stretch:
-    """As `Tempo`, for a stream whose parts have a tempo of their own, or none."""
+    """As `Tempo`, for a stream whose parts each have a tempo of their own, or none."""
 
     def __init__(self, speed: float, sample_rate: int) -> None:
         """Raises ValueError for a speed outside 0.25..4."""
@@ -167,7 +167,7 @@ class Stretch:
         return np.concatenate([before, ready]) if len(before) else ready
 
     def seconds(self, samples: int, rate: float | None) -> float:
-        """How long so many samples of a rate are heard."""
+        """The duration at the output of so many samples pushed at a rate."""
         return samples / self._sample_rate / (1.0 if rate is None else self._speed * rate)
 
     def finish(self) -> Samples:

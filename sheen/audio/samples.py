@@ -1,6 +1,6 @@
 """Samples as arrays, and the silence before speech left out while they stream.
 
-What the engine needs of audio: numpy alone, none of the libraries that read and write files.
+The part of audio that the engine needs: numpy alone, none of the libraries for files.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ class SilenceTrim:
 
     Silence is what stays below `threshold` of full scale; `keep_s` of it before the first sound
     stays, because a sound's onset is softer than the sound. After `longest_s` without a sound
-    everything passes: then the silence is the message.
+    everything passes: then the silence is meant.
     """
 
     def __init__(

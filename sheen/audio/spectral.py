@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
 FLOOR = 1e-5
-"""Smallest magnitude that a logarithm sees: -100 dB, as in the Descript Audio Codec's losses."""
+"""Smallest magnitude before a logarithm: -100 dB, as in the Descript Audio Codec's losses."""
 
 RANGE_DB = 60.0
 """How far below a recording's loudest point the losses compare, unless told otherwise."""

@@ -1,9 +1,9 @@
-"""An open audio file: its samples from the first to the last, and any part of it for its own cost.
+"""An open audio file: its samples from first to last, and parts of it without decoding the rest.
 
-Owns what second zero is and where in a file a second lies. **Second zero is the first sample that a
-decoder gives**, and a frame lies where its timestamp says, less that sample's: the first of an MP3
-by LAME is 25 ms. Whoever names seconds of a recording means these. Holds no more in memory than is
-asked for. Knows nothing of manifests, nor of where files are stored.
+Owns the time axis of a recording. **Second zero is the first sample that a decoder gives**: a
+frame's time is its timestamp minus the first frame's (25 ms in an MP3 by LAME). All seconds of a
+recording, in manifests too, are counted so. Holds no more in memory than is asked for. Knows
+nothing of manifests, nor of where files are stored.
 """
 
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ class AudioFile:
         the file's own OSError."""
         self._file, self._channel = file, channel
         self.decoded = 0
-        """Samples decoded so far, with those that were dropped: what reading has cost."""
+        """Samples decoded so far, including dropped ones: the cost of reading."""
         self.samples: int | None = None
         """Samples from second zero to the end, once something has been read up to there."""
         self.faults: set[float] = set()
@@ -136,7 +136,7 @@ class AudioFile:
         return samples if last is None else samples[: last - first]
 
     def _restart(self) -> None:
-        """Be at the first frame, with a new decoder."""
+        """Go to the first frame, with a new decoder."""
         self._open.close()
         self._file.seek(0)
         if not self._file.read(1):
@@ -196,8 +196,8 @@ class AudioFile:
         self.samples = at
 
     def _from(self, first: int) -> Iterator[Span] | None:
-        """Spans from before a sample on, by a decoder that knows nothing of what was read earlier.
-        None where the file cannot tell exactly where they are."""
+        """Spans from before a sample on, by a new decoder without state from earlier reads. None
+        where the file does not say exactly where they are."""
         if not self._exact:
             return None
         before = first - sample_at(PREROLL_S, self.rate)

@@ -128,7 +128,7 @@ _BINS = WHISPER_RATE // (2 * _WINDOW_PER_S) + 1
 FLOOR = 1e-6
 """Power that is added to every mel band, relative to a segment's loudest."""
 QUIETEST = 1e-1
-"""The least that the loudest band counts as; speech at a usual level has 1 to 5, silence 0."""
+"""Floor of the loudest band's power; speech at a usual level has 1 to 5, silence 0."""
 
 
 class AsrFeatureLoss(nn.Module):
@@ -146,7 +146,7 @@ class AsrFeatureLoss(nn.Module):
         super().__init__()
         if sample_rate < WHISPER_RATE or sample_rate % (2 * _FRAMES_PER_S):
             raise ValueError(
-                f"audio at {sample_rate} Hz; Whisper's features want a rate from {WHISPER_RATE} Hz "
+                f"audio at {sample_rate} Hz; Whisper's features need a rate from {WHISPER_RATE} Hz "
                 f"that is a multiple of {2 * _FRAMES_PER_S}, such as 24000"
             )
         self.encoder = encoder.requires_grad_(False)

@@ -28,11 +28,11 @@ PERIODS = (2, 3, 5, 7, 11)
 """Primes, so that no two of these discriminators see the same samples."""
 PERIOD_CHANNELS = (4, 16, 64, 128, 128)
 FLOOR = 1e-5
-"""Smallest mean magnitude that features are relative to."""
+"""Smallest mean magnitude by which features are divided."""
 
 
 class Judgement(NamedTuple):
-    """Of one discriminator: `score` is near 1 for recordings and near 0 for decoded audio.
+    """One discriminator's output: `score` is near 1 for recordings and near 0 for decoded audio.
 
     Both are of any shape, with rows of the audio outermost.
     """

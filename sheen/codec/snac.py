@@ -79,7 +79,7 @@ class WindowCodec(abc.ABC):
         """Values of the decoder's widest activation for each sample of audio."""
 
     def alive(self) -> bool:
-        """Whether `decode` can still be answered."""
+        """Whether `decode` still works."""
         return True
 
     def window(self, first: int, last: int, total: int | None) -> Window:

@@ -89,7 +89,7 @@ class CodecProcess(WindowCodec):
         return torch.from_numpy(result)
 
     def close(self) -> None:
-        """End the processes, those too that are stuck in a call to `decode`."""
+        """End the processes, also those that are stuck in a call to `decode`."""
         for connection in self._connections:
             connection.close()
         for child in self._children:
@@ -101,7 +101,7 @@ class CodecProcess(WindowCodec):
 
 
 def serve(connection: Connection, codec: Codec) -> None:
-    """What a process does: decode what it is sent until the other side is gone."""
+    """The loop of a process: decode what it is sent until the other side is gone."""
     while True:
         try:
             codes, seeds, first_frames = connection.recv()

@@ -27,15 +27,15 @@ class ClipError(AudioError):
 
 
 class ClipReader:
-    """Reads rows, for one thread at a time; best in the order of `in_recording_order`.
+    """Reads rows, for one thread at a time; cheapest in the order of `in_recording_order`.
 
-    The recording of the last part stays open, and its fault stays that of its further parts until
-    `forget`.
+    The recording of the last part stays open. If it could not be opened, its other parts fail with
+    the same error until `forget`.
     """
 
     def __init__(self) -> None:
         self.read_s = self.decode_s = 0.0
-        """What the last row took; a part is read while it is decoded."""
+        """Seconds that the last row took; a part is read while it is decoded."""
         self._recordings = RecordingReader()
         self._at: tuple[Any, ...] | None = None
         self._file: BinaryIO | None = None
@@ -43,14 +43,14 @@ class ClipReader:
         self._fault: ClipError | None = None
 
     def forget(self) -> None:
-        """Try a recording anew that could not be opened."""
+        """Retry a recording that could not be opened."""
         if self._fault is not None:
             self._close()
 
     def read(self, row: Mapping[str, Any], strict: bool = True) -> tuple[Samples, int]:
         """Mono samples `[n]`, n >= 1, and their rate in Hz. Raises ClipError.
 
-        Of a part whose recording ends or breaks off before it, if not `strict`, what is there.
+        If not `strict`, a part that the recording does not hold in full gives the samples it has.
         """
         self.read_s = self.decode_s = 0.0
         if not is_part(row) and row.get("channel") is None:

@@ -95,8 +95,8 @@ def _mention_unused(named: str, found: Iterable[FileRows]) -> None:
 
 
 def _prefixes(inputs: Sequence[InputFile], found: Sequence[FileRows]) -> list[str]:
-    """For each file what comes before its ids: nothing, or its name from the folder on that holds
-    all, where an id of its stands in another file too."""
+    """For each file the prefix of its ids: none, or, where another file has one of its ids too, the
+    file's path below the folder that holds all."""
     holder: dict[str, int] = {}
     sharing: set[int] = set()
     example = ""
@@ -120,7 +120,7 @@ def _prefixes(inputs: Sequence[InputFile], found: Sequence[FileRows]) -> list[st
     escaped = [uris.scheme(each.location) in uris.ESCAPED_SCHEMES for each in inputs]
     names = [unquote(name) if quoted else name for name, quoted in zip(names, escaped, strict=True)]
     logger.info(
-        "%d files have ids that stand in others too: theirs are called FILE/ID, as in %s/%s",
+        "%d files have ids that are in other files too: these become FILE/ID, as in %s/%s",
         len(sharing), names[holder[example]], example,
     )  # fmt: skip
     return [f"{names[place]}/" if place in sharing else "" for place in range(len(found))]
@@ -166,7 +166,7 @@ def _find(locations: list[str], form: str | None, pool: ThreadPoolExecutor) -> l
     seen: set[str] = set()
     for each in inputs:
         if (where := uris.real(each.location)) in seen:
-            raise ValueError(f"input {each.location}: named twice; its rows would be doubled")
+            raise ValueError(f"input {each.location}: named twice; give each file once")
         seen.add(where)
     return inputs
 

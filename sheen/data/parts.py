@@ -72,7 +72,7 @@ def is_part(row: Mapping[str, Any]) -> bool:
 
 
 def recording_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What rows that are parts of one recording, or of one channel of it, have in common."""
+    """A key that is equal for rows that are parts of one recording and channel."""
     return row["audio"], row["container"], tuple(row["place"] or ()), row.get("channel")
 
 

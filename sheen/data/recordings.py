@@ -19,18 +19,17 @@ from sheen.storage import files, uris
 PARQUET_ROWS = 8
 """Recordings of a Parquet file that are in memory at a time."""
 PARQUET_BUFFER = 1 << 23
-"""Bytes of a column read at once; without a buffer it is a whole row group's. Where a writer made a
-single page of a row group, which pyarrow does of up to 1,024 rows unless it is given a
-`write_batch_size`, that page is what has to be in memory."""
+"""Bytes of a column read at once; without a buffer it is a whole row group's. A page is always read
+whole, and pyarrow writes up to 1,024 rows into one unless it is given a `write_batch_size`."""
 LOCAL_BUFFER, REMOTE_BUFFER = 1 << 16, 1 << 20
-"""Bytes of an opened recording that are read at once: a request costs as much as many bytes."""
+"""Bytes of an opened recording that are read at once: a remote request costs as much as many."""
 
 
 class RecordingReader:
     """Reads the recordings of manifest rows, for one thread at a time.
 
-    Keeps the last tar shard or Parquet file open. Within a Parquet row group it reads on from the
-    last row, for an earlier one from the group's first.
+    Keeps the last tar shard or Parquet file open. Within a Parquet row group it continues from the
+    last row; an earlier row is read from the group's first row on.
     """
 
     def __init__(self) -> None:
@@ -54,7 +53,7 @@ class RecordingReader:
         self.close()
 
     def close(self) -> None:
-        """Let go of what is open; the reader can still be used."""
+        """Close the open file; the reader can still be used."""
         stream, self._stream = self._stream, None
         self._location = self._parquet = self._group = self._batch = None
         self._rows = iter(())

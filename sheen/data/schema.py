@@ -92,7 +92,7 @@ class RowBuilder:
             self._flush()
 
     def note_keys(self, keys: Iterable[str]) -> None:
-        """What a row of the user's says, of which some may go unused."""
+        """Note the keys of a user's row; `unused_keys` says which are not read."""
         self._unused |= unused_keys(keys)
 
     def finish(self) -> FileRows:
@@ -116,17 +116,17 @@ def unused_keys(keys: Iterable[str]) -> set[str]:
 
 
 def is_none(value: Any) -> bool:
-    """Whether a user's value says nothing: null, NaN (which pandas writes for it) or ""."""
+    """Whether a user's value is missing: null, NaN (pandas' null) or ""."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def pick(row: Mapping[str, Any], name: str) -> Any:
-    """What a row holds under the first of the KEYS of `name` that says something, else None."""
+    """The value of the first of the KEYS of `name` that the row has a value for, else None."""
     return next((row[key] for key in KEYS[name] if not is_none(row.get(key))), None)
 
 
 def text_of(value: Any, name: str) -> str:
-    """A field of the user's that must be a string that UTF-8 can write; "" for none."""
+    """A user's field that must be a string UTF-8 can encode; "" where it is missing."""
     if is_none(value):
         return ""
     if not isinstance(value, str):
@@ -140,7 +140,7 @@ def text_of(value: Any, name: str) -> str:
 
 
 def name_of(value: Any, name: str) -> str | None:
-    """An id or a speaker, which may be a number; None where there is none."""
+    """An id or a speaker, which may be a number; None where it is missing."""
     if is_none(value):
         return None
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):

@@ -26,11 +26,11 @@ SLOT_BACKENDS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""Of torch's attention over slots on a GPU. Not cuDNN's, which torch may prefer on an H100: it
-plans each new shape, for some 35 ms (a public report), and every length of a prompt is one."""
+"""torch's backends for attention over slots on a GPU. Not cuDNN's, which torch may prefer on an
+H100: it plans each new shape, for some 35 ms (a public report), and prompts have many lengths."""
 
 BEYOND = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
-"""Arguments by which transformers' models change what attention computes: none is known here."""
+"""Arguments by which transformers' models change attention; each is refused here."""
 
 
 def packed_attention(
@@ -55,7 +55,7 @@ def packed_attention(
         raise ValueError(f"the base's attention has {unknown[0]!r}; packed attention knows none")
     if segments is None:
         raise ValueError(
-            f"{type(module).__name__} of the base does not hand on where utterances begin and end; "
+            f"{type(module).__name__} of the base does not pass on where utterances begin and end; "
             "such models are not supported"
         )
     if guide is not None and getattr(module, "layer_idx", None) == guide.layer:
@@ -119,7 +119,7 @@ AttentionInterface.register(PACKED, packed_attention)
 
 
 def use_attention(lm: PreTrainedModel, name: str) -> None:
-    """Switch a model's attention; nothing happens where it is in use already."""
+    """Switch a model's attention, unless it is in use already."""
     if lm.config._attn_implementation != name:
         lm.set_attn_implementation(name)
 

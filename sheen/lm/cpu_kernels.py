@@ -22,17 +22,18 @@ Product = Callable[[Tensor], Tensor]
 """`[B, d]` (or `[..., d]`) to `[B, rows]`."""
 
 FAMILIES = ("llama", "qwen2", "qwen3")
-"""Of transformers: those whose layers `PackedBody` computes."""
+"""Model families of transformers whose layers `PackedBody` computes."""
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings that depend on the position alone."""
 REGISTERS = 32
-"""Values that torch's operators take at a time; further ones are rounded by other functions."""
+"""Values that torch's operators compute at a time; a remainder goes through other functions, which
+round differently."""
 MIN_ROWS = 4
-"""Rows of a matrix product in float32, at least and in multiples of this, where `fewest_rows` finds
-no fewer: products of fewer rows take another way through the library, which adds in another order,
-and so do the last values of rows that do not fill its registers."""
+"""Rows of a float32 matrix product are padded to a multiple of this, or of a smaller number that
+`fewest_rows` finds. Products of fewer rows take another path through the library, which adds in
+another order; so do the last values of rows that do not fill its registers."""
 MOST_ROWS = 16
-"""Rows up to which fewer may do."""
+"""The largest number of rows with which `fewest_rows` tests a smaller multiple."""
 
 
 def applies(weight: Tensor) -> bool:
@@ -112,7 +113,7 @@ def pack_together(parent: nn.Module, *names: str) -> Product:
 
 
 def fewest_rows(products: Sequence[tuple[Product, int]]) -> int:
-    """Of how many rows, and multiples of it, products may be for a row not to depend on the others.
+    """The smallest number of rows in whose multiples a product's rows do not depend on each other.
 
     `products` with their numbers of inputs are tried with up to MOST_ROWS. Which library call a
     product of few rows takes, and hence the order in which it adds, is the machine's own.
@@ -145,8 +146,8 @@ class _Layer:
 
 
 class PackedBody:
-    """The body of a base of a known family over slots. It takes the weights of the base's layers,
-    which go on to work with them."""
+    """The body of a base of a known family over slots. It shares the weights of the base's layers,
+    which still work."""
 
     def __init__(self, base: Any) -> None:
         config = base.config
@@ -198,7 +199,7 @@ class PackedBody:
         )
 
     def products(self) -> list[tuple[Product, int]]:
-        """Those of one layer, for `fewest_rows`: the others have the same shapes."""
+        """The products of one layer, for `fewest_rows`: the others have the same shapes."""
         layer, part = self._layers[0], self._base.layers[0]
         attention, mlp = part.self_attn, part.mlp
         return [

@@ -19,13 +19,13 @@ from sheen.lm.segments import Segments
 
 HEADS = 2
 WIDTH = 0.15
-"""Standard deviation of where speech may be, as a share of the text."""
+"""Standard deviation of the expected place in the text, as a share of its length."""
 DEPTH = 3
 """The layer at a third of the base's: where CosyVoice 2 was found to align (arXiv 2509.19852)."""
 
 
 class Guide:
-    """Of one forward pass over one packed row. `loss` is there after it.
+    """The term of one forward pass over one packed row; `loss` is set by that pass.
 
     prompts: tokens of each utterance's prompt; an utterance of nothing else is padding.
     """

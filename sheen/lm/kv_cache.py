@@ -20,13 +20,13 @@ from sheen.lm.pages import PagePool
 PAGE = 64
 """Tokens of a page."""
 SHARE = 0.9
-"""Of a GPU's free memory, what the cache takes by itself at most, as vLLM's: estimates of what else
-is needed may be wrong."""
+"""The largest share of a GPU's free memory that the cache takes by default, as vLLM's: estimates of
+what else is needed may be wrong."""
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a base keeps of every position."""
+    """The shape of the keys and values that a base keeps for each position."""
 
     layers: int
     kv_heads: int
@@ -46,7 +46,7 @@ class CacheShape:
 
     @property
     def token_bytes(self) -> int:
-        """Keys and values of one position."""
+        """Bytes of the keys and values of one position."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     @property
@@ -61,18 +61,18 @@ class CacheShape:
 
 
 def pages_of(tokens: int) -> int:
-    """Pages of a sequence of so many tokens."""
+    """The number of pages of a sequence of so many tokens."""
     return -(-tokens // PAGE)
 
 
 def arena_bytes(shape: CacheShape, pages: int) -> int:
-    """Memory of an arena: its pages, and one more for rows of a step that belong to nobody."""
+    """Memory of an arena: its pages, and the spare one for unused rows of a step."""
     return (pages + 1) * shape.page_bytes
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be allocated on a CUDA device: what no process has, and what torch keeps of
-    this one without a use for it, as after training steps."""
+    """Bytes that can be allocated on a CUDA device: free memory, and memory that torch holds for
+    this process and does not use, as after training steps."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
@@ -124,13 +124,13 @@ def plan_pages(
 
 
 class _Table:
-    """Where the arena has the positions of one slot."""
+    """The rows of the arena that hold the positions of one slot."""
 
     def __init__(self, pages: Sequence[int], device: torch.device) -> None:
         self.pages = pages
         run = all(after == page + 1 for page, after in pairwise(pages))
         self.first = pages[0] * PAGE if run else None
-        """Row of the first position, where the others follow it."""
+        """Row of the first position if the others follow it in the arena, else None."""
         self.index = torch.tensor(pages, device=device)
 
     def rows(self, start: int, count: int) -> Sequence[int]:
@@ -141,7 +141,7 @@ class _Table:
 
 
 class Gathered:
-    """As a tuple of keys and values of all layers, each put together when it is asked for."""
+    """Like a tuple of the keys and values of all layers; access copies one from its pages."""
 
     def __init__(self, pages: Tensor, index: Tensor, length: int) -> None:
         self._pages, self._index, self._length = pages, index, length
@@ -160,8 +160,8 @@ Cut = tuple[Tensor, ...] | Gathered
 class PagedCache:
     """`pages` pages, and tables of `slots` slots whose sequences have up to `max_seq_len` tokens.
 
-    The arena is `[2 * layers, 1, kv_heads, rows, head_dim]`, PAGE rows to a page: what a slot has
-    in neighbouring pages is read in place, a view of all layers.
+    The arena is `[2 * layers, 1, kv_heads, rows, head_dim]`, PAGE rows to a page. Positions in
+    consecutive pages are read in place, as a view of all layers.
     """
 
     def __init__(
@@ -173,16 +173,15 @@ class PagedCache:
         """Positions of the longest sequence, in whole pages."""
         self.pool = PagePool(pages)
         self.spare_row = (pages + 1) * PAGE - 1
-        """Where rows of a step are written that belong to nobody. It is in a page of its own, of
-        which idle slots read the first row, which nobody writes."""
+        """The row that unused rows of a step are written to. It is the last of a page of its own;
+        idle slots read that page's first row, which is never written."""
         rows = (pages + 1) * PAGE
         size = (2 * shape.layers, 1, shape.kv_heads, rows, shape.head_dim)
         # Zeros, because what nothing was written to is masked by a product with zero.
         self._arena = torch.zeros(size, dtype=shape.dtype, device=device)
         self._flat = list(self._arena.view(shape.layers, -1, shape.head_dim))
         self.heads = torch.arange(2 * shape.kv_heads, device=device) * rows
-        """What to add to a row for its keys and values by head, the keys first: the index into a
-        layer."""
+        """Offsets to add to a row's number for its index into a layer, by head, the keys first."""
         self.pages = self._arena.view(
             2 * shape.layers, shape.kv_heads, pages + 1, PAGE * shape.head_dim
         )

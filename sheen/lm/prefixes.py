@@ -20,7 +20,7 @@ Key = bytes
 
 
 class PrefixCache:
-    """Over the pages of `pool`; a piece is `chunk` tokens, whole pages."""
+    """Kept beginnings over the pages of `pool`; a piece is `chunk` tokens, whole pages."""
 
     def __init__(self, pool: PagePool, chunk: int) -> None:
         assert chunk % PAGE == 0, "a piece is whole pages"
@@ -31,7 +31,7 @@ class PrefixCache:
         """Pages that are kept and that no request has, as of the last `recount`."""
 
     def keys(self, prompt: Sequence[int], shared: int) -> list[Key]:
-        """One for each whole piece within the first `shared` tokens, which names it and all before
+        """A key for each whole piece within the first `shared` tokens: a hash of it and all before
         it. Never of a whole prompt: its last token has to be computed."""
         pieces = min(shared, len(prompt) - 1) // self._chunk
         ids = np.array(prompt[: pieces * self._chunk], np.int64)
@@ -42,8 +42,8 @@ class PrefixCache:
         return keys
 
     def find(self, keys: Sequence[Key]) -> list[int]:
-        """The pages of as many first pieces as are kept. They may go at the next `make_room` unless
-        somebody holds them."""
+        """The pages of the leading pieces that are kept. The next `make_room` may free them unless
+        the caller holds them."""
         found = list[Key]()
         for key in keys:
             if key not in self._kept:
@@ -53,8 +53,7 @@ class PrefixCache:
         return [page for key in found for page in self._kept[key]]
 
     def keep(self, keys: Sequence[Key], pages: Sequence[int]) -> None:
-        """Keep the last of a prompt's first pieces, which has been written, of a slot with these
-        `pages`."""
+        """Keep the last of these pieces, which has been written; `pages`: those of its slot."""
         if keys[-1] not in self._kept:
             each = self._chunk // PAGE
             own = list(pages[(len(keys) - 1) * each : len(keys) * each])
@@ -69,7 +68,7 @@ class PrefixCache:
                 self._kept.move_to_end(key)
 
     def make_room(self, pages: int) -> None:
-        """Let pieces go until so many pages are free, or no piece is left that could."""
+        """Free pieces until so many pages are free, or no piece without a holder is left."""
         for key in list(self._kept):
             if self._pool.free >= pages:
                 break

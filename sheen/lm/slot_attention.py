@@ -21,12 +21,12 @@ from sheen.lm.kv_cache import Cut, PagedCache
 SLOTTED = "sheen_slots"
 """The name under which transformers knows `slot_attention`."""
 GATHERED_BYTES = 1 << 28
-"""What the pages of slots that are attended together take at most, besides the cache."""
+"""Largest copy of pages, in bytes, for slots that are attended to in one call."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """`count` rows of a step that stand at a slot's positions from `start` on."""
+    """`count` rows of a step, at a slot's positions from `start` on."""
 
     slot: int
     start: int
@@ -37,9 +37,9 @@ class Span:
 class Rows:
     """The rows `[T]` of a step. `index` `[T, 2 * kv_heads]` says where the cache keeps them.
 
-    Either `spans` name them in order (rows after the last span belong to nobody), or, with
-    `length`, row s is slot s at `positions[s]`, which is below `length`, and `tables` `[slots,
-    pages]` are the pages of so many positions.
+    Either `spans` name them in order (rows after the last span are unused), or, with `length`, row
+    s is slot s at `positions[s]`, which is below `length`, and `tables` `[slots, pages]` are the
+    pages of that many positions.
     """
 
     cache: PagedCache

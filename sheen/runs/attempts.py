@@ -22,7 +22,7 @@ import ray
 
 MAX_CRASHES = 2
 REPORT_S = 5.0
-"""How long a process that is about to end itself waits for the registry."""
+"""Seconds that a process waits for the registry before it ends itself."""
 
 
 class Crash(NamedTuple):

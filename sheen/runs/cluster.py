@@ -34,19 +34,19 @@ WORKER_ENV = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
 }
 SMALL_BLOCKS = "MALLOC_MMAP_THRESHOLD_", "131072"
-"""For processes that compute nothing. glibc begins with it; unset, it is raised with each larger
-block that is freed, and such blocks are kept."""
+"""For processes that compute nothing. It is glibc's initial value; unset, each larger block that is
+freed raises it, and such blocks are kept."""
 NORMAL_PRIORITY = "RAY_worker_niceness", "0"
 """For a cluster whose work somebody listens to; with Ray's 15 any other program comes first."""
 _SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray reads it on Linux too. "0": no node but this one, and every port is on 127.0.0.1."""
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 ANSWER_S = 5.0
-"""A head that lives answers sooner."""
+"""Seconds to wait for a head; a live one answers sooner."""
 
 
 def trim_memory() -> None:
-    """Return to the system what this process has freed, which WORKER_ENV makes glibc keep."""
+    """Return freed memory to the system, which glibc keeps under WORKER_ENV."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim is not None:
         trim(0)
@@ -98,7 +98,7 @@ def count(resource: str, default: int = 1) -> int:
 
 
 def node_resources() -> list[dict[str, float]]:
-    """Of each node that is there now, the whole of what it has."""
+    """The total resources of each node that is in the cluster now."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -73,9 +73,9 @@ def _row(location: str, number: int, line: str, codes: bool, rows: RowBuilder) -
     try:
         data = json.loads(line)
         if not isinstance(data, dict):
-            raise TypeError("it is no object")
+            raise TypeError("not a JSON object")
         rows.note_keys(data)
-        # A text that is missing is a text that is empty: codecs are trained without any.
+        # A missing text counts as an empty one: a codec is trained without texts.
         row |= row_fields(data)
         if codes:
             if CODES_KEY not in data:

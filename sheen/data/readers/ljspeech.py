@@ -68,10 +68,10 @@ def _check_delimiter(path: str, lines: list[tuple[int, str]]) -> None:
 
 
 def _odd_third_fields(path: str, lines: list[Line]) -> dict[int, dict[str, Any]]:
-    """Rejects, by line, of those of three fields whose third is not the second as it is spoken.
+    """Rejected lines, by number: those of three fields whose third is not the spoken second.
 
-    Where most are such, or few values stand for many texts, the column is another one: ValueError.
-    With four fields nothing is guessed.
+    Where most lines are such, or many texts share few values, the column holds something else:
+    ValueError. With four fields nothing is guessed.
     """
     three = [
         (number, fields[1], fields[2]) for number, fields in lines if len(fields) == 3 and fields[2]

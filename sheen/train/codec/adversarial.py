@@ -3,9 +3,9 @@
 Owns both optimizers, DDP wrapping, the average of the weights, and the state that a resumed run
 needs of them. Encoder and codebooks never change, so codes made before remain those of the codec.
 Codes are made anew at each step, without gradients: that takes a small part of it, where codes
-kept from whole recordings would not be those of a segment. Discriminators and decoder both move by
-gradients of the same weights, so that neither moves in a step where the other's gradient is no
-number. Knows nothing of recordings, logging, evaluation or saving.
+kept from whole recordings would not be those of a segment. Discriminators and decoder are both
+updated by gradients of the same weights, so that neither is in a step where the other's gradient is
+not finite. Knows nothing of recordings, logging, evaluation or saving.
 """
 
 import math
@@ -39,21 +39,21 @@ from sheen.train.learning.host_copy import on_host
 DISCRIMINATOR = "discriminator"
 """Name of the loss that only the discriminators minimise."""
 DISCRIMINATOR_RATE = 0.5
-"""Learning rate of the discriminators, relative to the decoder's; at the latter's they win."""
+"""Learning rate of the discriminators, relative to the decoder's; at 1 they become too strong."""
 WINDOW_SECONDS = 1 / 3
-"""What the discriminators see of each segment, as in HiFi-GAN and DAC; the rest costs and teaches
-little, whereas the other losses gain from long segments."""
+"""Part of each segment that the discriminators get, as in HiFi-GAN and DAC: more would cost much
+and help little, whereas the other losses gain from long segments."""
 ADVERSARIES = ("adversarial", "feature_matching")
 """Names of the losses through the discriminators that the decoder minimises."""
 LARGEST_SCALE = 1e4
-"""Of a gradient, as in VQGAN: discriminators that know nothing yet give next to none."""
+"""Largest factor of a gradient, as in VQGAN: untrained discriminators give next to none."""
 
 
 class AdversarialLearner:
-    """Computes with `model`; `average` is the one to save and to evaluate.
+    """Trains `model`; `average` is the codec to save and to evaluate.
 
-    loss_weights: what each distance counts. adversarial_weight: see `balanced`. warmup_steps: of
-    the decoder; the discriminators, which start at random, learn at the peak rate meanwhile.
+    loss_weights: the weight of each distance. adversarial_weight: see `balanced`. warmup_steps: of
+    the decoder; the discriminators, which start at random, have the peak rate from the first step.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class AdversarialLearner:
     def update(self, audio: Tensor, step: int, rate: float) -> CodecStep:
         """One step of both optimizers on this rank's `[B, n]`.
 
-        The norm is the decoder's. With a norm that is no number, of either, neither steps.
+        The norm is the decoder's. If either norm is not finite, neither optimizer steps.
         """
         # The codec's noise of this step and rank, whatever ran before.
         torch.manual_seed(step_seed(self._seed, step, self._group.rank))
@@ -145,7 +145,7 @@ class AdversarialLearner:
         return CodecStep(norms[0], losses, 0)
 
     def state(self) -> dict[str, Any]:
-        """As it is now: the steps to come do not change it."""
+        """The state as of now: later steps do not change it."""
         state: dict[str, Any] = on_host(
             {name: part.state_dict() for name, part in self._parts().items()}
         )

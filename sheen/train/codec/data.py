@@ -29,7 +29,7 @@ from sheen.storage import files, uris
 READ_AHEAD = 2
 """Steps whose segments are read before they are asked for."""
 READ_LIMIT_S = 300.0
-"""A recording that takes longer ends its process, once that has been suspected."""
+"""A recording that takes longer ends its process, in a process that replaces a crashed one."""
 ATTEMPTS = 20
 """Recordings tried for one segment before the data counts as unreadable."""
 
@@ -43,13 +43,13 @@ class Recordings:
     summary: dict[str, Any]
 
     def names_digest(self) -> str:
-        """How many there are, and a hash of their names in order, without the folders."""
+        """Their number, and a hash of their names in order, without the folders."""
         names = [PurePosixPath(path).name for path in (*self.train, *self.evaluation)]
         digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape"))
         return f"{len(names)} recordings, names sha256 {digest.hexdigest()}"
 
     def sample(self) -> dict[str, str | None]:
-        """Hashes of a few of them, see `sample_digests`."""
+        """Hashes of some of the recordings, see `sample_digests`."""
         return sample_digests([*self.train, *self.evaluation])
 
 

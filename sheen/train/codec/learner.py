@@ -31,16 +31,16 @@ CLIP_NORM = 10.0
 BETAS = (0.8, 0.99)
 """Adam's, as the Descript Audio Codec's."""
 CODEBOOK_RATE = 10.0
-"""Learning rate of the codebooks, relative to the rest's. A code moves only when it is chosen, the
-encoder at every step; left behind, codes go out of use (docs/decisions/0010)."""
+"""Learning rate of the codebooks, relative to the rest's. A code is updated only when it is chosen,
+the encoder at every step; codes that fall behind go out of use (docs/decisions/0010)."""
 
 
 @dataclass(frozen=True)
 class CodecStep:
-    """What one step did.
+    """The result of one step.
 
     norm: of the gradient, before clipping. losses: scalars by name, this rank's, without their
-    weights. restarted: codes, the same on every rank.
+    weights. restarted: the number of restarted codes, the same on every rank.
     """
 
     norm: float
@@ -49,10 +49,10 @@ class CodecStep:
 
 
 class CodecLearner:
-    """Computes with `model`; `average` is the one to save and to evaluate.
+    """Trains `model`; `average` is the codec to save and to evaluate.
 
-    loss_weights: what each term of `CodecLosses` counts; other terms are ignored. asr_features:
-    for the term of that name; it is no part of the state.
+    loss_weights: the weight of each term of `CodecLosses`; others are ignored. asr_features: for
+    the term of that name; it is not part of the state.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class CodecLearner:
         return self._average.model
 
     def update(self, audio: Tensor, step: int, rate: float) -> CodecStep:
-        """One optimizer step on this rank's `[B, n]`; with a norm that is no number, none."""
+        """One optimizer step on this rank's `[B, n]`; none if the norm is not finite."""
         # The codec's noise of this step and rank, whatever ran before.
         torch.manual_seed(step_seed(self._seed, step, self._group.rank))
         for group in self.optimizer.param_groups:
@@ -124,7 +124,7 @@ class CodecLearner:
         return CodecStep(float(norm), terms, restarted)
 
     def state(self) -> dict[str, Any]:
-        """As it is now: the steps to come do not change it."""
+        """The state as of now: later steps do not change it."""
         state: dict[str, Any] = on_host(
             {
                 "model": self.model.state_dict(),
@@ -143,7 +143,7 @@ class CodecLearner:
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """What is minimised: the terms that have a weight, times it."""
+    """The loss: the sum of the terms that have a weight, times that weight."""
     stacked = torch.stack([terms[name] for name in weights])
     return (stacked * stacked.new_tensor(list(weights.values()))).sum()
 

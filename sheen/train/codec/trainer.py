@@ -93,7 +93,7 @@ def write_sample(
 
 
 def loss_weights(config: CodecTrainConfig, asr_features: bool) -> dict[str, float]:
-    """What each loss counts in the sum that is minimised, by name; an adversary's is apart."""
+    """The weight of each loss by name, without the discriminators' (--adversarial-weight)."""
     weights = {
         "mel": MEL_WEIGHT,
         "stft": config.stft_weight,
@@ -219,7 +219,7 @@ class CodecTrainer(Trainer):
         return metrics
 
     def _unreadable(self) -> dict[str, str]:
-        """What any rank could not read, with the reason."""
+        """The recordings that any rank could not read, with the reason."""
         of_ranks = self.group.gather(self.reader.unreadable)
         return {path: reason for found in of_ranks for path, reason in found.items()}
 

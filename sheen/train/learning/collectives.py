@@ -1,6 +1,6 @@
 """A worker's place in its group, its device, and the sums and gathers over the group.
 
-With one worker nothing is sent. How a group comes about is `sheen.train.distributed`'s.
+With one worker nothing is sent. Groups are made by `sheen.train.distributed`.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 class Collectives:
-    """Of a group that torch.distributed knows already, or of one process alone."""
+    """Collectives of torch.distributed's initialized group, or of one process alone."""
 
     def __init__(self, device: torch.device, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
@@ -35,7 +35,7 @@ class Collectives:
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, on the host; never `values` itself, so callers may start anew.
 
-        Hosts exchange it among themselves: with values of the host's no device waits.
+        The hosts exchange it: for values in main memory no device waits.
         """
         if self.world == 1:
             return values.to("cpu", copy=True)

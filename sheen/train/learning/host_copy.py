@@ -1,4 +1,4 @@
-"""A copy in main memory of what goes on to change."""
+"""A copy in main memory of a state that keeps changing."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def on_host(state: Any) -> Any:
-    """`state`, of dicts, lists and tuples, with tensors in main memory that nobody else holds.
+    """A copy of `state` (dicts, lists and tuples) whose tensors are in main memory and its own.
 
-    A tensor that is there twice stays one.
+    A tensor that is in it twice stays one.
     """
     copies: dict[int, Tensor] = {}
 

@@ -1,9 +1,9 @@
 """The speech LM under training: wrapping it, and the optimizer step.
 
 Owns DDP, FSDP2 and torch.compile wrapping, LoRA adapters, AdamW's parameter groups, and the full
-state dict, which any number of workers can resume from. No step waits for the device: what comes of
-it stays there until somebody reads it. Knows nothing about data, logging or where checkpoints are
-stored, and needs neither Ray nor the codec.
+state dict, which any number of workers can resume from. No step waits for the device: its results
+stay there until they are read. Knows nothing about data, logging or where checkpoints are stored,
+and needs neither Ray nor the codec.
 """
 
 import logging
@@ -39,7 +39,7 @@ from sheen.train.learning.settings import Strategy
 logger = logging.getLogger(__name__)
 
 WEIGHT_DECAY = 0.01
-"""Of matrices; norms and biases have none."""
+"""Weight decay of matrices; norms and biases have none."""
 CLIP_NORM = 1.0
 """Largest gradient norm."""
 LORA_ALPHA = 32
@@ -138,11 +138,11 @@ class Learner:
             self.module.set_requires_gradient_sync(wanted)
 
     def update(self, rate: float, clip_norm: float = CLIP_NORM) -> Tensor:
-        """One optimizer step from the gradients at hand; returns their norm before clipping, which
-        is on the device: to read it is to wait for the step.
+        """One optimizer step from the accumulated gradients; returns their norm before clipping,
+        which is on the device: reading it waits for the step.
 
-        From the first norm that is no number on nothing is changed: whoever reads it some steps
-        later finds the weights as they were before.
+        After the first norm that is not finite no step changes anything: a caller that reads it
+        some steps later finds the weights as they were before.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -157,10 +157,10 @@ class Learner:
         return norm
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights and optimizer as one process would have them, on the host, as they are now: the
-        steps to come do not change them.
+        """Weights and optimizer state as of now, unsharded, in main memory; later steps do not
+        change them.
 
-        Every rank must call it; only the first gets them whole.
+        Every rank must call it; only the first gets the full state.
         """
         weights: dict[str, Any] = get_model_state_dict(self.model, options=WHOLE)
         optimizer: dict[str, Any] = get_optimizer_state_dict(
@@ -182,10 +182,10 @@ class Learner:
 
 
 def compiles(asked: bool | None, device: torch.device) -> bool:
-    """Whether a learner on that device is to compile its layers: as asked, else on a GPU.
+    """Whether a learner on that device compiles its layers: as asked, else on a GPU.
 
-    Elementwise kernels take four fifths of a step there unless they are fused (an estimate). What
-    compiles them needs a C compiler and Python's headers: without, it is not done unasked.
+    Elementwise kernels take four fifths of a step there unless they are fused (an estimate).
+    Compiling needs a C compiler and Python's headers: without them only --compile asks for it.
     """
     if asked is not None or device.type != "cuda":
         return bool(asked)
@@ -203,7 +203,7 @@ def compiles(asked: bool | None, device: torch.device) -> bool:
 
 
 def _layers(model: SpeechLM) -> list[nn.Module]:
-    """The base's blocks, as transformers names them for splitting."""
+    """The base's blocks, which transformers names as those not to split."""
     names = set(model.lm._no_split_modules or ())
     return [module for module in model.lm.modules() if type(module).__name__ in names]
 
@@ -222,8 +222,8 @@ def add_adapters(
 ) -> None:
     """LoRA on every linear layer of the body; the rest of the body is frozen.
 
-    The embedding tables learn whole where `tables`: the audio tokens' rows are new and hold nothing
-    to adapt.
+    With `tables` the embedding tables are trained in full: the audio tokens' rows are new, so there
+    is nothing to adapt.
     """
     # Here, and not above: a second of every worker's start, which only adapters need.
     from peft import LoraConfig, inject_adapter_in_model
@@ -234,7 +234,7 @@ def add_adapters(
     for name, parameter in model.lm.named_parameters():
         parameter.requires_grad_("lora_" in name or id(parameter) in whole)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info("LoRA of rank %d: %.1f M weights learn", rank, learning / 1e6)
+    logger.info("LoRA of rank %d: %.1f M weights are trained", rank, learning / 1e6)
 
 
 def merge_adapters(model: SpeechLM, weights: dict[str, Tensor]) -> dict[str, Tensor]:

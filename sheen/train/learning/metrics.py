@@ -45,13 +45,13 @@ class MetricsWindow:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The time of the context is not the training's."""
+        """Exclude the time of the context from the training's."""
         self._seconds += time.monotonic() - self._since
         yield
         self._since = time.monotonic()
 
     def end(self) -> tuple[dict[str, Tensor], float, int]:
-        """The sums over ranks, the seconds and the steps; the next window begins. Collective."""
+        """The sums over ranks, the seconds and the steps; starts the next window. Collective."""
         sums = self._group.sum_named(self._sums)
         now = time.monotonic()
         seconds, steps = self._seconds + now - self._since, self._steps
@@ -60,7 +60,7 @@ class MetricsWindow:
         return sums, seconds, steps
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, while the clock is paused. Collective."""
+        """The state for a checkpoint; the clock must be paused. Collective."""
         sums = self._group.sum_named(self._sums)
         return {"sums": sums, "seconds": self._seconds, "steps": self._steps}
 
@@ -101,7 +101,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_of(name: str) -> float | None:
-    """As `peak_flops`, of the name that CUDA gives a device, such as 'NVIDIA A100-SXM4-80GB'.
+    """As `peak_flops`, for a device's name in CUDA, such as 'NVIDIA A100-SXM4-80GB'.
 
     Matches whole names: an A10G has about half the peak of an A10, and an L40 more than an L4.
     """
@@ -127,7 +127,7 @@ def training_flops(model: SpeechLM) -> tuple[float, float]:
 
 
 def loss_sums(sums: LossSums, tokens: int) -> dict[str, Tensor]:
-    """What a row of `tokens` tokens adds to a window: see `LossSums`; `guided` are targets."""
+    """The sums that a row of `tokens` tokens adds to a window (`LossSums`); `guided`: targets."""
     counted = torch.full_like(sums.ends, tokens)
     guided = {} if sums.guide is None else {"guide": sums.guide, "guided": sums.count.sum()}
     return guided | {
@@ -152,7 +152,7 @@ def loss_metrics(sums: Sums, prefix: str = "") -> dict[str, float]:
 
 
 class Speed:
-    """How fast `world` workers train a model on such a device."""
+    """The speed at which `world` workers train a model on such a device."""
 
     def __init__(self, model: SpeechLM, device: torch.device, world: int) -> None:
         self._per_token, self._per_target = training_flops(model)

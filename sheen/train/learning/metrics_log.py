@@ -1,6 +1,6 @@
 """`metrics.jsonl`: continues after a resume without repeated or missing lines.
 
-Owns the file. What stands in a row is the training loop's.
+Owns the file; the training loop decides what is in a row.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Reference rows: utterances after another one of the same speaker, which carries no loss.
 
-They teach a model to continue in the voice of a reference. Owns the pairs, and which utterances of
+They train a model to continue in the voice of a reference. Owns the pairs, and which utterances of
 an epoch are in such rows. The prompt of a row has both texts and no speaker name, like that of a
 request with a reference (`sheen.engine.reference`). Knows nothing about tokens.
 """

@@ -1,4 +1,4 @@
-"""What a learner can be set to, by name, and the learning rate of a step.
+"""The named settings of a learner, and the learning rate of a step.
 
 Imports no torch: the command lines read it for their flags.
 """

@@ -21,7 +21,7 @@ def swap_texts(
     evaluation: NDArray[np.int64],
     template: PromptTemplate,
 ) -> dict[int, NDArray[np.int32]]:
-    """By utterance of `evaluation`, its prompt with the text of another one and its own speaker.
+    """For each utterance of `evaluation` its prompt with another one's text and its own speaker.
 
     The other text is the next shorter one (for the shortest, the second shortest), so that the
     length of the text reveals little. The prompt is cut to the length of the utterance's own, so

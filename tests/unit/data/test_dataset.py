@@ -252,8 +252,8 @@ def test_a_folder_without_encoded_rows_is_named(tmp_path: Path) -> None:
         ('{"text": "one", "snac_codes": [["a"], [2, 3]]}', "bad codes", 'snac_codes[0] holds "a"'),
         ('{"text": 5, "snac_codes": [[1], [2, 3], [4, 5, 6, 7]]}', "malformed row", "text must be"),
         ('{"text": "one", "speaker": true, "snac_codes": [[1]]}', "malformed row", "speaker must"),
-        ('["one", [[1], [2, 3], [4, 5, 6, 7]]]', "malformed row", "it is no object"),
-        ("null", "malformed row", "it is no object"),
+        ('["one", [[1], [2, 3], [4, 5, 6, 7]]]', "malformed row", "not a JSON object"),
+        ("null", "malformed row", "not a JSON object"),
     ],
 )
 def test_a_faulty_line_is_dropped_counted_and_named(

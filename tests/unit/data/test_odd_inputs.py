@@ -330,7 +330,7 @@ def test_shards_that_number_their_samples_alike_lose_none(
     ]
     with RecordingReader() as reader:
         assert [reader.read(row) for row in found] == [sound(name) for name in CLIPS[:2]] * 3
-    assert "3 files have ids that stand in others too" in caplog.text
+    assert "3 files have ids that are in other files too" in caplog.text
 
 
 def test_folders_of_one_speaker_each_may_number_their_recordings_alike(tmp_path: Path) -> None:
