@@ -48,7 +48,7 @@ _CODINGS = {
     # A Xing header states the length and the silence that the encoder adds, which a stream does not
     # know yet. Some readers take the silence off only where the header names LAME and a version. A
     # bit reservoir would make a frame depend on those before it, which a listener who joins late
-    # has not got.
+    # did not receive.
     "mp3": _Coding(
         "mp3",
         "libmp3lame",
@@ -128,8 +128,8 @@ class AudioEncoder:
             self.close()
 
     def close(self) -> None:
-        """Free what the encoder holds; what was held back is lost. Again, or after `finish`, it
-        does nothing."""
+        """Free the encoder; samples that it still holds back are lost. Does nothing when called
+        again or after `finish`."""
         if self._body is not None:
             self._body.close()
             self._body = None
@@ -175,8 +175,8 @@ class _Plain:
 
 
 class _Sink:
-    """The file that ffmpeg writes to; gives away what was written. It has no `seek`, so that
-    ffmpeg writes what a pipe can take."""
+    """The file that ffmpeg writes to, from which the bytes written so far are taken. It has no
+    `seek`, so that ffmpeg writes a stream."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []

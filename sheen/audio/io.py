@@ -145,7 +145,7 @@ def audio_stream(container: InputContainer) -> AudioStream:
 
 @contextmanager
 def decoding_errors(begun: Callable[[], bool]) -> Iterator[None]:
-    """Turns what a decoder raises into AudioError; `begun`: whether any samples came before."""
+    """Turns a decoder's exceptions into AudioError; `begun`: whether any samples came before."""
     try:
         yield
     except AudioError:
@@ -173,8 +173,8 @@ class Mixer:
         self._packed = av.AudioResampler(format="flt")
 
     def mono(self, frame: av.AudioFrame) -> Iterator[Samples]:
-        """Of one frame. Raises AudioError for a rate that no recording has, and for a channel that
-        this one has not."""
+        """The samples of one frame. Raises AudioError for a rate out of range and a channel that
+        the frame does not have."""
         # Each frame says what it is. The stream's rate is that of the frame that was looked at
         # first, and a resampler takes all for what its first one was.
         shape = (frame.sample_rate, frame.format.name, frame.layout.name)
@@ -200,7 +200,7 @@ class Mixer:
 
 
 def _wav_seconds_missing(data: bytes) -> float:
-    """Seconds that a WAV's data chunk states and the file lacks; 0 for what is no WAV."""
+    """Seconds that a WAV's data chunk states and the file lacks; 0 for other formats."""
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return 0.0
     at, bytes_per_second = 12, 0

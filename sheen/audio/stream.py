@@ -71,8 +71,8 @@ class AudioFile:
         self.samples: int | None = None
         """Samples from second zero to the end, once something has been read up to there."""
         self.faults: set[float] = set()
-        """Seconds of what cannot be decoded, as far as was read. It is silence, and what follows it
-        stays in its place; a tag between joined MP3s is such."""
+        """Seconds at which the file cannot be decoded, as far as it was read, such as a tag between
+        joined MP3s. They become silence, and later samples keep their place."""
         self.rate: int
         """Hz."""
         self.channels: int
@@ -217,7 +217,7 @@ class AudioFile:
         return None if position is None or position > first else self._placed(frame, frames)
 
     def _decoder(self) -> av.AudioCodecContext:
-        """One that keeps nothing of what was read before."""
+        """A decoder without state from earlier reads."""
         named = self._stream.codec_context
         if not named.name.startswith(_UNFORGETTING):
             return named

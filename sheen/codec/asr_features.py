@@ -4,7 +4,7 @@ Owns Whisper's log-mel spectrogram at a codec's own sample rate, the distance of
 audio in the encoder's features, and opening the encoder from transformers' or CTranslate2's files.
 A codec of few bits that learns from spectral distances alone preserves timbre before words; this
 distance is about the words (JHCodec, arXiv 2603.05887). Knows nothing of codecs. Refuses quantized
-weights and sample rates at which Whisper's windows are no whole number of samples.
+weights and sample rates at which Whisper's windows are not a whole number of samples.
 """
 
 import hashlib
@@ -142,7 +142,7 @@ class AsrFeatureLoss(nn.Module):
     bank: Tensor
 
     def __init__(self, encoder: WhisperEncoder, sample_rate: int) -> None:
-        """Raises ValueError for a rate at which Whisper's windows are no whole samples."""
+        """Raises ValueError for a rate at which Whisper's windows are not whole samples."""
         super().__init__()
         if sample_rate < WHISPER_RATE or sample_rate % (2 * _FRAMES_PER_S):
             raise ValueError(

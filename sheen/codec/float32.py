@@ -15,7 +15,7 @@ import torch
 _lock = threading.Lock()
 _inside = 0
 _outside: list[str] = []
-"""The settings while nobody is inside."""
+"""The settings before the first context was entered."""
 
 
 @contextmanager

@@ -208,7 +208,7 @@ class ClipEncoder:
 
 
 def _clear(x: Tensor, beyond: Tensor | None) -> Tensor:
-    """Zero what lies beyond the clips' ends; `beyond` `[B, 1, T]` may be of a higher rate."""
+    """Zero the samples beyond the clips' ends; `beyond` `[B, 1, T]` may be of a higher rate."""
     if beyond is not None:
         step = beyond.shape[-1] // x.shape[-1]
         x.masked_fill_(beyond[..., ::step], 0.0)

@@ -3,8 +3,8 @@
 Owns those processes: starting them, asking them, noticing their end. On a CPU, tokens and audio in
 one process take turns at Python's lock some thousand times a second, and both take a third longer
 (decision 0018). What a process decodes is what `Codec.decode` gives here, bit for bit. When one
-dies, its windows fail with a RuntimeError and `alive` is False for good: whoever owns the engine
-starts anew. A process ends when its parent closes it, or ends in any way.
+dies, its windows fail with a RuntimeError and `alive` is False for good: the engine's owner must
+start a new one. A process ends when its parent closes it, or ends in any way.
 """
 
 import io
@@ -27,7 +27,7 @@ from sheen.codec.snac import Codec, WindowCodec
 
 CHUNK = 1 << 24  # bytes read at once
 END_S = 10.0
-"""For a process to end by itself once nobody asks it."""
+"""Seconds that a process has to end by itself once its input is closed."""
 
 
 class CodecProcess(WindowCodec):

@@ -212,11 +212,11 @@ class _Checks:
                 recording = tuple(str(row[key]) for key in told)
                 if reason is None and recording in self._recordings:
                     reason = "duplicate id"
-                    detail = f"id {row['id']!r} of the same recording stands in an earlier row"
+                    detail = f"an earlier row has the same recording and id {row['id']!r}"
                 elif reason is None:
                     self._recordings.add(recording)
             if reason is None and name in self._seen:
-                reason, detail = "duplicate id", f"id {name!r} stands in an earlier row"
+                reason, detail = "duplicate id", f"an earlier row has the id {name!r}"
             elif reason is None and not text.strip():
                 reason, detail = "no text", "the text is empty"
             if reason is None:

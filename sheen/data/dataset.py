@@ -199,7 +199,7 @@ def _json_rows(location: str) -> Iterator[_Row]:
 
 
 def _parquet_rows(location: str) -> Iterator[_Row]:
-    """Of a file or a folder. Raises ValueError naming a file that is no whole Parquet of codes.
+    """The rows of a file or folder. ValueError names a file that is not whole Parquet of codes.
 
     It is not skipped: it may hold hours of speech, and encoding again or deleting it is quick.
     """
@@ -276,7 +276,7 @@ def _batch_rows(path: str, batch: pa.RecordBatch, first: int) -> Iterator[_Row]:
 def _codes_in(location: str, column: Any) -> Iterator[list[NDArray[np.integer[Any]]] | None]:
     """Codes by level of each row of a column of lists of lists, without a Python object a code.
 
-    Raises ValueError for what is no whole number.
+    Raises ValueError for anything but whole numbers.
     """
     plain = pa.types.is_list(column.type) and pa.types.is_list(column.type.value_type)
     if not plain or not pa.types.is_integer(column.type.value_type.value_type):

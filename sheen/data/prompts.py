@@ -86,7 +86,7 @@ def _parquet(location: str) -> Iterator[Prompt]:
     try:
         source = pads.dataset(path, filesystem=filesystem, format="parquet")
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{location}: no Parquet that can be read ({error})") from error
+        raise ValueError(f"{location}: cannot be read as Parquet ({error})") from error
     columns = field_columns(location, source.schema)
     number = 0
     try:
@@ -98,11 +98,11 @@ def _parquet(location: str) -> Iterator[Prompt]:
                     raise ValueError(f"{where}: its text is {pick(row, 'text')!r}")
                 yield _prompt(row, f"row-{number}", where)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{location}: no Parquet that can be read ({error})") from error
+        raise ValueError(f"{location}: cannot be read as Parquet ({error})") from error
 
 
 def _prompt(row: dict[str, Any], name: str, where: str) -> Prompt:
-    """ValueError naming the place of what UTF-8 cannot write, or is no name."""
+    """ValueError naming the row whose text UTF-8 cannot encode, or whose id is not a name."""
     try:
         fields = row_fields(row)
     except (ValueError, TypeError) as error:

@@ -44,8 +44,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction", "instructions"),
     "audio": ("audio", "audio_filepath", "audio_path", "path", "file", "file_name"),
 }
-"""Keys of JSON and columns of Parquet by what they say, the same in every form of input and in
-lists of prompts: of those that a row has, the first that holds something counts."""
+"""Keys of JSON and columns of Parquet by field, the same in every form of input and in lists of
+prompts: of those that a row has, the first with a value counts."""
 CODES_KEY = "snac_codes"
 PLACE_KEY = "audio_place"
 OTHER_KEYS = (CODES_KEY, PLACE_KEY, "start", "end", "offset", "duration", "audio_channel")
@@ -178,7 +178,7 @@ _MARKS = {  # the longer first: one begins like the other
 def iter_lines(location: str) -> Iterator[tuple[int, str]]:
     """Numbered lines, from 1, of a UTF-8 file. ValueError naming the line that is not."""
     filesystem, path = uris.open_filesystem(location)
-    # A binary reader's lines end at line feeds only: U+2028 and its like may stand in a text.
+    # A binary reader's lines end at line feeds only: a text may contain U+2028 and its like.
     with filesystem.open_input_stream(path) as raw, buffered(raw, STREAM_BUFFER) as lines:
         for number, line in enumerate(lines, start=1):
             if number == 1:

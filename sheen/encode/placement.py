@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 DECODING_CPUS = 1.0
-"""Of a decode task where nodes start on demand, which reserving makes them do, and beside GPUs,
-which keep workers off the CPUs of other nodes."""
+"""CPUs of a decode task where nodes start on demand (reserving starts them), and beside GPUs, which
+keep workers off the CPUs of other nodes."""
 SHARED_CPUS = 0.25
-"""Of a decode task among nodes of CPUs, and of a write task: when nodes die, their workers
-move to the others, and what they reserve there must leave room for what feeds them."""
+"""CPUs of a decode task on several CPU nodes, and of a write task: when nodes die, their workers
+move to the others, and what they reserve there must leave room for the tasks that feed them."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TaskLimits:
 
 
 def task_limits(nodes: Sequence[Mapping[str, float]], gpu: bool, blocks: int) -> TaskLimits:
-    """For an encoding of so many blocks, on GPUs or not, by the resources of the nodes now."""
+    """The limits for an encoding of `blocks` blocks, by the current resources of the nodes."""
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     missing = cpus < 1 or (gpu and not any(node.get("GPU") for node in nodes))
     if missing or (gpu and len(nodes) > 1):

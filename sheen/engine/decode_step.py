@@ -65,7 +65,7 @@ class _Choice:
 
 def _with_end(ids: Tensor, layout: TokenLayout) -> Tensor:
     """What was chosen, as token ids: column 0 of the first block is `<audio_end>`, which in some
-    layouts is no neighbour of the block's codes."""
+    layouts is not adjacent to the block's codes."""
     column = layout.blocks[0].base - 1
     return ids if column == layout.end_id else torch.where(ids == column, layout.end_id, ids)
 

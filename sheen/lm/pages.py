@@ -2,7 +2,7 @@
 
 Owns the reference counts, and which pages a sequence gets: the first run of neighbours that is long
 enough, and single ones where there is none. Refuses to give more pages than are free, and to give
-back what nobody holds. Knows nothing of what a page contains. Not safe to share between threads
+back a free one. Knows nothing of what a page contains. Not safe to share between threads
 without a lock, but for reading `free`.
 """
 
@@ -17,7 +17,7 @@ class PagePool:
     def __init__(self, count: int) -> None:
         self.count = count
         self.free = count
-        """Pages that nobody holds."""
+        """The number of free pages."""
         self._holders = [0] * count
         self._map = bytearray([FREE]) * count
 

@@ -81,5 +81,5 @@ class PrefixCache:
         self.reclaimable = sum(len(self._kept[key]) for key in self._kept if self._idle(key))
 
     def _idle(self, key: Key) -> bool:
-        # Whoever has a page of a piece has all of them: they come and go together.
+        # A request that holds a page of a piece holds all of them.
         return self._pool.holders(self._kept[key][0]) == 1

@@ -116,8 +116,8 @@ WINDOW_TYPE = pa.struct([("at", pa.float64()), ("pcm", pa.large_binary())])
 PCM_SCHEMA = pa.schema(
     [*SEGMENT_SCHEMA, *_READ, ("pcm", pa.large_binary()), ("cuts", pa.list_(WINDOW_TYPE))]
 )
-"""16-bit mono at the rate of `sheen.prepare.vad`, null where there is a reason. `cuts`: what lies
-around each cut within speech, and where in it, in seconds, the cut is."""
+"""`pcm`: 16-bit mono at the rate of `sheen.prepare.vad`, null for a row with a reason. `cuts`: the
+samples around each cut within speech, and the cut's place in them in seconds."""
 TRANSCRIPT_SCHEMA = pa.schema(
     [
         *SEGMENT_SCHEMA,

@@ -31,7 +31,7 @@ MEASURES = (
     ("dnsmos", "DNSMOS OVRL (--min-dnsmos)", ""),
     ("overlap", "Two voices at once (--max-overlap)", "of the speech"),
     ("avg_logprob", "Mean log probability of the transcripts", ""),
-    ("cer", "Text against what was heard (--max-cer)", "CER"),
+    ("cer", "CER of the text against the transcript (--max-cer)", "CER"),
 )
 """Fields with a histogram on the page, and the flag that limits them."""
 

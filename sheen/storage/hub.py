@@ -9,7 +9,7 @@ from sheen.storage import uris
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether it has an id's form and is no folder here."""
+    """Whether it has the form of an id and there is no such folder here."""
     is_path = uris.is_uri(model) or model.startswith(("/", ".", "~")) or model.count("/") != 1
     return not is_path and not Path(model).exists()
 

@@ -42,7 +42,7 @@ def read(location: str, limit: int | None) -> FileRows:
                 batches.append(_batch(location, table, group, count, None if embedded else audio))
                 count += len(table)
     except pa.ArrowException as error:
-        raise ValueError(f"{location}: no Parquet that can be read ({error})") from error
+        raise ValueError(f"{location}: cannot be read as Parquet ({error})") from error
     except TypeError as error:
         raise ValueError(f"{location}: {error}") from error
     return FileRows(batches, frozenset(unused_keys(schema.names)))

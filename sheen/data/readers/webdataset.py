@@ -22,7 +22,7 @@ REMOTE_BUFFER = 1 << 20
 
 @dataclass
 class Sample:
-    """Members of one key; texts are bytes as they stand in the shard."""
+    """The members of one key; texts are the shard's bytes."""
 
     key: str
     suffixes: set[str] = field(default_factory=set)
@@ -36,7 +36,7 @@ class Sample:
 
 
 def read(location: str, limit: int | None) -> FileRows:
-    """A row for each sample; where the shard breaks off, one more for what is lost behind it."""
+    """A row for each sample; where the shard breaks off, one more for the samples lost there."""
     filesystem, path = uris.open_filesystem(location)
     buffer = LOCAL_BUFFER if isinstance(filesystem, fs.LocalFileSystem) else REMOTE_BUFFER
     with filesystem.open_input_file(path) as raw:
@@ -65,7 +65,7 @@ def _index(
     """The samples in order of their first member, and what ended the shard early, if anything."""
     samples: list[Sample] = []
     open_samples: dict[str, Sample] = {}
-    ready = 0  # so many samples, from the first on, are complete
+    ready = 0  # the number of complete samples, from the first on
     try:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="replace") as tar:
             while (member := tar.next()) is not None:

@@ -118,7 +118,7 @@ def test_an_ljspeech_folder_needs_no_recordings(tmp_path: Path) -> None:
         ("list.jsonl", b'["one"]\n', 'line 1: expected an object with a "text", got ["one"]'),
         ("list.jsonl", b'{"id": "a"}\n', 'line 1: expected an object with a "text"'),
         ("list.jsonl", b'{"text": 3}\n', 'line 1: expected an object with a "text"'),
-        ("list.parquet", b"PAR1 and no more", "no Parquet that can be read"),
+        ("list.parquet", b"PAR1 and no more", "cannot be read as Parquet"),
     ],
 )
 def test_a_file_that_is_no_list_is_named(
@@ -150,7 +150,7 @@ def test_a_parquet_file_without_texts_is_named(
 def test_a_folder_that_is_no_list_is_named(tmp_path: Path) -> None:
     refuse(tmp_path, "its columns are none")
     (tmp_path / "notes.txt").write_text("one\n", "utf-8")
-    refuse(tmp_path, "no Parquet that can be read")
+    refuse(tmp_path, "cannot be read as Parquet")
 
 
 def test_a_malformed_row_of_an_ljspeech_folder_is_named(tmp_path: Path) -> None:
