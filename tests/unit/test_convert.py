@@ -120,7 +120,11 @@ def test_another_format_version_is_refused_by_name(tmp_path: Path, version: obje
             "maya2",
             "prompt.name is 'maya2', this Sheen knows 'speaker-text', 'orpheus'",
         ),
-        ("prompt.name", "maya1", "'maya1', whose control tokens the layout's family 'sheen' has"),
+        (
+            "prompt.name",
+            "maya1",
+            "'maya1', whose control tokens do not exist in the layout family 'sheen'",
+        ),
         ("prompt.version", "9", "prompt.version is '9', this Sheen knows '1'"),
         ("normalizer", [{"name": "g2p"}], "normalizer.0.name is 'g2p', .* 'nfc-space'"),
         ("softmax", "legal rows", "softmax is 'legal rows', this Sheen knows 'masked' or 'full'"),

@@ -52,7 +52,7 @@ def test_tags_are_no_words() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"Nguyen": "/nwin/"}, "'Nguyen'.*letters"),
+        ({"Nguyen": "/nwin/"}, "'Nguyen'.*respelling"),
         ({"x": " "}, "'x'.*no word"),
         ({"x": "..."}, "'x'.*no word"),
         ({"": "x"}, "''.*expected a word"),
@@ -75,7 +75,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("[]", "expected an object"),
         ('{"a": 1}', "'a': expected text"),
         ('{"a": "b", "a": "c"}', "'a' occurs twice"),
-        ('{"a": "/b/"}', "lexicon.json: 'a': .*letters"),
+        ('{"a": "/b/"}', "lexicon.json: 'a': .*respelling"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_lexicon_goes_with_marks_and_may_not_make_a_text_too_long() -> None:
     delivery = Delivery(lexicons=(Lexicon({"a": "b " * 100}),))
     assert deliver("a [pause:1s] x", delivery=delivery) == ["b " * 99 + "b", Pause(1.0), "x"]
-    with pytest.raises(DeliveryError, match="longer"):
+    with pytest.raises(DeliveryError, match="adds more than"):
         deliver("a " * 100, delivery=delivery)
 
 
