@@ -78,7 +78,7 @@ def draw_requests(voice: Voice, count: int, sampling: Sampling, seed: int) -> li
     sentences = SENTENCES.read_text("utf-8").splitlines()
     requests = []
     for number in range(count):
-        text = voice.spoken(str(generator.choice(sentences)))
+        text = voice.model_input(str(generator.choice(sentences)))
         speaker = voices[number % len(voices)]
         own = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, number)
         request = voice.request(text, speaker, own, 30.0)

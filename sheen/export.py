@@ -112,8 +112,8 @@ def _with_custom_tokens(
 def _copy_rows(speech: SpeechLM, old: TokenLayout, new: TokenLayout) -> None:
     """Copy the rows of each level to its slots, in place.
 
-    Control tokens and padding get the row of `<audio_start>`, which a full softmax has taught the
-    head never to choose.
+    Control tokens and padding get the row of `<audio_start>`, which a model trained with a full
+    softmax never chooses.
     """
     lm, before = speech.lm, [table.clone() for table in speech.tables]
     rows = max(new.first_id + new.size, len(before[0]))

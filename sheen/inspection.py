@@ -93,7 +93,7 @@ def measure(
                 continue
             said += 1
             if result.finish_reason == "stop":
-                characters.append(len(result.taught))
+                characters.append(len(result.model_input))
                 frames.append(len(result.samples) / voice.codec.frame_samples)
         name = speaker or "the voice"
         if len(frames) < 2:

@@ -66,7 +66,7 @@ def pack_codes(args: argparse.Namespace) -> tuple[Pack, float]:
             raise ValueError(f"--hours {args.hours}: no utterance is that short")
         return subset(utterances, chosen)
 
-    data, taught = build_training_set(
+    data, properties = build_training_set(
         args.data,
         layout,
         tokenizer,
@@ -77,7 +77,7 @@ def pack_codes(args: argparse.Namespace) -> tuple[Pack, float]:
         some,
         args.reference_share,
     )
-    taught.add_to(info)
+    properties.add_to(info)
     if args.reference_share:
         info.reference = ReferenceInfo(form="one-turn")
     with folders.local_folder(codec_files) as folder:

@@ -90,7 +90,7 @@ def decode_rows(
             try:
                 with limit(row["key"]):
                     if settings.normalizer:
-                        row["text"] = _taught(row["text"], settings)
+                        row["text"] = _model_input(row["text"], settings)
                     if row["snac_codes"] is None:
                         row["pcm"] = _pcm(row, clips, settings)
                     else:
@@ -110,11 +110,11 @@ def _name(row: Mapping[str, Any]) -> str:
     return f"{row['audio']}: " if row["audio"] else ""
 
 
-def _taught(text: str, settings: DecodeSettings) -> str:
-    taught = TextPipeline(settings.normalizer, settings.tags)(text)
-    if not taught:
+def _model_input(text: str, settings: DecodeSettings) -> str:
+    found = TextPipeline(settings.normalizer, settings.tags)(text)
+    if not found:
         raise Rejected("no text", f"{text!r} has no words to speak")
-    return taught
+    return found
 
 
 def _pcm(row: dict[str, Any], clips: ClipReader, settings: DecodeSettings) -> bytes:

@@ -80,11 +80,11 @@ def synthesize(
 ) -> Synthesis:
     """Synthesize a text of any length: iterate the result for its spans.
 
-    normalize: converts a sentence to the model's input form (default: `voice.spoken`). Close the
-    result, or use it as a context manager, to cancel the rest. Raises RequestError for an empty
+    normalize: converts a sentence to the model's input form (default: `Voice.model_input`). Close
+    the result, or use it as a context manager, to cancel the rest. Raises RequestError for an empty
     text, invalid markup, and an unknown voice; the iterator raises EngineBusy and SpeechFailed.
     """
-    speech = open_speech(engine, voice, text, params, inline(normalize or voice.spoken))
+    speech = open_speech(engine, voice, text, params, inline(normalize or voice.model_input))
     return Synthesis(speech, voice.codec.sample_rate)
 
 
@@ -95,7 +95,7 @@ class Synthesized:
     samples: Samples
     text: str
     """Its spoken words, with which a transcript is compared."""
-    taught: str
+    model_input: str
     """The model's input form, which may be phonemes."""
     finish_reason: FinishReason
 
@@ -111,12 +111,12 @@ def synthesize_all(
 
     async def speak(text: str, params: SynthesisParams) -> Synthesized | RequestError:
         words: list[str] = []
-        taught: list[str] = []
+        model_input: list[str] = []
 
         async def normalize(sentence: str) -> str:
             words.append(voice.pipeline.words(sentence))
-            taught.append(voice.pipeline.taught(words[-1]))
-            return taught[-1]
+            model_input.append(voice.pipeline.model_input(words[-1]))
+            return model_input[-1]
 
         async with places:
             try:
@@ -127,8 +127,8 @@ def synthesize_all(
                 return error
         return Synthesized(
             np.concatenate(samples),
-            " ".join(filter(None, map(voice.pipeline.said, words))),
-            " ".join(filter(None, taught)),
+            " ".join(filter(None, map(voice.pipeline.expected_transcript, words))),
+            " ".join(filter(None, model_input)),
             speech.progress.finish_reason or "stop",
         )
 

@@ -49,7 +49,7 @@ for the log line about memory."""
 DEFAULT_CHUNK_CHARS = 200
 """Longest chunk for a checkpoint that does not record one: a long sentence, 12 to 15 seconds, as in
 the recordings of common corpora."""
-UNTAUGHT = (
+NO_REFERENCES = (
     "this model was not trained to follow a reference: train one with --reference-share, or give "
     "the form of the reference to try it anyway"
 )
@@ -91,9 +91,9 @@ class Voice:
         """Language of text normalization, ISO 639-1; None without normalization."""
         return self.pipeline.language
 
-    def spoken(self, sentence: str) -> str:
+    def model_input(self, sentence: str) -> str:
         """A sentence in the model's input form, as `request` takes it; may be empty."""
-        return self.pipeline.taught(self.pipeline.words(sentence))
+        return self.pipeline.model_input(self.pipeline.words(sentence))
 
     def read_reference(
         self, data: bytes, text: str, form: ReferenceForm | None = None
@@ -101,7 +101,7 @@ class Voice:
         """A reference from a file's bytes and its transcript as written. Raises RequestError, see
         `read_recording` and `reference`."""
         frames = self.encode(read_recording(data, self.codec))
-        sentences = map(self.spoken, split_sentences(text, self.language))
+        sentences = map(self.model_input, split_sentences(text, self.language))
         return self.reference(frames, " ".join(filter(None, sentences)), form)
 
     def encode(self, recording: Samples) -> NDArray[np.int16]:
@@ -116,11 +116,11 @@ class Voice:
         `form`: placement in the prompt, by default as in training. Raises RequestError for a text
         that cannot be the recording's, and without a form for a model trained without references.
         """
-        taught = self.info.reference
-        if form is None and taught is None:
-            raise RequestError("ref_audio", UNTAUGHT)
+        trained = self.info.reference
+        if form is None and trained is None:
+            raise RequestError("ref_audio", NO_REFERENCES)
         check_text(text, len(frames) / self._frames_per_second)
-        form = form or (taught.form if taught else "one-turn")
+        form = form or (trained.form if trained else "one-turn")
         return Reference(frames, text, form)
 
     def check(self, text: str, speaker: str | None, reference: Reference | None = None) -> None:
@@ -146,19 +146,19 @@ class Voice:
     ) -> int:
         """The longest text for one `request`, in characters: limited by the training texts, by
         `max_seconds` of audio, and by the room after a reference; at least 1."""
-        taught = self.info.max_chunk_chars or DEFAULT_CHUNK_CHARS
+        longest = self.info.max_chunk_chars or DEFAULT_CHUNK_CHARS
         durations = self._durations(speaker, reference)
         if durations is None or durations.frames_per_char <= 0:
-            return taught
+            return longest
         if reference is not None:
             layout = self.model.layout
             used = len(reference_prompt(self.template, layout, reference, "a")[0])
             # Per character at most one token of text, and its audio.
             each = 1 + SLOWER * durations.frames_per_char * layout.tokens_per_frame
-            taught = min(taught, int((self.model.max_positions - used) / each))
+            longest = min(longest, int((self.model.max_positions - used) / each))
         frames = max_seconds * self._frames_per_second / SLOWER
         return max(
-            1, min(taught, int((frames - durations.base_frames) / durations.frames_per_char))
+            1, min(longest, int((frames - durations.base_frames) / durations.frames_per_char))
         )
 
     def longest_chunk(

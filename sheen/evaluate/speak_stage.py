@@ -96,14 +96,14 @@ class SpeakWorker:
             if isinstance(result, RequestError):
                 row |= {"reason": REASONS[result.field], "detail": str(result)}
                 continue
-            taught = result.taught or row["text"]
+            model_input = result.model_input or row["text"]
             row["text"] = result.text or row["text"]
             sound = measure_sound(result.samples, rate)
             audio = encode_audio(result.samples, rate, "FLAC")
             row |= {
                 "ended_with_eos": result.finish_reason == "stop",
                 "expected_seconds": self._voice.expected_seconds(
-                    taught, params.speaker, params.reference
+                    model_input, params.speaker, params.reference
                 ),
                 "seconds": sound.seconds,
                 "speaking": sound.speaking,

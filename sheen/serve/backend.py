@@ -183,7 +183,7 @@ class Backend:
         limit = self.voice.longest_chunk(seconds, speaker, spoken, others)
         reader, words = self._reader(), None
         if aligner is not None:
-            words = WordTimes(aligner, self.sample_rate, self.voice.pipeline.said)
+            words = WordTimes(aligner, self.sample_rate, self.voice.pipeline.expected_transcript)
             record.cleanup.callback(words.close)
             reader = words.reading(reader)
         chunks = ChunkStream(reader, limit)
@@ -238,7 +238,7 @@ class Backend:
         if self._normalizers is not None:
             return self._normalizers.reader()
 
-        return inline(self.voice.spoken)
+        return inline(self.voice.model_input)
 
     def metrics(self) -> dict[str, float]:
         """The engine's, and how many parts of texts were taken as written."""

@@ -261,7 +261,7 @@ def _serve(connection: Connection, pipeline: TextPipeline) -> None:
             return
         try:
             answer: str | Exception = (
-                pipeline.part(item) if isinstance(item, Part) else pipeline.taught(item.text)
+                pipeline.part(item) if isinstance(item, Part) else pipeline.model_input(item.text)
             )
         except Exception as error:  # noqa: BLE001 - it is raised on the other side
             answer = RuntimeError(f"{type(error).__name__}: {error}")

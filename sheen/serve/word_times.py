@@ -74,7 +74,7 @@ class SpokenWords:
     the words."""
 
     def __init__(self, said: Callable[[str], str]) -> None:
-        """said: takes out of either form what is no word, see `TextPipeline.said`."""
+        """said: the words of either form, see `TextPipeline.expected_transcript`."""
         self._said = said
         self._sentences: deque[tuple[deque[str], int]] = deque()
         """Of each, its written words, and how many words its other form has left."""

@@ -83,7 +83,7 @@ def between(piece: Piece, change: Callable[[str], str]) -> str:
     return before + (change(core) if has_word(core) else core) + after
 
 
-def said(words: str, tags: Sequence[str] = ()) -> str:
+def expected_transcript(words: str, tags: Sequence[str] = ()) -> str:
     """The words that a transcript should have: without tags, and words instead of phonemes."""
     parts = [
         piece.text if not piece.kept else piece.given[0] if piece.given else " "

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from sheen.text import normalization, phonemes
-from sheen.text.kept import Piece, between, pieces, said
+from sheen.text.kept import Piece, between, expected_transcript, pieces
 from sheen.text.normalization import NemoStep, Part, join_parts, load_normalizer
 from sheen.text.phonemes import PhonemeStep, Phonemizer, load_phonemizer, pauses_of
 from sheen.text.prompt import normalize
@@ -125,7 +125,7 @@ class TextPipeline:
         """Split a sentence into kept parts and the parts between them."""
         return pieces(sentence, self.tags)
 
-    def taught(self, words: str) -> str:
+    def model_input(self, words: str) -> str:
         """The spoken words of a sentence in the model's input form: phonemes, or the words
         themselves. Empty for words without phonemes."""
         step = phoneme_step(self.steps)
@@ -137,11 +137,11 @@ class TextPipeline:
             return phonemizer(words)
         return normalize("".join(_sounds(piece, phonemizer) for piece in found))
 
-    def said(self, words: str) -> str:
-        """The words of a sentence as a transcript has them, without tags."""
-        return said(words, self.tags)
+    def expected_transcript(self, words: str) -> str:
+        """The words that a transcript of a sentence should have, see `sheen.text.kept`."""
+        return expected_transcript(words, self.tags)
 
     def __call__(self, text: str) -> str:
         """A text of any length in the model's input form; empty for a text without a word."""
         sentences = split_sentences(text, self.language)
-        return join_parts(self.taught(self.words(sentence)) for sentence in sentences)
+        return join_parts(self.model_input(self.words(sentence)) for sentence in sentences)

@@ -50,7 +50,7 @@ SHEENS_OWN = PromptInfo()
 
 
 @dataclass(frozen=True)
-class Taught:
+class DataProperties:
     """Properties of the training data that the checkpoint records, see `CheckpointInfo`."""
 
     voices: list[str]
@@ -80,7 +80,7 @@ def build_training_set(
     prompt: PromptInfo = SHEENS_OWN,
     softmax: Softmax = "masked",
     tags: Sequence[str] = (),
-) -> tuple[TrainingSet, Taught]:
+) -> tuple[TrainingSet, DataProperties]:
     """Read, choose, tokenize, split and count. `reference_share`: share of an epoch's utterances
     with a reference. Raises ValueError if no utterance is left for training."""
     template = prompt.template(tokenizer, layout, tags)
@@ -146,13 +146,13 @@ def build_training_set(
     named = utterances.speakers
     if prompt.describes:  # descriptions are not voices to choose from
         named = [None] * len(named)
-    taught = Taught(
+    properties = DataProperties(
         voices=sorted({speaker for speaker in named if speaker}),
         duration_model=_duration_model(utterances, named),
         max_chunk_chars=common_length([utterances.texts[index] for index in train]),
         instructions=bool(instructed),
     )
-    return data, taught
+    return data, properties
 
 
 def _reference_rows(

@@ -76,12 +76,12 @@ def normalizer_of(
                 f"--data {location} has {_texts(other)}, {first} has {_texts(steps)}; "
                 "encode both with the same --language and --phonemes"
             )
-    taught = info.text_normalization
+    trained = info.text_normalization
     lost = phoneme_step(info.normalizer) is not None and phoneme_step(steps) is None
-    if taught is not None and (not steps or lost):
+    if trained is not None and (not steps or lost):
         raise ValueError(
             f"--data {first} has {_texts(steps)}, but the checkpoint {model} was trained on "
-            f"{_texts(info.normalizer)}; encode with --language {taught.language}"
+            f"{_texts(info.normalizer)}; encode with --language {trained.language}"
             + (" --phonemes" if lost else "")
         )
     return (*steps, NfcSpaceStep())

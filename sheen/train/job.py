@@ -68,7 +68,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         )
     check_guide_weight(config.guided_attention, config.guided_attention_steps)
     check_level_weights(config.level_weights, config.level_weights_steps, info.token_layout.levels)
-    data, taught = build_training_set(
+    data, properties = build_training_set(
         locations,
         info.token_layout,
         tokenizer,
@@ -84,7 +84,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if config.reference_share:
         info.reference = ReferenceInfo(form="one-turn")
     print(describe(data.summary), flush=True)
-    taught.add_to(info)
+    properties.add_to(info)
     prompts: list[Prompt] = []
     if config.eval_prompts is not None:
         if config.strategy == "fsdp":

@@ -102,7 +102,7 @@ def test_a_pack_is_the_training_set_that_the_train_job_would_have(
 ) -> None:
     layout = read_info(checkpoint).token_layout
     tokenizer = AutoTokenizer.from_pretrained(str(base))
-    expected, taught = build_training_set([str(lines)], layout, tokenizer, 128, 0.2, 8, seed=0)
+    expected, properties = build_training_set([str(lines)], layout, tokenizer, 128, 0.2, 8, seed=0)
     assert len(packed) > 1
     found = code_pack.read_pack(packed)
     assert found.data.layout == layout
@@ -116,8 +116,8 @@ def test_a_pack_is_the_training_set_that_the_train_job_would_have(
     assert found.data.swapped_prompts.keys() == expected.swapped_prompts.keys()
     for index, prompt in expected.swapped_prompts.items():
         assert np.array_equal(found.data.swapped_prompts[index], prompt)
-    assert found.info["voices"] == taught.voices == ["ann"]
-    assert found.info["max_chunk_chars"] == taught.max_chunk_chars
+    assert found.info["voices"] == properties.voices == ["ann"]
+    assert found.info["max_chunk_chars"] == properties.max_chunk_chars
 
 
 def test_a_pack_without_one_of_its_parts_is_refused(packed: list[Path]) -> None:

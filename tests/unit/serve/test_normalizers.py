@@ -116,7 +116,7 @@ def test_tags_and_phonemes_that_were_given_pass_as_at_encoding() -> None:
             processes.close()
 
     taught = asyncio.run(run())
-    assert taught == pipeline.taught(pipeline.words(sentence))
+    assert taught == pipeline.model_input(pipeline.words(sentence))
     assert "<laugh>, nwˈɪn " in taught
 
 

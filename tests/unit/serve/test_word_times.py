@@ -216,7 +216,7 @@ def test_words_are_as_they_are_written(sentence: str, words: list[str]) -> None:
 
 
 def test_a_chunk_has_the_words_of_its_sentences() -> None:
-    spoken = SpokenWords(TextPipeline((), ("<laugh>",)).said)
+    spoken = SpokenWords(TextPipeline((), ("<laugh>",)).expected_transcript)
     spoken.add("It costs $5.", "it costs five dollars")
     spoken.add("Yes! <laugh>", "yes <laugh>")
     spoken.add("1, 2 and 3: we go now", "wˈʌn tˈu ænd θɹˈi wi ɡO nˈW")

@@ -178,12 +178,12 @@ def test_a_text_counts_as_it_is_spoken(english: TextNormalizer) -> None:
 
 
 def test_a_voice_speaks_what_it_was_taught(english: TextNormalizer, voice: Voice) -> None:
-    assert voice.spoken(" at  10:30\n") == "at 10:30"
+    assert voice.model_input(" at  10:30\n") == "at 10:30"
     info = voice.info.model_copy(update={"normalizer": (describe("en"),)})
     taught = replace(voice, info=info)
-    assert taught.spoken(" at  10:30\n") == "at ten thirty"
+    assert taught.model_input(" at  10:30\n") == "at ten thirty"
     (one, other) = (
         taught.request(text, "heart", Sampling(), 3.0)
-        for text in (taught.spoken("10:30"), "ten thirty")
+        for text in (taught.model_input("10:30"), "ten thirty")
     )
     assert one.prompt == other.prompt

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sheen.text.delivery import deliver
 from sheen.text.items import DeliveryError, Item, Pause, Style
-from sheen.text.kept import said
+from sheen.text.kept import expected_transcript
 from sheen.text.ssml import Scope, read_ssml
 
 SCOPE = Scope("slt", {"slt": "slt", "alloy": "rms"}, tags=("<laugh>",), speed=2.0)
@@ -56,7 +56,7 @@ def test_phonemes_are_given_where_the_model_was_taught_them() -> None:
     [sentence] = items('Say <phoneme alphabet="ipa" ph="təˈmeɪtoʊ">tomato</phoneme>!', scope)
     assert isinstance(sentence, str)
     assert "təˈmAtO" in sentence
-    assert said(sentence) == "Say tomato!"
+    assert expected_transcript(sentence) == "Say tomato!"
     with pytest.raises(DeliveryError, match="may contain only text"):
         items('<phoneme ph="ɪ">a<break/></phoneme>', scope)
 

@@ -74,7 +74,7 @@ def test_a_checkpoint_says_how_its_texts_become_phonemes(
     saved: Path, steps: tuple[NormalizerStep, ...]
 ) -> None:
     assert read_info(saved).normalizer == steps
-    assert load_voice(str(saved)).spoken("It's 10:30!") == "ˌɪts tˈɛn θˈɜɹTi!"
+    assert load_voice(str(saved)).model_input("It's 10:30!") == "ˌɪts tˈɛn θˈɜɹTi!"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_texts_as_they_are_need_no_package() -> None:
     check_steps((NfcSpaceStep(),))
     plain = TextPipeline((NfcSpaceStep(),))
     assert plain(" at  10:30\n") == "at 10:30"
-    assert plain.taught(plain.words("...")) == "..."
+    assert plain.model_input(plain.words("...")) == "..."
 
 
 @pytest.mark.parametrize("text", ["", " \n", "...", "--- !", "你好。"])
@@ -140,7 +140,7 @@ def test_a_text_is_read_as_its_sentences_are(voice: Voice) -> None:
     """Serving reads sentence by sentence, encoding a whole text."""
     sentences = split_sentences(WRITTEN, "en")
     assert len(sentences) == 2
-    assert voice.pipeline(WRITTEN) == " ".join(map(voice.spoken, sentences))
+    assert voice.pipeline(WRITTEN) == " ".join(map(voice.model_input, sentences))
 
 
 @pytest.mark.parametrize("phonemes", [False, True])
@@ -153,8 +153,10 @@ def test_tags_pass_every_step(steps: tuple[NormalizerStep, ...], phonemes: bool)
     if not phonemes:
         assert read.startswith("It's ten thirty, <laugh> isn't it? Ha<sigh>!")
     sentences = split_sentences(text, "en")
-    assert read == " ".join(pipeline.taught(pipeline.words(sentence)) for sentence in sentences)
-    assert pipeline.said("Ha <laugh> ha<sigh>.") == "Ha ha ."
+    assert read == " ".join(
+        pipeline.model_input(pipeline.words(sentence)) for sentence in sentences
+    )
+    assert pipeline.expected_transcript("Ha <laugh> ha<sigh>.") == "Ha ha ."
 
 
 def test_encoding_keeps_tags(steps: tuple[NormalizerStep, ...]) -> None:
@@ -186,7 +188,7 @@ def test_encoding_writes_phonemes_and_rejects_what_has_none(
 @pytest.mark.parametrize("limit", [12, 40, 200])
 def test_chunks_are_cut_between_words_and_counted_in_phonemes(voice: Voice, limit: int) -> None:
     """As the longest text that the model was taught is counted."""
-    chunks = ChunkStream(inline(voice.spoken), limit)
+    chunks = ChunkStream(inline(voice.model_input), limit)
     chunks.feed(split_sentences(WRITTEN, "en"))
     chunks.close()
 
@@ -219,4 +221,4 @@ def test_a_transcript_is_compared_with_the_words(voice: Voice, engine: Engine) -
     [result] = synthesize_all(engine, voice, [("It's 10:30!", params)])
     assert isinstance(result, Synthesized)
     assert result.text == "It's ten thirty!"
-    assert result.taught == "ˌɪts tˈɛn θˈɜɹTi!"
+    assert result.model_input == "ˌɪts tˈɛn θˈɜɹTi!"

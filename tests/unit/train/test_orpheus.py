@@ -48,11 +48,11 @@ def planned(folder: Path) -> tuple[CheckpointInfo, Any]:
 
 def training_set(planned: tuple[CheckpointInfo, Any], path: Path, softmax: Softmax) -> TrainingSet:
     info, tokenizer = planned
-    data, taught = build_training_set(
+    data, properties = build_training_set(
         [str(write_codes(path))], info.token_layout, tokenizer, 256, 0.2, 8, 0,
         prompt=info.prompt, softmax=softmax,
     )  # fmt: skip
-    assert taught.voices == ["ann"]
+    assert properties.voices == ["ann"]
     return data
 
 
@@ -69,11 +69,11 @@ def test_the_voices_of_a_fine_tune_are_those_of_its_data(
 def test_descriptions_are_no_list_of_voices(folder: Path, tmp_path: Path) -> None:
     info, tokenizer, _ = plan_checkpoint(str(folder), describe_codec(str(CODEC)), form="maya1")
     path = write_codes(tmp_path / "codes.jsonl")
-    data, taught = build_training_set(
+    data, properties = build_training_set(
         [str(path)], info.token_layout, tokenizer, 256, 0.2, 8, 0, prompt=info.prompt
     )
-    assert taught.voices == []
-    assert list(taught.duration_model) == [""]
+    assert properties.voices == []
+    assert list(properties.duration_model) == [""]
     first = data.prompts[: data.prompt_offsets[1]].tolist()
     assert '<description="ann"> text 0' in tokenizer.decode(first)
 
