@@ -116,7 +116,7 @@ class Speaker:
 
     @property
     def sample_rate(self) -> int:
-        """Of all audio, Hz."""
+        """Sample rate of all audio, Hz."""
         return self._voice.codec.sample_rate
 
     def reference(

@@ -136,7 +136,7 @@ class Tempo:
             self._made_samples += len(pulled)
 
     def _give(self, due: int) -> Samples:
-        """What is made, as far as sample `due` of the output."""
+        """The finished samples up to sample `due` of the output."""
         made = np.concatenate([NO_SAMPLES, *self._made])
         count = min(len(made), due - self._given)
         self._made, self._made_samples = [made[count:]], len(made) - count

@@ -37,9 +37,9 @@ class _Coding:
     container_options: dict[str, str]
     codec_options: dict[str, str]
     whole_options: dict[str, str] | None = None
-    """Of the container, for a file that is whole; None for the same."""
+    """Container options of a whole file; None for those of a stream."""
     encoder_name: str | None = None
-    """As the file states it."""
+    """The name of the encoder that the file states."""
 
 
 # Bit rates: ample for one voice of 12 kHz bandwidth. Opus varies its rate around the one named, and

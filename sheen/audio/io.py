@@ -30,7 +30,7 @@ _EXACT_LENGTH = {"wav", "w64", "flac", "aiff", "caf"}
 _LENGTH_TOLERANCE_S = 0.05
 
 UNKNOWN_SIZE = 0xFFFFFFFF
-"""In a WAV's size fields."""
+"""Value of a WAV's size fields when the length is unknown."""
 # Tags are not used, so one in another encoding than UTF-8 does no harm. From PyAV 19 on, that is
 # its default, and there is no such argument.
 ANY_TAGS: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -39,7 +39,7 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
 """Sample rates that are decoded, Hz: beyond them a header is damaged, and one of 1 Hz would make
 24,000 samples of each."""
 LARGEST_KERNEL = 1 << 20
-"""Of a resampling filter: the product of both terms of the reduced ratio. All pairs of usual rates
+"""Largest resampling filter, as the product of the reduced ratio's terms. All pairs of usual rates
 are below it (11,025 to 32,000 Hz, 441:1280, is the largest); 16,001 to 24,000 Hz would be 384
 million, and take gigabytes."""
 
@@ -219,7 +219,7 @@ def _wav_seconds_missing(data: bytes) -> float:
 
 
 PCM16_MAX = 32767.0
-"""What full scale is in 16-bit PCM."""
+"""Full scale in 16-bit PCM."""
 
 
 def to_pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:

@@ -18,12 +18,12 @@ FLOOR = 1e-5
 """Smallest magnitude before a logarithm: -100 dB, as in the Descript Audio Codec's losses."""
 
 RANGE_DB = 60.0
-"""How far below a recording's loudest point the losses compare, unless told otherwise."""
+"""Default depth below a recording's loudest point down to which the losses compare."""
 
 REPORT_WINDOW, REPORT_BANDS = 1024, 80
 
 Norm = Literal["slaney"] | None
-"""Of mel filters: equal areas, or equal heights."""
+"""Norm of the mel filters: equal areas ("slaney"), or equal heights."""
 
 
 class Spectrum(nn.Module):
@@ -89,7 +89,7 @@ class SpectralLoss(nn.Module):
         )
 
     def forward(self, audio: Tensor, target: Tensor) -> SpectralTerms:
-        """Of `audio` and `target`, both `[B, n]` float32; the gradient flows into `audio`."""
+        """Losses of `audio` and `target`, `[B, n]` float32; the gradient flows into `audio`."""
         mel = audio.new_zeros(())
         stft = audio.new_zeros(())
         for scale in self.scales:

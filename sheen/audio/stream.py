@@ -76,7 +76,7 @@ class AudioFile:
         self.rate: int
         """Hz."""
         self.channels: int
-        """Of the first frame."""
+        """Channels of the first frame."""
         self._open = ExitStack()
         self._held: Span | None = None
         with decoding_errors(lambda: False):

@@ -44,7 +44,7 @@ def open_asr_encoder(source: str) -> WhisperEncoder:
 
 
 def weights_sha256(encoder: WhisperEncoder) -> str:
-    """Of the encoder's weights as float32, whatever file they came from."""
+    """A hash of the encoder's weights as float32, the same for every file format."""
     digest = hashlib.sha256()
     for name, weight in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
@@ -175,7 +175,7 @@ class AsrFeatureLoss(nn.Module):
         return super().train(False)
 
     def forward(self, decoded: Tensor, audio: Tensor) -> Tensor:
-        """Of `decoded` and `audio`, both `[B, n]` float32; the gradient flows into `decoded`."""
+        """Loss of `decoded` and `audio`, `[B, n]` float32; the gradient flows into `decoded`."""
         with torch.no_grad():
             power = self.mel_power(audio)
             floor = FLOOR * power.amax((1, 2), keepdim=True).clamp(min=QUIETEST)

@@ -23,7 +23,7 @@ _DTYPES = (
     torch.float16,
     torch.bfloat16,
 )
-"""By the type's number in the file (`_dtype_to_type_id`)."""
+"""Types by their number in the file (`_dtype_to_type_id`)."""
 
 
 @dataclass(frozen=True)

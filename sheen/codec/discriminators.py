@@ -45,7 +45,7 @@ class Judgement(NamedTuple):
 
 
 class StftDiscriminator(nn.Module):
-    """Of spectrograms with real and imaginary parts as channels, `[B, 2, frames, bins]`."""
+    """Judges spectrograms with real and imaginary parts as channels, `[B, 2, frames, bins]`."""
 
     taper: Tensor
 
@@ -60,7 +60,7 @@ class StftDiscriminator(nn.Module):
         self.score = _conv2d(channels, 1, (3, 3))
 
     def forward(self, audio: Tensor) -> Judgement:
-        """Of `[B, n]` float32, n larger than half the window."""
+        """The judgement of audio `[B, n]` float32, n larger than half the window."""
         spectrum = torch.stft(
             audio, self.window, self.window // 4, window=self.taper, return_complex=True
         )
@@ -69,7 +69,7 @@ class StftDiscriminator(nn.Module):
 
 
 class PeriodDiscriminator(nn.Module):
-    """Of every `period`-th sample from each of the first `period` on, `[B * period, 1, m]`."""
+    """Judges every `period`-th sample from each of the first `period` on, `[B * period, 1, m]`."""
 
     def __init__(self, period: int, channels: Sequence[int]) -> None:
         super().__init__()
@@ -81,14 +81,14 @@ class PeriodDiscriminator(nn.Module):
         self.score = weight_norm(nn.Conv1d(channels[-1], 1, 3, padding=1))
 
     def forward(self, audio: Tensor) -> Judgement:
-        """Of `[B, n]`."""
+        """The judgement of audio `[B, n]`."""
         padded = F.pad(audio[:, None], (0, -audio.shape[1] % self.period), "reflect")
         x = padded.unflatten(-1, (-1, self.period)).transpose(2, 3).flatten(0, 2)[:, None]
         return _judge(x, self.layers, self.score, slope=0.1)
 
 
 class Discriminators(nn.Module):
-    """All of them: one per window and one per period."""
+    """All discriminators: one per window and one per period."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Discriminators(nn.Module):
         )
 
     def forward(self, audio: Tensor) -> list[Judgement]:
-        """Of `[B, n]` float32, n larger than half the longest window."""
+        """The judgements of audio `[B, n]` float32, n larger than half the longest window."""
         return [part(audio) for part in self.parts]
 
 
@@ -118,7 +118,7 @@ def halves(judgements: Sequence[Judgement]) -> tuple[list[Judgement], list[Judge
 
 
 def discriminator_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
-    """What the discriminators minimise: 0 when they are right and sure, 0.5 when all is alike."""
+    """The discriminators' loss: 0 when they are right and sure, 0.5 when they cannot tell."""
     return _mean(
         [
             (1 - a.score.float()).square().mean() + b.score.float().square().mean()
@@ -128,7 +128,7 @@ def discriminator_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> 
 
 
 def adversarial_loss(fake: Sequence[Judgement]) -> Tensor:
-    """What the decoder minimises: 0 when its audio passes as recorded, 1 when it never does."""
+    """The decoder's loss: 0 when its audio is judged as recorded, 1 when it never is."""
     return _mean([(1 - part.score.float()).square().mean() for part in fake])
 
 

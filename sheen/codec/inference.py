@@ -122,7 +122,7 @@ class TransposedConv(nn.Module):
 
 
 PIECE_BYTES = 2 << 20
-"""Of one activation in a piece, measured on 2 cores with 32 MB of cache in common: less costs more
+"""Size of an activation in a piece, measured on 2 cores with 32 MB of shared cache: less costs more
 calls, and from 8 MB on a clip waits for memory."""
 UNITS_REACH = 39
 """Samples that three residual units of kernel 7 and dilations 1, 3 and 9 reach, on each side."""
@@ -220,7 +220,7 @@ STEPS = 8
 
 
 def padded_length(samples: int, block: int) -> int:
-    """One of few lengths that clips are padded to, a whole number of blocks: 33 of them between 1
+    """The length that a clip is padded to, a whole number of blocks: one of 33 between 1
     and 16 s. For each new shape a GPU's library makes some twenty plans, of milliseconds each."""
     blocks = -(-samples // block)
     step = max(1, (1 << (blocks.bit_length() - 1)) // STEPS)
@@ -228,7 +228,7 @@ def padded_length(samples: int, block: int) -> int:
 
 
 def padded_count(clips: int, most: int) -> int:
-    """One of few numbers of clips in a batch: as many as fit, or a power of two."""
+    """The number of clips that a batch is padded to: as many as fit, or a power of two."""
     return min(most, 1 << (clips - 1).bit_length())
 
 

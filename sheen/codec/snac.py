@@ -117,7 +117,7 @@ class WindowCodec(abc.ABC):
 
 
 BATCH_SAMPLES = 24_000 * 120
-"""Of a batch on a GPU, padding included: an activation of the published shape takes 0.55 GB."""
+"""Samples of a batch on a GPU with padding: an activation of the published shape takes 0.55 GB."""
 
 
 class Codec(WindowCodec):
@@ -218,7 +218,7 @@ class Codec(WindowCodec):
         splits = np.cumsum([level.shape[1] for level in levels])[:-1]
 
         def codes() -> dict[int, Codes]:
-            # Of their own: the memory they come in is the whole batch's.
+            # Copies: views would keep the whole batch's memory.
             flat = fetch().numpy().copy()
             return {
                 index: [

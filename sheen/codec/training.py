@@ -91,7 +91,7 @@ def compile_stacks(model: SNAC) -> None:
 
 
 class Distances(nn.Module):
-    """How far decoded audio is from the recording, by name. Nothing here learns.
+    """Distances of decoded audio from the recording, by name. Nothing here is trained.
 
     With `asr_features` the distance in a frozen ASR encoder's features is among them.
     """

@@ -24,7 +24,7 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
 
 
 class Transfers:
-    """Of one device. torch keeps pinned memory for the next tensor of its size."""
+    """Copies to and from one device. torch reuses pinned memory for the next tensor of its size."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -36,7 +36,7 @@ class Transfers:
         return torch.zeros(size, pin_memory=self._pins)
 
     def upload(self, host: Tensor) -> Tensor:
-        """What `zeros` gave, on the device. The host goes on; what computes next waits for it."""
+        """A tensor from `zeros` on the device. The host does not wait; later kernels do."""
         if self._stream is None:
             return host
         with torch.cuda.stream(self._stream):
@@ -47,7 +47,7 @@ class Transfers:
         return copied
 
     def download(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """A function that waits for the tensor and gives it on the host."""
+        """A function that waits for the copy on the host and returns it."""
         if self._stream is None:
             return lambda: tensor
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

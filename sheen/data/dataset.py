@@ -49,14 +49,14 @@ columns are optional; of those `instruction` is read."""
 
 
 class DatasetInfo(BaseModel, extra="forbid"):
-    """What `dataset.json` says. It is written last: a folder without it is not finished."""
+    """The content of `dataset.json`. It is written last: a folder without it is not finished."""
 
     format_version: Literal[2] = 2
     codec: CodecInfo
     sample_rate: int
     """Hz."""
     normalizer: NormalizerSteps = ()
-    """What the texts have gone through, in order; empty for texts as they were."""
+    """Normalization steps of the texts, in order; empty for texts as written."""
     tags: list[str] = []
     """Words such as `<laugh>` that these steps have left as they are."""
 
@@ -80,12 +80,7 @@ class Utterances:
     offsets: NDArray[np.int64]
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
-    """For each reason, the first row it struck and why."""
-    instructions: list[str | None] = field(default_factory=list)
-    """How each text is said, in words; left out where nothing is said of any."""
-
-    def __post_init__(self) -> None:
-        self.instructions = self.instructions or [None] * len(self.texts)
+    """For each reason, the first row dropped for it and the details."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -174,7 +169,7 @@ def _drop(read: Utterances, reason: str, example: str) -> None:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row as it was read: `problem` is a reason to drop it, and the details."""
+    """A row as read: `problem` is the reason to drop it, and the details."""
 
     place: str
     name: str | None

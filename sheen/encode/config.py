@@ -34,7 +34,7 @@ class Limits:
 
 
 def length_fault(seconds: float, limits: Limits) -> tuple[str, str] | None:
-    """A reason and what was measured, or None."""
+    """The reason and the measured value, or None."""
     if seconds < limits.min_seconds:
         return "too short", f"{seconds:.3f} s, the minimum is {limits.min_seconds:g} s"
     if limits.max_seconds is not None and seconds > limits.max_seconds:
@@ -43,7 +43,7 @@ def length_fault(seconds: float, limits: Limits) -> tuple[str, str] | None:
 
 
 def sound_fault(samples: Samples, limits: Limits) -> tuple[str, str] | None:
-    """Of samples `[n]`, n >= 1."""
+    """The reason to reject samples `[n]`, n >= 1, and the measured value, or None."""
     level = np.abs(samples)
     loudest = 20 * math.log10(max(float(level.max()), 1e-9))
     if limits.silent_below_db is not None and loudest < limits.silent_below_db:
@@ -63,7 +63,7 @@ def sound_fault(samples: Samples, limits: Limits) -> tuple[str, str] | None:
 
 
 def text_fault(text: str, seconds: float, limits: Limits) -> tuple[str, str] | None:
-    """Of a text and the length of its recording."""
+    """The reason to reject a text for its recording's length, and the measured value, or None."""
     least = limits.min_text_rate
     most = math.inf if limits.max_text_rate is None else limits.max_text_rate
     rate = len(text) / seconds

@@ -243,7 +243,7 @@ def _say(reports: Sequence[dict[str, Any]], total: int, seconds: float) -> None:
 
 
 def _times(reports: Sequence[dict[str, Any]], workers: int, seconds: float) -> RunTimes:
-    """Of a run, from the reports of its blocks."""
+    """The times of a run, from the reports of its blocks."""
     finished = sorted((one["finished"], one["audio_seconds"]) for one in reports)
     # From the time when every worker had finished a block to when the first found none left:
     # outside of it not all workers have blocks.

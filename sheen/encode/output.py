@@ -102,7 +102,7 @@ DONE_SCHEMA = pa.schema([*_DONE, *_WORK])
 
 
 def pack(tables: Iterable[pa.Table]) -> pa.Table:
-    """One row for each table. Ray Data may split and merge tables between stages; a packed table
+    """Each table as one row. Ray Data may split and merge tables between stages; a packed table
     stays whole, however large it is."""
     buffers = []
     for table in tables:

@@ -52,10 +52,10 @@ class Pending(NamedTuple):
 
 @dataclass(frozen=True)
 class _Choice:
-    """What does not change from step to step, as long as the same requests are in it."""
+    """The part of a step that is constant while the same requests are in it."""
 
     parts: list[tuple[Product, Tensor | None, int]]
-    """Of each block the product with the head, the rows that it takes (None: all of the step's),
+    """For each block the product with the head, the rows that it takes (None: all of the step's),
     and how many of them count."""
     order: list[int]
     """Which of the pending the rows of the logits are: block by block."""
@@ -64,7 +64,7 @@ class _Choice:
 
 
 def _with_end(ids: Tensor, layout: TokenLayout) -> Tensor:
-    """What was chosen, as token ids: column 0 of the first block is `<audio_end>`, which in some
+    """The chosen columns as token ids: column 0 of the first block is `<audio_end>`, which in some
     layouts is not adjacent to the block's codes."""
     column = layout.blocks[0].base - 1
     return ids if column == layout.end_id else torch.where(ids == column, layout.end_id, ids)
@@ -89,11 +89,11 @@ class BlockHeads:
         self._choices: dict[tuple[int, ...], _Choice] = {}
 
     def spare_rows(self, count: int) -> int:
-        """Rows to add to so many, lest a row's products depend on how many there are."""
+        """Rows to add to `count`, so that a row's products do not depend on the number of rows."""
         return -count % self._multiples[count > MOST_ROWS]
 
     def forget(self) -> None:
-        """To be called when a request begins or ends."""
+        """Must be called when a request begins or ends."""
         self._choices.clear()
 
     def choose(self, states: Tensor, pending: Sequence[Pending]) -> None:

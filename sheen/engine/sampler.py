@@ -26,8 +26,8 @@ LARGEST = 1 << 20
 """Largest count of rows or tokens: more than any table or request has, and exact in float32."""
 
 GUESSES = (16, 64, 256)
-"""How many of the likeliest rows are sorted first. They usually suffice; more are sorted only for
-requests for which they do not."""
+"""Numbers of likeliest rows to sort, in order: more are sorted only for requests that were not
+decided by fewer."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Sampling:
 
     @property
     def reach(self) -> int:
-        """How many tokens the penalty looks back at."""
+        """The number of past tokens that the penalty counts."""
         window = self.repetition_window
         return LARGEST if window == "all" else min(window, LARGEST)
 
@@ -145,7 +145,7 @@ class SlotSampler:
         )
 
     def settings(self, slots: Sequence[int]) -> RowSettings:
-        """Of rows of logits that belong to these slots."""
+        """The settings of rows of logits that belong to these slots."""
         found = self.settings_on_device(self._tensor(slots), self.needs(slots))
         if self._device.type != "cpu":  # asking whether a row is decided would make the host wait
             return found
@@ -219,7 +219,7 @@ class SlotSampler:
             past = self._history[settings.slots[:, None], places.clamp(min=0)]
         else:
             past = self._history[settings.slots]
-        # What stands at other places is of steps to come, which an earlier request had here.
+        # Other places hold an earlier request's tokens of later steps.
         seen = (places >= 0) & (places < steps) & (places >= steps - settings.window)
         columns = past - bases
         # Column 0 is `<audio_end>` or unused, never a past token; other blocks are out of range.

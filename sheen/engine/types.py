@@ -128,7 +128,7 @@ class Progress:
     """Statistics of a text's synthesis so far."""
 
     finish_reason: FinishReason | Literal[""] = ""
-    """Of the finished chunks: `length` if one of them reached its limit; empty before the first."""
+    """`length` if a finished chunk reached its limit; empty before the first finished chunk."""
     chunks: int = 0
     input_tokens: int = 0
     output_tokens: int = 0

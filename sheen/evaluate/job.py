@@ -53,7 +53,7 @@ WORKER_CPUS = 0.5
 """Reserved by a synthesizing worker; below 1, so that ASR, reading and writing find a free
 share."""
 GPU_SHARES = 0.7, 0.3
-"""Of a synthesizing and of a transcribing worker, if the ASR runs on GPUs too."""
+"""GPUs of a synthesizing and of a transcribing worker, if the ASR runs on GPUs too."""
 WORST_CLIPS = 24
 """Clips that the page plays."""
 JSON_FILE, PAGE_FILE = "evaluation.json", "evaluation.html"

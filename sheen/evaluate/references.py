@@ -22,7 +22,7 @@ class Recorded:
 
 
 def read_references(location: str) -> dict[str, Recorded]:
-    """By speaker. Raises ValueError naming the file and the row."""
+    """The references of a file by speaker. Raises ValueError naming the file and the row."""
     found: dict[str, Recorded] = {}
     for row in plain_rows(uris.absolute(location)):
         if not row["speaker"] or row["speaker"] in found:

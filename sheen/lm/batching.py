@@ -25,7 +25,7 @@ class RowForm:
     tail: tuple[int, ...] = ()
     """Ids after `<audio_end>`."""
     learned: int = 0
-    """How many of a prompt's last ids are targets, together with the tail: engines whose prompt
+    """The number of a prompt's last ids that are targets, with the tail: engines whose prompt
     ends before `<audio_start>` let the model generate them. 0 with a masked softmax."""
 
 

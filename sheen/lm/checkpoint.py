@@ -125,7 +125,7 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     voices: list[str] = []
     """Speakers in the training data, in alphabetical order; empty for a single unnamed voice."""
     duration_model: dict[str, DurationModel] = {}
-    """By voice; "" is the unnamed one."""
+    """Duration models by voice; "" is the unnamed voice."""
     max_chunk_chars: int | None = None
     """Length that 99% of the normalized training texts do not exceed, characters; None if
     unknown."""

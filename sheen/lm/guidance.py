@@ -38,7 +38,7 @@ class Guide:
 
     @property
     def loss(self) -> Tensor:
-        """In nats, the mean over heads and the sum over the positions that predict audio."""
+        """The term in nats: the mean over heads, the sum over the positions that predict audio."""
         if self._loss is None:
             raise ValueError(
                 f"guided attention: the base {self._family!r} does not show its attention; train "
@@ -50,12 +50,12 @@ class Guide:
     def observe(
         self, query: Tensor, key: Tensor, segments: Segments, scaling: float | None
     ) -> None:
-        """Of the layer: `query` `[1, heads, T, d]`, `key` with as many heads or fewer."""
+        """Compute the term; `query` `[1, heads, T, d]`, `key` with as many heads or fewer."""
         heads = min(HEADS, query.shape[1])
         shared = query.shape[1] // key.shape[1]
         with torch.autocast(query.device.type, enabled=False):
             queries = query[0, :heads].float() * (scaling or query.shape[-1] ** -0.5)
-            # Not by a list, which is copied to the device while steps wait.
+            # Not by a list of indices, whose copy to the device would make the step wait.
             keys = torch.stack([key[0, head // shared] for head in range(heads)]).float()
             losses = [
                 _off_the_text(q, k, prompt)
@@ -67,12 +67,12 @@ class Guide:
                 )
                 if prompt < q.shape[1]
             ]
-            # With a gradient where there is padding alone.
+            # The last term gives a gradient to a row of padding alone.
             self._loss = torch.stack([*losses, 0.0 * queries.sum()]).sum()
 
 
 def _off_the_text(queries: Tensor, keys: Tensor, prompt: int) -> Tensor:
-    """Of one utterance, both `[heads, n, d]`."""
+    """The term of one utterance; queries and keys are `[heads, n, d]`."""
     asking = queries[:, prompt - 1 : -1]  # <audio_start> predicts the first code
     scores = asking @ keys.transpose(1, 2)
     count, length = scores.shape[1:]

@@ -185,7 +185,7 @@ class PagedCache:
         self.pages = self._arena.view(
             2 * shape.layers, shape.kv_heads, pages + 1, PAGE * shape.head_dim
         )
-        """By page: `[2 * layers, kv_heads, pages, PAGE * head_dim]`."""
+        """The arena by page: `[2 * layers, kv_heads, pages, PAGE * head_dim]`."""
         self._tables: dict[int, _Table] = {}
         self.tables = torch.full((slots, self.capacity // PAGE), pages, device=device)
         """`[slots, pages]`: those of each slot in order, and then the spare one."""
@@ -220,14 +220,14 @@ class PagedCache:
             self.tables[slot].fill_(self.pool.count)
 
     def pages_at(self, slot: int) -> Sequence[int]:
-        """Those of a slot, in order."""
+        """The pages of a slot, in order."""
         return self._tables[slot].pages
 
     def rows(self, slot: int, start: int, count: int) -> Sequence[int]:
-        """Where the arena has positions of a slot that are to be written."""
+        """The arena's rows for positions of a slot that are about to be written."""
         table = self._tables[slot]
         for page in range(start // PAGE, pages_of(start + count)):
-            # Others read it: it would have to be copied first, and nothing needs that.
+            # A shared page would have to be copied before a write, which nothing needs.
             assert self.pool.holders(table.pages[page]) == 1, f"page {page} of {slot} is shared"
         return table.rows(start, count)
 

@@ -33,7 +33,7 @@ CHUNK = 2048
 
 @dataclass(frozen=True)
 class Targets:
-    """What the positions of a row of `T` tokens predict, one pair of tensors `[n]` per block of the
+    """The targets of a row of `T` tokens, one pair of tensors `[n]` per block of the
     layout, whose `levels` are told too.
 
     `positions` are those of the predicting states; `rows` count from the first legal row of the
@@ -69,7 +69,7 @@ class Targets:
 
     @property
     def all_positions(self) -> Tensor:
-        """Of every target, `[n]`."""
+        """The positions of all targets, `[n]`."""
         controls = () if self.controls is None else self.controls[:1]
         return torch.cat([*self.positions, *controls])
 

@@ -1,4 +1,4 @@
-"""Where the utterances of a packed row begin and end, as attention is told.
+"""The bounds of the utterances in a packed row, for attention.
 
 Imports only how tensors get to a device.
 """
@@ -11,13 +11,13 @@ from torch import Tensor
 from sheen.codec.transfer import to_device
 
 
-# Not frozen: of a frozen one torch.compile asks every field in every layer, and compiles the layers
+# Not frozen: torch.compile checks every field of a frozen one in every layer, and compiles them
 # anew for each number of utterances in a row.
 @dataclass(eq=False)
 class Segments:
-    """Where utterances begin and end in a row: `bounds` `[N + 1]` int32, from 0 to T.
+    """The bounds of the utterances in a row: `bounds` `[N + 1]` int32, from 0 to T.
 
-    `lengths` says the same on the host, `longest` is at least the largest of them.
+    `lengths` are the same on the host; `longest` is at least the largest of them.
     """
 
     bounds: Tensor

@@ -52,14 +52,14 @@ class Rows:
     _cuts: list[Cut] = field(default_factory=list)
 
     def cuts(self) -> list[Cut]:
-        """What the spans see of the cache, one by one: see `PagedCache.cut`."""
+        """The part of the cache that each span attends to, see `PagedCache.cut`."""
         if not self._cuts:
             ends = ((span.slot, span.start + span.count) for span in self.spans)
             self._cuts = [self.cache.cut(slot, end) for slot, end in ends]
         return self._cuts
 
     def mask(self, window: int | None) -> Tensor:
-        """`[slots, 1, 1, length]`: what each slot's row sees. The same for all layers."""
+        """`[slots, 1, 1, length]`: the positions that each slot's row attends to in every layer."""
         if window not in self._masks:
             assert self.positions is not None
             at = torch.arange(self.length, device=self.positions.device)

@@ -15,7 +15,7 @@ SUFFIXES = (".txt", *subtitles.SUFFIXES)
 
 
 def texts_beside(recordings: Sequence[str]) -> dict[str, str]:
-    """By location of a recording, the location of its text: in the same folder, with the same name
+    """The location of each recording's text: in the same folder, with the same name
     except for the suffix.
 
     ValueError if a recording has two texts, or if two recordings share one.

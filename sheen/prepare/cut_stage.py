@@ -58,7 +58,7 @@ def _cut(
 
 @dataclass(frozen=True)
 class _Analysis:
-    """Of a recording, or of one of its channels."""
+    """The analysis of a recording, or of one of its channels."""
 
     probabilities: Probabilities
     levels: Levels

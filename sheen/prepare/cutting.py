@@ -90,7 +90,7 @@ class Segment:
     regions: Sequence[Sequence[float]] = ()
     """Start and end of each stretch of speech, seconds within the segment."""
     channel: int | None = None
-    """Of the recording, from 0; None: the mean of all."""
+    """Channel of the recording, from 0; None: the mean of all."""
     crosstalk_db: float | None = None
     """The loudest other channel over this one while it speaks; None without another."""
 

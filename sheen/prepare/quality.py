@@ -94,7 +94,7 @@ def measure(
     dnsmos: Dnsmos | None = None,
     overlap: OverlapDetector | None = None,
 ) -> Quality:
-    """Of a segment `[n]` whose speech is at `speech`.
+    """The measures of a segment `[n]` whose speech is at `speech`.
 
     `pauses` `[m]`: samples without speech from within it and near it, see `between`. `peak`: the
     largest sample of the whole recording, None for the segment's. `dnsmos`, `overlap`: None

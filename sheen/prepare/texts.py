@@ -15,7 +15,7 @@ REJECT_CER = 0.35
 """Nearly every wrong text is above: of 554 published prompts, exchanged at random, 0 to 0.5% were
 below 0.3. Of correct texts, with whisper tiny.en, 2% are above 0.3."""
 DOUBT_CER = 0.15
-"""Of correct texts, with whisper tiny.en, 7% are above."""
+"""7% of correct texts are above it, with whisper tiny.en."""
 SHORT = 8
 """Characters: in a shorter text, a single ASR error can exceed the limits."""
 

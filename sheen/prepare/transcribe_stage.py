@@ -81,7 +81,7 @@ def _read(reader: ClipReader, row: dict[str, Any], networks: dict[str, Any]) -> 
 
 
 def _windows(reader: ClipReader, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """What lies around the cuts within speech of a row."""
+    """The samples around the cuts within speech of a row."""
     windows = []
     for kind, place in ((row["start_at"], row["start"]), (row["end_at"], row["end"])):
         if kind == QUIETEST:

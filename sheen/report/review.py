@@ -35,7 +35,7 @@ def render_review(title: str, rows: Sequence[ReviewRow], left: int) -> str:
     """The page as HTML, all text in it escaped; `left`: rows that it does not show."""
     script = _read("review.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # What was done on another page, or on one with other texts, is not this one's.
+    # Another page, or a page with other texts, has another key in the browser's storage.
     key = hashlib.sha256(json.dumps([(row.id, row.text) for row in rows]).encode()).hexdigest()
     return _template().render(
         title=title, rows=rows, left=left, script=script, digest=digest, key=key[:16]

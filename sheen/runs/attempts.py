@@ -44,9 +44,9 @@ class BlockAttempts:
 class _Running(NamedTuple):
     row: Hashable
     since: float
-    """Of `time.monotonic`."""
+    """Start of the row, by `time.monotonic`."""
     hung_s: float | None = None
-    """The limit that the row's process said it is about to end for."""
+    """The limit that the row exceeded, reported by its process before it ends itself."""
 
 
 class _Registry:

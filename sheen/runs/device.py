@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
-"""Where NVIDIA's driver says its version."""
+"""The file with the version of NVIDIA's driver."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -78,7 +78,7 @@ def open_device(index: int | None) -> "torch.device":
 
 
 def _driver() -> str:
-    """Its version, or that there is none."""
+    """The driver's version in words, or that none is loaded."""
     try:
         text = DRIVER_FILE.read_text("utf-8")
     except OSError:

@@ -199,9 +199,9 @@ def _of_recordings(name: str, before: Any, now: dict[str, str | None]) -> list[s
 
 
 def folder_digest(folder: str, suffixes: tuple[str, ...] = ("",)) -> str:
-    """One hash of the files directly in a folder that end so, and of their names.
+    """A hash of the names and contents of the files directly in a folder with one of the suffixes.
 
-    Behind a URI each is known by its size and first MiB: weights are gigabytes over a network.
+    At a URI only size and first MiB of each file count: weights are gigabytes over a network.
     """
     digest = hashlib.sha256()
     for name in sorted(files.list_names(folder)):
@@ -213,7 +213,7 @@ def folder_digest(folder: str, suffixes: tuple[str, ...] = ("",)) -> str:
 
 
 def sample_digests(locations: Sequence[str | None]) -> dict[str, str | None]:
-    """Of a few of the files, evenly spread, by place: a hash of their size and first MiB.
+    """For some of the files, evenly spread, by place: a hash of their size and first MiB.
 
     None for one without a location, or whose file cannot be read now or is a Git LFS pointer.
     """

@@ -91,12 +91,12 @@ def code_usage(codes: Iterable[Codes], size: int) -> list[LevelUse]:
 
 
 def level_use(counts: NDArray[np.int64]) -> LevelUse:
-    """Use of one level, by how often each of its codes `[size]` stands."""
+    """Use of one level, from the count of each of its codes `[size]`."""
     perplexity = round(2 ** entropy_bits(counts), 1)
     return LevelUse(int(counts.sum()), int((counts > 0).sum()), perplexity, len(counts))
 
 
 def entropy_bits(counts: NDArray[np.int64]) -> float:
-    """Of the distribution that counts `[size]`, not all zero, stand for."""
+    """The entropy of the distribution given by counts `[size]`, not all zero, in bits."""
     shares = counts[counts > 0] / counts.sum()
     return abs(float((shares * np.log2(shares)).sum()))

@@ -30,9 +30,9 @@ FILE = fs.FileType.File
 READERS = 16
 """Threads that read ahead."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The errors of a disk without space."""
+"""Error numbers of a full disk."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that Git LFS puts in the place of a large one until it is fetched."""
+"""First bytes of the pointer that Git LFS leaves in the place of a file until it is fetched."""
 
 
 def kind(location: str) -> fs.FileType:
@@ -73,7 +73,7 @@ class Entry(NamedTuple):
 
 
 def entries(location: str, recursive: bool = False) -> list[Entry]:
-    """What a folder holds, directly or at any depth; [] when it is missing.
+    """The entries of a folder, directly or at any depth; [] when it is missing.
 
     Nothing here can open a local name that is not UTF-8; such are skipped, and the log says so.
     """
@@ -252,7 +252,7 @@ def glob(location: str) -> list[str]:
 
 
 def _matches(folder: str, part: str, last: bool) -> Iterator[str]:
-    """What one part of a pattern matches in a folder; before the last, only folders."""
+    """The matches of one part of a pattern in a folder; before the last part, only folders."""
     _, root = uris.open_filesystem(folder)
     anywhere = part == "**"
     if anywhere and not last:

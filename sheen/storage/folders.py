@@ -27,7 +27,7 @@ from sheen.storage.uris import contains, is_uri, open_filesystem
 
 logger = logging.getLogger(__name__)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-"""How the names of files with a model's weights end."""
+"""Suffixes of files with a model's weights."""
 
 
 def copy_folder(source: str, target: str) -> None:

@@ -90,7 +90,7 @@ def name(location: str) -> str:
 
 
 def sibling(location: str, path: str) -> str:
-    """What a file means by a path: a URI or an absolute path itself, others from its folder on."""
+    """The location of a path in a file: itself if absolute or a URI, else from its folder."""
     if is_uri(path) or path.startswith("/"):
         return path
     above, options = split_options(location)
@@ -144,7 +144,7 @@ def network_errors(location: str) -> Iterator[None]:
 
 
 def real(location: str) -> str:
-    """What two locations of one file or folder have in common: a local path with links resolved,
+    """The same for all locations of one file or folder: a local path with links resolved,
     any other location as it is."""
     filesystem, path = open_filesystem(location)
     return os.path.realpath(path) if isinstance(filesystem, fs.LocalFileSystem) else location

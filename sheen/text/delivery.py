@@ -36,7 +36,7 @@ class Delivery:
     max_pause_s: float = MAX_PAUSE_S
     """Longest pause."""
     lexicons: tuple[Lexicon, ...] = ()
-    """Where several have an entry, the first one counts."""
+    """Lexicons; where several have an entry, the first one counts."""
     tags: tuple[str, ...] = ()
     """Tags of the model, such as `<laugh>`; lexicons do not apply to them."""
     refuse_unknown_tags: bool = False
@@ -72,7 +72,7 @@ class DeliveryStream:
         return self._push(clean(text))
 
     def finish(self) -> list[Item]:
-        """What is left. Raises DeliveryError."""
+        """The remaining items. Raises DeliveryError."""
         rest, self._rest = self._rest, ""
         return self._read([*self._sentences.push(rest), *self._sentences.finish()])
 

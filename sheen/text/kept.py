@@ -14,7 +14,7 @@ import regex
 from sheen.text.segmentation import has_word
 
 TAG = regex.compile(r"<[\p{L}_][\p{L}\p{N}_-]*>")
-"""What a tag looks like."""
+"""A tag, such as `<laugh>`."""
 
 _OPEN, _MIDDLE, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
 _NONE = dict.fromkeys(map(ord, (_OPEN, _MIDDLE, _CLOSE)))

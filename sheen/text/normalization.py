@@ -64,7 +64,7 @@ class Part:
 
     @property
     def work(self) -> int:
-        """In letters: a digit or a sign counts as ten."""
+        """The part's length for the library, in letters: a digit or a sign counts as ten."""
         return len(self.text) + 9 * _signs(self.text)
 
 
@@ -153,10 +153,10 @@ class NemoStep(BaseModel, extra="forbid", frozen=True):
 
     name: Literal["nemo_text_processing"] = LIBRARY
     version: str
-    """Of the library: its grammars change with it."""
+    """Version of the library, with which its grammars change."""
     language: str
     segmentation: Literal["sentences", "parts-1"] = "sentences"
-    """How sentences were given to the library: in parts (PARTS_VERSION), or whole in old records.
+    """Whether the library got sentences in parts (PARTS_VERSION) or, in old records, whole.
     The latter are now normalized in parts too, which changes words in a sentence with a long
     sequence of numbers."""
 

@@ -53,7 +53,7 @@ class PhonemeStep(BaseModel, extra="forbid", frozen=True):
     name: Literal["phonemes"] = "phonemes"
     library: Literal["hibari-tts"] = "hibari-tts"
     version: str
-    """Of the library: its lexicon changes with it."""
+    """Version of the library, with which its lexicon changes."""
     language: str
     alphabet: Literal["misaki-us-1"] = "misaki-us-1"
     """Version of ALPHABET."""
@@ -118,7 +118,7 @@ class Phonemizer:
         self._lock = threading.Lock()
 
     def __call__(self, words: str) -> str:
-        """In ALPHABET; empty for words without a phoneme."""
+        """Phonemes of ALPHABET; empty for words without a phoneme."""
         with self._lock:
             read = self._library(_readable(words))
         kept = "".join(character for character in read if character in ALPHABET)

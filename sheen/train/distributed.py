@@ -29,7 +29,7 @@ from sheen.train.learning.collectives import Collectives
 
 
 class WorkerGroup(Collectives):
-    """Of a Ray Train worker."""
+    """The group of a Ray Train worker."""
 
     def __init__(self) -> None:
         context = ray.train.get_context()
@@ -43,11 +43,11 @@ class WorkerGroup(Collectives):
 
 
 _store: Any = None
-"""Rank 0's, for as long as its process lives."""
+"""Rank 0's store, for as long as its process lives."""
 
 
 class Backend(_TorchBackend):
-    """As Ray's, but for the address at which the store listens, and gloo where workers compute on
+    """Ray's backend, with another address for the store, and gloo where workers compute on
     the CPU."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
@@ -83,7 +83,7 @@ class Config(TorchConfig):
 
 
 def process_group_backend() -> str:
-    """Of this worker's device, and of the host: what hosts tell each other at every step must not
+    """Backends for this worker's device and the host: what hosts exchange at every step must not
     wait for devices."""
     try:
         return "cpu:gloo,cuda:nccl" if worker_device().type == "cuda" else "gloo"

@@ -45,7 +45,7 @@ class EvalSample:
 
     name: str
     prompt: Prompt
-    """Its text as normalized."""
+    """The prompt, its text normalized."""
     waveform: NDArray[np.float32]
     ended_with_eos: bool
 
@@ -143,7 +143,7 @@ class EvalSamples:
         return metrics
 
     def write(self, samples: Sequence[EvalSample], step: int, trackers: Trackers) -> None:
-        """As WAV files, and to the trackers, there with a spectrogram."""
+        """Write samples as WAV files, and send them to the trackers with a spectrogram."""
         folder = uris.join(self._output, SAMPLES_FOLDER, f"step-{step:06d}")
         for item in samples:
             wav = encode_audio(item.waveform, self.sample_rate, "WAV")

@@ -110,7 +110,7 @@ class Watch:
 
 
 FAILED_WAIT_S = 30.0
-"""How long workers may take to end after one reported an error that would recur."""
+"""Seconds that workers have to end after one reported an error that would recur."""
 ASK_EVERY_S = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

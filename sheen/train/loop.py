@@ -203,7 +203,7 @@ class Trainer(ABC):
         return monotonic() - self._saved_at >= 60 * self._minutes
 
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         config = self.config
         return learning_rate(
             self.step, config.learning_rate, config.warmup_steps, self.total, self.schedule

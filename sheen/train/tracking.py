@@ -199,7 +199,7 @@ class Trackers:
         self._record(lambda tracker: tracker.image(step, f"image/{name}", png))
 
     def sync(self) -> None:
-        """For a checkpoint: see `Tracker`."""
+        """Sync the trackers for a checkpoint, see `Tracker`."""
         self._each(lambda tracker: tracker.sync())
 
     def close(self) -> None:

@@ -273,7 +273,7 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def describe_dry_run(metrics: dict[str, Any]) -> str:
-    """For the console."""
+    """The result of a dry run for the console."""
     return (
         f"dry run: {metrics['parameters_m']} M parameters, {metrics['steps']} steps of about "
         f"{metrics['seconds_per_step']} s ({metrics['hours']} h without evaluations), peak memory "

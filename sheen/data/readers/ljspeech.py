@@ -146,7 +146,7 @@ class _Recordings:
         return None
 
     def missing(self, name: str) -> tuple[str, str]:
-        """Where the recording of an id would lie, but for its suffix, and why it does not."""
+        """The expected location of an id's recording without suffix, and why it is missing."""
         inner = _stem(name.removeprefix("./").removeprefix(f"{FOLDER}/"))
         told = f"no recording {name!r} in {uris.join(self._folder, FOLDER)}"
         if not self._audio:

@@ -109,7 +109,7 @@ def _index(
 
 
 def _fields(sample: Sample, rows: RowBuilder) -> dict[str, Any]:
-    """What a sample says, or why it cannot be used."""
+    """The fields of a sample, or the reason it cannot be used."""
     row: dict[str, Any] = {"id": sample.key, "text": ""}
     try:
         data = json.loads(sample.json) if sample.json is not None else {}

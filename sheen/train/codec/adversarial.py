@@ -165,9 +165,9 @@ class AdversarialLearner:
         }
 
     def _gradient(self, terms: Mapping[str, Tensor], heard: Tensor) -> Tensor:
-        """Of all that the decoder minimises, by its audio `[B, n]`."""
+        """The gradient of the decoder's losses with respect to its audio `[B, n]`."""
         parts = [weighted_sum(terms, self._loss_weights), *(terms[name] for name in ADVERSARIES)]
-        # The adversaries' pass the same discriminators.
+        # The adversarial losses share a pass through the discriminators.
         first, *others = (torch.autograd.grad(part, heard, retain_graph=True)[0] for part in parts)
         return balanced(first, others, self._adversarial_weight, self._group)
 

@@ -99,6 +99,6 @@ class CodecTrainConfig(RunFields):
     ] = 16
 
 
-# What a resumed run may change: nothing here moves a weight. Data and codec may be stored
+# Fields that a resumed run may change, as none affects the weights. Data and codec may be stored
 # elsewhere; their content is compared.
 CODEC_FREE_FIELDS = FREE_RUN_FIELDS | {"data", "codec"}

@@ -212,7 +212,7 @@ class SegmentReader:
 
 
 def sample_names(paths: list[str]) -> list[str]:
-    """Of the files of these recordings' samples: their stems, numbered where stems are alike."""
+    """Names of these recordings' sample files: their stems, numbered where several are equal."""
     stems = [PurePosixPath(path).stem for path in paths]
     return [
         f"{stem}-{index}" if stem in stems[:index] + stems[index + 1 :] else stem

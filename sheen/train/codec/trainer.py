@@ -37,9 +37,9 @@ from sheen.train.learning.metrics import Sums
 from sheen.train.loop import Snapshot, Trainer, run_trainer
 
 MEL_WEIGHT = 15.0
-"""Of the log-mel distance: the scale that the other terms' weights are relative to."""
+"""Weight of the log-mel distance, to which the other terms' weights are relative."""
 CODEBOOK_WEIGHT = 1.0
-"""Of the distance that pulls the codes to the encoder."""
+"""Weight of the distance that pulls the codes to the encoder."""
 SAMPLES = 4
 """Held-out recordings written as WAV at each evaluation."""
 
