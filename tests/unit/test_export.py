@@ -89,7 +89,7 @@ def test_the_card_and_the_command_say_what_is_not_the_same(
     words[1] = str(CHECKPOINT)
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "A decoder has to mask" in said
+    assert "A decoder must mask" in said
     assert "<custom_token_1>" in said
 
 

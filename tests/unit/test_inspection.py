@@ -59,7 +59,7 @@ def test_a_hub_cache_is_never_written_to(
     assert inspect(folder, "--output", target) == 0
     assert load_voice(str(folder), info=str(target)).info.prompt.name == "vyvo-qwen3"
     assert inspect(folder, "--output", target) == 2
-    assert "it exists" in capsys.readouterr().err
+    assert "the file exists" in capsys.readouterr().err
 
 
 def test_a_hub_id_is_opened_from_the_hubs_cache(

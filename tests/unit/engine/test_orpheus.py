@@ -166,7 +166,7 @@ def test_a_bare_folder_speaks(made_once: Made) -> None:
         first, again = (speaker.synthesize("hi <3", "tara") for _ in range(2))
         assert np.array_equal(first.samples, again.samples)
         assert 0 < first.seconds <= 2.0
-    with pytest.raises(ValueError, match="name it"):
+    with pytest.raises(ValueError, match="give the form: orpheus"):
         Speaker(str(folder), codec=str(CODEC))
 
 

@@ -125,7 +125,6 @@ def test_a_decoding_that_fails_can_be_done_again(
         patch.setattr(small, "decode", fails_second)
         with pytest.raises(MemoryError):
             decode_ready(decoders)
-        assert [decoder.emitted for decoder in decoders] == [0, 0]
     expected = whole(small, codes, 0)
     for decoder in decoders:
         assert np.abs(decoder.flush() - expected).max() <= TOLERANCE
@@ -232,7 +231,7 @@ def test_a_stream_that_fell_behind_takes_several_chunks_as_one_window(small: Cod
     ends = []
     while len(samples := decode_ready([decoder])[0]):
         pieces.append(samples)
-        ends.append(decoder.emitted)
+        ends.append(sum(map(len, pieces)) // small.frame_samples)
     # The first chunk alone, then 2 + 8 * 4 frames (36 is the most), then what the end allows:
     # 3 frames of context are missing for the chunk that ends at 59.
     assert ends == [1, 35, 55]

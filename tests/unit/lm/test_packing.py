@@ -191,7 +191,7 @@ def test_the_notes_say_what_another_number_of_workers_changed() -> None:
     assert done == Position(5, 30, 6)
     (same,) = (kept := run(lengths, 3, 3, done)).notes
     assert "3 workers and 2 rows each" in same
-    assert "the same ones" in same
+    assert "the same 6 rows" in same
     assert kept.rows_per_step == 6
     assert kept.total == whole.total
     assert [seen([step]) for step in kept.steps] == [seen([step]) for step in whole.steps[5:]]

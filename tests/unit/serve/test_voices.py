@@ -185,7 +185,11 @@ def test_another_upload_of_a_name_takes_its_place_and_the_number_is_bounded(
         ({"consent": None}, "consent", "Field required"),
         ({"consent": " "}, "consent", "who allowed"),
         ({"ref_text": None}, "ref_text", "say what is spoken"),
-        ({"ref_text": "Far more than anybody says in two seconds. " * 5}, "ref_text", "Give its"),
+        (
+            {"ref_text": "Far more than anybody says in two seconds. " * 5},
+            "ref_text",
+            "Give all of its",
+        ),
         ({"data": recording(0.2)}, "audio_sample", "expected 1 to 30 s"),
         ({"data": recording(height=0.001)}, "audio_sample", "silent"),
         ({"data": recording(height=3.0)}, "audio_sample", "clipped"),
