@@ -554,11 +554,11 @@ def test_when_nothing_can_be_spoken_the_command_fails(
         ),
         ({"asr": "./nowhere"}, "--asr: ASR model './nowhere': no such folder"),
         ({"voice_recordings": "{tmp}/nowhere"}, "--voice-recordings"),
-        ({"voice_recordings": "{tmp}/one"}, "--voice-recordings {tmp}/one: profiles need two"),
+        ({"voice_recordings": "{tmp}/one"}, "--voice-recordings {tmp}/one: profiles need at least"),
         ({"voice_recordings": "{tmp}/torn.jsonl"}, "{tmp}/torn.flac"),
         ({"voice_recordings": "{tmp}/torn.jsonl"}, "--voice-recordings"),
         ({"voice_recordings": "{tmp}/lost.jsonl"}, "--voice-recordings"),
-        ({"prompts": "{tmp}/path.jsonl", "audio": "files"}, "'a/b' (prompt 'a/b') is no name"),
+        ({"prompts": "{tmp}/path.jsonl", "audio": "files"}, "'a/b' (prompt 'a/b') is not a valid"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
     ],
 )

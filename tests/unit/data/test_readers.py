@@ -246,7 +246,9 @@ def test_parquet_of_another_layout_is_named(
 
 def test_what_is_no_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not at all")
-    assert error(tmp_path / "a.parquet").startswith(f"{tmp_path}/a.parquet: no Parquet")
+    assert error(tmp_path / "a.parquet").startswith(
+        f"{tmp_path}/a.parquet: cannot be read as Parquet"
+    )
 
 
 # WebDataset shards

@@ -232,7 +232,7 @@ def test_checkpoints_come_by_minutes_on_a_gpu_and_by_steps_on_a_cpu_unless_told_
 def test_both_intervals_of_checkpoints_are_refused() -> None:
     fields: dict[str, Any] = {"data": "codes", "output": "out"}
     config = TrainConfig(**fields, save_every=50, save_minutes=5.0)
-    with pytest.raises(ValueError, match="--save-every 50 and --save-minutes 5: give one"):
+    with pytest.raises(ValueError, match="--save-every 50 and --save-minutes 5: give only one"):
         check_saving(config)
     check_saving(TrainConfig(**fields, save_minutes=5.0))
 
