@@ -545,8 +545,8 @@ def test_when_nothing_can_be_spoken_the_command_fails(
     [
         ({"model": "{tmp}/nowhere"}, "--model {tmp}/nowhere: no such folder"),
         ({"model": "{tmp}/empty"}, "{tmp}/empty is not a Sheen checkpoint"),
-        ({"prompts": "{tmp}/nowhere.txt"}, "--prompts {tmp}/nowhere.txt: no such file"),
-        ({"prompts": "{tmp}/blank.txt"}, "--prompts {tmp}/blank.txt: it holds no prompts"),
+        ({"prompts": "{tmp}/nowhere.txt"}, "--prompts: {tmp}/nowhere.txt: no such file"),
+        ({"prompts": "{tmp}/blank.txt"}, "--prompts: {tmp}/blank.txt: it holds no prompts"),
         ({"prompts": "{tmp}/strange.jsonl"}, "--prompts {tmp}/strange.jsonl: none is for"),
         (
             {"voices": ["nobody"]},

@@ -256,7 +256,7 @@ def test_texts_of_two_normalizations_are_refused(
     info = info.model_copy(update={"normalizer": (ENGLISH, PHONEMES, NfcSpaceStep())})
     checkpoint.write_info(taught, info)
     for data in (encoded, english):  # letters would be read as phonemes
-        with pytest.raises(ValueError, match=r"taught .*, as phonemes of .* --phonemes$"):
+        with pytest.raises(ValueError, match=r"trained on .*, as phonemes of .* --phonemes$"):
             train(train_config(data, taught, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

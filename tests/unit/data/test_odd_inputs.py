@@ -310,7 +310,7 @@ def test_a_prompt_that_cannot_be_written_is_named(
         evaluate, capsys, "--model", str(CHECKPOINT), "--prompts", str(path), "--no-asr",
         "--output", f"{tmp_path}/out",
     )  # fmt: skip
-    assert f"--prompts {path}, {told}" in message
+    assert f"--prompts: {path}, {told}" in message
 
 
 # Ids that begin anew in each file
