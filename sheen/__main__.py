@@ -69,6 +69,7 @@ def speak(argv: list[str], prog: str) -> int:
         choices=get_args(ReferenceForm),
         help="placement of the reference in the prompt (default: as in training)",
     )
+    add("--instructions", help="how to say the text, for a model trained with instructions")
     suffixes = ".wav, .flac, .mp3, .opus, .aac or .pcm"
     add("-o", "--output", default="out.wav", help=f"path or URI, ending in {suffixes} {shown}")
     add("--speed", type=float, default=1.0, help=f"0.25 to 4, at constant pitch {shown}")

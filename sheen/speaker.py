@@ -153,7 +153,8 @@ class Speaker:
         """Synthesize a text of any length.
 
         `voice`: one of `voices`; optional if there is only one. `reference`: a result of the method
-        `reference`, whose voice is used instead. `speed`: 0.25 to 4, at constant pitch.
+        `reference`, whose voice is used instead. `instructions`: how to say the text, for a model
+        trained with instructions. `speed`: 0.25 to 4, at constant pitch.
         `temperature`: 0 (greedy) to 5. `top_k`: number of likeliest tokens kept, 0 is off; `top_p`:
         probability mass kept, 1 is off. `repetition_penalty`: 0.5 to 5, 1 is off, for ids among the
         last `repetition_window` tokens, or "all". These five default to the checkpoint's settings,

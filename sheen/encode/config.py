@@ -85,9 +85,9 @@ class EncodeConfig(JobConfig):
         Field(
             min_length=1,
             description="LJSpeech folder (metadata.csv and wavs/); .jsonl manifest with audio, "
-            "text and optional id, speaker, start, end (seconds); .parquet of the Hugging Face "
-            "layout; .tar shards of WebDataset; .jsonl with text and snac_codes; or a folder of "
-            "these. Path, URI or glob. May be repeated: --input A --input B",
+            "text and optional id, speaker, instruction, start, end (seconds); .parquet of the "
+            "Hugging Face layout; .tar shards of WebDataset; .jsonl with text and snac_codes; or a "
+            "folder of these. Path, URI or glob. May be repeated: --input A --input B",
         ),
     ]
     output: Annotated[

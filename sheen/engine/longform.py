@@ -175,7 +175,7 @@ def open_speech(
     engine: Engine, voice: Voice, text: str, params: SynthesisParams, normalize: Normalize
 ) -> Speech:
     """The synthesis of a complete text. Raises RequestError, see `Voice.check`."""
-    voice.check(text, params.speaker, params.reference)
+    voice.check(text, params.speaker, params.reference, params.instruction)
     try:
         items = deliver(text, voice.language, params.delivery, params.ssml)
     except DeliveryError as error:

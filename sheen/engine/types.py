@@ -78,7 +78,7 @@ class EngineBusy(RuntimeError):
 
 
 class RequestError(ValueError):
-    """An invalid request; `field` is `input`, `voice`, `ref_audio` or `ref_text`."""
+    """An invalid request; `field`: `input`, `voice`, `instructions`, `ref_audio` or `ref_text`."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -121,6 +121,8 @@ class SynthesisParams:
     """A reference for the voice, instead of a speaker."""
     ssml: "Scope | None" = None
     """For an SSML document: the names that it may use."""
+    instruction: str | None = None
+    """How to say the text, for a model trained with instructions."""
 
 
 @dataclass

@@ -123,9 +123,15 @@ class Voice:
         form = form or (trained.form if trained else "one-turn")
         return Reference(frames, text, form)
 
-    def check(self, text: str, speaker: str | None, reference: Reference | None = None) -> None:
-        """Raise RequestError for an empty text and an unknown speaker. With a reference, `speaker`
-        must be None."""
+    def check(
+        self,
+        text: str,
+        speaker: str | None,
+        reference: Reference | None = None,
+        instruction: str | None = None,
+    ) -> None:
+        """Raise RequestError for an empty text, an unknown speaker, and an instruction to a model
+        trained without. With a reference, `speaker` must be None."""
         voices = self.info.voices
         if reference is not None:
             assert speaker is None, "a reference replaces the speaker"
@@ -183,11 +189,11 @@ class Voice:
         instruction: str | None = None,
     ) -> Request:
         """A request to speak `text`, which is in the model's input form, with at most `max_seconds`
-        of audio, in the voice of a `reference` or a `speaker`.
+        of audio, in the voice of a `reference` or a `speaker`, following an `instruction`.
 
         `max_seq_len`: the engine's, if it is less than the model's. If the checkpoint has a
-        duration model, it lowers the limit, see RUNAWAY. Raises RequestError for an empty text, an
-        unknown speaker, and a text that leaves no tokens for audio.
+        duration model, it lowers the limit, see RUNAWAY. Raises RequestError as `check`, and for a
+        text or an instruction that leaves too few tokens for audio.
         """
         self.check(text, speaker, reference, instruction)
         layout = self.model.layout

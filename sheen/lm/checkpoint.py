@@ -136,6 +136,8 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     sampling: SamplingDefaults | None = None
     reference: ReferenceInfo | None = None
     """None for a model that was trained without references."""
+    instructions: bool | None = None
+    """Whether the model was trained with instructions, see `with_instruction`; None is no."""
 
     @property
     def token_layout(self) -> TokenLayout:

@@ -140,8 +140,8 @@ def write_manifest(output: str, rows: list[Row]) -> None:
 
 
 def public(row: Row) -> Row:
-    """A row with the keys of the JSONL reader: the place of a recording inside a file and its
-    channel have keys only if they are set."""
+    """A row with the keys of the JSONL reader: the place of a recording inside a file, its channel
+    and an instruction have keys only if they are set."""
     shown: Row = {}
     for name, value in row.items():
         if name == "channel":

@@ -47,7 +47,8 @@ class PromptForm:
     text: str = "{speaker}: {text}"
     """Format of the text; without a speaker, the text alone."""
     description: str | None = None
-    """For forms whose speaker is a description in words: the default description."""
+    """For forms whose speaker is a description in words, of which an instruction is a part: the
+    default description."""
     voices: tuple[str, ...] = ()
     """Voices of the published checkpoint."""
     tags: tuple[str, ...] = ()
@@ -64,13 +65,12 @@ class PromptForm:
         """The base's own tokens that the row needs."""
         return [self.tokens[part] for part in dict.fromkeys(self.row) if part in self.tokens]
 
-    def words(self, text: str, speaker: str | None) -> str:
+    def words(self, text: str, speaker: str | None, instruction: str | None = None) -> str:
         """The text part of a row. ValueError for an empty text."""
-        spoken = normalize(text)
-        if not spoken:
-            raise ValueError("the text is empty")
-        name = normalize(speaker) if speaker else ""
-        if self.description is not None:
+        if self.description is None:
+            spoken, name = with_instruction(text, instruction), normalize(speaker or "")
+        else:
+            spoken = with_instruction(text, None)
             # A quotation mark would end the description.
             name = normalize(f"{speaker or ''} {instruction or ''}").replace('"', "'")
             name = name or self.description

@@ -1,10 +1,10 @@
 """The prompt template, used in training and serving.
 
 Owns the last step of normalization, the interface of a template (`PromptTemplate`), and Sheen's own
-template: the place of the speaker, and the token ids. A checkpoint records the template
-(`PromptInfo`) and the step; a change of either needs a new version. User text is encoded without
-special tokens: `<audio_start>` in a text or a speaker's name is encoded as letters. Other templates
-are `sheen.text.forms`'.
+template: the places of speaker and instruction, and the token ids. A checkpoint records the
+template (`PromptInfo`) and the step; a change of either needs a new version. User text is encoded
+without special tokens: `<audio_start>` in a text or a speaker's name is encoded as letters. Other
+templates are `sheen.text.forms`'.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def normalize(text: str) -> str:
     return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
 
 
-def prompt_text(text: str, speaker: str | None) -> str:
-    """The template's text part. ValueError for an empty text."""
+def with_instruction(text: str, instruction: str | None) -> str:
+    """A text after a line with its instruction, if there is one. No text can contain the line break
+    between them. ValueError for an empty text."""
     words = normalize(text)
     if not words:
         raise ValueError("the text is empty")
@@ -41,7 +42,7 @@ def prompt_text(text: str, speaker: str | None) -> str:
 
 
 def prompt_text(text: str, speaker: str | None, instruction: str | None = None) -> str:
-    """The template's text part. ValueError when nothing is left to say."""
+    """The template's text part. ValueError for an empty text."""
     words = with_instruction(text, instruction)
     name = normalize(speaker) if speaker else ""
     return f"{name}: {words}" if name else words
@@ -54,13 +55,14 @@ def one_turn_text(reference: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A template for one tokenizer: `before`, then text and speaker encoded, then `after`."""
+    """A template for one tokenizer: `before`, then text, speaker and instruction encoded, then
+    `after`."""
 
     before: tuple[int, ...]
     encode: Callable[[str], list[int]]
     """ValueError for a text that would be encoded with a control token."""
-    words: Callable[[str, str | None], str]
-    """Text and speaker as one string. ValueError for an empty text."""
+    words: Callable[[str, str | None, str | None], str]
+    """Text, speaker and instruction as one string. ValueError for an empty text."""
     after: tuple[int, ...]
     """The last id is `<audio_start>`."""
     tail: tuple[int, ...] = ()

@@ -271,6 +271,8 @@ def describe(summary: dict[str, Any]) -> str:
         text += f", dropped {json.dumps(summary['dropped'])}"
     if "utterances_with_references" in summary:
         text += f", {summary['utterances_with_references']} can have a reference"
+    if "utterances_with_instructions" in summary:
+        text += f", {summary['utterances_with_instructions']} with an instruction"
     if summary["unknown_tokens"]:
         text += (
             f"\nwarning: the base's tokenizer does not know all characters: "

@@ -50,8 +50,11 @@ class EvalSample:
     ended_with_eos: bool
 
 
-def eval_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
+def eval_prompts(
+    location: str, voices: Sequence[str], *, instructions: bool = False
+) -> list[Prompt]:
     """Prompts for a model with these voices, or with a single unnamed voice.
+    `instructions`: whether the model was trained with instructions.
 
     Raises ValueError naming the prompt.
     """
@@ -62,6 +65,11 @@ def eval_prompts(location: str, voices: Sequence[str]) -> list[Prompt]:
     for prompt in prompts:
         if not normalize_words(prompt.text):
             raise ValueError(f"--eval-prompts {location}, {prompt.id}: the text has no words")
+        if prompt.instruction and not instructions:
+            raise ValueError(
+                f"--eval-prompts {location}, {prompt.id}: an instruction, and no row of the data "
+                "has one"
+            )
         if voices and prompt.speaker not in voices:
             raise ValueError(
                 f"--eval-prompts {location}, {prompt.id}: speaker {prompt.speaker!r}, the model's "

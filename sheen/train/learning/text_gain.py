@@ -21,7 +21,8 @@ def swap_texts(
     evaluation: NDArray[np.int64],
     template: PromptTemplate,
 ) -> dict[int, NDArray[np.int32]]:
-    """For each utterance of `evaluation` its prompt with another one's text and its own speaker.
+    """For each utterance of `evaluation` its prompt with another one's text and its own speaker and
+    instruction.
 
     The other text is the next shorter one (for the shortest, the second shortest), so that the
     length of the text reveals little. The prompt is cut to the length of the utterance's own, so

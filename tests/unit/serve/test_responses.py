@@ -332,7 +332,9 @@ def test_instructions_reach_a_model_that_was_trained_with_them(
     monkeypatch.setattr(backend, "capabilities", Capabilities(backend.voice, args))
     voice = backend.voice
     for how in (None, "so that all can hear it"):
-        chunks = [voice.template.ids(voice.spoken(text), "heart", how) for text in ("One.", "Two.")]
+        chunks = [
+            voice.template.ids(voice.model_input(text), "heart", how) for text in ("One.", "Two.")
+        ]
         assert asyncio.run(input_tokens(instructions=how)) == sum(map(len, chunks))
 
 

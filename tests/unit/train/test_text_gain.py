@@ -25,10 +25,10 @@ START = 99
 
 def swapped(base: Path, texts: list[str], speakers: list[str | None], held_out: list[int]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(str(base))
-    prompts = [
-        speaker_text(tokenizer, START).ids(*row) for row in zip(texts, speakers, strict=True)
-    ]
-    found = swap_texts(texts, speakers, prompts, np.array(held_out), speaker_text(tokenizer, START))
+    template = speaker_text(tokenizer, START)
+    prompts = [template.ids(*row) for row in zip(texts, speakers, strict=True)]
+    how = [None] * len(texts)
+    found = swap_texts(texts, speakers, how, prompts, np.array(held_out), template)
     return {
         index: (tokenizer.decode(ids[:-1]), len(prompts[index]) - len(ids), int(ids[-1]))
         for index, ids in found.items()
