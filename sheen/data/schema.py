@@ -21,7 +21,7 @@ ROW_SCHEMA = pa.schema(
         ("id", pa.string()),  # null where the input names none; the manifest then gives one
         ("text", pa.string()),
         ("speaker", pa.string()),
-        ("instruction", pa.string()),  # how the text is said, in words; null: nothing is said of it
+        ("instruction", pa.string()),  # how to say the text, in words; null for none
         ("audio", pa.string()),  # path or URI of the file with the recording; null with codes
         # null: the file is the recording; "tar": place is its byte range, offset and size;
         # "parquet": place is row group and row within it, column `audio`

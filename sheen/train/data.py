@@ -86,8 +86,8 @@ def build_training_set(
     template = prompt.template(tokenizer, layout, tags)
     form = RowForm(template.tail, template.learned if softmax == "full" else 0)
     utterances = choose(join([read_utterances(location, layout) for location in locations]))
-    said = utterances.texts, utterances.speakers, utterances.instructions
-    prompts = [template.ids(*one) for one in zip(*said, strict=True)]
+    columns = utterances.texts, utterances.speakers, utterances.instructions
+    prompts = [template.ids(*one) for one in zip(*columns, strict=True)]
     unknown = _unknown(tokenizer, layout, utterances.texts, prompts)
     lengths = sequence_lengths(prompts, utterances.offsets, layout, len(form.tail))
     fits = lengths <= max_tokens
@@ -112,7 +112,7 @@ def build_training_set(
         train, evaluation = np.flatnonzero(fits), evaluation[:0]
     evaluation = evaluation[:eval_rows]
     summary = _summary(utterances, lengths, fits, train, evaluation) | unknown
-    swapped = swap_texts(*said, prompts, evaluation, template)
+    swapped = swap_texts(*columns, prompts, evaluation, template)
     instructed = sum(utterances.instructions[index] is not None for index in train)
     if instructed:
         summary["utterances_with_instructions"] = instructed
