@@ -96,7 +96,7 @@ def decode(data: bytes) -> tuple[NDArray[np.float32], int]:
     """
     if not data:
         raise AudioError("empty", "the file has 0 bytes")
-    parts: list[tuple[int, list[Samples]]] = []  # neighbours of one rate, in Hz
+    parts: list[tuple[int, list[Samples]]] = []  # neighbors of one rate, in Hz
     declared_s, exact = 0.0, False
     with (
         decoding_errors(lambda: any(pieces for _, pieces in parts)),

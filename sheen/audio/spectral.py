@@ -136,7 +136,7 @@ def log_mel_db(
 
 
 def hz_to_mel(hertz: float) -> float:
-    """The HTK mel scale, that of `Spectrum`: band b of B is centred at (b + 1) / (B + 1) of the
+    """The HTK mel scale, that of `Spectrum`: band b of B is centered at (b + 1) / (B + 1) of the
     Nyquist frequency's mels."""
     return 2595.0 * math.log10(1.0 + hertz / 700.0)
 

@@ -74,7 +74,7 @@ def _from_ctranslate2(path: Path) -> WhisperEncoder:
     quantized = [name for name in found if name.endswith("weight_scale")]
     if quantized:
         raise ValueError(
-            f"{path}: its weights are quantised integers, expected float32, float16 or bfloat16"
+            f"{path}: its weights are quantized integers, expected float32, float16 or bfloat16"
         )
     layers = sum(name.endswith("self_attention/linear_0/weight") for name in found)
     width, mels, _ = found["conv1/weight"].shape

@@ -159,7 +159,7 @@ class _Stage:
 
 
 class ClipEncoder:
-    """Waveforms to the latents that SNAC quantises."""
+    """Waveforms to the latents that SNAC quantizes."""
 
     def __init__(self, model: SNAC) -> None:
         self._stages: list[_Stage] = []

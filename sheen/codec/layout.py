@@ -142,7 +142,7 @@ class TokenLayout:
         return tuple(level for level, _ in self.slots)
 
     def columns(self, block: Block) -> Sequence[int]:
-        """The ids of a block's columns. Neighbours, and then a range, in the family `sheen`."""
+        """The ids of a block's columns; in the family `sheen` they are a range."""
         ids = range(block.base - 1, block.base + self.codebook_size)
         return [self.end_id, *ids[1:]] if block.ends and ids[0] != self.end_id else ids
 

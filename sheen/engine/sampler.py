@@ -193,7 +193,7 @@ class SlotSampler:
         """
         slots, needs = settings.slots, settings.needs
         if needs.penalties:
-            logits = self._penalised(logits, settings, steps[:, None], bases[:, None])
+            logits = self._penalized(logits, settings, steps[:, None], bases[:, None])
         columns = logits.argmax(-1) if needs.likeliest else None
         if needs.draws:
             # Row by row; exp over the flat tensor would round by where in it a row lies.
@@ -209,7 +209,7 @@ class SlotSampler:
             self._history[place] = kept
         return ids
 
-    def _penalised(
+    def _penalized(
         self, logits: Tensor, settings: RowSettings, steps: Tensor, bases: Tensor
     ) -> Tensor:
         """`steps` and `bases` are `[B, 1]`."""

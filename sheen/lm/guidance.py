@@ -3,7 +3,7 @@
 A model that starts at random may go on for long without its text: the audio before it says most of
 a token, and the loss falls all the same. The term is the negative logarithm of the attention that
 HEADS heads of one layer give to the text about where speech would be if it went through it evenly.
-It follows Tachibana et al. 2017, who penalise attention away from that diagonal; as a likelihood it
+It follows Tachibana et al. 2017, who penalize attention away from that diagonal; as a likelihood it
 also draws attention from audio to text. It is for the beginning: speech is not even.
 
 Owns the term. Refuses bases whose layers have no number or hand nothing on.

@@ -243,8 +243,8 @@ class PagedCache:
         self._flat[layer].index_copy_(0, index.view(-1), heads.reshape(-1, width))
 
     def cut(self, slot: int, length: int) -> Cut:
-        """The first positions of a slot. Views by one call for all layers, or, where its pages are
-        no neighbours, copies, layer by layer when they are read."""
+        """The first positions of a slot: views made by one call for all layers or, if its pages are
+        not consecutive, copies, made for each layer when it is read."""
         table = self._tables[slot]
         if table.first is None:
             count = pages_of(length)

@@ -1,6 +1,6 @@
 """Which pages of the KV cache are free, and how many sequences hold each of the others.
 
-Owns the reference counts, and which pages a sequence gets: the first run of neighbours that is long
+Owns the reference counts, and which pages a sequence gets: the first run of neighbors that is long
 enough, and single ones where there is none. Refuses to give more pages than are free, and to give
 back a free one. Knows nothing of what a page contains. Not safe to share between threads
 without a lock, but for reading `free`.

@@ -1,4 +1,4 @@
-"""Figures for reports: curves, bars and histograms, drawn so that a page of any colour fits them.
+"""Figures for reports: curves, bars and histograms, drawn so that a page of any color fits them.
 
 This module owns the look of a figure and its way into a page. It knows nothing about sound
 and writes no HTML (both are `sheen.report.page`'s).
@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 # Each has a contrast of at least 3:1 with a white and with a near-black page.
-COLOURS = ("#3987e5", "#d9742b", "#1f9e77", "#b56bd0", "#b08419", "#808b96")
-GREY = "#8b949e"
+COLORS = ("#3987e5", "#d9742b", "#1f9e77", "#b56bd0", "#b08419", "#808b96")
+GRAY = "#8b949e"
 FONT_SIZE = 8  # points; a figure is about 4 inches wide, so this survives a phone's width
 IMAGE_DPI = 160  # of what inside an SVG is pixels: spectrograms and very long curves
 MAX_PATH_POINTS = 5_000  # a longer curve makes a smaller file as pixels than as a path
-# matplotlib writes black text without a colour, which leaves it to this style sheet.
+# matplotlib writes black text without a color, which leaves it to this style sheet.
 SVG_STYLE = (
     '<style>[id^="text_"]{fill:#424a53}'
     '@media(prefers-color-scheme:dark){[id^="text_"]{fill:#b1bac4}}</style>'
@@ -55,7 +55,7 @@ def curves(
     """
     figure = Figure(figsize=(4.5, 2.8), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=COLOURS)
+    axes.set_prop_cycle(color=COLORS)
     if log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
@@ -89,7 +89,7 @@ def bars(title: str, values: Mapping[str, float], xlabel: str) -> Plot:
     style(axes, xlabel, grid="x")
     # Few ticks: long names leave little width, and every bar has its number.
     axes.xaxis.set_major_locator(MaxNLocator(3))
-    shapes = axes.barh(places, lengths, height=0.62, color=COLOURS[0])
+    shapes = axes.barh(places, lengths, height=0.62, color=COLORS[0])
     texts = format_numbers(lengths)
     axes.bar_label(shapes, texts, padding=3, fontsize=FONT_SIZE)
     axes.margins(x=0.14, y=0.02)  # room for the number at the end of the longest bar
@@ -130,7 +130,7 @@ def _draw_counts(
     style(axes, xlabel, "count", grid="y")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
-    axes.bar(middles, counts, 0.92 * widths, color=COLOURS[0])
+    axes.bar(middles, counts, 0.92 * widths, color=COLORS[0])
     alt = f"{title}: histogram of {counts.sum()} values, {xlabel}{spread}."
     return Plot(title, figure, alt)
 
@@ -141,14 +141,14 @@ def style(axes: Axes, xlabel: str = "", ylabel: str = "", grid: Grid | None = No
     axes.set_ylabel(_plain(ylabel), fontsize=FONT_SIZE)
     axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set(color=GREY, linewidth=0.8)
-    axes.tick_params(which="both", labelsize=FONT_SIZE, color=GREY, width=0.8, length=3)
+    axes.spines[["left", "bottom"]].set(color=GRAY, linewidth=0.8)
+    axes.tick_params(which="both", labelsize=FONT_SIZE, color=GRAY, width=0.8, length=3)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
     # Not 1e4 in a corner for steps, and not math text, whose parser threads must not share.
     axes.xaxis.set_major_formatter("{x:,.10g}")
     axes.yaxis.set_major_formatter("{x:,.10g}")
     if grid is not None:
-        axes.grid(True, axis=grid, color=GREY, alpha=0.25, linewidth=0.6)
+        axes.grid(True, axis=grid, color=GRAY, alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
 
 

@@ -30,21 +30,21 @@ from matplotlib.image import imread, imsave
 from matplotlib.transforms import Bbox
 
 from sheen.audio.spectral import REPORT_BANDS, hz_to_mel, log_mel_db
-from sheen.report.figures import COLOURS, FONT_SIZE, IMAGE_DPI, Plot, format_numbers, style, svg_uri
+from sheen.report.figures import COLORS, FONT_SIZE, IMAGE_DPI, Plot, format_numbers, style, svg_uri
 from sheen.storage import files
 
 INT16_FULL_SCALE = 32768
 WAVEFORM_COLUMNS = 800  # about the pixels across a figure; bounds the size of the drawing
 MEL_WINDOW = 0.04  # s, at least: it is rounded up to a power of two samples
-DYNAMIC_RANGE = 80  # dB that the colours span, down from the loudest point of a row
+DYNAMIC_RANGE = 80  # dB that the colors span, down from the loudest point of a row
 # A row is drawn as if its loudest sound had at least this amplitude (-40 dB of full scale), for
 # otherwise the dither of a silent recording would be blown up until it looks like sound.
 LEAST_AMPLITUDE = 0.01
 FREQUENCY_TICKS = (500, 1000, 2000, 4000, 8000, 16000)  # Hz
 HOW_TO_READ = (
-    "Of each clip: amplitude, and below it the mel spectrogram, whose colours span "
+    "Of each clip: amplitude, and below it the mel spectrogram, whose colors span "
     f"{DYNAMIC_RANGE} dB down from the loudest point in the row. Clips side by side have the same "
-    "axes and colours."
+    "axes and colors."
 )
 
 
@@ -111,7 +111,7 @@ def clip_row(clips: Sequence[Clip], title: str = "") -> ClipRow:
     plots = []
     for clip, mel in zip(clips, mels, strict=True):
         figure = Figure(figsize=(3.8, 2.7))
-        # Fixed places, not a layout engine: the time axes of neighbouring figures have to line up.
+        # Fixed places, not a layout engine: the time axes of neighboring figures have to line up.
         waveform = figure.add_axes((0.13, 0.75, 0.85, 0.23))
         spectrogram = figure.add_axes((0.13, 0.15, 0.85, 0.56), sharex=waveform)
         style(waveform)
@@ -181,12 +181,12 @@ def _draw_waveform(axes: Axes, clip: Clip) -> None:
     low = np.minimum.reduceat(clip.audio, edges[:-1])
     high = np.maximum.reduceat(clip.audio, edges[:-1])
     times = (edges[:-1] + edges[1:]) / 2 / clip.sample_rate
-    axes.fill_between(times, low, high, facecolor=COLOURS[0], edgecolor=COLOURS[0], linewidth=0.6)
+    axes.fill_between(times, low, high, facecolor=COLORS[0], edgecolor=COLORS[0], linewidth=0.6)
 
 
 def _draw_mel(axes: Axes, decibels: npt.NDArray[np.float32], rate: int) -> None:
-    """Draw [REPORT_BANDS, frames] on an axis that is linear in mel and labelled in kHz."""
-    # Centres of the bands divide 0..Nyquist, in mel, into equal steps.
+    """Draw [REPORT_BANDS, frames] on an axis that is linear in mel and labeled in kHz."""
+    # Centers of the bands divide 0..Nyquist, in mel, into equal steps.
     step = hz_to_mel(rate / 2) / (REPORT_BANDS + 1)
     bottom, top = 0.5 * step, (REPORT_BANDS + 0.5) * step
     if decibels.size:
@@ -224,7 +224,7 @@ Block = str | Plot | ClipRow | Table
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it. Neighbouring figures and tables share a line."""
+    """A heading and its blocks. Consecutive figures and tables share a line."""
 
     title: str
     blocks: Sequence[Block]

@@ -37,14 +37,14 @@ from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.host_copy import on_host
 
 DISCRIMINATOR = "discriminator"
-"""Name of the loss that only the discriminators minimise."""
+"""Name of the loss that only the discriminators minimize."""
 DISCRIMINATOR_RATE = 0.5
 """Learning rate of the discriminators, relative to the decoder's; at 1 they become too strong."""
 WINDOW_SECONDS = 1 / 3
 """Part of each segment that the discriminators get, as in HiFi-GAN and DAC: more would cost much
 and help little, whereas the other losses gain from long segments."""
 ADVERSARIES = ("adversarial", "feature_matching")
-"""Names of the losses through the discriminators that the decoder minimises."""
+"""Names of the losses through the discriminators that the decoder minimizes."""
 LARGEST_SCALE = 1e4
 """Largest factor of a gradient, as in VQGAN: untrained discriminators give next to none."""
 

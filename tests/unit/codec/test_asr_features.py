@@ -108,7 +108,7 @@ def test_half_floats_are_read(saved: Path, tmp_path: Path, stored: str) -> None:
 
 
 def test_integers_are_refused(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.bin: .*quantised .*expected float32, float16"):
+    with pytest.raises(ValueError, match=r"model\.bin: .*quantized .*expected float32, float16"):
         open_asr_encoder(str(convert(saved, tmp_path / "int8", "int8")))
 
 
