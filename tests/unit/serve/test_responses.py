@@ -435,7 +435,7 @@ def test_a_pause_that_comes_in_pieces_is_a_pause_and_a_wrong_one_ends_its_text(
     assert size == len(b"".join(whole))
     for message in (START | {"lexicon": {"a": "one " * 49}}, say("a " * 50), END):
         socket.send_json(message)
-    assert "longer" in heard(socket)[1]["error"]["message"]
+    assert "adds more than" in heard(socket)[1]["error"]["message"]
     socket.send_json(say("[pause:3600s]"))
     error = heard(socket)[1]["error"]
     assert (error["param"], error["code"]) == ("text", "invalid_mark")
