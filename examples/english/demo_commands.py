@@ -104,7 +104,8 @@ def ray_head() -> Iterator[dict[str, str]]:
     Its temporary folder is its own too: in the common one it would leave its address behind, and
     whatever looks for a cluster on this machine would wait for it long after the demo.
     """
-    port, dashboard = _free_port(), _free_port()
+    # Without its agent a head takes no jobs, and another Ray may have the agent's default port.
+    port, dashboard, agent = _free_port(), _free_port(), _free_port()
     environment = os.environ | {
         # Of this demo alone: the home folder's token stays as it is.
         **cluster.loopback_settings(RUN),
@@ -116,11 +117,12 @@ def ray_head() -> Iterator[dict[str, str]]:
         "HF_HUB_OFFLINE": "1",
     }
     words = ["ray", "start", "--head", "--block", f"--port={port}"]
-    words += [f"--dashboard-port={dashboard}"]
+    words += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     # Short: paths of sockets have at most 107 bytes.
     with TemporaryDirectory(prefix="sheen-", ignore_cleanup_errors=True) as folder:
         head = Process("ray-head", [*words, f"--temp-dir={folder}"], environment)
-        head.wait_for("the head", lambda: "Ray runtime started" in head.log.read_text("utf-8"))
+        healthy = f"http://127.0.0.1:{agent}/api/local_raylet_healthz"
+        head.wait_for("the head", lambda: _answers(healthy))
         with head:
             yield environment
 
@@ -145,17 +147,7 @@ def serve_config(checkpoint: Path, folder: Path) -> Path:
 def submit(name: str, job: str, configs: str, environment: dict[str, str], *flags: str) -> None:
     """Run jobs/`job`.py on the head with `configs`/`job`.yaml; its log is `name`'s."""
     words = ["python", f"jobs/{job}.py", "--config", f"{configs}/{job}.yaml", *flags]
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while True:
-        try:
-            _run(name, ["ray", "job", "submit", "--working-dir", ".", "--", *words], environment)
-        except StepFailed as error:
-            # A head answers before the agent that takes jobs is up.
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(2)
-        else:
-            return
+    _run(name, ["ray", "job", "submit", "--working-dir", ".", "--", *words], environment)
 
 
 def _run(name: str, words: list[str], environment: dict[str, str]) -> None:

@@ -50,10 +50,14 @@ cluster.connect()
 config = RunFields(output="OUTPUT", num_workers=2, gpu=False, cpus_per_worker=0.5, max_failures=0)
 launcher.fit(loop, {"met": "MET"}, config, "OUTPUT")
 """
+# Beside another Ray: what holds its agent's port here does not listen.
 DEMO = """
+import socket
 import time
 from pathlib import Path
 import demo_commands
+other = socket.socket()
+other.bind(("127.0.0.1", 52365))
 demo_commands.RUN = Path("OUTPUT")
 (demo_commands.RUN / "logs").mkdir()
 with demo_commands.ray_head():
