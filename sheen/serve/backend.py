@@ -60,7 +60,7 @@ class Backend:
         )
         if args.reference_seconds and not (args.reference_form or self.voice.info.reference):
             raise ValueError(
-                f"args.model {args.model}: this checkpoint was not taught to follow a reference. "
+                f"args.model {args.model}: this checkpoint was not trained to follow a reference. "
                 "Train one with --reference-share, try it all the same with args.reference_form, "
                 "or leave out args.voices_folder, ref_audio and ref_audio_hosts"
             )

@@ -100,7 +100,7 @@ class ReferenceArgs(BaseModel):
         Field(
             description="how a reference is put before a text. 'one-turn': both texts, then its "
             "codes, which the model continues; 'two-turn': it is a turn of its own, which is "
-            "computed once for all texts. Default: as the checkpoint was taught"
+            "computed once for all texts. Default: as the checkpoint was trained"
         ),
     ] = None
     max_recording_bytes: Annotated[
@@ -211,7 +211,8 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     text_processes: Annotated[
         int,
         Field(
-            ge=1, description="processes that normalize text, for a model that was taught with it"
+            ge=1,
+            description="processes that normalize text, for a model trained on normalized text",
         ),
     ] = 1
     aligner: Annotated[
@@ -249,7 +250,7 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     lexicon: Annotated[
         str | None,
         Field(
-            description="JSON file of words and what is said for each, path or URI, read when the "
+            description="JSON file of words and their pronunciation, path or URI, read when the "
             "server starts; a request's own `lexicon` comes first"
         ),
     ] = None

@@ -128,8 +128,8 @@ class NormalizerProcesses:
             worker.start()
 
     def reader(self) -> Callable[[str], Coroutine[Any, Any, str]]:
-        """For one request: `await` it with a sentence for the form that the model was taught. Once
-        it is cancelled, no further part of the sentence is begun."""
+        """A function for one request: `await` it with a sentence for the normalized form that the
+        model expects. After a cancellation no further part of the sentence is started."""
         client = Client()
 
         async def read(sentence: str) -> str:

@@ -1,7 +1,7 @@
 """An admitted request on its way: its text in, its bytes out, in its speed and format.
 
-Owns what is rendered beside the event loop and in which order (speed, then format), which failures
-can be foreseen, and what is said of speech that is whole. What a format is and how speed changes:
+Owns the rendering outside the event loop and its order (speed, then format), the failures that can
+be foreseen, and the finish reason and usage of complete speech. Formats and changes of speed:
 `sheen.audio.encoders`, `sheen.audio.effects`; how the bytes leave: `sheen.serve.responses`,
 `sheen.serve.websocket`.
 """
@@ -62,7 +62,7 @@ class Renderer:
         return await self._computed(None)
 
     def seconds(self, span: Span) -> float:
-        """How long a listener hears these samples."""
+        """Duration of these samples as sent, after the change of speed."""
         return self._stretch.seconds(len(span.samples), span.rate)
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 """Word times of an utterance: `word_timestamps`, aligned beside it, chunk by chunk.
 
-Owns which words a chunk speaks (those of its sentences, as they are written or a lexicon has them:
-a number is one word, however many are spoken for it), and when they are heard, whatever the speed
-and the pauses. A chunk that cannot be aligned has None, which is logged; its audio is sent all the
-same. How a clip is aligned: `sheen.scoring.whisper`, `sheen.scoring.word_times`.
+Owns the words of each chunk (as written in its sentences or in a lexicon: a number is one word,
+however many words it is spoken with) and their times in the audio that is sent, after changes of
+speed and with pauses. A chunk whose alignment fails has None and is logged; its audio is sent
+nevertheless. How a clip is aligned: `sheen.scoring.whisper`, `sheen.scoring.word_times`.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ _WORD = regex.compile(
 
 
 def written_words(sentence: str) -> list[str]:
-    """Between white space; of a script without spaces, its characters. Not those of signs alone."""
+    """Words between white space; characters in scripts without spaces. Signs alone are no word."""
     return [word for word in _WORD.findall(sentence) if has_word(word)]
 
 
 class Aligner:
-    """One of a replica, for all its requests. Threads of one event loop."""
+    """The alignment model of a replica, shared by its requests, in a thread of its own."""
 
     def __init__(self, model: str, language: str | None) -> None:
         """Raises ValueError, which names args.aligner, for a model that cannot be opened."""
         try:
-            # On the CPU: it is small, and a GPU has its hands full.
+            # On the CPU: the model is small, and a GPU is busy with synthesis.
             self._model = FasterWhisper(model, language=language or "en")
         except ValueError as error:
             raise ValueError(f"args.aligner: {error}") from error
@@ -58,7 +58,7 @@ class Aligner:
         return await asyncio.get_running_loop().run_in_executor(self._pool, align_here)
 
     async def transcribe(self, samples: Samples, sample_rate: int) -> str:
-        """What is said in a clip `[n]`."""
+        """The transcript of a clip `[n]`."""
 
         def transcribe_here() -> str:
             return self._model.transcribe([samples], sample_rate)[0]
@@ -70,23 +70,23 @@ class Aligner:
 
 
 class SpokenWords:
-    """Sentences in with the form that the model is given; of that form's parts, one after another,
-    the words."""
+    """Maps parts of the model's input back to written words: `add` takes sentences with their
+    normalized form, `take` consecutive parts of that form."""
 
-    def __init__(self, said: Callable[[str], str]) -> None:
-        """said: the words of either form, see `TextPipeline.expected_transcript`."""
-        self._said = said
+    def __init__(self, plain_words: Callable[[str], str]) -> None:
+        """plain_words: the words of either form, as `TextPipeline.expected_transcript`."""
+        self._plain_words = plain_words
         self._sentences: deque[tuple[deque[str], int]] = deque()
-        """Of each, its written words, and how many words its other form has left."""
+        """The written words of each sentence, and the words left of its normalized form."""
 
-    def add(self, sentence: str, taught: str) -> None:
-        self._sentences.append((deque(self._words(sentence)), len(self._words(taught))))
+    def add(self, sentence: str, normalized: str) -> None:
+        self._sentences.append((deque(self._words(sentence)), len(self._words(normalized))))
 
-    def take(self, taught: str) -> list[str]:
-        """The written words of the next part. Where a sentence is cut and its two forms have other
-        numbers of words, they are shared out evenly."""
+    def take(self, normalized: str) -> list[str]:
+        """The written words of the next part. A sentence in several parts whose two forms differ in
+        their number of words has its words divided in proportion."""
         found: list[str] = []
-        left = len(self._words(taught))
+        left = len(self._words(normalized))
         while left > 0 and self._sentences:
             words, count = self._sentences.popleft()
             share = len(words) if count <= left else round(len(words) * left / count)
@@ -100,38 +100,40 @@ class SpokenWords:
         return [word for words, _ in self._sentences for word in words]
 
     def _words(self, text: str) -> list[str]:
-        return written_words(self._said(text))
+        return written_words(self._plain_words(text))
 
 
 class WordTimes:
-    """Of one utterance: give it what is heard, and take what is aligned. Close it."""
+    """Word times of one utterance: `push` its audio, take times by `ready` and `rest`, `close`."""
 
-    def __init__(self, aligner: Aligner, sample_rate: int, said: Callable[[str], str]) -> None:
-        """said: as of `SpokenWords`."""
+    def __init__(
+        self, aligner: Aligner, sample_rate: int, plain_words: Callable[[str], str]
+    ) -> None:
+        """plain_words: as for `SpokenWords`."""
         self._aligner, self._rate = aligner, sample_rate
-        self._spoken = SpokenWords(said)
+        self._spoken = SpokenWords(plain_words)
         self._begun = 0
         self._words: list[str] = []
         self._samples: list[Samples] = []
-        self._heard: list[tuple[int, float]] = []
-        """Samples of the chunk, and the time at which that one is heard."""
+        self._times: list[tuple[int, float]] = []
+        """Positions in the chunk's samples, and their times in the audio that is sent, seconds."""
         self._at = 0.0
         self._aligning: deque[asyncio.Task[list[WordTime] | None]] = deque()
 
     def reading(self, normalize: Normalize) -> Normalize:
-        """`normalize`, overheard."""
+        """`normalize`, with its sentences recorded."""
 
         async def read(sentence: str) -> str:
-            taught = await normalize(sentence)
-            if taught:
-                self._spoken.add(sentence, taught)
-            return taught
+            normalized = await normalize(sentence)
+            if normalized:
+                self._spoken.add(sentence, normalized)
+            return normalized
 
         return read
 
     def push(self, span: Span, seconds: float, chunks: Sequence[str]) -> None:
-        """The next samples, how long they are heard, and the texts of all chunks so far: those
-        that are new begin with it."""
+        """Add samples, their duration in the audio that is sent, and the texts of all chunks so
+        far; new chunks begin with these samples."""
         if len(chunks) > self._begun:
             self._end_chunk()
             self._words = [
@@ -140,28 +142,28 @@ class WordTimes:
             self._begun = len(chunks)
         if span.rate is not None and self._begun:
             if not self._samples:
-                self._heard = [(0, self._at)]
+                self._times = [(0, self._at)]
             self._samples.append(span.samples)
-            length = self._heard[-1][0] + len(span.samples)
-            self._heard.append((length, self._at + seconds))
+            length = self._times[-1][0] + len(span.samples)
+            self._times.append((length, self._at + seconds))
         self._at += seconds
 
     def ready(self) -> list[list[WordTime] | None]:
-        """What has been aligned since, chunk by chunk, in order."""
+        """Chunks aligned since the last call, in order."""
         found = []
         while self._aligning and self._aligning[0].done():
             found.append(self._aligning.popleft().result())
         return found
 
     async def rest(self) -> AsyncIterator[list[WordTime] | None]:
-        """After the last samples: what `ready` has not given."""
+        """After the last samples: the chunks that `ready` has not returned."""
         self._words += self._spoken.rest()
         self._end_chunk()
         while self._aligning:
             yield await self._aligning.popleft()
 
     async def all(self) -> list[WordTime] | None:
-        """After the last samples: the whole text's; None where a chunk has none."""
+        """After the last samples: word times of the whole text, or None if a chunk has none."""
         chunks = [words async for words in self.rest()]
         if any(words is None for words in chunks):
             return None
@@ -175,19 +177,19 @@ class WordTimes:
         samples = np.concatenate([NO_SAMPLES, *self._samples])
         if self._words:
             self._aligning.append(
-                asyncio.create_task(self._align(samples, self._words, self._heard))
+                asyncio.create_task(self._align(samples, self._words, self._times))
             )
-        self._words, self._samples, self._heard = [], [], []
+        self._words, self._samples, self._times = [], [], []
 
     async def _align(
-        self, samples: Samples, words: list[str], heard: list[tuple[int, float]]
+        self, samples: Samples, words: list[str], points: list[tuple[int, float]]
     ) -> list[WordTime] | None:
         try:
             times = await self._aligner.align(samples, self._rate, words)
         except Exception:
             logger.exception("%d words could not be aligned", len(words))
             return None
-        places, seconds = zip(*(heard or [(0, self._at)]), strict=True)
+        places, seconds = zip(*(points or [(0, self._at)]), strict=True)
 
         def ms(time: float) -> int:
             return round(1000 * float(np.interp(time * self._rate, places, seconds)))

@@ -35,7 +35,7 @@ class End(BaseModel):
 
 
 class Cancel(BaseModel):
-    """Stop: nothing more of what was sent so far will be heard."""
+    """Stop speaking the text that was sent so far."""
 
     type: Literal["cancel"]
 

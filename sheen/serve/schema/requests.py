@@ -65,7 +65,7 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         ),
     ] = None
     ref_text: Annotated[
-        str | None, Field(max_length=1000, description="what is said in `ref_audio`, all of it")
+        str | None, Field(max_length=1000, description="the complete transcript of `ref_audio`")
     ] = None
     instructions: Annotated[
         str | None,
@@ -90,8 +90,8 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         | None,
         Field(
             max_length=200,
-            description="words, and what is said for each: a respelling, or phonemes between "
-            "slashes where the model was taught phonemes",
+            description="words and their pronunciation: a respelling, or phonemes between slashes "
+            "for a model that was trained on phonemes",
             examples=[{"SQL": "sequel"}],
         ),
     ] = None
@@ -138,8 +138,8 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
     word_timestamps: Annotated[
         bool,
         Field(
-            description="when each word is heard: in events, or in the header X-Word-Timestamps of "
-            "a whole answer. Needs a server with an aligner"
+            description="return the times of each word: in events, or in the header "
+            "X-Word-Timestamps of a whole answer. Needs a server with an aligner"
         ),
     ] = False
 

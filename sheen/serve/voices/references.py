@@ -61,7 +61,7 @@ class References:
         reader: Callable[[], Normalize],
         aligner: Aligner | None = None,
     ) -> None:
-        """`aligner`: hears what is said in an upload without `ref_text`."""
+        """`aligner`: transcribes uploads without `ref_text`."""
         self._voice, self._args, self._reader = voice, args, reader
         self._aligner = aligner
         self._taken = {folded(name) for name in taken}
@@ -171,7 +171,7 @@ class References:
     def _read(self, data: bytes) -> Samples:
         return read_recording(data, self._voice.codec, self._args.max_reference_seconds)
 
-    async def _heard(self, data: bytes) -> str:
+    async def _transcript(self, data: bytes) -> str:
         """What is said in a recording; "" without an aligner."""
         if self._aligner is None:
             return ""
@@ -221,7 +221,7 @@ class References:
                 code="body_too_large",
             )
         try:
-            ref_text = ref_text if ref_text.strip() else await self._heard(data)
+            ref_text = ref_text if ref_text.strip() else await self._transcript(data)
             await self._made(data, ref_text)
         except APIError as error:
             if error.param == "ref_audio":

@@ -42,7 +42,7 @@ FORM: dict[str, Any] = {
                         },
                         "ref_text": {
                             "type": "string",
-                            "description": "what is said in it; a server with an aligner "
+                            "description": "its transcript; a server with an aligner "
                             "transcribes it where this is left out",
                         },
                         "speaker_description": {"type": "string"},
