@@ -1,8 +1,8 @@
 """The Ray Serve application: a checkpoint behind `POST /v1/audio/speech`.
 
 Owns the replica and its routes. HTTP, engine and codec live in one replica, because each hop
-between deployments would add to the time to first audio; scale by replicas. What is behind the
-routes: `sheen.serve.backend`.
+between deployments would add to the time to first audio; scale by replicas. Behind the routes:
+`sheen.serve.backend`.
 """
 
 import logging
@@ -55,12 +55,13 @@ from sheen.text.lexicon import read_entries
 logger = logging.getLogger(__name__)
 
 LONGEST_TEXT_S = 360
-"""What MAX_INPUT_CHARACTERS of English take to speak, and a minute."""
+"""Time to speak MAX_INPUT_CHARACTERS of English, and a minute."""
 HEALTH_CHECK_S = 2.0
-"""A replica that died is missed so soon, and the engine's metrics are so old at most."""
+"""Interval of health checks: longest time until a dead replica is noticed, and greatest age of the
+engine's metrics."""
 
 DESCRIPTION = """
-Speech from your own voice model, as OpenAI's clients ask for it.
+Speech from your own voice model, through OpenAI's API.
 
 The WebSocket `/v1/audio/speech/stream` takes text as a language model writes it: send
 `{"type": "start"}` with the fields of the POST but `input`, then `{"type": "text", "text": "…"}` as
@@ -82,7 +83,7 @@ app.add_middleware(RequestLogMiddleware)  # the last one added is the first to s
 @serve.deployment
 @serve.ingress(app)
 class SpeechService:
-    """One replica: one checkpoint on one device. `digests`: of keys that stand in no file."""
+    """One replica: one checkpoint on one device. `digests`: hashes of keys that are in no file."""
 
     def __init__(self, args: ServeArgs, location: str, digests: frozenset[str]) -> None:
         log_like_serve()
@@ -113,23 +114,24 @@ class SpeechService:
             raise RuntimeError("the engine has stopped, or has been at one step for a minute")
 
     def state(self) -> dict[str, float]:
-        """For whoever has a handle: the engine's numbers, and how many requests are `inside`."""
+        """The engine's numbers, and the admitted requests as `inside`; for callers with a handle of
+        the deployment."""
         return self._backend.engine.metrics() | {"inside": self._backend.admission.inside}
 
     def drain(self) -> tuple[int, float]:
-        """Let nobody in any more; how many requests are inside, and seconds until what has been
-        sent to those that were is heard."""
+        """Stop admitting requests. Returns the number of requests still held, and the seconds until
+        the audio already sent has been played."""
         self._backend.admission.draining = True
         return self._backend.admission.inside, self._backend.unplayed_s
 
     def __del__(self) -> None:
-        """Called by Serve when the replica is stopped; by then it has no requests."""
+        """Called by Serve when the replica is stopped, after its last request."""
         if backend := getattr(self, "_backend", None):
             backend.close()
         if keys := getattr(self, "_keys", None):
             keys.close()
 
-    # Whether it is there
+    # Health
 
     @app.get("/", include_in_schema=False)
     async def page(self) -> HTMLResponse:
@@ -159,7 +161,7 @@ class SpeechService:
 
     @app.get("/ready", response_class=PlainTextResponse, responses=documented(503))
     async def ready(self) -> str:
-        """OK when a request would be let in now: the model is warm, and there is a place."""
+        """OK when a request would be admitted now: the model is warm, and there is a place."""
         await self.health()
         try:
             self._backend.admission.check()
@@ -167,7 +169,7 @@ class SpeechService:
             raise APIError(503, str(error), retry_after_s=error.retry_after_s) from error
         return "OK"
 
-    # What it has
+    # Models and voices
 
     @app.get("/v1/models", responses=documented(401))
     async def models(self) -> Models:
@@ -199,7 +201,7 @@ class SpeechService:
         openapi_extra=FORM,
     )
     async def upload_voice(self, request: Request) -> CreatedVoice:
-        """Keep a recording as a voice, for requests to name."""
+        """Store a recording as a voice that requests can name."""
         return await upload(self._backend.references, request)
 
     @app.delete(
@@ -208,7 +210,7 @@ class SpeechService:
         responses=documented(401, 404),
     )
     async def delete_voice(self, name: str) -> Response:
-        """Delete an uploaded voice and its recording. What is spoken in it is spoken to its end."""
+        """Delete an uploaded voice and its recording. Requests that already use it are finished."""
         return await delete(self._backend.references, name)
 
     def _model(self) -> Model:
@@ -238,7 +240,7 @@ class SpeechService:
         },
     )
     async def speech(self, body: SpeechRequest, request: Request) -> Response:
-        """The text as speech, streamed as it is made."""
+        """The text as speech, streamed as it is generated."""
         record = record_of(request)
         record.characters = len(body.input)
         return await answer(self._backend, body, record, self._args.first_audio_timeout_s)
@@ -252,8 +254,8 @@ class SpeechService:
         },
     )
     async def speech_batch(self, body: BatchRequest, request: Request) -> Response:
-        """Up to 32 texts in one request, each a whole file in the answer. An item that is wrong, or
-        fails, has an error in its result."""
+        """Up to 32 texts in one request, each a whole file in the answer. An item that is invalid
+        or fails has an error in its result."""
         return answer_batch(self._backend, body, request)
 
     @app.websocket("/v1/audio/speech/stream")
@@ -262,31 +264,31 @@ class SpeechService:
 
 
 def build(args: ServeArgs) -> serve.Application:
-    """What `import_path` in serve_config.yaml names.
+    """The application that `import_path` in serve_config.yaml names.
 
-    Ray decides by this annotation whether `args` becomes a ServeArgs: keep it a class, and this
-    file free of postponed annotations.
+    Ray decides by the annotation of `args` whether it becomes a ServeArgs: keep it a class, and
+    this file free of postponed annotations.
     """
     admitted = args.slots + args.max_queue
     service = SpeechService.options(  # type: ignore[attr-defined]
-        # It is the replica that refuses, in OpenAI's shape: Serve must let through all that the
-        # replica may hold, and what is answered at once besides, or /health would wait for a place.
+        # The replica itself refuses, in OpenAI's format: Serve must pass on all that it may hold,
+        # and what it answers at once, or /health would wait for a place.
         max_ongoing_requests=admitted + args.sockets + args.max_bodies + RESERVE,
         health_check_period_s=HEALTH_CHECK_S,
-        # A replica that is replaced, by another checkpoint say, first ends what it has begun: as
-        # many rounds of requests as it may hold, each as long as its audio, and a longest text.
+        # A replica that is replaced, for example by another checkpoint, finishes its requests: as
+        # many rounds as it may hold, each as long as its audio, and one longest text.
         graceful_shutdown_timeout_s=(
             LONGEST_TEXT_S + args.default_max_seconds * (1 + admitted / args.slots)
         ),
     )
     if args.lexicon is not None:
         lexicon = located(args.lexicon)
-        read_entries(lexicon)  # here a wrong file fails at once
+        read_entries(lexicon)  # an invalid file fails here, at once
         args = args.model_copy(update={"lexicon": lexicon})
     digests: frozenset[str] = frozenset()
     if args.auth == "keys":
-        # Here, where `serve run` or `serve deploy` reads the config: a wrong file fails at once. A
-        # replica follows the file by itself, since Ray comes here for a changed config alone.
+        # Read here, where `serve run` or `serve deploy` reads the config, so that an invalid file
+        # fails at once. A replica follows the file itself: Ray calls this only for a new config.
         digests = read_keys(args.keys_file)
         if args.keys_file is not None:
             where, digests = located(args.keys_file), frozenset()

@@ -1,8 +1,8 @@
-"""A replica's checkpoint and engine, and the processes and threads beside them.
+"""A replica's checkpoint and engine, and the processes and threads that work with them.
 
-Owns their life (load, warm up, drain, close), and the way from a request's settings to an admitted
-utterance. Refuses requests beyond admission; what the model cannot follow is refused by
-`sheen.serve.capabilities`. Knows nothing about HTTP but the errors it answers with.
+Owns their life cycle (load, warm up, drain, close), and the way from a request's settings to an
+admitted utterance. Refuses requests beyond admission; settings that the model cannot follow are
+refused by `sheen.serve.capabilities`. Knows nothing about HTTP but the errors of a response.
 """
 
 import logging
@@ -40,16 +40,17 @@ from sheen.text.delivery import DeliveryStream
 logger = logging.getLogger(__name__)
 
 CPU_RAMP = 2, 2, 4, 8, 12
-"""As DEFAULT_RAMP, for a CPU, on which one frame is over before two more are made and decoded: with
-a listener alone 2 ms are missing and not 90 (docs/benchmarks.md)."""
+"""DEFAULT_RAMP for a CPU, where one frame has been played before two more are generated and
+decoded: for a single listener, audio is missing for 2 ms instead of 90 (docs/benchmarks.md)."""
 REPLACED_S = 15
-"""About how long Serve takes to notice that an engine has stopped, and to start another replica."""
+"""Approximate time in which Serve notices a stopped engine and starts another replica, seconds."""
 RENDERERS = 2
-"""Threads that make compressed audio, which they do without Python's lock."""
+"""Threads that encode compressed audio, which encoders do without Python's lock."""
 
 
 class Backend:
-    """One checkpoint on one device. Make it where no event loop waits: it loads and warms up."""
+    """One checkpoint on one device. The constructor loads and warms up: call it where no event loop
+    waits."""
 
     def __init__(self, args: ServeArgs, location: str) -> None:
         torch.set_num_threads(args.torch_threads)
@@ -87,8 +88,8 @@ class Backend:
         )
         self.admission = Admission(args.slots + args.max_queue, args.slots)
         self.open_sockets, self.max_sockets = 0, args.sockets
-        """WebSockets that are open, and how many may be."""
-        self._heard_until = 0.0
+        """Number of open WebSockets, and its limit."""
+        self._played_until = 0.0
         self._trimmed = True
         self._renderers = ThreadPoolExecutor(RENDERERS, "sheen-renderer")
         self._normalizers: NormalizerProcesses | None = None
@@ -109,7 +110,7 @@ class Backend:
         )
 
     def _warm_up(self) -> None:
-        """Speak at all slots before reporting ready: a first pass of a shape is much slower."""
+        """Speak in all slots before reporting ready: the first step of a shape is much slower."""
         names = self.voice.info.voices
         request = self.voice.request(
             "one", names[0] if names else None, Sampling(), 1.0, self.engine.max_seq_len
@@ -128,12 +129,12 @@ class Backend:
 
     @property
     def sample_rate(self) -> int:
-        """Hz, of everything that is sent."""
+        """Sample rate of all audio that is sent, Hz."""
         return self.voice.codec.sample_rate
 
     async def reference(self, settings: SpeechSettings) -> NamedReference | None:
-        """The recording that a request is to be spoken in the voice of; None for one of the model's
-        voices, and a name that nobody has. Raises APIError."""
+        """The reference recording for a request's voice; None for one of the model's voices, and
+        for an unknown name. Raises APIError."""
         if settings.ref_audio:
             return await self.references.of_audio(settings.ref_audio, settings.ref_text)
         if (name := settings.voice_name) is None or name in self.capabilities.names:
@@ -149,9 +150,9 @@ class Backend:
         whole: bool = False,
         admitted: bool = False,
     ) -> Utterance:
-        """Admit a request; `record` holds its place until it is closed. `reference`: what
-        `reference` gave for it. `whole`: its bytes leave together, see `Renderer`. `admitted`: what
-        it belongs to has a place for it.
+        """Admit a request; `record` holds its place until it is closed. `reference`: the result of
+        the method `reference` for it. `whole`: its bytes are sent together, see `Renderer`.
+        `admitted`: the request is part of one that has a place.
 
         Raises APIError: 400 for settings that the model cannot follow, 429 and 503 when it is not
         admitted.
@@ -221,48 +222,53 @@ class Backend:
 
     def _note(self, record: RequestRecord) -> None:
         if record.finish_reason != "cancelled":
-            self._heard_until = max(self._heard_until, record.playback.runs_out or 0.0)
+            self._played_until = max(self._played_until, record.playback.runs_out or 0.0)
 
     @property
     def unplayed_s(self) -> float:
-        """Until listeners have heard what has been sent: part of it may lie in Ray's proxy."""
-        return max(0.0, self._heard_until - time.monotonic())
+        """Seconds until clients have played the audio already sent, part of which may still be in
+        Ray's proxy."""
+        return max(0.0, self._played_until - time.monotonic())
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
-        """Of a request's fields: the model's own, where it has some."""
+        """The model's own defaults for fields of a request, where it has some."""
         return self.voice.info.sampling_settings
 
     def _reader(self) -> Normalize:
-        """What gives one request's sentences their spoken form."""
+        """A function that normalizes the sentences of one request."""
         if self._normalizers is not None:
             return self._normalizers.reader()
 
         return inline(self.voice.model_input)
 
     def metrics(self) -> dict[str, float]:
-        """The engine's, and how many parts of texts were taken as written."""
+        """The engine's metrics, and `texts_as_written`: parts of texts that were not normalized in
+        time."""
         overdue = 0 if self._normalizers is None else self._normalizers.overdue
         return self.engine.metrics() | {"texts_as_written": overdue}
 
     def trim_memory(self) -> None:
-        """Return what requests have left, once after the last of them has ended."""
+        """Return memory that requests have freed to the system, once after the last of them has
+        ended."""
         if not self._trimmed and not self.admission.inside:
             self._trimmed = True
             cluster.trim_memory()
 
     def check_alive(self) -> None:
-        """APIError, 503, where the engine has stopped."""
+        """Raise APIError, 503, when the engine has stopped."""
         if not self.alive():
             raise APIError(
-                503, "the engine has stopped; another takes its place", retry_after_s=REPLACED_S
+                503,
+                "the engine has stopped; this replica is being replaced",
+                retry_after_s=REPLACED_S,
             )
 
     def alive(self) -> bool:
         return self.engine.alive() and (self._normalizers is None or self._normalizers.alive())
 
     def close(self) -> None:
-        """Finish what the engine has, and stop what runs beside it."""
+        """Finish the engine's requests, and stop the processes and threads beside it."""
         self.engine.close()
         if self._codec_process is not None:
             self._codec_process.close()

@@ -1,9 +1,9 @@
-"""`POST /v1/audio/speech/batch`: many texts in one request, as vLLM-Omni and SGLang take them.
+"""`POST /v1/audio/speech/batch`: many texts in one request, as in vLLM-Omni and SGLang.
 
-Owns how many items are spoken at a time, and that each is answered for itself: one that is wrong or
-fails has an error in its result, and a record of its own in the log. A batch has one place among
-the requests, which its items use one after another; further items take slots that nobody uses, so
-that a batch is as fast as an idle replica, and keeps nobody waiting on a busy one.
+Owns how many items are spoken at a time, and the result of each: an item that is invalid or fails
+has an error in its result, and a record of its own in the log. A batch has one place among the
+requests, which its items use one after another; further items take unused slots, so that a batch is
+as fast as an idle replica allows, and delays nobody on a busy one.
 """
 
 import asyncio
@@ -40,8 +40,8 @@ SPOKEN = 200
 
 
 def answer_batch(backend: Backend, batch: BatchRequest, request: Request) -> StreamingResponse:
-    """The answer, whose results leave as they are ready, in the order of the items. Raises APIError
-    when the batch is too long, or not admitted."""
+    """The response, which sends results as they become ready, in the order of the items. Raises
+    APIError when the batch is too long, or not admitted."""
     record = record_of(request)
     if batch.characters > MAX_BATCH_CHARACTERS:
         raise APIError(
@@ -71,17 +71,17 @@ async def _json(speaking: "Batch") -> AsyncIterator[str]:
 
 
 class Batch:
-    """One batch that has been admitted. Iterate `results` once; `close` it, whatever happened."""
+    """One admitted batch. Iterate `results` once; always `close` it."""
 
     def __init__(self, backend: Backend, batch: BatchRequest, scope: Scope) -> None:
         self._backend, self._batch, self._scope = backend, batch, scope
         self._waiting = deque(enumerate(batch.items))
         self._running: set[asyncio.Task[BatchResult]] = set()
         self._placed: asyncio.Task[BatchResult] | None = None
-        """The item that has the batch's place."""
+        """The item that uses the batch's place."""
 
     async def results(self) -> AsyncIterator[BatchResult]:
-        """Every item's, in order."""
+        """The result of every item, in order."""
         ready: dict[int, BatchResult] = {}
         due = 0
         while self._waiting or self._running:
@@ -106,9 +106,9 @@ class Batch:
         return self._placed is None or self._placed.done()
 
     def _begin(self, index: int, item: dict[str, Any]) -> None:
-        """Let an item be spoken, for which there is a place."""
+        """Start speaking an item, for which there is a place."""
         record = open_record(self._scope)
-        record.status = CLIENT_LEFT  # unless it is answered
+        record.status = CLIENT_LEFT  # until it is answered
         placed = self._place_is_free
         if not placed:
             record.cleanup.enter_context(self._backend.admission.enter())

@@ -1,7 +1,7 @@
-"""What a request may ask of this checkpoint: voices by name, a language, marks in its text.
+"""Capabilities of the served checkpoint: voices by name, a language, marks in a text.
 
-Owns the names of voices and whom they mean, and which settings the checkpoint follows, ignores by
-name, or refuses. Admits nothing and speaks nothing.
+Owns the names of voices and their speakers, and which settings the checkpoint follows, ignores (and
+reports), or refuses. Admits nothing and speaks nothing.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from sheen.text.normalization import language_code
 from sheen.text.ssml import Scope
 
 UNNAMED_VOICE = "default"
-"""What a model that was trained without speakers calls its one voice."""
+"""Name of the only voice of a model that was trained without speakers."""
 STANDARD_VOICES = (
     *("alloy", "ash", "ballad", "coral", "echo", "fable", "onyx"),
     *("nova", "sage", "shimmer", "verse", "marin", "cedar"),
@@ -25,16 +25,16 @@ STANDARD_VOICES = (
 
 
 class Capabilities:
-    """Of one checkpoint, as `args` let clients use it."""
+    """Capabilities of one checkpoint, as far as `args` allow them to clients."""
 
     def __init__(self, voice: Voice, args: ServeArgs) -> None:
-        """ValueError for an alias of no voice, and a lexicon that cannot be used."""
+        """ValueError for an alias of an unknown voice, and for an invalid lexicon."""
         self._voice, self._args = voice, args
         self._lexicon = None
         if args.lexicon is not None:
             self._lexicon = read_lexicon(args.lexicon, voice.pipeline.has_phonemes)
         self.names: Mapping[str, str | None] = voice_names(voice.info.voices, args.voice_aliases)
-        """Every name that a request may use, and the speaker it means."""
+        """Every voice name that a request may use, and its speaker."""
 
     @property
     def voices(self) -> list[str]:
@@ -43,11 +43,13 @@ class Capabilities:
 
     @property
     def listed_voices(self) -> list[str]:
-        """Every name that a request may use; none where it may describe any other voice."""
+        """Every name that a request may use; empty where a request may describe a voice in
+        words."""
         return [] if self._voice.info.prompt.describes else list(self.names)
 
     def speaker(self, name: str) -> str | None:
-        """The speaker that a request's voice means, which may describe itself in words."""
+        """The speaker of a request's voice; for a model that accepts descriptions of voices, the
+        description. APIError for an unknown voice."""
         if name not in self.names and self._voice.info.prompt.describes:
             return name
         if name not in self.names:
@@ -60,7 +62,7 @@ class Capabilities:
         return self.names[name]
 
     def delivery(self, settings: SpeechSettings) -> Delivery:
-        """What the request's text may ask for; APIError for a lexicon that cannot be used."""
+        """The marks and words that the request's text may use; APIError for an invalid lexicon."""
         lexicons = () if self._lexicon is None else (self._lexicon,)
         if settings.lexicon:
             try:
@@ -78,16 +80,16 @@ class Capabilities:
         )
 
     def scope(self, settings: SpeechSettings, speaker: str | None) -> Scope:
-        """What the request's SSML may name."""
+        """The names that the request's SSML may use."""
         pipeline = self._voice.pipeline
         return Scope(speaker, self.names, pipeline.has_phonemes, pipeline.tags, settings.speed)
 
     def instruction(self, settings: SpeechSettings) -> str | None:
-        """What the model is told of how to say the text."""
+        """The request's instructions, for the prompt; None where the model follows none."""
         return settings.instructions if self._voice.info.follows_instructions else None
 
     def ignored(self, settings: SpeechSettings) -> tuple[str, ...]:
-        """Fields that the model cannot follow; APIError where `args` say to refuse them."""
+        """Names of fields that the model cannot follow; APIError where `args` refuse them."""
         if not settings.instructions or self._voice.info.follows_instructions:
             return ()
         if self._args.instructions == "refuse":
@@ -101,8 +103,9 @@ class Capabilities:
 
 
 def check_language(asked: str | None, spoken: str | None) -> None:
-    """APIError for a code or a name of another language than the one that a model's texts are
-    normalized as; None where that is none, or nothing is asked."""
+    """Raise APIError for a code or a name of another language than `spoken`, the one that a model's
+    texts are normalized as. Accepts any where `spoken` is None, and a request without a
+    language."""
     code = language_code(asked or "")
     if spoken is not None and code not in ("", "auto", spoken):
         raise APIError(
@@ -114,10 +117,10 @@ def check_language(asked: str | None, spoken: str | None) -> None:
 
 
 def voice_names(voices: list[str], aliases: dict[str, str]) -> dict[str, str | None]:
-    """Every name that a request may use, and the speaker it means.
+    """Every voice name that a request may use, and its speaker.
 
-    The model's own, those of `aliases`, and OpenAI's, which go round the model's voices. ValueError
-    for an alias of a voice that the model has not.
+    The model's own names, those of `aliases`, and OpenAI's, which the model's voices have in turn.
+    ValueError for an alias of an unknown voice.
     """
     own: dict[str, str | None] = {name: name for name in voices}
     if not voices:

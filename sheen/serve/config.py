@@ -1,7 +1,7 @@
 """The serving application's arguments: `args` in serve_config.yaml.
 
-Owns their names, defaults and help, what a client may send among them. What keeps those limits is
-`sheen.serve.access.limits`.
+Owns their names, defaults and help, including the limits of what a client may send, which
+`sheen.serve.access.limits` enforces.
 """
 
 from pathlib import Path
@@ -21,20 +21,21 @@ KIB = 1024
 VOICES, SPEECH = "/v1/audio/voices", "/v1/audio/speech"
 BATCH = f"{SPEECH}/batch"
 BATCH_BODIES = 4
-"""Times max_body_bytes: as long as the longest batch that escapes every character."""
+"""Size limit of a batch, in units of max_body_bytes: room for the longest batch with every
+character escaped."""
 
 
 class BodyLimit(NamedTuple):
-    """Of one request's body."""
+    """Limits of one request's body."""
 
     size: int
     """Bytes."""
     seconds: float
-    """From the request's arrival to the body's last byte."""
+    """Time from the request's arrival to the body's last byte."""
 
 
 class Limits(BaseModel):
-    """The table, with its defaults."""
+    """Limits of what a client may send, with their defaults."""
 
     max_body_bytes: Annotated[
         int,
@@ -45,14 +46,14 @@ class Limits(BaseModel):
     ] = 256 * KIB  # the longest text and instructions, with every character escaped, take 100 kB
     body_timeout_s: Annotated[
         float,
-        Field(gt=0.0, description="a body that is not whole by then, however it comes, gets 408"),
+        Field(gt=0.0, description="a body that is incomplete by then gets 408"),
     ] = 10.0
     max_bodies: Annotated[
         int,
         Field(
             ge=1,
-            description="bodies of requests on their way at a time; with one more, the oldest of "
-            "them gets 408",
+            description="request bodies being received at a time; with one more, the oldest gets "
+            "408",
         ),
     ] = 128
     max_message_bytes: Annotated[
@@ -72,13 +73,13 @@ class Limits(BaseModel):
     ] = 10.0
 
     def body(self, path: str) -> BodyLimit:
-        """The row of a route, `path` within the application."""
+        """The limits of a route, `path` within the application."""
         rows = {BATCH: BodyLimit(BATCH_BODIES * self.max_body_bytes, self.body_timeout_s)}
         return rows.get(path, BodyLimit(self.max_body_bytes, self.body_timeout_s))
 
 
 class ReferenceArgs(BaseModel):
-    """Voices from a reference: all of it is off by default."""
+    """Voices from reference recordings, off by default."""
 
     voices_folder: Annotated[
         str | None,
@@ -111,7 +112,8 @@ class ReferenceArgs(BaseModel):
     ] = 30.0
     max_voices: Annotated[int, Field(ge=1, description="uploaded voices that are kept")] = 1000
     upload_timeout_s: Annotated[
-        float, Field(gt=0.0, description="a body with a recording that is not whole by then: 408")
+        float,
+        Field(gt=0.0, description="a body with a recording that is incomplete by then gets 408"),
     ] = 60.0
 
     @property
@@ -122,7 +124,7 @@ class ReferenceArgs(BaseModel):
 
 
 class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
-    """What one application serves, how much at a time, and what it takes of a client."""
+    """Arguments of one application: its model, its capacity, and the limits of its clients."""
 
     model: Annotated[
         str,
@@ -167,8 +169,8 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     dtype: Annotated[
         Precision,
         Field(
-            description="of the speech model. 'auto': bfloat16 on a GPU, float32 on a CPU; float32 "
-            "takes twice the memory, and on a GPU several times the time"
+            description="precision of the model. 'auto': bfloat16 on a GPU, float32 on a CPU; "
+            "float32 takes twice the memory, and on a GPU several times the time"
         ),
     ] = "auto"
     max_queue: Annotated[
@@ -187,13 +189,13 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
         list[Annotated[int, Field(ge=1)]] | None,
         Field(
             min_length=1,
-            description="frames of the first chunks of audio, the last one repeats; small first "
-            "chunks start soon, and a listener runs dry if the next one takes longer than they "
+            description="frames of the first chunks of audio, the last one repeats. Small first "
+            "chunks start sooner, but playback stalls if the next chunk takes longer than they "
             "last. Default: 1, 2, 4, 8, 12 on a GPU, 2, 2, 4, 8, 12 on a CPU",
         ),
     ] = None
     trim_silence: Annotated[
-        bool, Field(description="leave out the silence before speech, up to a second")
+        bool, Field(description="remove the silence before speech, up to a second")
     ] = False
     torch_threads: Annotated[
         int, Field(ge=1, description="threads of one computation, on a CPU")
@@ -218,10 +220,9 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     aligner: Annotated[
         str | None,
         Field(
-            description="Whisper that finds when words are spoken, for requests with "
-            "word_timestamps, which get 400 without it, and transcribes uploaded voices without "
-            "ref_text: a folder in CTranslate2's format, or a name of faster-whisper's, such as "
-            "tiny. It runs on the CPU"
+            description="Whisper model that aligns words for requests with word_timestamps, which "
+            "get 400 without it, and transcribes uploaded voices without ref_text: a folder in "
+            "CTranslate2's format, or a faster-whisper name such as tiny. It runs on the CPU"
         ),
     ] = None
     first_audio_timeout_s: Annotated[
@@ -243,9 +244,7 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     ] = MAX_PAUSE_S
     unknown_tags: Annotated[
         Literal["text", "refuse"],
-        Field(
-            description="what a <word> in a text is that is none of the model's tags: text, or 400"
-        ),
+        Field(description="a <word> in a text that is not one of the model's tags: text, or 400"),
     ] = "text"
     lexicon: Annotated[
         str | None,
@@ -257,20 +256,20 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     instructions: Annotated[
         Literal["ignore", "refuse"],
         Field(
-            description="of a request, where the model was not trained with them. ignore: the "
-            "header X-Sheen-Ignored says so; refuse: 400"
+            description="instructions of a request, where the model was not trained with them. "
+            "ignore: reported in the header X-Sheen-Ignored; refuse: 400"
         ),
     ] = "ignore"
     voice_aliases: Annotated[
         dict[str, str],
         Field(
-            description="further names for the model's voices; OpenAI's 13 names go round them "
-            "unless they stand here"
+            description="further names for the model's voices; OpenAI's 13 names are assigned to "
+            "them in turn, unless given here"
         ),
     ] = {}
     auth: Annotated[
         Literal["keys", "none"],
-        Field(description="keys: requests bring one of the keys; none: anybody may ask"),
+        Field(description="keys: requests need one of the keys; none: no key is needed"),
     ] = "keys"
     keys_file: Annotated[
         str | None,
@@ -292,7 +291,7 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
 
     def body(self, path: str) -> BodyLimit:
         rows: dict[str, BodyLimit] = {}
-        if self.voices_folder is not None:  # beside the recording there are words and headers
+        if self.voices_folder is not None:  # besides the recording: fields and headers
             size = self.max_recording_bytes + self.max_body_bytes
             rows[VOICES] = BodyLimit(size, self.upload_timeout_s)
         if self.ref_audio:
@@ -304,13 +303,13 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
 
     @property
     def sockets(self) -> int:
-        """WebSockets that may be open at a time: as many as places."""
+        """Greatest number of open WebSockets: as many as places."""
         return self.slots + self.max_queue
 
 
 def checkpoint_location(model: str) -> str:
-    """`args.model` made absolute; a URI or a hub id as it is. ValueError says which command makes a
-    missing checkpoint."""
+    """`args.model` made absolute; a URI or a hub id unchanged. ValueError for a missing checkpoint,
+    with the command that makes one."""
     if uris.is_uri(model):
         return model
     folder = CHECKOUT / Path(model).expanduser()

@@ -1,9 +1,10 @@
-"""`python -m sheen.serve.drain`: finish speech, let nobody in, then shut Serve down.
+"""`python -m sheen.serve.drain`: finish speech, refuse new requests, then shut Serve down.
 
-Owns an orderly end: which cluster has the application, how long its replicas may take, and the end
-of the `serve run` process, which would otherwise wait with nothing to serve. `serve shutdown`, and
-Ctrl-C or SIGTERM under `serve run`, end Ray's HTTP proxies at once and with them every stream (seen
-with Ray 2.60); a replica that is replaced finishes its requests without any of this.
+Owns an orderly shutdown: which cluster runs the application, how long its replicas may take, and
+the end of the `serve run` process, which would otherwise wait with nothing to serve. `serve
+shutdown`, and Ctrl-C or SIGTERM under `serve run`, end Ray's HTTP proxies at once and with them
+every stream (seen with Ray 2.60); a replica that is replaced finishes its requests without any of
+this.
 """
 
 import argparse
@@ -28,21 +29,22 @@ from ray.util import get_node_ip_address
 from sheen.runs import cluster
 
 POLL_S = 0.5
-TELL_S = 5.0
+REPORT_S = 5.0
 ANSWER_S = 10.0
 CONNECT_S = 5.0
 END_S = 30.0
-"""For a `serve run` process to end after a signal, before the next one is sent."""
+"""Seconds for a `serve run` process to end after a signal, before the next one is sent."""
 
 
 def drain(application: str, timeout_s: float, hear_s: float) -> int:
-    """Tell every replica; wait until nothing is spoken, for `timeout_s` at most, then until what
-    was sent is heard, for `hear_s` at most. Requests left, -1 where no replica ever answered.
+    """Drain every replica: wait until no request is left, for `timeout_s` at most, then until
+    clients have played the audio sent, for `hear_s` at most. Returns the requests left, -1 if no
+    replica ever answered.
 
     ValueError for an application of another kind.
     """
     handle = serve.get_app_handle(application)
-    began = told = time.monotonic()
+    began = reported = time.monotonic()
     inside, quiet_since = -1, None
     while (now := time.monotonic()) < began + timeout_s:
         unplayed_s = 0.0
@@ -61,17 +63,17 @@ def drain(application: str, timeout_s: float, hear_s: float) -> int:
                 quiet_since = quiet_since or now
                 if not unplayed_s or now >= quiet_since + hear_s:
                     return 0
-        if now >= told + TELL_S:
-            told = now
+        if now >= reported + REPORT_S:
+            reported = now
             print(f"{inside} requests, {unplayed_s:.0f} s of audio to be played", file=sys.stderr)
         time.sleep(POLL_S)
     return inside
 
 
 def join(application: str, address: str | None) -> None:
-    """Connect to the cluster at `address`, or to the one of this machine that has the application.
+    """Connect to the cluster at `address`, or to the one on this machine that has the application.
 
-    ValueError names the cluster that has not, or those to choose from.
+    ValueError names the clusters without it, or those to choose from.
     """
     addresses = [address] if address else sorted(find_gcs_addresses())
     having, others = [], []
@@ -101,7 +103,7 @@ def join(application: str, address: str | None) -> None:
 
 
 def _applications(address: str) -> list[str]:
-    """Join a cluster; the names of its applications."""
+    """Join a cluster. Returns the names of its applications."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
         raise ValueError("expected HOST:PORT")
@@ -113,7 +115,8 @@ def _applications(address: str) -> list[str]:
 
 
 def serve_runs() -> list[int]:
-    """The processes on this machine that run `serve run`, or `sheen serve`, on the cluster."""
+    """Ids of the processes on this machine that run `serve run`, or `sheen serve`, on the
+    cluster."""
     here = get_node_ip_address()
     return [
         job["DriverPid"]
@@ -123,15 +126,14 @@ def serve_runs() -> list[int]:
 
 
 def runs_serve(command_line: str) -> bool:
-    """Whether a process is `serve run`, `sheen serve` or `python -m sheen.serve.run`."""
+    """Whether a command line is `serve run`, `sheen serve` or `python -m sheen.serve.run`."""
     forms = r"\bserve run\b", r"\bsheen serve\b", r"\bsheen\.serve\.run\b"
     return re.search("|".join(forms), command_line) is not None
 
 
 def end(processes: Sequence[int]) -> list[int]:
-    """Signal processes until they end; those that do not. SIGINT first: `serve run` exits with 0 on
-    it, but a shell's background job ignores it.
-    """
+    """Signal processes until they end. Returns those that do not. SIGINT first: `serve run` exits
+    with 0 on it, but a shell's background job ignores it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         for process in processes:
             with suppress(ProcessLookupError, PermissionError):
@@ -150,11 +152,11 @@ def _lives(process: int) -> bool:
         return False
     except (PermissionError, FileNotFoundError):  # another user's; a system without /proc
         return True
-    return state.split()[0] != "Z"  # ended, and its parent has not asked for its status
+    return state.split()[0] != "Z"  # a zombie has ended
 
 
 def tell(left: int) -> None:
-    """Say what a drain could not wait for."""
+    """Report requests that were cut off because a drain timed out."""
     if left:
         cut = f"{left} requests were" if left > 0 else "no replica answered; speech may have been"
         print(f"{cut} cut", file=sys.stderr)

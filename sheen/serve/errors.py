@@ -1,7 +1,7 @@
-"""Every error in the shape that OpenAI's clients read, the framework's own included.
+"""Errors in the format that OpenAI's clients read, including the framework's own.
 
-Owns status codes, the error's body, and what of a failure a client may learn. Knows nothing about
-models or Ray.
+Owns status codes, the error's body, and which details of a failure a client may see. Knows nothing
+about models or Ray.
 """
 
 import re
@@ -18,11 +18,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 ERROR_KEY = "sheen.error"
-"""Where a request's scope holds the error that it was answered with."""
+"""Key of a request's scope that holds the error of its response."""
 
 
 class ErrorFields(BaseModel):
-    """All four are always there."""
+    """OpenAI's fields of an error, all of them always present."""
 
     message: str
     type: str
@@ -31,13 +31,13 @@ class ErrorFields(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What a client gets instead of what it asked for."""
+    """Body of an error response."""
 
     error: ErrorFields
 
 
 class APIError(Exception):
-    """An error to answer with. `retry_after_s` becomes the Retry-After header of 429 and 503."""
+    """An error for the client. `retry_after_s` becomes the Retry-After header of 429 and 503."""
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class APIError(Exception):
 
 
 class Refused(HTTPException):
-    """An APIError for a body that is refused while the framework reads it: of every other exception
-    it would make a 400. The connection is closed, because the rest of the body may never come."""
+    """An APIError for a body that is refused while the framework reads it: it would turn any other
+    exception into a 400. The connection is closed, because the rest of the body may never come."""
 
     def __init__(self, error: APIError) -> None:
         super().__init__(error.status, str(error), {"Connection": "close"})
@@ -74,8 +74,8 @@ class Refused(HTTPException):
 
 
 def remember(scope: Scope, error: APIError) -> None:
-    """Put into a request's scope what it is answered with. Not where it was raised: those frames
-    hold the scope and what the client sent, which would stay until garbage is collected."""
+    """Store the error of a response in its request's scope. Without its traceback: those frames
+    hold the scope and the client's data, which would stay until garbage is collected."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     scope[ERROR_KEY] = error
 
@@ -90,14 +90,14 @@ def error_response(error: APIError) -> JSONResponse:
 
 
 async def send_error(socket: WebSocket, error: APIError) -> None:
-    """Tell the client of a WebSocket, if it is still there."""
-    with suppress(WebSocketDisconnect, RuntimeError):  # the second: closed already
+    """Send an error to the client of a WebSocket, if it is still connected."""
+    with suppress(WebSocketDisconnect, RuntimeError):  # RuntimeError: already closed
         await socket.send_json({"type": "error", "message": str(error), **error.body()})
 
 
 def describe_invalid(error: RequestValidationError, headers: Headers) -> APIError:
-    """The first thing that is wrong with a request, as a 400 that names the field; a 415 for a body
-    that was not read, since it is not declared as JSON."""
+    """The first fault of a request, as a 400 that names the field; a 415 for a body that was not
+    read, since it is not declared as JSON."""
     problem: dict[str, Any] = error.errors()[0]
     # The first part is "body"; a number there is a position in broken JSON, not a field.
     param = next((part for part in problem["loc"][1:2] if isinstance(part, str)), None)
@@ -105,13 +105,13 @@ def describe_invalid(error: RequestValidationError, headers: Headers) -> APIErro
         return undeclared
     message = f"{param or 'body'}: {problem['msg']}"
     if problem["type"] == "json_invalid":
-        message = f"body: no JSON: {problem['ctx']['error']}, at character {problem['loc'][1]}"
+        message = f"body: not JSON: {problem['ctx']['error']}, at character {problem['loc'][1]}"
     return APIError(400, message, param=param, code=problem["type"])
 
 
 def not_declared_json(headers: Headers) -> APIError | None:
-    """What keeps a body from being read as JSON, by its headers. A page of another origin can send
-    other kinds without asking (CORS): taking them for JSON would let it in."""
+    """A 415 if the headers do not declare a body as JSON, else None. A page of another origin can
+    send other types without permission (CORS): reading them as JSON would let it in."""
     coding = headers.get("content-encoding", "identity").lower()
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if coding != "identity":
@@ -125,7 +125,7 @@ def not_declared_json(headers: Headers) -> APIError | None:
 
 
 def describe_unreadable(error: HTTPException, headers: Headers) -> APIError:
-    """The framework's own error; for a body that it could not read, why."""
+    """The framework's own error; for a body that it could not read, with the reason."""
     cause = error.__cause__
     if error.status_code != HTTPStatus.BAD_REQUEST or cause is None:
         return APIError(error.status_code, str(error.detail))
@@ -136,18 +136,18 @@ def describe_unreadable(error: HTTPException, headers: Headers) -> APIError:
         problem = f"byte {cause.object[cause.start]:#04x} at {cause.start} is not UTF-8"
     elif isinstance(cause, RecursionError):
         problem = "it is nested too deeply"
-    elif isinstance(cause, ValueError):  # the one that JSON's errors leave over
+    elif isinstance(cause, ValueError):  # not a JSONDecodeError: int() bounds the digits
         problem = "a number has too many digits"
-    return APIError(400, f"body: no JSON: {problem}", code="json_invalid")
+    return APIError(400, f"body: not JSON: {problem}", code="json_invalid")
 
 
 def unforeseen(error: Exception) -> APIError:
-    """What is said of a failure that nobody foresaw: the log has the rest, the client no inside."""
+    """A 500 for an unexpected failure: the log has the details, the client learns only the type."""
     return APIError(500, f"internal error ({type(error).__name__})")
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Give the framework's own errors the same shape as ours."""
+    """Return the framework's own errors in the same format as ours."""
 
     def answer(request: Request, error: APIError) -> JSONResponse:
         remember(request.scope, error)
@@ -179,16 +179,16 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route: these statuses, each with an error's body."""
+    """`responses` of a route: these statuses, each with an error as its body."""
     meanings = {
-        400: "the request is wrong; `param` names the field",
+        400: "the request is invalid; `param` names the field",
         401: "no valid key; send `Authorization: Bearer KEY`",
-        403: "the server does not do this",
-        404: "there is no such thing",
+        403: "the server does not allow this",
+        404: "not found",
         408: "the body did not come in time",
         413: "the body is too large",
         415: "the body is not declared as JSON; send `Content-Type: application/json`",
-        429: "as many requests as are allowed are under way; see Retry-After",
+        429: "too many requests at a time; see Retry-After",
         500: "synthesis failed",
         503: "the server is stopping, or the audio did not begin in time; see Retry-After",
     }

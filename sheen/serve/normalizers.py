@@ -2,10 +2,10 @@
 
 Owns those processes and the order in which requests use them. The library takes up to a second for
 a part of a sentence and holds Python's lock meanwhile; in the replica's own process that would stop
-everybody's audio. Requests take turns part by part, by fair queueing in virtual time (Demers,
+all audio. Requests take turns part by part, by fair queueing in virtual time (Demers,
 Keshav, Shenker, 1989): the one that would finish first if all were served at once goes first, so a
 page of numbers delays others by one part, and nobody waits forever. A part whose request was
-cancelled is not begun; one that exceeds its deadline is spoken as written, and counted.
+cancelled is not started; one that exceeds its deadline is spoken as written, and counted.
 """
 
 import asyncio
@@ -31,13 +31,14 @@ Item = TypeVar("Item")
 
 @dataclass
 class Client:
-    """One client: the virtual time at which the work that it asked for so far would be done."""
+    """One client, with the virtual time at which all work that it has requested would be done."""
 
     until: float = 0.0
 
 
 class Turns(Generic[Item]):
-    """Items in with their client and their work, one by one out. For any threads."""
+    """A fair queue: takes items with their client and their work, returns them one by one. For any
+    threads."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, float, Item]] = []
@@ -50,7 +51,7 @@ class Turns(Generic[Item]):
         """Raises RuntimeError after `close`."""
         with self._wake:
             if self._closed:
-                raise RuntimeError("nobody serves any more")
+                raise RuntimeError("the queue is closed")
             client.until = max(self._now, client.until) + work
             heapq.heappush(self._heap, (client.until, next(self._number), work, item))
             self._wake.notify()
@@ -68,7 +69,7 @@ class Turns(Generic[Item]):
             return item
 
     def close(self) -> list[Item]:
-        """Take and give out nothing more. Returns what waits."""
+        """Close the queue. Returns the items that wait in it."""
         with self._wake:
             self._closed = True
             left = [item for *_, item in self._heap]
@@ -80,19 +81,19 @@ class Turns(Generic[Item]):
 logger = logging.getLogger(__name__)
 
 DEADLINE_S = 25.0
-"""For one part, whose work is bounded: ten times the longest that any took (decision 0020). Beyond
-it something is broken, and the part is spoken as written."""
+"""Longest time for one part, seconds: ten times the longest that was measured (decision 0020). The
+work of a part is bounded, so beyond it something is broken, and the part is spoken as written."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """A whole sentence's, to be turned into phonemes."""
+    """The words of a whole sentence, to be turned into phonemes."""
 
     text: str
 
     @property
     def work(self) -> float:
-        """In letters of text normalization, which takes a hundred times as long."""
+        """Work in letters of text normalization, each of which takes a hundred times as long."""
         return len(self.text) / 100
 
 
@@ -103,13 +104,14 @@ class _Job:
 
 
 class NormalizerProcesses:
-    """`reader()` gives a request its way to them. `overdue`: parts that were taken as written."""
+    """Processes that normalize texts; `reader()` returns a function for one request. `overdue`:
+    parts that were spoken as written."""
 
     def __init__(
         self, pipeline: TextPipeline, processes: int, deadline_s: float = DEADLINE_S
     ) -> None:
-        """Returns when the processes are ready, in a minute where grammars must be compiled.
-        ValueError where they cannot be loaded, see `sheen.text.steps.check_steps`."""
+        """Returns when the processes are ready, after a minute if grammars must be compiled.
+        ValueError if they cannot be loaded, see `sheen.text.steps.check_steps`."""
         check_steps(pipeline.steps)
         assert pipeline.language is not None, "a pipeline without text normalization is quick"
         self.overdue = 0
@@ -141,7 +143,7 @@ class NormalizerProcesses:
         return read
 
     async def _sentence(self, client: Client, sentence: str) -> str:
-        """Its words, as `TextPipeline.words`."""
+        """The normalized form of a sentence, as `TextPipeline.words` returns it."""
 
         async def spoken(text: str) -> str:
             return join_parts([await self._words(client, part) for part in parts(normalize(text))])
@@ -167,7 +169,7 @@ class NormalizerProcesses:
         return await asyncio.wrap_future(job.answer)
 
     def alive(self) -> bool:
-        """False once a process has died by itself: the replica must be replaced."""
+        """False once a process has died: the replica must be replaced."""
         return not self._broken
 
     def close(self) -> None:
@@ -177,11 +179,11 @@ class NormalizerProcesses:
             worker.join()
 
     def _work(self, place: int) -> None:
-        """A thread's: one process, and what it is asked."""
+        """Thread body: pass jobs to one process."""
         job = None
         try:
             while (job := self._turns.take()) is not None:
-                if job.answer.set_running_or_notify_cancel():  # else its client has left
+                if job.answer.set_running_or_notify_cancel():  # else it was cancelled
                     self._answer(place, job)
         except (OSError, EOFError, ValueError) as error:
             logger.error("a process that normalizes texts has ended: %s", error)
@@ -215,7 +217,7 @@ class NormalizerProcesses:
 
 
 class _Helper:
-    """One process, which is asked one thing at a time. Its end is an EOFError or OSError."""
+    """One process, which handles one item at a time. EOFError or OSError once it has died."""
 
     def __init__(self, pipeline: TextPipeline) -> None:
         context = get_context("spawn")  # a fork would copy locks that other threads hold
@@ -225,14 +227,14 @@ class _Helper:
         theirs.close()
 
     def wait_until_ready(self) -> None:
-        """ValueError when it cannot load the grammars."""
+        """Raises ValueError when the process cannot load the grammars."""
         error = self._connection.recv()
         if error is not None:
             raise error
 
     def ask(self, item: Part | Words, deadline_s: float) -> str | Exception | None:
-        """A part's words, or words' phonemes, or what the library raised; None when the deadline
-        came first."""
+        """The normalized form of a part, the phonemes of words, or the exception that the library
+        raised; None when the deadline passed first."""
         self._connection.send(item)
         if not self._connection.poll(deadline_s):
             return None
@@ -246,8 +248,8 @@ class _Helper:
 
 
 def _serve(connection: Connection, pipeline: TextPipeline) -> None:
-    """What a process does: normalize what it is sent until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is its parent's to answer
+    """Process body: normalize the items received until the parent closes the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles a terminal's Ctrl-C
     try:
         pipeline.load()
     except ValueError as error:
@@ -263,6 +265,6 @@ def _serve(connection: Connection, pipeline: TextPipeline) -> None:
             answer: str | Exception = (
                 pipeline.part(item) if isinstance(item, Part) else pipeline.model_input(item.text)
             )
-        except Exception as error:  # noqa: BLE001 - it is raised on the other side
+        except Exception as error:  # noqa: BLE001 - it is raised in the parent
             answer = RuntimeError(f"{type(error).__name__}: {error}")
         connection.send(answer)

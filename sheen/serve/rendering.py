@@ -1,8 +1,8 @@
-"""An admitted request on its way: its text in, its bytes out, in its speed and format.
+"""Rendering of an admitted request: text in, bytes of audio out, at its speed, in its format.
 
 Owns the rendering outside the event loop and its order (speed, then format), the failures that can
 be foreseen, and the finish reason and usage of complete speech. Formats and changes of speed:
-`sheen.audio.encoders`, `sheen.audio.effects`; how the bytes leave: `sheen.serve.responses`,
+`sheen.audio.encoders`, `sheen.audio.effects`; how they are sent: `sheen.serve.responses`,
 `sheen.serve.websocket`.
 """
 
@@ -28,11 +28,11 @@ from sheen.text.items import DeliveryError
 from sheen.text.ssml import Scope
 
 CHEAP = {"pcm", "wav"}
-"""Formats that cost less to make than to hand to another thread."""
+"""Formats that cost less to encode than to pass to another thread."""
 
 
 class Renderer:
-    """One response's bytes. `close` it, whatever happened."""
+    """Encodes the audio of one response. Always `close` it."""
 
     def __init__(
         self,
@@ -43,22 +43,22 @@ class Renderer:
         *,
         whole: bool = False,
     ) -> None:
-        """`whole`: all bytes leave at `finish`, with a header that states the length."""
+        """`whole`: `finish` returns all bytes, with a header that states the length."""
         self.sample_rate = sample_rate
         self.whole = whole
         self._stretch = Stretch(speed, sample_rate)
         self._encoder = AudioEncoder(audio_format, sample_rate, whole=whole)
         self._pool = None if audio_format in CHEAP and speed == 1.0 else pool
-        # A client may leave while another thread computes: what it uses is not closed under it.
+        # A client may disconnect while another thread encodes: the encoder must not be closed then.
         self._lock = threading.Lock()
         self._closed = False
 
     async def push(self, span: Span) -> bytes:
-        """What can be sent of these samples and those before them."""
+        """Add samples. Returns the bytes that can be sent now."""
         return await self._computed(span)
 
     async def finish(self) -> bytes:
-        """All that is left."""
+        """Returns the remaining bytes."""
         return await self._computed(None)
 
     def seconds(self, span: Span) -> float:
@@ -87,22 +87,22 @@ class Renderer:
 
 @dataclass(frozen=True)
 class Utterance:
-    """An admitted request: give it its text, iterate `speech`, send what `renderer` makes of it."""
+    """An admitted request: feed it its text, iterate `speech`, send the bytes of `renderer`."""
 
     chunks: ChunkStream
     text: DeliveryStream
     speech: Speech
     renderer: Renderer
     come_back: Callable[[], int]
-    """A place promised for when it is asked for again: seconds until then."""
+    """Promises a place to a retry of this request. Returns the seconds until then."""
     ssml: Scope | None = None
-    """Its text is one SSML document."""
+    """Set where the text is one SSML document."""
     words: WordTimes | None = None
-    """Where they were asked for."""
+    """Word times, where they were requested."""
 
     async def feed(self, text: str, field: str = "input") -> None:
-        """Further text, which came in a field of this name. Raises APIError, 400, for a mark in it
-        that cannot be followed."""
+        """Add text, which came in a field of this name. Raises APIError, 400, for a mark in it that
+        cannot be followed."""
         with _marks_of(field):
             if self.ssml is None:
                 await self.chunks.feed_text(text, self.text)
@@ -124,9 +124,10 @@ def _marks_of(field: str) -> Iterator[None]:
 
 
 async def rendered(utterance: Utterance, record: RequestRecord) -> AsyncIterator[bytes]:
-    """The audio's bytes as they are made, at least one. APIError for what can be foreseen."""
+    """The audio's bytes as they are generated, at least one item. APIError for foreseeable
+    failures."""
     try:
-        async for data in _made(utterance, record):
+        async for data in _encoded(utterance, record):
             yield data
     except RequestError as error:
         raise APIError(400, str(error), param=error.field) from error
@@ -136,7 +137,7 @@ async def rendered(utterance: Utterance, record: RequestRecord) -> AsyncIterator
         raise APIError(500, str(failure)) from failure
 
 
-async def _made(utterance: Utterance, record: RequestRecord) -> AsyncIterator[bytes]:
+async def _encoded(utterance: Utterance, record: RequestRecord) -> AsyncIterator[bytes]:
     renderer, sent = utterance.renderer, False
     try:
         async for span in utterance.speech.spans():
@@ -144,25 +145,25 @@ async def _made(utterance: Utterance, record: RequestRecord) -> AsyncIterator[by
             record.sent(renderer.seconds(span))
             if utterance.words is not None:
                 utterance.words.push(span, renderer.seconds(span), utterance.speech.texts)
-            if data or renderer.whole:  # of a whole file nothing leaves, but it has begun
+            if data or renderer.whole:  # a whole file is sent at the end, but has begun
                 sent = True
                 yield data
         if data := await renderer.finish():
             sent = True
             yield data
         if not sent:
-            raise SpeechFailed("synthesis failed: the model gave no audio")
+            raise SpeechFailed("synthesis failed: the model generated no audio")
     except Exception:
-        if record.chunks:  # else nothing was begun that could fail
+        if record.chunks:  # else nothing had started that could fail
             record.finish_reason = "error"
         raise
 
 
-async def told(
+async def with_word_times(
     data: AsyncIterator[bytes], utterance: Utterance
 ) -> AsyncIterator[bytes | list[WordTime] | None]:
-    """What `rendered` gives, and between it the times of the words of a chunk, as soon as they are
-    known; None for a chunk that has none."""
+    """The bytes of `rendered` and, between them, the word times of each chunk as soon as they are
+    known; None for a chunk whose alignment failed."""
     async for some in data:
         yield some
         for words in [] if utterance.words is None else utterance.words.ready():
@@ -176,8 +177,8 @@ WORD_EVENT = "speech.audio.word_timestamps"
 
 
 def finish_reason(record: RequestRecord) -> str:
-    """Of speech that is whole: `length` if a chunk of it met its budget. What is said of a text
-    without a word is `stop`."""
+    """The finish reason of complete speech: `length` if a chunk of it reached its budget, else
+    `stop`, also for a text without a word."""
     return record.finish_reason or "stop"
 
 
@@ -189,7 +190,7 @@ def usage(record: RequestRecord) -> Usage:
 
 
 def ending(record: RequestRecord) -> dict[str, Any]:
-    """What the last event of whole speech tells."""
+    """The fields of the last event of complete speech."""
     ignored = {"ignored": list(record.ignored)} if record.ignored else {}
     usage_of = usage(record).model_dump()
     return {"finish_reason": finish_reason(record), "usage": usage_of, **ignored}

@@ -1,4 +1,4 @@
-"""What a replica's process of Ray Serve needs before it serves: a log, and no port for others.
+"""Setup of a replica's process in Ray Serve: its log, and a port on loopback.
 
 Owns what Serve has no setting for.
 """
@@ -19,7 +19,7 @@ def log_like_serve() -> None:
 
 
 def stay_on_loopback() -> None:
-    """Where Ray listens on loopback, open the replica's port for other deployments there too.
+    """If Ray listens on loopback, open the replica's port for other deployments there too.
 
     Called before Serve opens it, which it does on every address (docs/upstream.md).
     """

@@ -1,10 +1,10 @@
-"""One record per request: its life, the metrics it is counted in, and its log line.
+"""One record per request: its life cycle, its metrics and its log line.
 
-Owns the record, as ASGI middleware around the whole application: when the response is out, or the
-client has disconnected in any way, what the request held is released, and the record is counted and
-logged. Owns the metrics' names too; Ray's exporter puts `ray_` before each, `_total` behind a
-counter's, and tags all with application, deployment and replica (`deploy/grafana-dashboard.json`
-shows them). Neither metrics nor log lines hold a text or a key.
+Owns the record, as ASGI middleware around the whole application: when the response is sent, or the
+client has disconnected in any way, the resources of the request are released, and the record is
+counted and logged. Owns the metrics' names too; Ray's exporter puts `ray_` before each, `_total`
+behind a counter's, and tags all with application, deployment and replica
+(`deploy/grafana-dashboard.json` shows them). Neither metrics nor log lines hold a text or a key.
 """
 
 import asyncio
@@ -26,42 +26,42 @@ from sheen.serve.errors import ERROR_KEY, APIError, remember, unforeseen
 
 SCOPE_KEY = "sheen.record"
 SWITCHED = 101
-"""HTTP's status of a WebSocket."""
+"""HTTP status of a WebSocket."""
 CLIENT_LEFT = 499
-"""nginx's status for an answer that nobody waited for."""
+"""nginx's status for a client that disconnected before the response."""
 FAILED = 500
 LONGEST_ID = 128
 
 
 @dataclass
 class RequestRecord(Progress):
-    """A request on its way. `status` None: no answer has begun."""
+    """A request in progress. `status` None: no response has begun."""
 
     path: str = ""
     request_id: str = ""
     status: int | None = None
     code: str | None = None
-    """Of the error that it was refused or failed with; `param`: the field that it names."""
+    """Code of the error that refused or failed the request; `param`: the field that it names."""
     param: str | None = None
     characters: int = 0
     voice: str = ""
     audio_format: str = ""
     ignored: tuple[str, ...] = ()
-    """Fields of it that the model cannot follow."""
+    """Fields of the request that the model cannot follow."""
     playback: Playback = field(default_factory=Playback)
-    """As the audio left the server; `Playback.opened` is the request's arrival."""
+    """Playback of the audio as it left the server; `Playback.opened` is the request's arrival."""
     cleanup: ExitStack = field(default_factory=ExitStack)
-    """What is given back when the request is over."""
+    """Releases the request's resources when it is over."""
     _first_chunk_s: float = 0.0
     _last_came: float = 0.0
 
     def blame(self, error: APIError) -> None:
-        """Enter what it was refused or failed with."""
+        """Record the error that refused or failed the request."""
         self.code = error.code or HTTPStatus(error.status).name.lower()
         self.param = error.param
 
     def sent(self, seconds: float) -> None:
-        """So many seconds of audio leave now."""
+        """Record that so many seconds of audio are being sent now."""
         if self.playback.first_audio_s is None:
             self._first_chunk_s = seconds
         self.playback.came(seconds)
@@ -76,7 +76,7 @@ class RequestRecord(Progress):
         return (self._last_came - self.playback.first_audio_s) / later
 
     def fields(self) -> dict[str, Any]:
-        """As the log line holds it: seconds, rounded to milliseconds."""
+        """Fields of the log line: times in seconds, rounded to milliseconds."""
         numbers = {
             "queue_s": self.queue_s,
             "first_audio_s": self.playback.first_audio_s,
@@ -107,7 +107,8 @@ _listeners: list[Callable[[RequestRecord], object]] = []
 
 
 def listen(ended: Callable[[RequestRecord], object]) -> None:
-    """Tell `ended` of every record's end. The process's, like the gate (`access.middleware`)."""
+    """Call `ended` with every record that ends in this process. Set per process, like the gate
+    (`access.middleware`)."""
     _listeners.append(ended)
 
 
@@ -121,14 +122,14 @@ def open_record(scope: Scope) -> RequestRecord:
     """A new record for a request, or for an utterance on a WebSocket.
 
     Serve's proxy gives every request an id, the client's own if it brings one, and puts it into the
-    answer's headers.
+    response's headers.
     """
     request_id = Headers(scope=scope).get("x-request-id", "")[:LONGEST_ID]
     return RequestRecord(path=local_path(scope), request_id=request_id)
 
 
 def close_record(record: RequestRecord) -> None:
-    """Give back what it holds; count it."""
+    """Release the request's resources, and count it."""
     record.cleanup.close()
     for ended in _listeners:
         ended(record)
@@ -141,7 +142,7 @@ def record_of(request: HTTPConnection) -> RequestRecord:
 
 
 def refused(scope: Scope, error: APIError) -> None:
-    """Enter why a request is refused; what a WebSocket is refused has a record of its own."""
+    """Record why a request is refused; a refusal on a WebSocket has a record of its own."""
     remember(scope, error)
     if SCOPE_KEY not in scope:
         record = open_record(scope)
@@ -192,7 +193,8 @@ SPEECH = "/v1/audio/speech"
 
 
 class Metrics:
-    """A replica's metrics. Make it in the replica: Ray tags them with where they are made."""
+    """A replica's metrics. Create it in the replica: Ray tags them by the process that creates
+    them."""
 
     def __init__(self) -> None:
         self._requests = Counter(
@@ -212,9 +214,9 @@ class Metrics:
             "sheen_underruns", "Chunks that came after a listener who plays at once had run out."
         )
         self._length_stops = Counter(
-            "sheen_length_stops", "Speech that its budget ended, and not the model."
+            "sheen_length_stops", "Speech ended by its budget, not by the model."
         )
-        self._cancels = Counter("sheen_cancels", "Speech that its client left or cancelled.")
+        self._cancels = Counter("sheen_cancels", "Speech that its client cancelled, or left.")
         self._as_written = Counter(
             "sheen_texts_as_written",
             "Parts of texts that were spoken as written, because normalizing them took too long.",
@@ -229,7 +231,7 @@ class Metrics:
         self._slots = Gauge("sheen_slots", "Text chunks that can be synthesized at once.")
         self._fill = Gauge("sheen_batch_fill", "Mean share of slots in a step since the start.")
         self._cache = Gauge(
-            "sheen_kv_cache_fill", "Share of the KV cache that requests have for their tokens."
+            "sheen_kv_cache_fill", "Share of the KV cache that requests have reserved."
         )
         self._queue = Histogram("sheen_queue_seconds", "Seconds until a slot was free.", SECONDS)
         self._first = Histogram(
@@ -244,7 +246,7 @@ class Metrics:
         self._before = {"tokens": 0.0, "texts_as_written": 0.0}
 
     def engine(self, values: Mapping[str, float]) -> None:
-        """Take over the numbers of what is behind the routes (`Backend.metrics`)."""
+        """Update the engine's metrics from `Backend.metrics`."""
         self._running.set(values["running"])
         self._waiting.set(values["waiting"])
         self._slots.set(values["slots"])
@@ -256,7 +258,7 @@ class Metrics:
                 self._before[name] = values[name]
 
     def ended(self, record: RequestRecord) -> None:
-        """A request was answered, or its client left: count it, and log speech."""
+        """Count a request that was answered or whose client left, and log it if it was speech."""
         playback = record.playback
         self._requests.inc(
             1.0, {"status": str(record.status), "finish_reason": record.finish_reason or "none"}

@@ -2,7 +2,7 @@
 
 Owns OpenAI's events and our headers, when the response begins (with its first bytes, so that until
 then a failure still gets a status of its own) and how it ends: a stream that fails is cut off, or
-says so in an event; it never ends as if it were complete.
+ends with an error event; it never ends as if it were complete.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from sheen.serve.rendering import (
     ending,
     finish_reason,
     rendered,
-    told,
+    with_word_times,
 )
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema.requests import SpeechRequest
@@ -30,7 +30,8 @@ from sheen.serve.word_times import WordTime
 
 EVENT_STREAM = "text/event-stream"
 FINISH_REASON = "X-Finish-Reason"
-"""Header of a whole answer: how it ended. A stream's headers are sent before anybody knows."""
+"""Header with the finish reason of a whole answer. A stream's headers are sent before it is
+known."""
 SAMPLE_RATE = "x-sample-rate"
 IGNORED = "X-Sheen-Ignored"
 WORDS, WORDS_OMITTED = "X-Word-Timestamps", "X-Word-Timestamps-Omitted"
@@ -39,11 +40,11 @@ SPEECH_HEADERS: dict[str, dict[str, Any]] = {
     SAMPLE_RATE: {"description": "Hz, of the audio", "schema": {"type": "integer"}},
     FINISH_REASON: {
         "description": "with `stream: false`. stop: the model ended every chunk; length: a chunk "
-        "met its budget",
+        "reached its budget",
         "schema": {"enum": ["stop", "length"]},
     },
     IGNORED: {
-        "description": "fields of the request that the model cannot follow, with commas between",
+        "description": "fields of the request that the model cannot follow, comma-separated",
         "schema": {"type": "string"},
     },
     WORDS: {
@@ -52,17 +53,17 @@ SPEECH_HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string"},
     },
     WORDS_OMITTED: {
-        "description": "why that header is not there",
+        "description": "the reason why X-Word-Timestamps is missing",
         "schema": {"type": "string"},
     },
 }
-"""As OpenAPI documents them."""
+"""The headers of speech, for OpenAPI."""
 
 
 async def answer(
     backend: Backend, request: SpeechRequest, record: RequestRecord, timeout_s: float
 ) -> Response:
-    """The answer to a request as it asks for it: whole, or begun. Raises APIError."""
+    """The response to a request, whole or streamed, as it asks. Raises APIError."""
     events = request.stream_format == "sse"
     if request.word_timestamps and not (events or request.whole):
         raise APIError(
@@ -94,16 +95,20 @@ def event(kind: str, **fields: Any) -> bytes:
 async def streamed(
     utterance: Utterance, record: RequestRecord, timeout_s: float, events: bool
 ) -> StreamingResponse:
-    """The answer, begun. Raises APIError when it cannot begin, with 503 after `timeout_s`."""
+    """A streamed response, once it has its first bytes. Raises APIError when it cannot begin, with
+    503 after `timeout_s`."""
     chunks = rendered(utterance, record)
     first = await _first(chunks, utterance, record, timeout_s)
-    rest = _events(first, told(chunks, utterance), record) if events else _audio(first, chunks)
+    if events:
+        rest = _events(first, with_word_times(chunks, utterance), record)
+    else:
+        rest = _audio(first, chunks)
     media = EVENT_STREAM if events else MEDIA_TYPES[record.audio_format]
     return StreamingResponse(rest, media_type=media, headers=_headers(utterance, record))
 
 
 async def whole(utterance: Utterance, record: RequestRecord, timeout_s: float) -> Response:
-    """The answer when all of it is there, with its length. Raises APIError."""
+    """The complete response, with its length. Raises APIError."""
     chunks = rendered(utterance, record)
     body = bytearray(await _first(chunks, utterance, record, timeout_s))
     async for chunk in chunks:
@@ -119,7 +124,7 @@ def _headers(utterance: Utterance, record: RequestRecord) -> dict[str, str]:
     headers = {
         SAMPLE_RATE: str(utterance.renderer.sample_rate),
         "Cache-Control": "no-store",
-        # nginx would otherwise collect the stream before it passes it on.
+        # nginx would otherwise buffer the stream.
         "X-Accel-Buffering": "no",
     }
     if record.ignored:
@@ -128,7 +133,8 @@ def _headers(utterance: Utterance, record: RequestRecord) -> dict[str, str]:
 
 
 def _word_headers(words: list[WordTime] | None) -> dict[str, str]:
-    """As vLLM-Omni has them. Proxies bound headers, many to 8 KiB together."""
+    """The word times in a header, as in vLLM-Omni. Limited in size, because proxies limit headers,
+    many to 8 KiB together."""
     if words is None:
         return {WORDS_OMITTED: "alignment failed"}
     written = json.dumps(words, separators=(",", ":"))
@@ -155,7 +161,7 @@ async def _first(
 
 async def _audio(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
-    # An error here cuts the stream off: the status is long sent, and nothing else tells a client.
+    # An error here cuts the stream off: the status is sent, and only that shows it to a client.
     async for chunk in chunks:
         yield chunk
 
@@ -175,5 +181,5 @@ async def _events(
     except Exception as error:
         known = error if isinstance(error, APIError) else unforeseen(error)
         yield event("speech.audio.error", **known.body())
-        raise  # some clients know no error event: they must see the answer cut off
+        raise  # for clients without error events: they see the response cut off
     yield event("speech.audio.done", **ending(record))

@@ -1,10 +1,10 @@
-"""`sheen serve`: `serve run` of a config or of one checkpoint, and an end that lets speech finish.
+"""`sheen serve`: `serve run` of a config or of one checkpoint, and a shutdown that finishes speech.
 
-Owns the config that `--model` stands for and `--print-config` shows, and what SIGTERM and SIGINT
-mean. Docker, Kubernetes and systemd end a server with the first, a terminal with the second, and
-`serve run` cuts every stream on either (seen with Ray 2.60). Here
-requests are drained as by `sheen.serve.drain`, Serve is shut down, and the process exits with 0 and
-with it the Ray cluster that it started, which is on 127.0.0.1. A second signal ends it at once.
+Owns the config that is generated for `--model` and shown by `--print-config`, and the handling of
+SIGTERM and SIGINT. Docker, Kubernetes and systemd end a server with the first, a terminal with the
+second, and `serve run` cuts every stream on either (seen with Ray 2.60). Here requests are drained
+as by `sheen.serve.drain`, Serve is shut down, and the process exits with 0 and with it the Ray
+cluster that it started, which is on 127.0.0.1. A second signal ends it at once.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop(BaseException):
-    """A signal came. Not an Exception: `serve run` catches those, and shuts down at once."""
+    """Raised on a signal. Not an Exception: `serve run` catches those, and shuts down at once."""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.serve.run") -> int:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
     if options.print_config and options.model is None:
         options.model = find_default_voice()
     if (options.config is None) == (options.model is None):
-        parser.error("give a config or --model, one of them")
+        parser.error("give either a config or --model")
     if options.config is not None:
         return _run(options.config, options, parser)
     try:
@@ -109,8 +109,8 @@ def serve_config(
     gpu: bool = False,
     source: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """The config of Ray Serve that speaks with one checkpoint, as serve_config.yaml of a checkout
-    is. `source`: further `args` that say what the checkpoint is."""
+    """A config of Ray Serve for one checkpoint, like a checkout's serve_config.yaml. `source`:
+    further `args` that describe the checkpoint (`form`, `codec`, `info`)."""
     actor = {"num_cpus": 1} | ({"num_gpus": 1} if gpu else {})
     scaling = {
         "min_replicas": 1,
@@ -160,10 +160,10 @@ def _run(path: Path, options: argparse.Namespace, parser: argparse.ArgumentParse
         ]
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         parser.error(f"{path}: not a config of Ray Serve ({error!r})")
-    # Of a cluster that is started here: its proxy holds what clients send, large messages too.
+    # For a cluster that is started here: its proxy holds all messages of clients, large ones too.
     os.environ.setdefault(*cluster.SMALL_BLOCKS)
     os.environ.setdefault(*cluster.NORMAL_PRIORITY)
-    # Before `serve run` would: Ray's start sets a handler for SIGTERM, which ours replace.
+    # Before `serve run` does it: starting Ray sets a handler for SIGTERM, which ours replaces.
     with cluster.on_loopback():
         ray.init(options.address, namespace="serve")
     for number in SIGNALS:
@@ -173,7 +173,7 @@ def _run(path: Path, options: argparse.Namespace, parser: argparse.ArgumentParse
     except Stop:
         for number in SIGNALS:
             signal.signal(number, _exit)
-    except SystemExit:  # after an error that it has shown; its status is 0
+    except SystemExit:  # after an error that it has printed; its status is 0
         return 1
     else:
         return 1

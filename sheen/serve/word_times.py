@@ -25,7 +25,7 @@ from sheen.text.segmentation import has_word
 logger = logging.getLogger(__name__)
 
 WordTime = dict[str, str | int]
-"""`word`, `start_ms` and `end_ms`, as vLLM-Omni has them: from the beginning of the audio."""
+"""`word`, `start_ms` and `end_ms`, with vLLM-Omni's keys: from the beginning of the audio."""
 
 _WORD = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}]\p{M}*|[^\s\p{Han}\p{Hiragana}\p{Katakana}]+"
@@ -33,7 +33,8 @@ _WORD = regex.compile(
 
 
 def written_words(sentence: str) -> list[str]:
-    """Words between white space; characters in scripts without spaces. Signs alone are no word."""
+    """Words between white space; characters in scripts without spaces. Punctuation alone is no
+    word."""
     return [word for word in _WORD.findall(sentence) if has_word(word)]
 
 
@@ -50,7 +51,7 @@ class Aligner:
         self._pool = ThreadPoolExecutor(1, "sheen-aligner")
 
     async def align(self, samples: Samples, sample_rate: int, words: Sequence[str]) -> Times:
-        """When each word of a clip `[n]` is spoken, seconds within it."""
+        """Start and end of each word in a clip `[n]`, seconds."""
 
         def align_here() -> Times:
             return refine(samples, sample_rate, self._model.align(samples, sample_rate, words))

@@ -1,7 +1,7 @@
-"""API keys: where they stand, how they are kept, and how a file of them is followed.
+"""API keys: their sources, their hashes, and following changes of a file of keys.
 
 Owns reading keys and noticing that their file has changed. Keys are kept and compared as hashes, in
-constant time; none is ever logged. Knows nothing about requests.
+constant time, and never logged. Knows nothing about requests.
 """
 
 import hashlib
@@ -19,11 +19,12 @@ logger = logging.getLogger(__name__)
 
 KEYS_VARIABLE = "SHEEN_API_KEYS"
 RELOAD_S = 4.0
-"""A change of the file is known so soon; with what a WebSocket takes to notice, within 10 s."""
+"""Seconds between reads of the file. With the time a WebSocket takes to notice, a change takes
+effect within 10 s."""
 HOLD_S = 60.0
-"""While the file cannot be read, the keys last read are good for so long, and then none is."""
+"""Seconds for which the keys last read stay valid while the file cannot be read; then none is."""
 FIRST_READ_S = 10.0
-"""A replica does not wait longer for the file before it starts, with no key yet."""
+"""Longest wait of a starting replica for the file, seconds; after it, it starts with no key yet."""
 
 
 def digest(key: str) -> str:
@@ -31,17 +32,17 @@ def digest(key: str) -> str:
 
 
 def is_known(key: str, digests: Iterable[str]) -> bool:
-    """Whether it is one of the keys."""
+    """Whether the hash of `key` is among `digests`."""
     found = digest(key)
-    # All are compared: how long it takes says nothing about which one was near.
+    # All are compared, so that the time taken does not reveal which one nearly matched.
     return sum(hmac.compare_digest(found, known) for known in digests) > 0
 
 
 def read_keys(location: str | None) -> frozenset[str]:
-    """Hashes of the keys in a file, a path or URI, or in SHEEN_API_KEYS (commas between them).
+    """Hashes of the keys in a file, a path or URI, or in SHEEN_API_KEYS (separated by commas).
 
-    ValueError when they cannot be read, when there are none, because a server without keys must be
-    asked for, and for a key that no header can carry.
+    ValueError when they cannot be read, when there are none (a server without keys must be
+    requested with args.auth none), and for a key that a header cannot carry.
     """
     if location is not None:
         where = f"args.keys_file {shown(location)}"
@@ -64,8 +65,8 @@ def read_keys(location: str | None) -> frozenset[str]:
 
 
 def read_file(location: str) -> frozenset[str]:
-    """Hashes of the keys in a file: one a line; what begins with `#` is a comment, at the beginning
-    of a line or after white space. OSError and ValueError when it cannot be read."""
+    """Hashes of the keys in a file, one a line. `#` at the beginning of a line or after white space
+    begins a comment. OSError and ValueError when the file cannot be read."""
     lines = files.read_bytes(location).decode("utf-8-sig").splitlines()
     return _hashed(re.split(r"(?:^|\s)#", line, maxsplit=1)[0] for line in lines)
 
@@ -78,15 +79,15 @@ def _hashed(entries: Iterable[str]) -> frozenset[str]:
 
 
 def located(location: str) -> str:
-    """A location that means the same in any process. Links are kept: where secrets are mounted, a
-    change is a link that points elsewhere, and what it pointed to is gone."""
+    """A location that means the same in any process. Links are not resolved: where secrets are
+    mounted, an update points the link elsewhere and deletes its old target."""
     if uris.is_uri(location):
         return location
     return os.path.abspath(os.path.expanduser(location))
 
 
 def shown(location: str) -> str:
-    """A location as it may be logged: URIs can hold credentials."""
+    """A location without the credentials that a URI can hold, for logs and messages."""
     return re.sub(r"//[^/@]*@", "//", uris.split_options(location)[0])
 
 
@@ -95,15 +96,16 @@ def _reason(error: Exception, location: str) -> str:
 
 
 class KeyFile:
-    """The keys of a file as they are now. A thread reads it again every `reload_s`."""
+    """The current keys of a file. A thread reads it again every `reload_s`."""
 
     def __init__(self, location: str, reload_s: float = RELOAD_S, hold_s: float = HOLD_S) -> None:
-        """Returns when the file was read or could not be; until it was, no key is known."""
+        """Waits for the first read, at most FIRST_READ_S. Until a read succeeds, no key is
+        valid."""
         self._location, self._where = location, f"args.keys_file {shown(location)}"
         self._reload_s, self._hold_s = reload_s, hold_s
         self._digests: frozenset[str] | None = None
         self._read_at = float("-inf")
-        self._told_at = float("-inf")
+        self._warned_at = float("-inf")
         self._failing = False
         self._closed, self._tried = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="sheen-keys", daemon=True)
@@ -111,12 +113,13 @@ class KeyFile:
         self._tried.wait(FIRST_READ_S)
 
     def digests(self) -> frozenset[str] | None:
-        """Of the keys that are good now; None when that is not known: then none is."""
-        # By the clock, and not by the thread: a network may keep a read waiting for ever.
+        """Hashes of the keys that are valid now; None when they are unknown, and then none is
+        valid."""
+        # Checked here and not in the thread, where a read over a network may block for ever.
         if time.monotonic() - self._read_at <= self._hold_s:
             return self._digests
-        if time.monotonic() - self._told_at >= HOLD_S:
-            self._told_at = time.monotonic()
+        if time.monotonic() - self._warned_at >= HOLD_S:
+            self._warned_at = time.monotonic()
             logger.error("%s has not been read in time: all requests are refused", self._where)
         return None
 
@@ -128,7 +131,7 @@ class KeyFile:
         while True:
             try:
                 self._take(read_file(self._location))
-            except Exception as error:  # noqa: BLE001  whatever a filesystem raises, it is told
+            except Exception as error:  # noqa: BLE001  a filesystem may raise anything; it is logged
                 self._miss(error)
             self._tried.set()
             if self._closed.wait(self._reload_s):
@@ -136,13 +139,13 @@ class KeyFile:
 
     def _take(self, digests: frozenset[str]) -> None:
         before, self._digests = self._digests, digests
-        self._read_at, self._told_at, self._failing = time.monotonic(), float("-inf"), False
+        self._read_at, self._warned_at, self._failing = time.monotonic(), float("-inf"), False
         if digests == before:
             return
         known = before or frozenset()
         log = logger.info if digests else logger.error
         log(
-            "%s: %d keys came, %d went, %d in all%s",
+            "%s: %d keys added, %d removed, %d in all%s",
             self._where,
             len(digests - known),
             len(known - digests),
@@ -154,10 +157,10 @@ class KeyFile:
         if not self._failing:
             self._failing = True
             logger.error(
-                "%s cannot be read: the keys known hold for %g s from when it last was, then all "
-                "requests are refused (%s)",
+                "%s cannot be read: its keys stay valid for %g s after the last successful read, "
+                "then all requests are refused (%s)",
                 self._where,
                 self._hold_s,
                 _reason(error, self._location),
             )
-        self.digests()  # says so when the time is over, though nobody asks
+        self.digests()  # logs the expiry, even when no request comes

@@ -1,9 +1,9 @@
-"""What keeps a client to the limits of its body and its messages, at every door.
+"""Limits of request bodies and WebSocket messages, the same on every route.
 
-Owns the clock of a body, and what is taken for a message on a WebSocket: small enough, slow enough,
-and ours. Each refusal has a code, by which it is counted. The limits are fields of `args`
-(`sheen.serve.config`); what a message holds is `sheen.serve.schema`'s, what it does
-`sheen.serve.websocket`'s; how many requests speak at a time is `sheen.serve.access.admission`'s.
+Owns the deadline of a body, and whether a WebSocket message is accepted: by its size, its rate and
+its type. Each refusal has a code, by which it is counted. The limits are fields of `args`
+(`sheen.serve.config`). Fields of messages: `sheen.serve.schema`; their handling:
+`sheen.serve.websocket`; the number of concurrent requests: `sheen.serve.access.admission`.
 """
 
 import asyncio
@@ -24,12 +24,13 @@ from sheen.serve.schema.messages import MESSAGE, ClientMessage, InputText, Text
 NORMAL, POLICY_VIOLATION, TOO_BIG = 1000, 1008, 1009
 """Close codes of WebSockets (RFC 6455, 7.4.1)."""
 IDLE_S = 60.0
-"""A client that is in the middle of a text and sends no more for so long is taken for gone."""
+"""Seconds without text in the middle of an utterance, after which a client is assumed to be
+gone."""
 SILENT_S = 600.0
-"""A WebSocket on which nobody has spoken for so long is closed."""
+"""Seconds without speech after which a WebSocket is closed."""
 RESERVE = 64
-"""Places of a replica beyond all that can be held: for what is answered at once, such as /health,
-and every refusal."""
+"""Places of a replica beyond all that can be held, for responses that return at once: /health and
+every refusal."""
 
 
 def too_large(limit: BodyLimit) -> APIError:
@@ -37,13 +38,13 @@ def too_large(limit: BodyLimit) -> APIError:
 
 
 def declared(headers: Headers) -> int:
-    """The body's length as its request gives it; 0 for none."""
+    """The Content-Length of a request; 0 where it has none."""
     length = headers.get("content-length", "")
     return int(length) if length.isdecimal() else 0
 
 
 class Body:
-    """One request's body on its way: use it as `receive`. Raises Refused."""
+    """One request's body as it arrives; use it as `receive`. Raises Refused."""
 
     def __init__(self, receive: Receive, limit: BodyLimit, bodies: "Bodies") -> None:
         self._receive, self._limit, self._bodies = receive, limit, bodies
@@ -53,7 +54,7 @@ class Body:
         self._waiting: asyncio.Timeout | None = None
 
     async def __call__(self) -> Message:
-        if self._whole:  # what still comes is that the client leaves
+        if self._whole:  # only the disconnect can follow
             return await self._receive()
         if not self._begun:
             self._begun = True
@@ -64,9 +65,9 @@ class Body:
             async with asyncio.timeout_at(self._deadline) as self._waiting:
                 message = await self._receive()
         except TimeoutError as error:
-            reason = f"the body was not whole after {self._limit.seconds:g} s"
+            reason = f"the body was incomplete after {self._limit.seconds:g} s"
             if self._expired:
-                reason = "the body was the oldest of those on their way, and its place was needed"
+                reason = "the body was the oldest being received, and its place was needed"
             raise Refused(APIError(408, reason, code="body_timeout")) from error
         finally:
             self._waiting = None
@@ -79,22 +80,22 @@ class Body:
         return message
 
     def expire(self) -> None:
-        """Its time is over now."""
+        """Time the body out now."""
         self._expired = True
         if self._waiting is not None:
             self._waiting.reschedule(asyncio.get_running_loop().time())
 
 
 class Bodies:
-    """All bodies on their way to this process. One event loop's."""
+    """All bodies that this process is receiving. For one event loop."""
 
     def __init__(self, most: int) -> None:
         self._coming: dict[Body, None] = {}  # in the order in which they came
         self.most = most
 
     def enter(self, body: Body) -> None:
-        """Beyond `most`, the oldest goes: most bodies are whole at once, those that are not wait
-        for a reason, and must keep nobody out."""
+        """Add a body. Beyond `most` the oldest times out: most bodies arrive at once, and one that
+        stalls must not keep others out."""
         self._coming[body] = None
         while len(self._coming) > self.most:
             oldest = next(iter(self._coming))
@@ -106,14 +107,14 @@ class Bodies:
 
 
 class Pace:
-    """Whether messages keep to `per_second`, of which so many may come at once."""
+    """Whether messages keep to `per_second`, with bursts of as many."""
 
     def __init__(self, per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second, self._clock = per_second, clock
         self._left, self._at = float(per_second), clock()
 
     def keeps(self) -> bool:
-        """Call it once for each message."""
+        """Whether one more message is within the rate. Call it once for each message."""
         now = self._clock()
         more = (now - self._at) * self._per_second
         self._left, self._at = min(self._left + more, float(self._per_second)) - 1.0, now
@@ -132,17 +133,17 @@ class Closing(APIError):
 
 
 class Inbox:
-    """Of one WebSocket."""
+    """Checks and parses the messages of one WebSocket."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._pace = Pace(limits.max_messages_per_s)
         self._half = ""
-        """The first half of a surrogate pair whose second half the next text may begin with."""
+        """High surrogate at the end of the last text; the next text may begin with the low one."""
 
     def take(self, received: Message) -> ClientMessage:
-        """A message as it was received. Closing for one that breaks a limit, APIError for one that
-        is none of ours."""
+        """Parse a received message. Raises Closing for one that breaks a limit, APIError for one
+        that is invalid."""
         text, binary = received.get("text"), received.get("bytes")
         if self._size(text or binary or "") > self._limits.max_message_bytes:
             most = self._limits.max_message_bytes
@@ -162,7 +163,7 @@ class Inbox:
         return message
 
     def _size(self, data: str | bytes) -> int:
-        """Bytes; of a text that is surely too long, its characters."""
+        """Size in bytes; for a text that is certainly too long, its number of characters."""
         if isinstance(data, bytes) or len(data) > self._limits.max_message_bytes:
             return len(data)
         return len(data.encode())
@@ -172,7 +173,7 @@ class Inbox:
         try:
             message = MESSAGE.validate_json(text)
         except ValidationError as error:
-            fields = _of_halves(text)
+            fields = _fields_with_surrogates(text)
             if fields is None:
                 raise _invalid(error) from error
             fields["text"], self._half = _joined(half + fields["text"])
@@ -197,9 +198,9 @@ def _invalid(error: ValidationError) -> APIError:
     )
 
 
-def _of_halves(text: str) -> dict[str, Any] | None:
-    """The fields of a `text` message that holds half a surrogate pair, which pydantic takes for no
-    JSON, and JavaScript writes where a string was sliced. None if that is not what is wrong."""
+def _fields_with_surrogates(text: str) -> dict[str, Any] | None:
+    """The fields of a `text` message with an unpaired surrogate, which JavaScript writes where a
+    string was sliced, and which pydantic rejects as JSON. None for any other fault."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
@@ -210,8 +211,8 @@ def _of_halves(text: str) -> dict[str, Any] | None:
 
 
 def _joined(text: str) -> tuple[str, str]:
-    """A text whose pairs are characters, what has no other half is replaced; and the half at its
-    end, whose other half may follow."""
+    """Join surrogate pairs into characters and replace unpaired ones. Returns the text, and the
+    high surrogate at its end, whose other half may follow."""
     rest = text[-1] if "\ud800" <= text[-1:] <= "\udbff" else ""
     units = text[: len(text) - len(rest)].encode("utf-16-le", "surrogatepass")
     return units.decode("utf-16-le", "replace"), rest

@@ -1,11 +1,10 @@
-"""What a request passes before the application: HEAD, slashes and CORS, then the gate.
+"""Middleware in front of the application: HEAD, slashes and CORS, then the gate.
 
-Owns both as ASGI middleware. The front does what the web expects of any server: HEAD wherever GET
-is, a path with a slash too many, and pages of other origins, if the operator names them (CORS). The
-gate asks who may come in (bearer keys, and where a WebSocket comes from) and that bodies keep to
-their limits: what it refuses no handler sees. What keys are is `keys`', how much is too much
-`limits`'. One process has one of each, because the application is made when the module is imported,
-and its settings are known later.
+Owns both as ASGI middleware. The front does what is expected of any web server: HEAD wherever there
+is GET, redirects of paths with a trailing slash, and CORS for the origins that the operator names.
+The gate checks who may enter (bearer keys, and the origin of a WebSocket) and limits bodies; what
+it refuses reaches no handler. Keys: `keys`; limits: `limits`. There is one of each per process,
+because the application is made when the module is imported, and its settings are known later.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,24 +31,25 @@ EXPOSED = (
     "x-word-timestamps",
     "x-word-timestamps-omitted",
 )
-"""Headers of an answer that a page may read."""
+"""Response headers that a page of another origin may read."""
 
 _origins: tuple[str, ...] = ()
 
 
 def set_origins(origins: tuple[str, ...]) -> None:
-    """Pages of these origins may ask, all for `*`, beside pages of the server's own."""
+    """Allow pages of these origins, all for `*`, besides the server's own pages."""
     global _origins
     _origins = origins
 
 
 def may_ask(origin: str) -> bool:
-    """Whether pages of another origin may ask."""
+    """Whether pages of another origin may use the server."""
     return "*" in _origins or origin in _origins
 
 
 class FrontMiddleware:
-    """Leaves WebSockets alone: where those come from, the gate asks `may_ask`."""
+    """HEAD, slashes and CORS. WebSockets pass through: the gate checks their origin with
+    `may_ask`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -78,7 +78,7 @@ class FrontMiddleware:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if location := _without_slash(scope):
-            # Relative: what a proxy before the server made of its address, nobody here knows.
+            # Relative: the server does not know how a proxy in front of it changes its address.
             answer = Response(status_code=307, headers={"Location": location})
             await answer(scope, receive, send)
             return
@@ -88,7 +88,7 @@ class FrontMiddleware:
 
 
 def _without_slash(scope: Scope) -> str | None:
-    """Where a path with a slash at its end should go, relative to it."""
+    """Relative redirect for a path with a trailing slash; None for any other path."""
     last = local_path(scope)[:-1].rpartition("/")[2]
     if not last or not scope["path"].endswith("/"):
         return None
@@ -97,7 +97,7 @@ def _without_slash(scope: Scope) -> str | None:
 
 
 def _headers_of(send: Send) -> Send:
-    """`send` for an answer without its body."""
+    """A `send` that sends the response without its body."""
 
     async def sent(message: Message) -> None:
         await send({**message, "body": b""} if "body" in message else message)
@@ -106,10 +106,11 @@ def _headers_of(send: Send) -> Send:
 
 
 PROTECTED = "/v1/"
-"""Paths that need a key. The rest (health, the page, the documentation) says nothing of a model."""
+"""Prefix of paths that need a key. The rest (health, the page, the documentation) reveals nothing
+of a model."""
 KEY_PROTOCOL = "openai-insecure-api-key."
-"""What stands before the key among the subprotocols of a WebSocket: the one place where a browser
-lets a page put it, as OpenAI's own endpoints take it. Never a query, which proxies log."""
+"""Prefix of a key among the subprotocols of a WebSocket, the only place where a browser lets a page
+put one; OpenAI's own endpoints accept it there. A query would not do, since proxies log it."""
 RETRY_S = 5
 
 Digests = frozenset[str]
@@ -121,8 +122,9 @@ def no_digests() -> Digests:
 
 @dataclass
 class Gate:
-    """The process's settings. `digests` gives the hashes of the keys that are good now, None when
-    that is not known; it is None itself where no key is needed. Until it is set, none opens."""
+    """The process's settings. `digests` returns the hashes of the valid keys, or None while they
+    are unknown; it is None itself where no key is needed. Until the gate is set, it admits
+    nobody."""
 
     digests: Callable[[], Digests | None] | None = no_digests
     limits: Limits = field(default_factory=Limits)
@@ -135,13 +137,14 @@ _gate = Gate()
 
 
 def set_gate(gate: Gate) -> None:
-    """Serve pickles the application with what it names: it can call this, and not set a name."""
+    """Set the process's gate. A function, because Serve pickles the application with the names it
+    uses: its copy can call this, but cannot assign a variable of this module."""
     global _gate
     _gate = gate
 
 
 def check_key(scope: Scope) -> None:
-    """APIError unless a request, or a WebSocket that is open, brings a key that is good now."""
+    """Raise APIError unless a request, or an open WebSocket, has a key that is valid now."""
     if _gate.digests is None or not f"{local_path(scope)}/".startswith(PROTECTED):
         return
     digests = _gate.digests()
@@ -158,7 +161,7 @@ def check_key(scope: Scope) -> None:
 
 
 def _keys(scope: Scope) -> Iterator[str]:
-    """What a request brings as its keys."""
+    """The possible keys in a request's headers."""
     kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
     if kind.lower() == "bearer":
         yield key.strip()
@@ -168,25 +171,25 @@ def _keys(scope: Scope) -> Iterator[str]:
 
 
 def answered_protocol(scope: Scope) -> str | None:
-    """The subprotocol to accept a WebSocket with: the first that is offered and is no key. Browsers
-    close one whose offers were all passed over."""
+    """The subprotocol to accept a WebSocket with: the first offered one that is not a key. Browsers
+    close a WebSocket if none of their offers is accepted."""
     offered: list[str] = scope.get("subprotocols", [])
     return next((name for name in offered if not name.startswith(KEY_PROTOCOL)), None)
 
 
 def same_origin(headers: Headers) -> bool:
     """Whether a WebSocket comes from no web page, or from one of this host: browsers let any page
-    open one anywhere."""
+    open one to any host."""
     origin = headers.get("origin")
     try:
         return origin is None or urlsplit(origin).netloc == headers.get("host")
-    except ValueError:  # no address
+    except ValueError:  # not a URL
         return False
 
 
 def check_origin(scope: Scope) -> None:
-    """APIError for a WebSocket of another host's page, where no key is needed, unless
-    args.cors_origins has that host. A page that brings a key was given it: browsers add none by
+    """Raise APIError for a WebSocket of another host's page where no key is needed, unless
+    args.cors_origins has that host. Where keys are needed, the key suffices: browsers add none by
     themselves."""
     headers = Headers(scope=scope)
     if _gate.digests is None and not (same_origin(headers) or may_ask(headers["origin"])):
@@ -194,7 +197,7 @@ def check_origin(scope: Scope) -> None:
 
 
 class GateMiddleware:
-    """Refuses with 401, 408, 413 and 503, and a WebSocket with close code 1008."""
+    """Refuses requests with 401, 408, 413 and 503, and WebSockets with close code 1008."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

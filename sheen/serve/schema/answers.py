@@ -1,5 +1,7 @@
-"""What answers in JSON look like: of a batch, of voices and of models. Owns OpenAI's keys and
-vLLM-Omni's together."""
+"""JSON responses: batches, voices and models.
+
+Owns their keys, OpenAI's and vLLM-Omni's together.
+"""
 
 from typing import Literal
 
@@ -15,10 +17,10 @@ class Usage(BaseModel):
 
 
 class BatchResult(BaseModel):
-    """One item's. What it does not have is left out."""
+    """The result of one item, without the keys that it has no value for."""
 
     index: int
-    """Of its item, from 0."""
+    """Index of the item, from 0."""
     status: Literal["success", "error"]
     audio_data: str | None = None
     """The whole file, base64."""
@@ -59,7 +61,7 @@ class UploadedVoice(BaseModel):
 
 class Voices(BaseModel):
     voices: list[NamedVoice]
-    """All that a request may name, but for aliases: the model's, then uploaded ones."""
+    """Every voice that a request may name, except by an alias: the model's, then uploaded ones."""
     uploaded_voices: list[UploadedVoice] = []
 
 
@@ -75,7 +77,7 @@ class CreatedVoice(BaseModel):
 
 
 class DeletedVoice(BaseModel):
-    """vLLM-Omni's answer."""
+    """vLLM-Omni's answer to a deletion."""
 
     success: Literal[True] = True
     message: str
@@ -88,7 +90,7 @@ class Model(BaseModel):
     owned_by: str = "sheen"
     voices: list[NamedVoice]
     tags: list[str] = []
-    """Words such as `<laugh>` that it acts, as they stand in a text."""
+    """Tags such as `<laugh>` that the model performs, as they are written in a text."""
     instructions: bool = False
     """Whether it was trained to follow `instructions`."""
 

@@ -1,6 +1,6 @@
 """The messages of a client on the WebSocket: Sheen's own and vLLM-Omni's.
 
-Owns their fields and limits. How a text is to be spoken: `sheen.serve.schema.requests`.
+Owns their fields and limits. Settings of speech: `sheen.serve.schema.requests`.
 """
 
 from typing import Annotated, Literal
@@ -46,9 +46,10 @@ class SessionConfig(SpeechSettings):
     type: Literal["session.config"]
     response_format: AudioFormat = "wav"
     stream_audio: bool = False
-    """Audio as it is made, in binary frames; otherwise each part is one, a whole file."""
+    """Send audio as it is generated, in binary frames; otherwise each part is one frame, a whole
+    file."""
     split_granularity: Literal["none", "sentence", "clause"] = "none"
-    """Whether the parts are utterances or sentences: those are what `clause` gives too."""
+    """The unit of a part: `none` is an utterance, `sentence` and `clause` are a sentence."""
 
 
 class InputText(BaseModel):
@@ -65,7 +66,7 @@ class InputDone(BaseModel):
 
 
 class SessionClose(BaseModel):
-    """Close the WebSocket after what is complete has been spoken."""
+    """Close the WebSocket after complete utterances have been spoken."""
 
     type: Literal["session.close"]
 

@@ -1,8 +1,8 @@
-"""What a request for speech may hold.
+"""Fields of a request for speech.
 
-Owns the fields, their limits and their defaults, for the POST and for the WebSocket alike: values
-have JSON's types, as the schema says, and null is the default of every field that has one. Knows
-nothing about models or Ray.
+Owns the fields, their limits and their defaults, for both the POST and the WebSocket: values have
+JSON's types, as in the schema, and null is the default of every field that has one. Knows nothing
+about models or Ray.
 """
 
 from typing import Annotated, Any, Literal
@@ -13,10 +13,10 @@ from sheen.engine.sampler import Sampling
 
 MAX_INPUT_CHARACTERS = 4096
 MAX_UTTERANCE_CHARACTERS = 32_768
-"""What a language model writes in one answer: the text of one utterance on a WebSocket."""
+"""Longest text of one utterance on a WebSocket: room for one answer of a language model."""
 MAX_BATCH_ITEMS = 32
 MAX_BATCH_CHARACTERS = 32_768
-"""Half an hour of speech."""
+"""Longest text of a batch: about half an hour of speech."""
 
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
@@ -29,11 +29,11 @@ class VoiceId(BaseModel):
 
 
 ABOUT = ("title", "description", "examples", "default")
-"""What of a JSON schema says nothing of its type."""
+"""Keys of a JSON schema that do not concern the type."""
 
 
 def _nullable(schema: dict[str, Any]) -> None:
-    """Say in the JSON schema that null is the default of every field that has one."""
+    """State in the JSON schema that null is the default of every field that has one."""
     for name, field in schema["properties"].items():
         if "default" in field and {"type": "null"} not in field.get("anyOf", ()):
             about = {key: field.pop(key) for key in ABOUT if key in field}
@@ -42,7 +42,7 @@ def _nullable(schema: dict[str, Any]) -> None:
 
 
 class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
-    """How a text is to be spoken. Unknown fields are ignored: clients send many."""
+    """Settings of speech. Unknown fields are ignored: clients send many."""
 
     model: Annotated[
         str | None,
@@ -52,7 +52,7 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         str | VoiceId | None,
         Field(
             description="a name or id from /v1/audio/voices, or one of OpenAI's 13 voices; null is "
-            "the model's first voice; with `ref_audio` it says nothing",
+            "the model's first voice; ignored with `ref_audio`",
             examples=["alloy"],
         ),
     ] = None
@@ -72,7 +72,7 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         Field(
             max_length=4096,
             description="how to say it. A model that was trained without instructions ignores "
-            "them, which the header X-Sheen-Ignored says; a server may refuse them then",
+            "them, and the header X-Sheen-Ignored reports it; a server may refuse them instead",
         ),
     ] = None
     ssml: Annotated[
@@ -107,22 +107,31 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         Sampling.temperature
     )
     top_p: Annotated[
-        float, Field(gt=0.0, le=1.0, description="of the likeliest tokens; 1 is off")
+        float,
+        Field(
+            gt=0.0,
+            le=1.0,
+            description="sample from the likeliest tokens of this total probability; 1 is off",
+        ),
     ] = Sampling.top_p
-    top_k: Annotated[int, Field(ge=0, lt=2**31, description="0 is off"), WHOLE] = Sampling.top_k
+    top_k: Annotated[
+        int,
+        Field(ge=0, lt=2**31, description="sample from so many likeliest tokens; 0 is off"),
+        WHOLE,
+    ] = Sampling.top_k
     repetition_penalty: Annotated[
-        float, Field(ge=0.5, le=5.0, description="of tokens of the audio so far; 1 is off")
+        float, Field(ge=0.5, le=5.0, description="for tokens already in the audio; 1 is off")
     ] = Sampling.repetition_penalty
     repetition_window: Annotated[
         Literal["all"] | Annotated[int, Field(ge=1, lt=2**31), WHOLE],
-        Field(description="tokens back that the penalty looks"),
+        Field(description="number of latest tokens that the penalty applies to"),
     ] = Sampling.repetition_window
     seed: Annotated[
         int | None,
         Field(
             ge=-1,
             lt=2**63,
-            description="the same seed gives the same audio; -1 draws one, as if there were none",
+            description="the same seed gives the same audio; -1 and null draw a random one",
         ),
         WHOLE,
     ] = None
@@ -130,8 +139,8 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         str | None,
         Field(
             max_length=35,
-            description="of the text: a code or a name, such as en, en-US or English; empty and "
-            "auto mean the model's own, and another than the model's is refused",
+            description="language of the text, a code or a name, such as en, en-US or English; "
+            "empty and auto are the model's own, and any other is refused",
         ),
     ] = None
 
@@ -148,7 +157,7 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
     def _null_is_the_default(cls, sent: Any) -> Any:
         if not isinstance(sent, dict):
             return sent
-        if sent.get("voice") is None and "speaker" in sent:  # vLLM-Omni's other name of it
+        if sent.get("voice") is None and "speaker" in sent:  # vLLM-Omni's other name for it
             sent = {**sent, "voice": sent["speaker"]}
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {
@@ -157,7 +166,7 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What was asked for of the sampler: the model has defaults of its own for the rest."""
+        """Sampling parameters that the request sets; the model's own defaults apply to the rest."""
         names = self.model_fields_set & {
             *("temperature", "top_p", "top_k", "repetition_penalty", "repetition_window")
         }
@@ -187,8 +196,8 @@ class SpeechRequest(SpeechSettings):
     stream: Annotated[
         bool,
         Field(
-            description="false: the whole body at once, with its length. With word_timestamps it "
-            "must be, unless stream_format is sse, and is by default"
+            description="false: the whole body at once, with its length. The default with "
+            "word_timestamps, which require it unless stream_format is sse"
         ),
     ] = True
 
@@ -210,19 +219,20 @@ class BatchRequest(SpeechSettings):
             min_length=1,
             max_length=MAX_BATCH_ITEMS,
             description="objects with `input` and any other field of `POST /v1/audio/speech`; a "
-            "field that is null or left out is the batch's",
+            "field that is null or missing is taken from the batch",
             examples=[[{"input": "Good morning."}, {"input": "The coffee is ready."}]],
         ),
     ]
-    response_format: Annotated[AudioFormat, Field(description="of the files")] = "wav"
+    response_format: Annotated[AudioFormat, Field(description="format of the files")] = "wav"
 
     @property
     def characters(self) -> int:
-        """Of all texts together."""
+        """Number of characters of all texts."""
         return sum(len(str(item.get("input", ""))) for item in self.items)
 
     def request(self, item: dict[str, Any]) -> SpeechRequest:
-        """One item's, with the batch's settings where it has none. Raises ValidationError."""
+        """The request of one item, with the batch's settings where it has none. Raises
+        ValidationError."""
         own = {name: value for name, value in item.items() if value is not None}
         if "speaker" in own:
             own.setdefault("voice", own["speaker"])

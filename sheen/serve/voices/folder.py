@@ -1,10 +1,10 @@
 """The folder of uploaded voices: a path or URI that all replicas share.
 
-Owns its files: per voice one JSON record, which is the voice, and the recording as it was sent,
-which is there to be encoded again by another codec. A file's name is a hash of the voice's, so that
-no name is a path. A record appears whole or not at all where the filesystem renames, and goes
-before its recording does. What another replica wrote or deleted is seen after FRESH_S at the
-latest. Knows nothing of HTTP; its functions wait for the filesystem.
+Owns its files. A voice consists of a JSON record, which makes it exist, and the recording as it was
+sent, which is kept so that another codec can encode it again. File names are hashes of the voices'
+names, so that no name can act as a path. A record is written atomically where the filesystem can
+rename, and deleted before its recording. Changes by other replicas are seen after FRESH_S at the
+latest. Knows nothing of HTTP; its functions block on the filesystem.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from sheen.storage import files, folders, uris
 logger = logging.getLogger(__name__)
 
 FRESH_S = 4.0
-"""What was read is taken for what is there for so long."""
+"""Seconds for which a read is trusted before the folder is read again."""
 NAME = re.compile(r"\w(?:[\w .-]{0,62}[\w])?")
-"""Of a voice: letters and digits of any script, and within it spaces, dots, dashes."""
+"""Names of voices: letters and digits of any script, and within it spaces, dots, dashes."""
 NAME_RULE = (
     "expected 1 to 64 letters, digits, spaces, dots, dashes and underscores, with a letter or "
     "digit at both ends, and no .."
@@ -34,37 +34,37 @@ RECORD = ".voice.json"
 
 
 class StoredVoice(BaseModel, extra="forbid"):
-    """What the JSON record of a voice says."""
+    """The JSON record of a voice."""
 
     format_version: int = 1
     id: str
     name: str
     consent: str
-    """Who allowed it: the id that the client gave."""
+    """Who allowed the use of the voice: an id given by the client."""
     created_at: int
     """Seconds since 1970, UTC."""
     mime_type: str
     file_size: int
-    """Of the recording as it was sent, bytes."""
+    """Size of the recording as it was sent, bytes."""
     sha256: str
-    """Of the same."""
+    """Hash of the recording as it was sent."""
     ref_text: str
     speaker_description: str | None = None
     codec_sha256: str
     codes: list[list[int]]
-    """By level of the codec, coarse first."""
+    """Codes of each level of the codec, coarse first."""
 
     def arrays(self) -> Codes:
         return [np.array(level, np.int16) for level in self.codes]
 
 
 def folded(name: str) -> str:
-    """A name as it is kept: small letters, as vLLM-Omni has them."""
+    """A name as it is stored: in lower case, as in vLLM-Omni, with single spaces."""
     return " ".join(name.lower().split())
 
 
 def voice_id(name: str) -> str:
-    """Of the voice of a name; the same on every replica, and after another upload."""
+    """Id of the voice of a name; the same on every replica, and after another upload."""
     return "voice_" + hashlib.sha256(folded(name).encode()).hexdigest()[:24]
 
 
@@ -79,7 +79,7 @@ class _Read:
 
 
 class VoiceFolder:
-    """Several threads may use it."""
+    """Reads and writes the folder. Thread-safe."""
 
     def __init__(self, location: str) -> None:
         self._location = location
@@ -88,7 +88,7 @@ class VoiceFolder:
         self._listed = float("-inf")
 
     def get(self, name_or_id: str) -> StoredVoice | None:
-        """A voice by its name or its id; None where there is none (now)."""
+        """A voice by its name or its id; None if there is none now."""
         key = name_or_id if _is_id(name_or_id) else voice_id(name_or_id)
         with self._lock:
             read = self._known.get(key)
@@ -114,7 +114,7 @@ class VoiceFolder:
         return sorted(voices, key=lambda voice: (voice.created_at, voice.name))
 
     def put(self, voice: StoredVoice, recording: bytes) -> None:
-        """Keep a voice, instead of one of the same name."""
+        """Store a voice, replacing one of the same name."""
         before = self._read(voice.id)
         files.write_bytes(self._recording(voice), recording)
         files.write_bytes(self._record(voice.id), folders.dump_record(voice))
@@ -123,7 +123,7 @@ class VoiceFolder:
         self._remember(voice.id, _Read(time.monotonic(), voice))
 
     def delete(self, name_or_id: str) -> StoredVoice | None:
-        """Delete a voice and its recording; None where there is none."""
+        """Delete a voice and its recording. Returns it, None if there is none."""
         key = name_or_id if _is_id(name_or_id) else voice_id(name_or_id)
         voice = self._read(key)
         if voice is not None:
@@ -133,13 +133,13 @@ class VoiceFolder:
         return voice
 
     def recording(self, voice: StoredVoice) -> bytes:
-        """The file as it was sent. OSError where it has gone."""
+        """The recording as it was sent. OSError if it has been deleted."""
         return files.read_bytes(self._recording(voice))
 
     def _remember(self, key: str, read: _Read) -> None:
         with self._lock:
             if read.voice is None:
-                # Whoever asks for names that are not there fills nothing.
+                # Not cached: requests for unknown names must not fill the memory.
                 self._known.pop(key, None)
             else:
                 self._known[key] = read

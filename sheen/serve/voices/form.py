@@ -1,6 +1,6 @@
-"""Forms: what `multipart/form-data` holds (RFC 7578), of a body that is whole.
+"""Forms: parsing of `multipart/form-data` (RFC 7578) from a complete body.
 
-Owns the format alone. Refuses what is none, with 400 or 415.
+Owns the format alone. Refuses any other body, with 400 or 415.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Part:
 
     content: bytes
     media_type: str
-    """As declared; text/plain where nothing is."""
+    """Declared media type; text/plain where there is none."""
 
     def text(self, name: str) -> str:
         try:
@@ -30,7 +30,7 @@ class Part:
 
 
 def read_form(content_type: str, body: bytes) -> Mapping[str, Part]:
-    """The fields of a form by name; of several of one name the last. Raises APIError."""
+    """The fields of a form by name; the last of several with one name. Raises APIError."""
     declared = EmailMessage(policy=HTTP)
     declared["content-type"] = content_type or "none/none"
     boundary = declared.get_boundary()
@@ -43,7 +43,7 @@ def read_form(content_type: str, body: bytes) -> Mapping[str, Part]:
     pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"))
     if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
         raise APIError(
-            400, "body: no whole form: its last boundary is missing", code="form_invalid"
+            400, "body: incomplete form: its last boundary is missing", code="form_invalid"
         )
     fields: dict[str, Part] = {}
     for piece in pieces[1:-1]:

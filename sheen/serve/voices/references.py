@@ -1,10 +1,9 @@
-"""References of requests: from `ref_audio`, `ref_text` and the names of uploaded voices to what the
-engine speaks in.
+"""References of requests: `ref_audio`, `ref_text` and names of uploaded voices, for the engine.
 
-Owns what a request may name, in which thread its recording is read and encoded, and what is kept of
-it: a recording's codes by its bytes, so that the same one is encoded once. What is deleted while it
-is spoken is spoken to its end. Where uploads are is `folder`'s; what a recording may be is
-`sheen.engine.reference`'s.
+Owns what a request may name, in which thread its recording is read and encoded, and the cache of
+codes by a recording's bytes, so that the same one is encoded once. A voice that is deleted while it
+is in use serves until those requests end. The folder of uploads: `folder`; the requirements of a
+recording: `sheen.engine.reference`.
 """
 
 import asyncio
@@ -36,22 +35,22 @@ logger = logging.getLogger(__name__)
 Frames = NDArray[np.int16]
 Result = TypeVar("Result")
 KEPT = 256
-"""Recordings whose codes are kept, some kilobytes each."""
+"""Recordings whose codes are cached, some kilobytes each."""
 MAX_WAITING = 16
-"""Recordings that wait to be encoded; a second each, on a CPU."""
+"""Recordings that may wait to be encoded; a second each, on a CPU."""
 RETRY_S = 5
 MAX_TEXT = 1000
-"""Characters of `ref_text`: what 30 s of fast speech have, twice."""
+"""Longest `ref_text`, characters: twice as many as 30 s of fast speech have."""
 
 
 class NamedReference(NamedTuple):
     reference: Reference
     name: str
-    """For a log: an id, never a name that somebody chose."""
+    """The voice's name in the log: an id, never a name that a client chose."""
 
 
 class References:
-    """Of one replica. `taken`: names that the model's own voices have."""
+    """References for the requests of one replica. `taken`: names of the model's own voices."""
 
     def __init__(
         self,
@@ -77,7 +76,7 @@ class References:
     # Requests
 
     async def of_audio(self, audio: str, text: str | None) -> NamedReference:
-        """Of a request with `ref_audio`. Raises APIError."""
+        """The reference for a request with `ref_audio`. Raises APIError."""
         if audio[:5].lower() == "data:":
             if not self._args.ref_audio:
                 raise wrong(
@@ -97,15 +96,16 @@ class References:
                     "voice_not_found",
                 )
             return NamedReference(await self._of_voice(voice, text), voice.id)
-        return NamedReference(await self._made(data, text or ""), "ref_audio")
+        return NamedReference(await self._from_recording(data, text or ""), "ref_audio")
 
     async def of_name(self, name: str) -> NamedReference | None:
-        """Of an uploaded voice, by its name or id; None where there is none. Raises APIError."""
+        """The reference for an uploaded voice, by its name or id; None if there is none. Raises
+        APIError."""
         voice = await self.uploaded(name)
         return None if voice is None else NamedReference(await self._of_voice(voice), voice.id)
 
     async def uploaded(self, name: str) -> StoredVoice | None:
-        """An uploaded voice by its name or id."""
+        """An uploaded voice by its name or id; None if there is none."""
         folder = self.folder
         return None if folder is None else await self._file_work(lambda: folder.get(name))
 
@@ -114,17 +114,17 @@ class References:
             frames = self._voice.model.layout.interleave(voice.arrays())
         else:
             folder = self.folder
-            assert folder is not None, "it came from there"
+            assert folder is not None, "the voice came from the folder"
             data = await self._file_work(lambda: folder.recording(voice))
             frames = await self._encoded(data)
         return await self._reference(frames, text or voice.ref_text)
 
-    async def _made(self, data: bytes, text: str) -> Reference:
+    async def _from_recording(self, data: bytes, text: str) -> Reference:
         if not text.strip():
             raise APIError(
                 400,
-                "ref_text: say what is spoken in the recording; without it the model cannot tell "
-                "its sounds",
+                "ref_text: send the transcript of the recording; without it the model cannot "
+                "interpret its sounds",
                 param="ref_text",
                 code="missing",
             )
@@ -143,7 +143,8 @@ class References:
             raise refusal(error) from error
 
     async def _encoded(self, data: bytes) -> Frames:
-        """A recording's codes `[frames, tokens_per_frame]`; encoded once, however many wait."""
+        """A recording's codes `[frames, tokens_per_frame]`; concurrent requests share one
+        encoding."""
         digest = hashlib.sha256(data).digest()
         coming = self._codes.get(digest)
         if coming is None or (coming.done() and coming.exception()):
@@ -160,7 +161,7 @@ class References:
         while len(self._codes) > KEPT:
             self._codes.popitem(last=False)
         try:
-            # Shielded: who leaves does not take it from the others.
+            # Shielded: a cancelled request must not cancel the encoding for others.
             return await asyncio.shield(asyncio.wrap_future(coming))
         except RequestError as error:
             raise refusal(error) from error
@@ -172,7 +173,7 @@ class References:
         return read_recording(data, self._voice.codec, self._args.max_reference_seconds)
 
     async def _transcript(self, data: bytes) -> str:
-        """What is said in a recording; "" without an aligner."""
+        """The transcript of a recording; empty without an aligner."""
         if self._aligner is None:
             return ""
         try:
@@ -192,10 +193,10 @@ class References:
         ref_text: str,
         description: str | None,
     ) -> StoredVoice:
-        """Keep a recording as a voice, instead of an uploaded one of the same name. APIError for
-        what no request could be spoken in."""
+        """Store a recording as a voice, replacing an uploaded one of the same name. APIError for a
+        recording that cannot serve as a reference, and for invalid fields."""
         folder = self.folder
-        assert folder is not None, "the route asks first"
+        assert folder is not None, "the route checks this"
         if not is_name(name):
             raise APIError(400, f"name: {name[:100]!r}: {NAME_RULE}", param="name")
         name = folded(name)
@@ -208,7 +209,7 @@ class References:
         if not consent.strip():
             raise APIError(
                 400,
-                "consent: say by an id of yours who allowed this voice to be used; it is recorded",
+                "consent: send an id of yours for who allowed this voice to be used; it is stored",
                 param="consent",
                 code="missing",
             )
@@ -222,7 +223,7 @@ class References:
             )
         try:
             ref_text = ref_text if ref_text.strip() else await self._transcript(data)
-            await self._made(data, ref_text)
+            await self._from_recording(data, ref_text)
         except APIError as error:
             if error.param == "ref_audio":
                 error.param = "audio_sample"
@@ -232,7 +233,7 @@ class References:
         if len(others) >= self._args.max_voices and all(other.name != name for other in others):
             raise APIError(
                 400,
-                f"{len(others)} voices are kept, as many as are allowed: delete one first",
+                f"{len(others)} voices are stored, the limit of this server: delete one first",
                 code="too_many_voices",
             )
         levels = self._voice.model.layout.deinterleave(frames)
@@ -257,7 +258,7 @@ class References:
         return [] if self.folder is None else await self._file_work(self.folder.all)
 
     async def delete(self, name: str) -> StoredVoice | None:
-        """The one that was deleted; None where there is none."""
+        """Delete an uploaded voice. Returns it, None if there is none."""
         folder = self.folder
         return None if folder is None else await self._file_work(lambda: folder.delete(name))
 

@@ -1,7 +1,7 @@
-"""What `ref_audio` may name beside an upload: a data URL, or a file on a host that is allowed.
+"""Recordings in `ref_audio` that are not uploads: a data URL, or a file on an allowed host.
 
-Owns both, and their limits: no host but those of `args.ref_audio_hosts`, no other scheme, no
-redirect, no more bytes and no longer than is allowed.
+Owns both, and their limits: only hosts of `args.ref_audio_hosts`, only http and https, no redirect,
+a largest size and a longest time.
 """
 
 import base64
@@ -18,12 +18,12 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from sheen.serve.errors import APIError
 
 FETCH_S = 10.0
-"""For a file on another host, all in all."""
+"""Total time to download a file from another host."""
 PIECE = 1 << 16
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """A redirect would lead to a host that nobody allowed."""
+    """Refuses redirects, which could lead to a host that is not allowed."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
@@ -59,12 +59,12 @@ def decode_data_url(url: str, most: int) -> bytes:
 
 
 def fetch(url: str, hosts: Collection[str], most: int) -> bytes:
-    """A file of a host that is allowed. Waits for it. Raises APIError."""
+    """Download a file from an allowed host; blocks. Raises APIError."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise wrong("this is no URL") from error
+        raise wrong("this is not a URL") from error
     named = host if port is None else f"{host}:{port}"
     if parts.scheme not in ("http", "https") or named not in hosts:
         allowed = f"; this server takes them from {', '.join(sorted(hosts))}" if hosts else ""
@@ -87,5 +87,5 @@ def fetch(url: str, hosts: Collection[str], most: int) -> bytes:
         raise wrong(f"{named} answered {error.code}", "fetch_failed") from error
     except (URLError, HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        raise wrong(f"{named} did not give the file ({reason})", "fetch_failed") from error
+        raise wrong(f"{named} did not return the file ({reason})", "fetch_failed") from error
     return bytes(content)

@@ -1,4 +1,4 @@
-"""What the routes of uploaded voices take and answer: OpenAI's fields and vLLM-Omni's together.
+"""Requests and responses of the routes of uploaded voices: OpenAI's fields and vLLM-Omni's.
 
 Owns the shapes. What a voice is, and what is refused: `references`.
 """
@@ -27,23 +27,23 @@ FORM: dict[str, Any] = {
                     "properties": {
                         "name": {
                             "type": "string",
-                            "description": "what `voice` names it by; of an uploaded voice of the "
-                            "same name it takes the place",
+                            "description": "its name for `voice`; an uploaded voice of the same "
+                            "name is replaced",
                         },
                         "audio_sample": {
                             "type": "string",
                             "format": "binary",
                             "description": "1 to 30 s of speech, best 3 to 10: WAV, FLAC, MP3, Ogg "
-                            "or what else ffmpeg reads",
+                            "or anything else that ffmpeg reads",
                         },
                         "consent": {
                             "type": "string",
-                            "description": "an id of yours that says who allowed it; it is kept",
+                            "description": "an id of yours for who allowed it; it is stored",
                         },
                         "ref_text": {
                             "type": "string",
                             "description": "its transcript; a server with an aligner "
-                            "transcribes it where this is left out",
+                            "transcribes it if this is missing",
                         },
                         "speaker_description": {"type": "string"},
                     },
@@ -52,7 +52,7 @@ FORM: dict[str, Any] = {
         },
     }
 }
-"""The body of an upload, for the reference: the framework does not read it."""
+"""OpenAPI's description of an upload's body, which the framework does not read."""
 
 
 def shown(voice: StoredVoice) -> UploadedVoice:
@@ -69,7 +69,7 @@ async def listed(references: References, own: Iterable[str]) -> Voices:
 
 
 async def upload(references: References, request: Request) -> CreatedVoice:
-    """Take a voice. Raises APIError."""
+    """Store a voice. Raises APIError."""
     if references.folder is None:
         raise APIError(
             403,
@@ -77,7 +77,7 @@ async def upload(references: References, request: Request) -> CreatedVoice:
             "(args.voices_folder)",
             code="uploads_off",
         )
-    # A page of another origin can send a form without asking.
+    # A page of another origin can send a form without permission (CORS).
     check_origin(request.scope)
     fields = read_form(request.headers.get("content-type", ""), await request.body())
     for name in ("name", "audio_sample", "consent"):
@@ -102,7 +102,7 @@ async def upload(references: References, request: Request) -> CreatedVoice:
 
 
 async def delete(references: References, name: str) -> JSONResponse:
-    """Delete a voice; 404 where there is none."""
+    """Delete a voice; 404 if there is none."""
     if (voice := await references.delete(name)) is None:
         error = APIError(404, f"no uploaded voice {name[:100]!r}", code="voice_not_found")
         return JSONResponse({"success": False, **error.body()}, 404)

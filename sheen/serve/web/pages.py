@@ -1,9 +1,9 @@
-"""The server's pages: `/`, with which a person tries a voice, and `/docs`, the API's reference.
+"""The server's pages: `/`, on which a person tries a voice, and `/docs`, the API's reference.
 
-Owns how the files of this folder become one document, the headers that bind it (only this script
-and this style run, and they may speak only with this server), and what is corrected in the OpenAPI
-document that FastAPI generates, from which `/docs` is made. Addresses are relative: the pages work
-behind any prefix, and offline. What the page at `/` does: `page.js`.
+Owns the assembly of this folder's files into one document, the headers that restrict it (only its
+own script and style run, and they may connect to this server only), and the corrections to
+FastAPI's OpenAPI document, from which `/docs` is made. Addresses are relative: the pages work
+behind any prefix, and offline. The behavior of the page at `/`: `page.js`.
 """
 
 import base64
@@ -25,11 +25,11 @@ from fastapi.responses import HTMLResponse
 from sheen.serve.access.middleware import PROTECTED
 
 SCRIPTS = ("playback.js", "waveform.js", "page.js")
-"""In the order in which they need each other."""
+"""In the order of their dependencies."""
 
 
 def page_response() -> HTMLResponse:
-    """The page. Its addresses are relative: it works under any route prefix."""
+    """The page at `/`. Its addresses are relative: it works under any route prefix."""
     html, headers = _page()
     return HTMLResponse(html, headers=headers)
 
@@ -43,13 +43,13 @@ def _page() -> tuple[str, dict[str, str]]:
 
 
 def web_file(name: str) -> str:
-    """A text of the folder `web`."""
+    """The text of a file in the folder `web`."""
     return files("sheen.serve").joinpath("web", name).read_text("utf-8")
 
 
 def own_headers(*, style: str, script: str | None = None) -> dict[str, str]:
-    """Headers of a page that may use this style and script, all between their tags, which is what
-    the browser hashes; and nothing else."""
+    """Headers that allow a page this style and script, and nothing else. Each is the whole text
+    between its tags, which is what the browser hashes."""
     policy = {
         "default-src": "'none'",
         "script-src": "'none'" if script is None else _source(script),
@@ -71,7 +71,7 @@ def own_headers(*, style: str, script: str | None = None) -> dict[str, str]:
 
 
 def _source(text: str) -> str:
-    """This inline text, as a policy names it."""
+    """The source of an inline text, for a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
@@ -86,16 +86,16 @@ NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class SpeechAPI(FastAPI):
-    """FastAPI, whose document promises no 422 (errors of validation are 400 here), names the key,
-    which the gate before the application asks for, and has every error as JSON. Its routes for the
-    document and for the pages made of it, which load scripts from elsewhere, are off."""
+    """FastAPI with a corrected OpenAPI document: no 422 (validation errors are 400 here), the key
+    that the gate in front of the application checks, and every error as JSON. Its own routes for
+    the document and for pages of it, which load scripts from elsewhere, are off."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(openapi_url=None, docs_url=None, redoc_url=None, **settings)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            # Bounds come as floats; from 2.0 ** 63 no program can tell the largest seed.
+            # Bounds come as floats, but 2.0 ** 63 would not state the largest seed exactly.
             written = json.dumps(super().openapi())
             document = self.openapi_schema = json.loads(written, parse_float=_whole_as_int)
             for path, operations in document["paths"].items():
@@ -116,8 +116,9 @@ class SpeechAPI(FastAPI):
     def document(
         self, voices: Iterable[str], root_path: str, defaults: Mapping[str, Any] = NO_DEFAULTS
     ) -> dict[str, Any]:
-        """The document of a server that has these voices (none: any may be named), under an address
-        that ends in `root_path`. Its model's own `defaults` of fields replace the schema's."""
+        """The document of a server with these voices (empty: any name is allowed), at an address
+        that ends in `root_path`. `defaults`: the model's own defaults of fields, which replace the
+        schema's."""
         document = copy.deepcopy(self.openapi())
         schemas = document["components"]["schemas"]
         documented = [name for name in ("SpeechRequest", "BatchRequest") if name in schemas]
@@ -192,7 +193,7 @@ def _responses(operation: Schema) -> Iterator[tuple[str, ...]]:
 
 
 def _kind(schema: Schema, schemas: Schema) -> str:
-    """What a value may be."""
+    """The type and the limits of a value, as HTML."""
     if "anyOf" in schema:
         kinds = [_kind(one, schemas) for one in schema["anyOf"] if one.get("type") != "null"]
         return " or ".join(kinds)
@@ -210,7 +211,7 @@ def _kind(schema: Schema, schemas: Schema) -> str:
 
 
 def _curl(document: dict[str, Any], path: str, schema: Schema, output: str) -> str:
-    """A request that works."""
+    """A curl command with the fields' examples."""
     examples = {
         name: field["examples"][0]
         for name, field in schema["properties"].items()

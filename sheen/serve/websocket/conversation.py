@@ -1,9 +1,9 @@
 """The WebSocket `/v1/audio/speech/stream`: text in as a language model writes it, audio out.
 
-Owns the line of one client: which messages it speaks by, that it starts in time, and that one who
-is silent for too long loses its utterance, and later its connection. What is spoken is admitted,
-counted and refused like a POST. What the messages do: `utterances`, which are Sheen's own, and
-`sessions`, vLLM-Omni's; what they hold: `sheen.serve.schema.messages`.
+Owns the connection of one client: its dialect of messages, the deadline of its start, and the
+limits of silence, after which it loses its utterance, and later its connection. Speech is admitted,
+counted and refused like a POST. Handling of messages: `utterances` for Sheen's own, `sessions` for
+vLLM-Omni's; their fields: `sheen.serve.schema.messages`.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ GOING_AWAY, TRY_LATER = 1001, 1013
 
 
 async def converse(socket: WebSocket, backend: Backend, limits: Limits) -> None:
-    """Serve one WebSocket until its client leaves, or breaks a limit."""
+    """Serve one WebSocket until its client disconnects, or breaks a limit."""
     await socket.accept(answered_protocol(socket.scope))
     if backend.open_sockets >= backend.max_sockets:
         error = APIError(
@@ -51,11 +51,11 @@ async def converse(socket: WebSocket, backend: Backend, limits: Limits) -> None:
 
 
 class Dialect(Protocol):
-    """Messages of one kind, and what they make of a client: `Utterances`, `Session`."""
+    """One dialect of messages, and its state for one client: `Utterances`, `Session`."""
 
     @property
     def started(self) -> bool:
-        """Whether the client has said how it wants to be spoken to."""
+        """Whether the client has sent its settings."""
 
     @property
     def speaking(self) -> bool:
@@ -63,20 +63,20 @@ class Dialect(Protocol):
 
     @property
     def idle_s(self) -> float:
-        """Seconds without a text in or audio out, while more text must come."""
+        """Seconds without text in or audio out, while more text is expected."""
 
     async def take(self, message: ClientMessage) -> int | None:
-        """Do what a message says; a close code at the end. Raises APIError."""
+        """Handle a message. Returns a close code at the end. Raises APIError."""
 
     async def fail(self) -> None:
-        """The client has been told of an error: discard what it spoils."""
+        """Discard the text that an error spoils. Called before the error is sent."""
 
     async def stop(self) -> None:
-        """After this not a byte more is sent."""
+        """Stop speaking. Nothing is sent after this returns."""
 
 
 class Conversation:
-    """One client's line."""
+    """One client's connection."""
 
     def __init__(self, socket: WebSocket, backend: Backend, limits: Limits) -> None:
         self._socket, self._backend = socket, backend
@@ -87,12 +87,12 @@ class Conversation:
         self._start_by = self._spoke + limits.start_timeout_s
 
     async def step(self) -> int | None:
-        """Take a message and do what it says; a close code when the line is to be closed.
+        """Receive a message and handle it. Returns a close code when the connection must be closed.
 
-        WebSocketDisconnect when the client has left.
+        WebSocketDisconnect when the client has disconnected.
         """
         try:
-            self._check_line()
+            self._check_connection()
             if self._dialect.speaking:
                 self._spoke = time.monotonic()
             elif time.monotonic() - self._spoke > SILENT_S:
@@ -112,8 +112,8 @@ class Conversation:
             await refuse(self._socket, error)
         return None
 
-    def _check_line(self) -> None:
-        """Closing for a line that may not go on: its key is good no more, or nobody starts."""
+    def _check_connection(self) -> None:
+        """Raise Closing if the key is no longer valid, or the client has not started in time."""
         try:
             check_key(self._socket.scope)
         except APIError as error:
@@ -127,7 +127,7 @@ class Conversation:
         await self._dialect.stop()
 
     def _tick(self) -> int | None:
-        """Nothing came for a while. A close code when nothing will."""
+        """Handle TICK_S without a message. Returns a close code when none is expected."""
         if not self._dialect.speaking:
             return GOING_AWAY if self._backend.admission.draining else None
         if self._dialect.idle_s >= IDLE_S:
@@ -135,8 +135,8 @@ class Conversation:
         return None
 
     async def _receive(self) -> ClientMessage | None:
-        """The next message; None when none has come for TICK_S. APIError for one that is none of
-        ours, Closing for one that breaks a limit."""
+        """The next message; None after TICK_S without one. APIError for an invalid message, Closing
+        for one that breaks a limit."""
         started = self._dialect.started
         wait_s = TICK_S if started else min(TICK_S, self._start_by - time.monotonic())
         try:
@@ -150,6 +150,6 @@ class Conversation:
 
 
 async def refuse(socket: WebSocket, error: APIError) -> None:
-    """Enter an error, and tell it."""
+    """Record an error, and send it to the client."""
     refused(socket.scope, error)
     await send_error(socket, error)

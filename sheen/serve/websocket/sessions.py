@@ -4,8 +4,8 @@
 Owns a session: utterances, each of the text up to an `input.done`, spoken one after another while
 further ones arrive. An utterance is one part, or with `split_granularity` one part for each
 sentence; a part is answered by `audio.start`, its audio and `audio.done`, an utterance by
-`session.done`. A part that fails says so and is followed by the next; after an error of the
-client's, the rest of that utterance is discarded. What the messages hold:
+`session.done`. A part that fails has an error, and the next one follows; after an error of the
+client, the rest of that utterance is discarded. Fields of the messages:
 `sheen.serve.schema.messages`.
 """
 
@@ -37,18 +37,18 @@ from sheen.text.segmentation import SentenceStream
 logger = logging.getLogger(__name__)
 
 SAMPLE_BYTES = 2
-"""Of PCM."""
+"""Bytes of a sample of PCM."""
 MAX_WAITING = 64
-"""Utterances that wait for those before them."""
+"""Utterances that may wait for earlier ones."""
 
 
 class SessionUtterance:
-    """One utterance's text on its way: parts to be spoken, as they become complete."""
+    """The text of one utterance as it arrives: parts to be spoken, as they become complete."""
 
     def __init__(self, index: int, config: SessionConfig, language: str | None) -> None:
         self.index, self.config = index, config
         self.complete = False
-        """Whether `input.done` has come."""
+        """Whether `input.done` has been received."""
         self.admitted = self.discarded = False
         self.characters = 0
         self._sentences = None
@@ -58,7 +58,7 @@ class SessionUtterance:
         self._parts: asyncio.Queue[str | None] = asyncio.Queue()
 
     def add(self, text: str) -> None:
-        """Raises APIError when it has become too long."""
+        """Add text. Raises APIError when the utterance has become too long."""
         self.characters += len(text)
         if self.characters > MAX_UTTERANCE_CHARACTERS:
             raise APIError(
@@ -69,15 +69,15 @@ class SessionUtterance:
         if self._sentences is None:
             self._text += text
         else:
-            self._give(self._sentences.push(text))
+            self._put(self._sentences.push(text))
 
     def end(self) -> None:
-        self._give([self._text] if self._sentences is None else self._sentences.finish())
+        self._put([self._text] if self._sentences is None else self._sentences.finish())
         self.complete = True
         self._parts.put_nowait(None)
 
     def discard(self) -> None:
-        """Of what is not spoken yet, nothing will be."""
+        """Drop everything that has not been spoken yet."""
         self.discarded = True
         self._parts.put_nowait(None)
 
@@ -86,13 +86,13 @@ class SessionUtterance:
         part = await self._parts.get()
         return None if self.discarded else part
 
-    def _give(self, parts: list[str]) -> None:
+    def _put(self, parts: list[str]) -> None:
         for part in filter(None, parts):
             self._parts.put_nowait(part)
 
 
 class Session:
-    """What one client has said so far."""
+    """A client's session: its settings, and its utterances that wait or are being spoken."""
 
     def __init__(self, socket: WebSocket, backend: Backend) -> None:
         self._socket, self._backend = socket, backend
@@ -113,19 +113,19 @@ class Session:
 
     @property
     def _coming(self) -> bool:
-        """Whether more text must come."""
+        """Whether more text is expected."""
         return self._open is not None and not self._open.discarded
 
     @property
     def idle_s(self) -> float:
-        """Seconds without a text in or audio out, while more text must come."""
+        """Seconds without text in or audio out, while more text is expected."""
         return time.monotonic() - self._active if self._coming else 0.0
 
     async def take(self, message: ClientMessage) -> int | None:
-        """Do what it says; a close code at the end. Raises APIError for what cannot be done."""
+        """Handle a message. Returns a close code at the end. Raises APIError for an invalid one."""
         if isinstance(message, SessionConfig):
             if self._open is not None:
-                # Not raised: the text that waits is good.
+                # Sent, not raised, since raising would discard the open utterance.
                 reason = "type: session.config within an utterance; send input.done first"
                 await send_error(self._socket, APIError(400, reason, param="type"))
                 return None
@@ -154,16 +154,17 @@ class Session:
             await asyncio.gather(*filter(None, [self._task]), return_exceptions=True)
             return NORMAL
         else:
-            raise APIError(400, f"type: {message.type} is no message of a session", param="type")
+            raise APIError(400, f"type: {message.type} is not a message of a session", param="type")
         return None
 
     async def fail(self) -> None:
-        """After an error: what follows would be spoken with a hole in it."""
+        """Discard the open utterance after an error: its further text would be spoken with a
+        gap."""
         if self._open is not None:
             self._open.discard()
 
     async def stop(self) -> None:
-        """After this not a byte more is sent."""
+        """Stop speaking. Nothing is sent after this returns."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -190,10 +191,10 @@ class Session:
             while not self._waiting.empty():
                 await self._utter(self._waiting.get_nowait())
         except WebSocketDisconnect:
-            pass  # who receives on this socket hears of it too
+            pass  # the task that receives gets it too
 
     async def _utter(self, utterance: SessionUtterance) -> None:
-        """Speak it, part by part, in one place among the requests."""
+        """Speak an utterance part by part, with one place among the requests."""
         parts = 0
         with ExitStack() as place:
             while (text := await utterance.next()) is not None:
@@ -243,24 +244,24 @@ class Session:
         finally:
             close_record(record)
         done = {"type": "audio.done", **where, "total_bytes": frames.bytes}
-        told = {"error": True} if failure is not None else {"error": False, **ending(record)}
-        await self._socket.send_json(done | told)
+        outcome = {"error": True} if failure is not None else {"error": False, **ending(record)}
+        await self._socket.send_json(done | outcome)
 
 
 class Frames:
-    """Sends the audio of one part: in binary frames, or in messages that hold times of words."""
+    """Sends the audio of one part: in binary frames, or in messages with word times."""
 
     def __init__(
         self, socket: WebSocket, where: dict[str, int], sample_rate: int, *, as_messages: bool
     ) -> None:
-        """as_messages: of PCM alone."""
+        """as_messages: for PCM only."""
         self.bytes = 0
         self._socket, self._where, self._rate = socket, where, sample_rate
         self._as_messages = as_messages
         self._count = 0
 
     async def send(self, data: bytes, words: list[WordTime] | None = None) -> None:
-        """Audio; or none, and the times of all words before it."""
+        """Send audio; or none, with the times of all words before it."""
         start_ms = self._ms
         self.bytes += len(data)
         if not self._as_messages:

@@ -2,7 +2,7 @@
 
 Owns the utterances of one client, one after another, each from its first text to `end` or `cancel`
 and spoken while its text arrives. An error ends its utterance, and the rest of that text is
-discarded. The line that messages come by: `conversation`.
+discarded. The connection: `conversation`.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 
 from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, send_error, unforeseen
-from sheen.serve.rendering import WORD_EVENT, ending, rendered, told
+from sheen.serve.rendering import WORD_EVENT, ending, rendered, with_word_times
 from sheen.serve.request_log import SWITCHED, close_record, open_record
 from sheen.serve.schema.messages import Cancel, ClientMessage, End, Start, Text
 from sheen.serve.schema.requests import MAX_UTTERANCE_CHARACTERS, SpeechSettings
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_ssml(settings: SpeechSettings) -> None:
-    """APIError for settings of a document, which cannot be spoken before it is whole."""
+    """Raise APIError for SSML, which cannot be spoken before its document is complete."""
     if settings.ssml:
         raise APIError(
             400, "ssml: a WebSocket takes text alone; send the document by POST", param="ssml"
@@ -31,7 +31,7 @@ def refuse_ssml(settings: SpeechSettings) -> None:
 
 
 class SocketUtterance:
-    """One utterance on its way: text in, frames of audio out, a message at the end."""
+    """One utterance being spoken: text in, frames of audio out, a message at the end."""
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class SocketUtterance:
         settings: SpeechSettings,
         reference: NamedReference | None,
     ) -> None:
-        """Raises APIError when it is not admitted."""
+        """Raises APIError when the utterance is not admitted."""
         self.complete = False
-        """Whether all of its text is there."""
+        """Whether all of its text has been received."""
         self.failed = False
         self._socket = socket
         self._record = open_record(socket.scope)
@@ -62,12 +62,12 @@ class SocketUtterance:
 
     @property
     def idle_s(self) -> float:
-        """Seconds without a text in or audio out, while more text must come."""
+        """Seconds without text in or audio out, while more text is expected."""
         waiting = self.sending and not self.complete
         return time.monotonic() - self._active if waiting else 0.0
 
     async def add(self, text: str) -> None:
-        """Raises APIError when it has become too long."""
+        """Add text. Raises APIError when the utterance has become too long."""
         if text:
             self._active = time.monotonic()
         self._record.characters += len(text)
@@ -80,19 +80,19 @@ class SocketUtterance:
         await self._utterance.feed(text, "text")
 
     def end(self) -> None:
-        """Raises APIError when the end of the text cannot be spoken."""
+        """End the text. Raises APIError when its end cannot be spoken."""
         self._utterance.close("text")
         self.complete = True
 
     async def stop(self) -> None:
-        """After this not a byte more of it is sent."""
+        """Stop speaking. Nothing is sent after this returns."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _send(self) -> None:
         try:
             data = rendered(self._utterance, self._record)
-            async for item in told(data, self._utterance):
+            async for item in with_word_times(data, self._utterance):
                 if isinstance(item, bytes):
                     await self._socket.send_bytes(item)
                     self._active = time.monotonic()
@@ -100,7 +100,7 @@ class SocketUtterance:
                     await self._socket.send_json({"type": WORD_EVENT, "word_timestamps": item})
             await self._socket.send_json({"type": "speech.audio.done", **ending(self._record)})
         except WebSocketDisconnect:
-            pass  # who receives on this socket hears of it too
+            pass  # the task that receives gets it too
         except Exception as error:
             known = error if isinstance(error, APIError) else unforeseen(error)
             if known is not error:
@@ -112,17 +112,17 @@ class SocketUtterance:
 
 
 class Utterances:
-    """What one client has said so far."""
+    """The settings of one client, and its utterances."""
 
     def __init__(self, socket: WebSocket, backend: Backend) -> None:
         self._socket, self._backend = socket, backend
         self._settings: SpeechSettings | None = None
         self._current: SocketUtterance | None = None
-        self._discarding = False  # after an error, to the rest of that text
+        self._discarding = False  # after an error, the rest of that text
 
     @property
     def started(self) -> bool:
-        """Whether the client has said how it wants to be spoken to."""
+        """Whether the client has sent its settings."""
         return self._settings is not None
 
     @property
@@ -131,11 +131,11 @@ class Utterances:
 
     @property
     def idle_s(self) -> float:
-        """As `SocketUtterance.idle_s`."""
+        """Seconds as in `SocketUtterance.idle_s`; 0 while nothing is being spoken."""
         return 0.0 if self._sending is None else self._sending.idle_s
 
     async def take(self, message: ClientMessage) -> int | None:
-        """Do what it says. Raises APIError for what cannot be done."""
+        """Handle a message. Raises APIError for an invalid one."""
         if isinstance(message, Start):
             self._start(message)
         elif isinstance(message, Text):
@@ -153,8 +153,8 @@ class Utterances:
         return None
 
     async def fail(self) -> None:
-        """After an error: what follows would be spoken with a hole in it, and end as if it were
-        whole."""
+        """Stop and discard an incomplete utterance after an error: further text would be spoken
+        with a gap, and end as if it were complete."""
         if self._sending is not None and not self._sending.complete:
             await self.stop()
             self._discarding = True
@@ -205,12 +205,12 @@ class Utterances:
         if self._discarding or (
             self._current and self._current.failed and not self._current.complete
         ):
-            self._discarding, self._current = False, None  # the client has been told
+            self._discarding, self._current = False, None  # the client has received the error
             return
         if self._sending is None or self._sending.complete:
             raise APIError(400, "type: end without text before it", param="type")
         try:
             self._sending.end()
         except APIError:
-            await self.stop()  # here, for there is no rest of the text to be discarded
+            await self.stop()  # here and not by `fail`: no text follows to be discarded
             raise

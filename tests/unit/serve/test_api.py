@@ -284,7 +284,7 @@ GZIPPED = gzip.compress(BODY, mtime=0)  # the same test ids in every process
         (JSON, b'{"input": "gr\xfc\xdf"}', 400, "byte 0xfc at 13 is not UTF-8"),
         (JSON, b'{"seed": 1' + b"0" * 5000 + b"}", 400, "too many digits"),
         (JSON, b"[" * 50_000, 400, "nested too deeply"),
-        (JSON, b'{"input": four}', 400, "no JSON: Expecting value, at character 10"),
+        (JSON, b'{"input": four}', 400, "not JSON: Expecting value, at character 10"),
     ],
 )
 def test_what_keeps_a_body_from_being_read_is_named(

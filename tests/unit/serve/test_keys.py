@@ -137,8 +137,8 @@ def test_a_change_is_known_and_told_without_a_key(
     wait_for(lambda: "1 went" in caplog.text)
     assert keys.digests() == digests_of(OTHER, THIRD, "fourth")
     told = [record.getMessage() for record in caplog.records]
-    assert "2 keys came, 0 went, 2 in all" in told[0]
-    assert "2 keys came, 1 went, 3 in all" in told[1]
+    assert "2 keys added, 0 removed, 2 in all" in told[0]
+    assert "2 keys added, 1 removed, 3 in all" in told[1]
     assert len(told) == 2
     for name in (KEY, OTHER, THIRD, "fourth", *digests_of(KEY, OTHER, THIRD)):
         assert name not in caplog.text
@@ -164,7 +164,7 @@ def test_an_empty_file_lets_nobody_in(
     keys = follow(str(file))
     file.write_text("# nobody\n")
     wait_for(lambda: keys.digests() == frozenset())
-    message = "0 keys came, 2 went, 0 in all: all requests are refused"
+    message = "0 keys added, 2 removed, 0 in all: all requests are refused"
     wait_for(lambda: message in caplog.text)
     assert caplog.records[-1].levelno == logging.ERROR
 

@@ -28,8 +28,8 @@ def test_print_config_writes_yaml_that_opens_the_door_to_this_machine_alone(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "give a config or --model"),
-        (["a.yaml", "--model", "b"], "give a config or --model"),
+        ([], "give either a config or --model"),
+        (["a.yaml", "--model", "b"], "give either a config or --model"),
         (["--model", "nothing"], "no checkpoint in"),
         (["nothing.yaml"], "nothing.yaml: not a config of Ray Serve"),
     ],

@@ -51,7 +51,7 @@ def test_closing_ends_the_waiting_and_gives_back_what_waits() -> None:
     assert turns.close() == []
     waiting.join()
     assert taken == [None]
-    with pytest.raises(RuntimeError, match="nobody serves"):
+    with pytest.raises(RuntimeError, match="the queue is closed"):
         turns.put(Client(), 1, 1)
     full: Turns[int] = Turns()
     full.put(Client(), 1, 1)

@@ -184,7 +184,7 @@ def test_another_upload_of_a_name_takes_its_place_and_the_number_is_bounded(
         ({"name": None}, "name", "Field required"),
         ({"consent": None}, "consent", "Field required"),
         ({"consent": " "}, "consent", "who allowed"),
-        ({"ref_text": None}, "ref_text", "say what is spoken"),
+        ({"ref_text": None}, "ref_text", "transcript of the recording"),
         (
             {"ref_text": "Far more than anybody says in two seconds. " * 5},
             "ref_text",
@@ -244,7 +244,7 @@ def test_a_page_of_another_host_may_not_upload(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "expected"),
     [
-        ({"ref_audio": data_url(recording())}, "ref_text", "say what is spoken"),
+        ({"ref_audio": data_url(recording())}, "ref_text", "transcript of the recording"),
         ({"ref_audio": "data:audio/wav;base64,!!", "ref_text": TEXT}, "ref_audio", "not base64"),
         ({"ref_audio": "data:nothing", "ref_text": TEXT}, "ref_audio", "comma"),
         ({"ref_audio": data_url(bytes(MOST + 1)), "ref_text": TEXT}, "ref_audio", "more than"),
