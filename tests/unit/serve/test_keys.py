@@ -134,7 +134,7 @@ def test_a_change_is_known_and_told_without_a_key(
     new.write_text(f"{OTHER}\n{THIRD}\nfourth\n")
     new.replace(file)
     # Told after it holds: whoever has read it knows the new keys.
-    wait_for(lambda: "1 went" in caplog.text)
+    wait_for(lambda: "1 removed" in caplog.text)
     assert keys.digests() == digests_of(OTHER, THIRD, "fourth")
     told = [record.getMessage() for record in caplog.records]
     assert "2 keys added, 0 removed, 2 in all" in told[0]
@@ -187,7 +187,7 @@ def test_while_it_cannot_be_read_the_last_keys_hold_for_a_time_and_then_none(
 ) -> None:
     keys = follow(str(file))
     spoil(file)
-    wait_for(lambda: "hold for 60 s" in caplog.text)
+    wait_for(lambda: "stay valid for 60 s" in caplog.text)
     assert keys.digests() == digests_of(KEY, OTHER)
     keys._hold_s = 0.0
     assert keys.digests() is None

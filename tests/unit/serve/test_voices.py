@@ -378,7 +378,7 @@ def test_a_file_comes_from_hosts_that_are_allowed_alone(
         ("takes them from example.org", lambda: fetch(f"http://{host}/a.wav", ["example.org"], 5)),
         ("no URL of 127", lambda: fetch(f"http://{host}@127.0.0.2/a.wav", [host], 5)),
         ("no URL", lambda: fetch(f"ftp://{host}/a.wav", [host], 5)),
-        ("did not give", lambda: fetch("http://127.0.0.1:9/a.wav", ["127.0.0.1:9"], 5)),
+        ("did not return", lambda: fetch("http://127.0.0.1:9/a.wav", ["127.0.0.1:9"], 5)),
     ]
     for expected, call in refused:
         with pytest.raises(APIError, match=expected) as refusal:
