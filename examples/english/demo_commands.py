@@ -29,7 +29,7 @@ READY_TIMEOUT_S = 180
 
 # The lines of a job's log that say how far it is; everything is in the log file.
 PROGRESS = re.compile(
-    r"(step \d+/|recordings encoded|utterances for training|rejected,|error|checkpoint in"
+    r"(step \d+/|recordings encoded|utterances for training|rejected,|\berror\b|checkpoint in"
     r"|computing on|spoken \d+/|EncodeWorker\): \d+/\d\d)"
 )
 

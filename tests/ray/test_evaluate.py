@@ -80,7 +80,8 @@ PLANNED = [
     ("dots", "...", "bf_emma"),
 ]
 PLAN = Plan([Prompt(*prompt) for prompt in PLANNED], Counter())
-MEASURED = [name for name in ROW_SCHEMA.names if name not in ("key", "id", "text", "speaker")]
+GIVEN = ("key", "id", "text", "speaker", "instruction")
+MEASURED = [name for name in ROW_SCHEMA.names if name not in GIVEN]
 
 main = load_script(ROOT / "jobs" / "evaluate.py").main
 
@@ -520,7 +521,7 @@ def test_a_folder_of_something_else_is_refused(
     (tmp_path / "thesis.txt").write_text("all of it", "utf-8")
     config = spoken.config.model_copy(update={"output": str(tmp_path)})
     assert main(words_of(config)) == 2
-    assert f"--output {tmp_path} holds something" in capsys.readouterr().err
+    assert f"--output {tmp_path} is not empty and not an evaluation" in capsys.readouterr().err
     assert contents(tmp_path) == {"thesis.txt": b"all of it"}
 
 
