@@ -28,6 +28,7 @@ CONTROLS = MappingProxyType({"SOS": 1, "EOS": 2, "SOH": 3, "EOH": 4, "SOA": 5, "
 """Start and end of speech, of the human's turn and of the AI's: numbers of custom tokens."""
 LLAMA = MappingProxyType({"BOS": "<|begin_of_text|>", "EOT": "<|eot_id|>", "AUDIO": "<|audio|>"})
 QWEN = MappingProxyType({"EOT": "<|im_end|>"})
+LFM = MappingProxyType({"BOS": "<|startoftext|>", "EOT": "<|im_end|>"})
 TEXT = "TEXT"
 
 _CONTROL = re.compile(r"<custom_token_\d+>|<\|.*\|>|<spk_.*>")
@@ -101,6 +102,7 @@ class PromptForm:
 
 
 _ORPHEUS_ROW = ("SOH", "BOS", TEXT, "EOT", "EOH", "SOA", "SOS")
+_VYVO_ROW = ("SOH", TEXT, "EOT", "EOH", "SOA", "SOS")
 _SVARA_LANGUAGES = (
     "Hindi", "Bengali", "Marathi", "Telugu", "Kannada", "Bhojpuri", "Magahi", "Chhattisgarhi",
     "Maithili", "Assamese", "Bodo", "Dogri", "Gujarati", "Malayalam", "Punjabi", "Tamil", "English",
@@ -177,11 +179,11 @@ FORMS: Mapping[FormName, PromptForm] = MappingProxyType(
             temperature=0.75,
         ),
         # Vyvo-Labs/VyvoTTS: configs/inference/qwen3.yaml.
-        "vyvo-qwen3": PromptForm(
-            ("SOH", TEXT, "EOT", "EOH", "SOA", "SOS"), ("EOA",), QWEN, top_p=0.95
-        ),
+        "vyvo-qwen3": PromptForm(_VYVO_ROW, ("EOA",), QWEN, top_p=0.95),
     }
 )
+VYVO_LFM2 = PromptForm(("SOH", "BOS", *_VYVO_ROW[1:]), ("EOA",), LFM, top_p=0.95)
+"""Known and tested, but not served: `sheen.lm.recognition` refuses its checkpoints by name."""
 BASE_FRAMES = 3.0
 """Frames of audio in addition to those of a text's characters, from Veena's card."""
 

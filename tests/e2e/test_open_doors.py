@@ -38,9 +38,8 @@ MACHINES = {
     "worker": "cluster",
 }
 """Column of docs/ports.md -> the way of starting that has that machine."""
-SOAKED = ("demo", "tests", "README", "server", "serve run")
-"""The first four start what `job` starts, by the same code. What a bare `serve run` opens is Ray's
-own doing, before any of our code runs: it changes with Ray's version alone."""
+SOAKED = ("demo", "tests", "README", "server")
+"""They start what `job`, `serve run` and `cluster` start, by the same code."""
 ON_ONE_MACHINE = ("job", "demo", "tests", "README", "server")
 REMOTE = ("serve run", "head", "worker")
 LOOPBACK = "127.0.0.1"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from helpers import orpheus
 from helpers.orpheus import FIRST
-from sheen.text.forms import FORMS, FormName, plain_encoder
+from sheen.text.forms import FORMS, VYVO_LFM2, FormName, PromptForm, plain_encoder
 from sheen.text.prompt import PromptTemplate, normalize
 
 BOS, EOT, AUDIO = (orpheus.LLAMA[f"<|{name}|>"] for name in ("begin_of_text", "eot_id", "audio"))
@@ -58,6 +58,13 @@ def test_a_prompt_id_for_id(name: FormName, llama: Any, qwen: Any) -> None:
         assert template.ids("hi", "tara", " say it\n loud ") == before + told + after
     with pytest.raises(ValueError, match="the text is empty"):
         template.ids(" \n", "tara")
+
+
+def test_the_form_of_lfm2_is_known() -> None:
+    tokenizer = orpheus.tokenizer(orpheus.LFM)
+    begin, end = orpheus.LFM.values()
+    ids = VYVO_LFM2.template(tokenizer, FIRST).ids("hi", "ann")
+    assert ids == [SOH, begin, *words(tokenizer, "ann: hi"), end, EOH, SOA, SOS]
 
 
 def test_a_description_stays_inside_its_quotation_marks(llama: Any) -> None:
@@ -134,6 +141,7 @@ def test_a_tokenizer_without_the_forms_tokens_is_refused(qwen: Any) -> None:
 
 
 def test_every_form_ends_where_speech_starts() -> None:
-    for form in FORMS.values():
+    form: PromptForm
+    for form in [*FORMS.values(), VYVO_LFM2]:
         assert form.row[-2:] == ("SOA", "SOS")
         assert form.row.count("TEXT") == 1
