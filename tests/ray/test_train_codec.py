@@ -389,6 +389,7 @@ def test_a_run_of_before_further_losses_resumes(
     fields = json.loads(record.read_text())
     assert fields.pop("asr_features") is None
     assert fields.pop("quantizer_dropout") is None
+    assert fields.pop("speed_perturbation") is None
     assert fields.pop("adversarial") is None
     assert not {"asr_features_weight", "adversarial_weight"} & set(fields)
     record.write_text(json.dumps(fields))

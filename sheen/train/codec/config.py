@@ -65,6 +65,16 @@ class CodecTrainConfig(RunFields):
             "carry more of the speech: a speech LM's errors in the last level then do less harm",
         ),
     ] = 0.0
+    speed_perturbation: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=1.0,
+            description="each training segment is played at a speed between 1 / (1 + this) and "
+            "1 + this, which changes its pitch and timbre too, so that a codec trained on few "
+            "voices carries others",
+        ),
+    ] = 0.0
     restart_patience: Annotated[
         float,
         Field(

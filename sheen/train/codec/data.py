@@ -7,6 +7,7 @@ one replaces it.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ READ_LIMIT_S = 300.0
 """A recording that takes longer ends its process, in a process that replaces a crashed one."""
 ATTEMPTS = 20
 """Recordings tried for one segment before the data counts as unreadable."""
+SPEED_STEPS = 20
+"""Speeds are multiples of 1/20: resampling filters of such ratios are small."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,10 @@ class SegmentReader:
     `unreadable` maps each recording that could not be used to the reason. Where the rank's process
     has ended before, as `attempts` says, one recording is read at a time, and one that kills its
     process, or takes READ_LIMIT_S, is unreadable.
+
+    With `speed_perturbation` s each segment is played at a speed drawn log-uniformly from
+    1 / (1 + s) to 1 + s, by resampling (Ko et al., "Audio Augmentation for Speech Recognition",
+    2015: 0.1).
     """
 
     def __init__(
@@ -117,6 +124,7 @@ class SegmentReader:
         rank: int,
         world: int,
         seed: int,
+        speed_perturbation: float = 0.0,
         attempts: Attempts | None = None,
     ) -> None:
         self.unreadable: dict[str, str] = {}
@@ -134,6 +142,7 @@ class SegmentReader:
         self._samples = samples
         self._per_rank, self._rank, self._world = per_rank, rank, world
         self._seed = seed
+        self._speed_perturbation = speed_perturbation
         self._epoch = (-1, np.zeros(0, np.int64))
 
     def batches(self, start: int, stop: int) -> Iterator[Tensor]:
@@ -163,13 +172,14 @@ class SegmentReader:
 
     def _segment(self, position: int, recording: int) -> NDArray[np.float32]:
         draw = np.random.default_rng((self._seed, 1, position))
+        sample_rate = self._sample_rate_of(position)
         for _ in range(ATTEMPTS):
             path = self._paths[recording]
             # Drawn whether or not the recording can be read, so that a repaired file does not
             # move the others.
             share = draw.random()
             recording = int(draw.integers(len(self._paths)))
-            waveform = self.read(path)
+            waveform = self.read(path, sample_rate)
             if waveform is None:
                 continue
             start = int(share * max(0, len(waveform) - self._samples + 1))
@@ -181,27 +191,39 @@ class SegmentReader:
             f"the first {path}: {reason}"
         )
 
-    def read(self, path: str) -> NDArray[np.float32] | None:
-        """A whole recording `[n]`, or None when it cannot be used: then `unreadable` says why."""
+    def _sample_rate_of(self, position: int) -> int:
+        """The rate (Hz) to decode at, so that at the codec's rate the segment has its speed."""
+        if not self._speed_perturbation:
+            return self._sample_rate
+        # Of its own, so that the segments are the same ones at any speed.
+        draw = np.random.default_rng((self._seed, 2, position))
+        limit = math.log1p(self._speed_perturbation)
+        steps = round(SPEED_STEPS * math.exp(draw.uniform(-limit, limit)))
+        return round(self._sample_rate * SPEED_STEPS / steps)
+
+    def read(self, path: str, sample_rate: int | None = None) -> NDArray[np.float32] | None:
+        """A whole recording `[n]` at `sample_rate` (Hz; default: the reader's), or None when it
+        cannot be used: then `unreadable` says why."""
+        rate = self._sample_rate if sample_rate is None else sample_rate
         if path in self.unreadable:
             return None
         if self._careful:
             with self._turn:
-                return self._read_alone(path)
-        return self._read(path)
+                return self._read_alone(path, rate)
+        return self._read(path, rate)
 
-    def _read_alone(self, path: str) -> NDArray[np.float32] | None:
+    def _read_alone(self, path: str, sample_rate: int) -> NDArray[np.float32] | None:
         assert self._attempts is not None
         self._attempts.at(self._block, path)
         try:
             with self._attempts.limit(path, READ_LIMIT_S):
-                return self._read(path)
+                return self._read(path, sample_rate)
         finally:
             self._attempts.at(self._block, None)
 
-    def _read(self, path: str) -> NDArray[np.float32] | None:
+    def _read(self, path: str, sample_rate: int) -> NDArray[np.float32] | None:
         try:
-            return decode_audio(files.read_bytes(path), self._sample_rate)
+            return decode_audio(files.read_bytes(path), sample_rate)
         except FileNotFoundError:
             self.unreadable[path] = "missing"
         except AudioError as error:

@@ -57,6 +57,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     fields, free, asr_features = config.model_dump(), CODEC_FREE_FIELDS, None
     # None as where there was no field.
     fields["quantizer_dropout"] = config.quantizer_dropout or None
+    fields["speed_perturbation"] = config.speed_perturbation or None
     fields["adversarial"] = config.adversarial or None
     if not config.adversarial:
         free = free | {"adversarial_weight"}

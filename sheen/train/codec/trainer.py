@@ -176,6 +176,7 @@ class CodecTrainer(Trainer):
             rank=self.group.rank,
             world=self.group.world,
             seed=self.config.seed,
+            speed_perturbation=self.config.speed_perturbation,
             attempts=attempts,
         )
         self._sample_names = sample_names(recordings.evaluation[:SAMPLES])

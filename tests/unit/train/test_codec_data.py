@@ -91,6 +91,24 @@ def test_ranks_share_what_one_rank_would_hear(recordings: list[str]) -> None:
     assert torch.equal(torch.cat(three, dim=1), one[4:])
 
 
+def test_perturbed_segments_have_speeds_up_to_the_limit_and_resume_alike(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """A tone of 400 Hz, whose zero crossings tell the speed."""
+    tone = np.sin(2 * np.pi * 400 * np.arange(4 * RATE) / RATE)
+    paths = [write(tmp_path_factory.mktemp("tone") / "tone.wav", tone)]
+    perturbed = {"speed_perturbation": 0.5, "samples": RATE // 2}
+    whole = heard(paths, 0, 16, **perturbed)
+    inner = whole.flatten(0, 1)[:, 800:3200]  # the filter's edges aside
+    speeds = (inner.sign().diff(dim=1) != 0).sum(dim=1) / 2 / (2400 / RATE) / 400
+    assert ((speeds * 20).round() / 20 - speeds).abs().max() < 0.01, "multiples of a twentieth"
+    assert speeds.min() >= 0.64
+    assert speeds.max() <= 1.51
+    assert speeds.min() < 0.75
+    assert speeds.max() > 1.35
+    assert torch.equal(heard(paths, 7, 16, **perturbed), whole[7:])
+
+
 def test_every_recording_is_heard_once_in_an_epoch(recordings: list[str]) -> None:
     """Also where a step, or a rank's part of it, spans the border of two epochs."""
     names = [whose(segment) for segment in heard(recordings, 0, 25, per_rank=2).flatten(0, 1)]
