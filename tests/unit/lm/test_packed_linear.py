@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sheen.lm import cpu_kernels
 from sheen.lm.cpu_kernels import MIN_ROWS as FEWEST
 from sheen.lm.cpu_kernels import (
+    MKL_ROWS,
     MOST_ROWS,
     PackedLinear,
     applies,
@@ -15,17 +17,25 @@ from sheen.lm.cpu_kernels import (
     product,
 )
 
-SHAPES = [(256, 704), (4097, 256), (1024, 3072), (513, 100)]
+SHAPES = [(256, 704), (4097, 256), (1024, 3072), (1024, 1024), (513, 100)]
+
+
+@pytest.fixture(autouse=True, params=["the processor's library", "oneDNN"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's rows agree on every processor with AVX-512, also where MKL is used."""
+    if request.param == "oneDNN":
+        monkeypatch.setattr(cpu_kernels, "_of_intel", lambda: False)
 
 
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_it_is_the_product(rows: int, width: int) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(width, rows).requires_grad_(False)
-    x = torch.randn(12, width)
+    x = torch.randn(MKL_ROWS + 12, width)
     exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
     torch.testing.assert_close(PackedLinear(layer)(x).double(), exact, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(PackedLinear(layer)(x[None])[0], PackedLinear(layer)(x))
+    deeper = x.view(2, -1, width)
+    torch.testing.assert_close(PackedLinear(layer)(deeper).flatten(0, 1), PackedLinear(layer)(x))
 
 
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
