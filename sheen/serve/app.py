@@ -27,6 +27,7 @@ from sheen.serve.backend import Backend
 from sheen.serve.batch import answer_batch
 from sheen.serve.config import BATCH, ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, documented, install_error_handlers
+from sheen.serve.proxy.install import Proxies
 from sheen.serve.replica import log_like_serve, stay_on_loopback
 from sheen.serve.request_log import (
     Metrics,
@@ -105,6 +106,8 @@ class SpeechService:
         set_gate(Gate(None if args.auth == "none" else follow, args))
         set_origins(tuple(args.cors_origins))
         listen(self._metrics.ended)
+        application = serve.get_replica_context().app_name
+        self._proxies = Proxies(application, args, self._metrics.refused_by_proxy)
 
     def check_health(self) -> None:
         """Called by Serve: a replica whose engine died or hangs is replaced."""
@@ -130,6 +133,8 @@ class SpeechService:
             backend.close()
         if keys := getattr(self, "_keys", None):
             keys.close()
+        if proxies := getattr(self, "_proxies", None):
+            proxies.close()
 
     # Health
 

@@ -52,8 +52,8 @@ class Limits(BaseModel):
         int,
         Field(
             ge=1,
-            description="request bodies being received at a time; with one more, the oldest gets "
-            "408",
+            description="incomplete request bodies in a replica at a time; with one more, the "
+            "oldest gets 408. Ray's proxy holds back as many of max_body_bytes before that",
         ),
     ] = 128
     max_message_bytes: Annotated[

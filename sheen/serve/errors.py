@@ -89,10 +89,25 @@ def error_response(error: APIError) -> JSONResponse:
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
+def body_late(seconds: float) -> APIError:
+    """For a body that is incomplete after so many seconds."""
+    return APIError(408, f"the body was incomplete after {seconds:g} s", code="body_timeout")
+
+
+def message_too_large(most: int) -> APIError:
+    """For a WebSocket message of more than so many bytes."""
+    return APIError(413, f"a message of more than {most} bytes", code="message_too_large")
+
+
+def error_message(error: APIError) -> dict[str, Any]:
+    """An error as a message on a WebSocket."""
+    return {"type": "error", "message": str(error), **error.body()}
+
+
 async def send_error(socket: WebSocket, error: APIError) -> None:
     """Send an error to the client of a WebSocket, if it is still connected."""
     with suppress(WebSocketDisconnect, RuntimeError):  # RuntimeError: already closed
-        await socket.send_json({"type": "error", "message": str(error), **error.body()})
+        await socket.send_json(error_message(error))
 
 
 def describe_invalid(error: RequestValidationError, headers: Headers) -> APIError:

@@ -257,6 +257,13 @@ class Metrics:
                 counter.inc(more)
                 self._before[name] = values[name]
 
+    def refused_by_proxy(self, counts: Mapping[str, int]) -> None:
+        """Count requests whose bodies Ray's proxy timed out (`sheen.serve.proxy`), by the code of
+        their error."""
+        for code, count in counts.items():
+            self._requests.inc(count, {"status": "408", "finish_reason": "none"})
+            self._refusals.inc(count, {"reason": code})
+
     def ended(self, record: RequestRecord) -> None:
         """Count a request that was answered or whose client left, and log it if it was speech."""
         playback = record.playback

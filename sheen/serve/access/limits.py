@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
 from sheen.serve.config import BodyLimit, Limits
-from sheen.serve.errors import APIError, Refused
+from sheen.serve.errors import APIError, Refused, body_late, message_too_large
 from sheen.serve.schema.messages import MESSAGE, ClientMessage, InputText, Text
 
 NORMAL, POLICY_VIOLATION, TOO_BIG = 1000, 1008, 1009
@@ -65,10 +65,11 @@ class Body:
             async with asyncio.timeout_at(self._deadline) as self._waiting:
                 message = await self._receive()
         except TimeoutError as error:
-            reason = f"the body was incomplete after {self._limit.seconds:g} s"
+            late = body_late(self._limit.seconds)
             if self._expired:
                 reason = "the body was the oldest being received, and its place was needed"
-            raise Refused(APIError(408, reason, code="body_timeout")) from error
+                late = APIError(408, reason, code=late.code)
+            raise Refused(late) from error
         finally:
             self._waiting = None
         self._seen += len(message.get("body", b""))
@@ -146,8 +147,8 @@ class Inbox:
         that is invalid."""
         text, binary = received.get("text"), received.get("bytes")
         if self._size(text or binary or "") > self._limits.max_message_bytes:
-            most = self._limits.max_message_bytes
-            raise Closing(TOO_BIG, 413, f"a message of more than {most} bytes", "message_too_large")
+            large = message_too_large(self._limits.max_message_bytes)
+            raise Closing(TOO_BIG, large.status, str(large), large.code)
         if not self._pace.keeps():
             most = self._limits.max_messages_per_s
             raise Closing(

@@ -12,11 +12,18 @@ from typing import Protocol
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from sheen.serve.access.limits import IDLE_S, POLICY_VIOLATION, SILENT_S, Closing, Inbox
+from sheen.serve.access.limits import (
+    IDLE_S,
+    POLICY_VIOLATION,
+    SILENT_S,
+    TOO_BIG,
+    Closing,
+    Inbox,
+)
 from sheen.serve.access.middleware import answered_protocol, check_key
 from sheen.serve.backend import Backend
 from sheen.serve.config import Limits
-from sheen.serve.errors import APIError, send_error
+from sheen.serve.errors import APIError, message_too_large, send_error
 from sheen.serve.request_log import refused
 from sheen.serve.schema.messages import ClientMessage, SessionConfig
 from sheen.serve.websocket.sessions import Session
@@ -83,6 +90,7 @@ class Conversation:
         self._inbox = Inbox(limits)
         self._dialect: Dialect = Utterances(socket, backend)
         self._spoke = time.monotonic()
+        self._max_message_bytes = limits.max_message_bytes
         self._start_timeout_s = limits.start_timeout_s
         self._start_by = self._spoke + limits.start_timeout_s
 
@@ -145,7 +153,10 @@ class Conversation:
         except TimeoutError:
             return None
         if received["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(received.get("code", 1005))
+            code = received.get("code", 1005)
+            if code == TOO_BIG:  # refused and told by the proxy, see `sheen.serve.proxy`
+                refused(self._socket.scope, message_too_large(self._max_message_bytes))
+            raise WebSocketDisconnect(code)
         return self._inbox.take(received)
 
 
