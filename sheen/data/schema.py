@@ -15,6 +15,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from sheen.storage import uris
+from sheen.text.prompt import check_characters
 
 ROW_SCHEMA = pa.schema(
     [
@@ -131,11 +132,7 @@ def text_of(value: Any, name: str) -> str:
         return ""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # which JSON can spell
-        half = ascii(value[error.start])
-        raise ValueError(f"{name} holds half of a surrogate pair, {half}: no character") from error
+    check_characters(value, name)
     return value
 
 

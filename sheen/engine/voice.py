@@ -33,7 +33,7 @@ from sheen.lm.model import SpeechLM, load_model
 from sheen.lm.precision import Precision, dtype_of
 from sheen.lm.recognition import describe_checkpoint, describe_separately
 from sheen.storage import files, folders, hub
-from sheen.text.prompt import PromptTemplate, ReferenceForm, normalize
+from sheen.text.prompt import PromptTemplate, ReferenceForm, check_characters, normalize
 from sheen.text.segmentation import split_sentences
 from sheen.text.steps import TextPipeline, check_steps
 
@@ -130,8 +130,8 @@ class Voice:
         reference: Reference | None = None,
         instruction: str | None = None,
     ) -> None:
-        """Raise RequestError for an empty text, an unknown speaker, and an instruction to a model
-        trained without. With a reference, `speaker` must be None."""
+        """Raise RequestError for an empty text or one that is not Unicode, an unknown speaker, and
+        an instruction to a model trained without. With a reference, `speaker` must be None."""
         voices = self.info.voices
         if reference is not None:
             assert speaker is None, "a reference replaces the speaker"
@@ -146,6 +146,11 @@ class Voice:
             raise RequestError("instructions", NOT_INSTRUCTED)
         if not text.strip():
             raise RequestError("input", "the text is empty")
+        for field, words in (("input", text), ("instructions", instruction or "")):
+            try:
+                check_characters(words, "it")
+            except ValueError as error:
+                raise RequestError(field, str(error)) from error
 
     def max_chunk_chars(
         self, max_seconds: float, speaker: str | None, reference: Reference | None = None

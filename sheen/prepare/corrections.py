@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sheen.data.schema import iter_lines
+from sheen.data.schema import iter_lines, text_of
 from sheen.storage import files, uris
 
 CORRECTIONS = "corrections.jsonl"
@@ -55,8 +55,7 @@ def _parse(line: str, source: str) -> Correction:
         if unknown := data.keys() - {"id", "was", "text", "verdict"}:
             raise ValueError(f"unknown key {min(unknown)!r}")
         for name in ("id", "was", "text", "verdict"):
-            if not isinstance(data.get(name), str | None):
-                raise TypeError(f"{name} must be a string")
+            text_of(data.get(name), name)
         if data.get("id") is None or data.get("was") is None:
             raise ValueError("id or was is missing")
         text, verdict = data.get("text"), data.get("verdict")

@@ -14,7 +14,7 @@ import regex
 from sheen.storage import files
 from sheen.text.kept import Piece, clean, pieces, with_phonemes
 from sheen.text.phonemes import from_ipa
-from sheen.text.prompt import normalize
+from sheen.text.prompt import check_characters, normalize
 from sheen.text.segmentation import has_word
 
 _ATOM = regex.compile(r"[\p{L}\p{M}\p{N}]+|\s+|[^\p{L}\p{M}\p{N}\s]")
@@ -35,6 +35,8 @@ class Lexicon:
         """phonemes: whether the model was trained on them. Raises ValueError naming the word."""
         self._by_first: dict[str, list[Entry]] = {}
         for written, spoken in entries.items():
+            check_characters(written, repr(written))
+            check_characters(spoken, f"{written!r}: the pronunciation")
             atoms = _ATOM.findall(normalize(clean(written)))
             if not has_word(written):
                 raise ValueError(f"{written!r}: expected a word with a letter or a digit")

@@ -31,6 +31,18 @@ def normalize(text: str) -> str:
     return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
 
 
+def check_characters(text: str, name: str) -> None:
+    """Raise ValueError for a text with half of a surrogate pair, which no tokenizer encodes. JSON
+    can spell one, and Python makes them of a command's bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ValueError(
+            f"{name} holds half of a surrogate pair, {half}, which is no character; was it UTF-8?"
+        ) from error
+
+
 def with_instruction(text: str, instruction: str | None) -> str:
     """A text after a line with its instruction, if there is one. No text can contain the line break
     between them. ValueError for an empty text."""

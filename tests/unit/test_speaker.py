@@ -157,6 +157,7 @@ def test_another_ending_is_refused_and_the_known_ones_named(audio: Audio, tmp_pa
     [
         ({"voice": "nobody"}, "voice: unknown voice 'nobody'; this model has: heart"),
         ({"text": " \n"}, "text: the text is empty"),
+        ({"text": "caf\udce9"}, r"text: it holds half of a surrogate pair, '\\udce9'.*UTF-8"),
         ({"instructions": "loud"}, "instructions: this model was not trained to follow"),
         ({"speed": 9.0}, "speed is 9.0"),
         ({"temperature": -1.0}, "temperature -1.0"),

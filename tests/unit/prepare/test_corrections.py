@@ -62,6 +62,11 @@ def test_texts_and_verdicts_change_their_rows_alone(tmp_path: Path) -> None:
         ({"id": "a", "was": "one", "verdict": "bad"}, r"verdict 'bad' is neither"),
         ({"id": "a", "was": "one", "txt": "1"}, r"unknown key 'txt'"),
         ({"id": "a", "was": "one", "text": " "}, r"the text is empty; to reject the row"),
+        ({"id": "a", "was": "one", "text": 1}, r"given\.jsonl:2: .*text must be a string"),
+        (
+            {"id": "a", "was": "one", "text": "\ud83d"},
+            r"given\.jsonl:2: .*half of a surrogate pair",
+        ),
     ],
 )
 def test_a_correction_that_fits_no_row_is_an_error_and_changes_none(

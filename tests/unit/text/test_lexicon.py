@@ -57,6 +57,8 @@ def test_tags_are_no_words() -> None:
         ({"x": "..."}, "'x'.*no word"),
         ({"": "x"}, "''.*expected a word"),
         ({"--": "x"}, "'--'.*expected a word"),
+        ({"x\ud83d": "x"}, r"'x\\ud83d' holds half of a surrogate pair"),
+        ({"x": "y\ud83d"}, r"'x': the pronunciation holds half of a surrogate pair"),
     ],
 )
 def test_an_entry_that_cannot_be_is_refused_by_its_word(
