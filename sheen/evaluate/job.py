@@ -100,7 +100,7 @@ def run(config: EvaluateConfig) -> Evaluation:
         with errors_of(f"--voice-recordings {config.voice_recordings}"):
             profiles = enroll_speakers(config.voice_recordings, info.sample_rate)
     with output_lock(output):
-        prepare_output(output, config, local, plan.prompts, profiles, references)
+        prepare_output(output, config, local, info, plan.prompts, profiles, references)
         blocks.merge_all(output)  # what an interrupted run committed
         done = blocks.merged_keys(output)
         if len(done):

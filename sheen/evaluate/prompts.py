@@ -33,10 +33,10 @@ RUN_FILE = "run.json"
 _FILE_NAME = re.compile(r"[\w.-]+")
 _FREE_FIELDS = {
     "config", "output", "num_workers", "gpu", "model", "prompts",
-    "voice_recordings", "references",
+    "voice_recordings", "references", "codec", "info",
 }  # fmt: skip
 """Fields that may differ when an evaluation resumes: apart from rounding they do not affect the
-speech, except the last four, which are compared by content."""
+speech, except from `model` on, which are compared by content."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ def prepare_output(
     output: str,
     config: EvaluateConfig,
     model: str,
+    info: CheckpointInfo,
     prompts: list[Prompt],
     profiles: SpeakerProfiles | None,
     references: Mapping[str, Recorded] = MappingProxyType({}),
@@ -155,8 +156,10 @@ def prepare_output(
     fields = config.model_dump(mode="json")
     decided = {name: value for name, value in fields.items() if name not in _FREE_FIELDS}
     for name in sorted(files.list_names(model)):
-        if name.endswith((".safetensors", ".json")):
+        if name.endswith((".safetensors", ".bin", ".json")):
             decided[f"{name} of the model"] = files.sha256(uris.join(model, name))
+    decided["codec sha256"] = info.codec.sha256
+    decided["info sha256"] = files.sha256(config.info) if config.info else None
     if config.asr and config.asr not in NAMES and Path(config.asr).expanduser().is_dir():
         decided["asr"] = folder_digest(uris.absolute(config.asr))
     if references:
@@ -168,7 +171,8 @@ def prepare_output(
     told = [astuple(prompt)[: 3 if prompt.instruction is None else 4] for prompt in prompts]
     texts = json.dumps(told)
     decided["prompts sha256"] = hashlib.sha256(texts.encode()).hexdigest()
-    if changed := check_fingerprint(where, decided, ("voice recordings",)):
+    since = ("voice recordings", "codec sha256", "info sha256")
+    if changed := check_fingerprint(where, decided, since):
         raise ValueError(
             f"--output {output} is of another evaluation: {changed}. Give the same values to "
             "resume it, or another folder."

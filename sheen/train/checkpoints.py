@@ -157,10 +157,14 @@ def claim_run(
 ) -> None:
     """Record the fingerprint of a run; raise ValueError for a run with another one.
 
-    `free`: fields that a resumed run may change; `content`: identities of its inputs.
+    A run without a checkpoint has nothing to resume and starts again, with whatever was mended
+    since. `free`: fields that a resumed run may change; `content`: identities of its inputs.
     """
     fixed = {name: value for name, value in fields.items() if name not in free}
-    changed = check_fingerprint(uris.join(output, run_name, RUN_FILE), fixed | content, content)
+    where = uris.join(output, run_name, RUN_FILE)
+    if RunStore(uris.join(output, run_name), keep=1).latest() is None:
+        files.delete(where)
+    changed = check_fingerprint(where, fixed | content, content)
     if changed:
         raise ValueError(
             f"--run-name {run_name} in {output} was started with other settings: {changed}. Give "

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sheen.storage import files, uris
-from sheen.train.checkpoints import RunStore, StorageFull
+from sheen.train.checkpoints import RunStore, StorageFull, claim_run
 
 
 def write(text: str) -> Callable[[Path], None]:
@@ -141,3 +141,18 @@ def test_a_failed_write_loses_nothing_and_says_what_is_left(tmp_path: Path) -> N
         "checkpoints.json",
         "step-00000001",
     }
+
+
+def test_a_run_that_saved_nothing_is_no_hindrance(tmp_path: Path) -> None:
+    """Its weights or data may have been what kept it from starting, and are others now."""
+
+    def claim(weights: str) -> None:
+        fields = {"seed": 0, "num_workers": 1}
+        claim_run(str(tmp_path), "run", fields, {"num_workers"}, {"model content": weights})
+
+    claim("torn")
+    claim("whole")
+    save(RunStore(str(tmp_path / "run"), keep=1), 1, write("learned"))
+    claim("whole")
+    with pytest.raises(ValueError, match="model content was 'whole', now 'others'"):
+        claim("others")
