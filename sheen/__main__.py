@@ -174,8 +174,7 @@ def prepare(argv: list[str], prog: str) -> int:
             f"{report['rows_out']} segments, {report['hours_out'] * 60:.1f} of "
             f"{report['hours_in'] * 60:.1f} minutes of {report['recordings']} recordings"
         )
-        for reason, entry in report["rejects"].items():
-            print(f"  rejected, {reason}: {entry['rows']} ({entry['examples'][0]})")
+        _print_rejects(report)
         if not report["rows_out"]:
             raise ValueError("no segment can be used; see report.json in the output")
         print(f"review: {config.output}/{REVIEW}; report: {config.output}/{PAGE}")
@@ -185,11 +184,20 @@ def prepare(argv: list[str], prog: str) -> int:
     return run_job(prog, job)
 
 
+def _print_rejects(report: dict[str, Any]) -> None:
+    """The counts of rejected rows, and how many of them another run may read."""
+    from sheen.data.clips import TRANSIENT
+
+    for reason, entry in report["rejects"].items():
+        print(f"  rejected, {reason}: {entry['rows']} ({entry['examples'][0]})")
+    if again := sum(report["rejects"].get(reason, {"rows": 0})["rows"] for reason in TRANSIENT):
+        print(f"  {again} of those could not be read; the same command tries them again")
+
+
 def encode(argv: list[str], prog: str) -> int:
     from sheen.config import load_config
     from sheen.encode.config import EncodeConfig
     from sheen.encode.job import run
-    from sheen.encode.output import TRANSIENT
     from sheen.runs.cluster import run_job
 
     def job() -> int:
@@ -199,10 +207,7 @@ def encode(argv: list[str], prog: str) -> int:
             f"{report['utterances']} utterances, "
             f"{report['hours'] * 60:.1f} minutes, {report['audio_seconds_per_second']} x realtime"
         )
-        for reason, entry in report["rejects"].items():
-            print(f"  rejected, {reason}: {entry['rows']} ({entry['examples'][0]})")
-        if again := sum(report["rejects"].get(reason, {"rows": 0})["rows"] for reason in TRANSIENT):
-            print(f"  {again} of those could not be read; the same command tries them again")
+        _print_rejects(report)
         if not report["rows_out"]:
             raise ValueError("no recording could be encoded; see report.json in the output")
         return 0

@@ -98,6 +98,20 @@ def merged_keys(output: str) -> Keys:
     return np.unique(read_columns(output, paths, ["key"])["key"].to_numpy())
 
 
+def keys_to_retry(
+    output: str, planned: pa.Table, reasons: Sequence[str], status: str | None = None
+) -> Keys:
+    """The keys of rows in the row files (all, or those of one `status`) that were rejected for one
+    of `reasons`; without those that are planned with a reason of their own."""
+    if not (paths := row_files(output, status)):
+        return np.zeros(0, np.int64)
+    rows = read_columns(output, paths, ["key", "reason"])
+    failed = rows.filter(pc.field("reason").isin(reasons))["key"].to_numpy()
+    if "reason" in planned.column_names:
+        planned = planned.filter(pc.field("reason").is_null())
+    return np.intersect1d(failed, planned["key"].to_numpy())
+
+
 def merge(output: str, statuses: Sequence[str] = ()) -> Iterator[tuple[str, pa.Table]]:
     """Merge the blocks into row files and delete them; yields the name and rows of each file.
 

@@ -18,6 +18,8 @@ from sheen.data.parts import is_part, recording_of
 from sheen.data.recordings import RecordingReader
 from sheen.storage import files
 
+TRANSIENT = ("missing", "not read")
+"""Reasons that may be temporary: the same command of a job retries such rows."""
 ROUNDING_S = 0.01
 """A row may end later than its recording by this much: times in text have milliseconds at best."""
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from sheen import blocks
 from sheen.codec.info import CODEC_FOLDER, CodecInfo
 from sheen.data import dataset
+from sheen.data.clips import TRANSIENT
 from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
 from sheen.data.parts import sort_manifest
 from sheen.encode.config import EncodeConfig
@@ -47,8 +47,6 @@ _CONTENT = {"rows content", RECORDINGS}
 
 STATUSES = ENCODED, REJECTED = "encoded", "rejected"
 """Values of `status`, by which row files are divided."""
-TRANSIENT = ("missing", "not read")
-"""Reasons that may be temporary: the same command retries such rows."""
 
 _PCM: list[tuple[str, pa.DataType]] = [
     ("pcm", pa.large_binary()),  # 16-bit mono at the codec's rate: half the bytes of float32
@@ -118,15 +116,6 @@ def unpack(packed: pa.Table) -> Iterator[pa.Table]:
         yield pa.ipc.open_stream(block.as_buffer()).read_all()
 
 
-def transiently_rejected(output: str) -> NDArray[np.int64]:
-    """Keys of the merged rows that were rejected for a TRANSIENT reason."""
-    if not (paths := blocks.row_files(output, REJECTED)):
-        return np.zeros(0, np.int64)
-    rows = blocks.read_columns(output, paths, ["key", "reason"])
-    keys: NDArray[np.int64] = rows.filter(pc.field("reason").isin(TRANSIENT))["key"].to_numpy()
-    return keys
-
-
 def write_blocks(packed: pa.Table, *, output: str) -> pa.Table:
     """`write_block` of each; returns DONE_SCHEMA."""
     done = [write_block(table, output) for table in unpack(packed)]
@@ -177,8 +166,7 @@ def plan_blocks(manifest: pa.Table, output: str) -> list[pa.Table]:
     """The blocks of rows that are not in the output yet, or were rejected for a transient
     reason."""
     done = blocks.merged_keys(output)
-    faultless = manifest.filter(pc.field("reason").is_null())["key"].to_numpy()
-    again = np.intersect1d(transiently_rejected(output), faultless)
+    again = blocks.keys_to_retry(output, manifest, TRANSIENT, REJECTED)
     if len(done):
         logger.info("%d of %d rows are done already", len(done), len(manifest))
     if len(again):

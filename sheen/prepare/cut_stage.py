@@ -1,17 +1,22 @@
 """The first stage, as Ray Data runs it: a source -> the places of its segments.
 
 A task reads a source in blocks of samples and keeps only levels and probabilities: a few megabytes
-for the longest recording. A source that cannot be used gets a reason.
+for the longest recording. A source that cannot be used gets a reason, and so does one that crashes
+the task's process or from which nothing comes.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
 from sheen import blocks
 from sheen.audio.io import AudioError
+from sheen.audio.samples import Samples
 from sheen.audio.stream import AudioFile
 from sheen.data.clips import ClipError, reasons, refuse_pointer
 from sheen.data.recordings import RecordingReader
@@ -24,16 +29,32 @@ from sheen.prepare.vad import RATE, Probabilities, VoiceActivity
 from sheen.runs.attempts import Attempts
 from sheen.storage import files
 
+Limit = Callable[[], AbstractContextManager[None]]
+"""Within it a step of reading must end."""
+READ_AT_ONCE = 128
+"""Blocks of such a step: a few seconds of a recording."""
+
 
 def cut_sources(
-    table: pa.Table, *, settings: CutSettings, each_channel: bool, output: str, attempts: Attempts
+    table: pa.Table,
+    *,
+    settings: CutSettings,
+    each_channel: bool,
+    output: str,
+    attempts: Attempts,
+    limit_s: float,
 ) -> pa.Table:
-    """SOURCE_SCHEMA -> committed rows of CUT_SCHEMA, see `blocks.commit_rows`."""
+    """SOURCE_SCHEMA -> committed rows of CUT_SCHEMA, see `blocks.commit_rows`.
+
+    `limit_s`: for each step of reading, since a whole recording may take hours.
+    """
 
     def do(rows: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist(
-            [_cut(row, settings, each_channel) for row in rows.to_pylist()], schema=CUT_SCHEMA
-        )
+        found = []
+        for row in rows.to_pylist():
+            limit = partial(attempts.limit, row["key"], limit_s)
+            found.append(_cut(row, settings, each_channel, limit))
+        return pa.Table.from_pylist(found, schema=CUT_SCHEMA)
 
     return blocks.commit_rows(attempts.guard("decoder", table, do), output=output)
 
@@ -44,13 +65,16 @@ def _voice_activity() -> VoiceActivity:
 
 
 def _cut(
-    row: dict[str, object], settings: CutSettings, each_channel: bool = False
+    row: dict[str, object],
+    settings: CutSettings,
+    each_channel: bool = False,
+    limit: Limit = nullcontext,
 ) -> dict[str, object]:
     row = dict.fromkeys(CUT_SCHEMA.names) | row
     if row["reason"] is None:
         try:
             with reasons():
-                row |= cut_source(str(row["audio"]), settings, each_channel)
+                row |= cut_source(str(row["audio"]), settings, each_channel, limit)
         except ClipError as error:
             row |= {"reason": error.reason, "detail": str(error)}
     return row
@@ -69,17 +93,18 @@ class _Analysis:
 
 
 def cut_source(
-    location: str, settings: CutSettings, each_channel: bool = False
+    location: str, settings: CutSettings, each_channel: bool = False, limit: Limit = nullcontext
 ) -> dict[str, object]:
     """The columns that CUT_SCHEMA adds. Raises AudioError and OSError.
 
     `each_channel`: channels are read and cut one by one, so that only one is in memory. Segments
     are in order of time.
     """
-    first = _analyze(location, 0 if each_channel else None)
+    first = _analyze(location, 0 if each_channel else None, limit)
     analyses = {0: first}
     if each_channel:
-        analyses |= {channel: _analyze(location, channel) for channel in range(1, first.channels)}
+        others = range(1, first.channels)
+        analyses |= {channel: _analyze(location, channel, limit) for channel in others}
     taken = distinct([one.levels for one in analyses.values()])
     segments: list[Segment] = []
     for channel in taken:
@@ -115,28 +140,30 @@ def cut_source(
     return columns
 
 
-def _analyze(location: str, channel: int | None) -> _Analysis:
+def _analyze(location: str, channel: int | None, limit: Limit) -> _Analysis:
     voice, meter = _voice_activity(), LevelMeter()
     voice.reset()
     levels, probabilities = [], []
     count, fault = 0, None
-    with RecordingReader().open({"audio": location, **WHOLE}) as file:
-        refuse_pointer(file.read(len(files.LFS_POINTER)))
-        with AudioFile(file, channel) as audio:
-            try:
-                for samples in resample_blocks(audio.blocks(), audio.rate, RATE):
-                    count += len(samples)
-                    levels.append(meter.push(samples))
-                    probabilities.append(voice.push(samples))
-            except AudioError as error:
-                if not count:
-                    raise
-                fault = f"it ends after {count / RATE:.2f} s: {error}"
-            if fault is None and audio.faults:
-                fault = (
-                    f"{len(audio.faults)} places cannot be decoded, the first at "
-                    f"{min(audio.faults):.2f} s; no segment holds one"
-                )
+    with ExitStack() as opened:
+        with limit():
+            file = opened.enter_context(RecordingReader().open({"audio": location, **WHOLE}))
+            refuse_pointer(file.read(len(files.LFS_POINTER)))
+            audio = opened.enter_context(AudioFile(file, channel))
+        try:
+            for samples in resample_blocks(_limited(audio.blocks(), limit), audio.rate, RATE):
+                count += len(samples)
+                levels.append(meter.push(samples))
+                probabilities.append(voice.push(samples))
+        except AudioError as error:
+            if not count:
+                raise
+            fault = f"it ends after {count / RATE:.2f} s: {error}"
+        if fault is None and audio.faults:
+            fault = (
+                f"{len(audio.faults)} places cannot be decoded, the first at "
+                f"{min(audio.faults):.2f} s; no segment holds one"
+            )
     probabilities.append(voice.flush())
     return _Analysis(
         np.concatenate(probabilities),
@@ -146,3 +173,21 @@ def _analyze(location: str, channel: int | None) -> _Analysis:
         audio.channels,
         fault,
     )
+
+
+def _limited(blocks: Iterator[Samples], limit: Limit) -> Iterator[Samples]:
+    """The same blocks, read READ_AT_ONCE at a time within `limit()`."""
+    fault: AudioError | None = None
+    while fault is None:
+        pieces: list[Samples] = []
+        with limit():
+            try:
+                for piece in islice(blocks, READ_AT_ONCE):
+                    pieces.append(piece)
+            except AudioError as error:  # what came before it counts
+                fault = error
+        yield from pieces
+        if not pieces:
+            break
+    if fault is not None:
+        raise fault

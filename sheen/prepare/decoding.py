@@ -14,6 +14,7 @@ from sheen.audio.io import resampled
 from sheen.audio.samples import NO_SAMPLES, Samples
 from sheen.data.clips import ClipError, ClipReader
 from sheen.data.parts import in_recording_order
+from sheen.runs.attempts import is_crash
 
 WHOLE = {"container": None, "place": None}
 """Columns of a row whose recording is a whole file, for rows without these columns."""
@@ -40,10 +41,14 @@ def read_part(reader: ClipReader, row: Mapping[str, Any], rate: int) -> Samples:
 
 
 def read_rows(rows: Sequence[Mapping[str, Any]], rate: int) -> list[Samples]:
-    """The samples of rows, in the order given; empty for a row that can no longer be read."""
+    """The samples of rows, in the order given; empty for a row that can no longer be read, and for
+    one that ended a worker: this may be the driver's process."""
     reader = ClipReader()
     found: dict[int, Samples] = {}
     for place in in_recording_order([{**WHOLE, **row} for row in rows]):
+        if is_crash(rows[place].get("reason")):
+            found[place] = NO_SAMPLES
+            continue
         try:
             found[place] = read_part(reader, rows[place], rate)
         except ClipError:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
+from sheen.data.clips import TRANSIENT
 from sheen.data.corpus import read_manifest
 from sheen.data.readers.ljspeech import METADATA_FILE
 from sheen.prepare.manifest import Segments
@@ -58,9 +59,11 @@ def plan_corpus(locations: Sequence[str]) -> Segments:
         found = {name: row[name] for name in ("key", "id", *WHERE)}
         found |= {"given": row["text"] or None, "check_language": False}
         found |= {f"given_{name}": row[name] for name in ("speaker", "instruction")}
+        why = {"reason": row["reason"], "detail": row["detail"]}
         if row["reason"] in (None, "no text"):
             good.append(found | {"reason": None, "detail": None})
+        elif row["reason"] in TRANSIENT and row["audio"]:
+            good.append(found | why)  # one of the sources all the same, when it is there later
         else:
-            found["audio"] = row["audio"] or ""
-            rejected.append(found | {"reason": row["reason"], "detail": row["detail"]})
+            rejected.append(found | {"audio": row["audio"] or ""} | why)
     return Segments(pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA), rejected)

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import blocks
 from sheen.config import errors_of
+from sheen.data.clips import TRANSIENT
 from sheen.prepare.beside import read_text, texts_beside
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.corrections import CORRECTIONS, apply_corrections, merge_corrections
@@ -73,6 +75,8 @@ CUT_ROWS, CUT_BLOCKS = 16, 256
 WORKER_CPUS = 0.5
 """Reserved by a transcribing worker; below 1, so that reading and writing find a free share."""
 PROGRESS_S = 10.0
+READ_LIMIT_S = 300.0
+"""A recording that gives nothing for longer is rejected, and a segment that takes longer."""
 
 
 def run(config: PrepareConfig) -> Row:
@@ -224,7 +228,7 @@ def _cut(sources: Sources, config: PrepareConfig, output: str) -> pa.Table:
     table = pa.Table.from_pylist(listed, schema=SOURCE_SCHEMA)
     blocks.merge_all(folder)  # what an interrupted run committed
     size = min(CUT_ROWS, max(1, len(table) // CUT_BLOCKS))
-    planned = blocks.plan(table, size, blocks.merged_keys(folder))
+    planned = blocks.plan(table, size, _done(folder, table, "recordings"))
     if planned:
         _connect()
         do = partial(
@@ -233,6 +237,7 @@ def _cut(sources: Sources, config: PrepareConfig, output: str) -> pa.Table:
             each_channel=config.channels == "each",
             output=folder,
             attempts=Attempts(),
+            limit_s=READ_LIMIT_S,
         )
         data = ray.data.from_blocks(planned).map_batches(
             do, batch_size=None, batch_format="pyarrow", num_cpus=1
@@ -247,12 +252,9 @@ def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Ta
     all segments."""
     folder = uris.join(output, TRANSCRIPTS)
     blocks.merge_all(folder)
-    done = blocks.merged_keys(folder)
     size = min(BLOCK_ROWS, max(1, len(segments.table) // MOST_BLOCKS))
-    planned = blocks.plan(segments.table, size, done)
+    planned = blocks.plan(segments.table, size, _done(folder, segments.table, "segments"))
     if planned:
-        if len(done):
-            logger.info("%d of %d segments are done already", len(done), len(segments.table))
         _connect()
         gpu = cluster.use_gpus(config.gpu)
         workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
@@ -261,7 +263,11 @@ def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Ta
             ray.data.from_blocks(planned)
             .map_batches(
                 partial(
-                    read_segments, dnsmos=config.dnsmos, overlap=config.overlap, attempts=attempts
+                    read_segments,
+                    dnsmos=config.dnsmos,
+                    overlap=config.overlap,
+                    attempts=attempts,
+                    limit_s=READ_LIMIT_S,
                 ),
                 batch_size=None,
                 batch_format="pyarrow",
@@ -292,6 +298,18 @@ def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Ta
         _wait(data, sum(map(len, planned)), "segments transcribed")
         blocks.merge_all(folder)
     return _merged(folder, segments.table, TRANSCRIPT_SCHEMA)
+
+
+def _done(folder: str, planned: pa.Table, what: str) -> blocks.Keys:
+    """The keys of a stage's rows that need no other attempt."""
+    done = blocks.merged_keys(folder)
+    again = blocks.keys_to_retry(folder, planned, TRANSIENT)
+    if len(again):
+        logger.info("retrying %d %s that were missing or not read", len(again), what)
+    done = np.setdiff1d(done, again)
+    if len(done):
+        logger.info("%d of %d %s are done already", len(done), len(planned), what)
+    return done
 
 
 def _connect() -> None:

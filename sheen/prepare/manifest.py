@@ -37,6 +37,8 @@ LANGUAGE_CHECKS = 3
 UNSURE = 0.4
 """A word with a lower probability is listed in `unsure_words`."""
 NOT_IN_TEXT = "not in the text"
+SEGMENT_BITS = 20
+"""Bits of a segment's key that count within its source: room for a million."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,13 @@ class Judgement:
 
 
 def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
-    """The segments of all sources, which are rows of CUT_SCHEMA; keys count over all of them."""
+    """The segments of all sources, which are rows of CUT_SCHEMA.
+
+    A segment's key is its source's and its number in it: a source that is read in a later run does
+    not change those of others.
+    """
     good: list[Row] = []
     rejected: list[Row] = []
-    key = 0
     for source in sources:
         found = [Segment(**segment) for segment in source["segments"] or ()]
         faults = [segment_fault(segment, settings) for segment in found]
@@ -71,6 +76,7 @@ def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
         longest: dict[int | None, list[Segment]] = defaultdict(list)  # by channel
         for segment in sorted(usable, key=lambda segment: -segment.speech):
             longest[segment.channel].append(segment)
+        key = source["key"] << SEGMENT_BITS
         for segment, fault in zip(found, faults, strict=True):
             row = {"key": key, "id": segment_id(source["name"], segment), "audio": source["audio"]}
             checks = segment in longest[segment.channel][:LANGUAGE_CHECKS]

@@ -31,8 +31,11 @@ AROUND_S = 1.5
 """Context on either side of a cut within speech, which the ASR needs for its word times."""
 
 
-def read_segments(table: pa.Table, *, dnsmos: bool, overlap: bool, attempts: Attempts) -> pa.Table:
-    """SEGMENT_SCHEMA -> PCM_SCHEMA. Measures the quality too, before resampling."""
+def read_segments(
+    table: pa.Table, *, dnsmos: bool, overlap: bool, attempts: Attempts, limit_s: float
+) -> pa.Table:
+    """SEGMENT_SCHEMA -> PCM_SCHEMA. Measures the quality too, before resampling. A segment that
+    takes longer than `limit_s` seconds is rejected."""
 
     def do(rows: pa.Table) -> pa.Table:
         reader = _reader()
@@ -41,7 +44,10 @@ def read_segments(table: pa.Table, *, dnsmos: bool, overlap: bool, attempts: Att
             "dnsmos": _dnsmos() if dnsmos else None,
             "overlap": _overlap() if overlap else None,
         }
-        found = [_read(reader, row, networks) for row in rows.to_pylist()]
+        found = []
+        for row in rows.to_pylist():
+            with attempts.limit(row["key"], limit_s):
+                found.append(_read(reader, row, networks))
         return pa.Table.from_pylist(found, schema=PCM_SCHEMA)
 
     return attempts.guard("decoder", table, do)

@@ -147,6 +147,11 @@ class Attempts:
         return done
 
 
+def is_crash(reason: str | None) -> bool:
+    """Whether a row's reason is one of `crash_reason`: to read it again may end this process."""
+    return reason is not None and reason.endswith((" crashed", " hung"))
+
+
 def crash_reason(stage: str, crashes: list[Crash]) -> tuple[str, str]:
     """The reason and the detail for rejecting a row."""
     longest = max(crash.seconds for crash in crashes)

@@ -17,7 +17,7 @@ import ray
 
 from helpers.corpora import own_line
 from helpers.example import CODEC, ROOT, load_script
-from helpers.jobs import DOORS
+from helpers.jobs import JOBS, arguments
 from helpers.workers import standing_still, workers
 from sheen.runs.cluster import Stopped, run_job
 
@@ -52,7 +52,7 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
             run_job("job", lambda error=error: (_ for _ in ()).throw(error))  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("job", DOORS)
+@pytest.mark.parametrize("job", JOBS)
 def test_an_output_that_cannot_be_written_is_one_line(
     job: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -61,11 +61,9 @@ def test_an_output_that_cannot_be_written_is_one_line(
     monkeypatch.chdir(tmp_path)
     line = '{"text": "one", "snac_codes": [[1], [1, 2], [1, 2, 3, 4]]}\n'
     (tmp_path / "codes.jsonl").write_text(line * 3)
-    words = DOORS[job] | ({"model": base} if job == "train" else {})
-    words |= {"output": tmp_path / "codes.jsonl" / "out"}
     main = load_script(ROOT / "jobs" / f"{job}.py").main
     capsys.readouterr()
-    assert main([str(w) for pair in words.items() for w in (f"--{pair[0]}", pair[1])]) == 2
+    assert main(arguments(job, base, tmp_path / "codes.jsonl" / "out")) == 2
     said = capsys.readouterr().err
     assert "codes.jsonl" in own_line(said, job)
     assert "Traceback" not in said

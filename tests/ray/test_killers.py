@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.example import CODEC, ROOT, VOICES, clips_of, flac, load_script
+from helpers.recogniser import tiny_en
 from sheen.encode import job as encode_job
 from sheen.evaluate import job as evaluate_job
 from sheen.evaluate.speak_stage import SpeakWorker
+from sheen.prepare import job as prepare_job
 from sheen.runs.attempts import MAX_CRASHES, Attempts
 from sheen.train.codec import job as codec_job
 
@@ -112,6 +114,23 @@ def test_recordings_that_kill_or_hang_the_decoder(
     assert {name: row["reason"] for name, row in rows.items()} == expected
     assert "crash.wav" in rows["crash"]["detail"]
     assert "rejected, decoder crashed: 1" in capsys.readouterr().out
+
+
+@pytest.mark.soak
+def test_a_recording_that_gives_nothing_is_not_waited_for(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe that nobody writes to."""
+    monkeypatch.setattr(prepare_job, "READ_LIMIT_S", 10)
+    os.mkfifo(tmp_path / "hang.wav")
+    clip = clips_of(VOICES[0])[8].path
+    words = ["--input", str(tmp_path / "hang.wav"), "--input", str(clip), "--asr", tiny_en()]
+    words += ["--output", str(tmp_path / "out"), "--num-workers", "1", "--no-num-speakers"]
+    assert load_script(ROOT / "jobs" / "prepare.py").main(words) == 0
+    (rejected,) = map(json.loads, (tmp_path / "out" / "rejected.jsonl").read_text().splitlines())
+    assert (rejected["id"], rejected["reason"]) == ("hang", "decoder hung")
+    assert "not done after 10 s" in rejected["detail"]
+    assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.soak

@@ -16,8 +16,11 @@ from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run as encode
 from sheen.prepare.output import MANIFEST, REJECTED, REPORT
 from sheen.scoring.wer import error_rate, normalize_english
+from sheen.storage.files import LFS_POINTER
 
 Row = dict[str, Any]
+LATER = "a-first.opus"
+"""Not fetched yet, and before all others."""
 SPOKEN = [*clips_of("heart")[8:12], *clips_of("bm_george")[8:11]]
 
 main = load_script(ROOT / "jobs" / "prepare.py").main
@@ -44,6 +47,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[floa
     shutil.copy(clips_of("am_michael")[9].path, folder / "short.opus")
     soundfile.write(folder / "silence.wav", np.zeros(3 * RATE, np.float32), RATE)
     (folder / "broken.mp3").write_bytes(b"no sound" * 100)
+    (folder / LATER).write_bytes(LFS_POINTER + b"1\noid sha256:0\nsize 9\n")
     (folder / "notes.txt").write_text("of the day in the studio", "utf-8")
     return folder, places
 
@@ -62,7 +66,7 @@ def test_raw_recordings_become_rows_that_encode(
     assert "rejected, no speech: 1 (silence: 3.0 s without speech)" in capsys.readouterr().out
 
     rows, rejected = lines(output / MANIFEST), lines(output / REJECTED)
-    assert {row["reason"] for row in rejected} == {"no speech", "unreadable"}
+    assert {row["reason"] for row in rejected} == {"no speech", "unreadable", "missing"}
     long = [row for row in rows if row["audio"] == str(folder / "long.flac")]
     # Each clip is in one segment whole, and no segment has a part of one.
     assert len(long) == len(places)
@@ -96,13 +100,19 @@ def test_raw_recordings_become_rows_that_encode(
     assert len(corrected) == len(rows) - 1
     assert {row["reason"] for row in lines(output / REJECTED)} >= {"called wrong"}
 
-    # Resumed with some segments left to transcribe: the same rows, and that word stays.
+    # Resumed with some segments left to transcribe: the same rows, and that word stays. A recording
+    # that could not be read is now, and changes nothing of the others.
+    (folder / LATER).write_bytes(clips_of("bm_george")[11].path.read_bytes())
     (file,) = (output / "transcripts" / "rows").iterdir()
     done = pq.read_table(file)
     pq.write_table(done.slice(0, len(done) // 2), file)
     (output / MANIFEST).unlink()
     assert main([*words, "--segments", "files"]) == 0
-    assert lines(output / MANIFEST) == corrected
+    rows = lines(output / MANIFEST)
+    new = [row for row in rows if row["audio"] == str(folder / LATER)]
+    assert new
+    assert [row for row in rows if row not in new] == corrected
+    corrected = rows
     for row, file in zip(corrected, lines(output / "segments.jsonl"), strict=True):
         assert file["recording"] == {name: row[name] for name in ("audio", "start", "end")}
         assert soundfile.info(output / file["audio"]).duration == pytest.approx(

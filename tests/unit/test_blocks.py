@@ -54,6 +54,19 @@ def write_rows(output: Path, status: str, name: str, *keys: int, text: str = "a"
     pq.write_table(rows, folder / name)
 
 
+def test_rows_are_retried_for_some_reasons_where_their_input_has_none(tmp_path: Path) -> None:
+    def rows(*reasons: str | None) -> pa.Table:
+        keys = pa.array(range(len(reasons)), pa.int64())
+        return pa.table({"key": keys, "reason": pa.array(reasons, pa.string())})
+
+    planned = rows(None, None, None, "no text", "missing")
+    assert len(blocks.keys_to_retry(str(tmp_path), planned, ["missing"])) == 0
+    blocks.commit(str(tmp_path), rows(None, "missing", "too short", "missing", "missing"))
+    blocks.merge_all(str(tmp_path))
+    for table in (planned, planned.slice(0, 3).drop_columns(["reason"])):
+        assert blocks.keys_to_retry(str(tmp_path), table, ["missing", "x"]).tolist() == [1]
+
+
 def test_blocks_are_the_same_in_every_run() -> None:
     rows = encoded(*range(10))
     assert [part["key"].to_pylist() for part in blocks.plan(rows, 4, NONE)] == [

@@ -6,9 +6,9 @@ from typing import Any
 import pyarrow as pa
 
 from sheen.codec.layout import TokenLayout
+from sheen.data.clips import TRANSIENT
 from sheen.data.corpus import MANIFEST_SCHEMA
 from sheen.encode.config import Limits
-from sheen.encode.output import TRANSIENT
 from sheen.encode.stages import DecodeSettings, decode_rows
 
 SETTINGS = DecodeSettings(24_000, Limits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000)

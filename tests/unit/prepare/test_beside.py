@@ -1,6 +1,8 @@
 """Texts beside recordings: each recording's own, or an error that names both."""
 
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -24,6 +26,16 @@ def test_a_text_has_the_name_of_its_recording(tmp_path: Path, scheme: str) -> No
     assert list(found) == [names[0], names[2], names[3]]
     ends = [value.replace("%20", " ").rpartition("/")[2] for value in found.values()]
     assert ends == ["part 1.txt", "part 1.VTT", "x.y.srt"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_are_alike_in_either_normal_form(form: Literal["NFC", "NFD"], tmp_path: Path) -> None:
+    (tmp_path / unicodedata.normalize(form, "é.txt")).touch()
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    (location,) = made(tmp_path, unicodedata.normalize(other, "é.mp3"))  # type: ignore[arg-type]
+    assert texts_beside([location]) == {
+        location: f"{tmp_path}/{unicodedata.normalize(form, 'é.txt')}"
+    }
 
 
 def test_two_texts_or_two_recordings_of_one_name_are_an_error(tmp_path: Path) -> None:

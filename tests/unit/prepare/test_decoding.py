@@ -1,6 +1,8 @@
 """Recordings as the job reads them: blocks at another rate are the whole at it, and so are rows."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,37 @@ def test_of_a_damaged_recording_what_stands_before_the_fault_is_used(tmp_path: P
     found = cut_source(str(path), CutSettings())
     assert 0.4 * seconds < float(str(found["seconds"])) < 0.8 * seconds
     assert found["segments"]
+
+
+class Over(Exception):
+    pass
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_opening_and_reading_are_within_a_limit(channels: bool) -> None:
+    """Wherever a recording hangs, somebody looks at the clock."""
+    clip = clips_of("af_bella")[-1]
+    assert clip.seconds > 6  # several steps
+    for last in range(1, 5):
+        entered = 0
+
+        @contextmanager
+        def limit(last: int = last) -> Iterator[None]:
+            nonlocal entered
+            entered += 1
+            if entered == last:
+                raise Over
+            yield
+
+        with pytest.raises(Over):
+            cut_source(str(clip.path), CutSettings(), channels, limit)
+
+
+def test_what_ended_a_worker_is_not_read_by_the_driver(tmp_path: Path) -> None:
+    row = {"audio": str(clips_of("heart")[10].path), "start": 0.0, "end": 0.5}
+    reasons = [None, "decoder crashed", "decoder hung", "too soft"]
+    found = read_rows([row | {"reason": reason} for reason in reasons], RATE)
+    assert [len(samples) for samples in found] == [8000, 0, 0, 8000]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no audio at all", LFS_POINTER + b"v1\n"])

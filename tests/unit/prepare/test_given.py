@@ -76,6 +76,21 @@ def test_of_a_corpus_the_texts_that_are_not_spoken_are_rejected(tmp_path: Path) 
     assert (found["none"]["text"], found["none"]["heard"]) == ("thank you all", None)
 
 
+def test_a_recording_that_comes_later_is_a_source_from_the_first_run_on(tmp_path: Path) -> None:
+    """So that the same command takes it, and is not refused for another input."""
+    (tmp_path / "wavs").mkdir()
+    (tmp_path / "wavs" / "a.flac").write_bytes(sound(CLIPS[0]))
+    (tmp_path / "metadata.csv").write_text("a|One.\nb|Two.\n", "utf-8")
+    before = plan_corpus([str(tmp_path)])
+    assert before.table["reason"].to_pylist() == [None, "missing"]
+    assert not before.rejected
+    (tmp_path / "wavs" / "b.flac").write_bytes(sound(CLIPS[1]))
+    after = plan_corpus([str(tmp_path)])
+    assert after.table["reason"].to_pylist() == [None, None]
+    for name in ("key", "id", "given"):
+        assert before.table[name] == after.table[name]
+
+
 def test_rows_of_codes_are_an_error_that_says_what_to_give(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"snac_codes": [[1], [1, 2], [1, 2, 3, 4]], "text": "one"}\n', "utf-8")

@@ -19,7 +19,7 @@ import fsspec
 import pytest
 
 from helpers.example import ROOT, load_script
-from helpers.jobs import DOORS
+from helpers.jobs import JOBS, arguments
 from sheen.runs import output as runs_output
 from sheen.runs.output import (
     LOCK_FILE,
@@ -114,7 +114,7 @@ def test_a_lock_that_nobody_renews_is_taken_over(
         assert owner["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("job", DOORS)
+@pytest.mark.parametrize("job", JOBS)
 def test_every_job_refuses_an_output_that_another_is_at(
     job: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -122,11 +122,10 @@ def test_every_job_refuses_an_output_that_another_is_at(
     monkeypatch.chdir(tmp_path)
     line = '{"text": "one", "snac_codes": [[1], [1, 2], [1, 2, 3, 4]]}\n'
     (tmp_path / "codes.jsonl").write_text(line * 3)
-    words = DOORS[job] | ({"model": base} if job == "train" else {}) | {"output": tmp_path / "out"}
     main = load_script(ROOT / "jobs" / f"{job}.py").main
     with held(tmp_path / "out") as process:
         capsys.readouterr()
-        assert main([str(w) for pair in words.items() for w in (f"--{pair[0]}", pair[1])]) == 2
+        assert main(arguments(job, base, tmp_path / "out")) == 2
         said = capsys.readouterr().err.strip().splitlines()
         assert f"another job (process {process.pid}" in said[-1]
         assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_FILE]
