@@ -15,10 +15,12 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.frames import Frame, Opcode
 
@@ -26,6 +28,8 @@ from sheen.serve.errors import body_late, error_message, error_response, message
 
 TOO_BIG = 1009
 """Close code of WebSockets (RFC 6455, 7.4.1)."""
+LINGER_S = 2.0
+"""Longest time for a client to read an answer before its body, seconds."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,7 @@ class ProxyMiddleware:
             error = body_late(rule.seconds)
             assert error.code is not None
             self.refused.setdefault(name, Counter())[error.code] += 1
-            answer = error_response(error)
-            answer.headers["Connection"] = "close"  # the rest of the body may never come
-            await answer(scope, receive, send)
+            await _answer_and_close(error_response(error), receive, send)
             return
         finally:
             self.held -= len(body)
@@ -119,6 +121,25 @@ class ProxyMiddleware:
             last = message["body"] if not message.get("more_body", False) else b""
             message = {**message, "body": bytes(body + last)}
         await self.app(scope, _again(message, receive), send)
+
+
+async def _answer_and_close(answer: Response, receive: Receive, send: Send) -> None:
+    """Answer a request whose body may never end, and close the connection once its client has.
+
+    Until then, LINGER_S at most, what still comes is read and dropped: the system resets a
+    connection that is closed with unread input, and a client that goes on sending could not read
+    the answer.
+    """
+    answer.headers["Connection"] = "close"
+    start = {"type": "http.response.start", "status": answer.status_code}
+    await send({**start, "headers": answer.raw_headers})
+    body = {"type": "http.response.body"}
+    await send({**body, "body": answer.body, "more_body": True})  # it has all of Content-Length
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive())["type"] == "http.request":
+                pass
+    await send({**body, "body": b"", "more_body": False})
 
 
 def _again(first: Message, receive: Receive) -> Receive:

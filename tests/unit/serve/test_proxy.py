@@ -6,6 +6,7 @@ import json
 import queue
 import select
 import struct
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from sheen.serve.config import BATCH, SPEECH, VOICES, Limits, ServeArgs
 from sheen.serve.proxy.install import install, rules_of
 from sheen.serve.proxy.middleware import BodyRule, ProxyMiddleware, Rules
 
+LINGER = "sheen.serve.proxy.middleware.LINGER_S"
 NEVER_S = 3600.0
 SIZE = 2048
 ROOM = 3000
@@ -79,7 +81,10 @@ def server(middleware: ProxyMiddleware) -> Iterator[str]:
 
 
 @pytest.fixture
-def url(server: str, behind: Behind, middleware: ProxyMiddleware) -> str:
+def url(
+    server: str, behind: Behind, middleware: ProxyMiddleware, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    monkeypatch.setattr(LINGER, 0.2)
     behind.received.clear()
     behind.paths.clear()
     middleware.refused.clear()
@@ -115,6 +120,19 @@ def test_a_body_that_never_ends_is_answered_in_time_and_never_passed_on(
     assert behind.received == []
     assert middleware.refused == {"ours": Counter(body_timeout=1)}
     assert middleware.held == 0
+
+
+def test_a_client_that_goes_on_sending_still_reads_why_it_is_too_late(
+    url: str, middleware: ProxyMiddleware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LINGER, NEVER_S)
+    middleware.rules["ours"] = LATE
+    with begin(url, 500, b"{") as connection:
+        assert select.select([connection], [], [], WAIT_S)[0]
+        for _ in range(20):
+            connection.sendall(b" ")
+            time.sleep(0.002)
+        assert connection.recv(12) == b"HTTP/1.1 408"
 
 
 def test_a_client_that_leaves_in_mid_body_leaves_nothing(
