@@ -23,7 +23,14 @@ from sheen.data.clips import TRANSIENT
 from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
 from sheen.data.parts import sort_manifest
 from sheen.encode.config import EncodeConfig
-from sheen.runs.output import LOCK_FILE, RECORDINGS, check_fingerprint, is_unused, sample_digests
+from sheen.runs.output import (
+    LOCK_FILE,
+    RECORDINGS,
+    check_fingerprint,
+    forget_idle_run,
+    is_unused,
+    sample_digests,
+)
 from sheen.storage import files, uris
 from sheen.text.steps import NormalizerStep
 
@@ -186,6 +193,7 @@ def prepare_output(
     """Record the fingerprint in the output folder. ValueError if the folder is of another job or
     has other files; with `overwrite`, files of an encode job are deleted first."""
     where = uris.join(output, RUN_FILE)
+    forget_idle_run(output, RUN_FILE)
     if config.overwrite:
         _delete(output)
     elif not is_unused(output) and not files.exists(where):

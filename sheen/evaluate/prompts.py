@@ -21,7 +21,7 @@ from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.references import Recorded, references_digest
 from sheen.lm.checkpoint import CheckpointInfo
-from sheen.runs.output import check_fingerprint, folder_digest, is_unused
+from sheen.runs.output import check_fingerprint, folder_digest, forget_idle_run, is_unused
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.whisper import NAMES
 from sheen.storage import files, uris
@@ -149,6 +149,7 @@ def prepare_output(
 ) -> None:
     """Refuse a folder that holds something else, or another evaluation."""
     where = uris.join(output, RUN_FILE)
+    forget_idle_run(output, RUN_FILE)
     if not is_unused(output) and not files.exists(where):
         raise ValueError(
             f"--output {output} is not empty and not an evaluation; give another folder"

@@ -19,6 +19,7 @@ from sheen.runs.output import (
     RECORDINGS,
     check_fingerprint,
     folder_digest,
+    forget_idle_run,
     is_unused,
     sample_digests,
 )
@@ -140,6 +141,7 @@ TRANSCRIPT_SCHEMA = pa.schema(
 def prepare_output(output: str, config: PrepareConfig, sources: Sequence[Source]) -> None:
     """Refuse a folder that holds something else, or another preparation."""
     where = uris.join(output, RUN_FILE)
+    forget_idle_run(output, RUN_FILE)
     if not is_unused(output) and not files.exists(where):
         raise ValueError(f"--output {output} is not empty; give another folder")
     fields = config.model_dump(mode="json")

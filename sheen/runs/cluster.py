@@ -250,6 +250,12 @@ def run_job(prog: str, job: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; the same command resumes", flush=True)
         return 128 + signal.SIGINT
+    except SystemExit as ended:
+        if ended.code != signal.SIGTERM:
+            raise
+        # Ray's own handler, in a job that sets none.
+        print(f"{prog}: stopped by SIGTERM; the same command resumes", flush=True)
+        return 128 + signal.SIGTERM
     except Stopped as stopped:
         print(f"{prog}: {stopped}", flush=True)
         return stopped.status

@@ -53,6 +53,13 @@ def is_unused(output: str) -> bool:
     return files.is_empty(output) or set(files.list_names(output)) <= {LOCK_FILE}
 
 
+def forget_idle_run(output: str, fingerprint: str) -> None:
+    """Delete the file of a fingerprint from a folder that holds nothing else: that run ended before
+    it did anything, and another may start."""
+    if files.exists(output) and set(files.list_names(output)) <= {LOCK_FILE, fingerprint}:
+        files.delete(uris.join(output, fingerprint))
+
+
 def _me() -> dict[str, str | int]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
 

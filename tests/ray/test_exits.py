@@ -32,6 +32,7 @@ encode = load_script(ROOT / "jobs" / "encode.py").main
         (OSError(errno.ENOSPC, "No space", "/o"), 2, "'/o'. Free space, then the same command"),
         (KeyboardInterrupt(), 130, "job: interrupted; the same command resumes"),
         (Stopped(signal.SIGTERM, "stopped"), 143, "job: stopped"),
+        (SystemExit(int(signal.SIGTERM)), 143, "job: stopped by SIGTERM; the same command resumes"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(

@@ -165,6 +165,7 @@ def test_a_recording_that_comes_later_makes_the_same_row(
     codec = describe_codec(str(CODEC))
     before = read_rows(config)
     prepare_output(config.output, config, before, codec, ())
+    (ljspeech / "out" / "blocks").mkdir()  # it has begun
     path = ljspeech / "wavs" / file
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(sound(CLIPS[1]))

@@ -31,6 +31,7 @@ def test_codec_and_description_of_a_foreign_checkpoint_may_move_and_not_change(
         )
 
     evaluate()
+    (tmp_path / "out" / "rows").mkdir()  # it has begun
     evaluate(codec="/there/codec", info=str(moved))
     other = info.model_copy(update={"codec": info.codec.model_copy(update={"sha256": "other"})})
     with pytest.raises(ValueError, match="codec sha256 was"):

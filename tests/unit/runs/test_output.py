@@ -27,6 +27,7 @@ from sheen.runs.output import (
     SAMPLED,
     check_fingerprint,
     folder_digest,
+    forget_idle_run,
     is_unused,
     output_lock,
     sample_digests,
@@ -129,6 +130,19 @@ def test_every_job_refuses_an_output_that_another_is_at(
         said = capsys.readouterr().err.strip().splitlines()
         assert f"another job (process {process.pid}" in said[-1]
         assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_FILE]
+
+
+def test_a_run_that_did_nothing_is_no_hindrance(tmp_path: Path) -> None:
+    """What kept it from its work may be what is changed now."""
+    where = tmp_path / "out" / "run.json"
+    forget_idle_run(f"{tmp_path}/out", "run.json")
+    assert check_fingerprint(str(where), {"codec": "torn"}) == ""
+    with output_lock(f"{tmp_path}/out"):
+        forget_idle_run(f"{tmp_path}/out", "run.json")
+        assert check_fingerprint(str(where), {"codec": "whole"}) == ""
+    (where.parent / "blocks").mkdir()
+    forget_idle_run(f"{tmp_path}/out", "run.json")
+    assert check_fingerprint(str(where), {"codec": "other"}) == "codec was 'whole', now 'other'"
 
 
 FIELDS: dict[str, Any] = {"seed": 0, "voices": ["a", "b"], "judge": None, "normal": {"by": "x"}}
