@@ -63,13 +63,18 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
-    if not check_head() and not _has_token():
+    joins = check_head()
+    if not joins and not _has_token():
         # Ray would write a token to the home folder, where it would change what a later
         # `ray start` does.
         token = write_token(token_folder())
         os.environ[_TOKEN_PATH] = str(token)
+    if not joins:
+        # A new cluster's workers inherit it. From a runtime environment, as a head's need it, each
+        # would first start Python and import Ray once more, to read it: a third of a light start.
+        os.environ.update(WORKER_ENV)
     with on_loopback():
-        ray.init(runtime_env={"env_vars": WORKER_ENV}, log_to_driver=True)
+        ray.init(runtime_env={"env_vars": WORKER_ENV} if joins else None, log_to_driver=True)
 
 
 @contextmanager

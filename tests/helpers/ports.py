@@ -20,6 +20,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config
 
 from helpers import knocking
+from sheen.text.normalization import cache_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE, THERE = "198.51.100.1", "198.51.100.2"  # TEST-NET-2
@@ -31,6 +32,7 @@ SAID = "The ferry leaves before noon."
 
 # A training of two workers that meet, and wait until their cluster ends.
 JOB = """
+import os
 import time
 from pathlib import Path
 import torch
@@ -40,6 +42,7 @@ from sheen.train import launcher
 from sheen.train.config import RunFields
 
 def loop(arguments):
+    assert cluster.WORKER_ENV.items() <= os.environ.items()
     total = torch.ones(1)
     dist.all_reduce(total)
     assert total == 2
@@ -161,11 +164,13 @@ class Machines:
 
     def environment(self) -> dict[str, str]:
         """Of a user who has set nothing, on a machine that may be busy."""
-        kept = ("RAY_", "SHEEN_", "PYTEST_")
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(kept)}
+        ours = ("RAY_", "SHEEN_", "PYTEST_", "MALLOC_")
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         paths = (ROOT / "tests" / "startup", ROOT, ROOT / "tests", ROOT / "examples" / "english")
         return plain | {
             "HOME": str(self.home),
+            # Of this user, where other tests have kept the compiled grammars of normalization.
+            "XDG_CACHE_HOME": str(cache_folder().parent),
             "RAY_TMPDIR": str(self.folder / "r"),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_raylet_start_wait_time_s": "120",
