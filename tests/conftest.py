@@ -7,6 +7,7 @@ import, the fixtures that need it import: a process that hands out tests needs n
 
 import gc
 import os
+import pickle
 import runpy
 import secrets
 import shutil
@@ -36,12 +37,20 @@ runpy.run_path(str(STARTUP / "sitecustomize.py"))
 # in several processes.
 os.environ.update(cluster.loopback_settings(cluster.token_folder()))
 os.environ["OMP_NUM_THREADS"] = "1"
+# In a runtime environment each worker would start Python, and import Ray, once more to read it.
+os.environ.update(cluster.WORKER_ENV)
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Ray's default for workers is nice 15: beside anything else that computes they would stand still.
 # Nobody reads the metrics of these clusters.
 os.environ.update(RAY_worker_niceness="0", RAY_enable_metrics_collection="0")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Where somebody else has the whole machine, Ray's half a minute is too short.
+os.environ.update(RAY_raylet_start_wait_time_s="120")
 # A worker that waits for a first task is seldom one that the task can use.
 os.environ.update(RAY_prestart_worker_first_driver="0")
+# Ray ends idle workers beyond the number of CPUs after a second, the oldest first: those that have
+# imported what the next task needs.
+os.environ.update(RAY_num_workers_soft_limit="8")
 # And Serve's default for a proxy that starts or answers late is to kill it.
 os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "120"
 os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "120"
@@ -62,6 +71,7 @@ if TYPE_CHECKING:
     from sheen.scoring.speaker_id import SpeakerProfiles
 
 Made = Callable[[str, Callable[[Path], None]], Path]
+Computed = Callable[[str, Callable[[], Any]], Any]
 
 hypothesis.settings.register_profile("full", deadline=None, print_blob=True, max_examples=30)
 hypothesis.settings.register_profile(
@@ -120,6 +130,19 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="session")
+def computed_once(made_once: Made) -> Computed:
+    """`computed_once(name, compute)`: what the first process to ask for it computed."""
+
+    def computed(name: str, compute: Callable[[], Any]) -> Any:
+        def make(file: Path) -> None:
+            file.write_bytes(pickle.dumps(compute()))
+
+        return pickle.loads(made_once(name, make).read_bytes())
+
+    return computed
+
+
+@pytest.fixture(scope="session")
 def codec() -> "Codec":
     from helpers.example import CODEC
     from sheen.codec.snac import load_codec
@@ -128,12 +151,16 @@ def codec() -> "Codec":
 
 
 @pytest.fixture(scope="session")
-def profiles() -> "SpeakerProfiles":
+def profiles(computed_once: Computed) -> "SpeakerProfiles":
     from helpers.example import RATE, VOICES, clips_of, read_clip
     from sheen.scoring.speaker_id import SpeakerProfiles
 
-    few = {voice: [read_clip(clip) for clip in clips_of(voice)[2:8]] for voice in VOICES}
-    return SpeakerProfiles.fit(few, RATE)
+    def fit() -> SpeakerProfiles:
+        few = {voice: [read_clip(clip) for clip in clips_of(voice)[2:8]] for voice in VOICES}
+        return SpeakerProfiles.fit(few, RATE)
+
+    found: SpeakerProfiles = computed_once("profiles", fit)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +189,7 @@ def measured(
     recordings: "list[Recording]",
     profiles: "SpeakerProfiles",
     speed_timed_briefly: None,
+    computed_once: Computed,
 ) -> "Measured":
     """The small codec, scored by the real ASR."""
     from helpers.recogniser import tiny_en
@@ -169,14 +197,18 @@ def measured(
     from sheen.scoring.codec import measure_codec
     from sheen.scoring.wer import normalize_english
 
-    return measure_codec(
-        codec,
-        "small",
-        recordings,
-        asr=open_transcriber(tiny_en()),
-        profiles=profiles,
-        normalize=normalize_english,
-    )
+    def measure() -> "Measured":
+        return measure_codec(
+            codec,
+            "small",
+            recordings,
+            asr=open_transcriber(tiny_en()),
+            profiles=profiles,
+            normalize=normalize_english,
+        )
+
+    found: Measured = computed_once("measured", measure)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -184,9 +216,7 @@ def ray_cluster() -> Iterator[None]:
     """A local cluster of two CPUs, whatever the machine has."""
     import ray
 
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": cluster.WORKER_ENV}
-    )
+    ray.init("local", num_cpus=2, include_dashboard=False)
     yield
     ray.shutdown()
 
@@ -219,12 +249,14 @@ def corpus(made_once: Made) -> Path:
 def encoded(ray_cluster: None, corpus: Path, made_once: Made) -> Path:
     """The corpus, encoded by the job."""
     from helpers.example import CODEC
+    from helpers.pipelines import in_this_process
     from sheen.encode.config import EncodeConfig
     from sheen.encode.job import run as encode
 
     def make(folder: Path) -> None:
         fields = {"input": str(corpus), "output": str(folder), "codec": str(CODEC)}
-        assert encode(EncodeConfig(**fields, num_workers=1))["rows_out"] == 16
+        with in_this_process():
+            assert encode(EncodeConfig(**fields, num_workers=1))["rows_out"] == 16
 
     return made_once("encoded", make)
 

@@ -34,7 +34,7 @@ def check(bench: Bench) -> None:
     expected = references.read()
     references.check(expected, "codec", digest(reference_snac()))
     codec = reference_codec(bench.device)
-    clips = reference_clips()[: bench.pick(None, 10)]
+    clips = reference_clips()[: bench.pick(None, DECODED)]
     codes = [
         [expected[f"codes_{clip}_{level}"] for level in range(len(codec.strides))]
         for clip in range(len(clips))

@@ -1,7 +1,7 @@
 """The examples as tests use them: their folders, their scripts and the demo's recordings.
 
 Recordings are those of the English demo, 24 kHz Opus; where a file is to be encoded, its bytes are
-FLAC at another rate, so that encoding them resamples.
+FLAC, mostly at another rate, so that encoding them resamples.
 """
 
 import functools
@@ -68,18 +68,18 @@ def read_clip(clip: Clip, sample_rate: int = RATE) -> Waveform:
 
 
 @functools.cache
-def flac(clip: Clip) -> bytes:
-    """The recording as a FLAC file of 16 bits at `FLAC_RATE`."""
+def flac(clip: Clip, rate: int = FLAC_RATE) -> bytes:
+    """The recording as a FLAC file of 16 bits."""
     file = io.BytesIO()
-    soundfile.write(file, read_clip(clip, FLAC_RATE), FLAC_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(file, read_clip(clip, rate), rate, format="FLAC", subtype="PCM_16")
     return file.getvalue()
 
 
-def copy_corpus(clips: Sequence[Clip], folder: Path) -> Path:
+def copy_corpus(clips: Sequence[Clip], folder: Path, rate: int = FLAC_RATE) -> Path:
     """Make `folder` an LJSpeech folder of these recordings, as FLAC."""
     (folder / "wavs").mkdir(parents=True)
     for clip in clips:
-        (folder / "wavs" / f"{clip.id}.flac").write_bytes(flac(clip))
+        (folder / "wavs" / f"{clip.id}.flac").write_bytes(flac(clip, rate))
     lines = (f"{clip.id}|{clip.text}|{clip.text}|{clip.speaker}\n" for clip in clips)
     (folder / "metadata.csv").write_text("".join(lines), "utf-8")
     return folder

@@ -22,7 +22,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from helpers.example import CODEC, NEW_VOICE, ROOT, clips_of, copy_corpus, load_script
+from helpers.example import CODEC, NEW_VOICE, RATE, ROOT, clips_of, copy_corpus, load_script
 from helpers.workers import standing_still, workers
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run
@@ -36,7 +36,8 @@ main = load_script(ROOT / "jobs" / "encode.py").main
 
 def make_corpus(folder: Path) -> Path:
     """Recordings of the example, and one that is no recording, so that rejects are written too."""
-    copy_corpus(clips_of(NEW_VOICE)[: ROWS - 1], folder)
+    # At the codec's rate: a worker that resamples starts twice as long.
+    copy_corpus(clips_of(NEW_VOICE)[: ROWS - 1], folder, RATE)
     (folder / "wavs" / "noise.wav").write_bytes(b"no sound" * 100)
     lines = (folder / "metadata.csv").read_text("utf-8").splitlines()
     lines.insert(30, "noise|not a recording")

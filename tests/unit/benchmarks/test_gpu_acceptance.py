@@ -23,8 +23,9 @@ ABSENT = (
 
 def run_bare(folder: Path, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run Python where none of ABSENT can be imported, nor seen to be there."""
+    startup = (ROOT / "tests" / "startup" / "sitecustomize.py").read_text("utf-8")
     (folder / "sitecustomize.py").write_text(
-        f"import sys\nsys.modules.update(dict.fromkeys({ABSENT!r}))\n", "utf-8"
+        f"{startup}\nimport sys\nsys.modules.update(dict.fromkeys({ABSENT!r}))\n", "utf-8"
     )
     paths = map(str, (folder, ROOT, BENCHMARKS))
     return subprocess.run(
