@@ -1,17 +1,20 @@
 """The jobs' pipelines of Ray Data, run block by block in this process.
 
 Ray Data starts processes for every run of a job, and each imports for seconds. This is for tests of
-what a job's stages make of rows and leave behind; how blocks get to tasks and actors, which die and
-are replaced, the tests of each job's first run show with Ray Data itself.
+what a job's stages make of rows and leave behind. How blocks get to tasks and actors, which die and
+are replaced, other tests of each job show with Ray Data itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import ray
+
+from sheen.runs import attempts
 
 
 class _Blocks:
@@ -37,6 +40,21 @@ class _Blocks:
         return self._blocks
 
 
+class _Actor:
+    """An object that is called as an actor is."""
+
+    def __init__(self, instance: object) -> None:
+        self._instance = instance
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        method = getattr(self._instance, name)
+        return SimpleNamespace(remote=lambda *given: ray.put(method(*given)))
+
+
+def _count_here(self: attempts.Attempts) -> None:
+    self._board = _Actor(attempts._Registry())
+
+
 def _from_blocks(blocks: Sequence[pa.Table]) -> _Blocks:
     return _Blocks(iter(blocks))
 
@@ -45,4 +63,5 @@ def _from_blocks(blocks: Sequence[pa.Table]) -> _Blocks:
 def in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.data, "from_blocks", _from_blocks)
+        patch.setattr(attempts.Attempts, "__init__", _count_here)
         yield

@@ -11,9 +11,11 @@ import pytest
 import soundfile
 
 from helpers.example import CODEC, RATE, ROOT, clips_of, load_script, read_clip
+from helpers.pipelines import in_this_process
 from helpers.recogniser import tiny_en
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run as encode
+from sheen.prepare import report as report_page
 from sheen.prepare.output import MANIFEST, REJECTED, REPORT
 from sheen.scoring.wer import error_rate, normalize_english
 from sheen.storage.files import LFS_POINTER
@@ -57,7 +59,11 @@ def test_raw_recordings_become_rows_that_encode(
     raw: tuple[Path, list[tuple[float, float]]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Drawing players for all of them, three times, takes as long as transcribing them.
+    monkeypatch.setattr(report_page, "PLAYED_WORST", 1)
+    monkeypatch.setattr(report_page, "PLAYED_SPEAKERS", 1)
     folder, places = raw
     output = tmp_path / "prepared"
     words = ["--input", str(folder), "--output", str(output), "--asr", tiny_en()]
@@ -94,7 +100,7 @@ def test_raw_recordings_become_rows_that_encode(
     first, second = ({"id": row["id"], "was": row["text"]} for row in rows[:2])
     words_of = [first | {"text": "As it was said."}, second | {"verdict": "wrong"}]
     given.write_text("".join(json.dumps(line) + "\n" for line in words_of), "utf-8")
-    assert main([*words, "--corrections", str(given)]) == 0
+    assert main([*words, "--corrections", str(given), "--segments", "files"]) == 0
     corrected = lines(output / MANIFEST)
     assert [row["text"] for row in corrected[:2]] == ["As it was said.", rows[2]["text"]]
     assert len(corrected) == len(rows) - 1
@@ -107,7 +113,8 @@ def test_raw_recordings_become_rows_that_encode(
     done = pq.read_table(file)
     pq.write_table(done.slice(0, len(done) // 2), file)
     (output / MANIFEST).unlink()
-    assert main([*words, "--segments", "files"]) == 0
+    with in_this_process():
+        assert main([*words, "--segments", "files"]) == 0
     rows = lines(output / MANIFEST)
     new = [row for row in rows if row["audio"] == str(folder / LATER)]
     assert new
@@ -122,5 +129,6 @@ def test_raw_recordings_become_rows_that_encode(
     assert "max_seconds was 15.0, now 10.0" in capsys.readouterr().err
 
     fields = {"input": str(output / MANIFEST), "output": str(tmp_path / "codes")}
-    encoded = encode(EncodeConfig(**fields, codec=str(CODEC), num_workers=1))
+    with in_this_process():
+        encoded = encode(EncodeConfig(**fields, codec=str(CODEC), num_workers=1))
     assert encoded["rows_out"] == len(corrected)
