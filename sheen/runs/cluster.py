@@ -20,6 +20,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,10 @@ def connect() -> None:
         os.environ.update(WORKER_ENV)
     with on_loopback():
         ray.init(runtime_env={"env_vars": WORKER_ENV} if joins else None, log_to_driver=True)
+    if threading.current_thread() is threading.main_thread():
+        # Ray's Python handler again, over the one that its C++ code has put before it: that is for
+        # crashes, and aborts the process three seconds later, in the middle of an orderly end.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 @contextmanager

@@ -103,8 +103,11 @@ def test_a_worker_that_cannot_write_ends_the_encoding_with_one_line(
 
 # A killed one resumes in tests/ray/test_encode_resume.py, and the line is above.
 @pytest.mark.soak
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped by SIGTERM")]
+)
 def test_an_interrupted_encoding_says_so_and_resumes(
-    ray_cluster: None, corpus: Path, tmp_path: Path
+    number: int, told: str, ray_cluster: None, corpus: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     words = [sys.executable, str(ROOT / "jobs" / "encode.py"), *words_for(corpus, output)]
@@ -120,10 +123,10 @@ def test_an_interrupted_encoding_says_so_and_resumes(
         while process.poll() is None and not list(output.rglob("*.parquet")):
             time.sleep(0.02)
         with standing_still(encoders):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
     said = log.read_text()
-    assert process.returncode == 130, said[-3000:]
-    assert own_line(said, "encode") == "jobs/encode.py: interrupted; the same command resumes"
+    assert process.returncode == 128 + number, said[-3000:]
+    assert own_line(said, "encode") == f"jobs/encode.py: {told}; the same command resumes"
     assert "Traceback" not in said
     assert encode([*words_for(corpus, output), "--shifts", "4"]) == 0
     keys = keys_in(output)
