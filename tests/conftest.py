@@ -249,14 +249,12 @@ def corpus(made_once: Made) -> Path:
 def encoded(ray_cluster: None, corpus: Path, made_once: Made) -> Path:
     """The corpus, encoded by the job."""
     from helpers.example import CODEC
-    from helpers.pipelines import in_this_process
     from sheen.encode.config import EncodeConfig
     from sheen.encode.job import run as encode
 
     def make(folder: Path) -> None:
         fields = {"input": str(corpus), "output": str(folder), "codec": str(CODEC)}
-        with in_this_process():
-            assert encode(EncodeConfig(**fields, num_workers=1))["rows_out"] == 16
+        assert encode(EncodeConfig(**fields, num_workers=1))["rows_out"] == 16
 
     return made_once("encoded", make)
 

@@ -16,7 +16,6 @@ import soundfile
 import torch
 
 from helpers.example import CODEC, ROOT, load_script
-from helpers.pipelines import in_this_process
 from sheen.audio.io import decode_audio, from_pcm16, to_pcm16
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
@@ -296,8 +295,7 @@ def test_a_filled_output_is_refused_and_overwrite_replaces_it_here_with_shifts(
     assert "--overwrite" in capsys.readouterr().err
     assert contents(target) == before
 
-    with in_this_process():
-        assert main([*argv, "--overwrite", "--shifts", "3", "--num-workers", "1"]) == 0
+    assert main([*argv, "--overwrite", "--shifts", "3", "--num-workers", "1"]) == 0
     shown = capsys.readouterr().out
     assert "1 of 2 recordings encoded" in shown
     assert "rejected, missing: 1 (manifest.jsonl:2: " in shown
@@ -327,8 +325,7 @@ def test_only_bad_rows_fail_the_job(
     (tmp_path / "in" / "metadata.csv").write_text("noise|one\nabsent|two\n", "utf-8")
     target = tmp_path / "codes"
     argv = ["--input", str(tmp_path / "in"), "--output", str(target), "--codec", str(CODEC)]
-    with in_this_process():
-        assert main([*argv, "--num-workers", "1"]) != 0
+    assert main([*argv, "--num-workers", "1"]) != 0
     assert "no recording could be encoded" in capsys.readouterr().err
     report = json.loads((target / "report.json").read_text("utf-8"))
     assert (report["rows_in"], report["rows_out"]) == (2, 0)

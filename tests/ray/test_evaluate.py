@@ -33,7 +33,6 @@ from helpers.example import (
     read_clip,
 )
 from helpers.pages import Page, assert_self_contained
-from helpers.pipelines import in_this_process
 from helpers.recogniser import tiny_en
 from helpers.workers import workers
 from sheen.audio.io import decode_audio, encode_audio, to_pcm16
@@ -370,8 +369,7 @@ def files_config(trained: Path, folder: Path) -> EvaluateConfig:
 
 @pytest.fixture(scope="module")
 def spoken(ray_cluster: None, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    with in_this_process():
-        return do(files_config(trained, tmp_path_factory.mktemp("spoken")))
+    return do(files_config(trained, tmp_path_factory.mktemp("spoken")))
 
 
 def test_audio_goes_into_files_of_the_voices_that_are_asked_for(spoken: Done) -> None:

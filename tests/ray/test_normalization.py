@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.example import CODEC, ROOT, load_script
-from helpers.pipelines import in_this_process
 from sheen.data import dataset
 from sheen.text.normalization import describe
 from sheen.text.phonemes import describe as describe_phonemes
@@ -27,8 +26,7 @@ def test_the_encode_job_writes_phonemes_of_spoken_texts_and_says_so(
     output = tmp_path / "out"
     command = ["--input", str(tmp_path / "codes.jsonl"), "--output", str(output)]
     command += ["--codec", str(CODEC)]
-    with in_this_process():
-        assert encode([*command, "--language", "en-US", "--phonemes", "--tags", "laugh"]) == 0
+    assert encode([*command, "--language", "en-US", "--phonemes", "--tags", "laugh"]) == 0
     rows = pq.read_table(str(output / "rows" / "status=encoded")).to_pylist()
     assert [row["text"] for row in rows] == ["ˌɪt ɪz tˈɛn θˈɜɹTi.", "fˈɔɹ <laugh> tˈu"]
     assert [row["instruction"] for row in rows] == [None, "At 5:30, <loud>"]  # as it is written

@@ -11,7 +11,6 @@ import pytest
 import soundfile
 
 from helpers.example import CODEC, RATE, ROOT, clips_of, load_script, read_clip
-from helpers.pipelines import in_this_process
 from helpers.recogniser import tiny_en
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run as encode
@@ -113,8 +112,7 @@ def test_raw_recordings_become_rows_that_encode(
     done = pq.read_table(file)
     pq.write_table(done.slice(0, len(done) // 2), file)
     (output / MANIFEST).unlink()
-    with in_this_process():
-        assert main([*words, "--segments", "files"]) == 0
+    assert main([*words, "--segments", "files"]) == 0
     rows = lines(output / MANIFEST)
     new = [row for row in rows if row["audio"] == str(folder / LATER)]
     assert new
@@ -129,6 +127,5 @@ def test_raw_recordings_become_rows_that_encode(
     assert "max_seconds was 15.0, now 10.0" in capsys.readouterr().err
 
     fields = {"input": str(output / MANIFEST), "output": str(tmp_path / "codes")}
-    with in_this_process():
-        encoded = encode(EncodeConfig(**fields, codec=str(CODEC), num_workers=1))
+    encoded = encode(EncodeConfig(**fields, codec=str(CODEC), num_workers=1))
     assert encoded["rows_out"] == len(corrected)

@@ -14,7 +14,6 @@ import pytest
 
 from helpers.corpora import own_line
 from helpers.example import CODEC, NEW_VOICE, ROOT, clips_of, flac, load_script
-from helpers.pipelines import in_this_process
 from helpers.training import Resident, metrics, train_config
 from sheen.data import dataset
 from sheen.train.job import run as train
@@ -78,8 +77,7 @@ def test_rows_that_failed_for_now_are_tried_again(
     location = (jsonl if form == "jsonl" else ljspeech)(tmp_path / "in")
     folder = tmp_path / "in" if form == "jsonl" else tmp_path / "in" / "wavs"
     output = tmp_path / "out"
-    with in_this_process():
-        assert encode(flags(location, output)) == 0
+    assert encode(flags(location, output)) == 0
     said = capsys.readouterr().out
     assert "3 of 6 recordings encoded" in said
     assert "2 of those could not be read; the same command tries them again" in said
@@ -91,8 +89,7 @@ def test_rows_that_failed_for_now_are_tried_again(
     for n in (2, 5):
         name = f"clip-{n}.flac" if form == "jsonl" else f"r{n}.flac"
         copy_clip(n, folder / name)
-    with in_this_process():
-        assert encode(flags(location, output)) == 0
+    assert encode(flags(location, output)) == 0
     after = rows_of(output)
     assert {name for name, row in after.items() if row["status"] == "encoded"} == {
         "r1", "r2", "r3", "r5", "r6"
@@ -106,8 +103,7 @@ def test_rows_that_failed_for_now_are_tried_again(
     # As if the second run had died between the two files of a block.
     shutil.copytree(tmp_path / "rejected", rejected, dirs_exist_ok=True)
     capsys.readouterr()
-    with in_this_process():
-        assert encode(flags(location, output)) == 0
+    assert encode(flags(location, output)) == 0
     assert "5 of 6 recordings encoded" in capsys.readouterr().out
     assert rows_of(output) == after
 
