@@ -30,6 +30,8 @@ TOO_BIG = 1009
 """Close code of WebSockets (RFC 6455, 7.4.1)."""
 LINGER_S = 2.0
 """Longest time for a client to read an answer before its body, seconds."""
+QUIET_S = 1.0
+"""A WebSocket that is refused is closed when nothing has come for so long, seconds."""
 
 
 @dataclass(frozen=True)
@@ -157,21 +159,32 @@ def bound_messages(receive: Receive, size: int) -> None:
     `receive` this is: with the error, and close code 1009.
 
     It refuses by the announced length, or when `size` bytes have been inflated. What the client
-    sends of the message is then read and dropped until the client has closed: a socket closed with
-    unread input is reset, and the client could not read why. uvicorn's own `ws_max_size` is for all
-    applications, and it closes at once. Does nothing under another server than uvicorn with
-    `websockets`.
+    sends of the message is then read and dropped until it has closed, or has sent nothing for
+    QUIET_S: a socket closed with unread input is reset, and the client could not read why; of one
+    closed for writing alone, clients on asyncio (aiohttp) lose the code. uvicorn's own
+    `ws_max_size` is for all applications, and it closes at once. Does nothing under another server
+    than uvicorn with `websockets`.
     """
     protocol: Any = getattr(receive, "__self__", None)
     connection: Any = getattr(protocol, "conn", None)
     if not hasattr(connection, "max_message_size"):
         return
     otherwise = protocol.handle_parser_exception
+    transport = protocol.transport
     refused = False
+    latest = 0.0
+    """When the socket is closed at the latest."""
+
+    def close_when_quiet() -> None:
+        if protocol.close_timer is not None:
+            protocol.close_timer.cancel()
+        at = min(protocol.loop.time() + QUIET_S, latest)
+        protocol.close_timer = protocol.loop.call_at(at, transport.close)
 
     def refuse() -> None:
-        nonlocal refused
+        nonlocal refused, latest
         if refused:  # more of the same message
+            close_when_quiet()
             return
         close = connection.close_sent
         if close is None or close.code != TOO_BIG or protocol.close_sent:
@@ -181,15 +194,13 @@ def bound_messages(receive: Receive, size: int) -> None:
         reason = {"code": close.code, "reason": close.reason}
         protocol.queue.put_nowait({"type": "websocket.disconnect", **reason})
         told = json.dumps(error_message(message_too_large(size))).encode()
-        transport = protocol.transport
         frames = [Frame(Opcode.TEXT, told).serialize(mask=False), *connection.data_to_send()]
         transport.write(b"".join(frames))
-        if transport.can_write_eof():
-            transport.write_eof()
         if protocol.read_paused:
             protocol.read_paused = False
             transport.resume_reading()
-        protocol.close_timer = protocol.loop.call_later(protocol.close_timeout, transport.close)
+        latest = protocol.loop.time() + protocol.close_timeout
+        close_when_quiet()
 
     connection.max_message_size = size
     protocol.handle_parser_exception = refuse

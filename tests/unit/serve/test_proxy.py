@@ -11,9 +11,11 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
@@ -223,6 +225,24 @@ def test_who_sends_all_of_a_large_message_still_reads_why_it_is_refused(
     with line(url, compression=None) as opened:
         opened.send(text_of(8_000_000))
         assert closed(opened) == (1009, "message_too_large")
+    assert behind.ended.get(timeout=WAIT_S)["code"] == 1009
+
+
+def test_clients_on_asyncio_read_it_too(url: str, behind: Behind) -> None:
+    """aiohttp's answers the close frame, and then has no code if it cannot."""
+
+    async def send_to_it() -> tuple[int | None, Any]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{url}/x", max_msg_size=0) as opened,
+        ):
+            with suppress(ConnectionError):
+                await opened.send_str(text_of(8_000_000))
+            told = await opened.receive_json(timeout=WAIT_S)
+            await opened.receive(WAIT_S)
+            return opened.close_code, told["error"]["code"]
+
+    assert asyncio.run(send_to_it()) == (1009, "message_too_large")
     assert behind.ended.get(timeout=WAIT_S)["code"] == 1009
 
 
