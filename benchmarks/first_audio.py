@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from serve import TEXTS, lines_of
 from serve_client import Endpoint, UsageError, ask, first_id, open_session
+from serving import DEFAULT_MODEL
 from serving_sides import generate_alone
 
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.model import SpeechLM, load_model
 
-DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "examples" / "english" / "voice"
 LONGEST_S = 30.0
 WARM_UP = 3
 """The first sentences are also asked before, uncounted."""

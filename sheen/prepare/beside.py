@@ -4,7 +4,6 @@ Owns which file is the text of which recording, and reading it as one text. Divi
 segments is `sheen.prepare.alignment`'s.
 """
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -29,10 +28,10 @@ def texts_beside(recordings: Sequence[str]) -> dict[str, str]:
         texts: dict[str, list[str]] = defaultdict(list)
         for name in sorted(files.list_names(folder)):
             if name.lower().endswith(SUFFIXES):
-                texts[_composed(_stem(name))].append(name)
+                texts[files.composed(_stem(name))].append(name)
         owners: dict[str, str] = {}
         for location in inside:
-            stem = _composed(_stem(uris.name(location)))
+            stem = files.composed(_stem(uris.name(location)))
             names = texts.get(stem, [])
             if len(names) > 1:
                 raise ValueError(
@@ -60,8 +59,3 @@ def read_text(location: str) -> str:
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _composed(name: str) -> str:
-    """macOS writes file names decomposed, other systems composed: both look the same."""
-    return unicodedata.normalize("NFC", name)

@@ -265,13 +265,14 @@ def _matches(folder: str, part: str, last: bool) -> Iterator[str]:
         else:
             kind_fits = last or entry.type == fs.FileType.Directory
             dots_fit = _shown(path) or pattern.startswith(".")
-            matched = kind_fits and dots_fit and fnmatchcase(_composed(path), _composed(pattern))
+            matched = kind_fits and dots_fit and fnmatchcase(composed(path), composed(pattern))
         if matched:
             yield uris.child(folder, path)
 
 
-def _composed(name: str) -> str:
-    """macOS writes names decomposed, users type them composed."""
+def composed(name: str) -> str:
+    """A name for comparing: macOS writes file names decomposed, users and texts have them composed,
+    and both look the same."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -5,7 +5,6 @@ like a speaker or seconds, which other tools write where LJSpeech has the spoken
 """
 
 import re
-import unicodedata
 from collections import Counter
 from pathlib import PurePosixPath
 from typing import Any
@@ -133,7 +132,7 @@ class _Recordings:
         self._named: dict[str, str] = {}
         for called in (_stem, str):
             # An id in the same normal form of Unicode means that file before its double.
-            self._named |= {_composed(called(path)): path for path in ranked}
+            self._named |= {files.composed(called(path)): path for path in ranked}
             self._named |= {called(path): path for path in ranked}
 
     def find(self, name: str) -> str | None:
@@ -141,7 +140,7 @@ class _Recordings:
         the folder."""
         inner = name.removeprefix("./").removeprefix(f"{FOLDER}/")
         for meant in (name, inner, _stem(inner)):
-            if found := self._named.get(meant) or self._named.get(_composed(meant)):
+            if found := self._named.get(meant) or self._named.get(files.composed(meant)):
                 return uris.child(self._folder, f"{FOLDER}/{found}")
         return None
 
@@ -162,11 +161,6 @@ def _stem(path: str) -> str:
     """A path without the suffix of a recording."""
     suffix = PurePosixPath(path).suffix
     return path.removesuffix(suffix) if suffix.lower() in KNOWN_SUFFIXES else path
-
-
-def _composed(name: str) -> str:
-    """macOS writes file names decomposed, texts come composed: both look the same."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _row(number: int, fields: list[str], recordings: _Recordings) -> dict[str, Any]:
