@@ -11,7 +11,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup check test-fast test suite coverage soak docs wheel demo bench score-codec lock clean
+.PHONY: setup check test-fast fast test suite coverage soak docs wheel demo bench score-codec lock clean
 
 setup: $(VENV)/.installed
 
@@ -30,7 +30,10 @@ check: setup
 	$(BIN)/lint-imports
 
 # What tests/unit holds starts no Ray; few examples of each property, and nothing marked slow.
-test-fast: check
+test-fast: setup
+	$(MAKE) --no-print-directory --jobs 2 check fast
+
+fast: setup
 	$(BIN)/pytest tests/unit --numprocesses 2 --dist worksteal --hypothesis-profile fast -m 'not slow and not soak'
 
 # The check is one process, the first tests mostly wait for processes to start: side by side.

@@ -147,6 +147,7 @@ def test_a_text_without_a_word_is_a_moment_of_silence(checkpoint: Path, tmp_path
     assert not samples.any()
 
 
+@pytest.mark.slow
 def test_a_text_is_spoken_in_the_voice_of_a_recording(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

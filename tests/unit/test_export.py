@@ -40,6 +40,7 @@ def codes(voice: Voice, sampling: Sampling) -> list[list[int]]:
     return found
 
 
+@pytest.mark.slow
 def test_sheen_speaks_the_export_code_for_code(exported: Path) -> None:
     before, after = load_voice(str(CHECKPOINT)), load_voice(str(exported))
     assert after.model.layout.family == "orpheus"
@@ -47,6 +48,7 @@ def test_sheen_speaks_the_export_code_for_code(exported: Path) -> None:
         assert codes(after, sampling) == codes(before, sampling)
 
 
+@pytest.mark.slow
 def test_a_decoder_written_from_the_card_alone_says_the_same(exported: Path) -> None:
     """Nothing of Sheen: the tokenizer's ids, the card's prompt, a mask by slot, greedy."""
     tokenizer = AutoTokenizer.from_pretrained(exported)
@@ -93,6 +95,7 @@ def test_the_card_and_the_command_say_what_is_not_the_same(
     assert "<custom_token_1>" in said
 
 
+@pytest.mark.slow
 def test_a_text_cannot_name_a_control_token(exported: Path) -> None:
     voice = load_voice(str(exported))
     prompt = voice.request("say <custom_token_2>", VOICE, Sampling(), 1.0).prompt

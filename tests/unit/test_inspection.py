@@ -32,6 +32,7 @@ def inspect(*words: object) -> int:
     return main(["inspect", *map(str, words), "--codec", str(CODEC), "--no-measure"])
 
 
+@pytest.mark.slow
 def test_a_record_goes_beside_the_weights_of_a_folder_of_ones_own(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,6 +49,7 @@ def test_a_record_goes_beside_the_weights_of_a_folder_of_ones_own(
     assert read_info(folder) == info
 
 
+@pytest.mark.slow
 def test_a_hub_cache_is_never_written_to(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +64,7 @@ def test_a_hub_cache_is_never_written_to(
     assert "the file exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_opened_from_the_hubs_cache(
     folder: Path,
     tmp_path: Path,

@@ -57,6 +57,7 @@ def test_the_public_surface_is_what_other_code_may_rely_on() -> None:
         getattr(sheen, "Voice")  # noqa: B009 - the name is not there, which mypy knows
 
 
+@pytest.mark.slow
 def test_a_pause_is_exact_in_streams_too_and_a_wrong_one_is_refused_at_once(
     speaker: Speaker,
 ) -> None:
@@ -69,6 +70,7 @@ def test_a_pause_is_exact_in_streams_too_and_a_wrong_one_is_refused_at_once(
         speaker.stream("Yes. [pause:1h] No.", "heart")
 
 
+@pytest.mark.slow
 def test_a_document_is_spoken_as_its_text_with_its_pauses_tempo_and_voices(
     speaker: Speaker,
 ) -> None:
@@ -86,6 +88,7 @@ def test_a_document_is_spoken_as_its_text_with_its_pauses_tempo_and_voices(
         speaker.stream('<speak><voice name="nobody">two</voice></speak>', "heart", ssml=True)
 
 
+@pytest.mark.slow
 def test_a_lexicon_says_what_is_spoken(speaker: Speaker) -> None:
     spoken = speaker.synthesize("vier two", "heart", lexicon={"vier": "four"}).samples
     np.testing.assert_array_equal(spoken, speaker.synthesize("four two", "heart").samples)
@@ -109,6 +112,7 @@ def test_streamed_chunks_together_are_the_whole(speaker: Speaker, audio: Audio) 
     np.testing.assert_array_equal(np.concatenate(chunks), audio.samples)
 
 
+@pytest.mark.slow
 def test_a_speaker_goes_on_after_a_stream_that_was_left(speaker: Speaker, audio: Audio) -> None:
     for _ in speaker.stream("They measured the room twice before they left.", voice="heart"):
         break
@@ -116,16 +120,19 @@ def test_a_speaker_goes_on_after_a_stream_that_was_left(speaker: Speaker, audio:
     np.testing.assert_array_equal(again.samples, audio.samples)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_which_rendition_is_spoken(speaker: Speaker, audio: Audio) -> None:
     other = speaker.synthesize(TEXT, "heart", seed=1, temperature=1.0)
     assert not np.array_equal(other.samples, audio.samples)
 
 
+@pytest.mark.slow
 def test_twice_the_speed_takes_half_as_long(speaker: Speaker, audio: Audio) -> None:
     fast = speaker.synthesize(TEXT, "heart", speed=2.0)
     assert len(fast.samples) == round(len(audio.samples) / 2)
 
 
+@pytest.mark.slow
 def test_a_text_of_several_chunks_is_spoken_to_its_end(speaker: Speaker, audio: Audio) -> None:
     long = speaker.synthesize(f"{TEXT} {TEXT}", "heart")
     assert long.finish_reason == "stop"
@@ -207,6 +214,7 @@ def test_a_closed_speaker_says_so() -> None:
         speaker.synthesize("Yes.", "heart")
 
 
+@pytest.mark.slow
 def test_a_reference_goes_before_the_speech_and_is_not_heard(
     speaker: Speaker, audio: Audio, tmp_path: Path
 ) -> None:

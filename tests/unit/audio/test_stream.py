@@ -60,6 +60,7 @@ def test_one_channel_is_read_by_itself_and_one_that_is_not_there_refused() -> No
         file.read(0.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_is_what_the_whole_has_there_and_the_same_whatever_was_read_before(
     kind: str,
@@ -113,6 +114,7 @@ def test_parts_anywhere_are_exact_from_their_first_sample_to_the_file_s_end(kind
             np.testing.assert_allclose(file.read(start, start + 0.3), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "buffers"), [("mp3", 2), ("flac", 8)])
 def test_many_parts_of_a_long_file_cost_their_own_length_and_one_reading(
     kind: str, buffers: int
@@ -138,6 +140,7 @@ def test_where_no_seek_is_exact_a_file_is_decoded_once_for_all_parts_in_order(ki
         assert file.decoded < (SECONDS + 1) * file.rate
 
 
+@pytest.mark.slow
 def test_reading_one_part_of_a_long_file_decodes_no_more_than_the_part() -> None:
     with AudioFile(io.BytesIO(file_of("mp3", voice(20)) * 30)) as file:
         assert max(map(len, file.blocks())) < 2 * file.rate

@@ -54,6 +54,7 @@ def different(ours: list[list[np.ndarray]], theirs: list[list[np.ndarray]]) -> i
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("shape", "longest"),
@@ -68,6 +69,7 @@ def test_clips_in_one_call_have_the_codes_of_each_alone(
     assert different(together, [codec.encode([clip])[0] for clip in clips[::-1]][::-1]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_clip_of_a_batch_sees_its_padding_nor_its_neighbours(shape: str) -> None:
     """In float64, where the batch's rounding cannot hide, or be taken for, what leaks."""
@@ -89,6 +91,7 @@ def test_no_clip_of_a_batch_sees_its_padding_nor_its_neighbours(shape: str) -> N
             torch.testing.assert_close(same, alone, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [15, pytest.param(100, marks=pytest.mark.soak)])
 def test_batched_codes_differ_in_near_ties_alone(count: int) -> None:
     codec = load_codec(str(CODEC))
@@ -98,6 +101,7 @@ def test_batched_codes_differ_in_near_ties_alone(count: int) -> None:
     assert different(together, codec.encode(clips)) <= codes / 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pieces_are_the_whole(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(shape, encoder_dim=8).model.double()
@@ -147,6 +151,7 @@ def test_blocks_of_clips_of_any_lengths_are_batches_of_few_shapes() -> None:
     assert all(padded % block == 0 for _, padded in shapes)
 
 
+@pytest.mark.slow
 def test_a_batch_is_asked_for_before_the_codes_of_the_last_one_are_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

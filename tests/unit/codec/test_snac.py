@@ -134,6 +134,7 @@ def test_an_upsampling_is_the_published_one(rate: int) -> None:
     assert not TransposedConv.fits(nn.ConvTranspose1d(6, 4, 3 * rate, rate, padding=rate))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     ["small", *(pytest.param(s, marks=pytest.mark.slow) for s in ("published", "attention"))],

@@ -225,6 +225,7 @@ def test_silence_trains_without_a_number_that_is_none(small: SNAC) -> None:
         assert torch.isfinite(parameter).all(), name
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss(model: SNAC) -> None:
     audio = speech_like(model, rows=1, blocks=1)
     trainable = TrainableCodec(model)
@@ -416,6 +417,7 @@ def test_no_more_codes_move_than_there_are_vectors() -> None:
     assert len(run.codes(0).detach().unique(dim=0)) == 64, "no two at one place"
 
 
+@pytest.mark.slow
 def test_restarts_are_a_function_of_the_seed() -> None:
     """Two ranks that gathered the same codes and vectors hold the same codec afterwards."""
     first, second, other = Run(UNUSED), Run(UNUSED), Run(UNUSED)
@@ -463,6 +465,7 @@ def test_the_average_is_the_formula(small: SNAC) -> None:
     assert weight.unique().tolist() == [8.0]
 
 
+@pytest.mark.slow
 def test_the_average_covers_every_weight(model: SNAC) -> None:
     average = WeightAverage(model, decay=0.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -473,6 +476,7 @@ def test_the_average_covers_every_weight(model: SNAC) -> None:
         torch.testing.assert_close(weight, model.state_dict()[name], msg=name)
 
 
+@pytest.mark.slow
 def test_the_average_outlives_a_checkpoint(small: SNAC, tmp_path: Path) -> None:
     def change(model: SNAC, by: float) -> None:
         with torch.no_grad():

@@ -34,6 +34,7 @@ def codes(rows: int, frames: int, seed: int) -> list[np.ndarray]:
     return [generator.integers(0, 4096, (rows, frames * n)).astype(np.int16) for n in (1, 2, 4)]
 
 
+@pytest.mark.slow
 def test_it_decodes_what_the_codec_decodes(codec: Codec, beside: CodecProcess) -> None:
     def same(seed: int) -> bool:
         levels = codes(2, 3 + seed, seed)
@@ -56,6 +57,7 @@ def test_what_it_refuses_is_raised_here_and_it_goes_on(codec: Codec, beside: Cod
     assert beside.alive()
 
 
+@pytest.mark.slow
 def test_an_engine_hears_of_its_end(codec: Codec) -> None:
     beside = CodecProcess(codec)
     model = random_model(end=0.0)
@@ -95,6 +97,7 @@ def test_it_ends_with_its_owner(codec: Codec) -> None:
     beside.close()
 
 
+@pytest.mark.slow
 def test_a_codec_that_no_process_could_load_is_refused() -> None:
     model = SNAC(encoder_dim=2, encoder_rates=[2, 2], decoder_dim=8, decoder_rates=[2, 2])
     with pytest.raises(ValueError, match="was not loaded"):

@@ -191,6 +191,7 @@ def test_a_recording_without_the_parts_is_opened_once_and_anew_when_asked(tmp_pa
     assert len(reader.read(rows[0])[0]) == 1.5 * RATE
 
 
+@pytest.mark.slow
 def test_many_rows_of_one_recording_decode_it_once_in_whatever_order_they_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

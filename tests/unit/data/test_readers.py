@@ -402,6 +402,7 @@ def test_more_files_than_are_read_at_a_time_keep_their_order(tmp_path: Path) -> 
         assert [row["id"] for row in read(f"{tmp_path}/*.jsonl", limit)] == expected[:limit]
 
 
+@pytest.mark.slow
 def test_more_rows_than_a_batch(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "m.jsonl", *[GOOD | {"id": n} for n in range(20_000)])
     assert [row["id"] for row in read(path)] == [str(n) for n in range(20_000)]

@@ -107,6 +107,7 @@ def test_encoding_takes_each_or_counts_it(folder: Path) -> None:
     assert abs(len(rows["coprime"]["pcm"]) - len(rows["plain"]["pcm"])) <= 2 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [True, False], ids=["metadata.csv", "any audio file"])
 def test_codec_training_reads_each_or_counts_it(folder: Path, tmp_path: Path, listed: bool) -> None:
     shutil.copytree(folder, tmp_path / "data")

@@ -106,7 +106,7 @@ def alone(model: SpeechLM, tiny: Codec) -> list[tuple[Samples, Finished]]:
         return [speak(engine, draw_request(number)) for number in range(16)]
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 3])
+@pytest.mark.parametrize("ahead", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_requests_together_get_what_each_gets_alone(
     model: SpeechLM, tiny: Codec, alone: list[tuple[Samples, Finished]], ahead: int
 ) -> None:
@@ -145,6 +145,7 @@ def test_a_model_that_never_ends_stops_at_its_budget_and_is_counted(
     assert 0 < metrics["batch_fill"] <= 1
 
 
+@pytest.mark.slow
 def test_a_model_that_ends_is_counted_too(tiny: Codec) -> None:
     model = random_model(end=60.0)
     requests = [Request([n, LAYOUT.start_id], 20, Sampling(1.0, 0, 1.0, n)) for n in range(12)]
@@ -176,6 +177,7 @@ def test_the_slot_may_be_filled_to_its_last_position_and_no_further(
 # The queue
 
 
+@pytest.mark.slow
 def test_a_request_is_admitted_while_others_run(endless: SpeechLM, tiny: Codec) -> None:
     """It has ended before they have: nobody waits for a batch."""
     order: list[str] = []
@@ -255,6 +257,7 @@ def test_what_continues_speech_is_never_refused_and_goes_before_what_has_not_beg
     assert order == ["runs", "follows", "follows too", "waits"]
 
 
+@pytest.mark.slow
 def test_what_is_made_ahead_takes_no_slot_that_somebody_waits_for(
     endless: SpeechLM, tiny: Codec
 ) -> None:
@@ -599,6 +602,7 @@ def test_memory_is_stated_before_it_is_taken(
     ) in caplog.text
 
 
+@pytest.mark.slow
 def test_a_request_waits_for_pages_and_nobody_passes_it(endless: SpeechLM, tiny: Codec) -> None:
     """Four slots, and pages for one long request and a short one."""
     barrier = Barrier()
@@ -632,6 +636,7 @@ def test_a_request_larger_than_the_whole_cache_is_refused_by_name(
         assert speak(engine, long(8))[1] == Finished("length", 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_requests_that_come_end_fail_and_are_cancelled_at_random_leave_no_page(
     model: SpeechLM, tiny: Codec, seed: int

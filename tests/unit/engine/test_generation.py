@@ -86,6 +86,7 @@ def run(
     return tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count",
     [28, pytest.param(200, marks=pytest.mark.soak)],
@@ -181,6 +182,7 @@ def test_greedy_tokens_are_transformers_until_two_are_as_good(
 # The same in every way of computing it
 
 
+@pytest.mark.slow
 def test_all_slots_at_once_give_the_same_tokens(model: SpeechLM) -> None:
     """The shape of passes that a GPU records, unrecorded."""
     requests = [draw_request(number, frames=7) for number in range(28)]
@@ -190,6 +192,7 @@ def test_all_slots_at_once_give_the_same_tokens(model: SpeechLM) -> None:
     assert sum(a == b for a, b in zip(packed, whole, strict=True)) >= 26
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("static_shapes", [False, True])
 def test_a_penalised_request_gets_the_same_tokens_whoever_joins(
     model: SpeechLM, static_shapes: bool
@@ -227,6 +230,7 @@ def test_a_step_in_which_no_slot_runs_changes_no_request(model: SpeechLM) -> Non
     assert tokens == expected
 
 
+@pytest.mark.slow
 def test_one_graph_is_captured_per_length_on_one_stream_and_none_in_service(
     model: SpeechLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +378,7 @@ def test_frames_of_an_untrained_model_all_decode(count: int) -> None:
         assert codes[:, slot].max() > 4095 - 50_000 / count / 40
 
 
+@pytest.mark.slow
 def test_such_frames_are_audio(codec: Codec) -> None:
     requests = [Request([LAYOUT.start_id], 20, Sampling(1.0, 0, 1.0, n), 20) for n in range(4)]
     tokens = run(TokenGenerator(random_model(end=0.0), 4, POSITIONS), requests, None)
@@ -387,6 +392,7 @@ def test_such_frames_are_audio(codec: Codec) -> None:
 # Endings and failures
 
 
+@pytest.mark.slow
 def test_the_end_comes_no_sooner_than_allowed_and_only_where_a_frame_begins() -> None:
     model = random_model(end=60.0)  # it wants to end at once
     requests = [
@@ -490,6 +496,7 @@ def test_a_freed_slot_is_taken_again_and_freed_once() -> None:
         slots.give_back(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
 def test_requests_in_scattered_pages_get_what_each_gets_in_neighbours(
     model: SpeechLM, whole: bool

@@ -96,6 +96,7 @@ def test_the_command_line_and_evaluation_speak_a_long_text_as_the_server_does(
     assert row["ended_with_eos"] == (record.finish_reason == "stop")
 
 
+@pytest.mark.slow
 def test_an_evaluation_worker_keeps_one_engine(checkpoint: Path) -> None:
     def engines() -> int:
         return sum(thread.name == "sheen-engine" for thread in threading.enumerate())
@@ -170,6 +171,7 @@ def test_closing_it_cancels_what_is_not_spoken_yet(engine: Engine, voice: Voice)
     assert engine.metrics()["cancelled"] >= 1
 
 
+@pytest.mark.slow
 def test_many_texts_keep_their_order_and_one_that_cannot_be_spoken_fails_alone(
     engine: Engine, voice: Voice
 ) -> None:

@@ -90,7 +90,7 @@ def model() -> SpeechLM:
     return random_model(layout=LAYOUT)
 
 
-@pytest.mark.parametrize("static_shapes", [False, True])
+@pytest.mark.parametrize("static_shapes", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_requests_get_legal_tokens_and_what_each_gets_alone(
     model: SpeechLM, static_shapes: bool
 ) -> None:
@@ -122,6 +122,7 @@ def voice(request: pytest.FixtureRequest, made_once: Made) -> Voice:
     return load_voice(str(folder), form=form, codec=str(CODEC))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [12, pytest.param(200, marks=pytest.mark.soak)])
 def test_requests_of_a_form_are_legal_and_what_each_gets_alone(voice: Voice, count: int) -> None:
     draw = random.Random(7)
@@ -159,6 +160,7 @@ def test_a_form_has_its_own_sampling_and_budgets(voice: Voice) -> None:
             voice.request("hi", "an old woman", Sampling(), 1.0)
 
 
+@pytest.mark.slow
 def test_a_bare_folder_speaks(made_once: Made) -> None:
     folder = made_once("orpheus", orpheus.save)
     with Speaker(str(folder), form="orpheus", codec=str(CODEC), max_seconds=2.0) as speaker:

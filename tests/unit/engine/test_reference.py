@@ -165,6 +165,7 @@ def test_two_that_run_together_have_the_same_pages(frozen: SpeechLM) -> None:
     assert generator.free_pages == generator.cache.pool.count, "what is kept can be had"
 
 
+@pytest.mark.slow
 def test_audio_is_the_same_with_few_pages_where_beginnings_come_and_go(frozen: SpeechLM) -> None:
     """Pages for one and a half requests: what is kept gives way, and nobody waits for ever."""
     codec = tiny_codec()

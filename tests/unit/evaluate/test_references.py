@@ -62,6 +62,7 @@ def test_prompts_may_be_for_voices_of_recordings() -> None:
         plan_prompts(listed, info, config, ["heart"])
 
 
+@pytest.mark.slow
 def test_a_worker_speaks_as_the_python_api_does(tmp_path: Path) -> None:
     found = read_references(manifest(tmp_path, {"speaker": "ann", "text": WORDS}))
     arguments = {"references": found, "reference_form": "one-turn"}

@@ -199,6 +199,7 @@ def test_a_demo_whose_port_is_taken_keeps_the_last_report(
     assert last_report.read_text("utf-8") == "the last run's"
 
 
+@pytest.mark.slow
 def test_files_that_are_missing_or_wrong_are_named_with_their_flags(
     tmp_path: Path,
 ) -> None:
@@ -362,6 +363,7 @@ def test_rows_of_composed_sentences_are_told_by_their_number() -> None:
 # The page
 
 
+@pytest.mark.slow
 def test_the_page_plays_what_was_served_and_each_held_out_sentence_twice(tmp_path: Path) -> None:
     write_run(tmp_path)
     tone = np.sin(np.arange(RATE // 4) / 10).astype(np.float32) / 2

@@ -211,6 +211,7 @@ class Never:
         return False
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_and_ends_as_one_that_was_not(
     packed: list[Path],
     base: Path,
@@ -247,6 +248,7 @@ def test_a_stopped_run_resumes_and_ends_as_one_that_was_not(
     assert f"{state[1]} is missing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_result_is_a_checkpoint_that_speaks_and_can_be_trained_further(
     packed: list[Path], base: Path, tmp_path: Path
 ) -> None:

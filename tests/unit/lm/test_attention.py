@@ -338,6 +338,7 @@ def test_compiled_layers_compute_the_same(precision: torch.dtype) -> None:
 
 
 # Of torch, which looks at what its own tracing is given.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("guided", [False, True])
 def test_compiled_layers_are_the_same_for_rows_of_any_number_of_utterances(guided: bool) -> None:

@@ -59,6 +59,7 @@ def test_what_the_tokens_say_needs_no_name(vyvo: Path) -> None:
     assert info.voices == []
 
 
+@pytest.mark.slow
 def test_a_form_that_the_tokens_do_not_say_has_to_be_named(folder: Path, vyvo: Path) -> None:
     with pytest.raises(ValueError, match=r"give the form: orpheus, maya1, veena, svara$"):
         recognize(str(folder), SNAC)
@@ -70,6 +71,7 @@ def test_a_form_that_the_tokens_do_not_say_has_to_be_named(folder: Path, vyvo: P
         recognize(str(folder), SNAC, "orfeus")
 
 
+@pytest.mark.slow
 def test_a_file_of_inspect_says_what_the_folder_does_not(folder: Path, tmp_path: Path) -> None:
     info = describe_checkpoint(str(folder), form="svara", codec=str(CODEC))
     info.voices = ["ann"]
@@ -123,6 +125,7 @@ def test_another_codec_than_the_familys_is_refused() -> None:
         find_layout(customs(28_683), config, other)
 
 
+@pytest.mark.slow
 def test_lfm2_is_refused_with_its_reason(tmp_path: Path) -> None:
     orpheus.tokenizer(orpheus.LFM).save_pretrained(tmp_path)
     fields: dict[str, Any] = {"model_type": "lfm2", "vocab_size": 29_056, "hidden_size": 64}
@@ -131,6 +134,7 @@ def test_lfm2_is_refused_with_its_reason(tmp_path: Path) -> None:
         recognize(str(tmp_path), SNAC)
 
 
+@pytest.mark.slow
 def test_a_table_that_does_not_hold_the_tokens_is_refused(tmp_path: Path) -> None:
     orpheus.tokenizer().save_pretrained(tmp_path)
     orpheus.config(vocab_size=20_000).save_pretrained(tmp_path)
@@ -144,6 +148,7 @@ def test_only_one_form_fits_a_tokenizer_of_qwen() -> None:
         choose_form({"a": 1}, None)
 
 
+@pytest.mark.slow
 def test_a_head_that_is_stored_apart_is_used(folder: Path, tmp_path: Path) -> None:
     """Whatever the config says of tying: some repositories of the family hold both tables."""
     layout = TokenLayout(orpheus.FIRST, 4096, (4, 2, 1), "orpheus")

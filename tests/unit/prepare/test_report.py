@@ -73,6 +73,7 @@ def test_the_doubtful_come_first_and_what_was_checked_last() -> None:
     assert told["unsure"] == ["the ASR is unsure"]
 
 
+@pytest.mark.slow
 def test_the_report_plays_what_was_rejected_and_what_is_doubtful() -> None:
     html = render_report(REPORT, ROWS, read, f"Preparation of {HOSTILE}")
     assert_self_contained(html)

@@ -258,6 +258,7 @@ def test_write_page_replaces_whole_pages_only(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [tmp_path / "folder", path]
 
 
+@pytest.mark.slow
 def test_threads_draw_at_once() -> None:
     pages: list[Page] = []
     threads = [

@@ -47,6 +47,7 @@ def asr() -> Transcriber:
     return open_transcriber(tiny_en())
 
 
+@pytest.mark.slow
 def test_recordings_are_heard_as_their_words(asr: Transcriber) -> None:
     """Of every voice of the example."""
     clips = [clip for voice in (*VOICES, NEW_VOICE) for clip in clips_of(voice)[8:10]]
@@ -56,6 +57,7 @@ def test_recordings_are_heard_as_their_words(asr: Transcriber) -> None:
     assert measured.rate <= 0.1
 
 
+@pytest.mark.slow
 def test_shuffled_speech_is_not_understood(asr: Transcriber) -> None:
     """The same sounds in another order: what the ASR recognises is the words, not the voice."""
     rng = np.random.default_rng(0)
@@ -76,12 +78,14 @@ def test_the_sample_rate_is_not_ignored(asr: Transcriber) -> None:
     assert asr.transcribe([read_clip(clip)], RATE) != [heard]
 
 
+@pytest.mark.slow
 def test_hearing_prints_nothing(asr: Transcriber, capfd: pytest.CaptureFixture[str]) -> None:
     clips = [read_clip(clips_of("heart")[8], RATE), noise(RATE), np.zeros(0, np.float32)]
     assert asr.transcribe(clips, RATE)[2] == ""
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_words_are_found_where_they_are_said(asr: Transcriber) -> None:
     clip = read_clip(clips_of("heart")[8], RATE)
     later = np.concatenate([np.zeros(RATE, np.float32), clip])
@@ -133,6 +137,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["ctc", "whisper"])
 def test_batched_equals_single(models: Path, model: str) -> None:
     """The last clip is longer than Whisper's window, and one is empty."""

@@ -84,6 +84,7 @@ def test_page_is_one_file_that_plays_two_clips_of_each_voice(
     assert f"ASR: {report.asr}" in page.text
 
 
+@pytest.mark.slow
 def test_page_plays_the_worst_clips_first(tmp_path: Path) -> None:
     recordings = [noisy(name, "one two", voice) for voice in "vw" for name in ("p", "q", "r")]
     recordings = [replace(item, name=f"{item.voice}-{item.name}") for item in recordings]
@@ -178,6 +179,7 @@ def assert_no_rates(report: CodecReport) -> None:
     assert codec_rows(report)[0] == ["voice", "clips", "mel distance"]
 
 
+@pytest.mark.slow
 def test_recordings_without_text_are_not_transcribed(tmp_path: Path) -> None:
     """Some with a text, some without, and a voice none of whose recordings has one."""
     recordings = [noisy("a", "one", "v"), noisy("b", None, "v"), noisy("c", "!", "w"), noisy("d")]
@@ -195,6 +197,7 @@ def test_recordings_without_text_are_not_transcribed(tmp_path: Path) -> None:
     assert "c: ! (0.0 dB)" in page_in(tmp_path).text
 
 
+@pytest.mark.slow
 def test_png_is_as_wide_as_its_clips_together(tmp_path: Path) -> None:
     clips = [Clip(name, noisy(name).waveform, RATE) for name in ("one", "two", "three")]
     # A name is only a name: what is written is a PNG.
@@ -316,6 +319,7 @@ def test_script_names_the_flag_that_is_wrong(
     assert_refused([*defaults, "--per-voice", "1", *given], said, capsys)
 
 
+@pytest.mark.slow
 def test_script_names_the_recording_that_cannot_be_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def test_the_scores_are_those_of_the_package(dnsmos: Dnsmos) -> None:
     assert (found.ovrl, found.sig, found.bak) == pytest.approx((3.2438, 3.5006, 4.0887), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_noise_lowers_the_scores(dnsmos: Dnsmos, speech: Clip) -> None:
     clean, little, much = (
         dnsmos.score(clip, RATE)

@@ -136,6 +136,7 @@ def test_what_no_voice_is_made_of_changes_nothing(
             assert same == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -150,6 +151,7 @@ def test_a_poorer_chain_leaves_the_voice(
     assert accuracy(profiles, embed(encoder, poorer)) >= 0.9
 
 
+@pytest.mark.slow
 def test_the_same_recordings_give_the_same_profiles(recordings: Recordings) -> None:
     two = {voice: recordings[voice] for voice in VOICES[:2]}
     one, other = (SpeakerProfiles.fit(part(two, 0, MIN_RECORDINGS), RATE) for _ in range(2))
@@ -172,6 +174,7 @@ def test_clips_without_a_voice_are_refused(encoder: SpeakerEncoder, clip: Clip, 
         encoder.embed(clip, RATE)
 
 
+@pytest.mark.slow
 def test_profiles_that_cannot_be_made_are_refused(recordings: Recordings) -> None:
     few = part(recordings, 0, MIN_RECORDINGS)
     with pytest.raises(ValueError, match="two voices"):

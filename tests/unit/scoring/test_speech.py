@@ -300,6 +300,7 @@ def test_both_sides_are_normalized_before_words_are_counted() -> None:
         assert report.clips[0].text == heard.text  # the page shows what was asked for
 
 
+@pytest.mark.slow
 def test_intervals_are_drawn_from_the_seed() -> None:
     clips = [
         clip(str(i), seconds=0.5 + i / 7, speaking=0.3, transcript="one two" if i % 3 else "one")
@@ -480,6 +481,7 @@ def test_the_page_plays_the_given_clips_in_order() -> None:
         assert said in page.text
 
 
+@pytest.mark.slow
 def test_the_page_says_what_is_not_known() -> None:
     lost = clip("lost", voice=None, expected=None, transcript="", identified_speaker="")
     text = Page(page_of(judge(lost), lost)).text

@@ -83,6 +83,7 @@ def test_a_whole_answer_and_the_last_event_say_how_speech_ended(
     assert "X-Finish-Reason" not in streamed.headers  # they are sent before anybody knows
 
 
+@pytest.mark.slow
 def test_openais_client_names_a_voice_by_its_id(client: TestClient) -> None:
     official = openai_client(client)
     voices: list[Any] = ["heart", {"id": "heart"}, {"id": "bm_george"}]
@@ -162,6 +163,7 @@ class Watched(Admission):
             yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("others", "most"), [(0, 2), (2, 3), (3, 4)])
 def test_a_batch_has_one_place_and_the_slots_that_nobody_uses(
     client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch, others: int, most: int
@@ -263,6 +265,7 @@ def test_vllm_omnis_requests_by_openais_client_are_answered(client: TestClient) 
     )
 
 
+@pytest.mark.slow
 def test_vllm_omnis_batches_are_answered(client: TestClient) -> None:
     shared = speak_batch(
         client,

@@ -87,6 +87,7 @@ def test_a_text_has_the_same_words_as_at_encoding() -> None:
     assert "ten thirty" in spoken
 
 
+@pytest.mark.slow
 def test_a_text_has_the_same_phonemes_as_at_encoding() -> None:
     steps = describe_phonemes("en")
     text = f"On 3/4/2024 I paid $5. {DENSE[:300]}. {TABLE}! Was it 10:30?\n---\n(50%) 你好. It was."
@@ -103,6 +104,7 @@ def test_a_text_has_the_same_phonemes_as_at_encoding() -> None:
     assert "tˈɛn θˈɜɹTi" in taught
 
 
+@pytest.mark.slow
 def test_tags_and_phonemes_that_were_given_pass_as_at_encoding() -> None:
     steps = (describe("en"), describe_phonemes("en"))
     pipeline = TextPipeline(steps, ("<laugh>",))
@@ -120,6 +122,7 @@ def test_tags_and_phonemes_that_were_given_pass_as_at_encoding() -> None:
     assert "<laugh>, nwˈɪn " in taught
 
 
+@pytest.mark.slow
 def test_a_listener_is_not_kept_waiting_by_pages_of_numbers(asked: list[str]) -> None:
     async def run() -> None:
         with opened() as processes:
@@ -138,6 +141,7 @@ def test_a_listener_is_not_kept_waiting_by_pages_of_numbers(asked: list[str]) ->
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_what_nobody_waits_for_is_not_begun(asked: list[str]) -> None:
     async def run() -> None:
         with opened() as processes:
@@ -153,6 +157,7 @@ def test_what_nobody_waits_for_is_not_begun(asked: list[str]) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_part_beyond_the_deadline_is_taken_as_written_and_counted() -> None:
     async def run() -> None:
         with opened() as processes:
@@ -168,6 +173,7 @@ def test_a_part_beyond_the_deadline_is_taken_as_written_and_counted() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_the_end_of_a_process_is_noticed_by_all_who_wait() -> None:
     async def run(reader: Callable[[], Callable[[str], Coroutine[Any, Any, str]]]) -> None:
         with held(processes):

@@ -266,6 +266,7 @@ def test_a_tag_that_the_model_does_not_know_is_text_or_refused(
     assert "<laugh>" in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speed", [1.0, 2.0])
 def test_a_pause_is_exact_at_any_speed(backend: Backend, speed: float) -> None:
     chunks, _, error = ask(backend, input="one [pause:1.5s] two", speed=speed, seed=1)
@@ -422,6 +423,7 @@ def test_a_document_is_refused_on_a_socket(socket: Any) -> None:
     assert heard(socket)[1]["error"]["param"] == "ssml"
 
 
+@pytest.mark.slow
 def test_a_pause_that_comes_in_pieces_is_a_pause_and_a_wrong_one_ends_its_text(
     backend: Backend, socket: Any
 ) -> None:
@@ -481,6 +483,7 @@ def test_no_more_lines_than_places(backend: Backend, socket: Any) -> None:
         backend.open_sockets = 1
 
 
+@pytest.mark.slow
 def test_an_engine_that_has_stopped_lets_nobody_in_and_says_when_to_come_back(
     checkpoint: Path,
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_voice_is_kept_listed_spoken_and_deleted(
     assert client.get("/v1/audio/voices").json()["uploaded_voices"] == []
 
 
+@pytest.mark.slow
 def test_another_upload_of_a_name_takes_its_place_and_the_number_is_bounded(
     client: TestClient, folder: Path
 ) -> None:
@@ -212,6 +213,7 @@ def test_a_recording_that_is_too_large_or_too_long_is_refused(client: TestClient
     assert "longer than 30 s" in error(sent(client, long))["message"]
 
 
+@pytest.mark.slow
 def test_openais_client_uploads_a_voice_without_its_words(
     client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +265,7 @@ def test_a_reference_that_does_not_do_is_refused(
     assert expected in fields["message"]
 
 
+@pytest.mark.slow
 def test_all_of_it_is_off_unless_it_is_configured() -> None:
     args = ServeArgs(auth="none", default_max_seconds=1.0, slots=1, audio_process=False)
     assert args.body("/v1/audio/speech").size == args.body("/v1/audio/voices").size == 256 * 1024
@@ -366,6 +369,7 @@ def host() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_file_comes_from_hosts_that_are_allowed_alone(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

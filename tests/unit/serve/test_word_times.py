@@ -109,6 +109,7 @@ def test_times_are_those_of_the_speed_and_pauses_are_as_long_as_ever(
     assert words[3]["start_ms"] - words[2]["end_ms"] >= 499
 
 
+@pytest.mark.slow
 def test_batches_and_sockets_have_them(client: TestClient) -> None:
     items = [{"input": TEXT}, {"input": "nine", "word_timestamps": False}, {"input": "---"}]
     results = client.post(BATCH, json={**REQUEST, "items": items}).json()["results"]

@@ -82,6 +82,7 @@ def test_a_text_is_read_as_its_sentences_are(english: TextNormalizer) -> None:
     assert english(text) == " ".join(map(english, sentences))
 
 
+@pytest.mark.slow
 def test_the_library_says_nothing(english: TextNormalizer) -> None:
     """It logs what it reads, and how it starts, which a command's output is not for."""
     code = "from sheen.text.normalization import *\nprint(load_normalizer(describe('en'))('5'))"
@@ -89,6 +90,7 @@ def test_the_library_says_nothing(english: TextNormalizer) -> None:
     assert (done.stdout, done.stderr) == ("five\n", "")
 
 
+@pytest.mark.slow
 def test_core_does_not_load_it_for_nothing() -> None:
     code = "import sys, sheen.data.dataset; sys.exit('pynini' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -111,6 +111,7 @@ def test_the_alphabet_is_what_the_library_was_made_for() -> None:
     assert lost == {}
 
 
+@pytest.mark.slow
 def test_a_text_has_the_same_phonemes_in_any_process(english: Phonemizer) -> None:
     code = (
         "import json, sys\nfrom sheen.text.phonemes import *\n"

@@ -147,6 +147,7 @@ ODD = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ODD)
 def test_the_work_of_cutting_grows_with_the_text_and_not_with_its_square(
     unit: str, monkeypatch: pytest.MonkeyPatch

@@ -97,6 +97,7 @@ def test_the_decoder_learns_and_nothing_else() -> None:
     assert sorted(in_optimizer) == sorted(id(weight) for weight in model.decoder.parameters())
 
 
+@pytest.mark.slow
 def test_the_codec_it_exports_makes_the_codes_it_made_before(tmp_path: Path) -> None:
     model = tiny()
     save_codec(model, TINY, tmp_path / "first", torch.float32)
@@ -115,6 +116,7 @@ def test_the_codec_it_exports_makes_the_codes_it_made_before(tmp_path: Path) -> 
     assert stored.keys() == tiny().state_dict().keys(), "discriminators are no part of a codec"
 
 
+@pytest.mark.slow
 def test_without_a_rate_only_the_discriminators_learn() -> None:
     """As in the first step of the decoder's warm-up, nearly."""
     model = tiny()
@@ -130,6 +132,7 @@ def test_without_a_rate_only_the_discriminators_learn() -> None:
     assert moved(adversary, learner.discriminators.state_dict()) == set(adversary)
 
 
+@pytest.mark.slow
 def test_discriminators_follow_the_decoders_rate_after_its_warm_up() -> None:
     learner = open_learner(tiny(), learning_rate=1e-3, warmup_steps=2)
     rates = []
@@ -175,6 +178,7 @@ def test_the_adversary_weighs_what_it_is_told_however_faintly_it_answers(answer:
         assert float(added.norm()) <= 1e-4 * float(first.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["decoder", "discriminators"])
 def test_a_gradient_that_is_no_number_moves_neither_side(part: str) -> None:
     learner = open_learner(tiny())

@@ -75,6 +75,7 @@ def test_what_a_kill_left_is_neither_opened_nor_kept(tmp_path: Path) -> None:
     assert names == {"checkpoints.json", "step-00000001", "step-00000004"}
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """A process saves without end and is killed; what it leaves is opened, again and again."""
     script = textwrap.dedent(

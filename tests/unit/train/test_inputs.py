@@ -35,6 +35,7 @@ def test_tags_are_those_asked_for_else_those_that_the_data_kept(tmp_path: Path) 
         tags_of([written, kept], ["<cough>"])
 
 
+@pytest.mark.slow
 def test_a_base_gets_them_as_tokens_and_a_checkpoint_has_its_own(base: Path) -> None:
     codec = describe_codec(str(CODEC))
     info, tokenizer, extends = plan_checkpoint(str(base), codec, ["<laugh>"])

@@ -109,6 +109,7 @@ def untimed(output: Path) -> list[dict[str, Any]]:
 WEIGHTED = {"level_weights": [3.0, 1.0, 0.25], "level_weights_steps": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -189,6 +190,7 @@ def test_checkpoints_by_the_clock_are_so_many_minutes_apart_and_resume_with_the_
     assert untimed(tmp_path / "parts") == untimed(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_first_workers_clock_decides_for_all(
     data: TrainingSet,
     checkpoint: Path,
@@ -273,6 +275,7 @@ def test_a_checkpoint_is_of_its_step_though_steps_go_on_while_it_is_written(
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "at_the_end"),
     [(StorageFull(28, "the disk is full"), True), (RuntimeError("no disk"), False)],
@@ -447,6 +450,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_saves_nothing(
     assert worker.store.latest() is None
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_is_told_of_the_right_step_some_steps_later(
     data: TrainingSet, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ class Copies(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("softmax", "guide"), [("masked", 0.0), ("full", 0.5)])
 def test_a_step_waits_for_no_value_and_for_no_copy(
     monkeypatch: pytest.MonkeyPatch, softmax: Softmax, guide: float

@@ -66,6 +66,7 @@ def test_the_voices_of_a_fine_tune_are_those_of_its_data(
     assert info.prompt.name == "orpheus"
 
 
+@pytest.mark.slow
 def test_descriptions_are_no_list_of_voices(folder: Path, tmp_path: Path) -> None:
     info, tokenizer, _ = plan_checkpoint(str(folder), describe_codec(str(CODEC)), form="maya1")
     path = write_codes(tmp_path / "codes.jsonl")
@@ -148,6 +149,7 @@ def test_history_noise_replaces_codes_alone() -> None:
             assert now - own.base in range(4096), "of the same slot"
 
 
+@pytest.mark.slow
 def test_adapters_leave_the_tables_alone_where_no_row_is_new(folder: Path) -> None:
     model, _ = load_model(folder, LAYOUT, "full")
     add_adapters(model, rank=2, tables=False)
@@ -177,6 +179,7 @@ def overfit(model: SpeechLM, batch: Batch) -> None:
     assert loss < 0.05
 
 
+@pytest.mark.slow
 def test_an_overfitted_clip_is_spoken_by_loops_without_a_mask(folder: Path, tmp_path: Path) -> None:
     """Opened by bare transformers, from the prompt that ends at the speech's start, and from the
     notebooks' one, which ends before the AI's turn."""

@@ -98,6 +98,7 @@ def gains(metrics: dict[str, Any]) -> list[float]:
     return [value for name, value in metrics.items() if name.startswith("eval_text_gain_level_")]
 
 
+@pytest.mark.slow
 def test_a_model_that_ignores_the_text_gains_nothing_and_one_that_needs_it_gains() -> None:
     data, group = data_of(12), Rank([])
     deaf = small_model("qwen3")

@@ -101,6 +101,7 @@ def test_tensorboard_shows_what_was_given(tmp_path: Path) -> None:
     assert trackers.missed == Counter()
 
 
+@pytest.mark.slow
 def test_a_sync_leaves_nothing_unwritten(tmp_path: Path) -> None:
     trackers = start("tensorboard", tmp_path)
     for step in range(5):
