@@ -9,18 +9,20 @@ weights and sample rates at which Whisper's windows are not a whole number of sa
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
-from transformers import WhisperConfig, WhisperModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from sheen.codec.ctranslate2_file import MODEL_FILE, read_variables
 
+if TYPE_CHECKING:  # transformers takes seconds to import, and few codecs are trained with an ASR
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-def open_asr_encoder(source: str) -> WhisperEncoder:
+
+def open_asr_encoder(source: str) -> "WhisperEncoder":
     """The frozen encoder of a Whisper in float32, in evaluation mode.
 
     `source` is a hub id, a folder as transformers writes it, or a CTranslate2 folder, which holds
@@ -43,7 +45,7 @@ def open_asr_encoder(source: str) -> WhisperEncoder:
     return frozen
 
 
-def weights_sha256(encoder: WhisperEncoder) -> str:
+def weights_sha256(encoder: "WhisperEncoder") -> str:
     """A hash of the encoder's weights as float32, the same for every file format."""
     digest = hashlib.sha256()
     for name, weight in sorted(encoder.state_dict().items()):
@@ -56,7 +58,9 @@ def _is_hub_id(source: str) -> bool:
     return not source.startswith(("/", ".", "~")) and source.count("/") == 1
 
 
-def _from_transformers(source: str) -> WhisperEncoder:
+def _from_transformers(source: str) -> "WhisperEncoder":
+    from transformers import WhisperConfig, WhisperModel
+
     config = WhisperConfig.from_pretrained(source)
     if config.model_type != "whisper":
         raise ValueError(f"a model of type {config.model_type!r}, expected 'whisper'")
@@ -65,7 +69,10 @@ def _from_transformers(source: str) -> WhisperEncoder:
     return encoder
 
 
-def _from_ctranslate2(path: Path) -> WhisperEncoder:
+def _from_ctranslate2(path: Path) -> "WhisperEncoder":
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
     prefix = "encoder/"
     found = {
         name.removeprefix(prefix): variable
@@ -141,7 +148,7 @@ class AsrFeatureLoss(nn.Module):
     taper: Tensor
     bank: Tensor
 
-    def __init__(self, encoder: WhisperEncoder, sample_rate: int) -> None:
+    def __init__(self, encoder: "WhisperEncoder", sample_rate: int) -> None:
         """Raises ValueError for a rate at which Whisper's windows are not whole samples."""
         super().__init__()
         if sample_rate < WHISPER_RATE or sample_rate % (2 * _FRAMES_PER_S):

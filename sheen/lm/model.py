@@ -8,8 +8,10 @@ rows that a caller needs), and saving and loading. Refuses a base whose logits a
 import json
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -307,9 +309,32 @@ def load_model(
     return model, tokenizer
 
 
+class TokenizerCopy:
+    """A tokenizer as it is now, to be saved many times, also while the original is in use.
+
+    Its files are kept: with thousands of added tokens transformers takes longer to make them than
+    to write a small model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = deepcopy(tokenizer)
+        self._files: dict[Path, bytes] = {}
+
+    def save_pretrained(self, folder: Path) -> None:
+        if not self._files:
+            with TemporaryDirectory(dir=folder) as fresh:
+                self._tokenizer.save_pretrained(fresh)
+                made = [path for path in Path(fresh).rglob("*") if path.is_file()]
+                self._files = {path.relative_to(fresh): path.read_bytes() for path in made}
+        for name, content in self._files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
 def save_model(
     model: SpeechLM,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | TokenizerCopy,
     folder: Path,
     weights: dict[str, Tensor] | None = None,
     max_file_bytes: int | None = None,

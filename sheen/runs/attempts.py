@@ -4,11 +4,14 @@ Owns the attempt counts. A decoder that crashes or exhausts memory takes its pro
 restarts the process and runs the block again, endlessly. Each block is therefore registered with
 one small actor on the driver's node when it starts. A block that starts a second time is processed
 row by row, each row registered first, and a row that was running in MAX_CRASHES crashes is
-rejected. Does not catch exceptions: a row that raises is its stage's business.
+rejected. The jobs of one driver share the actor's process. Does not catch exceptions: a row that
+raises is its stage's business.
 """
 
 import faulthandler
+import functools
 import os
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
@@ -23,6 +26,9 @@ import ray
 MAX_CRASHES = 2
 REPORT_S = 5.0
 """Seconds that a process waits for the registry before it ends itself."""
+
+
+_Block = tuple[str, Hashable]
 
 
 class Crash(NamedTuple):
@@ -50,11 +56,13 @@ class _Running(NamedTuple):
 
 
 class _Registry:
-    def __init__(self) -> None:
-        self._blocks: dict[Hashable, BlockAttempts] = defaultdict(BlockAttempts)
-        self._at: dict[Hashable, _Running] = {}
+    """Blocks come with their job's id before them."""
 
-    def begin(self, block: Hashable) -> BlockAttempts:
+    def __init__(self) -> None:
+        self._blocks: dict[_Block, BlockAttempts] = defaultdict(BlockAttempts)
+        self._at: dict[_Block, _Running] = {}
+
+    def begin(self, block: _Block) -> BlockAttempts:
         history = self._blocks[block]
         if block in self._at:
             row, since, hung_s = self._at.pop(block)
@@ -63,39 +71,46 @@ class _Registry:
         history.starts += 1
         return history
 
-    def at(self, block: Hashable, row: Hashable) -> None:
+    def at(self, block: _Block, row: Hashable) -> None:
         self._at.pop(block, None)
         if row is not None:
             self._at[block] = _Running(row, time.monotonic())
 
-    def hung(self, row: Hashable, limit_s: float) -> None:
+    def hung(self, job: str, row: Hashable, limit_s: float) -> None:
         for block, running in self._at.items():
-            if running.row == row:
+            if block[0] == job and running.row == row:
                 self._at[block] = running._replace(hung_s=limit_s)
 
-    def end(self, block: Hashable) -> None:
+    def end(self, block: _Block) -> None:
         self._blocks.pop(block, None)
         self._at.pop(block, None)
 
 
+@functools.cache
+def _registry(driver: str, node: str) -> Any:
+    """One for all jobs of a driver: a process takes a second of a CPU to start."""
+    options = {"label_selector": {"ray.io/node-id": node}}
+    return ray.remote(_Registry).options(num_cpus=0, **options).remote()
+
+
 class Attempts:
-    """A handle to the registry, created by the driver and passed to tasks and actors."""
+    """A job's handle to the registry, created by the driver and passed to tasks and actors."""
 
     def __init__(self) -> None:
-        node = ray.get_runtime_context().get_node_id()
-        options = {"label_selector": {"ray.io/node-id": node}}
-        self._board: Any = ray.remote(_Registry).options(num_cpus=0, **options).remote()
+        context = ray.get_runtime_context()
+        self._board = _registry(context.get_job_id(), context.get_node_id())
+        self._job = secrets.token_hex(8)
 
     def begin(self, block: Hashable) -> BlockAttempts:
-        history: BlockAttempts = ray.get(self._board.begin.remote(block))
+        history: BlockAttempts = ray.get(self._board.begin.remote((self._job, block)))
         return history
 
     def at(self, block: Hashable, row: Hashable) -> None:
         """Register the row that runs next, or None. Blocks until it is registered."""
-        ray.get(self._board.at.remote(block, row))
+        ray.get(self._board.at.remote((self._job, block), row))
 
     def end(self, block: Hashable) -> None:
-        self._board.end.remote(block)
+        self._board.end.remote((self._job, block))
 
     @contextmanager
     def limit(self, row: Hashable, seconds: float) -> Iterator[None]:
@@ -117,7 +132,7 @@ class Attempts:
 
     def _end_process(self, row: Hashable, limit_s: float) -> None:
         try:
-            ray.get(self._board.hung.remote(row, limit_s), timeout=REPORT_S)
+            ray.get(self._board.hung.remote(self._job, row, limit_s), timeout=REPORT_S)
         finally:
             faulthandler.dump_traceback(file=2)
             os._exit(1)

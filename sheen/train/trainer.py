@@ -5,12 +5,11 @@ or not the run was interrupted, because all steps are planned at the start from 
 The dry run measures time and peak memory of steps on the fullest rows with the same worker.
 """
 
-import copy
 import resource
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from sheen.data.prompts import Prompt
 from sheen.lm import checkpoint
 from sheen.lm.batching import Batch
 from sheen.lm.loss import IGNORE_INDEX
-from sheen.lm.model import save_model
+from sheen.lm.model import TokenizerCopy, save_model
 from sheen.lm.packing import Step
 from sheen.rng import step_seed
 from sheen.scoring.asr import open_transcriber
@@ -211,6 +210,11 @@ class SpeechTrainer(Trainer):
         self._best = value
         return True
 
+    @cached_property
+    def _tokenizer_copy(self) -> TokenizerCopy:
+        """A tokenizer in use by another thread cannot be saved."""
+        return TokenizerCopy(self.tokenizer)
+
     def snapshot(self) -> Snapshot:
         weights, optimizer = self.learner.state()
         learned: dict[str, Tensor] = {}
@@ -218,8 +222,7 @@ class SpeechTrainer(Trainer):
             names = {name for name, part in self.model.named_parameters() if part.requires_grad}
             learned = {name: part for name, part in weights.items() if name in names}
 
-        # A copy: a tokenizer in use by another thread cannot be saved.
-        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer = self._tokenizer_copy
 
         def write_model(folder: Path) -> None:
             folder.mkdir(exist_ok=True)
