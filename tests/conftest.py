@@ -54,6 +54,8 @@ os.environ.update(RAY_num_workers_soft_limit="8")
 # And Serve's default for a proxy that starts or answers late is to kill it.
 os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "120"
 os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "120"
+# It lists all files of a cluster's log ten times a second, while these are few.
+os.environ.update(RAY_LOG_MONITOR_MANY_FILES_THRESHOLD="0", LOG_NAME_UPDATE_INTERVAL_S="1")
 # Of Ray Train: how often it looks whether workers have ended, and a process for every run that
 # watches for nodes to be taken away.
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"

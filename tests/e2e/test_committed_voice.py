@@ -1,6 +1,6 @@
 """The gate of the committed voice: sentences that no training has heard, understood by an ASR.
 
-Every fifth of the 100 everyday sentences, with fixed seeds and the sampling that serving has by
+Every tenth of the 100 everyday sentences, with fixed seeds and the sampling that serving has by
 default; Whisper tiny.en writes down what it hears. This is an alarm and no measurement: sampled
 tokens depend on last digits, which differ between machines, and the codec learned from tiny.en's
 encoder. A model that no training made fails it.
@@ -29,7 +29,7 @@ from sheen.scoring.wer import error_rate, normalize_english
 from sheen.serve.config import checkpoint_location
 
 VOICE = "heart"
-SENTENCES = (ENGLISH / "everyday.txt").read_text("utf-8").splitlines()[::5]
+SENTENCES = (ENGLISH / "everyday.txt").read_text("utf-8").splitlines()[::10]
 MOST_WER = 0.30
 LEAST_ENDED = 0.95
 """Share that ended with EOS."""
@@ -83,7 +83,7 @@ def spoken() -> list[Spoken]:
 
 
 def test_it_is_understood(spoken: list[Spoken]) -> None:
-    assert len(spoken) == 20
+    assert len(spoken) == 10
     assert wer(spoken) <= MOST_WER
 
 

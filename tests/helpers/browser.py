@@ -29,6 +29,9 @@ CTRL = 2
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
     *("--autoplay-policy=no-user-gesture-required", "--remote-debugging-port=0"),
+    # What a browser does for its user, unasked.
+    *("--disable-background-networking", "--disable-component-update", "--disable-extensions"),
+    *("--disable-default-apps", "--disable-sync"),
 )
 
 UNTIL = """new Promise((resolve) => {

@@ -211,6 +211,7 @@ def test_an_unknown_voice_lists_the_known_ones(
     assert "am_michael, bf_emma, bm_george, heart" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", " \t\n", "\u2003"])
 def test_a_text_without_words_is_refused(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, text: str

@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from helpers.example import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+installed = cache(packages_distributions)
 
 
 def canonical(name: str) -> str:
@@ -44,7 +46,7 @@ def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]
     allowed = declared(PROJECT["dependencies"])
     for extra in extras:
         allowed |= declared(EXTRAS[extra])
-    distributions = packages_distributions()
+    distributions = installed()
     missing = {
         module
         for module in imported(ROOT / folder)

@@ -100,6 +100,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(
     assert "is not a Sheen checkpoint" in said
 
 
+@pytest.mark.slow
 def test_pace_is_measured_from_speech_that_ended_by_itself() -> None:
     voice = load_voice(str(CHECKPOINT))
     texts = (

@@ -190,6 +190,7 @@ def test_a_device_that_is_not_there_is_named() -> None:
         sheen.load(str(CHECKPOINT), device="nothing")
 
 
+@pytest.mark.slow
 def test_of_several_voices_one_must_be_named(checkpoint: Path) -> None:
     with sheen.load(str(checkpoint), device="cpu") as speaker:
         known = ", ".join(sorted(VOICES))

@@ -124,6 +124,7 @@ def test_they_learn_to_tell_decoded_audio_from_recordings(discriminators: Discri
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_the_way_back_to_the_audio_is_whole(discriminators: Discriminators) -> None:
     """A decoder that follows the gradient of its losses passes better."""
     start = noise()

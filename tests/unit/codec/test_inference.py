@@ -1,6 +1,7 @@
 """Encoding clips: in a batch, in pieces and as published, the codes are those of the clip alone."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -33,10 +34,15 @@ def made(shape: str, **changes: int) -> Codec:
     return Codec(SNAC(**SHAPES[shape] | changes), torch.device("cpu"))
 
 
+@cache
+def recorded() -> np.ndarray:
+    return np.concatenate([read_clip(clip) for clip in clips_of(NEW_VOICE)[:12]])
+
+
 def speech(count: int, longest: float, seed: int) -> list[torch.Tensor]:
     """Pieces of recordings, of random lengths from one sample on, each scaled otherwise."""
     generator = np.random.default_rng(seed)
-    whole = np.concatenate([read_clip(clip) for clip in clips_of(NEW_VOICE)[:40]])
+    whole = recorded()
     clips = []
     for number in range(count):
         length = int(generator.integers(1, int(24_000 * longest))) if number else 1
@@ -55,7 +61,7 @@ def different(ours: list[list[np.ndarray]], theirs: list[list[np.ndarray]]) -> i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [12, pytest.param(300, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("shape", "longest"),
     [("small", 2.0), pytest.param("24 kHz", 0.3, marks=pytest.mark.slow)],
@@ -92,7 +98,7 @@ def test_no_clip_of_a_batch_sees_its_padding_nor_its_neighbours(shape: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [15, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.soak)])
 def test_batched_codes_differ_in_near_ties_alone(count: int) -> None:
     codec = load_codec(str(CODEC))
     clips = speech(count, 3.0, seed=1)

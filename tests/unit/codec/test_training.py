@@ -365,6 +365,7 @@ class Run:
 UNUSED = {0: [5], 1: [0, 7, 63], 2: [1, 2, 3, 4]}
 
 
+@pytest.mark.slow
 def test_unused_codes_move_to_where_the_encoder_is() -> None:
     run = Run(UNUSED)
     before = [run.codes(level).detach().clone() for level in range(3)]
@@ -399,6 +400,7 @@ def test_unused_codes_move_to_where_the_encoder_is() -> None:
     assert run.restart() == 0, "a code that moved has its patience before it"
 
 
+@pytest.mark.slow
 def test_a_moved_code_is_chosen_by_the_vector_it_moved_to() -> None:
     run = Run(UNUSED)
     run.restart()
@@ -500,6 +502,7 @@ def test_the_average_outlives_a_checkpoint(small: SNAC, tmp_path: Path) -> None:
 # Copies and files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_average", [False, True])
 def test_a_copy_for_inference_leaves_the_original_trainable(model: SNAC, of_average: bool) -> None:
     """A deep copy would not: folding its weights broke the original's forward."""

@@ -356,6 +356,7 @@ def test_one_recording_in_two_lists_is_one(tmp_path: Path) -> None:
 # Memory
 
 
+@pytest.mark.slow
 def test_a_clip_of_a_large_row_group_takes_the_memory_of_a_few(tmp_path: Path) -> None:
     """Where its pages are small. Of a single page all must be decoded."""
     size, count = 150_000, 400

@@ -85,6 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_encoding_takes_each_or_counts_it(folder: Path) -> None:
     settings = DecodeSettings(24_000, Limits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000)
     found = decode_rows(read_manifest(str(folder)), settings).to_pylist()

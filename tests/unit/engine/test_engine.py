@@ -280,6 +280,7 @@ def test_what_is_made_ahead_takes_no_slot_that_somebody_waits_for(
     assert started == sorted(started)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2])
 def test_closing_finishes_what_is_queued(endless: SpeechLM, tiny: Codec, slots: int) -> None:
     engine = Engine(endless, tiny, slots=slots)

@@ -89,7 +89,7 @@ def run(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "count",
-    [28, pytest.param(200, marks=pytest.mark.soak)],
+    [14, pytest.param(200, marks=pytest.mark.soak)],
 )
 def test_requests_arriving_at_random_get_what_each_gets_alone(model: SpeechLM, count: int) -> None:
     requests = [draw_request(number, frames=7) for number in range(count)]
@@ -105,7 +105,7 @@ def test_requests_arriving_at_random_get_what_each_gets_alone(model: SpeechLM, c
 def test_requests_of_a_frozen_model_get_what_each_gets_alone(
     model: SpeechLM, frozen: SpeechLM
 ) -> None:
-    requests = [draw_request(number, frames=7) for number in range(21)]
+    requests = [draw_request(number, frames=7) for number in range(14)]
     together = run(TokenGenerator(frozen, SLOTS, POSITIONS), requests, random.Random(0))
     alone = TokenGenerator(frozen, SLOTS, POSITIONS)
     for number, request in enumerate(requests):
@@ -113,7 +113,7 @@ def test_requests_of_a_frozen_model_get_what_each_gets_alone(
     # Other roundings, the same model: hardly a token differs.
     trained = run(TokenGenerator(model, SLOTS, POSITIONS), requests, random.Random(0))
     same = sum(ours == theirs for ours, theirs in zip(together, trained, strict=True))
-    assert same >= 18
+    assert same >= 12
 
 
 class LegalRows(LogitsProcessor):
@@ -134,7 +134,7 @@ class LegalRows(LogitsProcessor):
         return masked
 
 
-GREEDY = [Request(draw_request(number).prompt, 5, Sampling(0.0)) for number in range(24)]
+GREEDY = [Request(draw_request(number).prompt, 5, Sampling(0.0)) for number in range(14)]
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +185,11 @@ def test_greedy_tokens_are_transformers_until_two_are_as_good(
 @pytest.mark.slow
 def test_all_slots_at_once_give_the_same_tokens(model: SpeechLM) -> None:
     """The shape of passes that a GPU records, unrecorded."""
-    requests = [draw_request(number, frames=7) for number in range(28)]
+    requests = [draw_request(number, frames=7) for number in range(14)]
     packed = run(TokenGenerator(model, 4, POSITIONS), requests, random.Random(0))
     whole = run(TokenGenerator(model, 4, POSITIONS, static_shapes=True), requests, random.Random(0))
     # Other shapes round otherwise, and a draw may fall on the other side of a bound.
-    assert sum(a == b for a, b in zip(packed, whole, strict=True)) >= 26
+    assert sum(a == b for a, b in zip(packed, whole, strict=True)) >= 13
 
 
 @pytest.mark.slow
@@ -213,6 +213,7 @@ def test_a_penalised_request_gets_the_same_tokens_whoever_joins(
     assert together[len(others) :] == alone
 
 
+@pytest.mark.slow
 def test_a_step_in_which_no_slot_runs_changes_no_request(model: SpeechLM) -> None:
     """Such steps warm up what a GPU captures, also when requests are there already."""
     request = Request(draw_request(2).prompt, 6, Sampling(0.7, repetition_penalty=0.5), 6)
@@ -234,10 +235,10 @@ def test_a_step_in_which_no_slot_runs_changes_no_request(model: SpeechLM) -> Non
 def test_one_graph_is_captured_per_length_on_one_stream_and_none_in_service(
     model: SpeechLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the requests ask for. Stand-ins of torch.cuda's, which a CPU has not, note what is
-    captured and compute it when it is replayed."""
+    """Whatever the requests ask for, which go on past the first length. Stand-ins of torch.cuda's,
+    which a CPU has not, note what is captured and compute it when it is replayed."""
     requests = [
-        Request([number, LAYOUT.start_id], 45, sampling, 45)
+        Request([number] * 230 + [LAYOUT.start_id], 8, sampling, 8)
         for number, sampling in enumerate(
             (Sampling(0.0), Sampling(0.7), Sampling(0.7, repetition_penalty=1.3), Sampling(1, 9))
         )
@@ -356,26 +357,26 @@ def test_a_prompt_in_chunks_is_the_prompt(model: SpeechLM) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [25, pytest.param(250, marks=pytest.mark.soak)])
 def test_frames_of_an_untrained_model_all_decode(count: int) -> None:
-    model = random_model(end=0.0)
+    model, frames = random_model(end=0.0), 20
     decoder = TokenGenerator(model, 64, POSITIONS)
     settings = [Sampling(1.0, 0, 1.0), Sampling(5.0, 0, 1.0), Sampling(1.0, 100, 1.0)]
     requests = [
         Request(
             [number % WORDS, LAYOUT.start_id],
-            40,
+            frames,
             Sampling(kind.temperature, kind.top_k, kind.top_p, number),
-            min_frames=40,
+            min_frames=frames,
         )
         for number in range(count)
         for kind in [settings[number % len(settings)]]
     ]
-    frames = [LAYOUT.from_ids(np.array(tokens)) for tokens in run(decoder, requests, None)]
-    codes = np.concatenate(frames)
-    assert codes.shape == (40 * count, FRAME)
+    spoken = [LAYOUT.from_ids(np.array(tokens)) for tokens in run(decoder, requests, None)]
+    codes = np.concatenate(spoken)
+    assert codes.shape == (frames * count, FRAME)
     # Every code of every level can come, the first and the last included.
     for slot in range(FRAME):
-        assert codes[:, slot].min() < 50_000 / count / 40
-        assert codes[:, slot].max() > 4095 - 50_000 / count / 40
+        assert codes[:, slot].min() < 50_000 / len(codes)
+        assert codes[:, slot].max() > 4095 - 50_000 / len(codes)
 
 
 @pytest.mark.slow
@@ -445,6 +446,7 @@ def test_a_pass_that_fails_for_one_goes_on_for_the_others(model: SpeechLM, whole
     assert list(tokens.values()) == expected
 
 
+@pytest.mark.slow
 def test_layers_that_training_compiled_are_never_compiled_anew_for_generation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -186,6 +186,7 @@ def test_audio_is_the_same_with_few_pages_where_beginnings_come_and_go(frozen: S
 # Where the new audio begins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "frames"), [(1, 1), (3, 9), (17, 5)])
 def test_audio_after_a_reference_is_cut_at_the_sample(given: int, frames: int) -> None:
     """What is heard is what the whole of both has there, to the bit, noise and all."""

@@ -222,6 +222,7 @@ def test_a_long_silence_is_the_message(chunk: int) -> None:
 # Windows
 
 
+@pytest.mark.slow
 def test_a_stream_that_fell_behind_takes_several_chunks_as_one_window(small: Codec) -> None:
     codes = draw_codes(np.random.default_rng(0), 60)
     ids = LAYOUT.to_ids(codes).tolist()

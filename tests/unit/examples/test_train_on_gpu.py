@@ -125,6 +125,7 @@ def test_a_pack_without_one_of_its_parts_is_refused(packed: list[Path]) -> None:
         code_pack.read_pack(packed[1:])
 
 
+@pytest.mark.slow
 def test_a_pack_holds_as_many_hours_and_rows_as_asked_for(
     lines: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

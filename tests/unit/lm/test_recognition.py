@@ -52,6 +52,7 @@ def test_a_bare_checkpoint_is_recognized_and_its_form_named(folder: Path) -> Non
     assert CheckpointInfo.model_validate_json(info.model_dump_json()) == info
 
 
+@pytest.mark.slow
 def test_what_the_tokens_say_needs_no_name(vyvo: Path) -> None:
     info = recognize(str(vyvo), SNAC)
     assert info is not None

@@ -168,6 +168,7 @@ def test_the_waveform_shows_a_single_click() -> None:
     assert axes.collections[0].get_datalim(axes.transData).y1 == pytest.approx(0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [0, 1, 2, 500, 24000])
 def test_silent_short_and_empty_clips(samples: int) -> None:
     constant = Clip("constant", np.full(samples, 0.25, np.float32), 24000)

@@ -272,6 +272,7 @@ def test_scores_of_the_sound_are_means_over_the_clips_that_have_them() -> None:
     assert report.voices[ALL].unscored == share(1, 4)
 
 
+@pytest.mark.slow
 def test_what_is_silent_has_no_pace() -> None:
     silent = clip("x", speaking=0.0, transcript="")
     report = judge(silent, clip("y", transcript="one two"))
@@ -463,6 +464,7 @@ def page_of(report: SpeechReport, *worst: SpokenClip, lead: str = "A lead.") -> 
     return render_speech_report(report, lead, played, RATE)
 
 
+@pytest.mark.slow
 def test_the_page_plays_the_given_clips_in_order() -> None:
     report = judge(*THREE, enrolled=("a", "b"))
     html = page_of(report, THREE[1], THREE[0])
@@ -499,6 +501,7 @@ def test_the_page_says_what_is_not_known() -> None:
     assert "Duration over the duration expected of the text" in text
 
 
+@pytest.mark.slow
 def test_a_page_without_clips_is_a_page() -> None:
     page = Page(page_of(judge(*THREE)))
     assert page.attributes("src", "audio") == []

@@ -71,6 +71,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_text_has_the_same_words_as_at_encoding() -> None:
     text = f"On 3/4/2024 I paid $5. {DENSE[:300]}. {TABLE}! Was it 10:30?\n---\n(50%) It was."
     stream = SentenceStream("en")

@@ -243,6 +243,7 @@ def test_a_lexicon_says_what_is_spoken(backend: Backend) -> None:
     assert "'six'" in str(error)
 
 
+@pytest.mark.slow
 def test_a_document_is_spoken_or_refused_by_what_is_wrong(backend: Backend) -> None:
     document = '<speak>one <break time="1s"/><voice name="heart">two</voice></speak>'
     spoken, _, error = ask(backend, input=document, ssml=True, seed=1)
@@ -310,6 +311,7 @@ def test_instructions_are_ignored_aloud_or_refused(
     assert (error.status, error.param) == (400, "instructions")
 
 
+@pytest.mark.slow
 def test_instructions_reach_a_model_that_was_trained_with_them(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

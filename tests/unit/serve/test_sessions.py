@@ -119,6 +119,7 @@ def test_without_stream_audio_each_part_is_one_whole_file(client: TestClient, so
     assert_close(samples, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["sentence", "clause"])
 def test_sentences_are_parts_that_are_spoken_before_the_text_has_ended(
     socket: Any, granularity: str

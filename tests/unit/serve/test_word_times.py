@@ -99,6 +99,7 @@ def test_events_have_them_chunk_by_chunk(client: TestClient) -> None:
     assert_words(words, WORDS, len(audio) / 48_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speed", [0.5, 2.0])
 def test_times_are_those_of_the_speed_and_pauses_are_as_long_as_ever(
     client: TestClient, speed: float
@@ -182,6 +183,7 @@ def test_a_server_without_an_aligner_says_so(
     assert response.json()["error"]["code"] == "word_timestamps_not_available"
 
 
+@pytest.mark.slow
 def test_audio_is_sent_where_its_words_cannot_be_aligned(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_description_stays_inside_its_quotation_marks(llama: Any) -> None:
     assert form.words("hi", "a child", '"loud"') == "<description=\"a child 'loud'\"> hi"
 
 
+@pytest.mark.slow
 def test_a_speaker_that_is_a_token_of_its_own_is_one(llama: Any) -> None:
     tokenizer = orpheus.tokenizer()
     tokenizer.add_tokens(["<spk_kavya>"], special_tokens=True)
@@ -114,6 +115,7 @@ def test_no_text_becomes_a_control_token(text: str) -> None:
         assert ids[-4:] == [EOT, EOH, SOA, SOS]
 
 
+@pytest.mark.slow
 def test_a_tag_that_was_added_to_a_checkpoint_stays_a_token(llama: Any) -> None:
     tokenizer = orpheus.tokenizer()
     tokenizer.add_tokens(["<whistle>"])
@@ -121,11 +123,13 @@ def test_a_tag_that_was_added_to_a_checkpoint_stays_a_token(llama: Any) -> None:
     assert tag in FORMS["orpheus"].template(tokenizer, FIRST).ids("oh <whistle> yes", "tara")
 
 
+@pytest.mark.slow
 def test_tokens_that_a_base_added_stay_text(qwen: Any) -> None:
     tokenizer = orpheus.tokenizer({**orpheus.QWEN, "<think>": 265})
     assert 265 not in plain_encoder(tokenizer, FIRST)("so <think> hm")
 
 
+@pytest.mark.slow
 def test_tags_of_a_checkpoint_that_stand_before_its_codes_stay_tokens(qwen: Any) -> None:
     """As in an export, whose tags were added before Sheen's tokens."""
     tokenizer = orpheus.tokenizer(orpheus.QWEN, tags={"<laugh>": 265})

@@ -95,6 +95,7 @@ def test_nothing_but_the_alphabet_comes_out(text: str) -> None:
     assert read == normalize(read), "one space between words, none at the ends, NFC"
 
 
+@pytest.mark.slow
 def test_the_alphabet_is_what_the_library_was_made_for() -> None:
     """A phoneme that is missing in it would vanish from every text."""
     from hibari.g2p import G2P, _load_json

@@ -55,6 +55,7 @@ def test_what_the_grammars_may_change_is_not_plain(
     assert is_plain(text) == plain
 
 
+@pytest.mark.slow
 def test_a_plain_text_is_its_own_spoken_form(is_plain: PlainText) -> None:
     data = resources.files("nemo_text_processing") / "text_normalization" / "en" / "data"
     drawn = random.Random(0)

@@ -220,7 +220,7 @@ def of_two(rank: int, folder: str) -> None:
     try:
         # Another seed of the discriminators: what counts are the first rank's.
         learner = open_learner(tiny(), Collectives(CPU, rank, 2), seed=rank)
-        for step in range(3):
+        for step in range(2):
             learner.update(audio(step, rank), step, 1e-3)
         torch.save(learner.state(), f"{folder}/rank-{rank}.pt")
     finally:
@@ -241,7 +241,7 @@ def test_two_processes_hold_the_same_codec_and_the_same_adversary(tmp_path: Path
     )
     assert_same(first, second)
     alone = open_learner(tiny())
-    take_steps(alone, range(3))
+    take_steps(alone, range(2))
     assert moved(alone.state()["model"], first["model"]), "both ranks' audio is learnt from"
 
 

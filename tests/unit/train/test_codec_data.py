@@ -91,6 +91,7 @@ def test_ranks_share_what_one_rank_would_hear(recordings: list[str]) -> None:
     assert torch.equal(torch.cat(three, dim=1), one[4:])
 
 
+@pytest.mark.slow
 def test_perturbed_segments_have_speeds_up_to_the_limit_and_resume_alike(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -361,6 +361,7 @@ def test_level_weights_make_the_loss_a_weighted_mean_for_as_many_steps_as_given(
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
 
 
+@pytest.mark.slow
 def test_guided_attention_is_a_part_of_the_loss_for_as_many_steps_as_given(
     data: TrainingSet, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
