@@ -261,7 +261,7 @@ class SpeechService:
     async def speech_batch(self, body: BatchRequest, request: Request) -> Response:
         """Up to 32 texts in one request, each a whole file in the answer. An item that is invalid
         or fails has an error in its result."""
-        return answer_batch(self._backend, body, request)
+        return await answer_batch(self._backend, body, request)
 
     @app.websocket("/v1/audio/speech/stream")
     async def speech_stream(self, socket: WebSocket) -> None:

@@ -141,6 +141,11 @@ class Backend:
             return None
         return await self.references.of_name(name)
 
+    async def check_voice(self, name: str) -> None:
+        """Raise APIError for a name that is neither a voice of the model nor uploaded."""
+        if name not in self.capabilities.names and await self.references.uploaded(name) is None:
+            self.capabilities.speaker(name)
+
     def begin(
         self,
         settings: SpeechSettings,

@@ -39,9 +39,11 @@ logger = logging.getLogger(__name__)
 SPOKEN = 200
 
 
-def answer_batch(backend: Backend, batch: BatchRequest, request: Request) -> StreamingResponse:
+async def answer_batch(
+    backend: Backend, batch: BatchRequest, request: Request
+) -> StreamingResponse:
     """The response, which sends results as they become ready, in the order of the items. Raises
-    APIError when the batch is too long, or not admitted."""
+    APIError when the batch is too long, its own voice is unknown, or it is not admitted."""
     record = record_of(request)
     if batch.characters > MAX_BATCH_CHARACTERS:
         raise APIError(
@@ -53,6 +55,8 @@ def answer_batch(backend: Backend, batch: BatchRequest, request: Request) -> Str
         )
     record.characters = batch.characters
     backend.check_alive()
+    if batch.voice_name is not None and not batch.ref_audio:
+        await backend.check_voice(batch.voice_name)
     record.cleanup.enter_context(backend.admission.enter(batch.model_dump_json()))
     speaking = Batch(backend, batch, request.scope)
     record.cleanup.callback(speaking.close)

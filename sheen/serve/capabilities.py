@@ -43,9 +43,10 @@ class Capabilities:
 
     @property
     def listed_voices(self) -> list[str]:
-        """Every name that a request may use; empty where a request may describe a voice in
-        words."""
-        return [] if self._voice.info.prompt.describes else list(self.names)
+        """Every name that a request may use; empty where others may come: a request may describe
+        a voice in words, or clients may upload one."""
+        open_ended = self._voice.info.prompt.describes or self._args.voices_folder is not None
+        return [] if open_ended else list(self.names)
 
     def speaker(self, name: str) -> str | None:
         """The speaker of a request's voice; for a model that accepts descriptions of voices, the

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 ERROR_KEY = "sheen.error"
@@ -161,6 +162,16 @@ def unforeseen(error: Exception) -> APIError:
     return APIError(500, f"internal error ({type(error).__name__})")
 
 
+def allowed_methods(request: Request) -> list[str]:
+    """Methods of a request's path. The framework names those of one route, and without HEAD."""
+    methods = []
+    for method in ("GET", "POST", "DELETE"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            methods += ["GET", "HEAD"] if method == "GET" else [method]
+    return methods
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Return the framework's own errors in the same format as ours."""
 
@@ -180,8 +191,8 @@ def install_error_handlers(app: FastAPI) -> None:
         else:
             response = answer(request, describe_unreadable(error, request.headers))
         response.headers.update(error.headers or {})
-        if response.headers.get("Allow") == "GET":  # a 405 must name what is allowed
-            response.headers["Allow"] = "GET, HEAD"
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            response.headers["Allow"] = ", ".join(allowed_methods(request))
         return response
 
     async def anything(request: Request, error: Exception) -> JSONResponse:

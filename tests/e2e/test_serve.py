@@ -4,13 +4,16 @@ What happens under load, and at the end: `tests/e2e/test_serve_load.py`.
 """
 
 import base64
+import http.client
 import io
 import json
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import openai
@@ -320,6 +323,33 @@ def test_not_streamed_the_body_has_its_length(url: str) -> None:
         assert response.getheader("Content-Length") == str(len(body))
     assert_close(np.frombuffer(body[HEADER:], "<i2"), np.frombuffer(streamed[HEADER:], "<i2"))
     assert body[:HEADER] == wav_header(24_000, (len(body) - HEADER) // 2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"HTTP/1.0\r\nX-Request-ID: \xfc",
+        b"HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A",
+    ],
+    ids=["HTTP/1.0, and an id that is not UTF-8", "an offer of HTTP/2, as Java's"],
+)
+def test_clients_that_rays_proxy_alone_would_not_understand(
+    client: openai.OpenAI, url: str, line: bytes
+) -> None:
+    place = urlsplit(url)
+    body = json.dumps(
+        {"input": "four two", "voice": "heart", "response_format": "pcm", "seed": 4}
+    ).encode()
+    with socket.create_connection((place.hostname, place.port), HTTP_TIMEOUT_S) as connection:
+        connection.sendall(
+            b"POST /v1/audio/speech %s\r\nHost: here\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (line, len(body), body)
+        )
+        with http.client.HTTPResponse(connection) as response:
+            response.begin()
+            chunked = response.getheader("transfer-encoding") == "chunked"
+            assert (response.status, chunked) == (200, line.startswith(b"HTTP/1.1"))
+            assert response.read() == create(client, response_format="pcm", seed=4)[0]
 
 
 def test_a_batch_has_a_file_for_each_item(client: openai.OpenAI, url: str) -> None:

@@ -35,9 +35,10 @@ Outcome = tuple[int, str]
 
 
 @contextlib.contextmanager
-def listening(app: ASGIApp) -> Iterator[str]:
-    """An application under uvicorn; its address."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+def listening(app: ASGIApp, **options: Any) -> Iterator[str]:
+    """An application under uvicorn, with these options of its own; its address."""
+    options = {"log_level": "critical", "timeout_graceful_shutdown": 1} | options
+    server = uvicorn.Server(uvicorn.Config(app, **options))
     # It listens before the server runs: whoever connects early waits, and nobody polls.
     with socket.create_server(("127.0.0.1", 0)) as opened:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})

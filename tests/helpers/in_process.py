@@ -31,7 +31,7 @@ def speech_app(backend: Backend) -> FastAPI:
 
     @app.post(BATCH)
     async def speech_batch(body: BatchRequest, request: Request) -> Response:
-        return answer_batch(backend, body, request)
+        return await answer_batch(backend, body, request)
 
     @app.websocket("/v1/audio/speech/stream")
     async def speech_stream(socket: WebSocket) -> None:

@@ -1,10 +1,10 @@
 """Puts `sheen.serve.proxy.middleware` into Ray's HTTP proxies, from a replica.
 
-Owns the call to a proxy, its repetition, and the counts that it brings back. Serve takes middleware
-for its proxies from a variable of their environment alone, which a started cluster no longer reads,
-and which knows nothing of an application's `args`. So each replica installs it, in the proxies that
-send it requests: the one on its node and the one on the head. Where that fails, the log says so,
-and the replica's own limits remain (docs/upstream.md).
+Owns the call to a proxy, its repetition, the counts that it brings back, and the choice of a
+parser. Serve takes middleware for its proxies from a variable of their environment alone, which a
+started cluster no longer reads, and which knows nothing of an application's `args`. So each replica
+installs it, in the proxies that send it requests: the one on its node and the one on the head.
+Where that fails, the log says so, and the replica's own limits remain (docs/upstream.md).
 """
 
 import logging
@@ -17,12 +17,15 @@ import ray
 from ray.exceptions import RayError
 from ray.serve._private.constants import SERVE_NAMESPACE, SERVE_PROXY_NAME
 from ray.serve._private.utils import format_actor_name, get_head_node_id
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sheen.serve.config import BATCH, SPEECH, VOICES, Limits
 from sheen.serve.proxy.middleware import BodyRule, ProxyMiddleware, Rules
 
 logger = logging.getLogger(__name__)
 
+HEADER_BYTES = 64 * 1024
+"""Of incomplete headers; more of them are answered with 400."""
 REPEAT_S = 10.0
 """Seconds between calls: longest time until a new proxy has the middleware, and until what a proxy
 has refused is counted."""
@@ -52,7 +55,11 @@ def install(proxy: Any, application: str, rules: Rules) -> Mapping[str, int]:
     middleware = config.loaded_app
     if not isinstance(middleware, ProxyMiddleware):
         middleware = ProxyMiddleware(middleware, proxy.http_proxy.proxy_router)
-        config.loaded_app = middleware  # of connections from now on
+        config.loaded_app = middleware  # of connections from now on, as what follows
+        # Under httptools, uvicorn loses the body of a request that also offers to change to HTTP/2,
+        # sends chunks to clients of HTTP/1.0, and takes headers of any size (docs/upstream.md).
+        config.http_protocol_class = H11Protocol
+        config.h11_max_incomplete_event_size = HEADER_BYTES
     middleware.rules[application] = rules
     return middleware.refused.pop(application, Counter())
 

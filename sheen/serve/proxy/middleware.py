@@ -1,12 +1,13 @@
 """ASGI middleware in Ray Serve's HTTP proxy: what is incomplete or too large stays there.
 
-Owns holding back a request until its body is complete, and the size of a WebSocket message. Ray's
-proxy passes every piece of a body to the replica by a call of its own, which costs both processes a
-millisecond or two, and counts a request whose body trickles as load to scale up for; a WebSocket
-message is read whole, and copied through the object store, before the replica can refuse it. Here a
-body costs one call, when it is complete, and a message is refused from the length that its frame
-announces. The replica's own limits (`sheen.serve.access`) stay as they are: they hold without this
-middleware, and for what it lets through.
+Owns holding back a request until its body is complete, the size of a WebSocket message, and what of
+a request's head Ray's proxy would not understand. The proxy passes every piece of a body to the
+replica by a call of its own, which costs both processes a millisecond or two, and counts a request
+whose body trickles as load to scale up for; a WebSocket message is read whole, and copied through
+the object store, before the replica can refuse it. Here a body costs one call, when it is complete,
+and a message is refused from the length that its frame announces. The replica's own limits
+(`sheen.serve.access`) stay as they are: they hold without this middleware, and for what it lets
+through.
 
 Runs in the proxy's process: it imports no torch, and `sheen.serve.proxy.install` tells it all.
 """
@@ -14,17 +15,18 @@ Runs in the proxy's process: it imports no torch, and `sheen.serve.proxy.install
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.frames import Frame, Opcode
 
-from sheen.serve.errors import body_late, error_message, error_response, message_too_large
+from sheen.serve.errors import APIError, body_late, error_message, error_response, message_too_large
 
 TOO_BIG = 1009
 """Close code of WebSockets (RFC 6455, 7.4.1)."""
@@ -80,11 +82,13 @@ class ProxyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
+            _to_origin_form(scope)
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             if (match := self.router.match_route(path)) is not None:
                 prefix, handle, _ = match
                 name = handle.deployment_id.app_name
                 if (rules := self.rules.get(name)) is not None:
+                    scope["headers"] = in_utf8(scope["headers"])
                     if scope["type"] == "websocket":
                         bound_messages(receive, rules.message_bytes)
                     else:
@@ -97,7 +101,13 @@ class ProxyMiddleware:
     async def _request(
         self, name: str, rules: Rules, rule: BodyRule, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        length = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        if length and "transfer-encoding" in headers:
+            # h11 ignores the length, a proxy in front might not (RFC 9112, 6.3).
+            error = APIError(400, "Content-Length and Transfer-Encoding", code="two_lengths")
+            await self._refuse(name, error, receive, send)
+            return
         if length.isdecimal() and int(length) > rule.size:
             await self.app(scope, receive, send)  # refused by its length
             return
@@ -110,10 +120,7 @@ class ProxyMiddleware:
                     if len(body) > rule.size or self.held > rules.held_bytes:
                         break
         except TimeoutError:
-            error = body_late(rule.seconds)
-            assert error.code is not None
-            self.refused.setdefault(name, Counter())[error.code] += 1
-            await _answer_and_close(error_response(error), receive, send)
+            await self._refuse(name, body_late(rule.seconds), receive, send)
             return
         finally:
             self.held -= len(body)
@@ -123,6 +130,38 @@ class ProxyMiddleware:
             last = message["body"] if not message.get("more_body", False) else b""
             message = {**message, "body": bytes(body + last)}
         await self.app(scope, _again(message, receive), send)
+
+    async def _refuse(self, name: str, error: APIError, receive: Receive, send: Send) -> None:
+        assert error.code is not None
+        self.refused.setdefault(name, Counter())[error.code] += 1
+        await _answer_and_close(error_response(error), receive, send)
+
+
+def _to_origin_form(scope: Scope) -> None:
+    """Reduce a target with a scheme and a host, which h11 leaves as it is, to its path (RFC 9112,
+    3.2.2)."""
+    root = scope.get("root_path", "")
+    path = scope["path"].removeprefix(root)
+    if path.lower().startswith(("http://", "https://")):
+        path = "/" + path.partition("://")[2].partition("/")[2]
+        scope["path"], scope["raw_path"] = root + path, quote(root + path).encode()
+
+
+def in_utf8(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Headers whose values are UTF-8; what is not is taken for Latin-1. Serve decodes some of them
+    (the ids of the request and the session), and answers 500 to what it cannot decode."""
+    return [
+        (name, value if is_utf8(value) else value.decode("latin-1").encode())
+        for name, value in headers
+    ]
+
+
+def is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 async def _answer_and_close(answer: Response, receive: Receive, send: Send) -> None:

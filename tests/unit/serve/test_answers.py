@@ -151,6 +151,13 @@ def test_a_batch_gives_each_item_what_it_would_get_alone_and_an_error_where_it_i
     assert {param for status, param in logged if status == 400} == {"input", "speed", "voice"}
 
 
+def test_a_batch_with_an_unknown_voice_of_its_own_is_refused_whole(client: TestClient) -> None:
+    """As its schema says, and as with every other setting of a batch."""
+    for voice in ("nobody", {"id": "nobody"}):
+        response = client.post(BATCH, json={"voice": voice, "items": [{"input": "four"}]})
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "voice_not_found")
+
+
 class Watched(Admission):
     """Knows how many requests were inside at most."""
 

@@ -47,6 +47,10 @@ def app() -> FastAPI:
     async def model(model_id: str) -> str:
         return model_id
 
+    @app.delete("/v1/models/{name}")
+    async def delete(name: str) -> str:
+        return name
+
     @app.post("/v1/audio/speech")
     async def speech(body: dict[str, Any]) -> dict[str, Any]:
         return body
@@ -98,6 +102,7 @@ def test_head_of_what_has_no_get_names_what_it_has(client: TestClient) -> None:
     assert client.head("/v1/audio/speech").status_code == 405
     assert client.head("/v1/audio/speech").headers["Allow"] == "POST"
     assert client.post("/health").headers["Allow"] == "GET, HEAD"
+    assert client.options("/v1/models/a").headers["Allow"] == "GET, HEAD, DELETE"
 
 
 def test_head_needs_a_key_where_get_does(client: TestClient, keys: None) -> None:

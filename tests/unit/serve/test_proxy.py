@@ -1,10 +1,12 @@
-"""What Ray's proxy keeps to itself: the middleware under uvicorn, before an application that notes
-what reaches it. In Ray's own proxy: tests/e2e/test_serve_load.py."""
+"""What Ray's proxy keeps to itself: the middleware under uvicorn, with the parser that is set
+there, before an application that notes what reaches it. In Ray's own proxy: test_serve_load.py and
+test_serve.py in tests/e2e."""
 
 import asyncio
 import json
 import queue
 import select
+import socket
 import struct
 import time
 import zlib
@@ -14,14 +16,16 @@ from concurrent.futures import Future
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from helpers.doors import WAIT_S, answer, begin, closed, line, listening, text_of, trickle
 from sheen.serve.config import BATCH, SPEECH, VOICES, Limits, ServeArgs
-from sheen.serve.proxy.install import install, rules_of
+from sheen.serve.proxy.install import HEADER_BYTES, install, rules_of
 from sheen.serve.proxy.middleware import BodyRule, ProxyMiddleware, Rules
 
 LINGER = "sheen.serve.proxy.middleware.LINGER_S"
@@ -39,6 +43,7 @@ class Behind:
     def __init__(self) -> None:
         self.received: list[Message] = []
         self.paths: list[str] = []
+        self.headers: list[dict[bytes, bytes]] = []
         self.ended: queue.SimpleQueue[Message] = queue.SimpleQueue()
         """How each WebSocket ended."""
 
@@ -51,6 +56,7 @@ class Behind:
         if scope["type"] == "lifespan":
             return
         self.paths.append(scope["path"])
+        self.headers.append(dict(scope["headers"]))
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.accept"})
@@ -78,7 +84,7 @@ def middleware(behind: Behind) -> ProxyMiddleware:
 
 @pytest.fixture(scope="module")
 def server(middleware: ProxyMiddleware) -> Iterator[str]:
-    with listening(middleware) as url:
+    with listening(middleware, http=H11Protocol, h11_max_incomplete_event_size=4096) as url:
         yield url
 
 
@@ -89,6 +95,7 @@ def url(
     monkeypatch.setattr(LINGER, 0.2)
     behind.received.clear()
     behind.paths.clear()
+    behind.headers.clear()
     middleware.refused.clear()
     middleware.rules["ours"] = RULES
     return f"{server}/ours"
@@ -187,6 +194,91 @@ def test_beyond_the_room_for_all_bodies_they_are_passed_on_as_they_come(
         assert incomplete["more_body"]
 
 
+def raw(url: str, *pieces: bytes) -> tuple[bytes, bytes]:
+    """Headers and body of the answer to a request, up to the end of the connection."""
+    place = urlsplit(url)
+    with socket.create_connection((place.hostname, place.port), WAIT_S) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(0.05)  # a read of its own, mostly; right with one too
+        with connection.makefile("rb") as answered:
+            headers, _, body = answered.read().partition(b"\r\n\r\n")
+    return headers.lower(), body
+
+
+OFFER = (
+    b"POST /ours HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+)
+"""As Java's HTTP client sends it, and curl --http2."""
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        (b"Content-Length: 7\r\n\r\n", b'{"a":1}'),
+        (b"Transfer-Encoding: chunked\r\n\r\n", b'7\r\n{"a":1}\r\n0\r\n\r\n'),
+    ],
+)
+def test_who_offers_http_2_has_its_body_read(
+    url: str, behind: Behind, rest: tuple[bytes, bytes], apart: bool
+) -> None:
+    pieces = (OFFER + rest[0], rest[1])
+    headers, _ = raw(url, *(pieces if apart else [b"".join(pieces)]))
+    assert headers.startswith(b"http/1.1 200")
+    [whole] = behind.received
+    assert whole["body"] == b'{"a":1}'
+
+
+def test_a_client_of_http_1_0_gets_no_chunks(url: str) -> None:
+    headers, body = raw(url, b"POST /ours HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
+    assert b"transfer-encoding" not in headers
+    assert json.loads(body) == {"error": {"code": "none"}}
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("http://here/ours/a%20b?c=http://d", "/ours/a b"),
+        ("HTTP://here:80/ours", "/ours"),
+        ("https://here/ours//x", "/ours//x"),
+        ("http://here", "/"),
+    ],
+)
+def test_a_target_may_have_its_host(url: str, behind: Behind, target: str, path: str) -> None:
+    raw(url, f"GET {target} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+    assert behind.paths == [path]
+
+
+def test_two_lengths_are_refused(url: str, behind: Behind, middleware: ProxyMiddleware) -> None:
+    lengths = b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    headers, body = raw(url, b"POST /ours HTTP/1.1\r\nHost: here\r\n" + lengths)
+    assert headers.startswith(b"http/1.1 400")
+    assert json.loads(body)["error"]["code"] == "two_lengths"
+    assert behind.paths == []
+    assert middleware.refused == {"ours": Counter(two_lengths=1)}
+
+
+def test_headers_are_bounded(url: str, behind: Behind) -> None:
+    headers, _ = raw(url, b"POST /ours HTTP/1.1\r\nHost: here\r\nX-Large: " + b"x" * 5000)
+    assert headers.startswith(b"http/1.1 400")
+    assert behind.paths == []
+
+
+def test_headers_that_ray_could_not_decode_are_made_readable(url: str, behind: Behind) -> None:
+    kept = "ä".encode()
+    raw(
+        url,
+        b"POST /ours HTTP/1.1\r\nHost: here\r\nX-Request-ID: \xfc\r\nX-Kept: "
+        + kept
+        + b"\r\nContent-Length: 2\r\n\r\n{}",
+    )
+    [headers] = behind.headers
+    assert headers[b"x-request-id"] == "ü".encode()
+    assert headers[b"x-kept"] == kept
+
+
 def test_other_applications_are_left_alone(server: str, behind: Behind, url: str) -> None:
     assert answer(begin(f"{server}/other", 500, b"{"))[0] == 200
     assert behind.received[0]["more_body"]
@@ -262,7 +354,7 @@ def test_a_close_of_another_kind_is_uvicorns(url: str, behind: Behind) -> None:
 
 
 def test_a_proxy_is_told_the_limits_again_and_tells_what_it_has_refused(behind: Behind) -> None:
-    config = SimpleNamespace(loaded=False, loaded_app=behind)
+    config: Any = SimpleNamespace(loaded=False, loaded_app=behind)
     starting: Future[Any] = Future()
     proxy = SimpleNamespace(
         _start_http_server_task=starting, http_proxy=SimpleNamespace(proxy_router=behind)
@@ -277,6 +369,10 @@ def test_a_proxy_is_told_the_limits_again_and_tells_what_it_has_refused(behind: 
     assert install(proxy, "other", rules) == {}
     middleware = config.loaded_app
     assert middleware.app is behind
+    assert (config.http_protocol_class, config.h11_max_incomplete_event_size) == (
+        H11Protocol,
+        HEADER_BYTES,
+    )
     middleware.refused = {"ours": Counter(body_timeout=2), "other": Counter(body_timeout=1)}
     changed = rules_of(Limits(max_message_bytes=4096))
     assert install(proxy, "ours", changed) == {"body_timeout": 2}
