@@ -143,7 +143,7 @@ def test_a_frame_has_the_same_samples_in_every_window(shape: str) -> None:
     """To the bit, and whatever is decoded with it: which windows a stream is decoded in, and in
     whose company, depends on how busy the machine is."""
     if shape == "small":
-        codec, lengths = load_codec(str(CODEC)), [1, 2, 5, 12, 36]
+        codec, lengths = load_codec(str(CODEC)), [1, 5, 36]
     elif shape == "published":  # one of its frames takes as long as fifteen of the small one's
         torch.manual_seed(0)
         codec, lengths = Codec(SNAC(**PUBLISHED), torch.device("cpu")), [1, 12]

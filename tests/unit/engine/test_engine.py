@@ -101,9 +101,9 @@ def short(frames: int = 2, seed: int = 1) -> Request:
 
 @pytest.fixture(scope="module")
 def alone(model: SpeechLM, tiny: Codec) -> list[tuple[Samples, Finished]]:
-    """What each of 16 requests gets when nobody else asks."""
+    """What each of ten requests gets when nobody else asks."""
     with opened(model, tiny, slots=5) as engine:
-        return [speak(engine, draw_request(number)) for number in range(16)]
+        return [speak(engine, draw_request(number)) for number in range(10)]
 
 
 @pytest.mark.parametrize("ahead", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
@@ -111,7 +111,7 @@ def test_requests_together_get_what_each_gets_alone(
     model: SpeechLM, tiny: Codec, alone: list[tuple[Samples, Finished]], ahead: int
 ) -> None:
     """With steps started ahead, a slot's next request must not get its last one's tokens."""
-    requests = [draw_request(number) for number in range(16)]
+    requests = [draw_request(number) for number in range(10)]
     with opened(model, tiny, slots=5, ahead=ahead) as engine:
         together = speak_all(engine, requests)
     for (samples, finished), (expected, ending) in zip(together, alone, strict=True):

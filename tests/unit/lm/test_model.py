@@ -13,7 +13,15 @@ from helpers.example import ENGLISH, NEW_VOICE, clips_of, load_script, read_clip
 from helpers.speaking import generate
 from sheen.codec.snac import Codec
 from sheen.lm.batching import Batch, collate
-from sheen.lm.model import SpeechLM, extend, load_base, load_model, save_model, to_bfloat16
+from sheen.lm.model import (
+    SpeechLM,
+    TokenizerCopy,
+    extend,
+    load_base,
+    load_model,
+    save_model,
+    to_bfloat16,
+)
 from sheen.text.prompt import speaker_text
 
 CPU = torch.device("cpu")
@@ -159,6 +167,22 @@ def test_given_weights_are_saved_in_place_of_the_model_s_own(base: Path, tmp_pat
     assert loaded.head is loaded.lm.get_input_embeddings().weight
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     assert "packed" not in str(config), "training's attention is no business of other programs"
+
+
+def test_every_save_of_a_tokenizers_copy_has_its_files(base: Path, tmp_path: Path) -> None:
+    """Also after one that failed half way; the original may change."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    copy, known = TokenizerCopy(tokenizer), len(tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    with pytest.raises(FileNotFoundError):
+        copy.save_pretrained(tmp_path / "nowhere")
+    saved = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        copy.save_pretrained(tmp_path / name)
+        saved.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert saved[0] == saved[1]
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "second")) == known
 
 
 def test_halved_weights_are_the_same_rounded(base: Path, tmp_path: Path) -> None:
