@@ -46,6 +46,7 @@ def test_it_decodes_what_the_codec_decodes(codec: Codec, beside: CodecProcess) -
     assert beside.window(3, 7, None) == codec.window(3, 7, None)
 
 
+@pytest.mark.slow
 def test_what_it_refuses_is_raised_here_and_it_goes_on(codec: Codec, beside: CodecProcess) -> None:
     wrong = codes(1, 4, 0)
     wrong[0][:] = 5000

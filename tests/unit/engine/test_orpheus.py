@@ -114,7 +114,13 @@ def test_static_shapes_choose_what_packed_rows_do(model: SpeechLM) -> None:
     assert plain == whole
 
 
-@pytest.fixture(scope="module", params=get_args(FormName))
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(form, marks=() if form == "orpheus" else pytest.mark.slow)
+        for form in get_args(FormName)
+    ],
+)
 def voice(request: pytest.FixtureRequest, made_once: Made) -> Voice:
     form: FormName = request.param
     kind = "vyvo-qwen3" if form == "vyvo-qwen3" else "orpheus"

@@ -42,6 +42,7 @@ def test_the_codec_keeps_the_words_and_shuffling_its_codes_does_not(measured: Me
     assert total.shuffled_wer.rate >= 0.7
 
 
+@pytest.mark.slow
 def test_the_voices_are_heard_in_the_reconstructions(measured: Measured) -> None:
     report, _ = measured
     right = [clip.identified_speaker == clip.voice for clip in report.clips]
@@ -52,6 +53,7 @@ def test_the_voices_are_heard_in_the_reconstructions(measured: Measured) -> None
         assert report.voices[voice].speaker_accuracy == np.mean(own)
 
 
+@pytest.mark.slow
 def test_reconstructions_are_the_recordings_in_length_and_order(
     measured: Measured, recordings: list[Recording]
 ) -> None:
@@ -71,6 +73,7 @@ def test_reconstructions_are_the_recordings_in_length_and_order(
         assert own < min(others)
 
 
+@pytest.mark.slow
 def test_levels_count_all_codes(measured: Measured, codec: Codec) -> None:
     report, decoded = measured
     frames = sum(-(-len(audio) // codec.frame_samples) for audio in decoded)

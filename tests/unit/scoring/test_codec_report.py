@@ -50,6 +50,7 @@ def written(
     return folder
 
 
+@pytest.mark.slow
 def test_json_holds_everything(
     measured: Measured, recordings: list[Recording], written: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_json_holds_everything(
     assert set(content["voices"]) == {ALL, *CODED}
 
 
+@pytest.mark.slow
 def test_page_is_one_file_that_plays_two_clips_of_each_voice(
     measured: Measured, written: Path
 ) -> None:

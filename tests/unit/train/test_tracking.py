@@ -45,11 +45,16 @@ def start(name: str, output: Path | str, first_step: int = 0) -> Trackers:
     return open_trackers([name], str(output), "run", FIELDS, first_step)
 
 
-def restart(name: str, output: Path | str, first_step: int) -> Trackers:
-    """As `start`, in another second: TensorBoard sorts files by it, and no run restarts faster."""
+def wait_for_the_next_second() -> None:
+    """TensorBoard sorts files by it, those of one second by numbers of which 10 comes before 9."""
     second = int(time.time())
     while int(time.time()) == second:
         time.sleep(0.01)
+
+
+def restart(name: str, output: Path | str, first_step: int) -> Trackers:
+    """As `start`, in another second: no run restarts faster."""
+    wait_for_the_next_second()
     return start(name, output, first_step)
 
 
@@ -166,10 +171,12 @@ def test_a_uri_gets_the_events_at_each_sync(tmp_path: Path, temporary: Path) -> 
     assert curve(output, "loss") == [(1, 1.0)]
     assert not list(temporary.rglob("*tfevents*"))  # or they would be copied again and again
     trackers.sync()
+    wait_for_the_next_second()
     trackers.scalars(2, {"loss": 2.0})
     assert curve(output, "loss") == [(1, 1.0)]
     trackers.sync()
     assert curve(output, "loss") == [(1, 1.0), (2, 2.0)]
+    wait_for_the_next_second()
     trackers.scalars(3, {"loss": 3.0})
     trackers.close()
     assert curve(output, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
