@@ -38,8 +38,8 @@ FormField = Annotated[
 CodecField = Annotated[
     str | None,
     Field(
-        description="SNAC codec of a checkpoint without sheen.json: absolute path or hub id; "
-        f"default: {DEFAULT_CODEC}"
+        description="SNAC codec, absolute path or hub id: of a checkpoint without sheen.json "
+        f"(default: {DEFAULT_CODEC}), or another decoder for the codec of one with it"
     ),
 ]
 InfoField = Annotated[

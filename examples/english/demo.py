@@ -1,10 +1,10 @@
 """The whole path on this machine: the English voice learns a voice that it has never heard.
 
 It starts a local Ray head and submits the jobs: encode the recordings, evaluate the shipped voice,
-fine-tune it, evaluate the result. Then it serves that, asks for sentences with the official
-`openai` client, prints what changed, and writes `runs/demo/report.html`. It stops what it started,
-and fails loudly when any step fails. Nothing is downloaded: what is missing is named, with the
-command that installs it, before anything begins.
+train the codec's decoder, fine-tune the model, evaluate the result. Then it serves that, asks for
+sentences with the official `openai` client, prints what changed, and writes
+`runs/demo/report.html`. It stops what it started, and fails loudly when any step fails. Nothing is
+downloaded: what is missing is named, with the command that installs it, before anything begins.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import packages
 from demo_commands import (
     PORT,
     RUN,
+    compiles,
     cpu_precision,
     port_is_free,
     ray_head,
@@ -169,18 +170,20 @@ def text_flags(steps: Sequence[NormalizerStep]) -> list[str]:
 
 def plan_jobs(args: argparse.Namespace) -> list[tuple[str, str, str, list[str]]]:
     """Stage, job of jobs/, its folder in RUN and its flags, in their order."""
-    codec = ["--codec", str(args.voice / CODEC_FOLDER)]
+    codec, decoder = ["--codec", str(args.voice / CODEC_FOLDER)], RUN / "codec" / CODEC_FOLDER
     texts = text_flags(read_info(args.voice).normalizer)
     recorded = ["--input", str(args.recordings), "--speakers", args.new_voice, *codec, *texts]
     judged = ["--prompts", str(args.prompts), "--voice-recordings", str(args.recordings)]
     judged += ["--asr", str(args.asr)]
-    data = ["--data", str(RUN / "codes"), "--data", str(args.old_voices), *codec]
+    data = ["--data", str(RUN / "codes"), "--data", str(args.old_voices), "--codec", str(decoder)]
     data += ["--precision", cpu_precision()]
+    heard = ["--data", str(args.recordings), "--compile" if compiles() else "--no-compile"]
     before, after = ["--model", str(args.voice)], ["--model", str(CHECKPOINT)]
     new = ["--untrained-voices", args.new_voice]
     return [
         ("encode", "encode", "codes", recorded),
         ("evaluate before", "evaluate", "before", [*before, *judged, *new]),
+        ("codec", "train_codec", "codec", [*codec, *heard]),
         ("train", "train", "train", [*before, *data]),
         ("evaluate after", "evaluate", "after", [*after, *judged]),
     ]

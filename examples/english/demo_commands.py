@@ -6,6 +6,7 @@ takes. What they are told to do is the demo's business.
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -205,3 +206,8 @@ def cpu_precision() -> str:
     """bfloat16 where the CPU computes in it: 1.4 times as fast; emulated, it is slower."""
     has = torch.cpu.get_capabilities()
     return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
+
+
+def compiles() -> bool:
+    """Whether torch.compile finds its C++ compiler here."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None

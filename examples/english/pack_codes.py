@@ -52,8 +52,8 @@ def subset(utterances: Utterances, chosen: NDArray[np.int64]) -> Utterances:
 
 def pack_codes(args: argparse.Namespace) -> tuple[Pack, float]:
     """The pack and its hours of speech. Raises ValueError for what does not fit together."""
-    codec, codec_files = codec_of(args.data, args.codec)
     base = model_source(args.base)
+    codec, codec_files = codec_of(args.data, args.codec, base)
     info, tokenizer, _ = plan_checkpoint(base, codec)
     info.normalizer = normalizer_of(args.data, base, info)
     layout = info.token_layout

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from sheen.audio.samples import Samples
+from sheen.codec.identity import checked_codec
 from sheen.codec.info import codec_source
 from sheen.codec.snac import Codec, load_codec
 from sheen.engine.reference import (
@@ -289,8 +290,9 @@ def load_voice(
 ) -> Voice:
     """Open a checkpoint (folder, URI or hub id) for synthesis on one device.
 
-    `dtype` is the speech model's; the codec is always in float32 (decision 0022). `form`, `codec`
-    and `info`, a file, are for checkpoints without `sheen.json`: see `describe_checkpoint`.
+    `dtype` is the speech model's; the codec is always in float32 (decision 0022). `form`
+    and `info`, a file, are for checkpoints without `sheen.json`: see `describe_checkpoint`. So is
+    `codec`, which may also be the checkpoint's own with another decoder.
     """
     location = hub.located(location)
     if not files.exists(location):
@@ -298,11 +300,8 @@ def load_voice(
     # Before copying a large folder from a remote store.
     known = describe_checkpoint(location, form=form, codec=codec, info=info)
     with folders.local_folder(location) as folder:
-        if codec is None:
-            source = codec_source(str(folder), known.codec)
-        else:
-            source = describe_separately(codec).source
-        checkpoint.check_codec(known, source)
+        given = None if codec is None else describe_separately(codec)
+        source = checked_codec(known.codec, codec_source(str(folder), known.codec), given)
         try:
             check_steps(known.normalizer)
         except ValueError as error:

@@ -16,11 +16,12 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
+from sheen.codec.info import describe_codec
 from sheen.data.prompts import Prompt
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.references import Recorded, references_digest
-from sheen.lm.checkpoint import CheckpointInfo
+from sheen.lm.checkpoint import INFO_FILE, CheckpointInfo
 from sheen.runs.output import check_fingerprint, folder_digest, forget_idle_run, is_unused
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.scoring.whisper import NAMES
@@ -160,6 +161,8 @@ def prepare_output(
         if name.endswith((".safetensors", ".bin", ".json")):
             decided[f"{name} of the model"] = files.sha256(uris.join(model, name))
     decided["codec sha256"] = info.codec.sha256
+    if config.codec is not None and files.exists(uris.join(model, INFO_FILE)):  # in its place
+        decided["codec sha256"] = describe_codec(config.codec).sha256
     decided["info sha256"] = files.sha256(config.info) if config.info else None
     if config.asr and config.asr not in NAMES and Path(config.asr).expanduser().is_dir():
         decided["asr"] = folder_digest(uris.absolute(config.asr))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, model_validator
 
-from sheen.codec.info import CodecInfo, describe_codec
+from sheen.codec.info import CodecInfo
 from sheen.codec.layout import CONTROLS, Family, Softmax, TokenLayout
 from sheen.storage import files, folders, uris
 from sheen.text.forms import FORMS, FormName, plain_encoder
@@ -203,14 +203,3 @@ def read_info(folder: Path | str) -> CheckpointInfo:
     if not files.exists(path):
         raise ValueError(f"{path} is missing: {folder} is not a Sheen checkpoint. {HOW_TO_GET_ONE}")
     return folders.read_record(path, CheckpointInfo)
-
-
-def check_codec(info: CheckpointInfo, source: str) -> None:
-    """Raise ValueError for a codec other than the one whose codes the model was trained on."""
-    found = describe_codec(source)
-    if found.sha256 != info.codec.sha256:
-        raise ValueError(
-            f"codec {source!r} has weights {found.sha256[:12]}, but the checkpoint was trained on "
-            f"codes of {info.codec.source!r} with weights {info.codec.sha256[:12]}; give that "
-            "codec"
-        )

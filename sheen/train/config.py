@@ -98,7 +98,11 @@ class TrainConfig(RunFields):
     ] = "Qwen/Qwen3-0.6B"
     codec: Annotated[
         str | None,
-        Field(description="codec of a file of codes (a dataset folder records its own)"),
+        Field(
+            description="codec of the new checkpoint, for one with another decoder (`sheen "
+            "train-codec --decoder-only`), and for a file of codes; default: the checkpoint's, or "
+            "the dataset's"
+        ),
     ] = None
     tags: Annotated[
         list[Annotated[str, AfterValidator(as_tag)]] | None,

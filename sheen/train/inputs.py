@@ -1,8 +1,8 @@
 """The inputs of the train job: data, codec and base, and whether they fit together.
 
 Owns the checkpoint's record, which is known before any weight is loaded, and the identity of the
-inputs. Refuses data of several codecs or normalizers, and a checkpoint of another codec; errors
-name the flag.
+inputs. Refuses data of several normalizers, or of codecs that make different codes, as a
+checkpoint's must not; errors name the flag.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from typing import Any
 from pyarrow import fs
 from transformers import AutoConfig, AutoTokenizer
 
-from sheen.codec import info as dataset_info
-from sheen.codec.info import CodecInfo, describe_codec, find_codec
+from sheen.codec.identity import makes_same_codes
+from sheen.codec.info import CodecInfo, codec_source, describe_codec, find_codec
 from sheen.codec.layout import CUSTOM_TOKEN, TokenLayout
 from sheen.data import dataset
 from sheen.lm import base_model, checkpoint
@@ -23,20 +23,35 @@ from sheen.storage import files, folders, uris
 from sheen.text.steps import NfcSpaceStep, NormalizerStep, phoneme_step, text_normalization
 
 
-def codec_of(locations: Sequence[str], codec: str | None) -> tuple[CodecInfo, str]:
-    """The codec of the data, and the location of its files."""
-    (first, source), *others = [_codec_of_one(location, codec) for location in locations]
-    for location, (other, _) in zip(locations[1:], others, strict=True):
-        if other.sha256 != first.sha256:
+def codec_of(locations: Sequence[str], codec: str | None, model: str) -> tuple[CodecInfo, str]:
+    """The new checkpoint's codec and the location of its files: `codec`, or else the one of the
+    checkpoint `model`, or else the data's.
+
+    The others must make the same codes; their decoders may differ.
+    """
+    found = [
+        (f"--data {location}", "was encoded with", *_codec_of_data(location, codec))
+        for location in locations
+    ]
+    extends = files.exists(uris.join(model, checkpoint.INFO_FILE))
+    if extends:
+        own = checkpoint.read_info(model).codec
+        found.insert(0, (f"--model {model}", "generates codes of", own, codec_source(model, own)))
+    if codec is not None:
+        given = describe_codec(codec), str(find_codec(codec).resolve())
+        found.insert(0, (f"--codec {codec}", "is", *given))
+    (flag, _, chosen, source), *others = found
+    advice = "the recordings with the checkpoint's codec" if extends else "both with the same codec"
+    for other, verb, info, its_source in others:
+        if not makes_same_codes(chosen, source, info, its_source):
             raise ValueError(
-                f"--data {location} was encoded with another codec ({other.source}, weights "
-                f"{other.sha256[:12]}) than {locations[0]} ({first.source}, {first.sha256[:12]}); "
-                "encode both with the same codec"
+                f"{other} {verb} another codec ({info.source}, weights {info.sha256[:12]}) than "
+                f"{flag} ({chosen.source}, {chosen.sha256[:12]}); encode {advice}"
             )
-    return first, source
+    return chosen, source
 
 
-def _codec_of_one(location: str, codec: str | None) -> tuple[CodecInfo, str]:
+def _codec_of_data(location: str, codec: str | None) -> tuple[CodecInfo, str]:
     if files.kind(location) == fs.FileType.NotFound:
         raise ValueError(f"--data {location}: no such file or folder")
     if files.kind(location) == fs.FileType.File:
@@ -45,14 +60,9 @@ def _codec_of_one(location: str, codec: str | None) -> tuple[CodecInfo, str]:
                 f"--data {location}: a file of codes does not record its codec; give --codec (hub "
                 "id or folder)"
             )
-        return describe_codec(codec), str(find_codec(codec).resolve())
+        return describe_codec(codec), codec
     info = dataset.read_info(location).codec
-    if codec is not None and describe_codec(codec).sha256 != info.sha256:
-        raise ValueError(
-            f"--codec {codec} is not the codec of --data {location} ({info.source}, weights "
-            f"{info.sha256[:12]}); omit --codec"
-        )
-    return info, dataset_info.codec_source(location, info)
+    return info, codec_source(location, info)
 
 
 def normalizer_of(
@@ -158,12 +168,6 @@ def plan_checkpoint(
             ) from error
         if checkpoint.is_checkpoint(folder):
             info = checkpoint.read_info(model)
-            if info.codec.sha256 != codec.sha256:
-                raise ValueError(
-                    f"--data was encoded with {codec.source} (weights {codec.sha256[:12]}), the "
-                    f"checkpoint {model} generates codes of {info.codec.source} (weights "
-                    f"{info.codec.sha256[:12]}): encode the recordings with the checkpoint's codec"
-                )
             lost = [tag for tag in tags if tag not in info.tags]
             if lost and info.layout.family == "sheen":
                 raise ValueError(
@@ -175,7 +179,7 @@ def plan_checkpoint(
                     f"--form {form}: the checkpoint {model} was trained with {info.prompt.name!r}; "
                     "omit --form"
                 )
-            info.codec = codec  # the same codec, with the data's source
+            info.codec = codec
             info.tags += lost  # encoded as letters, as all tags of the family
             return info, tokenizer, False
     foreign = None

@@ -49,8 +49,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     locations = [uris.absolute(location) for location in config.data]
     check_trackers(config.trackers)
     check_saving(config)
-    codec, codec_files = codec_of(locations, config.codec)
     model = model_source(config.model)
+    codec, codec_files = codec_of(locations, config.codec, model)
     tags = tags_of(locations, config.tags)
     info, tokenizer, extends = plan_checkpoint(model, codec, tags, config.form)
     if config.softmax is None:

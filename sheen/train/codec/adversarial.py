@@ -1,11 +1,9 @@
-"""The decoder of a trained codec under training against discriminators; all else is frozen.
+"""The decoder of a trained codec under training against discriminators as well.
 
-Owns both optimizers, DDP wrapping, the average of the weights, and the state that a resumed run
-needs of them. Encoder and codebooks never change, so codes made before remain those of the codec.
-Codes are made anew at each step, without gradients: that takes a small part of it, where codes
-kept from whole recordings would not be those of a segment. Discriminators and decoder are both
-updated by gradients of the same weights, so that neither is in a step where the other's gradient is
-not finite. Knows nothing of recordings, logging, evaluation or saving.
+Owns the discriminators with their optimizer and DDP wrapping, and the balance of their gradients
+with the distances'. Discriminators and decoder are both updated by gradients of the same weights,
+so that neither is in a step where the other's gradient is not finite. Everything else is
+`DecoderLearner`'s.
 """
 
 import math
@@ -14,7 +12,7 @@ from typing import Any
 
 import torch
 from snac import SNAC
-from torch import Tensor, nn
+from torch import Tensor
 
 from sheen.codec.asr_features import AsrFeatureLoss
 from sheen.codec.discriminators import (
@@ -24,17 +22,9 @@ from sheen.codec.discriminators import (
     feature_matching_loss,
     halves,
 )
-from sheen.codec.training import (
-    Distances,
-    WeightAverage,
-    compile_stacks,
-    quantize,
-    use_plain_activations,
-)
-from sheen.rng import step_seed
-from sheen.train.codec.learner import BETAS, CLIP_NORM, CodecStep, weighted_sum
+from sheen.train.codec.decoder import DecoderLearner, set_rate
+from sheen.train.codec.learner import CLIP_NORM, CodecStep, weighted_sum
 from sheen.train.learning.collectives import Collectives
-from sheen.train.learning.host_copy import on_host
 
 DISCRIMINATOR = "discriminator"
 """Name of the loss that only the discriminators minimize."""
@@ -49,11 +39,11 @@ LARGEST_SCALE = 1e4
 """Largest factor of a gradient, as in VQGAN: untrained discriminators give next to none."""
 
 
-class AdversarialLearner:
-    """Trains `model`; `average` is the codec to save and to evaluate.
+class AdversarialLearner(DecoderLearner):
+    """As DecoderLearner, with discriminators.
 
-    loss_weights: the weight of each distance. adversarial_weight: see `balanced`. warmup_steps: of
-    the decoder; the discriminators, which start at random, have the peak rate from the first step.
+    adversarial_weight: see `balanced`. warmup_steps: of the decoder; the discriminators, which
+    start at random, have the peak rate from the first step.
     """
 
     def __init__(
@@ -70,48 +60,34 @@ class AdversarialLearner:
         compile_layers: bool,
         seed: int,
     ) -> None:
-        use_plain_activations(model)
-        self.model = model.to(group.device).requires_grad_(False)
-        self.model.decoder.requires_grad_(True)
-        self._group, self._seed = group, seed
-        self._loss_weights, self._adversarial_weight = loss_weights, adversarial_weight
-        self._peak_rate, self._warmup_steps = learning_rate, warmup_steps
-        self._average = WeightAverage(self.model, average_decay)
-        self._distances = Distances(int(model.sampling_rate), asr_features=asr_features)
-        self._distances.to(group.device)
+        super().__init__(
+            model,
+            group,
+            loss_weights=loss_weights,
+            asr_features=asr_features,
+            learning_rate=learning_rate,
+            average_decay=average_decay,
+            compile_layers=compile_layers,
+            seed=seed,
+        )
+        self._adversarial_weight, self._warmup_steps = adversarial_weight, warmup_steps
         torch.manual_seed(seed)
         self.discriminators = Discriminators().to(group.device)
-        if compile_layers:
-            compile_stacks(self.model)
-        self._decoder, self._parallel_discriminators = (
-            group.data_parallel(part, broadcast_buffers=False)
-            for part in (self.model.decoder, self.discriminators)
+        self._parallel_discriminators = group.data_parallel(
+            self.discriminators, broadcast_buffers=False
         )
-        self._weights = list(self.model.decoder.parameters())
-        self.optimizer = self._adam(self._weights)
         self.discriminator_optimizer = self._adam(list(self.discriminators.parameters()))
-
-    @property
-    def average(self) -> SNAC:
-        return self._average.model
 
     def update(self, audio: Tensor, step: int, rate: float) -> CodecStep:
         """One step of both optimizers on this rank's `[B, n]`.
 
         The norm is the decoder's. If either norm is not finite, neither optimizer steps.
         """
-        # The codec's noise of this step and rank, whatever ran before.
-        torch.manual_seed(step_seed(self._seed, step, self._group.rank))
+        audio, latents = self._begin(audio, step)
         discriminator_rate = self._peak_rate if step < self._warmup_steps else rate
-        _set_rate(self.optimizer, rate)
-        _set_rate(self.discriminator_optimizer, DISCRIMINATOR_RATE * discriminator_rate)
-        device = self._group.device
-        audio = audio.to(device)
-        # Not in inference mode, whose tensors no backward pass may use; not in bfloat16, which
-        # would make other codes.
-        with torch.no_grad():
-            latents = quantize(self.model, self.model.encoder(audio[:, None])).latents
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        set_rate(self.optimizer, rate)
+        set_rate(self.discriminator_optimizer, DISCRIMINATOR_RATE * discriminator_rate)
+        with self._autocast():
             decoded = self._decoder(latents)[:, 0].float()
             # Losses end here, so that their gradients can be told apart.
             heard = decoded.detach().requires_grad_()
@@ -122,7 +98,7 @@ class AdversarialLearner:
             )
             terms = {DISCRIMINATOR: discriminator_loss(of_real, of_fake)}
         torch.autograd.backward(terms[DISCRIMINATOR])
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with self._autocast():
             # Not through DDP, which would wait for gradients of the discriminators.
             of_fake = self.discriminators(fake)
             of_real = [part.detached() for part in of_real]
@@ -144,22 +120,8 @@ class AdversarialLearner:
         self._average.update(self.model)
         return CodecStep(norms[0], losses, 0)
 
-    def state(self) -> dict[str, Any]:
-        """The state as of now: later steps do not change it."""
-        state: dict[str, Any] = on_host(
-            {name: part.state_dict() for name, part in self._parts().items()}
-        )
-        return state
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-
     def _parts(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "average": self._average,
-            "optimizer": self.optimizer,
+        return super()._parts() | {
             "discriminators": self.discriminators,
             "discriminator_optimizer": self.discriminator_optimizer,
         }
@@ -177,10 +139,6 @@ class AdversarialLearner:
         start = int(torch.randint(samples - length + 1, ()))
         return slice(start, start + length)
 
-    def _adam(self, weights: list[nn.Parameter]) -> torch.optim.Adam:
-        fused = self._group.device.type == "cuda"
-        return torch.optim.Adam(weights, lr=self._peak_rate, betas=BETAS, fused=fused)
-
 
 def balanced(
     gradient: Tensor, others: Sequence[Tensor], weight: float, group: Collectives
@@ -197,8 +155,3 @@ def balanced(
     for part, norm in zip(others, norms[1:], strict=True):
         total += part * min(weight * norms[0] / norm, LARGEST_SCALE) if norm else 0.0
     return total
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate

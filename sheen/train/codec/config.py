@@ -83,11 +83,18 @@ class CodecTrainConfig(RunFields):
             "its level is restarted at an output of the encoder",
         ),
     ] = 10.0
+    decoder_only: Annotated[
+        bool,
+        Field(
+            description="encoder and codebooks of --codec are frozen, so that codes do not change: "
+            "for a voice that the codec has not heard"
+        ),
+    ] = False
     adversarial: Annotated[
         bool,
         Field(
-            description="second stage of training: encoder and codebooks of --codec are frozen, so "
-            "that codes do not change, and the decoder is trained with discriminators"
+            description="second stage of training: --decoder-only, and the decoder is trained with "
+            "discriminators"
         ),
     ] = False
     adversarial_weight: Annotated[
@@ -107,6 +114,11 @@ class CodecTrainConfig(RunFields):
     eval_recordings: Annotated[
         int, Field(ge=0, description="recordings held out for evaluation and audio samples")
     ] = 16
+
+    @property
+    def codes_stay(self) -> bool:
+        """Whether encoder and codebooks are frozen."""
+        return self.decoder_only or self.adversarial
 
 
 # Fields that a resumed run may change, as none affects the weights. Data and codec may be stored

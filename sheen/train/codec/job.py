@@ -5,6 +5,7 @@ cannot work, resuming by run name, and exporting the last average.
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -51,7 +52,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     check_saving(config)
     torch.manual_seed(config.seed)  # of random weights
     model, codec_config = open_codec(config.codec, config.from_scratch)
-    if config.adversarial and config.half:
+    if config.codes_stay and config.half:
         _check_half(model, config.codec)
     recordings = find_recordings(uris.absolute(config.data), config.eval_recordings, config.seed)
     fields, free, asr_features = config.model_dump(), CODEC_FREE_FIELDS, None
@@ -59,6 +60,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     fields["quantizer_dropout"] = config.quantizer_dropout or None
     fields["speed_perturbation"] = config.speed_perturbation or None
     fields["adversarial"] = config.adversarial or None
+    fields["decoder_only"] = config.decoder_only or None
     if not config.adversarial:
         free = free | {"adversarial_weight"}
     if config.asr_features is None:
@@ -108,20 +110,25 @@ OF_CODES = ("from_scratch", "quantizer_dropout", "restart_patience", "commitment
 
 
 def _check_stage(config: CodecTrainConfig) -> None:
-    """Refuse fields of the other stage."""
-    fields = OF_CODES if config.adversarial else ("adversarial_weight",)
-    changed = [
+    """Refuse fields of another stage."""
+    fields = OF_CODES if config.codes_stay else ()
+    if changed := _changed(config, fields):
+        stage = "--adversarial" if config.adversarial else "--decoder-only"
+        raise ValueError(
+            f"{stage} does not go with {', '.join(changed)}: it leaves encoder and codebooks of "
+            "--codec as they are; leave these flags out"
+        )
+    if not config.adversarial and _changed(config, ("adversarial_weight",)):
+        raise ValueError("--adversarial-weight needs --adversarial")
+
+
+def _changed(config: CodecTrainConfig, fields: Iterable[str]) -> list[str]:
+    """The flags of those of these fields that have not their default."""
+    return [
         f"--{name.replace('_', '-')}"
         for name in fields
         if getattr(config, name) != CodecTrainConfig.model_fields[name].default
     ]
-    if changed and config.adversarial:
-        raise ValueError(
-            f"--adversarial does not go with {', '.join(changed)}: it leaves encoder and codebooks "
-            "of --codec as they are; leave these flags out"
-        )
-    if changed:
-        raise ValueError("--adversarial-weight needs --adversarial")
 
 
 def _check_half(model: SNAC, codec: str) -> None:

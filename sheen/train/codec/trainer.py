@@ -30,6 +30,7 @@ from sheen.train import checkpoints
 from sheen.train.codec.adversarial import ADVERSARIES, DISCRIMINATOR, AdversarialLearner
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.data import Recordings, SegmentReader, sample_names
+from sheen.train.codec.decoder import DecoderLearner
 from sheen.train.codec.learner import CodecLearner
 from sheen.train.evaluation import SAMPLES_FOLDER
 from sheen.train.launcher import Control
@@ -99,7 +100,7 @@ def loss_weights(config: CodecTrainConfig, asr_features: bool) -> dict[str, floa
         "stft": config.stft_weight,
         "waveform": config.waveform_weight,
     }
-    if not config.adversarial:
+    if not config.codes_stay:
         weights["commitment"] = config.commitment_weight
         weights["codebook"] = CODEBOOK_WEIGHT
     return weights | ({"asr_features": config.asr_features_weight} if asr_features else {})
@@ -122,7 +123,7 @@ class CodecTrainer(Trainer):
     """One rank of a run that trains a codec."""
 
     config: CodecTrainConfig
-    learner: CodecLearner | AdversarialLearner
+    learner: CodecLearner | DecoderLearner
 
     def __init__(
         self,
@@ -159,6 +160,8 @@ class CodecTrainer(Trainer):
                 warmup_steps=self.config.warmup_steps,
                 **settings,
             )
+        elif self.config.decoder_only:
+            self.learner = DecoderLearner(model, self.group, **settings)
         else:
             self.learner = CodecLearner(
                 model,
@@ -213,7 +216,7 @@ class CodecTrainer(Trainer):
             **{name: round(float(sums[name]) / updates, 5) for name in self.losses},
             "realtime": round(audio_seconds / seconds, 2),
         }
-        if not self.config.adversarial:
+        if not self.config.codes_stay:
             metrics["restarted_codes"] = int(sums["restarted_codes"])
         if unreadable := self._unreadable():
             metrics["unreadable"] = unreadable
@@ -267,7 +270,7 @@ class CodecTrainer(Trainer):
                     f"feature matching {row['feature_matching']:.3f}",
                     f"discriminator {row['discriminator']:.3f}",
                 ]
-            else:
+            if not self.config.codes_stay:
                 parts += [
                     f"codebook {row['codebook']:.4f}, {row['restarted_codes']} codes restarted"
                 ]

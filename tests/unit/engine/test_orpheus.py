@@ -169,11 +169,11 @@ def test_a_form_has_its_own_sampling_and_budgets(voice: Voice) -> None:
 @pytest.mark.slow
 def test_a_bare_folder_speaks(made_once: Made) -> None:
     folder = made_once("orpheus", orpheus.save)
-    with Speaker(str(folder), form="orpheus", codec=str(CODEC), max_seconds=0.6) as speaker:
+    with Speaker(str(folder), form="orpheus", codec=str(CODEC), max_seconds=2.0) as speaker:
         assert "tara" in speaker.voices
         first, again = (speaker.synthesize("hi <3", "tara") for _ in range(2))
         assert np.array_equal(first.samples, again.samples)
-        assert 0 < first.seconds <= 0.6
+        assert 0 < first.seconds <= 2.0
     with pytest.raises(ValueError, match="give the form: orpheus"):
         Speaker(str(folder), codec=str(CODEC))
 

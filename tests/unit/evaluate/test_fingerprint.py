@@ -1,5 +1,6 @@
 """What an evaluation's folder is compared by: the content of its inputs, wherever they are."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,28 @@ def test_codec_and_description_of_a_foreign_checkpoint_may_move_and_not_change(
     (model / "pytorch_model.bin").write_bytes(b"others")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin of the model was"):
         evaluate(info=str(moved))
+
+
+def test_another_decoder_for_a_checkpoints_codec_is_another_evaluation(tmp_path: Path) -> None:
+    shutil.copytree(CHECKPOINT / "codec", tmp_path / "codec")
+
+    def evaluate() -> None:
+        config = EvaluateConfig(
+            model=str(CHECKPOINT), prompts="p", output="o", codec=str(tmp_path / "codec")
+        )
+        prepare_output(
+            str(tmp_path / "out"),
+            config,
+            config.model,
+            read_info(CHECKPOINT),
+            [Prompt("a", "b")],
+            None,
+        )
+
+    evaluate()
+    (tmp_path / "out" / "rows").mkdir()  # it has begun
+    evaluate()
+    with (tmp_path / "codec" / "pytorch_model.bin").open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(ValueError, match="codec sha256 was"):
+        evaluate()

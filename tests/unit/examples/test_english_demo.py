@@ -30,6 +30,7 @@ from sheen.scoring.speaker_id import PROFILE_RECORDINGS
 from sheen.serve.config import ServeArgs
 from sheen.text import normalization, phonemes
 from sheen.text.steps import NfcSpaceStep, TextPipeline
+from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.config import TrainConfig
 
 sys.path.append(str(ENGLISH))
@@ -225,18 +226,27 @@ def test_texts_are_encoded_in_the_form_that_the_checkpoint_was_taught() -> None:
 
 
 def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before() -> None:
-    configs = {"encode": EncodeConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+    configs = {
+        "encode": EncodeConfig,
+        "evaluate": EvaluateConfig,
+        "train": TrainConfig,
+        "train_codec": CodecTrainConfig,
+    }
     planned: dict[str, Any] = {}
     args = demo.parser().parse_args(["--asr", "whisper"])
     for stage, job, folder, flags in demo.plan_jobs(args):
         words = ["--config", str(ROOT / demo.CONFIGS / f"{job}.yaml"), *flags]
         words += ["--output", str(demo.RUN / folder)]
         planned[stage] = load_config(configs[job], words, job)
-    encode, before, train, after = planned.values()
+    encode, before, codec, train, after = planned.values()
     assert encode.speakers == before.untrained_voices == [NEW_VOICE]
     assert train.data == [encode.output, str(ENGLISH / "old-voices.parquet")]
     assert train.model == before.model == str(CHECKPOINT)
-    assert encode.codec == train.codec == str(CHECKPOINT / "codec")
+    # Codes are the shipped codec's, and stay valid: its decoder alone learns.
+    assert encode.codec == codec.codec == str(CHECKPOINT / "codec")
+    assert codec.decoder_only
+    assert codec.data == str(DEMO)
+    assert train.codec == f"{codec.output}/codec"
     assert after.model == f"{train.output}/checkpoint"
     # Both say the same prompts, and are judged alike.
     own = {"output", "model", "untrained_voices", "config"}
@@ -281,8 +291,8 @@ def test_the_committed_recordings_are_as_few_and_as_small_as_promised() -> None:
     seconds = size = 0.0
     for row in rows:
         clips[row["speaker"]] += 1
-        size += Path(row["audio"]).stat().st_size
         if row["speaker"] == NEW_VOICE:
+            size += Path(row["audio"]).stat().st_size
             seconds += soundfile.info(row["audio"]).duration
     assert 300 < seconds <= 600
     assert size <= 4e6

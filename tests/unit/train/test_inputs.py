@@ -1,28 +1,69 @@
-"""What a train job is given: the tags of data and model."""
+"""What a train job is given: the codec and the tags of data and model."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.example import CHECKPOINT, CODEC
-from sheen.codec.info import describe_codec
+from sheen.codec.info import CODEC_FOLDER, describe_codec
+from sheen.codec.snac import open_codec
+from sheen.codec.training import save_codec
 from sheen.data import dataset
 from sheen.encode.config import EncodeConfig
+from sheen.lm.checkpoint import read_info
 from sheen.text.normalization import describe
 from sheen.train.initial import open_model
-from sheen.train.inputs import plan_checkpoint, tags_of
+from sheen.train.inputs import codec_of, plan_checkpoint, tags_of
 
 
-def data(folder: Path, tags: list[str], language: str | None = None) -> str:
+def data(folder: Path, tags: list[str], language: str | None = None, codec: Path = CODEC) -> str:
     info = dataset.DatasetInfo(
-        codec=describe_codec(str(CODEC)),
+        codec=describe_codec(str(codec)),
         sample_rate=24_000,
         normalizer=() if language is None else (describe(language),),
         tags=tags,
     )
     folder.mkdir()
     dataset.write_info(str(folder), info)
+    shutil.copytree(codec, folder / CODEC_FOLDER)
     return str(folder)
+
+
+def other_codec(folder: Path, part: str) -> Path:
+    """The checkpoint's codec with another weight in one part."""
+    model, config = open_codec(str(CODEC))
+    with torch.no_grad():
+        next(model.get_submodule(part).parameters()).view(-1)[0] += 1
+    save_codec(model, config, folder, torch.float16)
+    return folder
+
+
+def test_the_codec_is_the_one_given_or_the_checkpoints_or_the_datas(
+    base: Path, tmp_path: Path
+) -> None:
+    """Where all make the same codes."""
+    newer = other_codec(tmp_path / "newer", "decoder")
+    old, new = data(tmp_path / "old", []), data(tmp_path / "new", [], codec=newer)
+    assert codec_of([new, old], None, str(base)) == (describe_codec(str(newer)), f"{new}/codec")
+    own = (read_info(CHECKPOINT).codec, str(CHECKPOINT / "codec"))
+    assert codec_of([new, old], None, str(CHECKPOINT)) == own
+    given = (describe_codec(str(newer)), str(newer))
+    assert codec_of([old], str(newer), str(CHECKPOINT)) == given
+
+
+def test_one_of_other_codes_is_refused_wherever_it_comes_from(base: Path, tmp_path: Path) -> None:
+    wrong = other_codec(tmp_path / "wrong", "encoder")
+    good, bad = data(tmp_path / "good", []), data(tmp_path / "bad", [], codec=wrong)
+    for locations, codec, model, message in (
+        ([good, bad], None, base, "--data .*bad was encoded with another codec .*both with the"),
+        ([bad], None, CHECKPOINT, "--data .*bad was .*than --model .*with the checkpoint's codec"),
+        ([good], str(wrong), base, "--data .*good was .* than --codec .*wrong"),
+        ([bad], str(wrong), CHECKPOINT, "--model .* generates codes of another codec"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            codec_of(locations, codec, str(model))
 
 
 def test_tags_are_those_asked_for_else_those_that_the_data_kept(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
-"""The second stage of a codec's training: what it moves, what it keeps, and how it resumes."""
+"""Training of a codec's decoder alone, with discriminators or without: what it moves and keeps, and
+how it resumes."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ from sheen.codec.snac import load_codec
 from sheen.codec.training import save_codec
 from sheen.train.codec.adversarial import DISCRIMINATOR_RATE, AdversarialLearner, balanced
 from sheen.train.codec.config import CodecTrainConfig
+from sheen.train.codec.decoder import DecoderLearner
 from sheen.train.codec.job import run
 from sheen.train.codec.learner import CodecStep
 from sheen.train.codec.trainer import loss_weights
 from sheen.train.learning.collectives import Collectives
 
 SAMPLES = 4096
-LOSSES = {"mel", "stft", "waveform", "adversarial", "feature_matching", "discriminator"}
+DISTANCES = {"mel", "stft", "waveform"}
+ADVERSARIAL = {"adversarial", "feature_matching", "discriminator"}
 CPU = torch.device("cpu")
 
 
@@ -47,13 +51,32 @@ def open_learner(
         return AdversarialLearner(model, group or Collectives(CPU), **(settings | changes))
 
 
+def open_plain(model: SNAC) -> DecoderLearner:
+    config = CodecTrainConfig(data="", output="", decoder_only=True)
+    return DecoderLearner(
+        model,
+        Collectives(CPU),
+        loss_weights=loss_weights(config, asr_features=False),
+        asr_features=None,
+        learning_rate=1e-3,
+        average_decay=0.9,
+        compile_layers=False,
+        seed=0,
+    )
+
+
+both = pytest.mark.parametrize(
+    ("opened", "losses"), [(open_plain, DISTANCES), (open_learner, DISTANCES | ADVERSARIAL)]
+)
+
+
 def audio(step: int, rank: int = 0, samples: int = SAMPLES) -> Tensor:
     generator = torch.Generator().manual_seed(10 * step + rank)
     level = torch.linspace(0.01, 0.5, samples) * torch.tensor([[1.0], [0.4]])
     return level * torch.randn(2, samples, generator=generator)
 
 
-def take_steps(learner: AdversarialLearner, steps: range, rate: float = 1e-3) -> list[CodecStep]:
+def take_steps(learner: DecoderLearner, steps: range, rate: float = 1e-3) -> list[CodecStep]:
     return [learner.update(audio(step), step, rate) for step in steps]
 
 
@@ -83,12 +106,15 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 # What it moves
 
 
-def test_the_decoder_learns_and_nothing_else() -> None:
+@both
+def test_the_decoder_learns_and_nothing_else(
+    opened: Callable[[SNAC], DecoderLearner], losses: set[str]
+) -> None:
     model = tiny()
     before = copied(model.state_dict())
-    learner = open_learner(model)
+    learner = opened(model)
     steps = take_steps(learner, range(3))
-    assert all(set(step.losses) == LOSSES for step in steps)
+    assert all(set(step.losses) == losses for step in steps)
     assert all(loss.isfinite() and loss > 0 for step in steps for loss in step.losses.values())
     of_decoder = {name for name in before if name.startswith("decoder.")}
     for codec in (learner.model, learner.average):
@@ -192,22 +218,39 @@ def test_a_gradient_that_is_no_number_moves_neither_side(part: str) -> None:
         assert_same(learner.state()[name], before[name], name)
 
 
+def test_a_gradient_that_is_no_number_moves_no_decoder() -> None:
+    learner = open_plain(tiny())
+    take_steps(learner, range(1))
+    before = copied(learner.state())
+    hook = next(learner.model.decoder.parameters()).register_hook(lambda gradient: gradient / 0)
+    (step,) = take_steps(learner, range(1, 2))
+    assert not torch.isfinite(torch.tensor(step.norm))
+    assert_same(learner.state(), before)
+    hook.remove()
+    take_steps(learner, range(1, 2))
+    assert moved(before["model"], learner.state()["model"])
+
+
 # Resuming
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
-    whole = open_learner(tiny())
+@both
+def test_a_resumed_run_ends_as_one_that_never_stopped(
+    tmp_path: Path, opened: Callable[[SNAC], DecoderLearner], losses: set[str]
+) -> None:
+    whole = opened(tiny())
     steps = take_steps(whole, range(3))
-    stopped = open_learner(tiny())
+    stopped = opened(tiny())
     take_steps(stopped, range(1))
     torch.save(stopped.state(), tmp_path / "state.pt")
-    resumed = open_learner(tiny())
+    resumed = opened(tiny())
     torch.manual_seed(99)  # as another process would begin
     resumed.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
     again = take_steps(resumed, range(1, 3))
     assert_same(resumed.state(), whole.state())
     for ours, theirs in zip(again, steps[1:], strict=True):
+        assert ours.losses.keys() == losses
         assert ours.norm == theirs.norm
         assert_same(ours.losses, theirs.losses)
 
@@ -262,7 +305,15 @@ def stage_two(tmp_path: Path, **fields: Any) -> CodecTrainConfig:
             "--adversarial does not go with --from-scratch, --restart-patience, "
             "--commitment-weight: it leaves encoder and codebooks",
         ),
+        (
+            {"adversarial": False, "decoder_only": True, "quantizer_dropout": 0.3},
+            "--decoder-only does not go with --quantizer-dropout: ",
+        ),
         ({"adversarial": False, "adversarial_weight": 0.5}, "--adversarial-weight needs"),
+        (
+            {"adversarial": False, "decoder_only": True, "adversarial_weight": 0.5},
+            "--adversarial-weight needs",
+        ),
     ],
 )
 def test_fields_of_the_other_stage_are_refused(
