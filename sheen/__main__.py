@@ -99,7 +99,9 @@ def speak(argv: list[str], prog: str) -> int:
     add("--max-seconds", type=float, default=30.0, help=f"{limit} {shown}")
     foreign = "of a checkpoint without sheen.json"
     add("--form", help=f"prompt form {foreign}, if its tokenizer does not show it")
-    add("--codec", help=f"SNAC codec {foreign}, folder or hub id (default: {DEFAULT_CODEC})")
+    of_others = "or one that differs from the checkpoint's in the decoder alone"
+    default = f"(default: {DEFAULT_CODEC})"
+    add("--codec", help=f"SNAC codec {foreign}, folder or hub id {default}, {of_others}")
     add("--info", help=f"description {foreign}: a file written by sheen inspect")
     add("--device", help="torch device (default: cuda if available, else cpu)")
     add(

@@ -50,7 +50,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
     parser.add_argument("--model", help="instead of a config: checkpoint folder, path or URI")
     foreign = "with --model, of a checkpoint without sheen.json:"
     parser.add_argument("--form", help=f"{foreign} its prompt form, see docs/orpheus.md")
-    parser.add_argument("--codec", help=f"{foreign} its SNAC, absolute path or hub id")
+    parser.add_argument(
+        "--codec",
+        help=f"{foreign} its SNAC, absolute path or hub id; of others, "
+        "one that differs from theirs in the decoder alone",
+    )
     parser.add_argument("--info", help=f"{foreign} a file of `sheen inspect`, absolute path or URI")
     parser.add_argument("--host", default=HOST, help="with --model (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="with --model (default: 8000)")
