@@ -8,10 +8,8 @@ rows that a caller needs), and saving and loading. Refuses a base whose logits a
 import json
 import logging
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -47,6 +45,7 @@ from sheen.lm.cpu_kernels import (
 from sheen.lm.guidance import Guide
 from sheen.lm.loss import LossSums, TiedTable, speech_loss
 from sheen.lm.slot_attention import SLOTTED, Rows
+from sheen.lm.tokenizer_copy import TokenizerCopy
 
 logger = logging.getLogger(__name__)
 
@@ -307,29 +306,6 @@ def load_model(
         # The files decide: a config may declare separately trained tables as tied.
         lm.config.tie_word_embeddings = False
     return model, tokenizer
-
-
-class TokenizerCopy:
-    """A tokenizer as it is now, to be saved many times, also while the original is in use.
-
-    Its files are kept: with thousands of added tokens transformers takes longer to make them than
-    to write a small model.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = deepcopy(tokenizer)
-        self._files: dict[Path, bytes] = {}
-
-    def save_pretrained(self, folder: Path) -> None:
-        if not self._files:
-            with TemporaryDirectory(dir=folder) as fresh:
-                self._tokenizer.save_pretrained(fresh)
-                made = [path for path in Path(fresh).rglob("*") if path.is_file()]
-                self._files = {path.relative_to(fresh): path.read_bytes() for path in made}
-        for name, content in self._files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
 
 
 def save_model(

@@ -14,7 +14,6 @@ import torch
 from snac import SNAC
 from torch import Tensor
 
-from sheen.codec.asr_features import AsrFeatureLoss
 from sheen.codec.discriminators import (
     Discriminators,
     adversarial_loss,
@@ -40,7 +39,7 @@ LARGEST_SCALE = 1e4
 
 
 class AdversarialLearner(DecoderLearner):
-    """As DecoderLearner, with discriminators.
+    """As DecoderLearner, whose other arguments it takes, with discriminators.
 
     adversarial_weight: see `balanced`. warmup_steps: of the decoder; the discriminators, which
     start at random, have the peak rate from the first step.
@@ -51,25 +50,12 @@ class AdversarialLearner(DecoderLearner):
         model: SNAC,
         group: Collectives,
         *,
-        loss_weights: Mapping[str, float],
         adversarial_weight: float,
-        asr_features: AsrFeatureLoss | None,
-        learning_rate: float,
         warmup_steps: int,
-        average_decay: float,
-        compile_layers: bool,
         seed: int,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            model,
-            group,
-            loss_weights=loss_weights,
-            asr_features=asr_features,
-            learning_rate=learning_rate,
-            average_decay=average_decay,
-            compile_layers=compile_layers,
-            seed=seed,
-        )
+        super().__init__(model, group, seed=seed, **settings)
         self._adversarial_weight, self._warmup_steps = adversarial_weight, warmup_steps
         torch.manual_seed(seed)
         self.discriminators = Discriminators().to(group.device)

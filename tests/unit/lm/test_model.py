@@ -15,13 +15,13 @@ from sheen.codec.snac import Codec
 from sheen.lm.batching import Batch, collate
 from sheen.lm.model import (
     SpeechLM,
-    TokenizerCopy,
     extend,
     load_base,
     load_model,
     save_model,
     to_bfloat16,
 )
+from sheen.lm.tokenizer_copy import TokenizerCopy
 from sheen.text.prompt import speaker_text
 
 CPU = torch.device("cpu")
