@@ -70,8 +70,15 @@ with demo_commands.ray_head():
 FIXTURE = """
 import time
 from pathlib import Path
+import ray
 
 def test_wait(ray_cluster):
+    class Work:  # in here, so that it is sent by value
+        def done(self):
+            return True
+
+    worker = ray.remote(Work).options(num_cpus=0).remote()
+    assert ray.get(worker.done.remote())
     Path("MET").touch()
     time.sleep(1000)
 """
