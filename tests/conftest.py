@@ -65,6 +65,7 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
+    from helpers.browser import Browser
     from helpers.measured import Measured
     from helpers.training import Resident
     from sheen.codec.snac import Codec
@@ -235,6 +236,14 @@ def serve_port(ray_cluster: None) -> Iterator[int]:
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield port
     serve.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    from helpers.browser import Browser
+
+    with Browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

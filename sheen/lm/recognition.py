@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from sheen.codec.info import DEFAULT_CODEC, CodecInfo, describe_codec
 from sheen.codec.layout import CONTROLS, CUSTOM_TOKEN, TokenLayout
@@ -57,16 +58,22 @@ def recognize(
     is needed or does not fit.
     """
     name = name or source
-    tokenizer, config = _open(source, name)
+    vocabulary, config = _open(source, name)
     try:
-        return identify(tokenizer, config, codec, form)
+        return identify(vocabulary, config, codec, form)
     except ValueError as error:
         raise ValueError(f"model {name}: {error}") from error
 
 
-def _open(source: str, name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+def _open(source: str, name: str) -> tuple[dict[str, int], PreTrainedConfig]:
+    """The ids of all tokens, and the config."""
+    fast = Path(source) / "tokenizer.json"
     try:
-        return AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
+        # With so many added tokens transformers takes seconds to make a tokenizer of this file.
+        if fast.is_file():
+            return Tokenizer.from_file(str(fast)).get_vocab(), config
+        return AutoTokenizer.from_pretrained(source).get_vocab(), config
     except Exception as error:  # whatever the many readers of foreign files raise
         raise ValueError(
             f"model {name}: neither a Sheen checkpoint nor one that transformers can open "
@@ -75,13 +82,12 @@ def _open(source: str, name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedCo
 
 
 def identify(
-    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: dict[str, int],
     config: PreTrainedConfig,
     codec: CodecInfo,
     form: str | None,
 ) -> CheckpointInfo | None:
-    """As `recognize`, with tokenizer and config already open."""
-    vocabulary = tokenizer.get_vocab()
+    """As `recognize`, with the tokenizer's vocabulary and the config already read."""
     layout = find_layout(vocabulary, config, codec)
     if layout is None:
         if form is not None:

@@ -183,9 +183,10 @@ def plan_checkpoint(
             info.tags += lost  # encoded as letters, as all tags of the family
             return info, tokenizer, False
     foreign = None
-    if form is not None or CUSTOM_TOKEN.format(0) in tokenizer.get_vocab():
+    vocabulary = tokenizer.get_vocab()
+    if form is not None or CUSTOM_TOKEN.format(0) in vocabulary:
         try:
-            foreign = identify(tokenizer, base, codec, form)
+            foreign = identify(vocabulary, base, codec, form)
         except ValueError as error:
             raise ValueError(f"--model {model}: {error}") from error
     if foreign is not None:

@@ -54,12 +54,6 @@ def url(shared_speaker: Speaker) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser() as browser:
-        yield browser
-
-
 @pytest.fixture
 def tab(browser: Browser, url: str) -> Iterator[Page]:
     tab = browser.open(url)

@@ -1,7 +1,6 @@
 """The page for corrections in a headless Chromium: heard, corrected, kept, saved."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,6 @@ PLAYED = """(() => {
   const player = document.querySelectorAll('audio')[1];
   return !player.paused || player.ended;
 })()"""
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    with Browser() as browser:
-        yield browser
 
 
 def test_a_person_listens_corrects_and_downloads(browser: Browser, tmp_path: Path) -> None:
