@@ -107,7 +107,7 @@ def check(bench: Bench) -> None:
 def _room(bench: Bench, model: SpeechLM) -> None:
     """How many requests the device has memory for."""
     page = CacheShape.of(model.lm).page_bytes
-    free = free_memory(bench.device) if bench.on_gpu else 0
+    free = free_memory(bench.device) or 0
     for tokens in bench.pick([LONGEST, TYPICAL], [256]):
         each = pages_of(tokens) * page
         bench.row(
@@ -132,7 +132,7 @@ def _serve(bench: Bench, model: SpeechLM, codec: Codec, load: Load) -> bool:
 
 def _run(bench: Bench, model: SpeechLM, codec: Codec, load: Load) -> bool:
     slots = math.ceil(SLACK * load.listeners)
-    free = free_memory(bench.device) if bench.on_gpu else 0
+    free = free_memory(bench.device) or 0
     engine = Engine(
         model,
         codec,

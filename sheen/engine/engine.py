@@ -19,11 +19,11 @@ from sheen.audio.samples import SilenceTrim
 from sheen.codec.snac import WindowCodec
 from sheen.engine.audio_decoder import AudioStage, Stream
 from sheen.engine.generation import StepOutput, TokenGenerator
-from sheen.engine.memory import Reserve, plan_reserve
+from sheen.engine.memory import Reserve, plan_cache
 from sheen.engine.scheduler import RequestQueue, Ticket
 from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder
 from sheen.engine.types import Counters, Finished, FinishReason, Playback, Request, Sink
-from sheen.lm.kv_cache import PAGE, CacheShape, arena_bytes, pages_of, plan_pages
+from sheen.lm.kv_cache import PAGE, CacheShape, arena_bytes, free_memory, pages_of
 from sheen.lm.model import SpeechLM
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Engine:
     """Generates and decodes for up to `slots` requests at a time, in its own threads.
 
     `max_seq_len`: longest request, prompt and audio, in tokens (default: the model's maximum).
-    `cache_bytes`: memory for keys and values, allocated at startup (default: see `plan_pages`); a
+    `cache_bytes`: memory for keys and values, allocated at startup (default: see `plan_cache`); a
     request waits until there is enough for all of its tokens. `max_queue`: how many requests may
     wait, beyond those that fit, before `submit` raises EngineBusy. `typical_seq_len`: a length for
     which the log says how many requests fit.
@@ -70,11 +70,9 @@ class Engine:
             raise ValueError(f"slots {slots}: expected at least 1")
         longest = min(max_seq_len or model.max_positions, model.max_positions)
         shape, device = CacheShape.of(model.lm), model.head.device
-        reserve = None
-        if device.type == "cuda":
-            reserve = plan_reserve(model, codec, slots, longest, audio_threads)
-        kept = 0 if reserve is None else reserve.total
-        pages = plan_pages(shape, slots, longest, device, cache_bytes, kept)
+        pages, reserve = plan_cache(
+            model, codec, slots, longest, audio_threads, free_memory(device), cache_bytes
+        )
         self.max_seq_len = min(longest, pages * PAGE)
         """Tokens of the longest request: as configured, or as many as the whole cache holds."""
         _log_memory(shape, pages, slots, self.max_seq_len, typical_seq_len, reserve)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sheen.engine.decode_step import BlockHeads, DecodeStep, Pending
 from sheen.engine.sampler import Sampling, SlotSampler
-from sheen.lm.kv_cache import PAGE, CacheShape, PagedCache, plan_pages
+from sheen.lm.kv_cache import PAGE, CacheShape, PagedCache, free_memory, plan_pages
 from sheen.lm.model import SpeechLM
 from sheen.lm.prefixes import Key, PrefixCache
 from sheen.lm.slot_attention import Rows, Span
@@ -98,7 +98,7 @@ class TokenGenerator:
         self._static_shapes = not on_cpu if static_shapes is None else static_shapes
         shape = CacheShape.of(model.lm)
         if pages is None:
-            pages = plan_pages(shape, slots, max_seq_len, self.device)
+            pages = plan_pages(shape, slots, max_seq_len, free_memory(self.device))
         self.cache = PagedCache(shape, slots, max_seq_len, pages, self.device)
         self._prefixes = PrefixCache(self.cache.pool, PREFILL_CHUNK)
         self.sampler = SlotSampler(slots, max_seq_len, self.device)

@@ -13,7 +13,7 @@ from sheen.engine.decode_step import attention_lengths
 from sheen.engine.generation import PREFILL_ROWS
 from sheen.engine.scheduler import MAX_IN_FLIGHT_PER_SLOT
 from sheen.engine.streaming import LONGEST
-from sheen.lm.kv_cache import PAGE, CacheShape, pages_of
+from sheen.lm.kv_cache import PAGE, CacheShape, pages_of, plan_pages
 from sheen.lm.model import SpeechLM
 from sheen.lm.slot_attention import GATHERED_BYTES
 
@@ -81,3 +81,21 @@ def plan_reserve(
         graphs=graphs + streams * WORKSPACE_BYTES,
         codec=audio_threads * samples * codec.widest * LIVE_ACTIVATIONS * 4,
     )
+
+
+def plan_cache(
+    model: SpeechLM,
+    codec: WindowCodec,
+    slots: int,
+    max_seq_len: int,
+    audio_threads: int,
+    free: int | None,
+    cache_bytes: int | None = None,
+) -> tuple[int, Reserve | None]:
+    """Pages of an engine's KV cache, see `plan_pages`, and what a GPU with `free` bytes keeps free
+    beside it; None where `free` is: elsewhere nothing is kept back."""
+    reserve = None
+    if free is not None:
+        reserve = plan_reserve(model, codec, slots, max_seq_len, audio_threads)
+    kept = 0 if reserve is None else reserve.total
+    return plan_pages(CacheShape.of(model.lm), slots, max_seq_len, free, cache_bytes, kept), reserve

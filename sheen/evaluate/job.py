@@ -135,6 +135,22 @@ def _read_references(config: EvaluateConfig, info: CheckpointInfo) -> dict[str, 
         return read_references(config.references)
 
 
+def speaker_arguments(config: EvaluateConfig, model: str) -> dict[str, Any]:
+    """What a config says of the workers that speak, as arguments of `SpeakWorker`."""
+    return {
+        "model": model,
+        "device": None,
+        "dtype": config.dtype,
+        "untrained_voices": config.untrained_voices,
+        "sampling": config.model_dump(include=SAMPLING),
+        "source": config.model_dump(include={"form", "codec", "info"}),
+        "seed": config.seed,
+        "max_seconds": config.max_seconds,
+        "slots": SLOTS,
+        "reference_form": config.reference_form,
+    }
+
+
 def _speak(
     table: pa.Table,
     done: blocks.Keys,
@@ -161,20 +177,8 @@ def _speak(
     speaking, transcribing = GPU_SHARES if asr_on_gpu else (1.0, 0.0)
     data = ray.data.from_blocks(planned).map_batches(
         SpeakWorker,
-        fn_constructor_kwargs={
-            "model": model,
-            "device": None,
-            "dtype": config.dtype,
-            "untrained_voices": config.untrained_voices,
-            "sampling": config.model_dump(include=SAMPLING),
-            "source": config.model_dump(include={"form", "codec", "info"}),
-            "seed": config.seed,
-            "max_seconds": config.max_seconds,
-            "slots": SLOTS,
-            "attempts": attempts,
-            "references": references,
-            "reference_form": config.reference_form,
-        },
+        fn_constructor_kwargs=speaker_arguments(config, model)
+        | {"attempts": attempts, "references": references},
         compute=ActorPoolStrategy(size=workers),
         batch_size=size,
         batch_format="pyarrow",

@@ -70,9 +70,11 @@ def arena_bytes(shape: CacheShape, pages: int) -> int:
     return (pages + 1) * shape.page_bytes
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int | None:
     """Bytes that can be allocated on a CUDA device: free memory, and memory that torch holds for
-    this process and does not use, as after training steps."""
+    this process and does not use, as after training steps. None for another device."""
+    if device.type != "cuda":
+        return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
@@ -81,19 +83,18 @@ def plan_pages(
     shape: CacheShape,
     slots: int,
     max_seq_len: int,
-    device: torch.device,
+    free: int | None,
     cache_bytes: int | None = None,
     reserve: int = 0,
 ) -> int:
     """Pages of an arena for `slots` sequences of up to `max_seq_len` tokens.
 
     As many as fit `cache_bytes`; by default enough for the longest sequence at every slot, and on a
-    GPU no more than SHARE of what is free. There `reserve` bytes stay free either way, for what
-    else is computed. Raises ValueError for memory that the device has not, and where it is too
-    little for a page, or by default for one sequence.
+    GPU, where `free` bytes are free (else None), no more than SHARE of them. There `reserve` bytes
+    stay free either way, for what else is computed. Raises ValueError for memory that the device
+    has not, and where it is too little for a page, or by default for one sequence.
     """
     longest = pages_of(max_seq_len)
-    free = free_memory(device) if device.type == "cuda" else None
     if cache_bytes is not None:
         if free is not None and cache_bytes > free - reserve:
             raise ValueError(

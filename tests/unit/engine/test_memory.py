@@ -7,11 +7,12 @@ import pytest
 import torch
 from snac import SNAC
 
-from helpers.speaking import random_model
+from helpers.speaking import random_model, tiny_codec
 from sheen.codec.snac import WindowCodec
-from sheen.engine.engine import _log_memory
-from sheen.engine.memory import WORKSPACE_BYTES, Reserve, plan_reserve
-from sheen.lm.kv_cache import CacheShape
+from sheen.engine import engine as engine_module
+from sheen.engine.engine import Engine, _log_memory
+from sheen.engine.memory import WORKSPACE_BYTES, Reserve, plan_cache, plan_reserve
+from sheen.lm.kv_cache import CacheShape, arena_bytes
 from sheen.lm.slot_attention import GATHERED_BYTES
 
 
@@ -49,6 +50,26 @@ def test_each_part_grows_with_what_causes_it(published: Shape) -> None:
     assert threads.codec == 2 * small.codec
     assert threads.graphs == small.graphs + WORKSPACE_BYTES
     assert small.total == small.steps + small.graphs + small.codec
+
+
+def test_an_engine_takes_what_is_free_beside_all_else_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a device with so much free memory; nothing else of it is needed here."""
+    model, codec = random_model(), tiny_codec()
+    shape, reserve = CacheShape.of(model.lm), plan_reserve(model, codec, 64, 512, 1)
+    free = reserve.total + arena_bytes(shape, 12)
+    assert plan_cache(model, codec, 64, 512, 1, free) == (12, reserve)
+    assert plan_cache(model, codec, 64, 512, 1, None) == (64 * 8, None)
+    with pytest.raises(ValueError, match=r"GB of them are needed for the rest"):
+        plan_cache(model, codec, 64, 512, 1, free, arena_bytes(shape, 13))
+    monkeypatch.setattr(engine_module, "free_memory", lambda device: free)
+    with caplog.at_level(logging.INFO, "sheen"):
+        engine = Engine(model, codec, slots=64, max_seq_len=512)
+    engine.close()
+    assert engine.metrics()["pages"] == 12
+    assert f"12 + 1 pages of 64 tokens of {shape}" in caplog.text
+    assert f"64 slots; kept free beside it: {reserve}" in caplog.text
 
 
 def test_the_log_states_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from helpers.speaking import assert_close
 from sheen.audio.io import encode_audio, to_pcm16
 from sheen.data.prompts import Prompt
 from sheen.evaluate.config import EvaluateConfig
-from sheen.evaluate.job import with_absolute_paths
+from sheen.evaluate.job import speaker_arguments, with_absolute_paths
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.prompts import plan_prompts
 from sheen.evaluate.references import read_references, references_digest
@@ -80,6 +80,15 @@ def test_a_worker_speaks_as_the_python_api_does(tmp_path: Path) -> None:
     assert_close(spoken, to_pcm16(audio.samples))
     with pytest.raises(ValueError, match=r"--references: ann: ref_audio: .* was not trained"):
         SpeakWorker(str(CHECKPOINT), "cpu", [], {}, 5, 3.0, 1, references=found)
+
+
+def test_workers_speak_in_the_dtype_of_the_config(checkpoint: Path) -> None:
+    config = EvaluateConfig(
+        model=str(checkpoint), prompts="p", output="o", dtype="bfloat16", max_seconds=0.2
+    )
+    worker = SpeakWorker(**speaker_arguments(config, config.model))
+    worker._engine.close()
+    assert worker._voice.dtype == "bfloat16"
 
 
 def test_what_workers_open_has_no_relative_path(

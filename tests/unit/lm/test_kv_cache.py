@@ -41,38 +41,39 @@ def test_memory_is_what_is_said_before() -> None:
 
 
 def test_a_cpu_gets_pages_for_the_longest_at_every_slot_or_what_it_is_told() -> None:
-    assert plan_pages(SMALL, 8, 200, CPU) == 8 * 4
-    assert plan_pages(SMALL, 8, 200, CPU, 7 * SMALL.page_bytes + 1) == 6
+    assert plan_pages(SMALL, 8, 200, None) == 8 * 4
+    assert plan_pages(SMALL, 8, 200, None, 7 * SMALL.page_bytes + 1) == 6
     with pytest.raises(ValueError, match=r"0\.012 MB was asked for; the least .* 0\.025 MB"):
-        plan_pages(SMALL, 8, 200, CPU, SMALL.page_bytes + 1)
+        plan_pages(SMALL, 8, 200, None, SMALL.page_bytes + 1)
 
 
 def test_a_gpu_gets_no_more_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that torch keeps unused counts as free: evaluation samples are made after steps."""
     gpu_with(monkeypatch, 50 * GB)
-    assert free_memory(CUDA) == 50 * GB
-    assert plan_pages(PUBLISHED, 8, 3696, CUDA) == 8 * 58
-    pages = plan_pages(PUBLISHED, 256, 3696, CUDA)
+    assert free_memory(CPU) is None
+    free = free_memory(CUDA)
+    assert free == 50 * GB
+    assert plan_pages(PUBLISHED, 8, 3696, free) == 8 * 58
+    pages = plan_pages(PUBLISHED, 256, 3696, free)
     assert 44.9 * GB < arena_bytes(PUBLISHED, pages) <= 45 * GB
-    assert plan_pages(PUBLISHED, 256, 3696, CUDA, 49 * GB) > pages
+    assert plan_pages(PUBLISHED, 256, 3696, free, 49 * GB) > pages
     with pytest.raises(ValueError, match=r"51\.00 GB was asked for; 50\.00 GB .* are free"):
-        plan_pages(PUBLISHED, 256, 3696, CUDA, 51 * GB)
-    gpu_with(monkeypatch, GB // 4)
+        plan_pages(PUBLISHED, 256, 3696, free, 51 * GB)
     with pytest.raises(ValueError, match=r"3696 tokens needs .* 0\.43 GB; 0\.25 GB .* are free"):
-        plan_pages(PUBLISHED, 8, 3696, CUDA)
+        plan_pages(PUBLISHED, 8, 3696, GB // 4)
 
 
-def test_a_gpu_keeps_back_what_else_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_keeps_back_what_else_is_computed() -> None:
     """Where it is more than the tenth that is kept anyway, or the memory was stated."""
-    gpu_with(monkeypatch, 10 * GB)
-    pages = plan_pages(PUBLISHED, 256, 3696, CUDA, reserve=3 * GB)
+    free = 10 * GB
+    pages = plan_pages(PUBLISHED, 256, 3696, free, reserve=3 * GB)
     assert 6.9 * GB < arena_bytes(PUBLISHED, pages) <= 7 * GB
-    assert plan_pages(PUBLISHED, 256, 3696, CUDA, reserve=GB // 2) > pages
-    assert plan_pages(PUBLISHED, 256, 3696, CUDA, 7 * GB, reserve=3 * GB) == pages
+    assert plan_pages(PUBLISHED, 256, 3696, free, reserve=GB // 2) > pages
+    assert plan_pages(PUBLISHED, 256, 3696, free, 7 * GB, reserve=3 * GB) == pages
     with pytest.raises(ValueError, match=r"8\.00 GB was asked for; 10\.00 GB .* 3\.00 GB of them"):
-        plan_pages(PUBLISHED, 256, 3696, CUDA, 8 * GB, reserve=3 * GB)
+        plan_pages(PUBLISHED, 256, 3696, free, 8 * GB, reserve=3 * GB)
     with pytest.raises(ValueError, match=r"10\.00 GB .* are free, and 9\.90 GB are kept"):
-        plan_pages(PUBLISHED, 8, 3696, CUDA, reserve=99 * GB // 10)
+        plan_pages(PUBLISHED, 8, 3696, free, reserve=99 * GB // 10)
 
 
 class Book:

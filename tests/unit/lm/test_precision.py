@@ -1,16 +1,24 @@
 """A speech model in bfloat16, as a GPU serves it: which numbers are rounded, and which are not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import sheen
 from helpers.small_models import small_model
+from sheen.codec.snac import load_codec
+from sheen.engine import voice as voice_module
 from sheen.engine.voice import Voice, load_voice
-from sheen.lm.model import float32_logits
-from sheen.lm.precision import dtype_of
+from sheen.lm.model import SpeechLM, float32_logits
+from sheen.lm.precision import Precision, dtype_of
 
+ON_A_GPU: list[tuple[str | torch.device, Precision]] = [
+    (torch.device("cuda", 0), "auto"),
+    ("cuda", "float32"),
+]
 FAR = 3000
 """A position: at it bfloat16's 8 bits of a frequency are radians of an angle."""
 
@@ -31,6 +39,25 @@ def test_a_voice_in_bfloat16_has_all_weights_in_it_and_its_codec_in_float32(halv
     assert {part.dtype for part in halved.model.parameters()} == {torch.bfloat16}
     assert {part.dtype for part in halved.codec.model.parameters()} == {torch.float32}
     assert halved.dtype == "bfloat16"
+
+
+def test_on_a_gpu_a_voice_is_loaded_in_bfloat16(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are read into it. They stay on the CPU, because no GPU is here."""
+    monkeypatch.setattr(SpeechLM, "to", lambda model, device: model)
+    monkeypatch.setattr(voice_module, "load_codec", lambda source, device: load_codec(source))
+    asked: list[torch.dtype] = []
+    read = AutoModelForCausalLM.from_pretrained
+
+    def watched(source: str, dtype: torch.dtype) -> Any:
+        asked.append(dtype)
+        return read(source, dtype=dtype)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+    loaded = [load_voice(str(checkpoint), device, dtype).dtype for device, dtype in ON_A_GPU]
+    assert asked == [torch.bfloat16, torch.float32]
+    assert loaded == ["bfloat16", "float32"]
 
 
 def test_far_positions_are_rotated_by_float32_angles(voice: Voice, halved: Voice) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,14 @@ def opened(folder: Path, max_seconds: float, **args: Any) -> Iterator[Backend]:
         yield backend
     finally:
         backend.close()
+
+
+def test_a_model_is_served_in_the_dtype_of_the_arguments_which_the_log_names(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "sheen"), opened(checkpoint, 0.3, dtype="bfloat16") as made:
+        assert made.voice.dtype == "bfloat16"
+    assert f"serving {checkpoint} on cpu in bfloat16, voices" in caplog.text
 
 
 @pytest.fixture(scope="module")
