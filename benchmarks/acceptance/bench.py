@@ -96,9 +96,12 @@ class Bench:
         """Report a figure that was not measured."""
         self._give(Row(what, None, "", expected=why))
 
-    def judged(self, passed: bool) -> bool | None:
-        """A verdict about speed or a GPU's arithmetic, which only a GPU at full size can give."""
-        return passed if self.on_gpu and not self.small else None
+    def judged(self, passed: bool, on: str = "") -> bool | None:
+        """A verdict about speed or a GPU's arithmetic, which only a GPU at full size can give, and
+        one whose name has `on` in it."""
+        if not self.on_gpu or self.small or on not in torch.cuda.get_device_name(self.device):
+            return None
+        return passed
 
     def pick(self, full: Item, small: Item) -> Item:
         return small if self.small else full

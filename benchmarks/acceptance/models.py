@@ -3,7 +3,8 @@
 Owns how the references' weights and inputs are drawn: by numpy's generator and exact arithmetic,
 so that every machine has the same to the bit. (torch's own normal draws depend on a processor's
 vector units, and a GPU draws other numbers.) What they give on a CPU is kept beside this file, see
-`references`.
+`references`. The shipped voice and codec are no references: theirs would have to be made anew with
+every voice that is committed, and no recording can be decoded where PyAV is missing.
 """
 
 import hashlib

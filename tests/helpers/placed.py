@@ -1,22 +1,26 @@
 """Jobs whose workers note where they run, on clusters that are not what they seem.
 
 `python -m helpers.placed gpus FOLDER CORPUS BASE`: all jobs and a server of two replicas, on two
-GPUs that are not there. `python -m helpers.placed late FOLDER CORPUS ADDRESS`: an encoding. The
-file that NOTES names gets a line of JSON for each device that a worker asked for, and for each task
-that decoded or wrote.
+GPUs that are not there. `python -m helpers.placed late FOLDER CORPUS ADDRESS`: an encoding on GPUs
+that join, whose first decode task ends when a second has begun. The file that NOTES names gets a
+line of JSON for each device that a worker asked for, and for each task that decoded or wrote.
 """
 
 import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 NOTES = "SHEEN_TEST_NOTES"
+TOGETHER = "SHEEN_TEST_TOGETHER"
+"""Decode tasks that wait for one another, if it is set."""
 GPUS = 2
+WAIT_S = 600.0
 
 
 def notes(file: Path) -> list[dict[str, Any]]:
@@ -26,6 +30,17 @@ def notes(file: Path) -> list[dict[str, Any]]:
 def note(**what: Any) -> None:
     with open(os.environ[NOTES], "a") as file:
         file.write(json.dumps(what) + "\n")
+
+
+def wait_for_others() -> None:
+    """Until as many decode tasks as TOGETHER says have begun."""
+    deadline = time.monotonic() + WAIT_S
+    while sum(line.get("task") == "decode_blocks" for line in notes(Path(os.environ[NOTES]))) < int(
+        os.environ.get(TOGETHER, "1")
+    ):
+        if time.monotonic() > deadline:
+            raise TimeoutError("no other decode task ran beside this one")
+        time.sleep(0.05)
 
 
 def record() -> None:
@@ -41,10 +56,13 @@ def record() -> None:
         # What asked for the device, two calls up: `EncodeWorker.__init__`, say.
         worker = sys._getframe(2).f_code.co_qualname.partition(".")[0]
         visible = os.environ.get(device.VISIBLE, "")
+        context = ray.get_runtime_context()
         note(
             worker=worker,
             gpu=None if index is None else visible.split(",")[index],
-            reserved=ray.get_runtime_context().get_accelerator_ids()["GPU"],
+            reserved=context.get_accelerator_ids()["GPU"],
+            cpus=context.get_assigned_resources().get("CPU", 0),
+            node=context.get_node_id(),
             process=os.getpid(),
         )
         return torch.device("cpu")
@@ -55,6 +73,8 @@ def record() -> None:
             context = ray.get_runtime_context()
             cpus = context.get_assigned_resources().get("CPU", 0)
             note(task=work.__name__, node=context.get_node_id(), cpus=cpus)
+            if work.__name__ == "decode_blocks":
+                wait_for_others()
             return work(*given, **named)
 
         return call
@@ -67,8 +87,11 @@ def record() -> None:
 def runtime_env() -> dict[str, Any]:
     from sheen.runs.cluster import WORKER_ENV
 
+    told = {
+        name: os.environ[name] for name in (NOTES, TOGETHER, "PYTHONPATH") if name in os.environ
+    }
     return {
-        "env_vars": WORKER_ENV | {name: os.environ[name] for name in (NOTES, "PYTHONPATH")},
+        "env_vars": WORKER_ENV | told,
         "worker_process_setup_hook": "helpers.placed.record",
     }
 
@@ -82,18 +105,22 @@ def late(folder: Path, corpus: Path, address: str) -> None:
 
     ray.init(address, runtime_env=runtime_env())
     output = str(folder / "codes")
-    run(EncodeConfig(input=[str(corpus)], output=output, codec=str(CODEC), num_workers=2))
+    workers: dict[str, Any] = {"gpu": True, "num_workers": GPUS}
+    run(EncodeConfig(input=[str(corpus)], output=output, codec=str(CODEC), **workers))
 
 
 def gpus(folder: Path, corpus: Path, base: Path) -> None:
     import ray
 
     from helpers.example import CODEC
+    from helpers.recogniser import tiny_en
     from helpers.training import train_config
     from sheen.encode import job as encoding
     from sheen.encode.config import EncodeConfig
     from sheen.evaluate import job as evaluation
     from sheen.evaluate.config import EvaluateConfig
+    from sheen.prepare import job as preparing
+    from sheen.prepare.config import PrepareConfig
     from sheen.train import job as training
     from sheen.train.codec import job as codec_training
     from sheen.train.codec.config import CodecTrainConfig
@@ -106,6 +133,8 @@ def gpus(folder: Path, corpus: Path, base: Path) -> None:
         runtime_env=runtime_env(),
     )
     workers: dict[str, Any] = {"gpu": True, "num_workers": GPUS}
+    prepared = str(folder / "prepared")
+    preparing.run(PrepareConfig(input=[str(corpus)], output=prepared, asr=tiny_en(), **workers))
     codes, run = folder / "codes", folder / "train"
     encoding.run(EncodeConfig(input=[str(corpus)], output=str(codes), codec=str(CODEC), **workers))
     training.run(
