@@ -24,17 +24,19 @@ PATIENCE = 100.0
 """Toy sizes are tried out on slow and busy machines."""
 
 PARTS = [
-    Part("device", "acceptance.device:check", 20, "what the device is, and its ceilings"),
-    Part("codec", "acceptance.codec_checks:check", 30, "codes and audio as on a CPU"),
-    Part("slots", "acceptance.lm_checks:check", 40, "tokens as on a CPU; graphs; bfloat16"),
-    Part("learner", "acceptance.learner_checks:check", 60, "packed attention; a training step"),
-    Part("engine", "acceptance.engine_checks:check", 30, "endings, refusals, stalls"),
-    Part("passes", "acceptance.passes:check_passes", 40, "a decode pass, and its kernels"),
-    Part("prefill", "acceptance.passes:check_prefill", 25, "prompts and windows of new shapes"),
-    Part("streams", "acceptance.streams:check", 110, "listeners held"),
-    Part("encode", "acceptance.encoding:check", 90, "hours of audio in an hour"),
-    Part("train", "acceptance.training:check", 150, "tokens per second; a save"),
+    Part("device", "acceptance.device:check", 15, "what the device is, and its ceilings"),
+    Part("codec", "acceptance.codec_checks:check", 25, "codes and audio as on a CPU"),
+    Part("slots", "acceptance.lm_checks:check", 30, "tokens as on a CPU; graphs; bfloat16"),
+    Part("learner", "acceptance.learner_checks:check", 50, "packed attention; a training step"),
+    Part("engine", "acceptance.engine_checks:check", 20, "endings, refusals, stalls"),
+    Part("passes", "acceptance.passes:check_passes", 35, "a decode pass, and its kernels"),
+    Part("prefill", "acceptance.passes:check_prefill", 20, "prompts and windows of new shapes"),
+    Part("streams", "acceptance.streams:check", 105, "listeners held"),
+    Part("encode", "acceptance.encoding:check", 80, "hours of audio in an hour"),
+    Part("train", "acceptance.training:check", 120, "tokens per second; a save"),
 ]
+"""Their deadlines and a start of the process add up to SECONDS: as long as none of them has to be
+stopped, each has the whole of its own."""
 
 
 def line(part: str, row: dict[str, Any]) -> str:

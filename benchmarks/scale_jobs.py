@@ -36,6 +36,9 @@ ROWS = (1, 2, 4, 8, 16)
 HELPS = 1.05
 RESERVED = 1792
 """Positions that a request of 6 s has pages for: its text, and 20 s of speech, its budget."""
+ATTENTION = 256
+"""On a GPU a step reads the keys and values of all slots up to one length, that of the longest: one
+of this and its doubles (sheen/engine/decode_step.py)."""
 USABLE = 0.9
 """Of a GPU's memory; the rest is the CUDA context, the codec's windows and graphs."""
 
@@ -180,6 +183,14 @@ class Load:
         return count / frames
 
 
+def attended(positions: float) -> float:
+    """The length up to which a GPU's step reads every slot, with so many positions in one."""
+    length = float(ATTENTION)
+    while length < positions:
+        length *= 2
+    return length
+
+
 def step_parts(
     base: Base, device: Device, streams: float, positions: float, itemsize: int
 ) -> dict[str, float]:
@@ -187,10 +198,16 @@ def step_parts(
     calls = LAYER_CALLS * base.layers + PASS_CALLS
     if device.kind == "CPU":
         calls += round(STREAM_CALLS * base.layers * streams)
+        copied = 0.0
+    else:
+        positions = attended(positions)
+        # Read and written once more, at the memory's speed (decision 0031).
+        copied = 2 * itemsize * streams * positions * base.position_values
     work = base.step(streams, positions, itemsize)
     return {
         "launching kernels": calls * device.call_s,
         "weights, keys and values": device.seconds(work, GENERATE, itemsize),
+        "copying pages": copied / device.bandwidth,
     }
 
 

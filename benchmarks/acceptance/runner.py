@@ -84,16 +84,21 @@ class Runner:
             self._process.join()
         self._process = self._connection = None
 
+    @property
+    def _left(self) -> float:
+        """Seconds of the whole."""
+        return self._ends - time.monotonic()
+
     def _run(self, part: Part, outcome: Outcome, report: Report) -> None:
         if self._process is not None and not self._process.is_alive():
             self.close()  # it died after its last part
+        if self._left < SHORTEST_S:
+            outcome.error = "no time was left"
+            return
         if self._connection is None and not self._start(outcome):
             return
         assert self._connection is not None
-        seconds = min(part.seconds * self._patience, self._ends - time.monotonic())
-        if seconds < SHORTEST_S:
-            outcome.error = "no time was left"
-            return
+        seconds = min(part.seconds * self._patience, self._left)
         self._connection.send((part.target, seconds))
         ends = time.monotonic() + seconds
         while (message := self._receive(ends, outcome)) is not None:

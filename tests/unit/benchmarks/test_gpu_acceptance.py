@@ -12,6 +12,10 @@ import pytest
 
 from helpers.example import ROOT
 
+sys.path.append(str(ROOT / "benchmarks"))
+import gpu_acceptance
+from acceptance.runner import START_S, Outcome, Runner
+
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_acceptance.py"
 ABSENT = (
@@ -60,6 +64,20 @@ def test_every_part_runs_to_its_end_at_toy_sizes_and_none_of_its_checks_fails(
     assert len(table) == 2 + sum(len(part["rows"]) for part in parts.values())
 
 
+def test_a_run_in_which_every_part_takes_all_of_its_time_has_time_for_each() -> None:
+    assert START_S + sum(part.seconds for part in gpu_acceptance.PARTS) <= gpu_acceptance.SECONDS
+
+
+def test_without_time_no_part_is_begun() -> None:
+    runner = Runner("cpu", small=True, seconds=0.0)
+    reported: list[Outcome] = []
+    outcomes = list(runner.run(gpu_acceptance.PARTS, lambda found, row: reported.append(found)))
+    assert outcomes == reported
+    assert [found.part for found in outcomes] == [part.name for part in gpu_acceptance.PARTS]
+    assert {(found.ended, found.error) for found in outcomes} == {("not run", "no time was left")}
+    assert not any(found.passed for found in outcomes)
+
+
 def test_the_references_are_small_enough_to_be_carried() -> None:
     assert (BENCHMARKS / "acceptance" / "references.npz").stat().st_size < 1_000_000
 
@@ -88,21 +106,27 @@ def test_a_part_that_fails_hangs_or_dies_leaves_the_next_ones_measured(tmp_path:
     (tmp_path / "parts.py").write_text(PARTS, "utf-8")
     (tmp_path / "main.py").write_text(
         """
-import json
+import json, time
 from acceptance.runner import Part, Runner
 
 if __name__ == "__main__":
-    names = ["fails", "hangs", "dies", "row"]
-    parts = [Part(name, f"parts:{name}", 4 if name == "hangs" else 300, "") for name in names]
+    names = ["fails", "hangs", "dies", "row", "hangs", "row"]
+    parts = [Part(name, f"parts:{name}", 300, "") for name in names]
+    parts[1] = Part("hangs", "parts:hangs", 4, "")
     runner = Runner("cpu", small=True, seconds=3000, patience=1.0)
     runner.start_s = 500
-    print(json.dumps([vars(found) for found in runner.run(parts, lambda *row: None)]))
+    outcomes = []
+    for found in runner.run(parts, lambda *row: None):
+        outcomes.append(found)
+        if len(outcomes) == 4:
+            runner._ends = time.monotonic() + 5
+    print(json.dumps([vars(found) for found in outcomes]))
 """,
         "utf-8",
     )
     found = run_bare(tmp_path, [str(tmp_path / "main.py")])
     assert found.returncode == 0, found.stderr
-    failed, hung, died, ran = json.loads(found.stdout)
+    failed, hung, died, ran, over, late = json.loads(found.stdout)
     assert failed["ended"] == "failed"
     assert "LookupError: not this time" in failed["error"]
     assert hung["ended"] == "stopped"
@@ -111,3 +135,6 @@ if __name__ == "__main__":
     assert ran["ended"] == "finished"
     assert [len(part["rows"]) for part in (failed, hung, died, ran)] == [1, 1, 0, 1]
     assert ran["rows"][0]["share"] == 0.5
+    # Five seconds before the end of the run, which has an end for all parts.
+    assert (over["ended"], len(over["rows"])) == ("stopped", 1)
+    assert (late["ended"], late["error"]) == ("not run", "no time was left")

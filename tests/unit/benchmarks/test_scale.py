@@ -13,10 +13,12 @@ from helpers.example import ROOT
 sys.path.append(str(ROOT / "benchmarks"))
 import scale
 from published import PUBLISHED
-from scale_jobs import Load, Plan, encode, plan_training, serve
-from scale_machines import CODEC, GENERATE, MACHINES, SHARES, TRAIN, Machine
-from scale_shapes import Base, Codec
+from scale_jobs import Load, Plan, attended, encode, plan_training, serve, step_parts
+from scale_machines import CODEC, EPYC_CORE, GENERATE, H100, MACHINES, P5, SHARES, TRAIN, Machine
+from scale_shapes import BFLOAT16, FLOAT32, Base, Codec
 from workload import Shape, make_base
+
+from sheen.engine.decode_step import attention_lengths
 
 SECONDS = 32  # a whole number of frames
 DEVICES = 1, 2, 8, 16, 64
@@ -123,6 +125,32 @@ def test_the_page_has_the_table_that_the_module_prints(heading: str) -> None:
     assert TABLES[heading] in section, (
         f"docs/scale.md, {heading}: replace the table by what `python benchmarks/scale.py` prints"
     )
+
+
+def test_the_guide_for_a_gpu_states_the_streams_of_the_table() -> None:
+    held = {
+        machine.device.name: serve(scale.QWEN, scale.SNAC, machine, Load()).held
+        for machine in MACHINES
+    }
+    guide = " ".join((ROOT / "docs" / "serving.md").read_text("utf-8").split())
+    assert f"about {held['H100']} streams on an H100 for a model of 0.6B parameters" in guide
+    assert f"about {held['L40S']} on an L40S" in guide
+    page = " ".join((ROOT / "docs" / "scale.md").read_text("utf-8").split())
+    parts = serve(scale.QWEN, scale.SNAC, P5, Load()).parts
+    launching, reading, copying = (f"{seconds:.0%}" for seconds in [*parts.values()][:3])
+    assert f"the largest part of an H100's time, {launching}; reading weights" in page
+    assert (
+        f"values is {reading}, and copying keys and values from their pages first {copying}" in page
+    )
+
+
+def test_a_step_on_a_gpu_copies_pages_and_reads_every_slot_up_to_the_engines_length() -> None:
+    lengths = attention_lengths(1 << 14)
+    for positions in (1, 256, 257, 512, 518, 3000):
+        assert attended(positions) == next(length for length in lengths if length >= positions)
+    parts = step_parts(scale.QWEN, H100, 256, 512, BFLOAT16)
+    assert parts["copying pages"] == pytest.approx(10e-3 * 3.0e12 / H100.bandwidth, rel=0.01)
+    assert step_parts(scale.QWEN, EPYC_CORE, 256, 512, FLOAT32)["copying pages"] == 0
 
 
 def test_the_page_states_the_shares_of_the_peak() -> None:
