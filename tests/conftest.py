@@ -146,6 +146,14 @@ def computed_once(made_once: Made) -> Computed:
 
 
 @pytest.fixture(scope="session")
+def two_processes(made_once: Made) -> Path:
+    """What test modules' `of_two` left in two processes: `helpers.spawned`."""
+    from helpers.spawned import take_two
+
+    return made_once("two-processes", take_two)
+
+
+@pytest.fixture(scope="session")
 def codec() -> "Codec":
     from helpers.example import CODEC
     from sheen.codec.snac import load_codec

@@ -10,9 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from snac import SNAC
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
-from helpers import spawned
 from helpers.tiny_codec import TINY, tiny
 from sheen.codec import discriminators
 from sheen.codec.snac import load_codec
@@ -271,17 +270,9 @@ def of_two(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_hold_the_same_codec_and_the_same_adversary(tmp_path: Path) -> None:
-    other = multiprocessing.get_context("spawn").Process(
-        target=spawned.call, args=(1, __file__, of_two.__name__, str(tmp_path)), daemon=True
-    )
-    other.start()
-    of_two(0, str(tmp_path))
-    other.join()
-    assert other.exitcode == 0
-    first, second = (
-        torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)
-    )
+def test_two_processes_hold_the_same_codec_and_the_same_adversary(two_processes: Path) -> None:
+    folder = two_processes / Path(__file__).stem
+    first, second = (torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2))
     assert_same(first, second)
     alone = open_learner(tiny())
     take_steps(alone, range(2))

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from helpers import spawned
 from helpers.small_models import small_model
 from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax
@@ -350,26 +349,13 @@ def steps_of_two(place: Collectives, folder: str) -> None:
             torch.save((losses, evaluated, after, resumed), f"{folder}/run-{index}.pt")
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This process is one of them."""
-    folder = tmp_path_factory.mktemp("two")
-    other = multiprocessing.get_context("spawn").Process(
-        target=spawned.call, args=(1, __file__, of_two.__name__, str(folder)), daemon=True
-    )
-    other.start()
-    of_two(0, str(folder))
-    other.join()
-    assert other.exitcode == 0
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(KINDS)))
 def test_two_processes_take_the_steps_of_one(two_processes: Path, index: int) -> None:
     _, family, softmax, adapters = KINDS[index]
-    losses, evaluated, after, resumed = torch.load(two_processes / f"run-{index}.pt")
-    weights, optimizer = torch.load(two_processes / f"state-{index}.pt")
+    folder = two_processes / Path(__file__).stem
+    losses, evaluated, after, resumed = torch.load(folder / f"run-{index}.pt")
+    weights, optimizer = torch.load(folder / f"state-{index}.pt")
     model = start_model(family, softmax, adapters)
     learner = open_learner(model)
     assert losses == pytest.approx(run_steps(learner, Collectives(CPU), range(STEPS)), rel=1e-4)
