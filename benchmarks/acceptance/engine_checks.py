@@ -86,7 +86,7 @@ def check(bench: Bench) -> None:
     prompts = reference_prompts()
     long = LONG * frames
     longest = max(map(len, prompts)) + long * model.layout.tokens_per_frame
-    engine = Engine(model, codec, slots=SLOTS, max_seq_len=longest, max_queue=1)
+    engine = Engine(model, codec, slots=SLOTS, max_seq_len=longest, max_queue=1, warm_up=True)
 
     def request(number: int, count: int = frames, sampling: Sampling | None = None) -> Request:
         sampling = sampling or Sampling(seed=number)

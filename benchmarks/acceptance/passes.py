@@ -2,7 +2,8 @@
 
 A decode pass at 450 positions a request, beside the time in which the memory gives what it must
 read; then one pass under the profiler: how many kernels, the ten dearest, and which kernel computes
-attention. A prompt and a window of the codec, the first and the second time of their shapes.
+attention. What a server does before it is ready: every shape once. Then a prompt and a window of
+the codec, the first and the second time of their lengths.
 """
 
 import os
@@ -17,6 +18,8 @@ from acceptance.floors import body_weights, convolution_bytes, pass_bytes
 from acceptance.models import codec_layout, published_codec, random_codes, serving_lm
 from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampler import Sampling
+from sheen.engine.streaming import DEFAULT_RAMP
+from sheen.engine.window_shapes import COUNTS, WindowShapes
 from sheen.lm.model import SpeechLM
 
 PROMPT = 41
@@ -62,7 +65,15 @@ def check_prefill(bench: Bench) -> None:
     slots = 8
     length = bench.pick(150, 30)
     generator = TokenGenerator(model, slots, length + 16)
-    generator.prepare()
+    codec = published_codec(bench.device, bench.small)
+    shapes = WindowShapes.of(codec, DEFAULT_RAMP, None, bench.pick(COUNTS[-1], 1))
+    bench.row(
+        "every shape of steps, prompts and windows, once",
+        bench.seconds(lambda: generator.prepare(every_shape=True))
+        + bench.seconds(lambda: shapes.compute_all(codec, noise=True)),
+        "s",
+        windows=len(shapes.lengths) * len(shapes.counts),
+    )
     # Kernels load at their first use, whatever the shape.
     _prefill(bench, generator, 1, length - 20)
     for prompts in (1, slots):
@@ -82,7 +93,6 @@ def check_prefill(bench: Bench) -> None:
             passed=bench.judged(first <= NEW_SHAPE * second),
             first_ms=1e3 * first,
         )
-    codec = published_codec(bench.device, bench.small)
     layout = codec_layout(codec)
     for batch, frames in bench.pick([(1, 4), (1, 10), (16, 18)], [(1, 4), (2, 6)]):
         codes = [layout.deinterleave(random_codes(layout, frames, row)) for row in range(batch)]

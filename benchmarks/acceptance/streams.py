@@ -38,8 +38,8 @@ LONGEST, TYPICAL = 3696, 1735
 of 6 s, which may take 20 s."""
 ARRIVALS_S = 12.0
 """While requests arrive: twice as many as there are listeners."""
-RESERVE_S = 8.0
-"""For a run to drain."""
+RESERVE_S = 10.0
+"""For an engine to warm up, and a run to drain."""
 
 
 class Heard:
@@ -154,6 +154,7 @@ def _run(bench: Bench, model: SpeechLM, codec: Codec, load: Load) -> bool:
         max_seq_len=_request(model, load.frames, 0).seq_len(model.layout),
         max_queue=10 * slots,
         look_ahead=load.look_ahead,
+        warm_up=True,
     )
     length = load.frames * codec.frame_samples / codec.sample_rate
     try:

@@ -141,7 +141,7 @@ class _Stage:
 
     def run(self, x: Tensor, beyond: Tensor | None) -> Tensor:
         for layer in self.layers:
-            x = _clear(layer(x), beyond)
+            x = clear(layer(x), beyond)
         return x
 
     def in_pieces(self, x: Tensor) -> Tensor:
@@ -203,12 +203,13 @@ class ClipEncoder:
             if beyond is not None:
                 beyond = beyond[..., :: stage.stride]
         for layer in self._rest:
-            x = _clear(layer(x), beyond)
+            x = clear(layer(x), beyond)
         return x
 
 
-def _clear(x: Tensor, beyond: Tensor | None) -> Tensor:
-    """Zero the samples beyond the clips' ends; `beyond` `[B, 1, T]` may be of a higher rate."""
+def clear(x: Tensor, beyond: Tensor | None) -> Tensor:
+    """Zero the samples beyond the clips' ends, in place; `beyond` `[B, 1, T]` may be of a higher
+    rate."""
     if beyond is not None:
         step = beyond.shape[-1] // x.shape[-1]
         x.masked_fill_(beyond[..., ::step], 0.0)

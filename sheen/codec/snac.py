@@ -24,9 +24,16 @@ from torch.nn.utils import parametrize
 
 from sheen import rng
 from sheen.codec.float32 import full_float32
-from sheen.codec.inference import ClipEncoder, DilatedConv, Snake, TransposedConv, cut_batches
+from sheen.codec.inference import (
+    ClipEncoder,
+    DilatedConv,
+    Snake,
+    TransposedConv,
+    clear,
+    cut_batches,
+)
 from sheen.codec.layout import Codes
-from sheen.codec.transfer import Transfers
+from sheen.codec.transfer import Transfers, to_device
 
 
 @dataclass(frozen=True)
@@ -106,13 +113,16 @@ class WindowCodec(abc.ABC):
         codes: Sequence[NDArray[np.int16]],
         seeds: Sequence[int] | None = None,
         first_frames: Sequence[int] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """Samples `[B, frames * frame_samples]` (float32, on the CPU) of a batch of equal length.
 
         `codes` holds one array `[B, n]` per level. `seeds` `[B]` turns the codec's noise on (None:
         off); `first_frames` `[B]` says where in its utterance each row begins, so that its noise
         is the noise of those positions. Rows whose length is not a multiple of `block_frames` are
-        padded with code 0 and the result trimmed.
+        padded with code 0 and the result trimmed. `lengths` `[B]`: frames of each row that count
+        (None: all of them), with code 0 behind them; their samples are those of a row of these
+        frames alone, others mean nothing.
         """
 
 
@@ -237,6 +247,7 @@ class Codec(WindowCodec):
         codes: Sequence[NDArray[np.int16]],
         seeds: Sequence[int] | None = None,
         first_frames: Sequence[int] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         frames = codes[0].shape[1]
         pad = -frames % self.block_frames
@@ -248,10 +259,12 @@ class Codec(WindowCodec):
         batch = x.shape[0]
         keys = None if seeds is None else torch.tensor(list(seeds), device=self.device)
         starts = torch.tensor(list(first_frames or [0] * batch), device=self.device)
+        beyond = self._beyond(lengths or [frames] * batch, x.shape[-1])
+        x = clear(x, beyond)
         rate, block_index = 1, 0  # samples per latent so far, and which upsampling block
         for layer in self.model.decoder.model:
             if not isinstance(layer, DecoderBlock):
-                x = layer(x)
+                x = clear(layer(x), beyond)
                 continue
             rate *= int(self.model.decoder_rates[block_index])
             for part in layer.block:
@@ -262,8 +275,19 @@ class Codec(WindowCodec):
                     at = first_sample[:, None] + torch.arange(x.shape[-1], device=self.device)
                     noise = rng.normal(keys, rng.NOISE + block_index, at).to(x.dtype)
                     x = x + noise[:, None, :] * part.linear(x)
+                x = clear(x, beyond)
             block_index += 1
         return x[:, 0, : frames * self.frame_samples].float().cpu()
+
+    def _beyond(self, lengths: Sequence[int], latents: int) -> Tensor | None:
+        """`[B, 1, samples]`: which samples lie beyond the rows' own blocks; None if none does."""
+        block = self.frame_samples * self.block_frames
+        ends = [-(-length // self.block_frames) * block for length in lengths]
+        samples = latents * self.hop
+        if min(ends) >= samples:
+            return None
+        at = torch.arange(samples, device=self.device)
+        return (at >= to_device(torch.tensor(ends), self.device)[:, None])[:, None]
 
     def _latents(self, levels: Sequence[Tensor]) -> Tensor:
         """Latents `[B, D, T]` of codes `[B, T / stride]` of each level.

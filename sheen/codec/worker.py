@@ -75,10 +75,11 @@ class CodecProcess(WindowCodec):
         codes: Sequence[NDArray[np.int16]],
         seeds: Sequence[int] | None = None,
         first_frames: Sequence[int] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         connection = self._free.get()
         try:
-            connection.send((codes, seeds, first_frames))
+            connection.send((codes, seeds, first_frames, lengths))
             result = connection.recv()
         except (OSError, EOFError) as error:
             raise RuntimeError("the process that decodes audio has ended") from error
@@ -104,12 +105,12 @@ def serve(connection: Connection, codec: Codec) -> None:
     """The loop of a process: decode what it is sent until the other side is gone."""
     while True:
         try:
-            codes, seeds, first_frames = connection.recv()
+            codes, seeds, first_frames, lengths = connection.recv()
         except EOFError:
             return
         result: NDArray[np.float32] | Exception
         try:
-            result = codec.decode(codes, seeds, first_frames).numpy()
+            result = codec.decode(codes, seeds, first_frames, lengths).numpy()
         except Exception as error:  # noqa: BLE001 - it is raised on the other side
             result = RuntimeError(f"{type(error).__name__}: {error}")
         connection.send(result)

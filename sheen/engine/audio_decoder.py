@@ -18,6 +18,7 @@ from sheen.audio.samples import Samples, SilenceTrim
 from sheen.codec.snac import WindowCodec
 from sheen.engine.streaming import StreamingDecoder, decode_ready
 from sheen.engine.types import Finished, Playback, Sink
+from sheen.engine.window_shapes import WindowShapes
 
 logger = logging.getLogger(__name__)
 
@@ -72,17 +73,30 @@ class Stream:
 
 
 class AudioStage:
-    """Threads that decode. They call `closed` when a stream ends, and then tell its sink."""
+    """Threads that decode. They call `closed` when a stream ends, and then tell its sink.
+
+    `shapes`: batches are of these alone. `prepare` is called by each thread before the first
+    stream: a GPU's plans for convolutions are a thread's own. If it raises, every stream fails.
+    """
 
     def __init__(
         self,
         codec: WindowCodec,
         closed: Callable[[Stream, Finished], object],
         threads: int = 1,
+        shapes: WindowShapes | None = None,
+        prepare: Callable[[], object] | None = None,
     ) -> None:
         self._codec = codec
+        self._shapes = shapes
         self._batch = CPU_BATCH if codec.device.type == "cpu" else BATCH
+        if shapes is not None:
+            self._batch = shapes.counts[-1]
         self._closed = closed
+        self._prepare = prepare
+        # No stream is decoded before all threads are prepared: who waits for one, waits for all.
+        self._prepared = threading.Barrier(threads)
+        self._fault: Exception | None = None
         self._streams: set[Stream] = set()
         self._wake = threading.Condition()
         self._closing = False
@@ -139,6 +153,7 @@ class AudioStage:
         # A GPU's queue of its own: audio must not wait for the tokens computed beside it.
         side = torch.cuda.Stream(self._codec.device) if on_gpu else None
         with torch.cuda.stream(side):  # nothing for None
+            self._get_ready()
             while streams := self._claim():
                 self._working[number] = time.monotonic()
                 try:
@@ -149,6 +164,16 @@ class AudioStage:
                         self._fail(stream, RuntimeError("the audio stage failed"))
                 self._release(streams)
                 self._working.pop(number, None)
+
+    def _get_ready(self) -> None:
+        if self._prepare is None:
+            return
+        try:
+            self._prepare()
+        except Exception as error:
+            logger.exception("the audio stage cannot decode")
+            self._fault = error
+        self._prepared.wait()
 
     def _claim(self) -> list[Stream]:
         """The most urgent streams that something can be done for; none when the stage closes."""
@@ -177,6 +202,10 @@ class AudioStage:
     def _serve(self, streams: Sequence[Stream]) -> None:
         """Take in what came, and give out one chunk of each stream, or its end."""
         live, over = [], set()
+        if self._fault is not None:
+            for stream in streams:
+                self._fail(stream, self._fault)
+            return
         for stream in streams:
             with self._wake:
                 tokens, stream.tokens = stream.tokens, []
@@ -208,13 +237,13 @@ class AudioStage:
     def _decode(self, streams: Sequence[Stream]) -> list[Samples | None]:
         """The next chunk of each; None for one that failed. Together, unless that fails."""
         try:
-            return list(decode_ready([stream.decoder for stream in streams]))
+            return list(decode_ready([stream.decoder for stream in streams], self._shapes))
         except Exception:
             logger.exception("a batch of %d windows failed; now each alone", len(streams))
         results: list[Samples | None] = []
         for stream in streams:
             try:
-                results.append(decode_ready([stream.decoder])[0])
+                results.append(decode_ready([stream.decoder], self._shapes)[0])
             except Exception as error:  # noqa: BLE001 - it is told to the sink
                 self._fail(stream, error)
                 results.append(None)

@@ -173,7 +173,7 @@ class DecodeStep:
             table = table.pin_memory()
         self._table.copy_(table, non_blocking=True)
         longest = 1 + max(position for position, _, _ in requests.values())
-        length = next(cut for cut in self._lengths if cut >= longest)
+        length = self.length_for(longest)
         if self._captures:
             self._graphs[length].replay()
         else:
@@ -202,6 +202,17 @@ class DecodeStep:
             pool = graph.pool()
         torch.cuda.current_stream().wait_stream(stream)
         self._graphs = graphs
+
+    def compute_all(self) -> None:
+        """Compute a step of every shape once, unless graphs were captured, which does."""
+        if not self._graphs:
+            self.idle()
+            for length in self._lengths:
+                self._compute(length)
+
+    def length_for(self, positions: int) -> int:
+        """The attention length for so many positions of a slot."""
+        return next(length for length in self._lengths if length >= positions)
 
     def idle(self) -> None:
         """Let no slot run in the steps that follow, until `run`: they change nothing."""

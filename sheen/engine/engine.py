@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -19,11 +20,12 @@ from sheen.audio.samples import SilenceTrim
 from sheen.codec.snac import WindowCodec
 from sheen.engine.audio_decoder import AudioStage, Stream
 from sheen.engine.generation import StepOutput, TokenGenerator
-from sheen.engine.memory import Reserve, plan_cache
+from sheen.engine.memory import log_memory, most_windows, plan_cache
 from sheen.engine.scheduler import RequestQueue, Ticket
 from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder
 from sheen.engine.types import Counters, Finished, FinishReason, Playback, Request, Sink
-from sheen.lm.kv_cache import PAGE, CacheShape, arena_bytes, free_memory, pages_of
+from sheen.engine.window_shapes import WindowShapes
+from sheen.lm.kv_cache import PAGE, CacheShape, free_memory, pages_of
 from sheen.lm.model import SpeechLM
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,8 @@ class Engine:
     request waits until there is enough for all of its tokens. `max_queue`: how many requests may
     wait, beyond those that fit, before `submit` raises EngineBusy. `typical_seq_len`: a length for
     which the log says how many requests fit.
+    `fixed_shapes`: steps, prompts and windows are computed in few shapes (default: not on a CPU).
+    `warm_up`: each of these shapes is computed once before the first request.
     `noise`: the codec's own noise, drawn from each request's seed. `ramp`, `look_ahead`: see
     StreamingDecoder. `trim_silence`: remove the silence before speech. `ahead`: steps that are
     started before the tokens of earlier ones are read (default: 1 on a GPU). `stall_s`: a step that
@@ -64,6 +68,8 @@ class Engine:
         trim_silence: bool = False,
         audio_threads: int = 1,
         ahead: int | None = None,
+        fixed_shapes: bool | None = None,
+        warm_up: bool = False,
         stall_s: float = STALL_S,
     ) -> None:
         if slots < 1:
@@ -75,14 +81,18 @@ class Engine:
         )
         self.max_seq_len = min(longest, pages * PAGE)
         """Tokens of the longest request: as configured, or as many as the whole cache holds."""
-        _log_memory(shape, pages, slots, self.max_seq_len, typical_seq_len, reserve)
+        log_memory(shape, pages, slots, self.max_seq_len, typical_seq_len, reserve)
         self.counters = Counters(slots)
         self._model, self._codec = model, codec
         self._noise, self._ramp, self._look_ahead = noise, tuple(ramp), look_ahead
         self._trims = trim_silence
         self._stall_s = stall_s
-        self._generator = TokenGenerator(model, slots, self.max_seq_len, pages=pages)
         on_gpu = device.type == "cuda"
+        fixed = device.type != "cpu" if fixed_shapes is None else fixed_shapes
+        self._warms_up = warm_up and fixed
+        self._generator = TokenGenerator(
+            model, slots, self.max_seq_len, pages=pages, static_shapes=fixed
+        )
         self.max_queue = max_queue
         self._ahead = int(on_gpu) if ahead is None else ahead
         self._queue = RequestQueue(slots, max_queue, lambda: self._generator.free_pages)
@@ -91,9 +101,19 @@ class Engine:
         # to the next request at the same slot.
         self._owners: dict[int, Ticket] = {}
         self._working_since: float | None = None
-        self._audio = AudioStage(codec, self._closed, audio_threads)
+        self._audio = self._audio_stage(audio_threads, fixed)
         self._thread = threading.Thread(target=self._loop, name="sheen-engine", daemon=True)
         self._thread.start()
+
+    def _audio_stage(self, threads: int, fixed_shapes: bool) -> AudioStage:
+        if not fixed_shapes:
+            return AudioStage(self._codec, self._closed, threads)
+        most = most_windows(self.slots)
+        shapes = WindowShapes.of(self._codec, self._ramp, self._look_ahead, most)
+        prepare = partial(shapes.compute_all, self._codec, self._noise)
+        return AudioStage(
+            self._codec, self._closed, threads, shapes, prepare if self._warms_up else None
+        )
 
     def submit(self, request: Request, sink: Sink, follows: Ticket | None = None) -> Ticket:
         """Queue a request. One that `follows` another continues a stream that is playing: it is
@@ -172,7 +192,7 @@ class Engine:
         try:
             if (device := self._generator.device).type == "cuda":
                 torch.cuda.set_device(device)  # of this thread: graphs are captured there
-            self._generator.prepare()
+            self._generator.prepare(every_shape=self._warms_up)
             while self._gather(bool(steps)):
                 step = self._generator.step()
                 if step is not None:
@@ -280,27 +300,3 @@ class Engine:
         error = RuntimeError(fault)
         for ticket in [*self._running.values(), *left]:
             self._end(ticket, "error", error)
-
-
-def _log_memory(
-    shape: CacheShape,
-    pages: int,
-    slots: int,
-    max_seq_len: int,
-    typical_seq_len: int | None,
-    reserve: Reserve | None,
-) -> None:
-    room = f"{pages // pages_of(max_seq_len)} of the longest ({max_seq_len} tokens)"
-    if typical_seq_len is not None and typical_seq_len < max_seq_len:
-        streams = pages // pages_of(typical_seq_len)
-        room = f"{streams} streams of a typical length ({typical_seq_len} tokens), or {room}"
-    logger.info(
-        "KV cache: %d + 1 pages of %d tokens of %s = %.1f MB; room for %s; %d slots%s",
-        pages,
-        PAGE,
-        shape,
-        arena_bytes(shape, pages) / 1e6,
-        room,
-        slots,
-        "" if reserve is None else f"; kept free beside it: {reserve}",
-    )

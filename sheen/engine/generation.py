@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sheen.engine.decode_step import BlockHeads, DecodeStep, Pending
+from sheen.engine.decode_step import BlockHeads, DecodeStep, Pending, attention_lengths
 from sheen.engine.sampler import Sampling, SlotSampler
 from sheen.lm.kv_cache import PAGE, CacheShape, PagedCache, free_memory, plan_pages
 from sheen.lm.model import SpeechLM
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 PREFILL_CHUNK = 256
 """Most tokens of a prompt in a step. Prompts are always cut at this length, because the cut
 determines how attention rounds."""
+CHUNK_ROWS = 16, 32, 64, 128, PREFILL_CHUNK
+"""With static shapes, rows of a chunk of a prompt: prompts have any length, and each new shape may
+cost a GPU's libraries a plan. Unused rows cost next to nothing: such steps wait for the weights."""
 PREFILL_ROWS = 512
 """Most tokens of all prompts in a step, beyond the first chunk: it bounds how long running requests
 wait."""
@@ -76,9 +79,9 @@ class StepOutput:
 class TokenGenerator:
     """Runs the started requests, one token each per `step`.
 
-    `static_shapes` computes all slots at once with constant shapes, which CUDA graphs need; the
-    default on a GPU. `pages` of the KV cache: by default from `plan_pages`, which raises ValueError
-    if the device does not have enough memory.
+    `static_shapes` computes all slots at once with constant shapes, which CUDA graphs need, and
+    prompts in few shapes; the default on a GPU. `pages` of the KV cache: by default from
+    `plan_pages`, which raises ValueError if the device does not have enough memory.
     """
 
     def __init__(
@@ -115,11 +118,24 @@ class TokenGenerator:
         self._compiled = any(part._compiled_call_impl is not None for part in model.lm.modules())
 
     @torch.inference_mode()
-    def prepare(self) -> None:
-        """Do now what would delay the first requests."""
+    def prepare(self, every_shape: bool = False) -> None:
+        """Do now what would delay the first requests, which must not run yet. With `every_shape`
+        each static shape of a step is computed once."""
         if self._decode_step is not None:
             with self._eagerly():
                 self._decode_step.capture_all()
+                if every_shape:
+                    self._decode_step.compute_all()
+                    self._compute_prompts()
+
+    def _compute_prompts(self) -> None:
+        """A chunk of each shape, at a slot that has no pages."""
+        for length in attention_lengths(self.cache.capacity):
+            for count in CHUNK_ROWS:
+                zeros = torch.zeros(count, dtype=torch.long, device=self.device)
+                index = (zeros + self.cache.spare_row)[:, None] + self.cache.heads
+                rows = Rows(self.cache, index, [Span(0, 0, count, count, length)])
+                self.model.slot_states(zeros, zeros, rows)
 
     @torch.inference_mode()
     def start(
@@ -220,11 +236,20 @@ class TokenGenerator:
                 if request.step < request.max_tokens:
                     running.append(slot)
                 continue
-            count = min(PREFILL_CHUNK, len(request.prompt) - request.written)
+            span = self._next_chunk(slot, request)
+            count = span.count + span.spare
             if not chunks or rows + count <= PREFILL_ROWS:
-                chunks.append(Span(slot, request.written, count))
+                chunks.append(span)
                 rows += count
         return running, chunks
+
+    def _next_chunk(self, slot: int, request: _Request) -> Span:
+        start = request.written
+        count = min(PREFILL_CHUNK, len(request.prompt) - start)
+        if self._decode_step is None:
+            return Span(slot, start, count)
+        rows = next(rows for rows in CHUNK_ROWS if rows >= count)
+        return Span(slot, start, count, rows, self._decode_step.length_for(start + count))
 
     def _last_row(self, slot: int) -> Span:
         return Span(slot, self._requests[slot].position, 1)
@@ -269,12 +294,14 @@ class TokenGenerator:
         for span in spans:
             places += range(span.start, span.start + span.count)
             kept += self.cache.rows(span.slot, span.start, span.count)
+            if unused := span.spare:
+                places += [0] * unused
+                kept += [self.cache.spare_row] * unused
         ids = self._last_tokens(tuple(running))
-        prompts = [
-            token
-            for span in chunks
-            for token in self._requests[span.slot].prompt[span.start : span.start + span.count]
-        ]
+        prompts: list[int] = []
+        for span in chunks:
+            prompts += self._requests[span.slot].prompt[span.start : span.start + span.count]
+            prompts += [0] * span.spare
         spare = self._heads.spare_rows(len(places))
         places += [0] * spare
         kept += [self.cache.spare_row] * spare
@@ -291,6 +318,7 @@ class TokenGenerator:
             request = self._requests[span.slot]
             if span.start + span.count >= len(request.prompt):
                 pending.append(Pending(row, span.slot, request.step, request.min_tokens))
+            row += span.spare
         if pending:
             self._heads.choose(states, pending)
 

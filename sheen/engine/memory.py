@@ -5,6 +5,7 @@ log. These are estimates from shapes, rounded up; `benchmarks/gpu_acceptance.py`
 device. Allocates nothing.
 """
 
+import logging
 from dataclasses import dataclass
 
 from sheen.codec.snac import WindowCodec
@@ -12,10 +13,12 @@ from sheen.engine.audio_decoder import BATCH
 from sheen.engine.decode_step import attention_lengths
 from sheen.engine.generation import PREFILL_ROWS
 from sheen.engine.scheduler import MAX_IN_FLIGHT_PER_SLOT
-from sheen.engine.streaming import LONGEST
-from sheen.lm.kv_cache import PAGE, CacheShape, pages_of, plan_pages
+from sheen.engine.window_shapes import LONGEST
+from sheen.lm.kv_cache import PAGE, CacheShape, arena_bytes, pages_of, plan_pages
 from sheen.lm.model import SpeechLM
 from sheen.lm.slot_attention import GATHERED_BYTES
+
+logger = logging.getLogger(__name__)
 
 LIVE_WIDE, LIVE_NARROW = 4, 6
 """Float32 activations in a layer at a time, of the MLP's width and of the model's."""
@@ -57,6 +60,11 @@ class Reserve:
         )
 
 
+def most_windows(slots: int) -> int:
+    """Windows that are decoded at once on a GPU, at most."""
+    return min(BATCH, MAX_IN_FLIGHT_PER_SLOT * slots)
+
+
 def plan_reserve(
     model: SpeechLM, codec: WindowCodec, slots: int, max_seq_len: int, audio_threads: int
 ) -> Reserve:
@@ -73,9 +81,9 @@ def plan_reserve(
     graphs = len(attention_lengths(pages_of(max_seq_len) * PAGE)) * nodes * NODE_BYTES
     # The token thread, graph capture, and the audio threads.
     streams = 2 + audio_threads
-    # The context is small compared with a long window.
-    windows = min(BATCH, MAX_IN_FLIGHT_PER_SLOT * slots)
-    samples = windows * LONGEST * codec.frame_samples
+    windows = most_windows(slots)
+    longest = codec.window(LONGEST, 2 * LONGEST, None)
+    samples = windows * (longest.stop - longest.start) * codec.frame_samples
     return Reserve(
         steps=layer + max(GATHERED_BYTES, one_slot) + logits,
         graphs=graphs + streams * WORKSPACE_BYTES,
@@ -99,3 +107,28 @@ def plan_cache(
         reserve = plan_reserve(model, codec, slots, max_seq_len, audio_threads)
     kept = 0 if reserve is None else reserve.total
     return plan_pages(CacheShape.of(model.lm), slots, max_seq_len, free, cache_bytes, kept), reserve
+
+
+def log_memory(
+    shape: CacheShape,
+    pages: int,
+    slots: int,
+    max_seq_len: int,
+    typical_seq_len: int | None,
+    reserve: Reserve | None,
+) -> None:
+    """Log how much an engine takes and how many requests that is for."""
+    room = f"{pages // pages_of(max_seq_len)} of the longest ({max_seq_len} tokens)"
+    if typical_seq_len is not None and typical_seq_len < max_seq_len:
+        streams = pages // pages_of(typical_seq_len)
+        room = f"{streams} streams of a typical length ({typical_seq_len} tokens), or {room}"
+    logger.info(
+        "KV cache: %d + 1 pages of %d tokens of %s = %.1f MB; room for %s; %d slots%s",
+        pages,
+        PAGE,
+        shape,
+        arena_bytes(shape, pages) / 1e6,
+        room,
+        slots,
+        "" if reserve is None else f"; kept free beside it: {reserve}",
+    )

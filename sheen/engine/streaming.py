@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from sheen.audio.samples import NO_SAMPLES
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Window, WindowCodec
+from sheen.engine.window_shapes import LONGEST, WindowShapes
 
 DEFAULT_RAMP = (1, 2, 4, 8, 12)
 """Frames of the first chunks; the last value repeats. The first ones are small for an early start;
 later ones are larger, because each window decodes up to 6 frames of context again."""
-
-LONGEST = 36
-"""Most frames of several chunks in one window: other streams wait meanwhile."""
 
 
 class StreamingDecoder:
@@ -176,28 +174,41 @@ class StreamingDecoder:
         return np.concatenate(chunks)
 
 
-def decode_ready(decoders: Sequence[StreamingDecoder]) -> list[NDArray[np.float32]]:
+def decode_ready(
+    decoders: Sequence[StreamingDecoder], shapes: WindowShapes | None = None
+) -> list[NDArray[np.float32]]:
     """Decode the next window of every stream that has one; streams without one get no samples.
 
-    All decoders must share codec and layout. Windows of equal length form one batch.
+    All decoders must share codec and layout. Windows of equal length form one batch; with `shapes`
+    those of lengths that are padded to the same.
     """
     results = [NO_SAMPLES] * len(decoders)
     groups: dict[tuple[int, bool], list[tuple[int, Window]]] = {}
     for index, decoder in enumerate(decoders):
         if window := decoder.next_window():
             length = len(decoder.window_frames(window))
+            if shapes is not None:
+                length = shapes.length(length)
             groups.setdefault((length, decoder.seed is None), []).append((index, window))
     decoded: list[tuple[int, Window, NDArray[np.float32]]] = []
-    for (_, silent), members in groups.items():
+    for (length, silent), members in groups.items():
         first = decoders[members[0][0]]
-        stacks = [
-            first.layout.deinterleave(decoders[index].window_frames(window))
-            for index, window in members
-        ]
+        rows = [decoders[index].window_frames(window) for index, window in members]
+        seeds = [decoders[index].seed or 0 for index, _ in members]
+        starts = [window.start for _, window in members]
+        own: list[int] | None = None
+        if shapes is not None:
+            unused = shapes.count(len(rows)) - len(rows)
+            own = [*map(len, rows), *[length] * unused]
+            rows = [np.pad(row, ((0, length - len(row)), (0, 0))) for row in rows]
+            rows += [np.zeros_like(rows[0])] * unused
+            seeds, starts = seeds + [0] * unused, starts + [0] * unused
+        stacks = [first.layout.deinterleave(row) for row in rows]
         samples = first.codec.decode(
             [np.stack(level) for level in zip(*stacks, strict=True)],
-            seeds=None if silent else [decoders[index].seed or 0 for index, _ in members],
-            first_frames=[window.start for _, window in members],
+            seeds=None if silent else seeds,
+            first_frames=starts,
+            lengths=own,
         ).numpy()
         decoded += [(index, window, samples[row]) for row, (index, window) in enumerate(members)]
     # No stream moves on before all are decoded: after an exception they can be tried again.

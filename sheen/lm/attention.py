@@ -27,7 +27,7 @@ SLOT_BACKENDS = [
     SDPBackend.MATH,
 ]
 """torch's backends for attention over slots on a GPU. Not cuDNN's, which torch may prefer on an
-H100: it plans each new shape, for some 35 ms (a public report), and prompts have many lengths."""
+H100: it plans each new shape, for some 35 ms (a public report)."""
 
 BEYOND = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
 """Arguments by which transformers' models change attention; each is refused here."""

@@ -3,7 +3,8 @@
 Owns the attention function: each row of a step attends to its own slot, up to itself. On a CPU that
 is one call per slot over the slot's own length, so that no shape, and hence no rounding, depends on
 what else is in the step; on a GPU it is one call over all slots, or as many as a copy of their
-pages has room for, cut at a common length. Refuses attention arguments that it does not compute.
+pages has room for, cut at a common length, and for chunks of prompts a call each in one of few
+shapes. Refuses attention arguments that it does not compute.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from sheen.lm.attention import BEYOND
-from sheen.lm.kv_cache import Cut, PagedCache
+from sheen.lm.kv_cache import PAGE, Cut, PagedCache
 
 SLOTTED = "sheen_slots"
 """The name under which transformers knows `slot_attention`."""
@@ -26,20 +27,31 @@ GATHERED_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Span:
-    """`count` rows of a step, at a slot's positions from `start` on."""
+    """`count` rows of a step, at a slot's positions from `start` on.
+
+    With a `length`, of whole pages, attention is to that many positions of the slot, and the span
+    is `rows` rows of the step; those after `count` are unused.
+    """
 
     slot: int
     start: int
     count: int
+    rows: int = 0
+    length: int = 0
+
+    @property
+    def spare(self) -> int:
+        """Unused rows behind its own."""
+        return self.rows - self.count if self.length else 0
 
 
 @dataclass
 class Rows:
     """The rows `[T]` of a step. `index` `[T, 2 * kv_heads]` says where the cache keeps them.
 
-    Either `spans` name them in order (rows after the last span are unused), or, with `length`, row
-    s is slot s at `positions[s]`, which is below `length`, and `tables` `[slots, pages]` are the
-    pages of that many positions.
+    Either `spans` name them in order (rows after the last span are unused), all with a length or
+    none, or, with `length`, row s is slot s at `positions[s]`, which is below `length`, and
+    `tables` `[slots, pages]` are the pages of that many positions.
     """
 
     cache: PagedCache
@@ -49,6 +61,7 @@ class Rows:
     tables: Tensor | None = None
     length: int = 0
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _span_masks: dict[tuple[Span, int | None], Tensor] = field(default_factory=dict)
     _cuts: list[Cut] = field(default_factory=list)
 
     def cuts(self) -> list[Cut]:
@@ -69,6 +82,20 @@ class Rows:
                 seen &= at > own - window
             self._masks[window] = seen[:, None, None]
         return self._masks[window]
+
+    def span_mask(self, span: Span, window: int | None, group: int) -> Tensor:
+        """`[group * rows, length]`, what to add to the scores of a span's rows in every layer, once
+        for each of `group` heads: 0 where a row attends, else minus infinity."""
+        if (span, window) not in self._span_masks:
+            at = torch.arange(span.length, device=self.index.device)
+            own = torch.arange(span.start, span.start + span.rows, device=at.device)[:, None]
+            seen = at <= own
+            if window is not None:
+                seen &= at > own - window
+            mask = torch.zeros(seen.shape, dtype=self.cache.shape.dtype, device=at.device)
+            mask.masked_fill_(~seen, float("-inf"))
+            self._span_masks[span, window] = mask.repeat(group, 1)
+        return self._span_masks[span, window]
 
 
 def slot_attention(
@@ -103,7 +130,9 @@ def attend(
     query: Tensor, rows: Rows, layer: int, scaling: float | None, window: int | None
 ) -> Tensor:
     """Attention `[T, heads, d]` of a step's rows `[T, heads, d]` to what the cache holds."""
-    way = _all_slots if rows.length else _slot_by_slot
+    if rows.length:
+        return _all_slots(query, rows, layer, scaling, window)
+    way = _in_few_shapes if rows.spans and rows.spans[0].length else _slot_by_slot
     return way(query, rows, layer, scaling, window)
 
 
@@ -165,6 +194,33 @@ def _slot_by_slot(
     if row < total:
         outs.append(query.new_zeros(total - row, *shape))
     return (outs[0] if len(outs) == 1 else torch.cat(outs)).reshape(query.shape)
+
+
+def _in_few_shapes(
+    query: Tensor, rows: Rows, layer: int, scaling: float | None, window: int | None
+) -> Tensor:
+    """For each span one call, whose shape is that of its `rows` and `length` alone.
+
+    Heads that share keys are rows of one query, as in `_all_slots`: with a mask, torch's fast
+    kernels on a GPU take no query with more heads than there are keys.
+    """
+    cache = rows.cache
+    total, heads, width = query.shape
+    shape = (cache.shape.kv_heads, heads // cache.shape.kv_heads, width)
+    pages = cache.pages[2 * layer : 2 * layer + 2].flatten(0, 1)
+    outs, row = [], 0
+    for span in rows.spans:
+        own = query.narrow(0, row, span.rows).view(span.rows, *shape)
+        grouped = own.permute(1, 2, 0, 3).flatten(1, 2)[None]
+        copy = pages.index_select(1, cache.tables[span.slot, : span.length // PAGE])
+        keys, values = copy.view(2, 1, -1, span.length, width).unbind()
+        mask = rows.span_mask(span, window, shape[1])
+        out = F.scaled_dot_product_attention(grouped, keys, values, mask, scale=scaling)
+        outs.append(out.view(*shape[:2], span.rows, width).permute(2, 0, 1, 3))
+        row += span.rows
+    if row < total:
+        outs.append(query.new_zeros(total - row, *shape))
+    return torch.cat(outs).reshape(query.shape)
 
 
 def _causal(span: Span, window: int | None, device: torch.device) -> Tensor:

@@ -85,6 +85,7 @@ class Backend:
             look_ahead=args.look_ahead,
             trim_silence=args.trim_silence,
             audio_threads=args.audio_threads,
+            warm_up=True,
         )
         self.admission = Admission(args.slots + args.max_queue, args.slots)
         self.open_sockets, self.max_sockets = 0, args.sockets
@@ -110,7 +111,8 @@ class Backend:
         )
 
     def _warm_up(self) -> None:
-        """Speak in all slots before reporting ready: the first step of a shape is much slower."""
+        """Speak in all slots before reporting ready: the first step of a shape is much slower. On a
+        GPU the engine computes every other shape before that."""
         names = self.voice.info.voices
         request = self.voice.request(
             "one", names[0] if names else None, Sampling(), 1.0, self.engine.max_seq_len

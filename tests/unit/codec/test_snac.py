@@ -173,6 +173,24 @@ def test_a_frame_has_the_same_samples_in_every_window(shape: str) -> None:
                 assert torch.equal(samples, wanted), window
 
 
+@pytest.mark.parametrize("seeds", [None, [3, 4, 5, 6]])
+def test_rows_that_are_padded_have_the_samples_of_their_own_frames(
+    any_codec: Codec, seeds: list[int] | None
+) -> None:
+    """To the bit. Behind the frames that count are code 0, and other rows' frames."""
+    lengths, frames, layout = [12, 5, 1, 8], 12, layout_of(any_codec)
+    codes = [random_frames(any_codec, frames, row) for row in range(4)]
+    for row, length in zip(codes, lengths, strict=True):
+        row[length:] = 0
+    rows = [layout.deinterleave(row) for row in codes]
+    levels = [np.stack(level) for level in zip(*rows, strict=True)]
+    together = any_codec.decode(levels, seeds, [0, 2, 0, 4], lengths)
+    for row, length in enumerate(lengths):
+        own = [level[None] for level in layout.deinterleave(codes[row][:length])]
+        alone = any_codec.decode(own, seeds and seeds[row : row + 1], [[0, 2, 0, 4][row]])[0]
+        np.testing.assert_array_equal(together[row, : len(alone)].numpy(), alone.numpy())
+
+
 def test_our_decode_is_the_published_decode(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same codes, same noise: snac's own class gives the same samples."""
     frames = random_frames(codec, 9, 1)

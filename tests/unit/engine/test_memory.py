@@ -10,8 +10,8 @@ from snac import SNAC
 from helpers.speaking import random_model, tiny_codec
 from sheen.codec.snac import WindowCodec
 from sheen.engine import engine as engine_module
-from sheen.engine.engine import Engine, _log_memory
-from sheen.engine.memory import WORKSPACE_BYTES, Reserve, plan_cache, plan_reserve
+from sheen.engine.engine import Engine
+from sheen.engine.memory import WORKSPACE_BYTES, Reserve, log_memory, plan_cache, plan_reserve
 from sheen.lm.kv_cache import CacheShape, arena_bytes
 from sheen.lm.slot_attention import GATHERED_BYTES
 
@@ -38,8 +38,8 @@ def test_the_widest_activation_of_the_published_codec(published: Shape) -> None:
 def test_each_part_grows_with_what_causes_it(published: Shape) -> None:
     model = random_model()
     small = plan_reserve(model, published, 8, 512, 1)
-    # Sixteen windows of 36 frames, four activations of 64 float32 values a sample.
-    assert small.codec == 16 * 36 * 2048 * 64 * 4 * 4
+    # Sixteen windows of 36 frames and 6 of context, four activations of 64 values a sample.
+    assert small.codec == 16 * 42 * 2048 * 64 * 4 * 4
     assert plan_reserve(model, published, 4, 512, 1).codec == small.codec // 2
     assert GATHERED_BYTES < small.steps < 1.2 * GATHERED_BYTES
     assert plan_reserve(model, published, 256, 512, 1).steps > small.steps
@@ -75,7 +75,7 @@ def test_an_engine_takes_what_is_free_beside_all_else_and_says_so(
 def test_the_log_states_it(caplog: pytest.LogCaptureFixture) -> None:
     shape = CacheShape(layers=2, kv_heads=2, head_dim=32, dtype=torch.bfloat16)
     with caplog.at_level(logging.INFO, "sheen"):
-        _log_memory(shape, 24, 3, 512, None, Reserve(300_000_000, 100_000_000, 1_210_000_000))
+        log_memory(shape, 24, 3, 512, None, Reserve(300_000_000, 100_000_000, 1_210_000_000))
     assert (
         "3 slots; kept free beside it: 1.61 GB (steps 0.30, CUDA graphs 0.10, codec windows 1.21)"
     ) in caplog.text

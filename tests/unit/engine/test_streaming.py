@@ -10,6 +10,7 @@ from sheen.audio.samples import SilenceTrim
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
 from sheen.engine.streaming import StreamingDecoder, decode_ready
+from sheen.engine.window_shapes import WindowShapes
 
 TOLERANCE = 1e-6
 LAYOUT = TokenLayout(500, 4096, (4, 2, 1))
@@ -82,6 +83,38 @@ def test_any_codes_in_any_chunks_are_the_whole(any_codec: Codec, case: int) -> N
         streamed, expected = np.concatenate(kept), whole(any_codec, codes, seed)
         assert streamed.shape == expected.shape == (len(codes) * any_codec.frame_samples,)
         np.testing.assert_array_equal(streamed, expected)
+
+
+def test_padded_to_few_shapes_windows_give_the_same_samples(small: Codec) -> None:
+    """To the bit, as on a GPU: with and without noise, exact and not, in full and odd batches."""
+    generator = np.random.default_rng(5)
+    ramp = (1, 2, 4)
+    shapes = WindowShapes.of(small, ramp, 1, 4)
+    utterances = [draw_codes(generator, int(n)) for n in (1, 3, 8, 17, 23, 29)]
+    streamed: list[list[np.ndarray]] = []
+    for padded in (None, shapes):
+        decoders = [
+            StreamingDecoder(small, LAYOUT, None if n == 2 else n, ramp, 1 if n % 2 else None)
+            for n in range(len(utterances))
+        ]
+        pieces: list[list[np.ndarray]] = [[] for _ in utterances]
+        for frame in range(max(map(len, utterances)) + 1):
+            for decoder, codes in zip(decoders, utterances, strict=True):
+                if frame < len(codes):
+                    decoder.push(LAYOUT.to_ids(codes[frame : frame + 1]))
+                elif frame == len(codes):
+                    decoder.finish()
+            # Those with an even number fall behind.
+            ready = [n for n in range(len(decoders)) if n % 2 or frame % 9 == 8 or frame == 29]
+            for at in range(0, len(ready), 4):
+                some = ready[at : at + 4]
+                while any(map(len, found := decode_ready([decoders[n] for n in some], padded))):
+                    for n, samples in zip(some, found, strict=True):
+                        pieces[n].append(samples)
+        streamed.append([np.concatenate(kept) for kept in pieces])
+    for n, (alone, padded_, codes) in enumerate(zip(*streamed, utterances, strict=True)):
+        assert len(padded_) == len(codes) * small.frame_samples
+        np.testing.assert_array_equal(padded_, alone, f"utterance {n}")
 
 
 def test_what_is_needed_is_what_decodes(small: Codec) -> None:
