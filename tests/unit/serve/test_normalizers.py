@@ -28,10 +28,29 @@ TABLE = "3.14, 2.71, 1.41, 1.73, " * 41
 
 
 @contextmanager
-def opened(*further: NormalizerStep) -> Iterator[NormalizerProcesses]:
-    processes = NormalizerProcesses(TextPipeline((describe("en"), *further)), 1, WAIT_S)
+def opened(*further: NormalizerStep, tags: tuple[str, ...] = ()) -> Iterator[NormalizerProcesses]:
+    processes = NormalizerProcesses(TextPipeline((describe("en"), *further), tags), 1, WAIT_S)
     yield processes
     processes.close()
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[NormalizerProcesses]:
+    with opened() as processes:
+        yield processes
+
+
+@pytest.fixture
+def processes(one: NormalizerProcesses) -> NormalizerProcesses:
+    """Done with what a test before has left."""
+    assert asyncio.run(one.reader()("It is 10:30.")) == "It is ten thirty."
+    return one
+
+
+@pytest.fixture(scope="module")
+def phonemes() -> Iterator[NormalizerProcesses]:
+    with opened(describe_phonemes("en"), tags=("<laugh>",)) as processes:
+        yield processes
 
 
 @contextmanager
@@ -72,15 +91,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_text_has_the_same_words_as_at_encoding() -> None:
+def test_a_text_has_the_same_words_as_at_encoding(processes: NormalizerProcesses) -> None:
     text = f"On 3/4/2024 I paid $5. {DENSE[:300]}. {TABLE}! Was it 10:30?\n---\n(50%) It was."
     stream = SentenceStream("en")
     sentences = stream.push(text) + stream.finish()
 
     async def run() -> list[str]:
-        with opened() as processes:
-            read = processes.reader()
-            return [await read(sentence) for sentence in sentences]
+        read = processes.reader()
+        return [await read(sentence) for sentence in sentences]
 
     spoken = " ".join(asyncio.run(run()))
     assert spoken == load_normalizer(describe("en"))(text)
@@ -89,16 +107,15 @@ def test_a_text_has_the_same_words_as_at_encoding() -> None:
 
 
 @pytest.mark.slow
-def test_a_text_has_the_same_phonemes_as_at_encoding() -> None:
+def test_a_text_has_the_same_phonemes_as_at_encoding(phonemes: NormalizerProcesses) -> None:
     steps = describe_phonemes("en")
     text = f"On 3/4/2024 I paid $5. {DENSE[:300]}. {TABLE}! Was it 10:30?\n---\n(50%) 你好. It was."
     stream = SentenceStream("en")
     sentences = stream.push(text) + stream.finish()
 
     async def run() -> list[str]:
-        with opened(steps) as processes:
-            read = processes.reader()
-            return [await read(sentence) for sentence in sentences]
+        read = phonemes.reader()
+        return [await read(sentence) for sentence in sentences]
 
     taught = " ".join(filter(None, asyncio.run(run())))
     assert taught == TextPipeline((describe("en"), steps))(text)
@@ -106,70 +123,66 @@ def test_a_text_has_the_same_phonemes_as_at_encoding() -> None:
 
 
 @pytest.mark.slow
-def test_tags_and_phonemes_that_were_given_pass_as_at_encoding() -> None:
-    steps = (describe("en"), describe_phonemes("en"))
-    pipeline = TextPipeline(steps, ("<laugh>",))
+def test_tags_and_phonemes_that_were_given_pass_as_at_encoding(
+    phonemes: NormalizerProcesses,
+) -> None:
+    pipeline = TextPipeline((describe("en"), describe_phonemes("en")), ("<laugh>",))
     sentence = f"On 3/4 <laugh>, {with_phonemes('Nguyen', 'nwˈɪn')} paid $5!"
-
-    async def run() -> str:
-        processes = NormalizerProcesses(pipeline, 1)
-        try:
-            return await processes.reader()(sentence)
-        finally:
-            processes.close()
-
-    taught = asyncio.run(run())
+    taught = asyncio.run(phonemes.reader()(sentence))
     assert taught == pipeline.model_input(pipeline.words(sentence))
     assert "<laugh>, nwˈɪn " in taught
 
 
 @pytest.mark.slow
-def test_a_listener_is_not_kept_waiting_by_pages_of_numbers(asked: list[str]) -> None:
+def test_a_listener_is_not_kept_waiting_by_pages_of_numbers(
+    processes: NormalizerProcesses, asked: list[str]
+) -> None:
     async def run() -> None:
-        with opened() as processes:
-            with held(processes):
-                tasks = [asyncio.create_task(processes.reader()(DENSE)) for _ in range(6)]
-                tasks += [asyncio.create_task(processes.reader()(TABLE)) for _ in range(6)]
-                await until(lambda: len(asked) == 1)
-                listener = asyncio.create_task(processes.reader()("It is 10:30."))
-                await until(lambda: all(task.done() for task in tasks[6:]))
-            assert await listener == "It is ten thirty."
-            # Of the others only the part that had begun was before it.
-            assert asked[1] == "It is 10:30."
-            for task in tasks:
-                task.cancel()
+        with held(processes):
+            tasks = [asyncio.create_task(processes.reader()(DENSE)) for _ in range(6)]
+            tasks += [asyncio.create_task(processes.reader()(TABLE)) for _ in range(6)]
+            await until(lambda: len(asked) == 1)
+            listener = asyncio.create_task(processes.reader()("It is 10:30."))
+            await until(lambda: all(task.done() for task in tasks[6:]))
+        assert await listener == "It is ten thirty."
+        # Of the others only the part that had begun was before it.
+        assert asked[1] == "It is 10:30."
+        for task in tasks:
+            task.cancel()
 
     asyncio.run(run())
 
 
 @pytest.mark.slow
-def test_what_nobody_waits_for_is_not_begun(asked: list[str]) -> None:
+def test_what_nobody_waits_for_is_not_begun(
+    processes: NormalizerProcesses, asked: list[str]
+) -> None:
     async def run() -> None:
-        with opened() as processes:
-            with held(processes):
-                left = [asyncio.create_task(processes.reader()(DENSE)) for _ in range(6)]
-                await until(lambda: len(asked) == 1)
-                for task in left:
-                    task.cancel()
-                await asyncio.gather(*left, return_exceptions=True)
-            assert await processes.reader()("It is 10:30.") == "It is ten thirty."
+        with held(processes):
+            left = [asyncio.create_task(processes.reader()(DENSE)) for _ in range(6)]
+            await until(lambda: len(asked) == 1)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+        assert await processes.reader()("It is 10:30.") == "It is ten thirty."
         assert len(asked) == 2
 
     asyncio.run(run())
 
 
 @pytest.mark.slow
-def test_a_part_beyond_the_deadline_is_taken_as_written_and_counted() -> None:
+def test_a_part_beyond_the_deadline_is_taken_as_written_and_counted(
+    processes: NormalizerProcesses,
+) -> None:
     async def run() -> None:
-        with opened() as processes:
-            processes._deadline_s = 0.2
-            with held(processes):
-                assert await processes.reader()("It is 10:30.") == "It is 10:30."
-                assert processes.overdue == 1
-                processes._deadline_s = WAIT_S
-                # By a process in the other's place.
-                assert await processes.reader()("It is 10:30.") == "It is ten thirty."
-            assert processes.alive()
+        processes._deadline_s = 0.2
+        with held(processes):
+            assert await processes.reader()("It is 10:30.") == "It is 10:30."
+            assert processes.overdue == 1
+            processes._deadline_s = WAIT_S
+            # By a process in the other's place.
+            assert await processes.reader()("It is 10:30.") == "It is ten thirty."
+        assert processes.alive()
 
     asyncio.run(run())
 
