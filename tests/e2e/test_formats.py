@@ -1,6 +1,6 @@
 """What a file says of itself, through every door: every format, by readers that others wrote.
 
-The real backend and the shipped voice under uvicorn, without Ray. The formats by themselves:
+The real backend under uvicorn, without Ray. The formats by themselves:
 tests/unit/audio/test_encoders.py; `python -m sheen`: tests/unit/test_cli.py.
 """
 
@@ -15,7 +15,6 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from websockets.sync.client import connect
 
 from helpers.doors import PATH, WAIT_S, listening
-from helpers.example import CHECKPOINT
 from helpers.readers import check_speech
 from helpers.served import events, opened
 from sheen.audio.encoders import MEDIA_TYPES
@@ -34,9 +33,9 @@ FIELDS = {"model": "sheen", "voice": "heart", "seed": 7}
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    args = ServeArgs(auth="none", default_max_seconds=2.0, slots=1, max_queue=1)
-    backend = Backend(args.model_copy(update={"audio_process": False}), str(CHECKPOINT))
+def url(checkpoint: Path) -> Iterator[str]:
+    args = ServeArgs(auth="none", default_max_seconds=0.4, slots=1, max_queue=1)
+    backend = Backend(args.model_copy(update={"audio_process": False}), str(checkpoint))
     app = FastAPI()
     install_error_handlers(app)
     app.add_middleware(RequestLogMiddleware)

@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backend(folder: Path) -> Iterator[Backend]:
     args = ServeArgs(
-        auth="none", default_max_seconds=3.0, slots=2, max_queue=2, audio_process=False,
+        auth="none", default_max_seconds=1.0, slots=2, max_queue=2, audio_process=False,
         voices_folder=str(folder), ref_audio=True, reference_form="one-turn", max_voices=3,
         max_recording_bytes=MOST,
     )  # fmt: skip
