@@ -31,14 +31,15 @@ from sheen.train.learning.step import take_step
 RATE = 1e-3
 """Of the step that is taken, for all weights."""
 ATTENTION, EXACT, ROUNDED = 1e-2, 1e-3, 1e-2
-ROWS, CLIPS = 3, 6
-"""Rows of a step, and clips of a row."""
+ROWS, CLIPS, LONGEST_S = 3, 6, 1.5
+"""Rows of a step, clips of a row, and of a clip."""
+SMALL = 2, 2, 0.6
 
 
 def check(bench: Bench) -> None:
     for window in (None, bench.pick(64, 4)):
         _check_attention(bench, window)
-    expected = references.read()["losses"]
+    expected = references.read()[bench.pick("losses", "losses_small")]
     ways: list[tuple[str, Precision, bool, float]] = [
         ("float32", "float32", False, EXACT),
         ("bfloat16", "bfloat16", False, ROUNDED),
@@ -47,7 +48,7 @@ def check(bench: Bench) -> None:
     eager = None
     for text, precision, compiles, most in ways:
         with compiling(bench) as graphs:
-            found = losses(bench.device, precision, compiles)
+            found = losses(bench.device, precision, compiles, bench.small)
             made = graphs()
         error = float(np.abs(found / expected - 1).max())
         bench.row(
@@ -114,16 +115,19 @@ def _check_attention(bench: Bench, window: int | None) -> None:
     )
 
 
-def rows() -> list[Batch]:
-    clips = draw_clips(ROWS * CLIPS, 0.3, 1.5, REFERENCE.layout)
-    longest = max(sum(map(len, clips[row * CLIPS : (row + 1) * CLIPS])) for row in range(ROWS))
+def rows(small: bool) -> list[Batch]:
+    count, each, longest_s = SMALL if small else (ROWS, CLIPS, LONGEST_S)
+    clips = draw_clips(count * each, 0.3, longest_s, REFERENCE.layout)
+    longest = max(sum(map(len, clips[row * each : (row + 1) * each])) for row in range(count))
     return [
-        pack_row(clips[row * CLIPS : (row + 1) * CLIPS], REFERENCE.layout, longest + 1)
-        for row in range(ROWS)
+        pack_row(clips[row * each : (row + 1) * each], REFERENCE.layout, longest + 1)
+        for row in range(count)
     ]
 
 
-def losses(device: torch.device, precision: Precision, compiles: bool) -> NDArray[np.float64]:
+def losses(
+    device: torch.device, precision: Precision, compiles: bool, small: bool = False
+) -> NDArray[np.float64]:
     """`[2, rows]`: mean losses in nats before and after a step on all of the rows."""
     group = Collectives(device)
     learner = Learner(
@@ -134,7 +138,7 @@ def losses(device: torch.device, precision: Precision, compiles: bool) -> NDArra
         compile_layers=compiles,
         learning_rate=RATE,
     )
-    batches = rows()
+    batches = rows(small)
 
     def measured() -> list[float]:
         learner.model.eval()
@@ -158,7 +162,10 @@ def losses(device: torch.device, precision: Precision, compiles: bool) -> NDArra
 
 def answers(device: torch.device) -> dict[str, NDArray[Any]]:
     """Of a CPU, for the references."""
-    return {"losses": losses(device, "float32", False)}
+    return {
+        "losses": losses(device, "float32", False),
+        "losses_small": losses(device, "float32", False, small=True),
+    }
 
 
 @contextmanager
