@@ -88,7 +88,7 @@ def test_our_codes_are_the_published_codes(codec: Codec) -> None:
     """Folded weights may round a tie the other way; nothing more may differ."""
     published = SNAC.from_pretrained(str(CODEC)).eval()
     differing, total = 0, 0
-    for clip in [clip for voice in VOICES for clip in clips_of(voice)[:2]]:
+    for clip in [clips_of(voice)[0] for voice in VOICES]:
         samples = torch.from_numpy(read_clip(clip))
         with torch.inference_mode():
             theirs = published.encode(samples[None, None])

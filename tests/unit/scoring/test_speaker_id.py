@@ -15,7 +15,7 @@ from sheen.scoring.packaged import UnscorableError
 from sheen.scoring.speaker_id import MIN_RECORDINGS, SpeakerEncoder, SpeakerProfiles
 
 RATE = 16_000
-FITTED = 10
+FITTED = 6
 """Recordings per voice that the profiles are made of; as many are held back."""
 
 Clip = NDArray[np.float32]
@@ -24,9 +24,11 @@ Recordings = dict[str, list[Clip]]
 
 @pytest.fixture(scope="module")
 def recordings() -> Recordings:
-    """20 recordings of each voice, at 16 kHz, in no order of length."""
+    """Recordings of each voice, at 16 kHz, in no order of length."""
     ordered = {voice: sorted(clips_of(voice), key=lambda clip: clip.id) for voice in VOICES}
-    return {voice: [read_clip(clip, RATE) for clip in ordered[voice][:20]] for voice in VOICES}
+    return {
+        voice: [read_clip(clip, RATE) for clip in ordered[voice][: 2 * FITTED]] for voice in VOICES
+    }
 
 
 def part(recordings: Recordings, start: int, stop: int | None = None) -> Recordings:
