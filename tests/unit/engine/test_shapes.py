@@ -15,7 +15,7 @@ from sheen.engine.decode_step import attention_lengths
 from sheen.engine.engine import Engine
 from sheen.engine.generation import CHUNK_ROWS, PREFILL_CHUNK, TokenGenerator
 from sheen.engine.sampler import Sampling
-from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder
+from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder, decode_ready
 from sheen.engine.types import Request
 from sheen.engine.window_shapes import COUNTS, WindowShapes
 
@@ -89,6 +89,30 @@ def test_no_load_makes_a_new_shape_after_the_warm_up(
     assert not set(calls) - met
     assert len({shapes for name, shapes, _ in calls if name == ATTENTION}) > 5
     assert len({shapes for name, shapes, _ in calls if name != ATTENTION}) > 40
+
+
+@pytest.mark.slow
+def test_any_windows_together_are_a_batch_that_the_warm_up_has_met(calls: list[Call]) -> None:
+    """As many as there may be at once, of streams at any place."""
+    codec, generator = tiny_codec(), random.Random(0)
+    shapes = WindowShapes.of(codec, DEFAULT_RAMP, 1, 6)
+    shapes.compute_all(codec, noise=True)
+    met = set(calls)
+    calls.clear()
+    for number in range(18):
+        decoders = []
+        for seed in range(1 + number % 6):
+            decoder = StreamingDecoder(codec, LAYOUT, seed, look_ahead=generator.choice([None, 1]))
+            frames = 20 if number < 6 else generator.randrange(1, 50)
+            decoder.push(LAYOUT.to_ids(np.zeros((frames, 7), np.int16)))
+            if number >= 6 and generator.random() < 0.5:
+                decoder.finish()
+            decoders.append(decoder)
+        for _ in range(3):
+            decode_ready(decoders, shapes)
+    assert not set(calls) - met
+    batches = {tensors[0][0] for _, tensors, _ in calls}
+    assert batches == {1, 2, 4, 6}
 
 
 def test_a_published_codec_is_asked_for_few_windows() -> None:
