@@ -7,6 +7,7 @@ SNAC shares; an adversary is in `discriminators`. Knows nothing of files of reco
 Ray.
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ import torch.nn.functional as F
 from snac import SNAC
 from snac.layers import Snake1d
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from sheen.audio.spectral import RANGE_DB, SpectralLoss, waveform_distance
 from sheen.codec.asr_features import AsrFeatureLoss
 from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE
 from sheen.codec.snac import Codec
+from sheen.codec.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ class TrainableCodec(nn.Module):
 
     def forward(self, audio: Tensor) -> CodecLosses:
         """Of audio `[B, n]`, n a multiple of the codec's block of samples."""
-        kept = self._levels_kept(len(audio)) if self.quantizer_dropout else None
+        kept = None
+        if self.quantizer_dropout:
+            kept = to_device(self._levels_kept(len(audio)), audio.device)
         quantized = quantize(self.model, self.model.encoder(audio[:, None]), kept)
         decoded = self.model.decoder(quantized.latents)[:, 0]
         return CodecLosses(
@@ -200,25 +203,29 @@ def quantize(model: SNAC, latents: Tensor, kept: Tensor | None = None) -> Quanti
 class CodeUsage:
     """Which codes are in use: for each, how many codes of its level ago it was last chosen.
 
-    `unused` after `patience` times the codebook's size: at 4, a code chosen as often as the
-    average is called unused by mistake once in e⁴ ≈ 55 times.
+    Unused after `patience` times the codebook's size: at 4, a code chosen as often as the average
+    is called unused by mistake once in e⁴ ≈ 55 times. All of it stays on the codec's device, and
+    nothing waits for that.
     """
 
-    def __init__(self, levels: int, size: int, patience: float) -> None:
-        self.age = torch.zeros(levels, size, dtype=torch.int64)
-        self.restarted = torch.zeros(levels, dtype=torch.int64)
+    def __init__(
+        self, levels: int, size: int, patience: float, device: torch.device | None = None
+    ) -> None:
+        self.age = torch.zeros(levels, size, dtype=torch.int64, device=device)
+        self.restarted = torch.zeros(levels, dtype=torch.int64, device=device)
         self._limit = int(patience * size)
 
     def count(self, codes: Sequence[Tensor]) -> None:
         """Count one step's codes, given per level."""
         for age, level in zip(self.age, codes, strict=True):
             age += level.numel()
-            age[level.flatten().cpu()] = 0
+            age.index_fill_(0, level.flatten(), 0)
 
-    def unused(self, level: int) -> Tensor:
-        """Indices `[n]` of the level's unused codes, longest unused first."""
-        oldest = self.age[level].argsort(descending=True, stable=True)
-        return oldest[self.age[level][oldest] > self._limit]
+    def oldest(self, level: int) -> tuple[Tensor, Tensor]:
+        """The level's codes `[size]`, longest unused first, and which of them are unused."""
+        age = self.age[level]
+        codes = age.argsort(descending=True, stable=True)
+        return codes, age[codes] > self._limit
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"age": self.age, "restarted": self.restarted}
@@ -232,25 +239,31 @@ class WeightAverage:
     """Exponential average of the weights, the one that is saved and evaluated.
 
     The decay rises as (1 + t) / (10 + t) to its limit (Tarvainen and Valpola 2017), so that the
-    first weights of a training from scratch are soon forgotten.
+    first weights of a training from scratch are soon forgotten. The state is that of torch's
+    AveragedModel, which copies its count to the device at every update, and so waits for it.
     """
 
     def __init__(self, model: SNAC, decay: float) -> None:
-        def update(averages: Any, weights: Any, steps: Tensor | int) -> None:
-            now = min(decay, (1 + int(steps)) / (10 + int(steps)))
-            torch._foreach_lerp_(list(averages), list(weights), 1 - now)
+        self.model = copy.deepcopy(model)
+        self._decay, self._count = decay, 0
 
-        self._averaged = AveragedModel(model, multi_avg_fn=update)
-        self.model: SNAC = self._averaged.module
-
+    @torch.no_grad()
     def update(self, model: SNAC) -> None:
-        self._averaged.update_parameters(model)
+        count = self._count
+        now = min(self._decay, (1 + count) / (10 + count)) if count else 0.0
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - now)
+        for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
+        self._count += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return self._averaged.state_dict()
+        weights = {f"module.{name}": part for name, part in self.model.state_dict().items()}
+        return {"n_averaged": torch.tensor(self._count)} | weights
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._averaged.load_state_dict(state)
+        weights = {name.removeprefix("module."): part for name, part in state.items()}
+        self._count = int(weights.pop("n_averaged"))
+        self.model.load_state_dict(weights)
 
 
 def inference_copy(model: SNAC, config: dict[str, Any], device: torch.device) -> Codec:
@@ -259,9 +272,9 @@ def inference_copy(model: SNAC, config: dict[str, Any], device: torch.device) ->
     Not a deep copy: folding the weights of one takes the weight property off the class that it
     shares with its original.
     """
-    copy = SNAC(**config)
-    copy.load_state_dict(model.state_dict())
-    return Codec(copy, device)
+    twin = SNAC(**config)
+    twin.load_state_dict(model.state_dict())
+    return Codec(twin, device)
 
 
 @torch.no_grad()
@@ -272,32 +285,41 @@ def restart_unused(
     usage: CodeUsage,
     vectors: Sequence[Tensor],
     generator: torch.Generator,
-) -> int:
+    allowed: Tensor | None = None,
+) -> Tensor:
     """Move unused codes to vectors that the encoder made in this step; returns how many.
 
     Each code gets another vector, so at most as many codes move as there are vectors. The
     optimizer's moments of the moved rows are forgotten, and the average takes the new rows as they
-    are: both spoke of codes that no longer exist.
+    are: both spoke of codes that no longer exist. `allowed`: if false, no code moves.
+
+    How many codes are unused is known on the device alone, so all that could move are written, most
+    of them with the values that they have.
     """
-    moved = 0
+    counts = []
     for level, quantizer in enumerate(model.quantizer.quantizers):
         found = vectors[level]
-        codes = usage.unused(level)[: len(found)]
-        if len(codes) == 0:
-            continue
+        codes, unused = (part[: len(found)] for part in usage.oldest(level))
+        if allowed is not None:
+            unused = unused & allowed
         picks = torch.randperm(len(found), generator=generator)[: len(codes)]
-        rows = found[picks.to(found.device)]
         weight = quantizer.codebook.weight
-        at = codes.to(weight.device)
-        weight[at] = rows.to(weight.dtype)
-        average.quantizer.quantizers[level].codebook.weight[at] = rows.to(weight.dtype)
-        for moment in optimizer.state.get(weight, {}).values():
-            if torch.is_tensor(moment) and moment.shape == weight.shape:
-                moment[at] = 0.0
-        usage.age[level, codes] = 0
-        usage.restarted[level] += len(codes)
-        moved += len(codes)
-    return moved
+        rows = found[to_device(picks, found.device)].to(weight.dtype)
+        averaged = average.quantizer.quantizers[level].codebook.weight
+        moments = [
+            moment
+            for moment in optimizer.state.get(weight, {}).values()
+            if torch.is_tensor(moment) and moment.shape == weight.shape
+        ]
+        for part in (weight, averaged, *moments):
+            new = rows if part is weight or part is averaged else torch.zeros_like(rows)
+            part.index_copy_(0, codes, torch.where(unused[:, None], new, part[codes]))
+        age = usage.age[level]
+        age.index_copy_(0, codes, torch.where(unused, 0, age[codes]))
+        counts.append(unused.sum())
+    moved = torch.stack(counts)
+    usage.restarted += moved
+    return moved.sum()
 
 
 def save_codec(model: SNAC, config: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:

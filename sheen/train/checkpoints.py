@@ -50,6 +50,11 @@ class RunStore:
         name = self._index()["best"]
         return uris.join(self.run, name) if name else None
 
+    def best_metric(self) -> dict[str, float]:
+        """The metric by which the best model was chosen, and its value."""
+        metric: dict[str, float] = self._index().get("best_metric", {})
+        return metric
+
     @contextmanager
     def open_latest(self) -> Iterator[Path | None]:
         """The last complete checkpoint as a local folder, within the context."""
@@ -73,13 +78,13 @@ class RunStore:
         self._replace(index)
 
     @contextmanager
-    def new_best(self, step: int) -> Iterator[Path]:
-        """An empty folder, which becomes the best model at the end of the context. Raises
-        StorageFull."""
+    def new_best(self, step: int, metric: dict[str, float]) -> Iterator[Path]:
+        """An empty folder, which becomes the best model, by this metric's value, at the end of the
+        context. Raises StorageFull."""
         name = f"best-{step:08d}"
         with self._landing(name) as folder:
             yield folder
-        self._replace(self._index() | {"best": name})
+        self._replace(self._index() | {"best": name, "best_metric": metric})
 
     def _index(self) -> dict[str, Any]:
         path = uris.join(self.run, INDEX_FILE)

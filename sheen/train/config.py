@@ -29,7 +29,14 @@ class RunFields(JobConfig):
     learning_rate: Annotated[float, Field(gt=0.0, description="peak, after warm-up")] = 2e-4
     warmup_steps: Annotated[int, Field(ge=0, description="optimizer steps of warm-up")] = 100
     log_every: Annotated[int, Field(ge=1, description="optimizer steps between log lines")] = 10
-    eval_every: Annotated[int, Field(ge=1, description="optimizer steps between evaluations")] = 200
+    eval_every: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="optimizer steps between evaluations; default: one with each checkpoint by "
+            "--save-minutes, otherwise 200",
+        ),
+    ] = None
     save_every: Annotated[
         int | None,
         Field(ge=1, description="optimizer steps between checkpoints; default on a CPU: 200"),
@@ -252,8 +259,13 @@ class TrainConfig(RunFields):
         ),
     ] = None
     speak_every: Annotated[
-        int, Field(ge=1, description="optimizer steps between evaluation samples")
-    ] = 1000
+        int | None,
+        Field(
+            ge=1,
+            description="optimizer steps between evaluation samples; default: with each checkpoint "
+            "by --save-minutes, otherwise 1000",
+        ),
+    ] = None
     speak_seconds: Annotated[
         float, Field(gt=0.0, description="longest audio of a chunk of a prompt, seconds")
     ] = 15.0

@@ -1,18 +1,22 @@
 """Evaluation of a speech LM in training: held-out loss, text gain, samples of fixed prompts.
 
 Owns the evaluation samples, with the same prompts, seeds and sampling settings at every evaluation,
-so that only the model differs; their EOS rate, and their WER if an ASR model is given. The model is
-in training mode again afterwards. Does not decide when to evaluate. Refuses prompts without words
-or for an unknown voice.
+so that only the model differs, in the number format that a server of the checkpoint uses; their EOS
+rate, and their WER if an ASR model is given. The model is in training mode again afterwards. Does
+not decide when to evaluate. Refuses prompts without words or for an unknown voice.
 """
 
+import copy
+import gc
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sheen.audio.io import encode_audio
@@ -25,6 +29,7 @@ from sheen.engine.types import RequestError, SynthesisParams
 from sheen.engine.voice import Voice
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM
+from sheen.lm.precision import Precision, dtype_of
 from sheen.scoring.asr import Transcriber
 from sheen.scoring.wer import error_rate, normalize_words
 from sheen.storage import files, uris
@@ -79,7 +84,13 @@ def eval_prompts(
 
 
 class EvalSamples:
-    """Synthesizes and scores the prompts on one rank; audio goes to `<output>/samples`."""
+    """Synthesizes and scores the prompts on one rank; audio goes to `<output>/samples`.
+
+    `dtype` is that of the model while it speaks. Nothing of an evaluation stays until the next one:
+    engine and rounded weights would hold memory that training steps are sized for (3 GB for
+    Qwen3-0.6B and eight prompts of 15 s), and what they cost anew, one copy of the weights and a
+    dozen steps to capture the engine's graphs, is little beside the thousand steps of a sample.
+    """
 
     def __init__(
         self,
@@ -91,6 +102,7 @@ class EvalSamples:
         max_seconds: float,
         normalize: Callable[[str], str] = str,
         output: str = "",
+        dtype: Precision = "auto",
     ) -> None:
         self._output = output
         self.sample_rate = codec.sample_rate
@@ -99,9 +111,16 @@ class EvalSamples:
         self._asr = asr
         self._normalize = normalize
         self._max_seconds = max_seconds
+        self._dtype = dtype
 
     def synthesize(self, model: SpeechLM) -> list[EvalSample]:
         """Every prompt, in order; `model` must be in evaluation mode."""
+        try:
+            return self._speak(in_dtype(model, dtype_of(self._dtype, model.head.device)))
+        finally:
+            gc.collect()  # an engine's parts know each other: else its memory stays for a while
+
+    def _speak(self, model: SpeechLM) -> list[EvalSample]:
         voice = Voice(self._info, model, self._tokenizer, self._codec)
         texts = [
             (
@@ -164,6 +183,18 @@ class EvalSamples:
                 clip = Clip(item.prompt.text, item.waveform, self.sample_rate)
                 save_png(clip_row([clip]), image)
                 trackers.image(step, item.name, image.getvalue())
+
+
+def in_dtype(model: SpeechLM, dtype: torch.dtype) -> SpeechLM:
+    """The model with its weights in a number format, as a checkpoint is loaded in it: the model
+    itself, if they are, else a copy of all that is rounded. Buffers stay as they are."""
+    if model.head.dtype == dtype:
+        return model
+    rounded: dict[int, Any] = {
+        id(part): nn.Parameter(part.detach().to(dtype), requires_grad=False)
+        for part in model.parameters()
+    }
+    return copy.deepcopy(model, rounded)
 
 
 def _name(index: int, prompt: Prompt) -> str:

@@ -37,13 +37,16 @@ logger = logging.getLogger(__name__)
 
 SAVE_EVERY = 200
 """Optimizer steps between checkpoints on a CPU, by default."""
+EVAL_EVERY = 200
+"""Optimizer steps between evaluations, by default, unless checkpoints come by the clock."""
 SAVE_MINUTES = 10.0
 """Minutes between checkpoints on a GPU, by default: 200 steps may take only seconds there."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model to save: `write_model` fills an empty folder, `state` is needed for resuming.
+    """A model to save: `write_model` fills an empty folder, `state` is needed for resuming (empty
+    if nobody asked for it).
 
     Both belong to the step of the snapshot, even if they are written later.
     """
@@ -73,8 +76,13 @@ class Trainer(ABC):
         self.group = WorkerGroup()
         self.store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
         self._every, self._minutes = save_interval(config, self.group.device)
+        self.eval_every = self.evaluation_interval(config.eval_every, EVAL_EVERY)
         self.step = 0
-        self._norms: list[Tensor | float] = []
+        self.late = False
+        """Whether a checkpoint by the clock is due at this step; the same on all ranks."""
+        self.best: dict[str, float] = {}
+        """The metric by which the best model so far was chosen, and its value."""
+        self._norms: list[Tensor] = []
         """Gradient norms that were not read yet."""
         self._norm = 0.0
         self._writer = BackgroundWriter()
@@ -104,35 +112,41 @@ class Trainer(ABC):
         """The remaining training data, one item per step."""
 
     @abstractmethod
-    def train_step(self, batch: Any, rate: float) -> Tensor | float:
+    def train_step(self, batch: Any, rate: float) -> Tensor:
         """One optimizer step, counted in the window; returns the gradient norm, equal on all ranks.
 
-        A tensor is read some steps later. If it is not finite, neither this step nor the following
-        ones may change the weights.
+        It is read some steps later. If it is not finite, neither this step nor the following ones
+        may change the weights.
         """
 
     @abstractmethod
     def training_metrics(self, sums: Sums, seconds: float) -> dict[str, Any]:
         """Metrics from a window's sums over all ranks and its seconds."""
 
-    def evaluation_intervals(self) -> list[int]:
-        """Steps between evaluations, for each kind of evaluation."""
-        return [self.config.eval_every]
+    def evaluation_interval(self, given: int | None, default: int) -> int | None:
+        """Steps between evaluations of a kind: as given, else the default number; None if they
+        come with checkpoints by the clock, since that many steps may take only seconds."""
+        return default if given is None and self._minutes is None else given
+
+    def evaluation_intervals(self) -> list[int | None]:
+        """See `evaluation_interval`, for each kind of evaluation."""
+        return [self.eval_every]
 
     @abstractmethod
     def evaluate(self) -> dict[str, Any]:
         """The metrics of the evaluations due at this step, equal on all ranks."""
 
     @abstractmethod
-    def snapshot(self) -> Snapshot:
-        """The present model. Collective: every rank must call it."""
+    def snapshot(self, *, resumable: bool) -> Snapshot:
+        """The present model; with what resuming needs, which is several times as large, only if
+        asked. Collective: every rank must call it."""
 
     @abstractmethod
     def describe(self, row: dict[str, Any]) -> list[str]:
         """A row of metrics in short, for the console."""
 
     def is_best(self, row: dict[str, Any]) -> bool:
-        """Whether a row of metrics makes this the best model so far."""
+        """Whether a row of metrics makes this the best model so far; `best` is then its value."""
         return False
 
     def run(self) -> None:
@@ -157,12 +171,11 @@ class Trainer(ABC):
             )
             if unwritten:
                 return self._written()
-            # Without --save-every, only the last step is due by its number.
-            saves = stop or late or self.due(self._every or self.total)
+            self.late = late and not stop  # a run that is told to stop does not evaluate first
+            saves = stop or self.due(self._every)
             logs = self.due(self.config.log_every)
             evaluates = any(map(self.due, self.evaluation_intervals()))
-            reads = saves or logs or evaluates or isinstance(norm, float)
-            if reads and (failure := self._read_norms()):
+            if (saves or logs or evaluates) and (failure := self._read_norms()):
                 return failure
             row = self._window_metrics() if logs else {}
             if evaluates:
@@ -179,7 +192,7 @@ class Trainer(ABC):
 
     def _read_norms(self) -> str:
         """Wait for the steps. Returns an error for the first step that diverged, or ""."""
-        norms = torch.stack([torch.as_tensor(norm) for norm in self._norms]).tolist()
+        norms = torch.stack(self._norms).tolist()
         first = self.step - len(norms)
         self._norms, self._norm = [], norms[-1]
         for taken, norm in enumerate(norms, first):
@@ -192,9 +205,12 @@ class Trainer(ABC):
                 )
         return ""
 
-    def due(self, every: int) -> bool:
-        """Whether something with this interval is due; at the last step everything is."""
-        return self.step % every == 0 or self.step == self.total
+    def due(self, every: int | None) -> bool:
+        """Whether something that comes every so many steps is due, or (None) by the clock; at the
+        last step everything is."""
+        if self.step == self.total:
+            return True
+        return self.late if every is None else self.step % every == 0
 
     def _late(self) -> bool:
         """Whether the minutes since the last checkpoint have passed; only on the first rank."""
@@ -236,27 +252,35 @@ class Trainer(ABC):
         }
 
     def _save(self, *, best: bool, due: bool) -> str:
-        """Start to write a checkpoint, the best model, or both. Returns an error of the write
-        before, or ""."""
+        """Start to write a checkpoint, the best model, or both. Returns an error of the writes
+        before, or "". Only a checkpoint waits for these: it lists what they have written."""
         with self.window.paused():
-            if failure := self._written():
+            if due and (failure := self._written()):
                 return failure
-            snapshot = self.snapshot()
-            own = {"step": self.step, "rows": [*self.log.rows], "window": self.window.state()}
+            snapshot, own = self.snapshot(resumable=due), {}
+            if due:
+                own = {"step": self.step, "rows": [*self.log.rows], "window": self.window.state()}
             if self.group.first:
                 if due:
                     self.log.sync()
                     self.trackers.sync()
-                self._writer.start(partial(self._write, self.step, snapshot, own, best, due))
+                metric = self.best if best else None
+                start = self._writer.start if due else self._writer.start_later
+                start(partial(self._write, self.step, snapshot, own, metric, due))
         if due:
             self._saved_at = monotonic()
         return ""
 
     def _write(
-        self, step: int, snapshot: Snapshot, own: dict[str, Any], best: bool, due: bool
+        self,
+        step: int,
+        snapshot: Snapshot,
+        own: dict[str, Any],
+        best: dict[str, float] | None,
+        due: bool,
     ) -> None:
-        if best:
-            with self.store.new_best(step) as folder:
+        if best is not None:
+            with self.store.new_best(step, best) as folder:
                 snapshot.write_model(folder)
         if due:
             with self.store.new_checkpoint(step) as folder:
@@ -264,7 +288,7 @@ class Trainer(ABC):
                 torch.save(snapshot.state | own, folder / checkpoints.STATE_FILE)
 
     def _written(self) -> str:
-        """Wait for the write in progress. Returns its error, or "". Collective."""
+        """Wait for the writes in progress. Returns their error, or "". Collective."""
         failure = ""
         try:
             self._writer.wait()

@@ -44,6 +44,8 @@ from sheen.train.loop import Snapshot, Trainer, run_trainer
 
 DRY_RUN_STEPS = 2
 """Steps of a dry run; the last one is timed, since the first allocates the optimizer's state."""
+SPEAK_EVERY = 1000
+"""Optimizer steps between evaluation samples, by default, unless checkpoints come by the clock."""
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
@@ -95,12 +97,17 @@ class SpeechTrainer(Trainer):
             pad_id=self.pad_id,
         )
         self._has_prompts = bool(prompts)
+        self._speak_every = self.evaluation_interval(self.config.speak_every, SPEAK_EVERY)
         self.speed = Speed(self.learner.model, self.group.device, self.group.world)
         self.begin(state, self.data.summary, self.plan.total)
         for note in self.plan.notes:
             self.say(note)
         metric = self.config.best_metric or ""
-        self._best = min((row[metric] for row in self.log.rows if metric in row), default=np.inf)
+        values = [row[metric] for row in self.log.rows if metric in row]
+        if state and metric in (saved := self.store.best_metric()):
+            # By the clock, evaluations after the checkpoint are not repeated at the same steps.
+            values.append(saved[metric])
+        self.best = {metric: min(values)} if values else {}
 
     def _open_learner(self, model: str, codec: CodecParts) -> dict[str, Any] | None:
         """Open the learner from the last checkpoint, or new; returns that checkpoint's state.
@@ -189,26 +196,26 @@ class SpeechTrainer(Trainer):
     def training_metrics(self, sums: Sums, seconds: float) -> dict[str, Any]:
         return loss_metrics(sums) | self.speed.metrics(sums, seconds)
 
-    def evaluation_intervals(self) -> list[int]:
-        config = self.config
+    def evaluation_intervals(self) -> list[int | None]:
         return [
-            *([config.eval_every] if len(self.data.evaluation) else []),
-            *([config.speak_every] if self._has_prompts else []),
+            *([self.eval_every] if len(self.data.evaluation) else []),
+            *([self._speak_every] if self._has_prompts else []),
         ]
 
     def evaluate(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
-        if len(self.data.evaluation) and self.due(self.config.eval_every):
+        if len(self.data.evaluation) and self.due(self.eval_every):
             metrics |= self.evaluation.loss()
-        if self._has_prompts and self.due(self.config.speak_every):
+        if self._has_prompts and self.due(self._speak_every):
             metrics |= self.evaluation.speech(self.step, self.trackers)
         return metrics
 
     def is_best(self, row: dict[str, Any]) -> bool:
-        value = row.get(self.config.best_metric or "")
-        if value is None or not value < self._best:
+        metric = self.config.best_metric or ""
+        value = row.get(metric)
+        if value is None or not value < self.best.get(metric, np.inf):
             return False
-        self._best = value
+        self.best = {metric: value}
         return True
 
     @cached_property
@@ -216,8 +223,8 @@ class SpeechTrainer(Trainer):
         """A tokenizer in use by another thread cannot be saved."""
         return TokenizerCopy(self.tokenizer)
 
-    def snapshot(self) -> Snapshot:
-        weights, optimizer = self.learner.state()
+    def snapshot(self, *, resumable: bool) -> Snapshot:
+        weights, optimizer = self.learner.state() if resumable else (self.learner.weights(), {})
         learned: dict[str, Tensor] = {}
         if self.config.lora_rank:
             names = {name for name, part in self.model.named_parameters() if part.requires_grad}
@@ -231,6 +238,8 @@ class SpeechTrainer(Trainer):
             save_model(self.model, tokenizer, folder, whole)
             checkpoint.write_info(folder, self.info)
 
+        if not resumable:
+            return Snapshot(write_model, {})
         position = Position(self.step, self.used, self.plan.rows_per_step)
         state = {"learned": learned, "optimizer": optimizer, "position": vars(position)}
         return Snapshot(write_model, state)

@@ -6,7 +6,6 @@ so that neither is in a step where the other's gradient is not finite. Everythin
 `DecoderLearner`'s.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +66,7 @@ class AdversarialLearner(DecoderLearner):
     def update(self, audio: Tensor, step: int, rate: float) -> CodecStep:
         """One step of both optimizers on this rank's `[B, n]`.
 
-        The norm is the decoder's. If either norm is not finite, neither optimizer steps.
+        The norm is the decoder's, or one that is not finite; from then on neither optimizer steps.
         """
         audio, latents = self._begin(audio, step)
         discriminator_rate = self._peak_rate if step < self._warmup_steps else rate
@@ -93,18 +92,18 @@ class AdversarialLearner(DecoderLearner):
             terms["feature_matching"] = feature_matching_loss(of_real, of_fake)
         torch.autograd.backward(decoded, self._gradient(terms, heard), inputs=self._weights)
         losses = {name: loss.detach() for name, loss in terms.items()}
-        norms = [
-            float(torch.nn.utils.clip_grad_norm_(part.parameters(), CLIP_NORM))
+        norm, other = (
+            torch.nn.utils.clip_grad_norm_(part.parameters(), CLIP_NORM)
             for part in (self.model.decoder, self.discriminators)
-        ]
-        for norm in norms:
-            if not math.isfinite(norm):
-                return CodecStep(norm, losses, 0)
-        for optimizer in (self.optimizer, self.discriminator_optimizer):
+        )
+        norm = torch.where(other.isfinite(), norm, other)
+        optimizers = self.optimizer, self.discriminator_optimizer
+        self._divergence.watch(norm, *optimizers)
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self._average.update(self.model)
-        return CodecStep(norms[0], losses, 0)
+        return CodecStep(norm, losses)
 
     def _parts(self) -> dict[str, Any]:
         return super()._parts() | {
@@ -136,8 +135,9 @@ def balanced(
     the norms of this step alone, as in VQGAN (Esser et al. 2021). Norms are those over all ranks.
     """
     squares = torch.stack([part.square().sum() for part in (gradient, *others)])
-    norms = group.sum(squares).sqrt().tolist()
+    own, *of_others = group.sum_on_device(squares).sqrt().double()
     total = gradient.clone()
-    for part, norm in zip(others, norms[1:], strict=True):
-        total += part * min(weight * norms[0] / norm, LARGEST_SCALE) if norm else 0.0
+    for part, norm in zip(others, of_others, strict=True):
+        scale = (weight * own / norm).clamp(max=LARGEST_SCALE)
+        total += part * torch.where(norm == 0, 0.0, scale).to(part.dtype)
     return total

@@ -3,11 +3,10 @@
 Owns the decoder's optimizer and DDP wrapping, the average of the weights, and the state that a
 resumed run needs of them. Codes made before remain those of the codec, since what makes them never
 changes. They are made anew at each step, without gradients: that takes a small part of it, where
-codes kept from whole recordings would not be those of a segment. Knows nothing of recordings,
-logging, evaluation or saving.
+codes kept from whole recordings would not be those of a segment. No step waits for the device.
+Knows nothing of recordings, logging, evaluation or saving.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,9 +22,11 @@ from sheen.codec.training import (
     quantize,
     use_plain_activations,
 )
+from sheen.codec.transfer import to_device
 from sheen.rng import step_seed
-from sheen.train.codec.learner import BETAS, CLIP_NORM, CodecStep, weighted_sum
+from sheen.train.codec.learner import BETAS, CLIP_NORM, CodecStep, load_adam, weighted_sum
 from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.divergence import Divergence
 from sheen.train.learning.host_copy import on_host
 
 
@@ -61,25 +62,26 @@ class DecoderLearner:
         self._decoder = group.data_parallel(self.model.decoder, broadcast_buffers=False)
         self._weights = list(self.model.decoder.parameters())
         self.optimizer = self._adam(self._weights)
+        self._divergence = Divergence(group.device)
 
     @property
     def average(self) -> SNAC:
         return self._average.model
 
     def update(self, audio: Tensor, step: int, rate: float) -> CodecStep:
-        """One step of the optimizer on this rank's `[B, n]`; none if the norm is not finite."""
+        """One step of the optimizer on this rank's `[B, n]`; none from the first norm that is not
+        finite on."""
         audio, latents = self._begin(audio, step)
         set_rate(self.optimizer, rate)
         with self._autocast():
             terms = dict(self._distances(self._decoder(latents)[:, 0].float(), audio))
         torch.autograd.backward(weighted_sum(terms, self._loss_weights))
-        norm = float(torch.nn.utils.clip_grad_norm_(self._weights, CLIP_NORM))
-        losses = {name: loss.detach() for name, loss in terms.items()}
-        if math.isfinite(norm):
-            self.optimizer.step()
-            self._average.update(self.model)
+        norm = torch.nn.utils.clip_grad_norm_(self._weights, CLIP_NORM)
+        self._divergence.watch(norm, self.optimizer)
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return CodecStep(norm, losses, 0)
+        self._average.update(self.model)
+        return CodecStep(norm, {name: loss.detach() for name, loss in terms.items()})
 
     def state(self) -> dict[str, Any]:
         """The state as of now: later steps do not change it."""
@@ -90,7 +92,10 @@ class DecoderLearner:
 
     def load_state(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            if isinstance(part, torch.optim.Optimizer):
+                load_adam(part, state[name])
+            else:
+                part.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, Any]:
         return {"model": self.model, "average": self._average, "optimizer": self.optimizer}
@@ -101,7 +106,7 @@ class DecoderLearner:
         From here on the codec's noise is that of this step and rank, whatever ran before.
         """
         torch.manual_seed(step_seed(self._seed, step, self._group.rank))
-        audio = audio.to(self._group.device)
+        audio = to_device(audio, self._group.device)
         # Not in inference mode, whose tensors no backward pass may use; not in bfloat16, which
         # would make other codes.
         with torch.no_grad():
@@ -112,8 +117,8 @@ class DecoderLearner:
         return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
 
     def _adam(self, weights: list[nn.Parameter]) -> torch.optim.Adam:
-        fused = self._group.device.type == "cuda"
-        return torch.optim.Adam(weights, lr=self._peak_rate, betas=BETAS, fused=fused)
+        # Fused on CPUs too: what `Divergence` needs.
+        return torch.optim.Adam(weights, lr=self._peak_rate, betas=BETAS, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -2,7 +2,8 @@
 
 Owns the codebooks' own learning rate, the average of the weights, the restart of unused codes, and
 the state that a resumed run needs of them. The noise of a step is a function of the run's seed,
-the step and the rank. Knows nothing of recordings, logging, evaluation or saving.
+the step and the rank. No step waits for the device: what it found stays there until it is read.
+Knows nothing of recordings, logging, evaluation or saving.
 """
 
 from collections.abc import Mapping
@@ -22,8 +23,10 @@ from sheen.codec.training import (
     compile_stacks,
     restart_unused,
 )
+from sheen.codec.transfer import to_device
 from sheen.rng import step_seed
 from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.divergence import Divergence
 from sheen.train.learning.host_copy import on_host
 
 CLIP_NORM = 10.0
@@ -37,15 +40,15 @@ the encoder at every step; codes that fall behind go out of use (docs/decisions/
 
 @dataclass(frozen=True)
 class CodecStep:
-    """The result of one step.
+    """The result of one step, scalars on the device: reading one waits for the step.
 
-    norm: of the gradient, before clipping. losses: scalars by name, this rank's, without their
-    weights. restarted: the number of restarted codes, the same on every rank.
+    norm: of the gradient, before clipping. losses: by name, this rank's, without their weights.
+    restarted: the number of restarted codes, the same on every rank; None where none can be.
     """
 
-    norm: float
+    norm: Tensor
     losses: dict[str, Tensor]
-    restarted: int
+    restarted: Tensor | None = None
 
 
 class CodecLearner:
@@ -73,7 +76,9 @@ class CodecLearner:
         self._group, self._seed = group, seed
         self._loss_weights = loss_weights
         self._average = WeightAverage(self.model, average_decay)
-        self._usage = CodeUsage(model.n_codebooks, model.codebook_size, restart_patience)
+        self._usage = CodeUsage(
+            model.n_codebooks, model.codebook_size, restart_patience, group.device
+        )
         trainable = TrainableCodec(
             self.model, asr_features=asr_features, quantizer_dropout=quantizer_dropout
         )
@@ -84,28 +89,29 @@ class CodecLearner:
             parameter_groups(self.model),
             lr=learning_rate,
             betas=BETAS,
-            fused=group.device.type == "cuda",
+            fused=True,  # on CPUs too: what `Divergence` needs
         )
+        self._divergence = Divergence(group.device)
 
     @property
     def average(self) -> SNAC:
         return self._average.model
 
     def update(self, audio: Tensor, step: int, rate: float) -> CodecStep:
-        """One optimizer step on this rank's `[B, n]`; none if the norm is not finite."""
+        """One optimizer step on this rank's `[B, n]`; none from the first norm that is not finite
+        on."""
         # The codec's noise of this step and rank, whatever ran before.
         torch.manual_seed(step_seed(self._seed, step, self._group.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["relative_rate"]
         device = self._group.device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            losses: CodecLosses = self._module(audio.to(device))
+            losses: CodecLosses = self._module(to_device(audio, device))
         terms = {name: getattr(losses, name) for name in self._loss_weights}
         torch.autograd.backward(weighted_sum(terms, self._loss_weights))
         terms = {name: loss.detach() for name, loss in terms.items()}
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
-        if not bool(norm.isfinite()):
-            return CodecStep(float(norm), terms, 0)
+        self._divergence.watch(norm, self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._average.update(self.model)
@@ -120,8 +126,9 @@ class CodecLearner:
             self._usage,
             vectors,
             torch.Generator().manual_seed(step_seed(self._seed, step)),
+            allowed=~self._divergence.found,
         )
-        return CodecStep(float(norm), terms, restarted)
+        return CodecStep(norm, terms, restarted)
 
     def state(self) -> dict[str, Any]:
         """The state as of now: later steps do not change it."""
@@ -139,13 +146,19 @@ class CodecLearner:
         self.model.load_state_dict(state["model"])
         self._average.load_state_dict(state["average"])
         self._usage.load_state_dict(state["usage"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_adam(self.optimizer, state["optimizer"])
+
+
+def load_adam(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an Adam that may not have been fused into one that is."""
+    groups = [group | {"fused": True} for group in state["param_groups"]]
+    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The loss: the sum of the terms that have a weight, times that weight."""
-    stacked = torch.stack([terms[name] for name in weights])
-    return (stacked * stacked.new_tensor(list(weights.values()))).sum()
+    # Not by a tensor of weights, for whose copy to the device the step would wait.
+    return torch.stack([terms[name] * weight for name, weight in weights.items()]).sum()
 
 
 def parameter_groups(model: SNAC) -> list[dict[str, Any]]:

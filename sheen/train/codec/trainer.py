@@ -200,13 +200,12 @@ class CodecTrainer(Trainer):
     def batches(self) -> Iterator[Tensor]:
         return self.reader.batches(self.step, self.total)
 
-    def train_step(self, batch: Tensor, rate: float) -> float:
+    def train_step(self, batch: Tensor, rate: float) -> Tensor:
         done = self.learner.update(batch, self.step, rate)
-        # Every rank restarts the same codes.
-        restarted = done.restarted if self.group.first else 0
-        counts = {"updates": 1, "restarted_codes": restarted}
-        mel = done.losses["mel"]  # for its device
-        self.window.add(done.losses | {name: mel.new_tensor(n) for name, n in counts.items()})
+        counts = {"updates": torch.ones_like(done.norm), "restarted_codes": done.norm.new_zeros(())}
+        if done.restarted is not None and self.group.first:  # every rank restarts the same codes
+            counts["restarted_codes"] = done.restarted
+        self.window.add(done.losses | counts)
         return done.norm
 
     def training_metrics(self, sums: Sums, seconds: float) -> dict[str, Any]:
@@ -229,7 +228,7 @@ class CodecTrainer(Trainer):
 
     def evaluate(self) -> dict[str, Any]:
         """The averaged codec on the held-out recordings."""
-        if not self.recordings.evaluation or not self.due(self.config.eval_every):
+        if not self.recordings.evaluation:
             return {}
         codec = inference_copy(self.learner.average, self.codec_config, self.group.device)
         held_out = HeldOut(codec)
@@ -248,14 +247,14 @@ class CodecTrainer(Trainer):
             return {"unreadable": self._unreadable()}
         return metrics_of(distances, uses)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, resumable: bool) -> Snapshot:
         average = copy.deepcopy(self.learner.average)  # which goes on to change
 
         def write_model(folder: Path) -> None:
             dtype = torch.float16 if self.config.half else torch.float32
             save_codec(average, self.codec_config, folder, dtype)
 
-        return Snapshot(write_model, self.learner.state())
+        return Snapshot(write_model, self.learner.state() if resumable else {})
 
     def describe(self, row: dict[str, Any]) -> list[str]:
         parts = []

@@ -43,6 +43,13 @@ class Collectives:
         dist.all_reduce(total)
         return total
 
+    def sum_on_device(self, values: Tensor) -> Tensor:
+        """As `sum`, but the values stay on their device, and the host does not wait for it."""
+        total = values.clone()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total
+
     def sum_named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums over ranks of values with the same names and shapes on all, in one exchange."""
         if not values:

@@ -33,6 +33,7 @@ from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM
 from sheen.lm.precision import Precision, dtype_of
 from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.divergence import Divergence
 from sheen.train.learning.host_copy import on_host
 from sheen.train.learning.settings import Strategy
 
@@ -94,7 +95,7 @@ class Learner:
             betas=(0.9, 0.95),
             fused=True,  # on CPUs too: many times faster than the loop over tensors
         )
-        self._diverged = torch.zeros((), dtype=torch.bool, device=group.device)
+        self._divergence = Divergence(group.device)
 
     def _shard(self, layers: list[nn.Module], dtype: torch.dtype) -> None:
         """FSDP2: every layer by itself, the embeddings with the root.
@@ -141,17 +142,14 @@ class Learner:
         """One optimizer step from the accumulated gradients; returns their norm before clipping,
         which is on the device: reading it waits for the step.
 
-        After the first norm that is not finite no step changes anything: a caller that reads it
-        some steps later finds the weights as they were before.
+        After the first norm that is not finite no step changes anything, see `Divergence`.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self._diverged = self._diverged | ~norm.isfinite()
-        # What torch's GradScaler tells a fused optimizer, which then leaves out the step.
-        self.optimizer.found_inf = self._diverged.float()  # type: ignore[attr-defined]
+        self._divergence.watch(norm, self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -162,18 +160,28 @@ class Learner:
 
         Every rank must call it; only the first gets the full state.
         """
-        weights: dict[str, Any] = get_model_state_dict(self.model, options=WHOLE)
+        # Weights first: that leaves a sharded model's parameters as the optimizer knows them.
+        weights = self.weights()
         optimizer: dict[str, Any] = get_optimizer_state_dict(
             self.model, self.optimizer, options=WHOLE
         )
+        return weights, self._copied(optimizer)
+
+    def weights(self) -> dict[str, Tensor]:
+        """As `state`, the weights alone: a third of it."""
+        weights: dict[str, Any] = get_model_state_dict(self.model, options=WHOLE)
         # Gathered name by name, a table that two share would be there twice.
         names: dict[int, str] = {}
         for name, part in self.model.named_parameters(remove_duplicate=False):
             if name in weights:
                 weights[name] = weights[names.setdefault(id(part), name)]
+        return self._copied(weights)
+
+    def _copied(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What torch gathered, as a copy; from a GPU it is one already."""
         if self._group.device.type == "cpu":
-            weights, optimizer = on_host((weights, optimizer))
-        return weights, optimizer
+            state = on_host(state)
+        return state
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
         set_optimizer_state_dict(

@@ -290,23 +290,31 @@ def test_the_published_shape_trains_in_the_memory_of_a_laptop() -> None:
 # Codes in use
 
 
+def unused(usage: CodeUsage, level: int) -> list[int]:
+    codes, found = usage.oldest(level)
+    ages = usage.age[level][codes].tolist()
+    assert ages == sorted(ages, reverse=True)
+    indices: list[int] = codes[found].tolist()
+    return indices
+
+
 def test_ages_are_counted_in_codes_of_the_level() -> None:
     usage = CodeUsage(levels=2, size=4, patience=2.0)
     usage.count([torch.tensor([[0, 1], [1, 0]]), torch.tensor([3])])
     assert usage.age.tolist() == [[0, 0, 4, 4], [1, 1, 1, 0]]
     usage.count([torch.tensor([[2, 1], [1, 1]]), torch.tensor([3])])
     assert usage.age.tolist() == [[4, 0, 0, 8], [2, 2, 2, 0]]
-    assert usage.unused(0).tolist() == [], "8 = 2.0 * 4 is still within patience"
+    assert unused(usage, 0) == [], "8 = 2.0 * 4 is still within patience"
     usage.count([torch.tensor([1]), torch.tensor([3, 0])])
     assert usage.age.tolist() == [[5, 0, 1, 9], [0, 4, 4, 0]]
-    assert usage.unused(0).tolist() == [3]
-    assert usage.unused(1).tolist() == []
+    assert unused(usage, 0) == [3]
+    assert unused(usage, 1) == []
 
 
 def test_the_longest_unused_comes_first() -> None:
     usage = CodeUsage(levels=1, size=5, patience=0.5)  # more than 2 codes ago
     usage.age[0] = torch.tensor([3, 9, 2, 9, 5])
-    assert usage.unused(0).tolist() == [1, 3, 4, 0]
+    assert unused(usage, 0) == [1, 3, 4, 0]
 
 
 def test_usage_outlives_a_checkpoint() -> None:
@@ -317,7 +325,7 @@ def test_usage_outlives_a_checkpoint() -> None:
     usage.count([torch.tensor([1])])
     again = CodeUsage(levels=1, size=4, patience=1.0)
     again.load_state_dict(state)
-    assert again.unused(0).tolist() == [1, 3]
+    assert unused(again, 0) == [1, 3]
     assert again.restarted.tolist() == [7]
     again.count([torch.tensor([1])])
     assert torch.equal(again.age, usage.age)
@@ -351,15 +359,17 @@ class Run:
     def averaged(self, level: int) -> Tensor:
         return self.average.model.quantizer.quantizers[level].codebook.weight
 
-    def restart(self, seed: int = 0) -> int:
-        return restart_unused(
+    def restart(self, seed: int = 0, allowed: bool = True) -> int:
+        moved = restart_unused(
             self.model,
             self.average.model,
             self.optimizer,
             self.usage,
             self.vectors,
             torch.Generator().manual_seed(seed),
+            torch.tensor(allowed),
         )
+        return int(moved)
 
 
 UNUSED = {0: [5], 1: [0, 7, 63], 2: [1, 2, 3, 4]}
@@ -375,6 +385,8 @@ def test_unused_codes_move_to_where_the_encoder_is() -> None:
         for name, weight in run.model.named_parameters()
         if "codebook" not in name
     }
+    assert run.restart(allowed=False) == 0
+    assert all(torch.equal(run.codes(level), before[level]) for level in range(3))
     assert run.restart() == 8
     assert run.usage.restarted.tolist() == [1, 3, 4]
     assert run.usage.age.max() == 0

@@ -25,7 +25,7 @@ def write(text: str) -> Callable[[Path], None]:
 
 
 def save(store: RunStore, step: int, write: Callable[[Path], None], best: bool = False) -> None:
-    with (store.new_best if best else store.new_checkpoint)(step) as folder:
+    with store.new_best(step, {}) if best else store.new_checkpoint(step) as folder:
         write(folder)
 
 

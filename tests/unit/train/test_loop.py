@@ -1,6 +1,8 @@
 """The training loop of a worker: saving, stopping and resuming, without the cluster around it."""
 
 import threading
+import weakref
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,12 +18,17 @@ from helpers.random_codes import write_codes
 from helpers.training import metrics, train_config
 from sheen.codec.snac import open_codec
 from sheen.data.prompts import Prompt
+from sheen.engine.engine import Engine
 from sheen.lm.checkpoint import read_info
-from sheen.train import distributed, loop, trainer
+from sheen.lm.model import SpeechLM, load_model
+from sheen.train import distributed, evaluation, job, loop, trainer
 from sheen.train.checkpoints import MODEL_FOLDER, StorageFull, load
+from sheen.train.codec import job as codec_job
+from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.config import TrainConfig, check_saving
 from sheen.train.data import Position, build_training_set, plan_run
 from sheen.train.launcher import Control
+from sheen.train.learning import learner as learner_module
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.metrics import loss_metrics
 from sheen.train.learning.training_set import TrainingSet
@@ -102,6 +109,11 @@ def weights(worker: SpeechTrainer) -> dict[str, Tensor]:
     return {name: part.clone() for name, part in worker.model.state_dict().items()}
 
 
+def tensors(model: SpeechLM) -> dict[str, Tensor]:
+    """Weights and buffers, those too that no file has."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def untimed(output: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMED} for row in metrics(output)]
 
@@ -159,35 +171,136 @@ def a_minute_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 BY_MINUTES: dict[str, Any] = {
     "save_every": None,
     "save_minutes": 2.0,
+    "eval_every": None,
     "max_steps": 5,
     "log_every": 3,
     "keep_checkpoints": 9,
 }
 
 
-def saved(output: Path) -> list[int]:
-    return sorted(int(folder.name[5:]) for folder in (output / "run").glob("step-*"))
+def saved(output: Path, kind: str = "step") -> list[int]:
+    return sorted(int(folder.name[5:]) for folder in (output / "run").glob(f"{kind}-*"))
+
+
+def evaluated(output: Path) -> list[int]:
+    return [row["step"] for row in metrics(output) if "eval_loss" in row]
+
+
+def best_model(output: Path) -> dict[str, Tensor]:
+    (folder,) = (output / "run").glob("best-*")
+    return load_file(folder / "model.safetensors")
+
+
+def evaluations(patch: pytest.MonkeyPatch, losses: Sequence[float]) -> None:
+    """Evaluations that find these losses after steps 1, 2 and so on, and compute all they did."""
+    evaluate = SpeechTrainer.evaluate
+    patch.setattr(
+        SpeechTrainer,
+        "evaluate",
+        lambda self: evaluate(self) | {"eval_loss": losses[self.step - 1]},
+    )
+
+
+IMPROVING = [5.0, 4.0, 3.0, 2.0, 1.0]
 
 
 @pytest.mark.slow
 def test_checkpoints_by_the_clock_are_so_many_minutes_apart_and_resume_with_the_same_bits(
-    data: TrainingSet, checkpoint: Path, tmp_path: Path, a_minute_a_step: None
+    data: TrainingSet,
+    checkpoint: Path,
+    tmp_path: Path,
+    a_minute_a_step: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    evaluations(monkeypatch, IMPROVING)
     whole = open_trainer(data, checkpoint, tmp_path / "whole", Stop(), **BY_MINUTES)
     whole.run()
-    assert saved(tmp_path / "whole") == [2, 4, 5]
+    assert saved(tmp_path / "whole") == evaluated(tmp_path / "whole") == [2, 4, 5]
+    assert saved(tmp_path / "whole", "best") == [5]
     dying = open_trainer(data, checkpoint, tmp_path / "parts", Stop(), **BY_MINUTES)
     dying.batches = lambda: iter([*dying.plan.steps[:3], None])  # type: ignore[method-assign]
     with pytest.raises(TypeError):
         dying.run()
-    assert saved(tmp_path / "parts") == [2]
+    assert saved(tmp_path / "parts") == saved(tmp_path / "parts", "best") == [2]
     resumed = open_trainer(data, checkpoint, tmp_path / "parts", Stop(), **BY_MINUTES)
     assert resumed.step == 2
+    assert resumed.best == {"eval_loss": 4.0}
     resumed.run()
     found = weights(resumed)
     for name, expected in weights(whole).items():
         assert torch.equal(found[name], expected), name
     assert untimed(tmp_path / "parts") == untimed(tmp_path / "whole")
+    assert saved(tmp_path / "parts", "best") == [5]
+    best, expected_best = best_model(tmp_path / "parts"), best_model(tmp_path / "whole")
+    torch.testing.assert_close(best, expected_best, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_that_evaluates_at_other_steps_does_not_lose_a_better_model(
+    data: TrainingSet,
+    checkpoint: Path,
+    tmp_path: Path,
+    a_minute_a_step: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The best model may be of a step after the last checkpoint, whose rows do not have it."""
+    with monkeypatch.context() as patch:
+        evaluations(patch, [5.0, 4.0, 1.0])
+        changes = BY_MINUTES | {"eval_every": 1}
+        dying = open_trainer(data, checkpoint, tmp_path, Stop(), **changes)
+        dying.batches = lambda: iter([*dying.plan.steps[:3], None])  # type: ignore[method-assign]
+        with pytest.raises(TypeError):
+            dying.run()
+    assert saved(tmp_path) == [2]
+    assert saved(tmp_path, "best") == [3]
+    best = best_model(tmp_path)
+    evaluations(monkeypatch, [5.0, 4.0, 1.0, 3.0, 2.0])
+    resumed = open_trainer(data, checkpoint, tmp_path, Stop(), **BY_MINUTES)
+    assert resumed.step == 2
+    resumed.run()
+    assert evaluated(tmp_path) == [1, 2, 4, 5]
+    assert saved(tmp_path, "best") == [3]
+    torch.testing.assert_close(best_model(tmp_path), best, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_the_best_model_is_copied_without_the_optimizer_and_no_step_waits_for_its_file(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluations(monkeypatch, IMPROVING)
+    changes = {"save_every": 9, "eval_every": 1, "max_steps": 5}
+    worker = open_trainer(data, checkpoint, tmp_path, Stop(), **changes)
+    copied, written = [], []
+    at_four: dict[str, Tensor] = {}
+    best_at_four: dict[str, Tensor] = {}
+    gone_on, write, take_step = threading.Event(), worker._write, worker.train_step
+    optimizer_state = learner_module.get_optimizer_state_dict
+
+    def copy_optimizer(*arguments: Any, **settings: Any) -> Any:
+        copied.append(worker.step)
+        return optimizer_state(*arguments, **settings)
+
+    def step(batch: Any, rate: float) -> Tensor:
+        if worker.step == 4:
+            at_four.update(weights(worker))
+            gone_on.set()
+        return take_step(batch, rate)
+
+    def write_late(number: int, *arguments: Any) -> None:
+        assert gone_on.wait(60), "the steps wait for the file"
+        write(number, *arguments)
+        written.append(number)
+        if number == 4:
+            best_at_four.update(best_model(tmp_path))
+
+    monkeypatch.setattr(learner_module, "get_optimizer_state_dict", copy_optimizer)
+    worker.train_step, worker._write = step, write_late  # type: ignore[method-assign]
+    worker.run()
+    assert copied == saved(tmp_path) == saved(tmp_path, "best") == [5]
+    assert written == [1, 4, 5], "a better model takes the place of one that waits"
+    assert best_at_four
+    for name, part in best_at_four.items():
+        assert torch.equal(part, at_four[f"lm.{name}"]), name
 
 
 @pytest.mark.slow
@@ -212,10 +325,10 @@ def test_the_first_workers_clock_decides_for_all(
     monkeypatch.setattr(Collectives, "first", False)
     monkeypatch.setattr(worker.group, "any", exchange)
     monkeypatch.setattr(worker, "_save", save)
-    monkeypatch.setattr(worker, "is_best", lambda row: False)
     worker.run()
     assert said == [(False, False, False)] * 5
     assert kept == [3, 5]
+    assert [row["step"] for row in worker.log.rows if "eval_loss" in row] == [3, 5]
 
 
 def test_checkpoints_come_by_minutes_on_a_gpu_and_by_steps_on_a_cpu_unless_told_otherwise() -> None:
@@ -237,6 +350,47 @@ def test_both_intervals_of_checkpoints_are_refused() -> None:
     with pytest.raises(ValueError, match="--save-every 50 and --save-minutes 5: give only one"):
         check_saving(config)
     check_saving(TrainConfig(**fields, save_minutes=5.0))
+
+
+@pytest.mark.parametrize(
+    ("run", "config"), [(job.run, TrainConfig), (codec_job.run, CodecTrainConfig)]
+)
+def test_both_jobs_refuse_both_intervals_before_anything_else(
+    run: Any, config: Any, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    given = config(data="none", output=str(output), save_every=50, save_minutes=5.0)
+    with pytest.raises(ValueError, match="--save-every 50 and --save-minutes 5: give only one"):
+        run(given)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "intervals"),
+    [
+        ({}, [200, 1000]),
+        ({"save_minutes": 2.0}, [None, None]),
+        ({"save_minutes": 2.0, "eval_every": 7, "speak_every": 9}, [7, 9]),
+        ({"save_every": 50}, [200, 1000]),
+    ],
+)
+def test_evaluations_come_with_checkpoints_by_the_clock_unless_told_otherwise(
+    data: TrainingSet,
+    checkpoint: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    intervals: list[int | None],
+) -> None:
+    fields: dict[str, Any] = {"save_every": None, "eval_every": None} | changes
+    prompts = [Prompt("a", "text 1", "heart")]
+    worker = open_trainer(data, checkpoint, tmp_path, Stop(), prompts, **fields)
+    assert worker.evaluation_intervals() == intervals
+    worker.step = 1
+    assert not any(map(worker.due, intervals))
+    worker.late = True
+    assert list(map(worker.due, intervals)) == [every is None for every in intervals]
+    worker.step = worker.total
+    assert all(map(worker.due, intervals))
 
 
 @pytest.mark.slow
@@ -434,7 +588,7 @@ def test_a_checkpoint_holds_the_model_and_what_resuming_needs(
     assert state["rows"] == metrics(tmp_path)
     best = min(row["eval_loss"] for row in metrics(tmp_path) if "eval_loss" in row)
     assert worker.store.best() is not None
-    assert worker._best == best
+    assert worker.best == worker.store.best_metric() == {"eval_loss": best}
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_and_saves_nothing(
@@ -477,6 +631,43 @@ def test_a_gradient_that_is_not_finite_is_told_of_the_right_step_some_steps_late
     found = weights(worker)
     for name, expected in weights(one).items():
         assert torch.equal(found[name], expected), name
+
+
+@pytest.mark.slow
+def test_evaluation_samples_are_spoken_as_a_server_would_and_leave_no_memory_in_use(
+    data: TrainingSet,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[weakref.ref[Any]] = []
+    formats: list[dict[str, torch.dtype]] = []
+
+    def engine(model: SpeechLM, *arguments: Any, **settings: Any) -> Engine:
+        made = Engine(model, *arguments, **settings)
+        formats.append({name: part.dtype for name, part in tensors(model).items()})
+        parts = model, made, made._generator, made._generator.cache
+        opened.extend(map(weakref.ref, parts))
+        return made
+
+    monkeypatch.setattr(evaluation, "Engine", engine)
+    changes = {"max_steps": 1, "speak_every": 1, "speak_seconds": 0.3}
+    prompts = [Prompt("a", "text 1", "heart")]
+    worker = open_trainer(data, checkpoint, tmp_path, Stop(), prompts, **changes)
+    samples = worker.evaluation._samples
+    assert samples is not None
+    assert samples._dtype == "auto", "as `load_voice` has it"
+    samples._dtype = "bfloat16"
+    worker.run()
+    folder = tmp_path / "run" / "step-00000001" / MODEL_FOLDER
+    served, _ = load_model(folder, worker.info.token_layout, dtype=torch.bfloat16)
+    assert formats == [{name: part.dtype for name, part in tensors(served).items()}]
+    spoken = tensors(evaluation.in_dtype(worker.model, torch.bfloat16))
+    for name, part in tensors(served).items():
+        assert torch.equal(part, spoken[name]), name
+    assert {part.dtype for part in worker.model.parameters()} == {torch.float32}
+    assert len(opened) == 4
+    assert not [ref for ref in opened if ref() is not None]
 
 
 @pytest.mark.slow

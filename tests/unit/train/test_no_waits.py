@@ -5,15 +5,13 @@ Tensors are said to be on a GPU and hold nothing, so that any value a step asks 
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from helpers.no_waits import CUDA, imagined_gpu
 from helpers.small_models import FAMILIES
 from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax
@@ -25,46 +23,16 @@ from sheen.train.learning.learner import Learner
 from sheen.train.learning.metrics import MetricsWindow
 from sheen.train.learning.step import take_step
 
-CUDA = torch.device("cuda")
-
-
-class Copies(TorchDispatchMode):
-    """Sizes of what was copied from the host to the device, in all and by a copy that waits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.all: list[torch.Size] = []
-        self.waiting: list[torch.Size] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        kwargs = kwargs or {}
-        to = str(kwargs.get("device"))
-        copied = func is torch.ops.aten._to_copy.default
-        if copied and args[0].device.type == "cpu" and to.startswith("cuda"):
-            self.all.append(args[0].shape)
-            if not kwargs.get("non_blocking"):
-                self.waiting.append(args[0].shape)
-        return func(*args, **kwargs)
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("softmax", "guide"), [("masked", 0.0), ("full", 0.5)])
 def test_a_step_waits_for_no_value_and_for_no_copy(
     monkeypatch: pytest.MonkeyPatch, softmax: Softmax, guide: float
 ) -> None:
-    pinned: list[torch.Size] = []
-
-    def pin(tensor: Tensor) -> Tensor:
-        pinned.append(tensor.shape)
-        return tensor
-
     def backward(tensors: object, gradients: Sequence[Tensor]) -> None:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
 
-    monkeypatch.setattr(Tensor, "pin_memory", pin)
     monkeypatch.setattr(torch.autograd, "backward", backward)  # torch asks for a real GPU there
     monkeypatch.setattr(learner_module, "check_isolation", lambda lm: None)  # which reads values
     rows = [
@@ -73,7 +41,7 @@ def test_a_step_waits_for_no_value_and_for_no_copy(
         if frames or softmax == "masked"  # tensors that hold nothing are not split into none
     ]
     group = Collectives(CUDA)
-    with FakeTensorMode(allow_non_fake_inputs=True), Copies() as copies:
+    with imagined_gpu(monkeypatch) as copies:
         with CUDA:
             lm = AutoModelForCausalLM.from_config(deepcopy(FAMILIES["qwen3"]))
         model = SpeechLM(lm, LAYOUT, softmax)
@@ -86,8 +54,7 @@ def test_a_step_waits_for_no_value_and_for_no_copy(
             compile_layers=False,
             learning_rate=1e-3,
         )
-        for made in (copies.all, copies.waiting, pinned):
-            made.clear()  # of a start
+        copies.clear()
         window = MetricsWindow(group)
         for _ in range(2):
             norm = take_step(
@@ -102,5 +69,4 @@ def test_a_step_waits_for_no_value_and_for_no_copy(
             )
     assert norm.device.type == "cuda"
     assert len(copies.all) > 2 * len(rows)
-    assert not copies.waiting
-    assert pinned == copies.all, "CUDA copies from pinned memory alone without a wait"
+    copies.check()
