@@ -2,12 +2,13 @@
 
 Owns the form of a correction, its checks and its effect on a row. `{"id", "was", "text"}` replaces
 a transcript; `"verdict": "wrong"` rejects the row, `"good"` keeps it whatever the limits. `was` is
-the transcript that the reviewer saw: if the row now has another one, that is an error. Reads no
-audio.
+the text that the reviewer saw: the transcript, or what an earlier correction made of it; a text
+that the row never had is an error. The output keeps all lines, since each may build on those before
+it. Reads no audio.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,50 +69,80 @@ def _parse(line: str, source: str) -> Correction:
     return Correction(data["id"], data["was"], text, verdict, source)
 
 
-def merge_corrections(output: str, given: str | None) -> list[Correction]:
-    """The corrections in the output, then those in a file; the last one for each row counts.
-
-    Raises ValueError.
-    """
+def stored_corrections(output: str) -> list[Correction]:
+    """Those that the output keeps, in the order in which they were given. Raises ValueError."""
     kept = uris.join(output, CORRECTIONS)
-    found = read_corrections(kept) if files.exists(kept) else []
-    if given is not None:
+    return read_corrections(kept) if files.exists(kept) else []
+
+
+def given_corrections(location: str | None) -> list[Correction]:
+    """Those of `--corrections`; none for None. Raises ValueError naming the flag."""
+    if location is None:
+        return []
+    try:
+        return read_corrections(location)
+    except FileNotFoundError as error:
+        raise ValueError(f"--corrections {location}: no such file") from error
+    except ValueError as error:
+        raise ValueError(f"--corrections {error}") from error
+
+
+def apply_corrections(
+    rows: Iterable[Row], stored: Sequence[Correction], given: Sequence[Correction] = ()
+) -> tuple[list[Correction], list[str]]:
+    """Change `text`, `reason`, `detail` and `checked` of rows in place, by the stored corrections
+    and then the given ones, in order.
+
+    Returns the corrections to keep, and what is wrong with stored ones that no longer fit, such as
+    of a text that the input has changed: those change nothing, and fit again when it is back.
+    Raises ValueError before any change, for a given one whose row does not exist or never had the
+    text `was`, or that is to be kept without a text. A given one that is stored already has no
+    effect: a file of corrections may be given again.
+    """
+    by_id = {row["id"]: row for row in rows}
+    corrected: dict[str, Row] = {}
+    texts: dict[str, list[str]] = {}  # that each corrected row has had, the first its own
+
+    def apply(one: Correction) -> None:
+        row = corrected.get(one.id, by_id.get(one.id))
+        if row is None:
+            raise ValueError(f"{one.source}: this output has no row {one.id!r}")
+        had = texts.get(one.id, [row["text"] or ""])
+        if one.was not in had:
+            raise ValueError(
+                f"{one.source}: the text of row {one.id!r} is {row['text']!r}, but `was` is "
+                f"{one.was!r}"
+            )
+        text = one.was if one.text is None else one.text
+        change: Row = {}
+        if one.verdict == WRONG:
+            change = {"reason": "called wrong", "detail": f"by a person: {row['text']!r}"}
+            change["checked"] = WRONG
+        elif one.text is not None or one.verdict == GOOD:
+            if not text.strip():
+                raise ValueError(f"{one.source}: row {one.id!r} has no text; give one to keep it")
+            checked = GOOD if text == had[0] else CORRECTED
+            change = {"reason": None, "detail": None, "text": text, "checked": checked}
+        corrected[one.id] = row | change
+        texts[one.id] = [*had, text]
+
+    stale = []
+    for one in stored:
         try:
-            found += read_corrections(given)
-        except FileNotFoundError as error:
-            raise ValueError(f"--corrections {given}: no such file") from error
+            apply(one)
+        except ValueError as error:
+            stale.append(str(error))
+    known = {_content(one) for one in stored}
+    new = [one for one in given if _content(one) not in known]
+    for one in new:
+        try:
+            apply(one)
         except ValueError as error:
             raise ValueError(f"--corrections {error}") from error
-    return list({correction.id: correction for correction in found}.values())
+    for name, row in corrected.items():
+        by_id[name].update(row)
+    return [*stored, *new], stale
 
 
-def apply_corrections(rows: Iterable[Row], corrections: Iterable[Correction]) -> None:
-    """Change `text`, `reason`, `detail` and `checked` of rows in place.
-
-    Raises ValueError before any change, for a row that does not exist, that has another transcript
-    than `was`, or that is to be kept without a text.
-    """
-    by_id: Mapping[str, Row] = {row["id"]: row for row in rows}
-    corrections = list(corrections)
-    for one in corrections:
-        row = by_id.get(one.id)
-        if row is None:
-            raise ValueError(f"--corrections {one.source}: this output has no row {one.id!r}")
-        if one.was != (row["text"] or ""):
-            raise ValueError(
-                f"--corrections {one.source}: the transcript of row {one.id!r} is "
-                f"{row['text']!r}, but `was` is {one.was!r}"
-            )
-        if one.verdict == GOOD and one.text is None and not one.was.strip():
-            raise ValueError(
-                f"--corrections {one.source}: row {one.id!r} has no text; give one to keep it"
-            )
-    for one in corrections:
-        row = by_id[one.id]
-        if one.verdict == WRONG:
-            row |= {"reason": "called wrong", "detail": f"by a person: {row['text']!r}"}
-            row["checked"] = WRONG
-        elif one.text is not None or one.verdict == GOOD:
-            changed = one.text is not None and one.text != one.was
-            row |= {"reason": None, "detail": None, "text": one.text or row["text"]}
-            row["checked"] = CORRECTED if changed else GOOD
+def _content(one: Correction) -> tuple[str, str, str | None, str | None]:
+    return one.id, one.was, one.text, one.verdict

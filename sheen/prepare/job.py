@@ -24,7 +24,12 @@ from sheen.config import errors_of
 from sheen.data.clips import TRANSIENT
 from sheen.prepare.beside import read_text, texts_beside
 from sheen.prepare.config import PrepareConfig
-from sheen.prepare.corrections import CORRECTIONS, apply_corrections, merge_corrections
+from sheen.prepare.corrections import (
+    CORRECTIONS,
+    apply_corrections,
+    given_corrections,
+    stored_corrections,
+)
 from sheen.prepare.cut_stage import cut_sources
 from sheen.prepare.decoding import read_rows
 from sheen.prepare.export import export_segments
@@ -103,6 +108,7 @@ def run(config: PrepareConfig) -> Row:
         wer_normalizer(config.asr, config.language),
     )
     examples = _examples(config)
+    given = given_corrections(config.corrections)
     with output_lock(output):
         prepare_output(output, config, planned.sources.sources)
         sources: list[Row] = []
@@ -114,15 +120,16 @@ def run(config: PrepareConfig) -> Row:
         # As Python lists, the embeddings of a large input would not fit into memory.
         transcripts = found.drop_columns(["embedding"]).to_pylist()
         # The input's texts as they are now: a changed text needs no new transcription.
-        for row, given in zip(transcripts, segments.table["given"].to_pylist(), strict=True):
-            row["given"] = given
+        for row, text in zip(transcripts, segments.table["given"].to_pylist(), strict=True):
+            row["given"] = text
         give_texts(transcripts, planned.texts)
         rows = judge_rows(sources, segments, transcripts, judgement)
-        corrections = merge_corrections(output, config.corrections)
-        apply_corrections(rows, corrections)
+        corrections, stale = apply_corrections(rows, stored_corrections(output), given)
         if corrections:
             lines = [correction.line() for correction in corrections]
             write_lines(uris.join(output, CORRECTIONS), lines)
+        if stale:
+            logger.warning("%d stored corrections do not apply, first: %s", len(stale), stale[0])
         if config.num_speakers is not None:
             number = config.num_speakers if isinstance(config.num_speakers, int) else None
             assign_speakers(rows, found, number, examples)
@@ -130,7 +137,7 @@ def run(config: PrepareConfig) -> Row:
         if config.segments == "files":
             _connect()
             export_segments(output, [row for row in rows if row["reason"] is None])
-        return _write_report(output, config, planned, sources, rows, transcripts)
+        return _write_report(output, config, planned, sources, rows, transcripts, stale)
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,7 @@ def _write_report(
     sources: list[Row],
     rows: list[Row],
     transcripts: list[Row],
+    stale: list[str],
 ) -> Row:
     from sheen.prepare.report import (  # here: matplotlib
         CLIP_RATE,
@@ -205,6 +213,7 @@ def _write_report(
     about = {"config": config.model_dump(mode="json"), "asr": asr}
     sources = sources if planned.segments is None else account_of_rows(rows)
     report = about | account(sources, planned.sources.skipped, rows)
+    report["corrections_not_applied"] = stale
     named = ", ".join(config.input)
     read = partial(read_rows, rate=CLIP_RATE)
     pages = {
