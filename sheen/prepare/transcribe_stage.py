@@ -5,8 +5,10 @@ Every segment is transcribed separately and greedily, so that its text depends o
 the ASR and the device. A segment that fails gets a reason and stays in the table.
 """
 
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pyarrow as pa
 from sheen.audio.io import from_pcm16, resampled, to_pcm16
 from sheen.audio.samples import Samples
 from sheen.data.clips import ClipError, ClipReader
+from sheen.data.parts import in_recording_order
 from sheen.prepare.cutting import QUIETEST
 from sheen.prepare.decoding import read_part
 from sheen.prepare.output import PCM_SCHEMA, TRANSCRIPT_SCHEMA
@@ -26,6 +29,8 @@ from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.overlap import OverlapDetector
+
+Row = dict[str, Any]
 
 AROUND_S = 1.5
 """Context on either side of a cut within speech, which the ASR needs for its word times."""
@@ -44,10 +49,9 @@ def read_segments(
             "dnsmos": _dnsmos() if dnsmos else None,
             "overlap": _overlap() if overlap else None,
         }
-        found = []
-        for row in rows.to_pylist():
-            with attempts.limit(row["key"], limit_s):
-                found.append(_read(reader, row, networks))
+        found = _read_all(
+            reader, rows.to_pylist(), networks, partial(attempts.limit, seconds=limit_s)
+        )
         return pa.Table.from_pylist(found, schema=PCM_SCHEMA)
 
     return attempts.guard("decoder", table, do)
@@ -69,14 +73,29 @@ def _overlap() -> OverlapDetector:
     return OverlapDetector()
 
 
-def _read(reader: ClipReader, row: dict[str, Any], networks: dict[str, Any]) -> dict[str, Any]:
+def _read_all(
+    reader: ClipReader,
+    rows: Sequence[Row],
+    networks: Mapping[str, Any],
+    limit: Callable[[Hashable], AbstractContextManager[None]],
+) -> list[Row]:
+    """The rows with their samples, in the order given; each is read within `limit(key)`."""
+    found = dict.fromkeys(range(len(rows)), Row())
+    for place in in_recording_order(rows):  # rows of two channels alternate
+        with limit(rows[place]["key"]):
+            found[place] = _read(reader, rows[place], networks)
+    return list(found.values())
+
+
+def _read(reader: ClipReader, row: Row, networks: Mapping[str, Any]) -> Row:
     row |= {"pcm": None, "cuts": [], "seconds": None, "quality": None}
     if row["reason"] is None:
         try:
-            # Before the segment, whose windows begin before it and end after it.
-            windows = _windows(reader, row)
+            # In the order in which they begin: see `sheen.audio.stream.AudioFile`.
+            before = _window(reader, row, row["start_at"], row["start"])
             samples, rate = reader.read(row)
-            row |= {"pcm": _pcm(resampled(samples, rate, RATE)), "cuts": windows}
+            after = _window(reader, row, row["end_at"], row["end"])
+            row |= {"pcm": _pcm(resampled(samples, rate, RATE)), "cuts": before + after}
             row["seconds"] = len(samples) / rate
             speech = row["regions"] or [(0.0, row["seconds"])]
             pauses = between(samples, rate, speech)
@@ -86,15 +105,13 @@ def _read(reader: ClipReader, row: dict[str, Any], networks: dict[str, Any]) -> 
     return row
 
 
-def _windows(reader: ClipReader, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The samples around the cuts within speech of a row."""
-    windows = []
-    for kind, place in ((row["start_at"], row["start"]), (row["end_at"], row["end"])):
-        if kind == QUIETEST:
-            start = max(0.0, place - AROUND_S)
-            span = {**row, "start": start, "end": place + AROUND_S}
-            windows.append({"at": place - start, "pcm": _pcm(read_part(reader, span, RATE))})
-    return windows
+def _window(reader: ClipReader, row: Row, kind: str | None, place: float) -> list[Row]:
+    """The samples around a row's beginning or end, if it is a cut within speech."""
+    if kind != QUIETEST:
+        return []
+    start = max(0.0, place - AROUND_S)
+    span = {**row, "start": start, "end": place + AROUND_S}
+    return [{"at": place - start, "pcm": _pcm(read_part(reader, span, RATE))}]
 
 
 def _pcm(samples: Samples) -> bytes:

@@ -1,0 +1,72 @@
+"""Reading segments: what it costs, whatever they begin and end with."""
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.encoded_audio import by_pyav
+from sheen.audio.stream import AudioFile
+from sheen.data.clips import ClipReader
+from sheen.prepare.cutting import QUIETEST
+from sheen.prepare.output import SEGMENT_SCHEMA
+from sheen.prepare.transcribe_stage import AROUND_S, _read_all
+from sheen.prepare.vad import RATE
+
+SECONDS, SEGMENT_S = 30, 3.0
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ogg Opus, which has no exact place to seek to, with two channels."""
+    noise = np.random.default_rng(0).standard_normal((SECONDS * 48_000, 2)).astype(np.float32)
+    path = tmp_path_factory.mktemp("long") / "two.opus"
+    path.write_bytes(by_pyav(0.1 * noise, 48_000, "ogg", "libopus"))
+    return path
+
+
+def segments(recording: Path, channels: tuple[int | None, ...]) -> list[dict[str, Any]]:
+    """Speech without a pause: all cuts are at quietest places."""
+    places = [
+        (start, channel)
+        for start in np.arange(0.5, SECONDS - SEGMENT_S, SEGMENT_S)
+        for channel in channels
+    ]
+    return [
+        dict.fromkeys(SEGMENT_SCHEMA.names)
+        | {"key": key, "audio": str(recording), "channel": channel}
+        | {"start": float(start), "end": float(start) + SEGMENT_S}
+        | {"start_at": QUIETEST, "end_at": QUIETEST, "regions": [[0.2, 2.8]]}
+        for key, (start, channel) in enumerate(places)
+    ]
+
+
+@pytest.mark.parametrize("channels", [(None,), (0, 1)])
+def test_segments_of_a_file_that_is_only_read_on_cost_one_reading(
+    recording: Path, channels: tuple[int | None, ...]
+) -> None:
+    """Of each channel, which is read by itself."""
+    reader = ClipReader()
+    files: dict[int, AudioFile] = {}
+
+    @contextmanager
+    def limit(_: Hashable) -> Iterator[None]:
+        yield
+        assert reader._audio is not None
+        files[id(reader._audio)] = reader._audio
+
+    rows = segments(recording, channels)
+    found = _read_all(reader, rows, {}, limit)
+    decoded = sum(file.decoded for file in files.values()) / 48_000
+    assert SECONDS - SEGMENT_S < decoded / len(channels) < 1.2 * SECONDS
+    assert [row["key"] for row in found] == list(range(len(rows)))
+    for row, alone in zip(found[:4], segments(recording, channels), strict=False):
+        assert row["reason"] is None
+        assert len(row["pcm"]) == 2 * round(SEGMENT_S * RATE)
+        assert [round(window["at"], 3) for window in row["cuts"]] == [
+            min(AROUND_S, row["start"]), AROUND_S,
+        ]  # fmt: skip
+        assert _read_all(ClipReader(), [alone], {}, limit) == [row]
