@@ -12,13 +12,23 @@ from sheen.text.forms import FORMS
 
 CARD_FILE = "README.md"
 
-TRAINED = {
-    "full": "It was trained with a full softmax, including control tokens from SOA on: it can be "
-    "decoded with or without a mask.",
-    "masked": "It was trained with a masked softmax: a decoder must mask. At slot s only the ids "
-    "of that slot are legal, and at slot 0 also the end of speech.",
-}
-"""Note on a checkpoint from training, by its softmax."""
+
+def trained_note(info: CheckpointInfo) -> str:
+    """How a checkpoint from training is decoded."""
+    if info.softmax == "masked":
+        return (
+            "It was trained with a masked softmax: a decoder must mask. At slot s only the ids of "
+            "that slot are legal, and at slot 0 also the end of speech."
+        )
+    if info.prompt.name == "speaker-text":
+        return (
+            "It was trained with a full softmax: it can be decoded with or without a mask. Prompts "
+            "must end with SOS, the only control token that it knows beside EOS."
+        )
+    return (
+        "It was trained with a full softmax, including control tokens from SOA on: it can be "
+        "decoded with or without a mask, and from a prompt that ends before SOA."
+    )
 
 
 def card(info: CheckpointInfo, notes: Sequence[str]) -> str:

@@ -238,8 +238,8 @@ class TrainConfig(RunFields):
         Field(
             ge=0,
             description="LoRA adapters of this rank on the body's linear layers instead of full "
-            "training; 0 is off. The embedding tables are trained in full, except for the Orpheus "
-            "family, whose tokens are not new. Merged in every checkpoint",
+            "training; 0 is off. The embedding tables are trained in full where tokens are added "
+            "to a base, and of a checkpoint of `sheen export`. Merged in every checkpoint",
         ),
     ] = 0
     schedule: Annotated[

@@ -4,9 +4,11 @@ Owns that choice, and passing the codec from the driver to the workers. New rows
 initialized from the codec's codebooks.
 """
 
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import ray
+import torch
 from snac import SNAC
 from torch import Tensor
 
@@ -40,20 +42,31 @@ def open_model(
     source: folder or URI of a checkpoint or a base, or hub id of a base. codec: initializes the new
     rows of a base; without it they are independent.
     """
-    model, tokenizer = _with_tokens(source, info, seed, codec)
+    model, tokenizer, extended = _with_tokens(source, info, seed, codec)
     if lora_rank:
-        # The Orpheus family needs no new rows, and its tables have 0.4 billion weights.
-        add_adapters(model, lora_rank, tables=info.layout.family == "sheen")
+        # The tables of Orpheus have 0.4 billion weights.
+        add_adapters(model, lora_rank, tables=extended or _slots_share_rows(model))
     return model, tokenizer
+
+
+def _slots_share_rows(model: SpeechLM) -> bool:
+    """Whether different ids have equal rows of the head, as in an export of `sheen.export`: as long
+    as they do, no state of the body can choose between them."""
+    head, size = model.head.detach(), model.layout.codebook_size
+    return any(
+        one.level == other.level
+        and torch.equal(head[one.base : one.base + size], head[other.base : other.base + size])
+        for one, other in combinations(model.layout.blocks, 2)
+    )
 
 
 def _with_tokens(
     source: str, info: checkpoint.CheckpointInfo, seed: int, codec: "CodecParts | None"
-) -> tuple[SpeechLM, Any]:
-    """A checkpoint as it is, or a base with the codec's tokens added."""
+) -> tuple[SpeechLM, Any, bool]:
+    """A checkpoint as it is, or a base with the codec's tokens added, and which."""
     with folders.local_folder(source) as folder:
         if checkpoint.is_checkpoint(folder) or info.layout.family == "orpheus":
-            return load_model(folder, info.token_layout, info.softmax)
+            return *load_model(folder, info.token_layout, info.softmax), False
         lm, tokenizer = load_base(str(folder))
     codebooks = None
     if codec is not None:
@@ -63,4 +76,4 @@ def _with_tokens(
     model = extend(lm, tokenizer, size, strides, seed, codebooks, info.tags)
     assert model.layout == info.token_layout, "driver and worker disagree about the first id"
     model.softmax = info.softmax
-    return model, tokenizer
+    return model, tokenizer, True

@@ -12,7 +12,7 @@ import ray
 from sheen.codec.info import CODEC_FOLDER, CodecInfo
 from sheen.codec.snac import open_codec
 from sheen.data.prompts import Prompt
-from sheen.lm.card import CARD_FILE, TRAINED, card
+from sheen.lm.card import CARD_FILE, card, trained_note
 from sheen.lm.checkpoint import ReferenceInfo
 from sheen.lm.model import to_bfloat16
 from sheen.runs import cluster
@@ -143,7 +143,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         last, best = store.latest(), store.best()
         assert last is not None, "a finished run has a checkpoint"
         model_folder = uris.join(last, checkpoints.MODEL_FOLDER)
-        words = card(info, [TRAINED[info.softmax]]) if info.layout.family == "orpheus" else None
+        words = card(info, [trained_note(info)]) if info.layout.family == "orpheus" else None
         made = codec, codec_files, config.half, words
         _export(model_folder, uris.join(output, "checkpoint"), *made)
         if best is not None:

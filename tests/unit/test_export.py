@@ -13,7 +13,9 @@ from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampler import Sampling
 from sheen.engine.voice import Voice, load_voice
 from sheen.export import export
+from sheen.lm.card import trained_note
 from sheen.lm.checkpoint import read_info, write_info
+from sheen.train.initial import open_model
 
 TEXT, VOICE = "Good morning.", "heart"
 FRAMES = 6
@@ -95,6 +97,10 @@ def test_the_card_and_the_command_say_what_is_not_the_same(
     for said in (f"{layout.slot_bases[6]}", "`heart`", "masked", "codec/"):
         assert said in card
     words = ["export", str(exported), "--layout", "orpheus", "--output", str(tmp_path / "again")]
+    # Once trained, with a full softmax, it takes the same prompt.
+    trained = trained_note(read_info(exported).model_copy(update={"softmax": "full"}))
+    assert "with or without a mask" in trained
+    assert "must end with SOS" in trained
     assert main(words) == 2
     assert "already has the family's ids" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
@@ -103,6 +109,14 @@ def test_the_card_and_the_command_say_what_is_not_the_same(
     said = capsys.readouterr().out
     assert "A decoder must mask" in said
     assert "<custom_token_1>" in said
+
+
+@pytest.mark.slow
+def test_adapters_train_the_tables_of_an_export(exported: Path) -> None:
+    """All slots of a level have the same rows: with those frozen, no decoder could do without a
+    mask."""
+    model, _ = open_model(str(exported), read_info(exported), 0, None, lora_rank=2)
+    assert all(table.requires_grad for table in model.tables)
 
 
 @pytest.mark.slow

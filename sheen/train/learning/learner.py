@@ -230,8 +230,8 @@ def add_adapters(
 ) -> None:
     """LoRA on every linear layer of the body; the rest of the body is frozen.
 
-    With `tables` the embedding tables are trained in full: the audio tokens' rows are new, so there
-    is nothing to adapt.
+    With `tables` the embedding tables are trained in full: for rows that are new there is nothing
+    to adapt.
     """
     # Here, and not above: a second of every worker's start, which only adapters need.
     from peft import LoraConfig, inject_adapter_in_model

@@ -89,6 +89,15 @@ def test_a_base_gets_them_as_tokens_and_a_checkpoint_has_its_own(base: Path) -> 
         plan_checkpoint(str(CHECKPOINT), codec, ["<laugh>"])
 
 
+@pytest.mark.slow
+def test_adapters_train_the_tables_of_a_base_alone(base: Path, checkpoint: Path) -> None:
+    for source in (base, checkpoint):
+        info, _, extends = plan_checkpoint(str(source), describe_codec(str(CODEC)))
+        model, _ = open_model(str(source), info, 0, None, lora_rank=2)
+        assert extends == (source == base)
+        assert all(table.requires_grad == extends for table in model.tables)
+
+
 @pytest.mark.parametrize("wrong", ["", "<laugh", "a b", "<>", "</laugh>", "<1>"])
 def test_what_no_tag_can_be_is_refused(wrong: str) -> None:
     arguments = {"input": "x", "output": "/y"}

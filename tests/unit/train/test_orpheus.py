@@ -22,8 +22,8 @@ from sheen.lm.loss import IGNORE_INDEX, speech_loss
 from sheen.lm.model import SpeechLM, load_model, save_model
 from sheen.text.forms import FORMS
 from sheen.train.data import build_training_set
+from sheen.train.initial import open_model
 from sheen.train.inputs import plan_checkpoint
-from sheen.train.learning.learner import add_adapters
 from sheen.train.learning.training_set import TrainingSet
 
 Made = Callable[[str, Callable[[Path], None]], Path]
@@ -150,9 +150,10 @@ def test_history_noise_replaces_codes_alone() -> None:
 
 
 @pytest.mark.slow
-def test_adapters_leave_the_tables_alone_where_no_row_is_new(folder: Path) -> None:
-    model, _ = load_model(folder, LAYOUT, "full")
-    add_adapters(model, rank=2, tables=False)
+def test_adapters_leave_the_tables_alone_where_no_row_is_new(
+    folder: Path, planned: tuple[CheckpointInfo, Any]
+) -> None:
+    model, _ = open_model(str(folder), planned[0], 0, None, lora_rank=2)
     assert not any(table.requires_grad for table in model.tables)
     model.prepare_training()
     sums = model(made_batch(RowForm((EOA,), 2)))
