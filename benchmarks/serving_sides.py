@@ -22,7 +22,7 @@ from sheen.codec.snac import Codec, WindowCodec
 from sheen.codec.worker import CodecProcess
 from sheen.engine.audio_decoder import AudioStage, Stream
 from sheen.engine.engine import Engine
-from sheen.engine.sampler import Sampling
+from sheen.engine.sampling import Sampling
 from sheen.engine.streaming import StreamingDecoder
 from sheen.engine.types import Finished, Request, Sink
 from sheen.engine.voice import Voice, load_voice

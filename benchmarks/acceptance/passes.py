@@ -17,7 +17,7 @@ from acceptance.bench import Bench
 from acceptance.floors import body_weights, convolution_bytes, pass_bytes
 from acceptance.models import codec_layout, published_codec, random_codes, serving_lm
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampler import Sampling
+from sheen.engine.sampling import Sampling
 from sheen.engine.streaming import DEFAULT_RAMP
 from sheen.engine.window_shapes import COUNTS, WindowShapes
 from sheen.lm.model import SpeechLM

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from sheen.engine.decode_step import BlockHeads, DecodeStep, Pending, attention_lengths
-from sheen.engine.sampler import Sampling, SlotSampler
+from sheen.engine.sampler import SlotSampler
+from sheen.engine.sampling import Sampling
 from sheen.lm.kv_cache import PAGE, CacheShape, PagedCache, free_memory, plan_pages
 from sheen.lm.model import SpeechLM
 from sheen.lm.prefixes import Key, PrefixCache

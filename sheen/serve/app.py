@@ -2,7 +2,8 @@
 
 Owns the replica and its routes. HTTP, engine and codec live in one replica, because each hop
 between deployments would add to the time to first audio; scale by replicas. Behind the routes:
-`sheen.serve.backend`.
+`sheen.serve.backend`, which a replica alone imports: Serve imports this module in another process
+first, only to read the configuration, and a replica starts when that is done.
 """
 
 import logging
@@ -23,7 +24,6 @@ from sheen.serve.access.middleware import (
     set_gate,
     set_origins,
 )
-from sheen.serve.backend import Backend
 from sheen.serve.batch import answer_batch
 from sheen.serve.config import BATCH, ServeArgs, checkpoint_location
 from sheen.serve.errors import APIError, documented, install_error_handlers
@@ -91,6 +91,8 @@ class SpeechService:
         stay_on_loopback()
         self._args = args
         self._started = int(time.time())
+        from sheen.serve.backend import Backend  # see the module's docstring
+
         self._backend = Backend(args, location)
         self._metrics = Metrics()
         self._keys = None

@@ -19,7 +19,7 @@ from sheen.codec.worker import CodecProcess
 from sheen.engine.chunks import ChunkStream, Normalize
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Speech, inline
-from sheen.engine.sampler import Sampling
+from sheen.engine.sampling import Sampling
 from sheen.engine.streaming import DEFAULT_RAMP
 from sheen.engine.types import Finished, SynthesisParams
 from sheen.engine.voice import Voice, load_voice

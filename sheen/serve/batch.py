@@ -13,7 +13,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -21,7 +21,6 @@ from pydantic import ValidationError
 from starlette.types import Scope
 
 from sheen.audio.encoders import MEDIA_TYPES
-from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.rendering import finish_reason, rendered, usage
 from sheen.serve.request_log import (
@@ -34,13 +33,16 @@ from sheen.serve.request_log import (
 from sheen.serve.schema.answers import BatchResult
 from sheen.serve.schema.requests import MAX_BATCH_CHARACTERS, BatchRequest, SpeechRequest
 
+if TYPE_CHECKING:  # not imported where the application is built
+    from sheen.serve.backend import Backend
+
 logger = logging.getLogger(__name__)
 
 SPOKEN = 200
 
 
 async def answer_batch(
-    backend: Backend, batch: BatchRequest, request: Request
+    backend: "Backend", batch: BatchRequest, request: Request
 ) -> StreamingResponse:
     """The response, which sends results as they become ready, in the order of the items. Raises
     APIError when the batch is too long, its own voice is unknown, or it is not admitted."""
@@ -77,7 +79,7 @@ async def _json(speaking: "Batch") -> AsyncIterator[str]:
 class Batch:
     """One admitted batch. Iterate `results` once; always `close` it."""
 
-    def __init__(self, backend: Backend, batch: BatchRequest, scope: Scope) -> None:
+    def __init__(self, backend: "Backend", batch: BatchRequest, scope: Scope) -> None:
         self._backend, self._batch, self._scope = backend, batch, scope
         self._waiting = deque(enumerate(batch.items))
         self._running: set[asyncio.Task[BatchResult]] = set()

@@ -12,12 +12,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sheen.audio.effects import Stretch
 from sheen.audio.encoders import AudioEncoder
 from sheen.engine.chunks import ChunkStream
-from sheen.engine.longform import Speech
 from sheen.engine.types import EngineBusy, RequestError, Span, SpeechFailed
 from sheen.serve.errors import APIError
 from sheen.serve.request_log import RequestRecord
@@ -26,6 +25,9 @@ from sheen.serve.word_times import WordTime, WordTimes
 from sheen.text.delivery import DeliveryStream
 from sheen.text.items import DeliveryError
 from sheen.text.ssml import Scope
+
+if TYPE_CHECKING:  # not imported where the application is built
+    from sheen.engine.longform import Speech
 
 CHEAP = {"pcm", "wav"}
 """Formats that cost less to encode than to pass to another thread."""
@@ -91,7 +93,7 @@ class Utterance:
 
     chunks: ChunkStream
     text: DeliveryStream
-    speech: Speech
+    speech: "Speech"
     renderer: Renderer
     come_back: Callable[[], int]
     """Promises a place to a retry of this request. Returns the seconds until then."""

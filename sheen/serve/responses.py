@@ -9,12 +9,11 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import Response, StreamingResponse
 
 from sheen.audio.encoders import MEDIA_TYPES
-from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, unforeseen
 from sheen.serve.rendering import (
     WORD_EVENT,
@@ -27,6 +26,9 @@ from sheen.serve.rendering import (
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema.requests import SpeechRequest
 from sheen.serve.word_times import WordTime
+
+if TYPE_CHECKING:  # not imported where the application is built
+    from sheen.serve.backend import Backend
 
 EVENT_STREAM = "text/event-stream"
 FINISH_REASON = "X-Finish-Reason"
@@ -61,7 +63,7 @@ SPEECH_HEADERS: dict[str, dict[str, Any]] = {
 
 
 async def answer(
-    backend: Backend, request: SpeechRequest, record: RequestRecord, timeout_s: float
+    backend: "Backend", request: SpeechRequest, record: RequestRecord, timeout_s: float
 ) -> Response:
     """The response to a request, whole or streamed, as it asks. Raises APIError."""
     events = request.stream_format == "sse"

@@ -18,7 +18,6 @@ import regex
 from sheen.audio.samples import NO_SAMPLES, Samples
 from sheen.engine.chunks import Normalize
 from sheen.engine.types import Span
-from sheen.scoring.whisper import FasterWhisper
 from sheen.scoring.word_times import Times, refine
 from sheen.text.segmentation import has_word
 
@@ -43,6 +42,8 @@ class Aligner:
 
     def __init__(self, model: str, language: str | None) -> None:
         """Raises ValueError, which names args.aligner, for a model that cannot be opened."""
+        from sheen.scoring.whisper import FasterWhisper  # with torch: only where one is opened
+
         try:
             # On the CPU: the model is small, and a GPU is busy with synthesis.
             self._model = FasterWhisper(model, language=language or "en")

@@ -19,7 +19,7 @@ from helpers.recogniser import tiny_en
 from sheen.codec.info import describe_codec
 from sheen.default_voice import find_default_voice
 from sheen.engine.engine import Engine
-from sheen.engine.sampler import Sampling
+from sheen.engine.sampling import Sampling
 from sheen.engine.synthesis import Synthesized, synthesize_all
 from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import Voice, load_voice

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from sheen.engine.sampler import Sampling
+from sheen.engine.sampling import Sampling
 
 MAX_INPUT_CHARACTERS = 4096
 MAX_UTTERANCE_CHARACTERS = 32_768

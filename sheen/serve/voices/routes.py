@@ -4,7 +4,7 @@ Owns the shapes. What a voice is, and what is refused: `references`.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -14,7 +14,9 @@ from sheen.serve.errors import APIError
 from sheen.serve.schema.answers import CreatedVoice, NamedVoice, UploadedVoice, Voices
 from sheen.serve.voices.folder import StoredVoice
 from sheen.serve.voices.form import Part, read_form
-from sheen.serve.voices.references import References
+
+if TYPE_CHECKING:  # not imported where the application is built
+    from sheen.serve.voices.references import References
 
 FORM: dict[str, Any] = {
     "requestBody": {
@@ -60,7 +62,7 @@ def shown(voice: StoredVoice) -> UploadedVoice:
     return UploadedVoice(**{name: getattr(voice, name) for name in UploadedVoice.model_fields})
 
 
-async def listed(references: References, own: Iterable[str]) -> Voices:
+async def listed(references: "References", own: Iterable[str]) -> Voices:
     """The model's `own` voices, and those that were uploaded."""
     uploaded = await references.voices()
     voices = [NamedVoice(id=name, name=name) for name in own]
@@ -68,7 +70,7 @@ async def listed(references: References, own: Iterable[str]) -> Voices:
     return Voices(voices=voices, uploaded_voices=[shown(voice) for voice in uploaded])
 
 
-async def upload(references: References, request: Request) -> CreatedVoice:
+async def upload(references: "References", request: Request) -> CreatedVoice:
     """Store a voice. Raises APIError."""
     if references.folder is None:
         raise APIError(
@@ -101,7 +103,7 @@ async def upload(references: References, request: Request) -> CreatedVoice:
     )
 
 
-async def delete(references: References, name: str) -> JSONResponse:
+async def delete(references: "References", name: str) -> JSONResponse:
     """Delete a voice; 404 if there is none."""
     if (voice := await references.delete(name)) is None:
         error = APIError(404, f"no uploaded voice {name[:100]!r}", code="voice_not_found")

@@ -8,7 +8,7 @@ vLLM-Omni's; their fields: `sheen.serve.schema.messages`.
 
 import asyncio
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fastapi import WebSocket, WebSocketDisconnect
 
@@ -21,7 +21,6 @@ from sheen.serve.access.limits import (
     Inbox,
 )
 from sheen.serve.access.middleware import answered_protocol, check_key
-from sheen.serve.backend import Backend
 from sheen.serve.config import Limits
 from sheen.serve.errors import APIError, message_too_large, send_error
 from sheen.serve.request_log import refused
@@ -29,12 +28,15 @@ from sheen.serve.schema.messages import ClientMessage, SessionConfig
 from sheen.serve.websocket.sessions import Session
 from sheen.serve.websocket.utterances import Utterances
 
+if TYPE_CHECKING:  # not imported where the application is built
+    from sheen.serve.backend import Backend
+
 TICK_S = 5.0
 GOING_AWAY, TRY_LATER = 1001, 1013
 """Close codes of WebSockets (RFC 6455, 7.4.1, and IANA's registry)."""
 
 
-async def converse(socket: WebSocket, backend: Backend, limits: Limits) -> None:
+async def converse(socket: WebSocket, backend: "Backend", limits: Limits) -> None:
     """Serve one WebSocket until its client disconnects, or breaks a limit."""
     await socket.accept(answered_protocol(socket.scope))
     if backend.open_sockets >= backend.max_sockets:
@@ -85,7 +87,7 @@ class Dialect(Protocol):
 class Conversation:
     """One client's connection."""
 
-    def __init__(self, socket: WebSocket, backend: Backend, limits: Limits) -> None:
+    def __init__(self, socket: WebSocket, backend: "Backend", limits: Limits) -> None:
         self._socket, self._backend = socket, backend
         self._inbox = Inbox(limits)
         self._dialect: Dialect = Utterances(socket, backend)

@@ -14,11 +14,11 @@ import base64
 import logging
 import time
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from fastapi import WebSocket, WebSocketDisconnect
 
 from sheen.serve.access.limits import NORMAL
-from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, send_error, unforeseen
 from sheen.serve.rendering import ending, rendered
 from sheen.serve.request_log import SWITCHED, close_record, open_record
@@ -33,6 +33,9 @@ from sheen.serve.schema.requests import MAX_UTTERANCE_CHARACTERS
 from sheen.serve.websocket.utterances import refuse_ssml
 from sheen.serve.word_times import WordTime
 from sheen.text.segmentation import SentenceStream
+
+if TYPE_CHECKING:  # not imported where the application is built
+    from sheen.serve.backend import Backend
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +97,7 @@ class SessionUtterance:
 class Session:
     """A client's session: its settings, and its utterances that wait or are being spoken."""
 
-    def __init__(self, socket: WebSocket, backend: Backend) -> None:
+    def __init__(self, socket: WebSocket, backend: "Backend") -> None:
         self._socket, self._backend = socket, backend
         self._config: SessionConfig | None = None
         self._open: SessionUtterance | None = None

@@ -8,16 +8,19 @@ discarded. The connection: `conversation`.
 import asyncio
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from sheen.serve.backend import Backend
 from sheen.serve.errors import APIError, send_error, unforeseen
 from sheen.serve.rendering import WORD_EVENT, ending, rendered, with_word_times
 from sheen.serve.request_log import SWITCHED, close_record, open_record
 from sheen.serve.schema.messages import Cancel, ClientMessage, End, Start, Text
 from sheen.serve.schema.requests import MAX_UTTERANCE_CHARACTERS, SpeechSettings
-from sheen.serve.voices.references import NamedReference
+
+if TYPE_CHECKING:  # not imported where the application is built
+    from sheen.serve.backend import Backend
+    from sheen.serve.voices.references import NamedReference
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +39,9 @@ class SocketUtterance:
     def __init__(
         self,
         socket: WebSocket,
-        backend: Backend,
+        backend: "Backend",
         settings: SpeechSettings,
-        reference: NamedReference | None,
+        reference: "NamedReference | None",
     ) -> None:
         """Raises APIError when the utterance is not admitted."""
         self.complete = False
@@ -114,7 +117,7 @@ class SocketUtterance:
 class Utterances:
     """The settings of one client, and its utterances."""
 
-    def __init__(self, socket: WebSocket, backend: Backend) -> None:
+    def __init__(self, socket: WebSocket, backend: "Backend") -> None:
         self._socket, self._backend = socket, backend
         self._settings: SpeechSettings | None = None
         self._current: SocketUtterance | None = None

@@ -28,7 +28,7 @@ from sheen.audio.samples import Samples
 from sheen.codec.snac import Codec
 from sheen.engine.audio_decoder import AudioStage, Stream
 from sheen.engine.engine import Engine
-from sheen.engine.sampler import Sampling
+from sheen.engine.sampling import Sampling
 from sheen.engine.scheduler import Ticket
 from sheen.engine.streaming import StreamingDecoder
 from sheen.engine.types import EngineBusy, Finished, Playback, Request

@@ -23,7 +23,7 @@ from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.engine.decode_step import DecodeStep, attention_lengths
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
-from sheen.engine.sampler import Sampling
+from sheen.engine.sampling import Sampling
 from sheen.engine.scheduler import Slots
 from sheen.engine.types import Request
 from sheen.lm.kv_cache import PAGE, pages_of

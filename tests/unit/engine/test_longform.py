@@ -18,7 +18,7 @@ from helpers.voices import make_voice
 from sheen.__main__ import main
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
-from sheen.engine.sampler import Sampling
+from sheen.engine.sampling import Sampling
 from sheen.engine.synthesis import Synthesized, synthesize, synthesize_all
 from sheen.engine.types import RequestError, SynthesisParams
 from sheen.engine.voice import Voice

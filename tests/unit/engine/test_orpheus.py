@@ -13,7 +13,8 @@ from helpers import orpheus
 from helpers.example import CODEC
 from helpers.speaking import SETTINGS, draw_request, random_model
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampler import Sampling, SlotSampler
+from sheen.engine.sampler import SlotSampler
+from sheen.engine.sampling import Sampling
 from sheen.engine.types import Request, RequestError
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.model import SpeechLM

@@ -14,7 +14,7 @@ from sheen.codec.snac import Codec, load_codec
 from sheen.engine.engine import Engine
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
 from sheen.engine.reference import check_text, read_recording
-from sheen.engine.sampler import Sampling
+from sheen.engine.sampling import Sampling
 from sheen.engine.streaming import StreamingDecoder
 from sheen.engine.types import Reference, Request, RequestError
 from sheen.engine.voice import Voice

@@ -11,7 +11,8 @@ from transformers import (
 
 from sheen import rng
 from sheen.engine.decode_step import ALL_NEEDS
-from sheen.engine.sampler import REPETITION_WINDOW, Sampling, SlotSampler
+from sheen.engine.sampler import SlotSampler
+from sheen.engine.sampling import REPETITION_WINDOW, Sampling
 
 CPU = torch.device("cpu")
 BASE = 1000

@@ -14,7 +14,7 @@ from helpers.speaking import LAYOUT, POSITIONS, WORDS, Sink, random_model, speak
 from sheen.engine.decode_step import attention_lengths
 from sheen.engine.engine import Engine
 from sheen.engine.generation import CHUNK_ROWS, PREFILL_CHUNK, TokenGenerator
-from sheen.engine.sampler import Sampling
+from sheen.engine.sampling import Sampling
 from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder, decode_ready
 from sheen.engine.types import Request
 from sheen.engine.window_shapes import COUNTS, WindowShapes

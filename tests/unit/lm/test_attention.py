@@ -24,7 +24,7 @@ from helpers.speaking import generate
 from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampler import Sampling
+from sheen.engine.sampling import Sampling
 from sheen.lm import attention
 from sheen.lm.attention import PACKED, check_isolation, packed_attention
 from sheen.lm.batching import Batch, collate

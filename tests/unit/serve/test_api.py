@@ -4,6 +4,8 @@ import gzip
 import inspect
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -477,3 +479,10 @@ def test_an_absolute_path_and_a_uri_are_taken_as_they_are(tmp_path: Path) -> Non
     assert checkpoint_location(str(tmp_path)) == str(tmp_path)
     uri = "s3://bucket/voice/checkpoint"
     assert checkpoint_location(uri) == uri
+
+
+def test_building_the_application_loads_no_torch() -> None:
+    """Serve builds it in a process of its own before it starts a replica, which waits for that."""
+    code = "import sys, sheen.serve.app; print({'torch', 'transformers'} & {*sys.modules})"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "set()"
