@@ -138,3 +138,10 @@ if __name__ == "__main__":
     # Five seconds before the end of the run, which has an end for all parts.
     assert (over["ended"], len(over["rows"])) == ("stopped", 1)
     assert (late["ended"], late["error"]) == ("not run", "no time was left")
+
+
+def test_the_tracked_tree_is_small_enough_to_be_carried_to_a_machine() -> None:
+    """With what a run needs beside it: wheels, a base's files."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    tracked = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    assert 0 < sum(path.stat().st_size for path in tracked if path.is_file()) < 45e6
