@@ -1,8 +1,9 @@
 """Which machines a corpus needs: prints the tables of docs/scale.md.
 
 First the model compared with measurements on this project's CPU (docs/benchmarks.md), then
-encode, train and serve on 1, 8 and 64 GPUs, and a year of speech. The formulas are in
-`scale_jobs.py`. Takes no time and starts nothing: neither Ray nor torch is imported.
+prepare, encode, train and serve on 1, 8 and 64 GPUs, and a year of speech. The formulas are in
+`scale_jobs.py` and `scale_preparing.py`. Takes no time and starts nothing: neither Ray nor torch is
+imported.
 """
 
 import math
@@ -32,10 +33,12 @@ from scale_machines import (
     HOST_CORE_S,
     MACHINES,
     P5,
+    TRANSCRIBE,
     WORKER_GB,
     Machine,
 )
-from scale_shapes import BFLOAT16, FLOAT32, Base, Codec
+from scale_preparing import AT_ONCE, MODELS, PUBLISHED_BATCH, prepare, published, transcribing
+from scale_shapes import BFLOAT16, FLOAT32, INT8, Base, Codec
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAC = Codec(encoder_dim=48, decoder_dim=1024)  # hubertsiuzdak/snac_24khz
@@ -57,6 +60,7 @@ YEAR = 8760
 HOURS = (1000, YEAR, 100_000)
 
 BENCHMARKS = "docs/benchmarks.md"
+SIZING = "docs/scale.md"
 SHORT = Load(seconds=30 / 11.71875, prompt=30)
 """Of benchmarks/serving.py: 12 to 47 frames, a short sentence."""
 
@@ -128,6 +132,26 @@ def compared() -> list[Row]:
     step = 1e3 * sum(step_parts(MEASURED, core, 16, 135, FLOAT32).values())
     what, cached = f"ms: a step of the {MEASURED.name}, 16 at once", "its weights stay in the cache"
     rows.append(Row("serve", what, "7.5 to 8.4 ms", 7.95, step, missed=cached))
+    return rows + compared_preparing()
+
+
+def compared_preparing() -> list[Row]:
+    """The rows of transcribing: on the CPU, and a GPU's as published."""
+    tiny, base, *_ = MODELS
+    window = EPYC_CORE.seconds(tiny.window(INT8), TRANSCRIBE, INT8)
+    what = "CPU s: a window of tiny.en"
+    rows = [Row("prepare", what, "| tiny.en | 0.40 |", 0.4, window, sets=True)]
+    for model, text, cell, measured in (
+        (tiny, 73, "| 0.58 | 0.75 |", 0.75),
+        (base, 32, "| 0.84 | 1.06 | 1.19 |", 1.19),
+        (base, 72, "| 1.19 | 1.60 |", 1.6),
+    ):
+        what = f"CPU s: a segment with {text} tokens, {model.name}"
+        rows.append(Row("prepare", what, cell, measured, transcribing(model, EPYC_CORE, text)))
+    for clips, took in ((1, 63), (PUBLISHED_BATCH, 17)):
+        what = f"s: 13 minutes, large-v2 on a 3070 Ti, {clips} at once"
+        cell = f"{took} s for {clips} at once"
+        rows.append(Row("prepare", what, cell, took, published(clips), SIZING, sets=clips == 1))
     return rows
 
 
@@ -172,6 +196,21 @@ def base_table() -> str:
         figures = base.weights / 1e6, base.step(1, 0, BFLOAT16).flops / 2e9, trained / 2e9
         rows.append((base.name, *map(number, (*figures, request / 1e6))))
     return table("base | M weights | step, GMAC | training, GMAC | request, MB", rows)
+
+
+def preparing_table() -> str:
+    rows = []
+    for model in MODELS:
+        for machine in MACHINES:
+            plan = prepare(model, machine)
+            cells = map(number, (1 / plan.seconds, plan.cores, HOURS[0] * plan.seconds))
+            unused = f"{plan.gpu / plan.seconds:.0%}"
+            together = number(1 / plan.batched), number(plan.gpu / plan.batched)
+            row = (model.name, machine.device.name, *cells, unused, plan.bottleneck, *together)
+            rows.append(row)
+    batched = f"GPU alone, {AT_ONCE} at once, audio h/h | compared with 1 at once"
+    columns = f"audio h/h | cores | {HOURS[0]:,} h take, GPU h | GPU busy | bottleneck"
+    return table(f"ASR | GPU | {columns} | {batched}", rows)
 
 
 def encoding_table() -> str:
@@ -243,6 +282,7 @@ def tables() -> dict[str, str]:
         "A second of audio": codec_table(),
         "A token": base_table(),
         "The model compared with measurements": comparison(),
+        "Prepare": preparing_table(),
         "Encode": encoding_table(),
         "Train and serve": sizing_table(),
         "Streams per GPU": serving_table(),

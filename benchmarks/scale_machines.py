@@ -52,12 +52,14 @@ class Machine:
     """Bytes/s per GPU within a machine."""
 
 
-CODEC, TRAIN, GENERATE = "codec", "train", "generate"
+CODEC, TRAIN, GENERATE, TRANSCRIBE = "codec", "train", "generate", "transcribe"
 SHARES = {
     "CPU": {
         CODEC: 0.62,  # docs/benchmarks.md, Encoding: bare, 21.36 audio s/s
         TRAIN: 0.60,  # Training, 28 layers: 34.6 targets/s
         GENERATE: 0.34,  # Cost of a token: 53.4 ms at 1 stream
+        # Preparing: 0.40 CPU s for a window of tiny.en in int8, of bfloat16's peak.
+        TRANSCRIBE: 0.61,
     },
     "GPU": {
         # Estimate: elementwise kernels come near a copy, 0.9 of the data sheet, and torch's float32
@@ -69,6 +71,8 @@ SHARES = {
         # Published by a vendor (silares.com): 216 streams of Orpheus-3B on an H100; by our count of
         # weights, keys and values, if in bfloat16, half of the data sheet's bandwidth.
         GENERATE: 0.50,
+        # Published in faster-whisper's README: 63 s of large-v2 for 13 minutes on a 3070 Ti.
+        TRANSCRIBE: 0.20,
     },
 }
 """Of the peak; the one constant per job that is fitted, once per kind of device."""
@@ -96,6 +100,7 @@ HOST_CALL_S = 12e-3 / 1995
 # NVIDIA's data sheets: dense peaks.
 H100 = Device("H100", "GPU", 67e12, 989e12, 3.35e12, 80e9, GPU_CALL_S, HOST_CALL_S)
 H200 = replace(H100, name="H200", bandwidth=4.8e12, memory=141e9)
+RTX_3070_TI = Device("3070 Ti", "GPU", 21.7e12, 87e12, 0.608e12, 8e9, GPU_CALL_S, HOST_CALL_S)
 L40S = Device("L40S", "GPU", 91.6e12, 362e12, 0.864e12, 48e9, GPU_CALL_S, HOST_CALL_S)
 
 BENCH = Machine("the CPU of docs/benchmarks.md", EPYC_CORE.times(2), 1, 2, 1e9, 1e9, 1e9)
@@ -131,3 +136,16 @@ TRAINING_CALLS = 63 + 122
 SAVED_BYTES = 80.2e3 / (4 * 1024 + 2 * 4096 + 3 * 3072)
 """Per token, layer and value of its width (see `scale_jobs.saved_values`), kept for the backward
 pass: measured on a CPU with saved-tensor hooks at Qwen3-0.6B's shape in bfloat16, not compiled."""
+ASR_CALL_S = 4e-6
+"""Estimate: of launching an operator of CTranslate2, which uses no CUDA graph."""
+ENCODER_CALLS, DECODER_CALLS, TOKEN_CALLS = 18, 28, 30
+"""Estimate, from a Whisper layer's operators: of CTranslate2 per layer of the encoder and of the
+decoder, and per token."""
+CUT_S, READ_S = 0.0031, 0.0045
+"""CPU seconds per second of audio of finding the segments, and of reading them and measuring their
+sound: decision 0029, Measured."""
+EMBED_S, FEATURES_S = 0.026, 0.002
+"""CPU seconds per segment, in the worker that transcribes: its speaker embedding (of 3 s, whatever
+the length), and its spectrogram: docs/benchmarks.md, Preparing."""
+SEGMENT_ROWS = 32
+"""Segments of a block (sheen/prepare/job.py)."""

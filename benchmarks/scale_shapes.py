@@ -1,4 +1,4 @@
-"""What a second of speech costs by the shapes of the codec and the base: FLOPs, bytes, weights.
+"""What a second of speech costs by the shapes of codec, base and ASR: FLOPs, bytes, weights.
 
 Counted layer by layer from the config, without torch. Owns no speed: what a device makes of the
 counts is `scale_jobs.py`'s. A multiplication and an addition are two FLOPs. Bytes are those of the
@@ -21,7 +21,9 @@ in one buffer, the last with two inputs."""
 ADD_VALUES = 3
 CLEAR_VALUES = 2
 """Of zeroing what lies beyond the clips' ends after each layer of a batch."""
-FLOAT32, BFLOAT16 = 4, 2
+KERNEL_OF_MELS = 3
+FLOAT32, BFLOAT16, INT8 = 4, 2, 1
+"""Bytes of a value; float16 counts as BFLOAT16."""
 
 
 @dataclass(frozen=True)
@@ -192,3 +194,41 @@ class Base:
         """Forward and backward pass, as `training_flops`: six FLOPs per weight, without scores."""
         head = self.codebook_size * self.hidden
         return Work(6 * (tokens * self.body + targets * head))
+
+
+@dataclass(frozen=True)
+class Whisper:
+    """A Whisper model: its encoder reads a window of 30 s, however short the clip in it is."""
+
+    name: str
+    width: int
+    encoder_layers: int
+    decoder_layers: int
+    mels: int = 80
+    vocabulary: int = 51_865
+    frames: int = 3000
+    """Of a window's spectrogram; the encoder has half as many positions."""
+
+    @property
+    def positions(self) -> int:
+        return self.frames // 2
+
+    def window(self, itemsize: int) -> Work:
+        """Encoding a window, and the keys and values that the decoder's layers make of it. Reads
+        the weights once; activations are not counted."""
+        convolutions = (
+            self.width * KERNEL_OF_MELS * (self.frames * self.mels + self.positions * self.width)
+        )
+        scores = 2 * self.positions**2 * self.width
+        layers = self.encoder_layers * (12 * self.width**2 * self.positions + scores)
+        kept = self.decoder_layers * 2 * self.width**2 * self.positions
+        weights = 12 * self.encoder_layers * self.width**2
+        return Work(2 * (convolutions + layers + kept), itemsize * weights)
+
+    def step(self, clips: float, itemsize: int, tokens: float = 1) -> Work:
+        """So many tokens of each of the clips: the weights once, each clip's keys and values of
+        its window."""
+        weights = self.decoder_layers * 14 * self.width**2 + self.vocabulary * self.width
+        kept = 2 * self.decoder_layers * self.positions * self.width
+        flops = 2 * clips * tokens * (weights + kept)
+        return Work(flops, itemsize * (weights + clips * kept))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from snac import SNAC
 from torch import Tensor, nn
+from transformers import WhisperConfig, WhisperModel
 
 from helpers.example import ROOT
 
@@ -14,8 +15,20 @@ sys.path.append(str(ROOT / "benchmarks"))
 import scale
 from published import PUBLISHED
 from scale_jobs import Load, Plan, attended, encode, plan_training, serve, step_parts
-from scale_machines import CODEC, EPYC_CORE, GENERATE, H100, MACHINES, P5, SHARES, TRAIN, Machine
-from scale_shapes import BFLOAT16, FLOAT32, Base, Codec
+from scale_machines import (
+    CODEC,
+    EPYC_CORE,
+    GENERATE,
+    H100,
+    MACHINES,
+    P5,
+    SHARES,
+    TRAIN,
+    TRANSCRIBE,
+    Machine,
+)
+from scale_preparing import MODELS, prepare
+from scale_shapes import BFLOAT16, FLOAT32, Base, Codec, Whisper
 from workload import Shape, make_base
 
 from sheen.engine.decode_step import attention_lengths
@@ -59,6 +72,46 @@ def test_the_codec_is_counted_as_torch_runs_it(dims: tuple[int, int]) -> None:
     assert sum(encoded) / SECONDS == pytest.approx(codec.decoding().flops)
 
 
+@pytest.mark.parametrize("model", MODELS[:2], ids=lambda model: model.name)
+def test_the_asr_is_counted_as_torch_runs_it(model: Whisper) -> None:
+    def linear(layer: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
+        flops.append(2 * output.numel() * layer.in_features)
+
+    config = WhisperConfig(
+        vocab_size=model.vocabulary, num_mel_bins=model.mels, d_model=model.width,
+        encoder_layers=model.encoder_layers, decoder_layers=model.decoder_layers,
+        encoder_ffn_dim=4 * model.width, decoder_ffn_dim=4 * model.width,
+        encoder_attention_heads=model.width // 64, decoder_attention_heads=model.width // 64,
+    )  # fmt: skip
+    with torch.device("meta"):
+        whisper = WhisperModel(config).eval()
+        flops = convolutions(whisper)
+        for layer in whisper.modules():
+            if isinstance(layer, nn.Linear):
+                layer.register_forward_hook(linear)
+        mels = torch.empty(1, model.mels, model.frames)
+        encoded = whisper.encoder(mels)
+        kept = 2 * 2 * model.decoder_layers * model.width**2 * model.positions
+        scores = 2 * model.encoder_layers * 2 * model.positions**2 * model.width
+        assert sum(flops) + kept + scores == pytest.approx(model.window(FLOAT32).flops)
+        flops.clear()
+        whisper.decoder(torch.zeros(1, 1, dtype=torch.long), encoder_hidden_states=encoded[0])
+    # The table and the scores are no layers; the window's keys and values count for the window.
+    rest = 2 * model.vocabulary * model.width
+    rest += 2 * 2 * model.decoder_layers * model.positions * model.width
+    assert sum(flops) - kept + rest == pytest.approx(model.step(1, FLOAT32).flops)
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.device.name)
+def test_a_worker_that_transcribes_waits_for_the_gpu_and_for_its_core(machine: Machine) -> None:
+    for model in MODELS:
+        plan = prepare(model, machine)
+        assert plan.gpu < plan.worker <= plan.seconds
+        assert plan.batched < plan.gpu
+    rates = [1 / prepare(model, machine).gpu for model in (*MODELS[:3], MODELS[-1])]
+    assert rates == sorted(rates, reverse=True), "a larger ASR takes longer"
+
+
 def test_the_base_has_the_weights_of_the_shape() -> None:
     shape = Shape(28)
     lm = make_base(shape, "meta")
@@ -76,8 +129,8 @@ def test_the_model_is_within_a_fifth_of_what_the_cpu_did(row: scale.Row) -> None
 
 def test_every_job_is_compared_with_a_row_that_sets_no_share() -> None:
     tested = {row.job for row in scale.compared() if not row.sets and not row.missed}
-    assert tested == {"encode", "train", "serve"}
-    assert sum(row.sets for row in scale.compared()) == 3
+    assert tested == {"encode", "train", "serve", "prepare"}
+    assert sum(row.sets for row in scale.compared()) == 5
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.device.name)
@@ -155,8 +208,11 @@ def test_a_step_on_a_gpu_copies_pages_and_reads_every_slot_up_to_the_engines_len
 
 def test_the_page_states_the_shares_of_the_peak() -> None:
     page = " ".join((ROOT / "docs" / "scale.md").read_text("utf-8").split())
-    codec, train, generate = (f"{SHARES['CPU'][job]:.0%}" for job in (CODEC, TRAIN, GENERATE))
+    jobs = CODEC, TRAIN, GENERATE, TRANSCRIBE
+    codec, train, generate, transcribe = (f"{SHARES['CPU'][job]:.0%}" for job in jobs)
     assert f"{codec} for the codec, {train} for training, {generate} for generation" in page
-    codec, train, generate = (f"{SHARES['GPU'][job]:.0%}" for job in (CODEC, TRAIN, GENERATE))
+    assert f"{transcribe} for transcription" in page
+    codec, train, generate, transcribe = (f"{SHARES['GPU'][job]:.0%}" for job in jobs)
+    assert f"{transcribe} for transcription" in page
     assert f"{codec} for the codec; {train} for training" in page
     assert f"{generate} for generation" in page
