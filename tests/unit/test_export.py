@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from snac import SNAC
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.example import CHECKPOINT
+from helpers.example import CHECKPOINT, ROOT, load_script
 from sheen.__main__ import main
 from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampling import Sampling
@@ -61,32 +62,19 @@ def test_sheen_speaks_the_export_code_for_code(before: Voice, after: Voice) -> N
 
 
 @pytest.mark.slow
-def test_a_decoder_written_from_the_card_alone_says_the_same(exported: Path, before: Voice) -> None:
-    """Nothing of Sheen: the tokenizer's ids, the card's prompt, a mask by slot, greedy."""
-    tokenizer = AutoTokenizer.from_pretrained(exported)
+def test_a_decoder_without_sheen_says_the_same(exported: Path, before: Voice) -> None:
+    """Greedily; and each of its frames becomes 2,048 samples."""
+    script = load_script(ROOT / "examples" / "orpheus_decoder.py")
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
-    first = tokenizer.convert_tokens_to_ids("<custom_token_0>")
-    start, end = first + 1, first + 2
-    assert model.config.eos_token_id == end
-    ids = [*tokenizer(f"{VOICE}: {TEXT}", add_special_tokens=False)["input_ids"], start]
-    frames: list[list[int]] = [[]]
-    past = None
-    given = torch.tensor([ids])
-    while len(frames) <= FRAMES:
-        slot = len(frames[-1])
-        with torch.inference_mode():
-            output = model(given, past_key_values=past, use_cache=True)
-        past, logits = output.past_key_values, output.logits[0, -1]
-        base = first + 10 + 4096 * slot
-        token = base + int(logits[base : base + 4096].argmax())
-        if slot == 0 and len(frames) > 1 and logits[end] > logits[token]:
-            break
-        frames[-1].append(token - base)
-        if slot == 6:
-            frames.append([])
-        given = torch.tensor([[token]])
-    spoken = [frame for frame in frames if len(frame) == 7]
-    assert spoken[:FRAMES] == codes(before, Sampling(0.0), 0.6)[:FRAMES]
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    spoken = script.generate(
+        model, tokenizer, f"{VOICE}: {TEXT}", max_frames=FRAMES, do_sample=False
+    )
+    assert spoken == codes(before, Sampling(0.0), 0.6)[:FRAMES]
+    codec = SNAC.from_pretrained(exported / "codec")
+    samples = torch.cat([*script.decode(codec, spoken)])
+    assert samples.shape == (2048 * FRAMES,)
+    assert torch.isfinite(samples).all()
 
 
 def test_the_card_and_the_command_say_what_is_not_the_same(
