@@ -137,11 +137,23 @@ class Backend:
     async def reference(self, settings: SpeechSettings) -> NamedReference | None:
         """The reference recording for a request's voice; None for one of the model's voices, and
         for an unknown name. Raises APIError."""
-        if settings.ref_audio:
-            return await self.references.of_audio(settings.ref_audio, settings.ref_text)
-        if (name := settings.voice_name) is None or name in self.capabilities.names:
-            return None
-        return await self.references.of_name(name)
+        text = (settings.ref_text or "").strip()
+        if settings.ref_audio is not None:
+            return await self.references.of_audio(settings.ref_audio, text)
+        name = settings.voice_name
+        if name is not None and name not in self.capabilities.names:
+            if (found := await self.references.of_name(name, text)) is not None:
+                return found
+            if text:
+                self.capabilities.speaker(name)  # an unknown name is the fault to tell
+        if text:
+            raise APIError(
+                400,
+                "ref_text: without ref_audio or an uploaded voice there is no recording of it",
+                param="ref_text",
+                code="no_recording",
+            )
+        return None
 
     async def check_voice(self, name: str) -> None:
         """Raise APIError for a name that is neither a voice of the model nor uploaded."""
@@ -174,7 +186,8 @@ class Backend:
             spoken, record.voice = reference.reference, reference.name
         check_language(settings.language, self.voice.language)
         aligner = self._checked_aligner() if settings.word_timestamps else None
-        ignored, delivery = able.ignored(settings), able.delivery(settings)
+        ignored = able.ignored(settings, cloned=reference is not None)
+        delivery = able.delivery(settings)
         record.audio_format = settings.response_format
         self._trimmed = False
         request = settings.model_dump_json(exclude={"ref_audio"}), hash(settings.ref_audio)

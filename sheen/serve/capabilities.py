@@ -89,10 +89,16 @@ class Capabilities:
         """The request's instructions, for the prompt; None where the model follows none."""
         return settings.instructions if self._voice.info.follows_instructions else None
 
-    def ignored(self, settings: SpeechSettings) -> tuple[str, ...]:
-        """Names of fields that the model cannot follow; APIError where `args` refuse them."""
-        if not settings.instructions or self._voice.info.follows_instructions:
-            return ()
+    def ignored(self, settings: SpeechSettings, cloned: bool) -> tuple[str, ...]:
+        """Names of fields that the model cannot follow; APIError where `args` refuse them.
+        `cloned`: the request's voice is that of a recording."""
+        follows = self._voice.info.follows_instructions
+        foreign = dict(settings.foreign)
+        met = {"Base": cloned, "VoiceDesign": follows}  # vLLM-Omni's kinds of voices
+        if met.get(str(foreign.get("task_type")), True):
+            foreign.pop("task_type", None)
+        if not settings.instructions or follows:
+            return tuple(foreign)
         if self._args.instructions == "refuse":
             raise APIError(
                 400,
@@ -100,7 +106,7 @@ class Capabilities:
                 param="instructions",
                 code="instructions_not_supported",
             )
-        return ("instructions",)
+        return ("instructions", *foreign)
 
 
 def check_language(asked: str | None, spoken: str | None) -> None:

@@ -119,10 +119,18 @@ def describe_invalid(error: RequestValidationError, headers: Headers) -> APIErro
     param = next((part for part in problem["loc"][1:2] if isinstance(part, str)), None)
     if param is None and (undeclared := not_declared_json(headers)):
         return undeclared
-    message = f"{param or 'body'}: {problem['msg']}"
+    message = f"{param or 'body'}: {_place(problem['loc'])}{problem['msg']}"
     if problem["type"] == "json_invalid":
         message = f"body: not JSON: {problem['ctx']['error']}, at character {problem['loc'][1]}"
     return APIError(400, message, param=param, code=problem["type"])
+
+
+def _place(loc: tuple[str | int, ...]) -> str:
+    """The place within a list, such as `[0].text: `; empty for a fault of a field itself."""
+    if not any(isinstance(part, int) for part in loc[2:]):
+        return ""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc[2:])
+    return f"{''.join(parts)}: "
 
 
 def not_declared_json(headers: Headers) -> APIError | None:

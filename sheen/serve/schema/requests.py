@@ -5,9 +5,19 @@ JSON's types, as in the schema, and null is the default of every field that has 
 about models or Ray.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from sheen.engine.sampling import Sampling
 
@@ -24,8 +34,53 @@ WHOLE = BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_intege
 """JSON has one kind of number: 7.0 is an integer."""
 
 
+FOREIGN = (
+    "reference_id",
+    "speaker_embedding",
+    "x_vector_only_mode",
+    "max_new_tokens",
+    "task_type",
+)
+"""Fields of vLLM-Omni's and Fish's servers that change what is spoken, and that no model here
+follows: `sheen.serve.capabilities` reports them. Their other fields tune their own engines."""
+MAX_REFERENCE_TEXT = 1000
+"""Longest `ref_text`, characters: twice as many as 30 s of fast speech have."""
+
+
 class VoiceId(BaseModel):
     id: str
+
+
+class Recording(BaseModel, strict=True):
+    """A recording and its transcript, as vLLM-Omni and SGLang nest them."""
+
+    audio_path: Annotated[str, Field(min_length=1)]
+    text: Annotated[str | None, Field(max_length=MAX_REFERENCE_TEXT)] = None
+
+
+def _only_recording(
+    references: list[Recording] | None, info: ValidationInfo
+) -> list[Recording] | None:
+    """Refuse `references` next to `ref_audio`: only one voice can be spoken in."""
+    if references is not None and info.data.get("ref_audio") is not None:
+        raise ValueError("it means the same as ref_audio; send one of the two")
+    return references
+
+
+def _by_our_names(sent: dict[str, Any]) -> dict[str, Any]:
+    """The fields with `voice` for `speaker`, and `ref_audio` and `ref_text` for `references`. An
+    invalid `references` is left for its own validation."""
+    if sent.get("voice") is None and "speaker" in sent:  # vLLM-Omni's other name for it
+        sent = {**sent, "voice": sent["speaker"]}
+    listed = sent.get("references")
+    if sent.get("ref_audio") is None and isinstance(listed, list) and len(listed) == 1:
+        try:
+            recording = Recording.model_validate(listed[0])
+        except ValidationError:
+            return sent
+        text = sent.get("ref_text") if recording.text is None else recording.text
+        sent = {**sent, "ref_audio": recording.audio_path, "ref_text": text, "references": None}
+    return sent
 
 
 ABOUT = ("title", "description", "examples", "default")
@@ -59,13 +114,28 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
     ref_audio: Annotated[
         str | None,
         Field(
+            min_length=1,
             description="a recording of the voice to speak in instead: a data URL, the id or name "
             "of an uploaded voice, or a URL of a host that the server allows; off unless the "
-            "operator allows it"
+            "operator allows it",
         ),
     ] = None
     ref_text: Annotated[
-        str | None, Field(max_length=1000, description="the complete transcript of `ref_audio`")
+        str | None,
+        Field(
+            max_length=MAX_REFERENCE_TEXT,
+            description="the complete transcript of `ref_audio`, or of the uploaded `voice`",
+        ),
+    ] = None
+    references: Annotated[
+        list[Recording] | None,
+        Field(
+            min_length=1,
+            max_length=1,
+            description="`ref_audio` and `ref_text` as other servers nest them: a list of one",
+            examples=[[{"audio_path": "data:audio/wav;base64,…", "text": "The words in it."}]],
+        ),
+        AfterValidator(_only_recording),
     ] = None
     instructions: Annotated[
         str | None,
@@ -152,17 +222,28 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         ),
     ] = False
 
-    @model_validator(mode="before")
+    _foreign: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _null_is_the_default(cls, sent: Any) -> Any:
+    def _null_is_the_default(cls, sent: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(sent, dict):
-            return sent
-        if sent.get("voice") is None and "speaker" in sent:  # vLLM-Omni's other name for it
-            sent = {**sent, "voice": sent["speaker"]}
+            return validate(sent)
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
-        return {
-            name: value for name, value in sent.items() if value is not None or name not in optional
-        }
+        settings = validate(
+            {
+                name: value
+                for name, value in _by_our_names(sent).items()
+                if value is not None or name not in optional
+            }
+        )
+        settings._foreign = {name: sent[name] for name in FOREIGN if sent.get(name)}
+        return settings
+
+    @property
+    def foreign(self) -> dict[str, Any]:
+        """The fields of `FOREIGN` that the client set, as it sent them."""
+        return self._foreign
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -233,9 +314,10 @@ class BatchRequest(SpeechSettings):
     def request(self, item: dict[str, Any]) -> SpeechRequest:
         """The request of one item, with the batch's settings where it has none. Raises
         ValidationError."""
-        own = {name: value for name, value in item.items() if value is not None}
-        if "speaker" in own:
-            own.setdefault("voice", own["speaker"])
-        shared = self.model_dump(exclude={"items"}, exclude_unset=True)
+        own = {name: value for name, value in _by_our_names(item).items() if value is not None}
+        shared = self.model_dump(exclude={"items"}, exclude_unset=True) | self.foreign
+        if self.ref_audio is not None and own.keys() & {"voice", "ref_audio", "references"}:
+            # The item's own voice: the batch's recording and its text are those of another.
+            shared = {key: shared[key] for key in shared.keys() - {"ref_audio", "ref_text"}}
         form = {"response_format": self.response_format}
         return SpeechRequest.model_validate({**form, **shared, **own})

@@ -25,6 +25,7 @@ from sheen.engine.types import Reference, RequestError
 from sheen.engine.voice import Voice
 from sheen.serve.config import ReferenceArgs
 from sheen.serve.errors import APIError
+from sheen.serve.schema.requests import MAX_REFERENCE_TEXT
 from sheen.serve.voices.folder import NAME_RULE, StoredVoice, VoiceFolder, folded, is_name, voice_id
 from sheen.serve.voices.remote import decode_data_url, fetch, wrong
 from sheen.serve.word_times import Aligner
@@ -39,8 +40,6 @@ KEPT = 256
 MAX_WAITING = 16
 """Recordings that may wait to be encoded; a second each, on a CPU."""
 RETRY_S = 5
-MAX_TEXT = 1000
-"""Longest `ref_text`, characters: twice as many as 30 s of fast speech have."""
 
 
 class NamedReference(NamedTuple):
@@ -75,8 +74,9 @@ class References:
 
     # Requests
 
-    async def of_audio(self, audio: str, text: str | None) -> NamedReference:
-        """The reference for a request with `ref_audio`. Raises APIError."""
+    async def of_audio(self, audio: str, text: str) -> NamedReference:
+        """The reference for a request with `ref_audio`; `text` may be empty for an uploaded voice.
+        Raises APIError."""
         if audio[:5].lower() == "data:":
             if not self._args.ref_audio:
                 raise wrong(
@@ -96,20 +96,21 @@ class References:
                     "voice_not_found",
                 )
             return NamedReference(await self._of_voice(voice, text), voice.id)
-        return NamedReference(await self._from_recording(data, text or ""), "ref_audio")
+        return NamedReference(await self._from_recording(data, text), "ref_audio")
 
-    async def of_name(self, name: str) -> NamedReference | None:
-        """The reference for an uploaded voice, by its name or id; None if there is none. Raises
-        APIError."""
-        voice = await self.uploaded(name)
-        return None if voice is None else NamedReference(await self._of_voice(voice), voice.id)
+    async def of_name(self, name: str, text: str = "") -> NamedReference | None:
+        """The reference for an uploaded voice, by its name or id; None if there is none. `text`
+        replaces the stored one. Raises APIError."""
+        if (voice := await self.uploaded(name)) is None:
+            return None
+        return NamedReference(await self._of_voice(voice, text), voice.id)
 
     async def uploaded(self, name: str) -> StoredVoice | None:
         """An uploaded voice by its name or id; None if there is none."""
         folder = self.folder
         return None if folder is None else await self._file_work(lambda: folder.get(name))
 
-    async def _of_voice(self, voice: StoredVoice, text: str | None = None) -> Reference:
+    async def _of_voice(self, voice: StoredVoice, text: str) -> Reference:
         if voice.codec_sha256 == self._voice.info.codec.sha256:
             frames = self._voice.model.layout.interleave(voice.arrays())
         else:
@@ -131,8 +132,10 @@ class References:
         return await self._reference(await self._encoded(data), text)
 
     async def _reference(self, frames: Frames, text: str) -> Reference:
-        if len(text) > MAX_TEXT:
-            raise APIError(400, f"ref_text: more than {MAX_TEXT} characters", param="ref_text")
+        if len(text) > MAX_REFERENCE_TEXT:
+            raise APIError(
+                400, f"ref_text: more than {MAX_REFERENCE_TEXT} characters", param="ref_text"
+            )
         normalize = self._reader()
         sentences = split_sentences(text, self._voice.language)
         spoken = [await normalize(sentence) for sentence in sentences]

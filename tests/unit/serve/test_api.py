@@ -106,6 +106,14 @@ def test_a_missing_field_is_named(client: TestClient) -> None:
         ("voice", {}),
         ("voice", {"name": "heart"}),
         ("voice", {"id": 7}),
+        ("ref_audio", ""),
+        ("ref_audio", ["a", "b"]),
+        ("references", "a"),
+        ("references", []),
+        ("references", [{"audio_path": "a"}, {"audio_path": "b"}]),
+        ("references", [{"audio": "a", "text": "four"}]),
+        ("references", [{"audio_path": ""}]),
+        ("references", [{"audio_path": "a", "text": 4}]),
         ("instructions", "x" * 4097),
         ("instructions", 7),
         ("lexicon", ["SQL"]),
@@ -175,6 +183,32 @@ def test_the_edges_of_every_range_are_accepted(client: TestClient) -> None:
 def test_voice_is_a_name_or_an_object_with_an_id(client: TestClient) -> None:
     assert accepted(client, {**GOOD, "voice": "heart"})["voice_name"] == "heart"
     assert accepted(client, {**GOOD, "voice": {"id": "heart"}})["voice_name"] == "heart"
+
+
+def test_a_recording_is_ref_audio_or_the_only_one_of_references(client: TestClient) -> None:
+    flat = accepted(client, {**GOOD, "ref_audio": "a", "ref_text": "four"})
+    nested = {"audio_path": "a", "text": "four"}
+    assert accepted(client, {**GOOD, "references": [nested]}) == flat
+    outside = {"references": [{"audio_path": "a"}], "ref_text": "four"}
+    assert accepted(client, {**GOOD, **outside}) == flat
+    assert refused(client, {**GOOD, "ref_audio": "b", "references": [nested]})["param"] == (
+        "references"
+    )
+    assert "[0].audio_path: " in refused(client, {**GOOD, "references": [{}]})["message"]
+
+
+def test_an_item_with_a_voice_of_its_own_has_nothing_of_the_batchs_recording() -> None:
+    def recording(shared: dict[str, Any], item: dict[str, Any]) -> tuple[str | None, str | None]:
+        batch = BatchRequest.model_validate({**shared, "items": [{"input": "four", **item}]})
+        [request] = map(batch.request, batch.items)
+        return request.ref_audio, request.ref_text
+
+    shared = {"ref_audio": "a", "ref_text": "four", "max_new_tokens": 9}
+    assert recording(shared, {}) == ("a", "four")
+    assert recording(shared, {"ref_text": "two"}) == ("a", "two")
+    assert recording(shared, {"speaker": "heart"}) == (None, None)
+    assert recording(shared, {"references": [{"audio_path": "b"}]}) == ("b", None)
+    assert recording({"ref_text": "four"}, {"ref_audio": "b"}) == ("b", "four")
 
 
 OPTIONAL = [

@@ -294,7 +294,7 @@ def test_instructions_are_ignored_aloud_or_refused(
     record = RequestRecord()
     body = {"model": "m", "input": "one", "voice": "heart", "response_format": "pcm"}
 
-    async def headers(**fields: str) -> Any:
+    async def headers(**fields: Any) -> Any:
         request = SpeechRequest.model_validate(body | fields)
         try:
             return (await answer(backend, request, record, WAIT_S)).headers
@@ -304,6 +304,15 @@ def test_instructions_are_ignored_aloud_or_refused(
     assert "x-sheen-ignored" not in asyncio.run(headers())
     assert asyncio.run(headers(instructions="cheerful"))["x-sheen-ignored"] == "instructions"
     assert record.fields()["ignored"] == ["instructions"]
+    others = {
+        "reference_id": "54a5170264694bfc8e9ad98df7bd89c3", "speaker_embedding": [0.5],
+        "x_vector_only_mode": True, "max_new_tokens": 2048, "task_type": "Base",
+    }  # fmt: skip
+    assert asyncio.run(headers(**others))["x-sheen-ignored"] == ", ".join(others)
+    design = asyncio.run(headers(task_type="VoiceDesign", instructions="warm"))
+    assert design["x-sheen-ignored"] == "instructions, task_type"
+    idle = {"task_type": "CustomVoice", "x_vector_only_mode": False, "non_streaming_mode": True}
+    assert "x-sheen-ignored" not in asyncio.run(headers(**idle, user="me"))
     args = backend._args.model_copy(update={"instructions": "refuse"})
     monkeypatch.setattr(backend, "capabilities", Capabilities(backend.voice, args))
     _, _, error = ask(backend, instructions="cheerful")

@@ -137,7 +137,9 @@ def test_a_voice_is_kept_listed_spoken_and_deleted(
         spoken(client, voice="Alice"),
         spoken(client, voice=shown["id"]),
         spoken(client, voice={"id": shown["id"]}),
+        spoken(client, voice="alice", ref_text=TEXT),
         spoken(client, ref_audio=shown["id"]),
+        spoken(client, references=[{"audio_path": data_url(recording()), "text": TEXT}]),
         spoken(client, voice="heart", ref_audio=data_url(recording()), ref_text=TEXT),
         openai_client(client).audio.speech.create(
             model="tts-1", input="four two", voice={"id": shown["id"]}, response_format="pcm",
@@ -147,6 +149,10 @@ def test_a_voice_is_kept_listed_spoken_and_deleted(
     ]  # fmt: skip
     assert len(set(alike)) == 1, "one recording, however it is named"
     assert alike[0] != spoken(client, voice="heart")
+    other = error(
+        client.post("/v1/audio/speech", json=SPOKEN | {"voice": "alice", "ref_text": "x" * 99})
+    )
+    assert (other["param"], "99 characters" in other["message"]) == ("ref_text", True)
 
     assert backend.capabilities.listed_voices == [], "the schema may not list the model's alone"
     asked = SpeechRequest.model_validate(SPOKEN | {"voice": "alice"})
@@ -256,6 +262,11 @@ def test_a_page_of_another_host_may_not_upload(client: TestClient) -> None:
     ("body", "param", "expected"),
     [
         ({"ref_audio": data_url(recording())}, "ref_text", "transcript of the recording"),
+        ({"ref_audio": "", "ref_text": TEXT}, "ref_audio", "at least 1"),
+        ({"ref_text": TEXT}, "ref_text", "without ref_audio"),
+        ({"ref_text": TEXT, "voice": "heart"}, "ref_text", "without ref_audio"),
+        ({"ref_text": TEXT, "voice": "nobody"}, "voice", "unknown voice"),
+        ({"references": [{"audio_path": "bob"}] * 2}, "references", "at most 1"),
         ({"ref_audio": "data:audio/wav;base64,!!", "ref_text": TEXT}, "ref_audio", "not base64"),
         ({"ref_audio": "data:nothing", "ref_text": TEXT}, "ref_audio", "comma"),
         ({"ref_audio": data_url(bytes(MOST + 1)), "ref_text": TEXT}, "ref_audio", "more than"),
