@@ -60,14 +60,17 @@ class Chunk:
                 loop.call_soon_threadsafe(self._items.put_nowait, item)
 
         speaker = params.speaker if style is None else style.speaker
+        # The reference applies to the request's voice, not to others in an SSML document.
+        reference = params.reference if speaker == params.speaker else None
+        self.audio_tokens = 0 if reference is None else reference.frames.size
+        """Tokens of the prompt that are the reference's codes."""
         self.request = voice.request(
             text,
             speaker,
             params.sampling,
             params.chunk_seconds,
             engine.max_seq_len,
-            # The reference applies to the request's voice, not to others in an SSML document.
-            params.reference if speaker == params.speaker else None,
+            reference,
             params.instruction,
         )
         follows = None if before is None else before.ticket
@@ -147,6 +150,7 @@ class Speech:
         self._tickets.add(chunk.ticket)
         self.progress.chunks += 1
         self.progress.input_tokens += len(chunk.request.prompt)
+        self.progress.input_audio_tokens += chunk.audio_tokens
         return chunk
 
     def _close(self, chunk: Chunk, finished: Finished) -> None:

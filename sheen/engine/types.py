@@ -133,6 +133,8 @@ class Progress:
     """`length` if a finished chunk reached its limit; empty before the first finished chunk."""
     chunks: int = 0
     input_tokens: int = 0
+    """Tokens of the prompts; `input_audio_tokens` of them are a reference recording's."""
+    input_audio_tokens: int = 0
     output_tokens: int = 0
     queue_s: float | None = None
 

@@ -7,14 +7,15 @@ makes the text much longer. Similar brackets (`[pause]`, `[pause: sighs]`) are t
 itself is `sheen.engine.chunks`'.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import regex
 
-from sheen.text.items import DeliveryError, Item, Pause, Style, seconds_of
-from sheen.text.kept import TAG, clean
+from sheen.text.items import DeliveryError, Item, Pause, Respelled, Style, seconds_of, unknown_tag
+from sheen.text.kept import ALIAS_CLOSE, ALIAS_OPEN, TAG, clean
 from sheen.text.lexicon import Lexicon, respell
 from sheen.text.segmentation import SentenceStream
 from sheen.text.ssml import Scope, read_ssml
@@ -27,6 +28,7 @@ MAX_ADDED_CHARACTERS = 8192
 """Most characters that a lexicon may add to a text, for the same reason."""
 
 _MARK = regex.compile(r"\[pause:[ \t]{0,4}(?P<given>[-+.,\d][^\[\]\s]{0,40})[ \t]{0,4}\]", regex.I)
+_ALIAS_MARK = regex.compile(f"([{ALIAS_OPEN}{ALIAS_CLOSE}])")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,31 @@ class Delivery:
     """Whether other `<words>` are errors; else they are text."""
 
 
+@dataclass
+class Budget:
+    """What the texts that share it have used of MAX_PAUSES_S and MAX_ADDED_CHARACTERS."""
+
+    paused_s: float = 0.0
+    added: int = 0
+
+    def pause(self, seconds: float, mark: str) -> None:
+        """Raises DeliveryError when the pauses have become too long together."""
+        self.paused_s += seconds
+        if self.paused_s > MAX_PAUSES_S:
+            raise DeliveryError(
+                f"{mark}: with it, the pauses of this text take {self.paused_s:g} s together; at "
+                f"most {MAX_PAUSES_S:g} s are allowed"
+            )
+
+    def add(self, characters: int) -> None:
+        """Raises DeliveryError when lexicons have added too much."""
+        self.added += characters
+        if self.added > MAX_ADDED_CHARACTERS:
+            raise DeliveryError(
+                f"the lexicon adds more than {MAX_ADDED_CHARACTERS} characters to the text"
+            )
+
+
 class TextStream(Protocol):
     """Text in as it arrives, sentences out: `SentenceStream`, `DeliveryStream`."""
 
@@ -57,13 +84,19 @@ class DeliveryStream:
     DeliveryError.
     """
 
-    def __init__(self, language: str | None = None, delivery: Delivery | None = None) -> None:
-        """language: as for `SentenceStream`."""
+    def __init__(
+        self,
+        language: str | None = None,
+        delivery: Delivery | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        """language: as for `SentenceStream`. budget: shared by the parts of a text."""
         self._sentences = SentenceStream(language)
         self._delivery = delivery or Delivery()
-        self._paused_s = 0.0
-        self._added = 0
+        self._budget = budget or Budget()
         self._rest = ""  # a mark may begin in it
+        self._substituted: deque[str] = deque()
+        self._in_alias = False
         self.ignored: set[str] = set()
         """Elements of an SSML document that were ignored."""
 
@@ -81,6 +114,7 @@ class DeliveryStream:
         DeliveryError."""
         document = read_ssml(ssml, scope)
         self.ignored |= document.ignored
+        self._substituted.extend(document.substituted)
         found: list[Item] = []
         for part in document.parts:
             if isinstance(part, Pause):
@@ -113,36 +147,44 @@ class DeliveryStream:
         most = self._delivery.max_pause_s
         if seconds > most:
             raise DeliveryError(f"{mark}: a pause of {seconds:g} s; at most {most:g} s are allowed")
-        self._paused_s += seconds
-        if self._paused_s > MAX_PAUSES_S:
-            raise DeliveryError(
-                f"{mark}: with it, the pauses of this text take {self._paused_s:g} s together; at "
-                f"most {MAX_PAUSES_S:g} s are allowed"
-            )
+        self._budget.pause(seconds, mark)
         return [*self.finish(), Pause(seconds)]
 
     def _read(self, sentences: list[str]) -> list[Item]:
         """Sentences with the lexicons applied."""
         found: list[Item] = []
-        for sentence in sentences:
+        for marked in sentences:
+            sentence, written = self._without_aliases(marked)
             self._check_tags(sentence)
             said = respell(sentence, self._delivery.lexicons, self._delivery.tags)
-            self._added += max(0, len(said) - len(sentence))
-            if self._added > MAX_ADDED_CHARACTERS:
-                raise DeliveryError(
-                    f"the lexicon adds more than {MAX_ADDED_CHARACTERS} characters to the text"
-                )
-            found.append(said)
+            self._budget.add(max(0, len(said) - len(sentence)))
+            found.append(said if said == written else Respelled(said, written))
         return found
+
+    def _without_aliases(self, sentence: str) -> tuple[str, str]:
+        """A sentence without the marks of aliases, and with what is written in their place. An
+        alias may go on in the next sentence."""
+        if not self._substituted and not self._in_alias:
+            return sentence, sentence
+        spoken: list[str] = []
+        written: list[str] = []
+        for part in _ALIAS_MARK.split(sentence):
+            if part == ALIAS_OPEN:
+                self._in_alias = True
+                written.append(self._substituted.popleft())
+            elif part == ALIAS_CLOSE:
+                self._in_alias = False
+            else:
+                spoken.append(part)
+                written += [] if self._in_alias else [part]
+        return "".join(spoken), "".join(written)
 
     def _check_tags(self, sentence: str) -> None:
         if not self._delivery.refuse_unknown_tags:
             return
-        tags = self._delivery.tags
         for tag in TAG.findall(sentence):
-            if tag not in tags:
-                known = f"knows {', '.join(tags)}" if tags else "knows no tags"
-                raise DeliveryError(f"{tag[:40]}: an unknown tag; this model {known}")
+            if tag not in self._delivery.tags:
+                raise unknown_tag(tag, self._delivery.tags)
 
 
 def deliver(

@@ -4,6 +4,7 @@ Owns these items, and the notation of durations. Finding them in a text is `shee
 and `sheen.text.ssml`'s.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import regex
@@ -32,8 +33,30 @@ class Style:
     """Factor of the request's speed."""
 
 
+class Respelled(str):
+    """A sentence that is spoken otherwise than it is `written`."""
+
+    written: str
+
+    def __new__(cls, spoken: str, written: str = "") -> "Respelled":
+        made = super().__new__(cls, spoken)
+        made.written = written
+        return made
+
+
+def as_written(sentence: str) -> str:
+    """A sentence as its author wrote it, before lexicons and aliases."""
+    return sentence.written if isinstance(sentence, Respelled) else sentence
+
+
 Item = str | Pause | Style
 """A sentence, or an item between two."""
+
+
+def unknown_tag(tag: str, tags: Sequence[str]) -> DeliveryError:
+    """The error for a tag that is not among the model's `tags`, where a request refuses those."""
+    known = f"knows {', '.join(tags)}" if tags else "knows no tags"
+    return DeliveryError(f"{tag[:40]}: an unknown tag; this model {known}")
 
 
 def seconds_of(given: str, mark: str) -> float:

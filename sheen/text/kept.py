@@ -2,7 +2,8 @@
 
 Owns their representation in a sentence on its way to the model, and finding them. A tag is written
 as in the text, `<laugh>`. Phonemes are written with their word between three of Unicode's
-noncharacters, which are reserved for internal use: `clean` removes these from user input.
+noncharacters, which are reserved for internal use: `clean` removes these, and two more that mark
+aliases, from user input.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,10 @@ TAG = regex.compile(r"<[\p{L}_][\p{L}\p{N}_-]*>")
 """A tag, such as `<laugh>`."""
 
 _OPEN, _MIDDLE, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
-_NONE = dict.fromkeys(map(ord, (_OPEN, _MIDDLE, _CLOSE)))
+ALIAS_OPEN, ALIAS_CLOSE = "\ufdd3", "\ufdd4"
+"""Around the alias of an SSML `sub`, as far as `sheen.text.delivery`."""
+_NONE = dict.fromkeys(map(ord, (_OPEN, _MIDDLE, _CLOSE, ALIAS_OPEN, ALIAS_CLOSE)))
+_END = regex.compile(r"[^\p{L}\p{M}\p{N}]*$")
 _GIVEN = f"{_OPEN}[^{_OPEN}-{_CLOSE}]*{_MIDDLE}[^{_OPEN}-{_CLOSE}]*{_CLOSE}"
 
 
@@ -59,6 +63,13 @@ def clean(text: str) -> str:
 def with_phonemes(word: str, phonemes: str) -> str:
     """The representation of a word with given phonemes."""
     return f"{_OPEN}{clean(word)}{_MIDDLE}{clean(phonemes)}{_CLOSE}"
+
+
+def as_alias(alias: str) -> str:
+    """An alias with its marks, which leave out the punctuation at its end: that ends sentences."""
+    end = _END.search(alias)
+    assert end is not None, "it may be empty"
+    return f"{ALIAS_OPEN}{alias[: end.start()]}{ALIAS_CLOSE}{alias[end.start() :]}"
 
 
 def pieces(sentence: str, tags: Sequence[str] = ()) -> list[Piece]:

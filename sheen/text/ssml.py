@@ -14,9 +14,10 @@ from xml.parsers import expat
 
 import regex
 
-from sheen.text.items import DeliveryError, Pause, Style, seconds_of
-from sheen.text.kept import clean, with_phonemes
+from sheen.text.items import DeliveryError, Pause, Style, seconds_of, unknown_tag
+from sheen.text.kept import as_alias, clean, with_phonemes
 from sheen.text.phonemes import from_ipa
+from sheen.text.segmentation import has_word
 
 MAX_DEPTH = 10
 """Deepest nesting of elements; Kokoro-FastAPI's value."""
@@ -50,6 +51,9 @@ class Scope:
     tags: tuple[str, ...] = ()
     """Tags that may be written as elements, such as `<laugh/>`."""
     speed: float = 1.0
+    refuse_unknown_tags: bool = False
+    """Whether elements without a namespace that are neither tags nor SSML's are errors; else they
+    are reported."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Document:
 
     parts: list[Part] = field(default_factory=list)
     ignored: set[str] = field(default_factory=set)
+    substituted: list[str] = field(default_factory=list)
+    """What is written where the parts have an alias (`kept.as_alias`), in order."""
 
 
 def read_ssml(text: str, scope: Scope) -> Document:
@@ -73,6 +79,8 @@ class _Element:
     ph: str | None = None
     """Phonemes of the words, which are collected in `words`."""
     words: list[str] = field(default_factory=list)
+    alias: str | None = None
+    """Spoken instead of the words, which are collected in `words`."""
 
 
 class _Reader:
@@ -117,8 +125,7 @@ class _Reader:
         elif name == "break":
             self._break(attributes)
         elif name == "sub":
-            self._put(_needed(name, attributes, "alias"))
-            element.silent = True
+            element.alias, element.silent = _needed(name, attributes, "alias"), True
         elif name == "phoneme":
             self._phoneme(element, attributes)
         elif name == "prosody":
@@ -129,11 +136,15 @@ class _Reader:
             element.silent = True
         elif (tag := f"<{name}>") in self._scope.tags:
             self._put(tag)
+        elif self._scope.refuse_unknown_tags and name not in KNOWN and name == qualified:
+            raise unknown_tag(tag, self._scope.tags)
         else:
             self._document.ignored.add(f"ssml.{name if name in KNOWN else 'other'}")
 
     def _end(self, qualified: str) -> None:
         element = self._open.pop()
+        if element.alias is not None:
+            self._put_alias(element.alias, " ".join("".join(element.words).split()))
         if element.silent:
             return
         if element.ph is not None:
@@ -145,8 +156,18 @@ class _Reader:
             self._document.parts.append(self._open[-1].style)
 
     def _text(self, text: str) -> None:
-        if not self._open[-1].silent:
-            self._put(clean(_SPACE.sub(" ", text)))  # a line break in it ends no sentence
+        text = clean(_SPACE.sub(" ", text))  # a line break in it ends no sentence
+        substituted = next((each for each in self._open if each.alias is not None), None)
+        if substituted is not None:
+            substituted.words.append(text)
+        elif not self._open[-1].silent:
+            self._put(text)
+
+    def _put_alias(self, alias: str, written: str) -> None:
+        if has_word(alias) and has_word(written):
+            self._document.substituted.append(written)
+            alias = as_alias(alias)
+        self._put(alias)
 
     def _put(self, text: str) -> None:
         if self._open and self._open[-1].ph is not None:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from sheen.text.delivery import MAX_PAUSES_S, Delivery, DeliveryStream, deliver
+from sheen.text.delivery import MAX_PAUSES_S, Budget, Delivery, DeliveryStream, deliver
 from sheen.text.items import DeliveryError, Item, Pause
 
 
@@ -62,6 +62,11 @@ def test_all_pauses_of_a_text_have_a_limit_together() -> None:
     deliver(many)
     with pytest.raises(DeliveryError, match="together"):
         deliver(f"{many} [pause:1ms]")
+    budget = Budget()
+    for _ in range(int(MAX_PAUSES_S / 60)):
+        DeliveryStream("en", None, budget).push("One [pause:60s] ")
+    with pytest.raises(DeliveryError, match="together"):
+        DeliveryStream("en", None, budget).push("One [pause:60s] ")
 
 
 def test_a_tag_that_the_model_does_not_know_is_text_or_refused() -> None:

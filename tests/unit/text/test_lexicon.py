@@ -1,15 +1,18 @@
 """Lexicons: which words of a text they are for, and entries that are refused by their word."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
 from sheen.text.delivery import Delivery, DeliveryError, Pause, deliver
+from sheen.text.items import Item, as_written
 from sheen.text.kept import expected_transcript, pieces, with_phonemes
 from sheen.text.lexicon import Lexicon, read_lexicon, respell
 from sheen.text.normalization import describe as describe_words
 from sheen.text.phonemes import describe as describe_phonemes
+from sheen.text.ssml import Scope
 from sheen.text.steps import NfcSpaceStep, TextPipeline
 
 ENTRIES = {
@@ -43,6 +46,29 @@ def test_whole_words_are_said_otherwise(text: str, expected: str) -> None:
 def test_the_first_lexicon_counts_and_nothing_is_said_twice() -> None:
     lexicons = [Lexicon({"a": "b"}), Lexicon({"a": "c", "b": "d"})]
     assert respell("a b", lexicons) == "b d"
+
+
+def test_a_sentence_remembers_how_it_was_written() -> None:
+    delivery = Delivery(lexicons=(Lexicon(ENTRIES),))
+    text = "We use SQL, c++ and it. Nothing here."
+    assert [as_written(str_of(item)) for item in deliver(text, "en", delivery)] == [
+        "We use SQL, c++ and it.",
+        "Nothing here.",
+    ]
+    document = (
+        'A <sub alias="World Wide Web.">W<b>W</b>W</sub> and SQL; <sub alias="Doctor">Dr.</sub> '
+        '<sub alias="One. Two">1 2</sub> <sub alias="...">x</sub>'
+    )
+    said = deliver(f"<speak>{document}</speak>", "en", delivery, Scope(None, {}))
+    assert said == ["A World Wide Web.", "and sequel; Doctor One.", "Two ..."]
+    assert [as_written(str_of(item)) for item in said] == ["A WWW.", "and SQL; Dr. 1 2", " ..."]
+    carried = pickle.loads(pickle.dumps(said))
+    assert [as_written(item) for item in carried] == [as_written(str_of(item)) for item in said]
+
+
+def str_of(item: Item) -> str:
+    assert isinstance(item, str)
+    return item
 
 
 def test_tags_are_no_words() -> None:

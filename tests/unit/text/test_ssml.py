@@ -1,6 +1,7 @@
 """SSML: what is followed, what is reported, and what is refused."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -76,6 +77,13 @@ def test_what_is_not_followed_is_reported() -> None:
         "ssml.prosody.pitch",
         "ssml.prosody.other",
     }
+
+
+def test_elements_that_are_no_tags_are_refused_where_such_tags_are() -> None:
+    strict = replace(SCOPE, refuse_unknown_tags=True)
+    assert items("<laugh/> <emphasis>a</emphasis> <x:y>b</x:y><p>c</p>", strict)
+    with pytest.raises(DeliveryError, match=r"<cough>: an unknown tag; .* knows <laugh>"):
+        items("a <cough/> b", strict)
 
 
 BOMB = '<!DOCTYPE speak [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><speak>&b;</speak>'
