@@ -45,6 +45,7 @@ from sheen.serve.schema.answers import (
     ModelId,
     Models,
     NamedVoice,
+    NoSuchVoice,
     Voices,
 )
 from sheen.serve.schema.requests import BatchRequest, SpeechRequest
@@ -214,7 +215,7 @@ class SpeechService:
     @app.delete(
         "/v1/audio/voices/{name}",
         response_model=DeletedVoice,
-        responses=documented(401, 404),
+        responses={404: {"model": NoSuchVoice}, **documented(401)},
     )
     async def delete_voice(self, name: str) -> Response:
         """Delete an uploaded voice and its recording. Requests that already use it are finished."""

@@ -35,7 +35,7 @@ from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema.requests import SpeechSettings
 from sheen.serve.voices.references import NamedReference, References
 from sheen.serve.word_times import Aligner, WordTimes
-from sheen.text.delivery import DeliveryStream
+from sheen.text.delivery import Budget, DeliveryStream
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ CPU_RAMP = 2, 2, 4, 8, 12
 decoded: for a single listener, audio is missing for 2 ms instead of 90 (docs/benchmarks.md)."""
 REPLACED_S = 15
 """Approximate time in which Serve notices a stopped engine and starts another replica, seconds."""
+DESCRIBED_VOICE = "described"
+"""What the log has for a voice that a request describes in words."""
 RENDERERS = 2
 """Threads that encode compressed audio, which encoders do without Python's lock."""
 
@@ -155,11 +157,6 @@ class Backend:
             )
         return None
 
-    async def check_voice(self, name: str) -> None:
-        """Raise APIError for a name that is neither a voice of the model nor uploaded."""
-        if name not in self.capabilities.names and await self.references.uploaded(name) is None:
-            self.capabilities.speaker(name)
-
     def begin(
         self,
         settings: SpeechSettings,
@@ -168,10 +165,11 @@ class Backend:
         *,
         whole: bool = False,
         admitted: bool = False,
+        budget: Budget | None = None,
     ) -> Utterance:
         """Admit a request; `record` holds its place until it is closed. `reference`: the result of
         the method `reference` for it. `whole`: its bytes are sent together, see `Renderer`.
-        `admitted`: the request is part of one that has a place.
+        `admitted`: the request is part of one that has a place; `budget`: is shared by its parts.
 
         Raises APIError: 400 for settings that the model cannot follow, 429 and 503 when it is not
         admitted.
@@ -179,9 +177,11 @@ class Backend:
         self.check_alive()
         able = self.capabilities
         name = able.voices[0] if settings.voice_name is None else settings.voice_name
-        speaker, spoken, record.voice = None, None, name
+        speaker, spoken = None, None
         if reference is None:
             speaker = able.speaker(name)
+            # Never the words of a client, which may describe a voice.
+            record.voice = name if name in able.names else DESCRIBED_VOICE
         else:
             spoken, record.voice = reference.reference, reference.name
         check_language(settings.language, self.voice.language)
@@ -222,7 +222,7 @@ class Backend:
         record.cleanup.callback(renderer.close)
         return Utterance(
             chunks,
-            DeliveryStream(self.voice.language, delivery),
+            DeliveryStream(self.voice.language, delivery, budget),
             speech,
             renderer,
             lambda: self.admission.promise(request),

@@ -32,9 +32,11 @@ from sheen.serve.request_log import (
 )
 from sheen.serve.schema.answers import BatchResult
 from sheen.serve.schema.requests import MAX_BATCH_CHARACTERS, BatchRequest, SpeechRequest
+from sheen.text.delivery import Budget
 
 if TYPE_CHECKING:  # not imported where the application is built
     from sheen.serve.backend import Backend
+    from sheen.serve.voices.references import NamedReference
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +59,23 @@ async def answer_batch(
         )
     record.characters = batch.characters
     backend.check_alive()
-    if batch.voice_name is not None and not batch.ref_audio:
-        await backend.check_voice(batch.voice_name)
+    reference = await _shared_reference(backend, batch)
     record.cleanup.enter_context(backend.admission.enter(batch.model_dump_json()))
-    speaking = Batch(backend, batch, request.scope)
+    speaking = Batch(backend, batch, request.scope, reference)
     record.cleanup.callback(speaking.close)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_json(speaking), media_type="application/json", headers=headers)
+
+
+async def _shared_reference(backend: "Backend", batch: BatchRequest) -> "NamedReference | None":
+    """The reference for the batch's own voice, if that is one of a recording. It serves all items,
+    also after a deletion. Raises APIError, also for an unknown voice."""
+    if batch.ref_audio is None and batch.voice_name is None:
+        return None
+    reference = await backend.reference(batch)
+    if reference is None and batch.voice_name is not None:
+        backend.capabilities.speaker(batch.voice_name)
+    return reference
 
 
 async def _json(speaking: "Batch") -> AsyncIterator[str]:
@@ -79,8 +91,16 @@ async def _json(speaking: "Batch") -> AsyncIterator[str]:
 class Batch:
     """One admitted batch. Iterate `results` once; always `close` it."""
 
-    def __init__(self, backend: "Backend", batch: BatchRequest, scope: Scope) -> None:
+    def __init__(
+        self,
+        backend: "Backend",
+        batch: BatchRequest,
+        scope: Scope,
+        reference: "NamedReference | None" = None,
+    ) -> None:
+        """`reference`: of the items without a voice of their own."""
         self._backend, self._batch, self._scope = backend, batch, scope
+        self._reference, self._budget = reference, Budget()
         self._waiting = deque(enumerate(batch.items))
         self._running: set[asyncio.Task[BatchResult]] = set()
         self._placed: asyncio.Task[BatchResult] | None = None
@@ -128,8 +148,12 @@ class Batch:
         try:
             request = _request(self._batch, item)
             record.characters = len(request.input)
-            reference = await self._backend.reference(request)
-            utterance = self._backend.begin(request, record, reference, whole=True, admitted=True)
+            reference = self._reference
+            if reference is None or self._batch.has_own_voice(item):
+                reference = await self._backend.reference(request)
+            utterance = self._backend.begin(
+                request, record, reference, whole=True, admitted=True, budget=self._budget
+            )
             await utterance.feed(request.input)
             utterance.close()
             record.ignored += tuple(sorted(utterance.text.ignored))

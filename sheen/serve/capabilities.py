@@ -83,7 +83,14 @@ class Capabilities:
     def scope(self, settings: SpeechSettings, speaker: str | None) -> Scope:
         """The names that the request's SSML may use."""
         pipeline = self._voice.pipeline
-        return Scope(speaker, self.names, pipeline.has_phonemes, pipeline.tags, settings.speed)
+        return Scope(
+            speaker,
+            self.names,
+            pipeline.has_phonemes,
+            pipeline.tags,
+            settings.speed,
+            self._args.unknown_tags == "refuse",
+        )
 
     def instruction(self, settings: SpeechSettings) -> str | None:
         """The request's instructions, for the prompt; None where the model follows none."""

@@ -20,7 +20,7 @@ from sheen.engine.chunks import ChunkStream
 from sheen.engine.types import EngineBusy, RequestError, Span, SpeechFailed
 from sheen.serve.errors import APIError
 from sheen.serve.request_log import RequestRecord
-from sheen.serve.schema.answers import Usage
+from sheen.serve.schema.answers import InputTokens, Usage
 from sheen.serve.word_times import WordTime, WordTimes
 from sheen.text.delivery import DeliveryStream
 from sheen.text.items import DeliveryError
@@ -185,9 +185,14 @@ def finish_reason(record: RequestRecord) -> str:
 
 
 def usage(record: RequestRecord) -> Usage:
-    total = record.input_tokens + record.output_tokens
+    audio = record.input_audio_tokens
     return Usage(
-        input_tokens=record.input_tokens, output_tokens=record.output_tokens, total_tokens=total
+        input_tokens=record.input_tokens,
+        output_tokens=record.output_tokens,
+        total_tokens=record.input_tokens + record.output_tokens,
+        input_token_details=InputTokens(
+            text_tokens=record.input_tokens - audio, audio_tokens=audio
+        ),
     )
 
 

@@ -8,7 +8,9 @@ ends with an error event; it never ends as if it were complete.
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import Response, StreamingResponse
@@ -38,6 +40,8 @@ SAMPLE_RATE = "x-sample-rate"
 IGNORED = "X-Sheen-Ignored"
 WORDS, WORDS_OMITTED = "X-Word-Timestamps", "X-Word-Timestamps-Omitted"
 MAX_WORDS_BYTES = 4096
+REFERENCE_RETRY_S = 5
+"""Retry-After for a reference that was not ready in time."""
 SPEECH_HEADERS: dict[str, dict[str, Any]] = {
     SAMPLE_RATE: {"description": "Hz, of the audio", "schema": {"type": "integer"}},
     FINISH_REASON: {
@@ -74,14 +78,18 @@ async def answer(
             "stream false",
             param="word_timestamps",
         )
-    reference = await backend.reference(request)
+    begin_by = asyncio.get_running_loop().time() + timeout_s
+    with _timed(record, lambda: REFERENCE_RETRY_S):
+        async with asyncio.timeout_at(begin_by):
+            reference = await backend.reference(request)
     utterance = backend.begin(request, record, reference, whole=request.whole)
     await utterance.feed(request.input)
     utterance.close()
     record.ignored += tuple(sorted(utterance.text.ignored))
+    left_s = begin_by - asyncio.get_running_loop().time()
     if request.whole:
-        return await whole(utterance, record, timeout_s)
-    return await streamed(utterance, record, timeout_s, events)
+        return await whole(utterance, record, left_s)
+    return await streamed(utterance, record, left_s, events)
 
 
 def delta_event(data: bytes) -> bytes:
@@ -148,16 +156,25 @@ def _word_headers(words: list[WordTime] | None) -> dict[str, str]:
 async def _first(
     chunks: AsyncIterator[bytes], utterance: Utterance, record: RequestRecord, timeout_s: float
 ) -> bytes:
-    try:
+    with _timed(record, utterance.come_back):
         async with asyncio.timeout(timeout_s):
             return await anext(chunks)
+
+
+@contextmanager
+def _timed(record: RequestRecord, come_back: Callable[[], int]) -> Iterator[None]:
+    """Turn a timeout before the first audio into 503; `come_back`: seconds until a retry."""
+    try:
+        yield
     except TimeoutError as error:
-        record.finish_reason = "error"
+        if record.chunks:
+            record.finish_reason = "error"
+        waited_s = time.monotonic() - record.playback.opened
         raise APIError(
             503,
-            f"the audio had not begun after {timeout_s:g} s",
+            f"the audio had not begun after {waited_s:.1f} s",
             code="timeout",
-            retry_after_s=utterance.come_back(),
+            retry_after_s=come_back(),
         ) from error
 
 

@@ -1,8 +1,8 @@
 """Word times of an utterance: `word_timestamps`, aligned beside it, chunk by chunk.
 
-Owns the words of each chunk (as written in its sentences or in a lexicon: a number is one word,
-however many words it is spoken with) and their times in the audio that is sent, after changes of
-speed and with pauses. A chunk whose alignment fails has None and is logged; its audio is sent
+Owns the words of each chunk (as written in its sentences: a number, or a word of a lexicon, is one
+word, however many words it is spoken with) and their times in the audio that is sent, after changes
+of speed and with pauses. A chunk whose alignment fails has None and is logged; its audio is sent
 nevertheless. How a clip is aligned: `sheen.scoring.whisper`, `sheen.scoring.word_times`.
 """
 
@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import regex
@@ -19,6 +19,7 @@ from sheen.audio.samples import NO_SAMPLES, Samples
 from sheen.engine.chunks import Normalize
 from sheen.engine.types import Span
 from sheen.scoring.word_times import Times, refine
+from sheen.text.items import as_written
 from sheen.text.segmentation import has_word
 
 logger = logging.getLogger(__name__)
@@ -59,13 +60,9 @@ class Aligner:
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, align_here)
 
-    async def transcribe(self, samples: Samples, sample_rate: int) -> str:
-        """The transcript of a clip `[n]`."""
-
-        def transcribe_here() -> str:
-            return self._model.transcribe([samples], sample_rate)[0]
-
-        return await asyncio.get_running_loop().run_in_executor(self._pool, transcribe_here)
+    def transcribe(self, read: Callable[[], Samples], sample_rate: int) -> Future[str]:
+        """The transcript of a clip `[n]`, which `read` returns in the aligner's thread."""
+        return self._pool.submit(lambda: self._model.transcribe([read()], sample_rate)[0])
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -128,7 +125,7 @@ class WordTimes:
         async def read(sentence: str) -> str:
             normalized = await normalize(sentence)
             if normalized:
-                self._spoken.add(sentence, normalized)
+                self._spoken.add(as_written(sentence), normalized)
             return normalized
 
         return read

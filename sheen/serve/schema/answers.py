@@ -8,12 +8,21 @@ from typing import Literal
 from pydantic import BaseModel
 
 
+class InputTokens(BaseModel):
+    """Tokens of the prompts by kind, as in vLLM-Omni."""
+
+    text_tokens: int
+    audio_tokens: int
+    """Of the reference recording, once for each chunk of the text."""
+
+
 class Usage(BaseModel):
     """Tokens of the prompts and of the audio."""
 
     input_tokens: int
     output_tokens: int
     total_tokens: int
+    input_token_details: InputTokens
 
 
 class BatchResult(BaseModel):
@@ -81,6 +90,13 @@ class DeletedVoice(BaseModel):
 
     success: Literal[True] = True
     message: str
+
+
+class NoSuchVoice(BaseModel):
+    """vLLM-Omni's answer where there is nothing to delete."""
+
+    success: Literal[False] = False
+    error: str
 
 
 class Model(BaseModel):

@@ -47,8 +47,12 @@ MAX_REFERENCE_TEXT = 1000
 """Longest `ref_text`, characters: twice as many as 30 s of fast speech have."""
 
 
+VoiceName = Annotated[str, Field(max_length=1000)]
+"""Long enough for a voice that is described in words."""
+
+
 class VoiceId(BaseModel):
-    id: str
+    id: VoiceName
 
 
 class Recording(BaseModel, strict=True):
@@ -104,7 +108,7 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         Field(description="any name, or none: this server has one model", examples=["sheen"]),
     ] = None
     voice: Annotated[
-        str | VoiceId | None,
+        VoiceName | VoiceId | None,
         Field(
             description="a name or id from /v1/audio/voices, or one of OpenAI's 13 voices; null is "
             "the model's first voice; ignored with `ref_audio`",
@@ -310,6 +314,11 @@ class BatchRequest(SpeechSettings):
     def characters(self) -> int:
         """Number of characters of all texts."""
         return sum(len(str(item.get("input", ""))) for item in self.items)
+
+    def has_own_voice(self, item: dict[str, Any]) -> bool:
+        """Whether an item names a voice, or gives a recording or its text."""
+        named = ("voice", "speaker", "ref_audio", "ref_text", "references")
+        return any(item.get(name) is not None for name in named)
 
     def request(self, item: dict[str, Any]) -> SpeechRequest:
         """The request of one item, with the batch's settings where it has none. Raises

@@ -1,18 +1,18 @@
 """References of requests: `ref_audio`, `ref_text` and names of uploaded voices, for the engine.
 
-Owns what a request may name, in which thread its recording is read and encoded, and the cache of
-codes by a recording's bytes, so that the same one is encoded once. A voice that is deleted while it
-is in use serves until those requests end. The folder of uploads: `folder`; the requirements of a
-recording: `sheen.engine.reference`.
+Owns what a request may name, in which threads its recording is fetched, read and encoded, and the
+transcript: where the server has an aligner, it supplies a missing one, and one that does not fit is
+refused. A voice that is deleted while it is in use serves until those requests end. Sharing of a
+recording's codes: `shared_work`; the folder of uploads: `folder`; the requirements of a recording:
+`sheen.engine.reference`.
 """
 
 import asyncio
 import hashlib
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -26,8 +26,18 @@ from sheen.engine.voice import Voice
 from sheen.serve.config import ReferenceArgs
 from sheen.serve.errors import APIError
 from sheen.serve.schema.requests import MAX_REFERENCE_TEXT
-from sheen.serve.voices.folder import NAME_RULE, StoredVoice, VoiceFolder, folded, is_name, voice_id
+from sheen.serve.voices.folder import (
+    NAME_RULE,
+    FolderFull,
+    StoredVoice,
+    VoiceFolder,
+    folded,
+    is_name,
+    voice_id,
+)
 from sheen.serve.voices.remote import decode_data_url, fetch, wrong
+from sheen.serve.voices.shared_work import MAX_WAITING, SharedWork, too_many
+from sheen.serve.voices.transcripts import check_words
 from sheen.serve.word_times import Aligner
 from sheen.text.segmentation import split_sentences
 
@@ -35,10 +45,8 @@ logger = logging.getLogger(__name__)
 
 Frames = NDArray[np.int16]
 Result = TypeVar("Result")
-KEPT = 256
-"""Recordings whose codes are cached, some kilobytes each."""
-MAX_WAITING = 16
-"""Recordings that may wait to be encoded; a second each, on a CPU."""
+FETCHERS = 4
+"""Threads that wait for other hosts, and for nothing else: a slow one delays only its own."""
 RETRY_S = 5
 
 
@@ -59,18 +67,21 @@ class References:
         reader: Callable[[], Normalize],
         aligner: Aligner | None = None,
     ) -> None:
-        """`aligner`: transcribes uploads without `ref_text`."""
+        """`aligner`: hears the words of recordings."""
         self._voice, self._args, self._reader = voice, args, reader
         self._aligner = aligner
         self._taken = {folded(name) for name in taken}
         self.folder = VoiceFolder(args.voices_folder) if args.voices_folder else None
         self._encoder = ThreadPoolExecutor(1, "sheen-reference")
         self._files = ThreadPoolExecutor(4, "sheen-voices")
-        self._codes: OrderedDict[bytes, Future[Frames]] = OrderedDict()
+        self._fetchers = ThreadPoolExecutor(FETCHERS, "sheen-fetcher")
+        self._fetching = 0
+        self._codes: SharedWork[Frames] = SharedWork("encoded")
+        self._heard: SharedWork[str] = SharedWork("transcribed")
 
     def close(self) -> None:
-        self._encoder.shutdown(cancel_futures=True)
-        self._files.shutdown(cancel_futures=True)
+        for threads in (self._encoder, self._files, self._fetchers):
+            threads.shutdown(cancel_futures=True)
 
     # Requests
 
@@ -86,8 +97,7 @@ class References:
                 )
             data = decode_data_url(audio, self._args.max_recording_bytes)
         elif "://" in audio[:20]:
-            hosts, most = self._args.ref_audio_hosts, self._args.max_recording_bytes
-            data = await self._file_work(lambda: fetch(audio, hosts, most))
+            data = await self._fetched(audio)
         else:
             voice = await self.uploaded(audio)
             if voice is None:
@@ -96,7 +106,7 @@ class References:
                     "voice_not_found",
                 )
             return NamedReference(await self._of_voice(voice, text), voice.id)
-        return NamedReference(await self._from_recording(data, text), "ref_audio")
+        return NamedReference((await self._from_recording(data, text))[0], "ref_audio")
 
     async def of_name(self, name: str, text: str = "") -> NamedReference | None:
         """The reference for an uploaded voice, by its name or id; None if there is none. `text`
@@ -120,7 +130,16 @@ class References:
             frames = await self._encoded(data)
         return await self._reference(frames, text or voice.ref_text)
 
-    async def _from_recording(self, data: bytes, text: str) -> Reference:
+    async def _from_recording(self, data: bytes, text: str) -> tuple[Reference, str]:
+        """The reference, and its transcript: `text`, or what the aligner hears if it is empty."""
+        aligner = self._aligner
+        if aligner is not None:
+            frames, heard = await asyncio.gather(
+                self._encoded(data), self._transcript(data, aligner)
+            )
+            if text.strip():
+                check_words(text, heard, self._voice.language)
+            text = text if text.strip() else heard
         if not text.strip():
             raise APIError(
                 400,
@@ -129,7 +148,9 @@ class References:
                 param="ref_text",
                 code="missing",
             )
-        return await self._reference(await self._encoded(data), text)
+        if aligner is None:
+            frames = await self._encoded(data)
+        return await self._reference(frames, text), text
 
     async def _reference(self, frames: Frames, text: str) -> Reference:
         if len(text) > MAX_REFERENCE_TEXT:
@@ -146,26 +167,9 @@ class References:
             raise refusal(error) from error
 
     async def _encoded(self, data: bytes) -> Frames:
-        """A recording's codes `[frames, tokens_per_frame]`; concurrent requests share one
-        encoding."""
-        digest = hashlib.sha256(data).digest()
-        coming = self._codes.get(digest)
-        if coming is None or (coming.done() and coming.exception()):
-            waiting = sum(not future.done() for future in self._codes.values())
-            if waiting >= MAX_WAITING:
-                raise APIError(
-                    429,
-                    f"{waiting} recordings are being encoded",
-                    code="rate_limit_exceeded",
-                    retry_after_s=max(1, waiting // 2),
-                )
-            coming = self._codes[digest] = self._encoder.submit(self._encode, data)
-        self._codes.move_to_end(digest)
-        while len(self._codes) > KEPT:
-            self._codes.popitem(last=False)
+        """A recording's codes `[frames, tokens_per_frame]`."""
         try:
-            # Shielded: a cancelled request must not cancel the encoding for others.
-            return await asyncio.shield(asyncio.wrap_future(coming))
+            return await self._codes.result(data, lambda: self._encoder.submit(self._encode, data))
         except RequestError as error:
             raise refusal(error) from error
 
@@ -175,15 +179,28 @@ class References:
     def _read(self, data: bytes) -> Samples:
         return read_recording(data, self._voice.codec, self._args.max_reference_seconds)
 
-    async def _transcript(self, data: bytes) -> str:
-        """The transcript of a recording; empty without an aligner."""
-        if self._aligner is None:
-            return ""
+    async def _transcript(self, data: bytes, aligner: Aligner) -> str:
+        """What the aligner hears in a recording."""
+        rate = self._voice.codec.sample_rate
         try:
-            samples = await self._file_work(lambda: self._read(data))
+            return await self._heard.result(
+                data, lambda: aligner.transcribe(lambda: self._read(data), rate)
+            )
         except RequestError as error:
             raise refusal(error) from error
-        return await self._aligner.transcribe(samples, self._voice.codec.sample_rate)
+
+    async def _fetched(self, url: str) -> bytes:
+        """A file from an allowed host."""
+        if self._fetching >= MAX_WAITING:
+            raise too_many(self._fetching, "fetched")
+        hosts, most = self._args.ref_audio_hosts, self._args.max_recording_bytes
+        self._fetching += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._fetchers, fetch, url, hosts, most
+            )
+        finally:
+            self._fetching -= 1
 
     # Uploads
 
@@ -225,20 +242,12 @@ class References:
                 code="body_too_large",
             )
         try:
-            ref_text = ref_text if ref_text.strip() else await self._transcript(data)
-            await self._from_recording(data, ref_text)
+            _, ref_text = await self._from_recording(data, ref_text)
         except APIError as error:
             if error.param == "ref_audio":
                 error.param = "audio_sample"
             raise
         frames = await self._encoded(data)
-        others = await self._file_work(folder.all)
-        if len(others) >= self._args.max_voices and all(other.name != name for other in others):
-            raise APIError(
-                400,
-                f"{len(others)} voices are stored, the limit of this server: delete one first",
-                code="too_many_voices",
-            )
         levels = self._voice.model.layout.deinterleave(frames)
         voice = StoredVoice(
             id=voice_id(name),
@@ -253,7 +262,15 @@ class References:
             codec_sha256=self._voice.info.codec.sha256,
             codes=[level.tolist() for level in levels],
         )
-        await self._file_work(lambda: folder.put(voice, data))
+        most = self._args.max_voices
+        try:
+            await self._file_work(lambda: folder.put(voice, data, most))
+        except FolderFull as error:
+            raise APIError(
+                400,
+                f"{most} voices are stored, the limit of this server: delete one first",
+                code="too_many_voices",
+            ) from error
         return voice
 
     async def voices(self) -> list[StoredVoice]:

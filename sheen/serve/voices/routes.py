@@ -11,7 +11,14 @@ from fastapi.responses import JSONResponse
 
 from sheen.serve.access.middleware import check_origin
 from sheen.serve.errors import APIError
-from sheen.serve.schema.answers import CreatedVoice, NamedVoice, UploadedVoice, Voices
+from sheen.serve.schema.answers import (
+    CreatedVoice,
+    DeletedVoice,
+    NamedVoice,
+    NoSuchVoice,
+    UploadedVoice,
+    Voices,
+)
 from sheen.serve.voices.folder import StoredVoice
 from sheen.serve.voices.form import Part, read_form
 
@@ -104,8 +111,9 @@ async def upload(references: "References", request: Request) -> CreatedVoice:
 
 
 async def delete(references: "References", name: str) -> JSONResponse:
-    """Delete a voice; 404 if there is none."""
+    """Delete a voice; 404 if there is none. In both cases the body is vLLM-Omni's: OpenAI's API has
+    no such path, so that no client of it expects an error object here."""
     if (voice := await references.delete(name)) is None:
-        error = APIError(404, f"no uploaded voice {name[:100]!r}", code="voice_not_found")
-        return JSONResponse({"success": False, **error.body()}, 404)
-    return JSONResponse({"success": True, "message": f"Voice {voice.name!r} deleted"})
+        missing = NoSuchVoice(error=f"no uploaded voice {name[:100]!r}")
+        return JSONResponse(missing.model_dump(), 404)
+    return JSONResponse(DeletedVoice(message=f"Voice {voice.name!r} deleted").model_dump())

@@ -32,10 +32,12 @@ from sheen.serve.schema.messages import (
 from sheen.serve.schema.requests import MAX_UTTERANCE_CHARACTERS
 from sheen.serve.websocket.utterances import refuse_ssml
 from sheen.serve.word_times import WordTime
+from sheen.text.delivery import Budget
 from sheen.text.segmentation import SentenceStream
 
 if TYPE_CHECKING:  # not imported where the application is built
     from sheen.serve.backend import Backend
+    from sheen.serve.voices.references import NamedReference
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +55,21 @@ class SessionUtterance:
         self.complete = False
         """Whether `input.done` has been received."""
         self.admitted = self.discarded = False
+        self.budget = Budget()
+        self._reference: tuple[NamedReference | None] | None = None
         self.characters = 0
         self._sentences = None
         if config.split_granularity != "none":
             self._sentences = SentenceStream(language)
         self._text = ""
         self._parts: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def reference(self, backend: "Backend") -> "NamedReference | None":
+        """The reference for its voice, which serves all parts, also after a deletion. Raises
+        APIError."""
+        if self._reference is None:
+            self._reference = (await backend.reference(self.config),)
+        return self._reference[0]
 
     def add(self, text: str) -> None:
         """Add text. Raises APIError when the utterance has become too long."""
@@ -223,9 +234,14 @@ class Session:
             if not utterance.admitted:
                 place.enter_context(self._backend.admission.enter(config.model_dump_json()))
                 utterance.admitted = True
-            reference = await self._backend.reference(config)
+            reference = await utterance.reference(self._backend)
             spoken = self._backend.begin(
-                config, record, reference, whole=not config.stream_audio, admitted=True
+                config,
+                record,
+                reference,
+                whole=not config.stream_audio,
+                admitted=True,
+                budget=utterance.budget,
             )
             await spoken.feed(text, "text")
             spoken.close("text")

@@ -26,6 +26,7 @@ from sheen.serve.batch import Batch
 from sheen.serve.config import BATCH, Limits, ServeArgs
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema.requests import MAX_BATCH_CHARACTERS, MAX_BATCH_ITEMS, BatchRequest
+from sheen.text import delivery
 
 ENDS = {"model": "sheen", "input": "Good morning.", "voice": "heart", "seed": 1}
 ENDLESS = ENDS | {"temperature": 5.0, "top_p": 1.0, "top_k": 0}
@@ -158,6 +159,15 @@ def test_a_batch_gives_each_item_what_it_would_get_alone_and_an_error_where_it_i
     logged = [(record.status, record.param) for record in records if record.path == BATCH]
     assert logged.count((200, None)) == 4  # the batch's own too
     assert {param for status, param in logged if status == 400} == {"input", "speed", "voice"}
+
+
+def test_the_items_of_a_batch_share_the_limit_of_pauses(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "MAX_PAUSES_S", 0.5)
+    results = speak_batch(client, items=[{"input": "[pause:0.3s]"}] * 3)["results"]
+    assert sorted(result["status"] for result in results) == ["error", "error", "success"]
+    assert all("together" in result.get("error", "together") for result in results)
 
 
 def test_a_batch_with_an_unknown_voice_of_its_own_is_refused_whole(client: TestClient) -> None:

@@ -102,6 +102,8 @@ def test_a_missing_field_is_named(client: TestClient) -> None:
         ("input", "x" * (MAX_INPUT_CHARACTERS + 1)),
         ("input", "x" * 5000),
         ("voice", 7),
+        ("voice", "x" * 1001),
+        ("voice", {"id": "x" * 1001}),
         ("voice", ["heart"]),
         ("voice", {}),
         ("voice", {"name": "heart"}),

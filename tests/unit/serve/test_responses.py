@@ -265,6 +265,9 @@ def test_a_tag_that_the_model_does_not_know_is_text_or_refused(
     assert isinstance(error, APIError)
     assert (error.status, error.code) == (400, "invalid_mark")
     assert "<laugh>" in str(error)
+    _, _, error = ask(backend, input="<speak>one <laugh/></speak>", ssml=True)
+    assert isinstance(error, APIError)
+    assert (error.status, error.code) == (400, "invalid_mark")
 
 
 @pytest.mark.slow

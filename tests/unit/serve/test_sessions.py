@@ -18,6 +18,7 @@ from helpers.speaking import assert_close
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.schema.requests import MAX_UTTERANCE_CHARACTERS
+from sheen.text import delivery
 
 # As vLLM-Omni's example of a client sends it.
 CONFIG = {
@@ -160,6 +161,19 @@ def test_a_part_that_fails_says_so_and_the_session_goes_on(socket: Any) -> None:
     assert error["error"]["code"] == "voice_not_found"
     assert (done["error"], done["total_bytes"]) == (True, 0)
     assert received(socket)[0][1]["error"] is False
+
+
+def test_the_parts_of_an_utterance_share_the_limit_of_pauses(
+    socket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "MAX_PAUSES_S", 0.5)
+    sentences = STREAMED | {"split_granularity": "sentence"}
+    for _ in range(2):  # each utterance anew
+        send(socket, sentences, text("[pause:0.3s]\n" * 2), DONE)
+        told, _ = received(socket)
+        failures = [message for message in told if message["type"] == "error"]
+        assert [failure["error"]["code"] for failure in failures] == ["invalid_mark"]
+        assert "together" in failures[0]["message"]
 
 
 def test_an_utterance_that_is_too_long_is_not_spoken_with_a_hole_in_it(socket: Any) -> None:

@@ -3,10 +3,11 @@
 import asyncio
 import base64
 import http.server
+import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,18 +21,25 @@ from sheen.audio.io import encode_audio
 from sheen.scoring.wer import error_rate, normalize_english
 from sheen.serve.access.middleware import Gate, set_gate
 from sheen.serve.backend import Backend
+from sheen.serve.batch import answer_batch
 from sheen.serve.config import BATCH, ServeArgs
 from sheen.serve.errors import APIError
+from sheen.serve.request_log import SCOPE_KEY, RequestRecord, close_record, record_of
+from sheen.serve.responses import answer
 from sheen.serve.schema.answers import CreatedVoice, Voices
-from sheen.serve.schema.requests import SpeechRequest
-from sheen.serve.voices.folder import StoredVoice, VoiceFolder, is_name, voice_id
+from sheen.serve.schema.requests import BatchRequest, SpeechRequest
+from sheen.serve.voices.folder import FolderFull, StoredVoice, VoiceFolder, is_name, voice_id
 from sheen.serve.voices.form import read_form
 from sheen.serve.voices.remote import decode_data_url, fetch
 from sheen.serve.voices.routes import delete, listed, upload
+from sheen.serve.voices.shared_work import MAX_WAITING
+from sheen.serve.voices.transcripts import check_words
 from sheen.serve.word_times import Aligner
+from sheen.storage import files
 
 MOST = 400_000
 TEXT = "four two seven"
+FAR_MORE = "Far more than anybody says in two seconds. " * 5
 SPOKEN = {"model": "sheen", "input": "four two", "seed": 1, "response_format": "pcm"}
 
 
@@ -149,25 +157,56 @@ def test_a_voice_is_kept_listed_spoken_and_deleted(
     ]  # fmt: skip
     assert len(set(alike)) == 1, "one recording, however it is named"
     assert alike[0] != spoken(client, voice="heart")
-    other = error(
-        client.post("/v1/audio/speech", json=SPOKEN | {"voice": "alice", "ref_text": "x" * 99})
-    )
-    assert (other["param"], "99 characters" in other["message"]) == ("ref_text", True)
+    wrong = client.post("/v1/audio/speech", json=SPOKEN | {"voice": "alice", "ref_text": FAR_MORE})
+    assert error(wrong)["param"] == "ref_text"
 
     assert backend.capabilities.listed_voices == [], "the schema may not list the model's alone"
-    asked = SpeechRequest.model_validate(SPOKEN | {"voice": "alice"})
-    begun = asyncio.run(backend.reference(asked))
     deleted = client.delete("/v1/audio/voices/Alice")
     assert deleted.json() == {"success": True, "message": "Voice 'alice' deleted"}
     assert list(folder.iterdir()) == []
-    assert begun is not None, "what was begun has all that it needs"
     assert error(client.post("/v1/audio/speech", json=SPOKEN | {"voice": "alice"}))["code"] == (
         "voice_not_found"
     )
     again = client.delete("/v1/audio/voices/alice")
-    assert again.json()["success"] is False
-    assert error(again, 404)["code"] == "voice_not_found"
+    assert (again.status_code, again.json()) == (
+        404, {"success": False, "error": "no uploaded voice 'alice'"},
+    )  # fmt: skip
     assert client.get("/v1/audio/voices").json()["uploaded_voices"] == []
+
+
+def test_what_is_being_spoken_is_not_affected_by_a_deletion(
+    client: TestClient, backend: Backend
+) -> None:
+    """Neither the later chunks of a text, nor the later items of a batch."""
+    text = "four two. Seven nine. One six."
+    speech = SpeechRequest.model_validate(SPOKEN | {"voice": "alice", "input": text})
+    items = [{"input": word} for word in ("four", "two", "seven")]
+    batch = BatchRequest.model_validate(SPOKEN | {"voice": "alice", "items": items})
+
+    async def heard(respond: Callable[[Request], Awaitable[Any]], deleted: bool) -> bytes:
+        record = RequestRecord()
+        scope = {"type": "http", "path": "/", "headers": [], SCOPE_KEY: record}
+        try:
+            parts = (await respond(Request(scope))).body_iterator
+            found = [await anext(parts) for _ in range(2)]  # of a batch, its head and one result
+            if deleted:
+                assert await backend.references.delete("alice") is not None
+            found += [part async for part in parts]
+        finally:
+            close_record(record)
+        return b"".join(part.encode() if isinstance(part, str) else part for part in found)
+
+    assert sent(client).status_code == 200
+    [whole, cut] = [
+        asyncio.run(heard(lambda request: answer(backend, speech, record_of(request), 600), gone))
+        for gone in (False, True)
+    ]
+    assert cut == whole
+    assert sent(client).status_code == 200
+    answered = json.loads(
+        asyncio.run(heard(lambda request: answer_batch(backend, batch, request), True))
+    )
+    assert answered["succeeded"] == 3, answered["results"]
 
 
 @pytest.mark.slow
@@ -202,7 +241,7 @@ def test_another_upload_of_a_name_takes_its_place_and_the_number_is_bounded(
         ({"consent": " "}, "consent", "who allowed"),
         ({"ref_text": None}, "ref_text", "transcript of the recording"),
         (
-            {"ref_text": "Far more than anybody says in two seconds. " * 5},
+            {"ref_text": FAR_MORE},
             "ref_text",
             "Give all of its",
         ),
@@ -245,6 +284,17 @@ def test_openais_client_uploads_a_voice_without_its_words(
         said, heard = map(normalize_english, (clip.text, kept["ref_text"]))
         assert error_rate("word", [said], [heard]).rate < 0.3
         assert spoken(client, voice={"id": voice.id})
+        own = data_url(clip.path.read_bytes())
+        assert spoken(client, ref_audio=own) == spoken(client, voice="bob")
+        assert spoken(client, ref_audio=own, ref_text=clip.text)
+        other = "".join(sorted(clip.text, reverse=True)) + " zebra"
+        for refused in (
+            client.post("/v1/audio/speech", json=SPOKEN | {"ref_audio": own, "ref_text": other}),
+            sent(client, clip.path.read_bytes(), name="eve", ref_text=other),
+        ):
+            fields = error(refused)
+            assert fields["param"] == "ref_text"
+            assert kept["ref_text"][:20] in fields["message"]
         silent = sent(client, recording(height=0.001), name="eve", ref_text=None)
         assert error(silent)["param"] == "audio_sample"
     finally:
@@ -323,9 +373,9 @@ def test_replicas_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("sheen.serve.voices.folder.FRESH_S", 0.0)
     one, other = VoiceFolder(str(tmp_path / "new")), VoiceFolder(f"file://{tmp_path}/new")
     assert one.all() == other.all() == []
-    one.put(stored(), b"old")
+    one.put(stored(), b"old", 1)
     assert other.get("Bob") == other.get(voice_id("BOB ")) == stored()
-    other.put(stored(sha256="ef" * 32), b"new")
+    other.put(stored(sha256="ef" * 32), b"new", 1)
     assert one.all() == [stored(sha256="ef" * 32)]
     assert one.recording(one.all()[0]) == b"new"
     (tmp_path / "new" / f"{voice_id('broken')}.voice.json").write_text("{")
@@ -335,10 +385,62 @@ def test_replicas_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert other.delete("bob") is None
 
 
+def test_a_listing_neither_loses_nor_revives_what_changed_since_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = VoiceFolder(str(tmp_path)), VoiceFolder(str(tmp_path))
+    read_ahead = files.map_ahead
+    for name in ("bob", "eve"):
+        one.put(stored(name), b"x", 9)
+
+    def changed_meanwhile(read: Any, keys: list[str]) -> list[Any]:
+        found = list(read_ahead(read, keys))
+        one.put(stored("new"), b"x", 9)
+        one.put(stored("eve", consent="d"), b"x", 9)
+        assert one.delete("bob") is not None
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "map_ahead", changed_meanwhile)
+        one.all()
+    kept = [stored("eve", consent="d"), stored("new")]
+    assert one.all() == other.all() == kept
+    assert one.get("bob") is None
+    other.put(stored("bob"), b"x", 9)
+    assert one.get("bob") == stored("bob"), "known at once, although it was deleted here"
+    with pytest.raises(FolderFull):
+        one.put(stored("ann"), b"x", 3)
+    one.put(stored("eve"), b"x", 3)
+
+
 def test_names_are_words_and_never_paths() -> None:
     assert all(map(is_name, ["alice", "Zoë 2", "长乐", "a.b-c_d", "x"]))
     bad = ["", " ", "a/b", "..", "a..b", ".a", "a.", "a\\b", "a\0b", "-a", "<b>", "a" * 65]
     assert not any(map(is_name, bad))
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "language", "refused"),
+    [
+        ("Four two seven.", "427", "en", False),
+        ("The coffee costs five dollars.", "the coffee cost $5", "en", False),
+        ("Er kommt um drei Uhr.", "Er kommt um 3 Uhr.", "de", False),
+        ("Er kommt um drei Uhr.", "Sie ging schon gestern fort.", "de", True),
+        ("The coffee is ready now.", "My brother lives in Boston.", "en", True),
+        ("The coffee is ready now.", "", "en", True),
+        ("The coffee is ready now.", "My brother lives in Boston.", None, False),
+    ],
+)
+def test_a_text_is_refused_if_other_words_are_heard(
+    text: str, heard: str, language: str | None, refused: bool
+) -> None:
+    if not refused:
+        check_words(text, heard, language)
+        return
+    with pytest.raises(APIError) as refusal:
+        check_words(text, heard, language)
+    assert refusal.value.param == "ref_text"
+    assert repr(heard) in str(refusal.value)
 
 
 # Forms, data URLs, other hosts
@@ -367,15 +469,32 @@ def test_a_data_url_may_be_plain() -> None:
         decode_data_url("data:audio/wav,a%20b", 2)
 
 
+class Host(NamedTuple):
+    """A server of recordings on this machine."""
+
+    name: str
+    asked: list[str]
+    """The paths that were asked for."""
+    go_on: threading.Event
+    """Set it to let /slow.wav be answered."""
+
+
 @pytest.fixture
-def host() -> Iterator[str]:
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    asked, go_on = list[str](), threading.Event()
+    recordings = {"/a.wav": b"sound", "/slow.wav": recording(), "/reference.wav": recording()}
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = {"/a.wav": 200, "/moved": 302}.get(self.path, 404)
+            asked.append(self.path)
+            if self.path == "/slow.wav":
+                go_on.wait()
+            found = {"/moved": 302}.get(self.path, 200 if self.path in recordings else 404)
             self.send_response(found)
             self.send_header("Location", "/a.wav")
             self.end_headers()
-            self.wfile.write(b"sound" if found == 200 else b"")
+            self.wfile.write(recordings.get(self.path, b""))
 
         def log_message(self, *arguments: Any) -> None:
             pass
@@ -383,25 +502,94 @@ def host() -> Iterator[str]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"127.0.0.1:{server.server_address[1]}"
+    yield Host(f"127.0.0.1:{server.server_address[1]}", asked, go_on)
+    go_on.set()
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-@pytest.mark.slow
-def test_a_file_comes_from_hosts_that_are_allowed_alone(
-    host: str, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def allowed(backend: Backend, host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host that the server of `backend` allows."""
+    args = backend.references._args.model_copy(update={"ref_audio_hosts": [host.name]})
+    monkeypatch.setattr(backend.references, "_args", args)
+    return host
+
+
+def test_a_host_that_stalls_delays_its_own_requests_alone(
+    backend: Backend, allowed: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert fetch(f"http://{host}/a.wav", [host], 5) == b"sound"
+    monkeypatch.setattr("sheen.serve.voices.remote.FETCH_S", 600.0)
+    fields = {"ref_audio": f"http://{allowed.name}/slow.wav", "ref_text": TEXT}
+    body = SpeechRequest.model_validate(SPOKEN | fields)
+
+    async def ask() -> None:
+        with pytest.raises(APIError) as late:
+            await answer(backend, body, RequestRecord(), 0.05)
+        assert (late.value.status, late.value.code) == (503, "timeout")
+        stalled = [asyncio.create_task(backend.reference(body)) for _ in range(MAX_WAITING)]
+        await asyncio.sleep(0)
+        assert await backend.references.uploaded("nobody") is None
+        with pytest.raises(APIError) as refusal:
+            await backend.reference(body)
+        assert refusal.value.status == 429
+        assert not any(task.done() for task in stalled)
+        allowed.go_on.set()
+        assert all(await asyncio.gather(*stalled))
+
+    asyncio.run(ask())
+
+
+@pytest.mark.slow
+def test_vllm_omnis_documented_requests_to_clone_a_voice_are_answered(
+    client: TestClient, allowed: Host
+) -> None:
+    """As they are but for the host."""
+    clone = {
+        "task_type": "Base",
+        "ref_audio": f"http://{allowed.name}/reference.wav",
+        "ref_text": "Original transcript of the reference audio",
+    }
+    text = {"input": "Hello, this is a cloned voice"}
+    response = client.post("/v1/audio/speech", json=text | clone | {"non_streaming_mode": True})
+    assert (response.status_code, bool(response.content)) == (200, True)
+    assert "x-sheen-ignored" not in response.headers
+    allowed.asked.clear()
+    words = ("First sentence in the cloned voice.", "Second sentence in the cloned voice.")
+    batch = client.post(BATCH, json={"items": [{"input": each} for each in words], **clone}).json()
+    assert batch["succeeded"] == 2
+    assert allowed.asked == ["/reference.wav"], "once for all"
+    for result in batch["results"]:
+        usage = result["usage"]
+        parts = usage["input_token_details"]
+        assert parts["audio_tokens"] >= 2 * 82 - 7  # 82 a second, in each chunk
+        assert parts["text_tokens"] > 0
+        assert sum(parts.values()) == usage["input_tokens"]
+    sample = ("voice_sample.wav", recording(), "application/octet-stream")
+    form = {
+        "consent": "user_consent_id", "name": "custom_voice_1",
+        "ref_text": "The exact transcript of the audio sample.",
+        "speaker_description": "warm narrator",
+    }  # fmt: skip
+    created = client.post("/v1/audio/voices", data=form, files={"audio_sample": sample}).json()
+    assert created["success"] is True
+    assert created["voice"].items() >= form.items()
+    assert spoken(client, voice="custom_voice_1")
+    assert client.delete("/v1/audio/voices/custom_voice_1").json()["success"] is True
+
+
+@pytest.mark.slow
+def test_a_file_comes_from_hosts_that_are_allowed_alone(host: Host) -> None:
+    name = host.name
+    assert fetch(f"http://{name}/a.wav", [name], 5) == b"sound"
     refused: list[tuple[str, Callable[[], bytes]]] = [
-        ("more than 4 bytes", lambda: fetch(f"http://{host}/a.wav", [host], 4)),
-        ("answered 302", lambda: fetch(f"http://{host}/moved", [host], 5)),
-        ("answered 404", lambda: fetch(f"http://{host}/b.wav", [host], 5)),
-        ("takes them from example.org", lambda: fetch(f"http://{host}/a.wav", ["example.org"], 5)),
-        ("no URL of 127", lambda: fetch(f"http://{host}@127.0.0.2/a.wav", [host], 5)),
-        ("no URL", lambda: fetch(f"ftp://{host}/a.wav", [host], 5)),
+        ("more than 4 bytes", lambda: fetch(f"http://{name}/a.wav", [name], 4)),
+        ("answered 302", lambda: fetch(f"http://{name}/moved", [name], 5)),
+        ("answered 404", lambda: fetch(f"http://{name}/b.wav", [name], 5)),
+        ("takes them from example.org", lambda: fetch(f"http://{name}/a.wav", ["example.org"], 5)),
+        ("no URL of 127", lambda: fetch(f"http://{name}@127.0.0.2/a.wav", [name], 5)),
+        ("no URL", lambda: fetch(f"ftp://{name}/a.wav", [name], 5)),
         ("did not return", lambda: fetch("http://127.0.0.1:9/a.wav", ["127.0.0.1:9"], 5)),
     ]
     for expected, call in refused:

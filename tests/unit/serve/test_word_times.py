@@ -78,6 +78,14 @@ def test_a_whole_answer_has_them_in_a_header(client: TestClient) -> None:
     assert words[3]["start_ms"] - words[2]["end_ms"] >= 499
 
 
+def test_words_are_as_written_whatever_is_spoken_instead(client: TestClient) -> None:
+    fields = {"lexicon": {"seven": "six one"}, "ssml": True}
+    marked = WORDS.replace("two", '<sub alias="one nine">two</sub>')
+    response = speak(client, f"<speak>{marked}</speak>", **fields)
+    words = json.loads(response.headers["X-Word-Timestamps"])
+    assert_words(words, WORDS, len(response.content) / 48_000)
+
+
 def test_a_header_that_would_be_too_long_is_not_there_and_says_why(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
