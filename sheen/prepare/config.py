@@ -20,8 +20,8 @@ class PrepareConfig(JobConfig):
         Field(
             min_length=1,
             description="recordings of any length and container format: file, folder, glob or URI; "
-            "or an LJSpeech folder or .jsonl manifest, whose texts are checked. May be repeated: "
-            "--input A --input B",
+            "or an LJSpeech folder or .jsonl manifest, whose texts are checked, and whose rows are "
+            "cut where they are longer than --max-seconds. May be repeated: --input A --input B",
         ),
     ]
     output: Annotated[
@@ -139,6 +139,13 @@ class PrepareConfig(JobConfig):
             "above: rejected",
         ),
     ] = REJECT_CER
+    check: Annotated[
+        bool,
+        Field(
+            description="only check rows with texts (LJSpeech, .jsonl, Parquet, WebDataset): none "
+            "is cut, however long"
+        ),
+    ] = False
     dnsmos: Annotated[
         bool,
         Field(

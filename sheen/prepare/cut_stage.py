@@ -5,11 +5,12 @@ for the longest recording. A source that cannot be used gets a reason, and so do
 the task's process or from which nothing comes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from sheen.data.clips import ClipError, reasons, refuse_pointer
 from sheen.data.recordings import RecordingReader
 from sheen.prepare.channels import crosstalk_db, distinct
 from sheen.prepare.cutting import CutSettings, LevelMeter, Levels, Segment, cut
-from sheen.prepare.decoding import WHOLE, resample_blocks
+from sheen.prepare.decoding import WHOLE, WHOLE_FILE, part_blocks, resample_blocks
 from sheen.prepare.output import CUT_SCHEMA
 from sheen.prepare.rejections import SILENT_DB
 from sheen.prepare.vad import RATE, Probabilities, VoiceActivity
@@ -74,7 +75,7 @@ def _cut(
     if row["reason"] is None:
         try:
             with reasons():
-                row |= cut_source(str(row["audio"]), settings, each_channel, limit)
+                row |= cut_source(str(row["audio"]), settings, each_channel, limit, row)
         except ClipError as error:
             row |= {"reason": error.reason, "detail": str(error)}
     return row
@@ -93,18 +94,23 @@ class _Analysis:
 
 
 def cut_source(
-    location: str, settings: CutSettings, each_channel: bool = False, limit: Limit = nullcontext
+    location: str,
+    settings: CutSettings,
+    each_channel: bool = False,
+    limit: Limit = nullcontext,
+    part: Mapping[str, Any] = WHOLE_FILE,
 ) -> dict[str, object]:
     """The columns that CUT_SCHEMA adds. Raises AudioError and OSError.
 
     `each_channel`: channels are read and cut one by one, so that only one is in memory. Segments
-    are in order of time.
+    are in order of time. `part`: which part of the file, by a manifest row's columns; the times of
+    segments count from its start.
     """
-    first = _analyze(location, 0 if each_channel else None, limit)
+    first = _analyze(location, 0 if each_channel else part["channel"], limit, part)
     analyses = {0: first}
     if each_channel:
         others = range(1, first.channels)
-        analyses |= {channel: _analyze(location, channel, limit) for channel in others}
+        analyses |= {channel: _analyze(location, channel, limit, part) for channel in others}
     taken = distinct([one.levels for one in analyses.values()])
     segments: list[Segment] = []
     for channel in taken:
@@ -132,7 +138,8 @@ def cut_source(
     if not segments:
         columns |= {"reason": "no speech", "detail": f"{first.seconds:.1f} s without speech"}
         loudest = float(first.levels.max(initial=0.0))
-        if not each_channel and first.channels > 1 and loudest < 10 ** (SILENT_DB / 10):
+        mixed = not each_channel and part["channel"] is None and first.channels > 1
+        if mixed and loudest < 10 ** (SILENT_DB / 10):
             columns["detail"] = (
                 f"the mean of its {first.channels} channels is silence; where one is the other's "
                 "inverse, give --channels each"
@@ -140,18 +147,22 @@ def cut_source(
     return columns
 
 
-def _analyze(location: str, channel: int | None, limit: Limit) -> _Analysis:
+def _analyze(
+    location: str, channel: int | None, limit: Limit, part: Mapping[str, Any]
+) -> _Analysis:
     voice, meter = _voice_activity(), LevelMeter()
     voice.reset()
     levels, probabilities = [], []
     count, fault = 0, None
     with ExitStack() as opened:
         with limit():
-            file = opened.enter_context(RecordingReader().open({"audio": location, **WHOLE}))
+            row = {"audio": location, **{name: part[name] for name in WHOLE}}
+            file = opened.enter_context(RecordingReader().open(row))
             refuse_pointer(file.read(len(files.LFS_POINTER)))
             audio = opened.enter_context(AudioFile(file, channel))
         try:
-            for samples in resample_blocks(_limited(audio.blocks(), limit), audio.rate, RATE):
+            blocks = part_blocks(audio, part["start"], part["end"])
+            for samples in resample_blocks(_limited(blocks, limit), audio.rate, RATE):
                 count += len(samples)
                 levels.append(meter.push(samples))
                 probabilities.append(voice.push(samples))
@@ -159,6 +170,8 @@ def _analyze(location: str, channel: int | None, limit: Limit) -> _Analysis:
             if not count:
                 raise
             fault = f"it ends after {count / RATE:.2f} s: {error}"
+        if not count:
+            raise ClipError("outside the recording", f"it has nothing from {part['start']:g} s on")
         if fault is None and audio.faults:
             fault = (
                 f"{len(audio.faults)} places cannot be decoded, the first at "

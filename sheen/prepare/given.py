@@ -1,10 +1,11 @@
-"""Corpora as input: rows with texts, which are checked and not cut.
+"""Corpora as input: rows with texts, which are checked, and cut only where they are long.
 
-Owns which inputs are corpora, and their rows as segments. A text next to a recording is
-`sheen.prepare.beside`'s; comparing text and transcript is `sheen.prepare.texts`'.
+Owns which inputs are corpora, their rows as segments, and which of them are cut. A text next to a
+recording is `sheen.prepare.beside`'s; comparing text and transcript is `sheen.prepare.texts`'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +14,15 @@ from pyarrow import fs
 from sheen.data.clips import TRANSIENT
 from sheen.data.corpus import read_manifest
 from sheen.data.readers.ljspeech import METADATA_FILE
-from sheen.prepare.manifest import Segments
-from sheen.prepare.output import SEGMENT_SCHEMA
+from sheen.prepare.cutting import CutSettings
+from sheen.prepare.manifest import (
+    SEGMENT_BITS,
+    Segments,
+    plan_segments,
+    seconds_of,
+    source_key,
+)
+from sheen.prepare.output import SEGMENT_SCHEMA, SOURCE_SCHEMA
 from sheen.prepare.sources import SUFFIXES as RECORDINGS
 from sheen.storage import files, uris
 
@@ -43,7 +51,7 @@ def is_corpus(location: str) -> bool:
 
 def plan_corpus(locations: Sequence[str]) -> Segments:
     """The rows of corpora as segments with their texts; unusable rows are rejected. A row without a
-    text will be transcribed. Raises ValueError."""
+    text will be transcribed. Keys are places in the input. Raises ValueError."""
     try:
         manifest = read_manifest([uris.absolute(location) for location in locations])
     except ValueError as error:
@@ -67,3 +75,82 @@ def plan_corpus(locations: Sequence[str]) -> Segments:
         else:
             rejected.append(found | {"audio": row["audio"] or ""} | why)
     return Segments(pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA), rejected)
+
+
+def rows_to_cut(segments: Segments, longest: float) -> pa.Table:
+    """SOURCE_SCHEMA: the rows that may be longer than `longest` seconds. How long a row without an
+    end is, only decoding tells."""
+    rows = [
+        {name: row[name] for name in ("key", *WHERE)} | {"name": row["id"]}
+        for row in segments.table.to_pylist()
+        if row["reason"] is None
+        and (row["end"] is None or row["end"] - (row["start"] or 0.0) > longest)
+    ]
+    return pa.Table.from_pylist(rows, schema=SOURCE_SCHEMA)
+
+
+@dataclass(frozen=True)
+class CutCorpus:
+    """`texts`: of the rows that were cut, by key, for `give_texts`. `long`: CUT_SCHEMA of them."""
+
+    segments: Segments
+    texts: dict[int, str]
+    long: list[Row]
+
+
+def cut_corpus(segments: Segments, cuts: Sequence[Row], settings: CutSettings) -> CutCorpus:
+    """The segments of a corpus whose long rows are cut. `cuts`: CUT_SCHEMA of `rows_to_cut`.
+
+    A row that is not longer than `max_seconds` remains as it is, whatever is in it and however
+    short it is.
+    """
+    cut = {row["key"]: row for row in cuts}
+    good: list[Row] = []
+    rejected = [dict(row) for row in segments.rejected]
+    long: list[Row] = []
+    rows: dict[int, Row] = {}
+    for row in segments.table.to_pylist():
+        found = cut.get(row["key"])
+        seconds = None if found is None else found["seconds"]
+        if found is None or (seconds is not None and seconds <= settings.max_seconds):
+            good.append(row)
+        elif found["reason"] is None:
+            rows[row["key"]] = row
+            long.append(found)
+        else:
+            row |= {"reason": found["reason"], "detail": found["detail"]}
+            if seconds is None:
+                good.append(row)  # one of the sources, when it can be read
+            else:
+                rejected.append(row | {"seconds": seconds})
+    for row in (*good, *rejected):
+        row["key"] <<= SEGMENT_BITS
+    planned = plan_segments(long, settings)
+    for part in (*planned.table.to_pylist(), *planned.rejected):
+        row = rows[source_key(part)]
+        part |= {name: row[name] for name in ("given_speaker", "given_instruction")}
+        (good if part["reason"] is None else rejected).append(part)
+    good.sort(key=lambda row: row["key"])
+    table = pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA)
+    texts = {key: row["given"] for key, row in rows.items() if row["given"] is not None}
+    return CutCorpus(Segments(table, rejected), texts, long)
+
+
+def account_of_corpus(rows: Iterable[Row], long: Sequence[Row]) -> list[Row]:
+    """`sources` for the report's account: recordings with what was cut of them, or else with their
+    `rows`, which are those of the second stage and rejected ones."""
+    cut = {row["key"] for row in long}
+    found: dict[str, Row] = {}
+
+    def add(audio: str, seconds: float | None, fault: str | None) -> None:
+        new = {"audio": audio, "seconds": 0.0, "channels": 1, "fault": None}
+        entry = found.setdefault(audio, new)
+        entry["seconds"] += seconds or 0.0
+        entry["fault"] = entry["fault"] or fault
+
+    for row in rows:
+        if not cut or source_key(row) not in cut:
+            add(row["audio"], seconds_of(row), None)
+    for row in long:
+        add(row["audio"], row["seconds"], row["fault"])
+    return list(found.values())

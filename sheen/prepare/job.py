@@ -9,8 +9,6 @@ busy.
 import json
 import logging
 import time
-from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +20,6 @@ from ray.data import ActorPoolStrategy, DataContext
 from sheen import blocks
 from sheen.config import errors_of
 from sheen.data.clips import TRANSIENT
-from sheen.prepare.beside import read_text, texts_beside
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.corrections import (
     CORRECTIONS,
@@ -33,7 +30,12 @@ from sheen.prepare.corrections import (
 from sheen.prepare.cut_stage import cut_sources
 from sheen.prepare.decoding import read_rows
 from sheen.prepare.export import export_segments
-from sheen.prepare.given import is_corpus, plan_corpus
+from sheen.prepare.given import (
+    account_of_corpus,
+    cut_corpus,
+    rows_to_cut,
+)
+from sheen.prepare.inputs import Planned, find_input, listed
 from sheen.prepare.manifest import (
     Judgement,
     Row,
@@ -49,13 +51,11 @@ from sheen.prepare.output import (
     PAGE,
     REPORT,
     REVIEW,
-    SOURCE_SCHEMA,
     TRANSCRIPT_SCHEMA,
     TRANSCRIPTS,
     prepare_output,
     write_lines,
 )
-from sheen.prepare.sources import Source, Sources, find_sources, suffix_of
 from sheen.prepare.speakers import Floats, embed_examples
 from sheen.prepare.transcribe_stage import TranscribeWorker, read_segments
 from sheen.prepare.voices import assign_speakers
@@ -87,7 +87,7 @@ READ_LIMIT_S = 300.0
 def run(config: PrepareConfig) -> Row:
     """Prepare; returns the report. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
-    planned = _find(config)
+    planned = find_input(config)
     for source in planned.sources.sources:
         if uris.contains(output, source.location):
             raise ValueError(
@@ -111,19 +111,25 @@ def run(config: PrepareConfig) -> Row:
     given = given_corrections(config.corrections)
     with output_lock(output):
         prepare_output(output, config, planned.sources.sources)
-        sources: list[Row] = []
-        segments = planned.segments
+        cuts: list[Row] = []
+        segments, texts = planned.segments, planned.texts
         if segments is None:
-            sources = _cut(planned.sources, config, output).to_pylist()
-            segments = plan_segments(sources, config.cut_settings)
+            cuts = _cut(listed(planned.sources), config, output).to_pylist()
+            segments = plan_segments(cuts, config.cut_settings)
+        elif not config.check:
+            table = rows_to_cut(segments, config.max_seconds)
+            cuts = _cut(table, config, output).to_pylist()
+            corpus = cut_corpus(segments, cuts, config.cut_settings)
+            segments, texts, cuts = corpus.segments, corpus.texts, corpus.long
         found = _transcribe(segments, config, output)
         # As Python lists, the embeddings of a large input would not fit into memory.
         transcripts = found.drop_columns(["embedding"]).to_pylist()
         # The input's texts as they are now: a changed text needs no new transcription.
         for row, text in zip(transcripts, segments.table["given"].to_pylist(), strict=True):
             row["given"] = text
-        give_texts(transcripts, planned.texts)
-        rows = judge_rows(sources, segments, transcripts, judgement)
+        give_texts(transcripts, texts)
+        raw = planned.segments is None
+        rows = judge_rows(cuts if raw else [], segments, transcripts, judgement)
         corrections, stale = apply_corrections(rows, stored_corrections(output), given)
         if corrections:
             lines = [correction.line() for correction in corrections]
@@ -137,42 +143,10 @@ def run(config: PrepareConfig) -> Row:
         if config.segments == "files":
             _connect()
             export_segments(output, [row for row in rows if row["reason"] is None])
+        sources = cuts
+        if not raw:
+            sources = account_of_corpus([*transcripts, *segments.rejected], cuts)
         return _write_report(output, config, planned, sources, rows, transcripts, stale)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """`segments`: the rows of corpora, which are not cut; None for raw recordings, whose `sources`
-    are to be cut. `texts`: by recording."""
-
-    sources: Sources
-    texts: dict[str, str]
-    segments: Segments | None = None
-
-
-def _find(config: PrepareConfig) -> Planned:
-    corpora = [is_corpus(location) for location in config.input]
-    if any(corpora) and not all(corpora):
-        raw = config.input[corpora.index(False)]
-        raise ValueError(
-            f"--input {raw} has raw recordings, and {config.input[corpora.index(True)]} has rows "
-            "with texts; prepare them separately"
-        )
-    if all(corpora):
-        segments = plan_corpus(config.input)
-        listed = segments.table.select(["audio", "id"]).to_pylist()
-        return Planned(Sources([Source(row["audio"], row["id"]) for row in listed]), {}, segments)
-    config.cut_settings  # noqa: B018 - raises before anything is read
-    sources = find_sources(config.input)
-    if not config.texts:
-        return Planned(sources, {})
-    try:
-        beside = texts_beside([source.location for source in sources.sources])
-        texts = {location: read_text(text) for location, text in beside.items()}
-    except ValueError as error:
-        raise ValueError(f"--input {error}; or give --no-texts") from error
-    used = Counter(suffix_of(text) for text in beside.values())
-    return Planned(Sources(sources.sources, sources.skipped - used), texts)
 
 
 def _examples(config: PrepareConfig) -> dict[str, Floats]:
@@ -204,14 +178,12 @@ def _write_report(
     from sheen.prepare.report import (  # here: matplotlib
         CLIP_RATE,
         account,
-        account_of_rows,
         render_corrections,
         render_report,
     )
 
     asr = next((row["asr"] for row in transcripts if row["asr"] is not None), None)
     about = {"config": config.model_dump(mode="json"), "asr": asr}
-    sources = sources if planned.segments is None else account_of_rows(rows)
     report = about | account(sources, planned.sources.skipped, rows)
     report["corrections_not_applied"] = stale
     named = ", ".join(config.input)
@@ -227,14 +199,10 @@ def _write_report(
     return report
 
 
-def _cut(sources: Sources, config: PrepareConfig, output: str) -> pa.Table:
-    """Run the first stage over sources that are not cut yet; returns CUT_SCHEMA of all sources."""
+def _cut(table: pa.Table, config: PrepareConfig, output: str) -> pa.Table:
+    """Run the first stage over the sources that are not cut yet; returns CUT_SCHEMA of all.
+    `table`: SOURCE_SCHEMA."""
     folder = uris.join(output, CUTS)
-    listed = [
-        {"key": key, "audio": source.location, "name": source.name}
-        for key, source in enumerate(sources.sources)
-    ]
-    table = pa.Table.from_pylist(listed, schema=SOURCE_SCHEMA)
     blocks.merge_all(folder)  # what an interrupted run committed
     size = min(CUT_ROWS, max(1, len(table) // CUT_BLOCKS))
     planned = blocks.plan(table, size, _done(folder, table, "recordings"))

@@ -7,7 +7,7 @@ rejection are in `sheen.prepare.rejections`, `texts` and `quality`.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -62,7 +62,7 @@ class Judgement:
 
 
 def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
-    """The segments of all sources, which are rows of CUT_SCHEMA.
+    """The segments of all sources, which are rows of CUT_SCHEMA: files, or rows of a corpus.
 
     A segment's key is its source's and its number in it: a source that is read in a later run does
     not change those of others.
@@ -73,17 +73,29 @@ def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
         found = [Segment(**segment) for segment in source["segments"] or ()]
         faults = [segment_fault(segment, settings) for segment in found]
         usable = [segment for segment, fault in zip(found, faults, strict=True) if not fault]
+        where = {name: source[name] for name in ("audio", "container", "place")}
         longest: dict[int | None, list[Segment]] = defaultdict(list)  # by channel
         for segment in sorted(usable, key=lambda segment: -segment.speech):
             longest[segment.channel].append(segment)
         key = source["key"] << SEGMENT_BITS
         for segment, fault in zip(found, faults, strict=True):
-            row = {"key": key, "id": segment_id(source["name"], segment), "audio": source["audio"]}
             checks = segment in longest[segment.channel][:LANGUAGE_CHECKS]
+            segment = _placed(segment, source)
+            row = {"key": key, "id": segment_id(source["name"], segment), **where}
             row |= vars(segment) | _because(fault) | {"check_language": checks}
+            row["channel"] = source["channel"] if segment.channel is None else segment.channel
             (rejected if fault else good).append(row)
             key += 1
     return Segments(pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA), rejected)
+
+
+def _placed(segment: Segment, source: Row) -> Segment:
+    """Its times from the recording's first sample on, where the source is a part of one."""
+    begun = source["start"] or 0.0
+    if not begun:
+        return segment
+    start, end = round(begun + segment.start, 3), round(begun + segment.end, 3)
+    return replace(segment, start=start, end=end)
 
 
 def segment_id(name: str, segment: Segment) -> str:
@@ -94,15 +106,29 @@ def segment_id(name: str, segment: Segment) -> str:
     return f"{name}-{round(segment.start * 1000):08d}-{round(segment.end * 1000):08d}"
 
 
-def give_texts(transcripts: list[Row], texts: Mapping[str, str]) -> None:
-    """Fill `given` of rows whose recording has a text; `texts`: by recording. A row that matches no
-    part of it gets ""."""
-    for audio, group in groupby(transcripts, key=lambda row: row["audio"]):
+def give_texts(transcripts: list[Row], texts: Mapping[int, str]) -> None:
+    """Fill `given` of segments whose source has a text; `texts`: by the source's key. A segment
+    that matches no part of it gets ""."""
+    for source, group in groupby(transcripts, key=lambda row: source_key(row)):
         rows = list(group)
-        if audio in texts:
+        if source in texts:
             heard = [row["text"] or "" for row in rows]
-            for row, text in zip(rows, texts_of_segments(heard, texts[audio]), strict=True):
+            for row, text in zip(rows, texts_of_segments(heard, texts[source]), strict=True):
                 row["given"] = text or ""
+
+
+def seconds_of(row: Row) -> float | None:
+    """As it was read, or else by its bounds."""
+    seconds: float | None = row.get("seconds")
+    if seconds is None and row["end"] is not None:
+        seconds = row["end"] - (row["start"] or 0.0)
+    return seconds
+
+
+def source_key(segment: Row) -> int:
+    """The key of the source that a segment is of."""
+    key: int = segment["key"] >> SEGMENT_BITS
+    return key
 
 
 def judge_rows(
@@ -196,9 +222,6 @@ def _fault(row: Row, shown: Row, judgement: Judgement) -> Fault | None:
 def _row(row: Row) -> Row:
     """The fields of the manifest, the same for all rows."""
     heard, given = row.get("text"), row.get("given")
-    seconds = row.get("seconds")
-    if seconds is None and row["end"] is not None:
-        seconds = row["end"] - (row["start"] or 0.0)
     quality = row.get("quality") or dict.fromkeys(field.name for field in QUALITY_TYPE)
     return {
         "id": row["id"],
@@ -215,11 +238,12 @@ def _row(row: Row) -> Row:
         "heard": heard if given is not None else None,
         "cer": None,
         "text_doubtful": None,
-        "seconds": _rounded(seconds),
+        "seconds": _rounded(seconds_of(row)),
         "speech_seconds": row.get("speech"),
         "level_db": row.get("level_db"),
         "start_at": row.get("start_at"),
         "end_at": row.get("end_at"),
+        "cuts_unchecked": row.get("cuts_unchecked"),
         "avg_logprob": _rounded(row.get("avg_logprob")),
         "no_speech_prob": _rounded(row.get("no_speech_prob")),
         "compression_ratio": _rounded(Transcript(heard).compression_ratio if heard else None),

@@ -32,7 +32,7 @@ CUTS, TRANSCRIPTS = "cuts", "transcripts"
 MANIFEST, REJECTED = "manifest.jsonl", "rejected.jsonl"
 REPORT, PAGE, REVIEW = "report.json", "report.html", "review.html"
 
-FORMAT = 3
+FORMAT = 4
 _FREE_FIELDS = {
     "config", "input", "output", "num_workers", "gpu", "max_no_speech", "min_logprob",
     "min_text_rate", "max_text_rate", "corrections", "review_rows", "segments",
@@ -46,6 +46,12 @@ _SOURCE: list[tuple[str, pa.DataType]] = [
     ("key", pa.int64()),
     ("audio", pa.string()),
     ("name", pa.string()),
+    # Of a manifest's row; null for a file as a whole.
+    ("container", pa.string()),  # where in the file it is: see `sheen.data.schema`
+    ("place", pa.list_(pa.int64())),
+    ("channel", pa.int64()),
+    ("start", pa.float64()),  # seconds
+    ("end", pa.float64()),
 ]
 SOURCE_SCHEMA = pa.schema(_SOURCE)
 SEGMENT_TYPE = pa.struct(
@@ -128,6 +134,7 @@ TRANSCRIPT_SCHEMA = pa.schema(
         ("avg_logprob", pa.float64()),
         ("no_speech_prob", pa.float64()),
         ("cut_word", pa.string()),  # within which the segment begins or ends
+        ("cuts_unchecked", pa.int64()),  # cuts within speech that the ASR had no word times for
         ("language", pa.string()),  # of the transcript
         ("language_probability", pa.float64()),
         ("heard_language", pa.string()),  # guessed, null where it was not

@@ -78,6 +78,7 @@ def account(
         "characters_per_second": sum(len(row["text"]) for row in kept) / speech if speech else None,
         "ends_in_pause": ends[PAUSE],
         "ends_in_speech": ends[QUIETEST],
+        "ends_unchecked": sum(row["cuts_unchecked"] or 0 for row in kept),
         "incomplete": {source["audio"]: source["fault"] for source in sources if source["fault"]},
     }
 
@@ -90,15 +91,6 @@ def _by_speaker(kept: Sequence[Row]) -> dict[str, Row]:
             groups[row["speaker"]].append(row)
     found = {name: {"rows": len(rows), "hours": _hours(rows)} for name, rows in groups.items()}
     return dict(sorted(found.items(), key=lambda pair: (-pair[1]["hours"], pair[0])))
-
-
-def account_of_rows(rows: Sequence[Row]) -> list[Row]:
-    """`sources` for `account` of a corpus, whose recordings consist of their rows."""
-    seconds: dict[str, float] = defaultdict(float)
-    for row in rows:
-        seconds[row["audio"]] += row["seconds"] or 0.0
-    whole = {"channels": 1, "fault": None}
-    return [{"audio": audio, "seconds": of, **whole} for audio, of in seconds.items()]
 
 
 def _hours(rows: Iterable[Mapping[str, Any]]) -> float:
@@ -220,10 +212,13 @@ def _is_short(row: Row) -> bool:
 def _segment_blocks(report: Row, kept: Sequence[Row]) -> list[Block]:
     if not kept:
         return ["No segment can be used."]
-    ends = report["ends_in_speech"]
+    ends, unchecked = report["ends_in_speech"], report["ends_unchecked"]
+    checked = ""
+    if unchecked:
+        checked = f", {unchecked:,} of them without a check: the ASR model gives no word times"
     blocks: list[Block] = [
-        f"{ends:,} of {2 * len(kept):,} ends of segments are within speech that had no pause; all "
-        "others are in pauses.",
+        f"{ends:,} of {2 * len(kept):,} ends of segments are within speech that had no pause"
+        f"{checked}; all others are in pauses.",
         histogram("Length of the segments", [row["seconds"] for row in kept], "s"),
         histogram("Text per second of speech", [_rate(row) for row in kept], "characters per s"),
     ]

@@ -156,7 +156,7 @@ class TranscribeWorker:
                 row |= self._transcript(samples, row["check_language"])
                 if self._encoder is not None:
                     row["embedding"] = embed(self._encoder, samples, RATE)
-                row["cut_word"] = self._cut_word(cuts)
+                row |= self._check_cuts(cuts)
         return pa.Table.from_pylist(rows, schema=TRANSCRIPT_SCHEMA)
 
     def _transcript(self, samples: Samples, check_language: bool) -> dict[str, Any]:
@@ -168,13 +168,16 @@ class TranscribeWorker:
         asr = {"asr": self._asr.name}
         return asdict(found) | asr | {"heard_language": language, "heard_probability": probability}
 
-    def _cut_word(self, cuts: list[dict[str, Any]]) -> str | None:
-        """The word that a cut falls into: that of the first such cut, None if there is none."""
+    def _check_cuts(self, cuts: list[dict[str, Any]]) -> dict[str, Any]:
+        """`cut_word`: the word that a cut falls into, that of the first such cut, None if there is
+        none. `cuts_unchecked`: how many the ASR gave no word times for."""
+        unchecked = 0
         for cut in cuts:
             (found,) = self._asr.transcribe_words([_samples(cut["pcm"])], RATE)
+            unchecked += found.words is None
             if word := word_at(found.words or (), cut["at"]):
-                return word
-        return None
+                return {"cut_word": word, "cuts_unchecked": unchecked}
+        return {"cut_word": None, "cuts_unchecked": unchecked}
 
 
 def _samples(pcm: bytes) -> Samples:

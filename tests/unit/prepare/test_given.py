@@ -7,15 +7,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from helpers.corpora import CLIPS, by_parquet, by_webdataset, sound
-from helpers.example import DEMO
+from helpers.example import DEMO, RATE, clips_of, read_clip
 from sheen.audio.io import decode
 from sheen.data.clips import ClipReader
 from sheen.data.corpus import read_manifest
-from sheen.prepare.given import is_corpus, plan_corpus
+from sheen.prepare.config import PrepareConfig
+from sheen.prepare.cut_stage import _cut
+from sheen.prepare.cutting import PAUSE, CutSettings
+from sheen.prepare.given import (
+    account_of_corpus,
+    cut_corpus,
+    is_corpus,
+    plan_corpus,
+    rows_to_cut,
+)
+from sheen.prepare.inputs import find_input
 from sheen.prepare.manifest import (
     NOT_IN_TEXT,
+    SEGMENT_BITS,
     Judgement,
     give_texts,
     judge_rows,
@@ -128,9 +140,14 @@ def test_segments_of_a_recording_get_what_they_speak_of_its_text() -> None:
         "nobody knows said the old man it was late",
         "the wind rose and the lamp went out",
     )
-    transcripts = [heard({"id": str(n), "audio": "/a.mp3"}, text) for n, text in enumerate(said)]
-    transcripts.append(heard({"id": "other", "audio": "/b.mp3"}, "Nobody knows."))
-    give_texts(transcripts, {"/a.mp3": book})
+    key = 3 << SEGMENT_BITS
+    transcripts = [
+        heard({"key": key + n, "id": str(n), "audio": "/a.mp3"}, text)
+        for n, text in enumerate(said)
+    ]
+    other = {"key": 4 << SEGMENT_BITS, "id": "other", "audio": "/b.mp3"}
+    transcripts.append(heard(other, "Nobody knows."))
+    give_texts(transcripts, {3: book})
     segments = plan_corpus([str(DEMO / "heart.jsonl")])
     rows = judge_rows([], segments, transcripts, JUDGEMENT)
     assert [(row["text"], row["reason"]) for row in rows] == [
@@ -139,3 +156,87 @@ def test_segments_of_a_recording_get_what_they_speak_of_its_text() -> None:
         ("The wind rose, and the lamp went out.", None),
         ("Nobody knows.", None),
     ]
+
+
+def test_long_rows_are_cut_and_their_texts_divided_while_short_ones_stay_as_they_are(
+    tmp_path: Path,
+) -> None:
+    clips = clips_of("heart")[8:14]
+    pause = 1e-4 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    parts = [part for clip in clips for part in (pause, read_clip(clip))]
+    soundfile.write(tmp_path / "long.flac", np.concatenate(parts), RATE)
+    soundfile.write(tmp_path / "short.flac", read_clip(clips[0])[: RATE // 2], RATE)
+    soundfile.write(tmp_path / "silent.flac", np.zeros(30 * RATE, np.float32), RATE)
+    seconds = sum(map(len, parts)) / RATE
+    # Without the first clip: the part begins in the pause after it.
+    start = 1 + len(read_clip(clips[0])) / RATE + 0.5
+    text = " ".join(clip.text for clip in clips)
+    lines = [
+        {"id": "long", "audio": "long.flac", "text": text, "speaker": "ann"},
+        {"id": "part", "audio": "long.flac", "start": start, "end": seconds, "text": text},
+        {"id": "known", "audio": "long.flac", "start": start, "end": start + 2, "text": "Known."},
+        {"id": "short", "audio": "short.flac", "text": "Short."},
+        {"id": "silent", "audio": "silent.flac", "text": "Nothing."},
+        {"id": "gone", "audio": "gone.flac", "text": "Gone."},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    settings = CutSettings(1.0, 6.0)
+    planned = plan_corpus([str(path)])
+    table = rows_to_cut(planned, settings.max_seconds)
+    assert table["name"].to_pylist() == ["long", "part", "short", "silent", "gone"]
+    corpus = cut_corpus(planned, [_cut(row, settings) for row in table.to_pylist()], settings)
+    rows = corpus.segments.table.to_pylist()
+    assert [row["key"] for row in rows] == sorted({row["key"] for row in rows})
+    by_id = {row["id"]: row for row in rows}
+    assert by_id["short"]["given"] == "Short."
+    assert (by_id["known"]["start"], by_id["known"]["given"]) == (start, "Known.")
+    assert by_id["gone"]["reason"] == "missing"
+    assert [(row["id"], row["reason"]) for row in corpus.segments.rejected] == [
+        ("silent", "no speech")
+    ]
+    whole, part = (
+        [row for row in rows if row["id"].startswith(f"{name}-")] for name in ("long", "part")
+    )
+    assert len(whole) == len(clips)
+    assert {row["given_speaker"] for row in whole} == {"ann"}
+    # The same places, counted from the recording's first sample.
+    for one, another in zip(whole[1:], part, strict=True):
+        assert another["start"] == pytest.approx(one["start"], abs=0.05)
+        assert another["end"] == pytest.approx(one["end"], abs=0.05)
+
+    said = {
+        row["key"]: clip.text.lower()
+        for group, spoken in ((whole, clips), (part, clips[1:]))
+        for row, clip in zip(group, spoken, strict=True)
+    }
+    transcripts = [heard(row, said.get(row["key"], row["given"])) for row in rows]
+    for row in transcripts:
+        row["seconds"] = None if row["reason"] else 2.5
+    give_texts(transcripts, corpus.texts)
+    judged = judge_rows([], corpus.segments, transcripts, JUDGEMENT)
+    kept = {row["id"]: row for row in judged if row["reason"] is None}
+    for row, clip in zip(whole, clips, strict=True):
+        assert kept[row["id"]]["text"] == clip.text
+        assert kept[row["id"]]["end_at"] == PAUSE or row is whole[-1]
+    sources = account_of_corpus([*transcripts, *corpus.segments.rejected], corpus.long)
+    told = {Path(source["audio"]).name: source["seconds"] for source in sources}
+    assert told["long.flac"] == pytest.approx(seconds + seconds - start + 2.5, abs=0.01)
+    assert told["silent.flac"] == 30
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"check": True, "max_seconds": 20}, "--max-seconds has no effect with --check"),
+        ({"check": True, "channels": "each"}, "--channels has no effect with --check"),
+        ({"channels": "each"}, "--channels each has no effect on rows with texts"),
+        ({"check": True, "input": str(DEMO / "heart")}, "--check needs rows with texts"),
+    ],
+)
+def test_flags_without_effect_on_rows_with_texts_are_refused(
+    fields: dict[str, Any], said: str
+) -> None:
+    given = {"input": str(DEMO / "heart.jsonl"), "output": "/nowhere"} | fields
+    with pytest.raises(ValueError, match=said):
+        find_input(PrepareConfig(**given))

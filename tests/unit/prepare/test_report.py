@@ -25,6 +25,7 @@ def row(name: str, **fields: Any) -> Row:
         "id": name, "audio": "/raw/long.mp3", "start": 1.0, "end": 4.0, "seconds": 3.0,
         "text": "Nothing tastes better than bread.", "speaker": "ann", "language": "en",
         "speech_seconds": 2.5, "level_db": -12.0, "start_at": PAUSE, "end_at": PAUSE,
+        "cuts_unchecked": 0,
         "avg_logprob": -0.3, "no_speech_prob": 0.01, "compression_ratio": 0.9, "unsure_words": [],
         "checked": None, "reason": None, "detail": None, "heard": None, "cer": None,
         "text_doubtful": None, "loudness_lufs": -20.0, "snr_db": 30.0, "bandwidth_hz": 8000.0,
@@ -35,7 +36,7 @@ def row(name: str, **fields: Any) -> Row:
 
 ROWS = [
     row("plain"),
-    row("forced", end_at=QUIETEST, unsure_words=["bread"]),
+    row("forced", end_at=QUIETEST, cuts_unchecked=1, unsure_words=["bread"]),
     row("unsure", avg_logprob=-0.9),
     row("checked", avg_logprob=-2.0, checked="good"),
     row("rejected", reason="repeats itself", detail=HOSTILE, text=HOSTILE),
@@ -62,6 +63,7 @@ def test_every_second_is_accounted_for() -> None:
     }  # fmt: skip
     assert REPORT["speakers"] == {"ann": {"rows": 4, "hours": pytest.approx(12 / 3600)}}
     assert (REPORT["ends_in_pause"], REPORT["ends_in_speech"]) == (7, 1)
+    assert REPORT["ends_unchecked"] == 1
     assert REPORT["incomplete"] == {"/raw/long.mp3": SOURCES[0]["fault"]}
 
 

@@ -13,8 +13,9 @@ from sheen.audio.stream import AudioFile
 from sheen.data.clips import ClipReader
 from sheen.prepare.cutting import QUIETEST
 from sheen.prepare.output import SEGMENT_SCHEMA
-from sheen.prepare.transcribe_stage import AROUND_S, _read_all
+from sheen.prepare.transcribe_stage import AROUND_S, TranscribeWorker, _read_all
 from sheen.prepare.vad import RATE
+from sheen.scoring.transcript import Transcript, Word
 
 SECONDS, SEGMENT_S = 30, 3.0
 
@@ -70,3 +71,28 @@ def test_segments_of_a_file_that_is_only_read_on_cost_one_reading(
             min(AROUND_S, row["start"]), AROUND_S,
         ]  # fmt: skip
         assert _read_all(ClipReader(), [alone], {}, limit) == [row]
+
+
+class Told:
+    """An ASR that tells these word times, one after the other."""
+
+    def __init__(self, *words: list[Word] | None) -> None:
+        self.words = iter(words)
+
+    def transcribe_words(self, waveforms: list[Any], sample_rate: int) -> list[Transcript]:
+        return [Transcript("some words", next(self.words)) for _ in waveforms]
+
+
+def test_a_cut_that_the_asr_has_no_word_times_for_counts_as_unchecked() -> None:
+    cuts = [{"at": AROUND_S, "pcm": b"\0\0"}, {"at": AROUND_S, "pcm": b"\0\0"}]
+    worker = TranscribeWorker.__new__(TranscribeWorker)
+    around = [Word("word", AROUND_S - 0.3, AROUND_S + 0.3)]
+    for told, found in (
+        ((None, []), (None, 1)),
+        ((None, None), (None, 2)),
+        ((None, around), ("word", 1)),
+        (([], []), (None, 0)),
+    ):
+        worker._asr = Told(*told)
+        expected = dict(zip(("cut_word", "cuts_unchecked"), found, strict=True))
+        assert worker._check_cuts(cuts) == expected
