@@ -38,14 +38,14 @@ FormField = Annotated[
 CodecField = Annotated[
     str | None,
     Field(
-        description="SNAC codec, absolute path or hub id: of a checkpoint without sheen.json "
+        description="SNAC codec, folder or hub id: of a checkpoint without sheen.json "
         f"(default: {DEFAULT_CODEC}), or another decoder for the codec of one with it"
     ),
 ]
 InfoField = Annotated[
     str | None,
     Field(
-        description="file written by `sheen inspect`, absolute path or URI, for a checkpoint "
+        description="file written by `sheen inspect`, path or URI, for a checkpoint "
         "without sheen.json, instead of the form"
     ),
 ]

@@ -112,18 +112,20 @@ def measure(
 
 
 def target_of(model: str, output: str | None) -> str | None:
-    """Where to write the record; None for nowhere. ValueError for an existing `--output`."""
+    """Where to write the record; None for nowhere. ValueError for an `--output` that exists, or
+    that is in the hub's cache."""
     if output is not None:
-        target = output
-    elif hub.is_hub_id(model) or uris.is_uri(model) or hub.is_in_cache(Path(model).expanduser()):
+        if not uris.is_uri(output) and hub.is_in_cache(Path(output).expanduser()):
+            raise ValueError(
+                f"--output {output}: this is in the hub's cache; give a file elsewhere"
+            )
+        if files.exists(output):
+            raise ValueError(f"--output {output}: the file exists; give another name")
+        return output
+    if hub.is_hub_id(model) or uris.is_uri(model) or hub.is_in_cache(Path(model).expanduser()):
         return None
-    else:
-        target = str(Path(model).expanduser() / INFO_FILE)
-        if files.exists(target):
-            return None
-    if files.exists(target):
-        raise ValueError(f"--output {target}: the file exists; give another name")
-    return target
+    target = str(Path(model).expanduser() / INFO_FILE)
+    return None if files.exists(target) else target
 
 
 def main(argv: list[str], prog: str) -> int:
@@ -136,7 +138,13 @@ def main(argv: list[str], prog: str) -> int:
     add("model", help="checkpoint: a folder, a URI or a hub id")
     add("--form", help="its prompt form, if the tokenizer does not show it")
     add("--codec", help=f"its SNAC codec, folder or hub id (default: {DEFAULT_CODEC})")
-    add("--voices", nargs="+", metavar="NAME", help="its voices (default: those of the form)")
+    add(
+        "--voices",
+        nargs="*",
+        metavar="NAME",
+        help="its voices, the first is the default; without a name: one, which has none (default: "
+        "those of the form)",
+    )
     add(
         "--output",
         metavar="FILE",
@@ -166,11 +174,17 @@ def main(argv: list[str], prog: str) -> int:
         if not files.exists(folder):
             raise ValueError(f"model {options.model}: no such folder")
         info = describe_checkpoint(folder, form=options.form, codec=options.codec)
-        if options.voices:
+        if options.voices is not None:
             pace = next(iter(info.duration_model.values()), None)
-            info.voices = sorted(options.voices)
-            info.duration_model = dict.fromkeys(info.voices, pace) if pace else {}
+            info.voices = list(dict.fromkeys(options.voices))
+            info.duration_model = dict.fromkeys(info.voices or [""], pace) if pace else {}
         print("\n".join(describe(info)), flush=True)
+        if target is None:  # said before minutes of measuring
+            exists = files.exists(uris.join(folder, INFO_FILE))
+            why = f"{INFO_FILE} exists" if exists else "no file is named"
+            print(
+                f"only printed, {why}: give --output FILE to write it", file=sys.stderr, flush=True
+            )
         if options.measure:
             voice = load_voice(folder, options.device, form=options.form, codec=options.codec)
             voice = Voice(info, voice.model, voice.tokenizer, voice.codec)
@@ -179,8 +193,6 @@ def main(argv: list[str], prog: str) -> int:
         if target is not None:
             files.write_bytes(target, folders.dump_record(info))
             print(f"written to {target}")
-        elif not files.exists(uris.join(folder, INFO_FILE)):
-            print("not written: give --output FILE to write sheen.json", file=sys.stderr)
     except (ValueError, OSError) as error:
         return fail(prog, error)
     return 0

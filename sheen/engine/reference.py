@@ -124,12 +124,12 @@ def reference_prompt(
     with this reference can share.
 
     With `one-turn`, where the text precedes the codes, only requests with the same text can share
-    them, and then all. The prompt has no speaker name.
+    them, and then all. The prompt has no speaker name, and no default description of one.
     """
     codes = layout.to_ids(reference.frames).tolist()
     if reference.form == "one-turn":
         words = one_turn_text(reference.text, text)
-        ids = [*template.ids(words, None, instruction), *codes]
+        ids = [*template.ids(words, "", instruction), *codes]
         return ids, len(ids)
-    turn = [*template.ids(reference.text), *codes, layout.end_id, *template.tail]
-    return [*turn, *template.ids(text, None, instruction)], len(turn)
+    turn = [*template.ids(reference.text, ""), *codes, layout.end_id, *template.tail]
+    return [*turn, *template.ids(text, "", instruction)], len(turn)

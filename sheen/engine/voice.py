@@ -138,11 +138,11 @@ class Voice:
             assert speaker is None, "a reference replaces the speaker"
         elif voices and speaker not in voices:
             what = "no voice was named" if speaker is None else f"unknown voice {speaker!r}"
-            raise RequestError("voice", f"{what}; this model has: {', '.join(voices)}")
+            known = ", ".join(voices) + self.info.naming_voices
+            raise RequestError("voice", f"{what}; this model has: {known}")
         elif not voices and speaker is not None and not self.info.prompt.describes:
-            raise RequestError(
-                "voice", f"unknown voice {speaker!r}; this model has one voice, without a name"
-            )
+            known = "one voice, without a name" + self.info.naming_voices
+            raise RequestError("voice", f"unknown voice {speaker!r}; this model has {known}")
         if instruction and not self.info.follows_instructions:
             raise RequestError("instructions", NOT_INSTRUCTED)
         if not text.strip():
@@ -235,10 +235,11 @@ class Voice:
                     "which leaves too few for its audio; give shorter ones",
                 )
         budget = max(1, int(min(max_seconds * self._frames_per_second, left)))
+        least = min(budget, self.info.prompt.min_frames)
         if reference is None:
-            return Request(prompt, budget, sampling)
+            return Request(prompt, budget, sampling, least)
         continued = reference.frames if reference.form == "one-turn" else None
-        return Request(prompt, budget, sampling, shared=shared, before=continued)
+        return Request(prompt, budget, sampling, least, shared, continued)
 
     @property
     def _frames_per_second(self) -> float:

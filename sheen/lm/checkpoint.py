@@ -68,6 +68,11 @@ class PromptInfo(BaseModel, extra="forbid", frozen=True):
         """Whether a speaker is a description in words, so that there is no list of speakers."""
         return self.name != "speaker-text" and FORMS[self.name].description is not None
 
+    @property
+    def min_frames(self) -> int:
+        """Shortest speech, frames of the codec."""
+        return 1 if self.name == "speaker-text" else FORMS[self.name].min_frames
+
     def template(
         self,
         tokenizer: "PreTrainedTokenizerBase",
@@ -123,7 +128,8 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     normalizer: NormalizerSteps = (NfcSpaceStep(),)
     """Normalization steps of a text before the prompt, in order."""
     voices: list[str] = []
-    """Speakers in the training data, in alphabetical order; empty for a single unnamed voice."""
+    """Speakers in the training data, in alphabetical order, or those of an imported checkpoint;
+    empty for a single unnamed voice. The first is the default."""
     duration_model: dict[str, DurationModel] = {}
     """Duration models by voice; "" is the unnamed voice."""
     max_chunk_chars: int | None = None
@@ -138,6 +144,8 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     """None for a model that was trained without references."""
     instructions: bool | None = None
     """Whether the model was trained with instructions, see `with_instruction`; None is no."""
+    imported: bool | None = None
+    """True for a checkpoint that others trained: what they did not record is an assumption."""
 
     @property
     def token_layout(self) -> TokenLayout:
@@ -161,6 +169,11 @@ class CheckpointInfo(BaseModel, extra="forbid"):
         """The duration model of a voice; None if unknown."""
         known = self.duration_model.get(voice or "")
         return self.duration_model.get("") if known is None and self.prompt.describes else known
+
+    @property
+    def naming_voices(self) -> str:
+        """For the end of an error about an unknown voice."""
+        return "; others are named with `sheen inspect --voices`" if self.imported else ""
 
     @property
     def text_normalization(self) -> NemoStep | None:

@@ -113,7 +113,7 @@ def identify(
         codec=codec,
         sample_rate=codec.sample_rate,
         prompt=PromptInfo(name=name),
-        voices=sorted(own.voices),
+        voices=list(own.voices),
         duration_model=dict.fromkeys(own.voices or [""], pace),
         max_chunk_chars=own.chunk_chars,
         max_seq_len=positions,
@@ -124,6 +124,7 @@ def identify(
             repetition_penalty=own.repetition_penalty,
             repetition_window=REPETITION_WINDOW,
         ),
+        imported=True,
     )
 
 

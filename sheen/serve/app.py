@@ -25,7 +25,12 @@ from sheen.serve.access.middleware import (
     set_origins,
 )
 from sheen.serve.batch import answer_batch
-from sheen.serve.config import BATCH, ServeArgs, checkpoint_location
+from sheen.serve.config import (
+    BATCH,
+    ServeArgs,
+    checkpoint_location,
+    with_absolute_paths,
+)
 from sheen.serve.errors import APIError, documented, install_error_handlers
 from sheen.serve.proxy.install import Proxies
 from sheen.serve.replica import log_like_serve, stay_on_loopback
@@ -277,6 +282,8 @@ def build(args: ServeArgs) -> serve.Application:
     Ray decides by the annotation of `args` whether it becomes a ServeArgs: keep it a class, and
     this file free of postponed annotations.
     """
+    location = checkpoint_location(args.model)
+    args = with_absolute_paths(args, location)
     admitted = args.slots + args.max_queue
     service = SpeechService.options(  # type: ignore[attr-defined]
         # The replica itself refuses, in OpenAI's format: Serve must pass on all that it may hold,
@@ -303,5 +310,5 @@ def build(args: ServeArgs) -> serve.Application:
             args = args.model_copy(update={"keys_file": where})
     if args.voices_folder is not None:
         args = args.model_copy(update={"voices_folder": located(args.voices_folder)})
-    application: serve.Application = service.bind(args, checkpoint_location(args.model), digests)
+    application: serve.Application = service.bind(args, location, digests)
     return application

@@ -54,9 +54,10 @@ class Capabilities:
         if name not in self.names and self._voice.info.prompt.describes:
             return name
         if name not in self.names:
+            known = ", ".join(self.voices) + self._voice.info.naming_voices
             raise APIError(
                 400,
-                f"voice: unknown voice {name[:100]!r}; this model has: {', '.join(self.voices)}",
+                f"voice: unknown voice {name[:100]!r}; this model has: {known}",
                 param="voice",
                 code="voice_not_found",
             )

@@ -5,16 +5,18 @@ Owns their names, defaults and help, including the limits of what a client may s
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, Field
 
+from sheen.codec.info import find_codec
 from sheen.config import CodecField, FormField, InfoField
 from sheen.default_voice import CHECKOUT
 from sheen.lm import checkpoint
 from sheen.lm.precision import Precision
-from sheen.storage import hub, uris
+from sheen.storage import folders, hub, uris
 from sheen.text.delivery import MAX_PAUSE_S, MAX_PAUSES_S
+from sheen.text.forms import FormName
 from sheen.text.prompt import ReferenceForm
 
 KIB = 1024
@@ -306,6 +308,40 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     def sockets(self) -> int:
         """Greatest number of open WebSockets: as many as places."""
         return self.slots + self.max_queue
+
+
+def with_absolute_paths(args: ServeArgs, location: str) -> ServeArgs:
+    """`args` with the codec and the file of the model's description as replicas find them, which
+    run in another folder. `location` is that of the checkpoint. Raises ValueError naming the
+    argument for what is missing, and for a form that is not the model's; reads no weights.
+    """
+    found: dict[str, str] = {}
+    if args.codec is not None:
+        try:
+            if hub.is_hub_id(args.codec):
+                hub.check(args.codec)
+            else:
+                found["codec"] = uris.absolute(args.codec)
+                find_codec(found["codec"])
+        except ValueError as error:
+            raise ValueError(f"args.codec: {error}") from error
+    if args.form is not None and args.form not in (forms := get_args(FormName)):
+        raise ValueError(f"args.form {args.form!r}: expected one of {', '.join(forms)}")
+    described = None
+    if args.info is not None:
+        found["info"] = uris.absolute(args.info)
+        try:
+            described = folders.read_record(found["info"], checkpoint.CheckpointInfo)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"args.info: {error}") from error
+    elif checkpoint.is_checkpoint(Path(location)):
+        described = checkpoint.read_info(location)
+    if described is not None and args.form not in (None, described.prompt.name):
+        raise ValueError(
+            f"args.form {args.form}: by {found.get('info', location)}, the checkpoint was trained "
+            f"with {described.prompt.name!r}; omit the form"
+        )
+    return args.model_copy(update=found)
 
 
 def checkpoint_location(model: str) -> str:

@@ -52,10 +52,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
     parser.add_argument("--form", help=f"{foreign} its prompt form, see docs/orpheus.md")
     parser.add_argument(
         "--codec",
-        help=f"{foreign} its SNAC, absolute path or hub id; of others, "
-        "one that differs from theirs in the decoder alone",
+        help=f"{foreign} its SNAC, folder or hub id; of others, one that differs from theirs in "
+        "the decoder alone",
     )
-    parser.add_argument("--info", help=f"{foreign} a file of `sheen inspect`, absolute path or URI")
+    parser.add_argument("--info", help=f"{foreign} a file of `sheen inspect`, path or URI")
     parser.add_argument("--host", default=HOST, help="with --model (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="with --model (default: 8000)")
     parser.add_argument(
@@ -80,8 +80,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
     if options.config is not None:
         return _run(options.config, options, parser)
     try:
-        named = options.model
-        model = checkpoint_location(named if hub.is_hub_id(named) else uris.absolute(named))
+        # The config may be used from another folder.
+        for name in ("model", "codec", "info"):
+            value = getattr(options, name)
+            if value is not None and (name == "info" or not hub.is_hub_id(value)):
+                setattr(options, name, uris.absolute(value))
+        model = checkpoint_location(options.model)
     except ValueError as error:
         parser.error(str(error))
     auth = options.auth or ("none" if options.host.startswith("127.") else "keys")

@@ -60,6 +60,8 @@ class PromptForm:
     """Longest text of a chunk; 280 in Baseten's server for Orpheus and in Svara's."""
     frames_per_char: float = 0.8
     """English at 14 to 15 characters per second."""
+    min_frames: int = 1
+    """Shortest speech."""
 
     @property
     def needs(self) -> list[str]:
@@ -67,14 +69,15 @@ class PromptForm:
         return [self.tokens[part] for part in dict.fromkeys(self.row) if part in self.tokens]
 
     def words(self, text: str, speaker: str | None, instruction: str | None = None) -> str:
-        """The text part of a row. ValueError for an empty text."""
+        """The text part of a row. A speaker "" is a reference's, whom no default description may
+        contradict. ValueError for an empty text."""
         if self.description is None:
             spoken, name = with_instruction(text, instruction), normalize(speaker or "")
         else:
             spoken = with_instruction(text, None)
             # A quotation mark would end the description.
             name = normalize(f"{speaker or ''} {instruction or ''}").replace('"', "'")
-            name = name or self.description
+            name = name or (self.description if speaker is None else "")
         return self.text.format(speaker=name, text=spoken) if name else spoken
 
     def template(
@@ -152,6 +155,7 @@ FORMS: Mapping[FormName, PromptForm] = MappingProxyType(
                 "<snort>",
             ),
             temperature=0.4,
+            min_frames=4,  # its `min_new_tokens` 28
         ),
         # maya-research/Veena: its card, which gives a text of n characters 1.3 n frames and three,
         # and at most 700 tokens, 74 characters.

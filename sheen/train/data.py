@@ -175,7 +175,7 @@ def _reference_rows(
             return False
         text = one_turn_text(texts[before], texts[spoken])
         how = utterances.instructions[spoken]
-        prompt = prompts[before, spoken] = template.ids(text, None, how)
+        prompt = prompts[before, spoken] = template.ids(text, "", how)
         frames = len(utterances.codes(before)) + len(utterances.codes(spoken))
         audio = frames * layout.tokens_per_frame + 1 + len(template.tail)
         return len(prompt) + audio <= max_tokens

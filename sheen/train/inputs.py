@@ -5,6 +5,7 @@ inputs. Refuses data of several normalizers, or of codecs that make different co
 checkpoint's must not; errors name the flag.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,22 @@ from pyarrow import fs
 from transformers import AutoConfig, AutoTokenizer
 
 from sheen.codec.identity import makes_same_codes
-from sheen.codec.info import CodecInfo, codec_source, describe_codec, find_codec
-from sheen.codec.layout import CUSTOM_TOKEN, TokenLayout
+from sheen.codec.info import (
+    DEFAULT_CODEC,
+    CodecInfo,
+    codec_source,
+    describe_codec,
+    find_codec,
+)
+from sheen.codec.layout import TokenLayout
 from sheen.data import dataset
 from sheen.lm import base_model, checkpoint
 from sheen.lm.recognition import identify
 from sheen.runs.output import folder_digest
 from sheen.storage import files, folders, uris
 from sheen.text.steps import NfcSpaceStep, NormalizerStep, phoneme_step, text_normalization
+
+logger = logging.getLogger(__name__)
 
 
 def codec_of(locations: Sequence[str], codec: str | None, model: str) -> tuple[CodecInfo, str]:
@@ -146,12 +155,18 @@ def model_content(model: str) -> str:
 
 
 def plan_checkpoint(
-    model: str, codec: CodecInfo, tags: Sequence[str] = (), form: str | None = None
+    model: str,
+    codec: CodecInfo,
+    tags: Sequence[str] = (),
+    form: str | None = None,
+    *,
+    named: bool = False,
 ) -> tuple[checkpoint.CheckpointInfo, Any, bool]:
     """The checkpoint's record, known before any weight is loaded; the tokenizer; and whether the
     codec's tokens must be added to the base.
 
-    `form`: prompt form of a checkpoint of the Orpheus family.
+    `form`: prompt form of a checkpoint of the Orpheus family. `named`: the user named the codec,
+    and did not leave it to the data.
     """
     with folders.local_folder(model, weights=False) as folder:
         try:
@@ -181,19 +196,24 @@ def plan_checkpoint(
                 )
             info.codec = codec
             info.tags += lost  # encoded as letters, as all tags of the family
-            return info, tokenizer, False
-    foreign = None
-    vocabulary = tokenizer.get_vocab()
-    if form is not None or CUSTOM_TOKEN.format(0) in vocabulary:
-        try:
-            foreign = identify(vocabulary, base, codec, form)
-        except ValueError as error:
-            raise ValueError(f"--model {model}: {error}") from error
+            return _with_voices_of_training(info), tokenizer, False
+    try:
+        foreign = identify(tokenizer.get_vocab(), base, codec, form)
+    except ValueError as error:
+        raise ValueError(f"--model {model}: {error}") from error
     if foreign is not None:
-        # The voices are those of the new training data.
-        foreign.voices, foreign.duration_model, foreign.max_chunk_chars = [], {}, None
+        if codec.source != DEFAULT_CODEC and not named:
+            logger.warning(
+                "--model %s does not say which codec it was trained with, and the data was encoded "
+                "with %s (weights %s). If that is not the model's, encode with it (%s); if it is, "
+                "name it with --codec",
+                model,
+                codec.source,
+                codec.sha256[:12],
+                DEFAULT_CODEC,
+            )
         foreign.tags = list(dict.fromkeys([*foreign.tags, *tags]))
-        return foreign, tokenizer, False
+        return _with_voices_of_training(foreign), tokenizer, False
     try:
         positions = base_model.check_config(base)
         base_model.add_tags(tokenizer, tags)
@@ -209,3 +229,12 @@ def plan_checkpoint(
         tags=list(tags),
     )
     return info, tokenizer, True
+
+
+def _with_voices_of_training(info: checkpoint.CheckpointInfo) -> checkpoint.CheckpointInfo:
+    """The voices of a checkpoint that others trained are those of its new training data, whether
+    `sheen inspect` described it or not."""
+    if info.imported:
+        info.voices, info.duration_model, info.max_chunk_chars = [], {}, None
+        info.imported = None
+    return info

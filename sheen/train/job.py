@@ -52,7 +52,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     model = model_source(config.model)
     codec, codec_files = codec_of(locations, config.codec, model)
     tags = tags_of(locations, config.tags)
-    info, tokenizer, extends = plan_checkpoint(model, codec, tags, config.form)
+    named = config.codec is not None
+    info, tokenizer, extends = plan_checkpoint(model, codec, tags, config.form, named=named)
     if config.softmax is None:
         # Other engines for the family's checkpoints decode without a mask.
         orpheus = info.layout.family == "orpheus"

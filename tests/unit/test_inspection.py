@@ -41,11 +41,13 @@ def test_a_record_goes_beside_the_weights_of_a_folder_of_ones_own(
     assert "layout: orpheus, 7 x 4,096 codes per frame, first id 300, start 301, end 302" in said
     assert "prompt form: vyvo-qwen3" in said
     info = read_info(folder)
-    assert info.voices == ["ann", "zoe"]
+    assert info.voices == ["zoe", "ann"]
     assert set(info.duration_model) == {"ann", "zoe"}
     # From now on it is a checkpoint like any other, and is not written again.
     assert load_voice(str(folder)).info == info
+    capsys.readouterr()
     assert inspect(folder) == 0
+    assert "only printed, sheen.json exists: give --output FILE" in capsys.readouterr().err
     assert read_info(folder) == info
 
 
@@ -53,13 +55,16 @@ def test_a_record_goes_beside_the_weights_of_a_folder_of_ones_own(
 def test_a_hub_cache_is_never_written_to(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder.parent))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
     assert inspect(folder) == 0
-    assert not (folder / "sheen.json").exists()
-    assert "give --output FILE" in capsys.readouterr().err
+    assert "only printed, no file is named: give --output FILE" in capsys.readouterr().err
+    assert inspect(folder, "--output", folder / "record.json") == 2
+    assert "in the hub's cache; give a file elsewhere" in capsys.readouterr().err
+    assert not list(folder.glob("*sheen*")) + list(folder.glob("record*"))
     target = folder.parent / "record.json"
-    assert inspect(folder, "--output", target) == 0
-    assert load_voice(str(folder), info=str(target)).info.prompt.name == "vyvo-qwen3"
+    assert inspect(folder, "--voices", "--output", target) == 0
+    found = load_voice(str(folder), info=str(target)).info
+    assert (found.prompt.name, found.voices, list(found.duration_model)) == ("vyvo-qwen3", [], [""])
     assert inspect(folder, "--output", target) == 2
     assert "the file exists" in capsys.readouterr().err
 

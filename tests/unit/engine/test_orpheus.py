@@ -13,13 +13,15 @@ from helpers import orpheus
 from helpers.example import CODEC
 from helpers.speaking import SETTINGS, draw_request, random_model
 from sheen.engine.generation import TokenGenerator
+from sheen.engine.reference import reference_prompt
 from sheen.engine.sampler import SlotSampler
 from sheen.engine.sampling import Sampling
-from sheen.engine.types import Request, RequestError
+from sheen.engine.types import Reference, Request, RequestError
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.model import SpeechLM
 from sheen.speaker import Speaker
 from sheen.text.forms import FORMS, FormName
+from sheen.text.prompt import ReferenceForm
 
 Made = Callable[[str, Callable[[Path], None]], Path]
 LAYOUT = orpheus.LAYOUT
@@ -157,13 +159,19 @@ def test_a_form_has_its_own_sampling_and_budgets(voice: Voice) -> None:
     speaker = voice.info.voices[0] if voice.info.voices else None
     assert voice.expected_seconds("x" * 100, speaker) is not None
     assert 1 <= voice.max_chunk_chars(30.0, speaker) <= form.chunk_chars
+    assert voice.request("hi", speaker, Sampling(), 1.0).min_frames == form.min_frames
+    assert voice.request("hi", speaker, Sampling(), 0.1).min_frames == 1, "the budget's one frame"
     with pytest.raises(RequestError, match="empty"):
         voice.request(" ", speaker, Sampling(), 1.0)
     if form.description is not None:
         described = voice.request("hi", "an old woman", Sampling(), 1.0)
         assert "an old woman" in voice.tokenizer.decode(described.prompt)
+        for placed in get_args(ReferenceForm):
+            reference = Reference(np.zeros((3, FRAME), np.int16), "so", placed)
+            ids, _ = reference_prompt(voice.template, LAYOUT, reference, "hi")
+            assert "description" not in voice.tokenizer.decode(ids), "it could contradict"
     else:
-        with pytest.raises(RequestError, match="unknown voice"):
+        with pytest.raises(RequestError, match=r"unknown voice.*`sheen inspect --voices`"):
             voice.request("hi", "an old woman", Sampling(), 1.0)
 
 

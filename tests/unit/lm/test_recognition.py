@@ -42,7 +42,8 @@ def test_a_bare_checkpoint_is_recognized_and_its_form_named(folder: Path) -> Non
     assert info.token_layout == TokenLayout(orpheus.FIRST, 4096, (4, 2, 1), "orpheus")
     assert info.prompt.name == "orpheus"
     assert info.softmax == "full"
-    assert "tara" in info.voices
+    assert info.voices[:2] == ["tara", "leah"], "as its makers list them"
+    assert info.imported
     assert "<laugh>" in info.tags
     assert info.sampling is not None
     assert (info.sampling.temperature, info.sampling.repetition_window) == (0.6, 64)

@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 from starlette.testclient import TestClient
 
+from helpers.example import CHECKPOINT
 from sheen.runs.cluster import WORKER_ENV
 from sheen.serve.app import build
 from sheen.serve.capabilities import check_language
-from sheen.serve.config import ServeArgs, checkpoint_location
+from sheen.serve.config import ServeArgs, checkpoint_location, with_absolute_paths
 from sheen.serve.errors import APIError, install_error_handlers
 from sheen.serve.schema.messages import Start
 from sheen.serve.schema.requests import (
@@ -488,6 +489,33 @@ def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path) -> None:
 def test_build_refuses_a_missing_checkpoint_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no checkpoint in"):
         build(ServeArgs(model=str(tmp_path / "nothing"), auth="none"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"form": "orfeus"}, "args.form 'orfeus': expected one of orpheus, maya1"),
+        ({"form": "maya1"}, "args.form maya1: by .*, the checkpoint was trained with 'speaker-te"),
+        ({"info": "x.json"}, "args.info: .*/x.json"),
+        ({"info": "voice.json"}, "args.info: .*/voice.json: not JSON"),
+        ({"codec": "./codec"}, "args.codec: codec '/.*/codec': no such folder"),
+        ({"codec": "someone/codec"}, "args.codec: .*'someone/codec'.*the hub did not give it"),
+    ],
+)
+def test_build_refuses_a_wrong_description_of_the_model(
+    wrong: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "voice.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=expected):
+        build(ServeArgs(auth="none", **wrong))
+
+
+def test_replicas_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CHECKPOINT)
+    args = ServeArgs(codec="codec", info="sheen.json")
+    found = with_absolute_paths(args, str(tmp_path))
+    assert (found.codec, found.info) == (str(CHECKPOINT / "codec"), str(CHECKPOINT / "sheen.json"))
 
 
 def test_build_refuses_to_serve_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:

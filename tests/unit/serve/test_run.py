@@ -20,9 +20,12 @@ def test_print_config_writes_yaml_that_opens_the_door_to_this_machine_alone(
 ) -> None:
     monkeypatch.chdir(CHECKPOINT.parent)
     words = ["--model", CHECKPOINT.name, "--host", host, "--port", "8123", "--print-config"]
+    # Whoever uses the config need not be in this folder.
+    words += ["--codec", f"{CHECKPOINT.name}/codec", "--info", "x.json"]
     assert main(words) == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config == serve_config(str(CHECKPOINT), host, 8123, auth)
+    source = {"codec": str(CHECKPOINT / "codec"), "info": str(CHECKPOINT.parent / "x.json")}
+    assert config == serve_config(str(CHECKPOINT), host, 8123, auth, source=source)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ def test_a_description_stays_inside_its_quotation_marks(llama: Any) -> None:
     form = FORMS["maya1"]
     assert form.words("hi", 'deep "old" man') == "<description=\"deep 'old' man\"> hi"
     assert form.words("hi", None) == f'<description="{form.description}"> hi'
+    # A recording says who speaks: nothing may contradict it.
+    assert form.words("hi", "") == "hi"
     # What says how is a description too.
     assert form.words("hi", None, "a \n child") == '<description="a child"> hi'
     assert form.words("hi", "a child", '"loud"') == "<description=\"a child 'loud'\"> hi"

@@ -1,7 +1,9 @@
 """What a train job is given: the codec and the tags of data and model."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +98,28 @@ def test_adapters_train_the_tables_of_a_base_alone(base: Path, checkpoint: Path)
         model, _ = open_model(str(source), info, 0, None, lora_rank=2)
         assert extends == (source == base)
         assert all(table.requires_grad == extends for table in model.tables)
+
+
+@pytest.mark.parametrize(
+    ("token", "config", "message"),
+    [
+        ("<|c1_0|>", {}, "OuteTTS 1.0, whose codec is DAC"),
+        ("<|speech_0|>", {}, "NeuTTS, whose codec is NeuCodec"),
+        ("a", {"model_type": "lfm2", "vocab_size": 80_539}, "as Kani-TTS has"),
+    ],
+)
+def test_a_model_of_another_codec_is_no_base(
+    base: Path, tmp_path: Path, token: str, config: dict[str, Any], message: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(base, model)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | {"content": token, "id": 999})
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    own = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(own | config))
+    with pytest.raises(ValueError, match=f"--model {model}: .*{message}"):
+        plan_checkpoint(str(model), describe_codec(str(CODEC)))
 
 
 @pytest.mark.parametrize("wrong", ["", "<laugh", "a b", "<>", "</laugh>", "<1>"])

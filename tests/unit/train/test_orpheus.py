@@ -14,10 +14,11 @@ from helpers.example import CODEC
 from helpers.orpheus import FIRST
 from helpers.random_codes import write_codes
 from helpers.speaking import generate
-from sheen.codec.info import describe_codec
+from sheen.codec.info import DEFAULT_CODEC, describe_codec
 from sheen.codec.layout import Softmax
+from sheen.inspection import main as inspect
 from sheen.lm.batching import Batch, RowForm, add_history_noise, collate
-from sheen.lm.checkpoint import CheckpointInfo, is_checkpoint
+from sheen.lm.checkpoint import CheckpointInfo, is_checkpoint, read_info
 from sheen.lm.loss import IGNORE_INDEX, speech_loss
 from sheen.lm.model import SpeechLM, load_model, save_model
 from sheen.text.forms import FORMS
@@ -56,10 +57,40 @@ def training_set(planned: tuple[CheckpointInfo, Any], path: Path, softmax: Softm
     return data
 
 
+@pytest.mark.slow
+def test_a_record_of_inspect_changes_no_plan(
+    folder: Path, planned: tuple[CheckpointInfo, Any], tmp_path: Path
+) -> None:
+    own = tmp_path / "model"
+    own.mkdir()
+    for path in folder.iterdir():
+        (own / path.name).symlink_to(path)
+    assert inspect([str(own), "--form=orpheus", f"--codec={CODEC}", "--no-measure"], "inspect") == 0
+    assert read_info(own).voices[0] == "tara"
+    assert plan_checkpoint(str(own), describe_codec(str(CODEC)))[0] == planned[0]
+
+
+@pytest.mark.slow
+def test_data_of_another_codec_than_the_published_one_gets_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The checkpoint does not say which it was trained with."""
+    published = describe_codec(str(CODEC)).model_copy(update={"source": DEFAULT_CODEC})
+    for codec, named, said in (
+        (describe_codec(str(CODEC)), False, True),
+        (describe_codec(str(CODEC)), True, False),
+        (published, False, False),
+    ):
+        caplog.clear()
+        plan_checkpoint(str(folder), codec, form="orpheus", named=named)
+        assert ("name it with --codec" in caplog.text) == said
+
+
 def test_the_voices_of_a_fine_tune_are_those_of_its_data(
     planned: tuple[CheckpointInfo, Any],
 ) -> None:
     info, _ = planned
+    assert info.imported is None
     assert info.voices == []
     assert info.duration_model == {}
     assert info.softmax == "full"
