@@ -30,6 +30,22 @@ LLAMA = {
 QWEN = {"<|endoftext|>": 260, "<|im_start|>": 261, "<|im_end|>": 262}
 LFM = {"<|startoftext|>": 257, "<|im_end|>": 263}
 POSITIONS = 1024
+SOS, EOS, SOH, EOH, SOA, EOA = range(FIRST + 1, FIRST + 7)
+BOS, EOT, AUDIO = (LLAMA[f"<|{name}|>"] for name in ("begin_of_text", "eot_id", "audio"))
+ROWS: Mapping[str, tuple[list[int], str, list[int], list[int]]] = {
+    "orpheus": ([SOH, BOS], "{voice}: {text}", [EOT, EOH, SOA, SOS], [EOA]),
+    "maya1": (
+        [BOS, SOH, BOS], '<description="{voice}"> {text}', [EOT, EOH, SOA, SOS], [EOA]
+    ),
+    "veena": ([SOH], "<spk_{voice}> {text}", [EOH, SOA, SOS], [EOA]),
+    "svara": ([BOS, SOH, AUDIO], "{voice}: {text}", [EOH, EOT, SOA, SOS], [EOA, EOT]),
+    "vyvo-qwen3": ([SOH], "{voice}: {text}", [QWEN["<|im_end|>"], EOH, SOA, SOS], [EOA]),
+}  # fmt: skip
+"""Of each form what is before a text, the text, what is before the codes, and after EOS."""
+
+
+def words(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def tokenizer(

@@ -1,6 +1,5 @@
 """Prompt forms of others, id for id; and no text becomes a control token."""
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Any, get_args
 
@@ -9,14 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers import orpheus
-from helpers.orpheus import FIRST
+from helpers.orpheus import BOS, EOH, EOT, FIRST, ROWS, SOA, SOH, SOS, words
 from sheen.text.forms import FORMS, VYVO_LFM2, FormName, PromptForm, plain_encoder
 from sheen.text.prompt import PromptTemplate, normalize
-
-BOS, EOT, AUDIO = (orpheus.LLAMA[f"<|{name}|>"] for name in ("begin_of_text", "eot_id", "audio"))
-SOS, EOS, SOH, EOH, SOA, EOA = range(FIRST + 1, FIRST + 7)
-IM_END = orpheus.QWEN["<|im_end|>"]
-
 
 made = cache(orpheus.tokenizer)
 
@@ -31,24 +25,12 @@ def qwen() -> Any:
     return orpheus.tokenizer(orpheus.QWEN)
 
 
-def words(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-ROWS: Mapping[str, tuple[list[int], str, list[int], list[int]]] = {
-    "orpheus": ([SOH, BOS], "tara: hi", [EOT, EOH, SOA, SOS], [EOA]),
-    "maya1": ([BOS, SOH, BOS], '<description="tara"> hi', [EOT, EOH, SOA, SOS], [EOA]),
-    "veena": ([SOH], "<spk_tara> hi", [EOH, SOA, SOS], [EOA]),
-    "svara": ([BOS, SOH, AUDIO], "tara: hi", [EOH, EOT, SOA, SOS], [EOA, EOT]),
-    "vyvo-qwen3": ([SOH], "tara: hi", [IM_END, EOH, SOA, SOS], [EOA]),
-}
-
-
 @pytest.mark.parametrize("name", get_args(FormName))
 def test_a_prompt_id_for_id(name: FormName, llama: Any, qwen: Any) -> None:
     tokenizer = qwen if name == "vyvo-qwen3" else llama
     template = FORMS[name].template(tokenizer, FIRST)
-    before, text, after, tail = ROWS[name]
+    before, form, after, tail = ROWS[name]
+    text = form.format(voice="tara", text="hi")
     assert template.ids("  hi \n", "tara") == before + words(tokenizer, text) + after
     assert list(template.tail) == tail
     assert list(template.after[-template.learned :]) == [SOA, SOS]

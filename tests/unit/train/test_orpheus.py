@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,26 +11,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers import orpheus
 from helpers.example import CODEC
-from helpers.orpheus import FIRST
+from helpers.orpheus import EOA, EOS, FIRST, ROWS, SOA, SOH, SOS, words
 from helpers.random_codes import write_codes
 from helpers.speaking import generate
 from sheen.codec.info import DEFAULT_CODEC, describe_codec
 from sheen.codec.layout import Softmax
 from sheen.inspection import main as inspect
 from sheen.lm.batching import Batch, RowForm, add_history_noise, collate
-from sheen.lm.checkpoint import CheckpointInfo, is_checkpoint, read_info
+from sheen.lm.checkpoint import CheckpointInfo, PromptInfo, is_checkpoint, read_info
 from sheen.lm.loss import IGNORE_INDEX, speech_loss
 from sheen.lm.model import SpeechLM, load_model, save_model
-from sheen.text.forms import FORMS
+from sheen.text.forms import FORMS, FormName
 from sheen.train.data import build_training_set
 from sheen.train.initial import open_model
 from sheen.train.inputs import plan_checkpoint
-from sheen.train.learning.training_set import TrainingSet
 
 Made = Callable[[str, Callable[[Path], None]], Path]
 LAYOUT = orpheus.LAYOUT
-SOS, EOS, SOH, EOH, SOA, EOA = range(FIRST + 1, FIRST + 7)
-BOS, EOT = orpheus.LLAMA["<|begin_of_text|>"], orpheus.LLAMA["<|eot_id|>"]
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +42,6 @@ def planned(folder: Path) -> tuple[CheckpointInfo, Any]:
     )
     assert not extends
     return info, tokenizer
-
-
-def training_set(planned: tuple[CheckpointInfo, Any], path: Path, softmax: Softmax) -> TrainingSet:
-    info, tokenizer = planned
-    data, properties = build_training_set(
-        [str(write_codes(path))], info.token_layout, tokenizer, 256, 0.2, 8, 0,
-        prompt=info.prompt, softmax=softmax,
-    )  # fmt: skip
-    assert properties.voices == ["ann"]
-    return data
 
 
 @pytest.mark.slow
@@ -110,29 +97,39 @@ def test_descriptions_are_no_list_of_voices(folder: Path, tmp_path: Path) -> Non
     assert '<description="ann"> text 0' in tokenizer.decode(first)
 
 
-@pytest.mark.parametrize("softmax", ["full", "masked"])
+@pytest.mark.parametrize("form", get_args(FormName))
 def test_a_row_is_the_familys_id_for_id(
-    planned: tuple[CheckpointInfo, Any], tmp_path: Path, softmax: Softmax
+    planned: tuple[CheckpointInfo, Any], tmp_path: Path, form: FormName
 ) -> None:
     _, tokenizer = planned
-    data = training_set(planned, tmp_path / "codes.jsonl", softmax)
-    index = int(data.train[0])
-    batch = data.batch(np.array([index]), 0)
-    text = tokenizer(f"ann: text {index}", add_special_tokens=False)["input_ids"]
-    codes = LAYOUT.to_ids(data.frames[data.frame_offsets[index] : data.frame_offsets[index + 1]])
-    prompt = [SOH, BOS, *text, EOT, EOH, SOA, SOS]
-    assert batch.input_ids[0].tolist() == [*prompt, *codes.tolist(), EOS, EOA]
-    assert batch.input_ids.shape[1] == data.lengths[index]
-    labels = batch.labels[0].tolist()
-    learned = len(prompt) - (2 if softmax == "full" else 0)
-    assert labels[:learned] == [IGNORE_INDEX] * learned
-    assert labels[learned:-1] == batch.input_ids[0, learned:-1].tolist()
-    assert labels[-1] == (EOA if softmax == "full" else IGNORE_INDEX)
-    # Another text stands in without its control tokens being touched.
-    for number, swapped in data.swapped_prompts.items():
-        assert swapped.tolist()[:2] == [SOH, BOS]
-        assert swapped.tolist()[-4:] == [EOT, EOH, SOA, SOS]
-        assert len(swapped) <= data.prompt_offsets[number + 1] - data.prompt_offsets[number]
+    if form == "vyvo-qwen3":
+        tokenizer = orpheus.tokenizer(orpheus.QWEN)
+    before, text, after, tail = ROWS[form]
+    softmax: Softmax
+    for softmax in get_args(Softmax):
+        data, properties = build_training_set(
+            [str(write_codes(tmp_path / "codes.jsonl"))], LAYOUT, tokenizer, 256, 0.2, 8, 0,
+            prompt=PromptInfo(name=form), softmax=softmax,
+        )  # fmt: skip
+        # A description is no name.
+        assert properties.voices == ([] if form == "maya1" else ["ann"])
+        index = int(data.train[0])
+        batch = data.batch(np.array([index]), 0)
+        spoken = words(tokenizer, text.format(voice="ann", text=f"text {index}"))
+        first, last = data.frame_offsets[index : index + 2]
+        prompt, codes = [*before, *spoken, *after], LAYOUT.to_ids(data.frames[first:last])
+        assert batch.input_ids[0].tolist() == [*prompt, *codes.tolist(), EOS, *tail]
+        assert batch.input_ids.shape[1] == data.lengths[index]
+        labels, own = batch.labels[0].tolist(), -len(tail)
+        learned = len(prompt) - (2 if softmax == "full" else 0)
+        assert labels[:learned] == [IGNORE_INDEX] * learned
+        assert labels[learned:own] == batch.input_ids[0, learned:own].tolist()
+        assert labels[own:] == (tail if softmax == "full" else [IGNORE_INDEX] * len(tail))
+        # Another text stands in without its control tokens being touched.
+        for number, swapped in data.swapped_prompts.items():
+            assert swapped.tolist()[: len(before)] == before
+            assert swapped.tolist()[-len(after) :] == after
+            assert len(swapped) <= data.prompt_offsets[number + 1] - data.prompt_offsets[number]
 
 
 def made_batch(form: RowForm, pad_to: int = 0) -> Batch:
@@ -212,15 +209,27 @@ def overfit(model: SpeechLM, batch: Batch) -> None:
 
 
 @pytest.mark.slow
-def test_an_overfitted_clip_is_spoken_by_loops_without_a_mask(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=() if form == "orpheus" else pytest.mark.soak)
+        for form in get_args(FormName)
+    ],
+)
+def test_an_overfitted_clip_is_spoken_by_loops_without_a_mask(
+    form: FormName, folder: Path, tmp_path: Path
+) -> None:
     """Opened by bare transformers, from the prompt that ends at the speech's start, and from the
     notebooks' one, which ends before the AI's turn."""
+    if form == "vyvo-qwen3":
+        folder = tmp_path / "qwen"
+        orpheus.save(folder, form, scale=1.0)
     model, tokenizer = load_model(folder, LAYOUT, "full")
-    template = FORMS["orpheus"].template(tokenizer, FIRST)
+    template = FORMS[form].template(tokenizer, FIRST)
     prompt = template.ids("four two", "ann")
     frames = np.random.default_rng(1).integers(0, 4096, (3, 7), np.int16)
-    form = RowForm(template.tail, template.learned)
-    overfit(model, collate([prompt], [frames], LAYOUT, 0, form=form))
+    row = RowForm(template.tail, template.learned)
+    overfit(model, collate([prompt], [frames], LAYOUT, 0, form=row))
     speech = [*LAYOUT.to_ids(frames).tolist(), EOS]
     assert generate(model, [prompt], len(speech)) == [speech], "by the masked engine"
 
@@ -228,8 +237,9 @@ def test_an_overfitted_clip_is_spoken_by_loops_without_a_mask(folder: Path, tmp_
     assert not is_checkpoint(tmp_path)
     bare = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     same = AutoTokenizer.from_pretrained(tmp_path)
-    text = same("ann: four two<|eot_id|>")["input_ids"]
-    notebook = [SOH, *text, EOH]
+    before, text, after, _ = ROWS[form]
+    spoken = words(same, text.format(voice="ann", text="four two"))
+    notebook = [*before, *spoken, *after[:-2]]
     for given, expected in ((notebook, [SOA, SOS, *speech]), ([*notebook, SOA, SOS], speech)):
         ids = torch.tensor([given])
         with torch.inference_mode():
