@@ -162,12 +162,13 @@ def cut(
     """The segments of a recording of length `seconds`, in order and without overlap.
 
     No segment is longer than `max_seconds`. One shorter than `min_seconds` had no neighbor near
-    enough to be joined with.
+    enough to be joined with, or both were too long together.
     """
     regions = speech_regions(probabilities, settings.threshold)
     regions = [(start, min(end, seconds)) for start, end in regions if start < seconds]
     longest = settings.max_seconds - LEFT_S - RIGHT_S
-    shortest = max(settings.min_seconds - LEFT_S - RIGHT_S, 0.0)
+    # Without the silence that is kept, which may be none. Two halves must be as long as this.
+    shortest = min(settings.min_seconds, longest / 2)
     parts: list[_Part] = []
     for phrase in _phrases(regions, settings.pause_seconds):
         parts += _split(phrase, levels, shortest, longest)

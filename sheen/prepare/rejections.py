@@ -46,8 +46,8 @@ def segment_fault(segment: Segment, settings: CutSettings) -> Fault | None:
     if segment.seconds < settings.min_seconds:
         return (
             "too short",
-            f"{segment.seconds:.2f} s with nothing near enough to join; the minimum is "
-            f"{settings.min_seconds:g} s",
+            f"{segment.seconds:.2f} s with nothing near enough to join within "
+            f"{settings.max_seconds:g} s; the minimum is {settings.min_seconds:g} s",
         )
     for where, at in (("begins", segment.start_at), ("ends", segment.end_at)):
         if at == CUT_OFF:

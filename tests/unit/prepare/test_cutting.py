@@ -1,6 +1,7 @@
 """Where recordings are cut: in pauses, the longer first; lengths; silence that is kept."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sheen.prepare.cutting import (
     CUT_OFF,
     EDGE,
     FRAME_S,
+    JOIN_S,
     LEFT_S,
     PAUSE,
     QUIETEST,
@@ -86,6 +88,29 @@ def test_what_is_too_short_is_joined_with_the_nearer_neighbour() -> None:
     assert [round(segment.seconds, 1) for segment in segments] == [3.1, 4.2]
 
 
+def test_what_is_too_short_with_the_silence_that_is_kept_is_joined() -> None:
+    """Of which there may be little: pads end before a breath."""
+    probabilities, levels, seconds = recording(
+        ("pause", 1.0), ("speech", 1.8), ("pause", 0.8), ("speech", 3.0), ("pause", 0.5)
+    )
+    levels[82:94] = 1e-4
+    (segment,) = cut(probabilities, levels, seconds, SETTINGS)
+    assert segment.seconds == pytest.approx(5.8, abs=0.1)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, CutSettings(2.0, 4.0)])
+def test_no_part_of_long_speech_is_too_short(settings: CutSettings) -> None:
+    """Wherever its quietest place is: near the end of what may be a segment here."""
+    longest = settings.max_seconds - LEFT_S - RIGHT_S
+    probabilities, levels, seconds = recording(
+        ("pause", 1.0), ("speech", longest + 0.6), ("pause", 1.0)
+    )
+    levels[round((longest - 1.2) / STEP_S) + 100 :][:10] = 1e-4
+    segments = cut(probabilities, levels, seconds, settings)
+    assert len(segments) == 2
+    assert min(segment.seconds for segment in segments) >= settings.min_seconds
+
+
 def test_what_is_far_from_all_else_stays_short() -> None:
     segments = cuts_of(("speech", 3.0), ("pause", 2.0), ("speech", 0.5), ("pause", 2.0))
     assert [segment.seconds < SETTINGS.min_seconds for segment in segments] == [False, True]
@@ -131,6 +156,14 @@ def test_of_any_recording_segments_keep_to_the_lengths_and_hold_all_speech(
             max(0.0, min(end, segment.end) - max(start, segment.start)) for segment in segments
         )
         assert held == pytest.approx(end - start, abs=0.01)
+    spoken = [
+        (one.start + one.regions[0][0], one.start + one.regions[-1][1], one.seconds)
+        for one in segments
+    ]
+    longest = SETTINGS.max_seconds - LEFT_S - RIGHT_S
+    for (start, until, before), (since, end, after) in pairwise(spoken):
+        if min(before, after) < SETTINGS.min_seconds:
+            assert since - until > JOIN_S - 0.01 or end - start > longest - 0.01
 
 
 @pytest.mark.parametrize("db", [-5.0, -30.0])
