@@ -68,8 +68,9 @@ ASR_MODELS = (
 AsrLanguageField = Annotated[
     str | None,
     Field(
-        description="language of faster-whisper's transcripts; en also normalizes English numbers, "
-        "money, contractions and spellings before comparing; --no-asr-language detects it per clip"
+        description="language that a multilingual Whisper transcribes; with faster-whisper, en also "
+        "normalizes English numbers, money, contractions and spellings before comparing; "
+        "--no-asr-language detects it per clip"
     ),
 ]
 

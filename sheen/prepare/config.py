@@ -45,8 +45,8 @@ class PrepareConfig(JobConfig):
     language: Annotated[
         str | None,
         Field(
-            description="language of the speech, such as en, for faster-whisper. Default: detected "
-            "for each segment"
+            description="language of the speech, such as en. Default: detected for each segment by "
+            "a multilingual Whisper"
         ),
     ] = None
     num_speakers: Annotated[

@@ -66,7 +66,6 @@ from sheen.scoring.asr import check_transcriber
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.overlap import OverlapDetector
 from sheen.scoring.speaker_id import SpeakerEncoder
-from sheen.scoring.wer import wer_normalizer
 from sheen.storage import files, uris
 
 logger = logging.getLogger(__name__)
@@ -105,7 +104,6 @@ def run(config: PrepareConfig) -> Row:
         config.quality_limits,
         config.text_limits,
         config.language,
-        wer_normalizer(config.asr, config.language),
     )
     examples = _examples(config)
     given = given_corrections(config.corrections)

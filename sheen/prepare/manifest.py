@@ -6,7 +6,7 @@ rejection are in `sheen.prepare.rejections`, `texts` and `quality`.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -29,6 +29,7 @@ from sheen.prepare.rejections import (
 )
 from sheen.prepare.texts import REASON, TextLimits, check_text
 from sheen.scoring.transcript import Transcript
+from sheen.scoring.wer import language_normalizer
 from sheen.storage import uris
 
 Row = dict[str, Any]
@@ -51,14 +52,12 @@ class Segments:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The criteria for keeping a row. `language`: that of `--language`. `normalizer`: see
-    `scoring.wer.wer_normalizer`."""
+    """The criteria for keeping a row. `language`: that of `--language`."""
 
     limits: Limits
     quality: QualityLimits
     texts: TextLimits
     language: str | None
-    normalizer: Callable[[str], str]
 
 
 def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
@@ -213,7 +212,8 @@ def _fault(row: Row, shown: Row, judgement: Judgement) -> Fault | None:
         return transcript_fault(transcript, speech, judgement.limits)
     if not row["given"]:
         return NOT_IN_TEXT, f"the transcript, {row['text']!r}, is not in the recording's text"
-    check = check_text(row["given"], row["text"] or "", judgement.texts, judgement.normalizer)
+    normalizer = language_normalizer(row["language"] or judgement.language)
+    check = check_text(row["given"], row["text"] or "", judgement.texts, normalizer)
     shown["cer"] = _rounded(check.cer)
     shown["text_doubtful"] = check.verdict != "good"
     return (REASON, check.detail or "") if check.verdict == "rejected" else None

@@ -55,7 +55,7 @@ def check_text(
     limits: TextLimits,
     normalizer: Callable[[str], str] = str,
 ) -> TextCheck:
-    """Compare a text with its transcript. `normalizer`: see `scoring.wer.wer_normalizer`."""
+    """Compare a text with its transcript. `normalizer`: see `scoring.wer.language_normalizer`."""
     written, heard = normalizer(text), normalizer(transcript)
     if not normalize_words(written):
         return TextCheck("rejected", None, f"the text {text!r} holds no words")

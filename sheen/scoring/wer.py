@@ -175,7 +175,12 @@ def wer_normalizer(asr: str | None, language: str | None) -> Callable[[str], str
     """The normalizer for both sides of a WER: `normalize_english` for faster-whisper in English,
     else none. Arguments as in `sheen.scoring.asr.open_transcriber`."""
     whisper = asr is not None and find_whisper(asr) is not None
-    return normalize_english if whisper and language == "en" else str
+    return language_normalizer(language if whisper else None)
+
+
+def language_normalizer(language: str | None) -> Callable[[str], str]:
+    """The normalizer for texts of a language: `normalize_english`, or none."""
+    return normalize_english if language == "en" else str
 
 
 def normalize_english(text: str) -> str:

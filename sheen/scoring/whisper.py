@@ -5,8 +5,9 @@ and the settings: greedy, temperature 0, clips transcribed separately. Models in
 format are `sheen.scoring.asr`'s. Imports faster-whisper, which takes seconds, only to load a model.
 """
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +38,8 @@ STEP_S = 0.02
 """Time between positions of the encoder."""
 MAX_TOKENS = 440
 """Most tokens of a text: the decoder has 448 positions, some for the language and the task."""
+MULTILINGUAL_TOKENS = 51_865
+"""Least size of the vocabulary of a multilingual Whisper: CTranslate2's criterion."""
 _WEIGHTS = "model.bin"
 _TOKENIZER = "tokenizer.json"
 _VOCABULARIES = ("vocabulary.json", "vocabulary.txt")
@@ -64,6 +67,45 @@ def find_whisper(source: str) -> str | None:
     return str(folder.resolve())
 
 
+def check_whisper(model: str, language: str | None, fetch: bool = False) -> None:
+    """Raise ValueError as FasterWhisper does, without loading the weights; `model` is one of
+    `find_whisper`. With `fetch`, the files of a published model are downloaded."""
+    source = find_whisper(model)
+    assert source is not None
+    if language is not None and not _is_multilingual(source):
+        check_language(model, language, ["en"])
+    elif language is not None:
+        from faster_whisper.tokenizer import _LANGUAGE_CODES
+
+        check_language(model, language, _LANGUAGE_CODES)
+    if fetch and source in NAMES:
+        from faster_whisper import download_model
+
+        try:
+            download_model(source)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"ASR model {model!r}: {' '.join(str(error).split())}") from error
+
+
+def check_language(model: str, language: str, known: Iterable[str]) -> None:
+    """Raise ValueError naming the model and the languages that it knows, by ISO 639-1 code."""
+    known = list(known)
+    if language not in known:
+        raise ValueError(
+            f"ASR model {model!r} does not know language {language!r}; it knows {', '.join(known)}"
+        )
+
+
+def _is_multilingual(source: str) -> bool:
+    if source in NAMES:
+        return not source.endswith(".en")
+    folder = Path(source)
+    listed = folder / _VOCABULARIES[0]
+    if listed.is_file():
+        return len(json.loads(listed.read_bytes())) >= MULTILINGUAL_TOKENS
+    return (folder / _VOCABULARIES[1]).read_bytes().count(b"\n") >= MULTILINGUAL_TOKENS
+
+
 class FasterWhisper:
     """A Whisper in int8 on a CPU, in float16 on a GPU.
 
@@ -82,12 +124,8 @@ class FasterWhisper:
         kind, _, index = device.partition(":")
         precision = "int8" if kind == "cpu" else "float16"
         self._model = _open(model, source, kind, int(index or 0), precision)
-        known = self._model.supported_languages
-        if language is not None and language not in known:
-            raise ValueError(
-                f"ASR model {model!r} does not know language {language!r}; it knows "
-                f"{', '.join(known)}"
-            )
+        if language is not None:
+            check_language(model, language, self._model.supported_languages)
         self._language = language
         self.name = (
             f"{model} (faster-whisper {version('faster-whisper')}, {precision}, greedy, "

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from sheen.prepare.manifest import (
     NOT_IN_TEXT,
     SEGMENT_BITS,
     Judgement,
+    Segments,
     give_texts,
     judge_rows,
     public,
@@ -38,14 +40,14 @@ from sheen.prepare.output import MANIFEST, TRANSCRIPT_SCHEMA
 from sheen.prepare.quality import QualityLimits
 from sheen.prepare.rejections import Limits
 from sheen.prepare.texts import REASON, TextLimits
-from sheen.scoring.wer import normalize_english
 
 Row = dict[str, Any]
-JUDGEMENT = Judgement(Limits(), QualityLimits(), TextLimits(), None, normalize_english)
+JUDGEMENT = Judgement(Limits(), QualityLimits(), TextLimits(), None)
 
 
-def heard(row: Row, text: str) -> Row:
-    return dict.fromkeys(TRANSCRIPT_SCHEMA.names) | row | {"text": text, "seconds": 2.5}
+def heard(row: Row, text: str, language: str | None = "en") -> Row:
+    told = {"text": text, "seconds": 2.5, "language": language}
+    return dict.fromkeys(TRANSCRIPT_SCHEMA.names) | row | told
 
 
 def test_inputs_with_rows_of_texts_are_corpora(tmp_path: Path) -> None:
@@ -86,6 +88,25 @@ def test_of_a_corpus_the_texts_that_are_not_spoken_are_rejected(tmp_path: Path) 
     assert "Please hold the line." in found["wrong"]["detail"]
     assert said[1] in found["wrong"]["detail"]
     assert (found["none"]["text"], found["none"]["heard"]) == ("thank you all", None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "language", "alike"),
+    [(None, "en", True), ("en", "en", True), ("en", None, True), (None, "de", False),
+     (None, None, False)],
+)  # fmt: skip
+def test_english_numbers_are_spelt_alike_whatever_asr_found_the_language(
+    asked: str | None, language: str | None, alike: bool
+) -> None:
+    """By `--language` where it tells none."""
+    row = {"id": "a", "audio": "/a.mp3", "given": "At 5:30 p.m. it costs $24.99."}
+    said = "at five thirty pm it costs twenty four dollars and ninety nine cents"
+    empty = Segments(TRANSCRIPT_SCHEMA.empty_table(), [])
+    judgement = replace(JUDGEMENT, language=asked)
+    (judged,) = judge_rows([], empty, [heard(row, said, language)], judgement)
+    assert (judged["reason"], judged["text_doubtful"]) == (
+        (None, False) if alike else (REASON, True)
+    )
 
 
 def test_a_recording_that_comes_later_is_a_source_from_the_first_run_on(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,14 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     Wav2Vec2Processor,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
 )
 
 from helpers.example import NEW_VOICE, VOICES, clips_of, read_clip
 from helpers.recogniser import tiny_en
 from helpers.tiny_whisper import save_whisper
-from sheen.scoring.asr import AsrPipeline, Transcriber, open_transcriber
+from sheen.scoring.asr import AsrPipeline, Transcriber, check_transcriber, open_transcriber
 from sheen.scoring.wer import error_rate, normalize_english, normalize_words
 
 RATE = 16000
@@ -197,16 +199,59 @@ def test_recognisers_get_their_own_sample_rate(models: Path, model: str) -> None
     assert heard != asr.transcribe([clip], 16000)
 
 
-def test_a_language_is_for_multilingual_whisper(models: Path) -> None:
+def test_a_language_is_set_where_there_are_several(models: Path) -> None:
     clip = noise(9000)
-    guessed, french = (
-        AsrPipeline(str(models / "whisper"), language=language) for language in (None, "fr")
-    )
+    whisper = str(models / "whisper")
+    guessed, french = (open_transcriber(whisper, language=language) for language in (None, "fr"))
     assert guessed.transcribe([clip], RATE) != french.transcribe([clip], RATE)
     assert "fr" in french.name.removeprefix(str(models))
-    for model in ("ctc", "english"):
-        with pytest.raises(ValueError, match=f"language 'fr'.*{model}"):
-            AsrPipeline(str(models / model), language="fr")
+    (told,) = french.transcribe_words([clip], RATE)
+    assert (told.language, told.language_probability) == ("fr", 1.0)
+    # One that has none to choose from is taken to be of that language.
+    ctc = open_transcriber(str(models / "ctc"), language="fr")
+    assert ctc.transcribe_words([clip], RATE)[0].language == "fr"
+    for attempt in (open_transcriber, check_transcriber):
+        for model, language in (("english", "fr"), ("whisper", "de")):
+            with pytest.raises(ValueError, match=f"--asr: .*{model}.*language '{language}'; it kn"):
+                attempt(str(models / model), language=language)
+    english = open_transcriber(str(models / "english"), language=None)
+    assert english.transcribe_words([clip], RATE)[0].language == "en"
+    assert english.guess_language(clip, RATE) is None
+
+
+def test_whisper_says_how_sure_it_is_and_of_which_language(models: Path) -> None:
+    """Compared with the network's own probabilities of what it wrote."""
+    asr = AsrPipeline(str(models / "whisper"))
+    model = WhisperForConditionalGeneration.from_pretrained(models / "whisper")
+    extractor = WhisperFeatureExtractor.from_pretrained(models / "whisper")
+    clips = [noise(length, seed=length) for length in (9000, 16000, 23000)]
+    found = asr.transcribe_words(clips, RATE)
+    assert asr.transcribe_words(clips[::-1], RATE) == found[::-1]
+    codes = model.generation_config.lang_to_id
+    quiet = model.generation_config.no_timestamps_token_id - 1
+    for clip, transcript in zip(clips, found, strict=True):
+        features = extractor(clip, sampling_rate=RATE, return_tensors="pt").input_features
+        (written,) = model.generate(features, return_segments=True, num_beams=1)["segments"]
+        tokens = written[0]["result"][None]
+        with torch.no_grad():
+            logits = model(input_features=features, decoder_input_ids=tokens[:, :-1]).logits[0]
+        chosen = logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+        assert transcript.avg_logprob == pytest.approx(float(chosen[-12:].mean()), abs=1e-4)
+        first = logits[0].softmax(-1)
+        assert transcript.no_speech_prob == pytest.approx(float(first[quiet]), abs=1e-5)
+        share = first[list(codes.values())]
+        assert transcript.language == [*codes][int(share.argmax())].strip("<|>")
+        assert transcript.language_probability == pytest.approx(
+            float(share.max() / share.sum()), abs=1e-5
+        )
+        assert asr.guess_language(clip, RATE) == (
+            transcript.language,
+            pytest.approx(transcript.language_probability, abs=1e-5),
+        )
+    (long,) = asr.transcribe_words([noise(50_000)], RATE)
+    assert long.text
+    assert (long.no_speech_prob, long.language) == (None, None)
+    assert asr.guess_language(clips[0][:0], RATE) is None
 
 
 @pytest.mark.parametrize("where", ["{folder}/missing", "{folder}", "nobody/no-such-recogniser"])
@@ -216,9 +261,10 @@ def test_a_recogniser_that_is_not_there_is_named(tmp_path: Path, where: str) -> 
         open_transcriber(asr)
 
 
-def test_a_model_that_does_not_hear_is_named(base: Path) -> None:
+@pytest.mark.parametrize("attempt", [open_transcriber, check_transcriber])
+def test_a_model_that_does_not_hear_is_named(base: Path, attempt: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match=f"--asr.*{base}"):
-        open_transcriber(str(base))
+        attempt(str(base))
 
 
 def test_an_unknown_device_is_named(models: Path) -> None:

@@ -122,8 +122,15 @@ def test_torn_weights_are_one_line(folders: Path, tmp_path: Path) -> None:
 
 
 def test_a_language_that_it_does_not_know_is_named(folders: Path) -> None:
-    with pytest.raises(ValueError, match=r"does not know language 'klingon'; it knows .*en"):
-        FasterWhisper(str(folders / "tiny"), language="klingon")
+    """Before the weights are read, too: by the size of its vocabulary, or its name."""
+    for attempt in (open_transcriber, check_transcriber):
+        with pytest.raises(ValueError, match=r"does not know language 'klingon'; it knows .*en"):
+            attempt(str(folders / "tiny"), language="klingon")
+    for name, language in (("tiny.en", "de"), ("tiny", "klingon")):
+        with pytest.raises(ValueError, match=f"--asr: .*'{name}' does not know .*'{language}'"):
+            check_transcriber(name, language)
+    check_transcriber("tiny", "de")
+    check_transcriber(str(folders / "tiny"), "en")
 
 
 def test_words_that_are_known_get_times_that_rise_within_the_clip(tiny: FasterWhisper) -> None:
