@@ -68,8 +68,8 @@ ASR_MODELS = (
 AsrLanguageField = Annotated[
     str | None,
     Field(
-        description="language that a multilingual Whisper transcribes; with faster-whisper, en also "
-        "normalizes English numbers, money, contractions and spellings before comparing; "
+        description="language that a multilingual Whisper transcribes; with faster-whisper, en "
+        "also normalizes English numbers, money, contractions and spellings before comparing; "
         "--no-asr-language detects it per clip"
     ),
 ]

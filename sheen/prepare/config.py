@@ -161,13 +161,14 @@ class PrepareConfig(JobConfig):
         ),
     ] = False
     max_overlap: Annotated[
-        float,
+        float | None,
         Field(
             ge=0.0,
             le=1.0,
-            description="largest share of overlapping speech; above: rejected; needs --overlap",
+            description="largest share of overlapping speech; above: rejected; needs --overlap, "
+            f"with which the default is {MAX_OVERLAP}",
         ),
-    ] = MAX_OVERLAP
+    ] = None
     min_dnsmos: Annotated[
         float | None, Field(description="lowest DNSMOS; below: rejected; needs --dnsmos")
     ] = None
@@ -204,13 +205,15 @@ class PrepareConfig(JobConfig):
         """Raises ValueError."""
         if self.min_dnsmos is not None and not self.dnsmos:
             raise ValueError("--min-dnsmos needs --dnsmos")
+        if self.max_overlap is not None and not self.overlap:
+            raise ValueError("--max-overlap needs --overlap")
         return QualityLimits(
             self.min_dnsmos,
             self.min_snr_db,
             self.min_bandwidth_hz,
             self.max_clipped_per_second,
             self.min_loudness_lufs,
-            self.max_overlap,
+            MAX_OVERLAP if self.max_overlap is None else self.max_overlap,
         )
 
     @property

@@ -90,6 +90,7 @@ class _Analysis:
     seconds: float
     rate: int
     channels: int
+    peak: float
     fault: str | None
 
 
@@ -132,6 +133,7 @@ def cut_source(
         "seconds": first.seconds,
         "sample_rate": first.rate,
         "channels": len(taken),
+        "peaks": [one.peak for one in analyses.values()],
         "segments": [vars(segment) for segment in segments],
         "fault": first.fault,
     }
@@ -153,7 +155,14 @@ def _analyze(
     voice, meter = _voice_activity(), LevelMeter()
     voice.reset()
     levels, probabilities = [], []
-    count, fault = 0, None
+    count, peak, fault = 0, 0.0, None
+
+    def measured(pieces: Iterator[Samples]) -> Iterator[Samples]:
+        nonlocal peak
+        for piece in pieces:
+            peak = max(peak, float(np.abs(piece).max(initial=0.0)))
+            yield piece
+
     with ExitStack() as opened:
         with limit():
             row = {"audio": location, **{name: part[name] for name in WHOLE}}
@@ -161,8 +170,8 @@ def _analyze(
             refuse_pointer(file.read(len(files.LFS_POINTER)))
             audio = opened.enter_context(AudioFile(file, channel))
         try:
-            blocks = part_blocks(audio, part["start"], part["end"])
-            for samples in resample_blocks(_limited(blocks, limit), audio.rate, RATE):
+            read = part_blocks(audio, part["start"], part["end"])
+            for samples in resample_blocks(measured(_limited(read, limit)), audio.rate, RATE):
                 count += len(samples)
                 levels.append(meter.push(samples))
                 probabilities.append(voice.push(samples))
@@ -184,6 +193,7 @@ def _analyze(
         count / RATE,
         audio.rate,
         audio.channels,
+        peak,
         fault,
     )
 

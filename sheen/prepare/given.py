@@ -14,6 +14,7 @@ from pyarrow import fs
 from sheen.data.clips import TRANSIENT
 from sheen.data.corpus import read_manifest
 from sheen.data.readers.ljspeech import METADATA_FILE
+from sheen.prepare.account import recording
 from sheen.prepare.cutting import CutSettings
 from sheen.prepare.manifest import (
     SEGMENT_BITS,
@@ -140,17 +141,17 @@ def account_of_corpus(rows: Iterable[Row], long: Sequence[Row]) -> list[Row]:
     """`sources` for the report's account: recordings with what was cut of them, or else with their
     `rows`, which are those of the second stage and rejected ones."""
     cut = {row["key"] for row in long}
-    found: dict[str, Row] = {}
+    found: dict[tuple[str, tuple[int, ...]], Row] = {}
 
-    def add(audio: str, seconds: float | None, fault: str | None) -> None:
-        new = {"audio": audio, "seconds": 0.0, "channels": 1, "fault": None}
-        entry = found.setdefault(audio, new)
+    def add(row: Row, seconds: float | None, fault: str | None) -> None:
+        new = {"audio": row["audio"], "seconds": 0.0, "channels": 1, "fault": None}
+        entry = found.setdefault(recording(row), new)
         entry["seconds"] += seconds or 0.0
         entry["fault"] = entry["fault"] or fault
 
     for row in rows:
         if not cut or source_key(row) not in cut:
-            add(row["audio"], seconds_of(row), None)
+            add(row, seconds_of(row), None)
     for row in long:
-        add(row["audio"], row["seconds"], row["fault"])
+        add(row, row["seconds"], row["fault"])
     return list(found.values())

@@ -3,6 +3,7 @@
 Owns which of the two an input is, and the flags that have no effect on it. Opens no recording.
 """
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from sheen.prepare.given import is_corpus, plan_corpus
 from sheen.prepare.manifest import Segments
 from sheen.prepare.output import SOURCE_SCHEMA
 from sheen.prepare.sources import Source, Sources, find_sources, suffix_of
+from sheen.storage import uris
+
+logger = logging.getLogger(__name__)
 
 WHEN_CUTTING = ("min_seconds", "max_seconds", "pause_seconds", "vad_threshold", "channels")
 """Fields that decide where recordings are cut."""
@@ -22,10 +26,11 @@ WHEN_CUTTING = ("min_seconds", "max_seconds", "pause_seconds", "vad_threshold", 
 @dataclass(frozen=True)
 class Planned:
     """`segments`: the rows of corpora; None for raw recordings, whose `sources` are to be cut.
-    `texts`: of recordings, by their place in `sources`."""
+    `texts`, `shared`: of recordings, by their place in `sources`; see `sheen.prepare.beside`."""
 
     sources: Sources
     texts: dict[int, str]
+    shared: dict[int, str]
     segments: Segments | None = None
 
 
@@ -50,21 +55,34 @@ def find_input(config: PrepareConfig) -> Planned:
             )
         segments = plan_corpus(config.input)
         listed = segments.table.select(["audio", "id"]).to_pylist()
-        return Planned(Sources([Source(row["audio"], row["id"]) for row in listed]), {}, segments)
+        sources = Sources([Source(row["audio"], row["id"]) for row in listed])
+        return Planned(sources, {}, {}, segments)
     sources = find_sources(config.input)
     if not config.texts:
-        return Planned(sources, {})
+        return Planned(sources, {}, {})
     try:
-        beside = texts_beside([source.location for source in sources.sources])
-        texts = {
-            key: read_text(beside[source.location])
-            for key, source in enumerate(sources.sources)
-            if source.location in beside
-        }
+        beside = texts_beside([source.location for source in sources.sources], config.language)
+        read = {where: read_text(where) for where in {*beside.own.values()}}
     except ValueError as error:
         raise ValueError(f"--input {error}; or give --no-texts") from error
-    used = Counter(suffix_of(text) for text in beside.values())
-    return Planned(Sources(sources.sources, sources.skipped - used), texts)
+    if read:
+        some = ", ".join(sorted(map(uris.name, read))[:3])
+        logger.info("%d texts next to recordings, such as %s", len(read), some)
+    for where in {*beside.shared.values()}:
+        try:
+            read[where] = read_text(where)
+        except ValueError as error:  # it need not be a text of theirs
+            logger.warning("%s", error)
+    texts, shared = (
+        {
+            key: read[where]
+            for key, source in enumerate(sources.sources)
+            if (where := found.get(source.location, "")) in read
+        }
+        for found in (beside.own, beside.shared)
+    )
+    skipped = sources.skipped - Counter(suffix_of(text) for text in beside.own.values())
+    return Planned(Sources(sources.sources, skipped), texts, shared)
 
 
 def _check_flags(config: PrepareConfig, corpora: list[bool]) -> None:

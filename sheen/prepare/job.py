@@ -9,17 +9,22 @@ busy.
 import json
 import logging
 import time
+from collections.abc import Collection
+from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import blocks
 from sheen.config import errors_of
 from sheen.data.clips import TRANSIENT
+from sheen.prepare.account import account
+from sheen.prepare.changes import changed_recordings
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.corrections import (
     CORRECTIONS,
@@ -37,6 +42,7 @@ from sheen.prepare.given import (
 )
 from sheen.prepare.inputs import Planned, find_input, listed
 from sheen.prepare.manifest import (
+    SEGMENT_BITS,
     Judgement,
     Row,
     Segments,
@@ -53,6 +59,8 @@ from sheen.prepare.output import (
     REVIEW,
     TRANSCRIPT_SCHEMA,
     TRANSCRIPTS,
+    check_device,
+    has_transcripts,
     prepare_output,
     write_lines,
 )
@@ -87,12 +95,8 @@ def run(config: PrepareConfig) -> Row:
     """Prepare; returns the report. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
     planned = find_input(config)
-    for source in planned.sources.sources:
-        if uris.contains(output, source.location):
-            raise ValueError(
-                f"--output {output} holds --input {source.location}; give another folder"
-            )
-    check_transcriber(config.asr)
+    _check_places(config, output, planned)
+    check_transcriber(config.asr, config.language)
     if config.dnsmos:
         with errors_of("--dnsmos"):
             Dnsmos()
@@ -109,23 +113,34 @@ def run(config: PrepareConfig) -> Row:
     given = given_corrections(config.corrections)
     with output_lock(output):
         prepare_output(output, config, planned.sources.sources)
+        if not has_transcripts(output):
+            # Here, and not in a worker after everything has been cut.
+            check_transcriber(config.asr, config.language, fetch=True)
+        changed = _changed(output, config, planned)
         cuts: list[Row] = []
         segments, texts = planned.segments, planned.texts
         if segments is None:
-            cuts = _cut(listed(planned.sources), config, output).to_pylist()
+            cuts = _cut(listed(planned.sources), config, output, changed).to_pylist()
             segments = plan_segments(cuts, config.cut_settings)
         elif not config.check:
             table = rows_to_cut(segments, config.max_seconds)
-            cuts = _cut(table, config, output).to_pylist()
+            cuts = _cut(table, config, output, changed).to_pylist()
             corpus = cut_corpus(segments, cuts, config.cut_settings)
             segments, texts, cuts = corpus.segments, corpus.texts, corpus.long
-        found = _transcribe(segments, config, output)
+        found = _transcribe(segments, config, output, changed)
         # As Python lists, the embeddings of a large input would not fit into memory.
         transcripts = found.drop_columns(["embedding"]).to_pylist()
         # The input's texts as they are now: a changed text needs no new transcription.
         for row, text in zip(transcripts, segments.table["given"].to_pylist(), strict=True):
             row["given"] = text
-        give_texts(transcripts, texts)
+        read = give_texts(transcripts, texts, planned.shared)
+        if planned.shared:
+            logger.info(
+                "the only text of their folder is used for %d of %d recordings without their own",
+                len(read),
+                len(planned.shared),
+            )
+            planned.sources.skipped[".txt"] -= len({planned.shared[key] for key in read})
         raw = planned.segments is None
         rows = judge_rows(cuts if raw else [], segments, transcripts, judgement)
         corrections, stale = apply_corrections(rows, stored_corrections(output), given)
@@ -145,6 +160,21 @@ def run(config: PrepareConfig) -> Row:
         if not raw:
             sources = account_of_corpus([*transcripts, *segments.rejected], cuts)
         return _write_report(output, config, planned, sources, rows, transcripts, stale)
+
+
+def _check_places(config: PrepareConfig, output: str, planned: Planned) -> None:
+    for source in planned.sources.sources:
+        if uris.contains(output, source.location):
+            raise ValueError(
+                f"--output {output} holds --input {source.location}; give another folder"
+            )
+    if config.segments == "files" and planned.segments is None:
+        for location in map(uris.absolute, config.input):
+            if uris.contains(location, output) or fnmatch(uris.absolute(output), location):
+                raise ValueError(
+                    f"--output {output} is in --input {location}, where the next run would take "
+                    "the files of --segments files for recordings; give a folder outside it"
+                )
 
 
 def _examples(config: PrepareConfig) -> dict[str, Floats]:
@@ -175,14 +205,13 @@ def _write_report(
 ) -> Row:
     from sheen.prepare.report import (  # here: matplotlib
         CLIP_RATE,
-        account,
         render_corrections,
         render_report,
     )
 
     asr = next((row["asr"] for row in transcripts if row["asr"] is not None), None)
     about = {"config": config.model_dump(mode="json"), "asr": asr}
-    report = about | account(sources, planned.sources.skipped, rows)
+    report = about | account(sources, +planned.sources.skipped, rows)
     report["corrections_not_applied"] = stale
     named = ", ".join(config.input)
     read = partial(read_rows, rate=CLIP_RATE)
@@ -197,13 +226,13 @@ def _write_report(
     return report
 
 
-def _cut(table: pa.Table, config: PrepareConfig, output: str) -> pa.Table:
+def _cut(table: pa.Table, config: PrepareConfig, output: str, changed: Collection[int]) -> pa.Table:
     """Run the first stage over the sources that are not cut yet; returns CUT_SCHEMA of all.
-    `table`: SOURCE_SCHEMA."""
+    `table`: SOURCE_SCHEMA. `changed`: see `_changed`."""
     folder = uris.join(output, CUTS)
     blocks.merge_all(folder)  # what an interrupted run committed
     size = min(CUT_ROWS, max(1, len(table) // CUT_BLOCKS))
-    planned = blocks.plan(table, size, _done(folder, table, "recordings"))
+    planned = blocks.plan(table, size, _done(folder, table, "recordings", changed))
     if planned:
         _connect()
         do = partial(
@@ -222,16 +251,21 @@ def _cut(table: pa.Table, config: PrepareConfig, output: str) -> pa.Table:
     return _merged(folder, table, CUT_SCHEMA)
 
 
-def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Table:
+def _transcribe(
+    segments: Segments, config: PrepareConfig, output: str, changed: Collection[int]
+) -> pa.Table:
     """Run the second stage over segments that are not transcribed yet; returns TRANSCRIPT_SCHEMA of
-    all segments."""
+    all segments. `changed`: see `_changed`."""
     folder = uris.join(output, TRANSCRIPTS)
     blocks.merge_all(folder)
     size = min(BLOCK_ROWS, max(1, len(segments.table) // MOST_BLOCKS))
-    planned = blocks.plan(segments.table, size, _done(folder, segments.table, "segments"))
+    bits = 0 if config.check else SEGMENT_BITS
+    done = _done(folder, segments.table, "segments", changed, bits)
+    planned = blocks.plan(segments.table, size, done)
     if planned:
         _connect()
         gpu = cluster.use_gpus(config.gpu)
+        check_device(output, gpu)
         workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
         attempts = Attempts()
         data = (
@@ -275,12 +309,36 @@ def _transcribe(segments: Segments, config: PrepareConfig, output: str) -> pa.Ta
     return _merged(folder, segments.table, TRANSCRIPT_SCHEMA)
 
 
-def _done(folder: str, planned: pa.Table, what: str) -> blocks.Keys:
-    """The keys of a stage's rows that need no other attempt."""
+def _changed(output: str, config: PrepareConfig, planned: Planned) -> list[int]:
+    """Keys of the sources whose recordings are other ones than before, and had no result. Raises
+    ValueError for one that had."""
+    keys: Any = range(len(planned.sources.sources))
+    if planned.segments is not None:
+        keys = planned.segments.table["key"].to_pylist()
+    used: set[int] = set()
+    for stage, bits in ((CUTS, 0), (TRANSCRIPTS, 0 if config.check else SEGMENT_BITS)):
+        folder = uris.join(output, stage)
+        blocks.merge_all(folder)
+        if paths := blocks.row_files(folder):
+            rows = blocks.read_columns(folder, paths, ["key", "reason"])
+            with_result = rows.filter(pc.field("reason").is_null())["key"].to_numpy()
+            used |= set((with_result >> bits).tolist())
+    by_key = dict(zip(keys, planned.sources.sources, strict=True))
+    names = {by_key[key].name for key in used & by_key.keys()}
+    changed = changed_recordings(output, planned.sources.sources, names)
+    return [key for key, source in by_key.items() if source.name in changed]
+
+
+def _done(
+    folder: str, planned: pa.Table, what: str, changed: Collection[int], bits: int = 0
+) -> blocks.Keys:
+    """The keys of a stage's rows that need no other attempt. `changed`: keys of sources, which are
+    those of rows without their last `bits`."""
     done = blocks.merged_keys(folder)
     again = blocks.keys_to_retry(folder, planned, TRANSIENT)
+    again = np.union1d(again, done[np.isin(done >> bits, list(changed))])
     if len(again):
-        logger.info("retrying %d %s that were missing or not read", len(again), what)
+        logger.info("retrying %d %s that were missing, not read or replaced", len(again), what)
     done = np.setdiff1d(done, again)
     if len(done):
         logger.info("%d of %d %s are done already", len(done), len(planned), what)

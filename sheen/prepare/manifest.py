@@ -29,7 +29,7 @@ from sheen.prepare.rejections import (
 )
 from sheen.prepare.texts import REASON, TextLimits, check_text
 from sheen.scoring.transcript import Transcript
-from sheen.scoring.wer import language_normalizer
+from sheen.scoring.wer import language_normalizer, normalize_words
 from sheen.storage import uris
 
 Row = dict[str, Any]
@@ -38,6 +38,8 @@ LANGUAGE_CHECKS = 3
 UNSURE = 0.4
 """A word with a lower probability is listed in `unsure_words`."""
 NOT_IN_TEXT = "not in the text"
+LEAST_READ = 0.5
+"""Least share of the rows of a folder's recordings that must be in its only text."""
 SEGMENT_BITS = 20
 """Bits of a segment's key that count within its source: room for a million."""
 
@@ -83,6 +85,7 @@ def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
             row = {"key": key, "id": segment_id(source["name"], segment), **where}
             row |= vars(segment) | _because(fault) | {"check_language": checks}
             row["channel"] = source["channel"] if segment.channel is None else segment.channel
+            row["peak"] = source["peaks"][segment.channel or 0]
             (rejected if fault else good).append(row)
             key += 1
     return Segments(pa.Table.from_pylist(good, schema=SEGMENT_SCHEMA), rejected)
@@ -105,15 +108,36 @@ def segment_id(name: str, segment: Segment) -> str:
     return f"{name}-{round(segment.start * 1000):08d}-{round(segment.end * 1000):08d}"
 
 
-def give_texts(transcripts: list[Row], texts: Mapping[int, str]) -> None:
+def give_texts(
+    transcripts: list[Row], texts: Mapping[int, str], shared: Mapping[int, str] | None = None
+) -> set[int]:
     """Fill `given` of segments whose source has a text; `texts`: by the source's key. A segment
-    that matches no part of it gets ""."""
-    for source, group in groupby(transcripts, key=lambda row: source_key(row)):
+    that matches no part of it gets "".
+
+    `shared`: the same, of texts that may be of something else, such as notes: such a text is used
+    only if LEAST_READ of the segments with words are in it. Returns the sources that use one.
+    """
+    used: set[int] = set()
+    candidates: dict[str, list[tuple[Row, str]]] = defaultdict(list)  # by shared text
+    for source, group in groupby(transcripts, key=source_key):
         rows = list(group)
+        text = texts.get(source, (shared or {}).get(source))
+        if text is None:
+            continue
+        heard = [row["text"] or "" for row in rows]
+        parts = [part or "" for part in texts_of_segments(heard, text)]
         if source in texts:
-            heard = [row["text"] or "" for row in rows]
-            for row, text in zip(rows, texts_of_segments(heard, texts[source]), strict=True):
-                row["given"] = text or ""
+            for row, part in zip(rows, parts, strict=True):
+                row["given"] = part
+        else:
+            candidates[text] += zip(rows, parts, strict=True)
+    for pairs in candidates.values():
+        spoken = [part for row, part in pairs if normalize_words(row["text"] or "")]
+        if spoken and sum(map(bool, spoken)) >= LEAST_READ * len(spoken):
+            for row, part in pairs:
+                row["given"] = part
+                used.add(source_key(row))
+    return used
 
 
 def seconds_of(row: Row) -> float | None:

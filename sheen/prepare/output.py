@@ -12,16 +12,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from sheen.prepare.changes import STATES
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.sources import Source
 from sheen.prepare.vad import model_file
 from sheen.runs.output import (
-    RECORDINGS,
+    LOCK_FILE,
     check_fingerprint,
     folder_digest,
     forget_idle_run,
     is_unused,
-    sample_digests,
 )
 from sheen.scoring.whisper import NAMES
 from sheen.storage import files, uris
@@ -32,7 +32,7 @@ CUTS, TRANSCRIPTS = "cuts", "transcripts"
 MANIFEST, REJECTED = "manifest.jsonl", "rejected.jsonl"
 REPORT, PAGE, REVIEW = "report.json", "report.html", "review.html"
 
-FORMAT = 4
+FORMAT = 5
 _FREE_FIELDS = {
     "config", "input", "output", "num_workers", "gpu", "max_no_speech", "min_logprob",
     "min_text_rate", "max_text_rate", "corrections", "review_rows", "segments",
@@ -41,6 +41,8 @@ _FREE_FIELDS = {
 }  # fmt: skip
 """Fields that may differ when a job resumes: limits are applied to finished rows, and the input is
 compared by content."""
+_OF_TRANSCRIPTS = ("asr", "language", "dnsmos", "overlap", "embeddings", "device")
+"""What matters only to the second stage: it may change as long as nothing is transcribed."""
 
 _SOURCE: list[tuple[str, pa.DataType]] = [
     ("key", pa.int64()),
@@ -73,6 +75,7 @@ CUT_SCHEMA = pa.schema(
         ("seconds", pa.float64()),
         ("sample_rate", pa.int64()),  # of the file
         ("channels", pa.int64()),  # that were cut: 1 of a mean
+        ("peaks", pa.list_(pa.float64())),  # largest sample of each channel, or of the mean
         ("segments", pa.list_(SEGMENT_TYPE)),
         ("fault", pa.string()),  # what of it cannot be decoded
         ("reason", pa.string()),  # why nothing of it can be used
@@ -99,6 +102,7 @@ SEGMENT_SCHEMA = pa.schema(
         ("given_speaker", pa.string()),
         ("given_instruction", pa.string()),
         *SEGMENT_TYPE,
+        ("peak", pa.float64()),  # largest sample of the recording, null of a row of the input
         ("check_language", pa.bool_()),  # one of the few that the language is guessed of
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -148,6 +152,8 @@ TRANSCRIPT_SCHEMA = pa.schema(
 def prepare_output(output: str, config: PrepareConfig, sources: Sequence[Source]) -> None:
     """Refuse a folder that holds something else, or another preparation."""
     where = uris.join(output, RUN_FILE)
+    if files.exists(output) and set(files.list_names(output)) <= {LOCK_FILE, RUN_FILE, STATES}:
+        files.delete(uris.join(output, STATES))
     forget_idle_run(output, RUN_FILE)
     if not is_unused(output) and not files.exists(where):
         raise ValueError(f"--output {output} is not empty; give another folder")
@@ -162,13 +168,44 @@ def prepare_output(output: str, config: PrepareConfig, sources: Sequence[Source]
         "voice activity": files.sha256(model_file()),
         "sources": len(sources),
         "names of the sources": hashlib.sha256(names.encode()).hexdigest(),
-        RECORDINGS: sample_digests([source.location for source in sources]),
     }
-    if changed := check_fingerprint(where, decided):
+    free = dict.fromkeys(_OF_TRANSCRIPTS if not has_transcripts(output) else ())
+    compared = decided
+    if files.exists(where):
+        compared = {name: value for name, value in decided.items() if name not in free}
+    if changed := check_fingerprint(where, compared):
         raise ValueError(
             f"--output {output} is of another preparation: {changed}. Give the same values to "
             "resume it, or another folder."
         )
+    if free:
+        _add(where, free | {name: decided[name] for name in free if name in decided})
+
+
+def has_transcripts(output: str) -> bool:
+    return bool(files.list_below(uris.join(output, TRANSCRIPTS)))
+
+
+def check_device(output: str, gpu: bool) -> None:
+    """Refuse to transcribe some of the segments on a GPU and others on a CPU, whose transcripts
+    differ: in the precision, and in rounding."""
+    where = uris.join(output, RUN_FILE)
+    device = "GPU" if gpu else "CPU"
+    before = json.loads(files.read_bytes(where)).get("device")
+    if before is None:
+        _add(where, {"device": device})
+    elif before != device:
+        raise ValueError(
+            f"--output {output} has segments that were transcribed on a {before}, and the others "
+            f"would be on a {device}; give {'--gpu' if gpu is False else '--no-gpu'}, or another "
+            "folder"
+        )
+
+
+def _add(where: str, fields: dict[str, Any]) -> None:
+    """Add fields to a fingerprint."""
+    stored = json.loads(files.read_bytes(where)) | fields
+    files.write_bytes(where, json.dumps(stored, indent=2).encode() + b"\n")
 
 
 def write_lines(location: str, rows: Iterable[dict[str, Any]]) -> None:

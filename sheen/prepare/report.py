@@ -1,26 +1,29 @@
-"""The report of a prepare job, as JSON and as a page, and the content of the review page.
+"""The pages of a prepare job: the report, and the content of the review page.
 
-Owns the statistics, which cover every second of the input, the doubts about a row, their order, and
-the choice of clips. Doubtful rows are not rejected. The review page is `sheen.report.review`'s.
+Owns what they show, and the choice of clips. The statistics, and which rows to doubt, are
+`sheen.prepare.account`'s; the review page is `sheen.report.review`'s.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sheen.audio.samples import Samples
-from sheen.prepare.cutting import PAUSE, QUIETEST
+from sheen.prepare.account import (
+    differing,
+    doubtful_first,
+    speech_seconds,
+    text_rate,
+    word_count,
+)
+from sheen.prepare.texts import REASON
 from sheen.report.figures import histogram
 from sheen.report.page import Block, Cell, Clip, Section, clip_row, render_page, table
 from sheen.report.review import ReviewRow, render_review
 
-EXAMPLES = 3
 PLAYED_OF_A_REASON, PLAYED_WORST, PLAYED_SPEAKERS = 2, 8, 8
 """Clips on the report's page."""
-UNSURE_LOGPROB = -0.7
-NO_SPEECH = 0.3
-FAR_RATE = 1.8
-"""A text rate this many times above or below the median is doubtful."""
+WORST_TEXTS = 50
+"""Rows on the page whose texts differ from what was heard."""
 
 MEASURES = (
     ("level_db", "Loudest 10 ms", "dB of full scale"),
@@ -34,6 +37,11 @@ MEASURES = (
     ("cer", "CER of the text against the transcript (--max-cer)", "CER"),
 )
 """Fields with a histogram on the page, and the flag that limits them."""
+OPTIONAL = {
+    "dnsmos": "DNSMOS: not measured (--dnsmos).",
+    "overlap": "Overlapping speech: not measured (--overlap).",
+}
+"""What the page says of measures that a flag switches on."""
 
 Row = dict[str, Any]
 Read = Callable[[Sequence[Row]], list[Samples]]
@@ -42,106 +50,12 @@ CLIP_RATE = 24_000
 """Sample rate of the clips on the pages, Hz."""
 
 
-def account(
-    sources: Sequence[Mapping[str, Any]], skipped: Mapping[str, int], rows: Sequence[Row]
-) -> Row:
-    """The report as JSON. Every second of the input is in a kept row, in a rejected one, or between
-    segments. `sources`: rows of CUT_SCHEMA."""
-    kept = [row for row in rows if row["reason"] is None]
-    rejected = [row for row in rows if row["reason"] is not None]
-    rejects: dict[str, Row] = defaultdict(lambda: {"rows": 0, "hours": 0.0, "examples": []})
-    for row in rejected:
-        entry = rejects[row["reason"]]
-        entry["rows"] += 1
-        entry["hours"] += (row["seconds"] or 0.0) / 3600
-        if len(entry["examples"]) < EXAMPLES:
-            entry["examples"].append(f"{row['id']}: {row['detail']}")
-    # Channels that were cut separately count separately.
-    hours_in = sum((of["seconds"] or 0.0) * (of.get("channels") or 1) for of in sources) / 3600
-    hours_out, hours_rejected = _hours(kept), _hours(rejected)
-    ends = Counter(row[end] for row in kept for end in ("start_at", "end_at"))
-    speech = sum(row["speech_seconds"] or row["seconds"] or 0.0 for row in kept)
-    return {
-        "recordings": len(sources),
-        "recordings_used": len({row["audio"] for row in kept}),
-        "files_skipped": dict(skipped),
-        "hours_in": hours_in,
-        "hours_out": hours_out,
-        "hours_rejected": hours_rejected,
-        "hours_between": hours_in - hours_out - hours_rejected,
-        "rows_out": len(kept),
-        "rows_rejected": len(rejected),
-        "rejects": dict(sorted(rejects.items(), key=lambda pair: -pair[1]["rows"])),
-        "checked": dict(Counter(row["checked"] for row in rows if row["checked"])),
-        "speakers": _by_speaker(kept),
-        "languages": dict(Counter(row["language"] for row in kept)),
-        "characters_per_second": sum(len(row["text"]) for row in kept) / speech if speech else None,
-        "ends_in_pause": ends[PAUSE],
-        "ends_in_speech": ends[QUIETEST],
-        "ends_unchecked": sum(row["cuts_unchecked"] or 0 for row in kept),
-        "incomplete": {source["audio"]: source["fault"] for source in sources if source["fault"]},
-    }
-
-
-def _by_speaker(kept: Sequence[Row]) -> dict[str, Row]:
-    """Rows and hours of each speaker, most hours first."""
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in kept:
-        if row["speaker"] is not None:
-            groups[row["speaker"]].append(row)
-    found = {name: {"rows": len(rows), "hours": _hours(rows)} for name, rows in groups.items()}
-    return dict(sorted(found.items(), key=lambda pair: (-pair[1]["hours"], pair[0])))
-
-
-def _hours(rows: Iterable[Mapping[str, Any]]) -> float:
-    return sum(row["seconds"] or 0.0 for row in rows) / 3600
-
-
-def doubts(row: Row, median_rate: float) -> list[str]:
-    """Reasons to review a row; [] for none."""
-    found = [row["reason"]] if row["reason"] else []
-    if QUIETEST in (row["start_at"], row["end_at"]):
-        found.append("cut within speech")
-    if row["text_doubtful"]:
-        found.append(f"the transcript is {row['heard']!r}")
-    if (row["avg_logprob"] or 0.0) < UNSURE_LOGPROB:
-        found.append("the ASR is unsure")
-    if (row["no_speech_prob"] or 0.0) > NO_SPEECH:
-        found.append("perhaps no speech")
-    rate = _rate(row)
-    if median_rate and not 1 / FAR_RATE <= rate / median_rate <= FAR_RATE:
-        found.append("an unusual speech rate")
-    if row["unsure_words"]:
-        found.append("unsure of " + ", ".join(row["unsure_words"]))
-    return found
-
-
-def _rate(row: Row) -> float:
-    return len(row["text"] or "") / max(row["speech_seconds"] or row["seconds"] or 0.0, 0.01)
-
-
-def doubtful_first(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
-    """Rows with a transcript, and the doubts about each: kept rows first, most doubtful first, then
-    rejected ones. Reviewed rows come last."""
-    heard = [row for row in rows if row["text"] is not None]
-    rates = sorted(_rate(row) for row in heard if row["reason"] is None)
-    median = rates[len(rates) // 2] if rates else 0.0
-    told = [(row, doubts(row, median)) for row in heard]
-
-    def order(pair: tuple[Row, list[str]]) -> tuple[bool, bool, float]:
-        row, found = pair
-        unsure = -(row["avg_logprob"] or 0.0)
-        return row["checked"] is not None, row["reason"] is not None, -(len(found) + unsure)
-
-    return sorted(told, key=order)
-
-
 def render_report(report: Row, rows: Sequence[Row], read: Read, title: str) -> str:
     """The page as HTML."""
     kept = [row for row in rows if row["reason"] is None]
     sections = [
         Section("Hours", _hours_blocks(report)),
-        Section("Segments", _segment_blocks(report, kept)),
+        Section("Segments", _segment_blocks(report, rows, kept)),
         Section("Most doubtful", _players(_most_doubtful(rows), read)),
     ]
     if report["speakers"]:
@@ -170,9 +84,14 @@ def _hours_blocks(report: Row) -> list[Block]:
         ["pauses between segments", _share(report["hours_between"], report["hours_in"])],
         ["ASR", report["asr"] or "none"],
     ]
+    if report["words_per_second"] is not None:
+        rates = "{words_per_second:.1f} words, {characters_per_second:.1f} characters"
+        facts.append(["text per second of speech", rates.format(**report)])
     blocks: list[Block] = [table([], facts)]
     for location, fault in report["incomplete"].items():
         blocks.append(f"{location}: {fault}.")
+    if stale := report.get("corrections_not_applied"):
+        blocks.append(f"{len(stale)} kept corrections do not apply, the first: {stale[0]}.")
     return blocks
 
 
@@ -181,6 +100,7 @@ def _share(hours: float, whole: float) -> str:
 
 
 def _rejected_blocks(report: Row, rows: Sequence[Row], read: Read) -> list[Block]:
+    rows = sorted(rows, key=differing)
     counts: list[list[Cell]] = [
         [reason, entry["rows"], _time(entry["hours"])]
         for reason, entry in report["rejects"].items()
@@ -201,6 +121,22 @@ def _rejected_blocks(report: Row, rows: Sequence[Row], read: Read) -> list[Block
         table(["reason", "segments or recordings", "time"], counts),
         table(["reason", "for example"], examples),
         *_players(played, read),
+        *_differing_texts(rows),
+    ]
+
+
+def _differing_texts(rows: Sequence[Row]) -> list[Block]:
+    """The rejected texts, of rows in that order, beside what was heard."""
+    found = [row for row in rows if row["reason"] == REASON]
+    if not found:
+        return []
+    cells: list[list[Cell]] = [
+        [row["id"], row["cer"], row["text"], row["heard"]] for row in found[:WORST_TEXTS]
+    ]
+    more = len(found) - len(cells)
+    return [
+        table(["segment", "CER", "text", "transcript"], cells),
+        *([f"{more:,} more are in rejected.jsonl."] if more else []),
     ]
 
 
@@ -209,7 +145,7 @@ def _is_short(row: Row) -> bool:
     return row["start_at"] is not None or row["text"] is not None
 
 
-def _segment_blocks(report: Row, kept: Sequence[Row]) -> list[Block]:
+def _segment_blocks(report: Row, rows: Sequence[Row], kept: Sequence[Row]) -> list[Block]:
     if not kept:
         return ["No segment can be used."]
     ends, unchecked = report["ends_in_speech"], report["ends_unchecked"]
@@ -220,12 +156,24 @@ def _segment_blocks(report: Row, kept: Sequence[Row]) -> list[Block]:
         f"{ends:,} of {2 * len(kept):,} ends of segments are within speech that had no pause"
         f"{checked}; all others are in pauses.",
         histogram("Length of the segments", [row["seconds"] for row in kept], "s"),
-        histogram("Text per second of speech", [_rate(row) for row in kept], "characters per s"),
+        histogram(
+            "Text per second of speech", [text_rate(row) for row in kept], "characters per s"
+        ),
+        histogram(
+            "Words per second of speech",
+            [word_count(row) / speech_seconds(row) for row in kept],
+            "words per s",
+        ),
     ]
     for name, title, unit in MEASURES:
-        values = [row[name] for row in kept if row[name] is not None]
+        # That of the texts has its limit by default: without what is above, it would not show what
+        # another one would cost.
+        of = rows if name == "cer" else kept
+        values = [row[name] for row in of if row[name] is not None]
         if values:
             blocks.append(histogram(title, values, unit))
+        elif name in OPTIONAL:
+            blocks.append(OPTIONAL[name])
     if upsampled := sum(bool(row["upsampled"]) for row in kept):
         blocks.append(
             f"{upsampled:,} of {len(kept):,} segments have nothing in the upper fifth of the "

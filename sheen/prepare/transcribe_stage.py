@@ -99,7 +99,8 @@ def _read(reader: ClipReader, row: Row, networks: Mapping[str, Any]) -> Row:
             row["seconds"] = len(samples) / rate
             speech = row["regions"] or [(0.0, row["seconds"])]
             pauses = between(samples, rate, speech)
-            row["quality"] = vars(measure(samples, rate, speech, pauses, **networks))
+            quality = measure(samples, rate, speech, pauses, peak=row["peak"], **networks)
+            row["quality"] = vars(quality)
         except ClipError as error:
             row |= {"reason": error.reason, "detail": f"{row['audio']}: {error}"}
     return row

@@ -214,7 +214,7 @@ def folder_digest(folder: str, suffixes: tuple[str, ...] = ("",)) -> str:
     for name in sorted(files.list_names(folder)):
         path = uris.join(folder, name)
         if name.endswith(suffixes) and files.kind(path) == files.FILE:
-            known = _start_digest(path) if uris.is_uri(folder) else files.sha256(path)
+            known = start_digest(path) if uris.is_uri(folder) else files.sha256(path)
             digest.update(f"{name} {known}\n".encode())
     return digest.hexdigest()
 
@@ -228,11 +228,13 @@ def sample_digests(locations: Sequence[str | None]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for place in sorted({turn * count // SAMPLED for turn in range(SAMPLED)} & {*range(count)}):
         location = locations[place]
-        found[str(place)] = None if location is None else _start_digest(location)
+        found[str(place)] = None if location is None else start_digest(location)
     return found
 
 
-def _start_digest(location: str) -> str | None:
+def start_digest(location: str) -> str | None:
+    """A hash of a file's size and first MiB; None where it cannot be read now or is a Git LFS
+    pointer."""
     try:
         filesystem, path = uris.open_filesystem(location)
         info = filesystem.get_file_info(path)

@@ -57,6 +57,9 @@ def test_each_channel_is_its_speakers_and_is_encoded_as_it_was_cut(tmp_path: Pat
     assert {row["reason"] for row in rejected} <= {"heard on another channel"}
     assert all(row["crosstalk_db"] > CROSSTALK_DB for row in rejected)
     assert all(row["crosstalk_db"] < 0 for row in rows)
+    for row in rows:
+        own = np.abs(samples[:, row["channel"]]).max()
+        assert row["peak"] == pytest.approx(own, abs=1e-4)
     # Of each, its three longest segments are asked for their language.
     assert sum(row["check_language"] for row in rows) == 6
 

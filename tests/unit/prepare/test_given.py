@@ -261,3 +261,46 @@ def test_flags_without_effect_on_rows_with_texts_are_refused(
     given = {"input": str(DEMO / "heart.jsonl"), "output": "/nowhere"} | fields
     with pytest.raises(ValueError, match=said):
         find_input(PrepareConfig(**given))
+
+
+def test_the_only_text_of_a_folder_is_used_where_it_is_what_is_read() -> None:
+    """And not where it is something else, such as notes, which would reject everything."""
+    book = "“Nobody knows,” said the old man: it was late. The wind rose, and the lamp went out."
+    said = {
+        "/1.mp3": "nobody knows said the old man it was late",
+        "/2.mp3": "the wind rose and the lamp went out",
+        "/3.mp3": "this is a recording by somebody else",
+        "/4.mp3": "",
+    }
+
+    def given(shared: dict[int, str]) -> list[str | None]:
+        rows = [
+            heard({"key": key << SEGMENT_BITS, "id": audio, "audio": audio}, text)
+            for key, (audio, text) in enumerate(said.items())
+        ]
+        used = give_texts(rows, {}, shared)
+        assert used in (set(), {*shared})
+        return [row["given"] for row in rows]
+
+    assert given(dict.fromkeys(range(4), book)) == [
+        "“Nobody knows,” said the old man: it was late.",
+        "The wind rose, and the lamp went out.", "", "",
+    ]  # fmt: skip
+    assert given(dict.fromkeys(range(4), "Recorded on Monday, in the blue room.")) == [None] * 4
+    assert given({2: book, 3: book}) == [None] * 4
+
+
+def test_texts_are_those_of_the_files_beside_the_recordings(tmp_path: Path) -> None:
+    for name in ("1.mp3", "2.mp3", "3.mp3"):
+        (tmp_path / name).touch()
+    (tmp_path / "2.en.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nSecond.\n", "utf-8")
+    (tmp_path / "book.txt").write_text("A whole book.", "utf-8")
+    fields = {"input": str(tmp_path), "output": "/nowhere"}
+    found = find_input(PrepareConfig(**fields))
+    assert (found.texts, found.shared) == ({1: "Second."}, dict.fromkeys((0, 2), "A whole book."))
+    assert found.sources.skipped == {".txt": 1}
+    # What cannot be read need not be theirs.
+    (tmp_path / "book.txt").write_bytes(b"caf\xe9")
+    assert find_input(PrepareConfig(**fields)).shared == {}
+    found = find_input(PrepareConfig(**fields, texts=False))
+    assert (found.texts, found.shared) == ({}, {})

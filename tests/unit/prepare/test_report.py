@@ -1,5 +1,6 @@
 """The account of a preparation, the order of doubtful rows, and both pages."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,14 +9,12 @@ import pytest
 
 from helpers.pages import HOSTILE, Page, assert_self_contained
 from sheen.audio.samples import Samples
+from sheen.prepare.account import account, differing, doubtful_first
 from sheen.prepare.cutting import EDGE, PAUSE, QUIETEST
-from sheen.prepare.report import (
-    CLIP_RATE,
-    account,
-    doubtful_first,
-    render_corrections,
-    render_report,
-)
+from sheen.prepare.given import account_of_corpus
+from sheen.prepare.report import CLIP_RATE, _differing_texts, render_corrections, render_report
+from sheen.prepare.texts import REASON
+from sheen.report.page import Table
 
 Row = dict[str, Any]
 
@@ -41,6 +40,13 @@ ROWS = [
     row("checked", avg_logprob=-2.0, checked="good"),
     row("rejected", reason="repeats itself", detail=HOSTILE, text=HOSTILE),
     row("short", reason="too short", detail="1.0 s", text=None, end_at=EDGE, avg_logprob=None),
+]
+TEXTS = [
+    row("near", heard="no", cer=0.4, text_doubtful=True, reason=REASON, detail="0.4"),
+    row("fits", heard="yes", cer=0.0, text_doubtful=False),
+    row("far", heard="nothing", cer=0.9, text_doubtful=True, reason=REASON, detail="0.9"),
+    row("mute", heard="", text_doubtful=True, reason=REASON, detail="none"),
+    row("odd", heard="maybe", cer=0.2, text_doubtful=True),
 ]
 SOURCES = [
     {"audio": "/raw/long.mp3", "seconds": 36.0, "fault": "decoding failed after 36.00 s: damaged"},
@@ -75,17 +81,55 @@ def test_the_doubtful_come_first_and_what_was_checked_last() -> None:
     assert told["unsure"] == ["the ASR is unsure"]
 
 
+def test_texts_that_differ_come_before_all_other_doubts_the_worst_first() -> None:
+    rows = [*TEXTS, *ROWS]
+    told = [row["id"] for row, _ in doubtful_first(rows)]
+    assert told[:2] == ["odd", "forced"]
+    assert [name for name in told if name in ("near", "far", "mute")] == ["mute", "far", "near"]
+    assert account(SOURCES, {}, rows)["rejects"][REASON]["examples"] == [
+        "mute: none", "far: 0.9", "near: 0.4",
+    ]  # fmt: skip
+    (beside,) = _differing_texts(sorted(rows, key=differing))
+    assert isinstance(beside, Table)
+    assert [(cells[0], cells[1], cells[3]) for cells in beside.rows] == [
+        ("mute", "", ""), ("far", "0.9000", "nothing"), ("near", "0.4000", "no"),
+    ]  # fmt: skip
+
+
+def test_recordings_in_one_file_count_as_what_they_are() -> None:
+    inside = [
+        row(f"r{n}", key=n, container="parquet_row", place=[0, n], reason="silent" if n else None)
+        for n in range(3)
+    ]
+    inside.append(inside[0] | {"start": 5.0, "end": 8.0})
+    sources = account_of_corpus(inside, [])
+    report = account(sources, {}, inside)
+    assert (report["recordings"], report["recordings_used"]) == (3, 1)
+    assert report["hours_between"] == pytest.approx(0)
+
+
 @pytest.mark.slow
 def test_the_report_plays_what_was_rejected_and_what_is_doubtful() -> None:
-    html = render_report(REPORT, ROWS, read, f"Preparation of {HOSTILE}")
+    rows = [*TEXTS, *ROWS]
+    report = {"asr": "an ASR"} | account(SOURCES, {}, rows)
+    report["corrections_not_applied"] = ["corrections.jsonl:1: of another text"]
+    html = render_report(report, rows, read, f"Preparation of {HOSTILE}")
     assert_self_contained(html)
     page = Page(html)
     assert HOSTILE in page.text
     assert "The ASR" not in page.text
-    for shown in ("12 s (33.3%)", "repeats itself", "too short", "damaged", "cut within speech"):
+    for shown in (
+        "18 s (50.0%)", "repeats itself", "too short", "damaged", "cut within speech",
+        "2.0 words, 13.2 characters", "corrections.jsonl:1: of another text",
+        "Overlapping speech: not measured (--overlap).",
+    ):  # fmt: skip
         assert shown in page.text
-    # Two that are rejected, two of the speaker, four that are kept.
-    assert len(page.attributes("src", "audio")) == 8
+    # Of all rows: also of those that the limit rejected.
+    assert re.search(
+        r"CER of the text against the transcript \(--max-cer\)[^<]*from 0 to 0\.9", html
+    )
+    # Four that are rejected, two of the speaker, six that are kept.
+    assert len(page.attributes("src", "audio")) == 12
 
 
 def test_without_any_row_there_are_still_pages() -> None:

@@ -17,7 +17,7 @@ from sheen.prepare.transcribe_stage import AROUND_S, TranscribeWorker, _read_all
 from sheen.prepare.vad import RATE
 from sheen.scoring.transcript import Transcript, Word
 
-SECONDS, SEGMENT_S = 30, 3.0
+SECONDS, SEGMENT_S = 16, 3.0
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,179 @@
+"""Recordings that were replaced, and what else may differ when a preparation goes on."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from helpers.example import DEMO, ROOT, clips_of, load_script
+from helpers.recogniser import tiny_en
+from sheen import blocks
+from sheen.prepare.changes import STATES, changed_recordings
+from sheen.prepare.config import PrepareConfig
+from sheen.prepare.inputs import Planned, listed
+from sheen.prepare.job import _changed, _done
+from sheen.prepare.manifest import SEGMENT_BITS, Segments
+from sheen.prepare.output import (
+    CUT_SCHEMA,
+    CUTS,
+    RUN_FILE,
+    SEGMENT_SCHEMA,
+    TRANSCRIPT_SCHEMA,
+    TRANSCRIPTS,
+    check_device,
+    has_transcripts,
+    prepare_output,
+)
+from sheen.prepare.sources import Source, Sources
+from sheen.storage.files import LFS_POINTER
+
+main = load_script(ROOT / "jobs" / "prepare.py").main
+
+
+def made(folder: Path, *names: str) -> list[Source]:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(f"recording {name}".encode())
+    return [Source(str(folder / name), name) for name in names]
+
+
+def test_of_all_recordings_the_replaced_ones_are_found(tmp_path: Path) -> None:
+    """Also one of many, whose results would be those of the old one."""
+    sources = made(tmp_path / "raw", *map(str, range(40)))
+    output = str(tmp_path / "out")
+    used = {source.name for source in sources[:30]}
+    assert changed_recordings(output, sources, used) == set()
+    assert changed_recordings(output, sources, used) == set()
+    before = (tmp_path / "out" / STATES).read_bytes()
+    (tmp_path / "raw" / "7").write_bytes(b"recording 8")  # of the same length
+    (tmp_path / "raw" / "9").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"--input .*raw/7 \(and 1 more\): it is another rec"):
+        changed_recordings(output, sources, used)
+    assert (tmp_path / "out" / STATES).read_bytes() == before
+    made(tmp_path / "raw", "7", "9")  # put back
+    assert changed_recordings(output, sources, used) == set()
+    # What there are no results of may change.
+    (tmp_path / "raw" / "35").write_bytes(b"downloaded whole now")
+    assert changed_recordings(output, sources, used) == {"35"}
+    assert changed_recordings(output, sources, used) == set()
+
+
+def test_a_recording_is_known_by_its_content_and_not_by_its_place_or_time(tmp_path: Path) -> None:
+    sources = made(tmp_path / "a", "1", "2", "3")
+    (tmp_path / "a" / "2").write_bytes(LFS_POINTER + b"1\n")
+    assert changed_recordings(str(tmp_path), sources, {"1"}) == set()
+    moved = made(tmp_path / "b", "1", "2", "3")
+    os.utime(moved[0].location, ns=(1, 1))
+    (tmp_path / "b" / "3").unlink()
+    assert changed_recordings(str(tmp_path), moved, {"1", "2", "3"}) == set()
+    # Rows of one file have one content.
+    inside = [Source(moved[0].location, name) for name in ("1", "x")]
+    Path(moved[0].location).write_bytes(b"other rows")
+    with pytest.raises(ValueError, match=r"b/1: it is another recording"):
+        changed_recordings(str(tmp_path), inside, {"x"})
+
+
+def config(output: Path, **fields: object) -> PrepareConfig:
+    return PrepareConfig(input=[str(DEMO)], output=str(output), **fields)  # type: ignore[arg-type]
+
+
+def test_a_rejected_recording_is_cut_again_when_it_is_another(tmp_path: Path) -> None:
+    sources = made(tmp_path / "raw", "good", "broken", "silent", "new")
+    output, folder = str(tmp_path), str(tmp_path / CUTS)
+    planned = Planned(Sources(sources), {}, {})
+    table = listed(planned.sources)
+    assert _changed(output, config(tmp_path), planned) == []
+    rows = table.to_pylist()[:3]
+    for row, reason in zip(rows, (None, "unreadable", "no speech"), strict=True):
+        row["reason"] = reason
+    blocks.commit(folder, pa.Table.from_pylist(rows, schema=CUT_SCHEMA))
+    for name in ("broken", "new"):
+        (tmp_path / "raw" / name).write_bytes(b"whole")
+    changed = _changed(output, config(tmp_path), planned)
+    assert changed == [1, 3]
+    assert _done(folder, table, "recordings", changed).tolist() == [0, 2]
+    assert _done(folder, table, "recordings", []).tolist() == [0, 1, 2]
+    (tmp_path / "raw" / "good").write_bytes(b"replaced")
+    with pytest.raises(ValueError, match=r"--input .*good: it is another recording"):
+        _changed(output, config(tmp_path), planned)
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_the_recordings_of_rows_are_compared_too(tmp_path: Path, check: bool) -> None:
+    """Which are transcribed as they are, or cut before: their keys are their sources' then."""
+    bits = 0 if check else SEGMENT_BITS
+    sources = made(tmp_path / "raw", "heard", "unread")
+    rows = [
+        {"key": 5 + place, "id": source.name, "audio": source.location, "reason": reason}
+        for place, (source, reason) in enumerate(zip(sources, (None, "unreadable"), strict=True))
+    ]
+    table = pa.Table.from_pylist(rows, schema=SEGMENT_SCHEMA)
+    planned = Planned(Sources(sources), {}, {}, Segments(table, []))
+    settings, folder = config(tmp_path, check=check), str(tmp_path / TRANSCRIPTS)
+    assert _changed(str(tmp_path), settings, planned) == []
+    done = [row | {"key": row["key"] << bits} for row in rows]
+    blocks.commit(folder, pa.Table.from_pylist(done, schema=TRANSCRIPT_SCHEMA))
+    (tmp_path / "raw" / "unread").write_bytes(b"whole")
+    changed = _changed(str(tmp_path), settings, planned)
+    assert changed == [6]
+    assert _done(folder, table, "segments", changed, bits).tolist() == [5 << bits]
+    (tmp_path / "raw" / "heard").write_bytes(b"replaced")
+    with pytest.raises(ValueError, match=r"--input .*heard: it is another recording"):
+        _changed(str(tmp_path), settings, planned)
+
+
+def test_the_asr_may_change_until_something_is_transcribed(tmp_path: Path) -> None:
+    """A wrong one is found when all recordings have been cut, and those cuts are good."""
+    sources = [Source("/raw/1.mp3", "1")]
+    for fields in ({"asr": "owner/torn"}, {"asr": "tiny", "language": "en"}, {"dnsmos": True}):
+        prepare_output(str(tmp_path), config(tmp_path, **fields), sources)
+        (tmp_path / CUTS).mkdir(exist_ok=True)
+        check_device(str(tmp_path), gpu="asr" in fields)
+    with pytest.raises(ValueError, match=r"max_seconds was 15\.0, now 12\.0"):
+        prepare_output(str(tmp_path), config(tmp_path, max_seconds=12), sources)
+    (tmp_path / TRANSCRIPTS / "rows").mkdir(parents=True)
+    assert not has_transcripts(str(tmp_path))
+    (tmp_path / TRANSCRIPTS / "rows" / "0.parquet").touch()
+    assert has_transcripts(str(tmp_path))
+    prepare_output(str(tmp_path), config(tmp_path, dnsmos=True), sources)
+    with pytest.raises(ValueError, match=r"asr was 'base', now 'tiny'; dnsmos was True"):
+        prepare_output(str(tmp_path), config(tmp_path, asr="tiny"), sources)
+    # A GPU writes other transcripts than a CPU.
+    check_device(str(tmp_path), gpu=False)
+    with pytest.raises(ValueError, match=r"transcribed on a CPU, .* GPU; give --no-gpu"):
+        check_device(str(tmp_path), gpu=True)
+    assert json.loads((tmp_path / RUN_FILE).read_bytes())["device"] == "CPU"
+
+
+def test_a_run_that_only_noted_its_recordings_is_forgotten(tmp_path: Path) -> None:
+    sources = made(tmp_path / "raw", "1")
+    output = tmp_path / "out"
+    prepare_output(str(output), config(output, max_seconds=10), sources)
+    changed_recordings(str(output), sources, set())
+    prepare_output(str(output), config(output, max_seconds=12), sources)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--language", "de"], "--asr: ASR model '.*' does not know language 'de'; it knows en"),
+        (["--max-overlap", "0.1"], "--max-overlap needs --overlap"),
+        (["--segments", "files", "--output", "{raw}/out"], "--output .*/out is in --input"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_cut(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "1.opus").write_bytes(clips_of("heart")[8].path.read_bytes())
+    words = ["--input", str(raw), "--output", str(tmp_path / "out"), "--asr", tiny_en()]
+    words += [flag.format(raw=raw) for flag in flags]
+    assert main([*words, "--no-num-speakers"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said), said
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in raw.iterdir()] == ["1.opus"]
