@@ -231,6 +231,17 @@ def test_a_place_that_is_not_there_is_a_429_and_is_not_counted_as_speech(
     assert (error.status, record.finish_reason) == (429, "")
 
 
+def test_the_log_has_no_voice_in_the_words_of_a_client(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, record, error = ask(backend, voice="my neighbour Ann", input="---")
+    assert (error.code, record.voice) == ("voice_not_found", "")
+    # As with a model that takes descriptions of voices.
+    monkeypatch.setattr(backend.capabilities, "speaker", lambda name: "heart")
+    _, record, error = ask(backend, voice="my neighbour Ann", input="---")
+    assert (error, record.fields()["voice"]) == (None, "described")
+
+
 def test_a_lexicon_says_what_is_spoken(backend: Backend) -> None:
     expected = ask(backend, input="two six", seed=1)[0]
     spoken, _, error = ask(
