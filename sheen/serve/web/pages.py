@@ -75,7 +75,8 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-_ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+JSON = "application/json"
+_ERROR = {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
 
 
 def _whole_as_int(number: str) -> float:
@@ -103,7 +104,8 @@ class SpeechAPI(FastAPI):
                     operation["responses"].pop("422", None)
                     for status, response in operation["responses"].items():
                         if status >= "400":
-                            response["content"] = _ERROR
+                            stated = response.get("content", {}).get(JSON, _ERROR)
+                            response["content"] = {JSON: stated}
                     if path.startswith(PROTECTED):
                         operation["security"] = [{"key": []}, {}]  # args.auth may be none
             for name in ("HTTPValidationError", "ValidationError"):
