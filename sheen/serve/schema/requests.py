@@ -136,8 +136,8 @@ class SpeechSettings(BaseModel, strict=True, json_schema_extra=_nullable):
         Field(
             min_length=1,
             max_length=1,
-            description="`ref_audio` and `ref_text` as other servers nest them: a list of one",
-            examples=[[{"audio_path": "data:audio/wav;base64,…", "text": "The words in it."}]],
+            description="a list of one object with `audio_path` and `text`: `ref_audio` and "
+            "`ref_text`, as other servers nest them",
         ),
         AfterValidator(_only_recording),
     ] = None

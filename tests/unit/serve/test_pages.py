@@ -1,7 +1,9 @@
 """The documentation: what it says, and that it needs nothing from elsewhere."""
 
+import json
 import re
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
@@ -70,6 +72,8 @@ def test_a_person_reads_every_path_field_and_status(html: str, document: dict[st
         assert f"<code>{value}</code>" in text
     assert "number from 0.25 to 4" in text
     assert "curl http://HOST:PORT/some/prefix/v1/audio/speech" in text
+    examples = re.findall(r"-d '(.*?)'", unescape(text))
+    assert [{"ref_audio", "references"} & json.loads(one).keys() for one in examples] == [set()] * 2
 
 
 def test_what_clients_wrote_into_the_document_is_text(document: dict[str, Any]) -> None:
