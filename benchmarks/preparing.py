@@ -3,8 +3,9 @@
     python benchmarks/preparing.py --hours 10
 
 Joins the recordings of the English demo, with pauses, to a file of so many hours, cuts it, and
-reads and embeds some of its segments, all in this process on one thread. Prints CPU seconds per
-second of audio, and the growth of the process's memory while it cuts.
+reads, measures and embeds some of its segments, all in this process on one thread. Prints CPU
+seconds per second of audio, and the growth of the process's memory while it cuts. The whole job, on
+Ray, is `preparing_job.py`'s.
 """
 
 import argparse
@@ -17,11 +18,12 @@ import numpy as np
 import soundfile
 import torch
 
-from sheen.audio.io import decode_audio
+from sheen.audio.io import decode_audio, resampled
 from sheen.data.clips import ClipReader
 from sheen.prepare.cut_stage import cut_source
 from sheen.prepare.cutting import CutSettings
-from sheen.prepare.decoding import read_part
+from sheen.prepare.decoding import WHOLE
+from sheen.prepare.quality import between, measure
 from sheen.prepare.speakers import embed
 from sheen.prepare.vad import RATE
 from sheen.scoring.speaker_id import SpeakerEncoder
@@ -32,9 +34,9 @@ SAMPLED = 100
 """Segments that are read and embedded."""
 
 
-def make_recording(path: Path, hours: float) -> float:
+def make_recording(path: Path, hours: float, seed: int = 0) -> float:
     """Write it; returns its seconds."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     clips = [decode_audio(clip.read_bytes(), FILE_RATE) for clip in sorted(DEMO.rglob("*.opus"))]
     written = 0
     with soundfile.SoundFile(path, "w", FILE_RATE, 1, format=path.suffix[1:].upper()) as file:
@@ -72,19 +74,29 @@ def main() -> None:
         print(f"memory: {before:.0f} MB before, {memory() - before:.0f} MB more at most")
         chosen = segments[:: max(1, len(segments) // SAMPLED)]
         audio = sum(segment["end"] - segment["start"] for segment in chosen)
-        reader, clips = ClipReader(), []
+        reader, read = ClipReader(), []
         started = time.process_time()
         for segment in chosen:
-            clips.append(read_part(reader, {"audio": str(path), **segment}, RATE))
+            samples, rate = reader.read({**WHOLE, "audio": str(path), **segment})
+            read.append((samples, rate, resampled(samples, rate, RATE)))
+        reading = (time.process_time() - started) / audio
+        started = time.process_time()
+        for (samples, rate, _), segment in zip(read, chosen, strict=True):
+            pauses = between(samples, rate, segment["regions"])
+            measure(samples, rate, segment["regions"], pauses)
+        measuring = (time.process_time() - started) / audio
         print(
-            f"reading every {len(segments) // len(chosen)}th segment: "
-            f"{(time.process_time() - started) / audio:.5f} CPU s per s"
+            f"reading 1 of {len(segments) // len(chosen)} segments: {reading:.5f} CPU s per s, "
+            f"and with the measures of their sound {reading + measuring:.5f}"
         )
         encoder = SpeakerEncoder()
         started = time.process_time()
-        for clip in clips:
+        for _, _, clip in read:
             embed(encoder, clip, RATE)
-        print(f"embedding: {(time.process_time() - started) / audio:.5f} CPU s per s")
+        embedding = (time.process_time() - started) / audio
+        print(f"embedding: {embedding:.5f} CPU s per s")
+        whole = took / seconds + reading + measuring + embedding
+        print(f"together: {whole:.5f} CPU s per s")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,13 @@ from numpy.typing import NDArray
 
 from sheen.audio.io import decode_audio
 from sheen.prepare.config import PrepareConfig
+from sheen.prepare.cutting import CutSettings
 from sheen.prepare.job import run
+from sheen.prepare.rejections import word_at
+from sheen.scoring.transcript import Word
 from sheen.scoring.wer import error_rate, normalize_english
+from sheen.scoring.whisper import WINDOW_S, FasterWhisper
+from sheen.scoring.word_times import refine
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
@@ -134,6 +139,27 @@ def prepare(folder: Path, given: Path, asr: str, **fields: Any) -> tuple[list[Ro
     return kept, refused
 
 
+def words_of(placed: Sequence[Placed], asr: str) -> list[Word]:
+    """The words of the known texts, at their times in the whole recording: aligned by a Whisper,
+    with the pauses between them given to neither. A clip that is too long for it has none."""
+    aligner = FasterWhisper(asr)
+    found = []
+    for place in placed:
+        if place.clip.seconds > WINDOW_S:
+            print(
+                f"  {place.clip.name}, {place.clip.seconds:.1f} s, is too long to align its words"
+            )
+            continue
+        texts = place.clip.text.split()
+        times = aligner.align(place.clip.samples, RATE, texts)
+        times = refine(place.clip.samples, RATE, times)
+        found += [
+            Word(text, place.start + start, place.start + end)
+            for text, (start, end) in zip(texts, times, strict=True)
+        ]
+    return found
+
+
 def show_joined(folder: Path, clips: Sequence[Clip], asr: str) -> None:
     samples, placed = joined(clips)
     soundfile.write(folder / "joined.flac", samples, RATE)
@@ -154,13 +180,31 @@ def show_joined(folder: Path, clips: Sequence[Clip], asr: str) -> None:
     seconds = len(samples) / RATE
     every = np.arange(EVERY_S, seconds, EVERY_S)
     cuts = sum(any(place.start < at < place.end for place in placed) for at in every)
+    words = words_of(placed, asr)
+    ends = [row[end] for row in rows for end in ("start", "end")]
+    all_ends = ends + [row[end] for row in refused if row["end"] for end in ("start", "end")]
+    in_word, all_in_word, every_in_word = (
+        _in_words(words, places) for places in (ends, all_ends, every)
+    )
     print(f"joined: {len(clips)} clips, {seconds:.0f} s, one recording without a text")
     print(f"  {len(rows)} rows kept, {len(refused)} refused: {reasons(refused)}")
     print(f"  speech kept: {kept / speech:.1%}")
     print(f"  rows with part of a clip: {within}; ends within speech: {_in_speech(rows)}")
-    print(f"  cut every {EVERY_S:g} s, {cuts} of {len(every)} cuts lie within a clip")
+    print(f"  within a word of the texts: {len(in_word)} of {len(ends)} ends of kept rows "
+          f"{in_word}, {len(all_in_word)} of {len(all_ends)} with refused ones")  # fmt: skip
+    print(f"  cut every {EVERY_S:g} s, {cuts} of {len(every)} cuts lie within a clip, "
+          f"{len(every_in_word)} within a word")  # fmt: skip
     wer = error_rate("word", said, transcribed)
     print(f"  WER of the transcripts: {wer.rate:.1%} [{wer.low:.1%}, {wer.high:.1%}]")
+
+
+def _in_words(words: Sequence[Word], places: Sequence[float]) -> list[str]:
+    return [
+        f"{word.text!r}, {at - word.start:.2f} s into {word.end - word.start:.2f} s"
+        for at in places
+        for word in words
+        if word_at([word], at)
+    ]
 
 
 def _in_speech(rows: Sequence[Row]) -> int:
@@ -183,7 +227,7 @@ def show_exchanged(folder: Path, clips: Sequence[Clip], asr: str) -> None:
         soundfile.write(folder / f"{clip.name}.flac", clip.samples, RATE)
         lines.append(json.dumps({"audio": f"{clip.name}.flac", "text": text, "id": clip.name}))
     (folder / "rows.jsonl").write_text("\n".join(lines), "utf-8")
-    rows, refused = prepare(folder / "2", folder / "rows.jsonl", asr, num_speakers=None)
+    rows, refused = prepare(folder / "2", folder / "rows.jsonl", asr, num_speakers=None, check=True)
     wrong = {clips[place].name for place in exchanged if texts[place] != clips[place].text}
     caught = {row["id"] for row in refused if row["reason"] == "text and audio differ"}
     doubtful = {row["id"] for row in rows if row["text_doubtful"]}
@@ -199,8 +243,11 @@ def show_voices(folder: Path, asr: str, count: int) -> None:
     clips = [clip for turn in zip(*voices, strict=True) for clip in turn]
     samples, placed = joined(clips)
     soundfile.write(folder / "turns.flac", samples, RATE)
-    rows, _ = prepare(folder / "3", folder / "turns.flac", asr, pause_seconds=0.3)
-    _print_speakers(f"voices: {len(voices)} in turns, {len(clips)} clips", rows, placed)
+    for pause in (CutSettings.pause_seconds, 0.3):
+        output = folder / f"3-{pause}"
+        rows, _ = prepare(output, folder / "turns.flac", asr, pause_seconds=pause)
+        title = f"voices: {len(voices)} in turns, {len(clips)} clips, --pause-seconds {pause:g}"
+        _print_speakers(title, rows, placed)
 
 
 def show_call(folder: Path, asr: str, count: int) -> None:
