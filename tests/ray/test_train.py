@@ -463,18 +463,41 @@ def test_settings_that_do_not_fit_together_are_named(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("form", "prompt"),
+    [
+        pytest.param(
+            "orpheus", "SOH, BOS, TEXT `{speaker}: {text}`, EOT, EOH, SOA, SOS", id="orpheus"
+        ),
+        *(
+            pytest.param(form, prompt, marks=pytest.mark.soak, id=form)
+            for form, prompt in (
+                ("maya1", 'BOS, SOH, BOS, TEXT `<description="{speaker}"> {text}`, EOT, EOH'),
+                ("veena", "SOH, TEXT `<spk_{speaker}> {text}`, EOH, SOA, SOS"),
+                ("svara", "BOS, SOH, AUDIO, TEXT `{speaker}: {text}`, EOH, EOT, SOA, SOS"),
+                ("vyvo-qwen3", "SOH, TEXT `{speaker}: {text}`, EOT, EOH, SOA, SOS"),
+            )
+        ),
+    ],
+)
 def test_a_checkpoint_of_the_orpheus_family_is_fine_tuned_as_it_is(
-    resident: Resident, encoded: Path, made_once: Callable[..., Path], tmp_path: Path
+    resident: Resident,
+    encoded: Path,
+    made_once: Callable[..., Path],
+    tmp_path: Path,
+    form: str,
+    prompt: str,
 ) -> None:
-    model = made_once("orpheus", orpheus.save)
-    config = train_config(encoded, model, tmp_path, form="orpheus", max_steps=2, accumulation=1)
+    kind = form if form == "vyvo-qwen3" else "orpheus"
+    model = made_once(kind, lambda folder: orpheus.save(folder, kind))
+    config = train_config(encoded, model, tmp_path, form=form, max_steps=2, accumulation=1)
     resident.train(train, config)
     info = checkpoint.read_info(tmp_path / "checkpoint")
-    assert (info.layout.family, info.prompt.name, info.softmax) == ("orpheus", "orpheus", "full")
-    assert info.voices == sorted(VOICES)
+    assert (info.layout.family, info.prompt.name, info.softmax) == ("orpheus", form, "full")
+    assert info.voices == ([] if form == "maya1" else sorted(VOICES))
     assert info.sampling is not None
     card = (tmp_path / "checkpoint" / "README.md").read_text("utf-8")
-    assert "SOH, BOS, TEXT `{speaker}: {text}`, EOT, EOH, SOA, SOS" in card
+    assert prompt in card
     assert "Softmax in training: full" in card
     voice = load_voice(str(tmp_path / "checkpoint"))
     assert voice.model.layout == orpheus.LAYOUT
