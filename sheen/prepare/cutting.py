@@ -37,6 +37,9 @@ LEFT_S, RIGHT_S = 0.15, 0.10
 """Most silence that is kept. There is more on the left, since the probability of speech lags."""
 GUARD_S = 0.05
 """Least silence that is kept on the left: it may contain a soft onset."""
+ONSET_S, ONSET_DB = 0.3, -30.0
+"""Where a beginning would be within sound, less than ONSET_DB softer than the segment's loudest 10
+ms, voice activity is late: it then begins up to this much earlier, where it is quiet."""
 QUIET_S = 0.1
 """Length of the quietest place, for a cut within speech."""
 FLOOR = 1e-10
@@ -173,7 +176,7 @@ def cut(
     for phrase in _phrases(regions, settings.pause_seconds):
         parts += _split(phrase, levels, shortest, longest)
     parts = _join_short(parts, shortest, longest)
-    return _padded(parts, levels, seconds)
+    return _padded(parts, levels, seconds, settings.max_seconds)
 
 
 def _phrases(regions: Sequence[Span], pause: float) -> list[_Part]:
@@ -272,7 +275,9 @@ def _join_short(parts: Sequence[_Part], shortest: float, longest: float) -> list
     return joined
 
 
-def _padded(parts: Sequence[_Part], levels: Levels, seconds: float) -> list[Segment]:
+def _padded(
+    parts: Sequence[_Part], levels: Levels, seconds: float, longest: float
+) -> list[Segment]:
     segments = []
     for place, part in enumerate(parts):
         start, end = part.start, part.end
@@ -283,6 +288,8 @@ def _padded(parts: Sequence[_Part], levels: Levels, seconds: float) -> list[Segm
             if before is None and start <= FRAME_S:
                 start_at = EDGE
             start = _pad(levels, max(lowest, start - LEFT_S), start - GUARD_S, late=False)
+            lowest = max(lowest, end + RIGHT_S - longest)
+            start = _before_onset(levels, lowest, start, end)
         if end_at != QUIETEST:
             after = parts[place + 1].start if place + 1 < len(parts) else None
             highest = seconds if after is None else (end + after) / 2
@@ -313,6 +320,18 @@ def _padded(parts: Sequence[_Part], levels: Levels, seconds: float) -> list[Segm
             )
         )
     return segments
+
+
+def _before_onset(levels: Levels, lowest: float, start: float, end: float) -> float:
+    """`start`, or where there is sound, the end of the last quiet 20 ms before it, from `lowest` on
+    and within ONSET_S; `start` where there are none, as in noise."""
+    first, last = math.ceil(max(lowest, start - ONSET_S) / STEP_S), math.floor(start / STEP_S)
+    loudest = levels[last : math.ceil(end / STEP_S)].max(initial=0.0)
+    part = levels[max(first, 0) : last + 2]
+    quiet = np.flatnonzero(part[:-1] + part[1:] < 2 * loudest * 10 ** (ONSET_DB / 10))
+    if len(quiet) and quiet[-1] < len(part) - 2:
+        return (max(first, 0) + int(quiet[-1])) * STEP_S
+    return start
 
 
 def _pad(levels: Levels, first: float, last: float, *, late: bool) -> float:

@@ -123,6 +123,17 @@ def test_a_pad_ends_before_a_breath() -> None:
     assert 0.9 <= segment.start <= 0.95
 
 
+def test_a_segment_does_not_begin_within_a_soft_consonant_that_voice_activity_misses() -> None:
+    probabilities, levels, seconds = recording(("pause", 1.0), ("speech", 4.0), ("pause", 1.0))
+    (before,) = cut(probabilities, levels, seconds, SETTINGS)
+    levels[76:100] = levels.max() / 100  # 20 dB softer, from 0.76 s on
+    (segment,) = cut(probabilities, levels, seconds, SETTINGS)
+    assert 0.7 < segment.start <= 0.76 < before.start
+    levels[:100] = levels.max() / 100  # noise of that level: no place is better
+    (noisy,) = cut(probabilities, levels, seconds, SETTINGS)
+    assert noisy.start >= 1.0 - LEFT_S - STEP_S
+
+
 def test_a_click_and_a_dip_are_neither_speech_nor_pause() -> None:
     probabilities = np.full(100, 0.02, np.float32)
     probabilities[10:12] = 0.9
