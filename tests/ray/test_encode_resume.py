@@ -7,12 +7,6 @@ three times at random moments.
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +14,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from helpers.example import CODEC, NEW_VOICE, RATE, ROOT, clips_of, copy_corpus, load_script
+from helpers.killed import KINDS, WAIT_S, committed, interrupt, job, until
 from helpers.workers import standing_still, workers
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import run
 
-WAIT_S = 300
 ROWS = 40
 BLOCKS = ROWS // 4
 
@@ -65,11 +58,6 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["key"]))
 
 
-def committed(output: Path) -> list[Path]:
-    """The blocks that are committed and not yet merged."""
-    return list((output / "blocks").glob("*.parquet"))
-
-
 @pytest.fixture(scope="module")
 def whole(ray_cluster: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of an uninterrupted run of two workers."""
@@ -84,52 +72,6 @@ def expected(whole: Path) -> list[dict[str, Any]]:
     rows = rows_of(whole)
     assert [row["key"] for row in rows] == list(range(ROWS))
     return rows
-
-
-@contextmanager
-def job(corpus: Path, output: Path, address: str, *more: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The job in a process of its own."""
-    environment = os.environ | {"RAY_ADDRESS": address}
-    command = [sys.executable, str(ROOT / "jobs" / "encode.py"), *arguments(corpus, output)]
-    log = output.parent / "job.log"
-    with log.open("ab") as file, subprocess.Popen(
-        [*command, *more],
-        stdout=file, stderr=file, env=environment, start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def until(what: Callable[[], object], process: subprocess.Popen[bytes], output: Path) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not what():
-        log = (output.parent / "job.log").read_text("utf-8", "replace")
-        assert process.poll() is None, log[-3000:]
-        assert time.monotonic() < deadline, log[-3000:]
-        time.sleep(0.02)  # between two looks
-
-
-def interrupt(kind: str, corpus: Path, output: Path, when: int) -> None:
-    """Run on two nodes until `when` blocks are written, kill, and let the run end if it can."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        node = cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        with job(corpus, output, cluster.address) as process:
-            until(lambda: len(committed(output)) >= when, process, output)
-            if kind == "driver":
-                process.kill()
-            elif kind == "worker":
-                for worker in workers("EncodeWorker")[:1]:
-                    worker.kill()
-            else:
-                cluster.remove_node(node, allow_graceful=False)
-            process.wait(WAIT_S)
-    finally:
-        cluster.shutdown()
 
 
 def check(corpus: Path, output: Path, expected: list[dict[str, Any]]) -> None:
@@ -150,10 +92,11 @@ def test_a_killed_encoding_ends_as_if_it_had_not_been(
     output = tmp_path / "driver" / "codes"
     output.parent.mkdir()
     address = ray.get_runtime_context().gcs_address
-    with job(corpus, output, address, "--num-workers", "1") as process:
-        until(lambda: workers("EncodeWorker"), process, output)
+    flags, log = [*arguments(corpus, output), "--num-workers", "1"], output.parent / "job.log"
+    with job("encode", flags, log, address) as process:
+        until(lambda: workers("EncodeWorker"), process, log)
         encoders = workers("EncodeWorker")
-        until(lambda: len(committed(output)) >= 3, process, output)
+        until(lambda: len(committed(output)) >= 3, process, log)
         with standing_still(encoders):
             process.kill()
             process.wait(WAIT_S)
@@ -164,7 +107,7 @@ def test_a_killed_encoding_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("kind", ["driver", "worker", "node"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_encoding_killed_at_any_moment_ends_as_if_it_had_not_been(
     kind: str, corpus: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -174,7 +117,8 @@ def test_an_encoding_killed_at_any_moment_ends_as_if_it_had_not_been(
         print(f"{kind}, turn {turn}: after {when} blocks")
         output = tmp_path / f"{kind}-{turn}" / "codes"
         output.parent.mkdir()
-        interrupt(kind, corpus, output, when)
+        flags, log = arguments(corpus, output), output.parent / "job.log"
+        interrupt(kind, "encode", flags, log, "EncodeWorker", output, when)
         finished = (output / "report.json").exists()
         assert finished or len(committed(output)) >= when
         assert finished or kind != "worker", "a worker that dies is replaced"
