@@ -273,16 +273,12 @@ def check_transcriber(asr: str, language: str | None = None, *, fetch: bool = Fa
 
 def _check_pipeline(model: str, found: str, language: str | None) -> None:
     from transformers import AutoConfig, GenerationConfig  # takes seconds to import
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CTC_MAPPING_NAMES,
-        MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-    )
 
     try:
         kind = AutoConfig.from_pretrained(found).model_type
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"ASR model {model!r}: {' '.join(str(error).split())}") from error
-    if kind not in {*MODEL_FOR_CTC_MAPPING_NAMES, *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES}:
+    if kind not in pipeline_kinds():
         raise ValueError(f"ASR model {model!r}: {kind!r} is a model of another kind than ASR")
     if language is None or kind != "whisper":
         return
@@ -292,6 +288,17 @@ def _check_pipeline(model: str, found: str, language: str | None) -> None:
         return
     if codes:
         check_language(model, language, codes)
+
+
+def pipeline_kinds() -> set[str]:
+    """The `model_type` of every model that transformers' ASR pipeline opens."""
+    from transformers.models.auto import modeling_auto as auto
+
+    return {
+        *auto.MODEL_FOR_CTC_MAPPING_NAMES,
+        *auto.MODEL_FOR_TDT_MAPPING_NAMES,
+        *auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    }
 
 
 def _find_model(model: str) -> str:

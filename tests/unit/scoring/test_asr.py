@@ -24,7 +24,13 @@ from transformers import (
 from helpers.example import NEW_VOICE, VOICES, clips_of, read_clip
 from helpers.recogniser import tiny_en
 from helpers.tiny_whisper import save_whisper
-from sheen.scoring.asr import AsrPipeline, Transcriber, check_transcriber, open_transcriber
+from sheen.scoring.asr import (
+    AsrPipeline,
+    Transcriber,
+    check_transcriber,
+    open_transcriber,
+    pipeline_kinds,
+)
 from sheen.scoring.wer import error_rate, normalize_english, normalize_words
 
 RATE = 16000
@@ -265,6 +271,16 @@ def test_a_recogniser_that_is_not_there_is_named(tmp_path: Path, where: str) -> 
 def test_a_model_that_does_not_hear_is_named(base: Path, attempt: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match=f"--asr.*{base}"):
         attempt(str(base))
+
+
+def test_no_model_that_the_pipeline_opens_is_refused() -> None:
+    """Of all its families, which a version of transformers may add to."""
+    from transformers.pipelines import SUPPORTED_TASKS
+
+    families = SUPPORTED_TASKS["automatic-speech-recognition"]["pt"]
+    kinds = [set(family._model_mapping._model_mapping) for family in families]
+    assert pipeline_kinds() == set().union(*kinds)
+    assert {"whisper", "wav2vec2", "parakeet_tdt"} <= pipeline_kinds()
 
 
 def test_an_unknown_device_is_named(models: Path) -> None:
