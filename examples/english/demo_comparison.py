@@ -59,7 +59,7 @@ def comparison(
     new = before["config"]["untrained_voices"]
     voices = sorted(counts[0].keys() - {ALL}, key=lambda voice: (voice not in new, voice))
     measures = [
-        (f"{name}, {when}", [_cell(results["voices"][voice].get(field)) for voice in voices])
+        (f"{name}, {when}", [cell(results["voices"][voice].get(field)) for voice in voices])
         for name, field in COMPARED.items()
         if any(
             results["voices"][voice].get(field) for results in (before, after) for voice in voices
@@ -71,7 +71,7 @@ def comparison(
     return [name for name, _ in columns], list(zip(*(cells for _, cells in columns), strict=True))
 
 
-def _cell(result: dict[str, Any] | None) -> str:
+def cell(result: dict[str, Any] | None) -> str:
     """A rate or a mean; where words were counted, with its interval."""
     if result is None:
         return ""
