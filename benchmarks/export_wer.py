@@ -17,10 +17,10 @@ from snac import SNAC
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sheen.codec.info import CODEC_FOLDER
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.voice import load_voice
 from sheen.export import export
-from sheen.scoring.asr import open_transcriber
+from sheen.scoring.asr.transcribers import open_transcriber
 from sheen.scoring.wer import error_rate, normalize_english, word_error_difference
 from sheen.speaker import Speaker
 from sheen.text.segmentation import split_sentences

@@ -21,11 +21,11 @@ import torch
 from sheen.audio.io import decode_audio, resampled
 from sheen.data.clips import ClipReader
 from sheen.prepare.cut_stage import cut_source
-from sheen.prepare.cutting import CutSettings
+from sheen.prepare.cutting.cut import CutSettings
+from sheen.prepare.cutting.vad import RATE
 from sheen.prepare.decoding import WHOLE
-from sheen.prepare.quality import between, measure
-from sheen.prepare.speakers import embed
-from sheen.prepare.vad import RATE
+from sheen.prepare.rejections.quality import between, measure
+from sheen.prepare.speakers.clustering import embed
 from sheen.scoring.speaker_id import SpeakerEncoder
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "english" / "demo"

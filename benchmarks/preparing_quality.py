@@ -33,13 +33,13 @@ from numpy.typing import NDArray
 
 from sheen.audio.io import decode_audio
 from sheen.prepare.config import PrepareConfig
-from sheen.prepare.cutting import CutSettings
+from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.job import run
-from sheen.prepare.rejections import word_at
-from sheen.scoring.transcript import Word
+from sheen.prepare.rejections.reasons import word_at
+from sheen.scoring.asr.transcript import Word
+from sheen.scoring.asr.whisper import WINDOW_S, FasterWhisper
+from sheen.scoring.asr.word_times import refine
 from sheen.scoring.wer import error_rate, normalize_english
-from sheen.scoring.whisper import WINDOW_S, FasterWhisper
-from sheen.scoring.word_times import refine
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")

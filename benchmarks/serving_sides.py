@@ -20,13 +20,13 @@ from transformers.generation import ContinuousBatchingConfig
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, WindowCodec
 from sheen.codec.worker import CodecProcess
-from sheen.engine.audio_decoder import AudioStage, Stream
+from sheen.engine.audio.decoder import AudioStage, Stream
+from sheen.engine.audio.streaming import StreamingDecoder
 from sheen.engine.engine import Engine
-from sheen.engine.sampling import Sampling
-from sheen.engine.streaming import StreamingDecoder
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.types import Finished, Request, Sink
 from sheen.engine.voice import Voice, load_voice
-from sheen.lm.attention import use_attention
+from sheen.lm.attention.packed import use_attention
 from sheen.lm.model import SpeechLM, load_model
 
 

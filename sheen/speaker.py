@@ -23,7 +23,7 @@ from sheen.audio.samples import NO_SAMPLES
 from sheen.default_voice import find_default_voice
 from sheen.engine.engine import Engine
 from sheen.engine.reference import LONGEST_S
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.synthesis import Synthesis, synthesize
 from sheen.engine.types import Reference, RequestError, SynthesisParams
 from sheen.engine.voice import load_voice

@@ -204,7 +204,7 @@ def measured(
 ) -> "Measured":
     """The small codec, scored by the real ASR."""
     from helpers.recogniser import tiny_en
-    from sheen.scoring.asr import open_transcriber
+    from sheen.scoring.asr.transcribers import open_transcriber
     from sheen.scoring.codec import measure_codec
     from sheen.scoring.wer import normalize_english
 

@@ -21,7 +21,7 @@ from sheen.codec.float32 import full_float32
 from sheen.codec.inference import ClipEncoder
 from sheen.codec.layout import Codes
 from sheen.codec.snac import Codec
-from sheen.engine.streaming import StreamingDecoder
+from sheen.engine.audio.streaming import StreamingDecoder
 
 DECODED = 4
 """Clips whose audio is compared: the first."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sheen.codec.inference import DilatedConv, TransposedConv
 from sheen.codec.snac import Codec
-from sheen.lm.kv_cache import CacheShape
+from sheen.lm.cache.kv_cache import CacheShape
 from sheen.lm.model import SpeechLM
 
 CONVOLUTIONS = nn.Conv1d, nn.ConvTranspose1d, DilatedConv, TransposedConv

@@ -19,10 +19,10 @@ from workload import draw_clips, pack_row
 from acceptance import references
 from acceptance.bench import Bench
 from acceptance.models import REFERENCE, reference_lm
-from sheen.lm.attention import packed_attention
+from sheen.lm.attention.packed import packed_attention
+from sheen.lm.attention.segments import Segments
 from sheen.lm.batching import Batch
 from sheen.lm.precision import Precision
-from sheen.lm.segments import Segments
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.learner import Learner
 from sheen.train.learning.metrics import MetricsWindow

@@ -16,10 +16,10 @@ from torch.profiler import ProfilerActivity, profile
 from acceptance.bench import Bench
 from acceptance.floors import body_weights, convolution_bytes, pass_bytes
 from acceptance.models import codec_layout, published_codec, random_codes, serving_lm
+from sheen.engine.audio.streaming import DEFAULT_RAMP
+from sheen.engine.audio.window_shapes import COUNTS, WindowShapes
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampling import Sampling
-from sheen.engine.streaming import DEFAULT_RAMP
-from sheen.engine.window_shapes import COUNTS, WindowShapes
+from sheen.engine.sampling.settings import Sampling
 from sheen.lm.model import SpeechLM
 
 PROMPT = 41

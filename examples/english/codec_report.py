@@ -19,7 +19,7 @@ from sheen.codec.info import describe_codec
 from sheen.codec.snac import load_codec
 from sheen.data.corpus import plain_rows
 from sheen.report.page import save_png
-from sheen.scoring.asr import open_transcriber
+from sheen.scoring.asr.transcribers import open_transcriber
 from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
 from sheen.scoring.reports import CODEC_PAGE, codec_clip, codec_rows, write_codec_report
 from sheen.scoring.speaker_id import enroll_speakers

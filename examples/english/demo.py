@@ -38,10 +38,10 @@ from sheen.codec.info import CODEC_FOLDER, find_codec
 from sheen.data.corpus import plain_rows
 from sheen.data.prompts import read_prompts
 from sheen.lm.checkpoint import read_info
-from sheen.scoring.asr import open_transcriber
+from sheen.scoring.asr.transcribers import open_transcriber
+from sheen.scoring.asr.whisper import RATE, find_whisper
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.speaker_id import SpeakerEncoder
-from sheen.scoring.whisper import RATE, find_whisper
 from sheen.text.steps import NormalizerStep, check_steps, phoneme_step, text_normalization
 
 HERE = Path(__file__).resolve().parent

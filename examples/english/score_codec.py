@@ -25,7 +25,7 @@ from sheen.codec.layout import Codes
 from sheen.codec.snac import Codec, load_codec
 from sheen.data.corpus import plain_rows
 from sheen.report.page import Clip, clip_row, save_png
-from sheen.scoring.asr import open_transcriber
+from sheen.scoring.asr.transcribers import open_transcriber
 from sheen.scoring.code_usage import decode_clip, encode_clips
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.packaged import UnscorableError

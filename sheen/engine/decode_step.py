@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from sheen.codec.layout import TokenLayout
-from sheen.engine.sampler import Needs, RowSettings, SlotSampler
+from sheen.engine.sampling.sampler import Needs, RowSettings, SlotSampler
+from sheen.lm.attention.slots import Rows
+from sheen.lm.cache.kv_cache import PAGE, PagedCache
 from sheen.lm.cpu_kernels import MIN_ROWS, MOST_ROWS, Product
-from sheen.lm.kv_cache import PAGE, PagedCache
 from sheen.lm.model import SpeechLM, float32_logits
-from sheen.lm.slot_attention import Rows
 
 MIN_LENGTH = 256
 """Shortest captured attention length; each further one is twice as long."""

@@ -3,7 +3,7 @@
 Owns the thread that generates tokens, and the end of every request. A request takes a free slot at
 the next step (`sheen.engine.scheduler`), is generated in a batch with all running requests, and
 leaves its slot at `<audio_end>`, at its limit or when cancelled; its audio is decoded concurrently
-(`sheen.engine.audio_decoder`). Refuses requests beyond the queue's limit or the maximum sequence
+(`sheen.engine.audio.decoder`). Refuses requests beyond the queue's limit or the maximum sequence
 length. Knows nothing about text, voices or HTTP.
 """
 
@@ -18,14 +18,14 @@ import torch
 
 from sheen.audio.samples import SilenceTrim
 from sheen.codec.snac import WindowCodec
-from sheen.engine.audio_decoder import AudioStage, Stream
+from sheen.engine.audio.decoder import AudioStage, Stream
+from sheen.engine.audio.streaming import DEFAULT_RAMP, StreamingDecoder
+from sheen.engine.audio.window_shapes import WindowShapes
 from sheen.engine.generation import StepOutput, TokenGenerator
 from sheen.engine.memory import log_memory, most_windows, plan_cache
 from sheen.engine.scheduler import RequestQueue, Ticket
-from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder
 from sheen.engine.types import Counters, Finished, FinishReason, Playback, Request, Sink
-from sheen.engine.window_shapes import WindowShapes
-from sheen.lm.kv_cache import PAGE, CacheShape, free_memory, pages_of
+from sheen.lm.cache.kv_cache import PAGE, CacheShape, free_memory, pages_of
 from sheen.lm.model import SpeechLM
 
 logger = logging.getLogger(__name__)

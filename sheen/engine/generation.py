@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from sheen.engine.decode_step import BlockHeads, DecodeStep, Pending, attention_lengths
-from sheen.engine.sampler import SlotSampler
-from sheen.engine.sampling import Sampling
-from sheen.lm.kv_cache import PAGE, CacheShape, PagedCache, free_memory, plan_pages
+from sheen.engine.sampling.sampler import SlotSampler
+from sheen.engine.sampling.settings import Sampling
+from sheen.lm.attention.slots import Rows, Span
+from sheen.lm.cache.kv_cache import PAGE, CacheShape, PagedCache, free_memory, plan_pages
+from sheen.lm.cache.prefixes import Key, PrefixCache
 from sheen.lm.model import SpeechLM
-from sheen.lm.prefixes import Key, PrefixCache
-from sheen.lm.slot_attention import Rows, Span
 
 logger = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ import logging
 from dataclasses import dataclass
 
 from sheen.codec.snac import WindowCodec
-from sheen.engine.audio_decoder import BATCH
+from sheen.engine.audio.decoder import BATCH
+from sheen.engine.audio.window_shapes import LONGEST
 from sheen.engine.decode_step import attention_lengths
 from sheen.engine.generation import PREFILL_ROWS
 from sheen.engine.scheduler import MAX_IN_FLIGHT_PER_SLOT
-from sheen.engine.window_shapes import LONGEST
-from sheen.lm.kv_cache import PAGE, CacheShape, arena_bytes, pages_of, plan_pages
+from sheen.lm.attention.slots import GATHERED_BYTES
+from sheen.lm.cache.kv_cache import PAGE, CacheShape, arena_bytes, pages_of, plan_pages
 from sheen.lm.model import SpeechLM
-from sheen.lm.slot_attention import GATHERED_BYTES
 
 logger = logging.getLogger(__name__)
 

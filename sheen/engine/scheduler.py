@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from sheen.engine.audio_decoder import Stream
+from sheen.engine.audio.decoder import Stream
 from sheen.engine.types import EngineBusy, Request
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sheen.audio.samples import Samples
 from sheen.codec.layout import TokenLayout
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.text.prompt import ReferenceForm
 
 if TYPE_CHECKING:  # the engine runs where nothing that reads texts is installed

@@ -26,7 +26,7 @@ from sheen.engine.reference import (
     read_recording,
     reference_prompt,
 )
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.types import Reference, Request, RequestError
 from sheen.lm import checkpoint
 from sheen.lm.checkpoint import DurationModel

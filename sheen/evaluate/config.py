@@ -13,7 +13,7 @@ from sheen.config import (
     InfoField,
     JobConfig,
 )
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.lm.precision import Precision
 from sheen.text.prompt import ReferenceForm
 

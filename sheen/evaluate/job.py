@@ -21,7 +21,7 @@ from sheen import blocks
 from sheen.audio.io import decode_audio
 from sheen.config import errors_of
 from sheen.data.prompts import read_prompts
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import AUDIO, write_rows
 from sheen.evaluate.prompts import Plan, plan_prompts, prepare_output, prompt_table
@@ -33,7 +33,7 @@ from sheen.lm.recognition import describe_checkpoint
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.output import output_lock
-from sheen.scoring.asr import check_transcriber
+from sheen.scoring.asr.transcribers import check_transcriber
 from sheen.scoring.mos import Dnsmos, Mos
 from sheen.scoring.reports import render_speech_report, speech_json, worst_first
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles, enroll_speakers

@@ -23,8 +23,8 @@ from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.references import Recorded, references_digest
 from sheen.lm.checkpoint import INFO_FILE, CheckpointInfo
 from sheen.runs.output import check_fingerprint, folder_digest, forget_idle_run, is_unused
+from sheen.scoring.asr.whisper import NAMES
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles
-from sheen.scoring.whisper import NAMES
 from sheen.storage import files, uris
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from sheen.audio.io import decode_audio
 from sheen.evaluate.output import ROW_SCHEMA
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
-from sheen.scoring.asr import open_transcriber
+from sheen.scoring.asr.transcribers import open_transcriber
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.packaged import UnscorableError
 from sheen.scoring.speaker_id import SpeakerEncoder, SpeakerProfiles

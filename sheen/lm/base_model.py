@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from sheen.codec.layout import TokenLayout
-from sheen.lm.attention import check_head, check_isolation
+from sheen.lm.attention.packed import check_head, check_isolation
 
 LEVEL_SHARE = 0.5
 """Share of the noise's variance that all codes of a level have in common."""

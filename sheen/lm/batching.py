@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sheen.codec.layout import TokenLayout
 from sheen.codec.transfer import to_device
+from sheen.lm.attention.segments import Segments
 from sheen.lm.loss import IGNORE_INDEX, Targets
-from sheen.lm.segments import Segments
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from sheen.lm.slot_attention import Rows, attend
+from sheen.lm.attention.slots import Rows, attend
 
 Product = Callable[[Tensor], Tensor]
 """`[B, d]` (or `[..., d]`) to `[B, rows]`."""

@@ -83,7 +83,8 @@ class LossSums:
 
     `loss` `[levels]` in nats, with gradient; `count` `[levels]`; `ends` and `ends_right` count the
     `<audio_end>` targets and those that the model ranked first among the legal rows. `guide`, with
-    gradient, is guided attention's over all targets (`sheen.lm.guidance`), where it was asked for.
+    gradient, is guided attention's over all targets (`sheen.lm.attention.guidance`), where it was
+    asked for.
     """
 
     loss: Tensor

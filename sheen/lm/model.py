@@ -25,7 +25,9 @@ from transformers import (
 )
 
 from sheen.codec.layout import Softmax, TokenLayout
-from sheen.lm.attention import PACKED, SLOT_BACKENDS, check_head, use_attention
+from sheen.lm.attention.guidance import Guide
+from sheen.lm.attention.packed import PACKED, SLOT_BACKENDS, check_head, use_attention
+from sheen.lm.attention.slots import SLOTTED, Rows
 from sheen.lm.base_model import (
     add_tags,
     check_files,
@@ -42,9 +44,7 @@ from sheen.lm.cpu_kernels import (
     pack_linears,
     product,
 )
-from sheen.lm.guidance import Guide
 from sheen.lm.loss import LossSums, TiedTable, speech_loss
-from sheen.lm.slot_attention import SLOTTED, Rows
 from sheen.lm.tokenizer_copy import TokenizerCopy
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sheen.prepare.sources import Source
+from sheen.prepare.sources.recordings import Source
 from sheen.runs.output import start_digest
 from sheen.storage import files, uris
 

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sheen.config import ASR_MODELS, GpuField, JobConfig, OneOrMore
-from sheen.prepare.cutting import CutSettings
-from sheen.prepare.quality import MAX_OVERLAP, QualityLimits
-from sheen.prepare.rejections import Limits
-from sheen.prepare.texts import DOUBT_CER, REJECT_CER, TextLimits
+from sheen.prepare.cutting.cut import CutSettings
+from sheen.prepare.rejections.quality import MAX_OVERLAP, QualityLimits
+from sheen.prepare.rejections.reasons import Limits
+from sheen.prepare.texts.matching import DOUBT_CER, REJECT_CER, TextLimits
 
 
 class PrepareConfig(JobConfig):

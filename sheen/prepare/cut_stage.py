@@ -21,12 +21,12 @@ from sheen.audio.samples import Samples
 from sheen.audio.stream import AudioFile
 from sheen.data.clips import ClipError, reasons, refuse_pointer
 from sheen.data.recordings import RecordingReader
-from sheen.prepare.channels import crosstalk_db, distinct
-from sheen.prepare.cutting import CutSettings, LevelMeter, Levels, Segment, cut
+from sheen.prepare.cutting.channels import crosstalk_db, distinct
+from sheen.prepare.cutting.cut import CutSettings, LevelMeter, Levels, Segment, cut
+from sheen.prepare.cutting.vad import RATE, Probabilities, VoiceActivity
 from sheen.prepare.decoding import WHOLE, WHOLE_FILE, part_blocks, resample_blocks
 from sheen.prepare.output import CUT_SCHEMA
-from sheen.prepare.rejections import SILENT_DB
-from sheen.prepare.vad import RATE, Probabilities, VoiceActivity
+from sheen.prepare.rejections.reasons import SILENT_DB
 from sheen.runs.attempts import Attempts
 from sheen.storage import files
 

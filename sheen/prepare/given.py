@@ -1,7 +1,8 @@
 """Corpora as input: rows with texts, which are checked, and cut only where they are long.
 
 Owns which inputs are corpora, their rows as segments, and which of them are cut. A text next to a
-recording is `sheen.prepare.beside`'s; comparing text and transcript is `sheen.prepare.texts`'.
+recording is `sheen.prepare.sources.beside`'s; comparing text and transcript is
+`sheen.prepare.texts.matching`'s.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,8 +15,7 @@ from pyarrow import fs
 from sheen.data.clips import TRANSIENT
 from sheen.data.corpus import read_manifest
 from sheen.data.readers.ljspeech import METADATA_FILE
-from sheen.prepare.account import recording
-from sheen.prepare.cutting import CutSettings
+from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.manifest import (
     SEGMENT_BITS,
     Segments,
@@ -24,7 +24,8 @@ from sheen.prepare.manifest import (
     source_key,
 )
 from sheen.prepare.output import SEGMENT_SCHEMA, SOURCE_SCHEMA
-from sheen.prepare.sources import SUFFIXES as RECORDINGS
+from sheen.prepare.report.account import recording
+from sheen.prepare.sources.recordings import SUFFIXES as RECORDINGS
 from sheen.storage import files, uris
 
 WHERE = ("audio", "container", "place", "channel", "start", "end")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from sheen.prepare.beside import read_text, texts_beside
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.given import is_corpus, plan_corpus
 from sheen.prepare.manifest import Segments
 from sheen.prepare.output import SOURCE_SCHEMA
-from sheen.prepare.sources import Source, Sources, find_sources, suffix_of
+from sheen.prepare.sources.beside import read_text, texts_beside
+from sheen.prepare.sources.recordings import Source, Sources, find_sources, suffix_of
 from sheen.storage import uris
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ WHEN_CUTTING = ("min_seconds", "max_seconds", "pause_seconds", "vad_threshold", 
 @dataclass(frozen=True)
 class Planned:
     """`segments`: the rows of corpora; None for raw recordings, whose `sources` are to be cut.
-    `texts`, `shared`: of recordings, by their place in `sources`; see `sheen.prepare.beside`."""
+    `texts`, `shared`: of recordings, by their place in `sources`; see
+    `sheen.prepare.sources.beside`."""
 
     sources: Sources
     texts: dict[int, str]

@@ -23,7 +23,6 @@ from ray.data import ActorPoolStrategy, DataContext
 from sheen import blocks
 from sheen.config import errors_of
 from sheen.data.clips import TRANSIENT
-from sheen.prepare.account import account
 from sheen.prepare.changes import changed_recordings
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.corrections import (
@@ -64,13 +63,14 @@ from sheen.prepare.output import (
     prepare_output,
     write_lines,
 )
-from sheen.prepare.speakers import Floats, embed_examples
+from sheen.prepare.report.account import account
+from sheen.prepare.speakers.assignment import assign_speakers
+from sheen.prepare.speakers.clustering import Floats, embed_examples
 from sheen.prepare.transcribe_stage import TranscribeWorker, read_segments
-from sheen.prepare.voices import assign_speakers
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.output import output_lock
-from sheen.scoring.asr import check_transcriber
+from sheen.scoring.asr.transcribers import check_transcriber
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.overlap import OverlapDetector
 from sheen.scoring.speaker_id import SpeakerEncoder
@@ -203,7 +203,7 @@ def _write_report(
     transcripts: list[Row],
     stale: list[str],
 ) -> Row:
-    from sheen.prepare.report import (  # here: matplotlib
+    from sheen.prepare.report.pages import (  # here: matplotlib
         CLIP_RATE,
         render_corrections,
         render_report,

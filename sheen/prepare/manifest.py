@@ -2,7 +2,7 @@
 
 Owns the rows' ids and fields, and their text: the input's, if it has one, else the transcript.
 Every segment becomes one row, and so does a recording without a usable segment. The reasons for
-rejection are in `sheen.prepare.rejections`, `texts` and `quality`.
+rejection are in `sheen.prepare.rejections.reasons`, `texts` and `quality`.
 """
 
 from collections import defaultdict
@@ -15,11 +15,10 @@ import pyarrow as pa
 
 from sheen.data.parts import CHANNEL_KEY, recording_of
 from sheen.data.schema import PLACE_KEY
-from sheen.prepare.alignment import texts_of_segments
-from sheen.prepare.cutting import CutSettings, Segment
+from sheen.prepare.cutting.cut import CutSettings, Segment
 from sheen.prepare.output import MANIFEST, QUALITY_TYPE, REJECTED, SEGMENT_SCHEMA, write_lines
-from sheen.prepare.quality import Quality, QualityLimits, quality_fault
-from sheen.prepare.rejections import (
+from sheen.prepare.rejections.quality import Quality, QualityLimits, quality_fault
+from sheen.prepare.rejections.reasons import (
     Fault,
     Limits,
     language_fault,
@@ -27,8 +26,9 @@ from sheen.prepare.rejections import (
     segment_fault,
     transcript_fault,
 )
-from sheen.prepare.texts import REASON, TextLimits, check_text
-from sheen.scoring.transcript import Transcript
+from sheen.prepare.texts.alignment import texts_of_segments
+from sheen.prepare.texts.matching import REASON, TextLimits, check_text
+from sheen.scoring.asr.transcript import Transcript
 from sheen.scoring.wer import language_normalizer, normalize_words
 from sheen.storage import uris
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from sheen.prepare.changes import STATES
 from sheen.prepare.config import PrepareConfig
-from sheen.prepare.sources import Source
-from sheen.prepare.vad import model_file
+from sheen.prepare.cutting.vad import model_file
+from sheen.prepare.sources.recordings import Source
 from sheen.runs.output import (
     LOCK_FILE,
     check_fingerprint,
@@ -23,7 +23,7 @@ from sheen.runs.output import (
     forget_idle_run,
     is_unused,
 )
-from sheen.scoring.whisper import NAMES
+from sheen.scoring.asr.whisper import NAMES
 from sheen.storage import files, uris
 
 RUN_FILE = "run.json"
@@ -61,7 +61,7 @@ SEGMENT_TYPE = pa.struct(
         ("start", pa.float64()),  # seconds from the first sample on
         ("end", pa.float64()),
         ("speech", pa.float64()),  # seconds of it
-        ("start_at", pa.string()),  # see `sheen.prepare.cutting.Segment`
+        ("start_at", pa.string()),  # see `sheen.prepare.cutting.cut.Segment`
         ("end_at", pa.string()),
         ("level_db", pa.float64()),
         ("regions", pa.list_(pa.list_(pa.float64()))),
@@ -110,7 +110,7 @@ SEGMENT_SCHEMA = pa.schema(
 )
 QUALITY_TYPE = pa.struct(
     [
-        ("dnsmos", pa.float64()),  # see `sheen.prepare.quality.Quality`
+        ("dnsmos", pa.float64()),  # see `sheen.prepare.rejections.quality.Quality`
         ("snr_db", pa.float64()),
         ("bandwidth_hz", pa.float64()),
         ("upsampled", pa.bool_()),
@@ -127,8 +127,8 @@ WINDOW_TYPE = pa.struct([("at", pa.float64()), ("pcm", pa.large_binary())])
 PCM_SCHEMA = pa.schema(
     [*SEGMENT_SCHEMA, *_READ, ("pcm", pa.large_binary()), ("cuts", pa.list_(WINDOW_TYPE))]
 )
-"""`pcm`: 16-bit mono at the rate of `sheen.prepare.vad`, null for a row with a reason. `cuts`: the
-samples around each cut within speech, and the cut's place in them in seconds."""
+"""`pcm`: 16-bit mono at the rate of `sheen.prepare.cutting.vad`, null for a row with a reason.
+`cuts`: the samples around each cut within speech, and the cut's place in them in seconds."""
 TRANSCRIPT_SCHEMA = pa.schema(
     [
         *SEGMENT_SCHEMA,

@@ -18,13 +18,13 @@ from sheen.audio.io import from_pcm16, resampled, to_pcm16
 from sheen.audio.samples import Samples
 from sheen.data.clips import ClipError, ClipReader
 from sheen.data.parts import in_recording_order
-from sheen.prepare.cutting import QUIETEST
+from sheen.prepare.cutting.cut import QUIETEST
+from sheen.prepare.cutting.vad import RATE
 from sheen.prepare.decoding import read_part
 from sheen.prepare.output import PCM_SCHEMA, TRANSCRIPT_SCHEMA
-from sheen.prepare.quality import between, measure
-from sheen.prepare.rejections import word_at
-from sheen.prepare.speakers import embed
-from sheen.prepare.vad import RATE
+from sheen.prepare.rejections.quality import between, measure
+from sheen.prepare.rejections.reasons import word_at
+from sheen.prepare.speakers.clustering import embed
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
 from sheen.scoring.mos import Dnsmos
@@ -133,7 +133,7 @@ class TranscribeWorker:
     ) -> None:
         import torch
 
-        from sheen.scoring.asr import open_transcriber
+        from sheen.scoring.asr.transcribers import open_transcriber
         from sheen.scoring.speaker_id import SpeakerEncoder
 
         # Workers fill the cores: more than one thread each would slow all of them down.

@@ -19,7 +19,7 @@ from sheen.audio.spectral import mel_distance
 from sheen.codec.layout import Codes
 from sheen.codec.snac import Codec
 from sheen.scoring import code_usage
-from sheen.scoring.asr import Transcriber
+from sheen.scoring.asr.transcribers import Transcriber
 from sheen.scoring.packaged import UnscorableError
 from sheen.scoring.speaker_id import ALL, SpeakerEncoder, SpeakerProfiles
 from sheen.scoring.wer import (

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from whisper_normalization import EnglishTextNormalizer
 
-from sheen.scoring.whisper import find_whisper
+from sheen.scoring.asr.whisper import find_whisper
 
 _APOSTROPHES = re.compile(r"['\u2019\u02bc]")
 _PERCENTILES = (2.5, 97.5)
@@ -173,7 +173,7 @@ _MONEY = re.compile(r"([$£€¢])(\d+(?:\.\d+)?)")
 
 def wer_normalizer(asr: str | None, language: str | None) -> Callable[[str], str]:
     """The normalizer for both sides of a WER: `normalize_english` for faster-whisper in English,
-    else none. Arguments as in `sheen.scoring.asr.open_transcriber`."""
+    else none. Arguments as in `sheen.scoring.asr.transcribers.open_transcriber`."""
     whisper = asr is not None and find_whisper(asr) is not None
     return language_normalizer(language if whisper else None)
 

@@ -24,7 +24,8 @@ from sheen.serve.access.middleware import (
     set_gate,
     set_origins,
 )
-from sheen.serve.batch import answer_batch
+from sheen.serve.answers.batch import answer_batch
+from sheen.serve.answers.responses import EVENT_STREAM, SPEECH_HEADERS, answer
 from sheen.serve.config import (
     BATCH,
     ServeArgs,
@@ -40,7 +41,6 @@ from sheen.serve.request_log import (
     listen,
     record_of,
 )
-from sheen.serve.responses import EVENT_STREAM, SPEECH_HEADERS, answer
 from sheen.serve.schema.answers import (
     AudioModels,
     BatchAnswer,

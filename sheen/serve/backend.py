@@ -16,11 +16,11 @@ import torch
 
 from sheen.audio.samples import Samples
 from sheen.codec.worker import CodecProcess
+from sheen.engine.audio.streaming import DEFAULT_RAMP
 from sheen.engine.chunks import ChunkStream, Normalize
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Speech, inline
-from sheen.engine.sampling import Sampling
-from sheen.engine.streaming import DEFAULT_RAMP
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.types import Finished, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.runs import cluster

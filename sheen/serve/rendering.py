@@ -2,7 +2,7 @@
 
 Owns the rendering outside the event loop and its order (speed, then format), the failures that can
 be foreseen, and the finish reason and usage of complete speech. Formats and changes of speed:
-`sheen.audio.encoders`, `sheen.audio.effects`; how they are sent: `sheen.serve.responses`,
+`sheen.audio.encoders`, `sheen.audio.effects`; how they are sent: `sheen.serve.answers.responses`,
 `sheen.serve.websocket`.
 """
 

@@ -30,7 +30,7 @@ from sheen.engine.voice import Voice
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.lm.model import SpeechLM
 from sheen.lm.precision import Precision, dtype_of
-from sheen.scoring.asr import Transcriber
+from sheen.scoring.asr.transcribers import Transcriber
 from sheen.scoring.wer import error_rate, normalize_words
 from sheen.storage import files, uris
 from sheen.train.learning.collectives import Collectives

@@ -17,7 +17,7 @@ from sheen.lm.checkpoint import ReferenceInfo
 from sheen.lm.model import to_bfloat16
 from sheen.runs import cluster
 from sheen.runs.output import output_lock
-from sheen.scoring.asr import check_transcriber
+from sheen.scoring.asr.transcribers import check_transcriber
 from sheen.storage import files, folders, uris
 from sheen.text.steps import check_steps
 from sheen.train import checkpoints

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
+from sheen.runs.background import BackgroundWriter
 from sheen.storage import uris
 from sheen.train import checkpoints
-from sheen.train.background import BackgroundWriter
 from sheen.train.checkpoints import RunStore, StorageFull
 from sheen.train.config import RunFields
 from sheen.train.distributed import WorkerGroup

@@ -28,7 +28,7 @@ from sheen.lm.model import save_model
 from sheen.lm.packing import Step
 from sheen.lm.tokenizer_copy import TokenizerCopy
 from sheen.rng import step_seed
-from sheen.scoring.asr import open_transcriber
+from sheen.scoring.asr.transcribers import open_transcriber
 from sheen.scoring.wer import wer_normalizer
 from sheen.train import checkpoints
 from sheen.train.config import TrainConfig

@@ -19,12 +19,12 @@ from helpers.recogniser import tiny_en
 from sheen.codec.info import describe_codec
 from sheen.default_voice import find_default_voice
 from sheen.engine.engine import Engine
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.synthesis import Synthesized, synthesize_all
 from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm import checkpoint
-from sheen.scoring.asr import open_transcriber
+from sheen.scoring.asr.transcribers import open_transcriber
 from sheen.scoring.wer import error_rate, normalize_english
 from sheen.serve.config import checkpoint_location
 

@@ -19,11 +19,11 @@ from helpers.readers import check_speech
 from helpers.served import events, opened
 from sheen.audio.encoders import MEDIA_TYPES
 from sheen.serve.access.middleware import Gate, set_gate
+from sheen.serve.answers.responses import answer
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.errors import install_error_handlers
 from sheen.serve.request_log import RequestLogMiddleware, record_of
-from sheen.serve.responses import answer
 from sheen.serve.schema.requests import SpeechRequest
 from sheen.serve.websocket.conversation import converse
 

@@ -8,12 +8,12 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from starlette.testclient import TestClient
 
 from sheen.serve.access.middleware import Gate, set_gate
+from sheen.serve.answers.batch import answer_batch
+from sheen.serve.answers.responses import answer
 from sheen.serve.backend import Backend
-from sheen.serve.batch import answer_batch
 from sheen.serve.config import BATCH, Limits
 from sheen.serve.errors import install_error_handlers
 from sheen.serve.request_log import RequestLogMiddleware, record_of
-from sheen.serve.responses import answer
 from sheen.serve.schema.requests import BatchRequest, SpeechRequest
 from sheen.serve.websocket.conversation import converse
 

@@ -19,7 +19,7 @@ from ray import serve
 from helpers.speaking import samples_of
 from sheen.audio.io import to_pcm16, wav_header
 from sheen.engine.engine import Engine
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.synthesis import synthesize
 from sheen.engine.types import SynthesisParams
 from sheen.engine.voice import Voice

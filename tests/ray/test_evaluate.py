@@ -38,7 +38,7 @@ from helpers.workers import workers
 from sheen.audio.io import decode_audio, encode_audio, to_pcm16
 from sheen.data import dataset
 from sheen.data.prompts import Prompt
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate import job
 from sheen.evaluate.config import EvaluateConfig
@@ -48,7 +48,7 @@ from sheen.evaluate.prompts import Plan, plan_prompts, prompt_table
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm.checkpoint import CheckpointInfo, DurationModel
-from sheen.scoring.asr import open_transcriber
+from sheen.scoring.asr.transcribers import open_transcriber
 from sheen.scoring.speaker_id import ALL, SpeakerEncoder, SpeakerProfiles
 from sheen.scoring.wer import error_rate, normalize_english
 from sheen.storage import files

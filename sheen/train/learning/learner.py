@@ -27,7 +27,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sheen.lm.attention import check_isolation
+from sheen.lm.attention.packed import check_isolation
 from sheen.lm.batching import Batch
 from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM

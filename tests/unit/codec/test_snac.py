@@ -17,7 +17,7 @@ from sheen.codec.inference import DilatedConv, TransposedConv
 from sheen.codec.info import describe_codec
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
-from sheen.engine.streaming import StreamingDecoder, decode_ready
+from sheen.engine.audio.streaming import StreamingDecoder, decode_ready
 
 TOLERANCE = 1e-6
 

@@ -26,13 +26,13 @@ from helpers.speaking import (
 from sheen.audio.io import to_pcm16
 from sheen.audio.samples import Samples
 from sheen.codec.snac import Codec
-from sheen.engine.audio_decoder import AudioStage, Stream
+from sheen.engine.audio.decoder import AudioStage, Stream
+from sheen.engine.audio.streaming import StreamingDecoder
 from sheen.engine.engine import Engine
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.scheduler import Ticket
-from sheen.engine.streaming import StreamingDecoder
 from sheen.engine.types import EngineBusy, Finished, Playback, Request
-from sheen.lm.kv_cache import CacheShape, arena_bytes
+from sheen.lm.cache.kv_cache import CacheShape, arena_bytes
 from sheen.lm.model import SpeechLM
 
 FRAME = LAYOUT.tokens_per_frame

@@ -23,12 +23,12 @@ from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.engine.decode_step import DecodeStep, attention_lengths
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.scheduler import Slots
 from sheen.engine.types import Request
-from sheen.lm.kv_cache import PAGE, pages_of
+from sheen.lm.attention.slots import Rows, Span
+from sheen.lm.cache.kv_cache import PAGE, pages_of
 from sheen.lm.model import SpeechLM
-from sheen.lm.slot_attention import Rows, Span
 
 SLOTS = 16
 FRAME = LAYOUT.tokens_per_frame

@@ -18,17 +18,17 @@ from helpers.voices import make_voice
 from sheen.__main__ import main
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
-from sheen.engine.sampling import Sampling
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.synthesis import Synthesized, synthesize, synthesize_all
 from sheen.engine.types import RequestError, SynthesisParams
 from sheen.engine.voice import Voice
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.rng import step_seed
+from sheen.serve.answers.responses import answer
 from sheen.serve.backend import Backend
 from sheen.serve.config import ServeArgs
 from sheen.serve.request_log import RequestRecord, close_record
-from sheen.serve.responses import answer
 from sheen.serve.schema.requests import SpeechRequest
 
 CHUNK_S = 0.5

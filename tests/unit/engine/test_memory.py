@@ -12,8 +12,8 @@ from sheen.codec.snac import WindowCodec
 from sheen.engine import engine as engine_module
 from sheen.engine.engine import Engine
 from sheen.engine.memory import WORKSPACE_BYTES, Reserve, log_memory, plan_cache, plan_reserve
-from sheen.lm.kv_cache import CacheShape, arena_bytes
-from sheen.lm.slot_attention import GATHERED_BYTES
+from sheen.lm.attention.slots import GATHERED_BYTES
+from sheen.lm.cache.kv_cache import CacheShape, arena_bytes
 
 
 class Shape(WindowCodec):

@@ -11,15 +11,15 @@ from helpers.voices import make_voice
 from sheen.audio.io import encode_audio
 from sheen.audio.samples import Samples
 from sheen.codec.snac import Codec, load_codec
+from sheen.engine.audio.streaming import StreamingDecoder
 from sheen.engine.engine import Engine
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
 from sheen.engine.reference import check_text, read_recording
-from sheen.engine.sampling import Sampling
-from sheen.engine.streaming import StreamingDecoder
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.types import Reference, Request, RequestError
 from sheen.engine.voice import Voice
+from sheen.lm.cache.kv_cache import PAGE, arena_bytes
 from sheen.lm.checkpoint import ReferenceInfo
-from sheen.lm.kv_cache import PAGE, arena_bytes
 from sheen.lm.model import SpeechLM
 
 GREEDY = Sampling(0.0)

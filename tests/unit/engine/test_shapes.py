@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.speaking import LAYOUT, POSITIONS, WORDS, Sink, random_model, speak, tiny_codec
+from sheen.engine.audio.streaming import DEFAULT_RAMP, StreamingDecoder, decode_ready
+from sheen.engine.audio.window_shapes import COUNTS, WindowShapes
 from sheen.engine.decode_step import attention_lengths
 from sheen.engine.engine import Engine
 from sheen.engine.generation import CHUNK_ROWS, PREFILL_CHUNK, TokenGenerator
-from sheen.engine.sampling import Sampling
-from sheen.engine.streaming import DEFAULT_RAMP, StreamingDecoder, decode_ready
+from sheen.engine.sampling.settings import Sampling
 from sheen.engine.types import Request
-from sheen.engine.window_shapes import COUNTS, WindowShapes
 
 ATTENTION = "scaled_dot_product_attention"
 CONVOLUTIONS = "conv1d", "conv2d", "conv_transpose1d"

@@ -7,8 +7,8 @@ from transformers import Qwen3Config
 
 from helpers.small_models import FAMILIES, SMALL, small_lm, small_model
 from helpers.utterances import LAYOUT, prompts, utterances
+from sheen.lm.attention.guidance import HEADS, WIDTH, Guide
 from sheen.lm.batching import Batch, collate
-from sheen.lm.guidance import HEADS, WIDTH, Guide
 from sheen.lm.model import SpeechLM
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sheen.lm.kv_cache import (
+from sheen.lm.cache.kv_cache import (
     PAGE,
     CacheShape,
     Gathered,

@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from helpers.utterances import LAYOUT
+from sheen.lm.attention.slots import Rows, Span
+from sheen.lm.cache.kv_cache import CacheShape, PagedCache
 from sheen.lm.cpu_kernels import PackedBody, PackedLinear, pack_linears
-from sheen.lm.kv_cache import CacheShape, PagedCache
 from sheen.lm.model import SpeechLM
-from sheen.lm.slot_attention import Rows, Span
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 160,

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from sheen.lm.pages import PagePool
+from sheen.lm.cache.pages import PagePool
 
 
 @pytest.mark.parametrize("seed", range(20))

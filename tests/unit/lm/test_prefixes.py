@@ -1,8 +1,8 @@
 """Beginnings of prompts that are kept: found by their tokens, and given up for others."""
 
-from sheen.lm.kv_cache import PAGE
-from sheen.lm.pages import PagePool
-from sheen.lm.prefixes import PrefixCache
+from sheen.lm.cache.kv_cache import PAGE
+from sheen.lm.cache.pages import PagePool
+from sheen.lm.cache.prefixes import PrefixCache
 
 CHUNK = 2 * PAGE
 

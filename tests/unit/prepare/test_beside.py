@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from sheen.prepare.beside import Beside, read_text, texts_beside
+from sheen.prepare.sources.beside import Beside, read_text, texts_beside
 
 
 def made(folder: Path, *names: str) -> list[str]:

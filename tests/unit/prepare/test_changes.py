@@ -27,7 +27,7 @@ from sheen.prepare.output import (
     has_transcripts,
     prepare_output,
 )
-from sheen.prepare.sources import Source, Sources
+from sheen.prepare.sources.recordings import Source, Sources
 from sheen.storage.files import LFS_POINTER
 
 main = load_script(ROOT / "jobs" / "prepare.py").main

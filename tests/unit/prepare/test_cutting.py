@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sheen.prepare.cutting import (
+from sheen.prepare.cutting.cut import (
     CUT_OFF,
     EDGE,
     FRAME_S,

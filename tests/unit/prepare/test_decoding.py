@@ -14,7 +14,7 @@ from sheen.audio.io import decode, decode_audio, resampled
 from sheen.audio.stream import AudioFile
 from sheen.data.clips import ClipError, ClipReader
 from sheen.prepare.cut_stage import _cut, cut_source
-from sheen.prepare.cutting import CutSettings
+from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.decoding import WHOLE, read_rows, resample_blocks
 from sheen.storage.files import LFS_POINTER
 

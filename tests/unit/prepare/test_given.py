@@ -17,7 +17,7 @@ from sheen.data.clips import ClipReader
 from sheen.data.corpus import read_manifest
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.cut_stage import _cut
-from sheen.prepare.cutting import PAUSE, CutSettings
+from sheen.prepare.cutting.cut import PAUSE, CutSettings
 from sheen.prepare.given import (
     account_of_corpus,
     cut_corpus,
@@ -37,9 +37,9 @@ from sheen.prepare.manifest import (
     write_manifest,
 )
 from sheen.prepare.output import MANIFEST, TRANSCRIPT_SCHEMA
-from sheen.prepare.quality import QualityLimits
-from sheen.prepare.rejections import Limits
-from sheen.prepare.texts import REASON, TextLimits
+from sheen.prepare.rejections.quality import QualityLimits
+from sheen.prepare.rejections.reasons import Limits
+from sheen.prepare.texts.matching import REASON, TextLimits
 
 Row = dict[str, Any]
 JUDGEMENT = Judgement(Limits(), QualityLimits(), TextLimits(), None)

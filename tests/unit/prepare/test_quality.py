@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sheen.audio.io import decode_audio, resampled
 from sheen.audio.samples import NO_SAMPLES
-from sheen.prepare.quality import (
+from sheen.prepare.rejections.quality import (
     Quality,
     QualityLimits,
     bandwidth_hz,

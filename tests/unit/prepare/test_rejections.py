@@ -2,8 +2,8 @@
 
 import pytest
 
-from sheen.prepare.cutting import CUT_OFF, PAUSE, CutSettings, Segment
-from sheen.prepare.rejections import (
+from sheen.prepare.cutting.cut import CUT_OFF, PAUSE, CutSettings, Segment
+from sheen.prepare.rejections.reasons import (
     Limits,
     language_fault,
     languages_of,
@@ -11,7 +11,7 @@ from sheen.prepare.rejections import (
     transcript_fault,
     word_at,
 )
-from sheen.scoring.transcript import Transcript, Word
+from sheen.scoring.asr.transcript import Transcript, Word
 
 LIMITS = Limits()
 

@@ -9,11 +9,16 @@ import pytest
 
 from helpers.pages import HOSTILE, Page, assert_self_contained
 from sheen.audio.samples import Samples
-from sheen.prepare.account import account, differing, doubtful_first
-from sheen.prepare.cutting import EDGE, PAUSE, QUIETEST
+from sheen.prepare.cutting.cut import EDGE, PAUSE, QUIETEST
 from sheen.prepare.given import account_of_corpus
-from sheen.prepare.report import CLIP_RATE, _differing_texts, render_corrections, render_report
-from sheen.prepare.texts import REASON
+from sheen.prepare.report.account import account, differing, doubtful_first
+from sheen.prepare.report.pages import (
+    CLIP_RATE,
+    _differing_texts,
+    render_corrections,
+    render_report,
+)
+from sheen.prepare.texts.matching import REASON
 from sheen.report.page import Table
 
 Row = dict[str, Any]

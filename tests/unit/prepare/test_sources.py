@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sheen.prepare.sources import find_sources
+from sheen.prepare.sources.recordings import find_sources
 
 
 def touch(folder: Path, *names: str) -> Path:

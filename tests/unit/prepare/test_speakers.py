@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from sheen.audio.io import decode_audio
-from sheen.prepare import speakers
-from sheen.prepare.speakers import (
+from sheen.prepare.speakers import clustering as speakers
+from sheen.prepare.speakers.clustering import (
     Voiced,
     embed,
     embed_examples,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sheen.prepare.subtitles import Cue, joined_text, read_subtitles
+from sheen.prepare.sources.subtitles import Cue, joined_text, read_subtitles
 
 pytest.importorskip("pysubs2", reason="needs pip install 'sheen[subtitles]'")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sheen.prepare.texts import TextLimits, check_text
+from sheen.prepare.texts.matching import TextLimits, check_text
 from sheen.scoring.wer import normalize_english
 
 DEMO = Path(__file__).parents[3] / "examples" / "english" / "demo"

@@ -11,11 +11,11 @@ import pytest
 from helpers.encoded_audio import by_pyav
 from sheen.audio.stream import AudioFile
 from sheen.data.clips import ClipReader
-from sheen.prepare.cutting import QUIETEST
+from sheen.prepare.cutting.cut import QUIETEST
+from sheen.prepare.cutting.vad import RATE
 from sheen.prepare.output import SEGMENT_SCHEMA
 from sheen.prepare.transcribe_stage import AROUND_S, TranscribeWorker, _read_all
-from sheen.prepare.vad import RATE
-from sheen.scoring.transcript import Transcript, Word
+from sheen.scoring.asr.transcript import Transcript, Word
 
 SECONDS, SEGMENT_S = 16, 3.0
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from helpers.example import clips_of, read_clip
-from sheen.prepare.cutting import speech_regions
-from sheen.prepare.vad import FRAME, RATE, Probabilities, VoiceActivity
+from sheen.prepare.cutting.cut import speech_regions
+from sheen.prepare.cutting.vad import FRAME, RATE, Probabilities, VoiceActivity
 
 
 @pytest.fixture(scope="module")

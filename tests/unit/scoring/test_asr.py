@@ -24,7 +24,7 @@ from transformers import (
 from helpers.example import NEW_VOICE, VOICES, clips_of, read_clip
 from helpers.recogniser import tiny_en
 from helpers.tiny_whisper import save_whisper
-from sheen.scoring.asr import (
+from sheen.scoring.asr.transcribers import (
     AsrPipeline,
     Transcriber,
     check_transcriber,

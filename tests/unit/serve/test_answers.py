@@ -21,8 +21,8 @@ from helpers.in_process import asking, openai_client
 from helpers.served import events
 from sheen.serve import request_log
 from sheen.serve.access.admission import Admission
+from sheen.serve.answers.batch import Batch
 from sheen.serve.backend import Backend
-from sheen.serve.batch import Batch
 from sheen.serve.config import BATCH, Limits, ServeArgs
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema.requests import MAX_BATCH_CHARACTERS, MAX_BATCH_ITEMS, BatchRequest

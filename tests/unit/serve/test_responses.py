@@ -23,13 +23,13 @@ from sheen.audio.samples import Samples
 from sheen.engine.types import Span
 from sheen.serve import request_log
 from sheen.serve.access.admission import Admission
+from sheen.serve.answers.responses import answer, delta_event, streamed
 from sheen.serve.backend import Backend
 from sheen.serve.capabilities import Capabilities
 from sheen.serve.config import Limits, ServeArgs
 from sheen.serve.errors import APIError
 from sheen.serve.rendering import Renderer
 from sheen.serve.request_log import RequestRecord, close_record
-from sheen.serve.responses import answer, delta_event, streamed
 from sheen.serve.schema.requests import SpeechRequest
 from sheen.serve.websocket.conversation import converse
 

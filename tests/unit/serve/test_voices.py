@@ -20,12 +20,12 @@ from helpers.recogniser import tiny_en
 from sheen.audio.io import encode_audio
 from sheen.scoring.wer import error_rate, normalize_english
 from sheen.serve.access.middleware import Gate, set_gate
+from sheen.serve.answers.batch import answer_batch
+from sheen.serve.answers.responses import answer
 from sheen.serve.backend import Backend
-from sheen.serve.batch import answer_batch
 from sheen.serve.config import BATCH, ServeArgs
 from sheen.serve.errors import APIError
 from sheen.serve.request_log import SCOPE_KEY, RequestRecord, close_record, record_of
-from sheen.serve.responses import answer
 from sheen.serve.schema.answers import CreatedVoice, Voices
 from sheen.serve.schema.requests import BatchRequest, SpeechRequest
 from sheen.serve.voices.folder import FolderFull, StoredVoice, VoiceFolder, is_name, voice_id

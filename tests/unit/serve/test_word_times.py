@@ -19,7 +19,7 @@ from helpers.served import events
 from helpers.tiny_whisper import save_faster_whisper
 from sheen.audio.samples import Samples
 from sheen.engine.types import Span
-from sheen.scoring.word_times import Times
+from sheen.scoring.asr.word_times import Times
 from sheen.serve.backend import Backend
 from sheen.serve.config import BATCH, ServeArgs
 from sheen.serve.word_times import Aligner, SpokenWords, WordTimes, written_words
@@ -89,7 +89,7 @@ def test_words_are_as_written_whatever_is_spoken_instead(client: TestClient) -> 
 def test_a_header_that_would_be_too_long_is_not_there_and_says_why(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sheen.serve.responses.MAX_WORDS_BYTES", 60)
+    monkeypatch.setattr("sheen.serve.answers.responses.MAX_WORDS_BYTES", 60)
     response = speak(client, "four two")
     assert "X-Word-Timestamps" not in response.headers
     assert "bytes" in response.headers["X-Word-Timestamps-Omitted"]
@@ -198,7 +198,7 @@ def test_audio_is_sent_where_its_words_cannot_be_aligned(
     def fail(*arguments: Any) -> None:
         raise ValueError("a clip of 31 s")
 
-    monkeypatch.setattr("sheen.scoring.whisper.FasterWhisper.align", fail)
+    monkeypatch.setattr("sheen.scoring.asr.whisper.FasterWhisper.align", fail)
     response = speak(client, "four")
     assert response.content
     assert response.headers["X-Word-Timestamps-Omitted"] == "alignment failed"

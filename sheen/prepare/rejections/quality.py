@@ -3,7 +3,7 @@
 Owns the measures, each a number with a unit or None if it cannot be measured, and their limits. All
 limits except that of overlap, which is measured only with `--overlap`, are off by default: the
 report's histograms show how much they would reject. The networks are those of `sheen.scoring.mos`
-and `overlap`; speech is found by `sheen.prepare.vad`. Reads no files.
+and `overlap`; speech is found by `sheen.prepare.cutting.vad`. Reads no files.
 
 Shapes: n samples, spans in seconds.
 """

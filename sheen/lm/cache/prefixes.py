@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sheen.lm.kv_cache import PAGE
-from sheen.lm.pages import PagePool
+from sheen.lm.cache.kv_cache import PAGE
+from sheen.lm.cache.pages import PagePool
 
 Key = bytes
 

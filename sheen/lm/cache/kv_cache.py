@@ -4,7 +4,7 @@ Owns the arena's memory and its arithmetic, and a table per slot: which pages ho
 order. A request has pages for its own length, not for the longest one's. Pages may be held by
 several slots, which then read the same beginning; such a page is never written. Refuses an arena
 that does not fit the device's memory. Knows nothing about requests: which slot is whose, and who
-has to wait for pages, is `sheen.engine.scheduler`'s; attention is `sheen.lm.slot_attention`'s.
+has to wait for pages, is `sheen.engine.scheduler`'s; attention is `sheen.lm.attention.slots`'s.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sheen.lm.pages import PagePool
+from sheen.lm.cache.pages import PagePool
 
 PAGE = 64
 """Tokens of a page."""

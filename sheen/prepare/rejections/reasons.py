@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
-from sheen.prepare.channels import CROSSTALK_DB
-from sheen.prepare.cutting import CUT_OFF, CutSettings, Segment
-from sheen.scoring.transcript import Transcript, Word
+from sheen.prepare.cutting.channels import CROSSTALK_DB
+from sheen.prepare.cutting.cut import CUT_OFF, CutSettings, Segment
+from sheen.scoring.asr.transcript import Transcript, Word
 from sheen.scoring.wer import normalize_words
 
 SILENT_DB = -60.0

@@ -1,21 +1,21 @@
 """The pages of a prepare job: the report, and the content of the review page.
 
 Owns what they show, and the choice of clips. The statistics, and which rows to doubt, are
-`sheen.prepare.account`'s; the review page is `sheen.report.review`'s.
+`sheen.prepare.report.account`'s; the review page is `sheen.report.review`'s.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from sheen.audio.samples import Samples
-from sheen.prepare.account import (
+from sheen.prepare.report.account import (
     differing,
     doubtful_first,
     speech_seconds,
     text_rate,
     word_count,
 )
-from sheen.prepare.texts import REASON
+from sheen.prepare.texts.matching import REASON
 from sheen.report.figures import histogram
 from sheen.report.page import Block, Cell, Clip, Section, clip_row, render_page, table
 from sheen.report.review import ReviewRow, render_review

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sheen.audio.samples import NO_SAMPLES
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Window, WindowCodec
-from sheen.engine.window_shapes import LONGEST, WindowShapes
+from sheen.engine.audio.window_shapes import LONGEST, WindowShapes
 
 DEFAULT_RAMP = (1, 2, 4, 8, 12)
 """Frames of the first chunks; the last value repeats. The first ones are small for an early start;

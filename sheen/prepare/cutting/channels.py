@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sheen.prepare.cutting import FLOOR, STEP_S, Levels, Segment
+from sheen.prepare.cutting.cut import FLOOR, STEP_S, Levels, Segment
 
 ALIKE = 0.02
 """Two channels are copies if the sum of their level differences is less than this share of the sum

@@ -1,7 +1,7 @@
 """ASR: waveforms to text.
 
 Owns the choice of a `Transcriber`, and the one for transformers' ASR models; faster-whisper is
-`sheen.scoring.whisper`. A transcriber does not know the reference text, and a clip's transcript
+`sheen.scoring.asr.whisper`. A transcriber does not know the reference text, and a clip's transcript
 does not depend on the other clips. Error rates are `sheen.scoring.wer`'s.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sheen.scoring.transcript import Transcript, Word
-from sheen.scoring.whisper import (
+from sheen.scoring.asr.transcript import Transcript, Word
+from sheen.scoring.asr.whisper import (
     FasterWhisper,
     at_rate,
     check_language,

@@ -1,14 +1,14 @@
 """The account of a preparation: hours and rows in and out, and the rows to doubt.
 
 Owns the statistics, which cover every second of the input, the doubts about a row and their order.
-Doubtful rows are not rejected. The pages are `sheen.prepare.report`'s.
+Doubtful rows are not rejected. The pages are `sheen.prepare.report.pages`'s.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sheen.prepare.cutting import PAUSE, QUIETEST
+from sheen.prepare.cutting.cut import PAUSE, QUIETEST
 
 EXAMPLES = 3
 """Examples of each reason."""

@@ -2,7 +2,8 @@
 
 Owns which sources are faster-whisper's (names of published models, folders in CTranslate2's format)
 and the settings: greedy, temperature 0, clips transcribed separately. Models in transformers'
-format are `sheen.scoring.asr`'s. Imports faster-whisper, which takes seconds, only to load a model.
+format are `sheen.scoring.asr.transcribers`'s. Imports faster-whisper, which takes seconds, only to
+load a model.
 """
 
 import json
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from sheen.audio.io import resampled
-from sheen.scoring.transcript import Transcript, Word
+from sheen.scoring.asr.transcript import Transcript, Word
 
 RATE = 16_000
 """Sample rate of every Whisper, Hz."""
@@ -133,14 +134,14 @@ class FasterWhisper:
         )
 
     def transcribe(self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int) -> list[str]:
-        """As `sheen.scoring.asr.Transcriber`; clips are independent of one another."""
+        """As `sheen.scoring.asr.transcribers.Transcriber`; clips are independent of one another."""
         return [self._text(waveform, sample_rate) for waveform in waveforms]
 
     def transcribe_words(
         self, waveforms: Sequence[NDArray[np.float32]], sample_rate: int
     ) -> list[Transcript]:
-        """As `sheen.scoring.asr.Transcriber`. Includes Whisper's text for noise, which `transcribe`
-        drops: the caller decides by the confidence."""
+        """As `sheen.scoring.asr.transcribers.Transcriber`. Includes Whisper's text for noise, which
+        `transcribe` drops: the caller decides by the confidence."""
         return [self._words(waveform, sample_rate) for waveform in waveforms]
 
     def align(
@@ -183,7 +184,7 @@ class FasterWhisper:
     def guess_language(
         self, waveform: NDArray[np.float32], sample_rate: int
     ) -> tuple[str, float] | None:
-        """As `sheen.scoring.asr.Transcriber`; None for an English-only model."""
+        """As `sheen.scoring.asr.transcribers.Transcriber`; None for an English-only model."""
         if not self._model.model.is_multilingual or not len(waveform):
             return None
         language, probability, _ = self._model.detect_language(at_rate(waveform, sample_rate))

@@ -2,7 +2,7 @@
 
 Owns the network and its state: Silero VAD (MIT), in the version for sequences of frames, which is
 part of package faster-whisper. A recording is never in memory as a whole, and the block sizes do
-not affect the result. The probabilities are used by `sheen.prepare.cutting`.
+not affect the result. The probabilities are used by `sheen.prepare.cutting.cut`.
 
 Shapes: n samples at RATE, f frames of FRAME samples.
 """

@@ -1,8 +1,8 @@
 """Speakers of the rows, by clustering their embeddings.
 
 Owns which rows take part (the kept ones), and the reason of rows without a speaker. The clustering
-is `sheen.prepare.speakers`'s; it runs on the driver over all rows, each time the manifest is
-written.
+is `sheen.prepare.speakers.clustering`'s; it runs on the driver over all rows, each time the
+manifest is written.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sheen.prepare.speakers import Floats, Voiced, find_speakers, name_speakers
+from sheen.prepare.speakers.clustering import Floats, Voiced, find_speakers, name_speakers
 
 Row = dict[str, Any]
 
@@ -23,7 +23,7 @@ def assign_speakers(
     examples: Mapping[str, Floats],
 ) -> None:
     """Fill `speaker` of kept rows; rows without a speaker are rejected. Arguments as in
-    `sheen.prepare.speakers`; `transcripts` has the column `embedding`."""
+    `sheen.prepare.speakers.clustering`; `transcripts` has the column `embedding`."""
     points = dict(zip(transcripts["id"].to_pylist(), transcripts["embedding"], strict=True))
     kept = [row for row in rows if row["reason"] is None and row["speaker"] is None]
     voiced = [

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sheen.audio.samples import NO_SAMPLES, Samples
-from sheen.prepare.vad import FRAME, RATE, Probabilities
+from sheen.prepare.cutting.vad import FRAME, RATE, Probabilities
 
 FRAME_S = FRAME / RATE
 STEP = 160

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
-from sheen.lm.guidance import Guide
-from sheen.lm.segments import Segments
+from sheen.lm.attention.guidance import Guide
+from sheen.lm.attention.segments import Segments
 
 PACKED = "sheen_packed"
 """The name under which transformers knows `packed_attention`."""

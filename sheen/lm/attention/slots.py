@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from sheen.lm.attention import BEYOND
-from sheen.lm.kv_cache import PAGE, Cut, PagedCache
+from sheen.lm.attention.packed import BEYOND
+from sheen.lm.cache.kv_cache import PAGE, Cut, PagedCache
 
 SLOTTED = "sheen_slots"
 """The name under which transformers knows `slot_attention`."""

@@ -2,7 +2,7 @@
 talk.mkv, and book.txt in a folder of chapters.
 
 Owns which file is the text of which recording, and reading it as one text. Dividing it among
-segments is `sheen.prepare.alignment`'s.
+segments is `sheen.prepare.texts.alignment`'s.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sheen.data.schema import iter_lines
-from sheen.prepare import subtitles
+from sheen.prepare.sources import subtitles
 from sheen.storage import files, uris
 
 SUFFIXES = (".txt", *subtitles.SUFFIXES)

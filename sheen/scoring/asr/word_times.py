@@ -2,7 +2,7 @@
 
 Owns what makes an ASR's times exact at pauses: an aligner says where one word gives way to the
 next, to some hundredths of a second and with the silence between them on either side; where sound
-ends and begins the samples tell. Knows no model, see `sheen.scoring.whisper.FasterWhisper.align`.
+ends and begins the samples tell. Knows no model, see `FasterWhisper.align`.
 
 Shapes: n samples, w words, f frames of HOP_S.
 """

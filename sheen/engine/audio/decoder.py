@@ -16,9 +16,9 @@ import torch
 
 from sheen.audio.samples import Samples, SilenceTrim
 from sheen.codec.snac import WindowCodec
-from sheen.engine.streaming import StreamingDecoder, decode_ready
+from sheen.engine.audio.streaming import StreamingDecoder, decode_ready
+from sheen.engine.audio.window_shapes import WindowShapes
 from sheen.engine.types import Finished, Playback, Sink
-from sheen.engine.window_shapes import WindowShapes
 
 logger = logging.getLogger(__name__)
 
