@@ -16,8 +16,8 @@ from sheen.codec.layout import TokenLayout
 from sheen.encode.config import EncodeConfig
 from sheen.encode.output import read_rows
 from sheen.encode.stages import DecodeSettings, decode_rows
-from sheen.prepare import report as report_page
 from sheen.prepare.output import MANIFEST, REJECTED, REPORT
+from sheen.prepare.report import pages as report_page
 from sheen.scoring.wer import error_rate, normalize_english
 from sheen.storage.files import LFS_POINTER
 
