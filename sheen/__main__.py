@@ -61,7 +61,7 @@ def speak(argv: list[str], prog: str) -> int:
     add, shown = parser.add_argument, "(default: %(default)s)"
     add("text", metavar="TEXT", help="what to speak; - reads it from standard input")
     add("--model", help="checkpoint: a folder, a URI or a hub id (default: the English voice)")
-    add("--voice", help="one of the model's voices (default: the only one)")
+    add("--voice", help="one of the model's voices (default: the first)")
     add("--reference", help="recording of another voice to use: path or URI")
     add("--reference-text", help="its transcript")
     add(

@@ -152,7 +152,7 @@ class Speaker:
     ) -> Audio:
         """Synthesize a text of any length.
 
-        `voice`: one of `voices`; optional if there is only one. `reference`: a result of the method
+        `voice`: one of `voices` (default: the first). `reference`: a result of the method
         `reference`, whose voice is used instead. `instructions`: how to say the text, for a model
         trained with instructions. `speed`: 0.25 to 4, at constant pitch.
         `temperature`: 0 (greedy) to 5. `top_k`: number of likeliest tokens kept, 0 is off; `top_p`:
@@ -243,7 +243,7 @@ class Speaker:
             raise RuntimeError("this Speaker is closed; load it again")
         if reference is not None and voice is not None:
             raise ValueError(f"voice {voice!r}: a reference is given too; give only one of them")
-        if reference is None and voice is None and len(self.voices) == 1:
+        if reference is None and voice is None and self.voices:
             voice = self.voices[0]
         pipeline = self._voice.pipeline
         try:

@@ -1,8 +1,6 @@
 """The Python API: `sheen.load`, Speaker and Audio, on the English voice."""
 
 import inspect
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,21 +198,12 @@ def test_a_device_that_is_not_there_is_named() -> None:
         sheen.load(str(CHECKPOINT), device="nothing")
 
 
-@pytest.mark.slow
-def test_of_several_voices_one_must_be_named(checkpoint: Path) -> None:
-    with sheen.load(str(checkpoint), device="cpu") as speaker:
-        known = ", ".join(sorted(VOICES))
-        with pytest.raises(ValueError, match=f"no voice was named; this model has: {known}"):
-            speaker.stream("Yes.")
-
-
-def test_the_only_voice_of_a_model_need_not_be_named(checkpoint: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
-    info = json.loads((folder / "sheen.json").read_text("utf-8"))
-    (folder / "sheen.json").write_text(json.dumps({**info, "voices": ["heart"]}), "utf-8")
-    with sheen.load(str(folder), device="cpu", max_seconds=1.0) as speaker:
-        unnamed, named = speaker.synthesize("Yes."), speaker.synthesize("Yes.", "heart")
+def test_without_a_name_the_first_voice_speaks(checkpoint: Path) -> None:
+    with sheen.load(str(checkpoint), device="cpu", max_seconds=1.0) as speaker:
+        first, other = speaker.voices[0], speaker.voices[-1]
+        unnamed, named, third = (speaker.synthesize("Yes.", name) for name in (None, first, other))
     np.testing.assert_array_equal(unnamed.samples, named.samples)
+    assert not np.array_equal(unnamed.samples, third.samples)
 
 
 def test_a_closed_speaker_says_so() -> None:
