@@ -20,12 +20,12 @@ import torch
 
 from sheen.audio.io import decode_audio, resampled
 from sheen.data.clips import ClipReader
-from sheen.prepare.cut_stage import cut_source
 from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.cutting.vad import RATE
 from sheen.prepare.decoding import WHOLE
 from sheen.prepare.rejections.quality import between, measure
 from sheen.prepare.speakers.clustering import embed
+from sheen.prepare.stages.cut import cut_source
 from sheen.scoring.speaker_id import SpeakerEncoder
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "english" / "demo"

@@ -148,4 +148,4 @@ EMBED_S, FEATURES_S = 0.026, 0.002
 """CPU seconds per segment, in the worker that transcribes: its speaker embedding (of 3 s, whatever
 the length), and its spectrogram: docs/benchmarks.md, Preparing."""
 SEGMENT_ROWS = 32
-"""Segments of a block (sheen/prepare/job.py)."""
+"""Segments of a block (sheen/prepare/stages/pipelines.py)."""

@@ -1,28 +1,20 @@
 """The prepare job: recordings -> segments with transcripts, and a manifest for encoding.
 
-Owns the Ray Data pipelines of both stages, resuming (the same command resumes with the sources, and
-then the segments, whose rows are not committed, see `sheen.blocks`), and the files of the output.
-All sources are cut before any segment is transcribed, so that one long recording keeps all workers
-busy.
+Owns the order of the work, what is checked before it, and the files of the output; the same command
+resumes. All sources are cut before any segment is transcribed, so that one long recording keeps all
+workers busy. The pipelines are `sheen.prepare.stages.pipelines`'s.
 """
 
 import json
 import logging
-import time
-from collections.abc import Collection
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import blocks
 from sheen.config import errors_of
-from sheen.data.clips import TRANSIENT
 from sheen.prepare.changes import changed_recordings
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.corrections import (
@@ -31,7 +23,6 @@ from sheen.prepare.corrections import (
     given_corrections,
     stored_corrections,
 )
-from sheen.prepare.cut_stage import cut_sources
 from sheen.prepare.decoding import read_rows
 from sheen.prepare.export import export_segments
 from sheen.prepare.given import (
@@ -44,21 +35,17 @@ from sheen.prepare.manifest import (
     SEGMENT_BITS,
     Judgement,
     Row,
-    Segments,
     give_texts,
     judge_rows,
     plan_segments,
     write_manifest,
 )
 from sheen.prepare.output import (
-    CUT_SCHEMA,
     CUTS,
     PAGE,
     REPORT,
     REVIEW,
-    TRANSCRIPT_SCHEMA,
     TRANSCRIPTS,
-    check_device,
     has_transcripts,
     prepare_output,
     write_lines,
@@ -66,9 +53,8 @@ from sheen.prepare.output import (
 from sheen.prepare.report.account import account
 from sheen.prepare.speakers.assignment import assign_speakers
 from sheen.prepare.speakers.clustering import Floats, embed_examples
-from sheen.prepare.transcribe_stage import TranscribeWorker, read_segments
+from sheen.prepare.stages.pipelines import connect, cut_all, transcribe_all
 from sheen.runs import cluster
-from sheen.runs.attempts import Attempts
 from sheen.runs.output import output_lock
 from sheen.scoring.asr.transcribers import check_transcriber
 from sheen.scoring.mos import Dnsmos
@@ -77,18 +63,6 @@ from sheen.scoring.speaker_id import SpeakerEncoder
 from sheen.storage import files, uris
 
 logger = logging.getLogger(__name__)
-
-BLOCK_ROWS = 32
-"""Segments of a block, at most: minutes of speech."""
-MOST_BLOCKS = 64
-"""A small input is divided into this many blocks, so that every worker gets some of it."""
-CUT_ROWS, CUT_BLOCKS = 16, 256
-"""Sources of a block, at most; a block has several sources only beyond this many blocks."""
-WORKER_CPUS = 0.5
-"""Reserved by a transcribing worker; below 1, so that reading and writing find a free share."""
-PROGRESS_S = 10.0
-READ_LIMIT_S = 300.0
-"""A recording that gives nothing for longer is rejected, and a segment that takes longer."""
 
 
 def run(config: PrepareConfig) -> Row:
@@ -120,14 +94,14 @@ def run(config: PrepareConfig) -> Row:
         cuts: list[Row] = []
         segments, texts = planned.segments, planned.texts
         if segments is None:
-            cuts = _cut(listed(planned.sources), config, output, changed).to_pylist()
+            cuts = cut_all(listed(planned.sources), config, output, changed).to_pylist()
             segments = plan_segments(cuts, config.cut_settings)
         elif not config.check:
             table = rows_to_cut(segments, config.max_seconds)
-            cuts = _cut(table, config, output, changed).to_pylist()
+            cuts = cut_all(table, config, output, changed).to_pylist()
             corpus = cut_corpus(segments, cuts, config.cut_settings)
             segments, texts, cuts = corpus.segments, corpus.texts, corpus.long
-        found = _transcribe(segments, config, output, changed)
+        found = transcribe_all(segments, config, output, changed)
         # As Python lists, the embeddings of a large input would not fit into memory.
         transcripts = found.drop_columns(["embedding"]).to_pylist()
         # The input's texts as they are now: a changed text needs no new transcription.
@@ -154,7 +128,7 @@ def run(config: PrepareConfig) -> Row:
             assign_speakers(rows, found, number, examples)
         write_manifest(output, rows)
         if config.segments == "files":
-            _connect()
+            connect()
             export_segments(output, [row for row in rows if row["reason"] is None])
         sources = cuts
         if not raw:
@@ -226,89 +200,6 @@ def _write_report(
     return report
 
 
-def _cut(table: pa.Table, config: PrepareConfig, output: str, changed: Collection[int]) -> pa.Table:
-    """Run the first stage over the sources that are not cut yet; returns CUT_SCHEMA of all.
-    `table`: SOURCE_SCHEMA. `changed`: see `_changed`."""
-    folder = uris.join(output, CUTS)
-    blocks.merge_all(folder)  # what an interrupted run committed
-    size = min(CUT_ROWS, max(1, len(table) // CUT_BLOCKS))
-    planned = blocks.plan(table, size, _done(folder, table, "recordings", changed))
-    if planned:
-        _connect()
-        do = partial(
-            cut_sources,
-            settings=config.cut_settings,
-            each_channel=config.channels == "each",
-            output=folder,
-            attempts=Attempts(),
-            limit_s=READ_LIMIT_S,
-        )
-        data = ray.data.from_blocks(planned).map_batches(
-            do, batch_size=None, batch_format="pyarrow", num_cpus=1
-        )
-        _wait(data, sum(map(len, planned)), "recordings cut")
-        blocks.merge_all(folder)
-    return _merged(folder, table, CUT_SCHEMA)
-
-
-def _transcribe(
-    segments: Segments, config: PrepareConfig, output: str, changed: Collection[int]
-) -> pa.Table:
-    """Run the second stage over segments that are not transcribed yet; returns TRANSCRIPT_SCHEMA of
-    all segments. `changed`: see `_changed`."""
-    folder = uris.join(output, TRANSCRIPTS)
-    blocks.merge_all(folder)
-    size = min(BLOCK_ROWS, max(1, len(segments.table) // MOST_BLOCKS))
-    bits = 0 if config.check else SEGMENT_BITS
-    done = _done(folder, segments.table, "segments", changed, bits)
-    planned = blocks.plan(segments.table, size, done)
-    if planned:
-        _connect()
-        gpu = cluster.use_gpus(config.gpu)
-        check_device(output, gpu)
-        workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
-        attempts = Attempts()
-        data = (
-            ray.data.from_blocks(planned)
-            .map_batches(
-                partial(
-                    read_segments,
-                    dnsmos=config.dnsmos,
-                    overlap=config.overlap,
-                    attempts=attempts,
-                    limit_s=READ_LIMIT_S,
-                ),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=0.25,
-            )
-            .map_batches(
-                TranscribeWorker,
-                fn_constructor_kwargs={
-                    "asr": config.asr,
-                    "language": config.language,
-                    "device": None if gpu else "cpu",
-                    "speakers": config.num_speakers is not None,
-                    "attempts": attempts,
-                },
-                compute=ActorPoolStrategy(size=min(workers, len(planned))),
-                batch_size=size,
-                batch_format="pyarrow",
-                num_cpus=WORKER_CPUS,
-                num_gpus=1 if gpu else 0,
-            )
-            .map_batches(
-                partial(blocks.commit_rows, output=folder),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=0.1,
-            )
-        )
-        _wait(data, sum(map(len, planned)), "segments transcribed")
-        blocks.merge_all(folder)
-    return _merged(folder, segments.table, TRANSCRIPT_SCHEMA)
-
-
 def _changed(output: str, config: PrepareConfig, planned: Planned) -> list[int]:
     """Keys of the sources whose recordings are other ones than before, and had no result. Raises
     ValueError for one that had."""
@@ -327,48 +218,3 @@ def _changed(output: str, config: PrepareConfig, planned: Planned) -> list[int]:
     names = {by_key[key].name for key in used & by_key.keys()}
     changed = changed_recordings(output, planned.sources.sources, names)
     return [key for key, source in by_key.items() if source.name in changed]
-
-
-def _done(
-    folder: str, planned: pa.Table, what: str, changed: Collection[int], bits: int = 0
-) -> blocks.Keys:
-    """The keys of a stage's rows that need no other attempt. `changed`: keys of sources, which are
-    those of rows without their last `bits`."""
-    done = blocks.merged_keys(folder)
-    again = blocks.keys_to_retry(folder, planned, TRANSIENT)
-    again = np.union1d(again, done[np.isin(done >> bits, list(changed))])
-    if len(again):
-        logger.info("retrying %d %s that were missing, not read or replaced", len(again), what)
-    done = np.setdiff1d(done, again)
-    if len(done):
-        logger.info("%d of %d %s are done already", len(done), len(planned), what)
-    return done
-
-
-def _connect() -> None:
-    cluster.connect()
-    # Ray counts finished blocks as progress and ends a job after half an hour without any; a long
-    # recording, or a large model on a CPU, may take longer.
-    DataContext.get_current().execution_no_progress_timeout_s = -1
-
-
-def _wait(data: Any, total: int, what: str) -> None:
-    started = said = time.monotonic()
-    count = 0
-    for written in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-        blocks.raise_fault(written["fault"].to_pylist())
-        count += sum(written["rows"].to_pylist())
-        now = time.monotonic()
-        if now - said > PROGRESS_S:
-            said = now
-            left = (now - started) / count * (total - count)
-            logger.info("%d/%d %s, about %.0f s left", count, total, what, left)
-    logger.info("%d/%d %s in %.1f s", count, total, what, time.monotonic() - started)
-
-
-def _merged(folder: str, planned: pa.Table, schema: pa.Schema) -> pa.Table:
-    """All rows of a stage, by key. RuntimeError unless each planned row exists exactly once."""
-    parts = list(blocks.read_merged(folder))
-    keys = [part["key"].to_numpy() for part in parts]
-    blocks.check_keys(folder, keys, planned["key"].to_numpy())
-    return pa.concat_tables(parts).sort_by("key") if parts else schema.empty_table()

@@ -197,7 +197,7 @@ def check_device(output: str, gpu: bool) -> None:
     elif before != device:
         raise ValueError(
             f"--output {output} has segments that were transcribed on a {before}, and the others "
-            f"would be on a {device}; give {'--gpu' if gpu is False else '--no-gpu'}, or another "
+            f"would be on a {device}; give {'--no-gpu' if gpu else '--gpu'}, or another "
             "folder"
         )
 

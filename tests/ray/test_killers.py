@@ -19,7 +19,7 @@ from helpers.recogniser import tiny_en
 from sheen.encode import job as encode_job
 from sheen.evaluate import job as evaluate_job
 from sheen.evaluate.speak_stage import SpeakWorker
-from sheen.prepare import job as prepare_job
+from sheen.prepare.stages import pipelines
 from sheen.runs.attempts import MAX_CRASHES, Attempts
 from sheen.train.codec import job as codec_job
 
@@ -121,7 +121,7 @@ def test_a_recording_that_gives_nothing_is_not_waited_for(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pipe that nobody writes to."""
-    monkeypatch.setattr(prepare_job, "READ_LIMIT_S", 10)
+    monkeypatch.setattr(pipelines, "READ_LIMIT_S", 10)
     os.mkfifo(tmp_path / "hang.wav")
     clip = clips_of(VOICES[0])[8].path
     words = ["--input", str(tmp_path / "hang.wav"), "--input", str(clip), "--asr", tiny_en()]

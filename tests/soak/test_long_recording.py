@@ -4,7 +4,6 @@ import io
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -13,8 +12,8 @@ import pytest
 from helpers.corpora import LAYOUT
 from helpers.encoded_audio import by_soundfile
 from helpers.example import NEW_VOICE, RATE, clips_of, read_clip
+from helpers.opened import record_opened
 from sheen.audio.stream import PREROLL_S, AudioFile
-from sheen.data import clips
 from sheen.data.corpus import read_manifest
 from sheen.encode.config import Limits
 from sheen.encode.output import plan_blocks
@@ -39,14 +38,7 @@ def test_rows_of_a_long_mp3_read_it_once_and_hold_none_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the blocks of an encode job, as one worker decodes them."""
-    opened: list[AudioFile] = []
-
-    class Known(AudioFile):
-        def __init__(self, file: Any, channel: int | None = None) -> None:
-            super().__init__(file, channel)
-            opened.append(self)
-
-    monkeypatch.setattr(clips, "AudioFile", Known)
+    opened = record_opened(monkeypatch)
     spoken = np.concatenate([read_clip(clip) for clip in clips_of(NEW_VOICE)])
     tile = by_soundfile(spoken[: TILE_S * RATE], RATE, "MP3")
     # Where one follows another is a tag, which becomes silence: no row may hold one.

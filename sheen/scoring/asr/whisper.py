@@ -2,7 +2,7 @@
 
 Owns which sources are faster-whisper's (names of published models, folders in CTranslate2's format)
 and the settings: greedy, temperature 0, clips transcribed separately. Models in transformers'
-format are `sheen.scoring.asr.transcribers`'s. Imports faster-whisper, which takes seconds, only to
+format are `sheen.scoring.asr.pipeline`'s. Imports faster-whisper, which takes seconds, only to
 load a model.
 """
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from helpers.corpora import LAYOUT
 from helpers.encoded_audio import by_soundfile
+from helpers.opened import record_opened
 from sheen.audio.io import decode, from_pcm16
-from sheen.audio.stream import PREROLL_S, AudioFile
-from sheen.data import clips
+from sheen.audio.stream import PREROLL_S
 from sheen.data.clips import ClipError, ClipReader
 from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
 from sheen.data.parts import sort_manifest
@@ -196,14 +196,7 @@ def test_many_rows_of_one_recording_decode_it_once_in_whatever_order_they_are_li
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two recordings whose rows are listed at random, through the blocks of an encode job."""
-    opened: list[AudioFile] = []
-
-    class Known(AudioFile):
-        def __init__(self, file: Any, channel: int | None = None) -> None:
-            super().__init__(file, channel)
-            opened.append(self)
-
-    monkeypatch.setattr(clips, "AudioFile", Known)
+    opened = record_opened(monkeypatch)
     seconds, count = 120, 60
     data = by_soundfile(sound(seconds), RATE, "MP3")
     whole, _ = decode(data)

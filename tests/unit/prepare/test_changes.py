@@ -14,7 +14,7 @@ from sheen import blocks
 from sheen.prepare.changes import STATES, changed_recordings
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.inputs import Planned, listed
-from sheen.prepare.job import _changed, _done
+from sheen.prepare.job import _changed
 from sheen.prepare.manifest import SEGMENT_BITS, Segments
 from sheen.prepare.output import (
     CUT_SCHEMA,
@@ -28,6 +28,7 @@ from sheen.prepare.output import (
     prepare_output,
 )
 from sheen.prepare.sources.recordings import Source, Sources
+from sheen.prepare.stages.pipelines import _done
 from sheen.storage.files import LFS_POINTER
 
 main = load_script(ROOT / "jobs" / "prepare.py").main

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from helpers.example import RATE, clips_of, read_clip
 from sheen.data.clips import ClipReader
 from sheen.data.corpus import read_manifest
-from sheen.prepare.cut_stage import cut_source
 from sheen.prepare.cutting.channels import CROSSTALK_DB
 from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.manifest import plan_segments, public
 from sheen.prepare.output import CUT_SCHEMA, write_lines
+from sheen.prepare.stages.cut import cut_source
 
 LEAK = 10 ** (-20 / 20)
 

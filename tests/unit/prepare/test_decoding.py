@@ -13,9 +13,9 @@ from helpers.example import clips_of
 from sheen.audio.io import decode, decode_audio, resampled
 from sheen.audio.stream import AudioFile
 from sheen.data.clips import ClipError, ClipReader
-from sheen.prepare.cut_stage import _cut, cut_source
 from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.decoding import WHOLE, read_rows, resample_blocks
+from sheen.prepare.stages.cut import _cut, cut_source
 from sheen.storage.files import LFS_POINTER
 
 RATE = 16_000

@@ -16,7 +16,6 @@ from sheen.audio.io import decode
 from sheen.data.clips import ClipReader
 from sheen.data.corpus import read_manifest
 from sheen.prepare.config import PrepareConfig
-from sheen.prepare.cut_stage import _cut
 from sheen.prepare.cutting.cut import PAUSE, CutSettings
 from sheen.prepare.given import (
     account_of_corpus,
@@ -39,6 +38,7 @@ from sheen.prepare.manifest import (
 from sheen.prepare.output import MANIFEST, TRANSCRIPT_SCHEMA
 from sheen.prepare.rejections.quality import QualityLimits
 from sheen.prepare.rejections.reasons import Limits
+from sheen.prepare.stages.cut import _cut
 from sheen.prepare.texts.matching import REASON, TextLimits
 
 Row = dict[str, Any]

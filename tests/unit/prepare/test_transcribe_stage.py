@@ -14,7 +14,7 @@ from sheen.data.clips import ClipReader
 from sheen.prepare.cutting.cut import QUIETEST
 from sheen.prepare.cutting.vad import RATE
 from sheen.prepare.output import SEGMENT_SCHEMA
-from sheen.prepare.transcribe_stage import AROUND_S, TranscribeWorker, _read_all
+from sheen.prepare.stages.transcribe import AROUND_S, TranscribeWorker, _read_all
 from sheen.scoring.asr.transcript import Transcript, Word
 
 SECONDS, SEGMENT_S = 16, 3.0

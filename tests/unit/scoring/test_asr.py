@@ -24,13 +24,8 @@ from transformers import (
 from helpers.example import NEW_VOICE, VOICES, clips_of, read_clip
 from helpers.recogniser import tiny_en
 from helpers.tiny_whisper import save_whisper
-from sheen.scoring.asr.transcribers import (
-    AsrPipeline,
-    Transcriber,
-    check_transcriber,
-    open_transcriber,
-    pipeline_kinds,
-)
+from sheen.scoring.asr.pipeline import AsrPipeline, pipeline_kinds
+from sheen.scoring.asr.transcribers import Transcriber, check_transcriber, open_transcriber
 from sheen.scoring.wer import error_rate, normalize_english, normalize_words
 
 RATE = 16000

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torchaudio.functional import resample
 
 from helpers.tiny_whisper import save_faster_whisper
-from sheen.scoring.asr.transcribers import AsrPipeline, check_transcriber, open_transcriber
+from sheen.scoring.asr.pipeline import AsrPipeline
+from sheen.scoring.asr.transcribers import check_transcriber, open_transcriber
 from sheen.scoring.asr.whisper import NAMES, RATE, FasterWhisper, find_whisper
 
 Waveform = NDArray[np.float32]
