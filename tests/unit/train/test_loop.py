@@ -473,6 +473,18 @@ def test_all_rows_of_a_run_have_one_length_and_a_resumed_run_the_same(
     assert left.row_length == plan.row_length
 
 
+@pytest.mark.slow
+def test_a_run_resumed_by_other_workers_says_how_many_rows_a_step_has(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One worker of one row where there were two rows."""
+    open_trainer(data, checkpoint, tmp_path, Stop(after=1), accumulation=2).run()
+    caplog.set_level("INFO")
+    resumed = open_trainer(data, checkpoint, tmp_path, Stop(), accumulation=1)
+    assert (resumed.step, resumed.plan.rows_per_step) == (1, 2)
+    assert any("the same 2 rows" in message for message in caplog.messages)
+
+
 def test_hosts_tell_each_other_without_their_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     for device, backend in [("cuda", "cpu:gloo,cuda:nccl"), ("cpu", "gloo")]:
         monkeypatch.setattr(distributed, "worker_device", partial(torch.device, device))
