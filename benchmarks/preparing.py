@@ -24,7 +24,7 @@ from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.cutting.vad import RATE
 from sheen.prepare.decoding import WHOLE
 from sheen.prepare.rejections.quality import between, measure
-from sheen.prepare.speakers.clustering import embed
+from sheen.prepare.speakers.embedding import embed_parts
 from sheen.prepare.stages.cut import cut_source
 from sheen.scoring.speaker_id import SpeakerEncoder
 
@@ -92,9 +92,11 @@ def main() -> None:
         encoder = SpeakerEncoder()
         started = time.process_time()
         for _, _, clip in read:
-            embed(encoder, clip, RATE)
+            embed_parts(encoder, clip, RATE)
         embedding = (time.process_time() - started) / audio
-        print(f"embedding: {embedding:.5f} CPU s per s")
+        print(
+            f"embedding: {embedding:.5f} CPU s per s, {embedding * audio / len(read):.3f} a segment"
+        )
         whole = took / seconds + reading + measuring + embedding
         print(f"together: {whole:.5f} CPU s per s")
 

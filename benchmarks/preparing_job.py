@@ -31,8 +31,8 @@ TENTHS = 10
 CUT, READ, ASR, COMMIT = "cut_sources", "read_segments", "TranscribeWorker", "commit_rows"
 KINDS = {
     CUT: "cutting",
-    READ: "reading and measuring",
-    ASR: "transcribing and embedding",
+    READ: "reading, measuring and embedding",
+    ASR: "transcribing",
     COMMIT: "committing",
 }
 DRIVER, OTHER = "driver", "Ray, and starting workers"
@@ -126,7 +126,7 @@ def measure(inputs: Path, output: Path, asr: str, more: list[str]) -> tuple[Watc
     return watch, time.monotonic() - started
 
 
-def report(title: str, watch: Watch, seconds: float, took: float, embedding: float) -> None:
+def report(title: str, watch: Watch, seconds: float, took: float) -> None:
     spent = watch.spent()
     workers = max(sample.workers for sample in watch.samples)
     print(f"{title}: {seconds:.0f} s of audio in {took:.0f} s, {seconds / took:.1f} x realtime "
@@ -137,9 +137,9 @@ def report(title: str, watch: Watch, seconds: float, took: float, embedding: flo
         print(f"  {kind}: {lasted:.0f} s, {share:.0%} of {processes} processes computing")
     for kind, each in sorted(spent.items(), key=lambda pair: -pair[1]):
         print(f"  {kind}: {each:.1f} CPU s, {each / seconds:.4f} per second of audio")
-    rest = sum(spent.values()) - spent.get(KINDS[ASR], 0.0) + embedding * seconds
-    print(f"  all but the ASR, with {embedding:g} for embeddings: {rest / seconds:.4f} CPU s per "
-          f"second of audio (at most {BAR_CPU:g})")  # fmt: skip
+    rest = sum(spent.values()) - spent.get(KINDS[ASR], 0.0)
+    print(f"  all but the ASR: {rest / seconds:.4f} CPU s per second of audio "
+          f"(at most {BAR_CPU:g})")  # fmt: skip
     found = [sample.megabytes for sample in watch.samples]
     means = [
         sum(part) / len(part)
@@ -157,11 +157,6 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.0, help="of each input, together")
     parser.add_argument("--files", type=int, nargs="+", default=[1], help="of each input")
     parser.add_argument("--format", choices=["flac", "mp3", "ogg"], default="mp3")
-    parser.add_argument(
-        "--embedding", type=float, default=0.007,
-        help="CPU seconds of embedding per second of audio, as preparing.py prints: the workers "
-        "that transcribe embed too (default: %(default)s)",
-    )  # fmt: skip
     parser.add_argument("--more", nargs=argparse.REMAINDER, default=[], help="flags of the job")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -173,7 +168,7 @@ def main() -> None:
                 for place in range(count)
             )
             watch, took = measure(inputs, Path(name) / f"out-{count}", args.asr, args.more)
-            report(f"{count} files of {args.format}", watch, seconds, took, args.embedding)
+            report(f"{count} files of {args.format}", watch, seconds, took)
             shutil.rmtree(inputs)
 
 

@@ -144,8 +144,8 @@ decoder, and per token."""
 CUT_S, READ_S = 0.0031, 0.0045
 """CPU seconds per second of audio of finding the segments, and of reading them and measuring their
 sound: decision 0029, Measured."""
-EMBED_S, FEATURES_S = 0.026, 0.002
-"""CPU seconds per segment, in the worker that transcribes: its speaker embedding (of 3 s, whatever
-the length), and its spectrogram: docs/benchmarks.md, Preparing."""
+EMBED_S, FEATURES_S = 0.034, 0.002
+"""CPU seconds per segment: its speaker embeddings (of 6.5 s at most, whatever the length), and, in
+the worker that transcribes, its spectrogram: docs/benchmarks.md, Preparing."""
 SEGMENT_ROWS = 32
 """Segments of a block (sheen/prepare/stages/pipelines.py)."""

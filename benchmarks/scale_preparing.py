@@ -1,9 +1,9 @@
 """Preparing by arithmetic: hours of recordings per GPU hour, and the cores that feed the GPU.
 
 Owns the formulas of `sheen prepare` as its code works: all recordings are cut first, on cores; then
-a worker for each GPU transcribes one segment at a time, and computes its spectrogram and its
-speaker embedding on a core while the GPU waits. Tasks on the other cores read the segments
-meanwhile.
+a worker for each GPU transcribes one segment at a time, and computes its spectrogram on a core
+while the GPU waits. Tasks on the other cores read the segments meanwhile, measure their sound and
+embed their speakers.
 """
 
 import math
@@ -46,6 +46,8 @@ AT_ONCE = 16
 PUBLISHED_S, PUBLISHED_BEAM, PUBLISHED_BATCH = 13 * 60, 5, 8
 """Of faster-whisper's README: the length of its recording, its beam, and the larger of its batch
 sizes."""
+FEEDING_S = READ_S + EMBED_S / CLIP_S
+"""CPU seconds per second of audio of the tasks that feed the workers."""
 PACKED_S = 28.0
 """Of a recording that is transcribed in one go lie in a window (assumed)."""
 
@@ -114,7 +116,7 @@ class Preparing:
     @property
     def cores(self) -> float:
         """Busy while transcribing: the worker's, and those that read for it."""
-        return 1 + READ_S / max(self.parts.values())
+        return 1 + FEEDING_S / max(self.parts.values())
 
 
 def prepare(model: Whisper, machine: Machine, devices: int = 1) -> Preparing:
@@ -122,10 +124,10 @@ def prepare(model: Whisper, machine: Machine, devices: int = 1) -> Preparing:
     cores = machine.cores / machine.devices
     text = TEXT_PER_SECOND * CLIP_S
     gpu = transcribing(model, machine.device, text) / CLIP_S
-    worker = gpu + (EMBED_S + FEATURES_S) / CLIP_S
+    worker = gpu + FEATURES_S / CLIP_S
     parts = {
         "worker": worker,
-        "cores that read": READ_S / max(1.0, cores - 1),
+        "cores that read": FEEDING_S / max(1.0, cores - 1),
         "Ray's tasks": devices * TASKS / (SEGMENT_ROWS * CLIP_S) / TASKS_PER_SECOND,
     }
     batched = transcribing(model, machine.device, text, AT_ONCE) / AT_ONCE / CLIP_S

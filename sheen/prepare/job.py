@@ -52,7 +52,8 @@ from sheen.prepare.output import (
 )
 from sheen.prepare.report.account import account
 from sheen.prepare.speakers.assignment import assign_speakers
-from sheen.prepare.speakers.clustering import Floats, embed_examples
+from sheen.prepare.speakers.embedding import COLUMNS as EMBEDDINGS
+from sheen.prepare.speakers.embedding import Floats, embed_examples
 from sheen.prepare.stages.pipelines import connect, cut_all, transcribe_all
 from sheen.runs import cluster
 from sheen.runs.output import output_lock
@@ -103,7 +104,7 @@ def run(config: PrepareConfig) -> Row:
             segments, texts, cuts = corpus.segments, corpus.texts, corpus.long
         found = transcribe_all(segments, config, output, changed)
         # As Python lists, the embeddings of a large input would not fit into memory.
-        transcripts = found.drop_columns(["embedding"]).to_pylist()
+        transcripts = found.drop_columns([*EMBEDDINGS]).to_pylist()
         # The input's texts as they are now: a changed text needs no new transcription.
         for row, text in zip(transcripts, segments.table["given"].to_pylist(), strict=True):
             row["given"] = text

@@ -16,6 +16,7 @@ from sheen.prepare.changes import STATES
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.cutting.vad import model_file
 from sheen.prepare.sources.recordings import Source
+from sheen.prepare.speakers.embedding import END, MIDDLE, START
 from sheen.runs.output import (
     LOCK_FILE,
     check_fingerprint,
@@ -32,7 +33,7 @@ CUTS, TRANSCRIPTS = "cuts", "transcripts"
 MANIFEST, REJECTED = "manifest.jsonl", "rejected.jsonl"
 REPORT, PAGE, REVIEW = "report.json", "report.html", "review.html"
 
-FORMAT = 5
+FORMAT = 6
 _FREE_FIELDS = {
     "config", "input", "output", "num_workers", "gpu", "max_no_speech", "min_logprob",
     "min_text_rate", "max_text_rate", "corrections", "review_rows", "segments",
@@ -122,6 +123,10 @@ QUALITY_TYPE = pa.struct(
 _READ: list[tuple[str, pa.DataType]] = [
     ("seconds", pa.float64()),
     ("quality", QUALITY_TYPE),
+    # See `sheen.prepare.speakers.embedding`; the ends need less precision.
+    (MIDDLE, pa.list_(pa.float32())),
+    (START, pa.list_(pa.float16())),
+    (END, pa.list_(pa.float16())),
 ]
 WINDOW_TYPE = pa.struct([("at", pa.float64()), ("pcm", pa.large_binary())])
 PCM_SCHEMA = pa.schema(
@@ -143,7 +148,6 @@ TRANSCRIPT_SCHEMA = pa.schema(
         ("language_probability", pa.float64()),
         ("heard_language", pa.string()),  # guessed, null where it was not
         ("heard_probability", pa.float64()),
-        ("embedding", pa.list_(pa.float32())),  # of the voice
         ("asr", pa.string()),
     ]
 )

@@ -69,7 +69,6 @@ class SpeakerEncoder(nn.Module):
         _, (hidden, _) = self.lstm(mels)
         return nn.functional.normalize(torch.relu(self.linear(hidden[-1])))
 
-    @torch.inference_mode()
     def embed(self, waveform: NDArray[np.float32], sample_rate: int) -> Floats:
         """The embedding `[D]`, of length 1, of a clip `[n]`: the mean over its windows.
 
@@ -77,6 +76,12 @@ class SpeakerEncoder(nn.Module):
         where that package raises soft clips alone and has a speech detector. Raises UnscorableError
         for a clip that is empty, too short or silent.
         """
+        return self.embed_windows([self.windows(waveform, sample_rate)])[0]
+
+    @torch.inference_mode()
+    def windows(self, waveform: NDArray[np.float32], sample_rate: int) -> Tensor:
+        """What the network takes of a clip `[n]`: windows of its mel spectrogram, `[B, frames,
+        40]`. Raises as `embed` does."""
         clip = prepare_clip(waveform, sample_rate)
         clip = trim(clip, RATE, 20 * math.log10(np.abs(clip).max()) - FAR_BELOW_DB)
         clip = clip * np.float32(_LEVEL / np.sqrt(np.mean(clip**2)))
@@ -84,8 +89,16 @@ class SpeakerEncoder(nn.Module):
         if len(starts) > 1 and len(clip) < _HOP * (starts[-1] + _LEAST_SHARE * _WINDOW):
             starts.pop()
         mel = self.mel(torch.from_numpy(np.pad(clip, (0, _HOP * _WINDOW)))).T
-        windows = self(torch.stack([mel[start : start + _WINDOW] for start in starts]))
-        return _unit(windows.double().mean(dim=0).numpy())
+        return torch.stack([mel[start : start + _WINDOW] for start in starts])
+
+    @torch.inference_mode()
+    def embed_windows(self, clips: Sequence[Tensor]) -> list[Floats]:
+        """The embedding of each clip, given as its `windows`: all in one pass, which takes little
+        longer for several."""
+        if not clips:
+            return []
+        points = self(torch.cat(list(clips))).double().split([len(clip) for clip in clips])
+        return [_unit(windows.mean(dim=0).numpy()) for windows in points]
 
 
 @dataclass(frozen=True, eq=False)

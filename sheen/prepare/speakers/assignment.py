@@ -1,19 +1,27 @@
 """Speakers of the rows, by clustering their embeddings.
 
-Owns which rows take part (the kept ones), and the reason of rows without a speaker. The clustering
-is `sheen.prepare.speakers.clustering`'s; it runs on the driver over all rows, each time the
-manifest is written.
+Owns which rows take part (the kept ones), and the reasons of rows without a speaker and of rows
+with two. The clustering is `sheen.prepare.speakers.clustering`'s, and the rule for two speakers
+`sheen.prepare.speakers.turns`'s; they run on the driver over all rows, each time the manifest is
+written.
 """
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from sheen.prepare.speakers.clustering import Floats, Voiced, find_speakers, name_speakers
+from sheen.prepare.speakers.clustering import Speakers, Voiced, find_speakers, name_speakers
+from sheen.prepare.speakers.embedding import END, MIDDLE, START, Floats
+from sheen.prepare.speakers.turns import changes
 
 Row = dict[str, Any]
+TWO_SPEAKERS = "two speakers"
+AT_ONCE = 4096
+"""Rows whose parts are compared with all voices at once."""
 
 
 def assign_speakers(
@@ -22,9 +30,14 @@ def assign_speakers(
     num_speakers: int | None,
     examples: Mapping[str, Floats],
 ) -> None:
-    """Fill `speaker` of kept rows; rows without a speaker are rejected. Arguments as in
-    `sheen.prepare.speakers.clustering`; `transcripts` has the column `embedding`."""
-    points = dict(zip(transcripts["id"].to_pylist(), transcripts["embedding"], strict=True))
+    """Fill `speaker` of kept rows; rows without a speaker, or with two, are rejected. Arguments as
+    in `sheen.prepare.speakers.clustering`; `transcripts` has the columns of
+    `sheen.prepare.speakers.embedding`.
+
+    The middle of a row with two speakers may resemble neither: without such rows, the speakers are
+    found again.
+    """
+    points = dict(zip(transcripts["id"].to_pylist(), transcripts[MIDDLE], strict=True))
     kept = [row for row in rows if row["reason"] is None and row["speaker"] is None]
     voiced = [
         Voiced(
@@ -39,12 +52,46 @@ def assign_speakers(
     ]
     speakers = find_speakers(voiced, num_speakers)
     names = name_speakers(speakers, examples)
+    # A channel has one speaker, and a row that a person checked is not judged again.
+    judged = [row["id"] for row in kept if row["channel"] is None and row["checked"] is None]
+    two = _two_speakers(transcripts, judged, speakers, names)
+    if two:
+        speakers = find_speakers([one for one in voiced if one.id not in two], num_speakers)
+        names = name_speakers(speakers, examples)
+        two |= _two_speakers(transcripts, two, speakers, names)  # by the names as they are now
     for row in kept:
+        if row["id"] in two:
+            row |= {"reason": TWO_SPEAKERS, "detail": two[row["id"]]}
+            continue
         number = speakers.labels[row["id"]]
         if number is not None:
             row["speaker"] = names[number]
         elif row["checked"] is None:
             row |= {"reason": "another voice", "detail": f"not one of the {len(names)} speakers"}
+
+
+def _two_speakers(
+    transcripts: pa.Table, ids: Collection[str], speakers: Speakers, names: list[str]
+) -> dict[str, str]:
+    """Of the rows with these ids, those with two speakers: id -> who they are."""
+    people: dict[str | int, list[Floats]] = defaultdict(list)
+    for place, (voice, number) in enumerate(zip(speakers.voices, speakers.speaker, strict=True)):
+        people[place if number is None else names[number]].append(voice)
+    told = [name if isinstance(name, str) else "another voice" for name in people]
+    if len(people) < 2:
+        return {}
+    table = transcripts.select(["id", START, MIDDLE, END])
+    table = table.filter(pc.is_in(table["id"], pa.array(list(ids), pa.string()))).drop_null()
+    found: dict[str, str] = {}
+    for batch in table.to_batches(max_chunksize=AT_ONCE):
+        row_ids: list[Any] = batch["id"].to_pylist()
+        parts = [pc.list_flatten(batch[name]).to_numpy() for name in (START, MIDDLE, END)]
+        stacked = np.stack([part.reshape(len(batch), -1) for part in parts], axis=1)
+        pairs = changes(stacked.astype(np.float32), [np.stack(one) for one in people.values()])
+        for row_id, pair in zip(row_ids, pairs, strict=True):
+            if pair is not None:
+                found[row_id] = f"{told[pair[0]]}, then {told[pair[1]]}"
+    return found
 
 
 def _unit(embedding: Any) -> Floats | None:

@@ -1,13 +1,13 @@
 """Speaker clustering: speaker embeddings of segments in, a speaker and a name for each out.
 
-Owns the part of a segment that is embedded, the clustering, and the rules for segments that are too
-short or belong to no speaker. The embedding is `sheen.scoring.speaker_id`'s. Clusters are formed by
+Owns the clustering, and the rules for segments that are too short or belong to no speaker. What is
+embedded of a segment is decided by `sheen.prepare.speakers.embedding`. Clusters are formed by
 average linkage, first within each recording and then over all of them; this is deterministic, and
 the order of the segments only affects the numbering of voices with equal amounts of speech. A
 channel of a recording is one voice, different from those of the other channels. Does not detect
-overlapping speech.
+overlapping speech, and takes each segment for one voice's: see `sheen.prepare.speakers.turns`.
 
-Shapes: n segments, D dimensions of an embedding, k clusters.
+Shapes: n segments, D dimensions of an embedding, k clusters, v voices.
 """
 
 from bisect import bisect
@@ -18,16 +18,9 @@ from functools import cached_property
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sheen.audio.samples import Samples
-from sheen.scoring.packaged import RATE, UnscorableError
-from sheen.scoring.speaker_id import SpeakerEncoder, read_speakers
+from sheen.prepare.speakers.embedding import Floats
 
-EMBED_SECONDS = 3.0
-"""Length of the embedded part, from the middle of a segment; more adds little."""
-MIN_SECONDS = 1.5
-"""A segment with less speech has no reliable embedding: it gets the speaker of its neighbor."""
 SAME_VOICE = 0.79
 """Least mean cosine of two clusters of one voice. Measured on 3 s of six voices, five of them
 synthetic: 0.85 to 0.91 within a voice, 0.47 to 0.69 between voices, except 0.76 for two similar
@@ -41,8 +34,6 @@ NEVER = -1e6
 AT_ONCE = 4000
 """Most clusters that are compared pairwise: the matrix takes 128 MB."""
 
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True, eq=False)
 class Voiced:
@@ -54,7 +45,7 @@ class Voiced:
     """Seconds in the recording."""
     end: float
     embedding: Floats | None
-    """`[D]`, of length 1; None for a segment that is too short or silent, see `embed`."""
+    """`[D]`, of length 1; None for a segment that is too short or silent."""
     channel: int | None = None
     """Channel of the recording, with a single speaker; None if there may be several."""
 
@@ -63,28 +54,20 @@ class Voiced:
         return self.recording, self.channel
 
 
-def embed(encoder: SpeakerEncoder, samples: Samples, sample_rate: int) -> Floats | None:
-    """The embedding `[D]` of a segment's speech `[n]`; None if it is too short or silent."""
-    if len(samples) < MIN_SECONDS * sample_rate:
-        return None
-    taken = min(len(samples), round(EMBED_SECONDS * sample_rate))
-    first = (len(samples) - taken) // 2
-    try:
-        return encoder.embed(samples[first : first + taken], sample_rate)
-    except UnscorableError:
-        return None
-
-
 @dataclass(frozen=True, eq=False)
 class Speakers:
     """The speakers found. Speaker 0 has the most speech.
 
     `labels`: the speaker of each segment by its id, None for no speaker. `means` `[k, D]`: each
     speaker's mean embedding, not normalized, so that the product of two is their mean cosine.
+    `voices` `[v, D]`: centroids, of length 1, of all voices with at least FEW segments; `speaker`:
+    the speaker of each, None for a voice beyond `num_speakers`.
     """
 
     labels: dict[str, int | None]
     means: Floats
+    voices: Floats
+    speaker: list[int | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +84,11 @@ class _Cluster:
         """Sort key: most speech first."""
         seconds = sum(member.end - member.start for member in self.members)
         return -round(seconds, 3), min(member.id for member in self.members)
+
+    @property
+    def is_voice(self) -> bool:
+        """Whether it is more than an unusual sound."""
+        return len(self.members) >= FEW or bool(self.channels)
 
     @cached_property
     def channels(self) -> dict[str, set[int]]:
@@ -143,7 +131,14 @@ def find_speakers(
     _label_unknown(ordered, labels)
     dimensions = len(known[0].embedding) if known and known[0].embedding is not None else 0
     means = np.array([one.mean for one in found]).reshape(len(found), dimensions)
-    return Speakers(labels, means)
+    voices = [one for one in (*found, *others) if one.is_voice]
+    sums = np.array([one.sum for one in voices]).reshape(len(voices), dimensions)
+    return Speakers(
+        labels,
+        means,
+        sums / np.linalg.norm(sums, axis=1, keepdims=True),
+        [labels[one.members[0].id] for one in voices],
+    )
 
 
 def name_speakers(
@@ -164,23 +159,6 @@ def name_speakers(
     return names
 
 
-def embed_examples(encoder: SpeakerEncoder, location: str) -> dict[str, Floats]:
-    """By name, the embeddings `[m, D]` of a speaker's recordings, from an LJSpeech folder or a
-    manifest of `{"audio": ..., "speaker": ...}`. ValueError names the file, and a speaker without
-    enough speech."""
-    examples: dict[str, Floats] = {}
-    for name, clips in read_speakers(location, RATE, needs_text=False).items():
-        points = [point for clip in clips if (point := embed(encoder, clip, RATE)) is not None]
-        if not points:
-            raise ValueError(
-                f"{location}: speaker {name!r} has no recording with {MIN_SECONDS:g} s of speech"
-            )
-        examples[name] = np.stack(points)
-    if not examples:
-        raise ValueError(f"{location}: no row has a speaker; give one for each example")
-    return examples
-
-
 def _clusters(known: Sequence[Voiced], same_voice: float) -> list[_Cluster]:
     """Clusters within each recording, merged over all recordings; most speech first."""
     takes: dict[tuple[str, int | None], list[_Cluster]] = defaultdict(list)
@@ -191,9 +169,8 @@ def _clusters(known: Sequence[Voiced], same_voice: float) -> list[_Cluster]:
     for (_, channel), singles in takes.items():
         found += _merged(singles, same_voice) if channel is None else [_joined(singles)]
     merged = _merged(found, same_voice)
-    voices = [one for one in merged if len(one.members) >= FEW or one.channels]
-    few = [one for one in merged if not (len(one.members) >= FEW or one.channels)]
-    kept, others = _join_likely(voices, few)
+    few = [one for one in merged if not one.is_voice]
+    kept, others = _join_likely([one for one in merged if one.is_voice], few)
     return sorted([*kept, *others], key=lambda one: one.order)
 
 

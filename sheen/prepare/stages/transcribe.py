@@ -1,5 +1,5 @@
-"""The second stage, as Ray Data runs it: a segment -> PCM, in tasks; PCM -> its transcript, in
-actors.
+"""The second stage, as Ray Data runs it: a segment -> PCM, its measures and embeddings, in tasks;
+PCM -> its transcript, in actors, so that a GPU waits for nothing but the ASR.
 
 Every segment is transcribed separately and greedily, so that its text depends only on its samples,
 the ASR and the device. A segment that fails gets a reason and stays in the table.
@@ -24,11 +24,13 @@ from sheen.prepare.decoding import read_part
 from sheen.prepare.output import PCM_SCHEMA, TRANSCRIPT_SCHEMA
 from sheen.prepare.rejections.quality import between, measure
 from sheen.prepare.rejections.reasons import word_at
-from sheen.prepare.speakers.clustering import embed
+from sheen.prepare.speakers.embedding import COLUMNS as EMBEDDINGS
+from sheen.prepare.speakers.embedding import embed_parts
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.overlap import OverlapDetector
+from sheen.scoring.speaker_id import SpeakerEncoder
 
 Row = dict[str, Any]
 
@@ -37,10 +39,16 @@ AROUND_S = 1.5
 
 
 def read_segments(
-    table: pa.Table, *, dnsmos: bool, overlap: bool, attempts: Attempts, limit_s: float
+    table: pa.Table,
+    *,
+    dnsmos: bool,
+    overlap: bool,
+    speakers: bool,
+    attempts: Attempts,
+    limit_s: float,
 ) -> pa.Table:
-    """SEGMENT_SCHEMA -> PCM_SCHEMA. Measures the quality too, before resampling. A segment that
-    takes longer than `limit_s` seconds is rejected."""
+    """SEGMENT_SCHEMA -> PCM_SCHEMA. Measures the quality too, before resampling, and embeds the
+    voice. A segment that takes longer than `limit_s` seconds is rejected."""
 
     def do(rows: pa.Table) -> pa.Table:
         reader = _reader()
@@ -50,7 +58,11 @@ def read_segments(
             "overlap": _overlap() if overlap else None,
         }
         found = _read_all(
-            reader, rows.to_pylist(), networks, partial(attempts.limit, seconds=limit_s)
+            reader,
+            rows.to_pylist(),
+            networks,
+            _encoder() if speakers else None,
+            partial(attempts.limit, seconds=limit_s),
         )
         return pa.Table.from_pylist(found, schema=PCM_SCHEMA)
 
@@ -73,34 +85,45 @@ def _overlap() -> OverlapDetector:
     return OverlapDetector()
 
 
+@cache
+def _encoder() -> SpeakerEncoder:
+    return SpeakerEncoder()
+
+
 def _read_all(
     reader: ClipReader,
     rows: Sequence[Row],
     networks: Mapping[str, Any],
+    encoder: SpeakerEncoder | None,
     limit: Callable[[Hashable], AbstractContextManager[None]],
 ) -> list[Row]:
     """The rows with their samples, in the order given; each is read within `limit(key)`."""
     found = dict.fromkeys(range(len(rows)), Row())
     for place in in_recording_order(rows):  # rows of two channels alternate
         with limit(rows[place]["key"]):
-            found[place] = _read(reader, rows[place], networks)
+            found[place] = _read(reader, rows[place], networks, encoder)
     return list(found.values())
 
 
-def _read(reader: ClipReader, row: Row, networks: Mapping[str, Any]) -> Row:
-    row |= {"pcm": None, "cuts": [], "seconds": None, "quality": None}
+def _read(
+    reader: ClipReader, row: Row, networks: Mapping[str, Any], encoder: SpeakerEncoder | None
+) -> Row:
+    row |= {"pcm": None, "cuts": [], "seconds": None, "quality": None} | dict.fromkeys(EMBEDDINGS)
     if row["reason"] is None:
         try:
             # In the order in which they begin: see `sheen.audio.stream.AudioFile`.
             before = _window(reader, row, row["start_at"], row["start"])
             samples, rate = reader.read(row)
             after = _window(reader, row, row["end_at"], row["end"])
-            row |= {"pcm": _pcm(resampled(samples, rate, RATE)), "cuts": before + after}
+            pcm = _pcm(resampled(samples, rate, RATE))
+            row |= {"pcm": pcm, "cuts": before + after}
             row["seconds"] = len(samples) / rate
             speech = row["regions"] or [(0.0, row["seconds"])]
             pauses = between(samples, rate, speech)
             quality = measure(samples, rate, speech, pauses, peak=row["peak"], **networks)
             row["quality"] = vars(quality)
+            if encoder is not None:
+                row |= embed_parts(encoder, _samples(pcm), RATE)
         except ClipError as error:
             row |= {"reason": error.reason, "detail": f"{row['audio']}: {error}"}
     return row
@@ -128,19 +151,16 @@ class TranscribeWorker:
         asr: str,
         language: str | None,
         device: str | None,
-        speakers: bool,
         attempts: Attempts,
     ) -> None:
         import torch
 
         from sheen.scoring.asr.transcribers import open_transcriber
-        from sheen.scoring.speaker_id import SpeakerEncoder
 
         # Workers fill the cores: more than one thread each would slow all of them down.
         torch.set_num_threads(1)
         self._asr = open_transcriber(asr, device or str(worker_device()), language)
         self._guess = language is not None
-        self._encoder = SpeakerEncoder() if speakers else None
         self._attempts = attempts
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -153,10 +173,7 @@ class TranscribeWorker:
         for row in rows:
             pcm, cuts = row.pop("pcm"), row.pop("cuts")
             if pcm is not None:
-                samples = _samples(pcm)
-                row |= self._transcript(samples, row["check_language"])
-                if self._encoder is not None:
-                    row["embedding"] = embed(self._encoder, samples, RATE)
+                row |= self._transcript(_samples(pcm), row["check_language"])
                 row |= self._check_cuts(cuts)
         return pa.Table.from_pylist(rows, schema=TRANSCRIPT_SCHEMA)
 

@@ -11,14 +11,8 @@ from numpy.typing import NDArray
 
 from sheen.audio.io import decode_audio
 from sheen.prepare.speakers import clustering as speakers
-from sheen.prepare.speakers.clustering import (
-    Voiced,
-    embed,
-    embed_examples,
-    find_speakers,
-    linkage,
-    name_speakers,
-)
+from sheen.prepare.speakers.clustering import Voiced, find_speakers, linkage, name_speakers
+from sheen.prepare.speakers.embedding import embed, embed_examples
 from sheen.scoring.speaker_id import SpeakerEncoder
 
 RATE = 16_000

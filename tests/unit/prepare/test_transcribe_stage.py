@@ -60,7 +60,7 @@ def test_segments_of_a_file_that_is_only_read_on_cost_one_reading(
         files[id(reader._audio)] = reader._audio
 
     rows = segments(recording, channels)
-    found = _read_all(reader, rows, {}, limit)
+    found = _read_all(reader, rows, {}, None, limit)
     decoded = sum(file.decoded for file in files.values()) / 48_000
     assert SECONDS - SEGMENT_S < decoded / len(channels) < 1.2 * SECONDS
     assert [row["key"] for row in found] == list(range(len(rows)))
@@ -70,7 +70,7 @@ def test_segments_of_a_file_that_is_only_read_on_cost_one_reading(
         assert [round(window["at"], 3) for window in row["cuts"]] == [
             min(AROUND_S, row["start"]), AROUND_S,
         ]  # fmt: skip
-        assert _read_all(ClipReader(), [alone], {}, limit) == [row]
+        assert _read_all(ClipReader(), [alone], {}, None, limit) == [row]
 
 
 class Told:
