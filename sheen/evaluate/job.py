@@ -91,7 +91,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     references = _read_references(config, info)
     plan = plan_prompts(listed, info, config, references)
     if config.asr is not None:
-        check_transcriber(config.asr)
+        check_transcriber(config.asr, config.asr_language)
     if config.dnsmos:
         with errors_of("--dnsmos"):
             Dnsmos()
@@ -106,6 +106,9 @@ def run(config: EvaluateConfig) -> Evaluation:
         if len(done):
             logger.info("%d of %d prompts are spoken already", len(done), len(plan.prompts))
         if len(done) < len(plan.prompts):
+            if config.asr is not None:
+                # Here, and not in a worker while others speak.
+                check_transcriber(config.asr, config.asr_language, fetch=True)
             cluster.connect()
             table = prompt_table(plan.prompts)
             _speak(table, done, config, model, profiles, info.sample_rate, output, references)

@@ -71,7 +71,8 @@ def run(config: PrepareConfig) -> Row:
     output = cluster.output_folder("--output", config.output)
     planned = find_input(config)
     _check_places(config, output, planned)
-    check_transcriber(config.asr, config.language)
+    check_asr = partial(check_transcriber, config.asr, config.language, language_flag="--language")
+    check_asr()
     if config.dnsmos:
         with errors_of("--dnsmos"):
             Dnsmos()
@@ -90,7 +91,7 @@ def run(config: PrepareConfig) -> Row:
         prepare_output(output, config, planned.sources.sources)
         if not has_transcripts(output):
             # Here, and not in a worker after everything has been cut.
-            check_transcriber(config.asr, config.language, fetch=True)
+            check_asr(fetch=True)
         changed = _changed(output, config, planned)
         cuts: list[Row] = []
         segments, texts = planned.segments, planned.texts

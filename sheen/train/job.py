@@ -94,7 +94,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
                 "trains; omit the prompts and run jobs/evaluate.py on the checkpoint"
             )
         if config.asr is not None:
-            check_transcriber(config.asr)
+            check_transcriber(config.asr, config.asr_language)
         prompts = eval_prompts(
             config.eval_prompts, info.voices, instructions=info.follows_instructions
         )

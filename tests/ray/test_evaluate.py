@@ -554,6 +554,8 @@ def test_when_nothing_can_be_spoken_the_command_fails(
             f"--voices nobody: the checkpoint has {', '.join(sorted(VOICES))}",
         ),
         ({"asr": "./nowhere"}, "--asr: ASR model './nowhere': no such folder"),
+        ({"asr_language": "de"}, "does not know language 'de'; it knows en"),
+        ({"asr": "base", "asr_language": "german"}, "--asr-language: ASR model 'base' does not"),
         ({"voice_recordings": "{tmp}/nowhere"}, "--voice-recordings"),
         ({"voice_recordings": "{tmp}/one"}, "--voice-recordings {tmp}/one: profiles need at least"),
         ({"voice_recordings": "{tmp}/torn.jsonl"}, "{tmp}/torn.flac"),
@@ -587,6 +589,16 @@ def test_what_the_user_must_change_is_named(
     assert error.startswith("jobs/evaluate.py: error: ")
     assert message.format(tmp=tmp_path) in error
     assert not (tmp_path / "out").exists()
+
+
+def test_an_asr_that_the_hub_does_not_have_is_refused_and_may_be_another(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, output = write_prompts(tmp_path / "p.jsonl", LISTED), tmp_path / "out"
+    for asr in ("nobody/no-such-recogniser", "nobody/nor-this-one"):
+        assert main(words_of(evaluate_config(trained, prompts, output, asr=asr))) == 2
+        assert f"error: --asr: ASR model '{asr}': " in capsys.readouterr().err
+    assert not (output / "rows").exists()
 
 
 @pytest.mark.parametrize(

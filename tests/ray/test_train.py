@@ -453,6 +453,10 @@ def test_a_torn_parquet_file_is_named(encoded: Path, base: Path, tmp_path: Path)
             {"asr": "./nowhere", "eval_prompts": "p"},
             "--asr: ASR model './nowhere': no such folder",
         ),
+        (
+            {"asr": "base.en", "asr_language": "de", "eval_prompts": "p"},
+            r"--asr-language: ASR model 'base\.en' does not know language 'de'; it knows en",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_named(

@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from sheen.scoring.asr.pipeline import AsrPipeline, check_pipeline, find_model
 from sheen.scoring.asr.transcript import Transcript
-from sheen.scoring.asr.whisper import FasterWhisper, check_whisper, find_whisper
+from sheen.scoring.asr.whisper import (
+    FasterWhisper,
+    UnknownLanguageError,
+    check_whisper,
+    find_whisper,
+)
 
 
 class Transcriber(Protocol):
@@ -58,8 +63,15 @@ def open_transcriber(asr: str, device: str = "cpu", language: str | None = "en")
         raise ValueError(f"--asr: {error}") from error
 
 
-def check_transcriber(asr: str, language: str | None = None, *, fetch: bool = False) -> None:
-    """Raise ValueError as `open_transcriber` does, without loading the weights.
+def check_transcriber(
+    asr: str,
+    language: str | None = None,
+    *,
+    fetch: bool = False,
+    language_flag: str = "--asr-language",
+) -> None:
+    """Raise ValueError as `open_transcriber` does, without loading the weights. Of a language that
+    the model does not know, it names `language_flag`.
 
     Only with `fetch` a hub is asked: for a published model's files, or for what they are.
     """
@@ -68,5 +80,7 @@ def check_transcriber(asr: str, language: str | None = None, *, fetch: bool = Fa
             check_whisper(asr, language, fetch)
         elif Path(found := find_model(asr)).is_dir() or fetch:
             check_pipeline(asr, found, language)
+    except UnknownLanguageError as error:
+        raise ValueError(f"{language_flag}: {error}") from error
     except ValueError as error:
         raise ValueError(f"--asr: {error}") from error

@@ -88,11 +88,16 @@ def check_whisper(model: str, language: str | None, fetch: bool = False) -> None
             raise ValueError(f"ASR model {model!r}: {' '.join(str(error).split())}") from error
 
 
+class UnknownLanguageError(ValueError):
+    """The ASR model does not know the language."""
+
+
 def check_language(model: str, language: str, known: Iterable[str]) -> None:
-    """Raise ValueError naming the model and the languages that it knows, by ISO 639-1 code."""
+    """Raise UnknownLanguageError naming the model and the languages that it knows, by ISO 639-1
+    code."""
     known = list(known)
     if language not in known:
-        raise ValueError(
+        raise UnknownLanguageError(
             f"ASR model {model!r} does not know language {language!r}; it knows {', '.join(known)}"
         )
 

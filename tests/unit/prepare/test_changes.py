@@ -160,7 +160,10 @@ def test_a_run_that_only_noted_its_recordings_is_forgotten(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--language", "de"], "--asr: ASR model '.*' does not know language 'de'; it knows en"),
+        (
+            ["--language", "de"],
+            "--language: ASR model '.*' does not know language 'de'; it knows en",
+        ),
         (["--max-overlap", "0.1"], "--max-overlap needs --overlap"),
         (["--segments", "files", "--output", "{raw}/out"], "--output .*/out is in --input"),
     ],

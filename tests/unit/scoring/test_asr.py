@@ -213,7 +213,9 @@ def test_a_language_is_set_where_there_are_several(models: Path) -> None:
     assert ctc.transcribe_words([clip], RATE)[0].language == "fr"
     for attempt in (open_transcriber, check_transcriber):
         for model, language in (("english", "fr"), ("whisper", "de")):
-            with pytest.raises(ValueError, match=f"--asr: .*{model}.*language '{language}'; it kn"):
+            with pytest.raises(
+                ValueError, match=f"--asr.*: .*{model}.*language '{language}'; it kn"
+            ):
                 attempt(str(models / model), language=language)
     english = open_transcriber(str(models / "english"), language=None)
     assert english.transcribe_words([clip], RATE)[0].language == "en"

@@ -128,7 +128,7 @@ def test_a_language_that_it_does_not_know_is_named(folders: Path) -> None:
         with pytest.raises(ValueError, match=r"does not know language 'klingon'; it knows .*en"):
             attempt(str(folders / "tiny"), language="klingon")
     for name, language in (("tiny.en", "de"), ("tiny", "klingon")):
-        with pytest.raises(ValueError, match=f"--asr: .*'{name}' does not know .*'{language}'"):
+        with pytest.raises(ValueError, match=f"--asr-language: .*'{name}' does not .*'{language}'"):
             check_transcriber(name, language)
     check_transcriber("tiny", "de")
     check_transcriber(str(folders / "tiny"), "en")
