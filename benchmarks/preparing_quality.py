@@ -5,8 +5,9 @@
 
 A person's recordings with published texts, which this repository does not include, joined with
 pauses to one long file, and then one by one with their texts, a tenth of them exchanged. Voices of
-the English demo: three who take turns in one recording, two on the channels of a call. A job that
-is killed while it transcribes and resumed, compared with one that is not.
+the English demo: three who take turns in one recording, with pauses between them and without, two
+on the channels of a call. A job that is killed while it transcribes and resumed, compared with one
+that is not.
 """
 
 import argparse
@@ -50,6 +51,10 @@ LEAST_S = 2.0
 EDGE_S = 0.3
 """A row that begins or ends further within a clip holds a part of it."""
 EVERY_S = 10.0
+ANSWER_S = 0.05, 0.2
+"""Shortest and longest pause before somebody who answers."""
+SAID = 3
+"""Clips of a voice that follow one another before another voice answers."""
 LEAK_DB = -25.0
 """How loud a speaker is on the other channel of a call."""
 
@@ -108,15 +113,21 @@ def read_voice(voice: str, count: int) -> list[Clip]:
     return [clip for clip in clips if clip.seconds >= LEAST_S][:count]
 
 
-def joined(clips: Sequence[Clip], channels: Sequence[str] = ("",)) -> tuple[Waveform, list[Placed]]:
-    """With pauses of 0.35 to 1.2 s and a little noise, `[n, channels]`: a speaker on each."""
+def joined(
+    clips: Sequence[Clip],
+    channels: Sequence[str] = ("",),
+    between: tuple[float, float] = (0.35, 1.2),
+) -> tuple[Waveform, list[Placed]]:
+    """With pauses of 0.35 to 1.2 s, between voices of `between`, and a little noise, `[n,
+    channels]`: a speaker on each."""
     rng = np.random.default_rng(1)
     parts: list[Waveform] = []
     placed: list[Placed] = []
     count = 0
     leak = 10 ** (LEAK_DB / 20)
     for clip in clips:
-        count += round(rng.uniform(0.35, 1.2) * RATE)
+        same = not placed or placed[-1].clip.speaker == clip.speaker
+        count += round(rng.uniform(*((0.35, 1.2) if same else between)) * RATE)
         placed.append(Placed(clip, count / RATE))
         gains = [1.0 if name in ("", clip.speaker) else leak for name in channels]
         parts.append(clip.samples[:, None] * np.array(gains, np.float32))
@@ -250,6 +261,24 @@ def show_voices(folder: Path, asr: str, count: int) -> None:
         _print_speakers(title, rows, placed)
 
 
+def show_answers(folder: Path, asr: str, count: int) -> None:
+    voices = [read_voice(voice, count) for voice in ("am_michael", "bf_emma", "heart")]
+    clips = [
+        clip
+        for first in range(0, count, SAID)
+        for voice in voices
+        for clip in voice[first : first + SAID]
+    ]
+    samples, placed = joined(clips, between=ANSWER_S)
+    soundfile.write(folder / "answers.flac", samples, RATE)
+    rows, refused = prepare(folder / "7", folder / "answers.flac", asr)
+    _print_speakers(f"answers without a pause: {len(clips)} clips", rows, placed)
+    two = [row for row in refused if row["reason"] == "two speakers"]
+    right = sum(_both(row, placed) for row in two)
+    print(f"  refused as two speakers: {right} of two voices, {len(two) - right} of one; "
+          f"otherwise: {reasons([row for row in refused if row not in two])}")  # fmt: skip
+
+
 def show_call(folder: Path, asr: str, count: int) -> None:
     names = ("bm_george", "af_bella")
     voices = [read_voice(voice, count) for voice in names]
@@ -291,14 +320,20 @@ def _speaker_of(row: Row, placed: Sequence[Placed]) -> Counter[str]:
     return found
 
 
+def _both(row: Row, placed: Sequence[Placed]) -> bool:
+    """Whether a second voice has a part in a row."""
+    voices = _speaker_of(row, placed)
+    return sum(voices.values()) - max(voices.values()) > EDGE_S
+
+
 def _print_speakers(title: str, rows: Sequence[Row], placed: Sequence[Placed]) -> None:
     """Each speaker that was found stands for the voice that it has most of."""
     votes: dict[str, Counter[str]] = defaultdict(Counter)
     mixed = 0
     for row in rows:
         voices = _speaker_of(row, placed)
-        (name, most), *_ = voices.most_common(1)
-        mixed += sum(voices.values()) - most > EDGE_S
+        mixed += _both(row, placed)
+        ((name, _),) = voices.most_common(1)
         votes[row["speaker"]][name] += 1
     right = sum(max(counted.values()) for counted in votes.values())
     print(f"{title}: {len(rows)} rows, {len(votes)} speakers found")
@@ -310,7 +345,7 @@ def main() -> None:
     parser.add_argument("--asr", required=True, help="as of `sheen prepare`, such as tiny.en")
     parser.add_argument("--clips", type=int, default=120, help="of the person")
     parser.add_argument("--turns", type=int, default=12, help="of each voice")
-    names = ("joined", "exchanged", "voices", "call", "killed")
+    names = ("joined", "exchanged", "voices", "answers", "call", "killed")
     parser.add_argument("--parts", nargs="+", choices=names, default=names)
     args = parser.parse_args()
     clips = read_person(args.clips) if {"joined", "exchanged", "killed"} & {*args.parts} else []
@@ -322,6 +357,8 @@ def main() -> None:
             show_exchanged(folder, clips, args.asr)
         if "voices" in args.parts:
             show_voices(folder, args.asr, args.turns)
+        if "answers" in args.parts:
+            show_answers(folder, args.asr, args.turns)
         if "call" in args.parts:
             show_call(folder, args.asr, args.turns)
         if "killed" in args.parts:
