@@ -1,5 +1,5 @@
-"""Rows that are parts of a recording: `start`, `end` and `audio_channel` as users write them, and
-the order of rows in which parts are read for the least.
+"""Rows that are parts of a recording: PART_KEYS as users write them, and the order of rows in which
+parts are read for the least.
 
 Owns what they mean, in every form of input: seconds from the recording's first sample on, either of
 them null for its beginning or end; a channel counted from 0, null for the mean of all. Reads no
@@ -15,29 +15,33 @@ import pyarrow.compute as pc
 from sheen.data.schema import is_none
 
 SPAN_KEYS = ("start", "end")
+NEMO_SPAN_KEYS = ("offset", "duration")
 CHANNEL_KEY = "audio_channel"
+PART_KEYS = (*SPAN_KEYS, *NEMO_SPAN_KEYS, CHANNEL_KEY)
+"""Keys of a user's row that `part_of` reads."""
 LONGEST = 1e9  # seconds, some thirty years: no recording is longer
 _RECORDING = ("audio", "container", "place", "channel")
 
 
-def span_of(data: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Start and end of a user's row, checked. Raises TypeError and ValueError."""
-    return _checked(data, *SPAN_KEYS)
+def part_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns `start`, `end` and `channel` of a user's row, checked. Raises TypeError and
+    ValueError."""
+    start, end = _span_of(data)
+    return {"start": start, "end": end, "channel": _channel_of(data)}
 
 
-def nemo_span_of(data: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """The same, also by NeMo's `offset`, and `duration` from there, where a row has neither.
+def _span_of(data: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Start and end; where a row has neither, NeMo's `offset`, and `duration` from there.
 
     A duration alone is that of the whole recording.
     """
     nothing = all(is_none(data.get(name)) for name in SPAN_KEYS)
     if nothing and not is_none(data.get("offset")):
-        return _checked(data, "offset", "duration")
-    return span_of(data)
+        return _checked(data, *NEMO_SPAN_KEYS)
+    return _checked(data, *SPAN_KEYS)
 
 
-def channel_of(data: Mapping[str, Any]) -> int | None:
-    """The channel of a user's row, checked. Raises TypeError."""
+def _channel_of(data: Mapping[str, Any]) -> int | None:
     value = data.get(CHANNEL_KEY)
     if is_none(value):
         return None

@@ -8,7 +8,7 @@ Arrow batches, not as Python objects.
 import codecs
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -49,7 +49,6 @@ KEYS: dict[str, tuple[str, ...]] = {
 prompts: of those that a row has, the first with a value counts."""
 CODES_KEY = "snac_codes"
 PLACE_KEY = "audio_place"
-OTHER_KEYS = (CODES_KEY, PLACE_KEY, "start", "end", "offset", "duration", "audio_channel")
 
 AUDIO_SUFFIXES = (
     ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".ac3", ".aif", ".aifc",
@@ -92,9 +91,9 @@ class RowBuilder:
         if self._count % BATCH_ROWS == 0:
             self._flush()
 
-    def note_keys(self, keys: Iterable[str]) -> None:
-        """Note the keys of a user's row; `unused_keys` says which are not read."""
-        self._unused |= unused_keys(keys)
+    def note_keys(self, keys: Iterable[str], read: Collection[str] = ()) -> None:
+        """Note the keys of a user's row; see `unused_keys`."""
+        self._unused |= unused_keys(keys, read)
 
     def finish(self) -> FileRows:
         self._flush()
@@ -109,11 +108,12 @@ class RowBuilder:
         self._begin()
 
 
-_USED = {*OTHER_KEYS, *(key for keys in KEYS.values() for key in keys)}
+_FIELDS = {key for keys in KEYS.values() for key in keys}
 
 
-def unused_keys(keys: Iterable[str]) -> set[str]:
-    return set(keys) - _USED
+def unused_keys(keys: Iterable[str], read: Collection[str] = ()) -> set[str]:
+    """The keys that are neither KEYS nor among the others that a form reads."""
+    return set(keys) - _FIELDS - set(read)
 
 
 def is_none(value: Any) -> bool:

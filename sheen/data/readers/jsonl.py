@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sheen.data.parts import channel_of, nemo_span_of
+from sheen.data.parts import PART_KEYS, part_of
 from sheen.data.schema import (
     CODES_KEY,
     KEYS,
@@ -74,7 +74,8 @@ def _row(location: str, number: int, line: str, codes: bool, rows: RowBuilder) -
         data = json.loads(line)
         if not isinstance(data, dict):
             raise TypeError("not a JSON object")
-        rows.note_keys(data)
+        # Codes are those of the row, whatever part of a recording they were made of.
+        rows.note_keys(data, (CODES_KEY,) if codes else (*PART_KEYS, PLACE_KEY))
         # A missing text counts as an empty one: a codec is trained without texts.
         row |= row_fields(data)
         if codes:
@@ -83,8 +84,7 @@ def _row(location: str, number: int, line: str, codes: bool, rows: RowBuilder) -
             row[CODES_KEY] = codes_of(data[CODES_KEY])
         else:
             audio = text_of(pick(data, "audio"), "audio")
-            row["start"], row["end"] = nemo_span_of(data)
-            row["channel"] = channel_of(data)
+            row |= part_of(data)
             row["container"], row["place"] = place_of(data)
             if audio:
                 row["audio"] = uris.sibling(location, audio)
@@ -107,8 +107,10 @@ def place_of(data: dict[str, Any]) -> tuple[str | None, list[int] | None]:
     value = data.get(PLACE_KEY)
     if is_none(value):
         return None, None
-    if isinstance(value, dict) and len(value) == 1:
-        ((container, place),) = value.items()
+    # In Parquet, every row has both containers.
+    held = {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else {}
+    if len(held) == 1:
+        ((container, place),) = held.items()
         numbers = place if isinstance(place, list) else []
         whole = all(type(number) is int and number >= 0 for number in numbers)
         if container in CONTAINERS and whole and len(numbers) == 2:

@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sheen.data.parts import CHANNEL_KEY, SPAN_KEYS, channel_of, span_of
+from sheen.data.parts import CHANNEL_KEY, PART_KEYS, part_of
+from sheen.data.readers.jsonl import place_of
 from sheen.data.schema import (
     CODES_KEY,
     KEYS,
+    PLACE_KEY,
     ROW_SCHEMA,
     FileRows,
     name_of,
@@ -34,18 +36,21 @@ def read(location: str, limit: int | None) -> FileRows:
             schema = file.schema_arrow
             audio, embedded = _audio_column(location, schema)
             columns = field_columns(location, schema)
-            wanted = [*columns, *_span_columns(location, schema), *([] if embedded else [audio])]
+            columns += _part_columns(location, schema)
+            read_too = PART_KEYS if embedded else (*PART_KEYS, PLACE_KEY)
+            if not embedded:
+                columns += [name for name in (audio, PLACE_KEY) if name in schema.names]
             for group in range(file.num_row_groups):
                 if limit is not None and count >= limit:
                     break
-                table = file.read_row_group(group, columns=wanted)
+                table = file.read_row_group(group, columns=columns)
                 batches.append(_batch(location, table, group, count, None if embedded else audio))
                 count += len(table)
     except pa.ArrowException as error:
         raise ValueError(f"{location}: cannot be read as Parquet ({error})") from error
     except TypeError as error:
         raise ValueError(f"{location}: {error}") from error
-    return FileRows(batches, frozenset(unused_keys(schema.names)))
+    return FileRows(batches, frozenset(unused_keys(schema.names, read_too)))
 
 
 def _audio_column(location: str, schema: pa.Schema) -> tuple[str, bool]:
@@ -105,8 +110,10 @@ def _fits(kind: pa.DataType, name: str) -> bool:
     return _is_text(kind) or pa.types.is_null(kind) or (number and name in ("id", "speaker"))
 
 
-def _span_columns(location: str, schema: pa.Schema) -> list[str]:
-    found = [name for name in (*SPAN_KEYS, CHANNEL_KEY) if name in schema.names]
+def _part_columns(location: str, schema: pa.Schema) -> list[str]:
+    found = [name for name in PART_KEYS if name in schema.names]
+    if "offset" not in found:  # a duration alone is not read, whatever its type
+        found = [name for name in found if name != "duration"]
     for name in found:
         kind = schema.field(name).type
         if not (pa.types.is_null(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
@@ -132,20 +139,21 @@ Fault = tuple[str, str]
 """A row's reason and detail."""
 
 
-def _spans(
+def _parts(
     rows: Sequence[dict[str, Any]], number: int
-) -> tuple[list[tuple[float | None, float | None, int | None]], dict[int, Fault]]:
-    """Start, end and channel of each row, the first of which has a number, and the faulty ones'
-    faults."""
-    spans: list[tuple[float | None, float | None, int | None]] = []
+) -> tuple[list[dict[str, Any]], dict[int, Fault]]:
+    """Start, end, channel, container and place of each row, the first of which has a number, and
+    the faulty ones' faults."""
+    parts: list[dict[str, Any]] = []
     faults: dict[int, Fault] = {}
     for place, row in enumerate(rows):
         try:
-            spans.append((*span_of(row), channel_of(row)))
+            container, place_in_it = place_of(row)
+            parts.append(part_of(row) | {"container": container, "place": place_in_it})
         except (ValueError, TypeError) as error:
-            spans.append((None, None, None))
+            parts.append({})
             faults[place] = "malformed row", f"row {number + place}: {error}"
-    return spans, faults
+    return parts, faults
 
 
 def _batch(
@@ -161,10 +169,9 @@ def _batch(
     name = uris.name(location)
     numbers = range(first + 1, first + count + 1)
     data["source"] = pa.array([f"{name}:{number}" for number in numbers], pa.string())
-    spans, faults = _spans(rows, first + 1)
-    for place, name in enumerate((*SPAN_KEYS, "channel")):
-        values: list[float | None] = [span[place] for span in spans]
-        data[name] = pa.array(values, ROW_SCHEMA.field(name).type)
+    parts, faults = _parts(rows, first + 1)
+    for name in ("start", "end", "channel", "container", "place"):
+        data[name] = pa.array([part.get(name) for part in parts], ROW_SCHEMA.field(name).type)
     if paths is None:
         data["audio"] = pa.repeat(location, count)
         data["container"] = pa.repeat("parquet", count)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from pyarrow import fs
 
-from sheen.data.parts import channel_of, span_of
+from sheen.data.parts import PART_KEYS, part_of
 from sheen.data.schema import AUDIO_SUFFIXES, FileRows, RowBuilder, buffered, row_fields
 from sheen.storage import uris
 
@@ -115,13 +115,11 @@ def _fields(sample: Sample, rows: RowBuilder) -> dict[str, Any]:
         data = json.loads(sample.json) if sample.json is not None else {}
         if not isinstance(data, dict):
             raise TypeError("its .json must be an object")
-        rows.note_keys(data)
+        rows.note_keys(data, PART_KEYS)
         if sample.text is not None:
             data["text"] = sample.text.decode("utf-8-sig").strip()
         fields = row_fields(data)
-        start, end = span_of(data)
-        row |= fields | {"id": fields["id"] or sample.key, "start": start, "end": end}
-        row["channel"] = channel_of(data)
+        row |= fields | {"id": fields["id"] or sample.key} | part_of(data)
         if len(sample.audio) > 1:
             raise ValueError(f"it has recordings {', '.join(name for name, *_ in sample.audio)}")
     except (ValueError, TypeError, RecursionError) as error:

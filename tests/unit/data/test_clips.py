@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from helpers.corpora import LAYOUT
+from helpers.corpora import CODES, LAYOUT
 from helpers.encoded_audio import by_soundfile
 from helpers.opened import record_opened
 from sheen.audio.io import decode, from_pcm16
 from sheen.audio.stream import PREROLL_S
 from sheen.data.clips import ClipError, ClipReader
 from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
-from sheen.data.parts import sort_manifest
+from sheen.data.parts import PART_KEYS, sort_manifest
 from sheen.encode.config import Limits
 from sheen.encode.output import plan_blocks
 from sheen.encode.stages import DecodeSettings, decode_rows
@@ -40,12 +40,13 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def parts(spans: list[tuple[float | None, ...]]) -> list[dict[str, Any]]:
-    """Of start and end, and a channel where there is one."""
+def parts(spans: list[Any]) -> list[dict[str, Any]]:
+    """Of start and end, and a channel where there is one, or of any PART_KEYS by name."""
     names = ("start", "end", "audio_channel")
+    named = [each if isinstance(each, dict) else zip(names, each, strict=False) for each in spans]
     return [
-        {"id": f"part {place}", "text": "a text", **dict(zip(names, span, strict=False))}
-        for place, span in enumerate(spans)
+        {"id": f"part {place}", "text": "a text", **dict.fromkeys(PART_KEYS), **dict(span)}
+        for place, span in enumerate(named)
     ]
 
 
@@ -79,7 +80,22 @@ def as_tar(folder: Path, data: bytes, spans: list[Any]) -> str:
     return str(folder / "rows.tar")
 
 
+def as_codes(folder: Path, data: bytes, spans: list[Any]) -> str:
+    return lines(folder / "rows.jsonl", [row | {"snac_codes": CODES} for row in parts(spans)])
+
+
 FORMS = {f.__name__: f for f in (as_lines, as_parquet, as_parquet_of_paths, as_tar)}
+BY_KEY: list[tuple[dict[str, Any], tuple[float | None, float | None, int | None]]] = [
+    ({"start": 0.5}, (0.5, None, None)),
+    ({"end": 2.0}, (None, 2.0, None)),
+    ({"offset": 4}, (4.0, None, None)),
+    ({"offset": 0.5, "duration": 1.5}, (0.5, 2.0, None)),
+    ({"offset": 0.0, "duration": 0.75, "audio_channel": 0}, (0.0, 0.75, 0)),
+    ({"offset": 1.5, "duration": 2.0, "end": 3.0}, (None, 3.0, None)),
+    ({"duration": 2.0}, (None, None, None)),  # of the whole recording
+    ({"audio_channel": 0}, (None, None, 0)),
+]
+"""Keys of a row, and the start, end and channel that they mean."""
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -94,6 +110,34 @@ def test_parts_in_each_form_are_cut_from_the_whole(form: str, tmp_path: Path) ->
         last = len(whole) if end is None else round(end * rate)
         np.testing.assert_array_equal(samples, whole[round((start or 0) * rate) : last])
         assert its_rate == rate
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_takes_parts_under_every_key(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    data = by_soundfile(sound(6), RATE, "FLAC")
+    whole, _ = decode(data)
+    keys, expected = zip(*BY_KEY, strict=True)
+    assert {key for row in keys for key in row} == {*PART_KEYS}
+    rows = read_manifest(FORMS[form](tmp_path, data, list(keys))).to_pylist()
+    assert [(row["start"], row["end"], row["channel"]) for row in rows] == list(expected)
+    reader = ClipReader()
+    for row, (start, end, _) in zip(rows, expected, strict=True):
+        last = len(whole) if end is None else round(end * RATE)
+        np.testing.assert_array_equal(reader.read(row)[0], whole[round((start or 0) * RATE) : last])
+    assert "not used" not in caplog.text
+
+
+def test_what_part_codes_were_made_of_is_not_read_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rows = read_manifest(as_codes(tmp_path, b"", [keys for keys, _ in BY_KEY])).to_pylist()
+    for row in rows:
+        assert [row[name] for name in ("reason", "start", "end", "channel")] == [None] * 4
+    assert f"not used: {', '.join(sorted(PART_KEYS))} (used are" in caplog.text
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -132,8 +176,8 @@ def test_what_is_no_channel_is_a_counted_reject(value: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("form", ["as_parquet", "as_tar"])
-def test_a_line_may_name_a_recording_inside_a_file(form: str, tmp_path: Path) -> None:
-    """As `sheen prepare` writes them."""
+def test_a_row_may_name_a_recording_inside_a_file(form: str, tmp_path: Path) -> None:
+    """As `sheen prepare` writes them; in Parquet of paths, in a column of both containers."""
     location = FORMS[form](tmp_path, by_soundfile(sound(2), RATE, "FLAC"), SPANS[:1])
     (inside,) = read_manifest(location).to_pylist()
     row = {"audio": Path(location).name, "text": "a text", "start": 0.5, "end": 2.0}
@@ -143,14 +187,27 @@ def test_a_line_may_name_a_recording_inside_a_file(form: str, tmp_path: Path) ->
     found = read_manifest(lines(tmp_path / "rows.jsonl", listed)).to_pylist()
     assert [each["reason"] for each in found] == [None, *["malformed row"] * len(wrong)]
     assert "audio_place must be" in found[-1]["detail"]
-    np.testing.assert_array_equal(ClipReader().read(found[0])[0], ClipReader().read(inside)[0])
+    listed = [row, {**row, "audio_place": None}, {**row, "audio_place": wrong[3]}]
+    pq.write_table(pa.Table.from_pylist(listed), tmp_path / "listed.parquet")
+    columns = read_manifest(str(tmp_path / "listed.parquet")).to_pylist()
+    assert [each["reason"] for each in columns] == [None, None, "malformed row"]
+    for each in (found[0], columns[0]):
+        np.testing.assert_array_equal(ClipReader().read(each)[0], ClipReader().read(inside)[0])
 
 
-def test_a_column_of_clock_times_is_named(tmp_path: Path) -> None:
-    table = pa.table({"audio": ["a.wav"], "text": ["one"], "start": ["00:01"]})
+@pytest.mark.parametrize("key", ["start", "offset"])
+def test_a_column_of_clock_times_is_named(key: str, tmp_path: Path) -> None:
+    table = pa.table({"audio": ["a.wav"], "text": ["one"], key: ["00:01"]})
     pq.write_table(table, tmp_path / "rows.parquet")
-    with pytest.raises(ValueError, match=r"rows\.parquet: column 'start' is string, expected sec"):
+    with pytest.raises(ValueError, match=rf"rows\.parquet: column '{key}' is string, expected sec"):
         read_manifest(str(tmp_path / "rows.parquet"))
+
+
+def test_a_length_without_an_offset_may_be_of_any_type(tmp_path: Path) -> None:
+    table = pa.table({"audio": ["a.wav"], "text": ["one"], "duration": ["0:02"]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    (row,) = read_manifest(str(tmp_path / "rows.parquet")).to_pylist()
+    assert (row["start"], row["end"], row["reason"]) == (None, None, None)
 
 
 @pytest.mark.parametrize(
