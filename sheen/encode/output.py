@@ -223,12 +223,15 @@ def _digest(manifest: pa.Table) -> str:
     nor whether they exist now, since a missing one may be found later."""
     digest = hashlib.sha256()
     names = (
-        "key", "id", "text", "speaker", "instruction", "start", "end", "snac_codes", "reason"
+        "key", "id", "text", "speaker", "instruction", "start", "end", "snac_codes", "reason",
+        "channel",
     )  # fmt: skip
     for batch in manifest.select(names).to_batches():
         for row in batch.to_pylist():
             if row["reason"] in TRANSIENT:
                 row["reason"] = None
+            if row["channel"] is None:
+                del row["channel"]  # as in fingerprints from before it counted
             digest.update(repr(tuple(row.values())).encode())
     return digest.hexdigest()
 

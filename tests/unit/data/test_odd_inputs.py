@@ -174,6 +174,21 @@ def test_a_recording_that_comes_later_makes_the_same_row(
     prepare_output(config.output, config, after, codec, ())
 
 
+@pytest.mark.parametrize("part", [{"end": 0.5}, {"offset": 0.1}, {"audio_channel": 0}], ids=str)
+def test_another_part_of_a_recording_is_another_encoding(
+    part: dict[str, Any], tmp_path: Path
+) -> None:
+    codec = describe_codec(str(CODEC))
+    row = {"audio": "a.flac", "text": "four five"}
+    config = EncodeConfig(input=[str(tmp_path / "rows.jsonl")], output=f"{tmp_path}/out")
+    jsonl(tmp_path / "rows.jsonl", [row])
+    prepare_output(config.output, config, read_rows(config), codec, ())
+    (tmp_path / "out" / "blocks").mkdir()  # it has begun
+    jsonl(tmp_path / "rows.jsonl", [row | part])
+    with pytest.raises(ValueError, match="is of another encoding"):
+        prepare_output(config.output, config, read_rows(config), codec, ())
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_a_manifest_finds_names_in_either_normal_form(form: Any, tmp_path: Path) -> None:
     other = {"NFC": "NFD", "NFD": "NFC"}[form]
