@@ -20,8 +20,9 @@ class PrepareConfig(JobConfig):
         Field(
             min_length=1,
             description="recordings of any length and container format: file, folder, glob or URI; "
-            "or an LJSpeech folder or .jsonl manifest, whose texts are checked, and whose rows are "
-            "cut where they are longer than --max-seconds. May be repeated: --input A --input B",
+            "or recordings with texts in any form that `sheen encode` reads, such as an LJSpeech "
+            "folder, whose texts are checked, and whose rows are cut where they are longer than "
+            "--max-seconds. May be repeated: --input A --input B",
         ),
     ]
     output: Annotated[
@@ -142,8 +143,8 @@ class PrepareConfig(JobConfig):
     check: Annotated[
         bool,
         Field(
-            description="only check rows with texts (LJSpeech, .jsonl, Parquet, WebDataset): none "
-            "is cut, however long"
+            description="only check the texts of an --input that has them: no row is cut, however "
+            "long"
         ),
     ] = False
     dnsmos: Annotated[

@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from sheen.data.clips import TRANSIENT
 from sheen.data.corpus import read_manifest
-from sheen.data.readers.ljspeech import METADATA_FILE
+from sheen.data.readers.forms import form_of_folder, form_of_name
 from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.manifest import (
     SEGMENT_BITS,
@@ -30,7 +30,6 @@ from sheen.storage import files, uris
 
 WHERE = ("audio", "container", "place", "channel", "start", "end")
 """Columns that locate the samples of a row."""
-CORPUS_SUFFIXES = (".jsonl", ".json", ".parquet", ".tar")
 
 Row = dict[str, Any]
 
@@ -39,15 +38,15 @@ def is_corpus(location: str) -> bool:
     """Whether an input has rows with texts: a manifest, an LJSpeech folder, or a folder with
     manifests and no recordings."""
     path = uris.absolute(location)
-    if uris.name(path).lower().endswith(CORPUS_SUFFIXES):
+    if form_of_name(path) is not None:
         return True
     if files.kind(path) != fs.FileType.Directory:
         return False
-    if files.exists(uris.join(path, METADATA_FILE)):
+    if form_of_folder(path) is not None:
         return True
-    names = [uris.name(each).lower() for each in files.list_below(path)]
-    return any(name.endswith(CORPUS_SUFFIXES) for name in names) and not any(
-        name.endswith(RECORDINGS) for name in names
+    below = files.list_below(path)
+    return any(form_of_name(each) for each in below) and not any(
+        uris.name(each).lower().endswith(RECORDINGS) for each in below
     )
 
 

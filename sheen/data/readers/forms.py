@@ -1,6 +1,7 @@
 """Format detection: the files that a location stands for, and the reader of each.
 
-Refuses a location that mixes formats, rather than reading part of it.
+Owns the list of forms, by which every job recognizes a file or folder. Refuses a location that
+mixes formats, rather than reading part of it.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from functools import partial
 from pyarrow import fs
 
 from sheen.data.readers import jsonl, ljspeech, parquet, webdataset
+from sheen.data.readers.ljspeech import METADATA_FILE
 from sheen.data.schema import FileRows
 from sheen.storage import files, uris
 
@@ -20,29 +22,33 @@ LINES_SUFFIXES = (".jsonl", ".json")
 
 @dataclass(frozen=True)
 class Form:
-    """A form of input: how one file of it is read, and the suffix of its files in a folder.
+    """A form of input: how one file of it is read, what it is called, and the suffix of its files.
 
-    Without a suffix, `read` gets the folder itself.
+    Without a suffix, `read` gets a folder, which is recognized by the file `marker` in it.
     """
 
     read: Reader
+    called: str
     suffix: str | None = None
+    marker: str | None = None
 
 
 FORMS = {
-    "ljspeech": Form(ljspeech.read),
-    "jsonl": Form(partial(jsonl.read, codes=False), ".jsonl"),
-    "parquet": Form(parquet.read, ".parquet"),
-    "webdataset": Form(webdataset.read, ".tar"),
-    "codes": Form(partial(jsonl.read, codes=True), ".jsonl"),
+    "ljspeech": Form(
+        ljspeech.read, "an LJSpeech folder (metadata.csv beside wavs/)", marker=METADATA_FILE
+    ),
+    "jsonl": Form(partial(jsonl.read, codes=False), "a .jsonl manifest", ".jsonl"),
+    "parquet": Form(parquet.read, "Parquet of the Hugging Face layout", ".parquet"),
+    "webdataset": Form(webdataset.read, "WebDataset .tar shards", ".tar"),
+    "codes": Form(partial(jsonl.read, codes=True), ".jsonl with snac_codes", ".jsonl"),
 }
-LINES = Form(jsonl.read, ".jsonl")
+LINES = Form(jsonl.read, "a .jsonl manifest", ".jsonl")
 """Either form of lines: the first line says which."""
-
-EXPECTED = (
-    "an LJSpeech folder (metadata.csv beside wavs/), a .jsonl manifest, Parquet of the Hugging "
-    "Face layout, WebDataset .tar shards, .jsonl with snac_codes, or a folder of such files"
+BY_SUFFIX = {form.suffix: form for form in FORMS.values() if form.suffix} | dict.fromkeys(
+    LINES_SUFFIXES, LINES
 )
+
+EXPECTED = f"{', '.join(form.called for form in FORMS.values())}, or a folder of such files"
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,14 @@ def find_files(location: str, form: str | None) -> list[InputFile]:
         return _of_form(location, kind, form)
     if kind != fs.FileType.Directory:
         return [InputFile(location, _form_of_file(location))]
-    if files.exists(uris.join(location, ljspeech.METADATA_FILE)):
-        return [InputFile(location, FORMS["ljspeech"])]
+    if (marked := form_of_folder(location)) is not None:
+        return [InputFile(location, marked)]
     below = files.list_below(location)
     held: dict[str, list[InputFile]] = {}
-    for each in (FORMS["parquet"], FORMS["webdataset"], LINES):
-        found = [InputFile(path, each) for path in below if _ends(path, each.suffix or "")]
-        if found:
-            held[each.suffix or ""] = found
+    for suffix, each in BY_SUFFIX.items():
+        found = [InputFile(path, each) for path in below if _ends(path, suffix)]
+        if found and suffix == each.suffix:
+            held[suffix] = found
     if len(held) > 1:
         raise ValueError(
             f"input {location}: it holds {' and '.join(held)} files; name the form that is meant "
@@ -101,17 +107,26 @@ def _of_form(location: str, kind: fs.FileType, form: str) -> list[InputFile]:
     return [InputFile(path, chosen) for path in found]
 
 
+def form_of_folder(location: str) -> Form | None:
+    """The form that a folder is of as a whole, by a file in it."""
+    marked = (form for form in FORMS.values() if form.marker)
+    return next((x for x in marked if files.exists(uris.join(location, x.marker or ""))), None)
+
+
+def form_of_name(location: str) -> Form | None:
+    """The form of a file by its suffix."""
+    return next((form for suffix, form in BY_SUFFIX.items() if _ends(location, suffix)), None)
+
+
 def _form_of_file(location: str) -> Form:
-    if _ends(location, LINES_SUFFIXES):
-        return LINES
-    for form in (FORMS["parquet"], FORMS["webdataset"]):
-        if _ends(location, form.suffix or ""):
-            return form
-    raise ValueError(
-        f"input {location}: expected {EXPECTED}; this is a file with none of their suffixes (name "
-        "its form if it is one)"
-    )
+    form = form_of_name(location)
+    if form is None:
+        raise ValueError(
+            f"input {location}: expected {EXPECTED}; this is a file with none of their suffixes "
+            "(name its form if it is one)"
+        )
+    return form
 
 
-def _ends(location: str, suffix: str | tuple[str, ...]) -> bool:
+def _ends(location: str, suffix: str) -> bool:
     return uris.name(location).lower().endswith(suffix)

@@ -431,7 +431,7 @@ def test_an_input_named_twice_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_two_forms_must_be_named(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", GOOD)
     write_tar(tmp_path / "b.tar", clips("b"))
-    assert "holds .tar and .jsonl files; name the form" in error(tmp_path)
+    assert "holds .jsonl and .tar files; name the form" in error(tmp_path)
     assert verdicts(read(tmp_path, form="jsonl")) == [("line-1", None)]
     assert verdicts(read(tmp_path, form="webdataset")) == [("b", None)]
     assert "form parquet, but the folder has no .parquet" in error(tmp_path, form="parquet")

@@ -15,6 +15,7 @@ from helpers.example import DEMO, RATE, clips_of, read_clip
 from sheen.audio.io import decode
 from sheen.data.clips import ClipReader
 from sheen.data.corpus import read_manifest
+from sheen.data.readers.forms import FORMS
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.cutting.cut import PAUSE, CutSettings
 from sheen.prepare.given import (
@@ -58,6 +59,14 @@ def test_inputs_with_rows_of_texts_are_corpora(tmp_path: Path) -> None:
     assert not is_corpus(str(tmp_path))
     (tmp_path / "metadata.csv").write_text("a|Hello.\n", "utf-8")
     assert is_corpus(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_no_form_of_input_is_taken_for_recordings(name: str, tmp_path: Path) -> None:
+    form = FORMS[name]
+    (tmp_path / (form.marker or f"rows{form.suffix}")).touch()
+    assert is_corpus(str(tmp_path))
+    assert is_corpus(str(tmp_path / f"ROWS{form.suffix}".upper())) is (form.suffix is not None)
 
 
 def test_of_a_corpus_the_texts_that_are_not_spoken_are_rejected(tmp_path: Path) -> None:
