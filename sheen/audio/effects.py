@@ -13,10 +13,8 @@ import av
 import numpy as np
 from av.filter import Graph
 
-from sheen.audio.samples import NO_SAMPLES, Samples
+from sheen.audio.samples import KEPT_SILENCE_S, NO_SAMPLES, Samples
 
-KEPT_SILENCE_S = 0.05
-"""Silence that `trim` leaves at either end: a sound's onset is softer than the sound."""
 PEAK = 0.99
 
 

@@ -9,21 +9,24 @@ from numpy.typing import NDArray
 Samples = NDArray[np.float32]
 """Mono `[n]`, of full scale 1."""
 NO_SAMPLES = np.zeros(0, np.float32)
+SILENCE = 0.01
+"""Synthesized samples below this, of full scale 1, are silence."""
+KEPT_SILENCE_S = 0.05
+"""Silence kept next to the sound of an utterance: a sound's onset is softer than the sound."""
 
 
 class SilenceTrim:
     """Leaves out the silence before speech: samples in, samples out.
 
     Silence is what stays below `threshold` of full scale; `keep_s` of it before the first sound
-    stays, because a sound's onset is softer than the sound. After `longest_s` without a sound
-    everything passes: then the silence is meant.
+    stays. After `longest_s` without a sound everything passes: then the silence is meant.
     """
 
     def __init__(
         self,
         sample_rate: int,
-        threshold: float = 0.01,
-        keep_s: float = 0.05,
+        threshold: float = SILENCE,
+        keep_s: float = KEPT_SILENCE_S,
         longest_s: float = 1.0,
     ) -> None:
         self._threshold = threshold

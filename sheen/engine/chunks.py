@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import numpy as np
 
-from sheen.audio.samples import NO_SAMPLES, Samples, SilenceTrim
+from sheen.audio.samples import NO_SAMPLES, SILENCE, Samples, SilenceTrim
 from sheen.text.delivery import TextStream
 from sheen.text.items import Item, Pause, Style
 from sheen.text.segmentation import TextChunker
@@ -105,12 +105,11 @@ class ChunkStream:
         return self._ready.popleft()
 
 
-SILENCE = 0.01
-"""Samples below this, of full scale 1, are silence."""
 FADE_S = 0.005
 """Long enough to make a step inaudible, short compared with a sound."""
 ONSET_S = 0.03
-"""Silence kept before a chunk's first sound, since an onset is softer than the sound."""
+"""Silence kept before the first sound of a chunk that follows another. Less than of an utterance's
+(KEPT_SILENCE_S): it adds to the pause."""
 
 PAUSES_S = {".!?…。！？": 0.3, ",;:—–，、；：": 0.18}
 """Pauses by a chunk's last character, about as long as those of English readers, who pause twice as
@@ -168,7 +167,7 @@ class Joiner:
         `last` must be False while more text may follow.
         """
         first = self._chunks == 0
-        self._trim = None if first else SilenceTrim(self._rate, SILENCE, ONSET_S)
+        self._trim = None if first else SilenceTrim(self._rate, keep_s=ONSET_S)
         self._pause = max(self._fade, round(pause_s * self._rate))
         self._last = last
         self._quiet = 0

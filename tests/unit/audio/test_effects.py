@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sheen.audio import effects
-from sheen.audio.effects import KEPT_SILENCE_S, PEAK, Stretch, Tempo, to_loudness, trim
-from sheen.audio.samples import Samples
+from sheen.audio.effects import PEAK, Stretch, Tempo, to_loudness, trim
+from sheen.audio.samples import KEPT_SILENCE_S, Samples
 
 RATE = 24_000
 SPEEDS = [0.25, 0.5, 0.8, 1.25, 2.0, 4.0]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from sheen.audio.samples import Samples
-from sheen.engine.chunks import FADE_S, ONSET_S, SILENCE, SLICE, ChunkStream, Joiner, pause_after
+from sheen.audio.samples import SILENCE, Samples
+from sheen.engine.chunks import FADE_S, ONSET_S, SLICE, ChunkStream, Joiner, pause_after
 from sheen.text.items import Item, Pause
 from sheen.text.segmentation import SentenceStream
 
