@@ -28,9 +28,11 @@ from preparing import make_recording
 ROOT = Path(__file__).resolve().parents[1]
 EACH_S = 1.0
 TENTHS = 10
-CUT, READ, ASR, COMMIT = "cut_sources", "read_segments", "TranscribeWorker", "commit_rows"
+CUT, RANGE, READ = "cut_sources", "measure_range", "read_segments"
+ASR, COMMIT = "TranscribeWorker", "commit_rows"
 KINDS = {
     CUT: "cutting",
+    RANGE: "cutting",
     READ: "reading, measuring and embedding",
     ASR: "transcribing",
     COMMIT: "committing",

@@ -77,6 +77,8 @@ class AudioFile:
         """Hz."""
         self.channels: int
         """Channels of the first frame."""
+        self.exact: bool
+        """Whether a part costs its own length: see `_EXACT`."""
         self._open = ExitStack()
         self._held: Span | None = None
         with decoding_errors(lambda: False):
@@ -97,16 +99,36 @@ class AudioFile:
         """Let go of the decoder."""
         self._open.close()
 
-    def blocks(self) -> Iterator[Samples]:
-        """All samples, from the first on, in pieces `[n]` of less than two seconds.
+    @property
+    def stated_s(self) -> float | None:
+        """Seconds by the header, or estimated from the file's size; not to be relied on."""
+        duration, base = self._stream.duration, self._stream.time_base
+        return None if not duration or base is None else float(duration * base)
+
+    def reaches(self, start_s: float) -> bool:
+        """Whether samples from there on can be had without decoding all before them."""
+        with decoding_errors(lambda: True):
+            return self._from(sample_at(start_s, self.rate)) is not None
+
+    def blocks(self, start_s: float = 0.0, end_s: float | None = None) -> Iterator[Samples]:
+        """The samples between two seconds, None: to the end, in pieces `[n]` of less than two
+        seconds.
 
         What cannot be decoded is in `faults`. Raises AudioError where nothing more can be read.
         """
+        first = sample_at(start_s, self.rate)
+        last = None if end_s is None else sample_at(end_s, self.rate)
         with decoding_errors(lambda: True):
-            self._restart()
+            spans = self._from(first)
+            if spans is None:
+                spans = self._on(first)
             self._held = None
-            for _, samples in self._spans:
-                yield samples
+            for at, samples in spans:
+                part = samples[max(0, first - at) : None if last is None else max(0, last - at)]
+                if len(part):
+                    yield part
+                if last is not None and at + len(samples) >= last:
+                    break
 
     def read(self, start_s: float, end_s: float | None = None, strict: bool = True) -> Samples:
         """The samples `[n]` between two seconds, fewer where the file ends before; None: its end.
@@ -153,7 +175,7 @@ class AudioFile:
             raise AudioError("empty", "the file holds 0 samples")
         self.rate, self.channels = first.sample_rate, first.layout.nb_channels
         self._zero = self._time(first) or Fraction(0)
-        self._exact = _seeks_exactly(self._container, self._stream)
+        self.exact = _seeks_exactly(self._container, self._stream)
         self._spans = self._placed(first, frames)
         self._held = 0, NO_SAMPLES
 
@@ -198,7 +220,7 @@ class AudioFile:
     def _from(self, first: int) -> Iterator[Span] | None:
         """Spans from before a sample on, by a new decoder without state from earlier reads. None
         where the file does not say exactly where they are."""
-        if not self._exact:
+        if not self.exact:
             return None
         before = first - sample_at(PREROLL_S, self.rate)
         if before <= 0:

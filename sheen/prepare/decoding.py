@@ -5,7 +5,6 @@ Owns the resampling of a stream. Seeking to a segment is `sheen.audio.stream`'s.
 Shapes: n samples.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ import av
 
 from sheen.audio.io import resampled
 from sheen.audio.samples import NO_SAMPLES, Samples
-from sheen.audio.stream import AudioFile, sample_at
 from sheen.data.clips import ClipError, ClipReader
 from sheen.data.parts import in_recording_order
 from sheen.runs.attempts import is_crash
@@ -22,8 +20,6 @@ WHOLE = {"container": None, "place": None}
 """Columns of a row whose recording is a whole file, for rows without these columns."""
 WHOLE_FILE = {**WHOLE, "channel": None, "start": None, "end": None}
 """The same, of a row that is no part of its recording, and has the mean of its channels."""
-PIECE_S = 2.0
-"""Of a part that is read in pieces."""
 
 
 def resample_blocks(blocks: Iterable[Samples], source_rate: int, rate: int) -> Iterator[Samples]:
@@ -37,25 +33,6 @@ def resample_blocks(blocks: Iterable[Samples], source_rate: int, rate: int) -> I
         frame.sample_rate = source_rate
         yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
     yield from (part.to_ndarray()[0] for part in resampler.resample(None))
-
-
-def part_blocks(
-    audio: AudioFile, start: float | None = None, end: float | None = None
-) -> Iterator[Samples]:
-    """The samples of a part, in pieces `[n]`, as `AudioFile.blocks`; None: from the first, to the
-    last. Raises AudioError."""
-    if start is None and end is None:
-        yield from audio.blocks()
-        return
-    at, last = start or 0.0, math.inf if end is None else end
-    while at < last:
-        after = min(at + PIECE_S, last)
-        samples = audio.read(at, after, strict=False)
-        if len(samples):
-            yield samples
-        if len(samples) < sample_at(after, audio.rate) - sample_at(at, audio.rate):
-            return  # the recording ends before
-        at = after
 
 
 def read_part(reader: ClipReader, row: Mapping[str, Any], rate: int) -> Samples:

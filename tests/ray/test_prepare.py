@@ -1,7 +1,9 @@
 """The prepare job: raw recordings become rows that encode, each second accounted for."""
 
 import json
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from sheen.codec.layout import TokenLayout
 from sheen.encode.config import EncodeConfig
 from sheen.encode.output import read_rows
 from sheen.encode.stages import DecodeSettings, decode_rows
+from sheen.prepare.cutting.analysis import Analysis, Measure, Range, analyze
+from sheen.prepare.decoding import WHOLE_FILE
 from sheen.prepare.output import MANIFEST, REJECTED, REPORT
 from sheen.prepare.report import pages as report_page
+from sheen.prepare.stages.cut import in_tasks
 from sheen.scoring.wer import error_rate, normalize_english
 from sheen.storage.files import LFS_POINTER
 
@@ -137,3 +142,29 @@ def test_raw_recordings_become_rows_that_encode(
     assert [row["text"] for row in decoded] == [row["text"] for row in corrected]
     assert [row["reason"] for row in decoded] == [None] * len(corrected)
     assert all(row["pcm"] for row in decoded)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ranges_in_tasks_are_those_in_turn_also_where_a_process_dies(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.concatenate([read_clip(clip) for clip in SPOKEN[:3]]), RATE)
+    driver = os.getpid()
+
+    def dying(measure: Measure, ranges: Sequence[Range]) -> list[Analysis | None]:
+        def die(span: Range) -> Analysis | None:
+            if os.getpid() != driver and span == ranges[1]:
+                os._exit(1)
+            return measure(span)
+
+        return in_tasks(die, ranges)
+
+    row = {**WHOLE_FILE, "audio": str(path)}
+    expected = analyze(row, None, shortest=4)
+    for spread in (in_tasks, dying):
+        found = analyze(row, None, spread=spread, shortest=4)
+        assert ("a range failed" in caplog.text) == (spread is dying)
+        assert (found.count, found.peak) == (expected.count, expected.peak)
+        assert found.levels.tolist() == expected.levels.tolist()
+        assert found.probabilities.tolist() == expected.probabilities.tolist()
