@@ -250,7 +250,7 @@ def show_exchanged(folder: Path, clips: Sequence[Clip], asr: str) -> None:
 
 
 def show_voices(folder: Path, asr: str, count: int) -> None:
-    voices = [read_voice(voice, count) for voice in ("am_michael", "bf_emma", "heart")]
+    voices = [read_voice(voice, count) for voice in ("af_aoede", "bf_alice", "heart")]
     clips = [clip for turn in zip(*voices, strict=True) for clip in turn]
     samples, placed = joined(clips)
     soundfile.write(folder / "turns.flac", samples, RATE)
@@ -280,7 +280,7 @@ def show_answers(folder: Path, asr: str, count: int) -> None:
 
 
 def show_call(folder: Path, asr: str, count: int) -> None:
-    names = ("bm_george", "af_bella")
+    names = ("am_onyx", "af_bella")
     voices = [read_voice(voice, count) for voice in names]
     clips = [clip for turn in zip(*voices, strict=True) for clip in turn]
     samples, placed = joined(clips, names)

@@ -79,10 +79,10 @@ def test_a_click_is_heard_and_shown_and_what_came_is_saved(
     tab.until(f"{RECEIVED} && {HEARD} && {LASTS}")
 
     (asked,) = speaker.asked
-    assert (asked.input, asked.model, asked.voice) == (TEXT, "english", "bf_emma")
+    assert (asked.input, asked.model, asked.voice) == (TEXT, "english", "bf_alice")
     assert asked.response_format == audio_format
     file = tab.download("#download", tmp_path)
-    assert file.name == f"speech-bf_emma.{audio_format}"
+    assert file.name == f"speech-bf_alice.{audio_format}"
     assert file.read_bytes() == speaker.sent
     # An encoder may add two frames of its own.
     assert SECONDS - 0.01 <= float(tab.text("#duration").split()[0]) <= SECONDS + 0.1

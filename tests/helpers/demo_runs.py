@@ -33,13 +33,13 @@ def evaluation(untrained: Sequence[str], **voices: dict[str, Any]) -> dict[str, 
 
 BEFORE = evaluation(
     ["af_bella"],
-    bf_emma=voice_result(0.04, 1.0, None),
+    bf_alice=voice_result(0.04, 1.0, None),
     af_bella=voice_result(0.9, 0.48, 0.0),
     heart=voice_result(0.08, 0.996, 1.0),
 )
 AFTER = evaluation(
     [],
-    bf_emma=voice_result(0.05, 1.0, None),
+    bf_alice=voice_result(0.05, 1.0, None),
     af_bella=voice_result(0.1, 1.0, 1.0),
     heart=voice_result(0.09, 1.0, 1.0),
 )

@@ -24,7 +24,7 @@ DEMO = ENGLISH / "demo"
 CHECKPOINT = ENGLISH / "voice"
 """A voice that is trained, and small: `heart` speaks English."""
 CODEC = CHECKPOINT / "codec"
-VOICES = ("heart", "bm_george", "am_michael", "bf_emma")
+VOICES = ("heart", "am_onyx", "af_aoede", "bf_alice")
 NEW_VOICE = "af_bella"
 """The voice that the demo learns. It has 177 recordings, each of the others about 20."""
 RATE = 24_000  # of the small codec, Hz

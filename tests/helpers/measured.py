@@ -10,7 +10,7 @@ from helpers.example import RATE
 from sheen.codec.layout import Codes
 from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
 
-CODED = ("heart", "bf_emma")
+CODED = ("heart", "bf_alice")
 """Voices of the example, in the order of their measured recordings."""
 Measured = tuple[CodecReport, list[Waveform]]
 

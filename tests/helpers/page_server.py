@@ -85,12 +85,12 @@ async def page() -> HTMLResponse:
 
 async def reference(request: Request) -> HTMLResponse:
     return reference_response(
-        request.app.document(["bf_emma", "heart"], request.scope["root_path"])
+        request.app.document(["bf_alice", "heart"], request.scope["root_path"])
     )
 
 
 async def voices() -> Voices:
-    return Voices(voices=[NamedVoice(id=name, name=name) for name in ("bf_emma", "heart")])
+    return Voices(voices=[NamedVoice(id=name, name=name) for name in ("bf_alice", "heart")])
 
 
 async def models() -> AudioModels:

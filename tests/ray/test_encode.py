@@ -347,17 +347,17 @@ def test_only_the_speakers_asked_for_are_encoded(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--input", str(corpus), "--output", str(tmp_path / "codes"), "--codec", str(CODEC)]
-    assert main([*argv, "--speakers", "bf_emma", "--speakers", "nobody"]) == 2
+    assert main([*argv, "--speakers", "bf_alice", "--speakers", "nobody"]) == 2
     assert "--speakers nobody" in capsys.readouterr().err
     rows = read_rows(
         EncodeConfig(
             input=str(corpus),
             output=str(tmp_path / "codes"),
             codec=str(CODEC),
-            speakers=["bf_emma"],
+            speakers=["bf_alice"],
         )
     )
-    assert rows["speaker"].to_pylist() == ["bf_emma"] * 4
+    assert rows["speaker"].to_pylist() == ["bf_alice"] * 4
 
 
 # Refused before any work

@@ -60,24 +60,24 @@ NO_TEXT = "\u2003\t"
 LISTED: list[Row] = [
     {"id": "pair", "text": "one two", "speaker": "heart"},
     {"id": "each", "text": "three"},
-    {"text": "four  five six", "speaker": "am_michael"},
-    {"id": "pair", "text": "seven eight", "speaker": "bm_george"},
-    {"id": "space", "text": NO_TEXT, "speaker": "bm_george"},
+    {"text": "four  five six", "speaker": "af_aoede"},
+    {"id": "pair", "text": "seven eight", "speaker": "am_onyx"},
+    {"id": "space", "text": NO_TEXT, "speaker": "am_onyx"},
     {"id": "blank", "text": " ", "speaker": "heart"},
-    {"id": "dots", "text": "...", "speaker": "bf_emma"},
+    {"id": "dots", "text": "...", "speaker": "bf_alice"},
     {"id": "stranger", "text": "zero", "speaker": "nobody"},
 ]
 PLANNED = [
     ("pair", "one two", "heart"),
-    ("each", "three", "am_michael"),
-    ("each", "three", "bf_emma"),
-    ("each", "three", "bm_george"),
+    ("each", "three", "af_aoede"),
+    ("each", "three", "bf_alice"),
+    ("each", "three", "am_onyx"),
     ("each", "three", "heart"),
-    ("line-3", "four  five six", "am_michael"),
-    ("pair", "seven eight", "bm_george"),
-    ("space", NO_TEXT, "bm_george"),
+    ("line-3", "four  five six", "af_aoede"),
+    ("pair", "seven eight", "am_onyx"),
+    ("space", NO_TEXT, "am_onyx"),
     ("blank", " ", "heart"),
-    ("dots", "...", "bf_emma"),
+    ("dots", "...", "bf_alice"),
 ]
 PLAN = Plan([Prompt(*prompt) for prompt in PLANNED], Counter())
 GIVEN = ("key", "id", "text", "speaker", "instruction")
@@ -177,7 +177,7 @@ def voice(trained: Path) -> Voice:
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recordings of two of the four voices, enough for profiles."""
-    clips = [clip for voice in ("am_michael", "heart") for clip in clips_of(voice)[2:7]]
+    clips = [clip for voice in ("af_aoede", "heart") for clip in clips_of(voice)[2:7]]
     return copy_corpus(clips, tmp_path_factory.mktemp("known") / "corpus")
 
 
@@ -218,7 +218,7 @@ def test_the_rows_of_spoken_prompts_are_complete(evaluated: Done, voice: Voice) 
         missing = {name for name in MEASURED if row[name] is None} - {"detail", "reason"}
         if row["unscored"] is None:
             missing.remove("unscored")
-            if row["speaker"] not in ("am_michael", "heart"):
+            if row["speaker"] not in ("af_aoede", "heart"):
                 missing.remove("speaker_similarity")
         else:
             missing -= {"dnsmos", "speaker_similarity"}
@@ -228,7 +228,7 @@ def test_the_rows_of_spoken_prompts_are_complete(evaluated: Done, voice: Voice) 
         assert 0 < row["seconds"] <= len(row["text"]) * (0.5 + 0.3)
         assert 0 <= row["pause"] <= row["speaking"] <= row["seconds"]
         assert row["expected_seconds"] == voice.expected_seconds(row["text"], row["speaker"])
-        assert row["identified_speaker"] in ("am_michael", "heart", "")
+        assert row["identified_speaker"] in ("af_aoede", "heart", "")
 
 
 def test_the_audio_is_in_the_rows(evaluated: Done) -> None:
@@ -273,7 +273,7 @@ def test_the_report_is_that_of_the_rows(evaluated: Done) -> None:
             assert (result[name]["errors"], result[name]["units"]) == (errors.errors, errors.units)
         ratios = [row["seconds"] / row["expected_seconds"] for row in own]
         assert result["duration"]["value"] == pytest.approx(np.mean(ratios))
-        profiled = [row for row in own if row["speaker"] in ("am_michael", "heart")]
+        profiled = [row for row in own if row["speaker"] in ("af_aoede", "heart")]
         if profiled:
             right = [row["identified_speaker"] == row["speaker"] for row in profiled]
             assert result["speaker_accuracy"]["of"] == len(profiled)
@@ -294,7 +294,7 @@ def test_the_command_prints_the_table(evaluated: Done) -> None:
     assert evaluated.status == 0
     first = next(i for i, line in enumerate(evaluated.printed) if line.startswith("voice "))
     table = evaluated.printed[first:]
-    assert table[0].split() == ["voice", "am_michael", "bf_emma", "bm_george", "heart", "all"]
+    assert table[0].split() == ["voice", "af_aoede", "am_onyx", "bf_alice", "heart", "all"]
     assert table[1].split() == ["clips", "2", "2", "2", "2", "8"]
     names = [line[:24].strip() for line in table]
     assert {"WER", "DNSMOS OVRL", "speaker accuracy", "speaker similarity"} < set(names)
@@ -345,13 +345,13 @@ FILES: list[Row] = [
     {"id": "t0", "text": "one"},
     {"id": "t1", "text": "two"},
     {"id": "own", "text": "four", "speaker": "heart"},
-    {"id": "other", "text": "six", "speaker": "bm_george"},
+    {"id": "other", "text": "six", "speaker": "am_onyx"},
     {"id": "t2", "text": "nine"},
     {"id": "t3", "text": "zero"},
 ]
 NAMES = [
-    "heart/t0.flac", "am_michael/t0.flac", "heart/t1.flac", "am_michael/t1.flac", "heart/own.flac",
-    "heart/t2.flac", "am_michael/t2.flac", "heart/t3.flac", "am_michael/t3.flac",
+    "heart/t0.flac", "af_aoede/t0.flac", "heart/t1.flac", "af_aoede/t1.flac", "heart/own.flac",
+    "heart/t2.flac", "af_aoede/t2.flac", "heart/t3.flac", "af_aoede/t3.flac",
 ]  # fmt: skip
 
 
@@ -360,7 +360,7 @@ def files_config(trained: Path, folder: Path) -> EvaluateConfig:
         trained,
         write_prompts(folder / "prompts.jsonl", FILES),
         folder / "out",
-        voices=["heart", "am_michael"],
+        voices=["heart", "af_aoede"],
         audio="files",
         asr=None,
         num_workers=1,
@@ -392,7 +392,7 @@ def test_without_a_judge_the_rest_is_reported(spoken: Done) -> None:
     report = spoken.report
     assert report["asr"] is None
     assert list(report["skipped"].values()) == [1]
-    assert list(report["voices"]) == ["am_michael", "heart", ALL]
+    assert list(report["voices"]) == ["af_aoede", "heart", ALL]
     for result, clips in zip(report["voices"].values(), (4, 5, 9), strict=True):
         assert result["wer"] is result["cer"] is result["speaker_accuracy"] is None
         assert result["dnsmos_ovrl"] is result["speaker_similarity"] is result["unscored"] is None
@@ -481,7 +481,7 @@ def test_a_model_and_prompts_that_were_moved_are_the_same(spoken: Done, tmp_path
         ({"temperature": 0.9}, f"temperature was {Sampling.temperature}, now 0.9"),
         ({"asr": "base"}, "asr was None, now 'base'"),
         ({"dnsmos": True}, "dnsmos was False, now True"),
-        ({"voices": ["heart"]}, "voices was ['heart', 'am_michael'], now ['heart']"),
+        ({"voices": ["heart"]}, "voices was ['heart', 'af_aoede'], now ['heart']"),
         ({"audio": "parquet", "limit": 1}, "audio was 'files', now 'parquet'"),
     ],
 )
@@ -621,7 +621,7 @@ def test_a_score_whose_package_is_missing_is_refused(
 
 # The plan
 
-MIXED = [Prompt("a", "one", "heart"), Prompt("b", "two"), Prompt("c", "three", "am_michael")]
+MIXED = [Prompt("a", "one", "heart"), Prompt("b", "two"), Prompt("c", "three", "af_aoede")]
 
 
 def plan(
@@ -635,27 +635,27 @@ def plan(
 
 
 def test_prompts_without_a_voice_are_for_every_voice() -> None:
-    planned, skipped = plan(MIXED, ["am_michael", "bm_george", "heart"])
-    everybody = [("b", "am_michael"), ("b", "bm_george"), ("b", "heart")]
-    assert planned == [("a", "heart"), *everybody, ("c", "am_michael")]
+    planned, skipped = plan(MIXED, ["af_aoede", "am_onyx", "heart"])
+    everybody = [("b", "af_aoede"), ("b", "am_onyx"), ("b", "heart")]
+    assert planned == [("a", "heart"), *everybody, ("c", "af_aoede")]
     assert not skipped
 
 
 def test_only_voices_that_are_asked_for_speak() -> None:
     planned, skipped = plan(
-        MIXED, ["am_michael", "bm_george", "heart"], voices=["heart", "bm_george"]
+        MIXED, ["af_aoede", "am_onyx", "heart"], voices=["heart", "am_onyx"]
     )
-    assert planned == [("a", "heart"), ("b", "heart"), ("b", "bm_george")]
+    assert planned == [("a", "heart"), ("b", "heart"), ("b", "am_onyx")]
     assert skipped.total() == 1
-    assert "'am_michael'" in next(iter(skipped))
+    assert "'af_aoede'" in next(iter(skipped))
 
 
 def test_untrained_voices_are_asked_for_all_the_same() -> None:
     listed = [*MIXED, Prompt("d", "four", "new")]
-    planned, skipped = plan(listed, ["am_michael"], untrained_voices=["new"])
-    assert planned == [("b", "am_michael"), ("b", "new"), ("c", "am_michael"), ("d", "new")]
+    planned, skipped = plan(listed, ["af_aoede"], untrained_voices=["new"])
+    assert planned == [("b", "af_aoede"), ("b", "new"), ("c", "af_aoede"), ("d", "new")]
     assert skipped.total() == 1
-    planned, _ = plan(listed, ["am_michael"], untrained_voices=["new"], voices=["new"])
+    planned, _ = plan(listed, ["af_aoede"], untrained_voices=["new"], voices=["new"])
     assert planned == [("b", "new"), ("d", "new")]
 
 
@@ -685,14 +685,14 @@ def test_a_voice_that_is_asked_for_twice_speaks_once(twice: dict[str, list[str]]
 
 
 def test_few_prompts_of_a_voice_are_spread_over_its_list() -> None:
-    listed = [Prompt(str(place), "one", ("am_michael", "heart")[place % 2]) for place in range(20)]
-    planned, _ = plan(listed, ["am_michael", "heart"], per_voice=3)
+    listed = [Prompt(str(place), "one", ("af_aoede", "heart")[place % 2]) for place in range(20)]
+    planned, _ = plan(listed, ["af_aoede", "heart"], per_voice=3)
     assert sorted(planned, key=lambda prompt: int(prompt[0])) == [
-        ("0", "am_michael"), ("1", "heart"), ("6", "am_michael"), ("7", "heart"),
-        ("12", "am_michael"), ("13", "heart"),
+        ("0", "af_aoede"), ("1", "heart"), ("6", "af_aoede"), ("7", "heart"),
+        ("12", "af_aoede"), ("13", "heart"),
     ]  # fmt: skip
-    everything, _ = plan(listed, ["am_michael", "heart"])
-    assert sorted(plan(listed, ["am_michael", "heart"], per_voice=99)[0]) == sorted(everything)
+    everything, _ = plan(listed, ["af_aoede", "heart"])
+    assert sorted(plan(listed, ["af_aoede", "heart"], per_voice=99)[0]) == sorted(everything)
 
 
 def test_a_checkpoint_of_one_voice_speaks_for_all() -> None:
@@ -704,8 +704,8 @@ def test_a_checkpoint_of_one_voice_speaks_for_all() -> None:
 
 
 def test_the_limit_is_one_of_the_list() -> None:
-    planned, skipped = plan(MIXED, ["am_michael", "heart"], voices=["am_michael"], limit=2)
-    assert planned == [("b", "am_michael")]
+    planned, skipped = plan(MIXED, ["af_aoede", "heart"], voices=["af_aoede"], limit=2)
+    assert planned == [("b", "af_aoede")]
     assert skipped.total() == 1
 
 
@@ -727,8 +727,8 @@ def test_ids_that_repeat_are_refused_for_files() -> None:
         plan(listed, ["heart"], audio="files")
     assert len(plan(listed, ["heart"])[0]) == 3
     # Of two voices: each has its own folder.
-    others = [replace(listed[0], speaker="am_michael"), *listed[:2]]
-    assert len(plan(others, ["am_michael", "heart"], audio="files")[0]) == 3
+    others = [replace(listed[0], speaker="af_aoede"), *listed[:2]]
+    assert len(plan(others, ["af_aoede", "heart"], audio="files")[0]) == 3
 
 
 def test_the_hash_of_a_file_is_that_of_all_its_pieces(tmp_path: Path) -> None:
@@ -774,14 +774,14 @@ def test_listening_keeps_rows_and_clips_together(
     clips = [
         read_clip(clips_of("heart")[8]),
         np.zeros(RATE // 2, np.float32),
-        read_clip(clips_of("am_michael")[8]),
+        read_clip(clips_of("af_aoede")[8]),
     ]
     rows: list[Row] = [
         dict.fromkeys(ROW_SCHEMA.names)
         | {
             "key": key,
             "text": text,
-            "speaker": "am_michael",
+            "speaker": "af_aoede",
             "audio": {"bytes": encode_audio(clip, RATE, "FLAC"), "path": "x"},
         }
         for key, (clip, text) in enumerate(zip(clips, ("one", "two", "..."), strict=True))
@@ -803,7 +803,7 @@ def test_listening_keeps_rows_and_clips_together(
     assert [row["key"] for row in listened.to_pylist()] == [0, 3, 1, 2]
     assert listened["transcript"].to_pylist() == [heard[0], None, heard[1], None]
     assert listened["identified_speaker"].to_pylist() == [first, None, "", last]
-    near = [profiles.similarity(embedding, "am_michael") for embedding in embeddings]
+    near = [profiles.similarity(embedding, "af_aoede") for embedding in embeddings]
     assert listened["speaker_similarity"].to_pylist() == [near[0], None, None, near[1]]
     assert [mos is None for mos in listened["dnsmos"].to_pylist()] == [False, True, True, False]
     reasons = listened["unscored"].to_pylist()

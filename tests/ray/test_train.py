@@ -86,7 +86,7 @@ def test_bare_transformers_opens_the_checkpoint(trained: Path, tmp_path: Path) -
 
 def test_the_checkpoint_says_what_serving_needs(trained: Path, encoded: Path) -> None:
     info = checkpoint.read_info(trained / "checkpoint")
-    assert info.voices == ["am_michael", "bf_emma", "bm_george", "heart"]
+    assert info.voices == ["af_aoede", "am_onyx", "bf_alice", "heart"]
     assert info.sample_rate == 24000
     assert info.codec == dataset.read_info(str(encoded)).codec
     assert load_codec(str(trained / "checkpoint" / "codec")).strides == (4, 2, 1)
@@ -355,7 +355,7 @@ def test_prompts_are_spoken_and_judged(
 ) -> None:
     """From the trained checkpoint, with adapters, in bfloat16, as a Llama: one run for all."""
     prompts = tmp_path / "prompts.jsonl"
-    lines = '{"text": "one two", "speaker": "heart"}\n{"text": "six", "speaker": "am_michael"}\n'
+    lines = '{"text": "one two", "speaker": "heart"}\n{"text": "six", "speaker": "af_aoede"}\n'
     prompts.write_text(lines)
     output = tmp_path / "out"
     resident.train(
@@ -370,7 +370,7 @@ def test_prompts_are_spoken_and_judged(
     assert 0.0 <= last["eval_ended_with_eos"] <= 1.0
     assert last["eval_wer"] > 0.0
     names = {path.name for path in (output / "samples" / "step-000002").iterdir()}
-    assert names == {"prompt-01-heart.wav", "prompt-02-am_michael.wav"}
+    assert names == {"prompt-01-heart.wav", "prompt-02-af_aoede.wav"}
     for name, tensor in weights(output).items():
         assert tensor.dtype == torch.bfloat16, name
         assert "lora" not in name
@@ -384,7 +384,7 @@ def test_prompts_are_spoken_and_judged(
         ("", "it holds no prompts"),
         ("one two", "line 1: not JSON"),
         ('{"text": "one", "speaker": "heart"}\n{"text": 3}', "line 2: expected an object"),
-        ('{"text": "one", "speaker": "nobody"}', "'nobody', the model's voices are am_michael"),
+        ('{"text": "one", "speaker": "nobody"}', "'nobody', the model's voices are af_aoede"),
         ('{"text": "...", "speaker": "heart"}', "line-1: the text has no words"),
     ],
 )
@@ -392,16 +392,16 @@ def test_prompts_that_cannot_be_spoken_are_named(tmp_path: Path, lines: str, mes
     path = tmp_path / "prompts.jsonl"
     path.write_text(lines)
     with pytest.raises(ValueError, match=f"^--eval-prompts {path}.*{message}"):
-        eval_prompts(str(path), ["am_michael", "heart"])
+        eval_prompts(str(path), ["af_aoede", "heart"])
 
 
 def test_prompts_are_for_the_voices_of_the_model(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(
-        '{"id": "a", "text": "one", "speaker": "heart"}\n{"text": "two", "speaker": "am_michael"}'
+        '{"id": "a", "text": "one", "speaker": "heart"}\n{"text": "two", "speaker": "af_aoede"}'
     )
-    named = [Prompt("a", "one", "heart"), Prompt("line-2", "two", "am_michael")]
-    assert eval_prompts(str(path), ["am_michael", "heart"]) == named
+    named = [Prompt("a", "one", "heart"), Prompt("line-2", "two", "af_aoede")]
+    assert eval_prompts(str(path), ["af_aoede", "heart"]) == named
     assert eval_prompts(str(path), []) == [Prompt("a", "one"), Prompt("line-2", "two")]
     (tmp_path / "prompts.txt").write_text("one two\n")
     assert eval_prompts(str(tmp_path / "prompts.txt"), []) == [Prompt("line-1", "one two")]

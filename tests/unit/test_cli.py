@@ -208,7 +208,7 @@ def test_an_unknown_voice_lists_the_known_ones(
 ) -> None:
     message = refusal(capsys, "four two", "--model", str(checkpoint), "--voice", "nobody")
     assert "nobody" in message
-    assert "am_michael, bf_emma, bm_george, heart" in message
+    assert "af_aoede, am_onyx, bf_alice, heart" in message
 
 
 @pytest.mark.slow

@@ -285,7 +285,7 @@ def test_illegal_tokens_are_refused(codec: Codec) -> None:
 
 def test_speech_survives_the_small_codec(codec: Codec) -> None:
     """A reconstruction that lost the speech (wrong slot order, say) has another envelope."""
-    recording = read_clip(clips_of("bm_george")[0])
+    recording = read_clip(clips_of("am_onyx")[0])
     assert len(recording)
     (codes,) = codec.encode([torch.from_numpy(recording)])
     back = codec.decode([level[None] for level in codes])[0].numpy()[: len(recording)]

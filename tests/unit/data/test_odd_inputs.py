@@ -66,7 +66,7 @@ def write(folder: Path, metadata: str | bytes) -> Path:
     "metadata",
     [
         "clip-1|four five|heart\nclip-2|eight seven seven|heart\nclip-3|one six|heart\n",
-        "clip-1|four five|heart\nclip-2|eight seven seven|bf_emma\n",
+        "clip-1|four five|heart\nclip-2|eight seven seven|bf_alice\n",
         "clip-1|4 5|heart\nclip-2|8 7 7|heart\nclip-3|1 6 8 9|heart\na|3|heart\nb|4|heart\n",
         "clip-1|four | five\n",
         "clip-1|four five|wavs/clip-1.flac\nclip-2|eight seven seven|wavs/clip-2.flac\n",

@@ -93,13 +93,13 @@ def test_a_folder_of_parquet_files_is_read_by_name(tmp_path: Path) -> None:
 def test_an_ljspeech_folder_needs_no_recordings(tmp_path: Path) -> None:
     """An id that stands twice is one twice, and a text that is empty is left to who speaks it."""
     (tmp_path / "metadata.csv").write_text(
-        "a|1|one|heart\n\nb|two\na|three||\nc| ||bf_emma\n", encoding="utf-8"
+        "a|1|one|heart\n\nb|two\na|three||\nc| ||bf_alice\n", encoding="utf-8"
     )
     assert read(tmp_path) == [
         Prompt("a", "one", "heart"),
         Prompt("b", "two"),
         Prompt("a", "three"),
-        Prompt("c", "", "bf_emma"),
+        Prompt("c", "", "bf_alice"),
     ]
 
 

@@ -52,8 +52,8 @@ demo = load_script(ENGLISH / "demo.py")
 def test_the_table_shows_each_voice_before_and_after_and_the_new_one_first() -> None:
     header, rows = demo_comparison.comparison(BEFORE, AFTER)
     assert header[:3] == ["voice", "WER, before", "WER, after"]
-    assert [row[0] for row in rows] == ["af_bella (new)", "bf_emma", "heart"]
-    new, bf_emma, heart = (dict(zip(header, row, strict=True)) for row in rows)
+    assert [row[0] for row in rows] == ["af_bella (new)", "bf_alice", "heart"]
+    new, bf_alice, heart = (dict(zip(header, row, strict=True)) for row in rows)
     assert (new["WER, before"], new["WER, after"]) == (
         "90.0% [45.0, 180.0]",
         "10.0% [5.0, 20.0]",
@@ -61,7 +61,7 @@ def test_the_table_shows_each_voice_before_and_after_and_the_new_one_first() -> 
     assert (new["ended with EOS, before"], new["ended with EOS, after"]) == ("48%", "100%")
     assert (new["speaker accuracy, before"], new["speaker accuracy, after"]) == ("0%", "100%")
     assert heart["WER, before"].startswith("8.0% ")
-    assert bf_emma["speaker accuracy, after"] == ""  # was not measured
+    assert bf_alice["speaker accuracy, after"] == ""  # was not measured
 
 
 def test_similarity_and_dnsmos_are_compared_where_they_were_measured() -> None:
@@ -80,9 +80,9 @@ def test_similarity_and_dnsmos_are_compared_where_they_were_measured() -> None:
 def test_the_console_has_a_column_for_each_voice() -> None:
     header, rows = demo_comparison.comparison(BEFORE, AFTER)
     lines = demo_comparison.as_text(header, rows).split("\n")
-    assert lines[0].split() == ["voice", "af_bella", "(new)", "bf_emma", "heart"]
+    assert lines[0].split() == ["voice", "af_bella", "(new)", "bf_alice", "heart"]
     assert len(lines) == len(header)
-    place = lines[0].index("bf_emma")
+    place = lines[0].index("bf_alice")
     for line, cell in zip(lines, rows[1], strict=True):
         assert line[place - 1 : place + len(cell)].strip() == cell
         assert line == line.rstrip()

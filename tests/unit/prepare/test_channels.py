@@ -24,7 +24,7 @@ def call() -> tuple[NDArray[np.float32], list[tuple[int, float, float]]]:
     """Two people in turns, each heard 20 dB softer on the other's channel: samples `[n, 2]`, and
     who speaks from where to where, seconds."""
     rng = np.random.default_rng(5)
-    clips = [*zip(clips_of("heart")[8:11], clips_of("bm_george")[8:11], strict=True)]
+    clips = [*zip(clips_of("heart")[8:11], clips_of("am_onyx")[8:11], strict=True)]
     parts: list[NDArray[np.float32]] = []
     turns = []
     for number, clip in enumerate(clip for pair in clips for clip in pair):

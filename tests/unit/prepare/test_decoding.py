@@ -35,7 +35,7 @@ def test_blocks_at_another_rate_are_the_whole_recording_at_it(rate: int) -> None
 
 
 def test_rows_are_read_in_the_order_given_and_what_is_gone_is_empty(tmp_path: Path) -> None:
-    clips = clips_of("bf_emma")[8:10]
+    clips = clips_of("bf_alice")[8:10]
     spans = [(clips[1], 0.5, 1.0), (clips[0], 0.0, 0.4), (clips[1], 0.1, 0.3)]
     rows = [{"audio": str(clip.path), "start": a, "end": b} for clip, a, b in spans]
     gone = {"audio": str(tmp_path / "gone.mp3"), "start": 0.0, "end": 1.0}

@@ -202,7 +202,7 @@ def test_voices_in_turns_in_one_recording_are_told_apart_and_named(tmp_path: Pat
     """Three voices of the example, as they sound; of two there are examples without a text."""
     encoder = SpeakerEncoder()
     given: list[Voiced] = []
-    for voice in ("am_michael", "bf_emma", "heart"):
+    for voice in ("af_aoede", "bf_alice", "heart"):
         rows = [json.loads(line) for line in (DEMO / f"{voice}.jsonl").read_text().splitlines()]
         clips = [row for row in rows if 2.0 <= row["seconds"] <= 3.5][:5]
         for number, row in enumerate(clips):
@@ -212,16 +212,16 @@ def test_voices_in_turns_in_one_recording_are_told_apart_and_named(tmp_path: Pat
             given.append(Voiced(f"{voice}-{number}", "one", start, start + 3, known))
     found = find_speakers(given)
     voices = {label: min(names) for label, names in voices_of(found.labels).items()}
-    assert sorted(voices.values()) == ["am_michael", "bf_emma", "heart"]
+    assert sorted(voices.values()) == ["af_aoede", "bf_alice", "heart"]
     rows = []
-    for voice in ("heart", "am_michael"):
+    for voice in ("heart", "af_aoede"):
         last = json.loads((DEMO / f"{voice}.jsonl").read_text().splitlines()[-1])
         rows.append({"audio": str(DEMO / last["audio"]), "speaker": voice.upper()})
     examples = tmp_path / "examples.jsonl"
     examples.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     names = name_speakers(found, embed_examples(encoder, str(examples)))
     for number, name in enumerate(names):
-        known = voices[number] != "bf_emma"
+        known = voices[number] != "bf_alice"
         assert name == (voices[number].upper() if known else f"speaker-{number + 1}")
     examples.write_text(json.dumps({"audio": rows[0]["audio"], "text": "one"}), "utf-8")
     with pytest.raises(ValueError, match=r"examples\.jsonl: no row has a speaker"):

@@ -60,7 +60,7 @@ def shipped() -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
-    aliases = {"vivian": "heart", "ryan": "bm_george"}
+    aliases = {"vivian": "heart", "ryan": "am_onyx"}
     with opened(checkpoint, 0.7, voice_aliases=aliases) as backend:
         yield backend
 
@@ -96,7 +96,7 @@ def test_a_whole_answer_and_the_last_event_say_how_speech_ended(
 @pytest.mark.slow
 def test_openais_client_names_a_voice_by_its_id(client: TestClient) -> None:
     official = openai_client(client)
-    voices: list[Any] = ["heart", {"id": "heart"}, {"id": "bm_george"}]
+    voices: list[Any] = ["heart", {"id": "heart"}, {"id": "am_onyx"}]
     bodies = [
         official.audio.speech.create(
             model="tts-1", input="four", voice=voice, response_format="pcm", extra_body={"seed": 1}
@@ -131,7 +131,7 @@ def test_a_batch_gives_each_item_what_it_would_get_alone_and_an_error_where_it_i
     shared = {"voice": "heart", "seed": 1, "speed": 1.0}
     items: list[dict[str, Any]] = [
         {"input": "four"},
-        {"input": "two", "voice": "bm_george", "response_format": "pcm", "seed": None},
+        {"input": "two", "voice": "am_onyx", "response_format": "pcm", "seed": None},
         {"input": ""},
         {"input": "four", "speed": 9},
         {"input": "four", "voice": "nobody"},

@@ -140,7 +140,7 @@ def test_a_flush_of_nothing_has_no_sentences(socket: Any) -> None:
 
 
 def test_settings_do_not_change_within_an_utterance_and_nothing_of_it_is_lost(socket: Any) -> None:
-    send(socket, STREAMED, text("four "), CONFIG | {"voice": "bm_george"}, text("two"), DONE)
+    send(socket, STREAMED, text("four "), CONFIG | {"voice": "am_onyx"}, text("two"), DONE)
     told, _ = received(socket)
     assert told[0]["type"] == "error"
     assert "send input.done first" in told[0]["message"]

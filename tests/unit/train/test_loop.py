@@ -686,7 +686,7 @@ def test_evaluation_samples_are_spoken_as_a_server_would_and_leave_no_memory_in_
 def test_evaluation_samples_are_written_and_do_not_change_the_training(
     data: TrainingSet, checkpoint: Path, tmp_path: Path
 ) -> None:
-    prompts = [Prompt("a", "text 1", "heart"), Prompt("b", "text 2", "am_michael")]
+    prompts = [Prompt("a", "text 1", "heart"), Prompt("b", "text 2", "af_aoede")]
     changes = {"max_steps": 2, "speak_every": 1, "speak_seconds": 0.3}
     spoken = open_trainer(data, checkpoint, tmp_path / "spoken", Stop(), prompts, **changes)
     spoken.run()
@@ -694,7 +694,7 @@ def test_evaluation_samples_are_written_and_do_not_change_the_training(
     silent.run()
     for step in ("step-000001", "step-000002"):
         names = {path.name for path in (tmp_path / "spoken" / "samples" / step).iterdir()}
-        assert names == {"prompt-01-heart.wav", "prompt-02-am_michael.wav"}
+        assert names == {"prompt-01-heart.wav", "prompt-02-af_aoede.wav"}
     assert 0.0 <= metrics(tmp_path / "spoken")[-1]["eval_ended_with_eos"] <= 1.0
     found = weights(spoken)
     for name, expected in weights(silent).items():
