@@ -70,8 +70,8 @@ LISTED: list[Row] = [
 PLANNED = [
     ("pair", "one two", "heart"),
     ("each", "three", "af_aoede"),
-    ("each", "three", "bf_alice"),
     ("each", "three", "am_onyx"),
+    ("each", "three", "bf_alice"),
     ("each", "three", "heart"),
     ("line-3", "four  five six", "af_aoede"),
     ("pair", "seven eight", "am_onyx"),

@@ -52,7 +52,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[floa
         parts.append(read_clip(clip))
         places.append((at, at + len(parts[-1]) / RATE))
     soundfile.write(folder / "long.flac", np.concatenate(parts), RATE)
-    shutil.copy(clips_of("af_aoede")[9].path, folder / "short.opus")
+    shutil.copy(clips_of("heart")[12].path, folder / "short.opus")
     soundfile.write(folder / "silence.wav", np.zeros(3 * RATE, np.float32), RATE)
     (folder / "broken.mp3").write_bytes(b"no sound" * 100)
     (folder / LATER).write_bytes(LFS_POINTER + b"1\noid sha256:0\nsize 9\n")
@@ -114,7 +114,7 @@ def test_raw_recordings_become_rows_that_encode(
 
     # Resumed with some segments left to transcribe: the same rows, and that word stays. A recording
     # that could not be read is now, and changes nothing of the others.
-    (folder / LATER).write_bytes(clips_of("am_onyx")[11].path.read_bytes())
+    (folder / LATER).write_bytes(clips_of("heart")[11].path.read_bytes())
     (file,) = (output / "transcripts" / "rows").iterdir()
     done = pq.read_table(file)
     pq.write_table(done.slice(0, len(done) // 2), file)
