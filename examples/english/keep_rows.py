@@ -32,8 +32,12 @@ def keep_rows(
     """
     if len({read_info(str(folder)).codec.sha256 for folder in folders}) > 1:
         raise ValueError(f"{', '.join(map(str, folders))}: not all of one codec")
-    parts = [pads.dataset(folder / ENCODED, format="parquet").to_table() for folder in folders]
-    rows = pa.concat_tables(parts).select(UTTERANCE_SCHEMA.names).cast(UTTERANCE_SCHEMA)
+    names = UTTERANCE_SCHEMA.names
+    parts = [
+        pads.dataset(folder / ENCODED, format="parquet").to_table(names).cast(UTTERANCE_SCHEMA)
+        for folder in folders
+    ]
+    rows = pa.concat_tables(parts)
     ids, speakers = rows["id"].to_pylist(), rows["speaker"].to_pylist()
     kept: list[int] = []
     for voice, count in counts.items():
