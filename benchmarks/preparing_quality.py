@@ -262,7 +262,7 @@ def show_voices(folder: Path, asr: str, count: int) -> None:
 
 
 def show_answers(folder: Path, asr: str, count: int) -> None:
-    voices = [read_voice(voice, count) for voice in ("am_michael", "bf_emma", "heart")]
+    voices = [read_voice(voice, count) for voice in ("am_onyx", "bf_alice", "heart")]
     clips = [
         clip
         for first in range(0, count, SAID)
