@@ -88,7 +88,8 @@ def run(config: PrepareConfig) -> Row:
     examples = _examples(config)
     given = given_corrections(config.corrections)
     with output_lock(output):
-        prepare_output(output, config, planned.sources.sources)
+        own_rows = None if planned.segments is None else planned.segments.table
+        prepare_output(output, config, planned.sources.sources, own_rows)
         if not has_transcripts(output):
             # Here, and not in a worker after everything has been cut.
             check_asr(fetch=True)

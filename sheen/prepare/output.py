@@ -109,6 +109,8 @@ SEGMENT_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+_PARTS = ["container", "place", "start", "end", "channel"]
+"""Columns of it that say which part of a recording a row is."""
 QUALITY_TYPE = pa.struct(
     [
         ("dnsmos", pa.float64()),  # see `sheen.prepare.rejections.quality.Quality`
@@ -153,8 +155,13 @@ TRANSCRIPT_SCHEMA = pa.schema(
 )
 
 
-def prepare_output(output: str, config: PrepareConfig, sources: Sequence[Source]) -> None:
-    """Refuse a folder that holds something else, or another preparation."""
+def prepare_output(
+    output: str, config: PrepareConfig, sources: Sequence[Source], rows: pa.Table | None = None
+) -> None:
+    """Refuse a folder that holds something else, or another preparation.
+
+    `rows`: SEGMENT_SCHEMA of the input's own rows; None for raw recordings.
+    """
     where = uris.join(output, RUN_FILE)
     if files.exists(output) and set(files.list_names(output)) <= {LOCK_FILE, RUN_FILE, STATES}:
         files.delete(uris.join(output, STATES))
@@ -166,12 +173,14 @@ def prepare_output(output: str, config: PrepareConfig, sources: Sequence[Source]
     if config.asr not in NAMES and Path(config.asr).expanduser().is_dir():
         decided["asr"] = folder_digest(uris.absolute(config.asr))
     names = json.dumps([source.name for source in sources])
+    parts = json.dumps([] if rows is None else rows.select(_PARTS).to_pylist())
     decided |= {
         "embeddings": config.num_speakers is not None,
         "format": FORMAT,
         "voice activity": files.sha256(model_file()),
         "sources": len(sources),
         "names of the sources": hashlib.sha256(names.encode()).hexdigest(),
+        "parts of the recordings": hashlib.sha256(parts.encode()).hexdigest(),
     }
     free = dict.fromkeys(_OF_TRANSCRIPTS if not has_transcripts(output) else ())
     compared = decided

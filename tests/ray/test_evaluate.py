@@ -642,9 +642,7 @@ def test_prompts_without_a_voice_are_for_every_voice() -> None:
 
 
 def test_only_voices_that_are_asked_for_speak() -> None:
-    planned, skipped = plan(
-        MIXED, ["af_aoede", "am_onyx", "heart"], voices=["heart", "am_onyx"]
-    )
+    planned, skipped = plan(MIXED, ["af_aoede", "am_onyx", "heart"], voices=["heart", "am_onyx"])
     assert planned == [("a", "heart"), ("b", "heart"), ("b", "am_onyx")]
     assert skipped.total() == 1
     assert "'af_aoede'" in next(iter(skipped))

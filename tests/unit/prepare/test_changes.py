@@ -4,6 +4,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -124,6 +125,26 @@ def test_the_recordings_of_rows_are_compared_too(tmp_path: Path, check: bool) ->
     (tmp_path / "raw" / "heard").write_bytes(b"replaced")
     with pytest.raises(ValueError, match=r"--input .*heard: it is another recording"):
         _changed(str(tmp_path), settings, planned)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"start": 0.5}, {"end": 2.0}, {"channel": 1}, {"container": "tar"}, {"place": [512, 9]}],
+)
+def test_rows_of_other_parts_are_another_preparation(tmp_path: Path, other: dict[str, Any]) -> None:
+    """A changed text is not: it needs no new transcription."""
+    sources = [Source("/raw/1.mp3", "1")]
+    row = {"key": 0, "id": "1", "audio": "/raw/1.mp3", "start": 0.0, "given": "One."}
+
+    def prepare(row: dict[str, Any]) -> None:
+        table = pa.Table.from_pylist([row], schema=SEGMENT_SCHEMA)
+        prepare_output(str(tmp_path), config(tmp_path), sources, table)
+
+    prepare(row)
+    (tmp_path / CUTS).mkdir()
+    prepare(row | {"given": "Two."})
+    with pytest.raises(ValueError, match="parts of the recordings was"):
+        prepare(row | other)
 
 
 def test_the_asr_may_change_until_something_is_transcribed(tmp_path: Path) -> None:
