@@ -23,6 +23,7 @@ import torch
 from helpers.example import ROOT
 from helpers.training import Resident, metrics, train_config, weights
 from helpers.workers import standing_still, workers
+from sheen.runs.cluster import Stopped
 from sheen.train.config import TrainConfig
 from sheen.train.job import run as train
 
@@ -68,8 +69,8 @@ def job(config: TrainConfig, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.parametrize(
     ("number", "status"),
     [
-        (signal.SIGTERM, 128 + signal.SIGTERM),
-        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.soak),
+        (signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(signal.SIGTERM, 128 + signal.SIGTERM, marks=pytest.mark.soak),
     ],
 )
 def test_a_run_that_loses_its_worker_and_then_its_driver_ends_the_same(
@@ -96,9 +97,12 @@ def test_a_run_that_loses_its_worker_and_then_its_driver_ends_the_same(
         wait_for(lambda: bool(set(workers(TITLE)) - set(first)), runs, 200)
         # What was written after the checkpoint has then been taken back.
         wait_for(lambda: lines.stat().st_mtime_ns != written, runs, 200)
-        with standing_still([worker for worker in workers(TITLE) if worker not in first]):
+        second = [worker for worker in workers(TITLE) if worker not in first]
+        with standing_still(second):
             process.send_signal(number)
             wait_for(lambda: "stopping:" in log.read_text(), runs, 100)
+    _, alive = psutil.wait_procs(second, 100)
+    assert not alive
     said = log.read_text()[-3000:]
     assert process.returncode == status, said
     assert saved.exists(), said
@@ -106,6 +110,33 @@ def test_a_run_that_loses_its_worker_and_then_its_driver_ends_the_same(
     # Lines that the killed run wrote after its checkpoint must not stand twice.
     resident.train(train, config)
     assert_same_end(tmp_path / "out", trained)
+
+
+def test_a_signal_ends_the_run_after_its_step_and_saves_it(
+    resident: Resident, encoded: Path, base: Path, tmp_path: Path
+) -> None:
+    """That it then ends the same: with a process of its own above, and in
+    tests/unit/train/test_loop.py."""
+    config = train_config(
+        encoded, base, tmp_path / "out", max_steps=10_000, save_every=10_000, eval_share=0
+    )
+    ended = threading.Event()
+
+    def send() -> None:
+        wait_for((tmp_path / "out" / "metrics.jsonl").exists, lambda: not ended.is_set(), 200)
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with pytest.raises(Stopped, match="stopped by SIGTERM and saved; the same command"):
+            resident.train(train, config)
+    finally:
+        ended.set()
+        sender.join()
+    index = json.loads((tmp_path / "out" / "run" / "checkpoints.json").read_text())
+    assert len(index["checkpoints"]) == 1, "none was due: the signal made it"
 
 
 @pytest.mark.soak
