@@ -35,7 +35,7 @@ Samples = NDArray[np.float32]
 def spoken() -> Samples:
     """Sentences with pauses."""
     rng = np.random.default_rng(0)
-    clips = [read_clip(clip, RATE) for clip in (*clips_of("heart")[:30], *clips_of("bm_george"))]
+    clips = [read_clip(clip, RATE) for clip in (*clips_of("heart")[:30], *clips_of("am_onyx"))]
     parts: list[Samples] = []
     while sum(map(len, parts)) < SECONDS * RATE:
         pause = 1e-4 * rng.standard_normal(round(rng.uniform(0.3, 1.2) * RATE))

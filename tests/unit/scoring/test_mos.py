@@ -36,7 +36,7 @@ def noise(like: Clip, decibels: float) -> Clip:
 def test_the_scores_are_those_of_the_package(dnsmos: Dnsmos) -> None:
     """What `speechmos.dnsmos.run` gives, with librosa installed."""
     found = dnsmos.score(read_clip(clips_of("af_aoede")[0], RATE), RATE)
-    assert (found.ovrl, found.sig, found.bak) == pytest.approx((3.2438, 3.5006, 4.0887), abs=1e-3)
+    assert (found.ovrl, found.sig, found.bak) == pytest.approx((3.1175, 3.3849, 4.0068), abs=1e-3)
 
 
 @pytest.mark.slow
