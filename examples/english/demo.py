@@ -171,10 +171,12 @@ def text_flags(steps: Sequence[NormalizerStep]) -> list[str]:
 def plan_jobs(args: argparse.Namespace) -> list[tuple[str, str, str, list[str]]]:
     """Stage, job of jobs/, its folder in RUN and its flags, in their order."""
     codec, decoder = ["--codec", str(args.voice / CODEC_FOLDER)], RUN / "codec" / CODEC_FOLDER
-    texts = text_flags(read_info(args.voice).normalizer)
+    info = read_info(args.voice)
+    texts = text_flags(info.normalizer)
     recorded = ["--input", str(args.recordings), "--speakers", args.new_voice, *codec, *texts]
     judged = ["--prompts", str(args.prompts), "--voice-recordings", str(args.recordings)]
     judged += ["--asr", str(args.asr)]
+    judged += ["--voices", ",".join([*info.voices[:1], args.new_voice])]
     data = ["--data", str(RUN / "codes"), "--data", str(args.old_voices), "--codec", str(decoder)]
     data += ["--precision", cpu_precision()]
     heard = ["--data", str(args.recordings), "--compile" if compiles() else "--no-compile"]

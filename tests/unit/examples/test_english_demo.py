@@ -225,7 +225,8 @@ def test_texts_are_encoded_in_the_form_that_the_checkpoint_was_taught() -> None:
     assert demo.text_flags((words, sounds, space)) == ["--language", "en", "--phonemes"]
 
 
-def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before() -> None:
+@pytest.mark.parametrize("new", [NEW_VOICE, "another"])
+def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before(new: str) -> None:
     configs = {
         "encode": EncodeConfig,
         "evaluate": EvaluateConfig,
@@ -233,13 +234,14 @@ def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before() -> None:
         "train_codec": CodecTrainConfig,
     }
     planned: dict[str, Any] = {}
-    args = demo.parser().parse_args(["--asr", "whisper"])
+    args = demo.parser().parse_args(["--asr", "whisper", "--new-voice", new])
     for stage, job, folder, flags in demo.plan_jobs(args):
         words = ["--config", str(ROOT / demo.CONFIGS / f"{job}.yaml"), *flags]
         words += ["--output", str(demo.RUN / folder)]
         planned[stage] = load_config(configs[job], words, job)
     encode, before, codec, train, after = planned.values()
-    assert encode.speakers == before.untrained_voices == [NEW_VOICE]
+    assert encode.speakers == before.untrained_voices == [new]
+    assert before.voices == after.voices == [read_info(CHECKPOINT).voices[0], new]
     assert train.data == [encode.output, str(ENGLISH / "old-voices.parquet")]
     assert train.model == before.model == str(CHECKPOINT)
     # Codes are the shipped codec's, and stay valid: its decoder alone learns.
