@@ -131,7 +131,7 @@ def recorded() -> dict[str, Parts]:
     }
     for place, voice in enumerate(VOICES):
         for other in (VOICES[place - 1], VOICES[place - 2]):
-            both = np.concatenate([clips[voice][place], clips[other][place + 1]])
+            both = np.concatenate([clips[voice][place - 2], clips[other][place + 1]])
             given[f"two {voice} {other}"] = embed_parts(encoder, both, RATE)
     return given
 
@@ -141,16 +141,15 @@ def recorded() -> dict[str, Parts]:
 def test_recorded_voices_are_told_apart_with_room(
     recorded: dict[str, Parts], margin: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a third more than the margin most changes are found, with next to none no other row."""
+    """With a third more than the margin every change is found, with next to none no other row."""
     monkeypatch.setattr(turns, "MARGIN", margin)
     monkeypatch.setattr(turns, "NEAR", turns.NEAR if margin >= turns.MARGIN else 0.0)
     found = assigned(recorded)
     two = {name for name, row in found.items() if row["reason"] == TWO_SPEAKERS}
     changed = {name for name in found if name.startswith("two")}
-    assert two <= changed
-    assert len(two) >= 0.75 * len(changed)
+    assert two == changed
     speaker_of = {name[:-2]: row["speaker"] for name, row in found.items() if name not in changed}
     assert len(set(speaker_of.values())) == len(VOICES)
-    for name in two:
+    for name in two if margin > 0.01 else ():  # a middle of both may be nearest to a third voice
         _, first, then = name.split()
         assert found[name]["detail"] == f"{speaker_of[first]}, then {speaker_of[then]}"
