@@ -67,7 +67,7 @@ if threading.current_thread() is threading.main_thread():
 if TYPE_CHECKING:
     from helpers.browser import Browser
     from helpers.measured import Measured
-    from helpers.training import Resident
+    from helpers.resident import Resident
     from sheen.codec.snac import Codec
     from sheen.engine.voice import Voice
     from sheen.scoring.codec import Recording
@@ -292,7 +292,7 @@ def base(made_once: Made) -> Path:
 
 @pytest.fixture(scope="session")
 def resident(ray_cluster: None) -> "Resident":
-    from helpers.training import Resident
+    from helpers.resident import Resident
 
     return Resident()
 

@@ -15,8 +15,9 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from websockets.sync.client import connect
 
 from helpers.doors import PATH, WAIT_S, listening
+from helpers.in_process import events
 from helpers.readers import check_speech
-from helpers.served import events, opened
+from helpers.served import opened
 from sheen.audio.encoders import MEDIA_TYPES
 from sheen.serve.access.middleware import Gate, set_gate
 from sheen.serve.answers.responses import answer

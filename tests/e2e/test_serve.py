@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from websockets.sync.client import connect as connect_socket
 
 from helpers.example import VOICES
+from helpers.in_process import events
 from helpers.served import (
     BEARER,
     FRAME,
@@ -33,7 +34,6 @@ from helpers.served import (
     connect,
     create,
     decoded,
-    events,
     get,
     opened,
     serving,

@@ -1,7 +1,9 @@
 """The speech routes without Ray Serve: real answers, error handlers and log, around a backend."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import openai
 from fastapi import FastAPI, Request, Response, WebSocket
@@ -53,3 +55,11 @@ def openai_client(client: TestClient) -> openai.OpenAI:
     return openai.OpenAI(
         base_url=f"{client.base_url}/v1", api_key="none", max_retries=0, http_client=client
     )
+
+
+def events(body: bytes) -> list[dict[str, Any]]:
+    """Server-sent events, each of one line."""
+    blocks = body.decode().split("\n\n")
+    assert blocks.pop() == ""
+    assert all(block.startswith("data: ") for block in blocks)
+    return [json.loads(block.removeprefix("data: ")) for block in blocks]

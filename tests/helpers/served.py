@@ -131,14 +131,6 @@ def decoded(body: bytes) -> NDArray[np.float32]:
     return np.concatenate(frames)
 
 
-def events(body: bytes) -> list[dict[str, Any]]:
-    """Server-sent events, each of one line."""
-    blocks = body.decode().split("\n\n")
-    assert blocks.pop() == ""
-    assert all(block.startswith("data: ") for block in blocks)
-    return [json.loads(block.removeprefix("data: ")) for block in blocks]
-
-
 def state(application: str) -> dict[str, float]:
     found: dict[str, float] = serve.get_app_handle(application).state.remote().result()
     return found

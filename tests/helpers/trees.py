@@ -1,5 +1,6 @@
-"""What a folder holds."""
+"""What a folder holds, and what its Python files import."""
 
+import ast
 from pathlib import Path
 
 
@@ -14,3 +15,14 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a Python file imports, at any place; of `from a import b` both `a` and `a.b`."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return modules

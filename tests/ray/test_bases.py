@@ -7,7 +7,8 @@ import pytest
 
 from helpers.corpora import own_line
 from helpers.example import ROOT, load_script
-from helpers.training import Resident, train_config
+from helpers.resident import Resident
+from helpers.training import train_config
 
 main = load_script(ROOT / "jobs" / "train.py").main
 

@@ -21,7 +21,8 @@ import ray
 import torch
 
 from helpers.example import ROOT
-from helpers.training import Resident, metrics, train_config, weights
+from helpers.resident import Resident
+from helpers.training import metrics, train_config, weights
 from helpers.workers import standing_still, workers
 from sheen.runs.cluster import Stopped
 from sheen.train.config import TrainConfig

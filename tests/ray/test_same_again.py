@@ -14,7 +14,8 @@ import pytest
 
 from helpers.corpora import own_line
 from helpers.example import CODEC, NEW_VOICE, ROOT, clips_of, flac, load_script
-from helpers.training import Resident, metrics, train_config
+from helpers.resident import Resident
+from helpers.training import metrics, train_config
 from sheen.data import dataset
 from sheen.train.job import run as train
 

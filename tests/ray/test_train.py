@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from helpers import orpheus
 from helpers.example import CODEC, ROOT, VOICES, load_script
 from helpers.recogniser import tiny_en
-from helpers.training import Resident, metrics, train_config, weights
+from helpers.resident import Resident
+from helpers.training import metrics, train_config, weights
 from sheen.codec.snac import load_codec
 from sheen.data import dataset
 from sheen.data.prompts import Prompt

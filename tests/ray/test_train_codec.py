@@ -19,9 +19,9 @@ from snac import SNAC
 from torch import Tensor
 
 from helpers.example import CODEC, ROOT, VOICES, clips_of, flac, load_script
+from helpers.resident import Resident
 from helpers.tiny_codec import TINY
 from helpers.tiny_whisper import convert, save_encoder
-from helpers.training import Resident
 from sheen.audio.io import decode_audio, to_pcm16
 from sheen.audio.spectral import mel_distance
 from sheen.codec.asr_features import AsrFeatureLoss, open_asr_encoder

@@ -1,6 +1,5 @@
 """Every package that the code imports is declared, not only brought along by another one."""
 
-import ast
 import re
 import sys
 import tomllib
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.example import ROOT
+from helpers.trees import imports
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -29,14 +29,8 @@ def declared(requirements: Iterable[str]) -> set[str]:
 
 def imported(folder: Path) -> set[str]:
     """Top-level modules that the files below a folder import, at any place."""
-    modules = set()
-    for path in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                modules.add(node.module.partition(".")[0])
-    return modules - sys.stdlib_module_names
+    modules = {module for path in folder.rglob("*.py") for module in imports(path)}
+    return {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ import soundfile
 from starlette.testclient import TestClient
 
 from helpers.example import CHECKPOINT
-from helpers.in_process import asking, openai_client
-from helpers.served import events
+from helpers.in_process import asking, events, openai_client
 from sheen.serve import request_log
 from sheen.serve.access.admission import Admission
 from sheen.serve.answers.batch import Batch

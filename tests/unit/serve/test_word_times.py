@@ -14,8 +14,7 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from helpers.in_process import asking
-from helpers.served import events
+from helpers.in_process import asking, events
 from helpers.tiny_whisper import save_faster_whisper
 from sheen.audio.samples import Samples
 from sheen.engine.types import Span
