@@ -19,14 +19,14 @@ import pytest
 import ray
 import yaml
 
-from helpers.example import CHECKPOINT, ROOT
+from helpers.example import CHECKPOINT, ROOT, VOICE
 from sheen.runs.cluster import NORMAL_PRIORITY
 from sheen.serve import run
 
 READY_S = 300
 END_S = 180
 TEXT = "They measured the room twice before they ordered the carpet."
-BODY = {"model": "sheen", "voice": "heart", "input": TEXT, "response_format": "pcm", "seed": 7}
+BODY = {"model": "sheen", "voice": VOICE, "input": TEXT, "response_format": "pcm", "seed": 7}
 NAME = "orderly"
 RUN = [sys.executable, "-m", "sheen.serve.run"]
 SERVE_RUN = [str(Path(sys.executable).parent / "serve"), "run"]

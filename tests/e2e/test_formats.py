@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from websockets.sync.client import connect
 
 from helpers.doors import PATH, WAIT_S, listening
+from helpers.example import VOICE
 from helpers.in_process import events
 from helpers.readers import check_speech
 from helpers.served import opened
@@ -30,7 +31,7 @@ from sheen.serve.websocket.conversation import converse
 
 DOORS = ("whole", "streamed", "events", "socket")
 SPEEDS = (0.25, 1.0, 4.0)
-FIELDS = {"model": "sheen", "voice": "heart", "seed": 7}
+FIELDS = {"model": "sheen", "voice": VOICE, "seed": 7}
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ import soundfile
 from numpy.typing import NDArray
 from websockets.sync.client import connect as connect_socket
 
-from helpers.example import VOICES
+from helpers.example import VOICE, VOICES
 from helpers.in_process import events
 from helpers.served import (
     BEARER,
@@ -106,7 +106,7 @@ def test_the_page_and_the_documentation(url: str) -> None:
     document = json.loads(get(f"{url}/openapi.json")[1])
     fields = document["components"]["schemas"]["SpeechRequest"]["properties"]
     assert {"seed", "temperature", "top_p", "top_k", "language", "stream"} <= set(fields)
-    assert {"heart", "cedar"} <= set(fields["voice"]["anyOf"][0]["enum"])
+    assert {VOICE, "cedar"} <= set(fields["voice"]["anyOf"][0]["enum"])
     # The framework's own 422 is never sent: it must not be promised.
     answers = document["paths"]["/v1/audio/speech"]["post"]["responses"]
     assert set(answers) == {"200", "400", "401", "408", "413", "415", "429", "500", "503"}
@@ -174,7 +174,7 @@ def test_the_wav_is_what_the_engine_speaks(client: openai.OpenAI, voice: Voice) 
     assert headers["x-sample-rate"] == "24000"
     samples, rate = soundfile.read(io.BytesIO(body), dtype="int16")
     assert rate == 24_000
-    assert_close(samples, spoken_here(voice, "four two", "heart", Sampling(0.9, 50, 0.8, 7)))
+    assert_close(samples, spoken_here(voice, "four two", VOICE, Sampling(0.9, 50, 0.8, 7)))
 
 
 def test_a_plain_request_gets_an_mp3_with_the_default_sampling(
@@ -261,7 +261,7 @@ def test_requests_together_get_what_each_gets_alone(client: openai.OpenAI) -> No
 
 @pytest.fixture(scope="module")
 def six(voice: Voice) -> NDArray[np.int16]:
-    return spoken_here(voice, "six", "heart", Sampling(seed=7))
+    return spoken_here(voice, "six", VOICE, Sampling(seed=7))
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_clients_that_rays_proxy_alone_would_not_understand(
 ) -> None:
     place = urlsplit(url)
     body = json.dumps(
-        {"input": "four two", "voice": "heart", "response_format": "pcm", "seed": 4}
+        {"input": "four two", "voice": VOICE, "response_format": "pcm", "seed": 4}
     ).encode()
     with socket.create_connection((place.hostname, place.port), HTTP_TIMEOUT_S) as connection:
         connection.sendall(
@@ -353,7 +353,7 @@ def test_clients_that_rays_proxy_alone_would_not_understand(
 
 
 def test_a_batch_has_a_file_for_each_item(client: openai.OpenAI, url: str) -> None:
-    items = [{"input": "four two", "seed": 7, "voice": "heart"}, {"input": ""}]
+    items = [{"input": "four two", "seed": 7, "voice": VOICE}, {"input": ""}]
     answer: Any = client.post("/audio/speech/batch", body={"items": items}, cast_to=object)
     with opened(url, **items[0], stream=False, response_format="wav") as response:
         alone = response.read()
@@ -369,7 +369,7 @@ def test_a_batch_has_a_file_for_each_item(client: openai.OpenAI, url: str) -> No
 
 def test_each_of_64_is_whole_or_told_to_come_back(url: str, voice: Voice) -> None:
     text = "four two. seven one."
-    expected = {seed: spoken_here(voice, text, "heart", Sampling(seed=seed)) for seed in range(2)}
+    expected = {seed: spoken_here(voice, text, VOICE, Sampling(seed=seed)) for seed in range(2)}
 
     def ask(number: int) -> int:
         seed = number % 2
@@ -416,14 +416,14 @@ def talk(url: str, *messages: dict[str, Any]) -> list[bytes | dict[str, Any]]:
     return received
 
 
-START = {"type": "start", "model": "sheen", "voice": "heart", "response_format": "pcm", "seed": 7}
+START = {"type": "start", "model": "sheen", "voice": VOICE, "response_format": "pcm", "seed": 7}
 
 
 def test_text_in_chunks_gives_the_speech_of_the_whole(url: str, voice: Voice) -> None:
     chunks = ["fo", "ur t", "wo. sev", "en", " one", ". nine"]
     texts = [{"type": "text", "text": chunk} for chunk in chunks]
     *audio, done = talk(url, START, *texts, {"type": "end"})
-    expected = spoken_here(voice, "four two. seven one. nine", "heart", Sampling(seed=7))
+    expected = spoken_here(voice, "four two. seven one. nine", VOICE, Sampling(seed=7))
     assert isinstance(done, dict)
     assert done["type"] == "speech.audio.done"
     assert done["usage"]["output_tokens"] > 0
@@ -501,7 +501,7 @@ def test_openais_voices_speak(client: openai.OpenAI) -> None:
 def test_a_text_without_a_word_is_a_moment_of_silence(
     url: str, text: str, response_format: str, door: str
 ) -> None:
-    request = {"response_format": response_format, "voice": "heart"}
+    request = {"response_format": response_format, "voice": VOICE}
     if door == "socket":
         said = {"type": "text", "text": text}
         *frames, done = talk(url, START | request, said, {"type": "end"})

@@ -36,6 +36,7 @@ from helpers.doors import (
     line,
     the_oldest_of_too_many,
 )
+from helpers.example import VOICE
 from helpers.served import (
     BEARER,
     FRAME,
@@ -150,7 +151,7 @@ def test_clients_that_leave_half_way_leave_the_server_serving(small: str, voice:
             assert len(response.read(1000)) == 1000
     with connect(small) as client:
         pcm, _ = create(client, "one", response_format="pcm", seed=2)
-    expected = spoken_here(voice, "one", "heart", Sampling(seed=2))
+    expected = spoken_here(voice, "one", VOICE, Sampling(seed=2))
     assert_close(np.frombuffer(pcm, "<i2"), expected)
 
 
@@ -168,10 +169,10 @@ def test_beyond_what_may_wait_clients_are_told_to_come_back(small: str, voice: V
         answered = [seed for seed, (status, _, _) in enumerate(answers) if status == 200]
         assert sorted(status for status, _, _ in answers) == [200, 429, 429, 429]
         pcm = first + running.read()
-    expected = spoken_here(voice, str(LONG["input"]), "heart", Sampling(0.0, seed=1))
+    expected = spoken_here(voice, str(LONG["input"]), VOICE, Sampling(0.0, seed=1))
     assert len(expected) > 60 * FRAME
     assert_close(np.frombuffer(pcm, "<i2"), expected)
-    expected = spoken_here(voice, "one", "heart", Sampling(seed=answered[0]))
+    expected = spoken_here(voice, "one", VOICE, Sampling(seed=answered[0]))
     assert_close(np.frombuffer(answers[answered[0]][2], "<i2"), expected)
     for status, retry_after, body in answers:
         if status == 429:
@@ -388,6 +389,6 @@ def test_while_it_drains_what_runs_ends_and_nothing_begins(small: str, voice: Vo
         body = first + running.read()
     assert_close(
         np.frombuffer(body, "<i2"),
-        spoken_here(voice, str(LONG["input"]), "heart", Sampling(0.0, seed=1)),
+        spoken_here(voice, str(LONG["input"]), VOICE, Sampling(0.0, seed=1)),
     )
     assert drain("small", HTTP_TIMEOUT_S, 0.0) == 0

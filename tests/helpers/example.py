@@ -19,12 +19,19 @@ from sheen.audio.io import decode_audio
 from sheen.scoring.codec import Waveform
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGLISH = ROOT / "examples" / "english"
+EXAMPLES = ROOT / "examples"
+ENGLISH = EXAMPLES / "english"
 DEMO = ENGLISH / "demo"
 CHECKPOINT = ENGLISH / "voice"
-"""A voice that is trained, and small: `heart` speaks English."""
+"""A small model that is trained: VOICE speaks English."""
 CODEC = CHECKPOINT / "codec"
-VOICES = ("heart", "am_onyx", "af_aoede", "bf_alice")
+VOICE = "heart"
+RECORDINGS = DEMO / f"{VOICE}.jsonl"
+"""Of VOICE, a row each."""
+SENTENCES = ENGLISH / "everyday.txt"
+"""Everyday ones that CHECKPOINT has not been trained on, a line each."""
+VOICES = (VOICE, "am_onyx", "af_aoede", "bf_alice")
+"""Of the demo's recordings, and of the checkpoints that tests make."""
 NEW_VOICE = "af_bella"
 """The voice that the demo learns. It has 177 recordings, each of the others about 20."""
 RATE = 24_000  # of the small codec, Hz

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from helpers.example import RATE
+from helpers.example import RATE, VOICE
 from sheen.codec.layout import Codes
 from sheen.scoring.codec import CodecReport, Recording, Waveform, measure_codec
 
-CODED = ("heart", "bf_alice")
+CODED = (VOICE, "bf_alice")
 """Voices of the example, in the order of their measured recordings."""
 Measured = tuple[CodecReport, list[Waveform]]
 

@@ -112,7 +112,7 @@ def late(folder: Path, corpus: Path, address: str) -> None:
 def gpus(folder: Path, corpus: Path, base: Path) -> None:
     import ray
 
-    from helpers.example import CODEC
+    from helpers.example import CODEC, VOICE
     from helpers.recogniser import tiny_en
     from helpers.training import train_config
     from sheen.encode import job as encoding
@@ -148,7 +148,7 @@ def gpus(folder: Path, corpus: Path, base: Path) -> None:
         )
     )  # fmt: skip
     (folder / "prompts.jsonl").write_text(
-        "".join(json.dumps({"text": "one", "speaker": "heart"}) + "\n" for _ in range(8))
+        "".join(json.dumps({"text": "one", "speaker": VOICE}) + "\n" for _ in range(8))
     )
     evaluation.run(
         EvaluateConfig(

@@ -20,9 +20,9 @@ import yaml
 from ray.autoscaler._private.util import prepare_config
 
 from helpers import knocking
+from helpers.example import ENGLISH, ROOT, VOICE
 from sheen.text.normalization import cache_folder
 
-ROOT = Path(__file__).resolve().parents[2]
 HERE, THERE = "198.51.100.1", "198.51.100.2"  # TEST-NET-2
 # Without the other machine's: `ray stop` looks for what to stop among all that it sees.
 OWN_PROCESSES = ("unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
@@ -173,7 +173,7 @@ class Machines:
         """Of a user who has set nothing, on a machine that may be busy."""
         ours = ("RAY_", "SHEEN_", "PYTEST_", "MALLOC_")
         plain = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        paths = (ROOT / "tests" / "startup", ROOT, ROOT / "tests", ROOT / "examples" / "english")
+        paths = (ROOT / "tests" / "startup", ROOT, ROOT / "tests", ENGLISH)
         return plain | {
             "HOME": str(self.home),
             # Of this user, where other tests have kept the compiled grammars of normalization.
@@ -280,7 +280,7 @@ class Machines:
 
 
 def speaks() -> bool:
-    body = {"model": "sheen", "voice": "heart", "input": SAID}
+    body = {"model": "sheen", "voice": VOICE, "input": SAID}
     request = urllib.request.Request(
         "http://127.0.0.1:8000/v1/audio/speech",
         json.dumps(body).encode(),

@@ -16,6 +16,7 @@ import openai
 from numpy.typing import NDArray
 from ray import serve
 
+from helpers.example import VOICE
 from helpers.speaking import samples_of
 from sheen.audio.io import to_pcm16, wav_header
 from sheen.engine.engine import Engine
@@ -54,7 +55,7 @@ def connect(url: str) -> openai.OpenAI:
 def create(
     client: openai.OpenAI,
     text: str = "four two",
-    voice: str = "heart",
+    voice: str = VOICE,
     response_format: str = "wav",
     **extra: object,
 ) -> tuple[bytes, Any]:
@@ -79,7 +80,7 @@ def opened(url: str, **body: object) -> Iterator[http.client.HTTPResponse]:
         connection.request(
             "POST",
             f"{place.path}/v1/audio/speech",
-            json.dumps({"model": "sheen", "voice": "heart", **body}),
+            json.dumps({"model": "sheen", "voice": VOICE, **body}),
             {"Content-Type": "application/json", **BEARER},
         )
         with connection.getresponse() as response:

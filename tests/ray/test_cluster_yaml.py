@@ -18,9 +18,9 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from helpers.example import ROOT
 from sheen.runs.cluster import WORKER_ENV
 
-ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster.yaml"
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text("utf-8"))
 TOKEN_FILE = "~/.ray/auth_token"

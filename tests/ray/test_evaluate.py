@@ -23,15 +23,7 @@ import pytest
 import ray
 import soundfile
 
-from helpers.example import (
-    RATE,
-    ROOT,
-    VOICES,
-    clips_of,
-    copy_corpus,
-    load_script,
-    read_clip,
-)
+from helpers.example import RATE, ROOT, VOICE, VOICES, clips_of, copy_corpus, load_script, read_clip
 from helpers.pages import Page, assert_self_contained
 from helpers.recogniser import tiny_en
 from helpers.workers import workers
@@ -58,25 +50,25 @@ Row = dict[str, Any]
 SAMPLING = {"temperature": Sampling.temperature, "top_k": 0, "top_p": 0.95}
 NO_TEXT = "\u2003\t"
 LISTED: list[Row] = [
-    {"id": "pair", "text": "one two", "speaker": "heart"},
+    {"id": "pair", "text": "one two", "speaker": VOICE},
     {"id": "each", "text": "three"},
     {"text": "four  five six", "speaker": "af_aoede"},
     {"id": "pair", "text": "seven eight", "speaker": "am_onyx"},
     {"id": "space", "text": NO_TEXT, "speaker": "am_onyx"},
-    {"id": "blank", "text": " ", "speaker": "heart"},
+    {"id": "blank", "text": " ", "speaker": VOICE},
     {"id": "dots", "text": "...", "speaker": "bf_alice"},
     {"id": "stranger", "text": "zero", "speaker": "nobody"},
 ]
 PLANNED = [
-    ("pair", "one two", "heart"),
+    ("pair", "one two", VOICE),
     ("each", "three", "af_aoede"),
     ("each", "three", "am_onyx"),
     ("each", "three", "bf_alice"),
-    ("each", "three", "heart"),
+    ("each", "three", VOICE),
     ("line-3", "four  five six", "af_aoede"),
     ("pair", "seven eight", "am_onyx"),
     ("space", NO_TEXT, "am_onyx"),
-    ("blank", " ", "heart"),
+    ("blank", " ", VOICE),
     ("dots", "...", "bf_alice"),
 ]
 PLAN = Plan([Prompt(*prompt) for prompt in PLANNED], Counter())
@@ -177,7 +169,7 @@ def voice(trained: Path) -> Voice:
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recordings of two of the four voices, enough for profiles."""
-    clips = [clip for voice in ("af_aoede", "heart") for clip in clips_of(voice)[2:7]]
+    clips = [clip for voice in ("af_aoede", VOICE) for clip in clips_of(voice)[2:7]]
     return copy_corpus(clips, tmp_path_factory.mktemp("known") / "corpus")
 
 
@@ -218,7 +210,7 @@ def test_the_rows_of_spoken_prompts_are_complete(evaluated: Done, voice: Voice) 
         missing = {name for name in MEASURED if row[name] is None} - {"detail", "reason"}
         if row["unscored"] is None:
             missing.remove("unscored")
-            if row["speaker"] not in ("af_aoede", "heart"):
+            if row["speaker"] not in ("af_aoede", VOICE):
                 missing.remove("speaker_similarity")
         else:
             missing -= {"dnsmos", "speaker_similarity"}
@@ -228,7 +220,7 @@ def test_the_rows_of_spoken_prompts_are_complete(evaluated: Done, voice: Voice) 
         assert 0 < row["seconds"] <= len(row["text"]) * (0.5 + 0.3)
         assert 0 <= row["pause"] <= row["speaking"] <= row["seconds"]
         assert row["expected_seconds"] == voice.expected_seconds(row["text"], row["speaker"])
-        assert row["identified_speaker"] in ("af_aoede", "heart", "")
+        assert row["identified_speaker"] in ("af_aoede", VOICE, "")
 
 
 def test_the_audio_is_in_the_rows(evaluated: Done) -> None:
@@ -273,7 +265,7 @@ def test_the_report_is_that_of_the_rows(evaluated: Done) -> None:
             assert (result[name]["errors"], result[name]["units"]) == (errors.errors, errors.units)
         ratios = [row["seconds"] / row["expected_seconds"] for row in own]
         assert result["duration"]["value"] == pytest.approx(np.mean(ratios))
-        profiled = [row for row in own if row["speaker"] in ("af_aoede", "heart")]
+        profiled = [row for row in own if row["speaker"] in ("af_aoede", VOICE)]
         if profiled:
             right = [row["identified_speaker"] == row["speaker"] for row in profiled]
             assert result["speaker_accuracy"]["of"] == len(profiled)
@@ -294,7 +286,7 @@ def test_the_command_prints_the_table(evaluated: Done) -> None:
     assert evaluated.status == 0
     first = next(i for i, line in enumerate(evaluated.printed) if line.startswith("voice "))
     table = evaluated.printed[first:]
-    assert table[0].split() == ["voice", "af_aoede", "am_onyx", "bf_alice", "heart", "all"]
+    assert table[0].split() == ["voice", "af_aoede", "am_onyx", "bf_alice", VOICE, "all"]
     assert table[1].split() == ["clips", "2", "2", "2", "2", "8"]
     names = [line[:24].strip() for line in table]
     assert {"WER", "DNSMOS OVRL", "speaker accuracy", "speaker similarity"} < set(names)
@@ -344,14 +336,15 @@ def test_the_page_plays_no_more_than_so_many(
 FILES: list[Row] = [
     {"id": "t0", "text": "one"},
     {"id": "t1", "text": "two"},
-    {"id": "own", "text": "four", "speaker": "heart"},
+    {"id": "own", "text": "four", "speaker": VOICE},
     {"id": "other", "text": "six", "speaker": "am_onyx"},
     {"id": "t2", "text": "nine"},
     {"id": "t3", "text": "zero"},
 ]
 NAMES = [
-    "heart/t0.flac", "af_aoede/t0.flac", "heart/t1.flac", "af_aoede/t1.flac", "heart/own.flac",
-    "heart/t2.flac", "af_aoede/t2.flac", "heart/t3.flac", "af_aoede/t3.flac",
+    f"{VOICE}/t0.flac", "af_aoede/t0.flac", f"{VOICE}/t1.flac", "af_aoede/t1.flac",
+    f"{VOICE}/own.flac",
+    f"{VOICE}/t2.flac", "af_aoede/t2.flac", f"{VOICE}/t3.flac", "af_aoede/t3.flac",
 ]  # fmt: skip
 
 
@@ -360,7 +353,7 @@ def files_config(trained: Path, folder: Path) -> EvaluateConfig:
         trained,
         write_prompts(folder / "prompts.jsonl", FILES),
         folder / "out",
-        voices=["heart", "af_aoede"],
+        voices=[VOICE, "af_aoede"],
         audio="files",
         asr=None,
         num_workers=1,
@@ -392,7 +385,7 @@ def test_without_a_judge_the_rest_is_reported(spoken: Done) -> None:
     report = spoken.report
     assert report["asr"] is None
     assert list(report["skipped"].values()) == [1]
-    assert list(report["voices"]) == ["af_aoede", "heart", ALL]
+    assert list(report["voices"]) == ["af_aoede", VOICE, ALL]
     for result, clips in zip(report["voices"].values(), (4, 5, 9), strict=True):
         assert result["wer"] is result["cer"] is result["speaker_accuracy"] is None
         assert result["dnsmos_ovrl"] is result["speaker_similarity"] is result["unscored"] is None
@@ -481,7 +474,7 @@ def test_a_model_and_prompts_that_were_moved_are_the_same(spoken: Done, tmp_path
         ({"temperature": 0.9}, f"temperature was {Sampling.temperature}, now 0.9"),
         ({"asr": "base"}, "asr was None, now 'base'"),
         ({"dnsmos": True}, "dnsmos was False, now True"),
-        ({"voices": ["heart"]}, "voices was ['heart', 'af_aoede'], now ['heart']"),
+        ({"voices": [VOICE]}, f"voices was ['{VOICE}', 'af_aoede'], now ['{VOICE}']"),
         ({"audio": "parquet", "limit": 1}, "audio was 'files', now 'parquet'"),
     ],
 )
@@ -529,7 +522,7 @@ def test_a_folder_of_something_else_is_refused(
 def test_when_nothing_can_be_spoken_the_command_fails(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompts = write_prompts(tmp_path / "prompts.jsonl", [{"text": NO_TEXT, "speaker": "heart"}] * 3)
+    prompts = write_prompts(tmp_path / "prompts.jsonl", [{"text": NO_TEXT, "speaker": VOICE}] * 3)
     config = evaluate_config(trained, prompts, tmp_path / "out", asr=None, num_workers=1)
     assert main(words_of(config)) == 2
     assert "no prompt could be spoken" in capsys.readouterr().err
@@ -570,13 +563,13 @@ def test_what_the_user_must_change_is_named(
     changes: dict[str, Any], message: str,
 ) -> None:  # fmt: skip
     (tmp_path / "empty").mkdir()
-    copy_corpus(clips_of("heart")[:1], tmp_path / "one")
+    copy_corpus(clips_of(VOICE)[:1], tmp_path / "one")
     (tmp_path / "blank.txt").write_text("\n", "utf-8")
     (tmp_path / "torn.flac").write_bytes(b"no sound")
     write_prompts(tmp_path / "strange.jsonl", LISTED[-1:])
     write_prompts(tmp_path / "path.jsonl", [{"id": "a/b", "text": "one"}])
     for name in ("torn", "lost"):
-        row = {"audio": f"{name}.flac", "text": "one", "speaker": "heart"}
+        row = {"audio": f"{name}.flac", "text": "one", "speaker": VOICE}
         write_prompts(tmp_path / f"{name}.jsonl", [row])
     config = evaluate_config(trained, write_prompts(tmp_path / "p.jsonl", LISTED), tmp_path / "out")
     given = {
@@ -751,7 +744,7 @@ def test_every_prompt_has_draws_of_its_own(trained: Path) -> None:
         max_seconds=0.3,
         slots=2,
     )
-    prompts = [Prompt(name, "one two", "heart") for name in "abc"]
+    prompts = [Prompt(name, "one two", VOICE) for name in "abc"]
     prompts += [Prompt("d", "one two", "nobody"), Prompt("e", "one two", "new")]
     table = worker(prompt_table(prompts))
     assert table.schema == ROW_SCHEMA
@@ -762,7 +755,7 @@ def test_every_prompt_has_draws_of_its_own(trained: Path) -> None:
     assert rows["e"]["reason"] is rows["e"]["expected_seconds"] is None
     assert rows["e"]["seconds"] > 0
     # A block of which nothing can be spoken.
-    (row,) = worker(prompt_table([Prompt("f", " ", "heart")])).to_pylist()
+    (row,) = worker(prompt_table([Prompt("f", " ", VOICE)])).to_pylist()
     assert (row["id"], row["seconds"], row["audio"]) == ("f", None, None)
 
 
@@ -770,7 +763,7 @@ def test_listening_keeps_rows_and_clips_together(
     ray_cluster: None, profiles: SpeakerProfiles
 ) -> None:
     clips = [
-        read_clip(clips_of("heart")[8]),
+        read_clip(clips_of(VOICE)[8]),
         np.zeros(RATE // 2, np.float32),
         read_clip(clips_of("af_aoede")[8]),
     ]
@@ -840,9 +833,9 @@ def test_a_text_is_expected_to_take_what_recordings_do(voice: Voice, encoded: Pa
 
 
 def test_white_space_takes_no_time(voice: Voice) -> None:
-    expected = voice.expected_seconds("one two", "heart")
+    expected = voice.expected_seconds("one two", VOICE)
     assert expected is not None
-    assert voice.expected_seconds("  one \n two ", "heart") == expected > 0
+    assert voice.expected_seconds("  one \n two ", VOICE) == expected > 0
 
 
 def test_without_a_record_nothing_is_expected(voice: Voice) -> None:
@@ -850,5 +843,5 @@ def test_without_a_record_nothing_is_expected(voice: Voice) -> None:
     durations = {"": DurationModel(base_frames=3, frames_per_char=1.5)}
     info = voice.info.model_copy(update={"duration_model": durations})
     nameless = replace(voice, info=info)
-    assert nameless.expected_seconds("one two", "heart") is None
+    assert nameless.expected_seconds("one two", VOICE) is None
     assert nameless.expected_seconds("one two", None) == pytest.approx((3 + 1.5 * 7) * 2048 / RATE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.corpora import own_line
-from helpers.example import CODEC, DEMO, ROOT
+from helpers.example import CODEC, RECORDINGS, ROOT
 from sheen.runs.cluster import check_head
 
 
@@ -56,7 +56,7 @@ def test_a_head_that_listens_passes(left: Path) -> None:
 
 
 def test_a_job_ends_with_one_line(closed: str, tmp_path: Path) -> None:
-    words = [sys.executable, str(ROOT / "jobs" / "encode.py"), "--input", str(DEMO / "heart.jsonl")]
+    words = [sys.executable, str(ROOT / "jobs" / "encode.py"), "--input", str(RECORDINGS)]
     words += ["--output", str(tmp_path / "out"), "--codec", str(CODEC)]
     environment = os.environ | {"RAY_ADDRESS": closed, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)

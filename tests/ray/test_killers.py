@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.example import CODEC, ROOT, VOICES, clips_of, flac, load_script
+from helpers.example import CODEC, ROOT, VOICE, VOICES, clips_of, flac, load_script
 from helpers.recogniser import tiny_en
 from sheen.encode import job as encode_job
 from sheen.evaluate import job as evaluate_job
@@ -142,7 +142,8 @@ def test_a_prompt_that_kills_its_speaker(
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
     assert not run_job(
         "evaluate", model=checkpoint, prompts=tmp_path / "prompts.jsonl",
-        output=tmp_path / "out", voices='["heart"]', max_seconds=0.3, num_workers=1, asr="None",
+        output=tmp_path / "out", voices=json.dumps([VOICE]), max_seconds=0.3, num_workers=1,
+        asr="None",
     )  # fmt: skip
     rows = rows_in(tmp_path / "out" / "rows")
     assert {name: row["reason"] for name, row in rows.items()} == {

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from helpers.example import CODEC, RATE, ROOT, clips_of, load_script, read_clip
+from helpers.example import CODEC, RATE, ROOT, VOICE, clips_of, load_script, read_clip
 from helpers.recogniser import tiny_en
 from sheen.codec.layout import TokenLayout
 from sheen.encode.config import EncodeConfig
@@ -29,7 +29,7 @@ from sheen.storage.files import LFS_POINTER
 Row = dict[str, Any]
 LATER = "a-first.opus"
 """Not fetched yet, and before all others."""
-SPOKEN = [*clips_of("heart")[8:11], *clips_of("am_onyx")[8:10]]
+SPOKEN = [*clips_of(VOICE)[8:11], *clips_of("am_onyx")[8:10]]
 
 main = load_script(ROOT / "jobs" / "prepare.py").main
 
@@ -52,7 +52,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[floa
         parts.append(read_clip(clip))
         places.append((at, at + len(parts[-1]) / RATE))
     soundfile.write(folder / "long.flac", np.concatenate(parts), RATE)
-    shutil.copy(clips_of("heart")[12].path, folder / "short.opus")
+    shutil.copy(clips_of(VOICE)[12].path, folder / "short.opus")
     soundfile.write(folder / "silence.wav", np.zeros(3 * RATE, np.float32), RATE)
     (folder / "broken.mp3").write_bytes(b"no sound" * 100)
     (folder / LATER).write_bytes(LFS_POINTER + b"1\noid sha256:0\nsize 9\n")
@@ -114,7 +114,7 @@ def test_raw_recordings_become_rows_that_encode(
 
     # Resumed with some segments left to transcribe: the same rows, and that word stays. A recording
     # that could not be read is now, and changes nothing of the others.
-    (folder / LATER).write_bytes(clips_of("heart")[11].path.read_bytes())
+    (folder / LATER).write_bytes(clips_of(VOICE)[11].path.read_bytes())
     (file,) = (output / "transcripts" / "rows").iterdir()
     done = pq.read_table(file)
     pq.write_table(done.slice(0, len(done) // 2), file)

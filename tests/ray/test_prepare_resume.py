@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from helpers.example import RATE, ROOT, clips_of, load_script, read_clip
+from helpers.example import RATE, ROOT, VOICE, clips_of, load_script, read_clip
 from helpers.killed import KINDS, committed, interrupt
 from helpers.recogniser import tiny_en
 from sheen.prepare.output import MANIFEST, REJECTED, TRANSCRIPTS
@@ -27,7 +27,7 @@ main = load_script(ROOT / "jobs" / "prepare.py").main
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two voices with pauses, each long enough for an embedding."""
-    clips = [*clips_of("heart")[-SEGMENTS // 2 :], *clips_of("am_onyx")[-SEGMENTS // 2 :]]
+    clips = [*clips_of(VOICE)[-SEGMENTS // 2 :], *clips_of("am_onyx")[-SEGMENTS // 2 :]]
     noise = 1e-4 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
     parts = [part for clip in clips for part in (noise, read_clip(clip))]
     path = tmp_path_factory.mktemp("raw") / "long.flac"

@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 import sheen.__main__
+from helpers.example import VOICE, VOICES
 from helpers.readers import check_speech
 from helpers.speaking import WAIT_S, assert_close, speak
 from sheen.__main__ import COMMANDS, main
@@ -24,6 +25,7 @@ from sheen.codec.info import WEIGHTS_FILE
 from sheen.engine.engine import Engine
 from sheen.engine.sampling.settings import Sampling
 from sheen.engine.voice import Voice, load_voice
+from sheen.lm.checkpoint import ENGLISH_VOICE
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_a_text_from_standard_input_is_spoken_in_the_format_of_the_files_ending(
 ) -> None:
     path = tmp_path / "out.flac"
     monkeypatch.setattr(sys, "stdin", io.StringIO("four two\n"))
-    command = ["speak", "-", "--model", str(checkpoint), "--voice", "heart", "--output", str(path)]
+    command = ["speak", "-", "--model", str(checkpoint), "--voice", VOICE, "--output", str(path)]
     assert main([*command, "--max-seconds", "0.5"]) == 0
     assert soundfile.info(path).format == "FLAC"
     assert soundfile.info(path).duration > 0.3
@@ -112,7 +114,7 @@ def test_an_output_of_an_unknown_format_is_refused_before_the_model_is_opened(
 @pytest.mark.slow
 def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_path: Path) -> None:
     path = tmp_path / "out.wav"
-    command = ["four two", "--model", str(checkpoint), "--voice", "heart", "-o", str(path)]
+    command = ["four two", "--model", str(checkpoint), "--voice", VOICE, "-o", str(path)]
     command += ["--seed", "7", "--max-seconds", "1"]
     result = subprocess.run(
         [sys.executable, "-m", "sheen", "speak", *command],
@@ -128,7 +130,7 @@ def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_pa
     assert (info.samplerate, info.channels) == (24_000, 1)
 
     engine = Engine(voice.model, voice.codec)
-    request = voice.request("four two", "heart", Sampling(seed=7), 1.0)
+    request = voice.request("four two", VOICE, Sampling(seed=7), 1.0)
     samples, _ = speak(engine, request)
     engine.close()
     assert len(samples)
@@ -139,7 +141,7 @@ def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_pa
 def test_a_text_without_a_word_is_a_moment_of_silence(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.wav"
     assert (
-        main(["speak", "--model", str(checkpoint), "--voice", "heart", "-o", str(path), "😀 ```"])
+        main(["speak", "--model", str(checkpoint), "--voice", VOICE, "-o", str(path), "😀 ```"])
         == 0
     )
     samples, rate = soundfile.read(path)
@@ -151,10 +153,10 @@ def test_a_text_without_a_word_is_a_moment_of_silence(checkpoint: Path, tmp_path
 def test_a_text_is_spoken_in_the_voice_of_a_recording(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recording, path = str(tmp_path / "heart.wav"), str(tmp_path / "out.wav")
+    recording, path = str(tmp_path / "spoken.wav"), str(tmp_path / "out.wav")
     model = ["--model", str(checkpoint), "--max-seconds", "1.3"]
     words = "four two seven four two seven"
-    assert main(["speak", words, *model, "--voice", "heart", "-o", recording]) == 0
+    assert main(["speak", words, *model, "--voice", VOICE, "-o", recording]) == 0
     command = ["four", *model, "-o", path, "--reference", recording]
     capsys.readouterr()
     assert "give both, or neither" in refusal(capsys, *command)
@@ -200,7 +202,7 @@ def test_a_folder_that_is_no_checkpoint_is_named(
     message = refusal(capsys, "four two", "--model", str(tmp_path))
     assert str(tmp_path / "sheen.json") in message
     assert "sheen train" in message
-    assert "examples/english/voice" in message
+    assert ENGLISH_VOICE in message
 
 
 def test_an_unknown_voice_lists_the_known_ones(
@@ -208,7 +210,7 @@ def test_an_unknown_voice_lists_the_known_ones(
 ) -> None:
     message = refusal(capsys, "four two", "--model", str(checkpoint), "--voice", "nobody")
     assert "nobody" in message
-    assert "af_aoede, am_onyx, bf_alice, heart" in message
+    assert ", ".join(sorted(VOICES)) in message
 
 
 @pytest.mark.slow
@@ -216,7 +218,7 @@ def test_an_unknown_voice_lists_the_known_ones(
 def test_a_text_without_words_is_refused(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, text: str
 ) -> None:
-    message = refusal(capsys, text, "--model", str(checkpoint), "--voice", "heart")
+    message = refusal(capsys, text, "--model", str(checkpoint), "--voice", VOICE)
     assert "the text is empty" in message
 
 
@@ -224,7 +226,7 @@ def test_an_output_that_cannot_be_written_is_named(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "missing" / "out.wav")
-    arguments = ("four", "--model", str(checkpoint), "--voice", "heart", "--max-seconds", "0.1")
+    arguments = ("four", "--model", str(checkpoint), "--voice", VOICE, "--max-seconds", "0.1")
     assert path in refusal(capsys, *arguments, "-o", path)
 
 
@@ -235,7 +237,7 @@ def test_a_checkpoint_of_an_older_format_is_refused_with_the_command_that_conver
     capsys: pytest.CaptureFixture[str], damaged: Path
 ) -> None:
     (damaged / "sheen.json").write_text('{"format_version": 1}', "utf-8")
-    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "heart")
+    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", VOICE)
     assert f"`sheen convert {damaged}`" in message
 
 
@@ -247,7 +249,7 @@ def test_another_normalization_is_refused_by_name(
     step = {"name": "nemo_text_processing", "version": "0.9", "language": "en"}
     info["normalizer"].insert(0, step)
     path.write_text(json.dumps(info), "utf-8")
-    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "heart")
+    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", VOICE)
     assert str(damaged) in message
     assert "normalized by nemo_text_processing 0.9" in message
 
@@ -255,7 +257,7 @@ def test_another_normalization_is_refused_by_name(
 def test_half_a_record_is_named(capsys: pytest.CaptureFixture[str], damaged: Path) -> None:
     path = damaged / "sheen.json"
     path.write_bytes(path.read_bytes()[:100])
-    assert str(path) in refusal(capsys, "four two", "--model", str(damaged), "--voice", "heart")
+    assert str(path) in refusal(capsys, "four two", "--model", str(damaged), "--voice", VOICE)
 
 
 def test_another_codec_is_refused(capsys: pytest.CaptureFixture[str], damaged: Path) -> None:
@@ -264,7 +266,7 @@ def test_another_codec_is_refused(capsys: pytest.CaptureFixture[str], damaged: P
     name = next(iter(state))
     state[name] = state[name] + 1.0
     torch.save(state, path)
-    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", "heart")
+    message = refusal(capsys, "four two", "--model", str(damaged), "--voice", VOICE)
     assert str(damaged / "codec") in message
     assert "weights" in message
 

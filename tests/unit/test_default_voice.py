@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import sheen
+from helpers.example import VOICE
 from sheen import default_voice
 from sheen.__main__ import main
 from sheen.lm.checkpoint import ENGLISH_VOICE
@@ -45,8 +46,8 @@ def test_a_checkout_s_own_comes_first(checkpoint: Path, elsewhere: Path, tmp_pat
 def test_speak_and_load_use_it(checkpoint: Path, elsewhere: Path, tmp_path: Path) -> None:
     packaged(checkpoint, elsewhere)
     with sheen.load(device="cpu") as speaker:
-        assert "heart" in speaker.voices
-    words = ["Good morning.", "--voice", "heart", "--max-seconds", "1"]
+        assert VOICE in speaker.voices
+    words = ["Good morning.", "--voice", VOICE, "--max-seconds", "1"]
     assert main(["speak", *words, "-o", str(tmp_path / "out.wav")]) == 0
     assert (tmp_path / "out.wav").stat().st_size > 44
 

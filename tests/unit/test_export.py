@@ -8,7 +8,7 @@ import torch
 from snac import SNAC
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.example import CHECKPOINT, ROOT, load_script
+from helpers.example import CHECKPOINT, EXAMPLES, VOICE, load_script
 from sheen.__main__ import main
 from sheen.engine.generation import TokenGenerator
 from sheen.engine.sampling.settings import Sampling
@@ -18,7 +18,7 @@ from sheen.lm.card import trained_note
 from sheen.lm.checkpoint import read_info, write_info
 from sheen.train.initial import open_model
 
-TEXT, VOICE = "Good morning.", "heart"
+TEXT = "Good morning."
 FRAMES = 6
 
 
@@ -64,7 +64,7 @@ def test_sheen_speaks_the_export_code_for_code(before: Voice, after: Voice) -> N
 @pytest.mark.slow
 def test_a_decoder_without_sheen_says_the_same(exported: Path, before: Voice) -> None:
     """Greedily; and each of its frames becomes 2,048 samples."""
-    script = load_script(ROOT / "examples" / "orpheus_decoder.py")
+    script = load_script(EXAMPLES / "orpheus_decoder.py")
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(exported)
     spoken = script.generate(
@@ -82,7 +82,7 @@ def test_the_card_and_the_command_say_what_is_not_the_same(
 ) -> None:
     card = (exported / "README.md").read_text("utf-8")
     layout = read_info(exported).token_layout
-    for said in (f"{layout.slot_bases[6]}", "`heart`", "masked", "codec/"):
+    for said in (f"{layout.slot_bases[6]}", f"`{VOICE}`", "masked", "codec/"):
         assert said in card
     words = ["export", str(exported), "--layout", "orpheus", "--output", str(tmp_path / "again")]
     # Once trained, with a full softmax, it takes the same prompt.

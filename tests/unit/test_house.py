@@ -56,3 +56,11 @@ def test_the_readme_fits_in_180_lines_and_its_tree_in_20() -> None:
     assert len(text.splitlines()) <= 180
     [tree] = re.findall(r"^```\n(sheen/ .*?)^```", text, re.MULTILINE | re.DOTALL)
     assert len(tree.splitlines()) <= 20
+
+
+def test_no_test_names_a_folder_of_the_examples() -> None:
+    """What lies there is replaced in one place: tests/helpers/example.py."""
+    named = re.compile(r"""\bexamples/|/ ["']examples["']""")
+    files = [path for path in TESTS.rglob("*.py") if path.name != Path(__file__).name]
+    naming = {path.name for path in files if named.search(path.read_text("utf-8"))}
+    assert naming == {"example.py"}

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import sheen
-from helpers.example import CHECKPOINT, VOICES
+from helpers.example import CHECKPOINT, VOICE, VOICES
 from helpers.readers import check_speech
 from helpers.speaking import silences
 from sheen.speaker import Audio, Speaker
@@ -35,7 +35,7 @@ def short(checkpoint: Path) -> Iterator[Speaker]:
 
 @pytest.fixture(scope="module")
 def audio(speaker: Speaker) -> Audio:
-    return speaker.synthesize(TEXT, voice="heart")
+    return speaker.synthesize(TEXT, voice=VOICE)
 
 
 def public(cls: type) -> set[str]:
@@ -67,12 +67,12 @@ def test_a_pause_is_exact_in_streams_too_and_a_wrong_one_is_refused_at_once(
     short: Speaker,
 ) -> None:
     text = "Yes. [pause:1.5s] No."
-    whole = short.synthesize(text, "heart").samples
+    whole = short.synthesize(text, VOICE).samples
     assert max(silences(whole)) == 36_000
-    streamed = np.concatenate(list(short.stream(text, "heart")))
+    streamed = np.concatenate(list(short.stream(text, VOICE)))
     np.testing.assert_array_equal(streamed, whole)
     with pytest.raises(ValueError, match=r"text: \[pause:1h\]: expected seconds"):
-        short.stream("Yes. [pause:1h] No.", "heart")
+        short.stream("Yes. [pause:1h] No.", VOICE)
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_a_document_is_spoken_as_its_text_with_its_pauses_tempo_and_voices(
     short: Speaker,
 ) -> None:
     def spoken(text: str, **settings: Any) -> NDArray[np.float32]:
-        return short.synthesize(text, "heart", **settings).samples
+        return short.synthesize(text, VOICE, **settings).samples
 
     same = [
         ('<speak>four <break time="1.5s"/> two</speak>', "four [pause:1.5s] two", 1.0),
@@ -91,19 +91,19 @@ def test_a_document_is_spoken_as_its_text_with_its_pauses_tempo_and_voices(
         np.testing.assert_array_equal(spoken(document, ssml=True), spoken(text, speed=speed))
     known = ", ".join(sorted(VOICES))
     with pytest.raises(ValueError, match=f'text: <voice name="nobody">: this model has: {known}'):
-        short.stream('<speak><voice name="nobody">two</voice></speak>', "heart", ssml=True)
+        short.stream('<speak><voice name="nobody">two</voice></speak>', VOICE, ssml=True)
 
 
 @pytest.mark.slow
 def test_a_lexicon_says_what_is_spoken(speaker: Speaker) -> None:
-    spoken = speaker.synthesize("vier two", "heart", lexicon={"vier": "four"}).samples
-    np.testing.assert_array_equal(spoken, speaker.synthesize("four two", "heart").samples)
-    sounds = speaker.synthesize("vier two", "heart", lexicon={"vier": "/fˈɔɹ/"}).samples
+    spoken = speaker.synthesize("vier two", VOICE, lexicon={"vier": "four"}).samples
+    np.testing.assert_array_equal(spoken, speaker.synthesize("four two", VOICE).samples)
+    sounds = speaker.synthesize("vier two", VOICE, lexicon={"vier": "/fˈɔɹ/"}).samples
     np.testing.assert_array_equal(sounds, spoken)
 
 
 def test_a_text_is_spoken_until_the_model_ends_it(speaker: Speaker, audio: Audio) -> None:
-    assert speaker.voices == ["heart"]
+    assert speaker.voices == [VOICE]
     assert audio.sample_rate == speaker.sample_rate == 24_000
     assert audio.samples.dtype == np.float32
     assert audio.samples.ndim == 1
@@ -113,42 +113,42 @@ def test_a_text_is_spoken_until_the_model_ends_it(speaker: Speaker, audio: Audio
 
 
 def test_streamed_chunks_together_are_the_whole(speaker: Speaker, audio: Audio) -> None:
-    chunks = list(speaker.stream(TEXT, voice="heart"))
+    chunks = list(speaker.stream(TEXT, voice=VOICE))
     assert len(chunks) > 1
     np.testing.assert_array_equal(np.concatenate(chunks), audio.samples)
 
 
 @pytest.mark.slow
 def test_a_speaker_goes_on_after_a_stream_that_was_left(short: Speaker) -> None:
-    before = short.synthesize("Yes.", voice="heart")
-    for _ in short.stream("They measured the room twice before they left.", voice="heart"):
+    before = short.synthesize("Yes.", voice=VOICE)
+    for _ in short.stream("They measured the room twice before they left.", voice=VOICE):
         break
-    again = short.synthesize("Yes.", voice="heart")
+    again = short.synthesize("Yes.", voice=VOICE)
     np.testing.assert_array_equal(again.samples, before.samples)
 
 
 @pytest.mark.slow
 def test_the_seed_decides_which_rendition_is_spoken(short: Speaker) -> None:
-    one, same, other = (short.synthesize("Yes.", "heart", seed=seed).samples for seed in (1, 1, 2))
+    one, same, other = (short.synthesize("Yes.", VOICE, seed=seed).samples for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
 @pytest.mark.slow
 def test_twice_the_speed_takes_half_as_long(short: Speaker) -> None:
-    plain, fast = (short.synthesize("Yes.", "heart", speed=speed).samples for speed in (1.0, 2.0))
+    plain, fast = (short.synthesize("Yes.", VOICE, speed=speed).samples for speed in (1.0, 2.0))
     assert len(fast) == round(len(plain) / 2)
 
 
 @pytest.mark.slow
 def test_a_text_of_several_chunks_is_spoken_to_its_end(speaker: Speaker, audio: Audio) -> None:
-    long = speaker.synthesize(f"{TEXT} {TEXT}", "heart")
+    long = speaker.synthesize(f"{TEXT} {TEXT}", VOICE)
     assert long.finish_reason == "stop"
     assert long.seconds > 1.5 * audio.seconds
 
 
 def test_a_text_without_a_word_is_a_moment_of_silence(speaker: Speaker) -> None:
-    silence = speaker.synthesize("😀", "heart")
+    silence = speaker.synthesize("😀", VOICE)
     assert silence.seconds == 0.2
     assert not silence.samples.any()
     assert silence.finish_reason == "stop"
@@ -170,7 +170,7 @@ def test_another_ending_is_refused_and_the_known_ones_named(audio: Audio, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"voice": "nobody"}, "voice: unknown voice 'nobody'; this model has: heart"),
+        ({"voice": "nobody"}, f"voice: unknown voice 'nobody'; this model has: {VOICE}"),
         ({"text": " \n"}, "text: the text is empty"),
         ({"text": "caf\udce9"}, r"text: it holds half of a surrogate pair, '\\udce9'.*UTF-8"),
         ({"instructions": "loud"}, "instructions: this model was not trained to follow"),
@@ -182,7 +182,7 @@ def test_another_ending_is_refused_and_the_known_ones_named(audio: Audio, tmp_pa
 def test_a_wrong_argument_is_named_before_the_first_chunk(
     speaker: Speaker, arguments: dict[str, object], expected: str
 ) -> None:
-    call: dict[str, object] = {"text": "Yes.", "voice": "heart"} | arguments
+    call: dict[str, object] = {"text": "Yes.", "voice": VOICE} | arguments
     with pytest.raises(ValueError, match=expected):
         speaker.stream(**call)  # type: ignore[arg-type]
 
@@ -211,18 +211,18 @@ def test_a_closed_speaker_says_so() -> None:
     speaker.close()
     speaker.close()
     with pytest.raises(RuntimeError, match="closed"):
-        speaker.synthesize("Yes.", "heart")
+        speaker.synthesize("Yes.", VOICE)
 
 
 @pytest.mark.slow
 def test_a_reference_goes_before_the_speech_and_is_not_heard(
     speaker: Speaker, audio: Audio, tmp_path: Path
 ) -> None:
-    audio.save(tmp_path / "heart.wav")
+    audio.save(tmp_path / "spoken.wav")
     with pytest.raises(ValueError, match=r"audio: this model was not trained.*--reference-share"):
-        speaker.reference(tmp_path / "heart.wav", TEXT)
-    reference = speaker.reference(tmp_path / "heart.wav", f"  {TEXT}", form="one-turn")
-    again = speaker.reference(tmp_path / "heart.wav", TEXT, form="one-turn")
+        speaker.reference(tmp_path / "spoken.wav", TEXT)
+    reference = speaker.reference(tmp_path / "spoken.wav", f"  {TEXT}", form="one-turn")
+    again = speaker.reference(tmp_path / "spoken.wav", TEXT, form="one-turn")
     assert reference.text == again.text, "but for its spaces"
     assert 0 <= audio.seconds - len(reference.frames) * 2048 / 24_000 < 0.6, "less its silence"
     spoken = speaker.synthesize("Yes.", reference=reference)
@@ -231,7 +231,7 @@ def test_a_reference_goes_before_the_speech_and_is_not_heard(
     streamed = np.concatenate(list(speaker.stream("Yes.", reference=reference)))
     np.testing.assert_array_equal(streamed, spoken.samples)
     with pytest.raises(ValueError, match="give only one of them"):
-        speaker.synthesize("Yes.", "heart", reference=reference)
+        speaker.synthesize("Yes.", VOICE, reference=reference)
 
 
 def test_a_recording_that_is_no_reference_is_refused_by_argument(

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from helpers.example import CHECKPOINT
+from helpers.example import CHECKPOINT, VOICE
 from helpers.speaking import assert_close, samples_of, silences
 from helpers.voices import make_voice
 from sheen.__main__ import main
@@ -56,7 +56,7 @@ def served(text: str, sampling: Sampling) -> tuple[NDArray[np.int16], RequestRec
     body = SpeechRequest(
         model="sheen",
         input=text,
-        voice="heart",
+        voice=VOICE,
         response_format="pcm",
         seed=sampling.seed,
         temperature=sampling.temperature,
@@ -84,12 +84,12 @@ def test_the_command_line_and_evaluation_speak_a_long_text_as_the_server_does(
     assert record.chunks >= 2
 
     path = tmp_path / "out.wav"
-    command = ["speak", LONG, "--model", str(CHECKPOINT), "--voice", "heart", "-o", str(path)]
+    command = ["speak", LONG, "--model", str(CHECKPOINT), "--voice", VOICE, "-o", str(path)]
     assert main([*command, "--seed", str(sampling.seed), "--max-seconds", str(CHUNK_S)]) == 0
     assert_close(soundfile.read(path, dtype="int16")[0], expected)
 
     worker = SpeakWorker(str(CHECKPOINT), "cpu", [], {}, seed, CHUNK_S, slots=2)
-    prompt = {"key": key, "id": "long", "text": LONG, "speaker": "heart"}
+    prompt = {"key": key, "id": "long", "text": LONG, "speaker": VOICE}
     [row] = worker(pa.Table.from_pylist([prompt], schema=PROMPT_SCHEMA)).to_pylist()
     flac = io.BytesIO(row["audio"]["bytes"])
     assert_close(soundfile.read(flac, dtype="int16")[0], expected)
@@ -104,7 +104,7 @@ def test_an_evaluation_worker_keeps_one_engine(checkpoint: Path) -> None:
     before = engines()
     worker = SpeakWorker(str(checkpoint), "cpu", [], {}, 0, 0.2, slots=1)
     for key in range(2):
-        prompt = {"key": key, "id": str(key), "text": "One.", "speaker": "heart"}
+        prompt = {"key": key, "id": str(key), "text": "One.", "speaker": VOICE}
         worker(pa.Table.from_pylist([prompt], schema=PROMPT_SCHEMA))
         assert engines() == before + 1
 

@@ -1,6 +1,6 @@
 """The client scripts without their servers: what they need to start, and how they fail.
 
-Against a server: tests/e2e/test_serve.py for the openai library; examples/clients/README.md says
+Against a server: tests/e2e/test_serve.py for the openai library; the clients' README.md says
 what was seen with the others, whose packages are no part of the development set.
 """
 
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.example import ROOT
+from helpers.example import EXAMPLES
 
-CLIENTS = ROOT / "examples" / "clients"
+CLIENTS = EXAMPLES / "clients"
 sys.path.append(str(CLIENTS))
 
 import client_run  # noqa: E402

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.example import DEMO, ROOT, load_script
+from helpers.example import DEMO, ENGLISH, load_script
 
-ENGLISH = ROOT / "examples" / "english"
 curves = load_script(ENGLISH / "training_curves.py")
 spectrograms = load_script(ENGLISH / "spectrograms.py")
 

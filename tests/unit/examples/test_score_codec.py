@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.example import CODEC, DEMO, ROOT, load_script
+from helpers.example import CODEC, ENGLISH, RECORDINGS, load_script
 from helpers.recogniser import tiny_en
 from sheen.scoring.speaker_id import ALL
 
-score_codec = load_script(ROOT / "examples" / "english" / "score_codec.py")
+score_codec = load_script(ENGLISH / "score_codec.py")
 Scored = score_codec.Scored
 
 
@@ -112,7 +112,7 @@ def test_a_wrong_flag_is_named(
     given = {
         "--codec": str(CODEC),
         "--asr": tiny_en(),
-        "--recordings": str(DEMO / "heart.jsonl"),
+        "--recordings": str(RECORDINGS),
         "--output": str(tmp_path / "out"),
     } | {flags[0]: flags[1].format(tmp=tmp_path)}
     with pytest.raises(SystemExit) as ended:

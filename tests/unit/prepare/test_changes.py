@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from helpers.example import DEMO, ROOT, clips_of, load_script
+from helpers.example import DEMO, ROOT, VOICE, clips_of, load_script
 from helpers.recogniser import tiny_en
 from sheen import blocks
 from sheen.prepare.changes import STATES, changed_recordings
@@ -194,7 +194,7 @@ def test_what_cannot_be_is_said_before_anything_is_cut(
 ) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
-    (raw / "1.opus").write_bytes(clips_of("heart")[8].path.read_bytes())
+    (raw / "1.opus").write_bytes(clips_of(VOICE)[8].path.read_bytes())
     words = ["--input", str(raw), "--output", str(tmp_path / "out"), "--asr", tiny_en()]
     words += [flag.format(raw=raw) for flag in flags]
     assert main([*words, "--no-num-speakers"]) == 2

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from helpers.example import RATE, clips_of, read_clip
+from helpers.example import RATE, VOICE, clips_of, read_clip
 from sheen.data.clips import ClipReader
 from sheen.data.corpus import read_manifest
 from sheen.prepare.cutting.channels import CROSSTALK_DB
@@ -24,7 +24,7 @@ def call() -> tuple[NDArray[np.float32], list[tuple[int, float, float]]]:
     """Two people in turns, each heard 20 dB softer on the other's channel: samples `[n, 2]`, and
     who speaks from where to where, seconds."""
     rng = np.random.default_rng(5)
-    clips = [*zip(clips_of("heart")[8:11], clips_of("am_onyx")[8:11], strict=True)]
+    clips = [*zip(clips_of(VOICE)[8:11], clips_of("am_onyx")[8:11], strict=True)]
     parts: list[NDArray[np.float32]] = []
     turns = []
     for number, clip in enumerate(clip for pair in clips for clip in pair):
@@ -76,7 +76,7 @@ def test_each_channel_is_its_speakers_and_is_encoded_as_it_was_cut(tmp_path: Pat
 
 @pytest.mark.parametrize("factor", [1.0, -1.0, 0.99])
 def test_channels_that_are_copies_are_one(tmp_path: Path, factor: float) -> None:
-    samples = read_clip(clips_of("heart")[8])
+    samples = read_clip(clips_of(VOICE)[8])
     path = tmp_path / "copies.flac"
     soundfile.write(path, np.stack([samples, factor * samples], axis=1), RATE)
     found = cut_source(str(path), CutSettings(), each_channel=True)
@@ -89,7 +89,7 @@ def test_channels_that_are_copies_are_one(tmp_path: Path, factor: float) -> None
 
 def test_a_mono_recording_among_calls_is_cut_as_ever(tmp_path: Path) -> None:
     path = tmp_path / "mono.flac"
-    soundfile.write(path, read_clip(clips_of("heart")[8]), RATE)
+    soundfile.write(path, read_clip(clips_of(VOICE)[8]), RATE)
     assert cut_source(str(path), CutSettings(), each_channel=True) == cut_source(
         str(path), CutSettings()
     )

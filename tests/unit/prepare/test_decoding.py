@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from helpers.example import clips_of
+from helpers.example import VOICE, clips_of
 from sheen.audio.io import decode, decode_audio, resampled
 from sheen.audio.stream import AudioFile
 from sheen.data.clips import ClipError, ClipReader
@@ -23,7 +23,7 @@ RATE = 16_000
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
 def test_blocks_at_another_rate_are_the_whole_recording_at_it(rate: int) -> None:
-    samples = resampled(*decode(clips_of("heart")[10].path.read_bytes()), rate)
+    samples = resampled(*decode(clips_of(VOICE)[10].path.read_bytes()), rate)
     whole = resampled(samples, rate, RATE)
     for sizes in ([977], [1, 5000, 64]):
         edges = np.cumsum(np.resize(sizes, 4000))
@@ -46,7 +46,7 @@ def test_rows_are_read_in_the_order_given_and_what_is_gone_is_empty(tmp_path: Pa
 
 
 def test_channels_that_cancel_out_are_told(tmp_path: Path) -> None:
-    samples, rate = decode(clips_of("heart")[10].path.read_bytes())
+    samples, rate = decode(clips_of(VOICE)[10].path.read_bytes())
     path = tmp_path / "inverted.flac"
     soundfile.write(path, np.stack([samples, -samples], axis=1), rate)
     found = cut_source(str(path), CutSettings())
@@ -90,7 +90,7 @@ def test_opening_and_reading_are_within_a_limit(channels: bool) -> None:
 
 
 def test_what_ended_a_worker_is_not_read_by_the_driver(tmp_path: Path) -> None:
-    row = {"audio": str(clips_of("heart")[10].path), "start": 0.0, "end": 0.5}
+    row = {"audio": str(clips_of(VOICE)[10].path), "start": 0.0, "end": 0.5}
     reasons = [None, "decoder crashed", "decoder hung", "too soft"]
     found = read_rows([row | {"reason": reason} for reason in reasons], RATE)
     assert [len(samples) for samples in found] == [8000, 0, 0, 8000]

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from helpers.corpora import CLIPS, by_parquet, by_webdataset, sound
-from helpers.example import DEMO, RATE, clips_of, read_clip
+from helpers.example import DEMO, RATE, RECORDINGS, VOICE, clips_of, read_clip
 from sheen.audio.io import decode
 from sheen.data.clips import ClipReader
 from sheen.data.corpus import read_manifest
@@ -52,7 +52,7 @@ def heard(row: Row, text: str, language: str | None = "en") -> Row:
 
 
 def test_inputs_with_rows_of_texts_are_corpora(tmp_path: Path) -> None:
-    assert is_corpus(str(DEMO / "heart.jsonl"))
+    assert is_corpus(str(RECORDINGS))
     (tmp_path / "a.mp3").touch()
     assert not is_corpus(str(tmp_path))
     (tmp_path / "about.json").write_text("{}", "utf-8")
@@ -178,7 +178,7 @@ def test_segments_of_a_recording_get_what_they_speak_of_its_text() -> None:
     other = {"key": 4 << SEGMENT_BITS, "id": "other", "audio": "/b.mp3"}
     transcripts.append(heard(other, "Nobody knows."))
     give_texts(transcripts, {3: book})
-    segments = plan_corpus([str(DEMO / "heart.jsonl")])
+    segments = plan_corpus([str(RECORDINGS)])
     rows = judge_rows([], segments, transcripts, JUDGEMENT)
     assert [(row["text"], row["reason"]) for row in rows] == [
         (said[0], NOT_IN_TEXT),
@@ -191,7 +191,7 @@ def test_segments_of_a_recording_get_what_they_speak_of_its_text() -> None:
 def test_long_rows_are_cut_and_their_texts_divided_while_short_ones_stay_as_they_are(
     tmp_path: Path,
 ) -> None:
-    clips = clips_of("heart")[8:14]
+    clips = clips_of(VOICE)[8:14]
     pause = 1e-4 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
     parts = [part for clip in clips for part in (pause, read_clip(clip))]
     soundfile.write(tmp_path / "long.flac", np.concatenate(parts), RATE)
@@ -261,13 +261,13 @@ def test_long_rows_are_cut_and_their_texts_divided_while_short_ones_stay_as_they
         ({"check": True, "max_seconds": 20}, "--max-seconds has no effect with --check"),
         ({"check": True, "channels": "each"}, "--channels has no effect with --check"),
         ({"channels": "each"}, "--channels each has no effect on rows with texts"),
-        ({"check": True, "input": str(DEMO / "heart")}, "--check needs rows with texts"),
+        ({"check": True, "input": str(DEMO / VOICE)}, "--check needs rows with texts"),
     ],
 )
 def test_flags_without_effect_on_rows_with_texts_are_refused(
     fields: dict[str, Any], said: str
 ) -> None:
-    given = {"input": str(DEMO / "heart.jsonl"), "output": "/nowhere"} | fields
+    given = {"input": str(RECORDINGS), "output": "/nowhere"} | fields
     with pytest.raises(ValueError, match=said):
         find_input(PrepareConfig(**given))
 

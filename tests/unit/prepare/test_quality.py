@@ -2,12 +2,12 @@
 
 import json
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from helpers.example import DEMO, RECORDINGS
 from sheen.audio.io import decode_audio, resampled
 from sheen.audio.samples import NO_SAMPLES
 from sheen.prepare.rejections.quality import (
@@ -24,13 +24,12 @@ from sheen.prepare.rejections.quality import (
 from sheen.scoring.mos import Dnsmos
 
 RATE = 24_000
-DEMO = Path(__file__).parents[3] / "examples" / "english" / "demo"
 Samples = NDArray[np.float32]
 
 
 @cache
 def voice() -> Samples:
-    rows = [json.loads(line) for line in (DEMO / "heart.jsonl").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in RECORDINGS.read_text("utf-8").splitlines()]
     row = max(rows[:20], key=lambda row: row["seconds"])
     return decode_audio((DEMO / row["audio"]).read_bytes(), RATE)
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from helpers.encoded_audio import by_pyav, by_soundfile
-from helpers.example import clips_of, read_clip
+from helpers.example import VOICE, clips_of, read_clip
 from sheen.prepare.cutting.analysis import (
     GRAIN_S,
     MOST_RANGES,
@@ -35,7 +35,7 @@ Samples = NDArray[np.float32]
 def spoken() -> Samples:
     """Sentences with pauses."""
     rng = np.random.default_rng(0)
-    clips = [read_clip(clip, RATE) for clip in (*clips_of("heart")[:30], *clips_of("am_onyx"))]
+    clips = [read_clip(clip, RATE) for clip in (*clips_of(VOICE)[:30], *clips_of("am_onyx"))]
     parts: list[Samples] = []
     while sum(map(len, parts)) < SECONDS * RATE:
         pause = 1e-4 * rng.standard_normal(round(rng.uniform(0.3, 1.2) * RATE))

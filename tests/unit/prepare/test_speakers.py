@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from helpers.example import DEMO, VOICE
 from sheen.audio.io import decode_audio
 from sheen.prepare.speakers import clustering as speakers
 from sheen.prepare.speakers.clustering import Voiced, find_speakers, linkage, name_speakers
@@ -16,7 +17,6 @@ from sheen.prepare.speakers.embedding import embed, embed_examples
 from sheen.scoring.speaker_id import SpeakerEncoder
 
 RATE = 16_000
-DEMO = Path(__file__).parents[3] / "examples" / "english" / "demo"
 SEEDS = {"ann": 1, "bob": 2, "cem": 3}
 
 
@@ -202,7 +202,7 @@ def test_voices_in_turns_in_one_recording_are_told_apart_and_named(tmp_path: Pat
     """Three voices of the example, as they sound; of two there are examples without a text."""
     encoder = SpeakerEncoder()
     given: list[Voiced] = []
-    for voice in ("af_aoede", "bf_alice", "heart"):
+    for voice in ("af_aoede", "bf_alice", VOICE):
         rows = [json.loads(line) for line in (DEMO / f"{voice}.jsonl").read_text().splitlines()]
         clips = [row for row in rows if 2.0 <= row["seconds"] <= 3.5][:5]
         for number, row in enumerate(clips):
@@ -212,9 +212,9 @@ def test_voices_in_turns_in_one_recording_are_told_apart_and_named(tmp_path: Pat
             given.append(Voiced(f"{voice}-{number}", "one", start, start + 3, known))
     found = find_speakers(given)
     voices = {label: min(names) for label, names in voices_of(found.labels).items()}
-    assert sorted(voices.values()) == ["af_aoede", "bf_alice", "heart"]
+    assert sorted(voices.values()) == ["af_aoede", "bf_alice", VOICE]
     rows = []
-    for voice in ("heart", "af_aoede"):
+    for voice in (VOICE, "af_aoede"):
         last = json.loads((DEMO / f"{voice}.jsonl").read_text().splitlines()[-1])
         rows.append({"audio": str(DEMO / last["audio"]), "speaker": voice.upper()})
     examples = tmp_path / "examples.jsonl"

@@ -1,14 +1,13 @@
 """Texts against transcripts: another recording's text is rejected, an ASR's slip is not."""
 
 import json
-from pathlib import Path
 
 import pytest
 
+from helpers.example import DEMO
 from sheen.prepare.texts.matching import TextLimits, check_text
 from sheen.scoring.wer import normalize_english
 
-DEMO = Path(__file__).parents[3] / "examples" / "english" / "demo"
 LIMITS = TextLimits()
 PROMPT = "Press one for sales or two for support"
 

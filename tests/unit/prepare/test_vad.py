@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers.example import clips_of, read_clip
+from helpers.example import VOICE, clips_of, read_clip
 from sheen.prepare.cutting.cut import speech_regions
 from sheen.prepare.cutting.vad import FRAME, RATE, Probabilities, VoiceActivity
 
@@ -19,7 +19,7 @@ def probabilities(voice: VoiceActivity, pieces: list[np.ndarray]) -> Probabiliti
 
 
 def test_speech_is_found_and_silence_is_not(voice: VoiceActivity) -> None:
-    clip = read_clip(clips_of("heart")[5], RATE)
+    clip = read_clip(clips_of(VOICE)[5], RATE)
     second = (1e-4 * np.random.default_rng(0).standard_normal(RATE)).astype(np.float32)
     found = probabilities(voice, [second, clip, second])
     regions = speech_regions(found, 0.5)

@@ -21,7 +21,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from helpers.example import NEW_VOICE, VOICES, clips_of, read_clip
+from helpers.example import NEW_VOICE, VOICE, VOICES, clips_of, read_clip
 from helpers.recogniser import tiny_en
 from helpers.tiny_whisper import save_whisper
 from sheen.scoring.asr.pipeline import AsrPipeline, pipeline_kinds
@@ -64,7 +64,7 @@ def test_recordings_are_heard_as_their_words(asr: Transcriber) -> None:
 def test_shuffled_speech_is_not_understood(asr: Transcriber) -> None:
     """The same sounds in another order: what the ASR recognises is the words, not the voice."""
     rng = np.random.default_rng(0)
-    clips = clips_of("heart")[8:10]
+    clips = clips_of(VOICE)[8:10]
     shuffled = []
     for clip in clips:
         wave = read_clip(clip, RATE)
@@ -75,7 +75,7 @@ def test_shuffled_speech_is_not_understood(asr: Transcriber) -> None:
 
 
 def test_the_sample_rate_is_not_ignored(asr: Transcriber) -> None:
-    clip = clips_of("heart")[8]
+    clip = clips_of(VOICE)[8]
     (heard,) = asr.transcribe([read_clip(clip)], 24_000)
     assert error_rate("word", english([clip.text]), english([heard])).rate <= 0.2
     assert asr.transcribe([read_clip(clip)], RATE) != [heard]
@@ -83,14 +83,14 @@ def test_the_sample_rate_is_not_ignored(asr: Transcriber) -> None:
 
 @pytest.mark.slow
 def test_hearing_prints_nothing(asr: Transcriber, capfd: pytest.CaptureFixture[str]) -> None:
-    clips = [read_clip(clips_of("heart")[8], RATE), noise(RATE), np.zeros(0, np.float32)]
+    clips = [read_clip(clips_of(VOICE)[8], RATE), noise(RATE), np.zeros(0, np.float32)]
     assert asr.transcribe(clips, RATE)[2] == ""
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow
 def test_words_are_found_where_they_are_said(asr: Transcriber) -> None:
-    clip = read_clip(clips_of("heart")[8], RATE)
+    clip = read_clip(clips_of(VOICE)[8], RATE)
     later = np.concatenate([np.zeros(RATE, np.float32), clip])
     (found,), (moved,) = asr.transcribe_words([clip], RATE), asr.transcribe_words([later], RATE)
     assert found.text == asr.transcribe([clip], RATE)[0]

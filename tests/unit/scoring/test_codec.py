@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.example import RATE, clips_of, read_clip
+from helpers.example import RATE, VOICE, clips_of, read_clip
 from helpers.measured import CODED, Measured, PcmCodec, Told, measure, noisy
 from sheen.audio.spectral import mel_distance
 from sheen.codec.snac import Codec
@@ -47,7 +47,7 @@ def test_the_voices_are_heard_in_the_reconstructions(measured: Measured) -> None
     report, _ = measured
     right = [clip.identified_speaker == clip.voice for clip in report.clips]
     assert report.voices[ALL].speaker_accuracy == np.mean(right)
-    assert report.voices["heart"].speaker_accuracy == 1  # which the codec was trained on most
+    assert report.voices[VOICE].speaker_accuracy == 1  # which the codec was trained on most
     for voice in CODED:
         own = [clip.identified_speaker == voice for clip in report.clips if clip.voice == voice]
         assert report.voices[voice].speaker_accuracy == np.mean(own)
@@ -87,7 +87,7 @@ def test_levels_count_all_codes(measured: Measured, codec: Codec) -> None:
 def test_the_seed_is_all_that_differs(codec: Codec) -> None:
     """Noise, shuffling and bootstrap intervals are drawn from it; speeds are the machine's."""
     recordings = [
-        Recording(clip.id, read_clip(clip), "one two", "v") for clip in clips_of("heart")[:2]
+        Recording(clip.id, read_clip(clip), "one two", "v") for clip in clips_of(VOICE)[:2]
     ]
 
     def run(seed: int) -> tuple[CodecReport, list[Waveform]]:
@@ -172,14 +172,14 @@ def test_more_recordings_than_a_batch_keep_their_order() -> None:
 def test_voices_that_cannot_be_heard_are_wrong_and_unknown_ones_left_out(
     profiles: SpeakerProfiles,
 ) -> None:
-    clip = clips_of("heart")[-1]
+    clip = clips_of(VOICE)[-1]
     known = Recording(clip.id, read_clip(clip), clip.text, clip.speaker)
-    silent = Recording("silent", np.zeros(RATE, np.float32), None, "heart")
+    silent = Recording("silent", np.zeros(RATE, np.float32), None, VOICE)
     stranger = Recording("stranger", known.waveform, None, "nobody")
     unnamed = Recording("unnamed", known.waveform)
     report = measure([known, silent, stranger, unnamed], profiles=profiles)
-    assert [clip.identified_speaker for clip in report.clips] == ["heart", "", "heart", "heart"]
-    assert report.voices["heart"].speaker_accuracy == 0.5
+    assert [clip.identified_speaker for clip in report.clips] == [VOICE, "", VOICE, VOICE]
+    assert report.voices[VOICE].speaker_accuracy == 0.5
     assert report.voices["nobody"].speaker_accuracy is None
     assert report.voices[ALL].speaker_accuracy == 0.5
 

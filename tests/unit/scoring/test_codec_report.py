@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from helpers.example import ENGLISH, NEW_VOICE, RATE, VOICES, clips_of, load_script, read_clip
+from helpers.example import (
+    ENGLISH,
+    NEW_VOICE,
+    RATE,
+    VOICE,
+    VOICES,
+    clips_of,
+    load_script,
+    read_clip,
+)
 from helpers.measured import CODED, Measured, Told, measure, noisy
 from helpers.pages import Page, assert_self_contained
 from helpers.recogniser import tiny_en
@@ -278,7 +287,7 @@ def test_script_reads_the_demos_recordings_where_none_are_named() -> None:
     flags = codec_report.parser().parse_args([])
     recordings = codec_report.read_recordings(flags.data, RATE, 1)
     assert sorted({item.voice for item in recordings}) == sorted({*VOICES, NEW_VOICE})
-    assert flags.clip in {clip.id for clip in clips_of("heart")}
+    assert flags.clip in {clip.id for clip in clips_of(VOICE)}
     load_codec(flags.codec)
 
 
@@ -295,8 +304,8 @@ def jsonl(folder: Path, audio: str) -> str:
         (["--data", "{tmp}/none"], "--data: .*/none: no such file or folder"),
         (["--profiles", "{tmp}/none"], "--profiles: .*/none: no such file or folder"),
         (
-            ["--image", "{tmp}/x.png", "--clip", "heart-999999"],
-            "--clip heart-999999: .* heart-.* is one",
+            ["--image", "{tmp}/x.png", "--clip", f"{VOICE}-999999"],
+            f"--clip {VOICE}-999999: .* {VOICE}-.* is one",
         ),
         (["--asr", "{tmp}/none"], "--asr: .*no such folder"),
         (["--output", "{tmp}/file"], "--output: .*File exists"),

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torchaudio.functional import resample
 
-from helpers.example import clips_of, read_clip
+from helpers.example import VOICE, clips_of, read_clip
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.packaged import UnscorableError, package_file
 
@@ -23,7 +23,7 @@ def dnsmos() -> Dnsmos:
 @pytest.fixture(scope="module")
 def speech() -> Clip:
     """2.5 s of a short sentence, said over and over."""
-    return np.tile(read_clip(clips_of("heart")[0], RATE), 3)[: round(2.5 * RATE)]
+    return np.tile(read_clip(clips_of(VOICE)[0], RATE), 3)[: round(2.5 * RATE)]
 
 
 def noise(like: Clip, decibels: float) -> Clip:

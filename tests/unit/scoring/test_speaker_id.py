@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torchaudio.functional import resample
 
-from helpers.example import VOICES, clips_of, read_clip
+from helpers.example import VOICE, VOICES, clips_of, read_clip
 from sheen.codec.snac import Codec
 from sheen.scoring.packaged import UnscorableError
 from sheen.scoring.speaker_id import MIN_RECORDINGS, SpeakerEncoder, SpeakerProfiles
@@ -111,12 +111,12 @@ def test_the_codec_leaves_the_voice(
     codec: Codec, profiles: SpeakerProfiles, encoder: SpeakerEncoder, heldback: Recordings
 ) -> None:
     """Which it was trained on most."""
-    rebuilt: Recordings = {"heart": []}
-    for clip in heldback["heart"][:4]:
+    rebuilt: Recordings = {VOICE: []}
+    for clip in heldback[VOICE][:4]:
         wave = torch.from_numpy(to_rate(clip, codec.sample_rate))
         (codes,) = codec.encode([wave])
         decoded = codec.decode([level[None] for level in codes], seeds=[0])[0]
-        rebuilt["heart"].append(decoded[: len(wave)].numpy())
+        rebuilt[VOICE].append(decoded[: len(wave)].numpy())
     assert accuracy(profiles, embed(encoder, rebuilt, codec.sample_rate)) == 1
 
 
@@ -180,12 +180,12 @@ def test_clips_without_a_voice_are_refused(encoder: SpeakerEncoder, clip: Clip, 
 def test_profiles_that_cannot_be_made_are_refused(recordings: Recordings) -> None:
     few = part(recordings, 0, MIN_RECORDINGS)
     with pytest.raises(ValueError, match="two voices"):
-        SpeakerProfiles.fit({"heart": few["heart"]}, RATE)
+        SpeakerProfiles.fit({VOICE: few[VOICE]}, RATE)
     with pytest.raises(ValueError, match=f"'am_onyx' has 4 .* at least {MIN_RECORDINGS}"):
         SpeakerProfiles.fit(few | {"am_onyx": few["am_onyx"][:4]}, RATE)
     broken = [*few["af_aoede"][:3], np.zeros(RATE, np.float32), few["af_aoede"][4]]
     with pytest.raises(ValueError, match=r"voice 'af_aoede', recording 3: .*silent"):
         SpeakerProfiles.fit(few | {"af_aoede": broken}, RATE)
-    heart, other = few["heart"], few["af_aoede"]
-    with pytest.raises(ValueError, match="'heart': recordings of 'twin' are as similar"):
-        SpeakerProfiles.fit({"heart": heart, "af_aoede": other, "twin": heart}, RATE)
+    known, other = few[VOICE], few["af_aoede"]
+    with pytest.raises(ValueError, match=f"'{VOICE}': recordings of 'twin' are as similar"):
+        SpeakerProfiles.fit({VOICE: known, "af_aoede": other, "twin": known}, RATE)

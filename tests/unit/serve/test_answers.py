@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from starlette.testclient import TestClient
 
-from helpers.example import CHECKPOINT
+from helpers.example import CHECKPOINT, VOICE
 from helpers.in_process import asking, events, openai_client
 from sheen.serve import request_log
 from sheen.serve.access.admission import Admission
@@ -27,7 +27,7 @@ from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema.requests import MAX_BATCH_CHARACTERS, MAX_BATCH_ITEMS, BatchRequest
 from sheen.text import delivery
 
-ENDS = {"model": "sheen", "input": "Good morning.", "voice": "heart", "seed": 1}
+ENDS = {"model": "sheen", "input": "Good morning.", "voice": VOICE, "seed": 1}
 ENDLESS = ENDS | {"temperature": 5.0, "top_p": 1.0, "top_k": 0}
 """Of tokens that are drawn almost evenly, hardly one in 4,000 ends the speech."""
 
@@ -59,7 +59,7 @@ def shipped() -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
-    aliases = {"vivian": "heart", "ryan": "am_onyx"}
+    aliases = {"vivian": VOICE, "ryan": "am_onyx"}
     with opened(checkpoint, 0.7, voice_aliases=aliases) as backend:
         yield backend
 
@@ -95,7 +95,7 @@ def test_a_whole_answer_and_the_last_event_say_how_speech_ended(
 @pytest.mark.slow
 def test_openais_client_names_a_voice_by_its_id(client: TestClient) -> None:
     official = openai_client(client)
-    voices: list[Any] = ["heart", {"id": "heart"}, {"id": "am_onyx"}]
+    voices: list[Any] = [VOICE, {"id": VOICE}, {"id": "am_onyx"}]
     bodies = [
         official.audio.speech.create(
             model="tts-1", input="four", voice=voice, response_format="pcm", extra_body={"seed": 1}
@@ -127,7 +127,7 @@ def speak_batch(client: TestClient, **body: Any) -> dict[str, Any]:
 def test_a_batch_gives_each_item_what_it_would_get_alone_and_an_error_where_it_is_wrong(
     client: TestClient, records: list[RequestRecord]
 ) -> None:
-    shared = {"voice": "heart", "seed": 1, "speed": 1.0}
+    shared = {"voice": VOICE, "seed": 1, "speed": 1.0}
     items: list[dict[str, Any]] = [
         {"input": "four"},
         {"input": "two", "voice": "am_onyx", "response_format": "pcm", "seed": None},

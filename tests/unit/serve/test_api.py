@@ -17,7 +17,8 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from helpers.example import CHECKPOINT
+from helpers.example import CHECKPOINT, ROOT
+from sheen.lm.checkpoint import ENGLISH_VOICE
 from sheen.serve.app import build
 from sheen.serve.capabilities import check_language
 from sheen.serve.config import ServeArgs, checkpoint_location, with_absolute_paths
@@ -30,7 +31,6 @@ from sheen.serve.schema.requests import (
     SpeechSettings,
 )
 
-ROOT = Path(__file__).resolve().parents[3]
 GOOD = {"model": "sheen", "input": "four two", "voice": "heart"}
 JSON = {"Content-Type": "application/json"}
 
@@ -447,7 +447,7 @@ def test_every_line_of_the_configuration_for_a_gpu_is_explained() -> None:
 
 
 def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="examples/english/voice") as raised:
+    with pytest.raises(ValueError, match=ENGLISH_VOICE) as raised:
         checkpoint_location(str(tmp_path))
     assert "sheen train" in str(raised.value)
     assert str(tmp_path) in str(raised.value)

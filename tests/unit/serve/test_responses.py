@@ -17,6 +17,7 @@ import pytest
 from fastapi import FastAPI, WebSocket
 from starlette.testclient import TestClient
 
+from helpers.example import VOICE
 from helpers.speaking import WAIT_S, silences
 from sheen.audio.io import decode_audio, to_pcm16
 from sheen.audio.samples import Samples
@@ -131,7 +132,7 @@ def ask(
     fields = {
         "model": "m",
         "input": "one two six",
-        "voice": "heart",
+        "voice": VOICE,
         "response_format": "pcm",
     } | fields
 
@@ -237,7 +238,7 @@ def test_the_log_has_no_voice_in_the_words_of_a_client(
     _, record, error = ask(backend, voice="my neighbour Ann", input="---")
     assert (error.code, record.voice) == ("voice_not_found", "")
     # As with a model that takes descriptions of voices.
-    monkeypatch.setattr(backend.capabilities, "speaker", lambda name: "heart")
+    monkeypatch.setattr(backend.capabilities, "speaker", lambda name: VOICE)
     _, record, error = ask(backend, voice="my neighbour Ann", input="---")
     assert (error, record.fields()["voice"]) == (None, "described")
 
@@ -256,7 +257,7 @@ def test_a_lexicon_says_what_is_spoken(backend: Backend) -> None:
 
 @pytest.mark.slow
 def test_a_document_is_spoken_or_refused_by_what_is_wrong(backend: Backend) -> None:
-    document = '<speak>one <break time="1s"/><voice name="heart">two</voice></speak>'
+    document = f'<speak>one <break time="1s"/><voice name="{VOICE}">two</voice></speak>'
     spoken, _, error = ask(backend, input=document, ssml=True, seed=1)
     expected = ask(backend, input="one [pause:1s] two", seed=1)[0]
     assert (error, b"".join(spoken)) == (None, b"".join(expected))
@@ -306,7 +307,7 @@ def test_instructions_are_ignored_aloud_or_refused(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = RequestRecord()
-    body = {"model": "m", "input": "one", "voice": "heart", "response_format": "pcm"}
+    body = {"model": "m", "input": "one", "voice": VOICE, "response_format": "pcm"}
 
     async def headers(**fields: Any) -> Any:
         request = SpeechRequest.model_validate(body | fields)
@@ -339,7 +340,7 @@ def test_instructions_reach_a_model_that_was_trained_with_them(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the prompt of every chunk, and nothing is said to be ignored."""
-    fields = {"model": "m", "voice": "heart", "seed": 1, "response_format": "pcm", "stream": False}
+    fields = {"model": "m", "voice": VOICE, "seed": 1, "response_format": "pcm", "stream": False}
 
     async def input_tokens(**more: str | None) -> int:
         begun = RequestRecord()
@@ -359,14 +360,14 @@ def test_instructions_reach_a_model_that_was_trained_with_them(
     voice = backend.voice
     for how in (None, "so that all can hear it"):
         chunks = [
-            voice.template.ids(voice.model_input(text), "heart", how) for text in ("One.", "Two.")
+            voice.template.ids(voice.model_input(text), VOICE, how) for text in ("One.", "Two.")
         ]
         assert asyncio.run(input_tokens(instructions=how)) == sum(map(len, chunks))
 
 
 # On a WebSocket
 
-START = {"type": "start", "model": "m", "voice": "heart", "response_format": "pcm"}
+START = {"type": "start", "model": "m", "voice": VOICE, "response_format": "pcm"}
 END = {"type": "end"}
 
 

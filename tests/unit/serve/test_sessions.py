@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from starlette.testclient import TestClient
 
+from helpers.example import VOICE
 from helpers.in_process import WAIT_S, asking
 from helpers.speaking import assert_close
 from sheen.serve.backend import Backend
@@ -35,7 +36,7 @@ DONE = {"type": "input.done"}
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
     args = ServeArgs(auth="none", default_max_seconds=0.6, slots=2, max_queue=2)
-    changes = {"audio_process": False, "voice_aliases": {"vivian": "heart"}}
+    changes = {"audio_process": False, "voice_aliases": {"vivian": VOICE}}
     backend = Backend(args.model_copy(update=changes), str(checkpoint))
     yield backend
     backend.close()
@@ -76,7 +77,7 @@ def received(socket: Any, last: str = "session.done") -> tuple[list[dict[str, An
 
 
 def posted(client: TestClient, **body: Any) -> bytes:
-    response = client.post("/v1/audio/speech", json={"voice": "heart", "seed": 7, **body})
+    response = client.post("/v1/audio/speech", json={"voice": VOICE, "seed": 7, **body})
     assert response.status_code == 200
     return response.content
 

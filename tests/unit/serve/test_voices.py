@@ -14,7 +14,7 @@ import pytest
 from fastapi import Request, Response
 from starlette.testclient import TestClient
 
-from helpers.example import CHECKPOINT, clips_of
+from helpers.example import CHECKPOINT, VOICE, clips_of
 from helpers.in_process import openai_client, speech_app
 from helpers.recogniser import tiny_en
 from sheen.audio.io import encode_audio
@@ -137,7 +137,7 @@ def test_a_voice_is_kept_listed_spoken_and_deleted(
     }  # fmt: skip
     kept = client.get("/v1/audio/voices").json()
     assert kept["uploaded_voices"] == [shown]
-    own = [{"id": name, "name": name} for name in ("heart",)]
+    own = [{"id": name, "name": name} for name in (VOICE,)]
     assert kept["voices"] == [*own, {"id": shown["id"], "name": "alice"}]
     assert [path.read_bytes() for path in folder.glob("*.recording")] == [recording()]
 
@@ -148,7 +148,7 @@ def test_a_voice_is_kept_listed_spoken_and_deleted(
         spoken(client, voice="alice", ref_text=TEXT),
         spoken(client, ref_audio=shown["id"]),
         spoken(client, references=[{"audio_path": data_url(recording()), "text": TEXT}]),
-        spoken(client, voice="heart", ref_audio=data_url(recording()), ref_text=TEXT),
+        spoken(client, voice=VOICE, ref_audio=data_url(recording()), ref_text=TEXT),
         openai_client(client).audio.speech.create(
             model="tts-1", input="four two", voice={"id": shown["id"]}, response_format="pcm",
             extra_body={"seed": 1},
@@ -156,7 +156,7 @@ def test_a_voice_is_kept_listed_spoken_and_deleted(
         batch_of_one(client, SPOKEN | {"voice": "alice"}),
     ]  # fmt: skip
     assert len(set(alike)) == 1, "one recording, however it is named"
-    assert alike[0] != spoken(client, voice="heart")
+    assert alike[0] != spoken(client, voice=VOICE)
     wrong = client.post("/v1/audio/speech", json=SPOKEN | {"voice": "alice", "ref_text": FAR_MORE})
     assert error(wrong)["param"] == "ref_text"
 
@@ -234,7 +234,7 @@ def test_another_upload_of_a_name_takes_its_place_and_the_number_is_bounded(
         ({"name": "a..b"}, "name", "no .."),
         ({"name": ".."}, "name", "no .."),
         ({"name": "x" * 65}, "name", "1 to 64"),
-        ({"name": "HEART"}, "name", "the model has a voice 'heart'"),
+        ({"name": VOICE.upper()}, "name", f"the model has a voice '{VOICE}'"),
         ({"name": "alloy"}, "name", "choose another"),
         ({"name": None}, "name", "Field required"),
         ({"consent": None}, "consent", "Field required"),
@@ -272,7 +272,7 @@ def test_openais_client_uploads_a_voice_without_its_words(
     client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever hears words for the server's word times hears these too."""
-    clip = next(clip for clip in clips_of("heart") if clip.seconds > 2.5)
+    clip = next(clip for clip in clips_of(VOICE) if clip.seconds > 2.5)
     aligner = Aligner(tiny_en(), "en")
     monkeypatch.setattr(backend.references, "_aligner", aligner)
     try:
@@ -314,7 +314,7 @@ def test_a_page_of_another_host_may_not_upload(client: TestClient) -> None:
         ({"ref_audio": data_url(recording())}, "ref_text", "transcript of the recording"),
         ({"ref_audio": "", "ref_text": TEXT}, "ref_audio", "at least 1"),
         ({"ref_text": TEXT}, "ref_text", "without ref_audio"),
-        ({"ref_text": TEXT, "voice": "heart"}, "ref_text", "without ref_audio"),
+        ({"ref_text": TEXT, "voice": VOICE}, "ref_text", "without ref_audio"),
         ({"ref_text": TEXT, "voice": "nobody"}, "voice", "unknown voice"),
         ({"references": [{"audio_path": "bob"}] * 2}, "references", "at most 1"),
         ({"ref_audio": "data:audio/wav;base64,!!", "ref_text": TEXT}, "ref_audio", "not base64"),
@@ -347,7 +347,7 @@ def test_all_of_it_is_off_unless_it_is_configured() -> None:
         assert refusal.value.code == "references_off"
         named = SpeechRequest.model_validate(SPOKEN | {"voice": "alice"})
         assert asyncio.run(backend.reference(named)) is None
-        assert asyncio.run(listed(backend.references, ["heart"])).uploaded_voices == []
+        assert asyncio.run(listed(backend.references, [VOICE])).uploaded_voices == []
     finally:
         backend.close()
     with pytest.raises(ValueError, match=r"--reference-share.*args\.reference_form"):

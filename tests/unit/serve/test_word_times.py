@@ -14,6 +14,7 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from helpers.example import VOICE
 from helpers.in_process import asking, events
 from helpers.tiny_whisper import save_faster_whisper
 from sheen.audio.samples import Samples
@@ -25,7 +26,7 @@ from sheen.serve.word_times import Aligner, SpokenWords, WordTimes, written_word
 from sheen.text.steps import TextPipeline
 
 RATE = 1000
-REQUEST = {"voice": "heart", "seed": 7, "response_format": "pcm", "word_timestamps": True}
+REQUEST = {"voice": VOICE, "seed": 7, "response_format": "pcm", "word_timestamps": True}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pytest
 
-from helpers.example import ROOT, load_script
+from helpers.example import ROOT, VOICE, load_script
 from sheen.codec.layout import TokenLayout
 from sheen.data.corpus import MANIFEST_SCHEMA
 from sheen.encode.config import Limits
@@ -185,7 +185,7 @@ def test_a_voice_speaks_what_it_was_taught(english: TextNormalizer, voice: Voice
     taught = replace(voice, info=info)
     assert taught.model_input(" at  10:30\n") == "at ten thirty"
     (one, other) = (
-        taught.request(text, "heart", Sampling(), 3.0)
+        taught.request(text, VOICE, Sampling(), 3.0)
         for text in (taught.model_input("10:30"), "ten thirty")
     )
     assert one.prompt == other.prompt

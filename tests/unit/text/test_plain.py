@@ -5,7 +5,7 @@ from importlib import resources
 
 import pytest
 
-from helpers.example import ROOT
+from helpers.example import SENTENCES
 from sheen.text.normalization import Part, TextNormalizer, describe, load_normalizer
 from sheen.text.plain import PlainText, load_plain_text
 
@@ -66,7 +66,7 @@ def test_a_plain_text_is_its_own_spoken_form(is_plain: PlainText) -> None:
         for form in line.split("\t")
         if form.split()
     ]
-    texts = (ROOT / "examples" / "english" / "everyday.txt").read_text("utf-8").splitlines()
+    texts = SENTENCES.read_text("utf-8").splitlines()
     while len(texts) < 30_000:
         rare = drawn.choices(words, k=2) + drawn.choices(COMMON, k=3)
         texts.append(" ".join(drawn.sample(rare, 5)) + drawn.choice(("", ".", "?")))

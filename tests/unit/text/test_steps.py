@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from helpers.example import VOICE
 from helpers.voices import make_voice
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
@@ -208,12 +209,12 @@ def test_an_evaluation_keeps_the_words_and_expects_the_phonemes_to_take_their_ti
     saved: Path,
 ) -> None:
     worker = SpeakWorker(str(saved), "cpu", [], {}, seed=0, max_seconds=0.4, slots=1)
-    row = {"key": 0, "id": "a", "text": "It's 10:30!", "speaker": "heart"}
+    row = {"key": 0, "id": "a", "text": "It's 10:30!", "speaker": VOICE}
     (spoken,) = worker.speak(pa.Table.from_pylist([row], schema=PROMPT_SCHEMA)).to_pylist()
     assert spoken["text"] == "It's ten thirty!"
     voice = load_voice(str(saved))
-    assert spoken["expected_seconds"] == voice.expected_seconds("ˌɪts tˈɛn θˈɜɹTi!", "heart")
-    assert spoken["expected_seconds"] != voice.expected_seconds("It's ten thirty!", "heart")
+    assert spoken["expected_seconds"] == voice.expected_seconds("ˌɪts tˈɛn θˈɜɹTi!", VOICE)
+    assert spoken["expected_seconds"] != voice.expected_seconds("It's ten thirty!", VOICE)
 
 
 def test_a_transcript_is_compared_with_the_words(voice: Voice, engine: Engine) -> None:

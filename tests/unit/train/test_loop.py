@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from helpers.example import CODEC
+from helpers.example import CODEC, VOICE
 from helpers.random_codes import write_codes
 from helpers.training import metrics, train_config
 from sheen.codec.snac import open_codec
@@ -382,7 +382,7 @@ def test_evaluations_come_with_checkpoints_by_the_clock_unless_told_otherwise(
     intervals: list[int | None],
 ) -> None:
     fields: dict[str, Any] = {"save_every": None, "eval_every": None} | changes
-    prompts = [Prompt("a", "text 1", "heart")]
+    prompts = [Prompt("a", "text 1", VOICE)]
     worker = open_trainer(data, checkpoint, tmp_path, Stop(), prompts, **fields)
     assert worker.evaluation_intervals() == intervals
     worker.step = 1
@@ -664,7 +664,7 @@ def test_evaluation_samples_are_spoken_as_a_server_would_and_leave_no_memory_in_
 
     monkeypatch.setattr(evaluation, "Engine", engine)
     changes = {"max_steps": 1, "speak_every": 1, "speak_seconds": 0.3}
-    prompts = [Prompt("a", "text 1", "heart")]
+    prompts = [Prompt("a", "text 1", VOICE)]
     worker = open_trainer(data, checkpoint, tmp_path, Stop(), prompts, **changes)
     samples = worker.evaluation._samples
     assert samples is not None
@@ -686,7 +686,7 @@ def test_evaluation_samples_are_spoken_as_a_server_would_and_leave_no_memory_in_
 def test_evaluation_samples_are_written_and_do_not_change_the_training(
     data: TrainingSet, checkpoint: Path, tmp_path: Path
 ) -> None:
-    prompts = [Prompt("a", "text 1", "heart"), Prompt("b", "text 2", "af_aoede")]
+    prompts = [Prompt("a", "text 1", VOICE), Prompt("b", "text 2", "af_aoede")]
     changes = {"max_steps": 2, "speak_every": 1, "speak_seconds": 0.3}
     spoken = open_trainer(data, checkpoint, tmp_path / "spoken", Stop(), prompts, **changes)
     spoken.run()
@@ -694,7 +694,7 @@ def test_evaluation_samples_are_written_and_do_not_change_the_training(
     silent.run()
     for step in ("step-000001", "step-000002"):
         names = {path.name for path in (tmp_path / "spoken" / "samples" / step).iterdir()}
-        assert names == {"prompt-01-heart.wav", "prompt-02-af_aoede.wav"}
+        assert names == {f"prompt-01-{VOICE}.wav", "prompt-02-af_aoede.wav"}
     assert 0.0 <= metrics(tmp_path / "spoken")[-1]["eval_ended_with_eos"] <= 1.0
     found = weights(spoken)
     for name, expected in weights(silent).items():
