@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sheen.serve.access import keys
-from sheen.serve.access.keys import KEYS_VARIABLE, KeyFile, digest, read_keys
+from sheen.serve.access.keys import KEYS_VARIABLE, RELOAD_S, KeyFile, digest, read_keys
+from sheen.serve.websocket.conversation import TICK_S
 
 KEY, OTHER, THIRD = "first-key", "second-key", "third-key"
 WAIT_S = 60
@@ -90,6 +91,11 @@ def follow(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., KeyFile]]
     yield follow
     for followed in opened:
         followed.close()
+
+
+def test_a_change_takes_effect_within_the_ten_seconds_that_the_documentation_states() -> None:
+    """A WebSocket on which nothing is said looks at its key every TICK_S."""
+    assert RELOAD_S + TICK_S < 10
 
 
 class Shelf(http.server.BaseHTTPRequestHandler):
