@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Thread
 
 import fsspec
 import pytest
@@ -12,6 +12,9 @@ from pyarrow import fs
 
 from helpers.trees import names, tree
 from sheen.storage import files, uris
+
+WAIT_S = 60
+"""Far longer than anything takes: what a failing reader costs, never a passing one."""
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -194,6 +197,17 @@ def test_a_relative_glob_stays_relative(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     assert files.glob("x/*.tar") == ["x/e.tar"]
     assert files.glob("*.txt") == ["./c.txt"]
+
+
+def test_many_small_files_are_read_several_at_a_time_and_given_in_order() -> None:
+    both = Barrier(2)
+
+    def read(number: int) -> str:
+        both.wait(WAIT_S)
+        return str(number)
+
+    numbers = range(6 * files.READERS)
+    assert [*files.map_ahead(read, numbers)] == [*map(str, numbers)]
 
 
 def test_list_below(tmp_path: Path, memory: str) -> None:

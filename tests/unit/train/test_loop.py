@@ -33,7 +33,7 @@ from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.metrics import loss_metrics
 from sheen.train.learning.training_set import TrainingSet
 from sheen.train.loop import save_interval
-from sheen.train.trainer import SpeechTrainer
+from sheen.train.trainer import DRY_RUN_STEPS, SpeechTrainer, measure_steps
 
 TIMED = ("tokens_per_second", "target_tokens_per_second", "seconds_left", "share_of_peak")
 
@@ -489,6 +489,31 @@ def test_hosts_tell_each_other_without_their_gpus(monkeypatch: pytest.MonkeyPatc
     for device, backend in [("cuda", "cpu:gloo,cuda:nccl"), ("cpu", "gloo")]:
         monkeypatch.setattr(distributed, "worker_device", partial(torch.device, device))
         assert distributed.process_group_backend() == backend
+
+
+def test_a_dry_run_takes_the_steps_that_its_help_names_with_the_fullest_rows(
+    data: TrainingSet, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = open_trainer(data, checkpoint, tmp_path, Stop())
+    before, step, taken = weights(worker), worker.train_step, list[Any]()
+
+    def counted(batch: Any, rate: float) -> Tensor:
+        taken.append(batch)
+        return step(batch, rate)
+
+    monkeypatch.setattr(worker, "train_step", counted)
+    figures = measure_steps(worker)
+
+    def longest(batch: Any) -> int:
+        return max(int(data.lengths[row].sum()) for ranks in batch for row in ranks)
+
+    lengths = [*map(longest, worker.plan.steps)]
+    assert min(lengths) < max(lengths), "else any batch would do"
+    assert [*map(longest, taken)] == [max(lengths)] * DRY_RUN_STEPS
+    words = {1: "one step", 2: "two steps"}
+    assert words[DRY_RUN_STEPS] in (TrainConfig.model_fields["dry_run"].description or "")
+    assert figures["gradient_norm"] > 0
+    assert any(not torch.equal(part, before[name]) for name, part in weights(worker).items())
 
 
 def gradients(worker: SpeechTrainer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:

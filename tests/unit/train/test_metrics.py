@@ -1,16 +1,10 @@
-"""The numbers of a training run: which chip's peak counts, and what the dry run measures."""
+"""The numbers of a training run: which chip's peak counts, and what a logged line sums."""
 
-from types import SimpleNamespace
-from typing import Any, cast
-
-import numpy as np
 import pytest
 import torch
 
-from sheen.train.config import TrainConfig
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.metrics import MetricsWindow, peak_of
-from sheen.train.trainer import DRY_RUN_STEPS, SpeechTrainer, measure_steps
 
 
 @pytest.mark.parametrize(
@@ -74,22 +68,3 @@ def test_a_window_resumes_from_a_checkpoint_with_the_same_bits() -> None:
     found, _, steps_resumed = resumed.end()
     assert torch.equal(found["loss"], expected["loss"])
     assert steps_resumed == steps == 6
-
-
-def test_a_dry_run_takes_the_steps_that_its_help_names() -> None:
-    taken: list[Any] = []
-    row = np.array([0])
-    worker = SimpleNamespace(
-        data=SimpleNamespace(lengths=np.array([7, 30]), evaluation=[]),
-        plan=SimpleNamespace(steps=[[[row]], [[row + 1]]], total=2),
-        group=Collectives(torch.device("cpu")),
-        model=torch.nn.Linear(1, 1),
-        learning_rate=lambda: 1e-4,
-        train_step=lambda batch, rate: taken.append(batch) or 0.5,
-        close=lambda: None,
-    )
-    figures = measure_steps(cast(SpeechTrainer, worker))
-    assert taken == [[[row + 1]]] * DRY_RUN_STEPS, "the fullest rows"
-    assert figures["gradient_norm"] == 0.5
-    words = {1: "one step", 2: "two steps"}
-    assert words[DRY_RUN_STEPS] in (TrainConfig.model_fields["dry_run"].description or "")
