@@ -12,6 +12,7 @@ import pytest
 
 from helpers.example import ROOT
 from helpers.trees import imports
+from sheen.scoring.packaged import VERSIONS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -47,3 +48,10 @@ def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]
         if module in distributions and allowed.isdisjoint(map(canonical, distributions[module]))
     }
     assert missing - {"sheen"} == set()
+
+
+def test_models_inside_packages_are_declared_with_the_versions_that_errors_name() -> None:
+    named = {f"{package}=={version}" for package, version in VERSIONS.items()}
+    assert named == set(EXTRAS["scores"])
+    in_development = {word for word in EXTRAS["dev"] if word.partition("==")[0] in VERSIONS}
+    assert in_development <= named
