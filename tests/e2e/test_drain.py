@@ -210,7 +210,7 @@ def test_a_drain_finds_its_cluster_and_ends_serve_run(
     assert "Traceback" not in again.stderr
 
 
-def test_an_address_where_nothing_is_gets_a_sentence() -> None:
+def test_a_drain_of_an_address_without_a_server_says_so() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -221,7 +221,7 @@ def test_an_address_where_nothing_is_gets_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "- a", "applications: 1", "applications: [{}]", "{"])
-def test_what_is_no_config_is_refused_before_ray_starts(
+def test_a_server_refuses_what_is_no_config_before_ray_starts(
     content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "serve.yaml"

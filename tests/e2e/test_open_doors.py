@@ -172,7 +172,7 @@ def columns(names: Iterable[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize("machine", columns(MACHINES))
-def test_what_listens_is_what_the_document_says(machine: str) -> None:
+def test_the_ports_that_listen_are_those_of_the_documentation(machine: str) -> None:
     seen = table(machine)
     said = {
         door: cells[machine].strip("()")
@@ -192,7 +192,7 @@ def test_on_one_machine_nothing_is_reached_and_no_token_is_left(machine: str) ->
 
 
 @pytest.mark.parametrize("machine", columns(REMOTE))
-def test_what_asks_for_the_token_lets_it_in(machine: str) -> None:
+def test_ports_that_ask_for_the_token_let_it_in(machine: str) -> None:
     """Else a refusal would say nothing."""
     asked, let_in = set(), set()
     for process, _, _, reply in doors(machine):
@@ -205,7 +205,7 @@ def test_what_asks_for_the_token_lets_it_in(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", columns(REMOTE))
-def test_figures_tell_no_text_and_no_key(machine: str) -> None:
+def test_metrics_hold_no_text_and_no_key(machine: str) -> None:
     token = started(MACHINES[machine])["token"]
     assert token
     figures = [

@@ -94,7 +94,7 @@ def test_a_click_is_heard_and_shown_and_what_came_is_saved(
 
 @needs_chromium
 @pytest.mark.parametrize("audio_format", ["wav", "mp3"])
-def test_it_speaks_before_all_has_come_and_escape_ends_it(
+def test_the_page_plays_before_all_has_come_and_escape_stops_it(
     tab: Page, speaker: Speaker, audio_format: str
 ) -> None:
     fill(tab, "held", audio_format)
@@ -204,7 +204,7 @@ def test_a_page_opens_a_websocket_with_its_key_as_a_subprotocol(
 
 
 @needs_chromium
-def test_a_keyboard_is_enough(tab: Page, speaker: Speaker) -> None:
+def test_the_page_is_used_with_a_keyboard_alone(tab: Page, speaker: Speaker) -> None:
     reached = []
     for keys in ([], ["ArrowDown"], ["ArrowDown"], ["ArrowRight"], ["Enter"]):
         tab.press("Tab")
@@ -239,7 +239,7 @@ def test_every_control_has_a_name(tab: Page) -> None:
 
 
 @needs_chromium
-def test_a_narrow_phone_holds_it(tab: Page) -> None:
+def test_the_page_fits_a_narrow_phone(tab: Page) -> None:
     tab.viewport(320, 640, phone=True)
     tab.evaluate("more.open = true; askKey(true)")
     tab.evaluate(f"voice.add(new Option({'long' * 30!r})); error.textContent = {'x' * 200!r}")
@@ -264,7 +264,7 @@ def test_the_limit_counts_characters_as_the_server_does(tab: Page, speaker: Spea
 
 @needs_chromium
 @pytest.mark.parametrize("n_samples", [None, 50])
-def test_wav_is_read_however_it_is_cut(tab: Page, n_samples: int | None) -> None:
+def test_the_page_reads_a_wav_however_its_bytes_are_cut(tab: Page, n_samples: int | None) -> None:
     pcm = to_pcm16(SAMPLES[8000:8050])
     file = wav_header(16_000, n_samples) + pcm.tobytes()
     if n_samples is not None:
@@ -283,7 +283,7 @@ def test_wav_is_read_however_it_is_cut(tab: Page, n_samples: int | None) -> None
 
 
 @needs_chromium
-def test_the_policy_lets_nothing_else_run_or_be_asked(tab: Page) -> None:
+def test_the_pages_policy_lets_no_other_script_run_and_no_other_host_be_asked(tab: Page) -> None:
     tab.evaluate(
         "const intruder = document.createElement('script'); intruder.text = 'window.ran = true';"
         "document.head.append(intruder)"

@@ -78,11 +78,11 @@ def test_health_is_what_home_assistants_bridge_looks_for(url: str) -> None:
     assert get(f"{url}/health") == (200, "OK")
 
 
-def test_ready_after_the_warm_up(url: str) -> None:
+def test_the_server_is_ready_after_its_warm_up(url: str) -> None:
     assert get(f"{url}/ready") == (200, "OK")
 
 
-def test_models(client: openai.OpenAI) -> None:
+def test_the_models_route_lists_one_model_and_refuses_others(client: openai.OpenAI) -> None:
     [model] = client.models.list()
     assert (model.id, model.object, model.owned_by) == ("sheen", "model", "sheen")
     assert model.created > 0
@@ -92,13 +92,13 @@ def test_models(client: openai.OpenAI) -> None:
     assert raised.value.code == "model_not_found"
 
 
-def test_what_webuis_ask_for(url: str) -> None:
+def test_web_uis_get_the_models_and_voices_that_they_ask_for(url: str) -> None:
     assert json.loads(get(f"{url}/v1/audio/models")[1]) == {"models": [{"id": "sheen"}]}
     model = json.loads(get(f"{url}/v1/models/sheen")[1])
     assert [voice["name"] for voice in model["voices"]] == sorted(VOICES)
 
 
-def test_the_page_and_the_documentation(url: str) -> None:
+def test_the_page_and_the_documentation_are_served(url: str) -> None:
     status, body = get(f"{url}/")
     assert status == 200
     assert "<title>" in body
@@ -115,14 +115,14 @@ def test_the_page_and_the_documentation(url: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/docs", "/openapi.json", "/health", "/ready", "/v1/models", "/v1/models/sheen"]
 )
-def test_head_of_everything_that_can_be_got(url: str, path: str) -> None:
+def test_head_is_answered_wherever_get_is(url: str, path: str) -> None:
     # Through Serve's proxy too, which might wait for a body that never comes.
     status, headers, _ = asked("HEAD", f"{url}{path}")
     assert status == 200
     assert int(headers["Content-Length"]) == len(asked("GET", f"{url}{path}")[2])
 
 
-def test_a_slash_too_many_leads_back(url: str) -> None:
+def test_a_path_with_a_slash_too_many_is_redirected(url: str) -> None:
     status, headers, _ = asked("GET", f"{url}/v1/audio/voices/")
     assert (status, headers["Location"]) == (307, "../voices")
 
@@ -135,7 +135,7 @@ def test_voices_are_those_of_the_recordings(url: str) -> None:
     assert json.loads(body) == {"voices": voices, "uploaded_voices": []}
 
 
-def test_a_path_that_is_not_there(url: str) -> None:
+def test_an_unknown_path_gets_a_404_in_openais_shape(url: str) -> None:
     status, body = get(f"{url}/v1/audio/nothing")
     assert status == 404
     assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
@@ -215,7 +215,7 @@ def test_the_same_seed_gives_the_same_bytes(client: openai.OpenAI) -> None:
         assert len(bodies) == 1
 
 
-def test_seed_text_and_voice_decide(client: openai.OpenAI) -> None:
+def test_another_seed_text_or_voice_gives_another_audio(client: openai.OpenAI) -> None:
     first = create_pcm(client, seed=7)
     assert_other(create_pcm(client, seed=8), first)
     assert_other(create_pcm(client, text="nine nine", seed=7), first)
@@ -223,7 +223,9 @@ def test_seed_text_and_voice_decide(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("seed", [None, -1])
-def test_without_a_seed_no_two_are_alike(client: openai.OpenAI, seed: int | None) -> None:
+def test_without_a_seed_no_two_renditions_are_alike(
+    client: openai.OpenAI, seed: int | None
+) -> None:
     assert_other(create_pcm(client, seed=seed), create_pcm(client, seed=seed))
 
 
@@ -277,7 +279,7 @@ def six(voice: Voice) -> NDArray[np.int16]:
         ),
     ],
 )
-def test_every_format(
+def test_every_format_is_answered_whole_and_as_events(
     url: str, six: NDArray[np.int16], audio_format: str, stream_format: str
 ) -> None:
     request = {
@@ -314,7 +316,7 @@ def test_speed_changes_the_duration(client: openai.OpenAI, speed: float) -> None
     assert abs(len(other) - len(plain) / speed) <= 2 * FRAME
 
 
-def test_not_streamed_the_body_has_its_length(url: str) -> None:
+def test_a_body_that_is_not_streamed_has_its_length(url: str) -> None:
     request = {"input": "four two", "seed": 7, "response_format": "wav"}
     with opened(url, **request) as response:
         streamed = response.read()
@@ -333,7 +335,7 @@ def test_not_streamed_the_body_has_its_length(url: str) -> None:
     ],
     ids=["HTTP/1.0, and an id that is not UTF-8", "an offer of HTTP/2, as Java's"],
 )
-def test_clients_that_rays_proxy_alone_would_not_understand(
+def test_clients_that_rays_proxy_alone_would_not_understand_are_answered(
     client: openai.OpenAI, url: str, line: bytes
 ) -> None:
     place = urlsplit(url)
@@ -367,7 +369,7 @@ def test_a_batch_has_a_file_for_each_item(client: openai.OpenAI, url: str) -> No
 # Many at once, long texts, texts in chunks
 
 
-def test_each_of_64_is_whole_or_told_to_come_back(url: str, voice: Voice) -> None:
+def test_each_of_64_requests_is_answered_whole_or_told_to_come_back(url: str, voice: Voice) -> None:
     text = "four two. seven one."
     expected = {seed: spoken_here(voice, text, VOICE, Sampling(seed=seed)) for seed in range(2)}
 
@@ -463,7 +465,7 @@ def test_a_sentence_is_spoken_before_its_text_has_ended(url: str) -> None:
         ([START, {"type": "text", "text": "one two"}, {"type": "text"}], "text"),
     ],
 )
-def test_what_a_socket_cannot_follow_it_says(
+def test_a_websocket_names_the_field_that_it_cannot_follow(
     url: str, messages: list[dict[str, Any]], param: str | None
 ) -> None:
     received = talk(url, *messages)
@@ -474,7 +476,7 @@ def test_what_a_socket_cannot_follow_it_says(
     assert answer["error"]["param"] == param
 
 
-def test_openais_voices_speak(client: openai.OpenAI) -> None:
+def test_the_names_of_openais_voices_speak(client: openai.OpenAI) -> None:
     alloy, _ = create(client, voice="alloy", response_format="pcm", seed=7)
     af_aoede, _ = create(client, voice="af_aoede", response_format="pcm", seed=7)
     assert_close(np.frombuffer(alloy, "<i2"), np.frombuffer(af_aoede, "<i2"))
@@ -540,7 +542,9 @@ def test_an_unknown_voice_lists_the_known_ones(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a" * 5000])
-def test_a_text_that_cannot_be_spoken(client: openai.OpenAI, text: str) -> None:
+def test_a_text_that_cannot_be_spoken_is_a_400_for_its_input(
+    client: openai.OpenAI, text: str
+) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         create(client, text=text)
     assert isinstance(raised.value.body, dict)

@@ -76,7 +76,7 @@ def run_start_commands(commands: list[str], home: Path) -> list[tuple[str, list[
     return [(mode, arguments.split()) for mode, arguments in calls]
 
 
-def test_ray_accepts_it(config: dict[str, Any]) -> None:
+def test_ray_accepts_the_committed_cluster_yaml(config: dict[str, Any]) -> None:
     assert config["cluster_synced_files"] == []  # filled in from Ray's defaults for the provider
 
 
@@ -92,7 +92,7 @@ def test_ray_accepts_it(config: dict[str, Any]) -> None:
         (["docker"], "container_name", "", AssertionError),
     ],
 )
-def test_ray_refuses_a_damaged_copy(
+def test_ray_refuses_a_damaged_copy_of_cluster_yaml(
     raw: dict[str, Any], where: list[str], key: str, value: object, error: type[Exception]
 ) -> None:
     broken = copy.deepcopy(raw)
@@ -111,7 +111,7 @@ def test_image_has_the_pinned_ray_and_cuda(config: dict[str, Any]) -> None:
     )
 
 
-def test_node_types(config: dict[str, Any]) -> None:
+def test_the_head_runs_no_work_and_workers_start_when_a_job_asks(config: dict[str, Any]) -> None:
     workers = dict(config["available_node_types"])
     head = workers.pop(config["head_node_type"])
     assert head["resources"]["CPU"] == 0
@@ -149,7 +149,7 @@ def test_no_port_is_opened_to_the_world(config: dict[str, Any]) -> None:
     assert not published
 
 
-def test_no_token_in_the_file() -> None:
+def test_cluster_yaml_holds_no_token() -> None:
     text = CLUSTER.read_text("utf-8")
     assert not re.search(r"RAY_AUTH_TOKEN\b(?!_PATH)", text)
     assert not re.search(r"HF_TOKEN|AWS_(SECRET|SESSION)|hf_\w{20}", text)
@@ -157,7 +157,7 @@ def test_no_token_in_the_file() -> None:
     assert not re.search(r"[0-9a-fA-F]{32,}", re.sub(r"sha256:[0-9a-f]{64}\b", "", text))
 
 
-def test_token_travels_to_every_node(config: dict[str, Any]) -> None:
+def test_the_token_file_is_mounted_on_every_node(config: dict[str, Any]) -> None:
     # The place where Ray looks without being told, on the nodes as on the client.
     assert config["file_mounts"][TOKEN_FILE] == TOKEN_FILE
 
@@ -173,7 +173,7 @@ def test_mounted_files_are_in_the_repository(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("node", START)
-def test_setup_requires_hashes(config: dict[str, Any], node: str) -> None:
+def test_setup_commands_install_with_hashes_only(config: dict[str, Any], node: str) -> None:
     commands = config[f"{node}_setup_commands"]  # with what Ray's defaults add
     installs = [command for command in commands if re.search(r"\bpip\d? |\bconda ", command)]
     assert any("~/requirements.txt" in command for command in installs)

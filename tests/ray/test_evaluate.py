@@ -293,7 +293,7 @@ def test_the_command_prints_the_table(evaluated: Done) -> None:
     assert f"page: {evaluated.output / PAGE_FILE}" in table
 
 
-def test_the_page_plays_the_worst(evaluated: Done) -> None:
+def test_the_evaluations_page_plays_the_worst_clips(evaluated: Done) -> None:
     html = (evaluated.output / PAGE_FILE).read_text("utf-8")
     page = Page(html)
     assert_self_contained(html)
@@ -320,7 +320,7 @@ def test_rows_that_are_not_one_for_each_prompt_are_no_result(
         write_results(evaluated.config, voice.info, None, PLAN, str(output))
 
 
-def test_the_page_plays_no_more_than_so_many(
+def test_the_evaluations_page_plays_a_bounded_number_of_clips(
     evaluated: Done, voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = Path(shutil.copytree(evaluated.output, tmp_path / "out"))
@@ -378,7 +378,7 @@ def test_audio_goes_into_files_of_the_voices_that_are_asked_for(spoken: Done) ->
     assert len(set(audio.values())) == len(NAMES)
 
 
-def test_without_a_judge_the_rest_is_reported(spoken: Done) -> None:
+def test_without_an_asr_all_other_measures_are_reported(spoken: Done) -> None:
     assert spoken.status == 0
     for row in rows_in(spoken.output):
         assert row["transcript"] is row["identified_speaker"] is row["reason"] is None
@@ -415,7 +415,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 # Each block's commit is that of an encoding, which tests/ray/test_encode_resume.py kills.
 @pytest.mark.soak
-def test_a_killed_run_goes_on_and_ends_the_same(
+def test_a_killed_evaluation_resumes_and_ends_the_same(
     trained: Path, spoken: Done, tmp_path: Path
 ) -> None:
     config = files_config(trained, tmp_path)
@@ -694,7 +694,7 @@ def test_a_checkpoint_of_one_voice_speaks_for_all() -> None:
         plan(MIXED, [], voices=["heart"])
 
 
-def test_the_limit_is_one_of_the_list() -> None:
+def test_the_limit_counts_prompts_before_voices_are_chosen() -> None:
     planned, skipped = plan(MIXED, ["af_aoede", "heart"], voices=["af_aoede"], limit=2)
     assert planned == [("b", "af_aoede")]
     assert skipped.total() == 1
@@ -759,7 +759,7 @@ def test_every_prompt_has_draws_of_its_own(trained: Path) -> None:
     assert (row["id"], row["seconds"], row["audio"]) == ("f", None, None)
 
 
-def test_listening_keeps_rows_and_clips_together(
+def test_transcribing_keeps_rows_and_clips_together(
     ray_cluster: None, profiles: SpeakerProfiles
 ) -> None:
     clips = [
@@ -820,7 +820,7 @@ def test_encoded_audio_holds_the_samples(container: Literal["FLAC", "WAV"]) -> N
 # How long a text is expected to take
 
 
-def test_a_text_is_expected_to_take_what_recordings_do(voice: Voice, encoded: Path) -> None:
+def test_the_expected_duration_follows_that_of_the_recordings(voice: Voice, encoded: Path) -> None:
     read = dataset.read_utterances(str(encoded), voice.info.token_layout)
     seconds_per_frame = voice.codec.frame_samples / RATE
     for name in VOICES:
@@ -832,13 +832,13 @@ def test_a_text_is_expected_to_take_what_recordings_do(voice: Voice, encoded: Pa
         assert expected == pytest.approx(taken, rel=1e-3)
 
 
-def test_white_space_takes_no_time(voice: Voice) -> None:
+def test_white_space_adds_nothing_to_the_expected_duration(voice: Voice) -> None:
     expected = voice.expected_seconds("one two", VOICE)
     assert expected is not None
     assert voice.expected_seconds("  one \n two ", VOICE) == expected > 0
 
 
-def test_without_a_record_nothing_is_expected(voice: Voice) -> None:
+def test_without_a_duration_model_no_duration_is_expected(voice: Voice) -> None:
     assert voice.expected_seconds("one two", None) is None
     durations = {"": DurationModel(base_frames=3, frames_per_char=1.5)}
     info = voice.info.model_copy(update={"duration_model": durations})

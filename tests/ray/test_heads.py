@@ -30,7 +30,9 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "ray" / "ray_current_cluster"
 
 
-def test_the_variable_is_named(closed: str, left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_does_not_answer_is_named_with_the_variable_that_leads_there(
+    closed: str, left: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for address in (closed, f"ray://{closed}", "nonsense"):
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ValueError, match=f"the variable RAY_ADDRESS .*{address}"):
@@ -40,14 +42,16 @@ def test_the_variable_is_named(closed: str, left: Path, monkeypatch: pytest.Monk
         assert check_head() == joins
 
 
-def test_the_file_is_named(closed: str, left: Path) -> None:
+def test_a_head_that_does_not_answer_is_named_with_the_file_that_leads_there(
+    closed: str, left: Path
+) -> None:
     assert not check_head()
     left.write_text(closed)
     with pytest.raises(ValueError, match=f"the file {left} .*{closed}.*delete it"):
         check_head()
 
 
-def test_a_head_that_listens_passes(left: Path) -> None:
+def test_a_head_that_listens_is_joined(left: Path) -> None:
     with socket.socket() as head:
         head.bind(("127.0.0.1", 0))
         head.listen()
@@ -55,7 +59,7 @@ def test_a_head_that_listens_passes(left: Path) -> None:
         assert check_head()
 
 
-def test_a_job_ends_with_one_line(closed: str, tmp_path: Path) -> None:
+def test_a_job_whose_head_does_not_answer_ends_with_one_line(closed: str, tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "jobs" / "encode.py"), "--input", str(RECORDINGS)]
     words += ["--output", str(tmp_path / "out"), "--codec", str(CODEC)]
     environment = os.environ | {"RAY_ADDRESS": closed, "PYTHONPATH": str(ROOT)}

@@ -85,7 +85,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("ends", ["crashed", pytest.param("hung", marks=pytest.mark.soak)])
-def test_recordings_that_kill_or_hang_the_decoder(
+def test_recordings_that_kill_or_hang_the_decoder_are_rejected_and_the_others_encoded(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, ends: str,
 ) -> None:  # fmt: skip
@@ -117,7 +117,7 @@ def test_recordings_that_kill_or_hang_the_decoder(
 
 
 @pytest.mark.soak
-def test_a_recording_that_gives_nothing_is_not_waited_for(
+def test_a_recording_that_gives_nothing_is_rejected_and_not_waited_for(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pipe that nobody writes to."""
@@ -134,7 +134,7 @@ def test_a_recording_that_gives_nothing_is_not_waited_for(
 
 
 @pytest.mark.soak
-def test_a_prompt_that_kills_its_speaker(
+def test_a_prompt_that_kills_its_worker_is_rejected_and_the_others_spoken(
     ray_cluster: None, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate_job, "SpeakWorker", a_killing_speaker())
@@ -152,7 +152,7 @@ def test_a_prompt_that_kills_its_speaker(
 
 
 @pytest.mark.soak
-def test_a_recording_that_kills_the_codecs_trainer(
+def test_a_recording_that_kills_the_codecs_trainer_is_left_out_and_named(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = with_a_marked_decoder("sheen.train.codec.trainer", "train_loop")

@@ -94,7 +94,7 @@ def test_blocks_become_one_row_file_of_each_status(tmp_path: Path) -> None:
     assert merge(tmp_path) == []
 
 
-def test_without_statuses_there_is_one_folder(tmp_path: Path) -> None:
+def test_without_statuses_all_row_files_are_in_one_folder(tmp_path: Path) -> None:
     blocks.commit(str(tmp_path), encoded(0, 1).drop_columns(["status"]))
     blocks.merge_all(str(tmp_path))
     assert files_of(tmp_path) == ["rows/000000000000.parquet"]

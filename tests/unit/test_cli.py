@@ -112,7 +112,9 @@ def test_an_output_of_an_unknown_format_is_refused_before_the_model_is_opened(
 
 
 @pytest.mark.slow
-def test_it_writes_what_the_engine_speaks(checkpoint: Path, voice: Voice, tmp_path: Path) -> None:
+def test_the_command_writes_what_the_engine_speaks(
+    checkpoint: Path, voice: Voice, tmp_path: Path
+) -> None:
     path = tmp_path / "out.wav"
     command = ["four two", "--model", str(checkpoint), "--voice", VOICE, "-o", str(path)]
     command += ["--seed", "7", "--max-seconds", "1"]
@@ -254,7 +256,9 @@ def test_another_normalization_is_refused_by_name(
     assert "normalized by nemo_text_processing 0.9" in message
 
 
-def test_half_a_record_is_named(capsys: pytest.CaptureFixture[str], damaged: Path) -> None:
+def test_half_a_record_of_a_checkpoint_is_named(
+    capsys: pytest.CaptureFixture[str], damaged: Path
+) -> None:
     path = damaged / "sheen.json"
     path.write_bytes(path.read_bytes()[:100])
     assert str(path) in refusal(capsys, "four two", "--model", str(damaged), "--voice", VOICE)

@@ -48,7 +48,7 @@ def yaml_file(tmp_path: Path) -> Path:
 # The order
 
 
-def test_flag_over_environment_over_file_over_default(
+def test_a_flag_goes_over_the_environment_over_the_file_over_the_default(
     yaml_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = ["--config", str(yaml_file)]

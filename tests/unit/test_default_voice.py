@@ -32,18 +32,24 @@ def packaged(checkpoint: Path, elsewhere: Path) -> Path:
     return voice
 
 
-def test_outside_a_checkout_it_is_the_package_s(checkpoint: Path, elsewhere: Path) -> None:
+def test_outside_a_checkout_the_default_voice_is_the_installed_packages(
+    checkpoint: Path, elsewhere: Path
+) -> None:
     voice = packaged(checkpoint, elsewhere)
     assert default_voice.find_default_voice() == str(voice)
 
 
-def test_a_checkout_s_own_comes_first(checkpoint: Path, elsewhere: Path, tmp_path: Path) -> None:
+def test_a_checkouts_own_voice_comes_before_an_installed_one(
+    checkpoint: Path, elsewhere: Path, tmp_path: Path
+) -> None:
     packaged(checkpoint, elsewhere)
     shutil.copytree(checkpoint, own := tmp_path / "installed" / ENGLISH_VOICE)
     assert default_voice.find_default_voice() == str(own)
 
 
-def test_speak_and_load_use_it(checkpoint: Path, elsewhere: Path, tmp_path: Path) -> None:
+def test_speak_and_load_use_the_default_voice(
+    checkpoint: Path, elsewhere: Path, tmp_path: Path
+) -> None:
     packaged(checkpoint, elsewhere)
     with sheen.load(device="cpu") as speaker:
         assert VOICE in speaker.voices
@@ -53,7 +59,7 @@ def test_speak_and_load_use_it(checkpoint: Path, elsewhere: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_where_there_is_none_both_ways_to_one_are_named(
+def test_without_a_default_voice_both_ways_to_one_are_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["speak", "Good morning."]) == 2

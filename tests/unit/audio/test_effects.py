@@ -71,7 +71,7 @@ def test_the_pitch_and_the_loudness_stay(speed: float, rate: int) -> None:
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
-def test_sounds_stay_where_they_were(speed: float) -> None:
+def test_stretching_keeps_sounds_at_their_relative_places(speed: float) -> None:
     """The first and the last sound are heard, at their time; neither is left out nor moved."""
     samples = np.zeros(RATE, np.float32)
     first, last = tone(3000, 300.0), tone(3000, 900.0)
@@ -86,7 +86,7 @@ def test_sounds_stay_where_they_were(speed: float) -> None:
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
-def test_samples_leave_as_they_come(speed: float) -> None:
+def test_stretched_samples_leave_as_samples_come(speed: float) -> None:
     """What has left is at most a few windows behind, and never ahead of its time."""
     tempo, samples = Tempo(speed, RATE), tone(5 * RATE)
     given = 0
@@ -103,7 +103,7 @@ def test_speed_one_gives_back_what_it_gets() -> None:
 
 
 @pytest.mark.parametrize("speed", [1.0, 2.0])
-def test_nothing_is_taken_after_finish(speed: float) -> None:
+def test_a_time_stretcher_takes_nothing_after_finish(speed: float) -> None:
     tempo = Tempo(speed, RATE)
     tempo.finish()
     with pytest.raises(RuntimeError, match="make a new one"):
@@ -158,7 +158,7 @@ def test_silence_goes_at_both_ends_and_nothing_between(before: float, after: flo
     np.testing.assert_array_equal(kept[start + 10 : start + len(middle) - 10], middle[inner])
 
 
-def test_of_silence_nothing_is_left() -> None:
+def test_trimming_leaves_nothing_of_silence() -> None:
     assert len(trim(np.zeros(RATE, np.float32), RATE, -50.0)) == 0
 
 

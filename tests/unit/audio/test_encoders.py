@@ -227,7 +227,7 @@ def test_sound_leaves_after_as_many_samples_as_documented(audio_format: str) -> 
 
 
 @pytest.mark.parametrize("audio_format", FORMATS)
-def test_a_long_stream_is_not_kept(audio_format: str) -> None:
+def test_an_encoder_does_not_keep_a_long_stream(audio_format: str) -> None:
     encoder = AudioEncoder(audio_format, RATE)
     second = sweep(RATE)
     sizes = [len(encoder.push(second)) for _ in range(20)]
@@ -237,7 +237,7 @@ def test_a_long_stream_is_not_kept(audio_format: str) -> None:
 
 @pytest.mark.parametrize("audio_format", [name for name in FORMATS if name != "pcm"])
 @pytest.mark.parametrize("rate", [8000, 22_050, 32_000, 44_100, 96_000])
-def test_other_sample_rates(audio_format: str, rate: int) -> None:
+def test_every_format_is_encoded_at_other_sample_rates(audio_format: str, rate: int) -> None:
     samples = (0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)).astype(np.float32)
     heard, heard_rate = decode(encoded(audio_format, samples, [1, 2048], rate))
     expected = {"opus": 48_000, "mp3": min(rate, 48_000)}.get(audio_format, rate)
@@ -251,7 +251,9 @@ def test_other_sample_rates(audio_format: str, rate: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 577])
 @pytest.mark.parametrize("audio_format", FORMATS)
-def test_a_stream_shorter_than_a_frame(audio_format: str, count: int) -> None:
+def test_a_stream_shorter_than_a_frame_is_a_file_of_about_its_length(
+    audio_format: str, count: int
+) -> None:
     data = encoded(audio_format, sweep(count))
     if audio_format == "aac":  # too short for ffmpeg to tell what it is; HTTP says what it is
         with av.open(io.BytesIO(data), "r", format="aac") as container:

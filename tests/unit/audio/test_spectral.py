@@ -135,7 +135,7 @@ def test_half_the_level_is_six_decibels(rate: int) -> None:
     assert mel_distance(whole, whole / 2, rate) == pytest.approx(SIX_DB, abs=0.01)
 
 
-def test_nothing_is_below_the_floor() -> None:
+def test_no_level_of_a_spectrum_is_below_the_floor() -> None:
     silence = np.zeros(4096, np.float32)
     assert log_mel_db(silence, RATE) == pytest.approx(-100.0)
     assert mel_distance(silence, 1e-7 * noise(4096, 0), RATE) == pytest.approx(0.0, abs=1e-4)

@@ -88,7 +88,7 @@ def test_compressed_audio_is_playable_when_its_bytes_have_come(audio_format: str
     assert 0 < early < len(samples)
 
 
-def test_other_bytes_are_not_decoded() -> None:
+def test_bytes_that_are_no_audio_are_not_decoded() -> None:
     for audio_format in ("mp3", "opus", "aac", "flac", "wav"):
         with pytest.raises(Undecodable):
             playable([Chunk(0.0, b"speech" * 100)], audio_format, RATE)

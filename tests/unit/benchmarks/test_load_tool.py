@@ -227,7 +227,7 @@ async def _never(rate: float) -> bool:
         (["--max-underruns", "2"], "share from 0 to 1"),
     ],
 )
-def test_a_wrong_flag_is_one_line(
+def test_a_wrong_flag_of_the_load_tool_is_one_line(
     flags: list[str], message: str, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tool = load_script(TOOL)
@@ -241,7 +241,7 @@ def test_a_wrong_flag_is_one_line(
     assert message in line
 
 
-def test_it_runs_from_any_folder(tmp_path: Path) -> None:
+def test_the_load_tool_runs_from_any_folder(tmp_path: Path) -> None:
     command = [sys.executable, str(TOOL), "--rate", "fast"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

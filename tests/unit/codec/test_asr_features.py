@@ -64,7 +64,9 @@ def encoded_by_ctranslate2(folder: Path, mel: Tensor) -> Tensor:
     return torch.from_numpy(np.array(output))
 
 
-def test_it_encodes_as_transformers_and_ctranslate2(saved: Path, converted: Path) -> None:
+def test_the_asr_encoder_computes_what_transformers_and_ctranslate2_do(
+    saved: Path, converted: Path
+) -> None:
     mel = torch.randn(2, 80, 200, generator=torch.Generator().manual_seed(1))
     published = WhisperModel.from_pretrained(saved).get_encoder()
     with torch.no_grad():
@@ -91,7 +93,7 @@ def test_a_published_whisper_encodes_as_ctranslate2() -> None:
     torch.testing.assert_close(last, theirs, rtol=1e-3, atol=1e-3)
 
 
-def test_weights_are_who_they_are_in_either_format(saved: Path, converted: Path) -> None:
+def test_weights_have_one_identity_in_either_format(saved: Path, converted: Path) -> None:
     digests = [weights_sha256(open_asr_encoder(str(folder))) for folder in (saved, converted)]
     assert digests[0] == digests[1]
     other = open_asr_encoder(str(saved))
@@ -100,14 +102,14 @@ def test_weights_are_who_they_are_in_either_format(saved: Path, converted: Path)
 
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
-def test_half_floats_are_read(saved: Path, tmp_path: Path, stored: str) -> None:
+def test_weights_in_half_floats_are_read(saved: Path, tmp_path: Path, stored: str) -> None:
     found = open_asr_encoder(str(convert(saved, tmp_path / stored, stored))).state_dict()
     for name, weight in open_asr_encoder(str(saved)).state_dict().items():
         assert found[name].dtype == torch.float32
         torch.testing.assert_close(found[name], weight, rtol=2**-8, atol=1e-6)
 
 
-def test_integers_are_refused(saved: Path, tmp_path: Path) -> None:
+def test_weights_in_integers_are_refused(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.bin: .*quantized .*expected float32, float16"):
         open_asr_encoder(str(convert(saved, tmp_path / "int8", "int8")))
 
@@ -156,13 +158,15 @@ def test_a_torn_or_foreign_file_is_named(converted: Path, tmp_path: Path) -> Non
 # The spectrum
 
 
-def test_its_bands_are_whispers_own(loss: AsrFeatureLoss) -> None:
+def test_the_mel_bands_of_the_loss_are_whispers_own(loss: AsrFeatureLoss) -> None:
     wanted = WhisperFeatureExtractor().mel_filters
     np.testing.assert_allclose(loss.bank.numpy(), wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("sample_rate", [16_000, 24_000, 32_000, 48_000])
-def test_no_resampling_is_needed(saved: Path, sample_rate: int) -> None:
+def test_mel_features_at_the_codecs_rate_are_whispers_at_16_khz(
+    saved: Path, sample_rate: int
+) -> None:
     """At the codec's rate as Whisper hears the sound at 16 kHz, but for the resampler's edge."""
     loss = AsrFeatureLoss(open_asr_encoder(str(saved)), sample_rate)
     # White, so that no band is so faint that Whisper's own floor decides what it says.
@@ -197,7 +201,7 @@ def test_equal_audio_has_no_distance_and_other_audio_has(loss: AsrFeatureLoss) -
     assert 0.0 < near.item() < far.item()
 
 
-def test_it_is_the_mean_of_three_relative_distances(loss: AsrFeatureLoss) -> None:
+def test_the_asr_loss_is_the_mean_of_three_relative_distances(loss: AsrFeatureLoss) -> None:
     audio, decoded = speech(), 0.9 * speech().flip(0)
     loud = loss.mel_power(audio).amax((1, 2), keepdim=True)
     assert loud.min() > 0.1, "else the least floor decides"
@@ -233,7 +237,9 @@ def test_silence_does_not_own_the_gradient(loss: AsrFeatureLoss) -> None:
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-8, 1e-5, 1e-3])
-def test_a_silent_segment_is_safe(loss: AsrFeatureLoss, level: float) -> None:
+def test_a_silent_segment_has_a_finite_and_small_gradient(
+    loss: AsrFeatureLoss, level: float
+) -> None:
     """Digital silence, and what a codec makes of it, beside what speech with an error pulls."""
     audio = speech()
     noise = torch.randn(2, 12_000, generator=torch.Generator().manual_seed(4))
@@ -246,7 +252,7 @@ def test_a_silent_segment_is_safe(loss: AsrFeatureLoss, level: float) -> None:
 # In a codec that learns
 
 
-def test_the_codec_learns_from_it_and_the_encoder_does_not(loss: AsrFeatureLoss) -> None:
+def test_the_codec_learns_from_the_asr_loss_and_the_encoder_does_not(loss: AsrFeatureLoss) -> None:
     torch.manual_seed(0)
     model = SNAC(
         sampling_rate=RATE, encoder_dim=8, encoder_rates=[2, 4, 8, 8], decoder_dim=32,
@@ -275,7 +281,7 @@ def test_the_codec_learns_from_it_and_the_encoder_does_not(loss: AsrFeatureLoss)
     assert weights_sha256(loss.encoder) == before
 
 
-def test_without_an_encoder_there_is_no_such_term() -> None:
+def test_without_an_asr_encoder_the_loss_has_no_such_term() -> None:
     torch.manual_seed(0)
     model = SNAC(
         sampling_rate=RATE, encoder_dim=8, encoder_rates=[2, 4, 8, 8], decoder_dim=32,

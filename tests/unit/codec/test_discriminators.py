@@ -39,7 +39,9 @@ def scored(*scores: float) -> list[Judgement]:
     return [Judgement(torch.full((2, 3), score), [torch.ones(2, 3)]) for score in scores]
 
 
-def test_there_is_one_per_window_and_per_period(discriminators: Discriminators) -> None:
+def test_there_is_one_discriminator_per_window_and_per_period(
+    discriminators: Discriminators,
+) -> None:
     parts = list(discriminators.parts)
     windows = [part.window for part in parts if isinstance(part, StftDiscriminator)]
     periods = [part.period for part in parts if isinstance(part, PeriodDiscriminator)]
@@ -111,7 +113,9 @@ def test_silence_has_losses_and_gradients_that_are_numbers(discriminators: Discr
 
 
 @pytest.mark.slow
-def test_they_learn_to_tell_decoded_audio_from_recordings(discriminators: Discriminators) -> None:
+def test_discriminators_learn_to_tell_decoded_audio_from_recordings(
+    discriminators: Discriminators,
+) -> None:
     optimizer = torch.optim.Adam(discriminators.parameters(), lr=1e-3, betas=(0.8, 0.99))
     real, fake = tones(), noise()
     losses = []
@@ -125,7 +129,9 @@ def test_they_learn_to_tell_decoded_audio_from_recordings(discriminators: Discri
 
 
 @pytest.mark.slow
-def test_the_way_back_to_the_audio_is_whole(discriminators: Discriminators) -> None:
+def test_audio_that_follows_the_gradient_of_the_losses_passes_better(
+    discriminators: Discriminators,
+) -> None:
     """A decoder that follows the gradient of its losses passes better."""
     start = noise()
     audio = nn.Parameter(start.clone())

@@ -27,7 +27,7 @@ def test_torch_rounds_convolutions_unless_told_otherwise() -> None:
     assert precision() == OUTSIDE
 
 
-def test_a_codec_does_not(tiny: Codec) -> None:
+def test_a_codec_computes_its_convolutions_in_full_float32(tiny: Codec) -> None:
     seen: list[str] = []
     hooks = [
         layer.register_forward_hook(lambda *_: seen.append(precision()))
@@ -44,7 +44,7 @@ def test_a_codec_does_not(tiny: Codec) -> None:
     assert precision() == OUTSIDE
 
 
-def test_what_fails_gives_the_setting_back(tiny: Codec) -> None:
+def test_the_precision_setting_is_given_back_when_the_work_fails(tiny: Codec) -> None:
     with pytest.raises(ValueError, match="waveform 0 has shape"):
         tiny.encode([torch.zeros(0)])
     with pytest.raises(IndexError):
@@ -52,7 +52,7 @@ def test_what_fails_gives_the_setting_back(tiny: Codec) -> None:
     assert precision() == OUTSIDE
 
 
-def test_the_last_of_several_threads_gives_it_back() -> None:
+def test_the_last_of_several_threads_gives_the_precision_setting_back() -> None:
     inside, leave = threading.Barrier(2), threading.Event()
 
     def stay() -> None:

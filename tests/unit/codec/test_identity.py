@@ -41,7 +41,7 @@ def test_a_codec_with_another_decoder_stands_for_a_checkpoints(
     "part",
     ["encoder", *(f"quantizer.quantizers.{level}" for level in range(3))],
 )
-def test_one_with_any_other_weight_does_not(
+def test_a_codec_with_any_other_weight_does_not_stand_for_a_checkpoints(
     own: tuple[CodecInfo, str], tmp_path: Path, part: str
 ) -> None:
     other, at = varied(tmp_path / "other", [part, "decoder"])
@@ -50,7 +50,7 @@ def test_one_with_any_other_weight_does_not(
         checked_codec(*own, other)
 
 
-def test_files_that_are_not_those_of_the_record_do_not(
+def test_a_codec_whose_files_are_not_those_of_its_record_stands_for_none(
     own: tuple[CodecInfo, str], tmp_path: Path
 ) -> None:
     other, at = varied(tmp_path / "other", ["decoder"])

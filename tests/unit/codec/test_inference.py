@@ -109,7 +109,9 @@ def test_batched_codes_differ_in_near_ties_alone(count: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
-def test_pieces_are_the_whole(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_encoded_in_pieces_has_the_codes_of_the_whole(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = made(shape, encoder_dim=8).model.double()
     samples = 2048 * 32 * 3 if shape == "24 kHz" else 3072 * 16 * 4
     clip = torch.randn(samples, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -122,7 +124,7 @@ def test_pieces_are_the_whole(shape: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-def test_they_are_the_published_codes() -> None:
+def test_batched_codes_are_those_of_the_published_package() -> None:
     torch.manual_seed(0)
     published, codec = SNAC(**SHAPES["24 kHz"]).eval(), made("24 kHz")
     clips = speech(6, 1.5, seed=3)

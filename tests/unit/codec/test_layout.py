@@ -18,7 +18,7 @@ def random_codes(layout: TokenLayout, frames: int, seed: int) -> list[np.ndarray
     ]
 
 
-def test_slots_of_the_published_codecs() -> None:
+def test_a_frame_has_its_levels_in_the_fields_order() -> None:
     assert [level for level, _ in TokenLayout(0, 4096, (4, 2, 1)).slots] == [0, 1, 2, 2, 1, 2, 2]
     four = TokenLayout(0, 4096, (8, 4, 2, 1))
     assert [level for level, _ in four.slots] == [0, 1, 2, 3, 3, 2, 3, 3, 1, 2, 3, 3, 2, 3, 3]
@@ -30,7 +30,7 @@ def test_slots_of_the_published_codecs() -> None:
 
 @pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
 @given(first_id=st.integers(0, 200_000), frames=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
-def test_codes_to_ids_and_back(
+def test_codes_survive_the_way_to_ids_and_back(
     strides: tuple[int, ...], first_id: int, frames: int, seed: int
 ) -> None:
     layout = TokenLayout(first_id, 4096, strides)
@@ -138,7 +138,9 @@ def test_the_golden_row_id_for_id_both_ways() -> None:
         ("vyvo-lfm2", 64_401, 64_410, 93_081),
     ],
 )
-def test_ids_of_the_published_forms(form: str, start: int, first_code: int, last: int) -> None:
+def test_the_published_forms_have_their_published_ids(
+    form: str, start: int, first_code: int, last: int
+) -> None:
     layout = TokenLayout(BASES[form], 4096, (4, 2, 1), "orpheus")
     assert (layout.start_id, layout.end_id) == (start, start + 1)
     assert layout.slot_bases[0] == first_code
@@ -153,7 +155,7 @@ def test_ids_of_the_published_forms(form: str, start: int, first_code: int, last
     frames=st.integers(1, 9),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_codes_by_slot_to_ids_and_back(
+def test_codes_survive_the_way_to_ids_per_slot_and_back(
     first_id: int, size: int, strides: tuple[int, ...], frames: int, seed: int
 ) -> None:
     layout = TokenLayout(first_id, size, strides, "orpheus")

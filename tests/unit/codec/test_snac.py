@@ -295,7 +295,7 @@ def test_speech_survives_the_small_codec(codec: Codec) -> None:
     assert np.corrcoef(*envelopes)[0, 1] > 0.9
 
 
-def test_a_codec_folder_that_is_none(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_codec_says_what_is_missing_or_unknown(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         load_codec(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match=r"config\.json is missing"):

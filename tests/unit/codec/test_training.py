@@ -93,7 +93,7 @@ def step(model: SNAC, optimizer: torch.optim.Optimizer, audio: Tensor) -> list[T
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_it_quantizes_as_the_published_forward(model: SNAC, training: bool) -> None:
+def test_training_quantizes_as_the_published_forward(model: SNAC, training: bool) -> None:
     model.train(training)
     latents = latents_of(model)
     published, codes = model.quantizer(latents)
@@ -128,14 +128,14 @@ def test_as_many_rows_as_asked_for_lack_levels(model: SNAC) -> None:
     assert (kept < model.n_codebooks).float().mean() == pytest.approx(0.25, abs=0.05)
 
 
-def test_of_one_level_none_can_be_dropped() -> None:
+def test_of_a_codec_with_one_level_none_can_be_dropped() -> None:
     alone = SNAC(**TINY | {"vq_strides": [1]})
     with pytest.raises(ValueError, match="two levels or more"):
         TrainableCodec(alone, quantizer_dropout=0.3)
     assert TrainableCodec(alone).quantizer_dropout == 0
 
 
-def test_it_trains_through_the_published_gradient(model: SNAC) -> None:
+def test_training_has_the_published_gradient(model: SNAC) -> None:
     """The straight-through estimator, level by level: the same slope at the encoder's output."""
     latents = latents_of(model).detach()
     slopes = []
@@ -201,7 +201,7 @@ def test_gradients_reach_every_parameter(model: SNAC) -> None:
     assert codebooks(model) <= touched(model)
 
 
-def test_it_sounds_like_the_published_forward(model: SNAC) -> None:
+def test_a_trainable_codec_sounds_like_the_published_forward(model: SNAC) -> None:
     """TrainableCodec exchanges the activations: neither audio nor names may change."""
     audio = speech_like(model, rows=1, blocks=1)
     names = list(model.state_dict())
@@ -298,7 +298,7 @@ def unused(usage: CodeUsage, level: int) -> list[int]:
     return indices
 
 
-def test_ages_are_counted_in_codes_of_the_level() -> None:
+def test_ages_of_codes_are_counted_in_codes_of_the_level() -> None:
     usage = CodeUsage(levels=2, size=4, patience=2.0)
     usage.count([torch.tensor([[0, 1], [1, 0]]), torch.tensor([3])])
     assert usage.age.tolist() == [[0, 0, 4, 4], [1, 1, 1, 0]]
@@ -311,13 +311,13 @@ def test_ages_are_counted_in_codes_of_the_level() -> None:
     assert unused(usage, 1) == []
 
 
-def test_the_longest_unused_comes_first() -> None:
+def test_the_code_that_is_unused_longest_is_restarted_first() -> None:
     usage = CodeUsage(levels=1, size=5, patience=0.5)  # more than 2 codes ago
     usage.age[0] = torch.tensor([3, 9, 2, 9, 5])
     assert unused(usage, 0) == [1, 3, 4, 0]
 
 
-def test_usage_outlives_a_checkpoint() -> None:
+def test_the_usage_of_codes_outlives_a_checkpoint() -> None:
     usage = CodeUsage(levels=1, size=4, patience=1.0)
     usage.count([torch.tensor([0, 2, 2, 0, 0])])
     usage.restarted[0] = 7
@@ -462,7 +462,7 @@ def test_restarting_before_the_first_step_needs_no_moments(small: SNAC) -> None:
 # The average
 
 
-def test_the_average_is_the_formula(small: SNAC) -> None:
+def test_the_average_of_weights_is_its_formula(small: SNAC) -> None:
     average = WeightAverage(small, decay=0.2)
     weight = small.quantizer.quantizers[0].codebook.weight
     averaged = average.model.quantizer.quantizers[0].codebook.weight
@@ -480,7 +480,7 @@ def test_the_average_is_the_formula(small: SNAC) -> None:
 
 
 @pytest.mark.slow
-def test_the_average_covers_every_weight(model: SNAC) -> None:
+def test_the_average_of_weights_covers_every_weight(model: SNAC) -> None:
     average = WeightAverage(model, decay=0.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(2):
@@ -491,7 +491,7 @@ def test_the_average_covers_every_weight(model: SNAC) -> None:
 
 
 @pytest.mark.slow
-def test_the_average_outlives_a_checkpoint(small: SNAC, tmp_path: Path) -> None:
+def test_the_average_of_weights_outlives_a_checkpoint(small: SNAC, tmp_path: Path) -> None:
     def change(model: SNAC, by: float) -> None:
         with torch.no_grad():
             for parameter in model.parameters():
@@ -596,7 +596,7 @@ def test_what_is_saved_is_opened_to_train_and_to_speak(small: SNAC, tmp_path: Pa
     assert load_codec(str(tmp_path)).strides == (4, 2, 1)
 
 
-def test_half_precision_is_opened_in_full(small: SNAC, tmp_path: Path) -> None:
+def test_a_codec_in_half_precision_is_opened_in_full(small: SNAC, tmp_path: Path) -> None:
     save_codec(small, TINY, tmp_path, torch.float16)
     again, _ = open_codec(str(tmp_path))
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}

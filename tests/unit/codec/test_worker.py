@@ -35,7 +35,7 @@ def codes(rows: int, frames: int, seed: int) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-def test_it_decodes_what_the_codec_decodes(codec: Codec, beside: CodecProcess) -> None:
+def test_a_codec_process_decodes_what_the_codec_decodes(codec: Codec, beside: CodecProcess) -> None:
     def same(seed: int) -> bool:
         levels = codes(2, 3 + seed, seed)
         arguments = [seed, seed + 1] if seed % 2 else None, [0, 5]
@@ -47,7 +47,9 @@ def test_it_decodes_what_the_codec_decodes(codec: Codec, beside: CodecProcess) -
 
 
 @pytest.mark.slow
-def test_what_it_refuses_is_raised_here_and_it_goes_on(codec: Codec, beside: CodecProcess) -> None:
+def test_what_a_codec_process_refuses_is_raised_here_and_it_goes_on(
+    codec: Codec, beside: CodecProcess
+) -> None:
     wrong = codes(1, 4, 0)
     wrong[0][:] = 5000
     for _ in range(3):  # more often than there are processes
@@ -59,7 +61,7 @@ def test_what_it_refuses_is_raised_here_and_it_goes_on(codec: Codec, beside: Cod
 
 
 @pytest.mark.slow
-def test_an_engine_hears_of_its_end(codec: Codec) -> None:
+def test_an_engine_is_told_when_its_codec_process_has_ended(codec: Codec) -> None:
     beside = CodecProcess(codec)
     model = random_model(end=0.0)
     engine = Engine(model, beside, slots=2, max_seq_len=POSITIONS)
@@ -86,7 +88,7 @@ def test_an_engine_hears_of_its_end(codec: Codec) -> None:
 
 
 @pytest.mark.slow
-def test_it_ends_with_its_owner(codec: Codec) -> None:
+def test_a_codec_process_ends_with_its_owner(codec: Codec) -> None:
     beside = CodecProcess(codec)
     (child,) = beside._children
     beside._connections[0].close()  # as when the owner is killed

@@ -177,7 +177,7 @@ def test_instructions_are_read_where_there_is_a_column(tmp_path: Path) -> None:
     assert read.instructions == ["say it loud", None, None, "say it loud", None]
 
 
-def test_codecs_of_four_levels(write: Write) -> None:
+def test_codes_of_four_levels_are_read(write: Write) -> None:
     first, second = codes_of(2, 5, FOUR_LEVELS), codes_of(1, 6, FOUR_LEVELS)
     rows = [row("a", first), row("three levels", GOOD), row("b", second)]
     read = read_utterances(write(rows), FOUR_LEVELS)
@@ -197,7 +197,7 @@ def test_nothing_usable_is_an_error_that_shows_examples(write: Write) -> None:
     assert "(id 'b'): the text is empty" in str(caught.value)
 
 
-def test_no_rows_at_all_is_an_error(write: Write) -> None:
+def test_a_dataset_without_rows_is_an_error(write: Write) -> None:
     with pytest.raises(ValueError, match="no usable utterance"):
         read_utterances(write([]), LAYOUT)
 
@@ -217,7 +217,9 @@ def test_files_and_row_groups_are_read_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [pa.int16(), pa.int64()], ids=str)
-def test_the_width_of_the_column_does_not_matter(tmp_path: Path, width: pa.DataType) -> None:
+def test_codes_are_read_from_integer_columns_of_any_width(
+    tmp_path: Path, width: pa.DataType
+) -> None:
     schema = SCHEMA.set(4, pa.field("snac_codes", pa.list_(pa.list_(width))))
     read = read_utterances(write_parquet(tmp_path, [[row("a", GOOD)]], schema), LAYOUT)
     assert codes_in(read, 0) == GOOD
@@ -305,7 +307,7 @@ INFO = DatasetInfo(
 )
 
 
-def test_info_round_trip(tmp_path: Path) -> None:
+def test_dataset_json_gives_back_what_was_written(tmp_path: Path) -> None:
     write_info(str(tmp_path), INFO)
     assert read_info(str(tmp_path)) == INFO
     assert json.loads((tmp_path / "dataset.json").read_text("utf-8"))["format_version"] == 2

@@ -85,7 +85,7 @@ def test_a_missing_recordings_folder_makes_every_row_missing(tmp_path: Path) -> 
 # An LJSpeech folder: its rows
 
 
-def test_two_three_and_four_columns(folder: Path) -> None:
+def test_metadata_may_have_two_three_or_four_columns(folder: Path) -> None:
     rows = read(write(folder, "a|Dr. A\nb|Dr. B|Doctor B\nc|Dr. C|Doctor C|carol\nd|Dr. D||dave\n"))
     assert [(row["text"], row["speaker"]) for row in rows] == [
         ("Dr. A", None),
@@ -160,7 +160,7 @@ def test_faulty_rows_are_counted_and_good_rows_stay(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 9])
-def test_limit_keeps_the_first_rows_faulty_ones_included(folder: Path, limit: int) -> None:
+def test_the_limit_keeps_the_first_rows_faulty_ones_included(folder: Path, limit: int) -> None:
     write(folder, "a|one\nx|missing\nb|two\n")
     assert verdicts(read(folder, limit)) == [("a", None), ("x", "missing"), ("b", None)][:limit]
 
@@ -254,7 +254,7 @@ def test_jsonl_that_is_not_utf8_names_the_line(jsonl: Path) -> None:
     assert f"{jsonl}: line 2 is not UTF-8" in error(jsonl)
 
 
-def test_jsonl_limit(jsonl: Path) -> None:
+def test_the_limit_keeps_the_first_lines_of_a_jsonl_manifest(jsonl: Path) -> None:
     jsonl.write_text(f"{GOOD_LINE}\n" * 4, "utf-8")
     assert len(read(jsonl, 3)) == 3
 

@@ -125,7 +125,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("name", "file"), NAMES.values(), ids=NAMES)
-def test_an_id_finds_its_recording(name: str, file: str, tmp_path: Path) -> None:
+def test_an_odd_id_finds_its_recording(name: str, file: str, tmp_path: Path) -> None:
     path = tmp_path / "corpus" / "wavs" / file
     path.parent.mkdir(parents=True)
     path.write_bytes(sound(CLIPS[0]))  # whatever its suffix says
@@ -203,7 +203,7 @@ def test_a_manifest_finds_names_in_either_normal_form(form: Any, tmp_path: Path)
     assert verdicts(prepared(jsonl(folder / "b.jsonl", [{"audio": "a.flac", "text": "one two"}])))
 
 
-def test_a_name_that_is_not_utf8_harms_nobody(
+def test_a_file_name_that_is_not_utf8_harms_no_other_row(
     ljspeech: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stray = os.fsencode(ljspeech / "wavs") + b"/caf\xe9.flac"

@@ -33,7 +33,7 @@ def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["list.jsonl", "list.json"])
-def test_lines_of_json(tmp_path: Path, name: str) -> None:
+def test_prompts_are_read_from_lines_of_json(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text(
         '{"id": "a", "text": "one two", "speaker": "heart"}\n'
@@ -51,7 +51,7 @@ def test_lines_of_json(tmp_path: Path, name: str) -> None:
     ]
 
 
-def test_a_parquet_file(tmp_path: Path) -> None:
+def test_prompts_are_read_from_a_parquet_file(tmp_path: Path) -> None:
     path = tmp_path / "list.parquet"
     write_parquet(
         path,
@@ -73,7 +73,7 @@ def test_texts_are_all_that_a_parquet_file_needs(tmp_path: Path) -> None:
     assert read(path) == [Prompt("row-1", "one"), Prompt("row-2", "two"), Prompt("row-3", "one")]
 
 
-def test_ids_may_be_numbers(tmp_path: Path) -> None:
+def test_ids_of_prompts_may_be_numbers(tmp_path: Path) -> None:
     path = tmp_path / "list.parquet"
     write_parquet(path, text=["one", "two"], id=[0, 12])
     assert [prompt.id for prompt in read(path)] == ["0", "12"]

@@ -283,7 +283,7 @@ def test_samples_are_members_that_share_a_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_tar_formats(tmp_path: Path, form: int) -> None:
+def test_shards_are_read_in_every_tar_format(tmp_path: Path, form: int) -> None:
     name = "x" * 60 + "/" + ("y" * 90 if form == tarfile.USTAR_FORMAT else "y" * 250)
     rows = read(write_tar(tmp_path / "s.tar", clips("a", name), form))
     assert verdicts(rows) == [("a", None), (name, None)]
@@ -403,7 +403,7 @@ def test_more_files_than_are_read_at_a_time_keep_their_order(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_more_rows_than_a_batch(tmp_path: Path) -> None:
+def test_more_rows_than_a_batch_keep_their_order_and_limit(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "m.jsonl", *[GOOD | {"id": n} for n in range(20_000)])
     assert [row["id"] for row in read(path)] == [str(n) for n in range(20_000)]
     assert len(read(path, 16_390)) == 16_390
@@ -460,7 +460,7 @@ def test_a_named_form_reads_a_file_of_any_suffix(tmp_path: Path) -> None:
     assert "form 'zip' is not known; the forms are ljspeech, jsonl" in error(path, form="zip")
 
 
-def test_inputs_on_other_filesystems(tmp_path: Path) -> None:
+def test_inputs_are_read_on_other_filesystems(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     try:
         tar = write_tar(tmp_path / "s 1.tar", clips("a", "b")).read_bytes()
@@ -474,7 +474,7 @@ def test_inputs_on_other_filesystems(tmp_path: Path) -> None:
     assert rows[2]["audio"] == "memory://inputs/two/a.wav"
 
 
-def test_file_uris_with_escapes(tmp_path: Path) -> None:
+def test_file_uris_may_have_escapes(tmp_path: Path) -> None:
     folder = tmp_path / "my voice é"
     write_lines(folder / "a b.jsonl", GOOD | {"audio": "c d.wav"})
     (row,) = read(f"{folder.as_uri()}/*.jsonl")
@@ -515,7 +515,7 @@ def test_plain_rows_refuse_what_is_not(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{path}, {source}: ")
 
 
-def test_plain_rows_of_a_parquet_of_paths(tmp_path: Path) -> None:
+def test_plain_rows_are_read_from_a_parquet_of_paths(tmp_path: Path) -> None:
     shutil.copy(write_lines(tmp_path / "x.jsonl", GOOD), tmp_path / "y.jsonl")
     path = write_parquet(tmp_path / "a.parquet", {"audio": ["b.wav"], "text": ["one"]})
     assert plain_rows(str(path))[0]["audio"] == f"{tmp_path}/b.wav"

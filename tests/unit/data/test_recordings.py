@@ -116,7 +116,7 @@ def check_same(location: str, clips: list[dict[str, Any]], form: str | None = No
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("place", ["path", "uri", "memory"])
-def test_one_corpus_in_each_form(
+def test_one_corpus_has_the_same_recordings_in_each_form(
     form: str, place: str, clips: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "a corpus"
@@ -186,7 +186,7 @@ def website(tmp_path: Path) -> Iterator[str]:
         ("webdataset", "corpus/*.tar"),
     ],
 )
-def test_one_corpus_over_http(
+def test_one_corpus_has_the_same_recordings_over_http(
     form: str, location: str, clips: list[dict[str, Any]], website: str, tmp_path: Path
 ) -> None:
     FORMS[form](tmp_path / "corpus", clips)

@@ -12,7 +12,7 @@ def tone(seconds: float, peak: float = 0.3) -> np.ndarray:
     return (peak * np.sin(2 * np.pi * 220 * at)).astype(np.float32)
 
 
-def test_lengths() -> None:
+def test_recordings_that_are_too_short_or_too_long_are_rejected() -> None:
     limits = Limits(min_seconds=0.5, max_seconds=10.0)
     assert length_fault(0.499, limits) == ("too short", "0.499 s, the minimum is 0.5 s")
     assert length_fault(0.5, limits) is None
@@ -21,7 +21,7 @@ def test_lengths() -> None:
     assert length_fault(1e6, Limits(max_seconds=None)) is None
 
 
-def test_silence_and_clipping() -> None:
+def test_silent_and_clipped_recordings_are_rejected() -> None:
     assert sound_fault(tone(1.0), Limits()) is None
     reason, detail = sound_fault(tone(1.0, peak=0.0005), Limits()) or ("", "")
     assert (reason, detail) == ("silent", "the loudest sample has -66 dB, the minimum is -60")
@@ -33,7 +33,7 @@ def test_silence_and_clipping() -> None:
     assert sound_fault(loud, Limits(max_clipped=None)) is None
 
 
-def test_speech_rate() -> None:
+def test_a_text_that_is_too_long_or_short_for_its_recording_is_rejected() -> None:
     limits = Limits(min_text_rate=2.0, max_text_rate=30.0)
     assert text_fault("twenty characters, ok", 5.0, limits) is None
     assert (text_fault("a", 5.0, limits) or ("",))[0] == "implausible speech rate"

@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_encoding_takes_each_or_counts_it(folder: Path) -> None:
+def test_encoding_takes_each_odd_file_or_counts_it(folder: Path) -> None:
     settings = DecodeSettings(24_000, Limits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000)
     found = decode_rows(read_manifest(str(folder)), settings).to_pylist()
     expected = {Path(name).stem: seconds for name, (_, seconds) in recordings().items()}
@@ -110,7 +110,9 @@ def test_encoding_takes_each_or_counts_it(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("listed", [True, False], ids=["metadata.csv", "any audio file"])
-def test_codec_training_reads_each_or_counts_it(folder: Path, tmp_path: Path, listed: bool) -> None:
+def test_codec_training_reads_each_odd_file_or_counts_it(
+    folder: Path, tmp_path: Path, listed: bool
+) -> None:
     shutil.copytree(folder, tmp_path / "data")
     if not listed:
         (tmp_path / "data" / "metadata.csv").unlink()

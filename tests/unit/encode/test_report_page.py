@@ -39,7 +39,7 @@ def report(tmp_path: Path) -> dict[str, Any]:
     return report_of(write(tmp_path, "rejected", bad))
 
 
-def test_the_page_says_what_happened(report: dict[str, Any]) -> None:
+def test_the_encode_page_says_what_happened(report: dict[str, Any]) -> None:
     page = page_of(report)
     text = text_of(report)
     assert "400 of 500 recordings are encoded: 2.4 h of speech in, 1.1 h out. 100 rejected." in text
@@ -76,7 +76,7 @@ def test_the_lead_and_the_first_section_give_the_verdict(
     assert "No recording was rejected." in text
 
 
-def test_findings(tmp_path: Path) -> None:
+def test_spread_rates_unused_codes_and_waiting_are_findings(tmp_path: Path) -> None:
     assert findings(report_of(fine(tmp_path / "fine", 10))) == []
     spread = [encoded(n, 10.0, "a" * (10 if n % 3 else 100)) for n in range(9)]
     (found,) = findings(report_of(write(tmp_path / "spread", "encoded", spread)))
@@ -90,7 +90,7 @@ def test_findings(tmp_path: Path) -> None:
     assert "waited for 25% of their time while rows were queued" in found
 
 
-def test_few_rejected_are_no_finding(tmp_path: Path) -> None:
+def test_a_few_rejected_rows_are_no_finding(tmp_path: Path) -> None:
     rows = [encoded(n, 10.0, snac_codes=[list(range(8))]) for n in range(99)]
     write(tmp_path, "encoded", rows)
     report = report_of(write(tmp_path, "rejected", [rejected(99, "missing")]))
@@ -98,13 +98,13 @@ def test_few_rejected_are_no_finding(tmp_path: Path) -> None:
     assert "1 rejected." in text_of(report)
 
 
-def test_nothing_encoded(tmp_path: Path) -> None:
+def test_a_page_of_nothing_encoded_says_so(tmp_path: Path) -> None:
     text = text_of(report_of(write(tmp_path, "rejected", [rejected(0, "missing")])))
     assert "2 things deserve a look. 0 of 1 recordings are encoded" in text
     assert "Nothing was encoded." in text
 
 
-def test_a_run_that_had_nothing_to_do(tmp_path: Path) -> None:
+def test_the_page_of_a_run_that_had_nothing_to_do_says_so(tmp_path: Path) -> None:
     done = RunTimes(0.5, {}, None, 2, 0.0, None, 0)
     page = page_of(report_of(fine(tmp_path, 3), done))
     assert "This run had nothing left to do" in page.text

@@ -30,7 +30,7 @@ def mixed(tmp_path: Path) -> str:
     )
 
 
-def test_rows_and_hours_of_a_mixed_folder(mixed: str) -> None:
+def test_rows_hours_and_speakers_of_a_mixed_folder_are_counted(mixed: str) -> None:
     report = report_of(mixed)
     assert (report["rows_in"], report["rows_out"], report["utterances"]) == (7, 3, 3)
     assert report["hours"] == round(9 / 3600, 6)
@@ -59,7 +59,7 @@ def test_rejects_stand_in_the_order_of_the_input(mixed: str) -> None:
     assert next(iter(rejects)) == "missing"  # the most frequent
 
 
-def test_distributions_of_a_mixed_folder(mixed: str) -> None:
+def test_durations_and_speech_rates_of_a_mixed_folder_are_summed_up(mixed: str) -> None:
     report = report_of(mixed)
     histogram = report["duration"].pop("histogram")
     # The nearest rank, to a tenth of a second.
@@ -80,7 +80,7 @@ def test_distributions_of_a_mixed_folder(mixed: str) -> None:
     assert rate["mean"] == pytest.approx(8 / 3, abs=1e-3)
 
 
-def test_codes_by_level(mixed: str) -> None:
+def test_usage_of_codes_is_counted_by_level(mixed: str) -> None:
     first, second = report_of(mixed)["codes"]
     # 0 and 3 twice each: one bit.
     assert first == {"codes": 4, "used": 2, "size": SIZE, "perplexity": 2.0, "entropy_bits": 1.0}
@@ -140,7 +140,7 @@ def test_recordings_that_came_as_codes_are_as_long_as_their_codes(tmp_path: Path
     assert (report["duration"]["min"], report["speech_rate"]["max"]) == (0.5, 4.0)
 
 
-def test_nothing_encoded(tmp_path: Path) -> None:
+def test_statistics_of_nothing_encoded_are_zeros_and_nulls(tmp_path: Path) -> None:
     report = report_of(write(tmp_path, "rejected", [rejected(0, "missing"), rejected(1, "silent")]))
     assert (report["rows_in"], report["rows_out"], report["hours_in"]) == (2, 0, 0.0)
     assert report["codes"] == []
@@ -159,7 +159,7 @@ def test_files_without_rows_count_for_nothing(mixed: str, tmp_path: Path) -> Non
     assert report_of(alone)["rows_in"] == 0
 
 
-def test_nothing_rejected_and_one_row(tmp_path: Path) -> None:
+def test_statistics_of_one_encoded_row_have_no_rejects(tmp_path: Path) -> None:
     report = report_of(write(tmp_path, "encoded", [encoded(0, 2.0)]))
     assert (report["rows_in"], report["rejects"]) == (1, {})
     assert report["duration"]["min"] == report["duration"]["max"] == 2.0

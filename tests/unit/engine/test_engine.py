@@ -146,7 +146,7 @@ def test_a_model_that_never_ends_stops_at_its_budget_and_is_counted(
 
 
 @pytest.mark.slow
-def test_a_model_that_ends_is_counted_too(tiny: Codec) -> None:
+def test_a_model_that_ends_its_request_is_counted_too(tiny: Codec) -> None:
     model = random_model(end=60.0)
     requests = [Request([n, LAYOUT.start_id], 20, Sampling(1.0, 0, 1.0, n)) for n in range(12)]
     with opened(model, tiny, slots=4) as engine:
@@ -344,7 +344,7 @@ def test_cancelling_stops_a_request_that_runs(endless: SpeechLM, tiny: Codec) ->
     assert (metrics["cancelled"], metrics["length"]) == (1, 1)
 
 
-def test_cancelling_a_request_that_waits(endless: SpeechLM, tiny: Codec) -> None:
+def test_cancelling_ends_a_request_that_waits(endless: SpeechLM, tiny: Codec) -> None:
     barrier, running, waiting = Barrier(), Sink(), Sink()
     with opened(endless, tiny, slots=1) as engine, before_each_pass(endless, barrier):
         engine.submit(short(), running)

@@ -311,7 +311,9 @@ SHAPE: dict[str, Any] = {
     ],
     ids=["llama", "mistral with a window", "gpt2"],
 )
-def test_other_bases_by_their_own_whole_forward(config: Any, whole: bool) -> None:
+def test_tokens_of_other_bases_are_the_best_of_their_own_whole_forward(
+    config: Any, whole: bool
+) -> None:
     layout = TokenLayout(100, 40, (4, 2, 1))
     torch.manual_seed(0)
     lm = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
@@ -337,7 +339,7 @@ def test_other_bases_by_their_own_whole_forward(config: Any, whole: bool) -> Non
             assert best.max() - best[token - start] < 1e-3
 
 
-def test_a_prompt_in_chunks_is_the_prompt(model: SpeechLM) -> None:
+def test_a_prompt_prefilled_in_chunks_gives_the_tokens_of_the_whole(model: SpeechLM) -> None:
     """Its last state beside the base's own forward pass over the whole of it."""
     generator = random.Random(0)
     prompt = [*(generator.randrange(WORDS) for _ in range(PREFILL_CHUNK + 100)), LAYOUT.start_id]
@@ -356,7 +358,7 @@ def test_a_prompt_in_chunks_is_the_prompt(model: SpeechLM) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [25, pytest.param(250, marks=pytest.mark.soak)])
-def test_frames_of_an_untrained_model_all_decode(count: int) -> None:
+def test_an_untrained_model_gives_legal_codes_over_their_whole_range(count: int) -> None:
     model, frames = random_model(end=0.0), 20
     decoder = TokenGenerator(model, 64, POSITIONS)
     settings = [Sampling(1.0, 0, 1.0), Sampling(5.0, 0, 1.0), Sampling(1.0, 100, 1.0)]
@@ -380,7 +382,7 @@ def test_frames_of_an_untrained_model_all_decode(count: int) -> None:
 
 
 @pytest.mark.slow
-def test_such_frames_are_audio(codec: Codec) -> None:
+def test_frames_of_an_untrained_model_decode_to_finite_audio(codec: Codec) -> None:
     requests = [Request([LAYOUT.start_id], 20, Sampling(1.0, 0, 1.0, n), 20) for n in range(4)]
     tokens = run(TokenGenerator(random_model(end=0.0), 4, POSITIONS), requests, None)
     frames = np.stack([LAYOUT.from_ids(np.array(ids)) for ids in tokens])

@@ -149,7 +149,7 @@ def test_a_pause_of_an_hour_is_refused(engine: Engine, voice: Voice) -> None:
     assert refusal.value.field == "input"
 
 
-def test_it_may_be_called_where_an_event_loop_runs(engine: Engine, voice: Voice) -> None:
+def test_synthesis_may_be_called_where_an_event_loop_runs(engine: Engine, voice: Voice) -> None:
     async def notebook() -> int:
         [result] = synthesize_all(engine, voice, [("Four.", SHORT)])
         assert isinstance(result, Synthesized)
@@ -160,7 +160,7 @@ def test_it_may_be_called_where_an_event_loop_runs(engine: Engine, voice: Voice)
     assert asyncio.run(notebook()) > 0
 
 
-def test_closing_it_cancels_what_is_not_spoken_yet(engine: Engine, voice: Voice) -> None:
+def test_closing_a_synthesis_cancels_what_is_not_spoken_yet(engine: Engine, voice: Voice) -> None:
     speech = synthesize(engine, voice, "Four two. " * 50, SHORT)
     assert len(next(speech).samples)
     speech.close()

@@ -31,11 +31,13 @@ def published() -> Shape:
     return Shape(model)
 
 
-def test_the_widest_activation_of_the_published_codec(published: Shape) -> None:
+def test_the_widest_activation_of_the_published_codec_has_64_values_a_sample(
+    published: Shape,
+) -> None:
     assert published.widest == 64
 
 
-def test_each_part_grows_with_what_causes_it(published: Shape) -> None:
+def test_each_part_of_the_reserve_grows_with_what_causes_it(published: Shape) -> None:
     model = random_model()
     small = plan_reserve(model, published, 8, 512, 1)
     # Sixteen windows of 36 frames and 6 of context, four activations of 64 values a sample.
@@ -52,7 +54,7 @@ def test_each_part_grows_with_what_causes_it(published: Shape) -> None:
     assert small.total == small.steps + small.graphs + small.codec
 
 
-def test_an_engine_takes_what_is_free_beside_all_else_and_says_so(
+def test_an_engine_takes_the_memory_that_all_else_leaves_free_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On a device with so much free memory; nothing else of it is needed here."""
@@ -72,7 +74,7 @@ def test_an_engine_takes_what_is_free_beside_all_else_and_says_so(
     assert f"64 slots; kept free beside it: {reserve}" in caplog.text
 
 
-def test_the_log_states_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_states_the_memory_that_is_kept_free(caplog: pytest.LogCaptureFixture) -> None:
     shape = CacheShape(layers=2, kv_heads=2, head_dim=32, dtype=torch.bfloat16)
     with caplog.at_level(logging.INFO, "sheen"):
         log_memory(shape, 24, 3, 512, None, Reserve(300_000_000, 100_000_000, 1_210_000_000))

@@ -147,7 +147,7 @@ def test_tokens_after_a_kept_beginning_are_those_after_a_computed_one(
     assert run(0, prompts[0])[0] == alone[0]
 
 
-def test_two_that_run_together_have_the_same_pages(frozen: SpeechLM) -> None:
+def test_two_requests_with_one_reference_share_its_pages(frozen: SpeechLM) -> None:
     generator = TokenGenerator(frozen, 2, 512)
     for slot, text in enumerate((1, 2)):
         request = shared_request(300, text)
@@ -246,14 +246,14 @@ def test_a_recording_loses_its_silence_and_what_is_no_whole_frame() -> None:
         (tone(0.2), r"0\.20 s of speech, expected 1 to 30 s: give 3 to 10 s"),
     ],
 )
-def test_a_recording_that_does_not_do_is_refused(samples: Samples, expected: str) -> None:
+def test_a_recording_that_cannot_be_a_reference_is_refused(samples: Samples, expected: str) -> None:
     with pytest.raises(RequestError, match=expected) as refusal:
         read_recording(encode_audio(samples, 16_000, "WAV"), tiny_codec())
     assert refusal.value.field == "ref_audio"
 
 
 @pytest.mark.parametrize("data", [b"", b"RIFF", b"\x00" * 5000])
-def test_what_is_no_recording_is_refused(data: bytes) -> None:
+def test_bytes_that_are_no_recording_are_refused_as_a_reference(data: bytes) -> None:
     with pytest.raises(RequestError, match=r"the recording cannot be read .* give a WAV"):
         read_recording(data, tiny_codec())
 

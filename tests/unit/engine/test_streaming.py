@@ -54,7 +54,9 @@ def whole(codec: Codec, codes: np.ndarray, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
-def test_any_codes_in_any_chunks_are_the_whole(any_codec: Codec, case: int) -> None:
+def test_any_codes_in_any_chunks_decode_to_the_samples_of_the_whole(
+    any_codec: Codec, case: int
+) -> None:
     """To the bit: several streams at once, tokens in random handfuls, random ramps, noise on."""
     generator = np.random.default_rng(case)
     utterances = [draw_codes(generator, int(n)) for n in generator.integers(1, 14, 3)]
@@ -117,7 +119,7 @@ def test_padded_to_few_shapes_windows_give_the_same_samples(small: Codec) -> Non
         np.testing.assert_array_equal(padded_, alone, f"utterance {n}")
 
 
-def test_what_is_needed_is_what_decodes(small: Codec) -> None:
+def test_a_window_decodes_once_the_frames_that_it_needs_are_there(small: Codec) -> None:
     ids = LAYOUT.to_ids(draw_codes(np.random.default_rng(0), 30))
     decoder = StreamingDecoder(small, LAYOUT, 0, (1, 3, 5))
     frame = 0
@@ -216,7 +218,7 @@ def test_until_one_is_heard_every_chunk_is_early_however_its_tokens_come(
     assert error[3:].max() <= TOLERANCE
 
 
-def test_a_look_ahead_that_is_long_enough_is_exact(small: Codec) -> None:
+def test_a_look_ahead_that_is_long_enough_makes_streaming_exact(small: Codec) -> None:
     codes = draw_codes(np.random.default_rng(0), 6)
     decoder = StreamingDecoder(small, LAYOUT, 5, look_ahead=3)
     streamed = np.concatenate([decoder.decode(LAYOUT.to_ids(codes)), decoder.flush()])
@@ -245,7 +247,7 @@ def test_silence_before_speech_is_left_out_but_for_the_onset(chunk: int, silence
 
 
 @pytest.mark.parametrize("chunk", [1, 64, 5000])
-def test_a_long_silence_is_the_message(chunk: int) -> None:
+def test_silence_beyond_the_longest_lead_in_is_kept(chunk: int) -> None:
     samples = np.arange(2000, dtype=np.float32) / 1e6
     np.testing.assert_array_equal(trimmed(samples, chunk), samples[500:])
     # One that ends before: what an onset might have needed.

@@ -38,7 +38,7 @@ def test_the_budget_follows_the_text(paced: Voice) -> None:
             assert request.max_frames == int(times * frames + more * FRAMES_PER_SECOND)
 
 
-def test_the_cap_is_hard(paced: Voice, unpaced: Voice) -> None:
+def test_no_text_gets_a_longer_budget_than_the_cap(paced: Voice, unpaced: Voice) -> None:
     assert paced.request("one " * 40, "slow", GREEDY, 3.0).max_frames == 35
     assert unpaced.request("one", None, GREEDY, 3.0).max_frames == 35
     # A voice whose pace is not known: the cap alone.

@@ -328,7 +328,7 @@ def test_a_second_part_has_the_time_that_is_left_and_the_pace_of_the_first(
 
 
 @pytest.mark.slow
-def test_it_trains_where_ray_and_the_jobs_packages_are_missing(
+def test_the_script_trains_where_ray_and_the_jobs_packages_are_missing(
     packed: list[Path], base: Path, tmp_path: Path
 ) -> None:
     script = textwrap.dedent(

@@ -23,7 +23,7 @@ def guide_of(model: SpeechLM, batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])
-def test_it_is_the_attention_to_the_text_about_where_speech_would_be(family: str) -> None:
+def test_guidance_measures_attention_to_the_text_about_where_speech_would_be(family: str) -> None:
     """Against the weights that transformers' own attention returns."""
     batch = row((9,), (5,))
     lm = small_lm(FAMILIES[family])
@@ -59,14 +59,14 @@ def test_utterances_of_a_row_are_measured_as_alone_and_padding_is_not() -> None:
     nothing.backward()  # a rank without work takes part in the exchange of gradients
 
 
-def test_what_is_predicted_does_not_depend_on_it() -> None:
+def test_predictions_do_not_depend_on_guidance() -> None:
     model, batch = small_model("qwen3"), row((4, 9), (2, 5))
     plain, guided = model(batch), model(batch, guided=True)
     assert plain.guide is None
     assert torch.equal(plain.loss, guided.loss)
 
 
-def test_its_gradient_draws_the_heads_to_the_text_and_leaves_the_layers_above_alone() -> None:
+def test_the_gradient_of_guidance_moves_its_heads_to_the_text_and_no_layer_above() -> None:
     config = Qwen3Config(**SMALL | {"num_hidden_layers": 3})
     model = SpeechLM(small_lm(config), LAYOUT)
     batch = row((4, 9, 2), (2, 5, 1))

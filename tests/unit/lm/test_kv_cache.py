@@ -31,7 +31,7 @@ def gpu_with(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 11 * GB)
 
 
-def test_memory_is_what_is_said_before() -> None:
+def test_the_cache_takes_the_memory_that_was_stated_before() -> None:
     assert PUBLISHED.token_bytes == 28 * 2 * 8 * 128 * 2
     assert PUBLISHED.page_bytes == 64 * PUBLISHED.token_bytes
     assert str(PUBLISHED) == "2 x 28 layers x 8 heads x 128 x 2 bytes"

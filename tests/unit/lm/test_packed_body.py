@@ -84,7 +84,7 @@ def pass_over_slots(model: SpeechLM) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_its_states_are_those_of_the_bases_own_layers(config: Any) -> None:
+def test_a_packed_body_has_the_states_of_the_bases_own_layers(config: Any) -> None:
     own, packed = SpeechLM(base(config), LAYOUT), SpeechLM(base(config), LAYOUT)
     pack_linears(own.lm.base_model)
     packed.freeze()
@@ -104,7 +104,7 @@ def test_a_frozen_bases_own_forward_is_what_it_was(config: Any) -> None:
         torch.testing.assert_close(lm(ids).logits, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_layers_with_adapters_are_not_known() -> None:
+def test_layers_with_adapters_are_not_packed() -> None:
     adapted = base(CONFIGS["qwen3"])
     assert PackedBody.fits(adapted.base_model)
     inject_adapter_in_model(LoraConfig(target_modules=["q_proj"], r=2), adapted)

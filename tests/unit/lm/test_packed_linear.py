@@ -28,7 +28,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
-def test_it_is_the_product(rows: int, width: int) -> None:
+def test_a_packed_linear_layer_gives_the_product(rows: int, width: int) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(width, rows).requires_grad_(False)
     x = torch.randn(MKL_ROWS + 12, width)
@@ -39,7 +39,7 @@ def test_it_is_the_product(rows: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
-def test_a_row_is_the_same_among_any_others(rows: int, width: int) -> None:
+def test_a_row_of_a_packed_product_is_the_same_among_any_others(rows: int, width: int) -> None:
     """In the multiples that the decoder computes."""
     torch.manual_seed(1)
     multiply = product(torch.randn(rows, width))
@@ -51,7 +51,9 @@ def test_a_row_is_the_same_among_any_others(rows: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
-def test_so_few_rows_are_the_same_as_among_many(rows: int, width: int) -> None:
+def test_as_few_rows_as_were_found_give_the_same_product_as_among_many(
+    rows: int, width: int
+) -> None:
     torch.manual_seed(2)
     multiply = product(torch.randn(rows, width))
     fewest = fewest_rows([(multiply, width)])
@@ -74,7 +76,7 @@ def test_rows_that_depend_on_how_many_there_are_are_found() -> None:
     assert fewest_rows([(apart, 3), (in_fours, 3)]) == FEWEST
 
 
-def test_only_what_gains_is_packed() -> None:
+def test_only_layers_that_gain_are_packed() -> None:
     base = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 8)), nn.LayerNorm(8))
     layers = [base[0], base[1][0]]  # type: ignore[index]
     pack_linears(base)

@@ -53,7 +53,7 @@ def test_neighbours_are_given_where_there_are_enough_and_singles_where_not() -> 
     assert pool.take(2) == [1, 3]
 
 
-def test_what_nobody_holds_is_neither_shared_nor_given_back() -> None:
+def test_a_page_that_nobody_holds_is_neither_shared_nor_given_back() -> None:
     pool = PagePool(3)
     pages = pool.take(2)
     pool.give_back(pages)

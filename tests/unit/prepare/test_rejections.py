@@ -30,7 +30,7 @@ def reason(text: str, seconds: float = 3.0, **measures: float) -> str | None:
         ("我们昨天买了三张桌子", 2.4),
     ],
 )
-def test_speech_is_kept(text: str, seconds: float) -> None:
+def test_segments_of_clear_speech_are_kept(text: str, seconds: float) -> None:
     assert reason(text, seconds, no_speech_prob=0.05, avg_logprob=-0.3) is None
 
 

@@ -127,7 +127,7 @@ def test_speakers_get_the_names_of_the_examples_they_resemble() -> None:
     assert name_speakers(found, {}) == ["speaker-1", "speaker-2", "speaker-3"]
 
 
-def test_nothing_has_no_speakers() -> None:
+def test_without_segments_there_are_no_speakers() -> None:
     assert find_speakers([]).labels == {}
     short = Voiced("a", "b", 0.0, 1.0, None)
     assert find_speakers([short], 1).labels == {"a": None}

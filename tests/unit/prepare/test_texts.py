@@ -52,7 +52,9 @@ def test_numbers_are_the_same_written_and_spoken() -> None:
         ("— 😀", "press one", "rejected"),
     ],
 )  # fmt: skip
-def test_how_far_apart_is_too_far(text: str, heard: str, verdict: str) -> None:
+def test_a_text_is_good_doubtful_or_rejected_by_its_character_error_rate(
+    text: str, heard: str, verdict: str
+) -> None:
     check = check_text(text, heard, LIMITS)
     assert check.verdict == verdict
     assert (check.detail is None) == (verdict == "good")
@@ -61,7 +63,7 @@ def test_how_far_apart_is_too_far(text: str, heard: str, verdict: str) -> None:
         assert repr(heard) in check.detail
 
 
-def test_other_limits_are_kept() -> None:
+def test_the_limits_of_the_error_rate_can_be_set() -> None:
     text, heard = "Press one for sales", "press one for sailing"
     assert check_text(text, heard, TextLimits(0.05, 0.0)).verdict == "rejected"
     assert check_text(text, heard, TextLimits(1.0, 1.0)).verdict == "good"

@@ -170,14 +170,14 @@ def test_the_waveform_shows_a_single_click() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("samples", [0, 1, 2, 500, 24000])
-def test_silent_short_and_empty_clips(samples: int) -> None:
+def test_silent_short_and_empty_clips_are_drawn(samples: int) -> None:
     constant = Clip("constant", np.full(samples, 0.25, np.float32), 24000)
     page = page_of(clip_row([silence(samples), constant]), clip_row([silence(samples)]))
     assert len(page.attributes("src", "img")) == 3
     assert len(page.attributes("src", "audio")) == (3 if samples else 0)
 
 
-def test_silence_looks_dark() -> None:
+def test_silence_is_dark_in_a_spectrogram() -> None:
     dither = np.random.default_rng(0).normal(0, LEAST_AMPLITUDE / 100, 24000).astype(np.float32)
     for clip in (silence(24000), Clip("dither", dither, 24000)):
         (mel,) = mel_images(clip_row([clip]))
@@ -260,7 +260,7 @@ def test_write_page_replaces_whole_pages_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_threads_draw_at_once() -> None:
+def test_several_threads_may_draw_at_once() -> None:
     pages: list[Page] = []
     threads = [
         threading.Thread(target=lambda: pages.append(page_of(*everything("text"))))

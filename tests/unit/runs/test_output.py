@@ -73,7 +73,7 @@ def test_a_second_owner_is_refused_by_name_and_the_next_is_not(tmp_path: Path) -
     assert not (tmp_path / "new" / "out").exists(), "nothing was written: nothing is left"
 
 
-def test_what_is_written_stays_and_the_lock_goes(tmp_path: Path) -> None:
+def test_a_run_leaves_its_files_and_no_lock(tmp_path: Path) -> None:
     with output_lock(str(tmp_path)):
         (tmp_path / "rows").write_text("x")
         assert not is_unused(str(tmp_path))
@@ -148,7 +148,7 @@ def test_a_run_that_did_nothing_is_no_hindrance(tmp_path: Path) -> None:
 FIELDS: dict[str, Any] = {"seed": 0, "voices": ["a", "b"], "judge": None, "normal": {"by": "x"}}
 
 
-def test_the_first_is_recorded_and_the_same_resumes(tmp_path: Path) -> None:
+def test_the_first_runs_fingerprint_is_recorded_and_the_same_resumes(tmp_path: Path) -> None:
     where = str(tmp_path / "out" / "run.json")
     assert check_fingerprint(where, FIELDS) == ""
     before = Path(where).read_bytes()
@@ -166,7 +166,9 @@ def test_the_first_is_recorded_and_the_same_resumes(tmp_path: Path) -> None:
         ({"normal": None}, "normal was {'by': 'x'}, now None"),
     ],
 )
-def test_all_that_differs_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_every_field_that_differs_from_the_fingerprint_is_named(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     where = str(tmp_path / "run.json")
     check_fingerprint(where, FIELDS)
     before = Path(where).read_bytes()
@@ -218,7 +220,7 @@ def test_few_recordings_are_all_sampled(count: int) -> None:
     assert all(0 <= place < count for place in places)
 
 
-def test_what_cannot_be_read_is_not_known(tmp_path: Path) -> None:
+def test_a_recording_that_cannot_be_read_has_no_digest(tmp_path: Path) -> None:
     """Not even a pipe that nobody writes to, whose reader would wait for ever."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "pointer").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")

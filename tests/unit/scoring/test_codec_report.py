@@ -60,7 +60,7 @@ def written(
 
 
 @pytest.mark.slow
-def test_json_holds_everything(
+def test_the_json_of_a_codec_report_holds_everything(
     measured: Measured, recordings: list[Recording], written: Path
 ) -> None:
     report, _ = measured

@@ -67,7 +67,7 @@ def judge(*clips: SpokenClip, **arguments: Any) -> SpeechReport:
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 24000, 44100])
-def test_silence_at_the_ends_and_between(rate: int) -> None:
+def test_silence_is_measured_at_the_ends_and_in_between(rate: int) -> None:
     parts = [quiet(0.5, rate), tone(1.0, rate), quiet(0.3, rate), tone(0.4, rate), quiet(0.2, rate)]
     sound = measure_sound(np.concatenate(parts), rate)
     assert sound.seconds == pytest.approx(2.4)
@@ -85,7 +85,7 @@ def test_the_longest_pause_counts() -> None:
 
 
 @pytest.mark.parametrize("gain", [2.0, 0.1, 0.01])
-def test_the_level_does_not_count(gain: float) -> None:
+def test_the_level_of_a_clip_does_not_change_its_pauses(gain: float) -> None:
     whole = np.concatenate([quiet(0.4), tone(0.6), quiet(0.2), tone(0.6)])
     soft = measure_sound((gain * whole).astype(np.float32), RATE)
     assert (soft.speaking, soft.pause) == pytest.approx((1.4, 0.2))
@@ -143,7 +143,7 @@ def test_shares_have_the_interval_of_wilson(count: int, of: int, low: float, hig
     assert 0.0 <= found.low <= found.high <= 1.0
 
 
-def test_the_interval_of_a_ratio() -> None:
+def test_the_interval_of_a_ratio_is_about_the_ratio_of_the_sums() -> None:
     ones = np.ones(20)
     assert ratio_interval(0.7 * ones, ones) == pytest.approx((0.7, 0.7))
     # The ratio of the sums, not the mean of ratios: all of it lies in the long utterances.
@@ -226,7 +226,7 @@ def test_a_single_voice_needs_no_name() -> None:
     assert report.voices[ALL].clips == 2
 
 
-def test_what_nobody_heard_has_no_figures() -> None:
+def test_clips_without_a_transcript_have_no_error_rates() -> None:
     report = judge(clip("x", expected=None), clip("y", "...", expected=None), asr=None)
     result = report.voices[ALL]
     assert report.clip_wer == [None, None]
@@ -417,7 +417,7 @@ def test_the_table_leaves_out_what_was_not_measured() -> None:
     assert of_w["clips"] == "1"
 
 
-def test_the_worst_come_first() -> None:
+def test_the_worst_clips_come_first() -> None:
     """By words that are wrong, then cut ones, then those too long or too short."""
     heard = [
         clip("right", transcript="one two"),

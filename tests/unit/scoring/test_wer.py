@@ -28,14 +28,14 @@ def many(utterances: int, wrong_every: int) -> tuple[list[str], list[str]]:
     ]
 
 
-def test_words_counted_by_hand() -> None:
+def test_word_errors_are_those_counted_by_hand() -> None:
     measured = error_rate("word", REFERENCES, HYPOTHESES)
     assert (measured.errors, measured.units, measured.utterances) == (6, 11, 5)
     assert measured.rate == pytest.approx(6 / 11)
     assert measured.low <= measured.rate <= measured.high
 
 
-def test_characters_counted_by_hand() -> None:
+def test_character_errors_are_those_counted_by_hand() -> None:
     # "two" to "too" 1, "four five" to "four" 5, "six" to "six six" 4, none, "nine zero one" 13.
     measured = error_rate("character", REFERENCES, HYPOTHESES)
     assert (measured.errors, measured.units) == (23, 13 + 9 + 3 + 11 + 13)
@@ -75,7 +75,7 @@ def test_both_sides_are_normalized(unit: Unit) -> None:
         ("...", ""),
     ],
 )
-def test_normalization(text: str, normalized: str) -> None:
+def test_words_are_normalized_once_and_for_all(text: str, normalized: str) -> None:
     assert normalize_words(text) == normalized
     assert normalize_words(normalized) == normalized
 
@@ -140,7 +140,7 @@ def test_pairing_tells_apart_what_two_rates_do_not() -> None:
         (["one", " ?!"], ["one", "two"], r"reference 1 holds no words: ' \?!'"),
     ],
 )
-def test_what_cannot_be_compared(
+def test_lists_that_cannot_be_compared_are_refused(
     references: list[str], hypotheses: list[str], message: str
 ) -> None:
     for unit in get_args(Unit):
@@ -197,7 +197,7 @@ def test_other_words_are_errors(reference: str, transcript: str) -> None:
     assert error_rate("word", *sides).errors > 0
 
 
-def test_its_words_survive_the_comparison_as_they_are() -> None:
+def test_normalized_words_survive_the_comparison_as_they_are() -> None:
     text = normalize_english("At 5:30 p.m. it's $24.99, 20% off: O'Neil's (old) café.")
     assert normalize_words(text) == text
 
@@ -208,7 +208,7 @@ def test_a_text_of_fillers_alone_keeps_its_words(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "..."])
-def test_nothing_stays_nothing(text: str) -> None:
+def test_a_text_without_words_stays_empty_when_normalized(text: str) -> None:
     assert normalize_words(normalize_english(text)) == ""
 
 

@@ -64,7 +64,7 @@ def test_a_ctranslate2_folder_is_opened_and_named_with_its_settings(folders: Pat
         assert part in opened.name
 
 
-def test_transformers_folders_are_not_its(folders: Path) -> None:
+def test_a_transformers_folder_is_not_opened_as_faster_whisper(folders: Path) -> None:
     folder = str(folders / "tiny-transformers")
     assert find_whisper(folder) is None
     assert isinstance(open_transcriber(folder), AsrPipeline)

@@ -167,7 +167,7 @@ def test_an_unknown_format_names_the_known_ones(client: TestClient) -> None:
         assert f"'{name}'" in message
 
 
-def test_what_a_plain_request_gets(client: TestClient) -> None:
+def test_a_plain_request_gets_a_streamed_mp3_at_speed_1(client: TestClient) -> None:
     read = accepted(client, GOOD)
     assert (read["response_format"], read["stream_format"]) == ("mp3", "audio")
     assert (read["speed"], read["stream"], read["seed"]) == (1.0, True, None)
@@ -345,13 +345,13 @@ def test_json_may_be_declared_in_every_way(client: TestClient, kind: str) -> Non
 # Every other error
 
 
-def test_a_path_that_is_not_there(client: TestClient) -> None:
+def test_an_unknown_path_is_a_404_in_openais_shape(client: TestClient) -> None:
     response = client.get("/v1/audio/nothing")
     assert response.status_code == 404
     assert error_of(response.json())["type"] == "invalid_request_error"
 
 
-def test_a_method_that_is_not_allowed(client: TestClient) -> None:
+def test_a_method_that_is_not_allowed_is_a_405_in_openais_shape(client: TestClient) -> None:
     response = client.get("/v1/audio/speech")
     assert response.status_code == 405
     assert error_of(response.json())["type"] == "invalid_request_error"
@@ -362,7 +362,7 @@ def test_a_405_names_the_allowed_method(client: TestClient) -> None:
     assert client.get("/v1/audio/speech").headers.get("Allow") == "POST"
 
 
-def test_what_nobody_foresaw_has_the_shape_too(client: TestClient) -> None:
+def test_an_unforeseen_error_has_openais_shape_too(client: TestClient) -> None:
     response = client.get("/break")
     assert response.status_code == 500
     assert response.headers["Content-Type"] == "application/json"
@@ -380,7 +380,9 @@ def test_what_nobody_foresaw_has_the_shape_too(client: TestClient) -> None:
         (503, "server_error"),
     ],
 )
-def test_an_error_of_the_application(client: TestClient, status: int, kind: str) -> None:
+def test_an_error_of_the_application_has_the_type_of_its_status(
+    client: TestClient, status: int, kind: str
+) -> None:
     response = client.get(f"/refuse/{status}")
     assert response.status_code == status
     error = error_of(response.json())
@@ -389,7 +391,9 @@ def test_an_error_of_the_application(client: TestClient, status: int, kind: str)
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_come_back_later_says_when_in_whole_seconds(client: TestClient, status: int) -> None:
+def test_a_refusal_that_says_come_back_later_says_when_in_whole_seconds(
+    client: TestClient, status: int
+) -> None:
     response = client.get(f"/refuse/{status}", params={"retry_after_s": 1})
     assert response.status_code == status
     # int() refuses "1.0" and a date, the other forms that a client might not read.

@@ -128,7 +128,9 @@ def test_without_a_key_nothing_under_v1_answers(
 @pytest.mark.parametrize(
     "headers", [bearer(KEY), bearer(OTHER), {"Authorization": f"bearer {KEY}"}]
 )
-def test_any_of_the_keys_opens(client: TestClient, keys: None, headers: dict[str, str]) -> None:
+def test_any_of_the_keys_is_accepted(
+    client: TestClient, keys: None, headers: dict[str, str]
+) -> None:
     assert client.post("/v1/echo", json={"a": 1}, headers=headers).json() == {"a": 1}
 
 

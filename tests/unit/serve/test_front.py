@@ -124,7 +124,7 @@ def test_head_needs_a_key_where_get_does(client: TestClient, keys: None) -> None
         ("/v1/audio/speech/", "/v1/audio/speech"),
     ],
 )
-def test_a_slash_too_many_leads_back_wherever_the_server_seems_to_be(
+def test_a_slash_too_many_is_redirected_wherever_the_server_seems_to_be(
     client: TestClient, path: str, expected: str, query: str
 ) -> None:
     response = client.post(path + query, json={})
@@ -135,7 +135,7 @@ def test_a_slash_too_many_leads_back_wherever_the_server_seems_to_be(
 
 
 @pytest.mark.parametrize("path", ["/nothing//", "//evil.example/", "/v1//"])
-def test_it_never_leads_away(client: TestClient, path: str) -> None:
+def test_no_path_redirects_to_another_host(client: TestClient, path: str) -> None:
     location = client.get(path).headers.get("Location", "")
     assert urljoin(f"http://server.example{path}", location).startswith("http://server.example/")
 
@@ -168,7 +168,9 @@ def test_a_page_that_is_allowed_may_ask_and_read_with_a_key(
 
 
 @pytest.mark.parametrize("allowed", [(), (PAGE,)])
-def test_no_other_page_may(client: TestClient, allowed: tuple[str, ...]) -> None:
+def test_a_page_of_an_origin_that_is_not_listed_may_not_ask(
+    client: TestClient, allowed: tuple[str, ...]
+) -> None:
     set_origins(allowed)
     try:
         for origin in ("https://elsewhere.example", f"{PAGE}.evil.example", "null"):
@@ -199,7 +201,7 @@ def test_a_preflight_that_is_refused_is_logged_with_its_code(
     assert plain[1] != "foreign_origin"
 
 
-def test_all_may_where_that_is_written_down(client: TestClient) -> None:
+def test_pages_of_all_origins_may_ask_where_that_is_written_down(client: TestClient) -> None:
     set_origins(("*",))
     try:
         assert preflight(client, "https://any.example").status_code == 200

@@ -49,7 +49,7 @@ def test_every_error_is_json_in_openais_shape(document: dict[str, Any]) -> None:
     assert "ErrorBody" in document["components"]["schemas"]
 
 
-def test_it_names_the_voices_that_are_taken_and_where_the_server_is(
+def test_the_document_names_the_voices_and_the_servers_address(
     document: dict[str, Any],
 ) -> None:
     schemas = document["components"]["schemas"]
@@ -112,7 +112,7 @@ def test_no_address_of_a_page_is_absolute(html: str) -> None:
         assert address.startswith("data:") or not re.match(r"/|\w+:", address), address
 
 
-def test_its_policy_lets_no_script_run(document: dict[str, Any]) -> None:
+def test_the_policy_of_the_reference_page_lets_no_script_run(document: dict[str, Any]) -> None:
     policy = reference_response(document).headers["Content-Security-Policy"]
     assert "script-src 'none'" in policy
     assert "unsafe" not in policy

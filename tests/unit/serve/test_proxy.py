@@ -320,7 +320,9 @@ def test_who_sends_all_of_a_large_message_still_reads_why_it_is_refused(
     assert behind.ended.get(timeout=WAIT_S)["code"] == 1009
 
 
-def test_clients_on_asyncio_read_it_too(url: str, behind: Behind) -> None:
+def test_clients_on_asyncio_read_the_refusal_of_a_large_message_too(
+    url: str, behind: Behind
+) -> None:
     """aiohttp's answers the close frame, and then has no code if it cannot."""
 
     async def send_to_it() -> tuple[int | None, Any]:

@@ -31,7 +31,7 @@ def test_clients_with_as_much_to_do_take_turns() -> None:
     ]  # fmt: skip
 
 
-def test_nobody_waits_for_ever() -> None:
+def test_no_client_waits_for_ever() -> None:
     """However many come anew with less to do."""
     turns: Turns[int] = Turns()
     turns.put(Client(), 400, -1)

@@ -70,7 +70,7 @@ TEXT = "Four two, seven. [pause:0.5s] Nine one; six!"
 WORDS = "Four two, seven. Nine one; six!"
 
 
-def test_a_whole_answer_has_them_in_a_header(client: TestClient) -> None:
+def test_a_whole_answer_has_its_word_times_in_a_header(client: TestClient) -> None:
     response = speak(client, TEXT)
     assert response.headers["X-Finish-Reason"]  # it is whole without being asked for
     words = json.loads(response.headers["X-Word-Timestamps"])
@@ -86,7 +86,7 @@ def test_words_are_as_written_whatever_is_spoken_instead(client: TestClient) -> 
     assert_words(words, WORDS, len(response.content) / 48_000)
 
 
-def test_a_header_that_would_be_too_long_is_not_there_and_says_why(
+def test_word_times_too_long_for_a_header_are_left_out_and_that_is_said(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sheen.serve.answers.responses.MAX_WORDS_BYTES", 60)
@@ -95,7 +95,7 @@ def test_a_header_that_would_be_too_long_is_not_there_and_says_why(
     assert "bytes" in response.headers["X-Word-Timestamps-Omitted"]
 
 
-def test_events_have_them_chunk_by_chunk(client: TestClient) -> None:
+def test_events_have_word_times_chunk_by_chunk(client: TestClient) -> None:
     told = events(speak(client, TEXT, stream_format="sse").content)
     kinds = [event["type"] for event in told]
     assert kinds[0] == "speech.audio.delta"
@@ -119,7 +119,7 @@ def test_times_are_those_of_the_speed_and_pauses_are_as_long_as_ever(
 
 
 @pytest.mark.slow
-def test_batches_and_sockets_have_them(client: TestClient) -> None:
+def test_batches_and_websockets_have_word_times(client: TestClient) -> None:
     items = [{"input": TEXT}, {"input": "nine", "word_timestamps": False}, {"input": "---"}]
     results = client.post(BATCH, json={**REQUEST, "items": items}).json()["results"]
     assert_words(
@@ -168,7 +168,7 @@ def test_a_session_has_audio_and_times_in_messages(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"stream": True}, {"stream": True, "stream_format": "audio"}])
-def test_a_stream_of_audio_has_no_place_for_them(
+def test_a_stream_of_audio_has_no_place_for_word_times(
     client: TestClient, fields: dict[str, Any]
 ) -> None:
     response = client.post("/v1/audio/speech", json={**REQUEST, "input": "four", **fields})
@@ -176,13 +176,13 @@ def test_a_stream_of_audio_has_no_place_for_them(
     assert response.json()["error"]["param"] == "word_timestamps"
 
 
-def test_a_session_of_files_has_no_place_for_them(client: TestClient) -> None:
+def test_a_session_of_files_has_no_place_for_word_times(client: TestClient) -> None:
     with client.websocket_connect("/v1/audio/speech/stream") as socket:
         socket.send_json({"type": "session.config", **REQUEST})
         assert socket.receive_json()["error"]["param"] == "word_timestamps"
 
 
-def test_a_server_without_an_aligner_says_so(
+def test_a_server_without_an_aligner_refuses_word_times(
     client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_aligner", None)
@@ -222,7 +222,7 @@ def test_an_aligner_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("--- ***", []),
     ],
 )
-def test_words_are_as_they_are_written(sentence: str, words: list[str]) -> None:
+def test_timed_words_are_as_they_are_written(sentence: str, words: list[str]) -> None:
     assert written_words(sentence) == words
 
 

@@ -32,7 +32,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def test_is_empty(root: str, tmp_path: Path) -> None:
+def test_a_location_is_empty_without_files_or_folders(root: str, tmp_path: Path) -> None:
     assert files.is_empty(uris.join(root, "nothing"))
     (tmp_path / "folder").mkdir()
     assert files.is_empty(uris.join(root, "folder"))
@@ -42,7 +42,7 @@ def test_is_empty(root: str, tmp_path: Path) -> None:
     assert not files.is_empty(uris.join(root, "file"))
 
 
-def test_kind_and_exists(root: str, tmp_path: Path) -> None:
+def test_files_folders_and_nothing_are_told_apart(root: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert files.kind(root) == fs.FileType.Directory
     assert files.kind(uris.join(root, "file")) == fs.FileType.File
@@ -50,7 +50,7 @@ def test_kind_and_exists(root: str, tmp_path: Path) -> None:
     assert not files.exists(uris.join(root, "nothing"))
 
 
-def test_write_bytes_leaves_the_file_and_nothing_else(root: str, tmp_path: Path) -> None:
+def test_writing_leaves_the_file_and_nothing_else(root: str, tmp_path: Path) -> None:
     location = uris.join(root, "new", "folder", "file.bin")
     for content in (b"first, and longer", b"second"):
         files.write_bytes(location, content)
@@ -65,19 +65,19 @@ def test_a_write_that_fails_leaves_nothing(root: str, tmp_path: Path) -> None:
     assert names(tmp_path) == {"taken"}
 
 
-def test_list_files_lists_one_level(root: str, source: Path) -> None:
+def test_listing_shows_one_level(root: str, source: Path) -> None:
     listed = files.list_files(uris.join(root, "source"))
     assert [Path(path).name for path in listed] == ["a.bin"]
     assert files.list_files(uris.join(root, "nothing")) == []
 
 
-def test_delete_folder(root: str, source: Path, tmp_path: Path) -> None:
+def test_a_folder_is_deleted_with_all_it_holds(root: str, source: Path, tmp_path: Path) -> None:
     files.delete(uris.join(root, "source"))
     files.delete(uris.join(root, "source"))  # nothing there is no error
     assert names(tmp_path) == set()
 
 
-def test_names_with_spaces_and_percent_signs(tmp_path: Path) -> None:
+def test_names_may_have_spaces_and_percent_signs(tmp_path: Path) -> None:
     path = tmp_path / "my voice 100%25 é#1" / "a b.bin"
     files.write_bytes(str(path), b"x")
     assert path.read_bytes() == b"x"
@@ -94,7 +94,7 @@ def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "plain.bin").read_bytes() == b"x"
 
 
-def test_join() -> None:
+def test_locations_are_joined_with_one_slash() -> None:
     assert uris.join("/a/", "b", "c") == "/a/b/c"
     assert uris.join("s3://bucket/", "c") == "s3://bucket/c"
 
@@ -114,7 +114,7 @@ def test_an_unknown_scheme_is_named() -> None:
         files.write_bytes("gopher://host/data", b"x")
 
 
-def test_parts_of_locations() -> None:
+def test_names_in_uris_are_escaped_and_those_in_paths_are_not() -> None:
     assert uris.name("/a/b%20c/") == "b%20c"
     assert uris.name("s3://bucket/b%20c.tar?region=x/y") == "b c.tar"
     assert uris.name("https://host/b%20c.tar?token=x") == "b%20c.tar"
@@ -124,7 +124,7 @@ def test_parts_of_locations() -> None:
     assert uris.child("hf://datasets/a/b", "c d") == "hf://datasets/a/b/c d"
 
 
-def test_sibling() -> None:
+def test_a_path_in_a_file_is_relative_to_the_file_that_names_it() -> None:
     assert uris.sibling("/data/m.jsonl", "a.wav") == "/data/a.wav"
     assert uris.sibling("m.jsonl", "a.wav") == "./a.wav"
     assert uris.sibling("s3://b/x/m.jsonl?region=r", "w/a b.wav") == "s3://b/x/w/a%20b.wav?region=r"
@@ -156,7 +156,7 @@ def memory() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("place", ["path", "uri", "memory"])
-def test_glob(place: str, tmp_path: Path, memory: str) -> None:
+def test_globs_match_on_every_filesystem(place: str, tmp_path: Path, memory: str) -> None:
     root = {"path": str(tmp_path), "uri": tmp_path.as_uri(), "memory": memory}[place]
     spread(root)
     assert below(root, "*.tar") == ["a.tar", "b.tar"]
@@ -210,7 +210,9 @@ def test_many_small_files_are_read_several_at_a_time_and_given_in_order() -> Non
     assert [*files.map_ahead(read, numbers)] == [*map(str, numbers)]
 
 
-def test_list_below(tmp_path: Path, memory: str) -> None:
+def test_listing_below_shows_files_at_any_depth_but_hidden_ones(
+    tmp_path: Path, memory: str
+) -> None:
     for root in (str(tmp_path), tmp_path.as_uri(), memory):
         spread(root)
         expected = ["a.tar", "b.tar", "c.txt", "x/e.tar", "x/y/f.tar"]
@@ -220,7 +222,7 @@ def test_list_below(tmp_path: Path, memory: str) -> None:
 # Filesystems that pyarrow does not know
 
 
-def test_memory_reads_and_writes(memory: str) -> None:
+def test_a_filesystem_in_memory_is_read_and_written(memory: str) -> None:
     location = uris.join(memory, "a", "b.bin")
     files.write_bytes(location, b"x")
     assert files.read_bytes(location) == b"x"
@@ -276,7 +278,7 @@ def website(tmp_path: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_http(website: str, tmp_path: Path) -> None:
+def test_files_are_read_over_http(website: str, tmp_path: Path) -> None:
     spread(str(tmp_path))
     (tmp_path / "a b.tar").write_bytes(b"y")
     assert files.read_bytes(f"{website}/x/e.tar") == b"x"

@@ -103,7 +103,7 @@ def test_a_copy_holds_the_files_of_its_source_and_no_others(
     assert names(temporary) == set()
 
 
-def test_between_a_disk_and_a_store(memory: str, tmp_path: Path) -> None:
+def test_a_folder_is_copied_between_a_disk_and_a_store(memory: str, tmp_path: Path) -> None:
     disk = str(tmp_path / "disk")
     folders.copy_folder(fill(uris.join(memory, "source"), NEW), disk)
     folders.copy_folder(disk, fill(uris.join(memory, "target"), OLD))
@@ -125,7 +125,7 @@ def can_exchange(folder: Path) -> bool:
     return folders._exchange(str(first), str(second))
 
 
-def test_where_two_folders_cannot_be_exchanged(
+def test_where_folders_cannot_be_exchanged_a_target_is_old_missing_or_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on NFS: a moment without a target, and no other state."""
@@ -213,7 +213,7 @@ def test_a_local_folder_is_itself_or_a_copy_that_goes(memory: str, temporary: Pa
     assert names(temporary) == set()
 
 
-def test_a_local_folder_without_weights(memory: str, temporary: Path) -> None:
+def test_a_local_copy_without_weights_holds_all_other_files(memory: str, temporary: Path) -> None:
     fill(memory, {"config.json": b"{}", "deep/tokenizer.model": b"t", "model-1.safetensors": b"w"})
     fill(memory, {"codec/config.json": b"{}", "codec/pytorch_model.bin": b"w"})
     with folders.local_folder(memory, weights=False) as folder:

@@ -26,7 +26,7 @@ def qwen() -> Any:
 
 
 @pytest.mark.parametrize("name", get_args(FormName))
-def test_a_prompt_id_for_id(name: FormName, llama: Any, qwen: Any) -> None:
+def test_a_forms_prompt_has_the_published_ids(name: FormName, llama: Any, qwen: Any) -> None:
     tokenizer = qwen if name == "vyvo-qwen3" else llama
     template = FORMS[name].template(tokenizer, FIRST)
     before, form, after, tail = ROWS[name]

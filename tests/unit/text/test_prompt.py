@@ -22,7 +22,7 @@ def extended(base, tmp_path_factory) -> tuple[PreTrainedTokenizerBase, TokenLayo
     return AutoTokenizer.from_pretrained(folder), layout
 
 
-def test_template() -> None:
+def test_a_prompt_is_the_speaker_and_the_normalized_text() -> None:
     assert prompt_text("four two", None) == "four two"
     assert prompt_text(" four \t two\n", "heart") == "heart: four two"
     assert prompt_text("cafe\u0301", None) == "caf\u00e9"

@@ -43,7 +43,7 @@ def items(inner: str, scope: Scope = SCOPE) -> list[Item]:
         ("", []),
     ],
 )
-def test_what_is_followed(inner: str, expected: list[Item]) -> None:
+def test_supported_elements_become_what_they_ask_for(inner: str, expected: list[Item]) -> None:
     assert items(inner) == expected
 
 

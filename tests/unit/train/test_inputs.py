@@ -55,7 +55,9 @@ def test_the_codec_is_the_one_given_or_the_checkpoints_or_the_datas(
     assert codec_of([old], str(newer), str(CHECKPOINT)) == given
 
 
-def test_one_of_other_codes_is_refused_wherever_it_comes_from(base: Path, tmp_path: Path) -> None:
+def test_a_codec_of_other_codes_is_refused_wherever_it_comes_from(
+    base: Path, tmp_path: Path
+) -> None:
     wrong = other_codec(tmp_path / "wrong", "encoder")
     good, bad = data(tmp_path / "good", []), data(tmp_path / "bad", [], codec=wrong)
     for locations, codec, model, message in (
@@ -79,7 +81,7 @@ def test_tags_are_those_asked_for_else_those_that_the_data_kept(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_base_gets_them_as_tokens_and_a_checkpoint_has_its_own(base: Path) -> None:
+def test_a_base_gets_tags_as_tokens_and_a_checkpoint_has_its_own(base: Path) -> None:
     codec = describe_codec(str(CODEC))
     info, tokenizer, extends = plan_checkpoint(str(base), codec, ["<laugh>"])
     assert (info.tags, extends) == (["<laugh>"], True)

@@ -80,7 +80,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_tensorboard_shows_what_was_given(tmp_path: Path) -> None:
+def test_tensorboard_shows_the_scalars_sounds_and_images_that_it_was_given(tmp_path: Path) -> None:
     pixels, png = picture()
     trackers = start("tensorboard", tmp_path)
     for step in (1, 2, 3):
@@ -107,7 +107,7 @@ def test_tensorboard_shows_what_was_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sync_leaves_nothing_unwritten(tmp_path: Path) -> None:
+def test_a_sync_of_trackers_leaves_nothing_unwritten(tmp_path: Path) -> None:
     trackers = start("tensorboard", tmp_path)
     for step in range(5):
         trackers.scalars(step, {"loss": 0.0})
@@ -162,7 +162,7 @@ def test_a_run_from_step_0_hides_the_one_before(tmp_path: Path) -> None:
     assert curve(tmp_path, "loss") == [(0, 2.0), (1, 2.0), (2, 2.0)]
 
 
-def test_a_uri_gets_the_events_at_each_sync(tmp_path: Path, temporary: Path) -> None:
+def test_a_uri_gets_the_trackers_events_at_each_sync(tmp_path: Path, temporary: Path) -> None:
     output = tmp_path / "output"
     trackers = start("tensorboard", output.as_uri())
     trackers.scalars(1, {"loss": 1.0})
@@ -211,20 +211,24 @@ def test_no_trackers_write_nothing(tmp_path: Path, temporary: Path) -> None:
     assert not list(temporary.iterdir())
 
 
-def test_unknown_names_are_refused() -> None:
+def test_unknown_names_of_trackers_are_refused() -> None:
     message = r"--trackers wandbb: .*tensorboard, wandb"
     with pytest.raises(ValueError, match=message):
         check_trackers(["tensorboard", "wandbb"])
 
 
 @pytest.mark.parametrize("name", TRACKERS)
-def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_of_a_tracker_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ValueError, match=rf"--trackers {name} .*pip install {name}$"):
         check_trackers([name])
 
 
-def test_a_folder_is_not_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_wandb_is_not_taken_for_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """W&B leaves a folder `wandb` in the working directory, and Python can import a folder."""
     (tmp_path / "wandb").mkdir()
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
@@ -233,12 +237,12 @@ def test_a_folder_is_not_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         check_trackers(["wandb"])
 
 
-def test_what_is_there_is_not_refused() -> None:
+def test_trackers_whose_packages_are_installed_are_accepted() -> None:
     check_trackers([])
     check_trackers(list(TRACKERS))
 
 
-def test_one_that_cannot_open_is_off(
+def test_a_tracker_that_cannot_open_is_off_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as on a worker that lacks it
@@ -255,7 +259,9 @@ def test_one_that_cannot_open_is_off(
     assert "wandb was off and missed 2 records" in ended.getMessage()
 
 
-def test_one_that_fails_on_the_way_is_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tracker_that_fails_during_the_run_is_off_from_then_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trackers = start("tensorboard", tmp_path)
     trackers.scalars(1, {"loss": 1.0})
     trackers.image(1, "prompt", b"no PNG")
@@ -269,7 +275,7 @@ def test_one_that_fails_on_the_way_is_off(tmp_path: Path, caplog: pytest.LogCapt
     assert len(failures) == 1
 
 
-def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+def test_a_trackers_folder_that_cannot_be_written_stops_no_run(tmp_path: Path) -> None:
     output = tmp_path / "output"
     trackers = start("tensorboard", output.as_uri())
     output.write_bytes(b"a file")
@@ -327,7 +333,9 @@ def wandb_history(folder: Path) -> dict[int, dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("offline_wandb")
-def test_wandb_offline(tmp_path: Path, temporary: Path) -> None:
+def test_wandb_offline_keeps_every_step_once_over_a_resumed_run(
+    tmp_path: Path, temporary: Path
+) -> None:
     """One W&B process for all of it: it starts slowly."""
     pixels, png = picture()
     output = tmp_path / "output"
