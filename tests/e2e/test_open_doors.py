@@ -91,7 +91,7 @@ def refusal() -> str | None:
 def started(way: str) -> dict[str, Any]:
     """What ports.py found, once what is documented listens."""
     if (why := refusal()) is not None:
-        pytest.skip(f"network namespaces are not permitted here: {why}")
+        pytest.skip(f"needs network namespaces, which are not permitted here: {why}")
     expected = {
         key(machine): [
             [process, place, port]

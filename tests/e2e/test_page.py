@@ -18,7 +18,7 @@ from sheen.serve.access.middleware import Gate, set_gate
 from sheen.serve.web.pages import page_response
 
 needs_chromium = pytest.mark.skipif(
-    not Path(CHROMIUM).exists(), reason=f"there is no {CHROMIUM}: the page cannot be driven"
+    not Path(CHROMIUM).exists(), reason=f"needs {CHROMIUM}, to drive the page"
 )
 
 TEXT = "four two"

@@ -12,7 +12,7 @@ from sheen.prepare.corrections import read_corrections
 from sheen.report.review import ReviewRow, render_review
 
 pytestmark = pytest.mark.skipif(
-    not Path(CHROMIUM).exists(), reason=f"there is no {CHROMIUM}: the page cannot be driven"
+    not Path(CHROMIUM).exists(), reason=f"needs {CHROMIUM}, to drive the page"
 )
 TEXTS = ["Hello there.", "Too late", HOSTILE, "Never mind."]
 PLAYED = """(() => {

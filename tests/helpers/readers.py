@@ -23,7 +23,7 @@ Samples = NDArray[np.float32]
 
 def _run(*command: str, data: bytes = b"") -> bytes:
     if shutil.which(command[0]) is None:
-        pytest.skip(f"there is no command {command[0]}")
+        pytest.skip(f"needs the command {command[0]}")
     done = subprocess.run(command, input=data, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     return done.stdout

@@ -81,7 +81,9 @@ def test_the_asr_encoder_computes_what_transformers_and_ctranslate2_do(
         torch.testing.assert_close(last, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(WHISPER not in os.environ, reason=f"{WHISPER} names no CTranslate2 folder")
+@pytest.mark.skipif(
+    WHISPER not in os.environ, reason=f"needs {WHISPER}: a Whisper as a CTranslate2 folder"
+)
 def test_a_published_whisper_encodes_as_ctranslate2() -> None:
     folder = Path(os.environ[WHISPER])
     clip = read_clip(clips_of(VOICES[0])[0], 16_000)

@@ -275,7 +275,7 @@ def test_mixed_precision_takes_the_fast_attention(
     assert off < 0.03
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlashAttention is a GPU's")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, for FlashAttention")
 @every_family
 def test_fast_attention_computes_the_same_and_mixes_nothing(family: str) -> None:
     device = torch.device("cuda")

@@ -6,8 +6,6 @@ import pytest
 
 from sheen.prepare.sources.subtitles import Cue, joined_text, read_subtitles
 
-pytest.importorskip("pysubs2", reason="needs pip install 'sheen[subtitles]'")
-
 SRT = """\ufeff1
 00:00:01,000 --> 00:00:02,500
 <i>It goes on</i> --> here

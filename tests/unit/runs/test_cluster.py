@@ -25,7 +25,9 @@ print(freed - resident())
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be asked to return memory")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="needs glibc, which can be asked to return memory"
+)
 def test_freed_memory_that_workers_keep_is_returned_when_asked() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FREES_100_MB],

@@ -115,7 +115,7 @@ def test_on_a_disk_a_target_is_old_or_new_at_every_moment(tmp_path: Path) -> Non
     fill(source, NEW), fill(target, OLD)
     states = states_during(lambda: folders.copy_folder(source, target), lambda: read(target))
     if not can_exchange(tmp_path):
-        pytest.skip("the filesystem of temporary files cannot exchange two folders")
+        pytest.skip("needs temporary files on a filesystem that can exchange two folders")
     assert states == [OLD, NEW]
 
 

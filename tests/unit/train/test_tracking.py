@@ -288,7 +288,8 @@ def test_a_trackers_folder_that_cannot_be_written_stops_no_run(tmp_path: Path) -
 
 @pytest.fixture
 def offline_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     for variable in ("WANDB_DIR", "WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_ID"):
         monkeypatch.delenv(variable, raising=False)
     for variable in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
