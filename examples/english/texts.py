@@ -5,6 +5,7 @@ the order in which a voice reads them. No text of WordNet is kept in the reposit
 given that shares a sentence with the held-out lists beside this file.
 """
 
+import hashlib
 import random
 import re
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,17 @@ from compose import Composer, Words
 
 HERE = Path(__file__).resolve().parent
 WORDNET = Path("/usr/share/wordnet")
+WORDNET_SHA256 = {
+    "data.noun": "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2",
+    "data.verb": "adcf43e35b581e8036d8b5a52d63d9cd3d3b4870b2720d3c03c799df44777bc2",
+    "data.adj": "c89120dfc1f046ddff4a631bf9b7e9fa1a36b5e86565a23bf82dbe14f30b88a7",
+    "data.adv": "444a63bf3955080ab7524f5079cfc07ff9bc682cb98bdb1db73b0fb9829f1139",
+    "index.noun": "a490d99d93d017bf4822fe2f0ffa51fd73911ce271dc7535fade21f8814b5a04",
+    "index.verb": "e2ac24816c3a8289dcb72aaa9cf8db81fdf25ec34d792bfc96ac5b7a20c8b4ae",
+    "index.adj": "c9865d7b4d1f805bdef82ccdcea5282436e23083e6f6f1b33e716327c4eda810",
+    "index.adv": "6f5465ed5758fe9c8a2f7ec17b1300f3aa875756c70ff7cba162f7e71bcf88ea",
+}
+"""Of another dictionary's texts the same seed makes another corpus."""
 HELD_OUT = ("everyday.txt", "hard.txt", "prose.txt")
 PARTS = ("noun", "verb", "adj", "adv")
 GLOSS_SHARE = 0.35
@@ -36,12 +48,27 @@ def spoken_key(sentence: str) -> str:
     return " ".join(re.findall(r"[a-z0-9']+", sentence.lower()))
 
 
+def _dictionary(name: str) -> Iterator[str]:
+    """The lines of one of its files. ValueError where it is missing, or not that of WordNet 3.0."""
+    path = WORDNET / name
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: apt-get install wordnet-base")
+    content = path.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != WORDNET_SHA256[name]:
+        raise ValueError(
+            f"{path} is not that of WordNet 3.0, of which the corpus is made: its sha256 is "
+            f"{found}, expected {WORDNET_SHA256[name]}. Debian's wordnet-base 1:3.0-37 has it"
+        )
+    for line in content.decode("latin-1").splitlines():
+        if not line.startswith("  "):  # the licence
+            yield line
+
+
 def _synsets() -> Iterator[str]:
     """The gloss of every synset, examples among it: what follows `|` (wndb(5WN))."""
     for part in PARTS:
-        for line in (WORDNET / f"data.{part}").read_text("latin-1").splitlines():
-            if not line.startswith("  "):  # the licence
-                yield line.partition("|")[2].strip()
+        for line in _dictionary(f"data.{part}"):
+            yield line.partition("|")[2].strip()
 
 
 def phrases() -> tuple[list[str], list[str]]:
@@ -69,9 +96,7 @@ def common_words() -> Words:
     lists = []
     for part in ("noun", "adj", "adv", "verb"):
         found = []
-        for line in (WORDNET / f"index.{part}").read_text("latin-1").splitlines():
-            if line.startswith("  "):
-                continue
+        for line in _dictionary(f"index.{part}"):
             fields = line.split()
             # lemma pos synset_cnt p_cnt [ptr_symbol...] sense_cnt tagsense_cnt offsets...
             tagged = int(fields[5 + int(fields[3])])
