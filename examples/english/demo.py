@@ -29,7 +29,7 @@ from demo_commands import (
     step,
     submit,
 )
-from demo_comparison import as_text, choose_clips, comparison, read_results
+from demo_comparison import as_text, choose_clips, comparison, read_results, wer_changes
 from demo_page import write_report
 from demo_requests import Spoken, speak_all
 
@@ -221,10 +221,11 @@ def report(
     for spoken, words in zip(alone, transcripts, strict=True):
         print(f"   {spoken.text!r} was heard as {words!r}")
     results = read_results(RUN / "before"), read_results(RUN / "after")
+    changes = wer_changes(RUN / "before", RUN / "after")
     clips = choose_clips(RUN / "before"), choose_clips(RUN / "after")
     recording = new_voice_recording(args.recordings, args.new_voice)
-    write_report(RUN, results, clips, recording, requests, transcripts, seconds)
-    return as_text(*comparison(*results))
+    write_report(RUN, results, changes, clips, recording, requests, transcripts, seconds)
+    return as_text(*comparison(*results, changes))
 
 
 if __name__ == "__main__":

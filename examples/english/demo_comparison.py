@@ -1,11 +1,12 @@
 """Two evaluations of the same prompts, before training and after: a table, and clips to compare.
 
 Owns reading what jobs/evaluate.py left in two folders, and which of its clips are looked at more
-closely. Measures nothing.
+closely. Of what was said before and after it computes one thing anew: by how much each voice's WER
+changed, sentence by sentence.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow.dataset as pads
 
 from sheen.scoring.speaker_id import ALL
+from sheen.scoring.wer import ErrorDifference, wer_normalizer, word_error_difference
 
 COMPARED = {
     "WER": "wer",
@@ -42,10 +44,48 @@ def read_results(folder: Path) -> dict[str, Any]:
     return content
 
 
+def wer_changes(before: Path, after: Path) -> dict[str, ErrorDifference]:
+    """How much higher each voice's WER is in the second evaluation's folder than in the first's.
+
+    Paired by sentence: the interval is of the change, and narrower than those of the two rates
+    suggest. Empty without an ASR. Raises ValueError when the transcripts are not of the same
+    prompts.
+    """
+    config = read_results(before)["config"]
+    normalize = wer_normalizer(config["asr"], config["asr_language"])
+    first, second = (_transcripts(folder) for folder in (before, after))
+    if others := first.keys() ^ second.keys():
+        _, voice, text = min(others)
+        raise ValueError(
+            f"evaluations that cannot be compared: one of {before} and {after} has no transcript "
+            f"of {text!r} by {voice}"
+        )
+    voices: dict[str, list[list[str]]] = {}
+    for prompt, heard in first.items():
+        _, voice, text = prompt
+        voices.setdefault(voice, []).append([normalize(t) for t in (text, heard, second[prompt])])
+    return {
+        voice: word_error_difference(*zip(*rows, strict=True), seed=config["seed"])
+        for voice, rows in voices.items()
+    }
+
+
+def _transcripts(folder: Path) -> dict[tuple[int, str, str], str]:
+    """What the ASR heard, by a prompt's place in the list, voice and text."""
+    columns = ["key", "speaker", "text", "transcript"]
+    rows = pads.dataset(folder / "rows", format="parquet").to_table(columns=columns).to_pylist()
+    return {
+        (row["key"], row["speaker"], row["text"]): row["transcript"]
+        for row in rows
+        if row["transcript"] is not None
+    }
+
+
 def comparison(
-    before: dict[str, Any], after: dict[str, Any]
+    before: dict[str, Any], after: dict[str, Any], changes: Mapping[str, ErrorDifference]
 ) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Header and rows: a voice each, first those that the base had never heard.
+    """Header and rows: a voice each, first those that the base had never heard. `changes`: of
+    `wer_changes`.
 
     A measure that neither has of any voice is left out. Raises ValueError when the two did not
     judge the same voices on as many clips each: their difference would then be one of prompts, too.
@@ -66,6 +106,10 @@ def comparison(
         )
         for when, results in (("before", before), ("after", after))
     ]
+    if changes:
+        points = [change_cell(changes.get(voice)) for voice in voices]
+        place = 1 + [name for name, _ in measures].index("WER, after")
+        measures.insert(place, ("WER, change", points))
     names = [f"{voice} (new)" if voice in new else voice for voice in voices]
     columns = [("voice", names), *measures]
     return [name for name, _ in columns], list(zip(*(cells for _, cells in columns), strict=True))
@@ -78,6 +122,14 @@ def cell(result: dict[str, Any] | None) -> str:
     if "units" in result:
         return f"{result['rate']:.1%} [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
     return f"{result['value']:.2f}" if "value" in result else f"{result['rate']:.0%}"
+
+
+def change_cell(change: ErrorDifference | None) -> str:
+    """Percentage points with their interval."""
+    if change is None:
+        return ""
+    points = (100 * value for value in (change.difference, change.low, change.high))
+    return "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*points)
 
 
 def as_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

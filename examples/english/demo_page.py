@@ -6,7 +6,7 @@ what was heard is the ASR's business.
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from demo_requests import Spoken
 from sheen.audio.io import decode_audio
 from sheen.report.figures import bars, curves, histogram
 from sheen.report.page import Clip, ClipRow, Section, clip_row, table, write_page
+from sheen.scoring.wer import ErrorDifference
 
 RATE = 24_000
 """Of the players, Hz."""
@@ -25,6 +26,7 @@ RATE = 24_000
 def write_report(
     folder: Path,
     results: tuple[dict[str, Any], dict[str, Any]],
+    changes: Mapping[str, ErrorDifference],
     clips: tuple[Sequence[SpokenClip], Sequence[SpokenClip]],
     recording: tuple[str, bytes],
     requests: tuple[Sequence[Spoken], Sequence[Spoken]],
@@ -33,9 +35,10 @@ def write_report(
 ) -> None:
     """Write `folder`/report.html from what the jobs left in `folder`.
 
-    results: of `read_results`, before and after. clips: of `choose_clips`, before and after, of the
-    same prompts. recording: a text, and a file's content, of the new voice. requests: of
-    `speak_all`. transcripts: what the ASR heard in the requests. seconds: by stage.
+    results: of `read_results`, before and after. changes: of `wer_changes`. clips: of
+    `choose_clips`, before and after, of the same prompts. recording: a text, and a file's content,
+    of the new voice. requests: of `speak_all`. transcripts: what the ASR heard in the requests.
+    seconds: by stage.
     """
     before, after = results
     metrics = [
@@ -49,7 +52,7 @@ def write_report(
         "Sheen demo: a new voice",
         [
             Section("What it says now", [_served(together, transcripts, recording)]),
-            _comparison_section(before, after),
+            _comparison_section(before, after, changes),
             Section(
                 "One sentence, twice",
                 [
@@ -88,16 +91,19 @@ def _compare(before: SpokenClip, after: SpokenClip) -> ClipRow:
     return clip_row(clips, title=f"{after.voice}: {after.text}")
 
 
-def _comparison_section(before: dict[str, Any], after: dict[str, Any]) -> Section:
-    header, rows = comparison(before, after)
+def _comparison_section(
+    before: dict[str, Any], after: dict[str, Any], changes: Mapping[str, ErrorDifference]
+) -> Section:
+    header, rows = comparison(before, after, changes)
     first, *others = zip(header, *rows, strict=True)  # a line for each measure: voices are few
     return Section(
         "Before and after",
         [
             table(first, others),
             f"Held-out sentences, transcribed by {after['asr']}. WER is the word error rate, in "
-            "brackets its 95% bootstrap interval. Similarity is 1 for a voice's own recordings and "
-            f"0 for the nearest other voice's. Seed {after['seed']}, the same for both.",
+            "brackets its 95% bootstrap interval; that of the change is paired by sentence. "
+            "Similarity is 1 for a voice's own recordings and 0 for the nearest other voice's. "
+            f"Seed {after['seed']}, the same for both.",
         ],
     )
 

@@ -2,8 +2,10 @@
 
 import copy
 import importlib.util
+import json
 import socket
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from sheen.encode.config import EncodeConfig
 from sheen.evaluate.config import EvaluateConfig
 from sheen.lm.checkpoint import read_info
 from sheen.scoring.speaker_id import PROFILE_RECORDINGS
+from sheen.scoring.wer import ErrorDifference
 from sheen.serve.config import ServeArgs
 from sheen.text import normalization, phonemes
 from sheen.text.steps import NfcSpaceStep, TextPipeline
@@ -50,7 +53,7 @@ demo = load_script(ENGLISH / "demo.py")
 
 
 def test_the_table_shows_each_voice_before_and_after_and_the_new_one_first() -> None:
-    header, rows = demo_comparison.comparison(BEFORE, AFTER)
+    header, rows = demo_comparison.comparison(BEFORE, AFTER, {})
     assert header[:3] == ["voice", "WER, before", "WER, after"]
     assert [row[0] for row in rows] == ["af_bella (new)", "bf_alice", "heart"]
     new, bf_alice, heart = (dict(zip(header, row, strict=True)) for row in rows)
@@ -69,16 +72,16 @@ def test_similarity_and_dnsmos_are_compared_where_they_were_measured() -> None:
         evaluation(["b"], b=voice_result(0.5, 1.0, 1.0, dnsmos_ovrl=mos, speaker_similarity=near))
         for mos, near in ((2.75, 0.25), (3.251, -0.5))
     )
-    header, (row,) = demo_comparison.comparison(before, after)
+    header, (row,) = demo_comparison.comparison(before, after, {})
     cells = dict(zip(header, row, strict=True))
     assert (cells["DNSMOS OVRL, before"], cells["DNSMOS OVRL, after"]) == ("2.75", "3.25")
     assert cells["speaker similarity, after"] == "-0.50"
-    bare, _ = demo_comparison.comparison(BEFORE, AFTER)
+    bare, _ = demo_comparison.comparison(BEFORE, AFTER, {})
     assert len(bare) == 7  # neither of them
 
 
 def test_the_console_has_a_column_for_each_voice() -> None:
-    header, rows = demo_comparison.comparison(BEFORE, AFTER)
+    header, rows = demo_comparison.comparison(BEFORE, AFTER, {})
     lines = demo_comparison.as_text(header, rows).split("\n")
     assert lines[0].split() == ["voice", "af_bella", "(new)", "bf_alice", "heart"]
     assert len(lines) == len(header)
@@ -96,7 +99,55 @@ def test_evaluations_of_other_prompts_are_not_compared(fault: str) -> None:
     else:
         after["voices"]["heart"]["clips"] = 24
     with pytest.raises(ValueError, match="cannot be compared"):
-        demo_comparison.comparison(BEFORE, after)
+        demo_comparison.comparison(BEFORE, after, {})
+
+
+def write_evaluation(folder: Path, wrong: Sequence[bool | None]) -> Path:
+    """An evaluation of `heart`: the same sentence again and again, a word of it heard wrongly where
+    `wrong` says so, and without a transcript where it says None."""
+    (folder / "rows").mkdir(parents=True)
+    heard = {True: "It cost nine dollars.", False: "It cost $5.", None: None}
+    rows = [
+        {"key": key, "speaker": "heart", "text": "It cost five dollars.", "transcript": heard[each]}
+        for key, each in enumerate(wrong)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows[::-1]), folder / "rows" / "a.parquet")
+    config = {"asr": "base", "asr_language": "en", "seed": 0}
+    (folder / "evaluation.json").write_text(json.dumps({"config": config}), "utf-8")
+    return folder
+
+
+def test_the_change_of_wer_is_paired_by_sentence_and_stands_beside_the_two_rates(
+    tmp_path: Path,
+) -> None:
+    often = [place % 2 == 0 for place in range(60)]
+    before = write_evaluation(tmp_path / "before", often)
+    oftener = [wrong or place < 12 for place, wrong in enumerate(often)]
+    after = write_evaluation(tmp_path / "after", oftener)
+    changes = demo_comparison.wer_changes(before, after)
+    change = changes["heart"]
+    # Six more of sixty sentences, one word in four; numerals are no errors.
+    assert change.difference == pytest.approx(6 / 60 / 4)
+    # Between them the sentences' errors vary far more than that, which pairing removes.
+    assert 0 < change.low < change.difference < change.high
+    assert demo_comparison.wer_changes(before, before)["heart"].high == 0
+
+    alone, other = (evaluation([], heart=voice_result(rate, 1, 1)) for rate in (0.125, 0.15))
+    header, (row,) = demo_comparison.comparison(alone, other, changes)
+    assert header[1:4] == ["WER, before", "WER, after", "WER, change"]
+    assert row[3].startswith("+2.5 points [+")
+
+
+def test_changes_of_wer_are_refused_between_other_prompts_and_absent_without_an_asr(
+    tmp_path: Path,
+) -> None:
+    two = write_evaluation(tmp_path / "two", [False, True])
+    for name, fewer in (("one", [False]), ("unheard", [False, None])):
+        one = write_evaluation(tmp_path / name, fewer)
+        with pytest.raises(ValueError, match=r"cannot be compared: .* no transcript"):
+            demo_comparison.wer_changes(two, one)
+    silent = write_evaluation(tmp_path / "silent", [None])
+    assert demo_comparison.wer_changes(silent, silent) == {}
 
 
 # The clips
@@ -392,6 +443,7 @@ def test_the_page_plays_what_was_served_and_each_held_out_sentence_twice(tmp_pat
     demo_page.write_report(
         tmp_path,
         (BEFORE, AFTER),
+        {"heart": ErrorDifference(0.012, -0.004, 0.03, 25)},
         (before, after),
         ("A recording.", audio),
         (requests, requests),
@@ -402,5 +454,12 @@ def test_the_page_plays_what_was_served_and_each_held_out_sentence_twice(tmp_pat
     assert_self_contained(html)
     page = Page(html)
     assert len(page.attributes("src", "audio")) == 1 + 3 + 2
-    for words in (*demo.SENTENCES, "heard two", "Transcript: nothing", "mumble", "af_bella (new)"):
+    for words in (
+        *demo.SENTENCES,
+        "heard two",
+        "Transcript: nothing",
+        "mumble",
+        "af_bella (new)",
+        "+1.2 points",
+    ):
         assert words in page.text
