@@ -1,4 +1,5 @@
 """Scores a codec on recordings: WER, DNSMOS and level through it, beside the recordings' own.
+Where package distillmos is installed, DistillMOS too.
 
 Owns the choice of recordings, the table, `score.json` and `mel.png`.
 The same sentences are transcribed twice, from the recording and from what the codec makes of it, so
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from distill_mos import DistillMos
 from numpy.typing import NDArray
 
 from sheen.audio.io import decode_audio
@@ -49,8 +51,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scored:
-    """One recording and its reconstruction; `rms` of each is over all its samples. DNSMOS is None
-    for what is silent or too short to score."""
+    """One recording and its reconstruction; `rms` of each is over all its samples. DNSMOS and
+    DistillMOS are None for what is silent or too short to score, and the latter without its
+    package."""
 
     id: str
     voice: str | None
@@ -62,20 +65,24 @@ class Scored:
     codec_dnsmos: float | None
     recording_rms: float
     codec_rms: float
+    recording_distillmos: float | None = None
+    codec_distillmos: float | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of a voice or all: WER as shares, `rms_ratio` output over input. DNSMOS OVRL, from 1 to 5, is
-    over the clips that have it on both sides."""
+    """Of a voice or all: WER as shares, `rms_ratio` output over input. DNSMOS OVRL and DistillMOS,
+    from 1 to 5, are over the clips that have them on both sides; None where no clip has."""
 
     clips: int
     seconds: float
     recording_wer: ErrorRate
     codec_wer: ErrorRate
     wer_difference: ErrorDifference
-    recording_dnsmos: float
-    codec_dnsmos: float
+    recording_dnsmos: float | None
+    codec_dnsmos: float | None
+    recording_distillmos: float | None
+    codec_distillmos: float | None
     rms_ratio: float
 
 
@@ -118,12 +125,13 @@ def rms(waveform: Waveform) -> float:
 
 
 def summarise(clips: Sequence[Scored], seed: int) -> Scores:
-    """The scores of clips together. RMS is over all their samples; DNSMOS a mean over clips."""
+    """The scores of clips together. RMS is over all their samples; the others but WER are means
+    over clips."""
     texts = [normalize_english(clip.text) for clip in clips]
     recorded = [normalize_english(clip.recording_transcript) for clip in clips]
     coded = [normalize_english(clip.codec_transcript) for clip in clips]
-    scored = [(c.recording_dnsmos, c.codec_dnsmos) for c in clips]
-    moses = np.array([pair for pair in scored if None not in pair], np.float64).reshape(-1, 2)
+    dnsmos = pair_means([(c.recording_dnsmos, c.codec_dnsmos) for c in clips])
+    distillmos = pair_means([(c.recording_distillmos, c.codec_distillmos) for c in clips])
     power = [
         sum(clip.seconds * level**2 for clip, level in zip(clips, levels, strict=True))
         for levels in ([c.recording_rms for c in clips], [c.codec_rms for c in clips])
@@ -134,10 +142,23 @@ def summarise(clips: Sequence[Scored], seed: int) -> Scores:
         recording_wer=error_rate("word", texts, recorded, seed=seed),
         codec_wer=error_rate("word", texts, coded, seed=seed),
         wer_difference=word_error_difference(texts, recorded, coded, seed=seed),
-        recording_dnsmos=float(moses[:, 0].mean()) if len(moses) else float("nan"),
-        codec_dnsmos=float(moses[:, 1].mean()) if len(moses) else float("nan"),
+        recording_dnsmos=dnsmos[0],
+        codec_dnsmos=dnsmos[1],
+        recording_distillmos=distillmos[0],
+        codec_distillmos=distillmos[1],
         rms_ratio=float(np.sqrt(power[1] / power[0])) if power[0] else float("nan"),
     )
+
+
+def pair_means(
+    scored: Sequence[tuple[float | None, float | None]],
+) -> tuple[float, float] | tuple[None, None]:
+    """The mean of each side over the pairs that have both."""
+    pairs = [pair for pair in scored if None not in pair]
+    if not pairs:
+        return None, None
+    first, second = np.array(pairs, np.float64).mean(axis=0)
+    return float(first), float(second)
 
 
 def by_voice(clips: Sequence[Scored], seed: int) -> dict[str, Scores]:
@@ -150,10 +171,15 @@ def by_voice(clips: Sequence[Scored], seed: int) -> dict[str, Scores]:
 
 
 def render_table(scores: dict[str, Scores]) -> str:
-    """Lines of text; WER in percent, its difference in points with the 95% interval."""
+    """Lines of text; WER in percent, its difference in points with the 95% interval. DistillMOS
+    only where it was measured."""
+    second_judge = any(found.codec_distillmos is not None for found in scores.values())
     header = "voice|clips|seconds|WER recordings|WER codec|difference"
-    rows = [f"{header}|DNSMOS recordings|codec|difference|RMS out/in".split("|")]
+    header += "|DNSMOS recordings|codec|difference"
+    header += "|DistillMOS recordings|codec|difference" if second_judge else ""
+    rows = [f"{header}|RMS out/in".split("|")]
     for voice, found in scores.items():
+        distillmos = found.recording_distillmos, found.codec_distillmos
         more = found.wer_difference
         points = [f"{100 * value:+.1f}" for value in (more.difference, more.low, more.high)]
         rows.append(
@@ -164,9 +190,8 @@ def render_table(scores: dict[str, Scores]) -> str:
                 f"{100 * found.recording_wer.rate:.1f}%",
                 f"{100 * found.codec_wer.rate:.1f}%",
                 f"{points[0]} [{points[1]}, {points[2]}]",
-                f"{found.recording_dnsmos:.2f}",
-                f"{found.codec_dnsmos:.2f}",
-                f"{found.codec_dnsmos - found.recording_dnsmos:+.2f}",
+                *mos_cells(found.recording_dnsmos, found.codec_dnsmos),
+                *(mos_cells(*distillmos) if second_judge else ()),
                 f"{found.rms_ratio:.3f}",
             ]
         )
@@ -177,6 +202,22 @@ def render_table(scores: dict[str, Scores]) -> str:
     )
 
 
+def mos_cells(recordings: float | None, codec: float | None) -> list[str]:
+    """Both, and how much higher the codec's is."""
+    if recordings is None or codec is None:
+        return [""] * 3
+    return [f"{recordings:.2f}", f"{codec:.2f}", f"{codec - recordings:+.2f}"]
+
+
+def open_distillmos() -> DistillMos | None:
+    """None where its package is not installed, said in the log."""
+    try:
+        return DistillMos()
+    except ValueError as error:
+        logger.warning("no DistillMOS: %s", error)
+        return None
+
+
 def score(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, write the image, and return what `score.json` holds. ValueError names the flag."""
     with named("--output"):
@@ -184,7 +225,7 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     with named("--codec"):
         codec, info = load_codec(args.codec), describe_codec(args.codec)
     asr = open_transcriber(args.asr)
-    dnsmos = Dnsmos()
+    dnsmos, distillmos = Dnsmos(), open_distillmos()
     with named("--recordings"):
         found = read_recordings(args.recordings, args.count, codec.sample_rate)
     logger.info("encoding and decoding %d recordings", len(found))
@@ -192,6 +233,10 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     clips = []
     for (row, waveform), made in zip(found, decoded, strict=True):
         before, after = asr.transcribe([waveform, made], codec.sample_rate)
+        second = [
+            None if distillmos is None else distillmos.score(side, codec.sample_rate)
+            for side in (waveform, made)
+        ]
         clips.append(
             Scored(
                 id=row["id"],
@@ -204,6 +249,8 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
                 codec_dnsmos=overall(dnsmos, made, codec.sample_rate),
                 recording_rms=rms(waveform),
                 codec_rms=rms(made),
+                recording_distillmos=second[0],
+                codec_distillmos=second[1],
             )
         )
         logger.info("%d of %d: %s", len(clips), len(found), json.dumps(asdict(clips[-1])))

@@ -1,16 +1,28 @@
 """The codec's scores of the English example: what is chosen, summed up, printed and refused."""
 
+import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers.example import CODEC, ENGLISH, RECORDINGS, load_script
+from helpers.example import (
+    CODEC,
+    ENGLISH,
+    RATE,
+    RECORDINGS,
+    VOICE,
+    clips_of,
+    load_script,
+    read_clip,
+)
 from helpers.recogniser import tiny_en
 from sheen.scoring.speaker_id import ALL
 
+sys.path.append(str(ENGLISH))
 score_codec = load_script(ENGLISH / "score_codec.py")
 Scored = score_codec.Scored
 
@@ -48,7 +60,42 @@ def test_dnsmos_is_that_of_the_clips_that_have_it_on_both_sides() -> None:
     clips = [scored(), scored(codec_dnsmos=None, recording_dnsmos=2.0)]
     found = score_codec.summarise(clips, seed=0)
     assert (found.recording_dnsmos, found.codec_dnsmos) == (3.5, 3.0)
-    assert np.isnan(score_codec.summarise(clips[1:], seed=0).codec_dnsmos)
+    assert score_codec.summarise(clips[1:], seed=0).codec_dnsmos is None
+
+
+def test_distillmos_has_columns_where_it_was_measured() -> None:
+    measured = scored(recording_distillmos=4.25, codec_distillmos=3.0)
+    scores = score_codec.by_voice([measured, scored()], 0)
+    assert scores[ALL].recording_distillmos == 4.25
+    header, row = score_codec.render_table(scores).splitlines()
+    assert "DistillMOS" in header
+    assert row.split()[-4:] == ["4.25", "3.00", "-1.25", "0.800"]
+    header, row = score_codec.render_table(score_codec.by_voice([scored()], 0)).splitlines()
+    assert "DistillMOS" not in header
+    assert row.split()[-4:] == ["3.50", "3.00", "-0.50", "0.800"]
+
+
+def test_without_its_package_distillmos_is_left_out_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    find = importlib.util.find_spec
+    hidden = "xls_r_sqa"
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == hidden else find(name)
+    )
+    assert score_codec.open_distillmos() is None
+    assert "is not installed: pip install --no-deps distillmos==" in caplog.text
+
+
+def test_distillmos_hears_noise_and_does_not_score_silence() -> None:
+    pytest.importorskip("distillmos", reason="optional: pip install --no-deps, see distill_mos.py")
+    network = score_codec.open_distillmos()
+    assert network is not None
+    clip = clips_of(VOICE)[-1]
+    clean = read_clip(clip)
+    noisy = clean + np.random.default_rng(0).normal(0, 0.05, len(clean)).astype(np.float32)
+    assert network.score(clean, RATE) > 3.5 > network.score(noisy, RATE)
+    assert network.score(0 * clean, RATE) is None
 
 
 def test_the_first_levels_stay_and_the_others_are_of_another_recording() -> None:
