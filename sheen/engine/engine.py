@@ -46,10 +46,9 @@ class Engine:
     which the log says how many requests fit.
     `fixed_shapes`: steps, prompts and windows are computed in few shapes (default: not on a CPU).
     `warm_up`: each of these shapes is computed once before the first request.
-    `noise`: the codec's own noise, drawn from each request's seed. `ramp`, `look_ahead`: see
-    StreamingDecoder. `trim_silence`: remove the silence before speech. `ahead`: steps that are
-    started before the tokens of earlier ones are read (default: 1 on a GPU). `stall_s`: a step that
-    takes longer makes `alive` false.
+    `ramp`, `look_ahead`: see StreamingDecoder. `trim_silence`: remove the silence before speech.
+    `ahead`: steps that are started before the tokens of earlier ones are read (default: 1 on a
+    GPU). `stall_s`: a step that takes longer makes `alive` false.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class Engine:
         cache_bytes: int | None = None,
         typical_seq_len: int | None = None,
         max_queue: int = 64,
-        noise: bool = True,
         ramp: Sequence[int] = DEFAULT_RAMP,
         look_ahead: int | None = None,
         trim_silence: bool = False,
@@ -84,7 +82,7 @@ class Engine:
         log_memory(shape, pages, slots, self.max_seq_len, typical_seq_len, reserve)
         self.counters = Counters(slots)
         self._model, self._codec = model, codec
-        self._noise, self._ramp, self._look_ahead = noise, tuple(ramp), look_ahead
+        self._ramp, self._look_ahead = tuple(ramp), look_ahead
         self._trims = trim_silence
         self._stall_s = stall_s
         on_gpu = device.type == "cuda"
@@ -110,7 +108,7 @@ class Engine:
             return AudioStage(self._codec, self._closed, threads)
         most = most_windows(self.slots)
         shapes = WindowShapes.of(self._codec, self._ramp, self._look_ahead, most)
-        prepare = partial(shapes.compute_all, self._codec, self._noise)
+        prepare = partial(shapes.compute_all, self._codec)
         return AudioStage(
             self._codec, self._closed, threads, shapes, prepare if self._warms_up else None
         )
@@ -131,11 +129,10 @@ class Engine:
                 f"fit the engine's maximum of {self.max_seq_len} tokens (its KV cache holds "
                 f"{self._generator.cache.pool.count * PAGE})"
             )
-        seed = request.sampling.seed if self._noise else None
         decoder = StreamingDecoder(
             self._codec,
             layout,
-            seed,
+            request.sampling.seed,
             self._ramp,
             self._look_ahead,
             self._trims,

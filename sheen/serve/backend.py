@@ -82,8 +82,7 @@ class Backend:
             typical_seq_len=self.voice.typical_seq_len(args.default_max_seconds),
             # Admission is the bound: a long text's next chunk takes a slot from those it let in.
             max_queue=args.slots + args.max_queue,
-            noise=args.noise,
-            ramp=args.ramp or (CPU_RAMP if on_cpu else DEFAULT_RAMP),
+            ramp=CPU_RAMP if on_cpu else DEFAULT_RAMP,
             look_ahead=args.look_ahead,
             trim_silence=args.trim_silence,
             audio_threads=args.audio_threads,

@@ -187,15 +187,6 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             "docs/decisions/0016",
         ),
     ] = None
-    ramp: Annotated[
-        list[Annotated[int, Field(ge=1)]] | None,
-        Field(
-            min_length=1,
-            description="frames of the first chunks of audio, the last one repeats. Small first "
-            "chunks start sooner, but playback stalls if the next chunk takes longer than they "
-            "last. Default: 1, 2, 4, 8, 12 on a GPU, 2, 2, 4, 8, 12 on a CPU",
-        ),
-    ] = None
     trim_silence: Annotated[
         bool, Field(description="remove the silence before speech, up to a second")
     ] = False
@@ -288,9 +279,6 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             "a browser; * for all. By default only pages of the server's own may"
         ),
     ] = []
-    noise: Annotated[
-        bool, Field(description="the codec's own noise, drawn from the request's seed")
-    ] = True
 
     def body(self, path: str) -> BodyLimit:
         rows: dict[str, BodyLimit] = {}

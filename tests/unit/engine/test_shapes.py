@@ -96,7 +96,7 @@ def test_any_windows_together_are_a_batch_that_the_warm_up_has_met(calls: list[C
     """As many as there may be at once, of streams at any place."""
     codec, generator = tiny_codec(), random.Random(0)
     shapes = WindowShapes.of(codec, DEFAULT_RAMP, 1, 6)
-    shapes.compute_all(codec, noise=True)
+    shapes.compute_all(codec)
     met = set(calls)
     calls.clear()
     for number in range(18):
