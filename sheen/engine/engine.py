@@ -64,7 +64,6 @@ class Engine:
         ramp: Sequence[int] = DEFAULT_RAMP,
         look_ahead: int | None = None,
         trim_silence: bool = False,
-        audio_threads: int = 1,
         ahead: int | None = None,
         fixed_shapes: bool | None = None,
         warm_up: bool = False,
@@ -74,9 +73,7 @@ class Engine:
             raise ValueError(f"slots {slots}: expected at least 1")
         longest = min(max_seq_len or model.max_positions, model.max_positions)
         shape, device = CacheShape.of(model.lm), model.head.device
-        pages, reserve = plan_cache(
-            model, codec, slots, longest, audio_threads, free_memory(device), cache_bytes
-        )
+        pages, reserve = plan_cache(model, codec, slots, longest, free_memory(device), cache_bytes)
         self.max_seq_len = min(longest, pages * PAGE)
         """Tokens of the longest request: as configured, or as many as the whole cache holds."""
         log_memory(shape, pages, slots, self.max_seq_len, typical_seq_len, reserve)
@@ -99,19 +96,17 @@ class Engine:
         # to the next request at the same slot.
         self._owners: dict[int, Ticket] = {}
         self._working_since: float | None = None
-        self._audio = self._audio_stage(audio_threads, fixed)
+        self._audio = self._audio_stage(fixed)
         self._thread = threading.Thread(target=self._loop, name="sheen-engine", daemon=True)
         self._thread.start()
 
-    def _audio_stage(self, threads: int, fixed_shapes: bool) -> AudioStage:
+    def _audio_stage(self, fixed_shapes: bool) -> AudioStage:
         if not fixed_shapes:
-            return AudioStage(self._codec, self._closed, threads)
+            return AudioStage(self._codec, self._closed)
         most = most_windows(self.slots)
         shapes = WindowShapes.of(self._codec, self._ramp, self._look_ahead, most)
         prepare = partial(shapes.compute_all, self._codec)
-        return AudioStage(
-            self._codec, self._closed, threads, shapes, prepare if self._warms_up else None
-        )
+        return AudioStage(self._codec, self._closed, shapes, prepare if self._warms_up else None)
 
     def submit(self, request: Request, sink: Sink, follows: Ticket | None = None) -> Ticket:
         """Queue a request. One that `follows` another continues a stream that is playing: it is

@@ -6,6 +6,7 @@ refused by `sheen.serve.capabilities`. Knows nothing about HTTP but the errors o
 """
 
 import logging
+import math
 import queue
 import secrets
 import time
@@ -48,13 +49,16 @@ DESCRIBED_VOICE = "described"
 """What the log has for a voice that a request describes in words."""
 RENDERERS = 2
 """Threads that encode compressed audio, which encoders do without Python's lock."""
+SLOTS_PER_NORMALIZER = 64
+"""Slots for each process that normalizes text: a sentence is some 6 s of audio, and takes up to
+0.1 s to normalize (decision 0020)."""
 
 
 class Backend:
     """One checkpoint on one device. The constructor loads and warms up: call it where no event loop
-    waits."""
+    waits. `codec_process`: on a CPU, audio is decoded in a process of its own."""
 
-    def __init__(self, args: ServeArgs, location: str) -> None:
+    def __init__(self, args: ServeArgs, location: str, *, codec_process: bool = True) -> None:
         torch.set_num_threads(args.torch_threads)
         device = worker_device()
         on_cpu = device.type == "cpu"
@@ -70,8 +74,8 @@ class Backend:
         self._args = args
         self.capabilities = Capabilities(self.voice, args)
         self._codec_process = None
-        if on_cpu and args.audio_process:
-            self._codec_process = CodecProcess(self.voice.codec, args.audio_threads)
+        if on_cpu and codec_process:
+            self._codec_process = CodecProcess(self.voice.codec)
         self.engine = Engine(
             self.voice.model,
             self._codec_process or self.voice.codec,
@@ -85,7 +89,6 @@ class Backend:
             ramp=CPU_RAMP if on_cpu else DEFAULT_RAMP,
             look_ahead=args.look_ahead,
             trim_silence=args.trim_silence,
-            audio_threads=args.audio_threads,
             warm_up=True,
         )
         self.admission = Admission(args.slots + args.max_queue, args.slots)
@@ -96,7 +99,8 @@ class Backend:
         self._renderers = ThreadPoolExecutor(RENDERERS, "sheen-renderer")
         self._normalizers: NormalizerProcesses | None = None
         if self.voice.info.text_normalization is not None:
-            self._normalizers = NormalizerProcesses(self.voice.pipeline, args.text_processes)
+            processes = math.ceil(args.slots / SLOTS_PER_NORMALIZER)
+            self._normalizers = NormalizerProcesses(self.voice.pipeline, processes)
         self._aligner = None
         if args.aligner is not None:
             self._aligner = Aligner(args.aligner, self.voice.language)

@@ -193,23 +193,6 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
     torch_threads: Annotated[
         int, Field(ge=1, description="threads of one computation, on a CPU")
     ] = 1
-    audio_threads: Annotated[
-        int, Field(ge=1, description="threads that decode audio beside the one that makes tokens")
-    ] = 1
-    audio_process: Annotated[
-        bool,
-        Field(
-            description="on a CPU, decode audio in a process for each of the audio threads; in one "
-            "process tokens and audio slow each other down, see docs/decisions/0018"
-        ),
-    ] = True
-    text_processes: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="processes that normalize text, for a model trained on normalized text",
-        ),
-    ] = 1
     aligner: Annotated[
         str | None,
         Field(

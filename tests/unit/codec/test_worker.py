@@ -24,7 +24,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CodecProcess]:
     shutil.copytree(CODEC, folder)
     codec = load_codec(str(folder))
     shutil.rmtree(folder)
-    process = CodecProcess(codec, processes=2)
+    process = CodecProcess(codec)
     yield process
     process.close()
 
@@ -50,7 +50,7 @@ def test_it_decodes_what_the_codec_decodes(codec: Codec, beside: CodecProcess) -
 def test_what_it_refuses_is_raised_here_and_it_goes_on(codec: Codec, beside: CodecProcess) -> None:
     wrong = codes(1, 4, 0)
     wrong[0][:] = 5000
-    for _ in range(3):  # more often than there are processes
+    for _ in range(2):
         with pytest.raises(RuntimeError, match="index"):
             beside.decode(wrong)
     right = codes(1, 4, 0)
@@ -72,9 +72,8 @@ def test_an_engine_hears_of_its_end(codec: Codec) -> None:
     np.testing.assert_allclose(samples, expected, atol=1e-6, rtol=0)
 
     assert engine.alive()
-    (child,) = beside._children
-    child.kill()
-    child.wait(WAIT_S)
+    beside._child.kill()
+    beside._child.wait(WAIT_S)
     sink = Sink()
     engine.submit(request, sink)
     _, ending = sink.wait()
@@ -88,12 +87,11 @@ def test_an_engine_hears_of_its_end(codec: Codec) -> None:
 @pytest.mark.slow
 def test_it_ends_with_its_owner(codec: Codec) -> None:
     beside = CodecProcess(codec)
-    (child,) = beside._children
-    beside._connections[0].close()  # as when the owner is killed
+    beside._connection.close()  # as when the owner is killed
     try:
-        assert child.wait(WAIT_S) == 0
+        assert beside._child.wait(WAIT_S) == 0
     except subprocess.TimeoutExpired:
-        child.kill()
+        beside._child.kill()
         raise
     beside.close()
 

@@ -184,9 +184,7 @@ def test_a_warm_up_that_fails_ends_every_request_with_its_error(
         raise MemoryError("too few bytes")
 
     monkeypatch.setattr(WindowShapes, "compute_all", refuse)
-    engine = Engine(
-        random_model(), tiny_codec(), slots=2, audio_threads=2, fixed_shapes=True, warm_up=True
-    )
+    engine = Engine(random_model(), tiny_codec(), slots=2, fixed_shapes=True, warm_up=True)
     for _ in range(3):
         _, ending = speak(engine, Request([1, LAYOUT.start_id], 1, Sampling(), 1))
         assert (ending.reason, ending.error) == ("error", "too few bytes")

@@ -415,8 +415,6 @@ def test_arguments_refuse_an_unknown_key() -> None:
         ("max_queue", 0),
         ("look_ahead", -1),
         ("torch_threads", 0),
-        ("audio_threads", 0),
-        ("text_processes", 0),
         ("first_audio_timeout_s", 0),
         ("auth", "open"),
         ("cors_origins", ["https://app.example/page"]),

@@ -61,8 +61,7 @@ TIMED = (trickling, trickling_in_chunks, no_body_at_all, no_start, anything_but_
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
     args = ServeArgs(auth="none", default_max_seconds=1.0, slots=1, max_queue=1)
-    args = args.model_copy(update={"audio_process": False})
-    backend = Backend(args, str(checkpoint))
+    backend = Backend(args, str(checkpoint), codec_process=False)
     yield backend
     backend.close()
 
