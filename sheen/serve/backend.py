@@ -21,6 +21,7 @@ from sheen.engine.audio.streaming import DEFAULT_RAMP
 from sheen.engine.chunks import ChunkStream, Normalize
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Speech, inline
+from sheen.engine.reference import LONGEST_S
 from sheen.engine.sampling.settings import Sampling
 from sheen.engine.types import Finished, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
@@ -65,7 +66,7 @@ class Backend:
         self.voice: Voice = load_voice(
             location, device, args.dtype, form=args.form, codec=args.codec, info=args.info
         )
-        if args.reference_seconds and not (args.reference_form or self.voice.info.reference):
+        if args.takes_references and not (args.reference_form or self.voice.info.reference):
             raise ValueError(
                 f"args.model {args.model}: this checkpoint was not trained to follow a reference. "
                 "Train one with --reference-share, try it all the same with args.reference_form, "
@@ -80,8 +81,9 @@ class Backend:
             self.voice.model,
             self._codec_process or self.voice.codec,
             slots=args.slots,
-            max_seq_len=args.max_seq_len
-            or self.voice.max_seq_len(args.default_max_seconds, args.reference_seconds),
+            max_seq_len=self.voice.max_seq_len(
+                args.default_max_seconds, LONGEST_S if args.takes_references else 0.0
+            ),
             cache_bytes=None if args.kv_cache_gb is None else int(args.kv_cache_gb * 1e9),
             typical_seq_len=self.voice.typical_seq_len(args.default_max_seconds),
             # Admission is the bound: a long text's next chunk takes a slot from those it let in.

@@ -75,10 +75,7 @@ its chunks end this, a hundred frames later."""
 LIMITS = {
     "max_body_bytes": 4096,
     "body_timeout_s": 5.0,
-    "max_bodies": 4,
-    "max_message_bytes": 2048,
     "max_messages_per_s": 20,
-    "start_timeout_s": 5.0,
 }
 
 

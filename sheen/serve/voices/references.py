@@ -177,7 +177,7 @@ class References:
         return self._voice.encode(self._read(data))
 
     def _read(self, data: bytes) -> Samples:
-        return read_recording(data, self._voice.codec, self._args.max_reference_seconds)
+        return read_recording(data, self._voice.codec)
 
     async def _transcript(self, data: bytes, aligner: Aligner) -> str:
         """What the aligner hears in a recording."""

@@ -411,7 +411,6 @@ def test_arguments_refuse_an_unknown_key() -> None:
     [
         ("default_max_seconds", 0),
         ("slots", 0),
-        ("max_seq_len", 0),
         ("max_queue", 0),
         ("look_ahead", -1),
         ("torch_threads", 0),
