@@ -16,11 +16,11 @@ class RunFields(JobConfig):
 
     output: Annotated[
         str,
-        Field(description="folder for the result, metrics.jsonl and runs; absolute path or URI"),
+        Field(
+            description="folder for the result, metrics.jsonl and checkpoints; absolute path or "
+            "URI. The same command resumes it"
+        ),
     ]
-    run_name: Annotated[
-        str, Field(description="a run of the same name in the same output resumes")
-    ] = "run"
     num_workers: Annotated[int, Field(ge=1, description="training workers")] = 1
     gpu: GpuField = None
     cpus_per_worker: Annotated[
@@ -74,7 +74,6 @@ def check_saving(config: RunFields) -> None:
 FREE_RUN_FIELDS = {
     "config",
     "output",
-    "run_name",
     "gpu",
     "cpus_per_worker",
     "log_every",

@@ -1,6 +1,6 @@
 """The train job: a dataset of codes -> a checkpoint that transformers opens.
 
-Owns the work before and after the workers run: opening data and base, resuming by run name, and
+Owns the work before and after the workers run: opening data and base, resuming, and
 exporting the last and the best checkpoint.
 """
 
@@ -118,7 +118,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             # None for the default, as in runs from before these fields existed.
             since = ("history_noise", "guided_attention", "reference_share")
             recorded = fields | {name: fields[name] or None for name in since}
-            checkpoints.claim_run(output, config.run_name, recorded, FREE_FIELDS, content)
+            checkpoints.claim_run(output, recorded, FREE_FIELDS, content)
         cluster.connect()
         arguments = {
             "config": fields,
@@ -140,7 +140,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             print(describe_dry_run(figures), flush=True)
             return figures
         fit(train_loop, arguments, config, output)
-        store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
+        store = RunStore(output, config.keep_checkpoints)
         last, best = store.latest(), store.best()
         assert last is not None, "a finished run has a checkpoint"
         model_folder = uris.join(last, checkpoints.MODEL_FOLDER)

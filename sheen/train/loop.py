@@ -22,7 +22,6 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from sheen.runs.background import BackgroundWriter
-from sheen.storage import uris
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore, StorageFull
 from sheen.train.config import RunFields
@@ -74,7 +73,7 @@ class Trainer(ABC):
         self.config, self.output = config, output
         self.control = control.watched()
         self.group = WorkerGroup()
-        self.store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
+        self.store = RunStore(output, config.keep_checkpoints)
         self._every, self._minutes = save_interval(config, self.group.device)
         self.eval_every = self.evaluation_interval(config.eval_every, EVAL_EVERY)
         self.step = 0
@@ -102,7 +101,6 @@ class Trainer(ABC):
         self.trackers = open_trackers(
             self.config.trackers if self.group.first else [],
             self.output,
-            self.config.run_name,
             self.config.model_dump(mode="json"),
             self.step,
         )

@@ -1,7 +1,7 @@
 """The codec job: recordings -> a folder that `snac.SNAC.from_pretrained` opens.
 
 Owns what happens before and after the workers run: finding recordings and codec, refusing what
-cannot work, resuming by run name, and exporting the last average.
+cannot work, resuming, and exporting the last average.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         "codec content": _content(model),
     }
     with output_lock(output):
-        checkpoints.claim_run(output, config.run_name, fields, free, content)
+        checkpoints.claim_run(output, fields, free, content)
         cluster.connect()
         fit(
             train_loop,
@@ -97,7 +97,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
             config,
             output,
         )
-        last = RunStore(uris.join(output, config.run_name), config.keep_checkpoints).latest()
+        last = RunStore(output, config.keep_checkpoints).latest()
         assert last is not None, "a run that ended well has saved"
         folders.copy_folder(
             uris.join(last, checkpoints.MODEL_FOLDER), uris.join(output, CODEC_FOLDER)
