@@ -163,7 +163,7 @@ def test_a_recording_that_kills_the_codecs_trainer(
         (data / f"{n}.flac").write_bytes(flac(clip))
     assert not run_job(
         "train_codec", data=data, output=tmp_path / "out", codec=CODEC, max_steps=2,
-        segments=2, segment_seconds=0.2, log_every=1, eval_recordings=0, save_every=10,
+        segments=2, segment_seconds=0.2, eval_recordings=0, save_every=10,
     )  # fmt: skip
     last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
     assert list(last["unreadable"]) == [str(data / "crash.wav")]
