@@ -67,7 +67,6 @@ class EvaluateConfig(JobConfig):
         ReferenceForm | None,
         Field(description="placement of the reference in the prompt; default: as in training"),
     ] = None
-    limit: Annotated[int | None, Field(ge=1, description="only the first N prompts")] = None
     per_voice: Annotated[
         int | None,
         Field(ge=1, description="only N prompts of each voice, spread evenly over its list"),
