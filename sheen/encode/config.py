@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 
 from sheen.audio.samples import Samples
 from sheen.codec.info import DEFAULT_CODEC
-from sheen.config import GpuField, JobConfig, OneOrMore
+from sheen.config import JobConfig, OneOrMore
 from sheen.text.kept import as_tag
 
 FULL_SCALE = 0.999
@@ -88,12 +88,6 @@ class EncodeConfig(JobConfig):
             "text and optional id, speaker, instruction, start, end (seconds); .parquet of the "
             "Hugging Face layout; .tar shards of WebDataset; .jsonl with text and snac_codes; or a "
             "folder of these. Path, URI or glob. May be repeated: --input A --input B",
-        ),
-    ]
-    output: Annotated[
-        str,
-        Field(
-            description="folder for the dataset; absolute path or URI. The same command resumes it"
         ),
     ]
     form: Annotated[
@@ -177,14 +171,6 @@ class EncodeConfig(JobConfig):
             "are encoded one by one: batches gain nothing there",
         ),
     ] = 120.0
-    num_workers: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="encoding workers; default one per GPU, or CPU, that the cluster has now",
-        ),
-    ] = None
-    gpu: GpuField = None
 
     @property
     def limits(self) -> Limits:

@@ -294,7 +294,7 @@ def build(args: ServeArgs) -> serve.Application:
         # A replica that is replaced, for example by another checkpoint, finishes its requests: as
         # many rounds as it may hold, each as long as its audio, and one longest text.
         graceful_shutdown_timeout_s=(
-            LONGEST_TEXT_S + args.default_max_seconds * (1 + admitted / args.slots)
+            LONGEST_TEXT_S + args.max_seconds * (1 + admitted / args.slots)
         ),
     )
     if args.lexicon is not None:

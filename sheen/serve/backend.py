@@ -82,10 +82,10 @@ class Backend:
             self._codec_process or self.voice.codec,
             slots=args.slots,
             max_seq_len=self.voice.max_seq_len(
-                args.default_max_seconds, LONGEST_S if args.takes_references else 0.0
+                args.max_seconds, LONGEST_S if args.takes_references else 0.0
             ),
             cache_bytes=None if args.kv_cache_gb is None else int(args.kv_cache_gb * 1e9),
-            typical_seq_len=self.voice.typical_seq_len(args.default_max_seconds),
+            typical_seq_len=self.voice.typical_seq_len(args.max_seconds),
             # Admission is the bound: a long text's next chunk takes a slot from those it let in.
             max_queue=args.slots + args.max_queue,
             ramp=CPU_RAMP if on_cpu else DEFAULT_RAMP,
@@ -205,7 +205,7 @@ class Backend:
             seed = secrets.randbits(63)
         sampling = self.voice.sampling(seed, **settings.sampling)
         others = able.names.values() if settings.ssml else ()
-        seconds = self._args.default_max_seconds
+        seconds = self._args.max_seconds
         limit = self.voice.longest_chunk(seconds, speaker, spoken, others)
         reader, words = self._reader(), None
         if aligner is not None:

@@ -10,13 +10,11 @@ from typing import Annotated, Literal, NamedTuple, get_args
 from pydantic import BaseModel, Field
 
 from sheen.codec.info import find_codec
-from sheen.config import CodecField, FormField, InfoField
+from sheen.config import SpeakingFields
 from sheen.default_voice import CHECKOUT
 from sheen.lm import checkpoint
-from sheen.lm.precision import Precision
 from sheen.storage import folders, hub, uris
 from sheen.text.forms import FormName
-from sheen.text.prompt import ReferenceForm
 
 KIB = 1024
 VOICES, SPEECH = "/v1/audio/voices", "/v1/audio/speech"
@@ -89,14 +87,6 @@ class ReferenceArgs(BaseModel):
         list[Annotated[str, Field(pattern=r"^[^/@*\s]+$")]],
         Field(description="hosts, or host:port, whose URLs `ref_audio` may name; default: none"),
     ] = []
-    reference_form: Annotated[
-        ReferenceForm | None,
-        Field(
-            description="how a reference is put before a text. 'one-turn': both texts, then its "
-            "codes, which the model continues; 'two-turn': it is a turn of its own, which is "
-            "computed once for all texts. Default: as the checkpoint was trained"
-        ),
-    ] = None
     max_recording_bytes: Annotated[
         int, Field(ge=1024, description="largest recording of a voice, as a file")
     ] = 10 * KIB * KIB
@@ -108,7 +98,7 @@ class ReferenceArgs(BaseModel):
         return bool(self.voices_folder or self.ref_audio or self.ref_audio_hosts)
 
 
-class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
+class ServeArgs(Limits, ReferenceArgs, SpeakingFields, extra="forbid"):
     """Arguments of one application: its model, its capacity, and the limits of its clients."""
 
     model: Annotated[
@@ -118,18 +108,7 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             "id; also one of the Orpheus family, which has no sheen.json"
         ),
     ] = checkpoint.ENGLISH_VOICE
-    form: FormField = None
-    codec: CodecField = None
-    info: InfoField = None
     model_id: Annotated[str, Field(description="name shown by /v1/models")] = "sheen"
-    default_max_seconds: Annotated[
-        float,
-        Field(
-            gt=0.0,
-            description="longest audio of one chunk of text, seconds; a longer text is split into "
-            "chunks",
-        ),
-    ] = 30.0
     slots: Annotated[
         int,
         Field(ge=1, description="requests that run at once, where the KV cache has room for them"),
@@ -143,13 +122,6 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             "many requests it has room for; further ones wait",
         ),
     ] = None
-    dtype: Annotated[
-        Precision,
-        Field(
-            description="precision of the model. 'auto': bfloat16 on a GPU, float32 on a CPU; "
-            "float32 takes twice the memory, and on a GPU several times the time"
-        ),
-    ] = "auto"
     max_queue: Annotated[
         int, Field(ge=1, description="requests that may wait; beyond it clients get 429")
     ] = 64

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from sheen.codec.layout import Softmax
-from sheen.config import ASR_MODELS, AsrLanguageField, GpuField, JobConfig, OneOrMore
+from sheen.config import ASR_MODELS, AsrLanguageField, JobConfig, OneOrMore
 from sheen.lm.precision import Precision
 from sheen.text.kept import as_tag
 from sheen.train.learning.settings import Schedule, Strategy
@@ -34,15 +34,6 @@ def minutes_of(interval: str) -> float | None:
 class RunFields(JobConfig):
     """The fields of every training job."""
 
-    output: Annotated[
-        str,
-        Field(
-            description="folder for the result, metrics.jsonl and checkpoints; absolute path or "
-            "URI. The same command resumes it"
-        ),
-    ]
-    num_workers: Annotated[int, Field(ge=1, description="training workers")] = 1
-    gpu: GpuField = None
     cpus_per_worker: Annotated[
         float, Field(gt=0.0, description="CPUs, and torch threads, per worker")
     ] = 1.0

@@ -132,7 +132,7 @@ def fit(
         train_loop_config={**arguments, "control": control},
         torch_config=distributed.Config(),
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=config.num_workers or 1,
             use_gpu=cluster.use_gpus(config.gpu),
             resources_per_worker={"CPU": config.cpus_per_worker},
         ),

@@ -102,7 +102,7 @@ def small(serve_port: int, checkpoint: Path, keys_file: Path) -> Iterator[str]:
     args = ServeArgs(
         model=str(checkpoint),
         keys_file=str(keys_file),
-        default_max_seconds=MAX_SECONDS,
+        max_seconds=MAX_SECONDS,
         slots=1,
         max_queue=1,
         **LIMITS,
@@ -344,7 +344,7 @@ def test_a_change_of_checkpoint_fails_no_request(
         model=str(other),
         model_id="other",
         auth="none",
-        default_max_seconds=MAX_SECONDS,
+        max_seconds=MAX_SECONDS,
         slots=1,
         max_queue=1,
     )

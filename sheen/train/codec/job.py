@@ -67,6 +67,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     fields["adversarial"] = config.adversarial or None
     fields["decoder_only"] = config.decoder_only or None
     fields["compile"] = bool(config.compile)
+    fields["num_workers"] = config.num_workers or 1
     # Other constants make another run, too.
     fields["stft_weight"] = STFT_WEIGHT
     fields["restart_patience"] = RESTART_PATIENCE

@@ -409,7 +409,7 @@ def test_arguments_refuse_an_unknown_key() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("default_max_seconds", 0),
+        ("max_seconds", 0),
         ("slots", 0),
         ("max_queue", 0),
         ("look_ahead", -1),

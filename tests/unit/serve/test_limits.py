@@ -53,7 +53,7 @@ TIMED = (trickling, trickling_in_chunks, no_body_at_all, no_start, anything_but_
 
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
-    args = ServeArgs(auth="none", default_max_seconds=1.0, slots=1, max_queue=1)
+    args = ServeArgs(auth="none", max_seconds=1.0, slots=1, max_queue=1)
     backend = Backend(args, str(checkpoint), codec_process=False)
     yield backend
     backend.close()

@@ -35,7 +35,7 @@ DONE = {"type": "input.done"}
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
     args = ServeArgs(
-        auth="none", default_max_seconds=0.6, slots=2, max_queue=2,
+        auth="none", max_seconds=0.6, slots=2, max_queue=2,
         voice_aliases={"vivian": "heart"},
     )  # fmt: skip
     backend = Backend(args, str(checkpoint), codec_process=False)
