@@ -15,7 +15,7 @@ from types import NoneType
 from typing import Annotated, Any, TypeVar, cast, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -25,42 +25,13 @@ from pydantic_settings import (
 )
 
 from sheen.codec.info import DEFAULT_CODEC
+from sheen.lm.precision import Precision
+from sheen.text.prompt import ReferenceForm
 
 Config = TypeVar("Config", bound="JobConfig")
 
-FormField = Annotated[
-    str | None,
-    Field(
-        description="prompt form of a checkpoint without sheen.json: orpheus, maya1, veena, svara "
-        "or vyvo-qwen3; default: the form that its tokenizer shows, where it shows one"
-    ),
-]
-CodecField = Annotated[
-    str | None,
-    Field(
-        description="SNAC codec, folder or hub id: of a checkpoint without sheen.json "
-        f"(default: {DEFAULT_CODEC}), or another decoder for the codec of one with it"
-    ),
-]
-InfoField = Annotated[
-    str | None,
-    Field(
-        description="file written by `sheen inspect`, path or URI, for a checkpoint "
-        "without sheen.json, instead of the form"
-    ),
-]
-"""The description of a checkpoint that others trained, see
-`sheen.lm.recognition.describe_checkpoint`."""
-
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 """For a list that may also be given as a single string."""
-GpuField = Annotated[
-    bool | None,
-    Field(
-        description="one GPU per worker; default: if the cluster has a GPU now. Set it where GPU "
-        "nodes start on demand"
-    ),
-]
 ASR_MODELS = (
     "a faster-whisper model by name (base, small.en) or as a CTranslate2 folder, or a transformers "
     "model by hub id or folder"
@@ -76,7 +47,7 @@ AsrLanguageField = Annotated[
 
 
 class JobConfig(BaseSettings):
-    """Base of every job's configuration; see `load_config`."""
+    """What every job on the cluster has; see `load_config`."""
 
     model_config = SettingsConfigDict(
         env_prefix="SHEEN_",  # without it, MODEL or OUTPUT in a shell would override a field
@@ -88,6 +59,81 @@ class JobConfig(BaseSettings):
     )
 
     config: str | None = Field(None, description="YAML file with any of the fields below")
+    output: Annotated[
+        str,
+        Field(
+            description="folder for all that the job writes; absolute path or URI. The same "
+            "command resumes it"
+        ),
+    ]
+    num_workers: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="workers on the cluster; default: one to train, for other jobs one per "
+            "GPU, or CPU, that it has now",
+        ),
+    ] = None
+    gpu: Annotated[
+        bool | None,
+        Field(
+            description="one GPU per worker; default: if the cluster has a GPU now. Set it where "
+            "GPU nodes start on demand"
+        ),
+    ] = None
+
+
+class SpeakingFields(BaseModel):
+    """How a checkpoint is opened and speaks, the same when it is evaluated and when it is served.
+
+    `form`, `codec` and `info`: of one that others trained, see
+    `sheen.lm.recognition.describe_checkpoint`.
+    """
+
+    form: Annotated[
+        str | None,
+        Field(
+            description="prompt form of a checkpoint without sheen.json: orpheus, maya1, veena, "
+            "svara or vyvo-qwen3; default: the form that its tokenizer shows, where it shows one"
+        ),
+    ] = None
+    codec: Annotated[
+        str | None,
+        Field(
+            description="SNAC codec, folder or hub id: of a checkpoint without sheen.json "
+            f"(default: {DEFAULT_CODEC}), or another decoder for the codec of one with it"
+        ),
+    ] = None
+    info: Annotated[
+        str | None,
+        Field(
+            description="file written by `sheen inspect`, path or URI, for a checkpoint "
+            "without sheen.json, instead of the form"
+        ),
+    ] = None
+    dtype: Annotated[
+        Precision,
+        Field(
+            description="precision of the model. 'auto': bfloat16 on a GPU, float32 on a CPU; "
+            "float32 takes twice the memory, and on a GPU several times the time"
+        ),
+    ] = "auto"
+    max_seconds: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            description="longest audio of one chunk of text, seconds; a longer text is split into "
+            "chunks",
+        ),
+    ] = 30.0
+    reference_form: Annotated[
+        ReferenceForm | None,
+        Field(
+            description="how the recording of a voice is put before a text. 'one-turn': both "
+            "texts, then its codes, which the model continues; 'two-turn': it is a turn of its "
+            "own, which is computed once for all texts. Default: as the checkpoint was trained"
+        ),
+    ] = None
 
 
 class ConfigError(ValueError):

@@ -70,7 +70,7 @@ def check_prefill(bench: Bench) -> None:
     bench.row(
         "every shape of steps, prompts and windows, once",
         bench.seconds(lambda: generator.prepare(every_shape=True))
-        + bench.seconds(lambda: shapes.compute_all(codec, noise=True)),
+        + bench.seconds(lambda: shapes.compute_all(codec)),
         "s",
         windows=len(shapes.lengths) * len(shapes.counts),
     )

@@ -192,7 +192,7 @@ def _run(bench: Bench, model: SpeechLM, codec: Codec, load: Load) -> bool:
 
 def _beside(bench: Bench, model: SpeechLM, codec: Codec, engine: Engine, free: int) -> None:
     """What the engine took beside its cache, of memory that was free before it was there."""
-    reserve = plan_reserve(model, codec, engine.slots, engine.max_seq_len, 1)
+    reserve = plan_reserve(model, codec, engine.slots, engine.max_seq_len)
     taken = 0
     if bench.on_gpu:
         # What torch keeps without a use, was used by a step or a window once.

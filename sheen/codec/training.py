@@ -235,15 +235,19 @@ class CodeUsage:
         self.restarted.copy_(state["restarted"])
 
 
+AVERAGE_DECAY = 0.999
+"""Of the weights' average, per step, from step 9,000 on."""
+
+
 class WeightAverage:
     """Exponential average of the weights, the one that is saved and evaluated.
 
-    The decay rises as (1 + t) / (10 + t) to its limit (Tarvainen and Valpola 2017), so that the
-    first weights of a training from scratch are soon forgotten. The state is that of torch's
+    `decay` is reached as (1 + t) / (10 + t) rises (Tarvainen and Valpola 2017), so that the first
+    weights of a training from scratch are soon forgotten. The state is that of torch's
     AveragedModel, which copies its count to the device at every update, and so waits for it.
     """
 
-    def __init__(self, model: SNAC, decay: float) -> None:
+    def __init__(self, model: SNAC, decay: float = AVERAGE_DECAY) -> None:
         self.model = copy.deepcopy(model)
         self._decay, self._count = decay, 0
 

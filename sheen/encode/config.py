@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 
 from sheen.audio.samples import Samples
 from sheen.codec.info import DEFAULT_CODEC
-from sheen.config import GpuField, JobConfig, OneOrMore
+from sheen.config import JobConfig, OneOrMore
 from sheen.text.kept import as_tag
 
 FULL_SCALE = 0.999
@@ -21,7 +21,8 @@ FULL_SCALE = 0.999
 
 @dataclass(frozen=True)
 class Limits:
-    """None leaves a limit out. Text rates are characters per second of recording."""
+    """None leaves a limit out. Text rates are characters per second of recording, so far apart that
+    only another recording's text is beyond them, in any script."""
 
     min_seconds: float = 0.2
     max_seconds: float | None = 60.0
@@ -30,7 +31,7 @@ class Limits:
     max_clipped: float | None = 0.01
     """Share of samples at full scale."""
     min_text_rate: float = 1.0
-    max_text_rate: float | None = 50.0
+    max_text_rate: float = 50.0
 
 
 def length_fault(seconds: float, limits: Limits) -> tuple[str, str] | None:
@@ -64,8 +65,7 @@ def sound_fault(samples: Samples, limits: Limits) -> tuple[str, str] | None:
 
 def text_fault(text: str, seconds: float, limits: Limits) -> tuple[str, str] | None:
     """The reason to reject a text for its recording's length, and the measured value, or None."""
-    least = limits.min_text_rate
-    most = math.inf if limits.max_text_rate is None else limits.max_text_rate
+    least, most = limits.min_text_rate, limits.max_text_rate
     rate = len(text) / seconds
     if least <= rate <= most:
         return None
@@ -90,12 +90,6 @@ class EncodeConfig(JobConfig):
             "folder of these. Path, URI or glob. May be repeated: --input A --input B",
         ),
     ]
-    output: Annotated[
-        str,
-        Field(
-            description="folder for the dataset; absolute path or URI. The same command resumes it"
-        ),
-    ]
     form: Annotated[
         Literal["ljspeech", "jsonl", "parquet", "webdataset", "codes"] | None,
         Field(description="the form of --input; default: recognized by its content"),
@@ -110,9 +104,6 @@ class EncodeConfig(JobConfig):
         list[str] | None,
         Field(description="encode only the rows of these speakers; default: all rows"),
     ] = None
-    overwrite: Annotated[
-        bool, Field(description="start over: delete what an encode job left in the output folder")
-    ] = False
     jsonl: Annotated[
         str | None, Field(description="also write lines of {text, snac_codes} to this file")
     ] = None
@@ -130,14 +121,6 @@ class EncodeConfig(JobConfig):
             description="largest share of full-scale samples; beyond it: rejected",
         ),
     ] = Limits.max_clipped
-    min_text_rate: Annotated[
-        float,
-        Field(ge=0.0, description="fewest characters of text per second; below: rejected"),
-    ] = Limits.min_text_rate
-    max_text_rate: Annotated[
-        float | None,
-        Field(gt=0.0, description="most characters of text per second; above: rejected"),
-    ] = Limits.max_text_rate
     language: Annotated[
         str | None,
         Field(
@@ -188,14 +171,6 @@ class EncodeConfig(JobConfig):
             "are encoded one by one: batches gain nothing there",
         ),
     ] = 120.0
-    num_workers: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="encoding workers; default one per GPU, or CPU, that the cluster has now",
-        ),
-    ] = None
-    gpu: GpuField = None
 
     @property
     def limits(self) -> Limits:
@@ -203,6 +178,4 @@ class EncodeConfig(JobConfig):
             min_seconds=self.min_seconds,
             max_seconds=self.max_seconds,
             max_clipped=self.max_clipped,
-            min_text_rate=self.min_text_rate,
-            max_text_rate=self.max_text_rate,
         )

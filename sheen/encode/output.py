@@ -17,14 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sheen import blocks
-from sheen.codec.info import CODEC_FOLDER, CodecInfo
+from sheen.codec.info import CodecInfo
 from sheen.data import dataset
 from sheen.data.clips import TRANSIENT
 from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
 from sheen.data.parts import sort_manifest
 from sheen.encode.config import EncodeConfig
 from sheen.runs.output import (
-    LOCK_FILE,
     RECORDINGS,
     check_fingerprint,
     forget_idle_run,
@@ -45,7 +44,7 @@ MOST_BLOCKS, FEWEST_ROWS = 64, 4
 least this many rows each."""
 
 _FREE_FIELDS = {
-    "config", "input", "output", "overwrite", "jsonl", "num_workers", "gpu", "batch_seconds",
+    "config", "input", "output", "jsonl", "num_workers", "gpu", "batch_seconds",
     "form", "codec", "language", "phonemes",
 }  # fmt: skip
 """Fields that may differ when a job resumes: they do not affect rows, except `input` and `codec`,
@@ -191,18 +190,18 @@ def prepare_output(
     normalizer: tuple[NormalizerStep, ...],
 ) -> None:
     """Record the fingerprint in the output folder. ValueError if the folder is of another job or
-    has other files; with `overwrite`, files of an encode job are deleted first."""
+    has other files."""
     where = uris.join(output, RUN_FILE)
     forget_idle_run(output, RUN_FILE)
-    if config.overwrite:
-        _delete(output)
-    elif not is_unused(output) and not files.exists(where):
+    if not is_unused(output) and not files.exists(where):
         raise ValueError(
-            f"--output {output} is not empty; give --overwrite to replace it, or another folder"
+            f"--output {output} is not empty, and not of an encode job; give another folder"
         )
     fields = config.model_dump(mode="json")
     decided = {name: value for name, value in fields.items() if name not in _FREE_FIELDS}
     decided |= {
+        "min_text_rate": config.limits.min_text_rate,
+        "max_text_rate": config.limits.max_text_rate,
         "codec sha256": codec.sha256,
         "sample rate": codec.sample_rate,
         "normalizer": [step.model_dump() for step in normalizer],
@@ -214,7 +213,7 @@ def prepare_output(
     if changed := check_fingerprint(where, decided, _CONTENT):
         raise ValueError(
             f"--output {output} is of another encoding: {changed}. Give the same values to resume "
-            "it, --overwrite to start again, or another folder."
+            "it, or another folder; to start again, delete this one."
         )
 
 
@@ -234,20 +233,3 @@ def _digest(manifest: pa.Table) -> str:
                 del row["channel"]  # as in fingerprints from before it counted
             digest.update(repr(tuple(row.values())).encode())
     return digest.hexdigest()
-
-
-def _delete(output: str) -> None:
-    """Delete the files of an encode job. ValueError if the folder has other files too."""
-    if is_unused(output):
-        return
-    ours = {
-        blocks.ROWS, blocks.BLOCKS, dataset.INFO_FILE, dataset.REPORT_FILE, CODEC_FOLDER,
-        PAGE_FILE, RUN_FILE,
-    }  # fmt: skip
-    if others := sorted(set(files.list_names(output)) - ours - {LOCK_FILE}):
-        raise ValueError(
-            f"--output {output} has {others[0]!r}, which is not a file of an encode job; give "
-            "another folder"
-        )
-    for name in ours & set(files.list_names(output)):
-        files.delete(uris.join(output, name))

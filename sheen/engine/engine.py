@@ -46,10 +46,9 @@ class Engine:
     which the log says how many requests fit.
     `fixed_shapes`: steps, prompts and windows are computed in few shapes (default: not on a CPU).
     `warm_up`: each of these shapes is computed once before the first request.
-    `noise`: the codec's own noise, drawn from each request's seed. `ramp`, `look_ahead`: see
-    StreamingDecoder. `trim_silence`: remove the silence before speech. `ahead`: steps that are
-    started before the tokens of earlier ones are read (default: 1 on a GPU). `stall_s`: a step that
-    takes longer makes `alive` false.
+    `ramp`, `look_ahead`: see StreamingDecoder. `trim_silence`: remove the silence before speech.
+    `ahead`: steps that are started before the tokens of earlier ones are read (default: 1 on a
+    GPU). `stall_s`: a step that takes longer makes `alive` false.
     """
 
     def __init__(
@@ -62,11 +61,9 @@ class Engine:
         cache_bytes: int | None = None,
         typical_seq_len: int | None = None,
         max_queue: int = 64,
-        noise: bool = True,
         ramp: Sequence[int] = DEFAULT_RAMP,
         look_ahead: int | None = None,
         trim_silence: bool = False,
-        audio_threads: int = 1,
         ahead: int | None = None,
         fixed_shapes: bool | None = None,
         warm_up: bool = False,
@@ -76,15 +73,13 @@ class Engine:
             raise ValueError(f"slots {slots}: expected at least 1")
         longest = min(max_seq_len or model.max_positions, model.max_positions)
         shape, device = CacheShape.of(model.lm), model.head.device
-        pages, reserve = plan_cache(
-            model, codec, slots, longest, audio_threads, free_memory(device), cache_bytes
-        )
+        pages, reserve = plan_cache(model, codec, slots, longest, free_memory(device), cache_bytes)
         self.max_seq_len = min(longest, pages * PAGE)
         """Tokens of the longest request: as configured, or as many as the whole cache holds."""
         log_memory(shape, pages, slots, self.max_seq_len, typical_seq_len, reserve)
         self.counters = Counters(slots)
         self._model, self._codec = model, codec
-        self._noise, self._ramp, self._look_ahead = noise, tuple(ramp), look_ahead
+        self._ramp, self._look_ahead = tuple(ramp), look_ahead
         self._trims = trim_silence
         self._stall_s = stall_s
         on_gpu = device.type == "cuda"
@@ -101,19 +96,17 @@ class Engine:
         # to the next request at the same slot.
         self._owners: dict[int, Ticket] = {}
         self._working_since: float | None = None
-        self._audio = self._audio_stage(audio_threads, fixed)
+        self._audio = self._audio_stage(fixed)
         self._thread = threading.Thread(target=self._loop, name="sheen-engine", daemon=True)
         self._thread.start()
 
-    def _audio_stage(self, threads: int, fixed_shapes: bool) -> AudioStage:
+    def _audio_stage(self, fixed_shapes: bool) -> AudioStage:
         if not fixed_shapes:
-            return AudioStage(self._codec, self._closed, threads)
+            return AudioStage(self._codec, self._closed)
         most = most_windows(self.slots)
         shapes = WindowShapes.of(self._codec, self._ramp, self._look_ahead, most)
-        prepare = partial(shapes.compute_all, self._codec, self._noise)
-        return AudioStage(
-            self._codec, self._closed, threads, shapes, prepare if self._warms_up else None
-        )
+        prepare = partial(shapes.compute_all, self._codec)
+        return AudioStage(self._codec, self._closed, shapes, prepare if self._warms_up else None)
 
     def submit(self, request: Request, sink: Sink, follows: Ticket | None = None) -> Ticket:
         """Queue a request. One that `follows` another continues a stream that is playing: it is
@@ -131,11 +124,10 @@ class Engine:
                 f"fit the engine's maximum of {self.max_seq_len} tokens (its KV cache holds "
                 f"{self._generator.cache.pool.count * PAGE})"
             )
-        seed = request.sampling.seed if self._noise else None
         decoder = StreamingDecoder(
             self._codec,
             layout,
-            seed,
+            request.sampling.seed,
             self._ramp,
             self._look_ahead,
             self._trims,

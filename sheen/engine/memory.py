@@ -31,6 +31,8 @@ NODE_BYTES = 10_000
 """Memory per node of a captured graph, outside torch's allocator."""
 WORKSPACE_BYTES = 32 << 20
 """cuBLAS workspace on Hopper GPUs for each stream with matrix products: torch's default."""
+STREAMS = 3
+"""Of the token thread, of graph capture, and of the audio thread."""
 LIVE_ACTIVATIONS = 4
 """Activations of the codec's widest layer at a time: the input of a residual unit, two of its
 snake, and a convolution's output."""
@@ -65,9 +67,7 @@ def most_windows(slots: int) -> int:
     return min(BATCH, MAX_IN_FLIGHT_PER_SLOT * slots)
 
 
-def plan_reserve(
-    model: SpeechLM, codec: WindowCodec, slots: int, max_seq_len: int, audio_threads: int
-) -> Reserve:
+def plan_reserve(model: SpeechLM, codec: WindowCodec, slots: int, max_seq_len: int) -> Reserve:
     """An estimate of an engine's largest GPU memory in addition to weights and cache."""
     config = model.lm.config.get_text_config()
     shape, layout = CacheShape.of(model.lm), model.layout
@@ -79,15 +79,13 @@ def plan_reserve(
     logits = slots * (layout.size + LIVE_LOGITS * (layout.codebook_size + 1)) * 4
     nodes = LAYER_NODES * shape.layers + OTHER_NODES
     graphs = len(attention_lengths(pages_of(max_seq_len) * PAGE)) * nodes * NODE_BYTES
-    # The token thread, graph capture, and the audio threads.
-    streams = 2 + audio_threads
     windows = most_windows(slots)
     longest = codec.window(LONGEST, 2 * LONGEST, None)
     samples = windows * (longest.stop - longest.start) * codec.frame_samples
     return Reserve(
         steps=layer + max(GATHERED_BYTES, one_slot) + logits,
-        graphs=graphs + streams * WORKSPACE_BYTES,
-        codec=audio_threads * samples * codec.widest * LIVE_ACTIVATIONS * 4,
+        graphs=graphs + STREAMS * WORKSPACE_BYTES,
+        codec=samples * codec.widest * LIVE_ACTIVATIONS * 4,
     )
 
 
@@ -96,7 +94,6 @@ def plan_cache(
     codec: WindowCodec,
     slots: int,
     max_seq_len: int,
-    audio_threads: int,
     free: int | None,
     cache_bytes: int | None = None,
 ) -> tuple[int, Reserve | None]:
@@ -104,7 +101,7 @@ def plan_cache(
     beside it; None where `free` is: elsewhere nothing is kept back."""
     reserve = None
     if free is not None:
-        reserve = plan_reserve(model, codec, slots, max_seq_len, audio_threads)
+        reserve = plan_reserve(model, codec, slots, max_seq_len)
     kept = 0 if reserve is None else reserve.total
     return plan_pages(CacheShape.of(model.lm), slots, max_seq_len, free, cache_bytes, kept), reserve
 

@@ -35,12 +35,12 @@ SLOWEST, FASTEST = 1.5, 40.0
 """Bounds on characters per second, for any script."""
 
 
-def read_recording(data: bytes, codec: WindowCodec, longest_s: float = LONGEST_S) -> Samples:
+def read_recording(data: bytes, codec: WindowCodec) -> Samples:
     """The speech in a file's bytes `[n]`, at the codec's rate, in whole frames.
 
-    Decodes at most `longest_s`. Raises RequestError.
+    Decodes at most LONGEST_S. Raises RequestError.
     """
-    samples, rate = _decoded(data, longest_s)
+    samples, rate = _decoded(data)
     peak = float(np.abs(samples).max(initial=0.0))
     if peak < SILENT:
         raise RequestError(
@@ -64,24 +64,24 @@ def read_recording(data: bytes, codec: WindowCodec, longest_s: float = LONGEST_S
         raise RequestError(
             "ref_audio",
             f"the recording has {seconds:.2f} s of speech, expected {SHORTEST_S:g} to "
-            f"{longest_s:g} s: give {BEST}",
+            f"{LONGEST_S:g} s: give {BEST}",
         )
     # Whole frames: the model continues after the last one, which must not be padded with silence.
     block = codec.frame_samples * codec.block_frames
     return samples[: len(samples) // block * block]
 
 
-def _decoded(data: bytes, longest_s: float) -> tuple[Samples, int]:
+def _decoded(data: bytes) -> tuple[Samples, int]:
     parts, count = [NO_SAMPLES], 0
     try:
         with AudioFile(io.BytesIO(data)) as file:
             for samples in file.blocks():
                 parts.append(samples)
                 count += len(samples)
-                if count > longest_s * file.rate:
+                if count > LONGEST_S * file.rate:
                     raise RequestError(
                         "ref_audio",
-                        f"the recording is longer than {longest_s:g} s: give {BEST}, and the "
+                        f"the recording is longer than {LONGEST_S:g} s: give {BEST}, and the "
                         "transcript of that part",
                     )
             if file.faults:

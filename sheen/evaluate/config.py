@@ -4,41 +4,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sheen.config import (
-    ASR_MODELS,
-    AsrLanguageField,
-    CodecField,
-    FormField,
-    GpuField,
-    InfoField,
-    JobConfig,
-)
+from sheen.config import ASR_MODELS, AsrLanguageField, JobConfig, SpeakingFields
 from sheen.engine.sampling.settings import Sampling
-from sheen.lm.precision import Precision
-from sheen.text.prompt import ReferenceForm
 
 
-class EvaluateConfig(JobConfig):
+class EvaluateConfig(SpeakingFields, JobConfig):
     """Speak prompts with a checkpoint, transcribe the audio and score it."""
 
     model: Annotated[
         str, Field(description="checkpoint folder of `sheen train`, path or URI; or a hub id")
     ]
-    form: FormField = None
-    codec: CodecField = None
-    info: InfoField = None
     prompts: Annotated[
         str,
         Field(
             description=".txt of one text per line, .jsonl or Parquet with text and optional id, "
             "speaker, instruction, or an LJSpeech folder; path or URI"
-        ),
-    ]
-    output: Annotated[
-        str,
-        Field(
-            description="folder for rows/, audio and the report; absolute path or URI. The same "
-            "command in the same folder resumes it"
         ),
     ]
     voices: Annotated[
@@ -63,11 +43,6 @@ class EvaluateConfig(JobConfig):
             "each speaker is used, 1 to 30 s; path or URI"
         ),
     ] = None
-    reference_form: Annotated[
-        ReferenceForm | None,
-        Field(description="placement of the reference in the prompt; default: as in training"),
-    ] = None
-    limit: Annotated[int | None, Field(ge=1, description="only the first N prompts")] = None
     per_voice: Annotated[
         int | None,
         Field(ge=1, description="only N prompts of each voice, spread evenly over its list"),
@@ -115,16 +90,6 @@ class EvaluateConfig(JobConfig):
     seed: Annotated[
         int, Field(ge=0, description="of sampling, different for each prompt, and the intervals")
     ] = 0
-    max_seconds: Annotated[
-        float, Field(gt=0.0, description="longest audio of a chunk of a prompt, seconds")
-    ] = 30.0
-    dtype: Annotated[
-        Precision,
-        Field(
-            description="of the speech model. 'auto': bfloat16 on a GPU, float32 on a CPU, as in "
-            "the server"
-        ),
-    ] = "auto"
     asr: Annotated[
         str | None,
         Field(
@@ -145,10 +110,3 @@ class EvaluateConfig(JobConfig):
             "needs package resemblyzer"
         ),
     ] = None
-    num_workers: Annotated[
-        int | None,
-        Field(
-            ge=1, description="synthesizing workers; default one per GPU, or CPU, of the cluster"
-        ),
-    ] = None
-    gpu: GpuField = None

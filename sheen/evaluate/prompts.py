@@ -74,8 +74,6 @@ def plan_prompts(
             raise ValueError(
                 f"--voices {voice}: reports use this name for all voices together; rename the voice"
             )
-    if config.limit is not None:
-        listed = listed[: config.limit]
     if not info.follows_instructions and any(prompt.instruction for prompt in listed):
         logger.warning(
             "--prompts %s: the checkpoint was not trained with instructions; those of the list are "

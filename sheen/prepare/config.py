@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sheen.config import ASR_MODELS, GpuField, JobConfig, OneOrMore
+from sheen.config import ASR_MODELS, JobConfig, OneOrMore
 from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.rejections.quality import MAX_OVERLAP, QualityLimits
 from sheen.prepare.rejections.reasons import Limits
@@ -23,13 +23,6 @@ class PrepareConfig(JobConfig):
             "or recordings with texts in any form that `sheen encode` reads, such as an LJSpeech "
             "folder, whose texts are checked, and whose rows are cut where they are longer than "
             "--max-seconds. May be repeated: --input A --input B",
-        ),
-    ]
-    output: Annotated[
-        str,
-        Field(
-            description="folder for manifest.jsonl, rejected.jsonl and the report; absolute path "
-            "or URI. The same command resumes it"
         ),
     ]
     channels: Annotated[
@@ -186,13 +179,6 @@ class PrepareConfig(JobConfig):
     min_loudness_lufs: Annotated[
         float | None, Field(lt=0.0, description="lowest loudness, LUFS; below: rejected")
     ] = None
-    num_workers: Annotated[
-        int | None,
-        Field(
-            ge=1, description="transcribing workers; default one per GPU, or CPU, of the cluster"
-        ),
-    ] = None
-    gpu: GpuField = None
 
     @property
     def cut_settings(self) -> CutSettings:

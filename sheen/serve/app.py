@@ -28,6 +28,7 @@ from sheen.serve.answers.batch import answer_batch
 from sheen.serve.answers.responses import EVENT_STREAM, SPEECH_HEADERS, answer
 from sheen.serve.config import (
     BATCH,
+    MAX_BODIES,
     ServeArgs,
     checkpoint_location,
     with_absolute_paths,
@@ -288,12 +289,12 @@ def build(args: ServeArgs) -> serve.Application:
     service = SpeechService.options(  # type: ignore[attr-defined]
         # The replica itself refuses, in OpenAI's format: Serve must pass on all that it may hold,
         # and what it answers at once, or /health would wait for a place.
-        max_ongoing_requests=admitted + args.sockets + args.max_bodies + RESERVE,
+        max_ongoing_requests=admitted + args.sockets + MAX_BODIES + RESERVE,
         health_check_period_s=HEALTH_CHECK_S,
         # A replica that is replaced, for example by another checkpoint, finishes its requests: as
         # many rounds as it may hold, each as long as its audio, and one longest text.
         graceful_shutdown_timeout_s=(
-            LONGEST_TEXT_S + args.default_max_seconds * (1 + admitted / args.slots)
+            LONGEST_TEXT_S + args.max_seconds * (1 + admitted / args.slots)
         ),
     )
     if args.lexicon is not None:

@@ -6,6 +6,7 @@ refused by `sheen.serve.capabilities`. Knows nothing about HTTP but the errors o
 """
 
 import logging
+import math
 import queue
 import secrets
 import time
@@ -20,6 +21,7 @@ from sheen.engine.audio.streaming import DEFAULT_RAMP
 from sheen.engine.chunks import ChunkStream, Normalize
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Speech, inline
+from sheen.engine.reference import LONGEST_S
 from sheen.engine.sampling.settings import Sampling
 from sheen.engine.types import Finished, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
@@ -48,20 +50,23 @@ DESCRIBED_VOICE = "described"
 """What the log has for a voice that a request describes in words."""
 RENDERERS = 2
 """Threads that encode compressed audio, which encoders do without Python's lock."""
+SLOTS_PER_NORMALIZER = 64
+"""Slots for each process that normalizes text: a sentence is some 6 s of audio, and takes up to
+0.1 s to normalize (decision 0020)."""
 
 
 class Backend:
     """One checkpoint on one device. The constructor loads and warms up: call it where no event loop
-    waits."""
+    waits. `codec_process`: on a CPU, audio is decoded in a process of its own."""
 
-    def __init__(self, args: ServeArgs, location: str) -> None:
+    def __init__(self, args: ServeArgs, location: str, *, codec_process: bool = True) -> None:
         torch.set_num_threads(args.torch_threads)
         device = worker_device()
         on_cpu = device.type == "cpu"
         self.voice: Voice = load_voice(
             location, device, args.dtype, form=args.form, codec=args.codec, info=args.info
         )
-        if args.reference_seconds and not (args.reference_form or self.voice.info.reference):
+        if args.takes_references and not (args.reference_form or self.voice.info.reference):
             raise ValueError(
                 f"args.model {args.model}: this checkpoint was not trained to follow a reference. "
                 "Train one with --reference-share, try it all the same with args.reference_form, "
@@ -70,23 +75,22 @@ class Backend:
         self._args = args
         self.capabilities = Capabilities(self.voice, args)
         self._codec_process = None
-        if on_cpu and args.audio_process:
-            self._codec_process = CodecProcess(self.voice.codec, args.audio_threads)
+        if on_cpu and codec_process:
+            self._codec_process = CodecProcess(self.voice.codec)
         self.engine = Engine(
             self.voice.model,
             self._codec_process or self.voice.codec,
             slots=args.slots,
-            max_seq_len=args.max_seq_len
-            or self.voice.max_seq_len(args.default_max_seconds, args.reference_seconds),
+            max_seq_len=self.voice.max_seq_len(
+                args.max_seconds, LONGEST_S if args.takes_references else 0.0
+            ),
             cache_bytes=None if args.kv_cache_gb is None else int(args.kv_cache_gb * 1e9),
-            typical_seq_len=self.voice.typical_seq_len(args.default_max_seconds),
+            typical_seq_len=self.voice.typical_seq_len(args.max_seconds),
             # Admission is the bound: a long text's next chunk takes a slot from those it let in.
             max_queue=args.slots + args.max_queue,
-            noise=args.noise,
-            ramp=args.ramp or (CPU_RAMP if on_cpu else DEFAULT_RAMP),
+            ramp=CPU_RAMP if on_cpu else DEFAULT_RAMP,
             look_ahead=args.look_ahead,
             trim_silence=args.trim_silence,
-            audio_threads=args.audio_threads,
             warm_up=True,
         )
         self.admission = Admission(args.slots + args.max_queue, args.slots)
@@ -97,7 +101,8 @@ class Backend:
         self._renderers = ThreadPoolExecutor(RENDERERS, "sheen-renderer")
         self._normalizers: NormalizerProcesses | None = None
         if self.voice.info.text_normalization is not None:
-            self._normalizers = NormalizerProcesses(self.voice.pipeline, args.text_processes)
+            processes = math.ceil(args.slots / SLOTS_PER_NORMALIZER)
+            self._normalizers = NormalizerProcesses(self.voice.pipeline, processes)
         self._aligner = None
         if args.aligner is not None:
             self._aligner = Aligner(args.aligner, self.voice.language)
@@ -200,7 +205,7 @@ class Backend:
             seed = secrets.randbits(63)
         sampling = self.voice.sampling(seed, **settings.sampling)
         others = able.names.values() if settings.ssml else ()
-        seconds = self._args.default_max_seconds
+        seconds = self._args.max_seconds
         limit = self.voice.longest_chunk(seconds, speaker, spoken, others)
         reader, words = self._reader(), None
         if aligner is not None:

@@ -75,7 +75,6 @@ class Capabilities:
                 ) from error
             lexicons = (own, *lexicons)
         return Delivery(
-            self._args.max_pause_s,
             lexicons,
             self._voice.pipeline.tags,
             self._args.unknown_tags == "refuse",

@@ -10,21 +10,24 @@ from typing import Annotated, Literal, NamedTuple, get_args
 from pydantic import BaseModel, Field
 
 from sheen.codec.info import find_codec
-from sheen.config import CodecField, FormField, InfoField
+from sheen.config import SpeakingFields
 from sheen.default_voice import CHECKOUT
 from sheen.lm import checkpoint
-from sheen.lm.precision import Precision
 from sheen.storage import folders, hub, uris
-from sheen.text.delivery import MAX_PAUSE_S, MAX_PAUSES_S
 from sheen.text.forms import FormName
-from sheen.text.prompt import ReferenceForm
 
 KIB = 1024
 VOICES, SPEECH = "/v1/audio/voices", "/v1/audio/speech"
 BATCH = f"{SPEECH}/batch"
+MAX_BODIES = 128
+"""Incomplete request bodies in a replica at a time: most arrive at once, so that more of them are
+clients that stall. Ray's proxy holds back as many of max_body_bytes."""
 BATCH_BODIES = 4
 """Size limit of a batch, in units of max_body_bytes: room for the longest batch with every
 character escaped."""
+RECORDING_TIMES = 6
+"""Time limit of a body that may bring a recording, in units of body_timeout_s: 10 MiB on a slow
+uplink."""
 
 
 class BodyLimit(NamedTuple):
@@ -43,36 +46,22 @@ class Limits(BaseModel):
         int,
         Field(
             ge=1024,
-            description="a larger body of a request gets 413; a batch may have four times as much",
+            description="a larger body of a request gets 413, where a batch may have four times "
+            "as much; a WebSocket with a larger message, decompressed, is closed with 1009",
         ),
     ] = 256 * KIB  # the longest text and instructions, with every character escaped, take 100 kB
     body_timeout_s: Annotated[
         float,
-        Field(gt=0.0, description="a body that is incomplete by then gets 408"),
+        Field(
+            gt=0.0,
+            description="a body that is incomplete by then gets 408; six times as long where it "
+            "may bring a recording. A WebSocket without `start` by then is closed with 1008",
+        ),
     ] = 10.0
-    max_bodies: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="incomplete request bodies in a replica at a time; with one more, the "
-            "oldest gets 408. Ray's proxy holds back as many of max_body_bytes before that",
-        ),
-    ] = 128
-    max_message_bytes: Annotated[
-        int,
-        Field(
-            ge=1024,
-            description="a WebSocket with a larger message, decompressed, is closed with 1009",
-        ),
-    ] = 256 * KIB
     max_messages_per_s: Annotated[
         int,
         Field(ge=1, description="a WebSocket with more messages in a second is closed with 1008"),
     ] = 50
-    start_timeout_s: Annotated[
-        float,
-        Field(gt=0.0, description="a WebSocket without `start` by then is closed with 1008"),
-    ] = 10.0
 
     def body(self, path: str) -> BodyLimit:
         """The limits of a route, `path` within the application."""
@@ -98,34 +87,18 @@ class ReferenceArgs(BaseModel):
         list[Annotated[str, Field(pattern=r"^[^/@*\s]+$")]],
         Field(description="hosts, or host:port, whose URLs `ref_audio` may name; default: none"),
     ] = []
-    reference_form: Annotated[
-        ReferenceForm | None,
-        Field(
-            description="how a reference is put before a text. 'one-turn': both texts, then its "
-            "codes, which the model continues; 'two-turn': it is a turn of its own, which is "
-            "computed once for all texts. Default: as the checkpoint was trained"
-        ),
-    ] = None
     max_recording_bytes: Annotated[
         int, Field(ge=1024, description="largest recording of a voice, as a file")
     ] = 10 * KIB * KIB
-    max_reference_seconds: Annotated[
-        float, Field(ge=1.0, le=60.0, description="longest recording of a voice")
-    ] = 30.0
     max_voices: Annotated[int, Field(ge=1, description="uploaded voices that are kept")] = 1000
-    upload_timeout_s: Annotated[
-        float,
-        Field(gt=0.0, description="a body with a recording that is incomplete by then gets 408"),
-    ] = 60.0
 
     @property
-    def reference_seconds(self) -> float:
-        """Longest reference that a request can have; 0 where none can."""
-        on = self.voices_folder or self.ref_audio or self.ref_audio_hosts
-        return self.max_reference_seconds if on else 0.0
+    def takes_references(self) -> bool:
+        """Whether a request can have a reference."""
+        return bool(self.voices_folder or self.ref_audio or self.ref_audio_hosts)
 
 
-class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
+class ServeArgs(Limits, ReferenceArgs, SpeakingFields, extra="forbid"):
     """Arguments of one application: its model, its capacity, and the limits of its clients."""
 
     model: Annotated[
@@ -135,30 +108,11 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             "id; also one of the Orpheus family, which has no sheen.json"
         ),
     ] = checkpoint.ENGLISH_VOICE
-    form: FormField = None
-    codec: CodecField = None
-    info: InfoField = None
     model_id: Annotated[str, Field(description="name shown by /v1/models")] = "sheen"
-    default_max_seconds: Annotated[
-        float,
-        Field(
-            gt=0.0,
-            description="longest audio of one chunk of text, seconds; a longer text is split into "
-            "chunks",
-        ),
-    ] = 30.0
     slots: Annotated[
         int,
         Field(ge=1, description="requests that run at once, where the KV cache has room for them"),
     ] = 8
-    max_seq_len: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="longest request, text and audio, tokens; default: as many as "
-            "default_max_seconds of audio and their text take",
-        ),
-    ] = None
     kv_cache_gb: Annotated[
         float | None,
         Field(
@@ -168,13 +122,6 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             "many requests it has room for; further ones wait",
         ),
     ] = None
-    dtype: Annotated[
-        Precision,
-        Field(
-            description="precision of the model. 'auto': bfloat16 on a GPU, float32 on a CPU; "
-            "float32 takes twice the memory, and on a GPU several times the time"
-        ),
-    ] = "auto"
     max_queue: Annotated[
         int, Field(ge=1, description="requests that may wait; beyond it clients get 429")
     ] = 64
@@ -187,37 +134,11 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             "docs/decisions/0016",
         ),
     ] = None
-    ramp: Annotated[
-        list[Annotated[int, Field(ge=1)]] | None,
-        Field(
-            min_length=1,
-            description="frames of the first chunks of audio, the last one repeats. Small first "
-            "chunks start sooner, but playback stalls if the next chunk takes longer than they "
-            "last. Default: 1, 2, 4, 8, 12 on a GPU, 2, 2, 4, 8, 12 on a CPU",
-        ),
-    ] = None
     trim_silence: Annotated[
         bool, Field(description="remove the silence before speech, up to a second")
     ] = False
     torch_threads: Annotated[
         int, Field(ge=1, description="threads of one computation, on a CPU")
-    ] = 1
-    audio_threads: Annotated[
-        int, Field(ge=1, description="threads that decode audio beside the one that makes tokens")
-    ] = 1
-    audio_process: Annotated[
-        bool,
-        Field(
-            description="on a CPU, decode audio in a process for each of the audio threads; in one "
-            "process tokens and audio slow each other down, see docs/decisions/0018"
-        ),
-    ] = True
-    text_processes: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="processes that normalize text, for a model trained on normalized text",
-        ),
     ] = 1
     aligner: Annotated[
         str | None,
@@ -236,15 +157,6 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             "gives up (LiveKit after 30 s); one that has begun is never cut",
         ),
     ] = 25.0
-    max_pause_s: Annotated[
-        float,
-        Field(
-            ge=0.0,
-            le=MAX_PAUSES_S,
-            description="longest pause that a text may ask for with [pause:…], seconds; all of "
-            f"them together: {MAX_PAUSES_S:g}",
-        ),
-    ] = MAX_PAUSE_S
     unknown_tags: Annotated[
         Literal["text", "refuse"],
         Field(description="a <word> in a text that is not one of the model's tags: text, or 400"),
@@ -288,20 +200,16 @@ class ServeArgs(Limits, ReferenceArgs, BaseModel, extra="forbid"):
             "a browser; * for all. By default only pages of the server's own may"
         ),
     ] = []
-    noise: Annotated[
-        bool, Field(description="the codec's own noise, drawn from the request's seed")
-    ] = True
 
     def body(self, path: str) -> BodyLimit:
         rows: dict[str, BodyLimit] = {}
+        seconds = RECORDING_TIMES * self.body_timeout_s
         if self.voices_folder is not None:  # besides the recording: fields and headers
-            size = self.max_recording_bytes + self.max_body_bytes
-            rows[VOICES] = BodyLimit(size, self.upload_timeout_s)
+            rows[VOICES] = BodyLimit(self.max_recording_bytes + self.max_body_bytes, seconds)
         if self.ref_audio:
             size = self.max_recording_bytes * 4 // 3 + self.max_body_bytes
-            rows[SPEECH] = BodyLimit(size, self.upload_timeout_s)
-            many = size + (BATCH_BODIES - 1) * self.max_body_bytes
-            rows[BATCH] = BodyLimit(many, self.upload_timeout_s)
+            rows[SPEECH] = BodyLimit(size, seconds)
+            rows[BATCH] = BodyLimit(size + (BATCH_BODIES - 1) * self.max_body_bytes, seconds)
         return rows.get(path, super().body(path))
 
     @property

@@ -21,7 +21,7 @@ from sheen.text.segmentation import SentenceStream
 from sheen.text.ssml import Scope, read_ssml
 
 MAX_PAUSE_S = 60.0
-"""Longest pause, by default; the value of Kokoro-FastAPI, which introduced the mark."""
+"""Longest pause; the value of Kokoro-FastAPI, which introduced the mark."""
 MAX_PAUSES_S = 300.0
 """All pauses of a text together: a short request must not become hours of audio."""
 MAX_ADDED_CHARACTERS = 8192
@@ -35,8 +35,6 @@ _ALIAS_MARK = regex.compile(f"([{ALIAS_OPEN}{ALIAS_CLOSE}])")
 class Delivery:
     """Settings for reading a text."""
 
-    max_pause_s: float = MAX_PAUSE_S
-    """Longest pause."""
     lexicons: tuple[Lexicon, ...] = ()
     """Lexicons; where several have an entry, the first one counts."""
     tags: tuple[str, ...] = ()
@@ -144,9 +142,10 @@ class DeliveryStream:
 
     def _pause(self, seconds: float, mark: str) -> list[Item]:
         """The end of the sentence so far, and a pause."""
-        most = self._delivery.max_pause_s
-        if seconds > most:
-            raise DeliveryError(f"{mark}: a pause of {seconds:g} s; at most {most:g} s are allowed")
+        if seconds > MAX_PAUSE_S:
+            raise DeliveryError(
+                f"{mark}: a pause of {seconds:g} s; at most {MAX_PAUSE_S:g} s are allowed"
+            )
         self._budget.pause(seconds, mark)
         return [*self.finish(), Pause(seconds)]
 

@@ -27,6 +27,8 @@ STATE_FILE = "trainer.pt"
 """File of a checkpoint with the state for resuming; the model is in MODEL_FOLDER."""
 MODEL_FOLDER = "model"
 RUN_FILE = "run.json"
+RUN = "run"
+"""Folder of an output for the run's checkpoints, and for what resuming compares."""
 
 
 class StorageFull(OSError):
@@ -34,10 +36,10 @@ class StorageFull(OSError):
 
 
 class RunStore:
-    """Checkpoints under `run`, a folder's path or URI; the `keep` most recent ones are kept."""
+    """Checkpoints of the run in `output`, a path or URI; the `keep` most recent ones are kept."""
 
-    def __init__(self, run: str, keep: int) -> None:
-        self.run = run
+    def __init__(self, output: str, keep: int) -> None:
+        self.run = uris.join(output, RUN)
         self._keep = keep
 
     def latest(self) -> str | None:
@@ -157,21 +159,19 @@ def load(folder: Path) -> dict[str, Any]:
     return state
 
 
-def claim_run(
-    output: str, run_name: str, fields: dict[str, Any], free: set[str], content: dict[str, Any]
-) -> None:
+def claim_run(output: str, fields: dict[str, Any], free: set[str], content: dict[str, Any]) -> None:
     """Record the fingerprint of a run; raise ValueError for a run with another one.
 
     A run without a checkpoint has nothing to resume and starts again, with whatever was mended
     since. `free`: fields that a resumed run may change; `content`: identities of its inputs.
     """
     fixed = {name: value for name, value in fields.items() if name not in free}
-    where = uris.join(output, run_name, RUN_FILE)
-    if RunStore(uris.join(output, run_name), keep=1).latest() is None:
+    where = uris.join(output, RUN, RUN_FILE)
+    if RunStore(output, keep=1).latest() is None:
         files.delete(where)
     changed = check_fingerprint(where, fixed | content, content)
     if changed:
         raise ValueError(
-            f"--run-name {run_name} in {output} was started with other settings: {changed}. Give "
-            "the same values to resume it, or another --run-name."
+            f"--output {output}: the run there was started with other settings: {changed}. Give "
+            "the same values to resume it, or another --output."
         )

@@ -1,56 +1,69 @@
 """The fields of the train jobs: those that both share, and those of a speech LM."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from sheen.codec.layout import Softmax
-from sheen.config import ASR_MODELS, AsrLanguageField, GpuField, JobConfig, OneOrMore
+from sheen.config import ASR_MODELS, AsrLanguageField, JobConfig, OneOrMore
 from sheen.lm.precision import Precision
 from sheen.text.kept import as_tag
 from sheen.train.learning.settings import Schedule, Strategy
 
 
+def check_interval(given: int | str | None) -> int | str | None:
+    """Optimizer steps, or minutes as in 10min. Raises ValueError."""
+    if isinstance(given, str) and given.isdecimal():
+        given = int(given)
+    if isinstance(given, int):
+        valid = given >= 1
+    else:
+        valid = given is None or (minutes_of(given) or 0.0) > 0.0
+    if not valid:
+        raise ValueError("expected optimizer steps, such as 200, or minutes, such as 10min")
+    return given
+
+
+def minutes_of(interval: str) -> float | None:
+    """Of an interval such as 10min; None for any other text."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?min", interval)
+    return None if found is None else float(found[1])
+
+
 class RunFields(JobConfig):
     """The fields of every training job."""
 
-    output: Annotated[
-        str,
-        Field(description="folder for the result, metrics.jsonl and runs; absolute path or URI"),
-    ]
-    run_name: Annotated[
-        str, Field(description="a run of the same name in the same output resumes")
-    ] = "run"
-    num_workers: Annotated[int, Field(ge=1, description="training workers")] = 1
-    gpu: GpuField = None
     cpus_per_worker: Annotated[
         float, Field(gt=0.0, description="CPUs, and torch threads, per worker")
     ] = 1.0
     learning_rate: Annotated[float, Field(gt=0.0, description="peak, after warm-up")] = 2e-4
     warmup_steps: Annotated[int, Field(ge=0, description="optimizer steps of warm-up")] = 100
-    log_every: Annotated[int, Field(ge=1, description="optimizer steps between log lines")] = 10
     eval_every: Annotated[
         int | None,
         Field(
             ge=1,
-            description="optimizer steps between evaluations; default: one with each checkpoint by "
-            "--save-minutes, otherwise 200",
+            description="optimizer steps between evaluations; default: one with each checkpoint "
+            "where these come by the clock, otherwise 200",
         ),
     ] = None
     save_every: Annotated[
-        int | None,
-        Field(ge=1, description="optimizer steps between checkpoints; default on a CPU: 200"),
-    ] = None
-    save_minutes: Annotated[
-        float | None,
+        int | str | None,
+        AfterValidator(check_interval),
         Field(
-            gt=0.0,
-            description="minutes between checkpoints, instead of --save-every; default on a GPU: "
-            "10",
+            description="optimizer steps between checkpoints, or minutes, such as 10min; default: "
+            "200 on a CPU, 10min on a GPU"
         ),
     ] = None
     keep_checkpoints: Annotated[int, Field(ge=1, description="most recent ones that are kept")] = 2
     half: Annotated[bool, Field(description="write the result in 16 bits, half the size")] = False
+    compile: Annotated[
+        bool | None,
+        Field(
+            description="torch.compile the layers, which takes a minute at the start; needs a C++ "
+            "compiler. Default: those of a speech LM on a GPU, if there is a compiler"
+        ),
+    ] = None
     trackers: Annotated[
         list[str],
         Field(description="tensorboard, wandb, or both; [] for none"),
@@ -61,26 +74,14 @@ class RunFields(JobConfig):
     seed: Annotated[int, Field(ge=0, description="of everything random")] = 0
 
 
-def check_saving(config: RunFields) -> None:
-    """Raise ValueError if both intervals are given."""
-    if config.save_every is not None and config.save_minutes is not None:
-        raise ValueError(
-            f"--save-every {config.save_every} and --save-minutes {config.save_minutes:g}: give "
-            "only one of them; --no-save-every unsets one from a config file"
-        )
-
-
 # Fields that a resumed run may change: none changes a weight by more than rounding.
 FREE_RUN_FIELDS = {
     "config",
     "output",
-    "run_name",
     "gpu",
     "cpus_per_worker",
-    "log_every",
     "eval_every",
     "save_every",
-    "save_minutes",
     "keep_checkpoints",
     "half",
     "trackers",
@@ -212,13 +213,6 @@ class TrainConfig(RunFields):
             "teaches the model to continue in the voice of a reference",
         ),
     ] = 0.0
-    compile: Annotated[
-        bool | None,
-        Field(
-            description="torch.compile the layers, which takes a minute at the start; needs a C "
-            "compiler. Default: on a GPU, if there is a compiler"
-        ),
-    ] = None
     strategy: Annotated[
         Strategy,
         Field(
@@ -249,26 +243,14 @@ class TrainConfig(RunFields):
     eval_share: Annotated[
         float, Field(ge=0.0, lt=1.0, description="share of distinct texts held out")
     ] = 0.02
-    eval_rows: Annotated[int, Field(ge=1, description="most utterances per evaluation")] = 256
     eval_prompts: Annotated[
         str | None,
         Field(
-            description="prompts to synthesize as evaluation samples, in any form that "
-            "`sheen evaluate` reads, such as .jsonl with `text`, and `speaker` for a model of "
-            "several voices; path or URI"
+            description="prompts to synthesize with each checkpoint as evaluation samples, in any "
+            "form that `sheen evaluate` reads, such as .jsonl with `text`, and `speaker` for a "
+            "model of several voices; path or URI"
         ),
     ] = None
-    speak_every: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="optimizer steps between evaluation samples; default: with each checkpoint "
-            "by --save-minutes, otherwise 1000",
-        ),
-    ] = None
-    speak_seconds: Annotated[
-        float, Field(gt=0.0, description="longest audio of a chunk of a prompt, seconds")
-    ] = 15.0
     asr: Annotated[
         str | None,
         Field(description=f"ASR model for the word error rate of evaluation samples: {ASR_MODELS}"),
@@ -292,10 +274,7 @@ FREE_FIELDS = FREE_RUN_FIELDS | {
     "dry_run",
     "num_workers",
     "compile",
-    "eval_rows",
     "eval_prompts",
-    "speak_every",
-    "speak_seconds",
     "asr",
     "asr_language",
     "best_metric",

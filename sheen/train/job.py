@@ -1,7 +1,7 @@
 """The train job: a dataset of codes -> a checkpoint that transformers opens.
 
-Owns the work before and after the workers run: opening data and base, resuming by run name, and
-exporting the last and the best checkpoint.
+Owns the work before and after the workers run: opening data and base, resuming, and exporting the
+last and the best checkpoint.
 """
 
 from contextlib import ExitStack
@@ -22,7 +22,7 @@ from sheen.storage import files, folders, uris
 from sheen.text.steps import check_steps
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
-from sheen.train.config import FREE_FIELDS, TrainConfig, check_saving
+from sheen.train.config import FREE_FIELDS, TrainConfig
 from sheen.train.data import build_training_set, describe
 from sheen.train.evaluation import eval_prompts
 from sheen.train.inputs import (
@@ -39,6 +39,10 @@ from sheen.train.learning.step import check_guide_weight, check_level_weights
 from sheen.train.tracking import check_trackers
 from sheen.train.trainer import describe_dry_run, dry_run_loop, show_example, train_loop
 
+EVAL_ROWS = 256
+"""Most utterances of an evaluation, which costs as much as their training; the intervals of their
+losses are narrow enough."""
+
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train; returns the last metrics, or the figures of a dry run.
@@ -48,7 +52,6 @@ def run(config: TrainConfig) -> dict[str, Any]:
     output = cluster.output_folder("--output", config.output)
     locations = [uris.absolute(location) for location in config.data]
     check_trackers(config.trackers)
-    check_saving(config)
     model = model_source(config.model)
     codec, codec_files = codec_of(locations, config.codec, model)
     tags = tags_of(locations, config.tags)
@@ -75,7 +78,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         tokenizer,
         limit,
         config.eval_share,
-        config.eval_rows,
+        EVAL_ROWS,
         config.seed,
         reference_share=config.reference_share,
         prompt=info.prompt,
@@ -118,7 +121,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             # None for the default, as in runs from before these fields existed.
             since = ("history_noise", "guided_attention", "reference_share")
             recorded = fields | {name: fields[name] or None for name in since}
-            checkpoints.claim_run(output, config.run_name, recorded, FREE_FIELDS, content)
+            checkpoints.claim_run(output, recorded, FREE_FIELDS, content)
         cluster.connect()
         arguments = {
             "config": fields,
@@ -140,7 +143,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             print(describe_dry_run(figures), flush=True)
             return figures
         fit(train_loop, arguments, config, output)
-        store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
+        store = RunStore(output, config.keep_checkpoints)
         last, best = store.latest(), store.best()
         assert last is not None, "a finished run has a checkpoint"
         model_folder = uris.join(last, checkpoints.MODEL_FOLDER)

@@ -34,7 +34,7 @@ from sheen.runs import cluster
 from sheen.runs.cluster import Board, Stopped, run_job
 from sheen.storage import uris
 from sheen.train import distributed
-from sheen.train.checkpoints import RunStore
+from sheen.train.checkpoints import RUN, RunStore
 from sheen.train.config import RunFields
 
 logger = logging.getLogger(__name__)
@@ -132,12 +132,12 @@ def fit(
         train_loop_config={**arguments, "control": control},
         torch_config=distributed.Config(),
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=config.num_workers or 1,
             use_gpu=cluster.use_gpus(config.gpu),
             resources_per_worker={"CPU": config.cpus_per_worker},
         ),
         run_config=RunConfig(
-            name=config.run_name,
+            name=RUN,
             storage_path=output,
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
@@ -250,8 +250,7 @@ def _cause(error: TrainingFailedError) -> str:
 
 def _left(config: RunFields) -> str:
     """Where a failed run resumes from."""
-    run = uris.join(uris.absolute(config.output), config.run_name)
-    last = RunStore(run, config.keep_checkpoints).latest()
+    last = RunStore(uris.absolute(config.output), config.keep_checkpoints).latest()
     if last is None:
         return "There is no checkpoint yet: the same command starts again"
     return f"The last checkpoint is {last}: the same command resumes from it"

@@ -22,10 +22,9 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from sheen.runs.background import BackgroundWriter
-from sheen.storage import uris
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore, StorageFull
-from sheen.train.config import RunFields
+from sheen.train.config import RunFields, minutes_of
 from sheen.train.distributed import WorkerGroup
 from sheen.train.launcher import Control
 from sheen.train.learning.metrics import MetricsWindow, Sums, console_line
@@ -41,6 +40,8 @@ EVAL_EVERY = 200
 """Optimizer steps between evaluations, by default, unless checkpoints come by the clock."""
 SAVE_MINUTES = 10.0
 """Minutes between checkpoints on a GPU, by default: 200 steps may take only seconds there."""
+LOG_EVERY, LOG_LINES = 10, 50
+"""Optimizer steps between log lines, and the lines of a run for which they are fewer."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,15 @@ class Snapshot:
 
 def save_interval(config: RunFields, device: torch.device) -> tuple[int | None, float | None]:
     """Optimizer steps between checkpoints, or minutes; the other one is None."""
-    if config.save_every is None and config.save_minutes is None:
+    every = config.save_every
+    if every is None:
         return (None, SAVE_MINUTES) if device.type == "cuda" else (SAVE_EVERY, None)
-    return config.save_every, config.save_minutes
+    return (None, minutes_of(every)) if isinstance(every, str) else (every, None)
+
+
+def log_interval(total: int) -> int:
+    """Optimizer steps between log lines of a run of so many steps."""
+    return max(1, min(LOG_EVERY, total // LOG_LINES))
 
 
 class Trainer(ABC):
@@ -74,9 +81,13 @@ class Trainer(ABC):
         self.config, self.output = config, output
         self.control = control.watched()
         self.group = WorkerGroup()
-        self.store = RunStore(uris.join(output, config.run_name), config.keep_checkpoints)
-        self._every, self._minutes = save_interval(config, self.group.device)
-        self.eval_every = self.evaluation_interval(config.eval_every, EVAL_EVERY)
+        self.store = RunStore(output, config.keep_checkpoints)
+        self.save_every, self._minutes = save_interval(config, self.group.device)
+        """Optimizer steps between checkpoints; None where they come by the clock."""
+        self.eval_every = config.eval_every
+        if self.eval_every is None and self._minutes is None:
+            self.eval_every = EVAL_EVERY
+        self.log_every = LOG_EVERY
         self.step = 0
         self.late = False
         """Whether a checkpoint by the clock is due at this step; the same on all ranks."""
@@ -91,6 +102,7 @@ class Trainer(ABC):
     def begin(self, state: dict[str, Any] | None, summary: dict[str, Any], total: int) -> None:
         """Start at step 0 with `summary` as the first row of the log, or resume from `state`."""
         self.total = total
+        self.log_every = log_interval(total)
         self._saved_at = monotonic()
         self.window = MetricsWindow(self.group)
         rows = [summary]
@@ -102,7 +114,6 @@ class Trainer(ABC):
         self.trackers = open_trackers(
             self.config.trackers if self.group.first else [],
             self.output,
-            self.config.run_name,
             self.config.model_dump(mode="json"),
             self.step,
         )
@@ -123,13 +134,9 @@ class Trainer(ABC):
     def training_metrics(self, sums: Sums, seconds: float) -> dict[str, Any]:
         """Metrics from a window's sums over all ranks and its seconds."""
 
-    def evaluation_interval(self, given: int | None, default: int) -> int | None:
-        """Steps between evaluations of a kind: as given, else the default number; None if they
-        come with checkpoints by the clock, since that many steps may take only seconds."""
-        return default if given is None and self._minutes is None else given
-
     def evaluation_intervals(self) -> list[int | None]:
-        """See `evaluation_interval`, for each kind of evaluation."""
+        """Optimizer steps between evaluations, for each kind of them; None if they come with
+        checkpoints by the clock, since that many steps may take only seconds."""
         return [self.eval_every]
 
     @abstractmethod
@@ -172,8 +179,8 @@ class Trainer(ABC):
             if unwritten:
                 return self._written()
             self.late = late and not stop  # a run that is told to stop does not evaluate first
-            saves = stop or self.due(self._every)
-            logs = self.due(self.config.log_every)
+            saves = stop or self.due(self.save_every)
+            logs = self.due(self.log_every)
             evaluates = any(map(self.due, self.evaluation_intervals()))
             if (saves or logs or evaluates) and (failure := self._read_norms()):
                 return failure

@@ -30,6 +30,7 @@ from PIL import Image
 from pyarrow import fs
 
 from sheen.storage import files, uris
+from sheen.train.checkpoints import RUN
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,6 @@ class Run:
     """
 
     output: str
-    name: str
     fields: dict[str, Any]
     first_step: int
     remote: bool
@@ -66,7 +66,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `<output>/tensorboard/<run name>`, by torch's writer.
+    """Event files in `<output>/tensorboard`, by torch's writer.
 
     tensorboardX is not used: its flush omits queued records, and its queue blocks forever on a full
     disk.
@@ -75,8 +75,8 @@ class TensorBoard:
     def __init__(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder = run.folder / "tensorboard" / run.name
-        self._target = uris.join(run.output, "tensorboard", run.name) if run.remote else None
+        self._folder = run.folder / "tensorboard"
+        self._target = uris.join(run.output, "tensorboard") if run.remote else None
         purge = run.first_step + 1 if run.first_step else 0
         self._writer = SummaryWriter(str(self._folder), purge_step=purge)
 
@@ -107,8 +107,8 @@ class TensorBoard:
 
 
 class WandB:
-    """A W&B run, configured by WANDB_* variables; an offline run's folder is copied to the
-    output."""
+    """A W&B run, configured by WANDB_* variables and by default named after the output; an offline
+    run's folder is copied there."""
 
     def __init__(self, run: Run) -> None:
         import wandb
@@ -116,7 +116,7 @@ class WandB:
         self._wandb, env = wandb, os.environ.get
         self._run = wandb.init(  # arguments override the environment, which is thus read here
             project=env("WANDB_PROJECT", PROJECT),
-            name=env("WANDB_NAME", run.name),
+            name=env("WANDB_NAME", uris.name(run.output)),
             id=env("WANDB_RUN_ID", run.key),
             dir=env("WANDB_DIR", str(run.folder)),
             config=run.fields,
@@ -247,7 +247,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def open_trackers(
-    names: Sequence[str], output: str, run_name: str, fields: dict[str, Any], first_step: int
+    names: Sequence[str], output: str, fields: dict[str, Any], first_step: int
 ) -> Trackers:
     """Open the named trackers of a run; only on rank 0.
 
@@ -259,18 +259,18 @@ def open_trackers(
     if remote:  # deleted when the trackers are closed or the process ends
         temporary = tempfile.TemporaryDirectory(prefix="sheen-", ignore_cleanup_errors=True)
     folder = Path(output if temporary is None else temporary.name)
-    key = _run_key(output, run_name, first_step) if "wandb" in names else ""
-    run = Run(output, run_name, fields, first_step, remote, folder, key)
+    key = _run_key(output, first_step) if "wandb" in names else ""
+    run = Run(output, fields, first_step, remote, folder, key)
     return Trackers(names, run, temporary)
 
 
-def _run_key(output: str, run_name: str, first_step: int) -> str:
+def _run_key(output: str, first_step: int) -> str:
     """A random key, drawn when a run starts and stored in its folder.
 
-    A hash of output and name would repeat when a run is started again in a deleted folder: W&B
+    A hash of the output would repeat when a run is started again in a deleted folder: W&B
     would keep the old run's records and drop the new ones, or reject the id of a deleted run.
     """
-    location = uris.join(output, run_name, KEY_FILE)
+    location = uris.join(output, RUN, KEY_FILE)
     if first_step and files.exists(location):
         return files.read_bytes(location).decode()
     key = uuid.uuid4().hex

@@ -44,8 +44,8 @@ from sheen.train.loop import Snapshot, Trainer, run_trainer
 
 DRY_RUN_STEPS = 2
 """Steps of a dry run; the last one is timed, since the first allocates the optimizer's state."""
-SPEAK_EVERY = 1000
-"""Optimizer steps between evaluation samples, by default, unless checkpoints come by the clock."""
+SPEAK_SECONDS = 15.0
+"""Longest audio of a chunk of an evaluation sample, of a model that may not end by itself yet."""
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
@@ -97,7 +97,6 @@ class SpeechTrainer(Trainer):
             pad_id=self.pad_id,
         )
         self._has_prompts = bool(prompts)
-        self._speak_every = self.evaluation_interval(self.config.speak_every, SPEAK_EVERY)
         self.speed = Speed(self.learner.model, self.group.device, self.group.world)
         self.begin(state, self.data.summary, self.plan.total)
         for note in self.plan.notes:
@@ -153,7 +152,7 @@ class SpeechTrainer(Trainer):
             self.tokenizer,
             Codec(build_codec(codec), self.group.device),
             asr,
-            config.speak_seconds,
+            SPEAK_SECONDS,
             wer_normalizer(config.asr, config.asr_language),
             self.output,
         )
@@ -199,14 +198,14 @@ class SpeechTrainer(Trainer):
     def evaluation_intervals(self) -> list[int | None]:
         return [
             *([self.eval_every] if len(self.data.evaluation) else []),
-            *([self._speak_every] if self._has_prompts else []),
+            *([self.save_every] if self._has_prompts else []),
         ]
 
     def evaluate(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
         if len(self.data.evaluation) and self.due(self.eval_every):
             metrics |= self.evaluation.loss()
-        if self._has_prompts and self.due(self._speak_every):
+        if self._has_prompts and self.due(self.save_every):
             metrics |= self.evaluation.speech(self.step, self.trackers)
         return metrics
 

@@ -36,8 +36,8 @@ FIELDS = {"model": "sheen", "voice": VOICE, "seed": 7}
 
 @pytest.fixture(scope="module")
 def url(checkpoint: Path) -> Iterator[str]:
-    args = ServeArgs(auth="none", default_max_seconds=0.4, slots=1, max_queue=1)
-    backend = Backend(args.model_copy(update={"audio_process": False}), str(checkpoint))
+    args = ServeArgs(auth="none", max_seconds=0.4, slots=1, max_queue=1)
+    backend = Backend(args, str(checkpoint), codec_process=False)
     app = FastAPI()
     install_error_handlers(app)
     app.add_middleware(RequestLogMiddleware)

@@ -57,7 +57,7 @@ def url(serve_port: int, checkpoint: Path) -> Iterator[str]:
     args = ServeArgs(
         model=str(checkpoint),
         auth="none",
-        default_max_seconds=MAX_SECONDS,
+        max_seconds=MAX_SECONDS,
         slots=8,
         max_queue=8,
     )

@@ -78,10 +78,7 @@ its chunks end this, a hundred frames later."""
 LIMITS = {
     "max_body_bytes": 4096,
     "body_timeout_s": 5.0,
-    "max_bodies": 4,
-    "max_message_bytes": 2048,
     "max_messages_per_s": 20,
-    "start_timeout_s": 5.0,
 }
 
 
@@ -108,7 +105,7 @@ def small(serve_port: int, checkpoint: Path, keys_file: Path) -> Iterator[str]:
     args = ServeArgs(
         model=str(checkpoint),
         keys_file=str(keys_file),
-        default_max_seconds=MAX_SECONDS,
+        max_seconds=MAX_SECONDS,
         slots=1,
         max_queue=1,
         **LIMITS,
@@ -354,7 +351,7 @@ def test_a_change_of_checkpoint_fails_no_request(
         model=str(other),
         model_id="other",
         auth="none",
-        default_max_seconds=MAX_SECONDS,
+        max_seconds=MAX_SECONDS,
         slots=1,
         max_queue=1,
     )

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from sheen.serve.config import Limits
+from sheen.serve.config import MAX_BODIES, Limits
 
 WAIT_S = 120
 """Far longer than anything takes: what a failing server costs, never a passing one."""
@@ -112,7 +112,7 @@ def no_body_at_all(url: str, limits: Limits) -> Outcome:
 def the_oldest_of_too_many(url: str, limits: Limits) -> Outcome:
     with contextlib.ExitStack() as stack:
         first = begin(url, 500, b"{")
-        for _ in range(limits.max_bodies):
+        for _ in range(MAX_BODIES):
             stack.enter_context(begin(url, 500, b"{"))
         return answer(first)
 
@@ -162,25 +162,25 @@ def text_of(size: int) -> str:
 
 def large_message(url: str, limits: Limits) -> Outcome:
     with line(url, START, compression=None) as opened:
-        opened.send(text_of(limits.max_message_bytes + 1))
+        opened.send(text_of(limits.max_body_bytes + 1))
         return closed(opened)
 
 
 def large_message_deflated(url: str, limits: Limits) -> Outcome:
     with line(url, START, compression="deflate") as opened:
-        opened.send(text_of(limits.max_message_bytes + 1))
+        opened.send(text_of(limits.max_body_bytes + 1))
         return closed(opened)
 
 
 def large_binary_message(url: str, limits: Limits) -> Outcome:
     with line(url, START) as opened:
-        opened.send(bytes(limits.max_message_bytes + 1))
+        opened.send(bytes(limits.max_body_bytes + 1))
         return closed(opened)
 
 
 def large_message_before_start(url: str, limits: Limits) -> Outcome:
     with line(url) as opened:
-        opened.send(text_of(limits.max_message_bytes + 1))
+        opened.send(text_of(limits.max_body_bytes + 1))
         return closed(opened)
 
 

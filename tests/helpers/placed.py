@@ -166,7 +166,7 @@ def serve_replicas(model: str) -> None:
     from sheen.serve.app import SpeechService
     from sheen.serve.config import ServeArgs
 
-    args = ServeArgs(model=model, auth="none", slots=1, default_max_seconds=0.5)
+    args = ServeArgs(model=model, auth="none", slots=1, max_seconds=0.5)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

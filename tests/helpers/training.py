@@ -24,7 +24,6 @@ def train_config(data: Path, base: Path, output: Path, **changes: Any) -> TrainC
         "warmup_steps": 2,
         "eval_share": 0.2,
         "eval_every": 3,
-        "log_every": 1,
         "save_every": 3,
     }
     return TrainConfig(**(fields | changes))

@@ -271,7 +271,7 @@ def test_a_clean_corpus_has_no_rejects(encoded: Path, corpus: Path, codec: Codec
         assert row["snac_codes"] == codes_alone(codec, corpus / "wavs" / f"{name}.flac")
 
 
-def test_a_filled_output_is_refused_and_overwrite_replaces_it_here_with_shifts(
+def test_a_filled_output_is_refused_and_another_folder_has_every_shift(
     ray_cluster: None,
     mixed: Path,
     good: dict[str, str],
@@ -292,10 +292,12 @@ def test_a_filled_output_is_refused_and_overwrite_replaces_it_here_with_shifts(
     argv = ["--input", str(manifest), "--output", str(target), "--codec", str(CODEC)]
 
     assert main(argv) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert f"--output {target} is not empty" in capsys.readouterr().err
     assert contents(target) == before
 
-    assert main([*argv, "--overwrite", "--shifts", "3", "--num-workers", "1"]) == 0
+    target = tmp_path / "another"
+    argv[argv.index("--output") + 1] = str(target)
+    assert main([*argv, "--shifts", "3", "--num-workers", "1"]) == 0
     shown = capsys.readouterr().out
     assert "1 of 2 recordings encoded" in shown
     assert "rejected, missing: 1 (manifest.jsonl:2: " in shown
@@ -363,7 +365,7 @@ def test_only_the_speakers_asked_for_are_encoded(
 # Refused before any work
 
 
-def test_an_output_that_holds_the_input_is_never_deleted(
+def test_an_output_that_holds_the_input_is_refused(
     ray_cluster: None, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recordings = tmp_path / "mine" / "recordings"
@@ -373,7 +375,7 @@ def test_an_output_that_holds_the_input_is_never_deleted(
     before = contents(recordings)
     for target in (recordings, recordings.parent):
         argv = ["--input", str(recordings), "--output", str(target), "--codec", str(CODEC)]
-        assert main([*argv, "--overwrite", "--num-workers", "1"]) == 2
+        assert main([*argv, "--num-workers", "1"]) == 2
         assert "--output" in capsys.readouterr().err
         assert contents(recordings) == before
 

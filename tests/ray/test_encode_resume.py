@@ -140,5 +140,5 @@ def test_a_finished_encoding_does_nothing_and_another_is_refused(
         assert main([*arguments(corpus, whole), *changed]) == 2
         error = capsys.readouterr().err
         assert difference in error
-        assert "--overwrite" in error
+        assert "to start again, delete this one" in error
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before

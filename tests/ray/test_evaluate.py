@@ -475,7 +475,7 @@ def test_a_model_and_prompts_that_were_moved_are_the_same(spoken: Done, tmp_path
         ({"asr": "base"}, "asr was None, now 'base'"),
         ({"dnsmos": True}, "dnsmos was False, now True"),
         ({"voices": [VOICE]}, f"voices was ['{VOICE}', 'af_aoede'], now ['{VOICE}']"),
-        ({"audio": "parquet", "limit": 1}, "audio was 'files', now 'parquet'"),
+        ({"audio": "parquet", "per_voice": 1}, "audio was 'files', now 'parquet'"),
     ],
 )
 def test_another_evaluation_in_the_folder_is_refused(
@@ -692,12 +692,6 @@ def test_a_checkpoint_of_one_voice_speaks_for_all() -> None:
     assert not skipped
     with pytest.raises(ValueError, match="--voices heart: the checkpoint has one voice"):
         plan(MIXED, [], voices=["heart"])
-
-
-def test_the_limit_counts_prompts_before_voices_are_chosen() -> None:
-    planned, skipped = plan(MIXED, ["af_aoede", "heart"], voices=["af_aoede"], limit=2)
-    assert planned == [("b", "af_aoede")]
-    assert skipped.total() == 1
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "a b", "a\n", ""])

@@ -99,12 +99,14 @@ def test_recordings_that_kill_or_hang_the_decoder_are_rejected_and_the_others_en
     clips = {clip.id: clip for clip in clips_of(VOICES[0])[:3]}
     audio = {name: str(clip.path) for name, clip in clips.items()}
     audio |= {"crash": "crash.wav"} | ({"hang": "hang.wav"} if ends == "hung" else {})
-    lines = [json.dumps({"id": k, "audio": v, "text": "five six"}) for k, v in audio.items()]
+    lines = [
+        json.dumps({"id": k, "audio": v, "text": "five six seven eight"}) for k, v in audio.items()
+    ]
     lines = [lines[0], *lines[3:], lines[1], lines[2]]
     (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
     assert not run_job(
         "encode", input=tmp_path / "in.jsonl", output=tmp_path / "out", codec=CODEC,
-        min_text_rate=0, num_workers=1,
+        num_workers=1,
     )  # fmt: skip
     rows = rows_in(tmp_path / "out" / "rows")
     expected = dict.fromkeys(clips) | {"crash": "decoder crashed"}
@@ -164,7 +166,7 @@ def test_a_recording_that_kills_the_codecs_trainer_is_left_out_and_named(
         (data / f"{n}.flac").write_bytes(flac(clip))
     assert not run_job(
         "train_codec", data=data, output=tmp_path / "out", codec=CODEC, max_steps=2,
-        segments=2, segment_seconds=0.2, log_every=1, eval_recordings=0, save_every=10,
+        segments=2, segment_seconds=0.2, eval_recordings=0, save_every=10,
     )  # fmt: skip
     last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
     assert list(last["unreadable"]) == [str(data / "crash.wav")]

@@ -23,6 +23,9 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 encode = load_script(ROOT / "jobs" / "encode.py").main
 
+TEXT = "five six seven eight nine"
+"""Long enough for every clip here."""
+
 
 def copy_clip(number: int, target: Path) -> None:
     """One of some short recordings, counted from 1."""
@@ -31,7 +34,7 @@ def copy_clip(number: int, target: Path) -> None:
 
 def flags(location: Path, output: Path, codec: Path = CODEC) -> list[str]:
     words = ["--input", str(location), "--output", str(output), "--codec", str(codec)]
-    return [*words, "--min-text-rate", "0", "--num-workers", "1"]
+    return [*words, "--num-workers", "1"]
 
 
 def rows_of(output: Path) -> dict[str, dict[str, Any]]:
@@ -49,12 +52,12 @@ def jsonl(folder: Path) -> Path:
     folder.mkdir()
     lines = []
     for n in range(1, 7):
-        lines.append(json.dumps({"id": f"r{n}", "audio": f"clip-{n}.flac", "text": "five"}))
+        lines.append(json.dumps({"id": f"r{n}", "audio": f"clip-{n}.flac", "text": TEXT}))
         if n not in (2, 5):
             copy_clip(n, folder / f"clip-{n}.flac")
     (folder / "clip-5.flac").write_bytes(POINTER)
     (folder / "bad.wav").write_bytes(b"no sound" * 100)
-    lines[3] = json.dumps({"id": "r4", "audio": "bad.wav", "text": "five"})
+    lines[3] = json.dumps({"id": "r4", "audio": "bad.wav", "text": TEXT})
     (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "in.jsonl"
 
@@ -63,7 +66,7 @@ def ljspeech(folder: Path) -> Path:
     (folder / "wavs").mkdir(parents=True)
     lines = []
     for n in range(1, 7):
-        lines.append(f"r{n}|five\n")
+        lines.append(f"r{n}|{TEXT}\n")
         if n not in (2, 5):
             copy_clip(n, folder / "wavs" / f"r{n}.flac")
     (folder / "wavs" / "r4.flac").write_bytes(b"no sound" * 100)
@@ -121,7 +124,7 @@ def small_corpus(folder: Path) -> Path:
     (folder / "wavs").mkdir(parents=True)
     for n in range(1, 5):
         copy_clip(n, folder / "wavs" / f"r{n}.flac")
-    (folder / "metadata.csv").write_text("".join(f"r{n}|five\n" for n in range(1, 5)))
+    (folder / "metadata.csv").write_text("".join(f"r{n}|{TEXT}\n" for n in range(1, 5)))
     return folder
 
 

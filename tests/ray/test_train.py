@@ -365,7 +365,7 @@ def test_prompts_are_spoken_and_judged(
         train,
         train_config(
             encoded, trained / "checkpoint", output, max_steps=2, save_every=2, eval_every=2,
-            eval_prompts=str(prompts), speak_every=2, speak_seconds=0.5, asr=tiny_en(),
+            eval_prompts=str(prompts), asr=tiny_en(),
             best_metric="eval_wer", half=True, lora_rank=2,
         )
     )  # fmt: skip

@@ -41,7 +41,7 @@ def message(argv: list[str]) -> str:
 @pytest.fixture
 def yaml_file(tmp_path: Path) -> Path:
     file = tmp_path / "job.yaml"
-    file.write_text("input: file-in\noutput: file-out\nshifts: 3\noverwrite: true\n", "utf-8")
+    file.write_text("input: file-in\noutput: file-out\nshifts: 3\nphonemes: true\n", "utf-8")
     return file
 
 
@@ -71,14 +71,14 @@ def test_every_source_fills_what_the_ones_above_it_leave_open(
         "input": ["file-in"],
         "output": "environment-out",
         "shifts": 3,
-        "overwrite": True,
+        "phonemes": True,
         "limit": 9,
     }
 
 
 def test_a_flag_can_switch_off_what_the_file_switches_on(yaml_file: Path) -> None:
-    assert load(["--config", str(yaml_file)]).overwrite
-    assert not load(["--config", str(yaml_file), "--no-overwrite"]).overwrite
+    assert load(["--config", str(yaml_file)]).phonemes
+    assert not load(["--config", str(yaml_file), "--no-phonemes"]).phonemes
 
 
 def test_gpu_has_three_values() -> None:
@@ -89,15 +89,15 @@ def test_gpu_has_three_values() -> None:
 
 def test_an_optional_field_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever gave it: the default, the file, the environment, or an earlier flag."""
-    (tmp_path / "job.yaml").write_text("limit: 3\n", "utf-8")
+    (tmp_path / "job.yaml").write_text("per_voice: 3\n", "utf-8")
     monkeypatch.setenv("SHEEN_VOICE_RECORDINGS", "clips")
     given = [*EVALUATE, "--config", str(tmp_path / "job.yaml"), "--num-workers", "2"]
     config = load_config(EvaluateConfig, given, "evaluate")
-    assert (config.asr, config.limit) == ("base", 3)
+    assert (config.asr, config.per_voice) == ("base", 3)
     assert (config.voice_recordings, config.num_workers) == ("clips", 2)
-    left_out = ["--no-asr", "--no-limit", "--no-voice-recordings", "--no-num-workers"]
+    left_out = ["--no-asr", "--no-per-voice", "--no-voice-recordings", "--no-num-workers"]
     config = load_config(EvaluateConfig, [*given, *left_out], "evaluate")
-    assert config.asr is config.limit is config.voice_recordings is config.num_workers is None
+    assert config.asr is config.per_voice is config.voice_recordings is config.num_workers is None
     config = load_config(EvaluateConfig, [*given, "--no-asr", "--asr", "a/b"], "evaluate")
     assert config.asr == "a/b"
 
@@ -166,7 +166,7 @@ def test_an_unknown_key_names_the_near_one(tmp_path: Path, key: str, near: str) 
         ("--ouptut", "--output"),
         ("--min_seconds", "--min-seconds"),
         ("--out", "--output"),  # argparse alone would take it as an abbreviation
-        ("--no-overwrit", "--overwrite"),
+        ("--no-phoneme", "--phonemes"),
     ],
 )
 @pytest.mark.parametrize("form", ["{} x", "{}=x"])

@@ -1,9 +1,9 @@
-"""Decoding audio: tokens of streams in, samples at their sinks, in separate threads.
+"""Decoding audio: tokens of streams in, samples at their sinks, in a separate thread.
 
 Owns the order of work. Windows of several streams are decoded in one batch, most urgent first:
 streams without audio yet, in order of arrival, then those whose clients run out of audio soonest.
-A stream is processed by one thread at a time, so that its sink gets samples in order. A failure in
-one stream (its tokens, its sink) ends only that stream. Knows nothing about models or slots.
+A failure in one stream (its tokens, its sink) ends only that stream. Knows nothing about models or
+slots.
 """
 
 import logging
@@ -48,7 +48,6 @@ class Stream:
     """The end of the request, to be reported to the sink after all samples."""
     broken: bool = False
     """The stream failed, maybe before its last token: its slot must be freed."""
-    busy: bool = False
 
     def __post_init__(self) -> None:
         self.needed = self.decoder.needed * self.decoder.layout.tokens_per_frame
@@ -69,21 +68,22 @@ class Stream:
 
     @property
     def ready(self) -> bool:
-        return not self.busy and (self.finished is not None or self.received >= self.needed)
+        return self.finished is not None or self.received >= self.needed
 
 
 class AudioStage:
-    """Threads that decode. They call `closed` when a stream ends, and then tell its sink.
+    """The thread that decodes. It calls `closed` when a stream ends, and then tells its sink.
 
-    `shapes`: batches are of these alone. `prepare` is called by each thread before the first
-    stream: a GPU's plans for convolutions are a thread's own. If it raises, every stream fails.
+    One thread: on a GPU, more would only contend for Python's lock, and on a CPU for the cores that
+    more replicas can use. `shapes`: batches are of these alone. `prepare` is called by the thread
+    before the first stream: a GPU's plans for convolutions are a thread's own. If it raises, every
+    stream fails.
     """
 
     def __init__(
         self,
         codec: WindowCodec,
         closed: Callable[[Stream, Finished], object],
-        threads: int = 1,
         shapes: WindowShapes | None = None,
         prepare: Callable[[], object] | None = None,
     ) -> None:
@@ -94,19 +94,13 @@ class AudioStage:
             self._batch = shapes.counts[-1]
         self._closed = closed
         self._prepare = prepare
-        # No stream is decoded before all threads are prepared: who waits for one, waits for all.
-        self._prepared = threading.Barrier(threads)
         self._fault: Exception | None = None
         self._streams: set[Stream] = set()
         self._wake = threading.Condition()
         self._closing = False
-        self._working: dict[int, float] = {}  # since when, by thread
-        self._threads = [
-            threading.Thread(target=self._loop, args=(n,), name=f"sheen-audio-{n}", daemon=True)
-            for n in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._working_since: float | None = None
+        self._thread = threading.Thread(target=self._loop, name="sheen-audio", daemon=True)
+        self._thread.start()
 
     def feed(self, news: Iterable[tuple[Stream, int | Finished]]) -> None:
         """Tokens and ends, as they come. After its end a stream takes nothing more."""
@@ -132,38 +126,38 @@ class AudioStage:
                 self._wake.notify()
 
     def alive(self) -> bool:
-        """Whether every thread and the codec run."""
-        return all(thread.is_alive() for thread in self._threads) and self._codec.alive()
+        """Whether the thread and the codec run."""
+        return self._thread.is_alive() and self._codec.alive()
 
     def stalled(self, stall_s: float) -> bool:
-        """Whether a thread is at one batch for longer than this."""
-        now = time.monotonic()
-        return any(now - since > stall_s for since in list(self._working.values()))
+        """Whether the thread is at one batch for longer than this."""
+        since = self._working_since
+        return since is not None and time.monotonic() - since > stall_s
 
     def close(self) -> None:
-        """Finish the streams that have an end, and stop the threads."""
+        """Finish the streams that have an end, and stop the thread."""
         with self._wake:
             self._closing = True
-            self._wake.notify_all()
-        for thread in self._threads:
-            thread.join()
+            self._wake.notify()
+        self._thread.join()
 
-    def _loop(self, number: int) -> None:
+    def _loop(self) -> None:
         on_gpu = self._codec.device.type == "cuda"
         # A GPU's queue of its own: audio must not wait for the tokens computed beside it.
         side = torch.cuda.Stream(self._codec.device) if on_gpu else None
         with torch.cuda.stream(side):  # nothing for None
             self._get_ready()
-            while streams := self._claim():
-                self._working[number] = time.monotonic()
+            while streams := self._take():
+                self._working_since = time.monotonic()
                 try:
                     self._serve(streams)
                 except Exception:  # a fault of this file: the thread must outlive it
                     logger.exception("the audio stage failed")
                     for stream in streams:
                         self._fail(stream, RuntimeError("the audio stage failed"))
-                self._release(streams)
-                self._working.pop(number, None)
+                with self._wake:
+                    self._streams.difference_update(each for each in streams if each.closed)
+                self._working_since = None
 
     def _get_ready(self) -> None:
         if self._prepare is None:
@@ -173,31 +167,18 @@ class AudioStage:
         except Exception as error:
             logger.exception("the audio stage cannot decode")
             self._fault = error
-        self._prepared.wait()
 
-    def _claim(self) -> list[Stream]:
+    def _take(self) -> list[Stream]:
         """The most urgent streams that something can be done for; none when the stage closes."""
         with self._wake:
             while True:
                 ready = [stream for stream in self._streams if stream.ready]
                 if ready:
                     ready.sort(key=lambda stream: stream.urgency)
-                    claimed = ready[: self._batch]
-                    for stream in claimed:
-                        stream.busy = True
-                    return claimed
+                    return ready[: self._batch]
                 if self._closing and not self._streams:
-                    self._wake.notify_all()
                     return []
                 self._wake.wait()
-
-    def _release(self, streams: Sequence[Stream]) -> None:
-        with self._wake:
-            for stream in streams:
-                stream.busy = False
-                if stream.closed:
-                    self._streams.discard(stream)
-            self._wake.notify_all()
 
     def _serve(self, streams: Sequence[Stream]) -> None:
         """Take in what came, and give out one chunk of each stream, or its end."""

@@ -72,14 +72,14 @@ class WindowShapes:
         """The number of windows that a batch of so many is padded to."""
         return next(count for count in self.counts if count >= windows)
 
-    def compute_all(self, codec: WindowCodec, noise: bool) -> None:
+    def compute_all(self, codec: WindowCodec) -> None:
         """Decode a batch of each shape once."""
         for length in self.lengths:
             for count in self.counts:
                 frames = [length * codec.strides[0] // stride for stride in codec.strides]
                 codec.decode(
                     [np.zeros((count, codes), np.int16) for codes in frames],
-                    seeds=[0] * count if noise else None,
+                    seeds=[0] * count,
                     first_frames=[0] * count,
                     lengths=[min(1, length), *[length] * (count - 1)],
                 )

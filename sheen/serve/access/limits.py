@@ -146,8 +146,8 @@ class Inbox:
         """Parse a received message. Raises Closing for one that breaks a limit, APIError for one
         that is invalid."""
         text, binary = received.get("text"), received.get("bytes")
-        if self._size(text or binary or "") > self._limits.max_message_bytes:
-            large = message_too_large(self._limits.max_message_bytes)
+        if self._size(text or binary or "") > self._limits.max_body_bytes:
+            large = message_too_large(self._limits.max_body_bytes)
             raise Closing(TOO_BIG, large.status, str(large), large.code)
         if not self._pace.keeps():
             most = self._limits.max_messages_per_s
@@ -165,7 +165,7 @@ class Inbox:
 
     def _size(self, data: str | bytes) -> int:
         """Size in bytes; for a text that is certainly too long, its number of characters."""
-        if isinstance(data, bytes) or len(data) > self._limits.max_message_bytes:
+        if isinstance(data, bytes) or len(data) > self._limits.max_body_bytes:
             return len(data)
         return len(data.encode())
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sheen.serve.access.keys import is_known
 from sheen.serve.access.limits import POLICY_VIOLATION, Bodies, Body, declared, too_large
-from sheen.serve.config import Limits
+from sheen.serve.config import MAX_BODIES, Limits
 from sheen.serve.errors import APIError, error_response
 from sheen.serve.request_log import local_path, refused
 
@@ -130,7 +130,7 @@ class Gate:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        self.bodies = Bodies(self.limits.max_bodies)
+        self.bodies = Bodies(MAX_BODIES)
 
 
 _gate = Gate()

@@ -19,7 +19,7 @@ from ray.serve._private.constants import SERVE_NAMESPACE, SERVE_PROXY_NAME
 from ray.serve._private.utils import format_actor_name, get_head_node_id
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sheen.serve.config import BATCH, SPEECH, VOICES, Limits
+from sheen.serve.config import BATCH, MAX_BODIES, SPEECH, VOICES, Limits
 from sheen.serve.proxy.middleware import BodyRule, ProxyMiddleware, Rules
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ def rules_of(limits: Limits) -> Rules:
     return Rules(
         body=BodyRule(*limits.body("")),
         routes={path: BodyRule(*limits.body(path)) for path in (BATCH, SPEECH, VOICES)},
-        held_bytes=limits.max_bodies * limits.max_body_bytes,
-        message_bytes=limits.max_message_bytes,
+        held_bytes=MAX_BODIES * limits.max_body_bytes,
+        message_bytes=limits.max_body_bytes,
     )
 
 

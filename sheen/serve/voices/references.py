@@ -23,7 +23,7 @@ from sheen.engine.chunks import Normalize
 from sheen.engine.reference import read_recording
 from sheen.engine.types import Reference, RequestError
 from sheen.engine.voice import Voice
-from sheen.serve.config import ReferenceArgs
+from sheen.serve.config import ServeArgs
 from sheen.serve.errors import APIError
 from sheen.serve.schema.requests import MAX_REFERENCE_TEXT
 from sheen.serve.voices.folder import (
@@ -62,7 +62,7 @@ class References:
     def __init__(
         self,
         voice: Voice,
-        args: ReferenceArgs,
+        args: ServeArgs,
         taken: set[str],
         reader: Callable[[], Normalize],
         aligner: Aligner | None = None,
@@ -177,7 +177,7 @@ class References:
         return self._voice.encode(self._read(data))
 
     def _read(self, data: bytes) -> Samples:
-        return read_recording(data, self._voice.codec, self._args.max_reference_seconds)
+        return read_recording(data, self._voice.codec)
 
     async def _transcript(self, data: bytes, aligner: Aligner) -> str:
         """What the aligner hears in a recording."""

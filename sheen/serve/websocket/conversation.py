@@ -92,9 +92,8 @@ class Conversation:
         self._inbox = Inbox(limits)
         self._dialect: Dialect = Utterances(socket, backend)
         self._spoke = time.monotonic()
-        self._max_message_bytes = limits.max_message_bytes
-        self._start_timeout_s = limits.start_timeout_s
-        self._start_by = self._spoke + limits.start_timeout_s
+        self._limits = limits
+        self._start_by = self._spoke + limits.body_timeout_s
 
     async def step(self) -> int | None:
         """Receive a message and handle it. Returns a close code when the connection must be closed.
@@ -129,7 +128,7 @@ class Conversation:
         except APIError as error:
             raise Closing(POLICY_VIOLATION, error.status, str(error), error.code) from error
         if not self._dialect.started and time.monotonic() >= self._start_by:
-            reason = f"no start after {self._start_timeout_s:g} s"
+            reason = f"no start after {self._limits.body_timeout_s:g} s"
             raise Closing(POLICY_VIOLATION, 408, reason, "start_timeout")
 
     async def stop(self) -> None:
@@ -157,7 +156,7 @@ class Conversation:
         if received["type"] == "websocket.disconnect":
             code = received.get("code", 1005)
             if code == TOO_BIG:  # refused and told by the proxy, see `sheen.serve.proxy`
-                refused(self._socket.scope, message_too_large(self._max_message_bytes))
+                refused(self._socket.scope, message_too_large(self._limits.max_body_bytes))
             raise WebSocketDisconnect(code)
         return self._inbox.take(received)
 

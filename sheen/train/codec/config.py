@@ -38,7 +38,6 @@ class CodecTrainConfig(RunFields):
             "samples). From 1 s on, most latents have the same context as in a whole recording",
         ),
     ] = 1.0
-    stft_weight: Annotated[float, Field(ge=0.0, description="of the STFT distance")] = 1.0
     waveform_weight: Annotated[
         float, Field(ge=0.0, description="of the L1 distance of samples, which teaches pitch")
     ] = 1.0
@@ -53,9 +52,6 @@ class CodecTrainConfig(RunFields):
             "another model"
         ),
     ] = None
-    asr_features_weight: Annotated[
-        float, Field(ge=0.0, description="of the distance in that encoder's features")
-    ] = 4.0
     quantizer_dropout: Annotated[
         float,
         Field(
@@ -75,14 +71,6 @@ class CodecTrainConfig(RunFields):
             "voices carries others",
         ),
     ] = 0.0
-    restart_patience: Annotated[
-        float,
-        Field(
-            gt=0.0,
-            description="a code that was not used in this many times the codebook's size uses of "
-            "its level is restarted at an output of the encoder",
-        ),
-    ] = 10.0
     decoder_only: Annotated[
         bool,
         Field(
@@ -97,20 +85,6 @@ class CodecTrainConfig(RunFields):
             "discriminators"
         ),
     ] = False
-    adversarial_weight: Annotated[
-        float,
-        Field(
-            ge=0.0,
-            description="weight of the discriminators' scores, and of feature matching: norm of "
-            "their gradient at the audio, relative to that of the other losses",
-        ),
-    ] = 1.0
-    compile: Annotated[
-        bool, Field(description="torch.compile the codec's convolutions; needs a C++ compiler")
-    ] = False
-    average_decay: Annotated[
-        float, Field(ge=0.0, lt=1.0, description="of the weights' average, per step; it is saved")
-    ] = 0.999
     eval_recordings: Annotated[
         int, Field(ge=0, description="recordings held out for evaluation and audio samples")
     ] = 16

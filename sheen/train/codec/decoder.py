@@ -45,7 +45,6 @@ class DecoderLearner:
         loss_weights: Mapping[str, float],
         asr_features: AsrFeatureLoss | None,
         learning_rate: float,
-        average_decay: float,
         compile_layers: bool,
         seed: int,
     ) -> None:
@@ -54,7 +53,7 @@ class DecoderLearner:
         self.model.decoder.requires_grad_(True)
         self._group, self._seed = group, seed
         self._loss_weights, self._peak_rate = loss_weights, learning_rate
-        self._average = WeightAverage(self.model, average_decay)
+        self._average = WeightAverage(self.model)
         self._distances = Distances(int(model.sampling_rate), asr_features=asr_features)
         self._distances.to(group.device)
         if compile_layers:

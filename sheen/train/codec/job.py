@@ -1,11 +1,10 @@
 """The codec job: recordings -> a folder that `snac.SNAC.from_pretrained` opens.
 
 Owns what happens before and after the workers run: finding recordings and codec, refusing what
-cannot work, resuming by run name, and exporting the last average.
+cannot work, resuming, and exporting the last average.
 """
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -15,6 +14,7 @@ from snac import SNAC
 from sheen.codec.asr_features import AsrFeatureLoss, open_asr_encoder, weights_sha256
 from sheen.codec.info import CODEC_FOLDER
 from sheen.codec.snac import open_codec
+from sheen.codec.training import AVERAGE_DECAY
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
 from sheen.runs.output import RECORDINGS, output_lock
@@ -23,8 +23,14 @@ from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
 from sheen.train.codec.config import CODEC_FREE_FIELDS, CodecTrainConfig
 from sheen.train.codec.data import find_recordings
-from sheen.train.codec.trainer import segment_samples, train_loop
-from sheen.train.config import check_saving
+from sheen.train.codec.trainer import (
+    ADVERSARIAL_WEIGHT,
+    ASR_FEATURES_WEIGHT,
+    RESTART_PATIENCE,
+    STFT_WEIGHT,
+    segment_samples,
+    train_loop,
+)
 from sheen.train.launcher import fit
 from sheen.train.learning.metrics_log import last_metrics
 from sheen.train.tracking import check_trackers
@@ -49,23 +55,27 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         )
     _check_stage(config)
     check_trackers(config.trackers)
-    check_saving(config)
     torch.manual_seed(config.seed)  # of random weights
     model, codec_config = open_codec(config.codec, config.from_scratch)
     if config.codes_stay and config.half:
         _check_half(model, config.codec)
     recordings = find_recordings(uris.absolute(config.data), config.eval_recordings, config.seed)
-    fields, free, asr_features = config.model_dump(), CODEC_FREE_FIELDS, None
+    fields, asr_features = config.model_dump(), None
     # None as where there was no field.
     fields["quantizer_dropout"] = config.quantizer_dropout or None
     fields["speed_perturbation"] = config.speed_perturbation or None
     fields["adversarial"] = config.adversarial or None
     fields["decoder_only"] = config.decoder_only or None
-    if not config.adversarial:
-        free = free | {"adversarial_weight"}
-    if config.asr_features is None:
-        free = free | {"asr_features_weight"}  # it means nothing then
-    else:  # identified by its weights, wherever they are
+    fields["compile"] = bool(config.compile)
+    fields["num_workers"] = config.num_workers or 1
+    # Other constants make another run, too.
+    fields["stft_weight"] = STFT_WEIGHT
+    fields["restart_patience"] = RESTART_PATIENCE
+    fields["average_decay"] = AVERAGE_DECAY
+    if config.adversarial:
+        fields["adversarial_weight"] = ADVERSARIAL_WEIGHT
+    if config.asr_features is not None:  # identified by its weights, wherever they are
+        fields["asr_features_weight"] = ASR_FEATURES_WEIGHT
         asr_features, fields["asr_features"] = _open_asr_features(
             config.asr_features, model, config.segment_seconds
         )
@@ -82,7 +92,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         "codec content": _content(model),
     }
     with output_lock(output):
-        checkpoints.claim_run(output, config.run_name, fields, free, content)
+        checkpoints.claim_run(output, fields, CODEC_FREE_FIELDS, content)
         cluster.connect()
         fit(
             train_loop,
@@ -97,7 +107,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
             config,
             output,
         )
-        last = RunStore(uris.join(output, config.run_name), config.keep_checkpoints).latest()
+        last = RunStore(output, config.keep_checkpoints).latest()
         assert last is not None, "a run that ended well has saved"
         folders.copy_folder(
             uris.join(last, checkpoints.MODEL_FOLDER), uris.join(output, CODEC_FOLDER)
@@ -105,30 +115,25 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         return last_metrics(output)
 
 
-OF_CODES = ("from_scratch", "quantizer_dropout", "restart_patience", "commitment_weight")
+OF_CODES = ("from_scratch", "quantizer_dropout", "commitment_weight")
 """Fields that act on encoder and codebooks alone."""
 
 
 def _check_stage(config: CodecTrainConfig) -> None:
     """Refuse fields of another stage."""
-    fields = OF_CODES if config.codes_stay else ()
-    if changed := _changed(config, fields):
+    if not config.codes_stay:
+        return
+    changed = [
+        f"--{name.replace('_', '-')}"
+        for name in OF_CODES
+        if getattr(config, name) != CodecTrainConfig.model_fields[name].default
+    ]
+    if changed:
         stage = "--adversarial" if config.adversarial else "--decoder-only"
         raise ValueError(
             f"{stage} does not go with {', '.join(changed)}: it leaves encoder and codebooks of "
             "--codec as they are; leave these flags out"
         )
-    if not config.adversarial and _changed(config, ("adversarial_weight",)):
-        raise ValueError("--adversarial-weight needs --adversarial")
-
-
-def _changed(config: CodecTrainConfig, fields: Iterable[str]) -> list[str]:
-    """The flags of those of these fields that have not their default."""
-    return [
-        f"--{name.replace('_', '-')}"
-        for name in fields
-        if getattr(config, name) != CodecTrainConfig.model_fields[name].default
-    ]
 
 
 def _check_half(model: SNAC, codec: str) -> None:

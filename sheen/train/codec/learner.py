@@ -67,7 +67,6 @@ class CodecLearner:
         asr_features: AsrFeatureLoss | None,
         quantizer_dropout: float,
         learning_rate: float,
-        average_decay: float,
         restart_patience: float,
         compile_layers: bool,
         seed: int,
@@ -75,7 +74,7 @@ class CodecLearner:
         self.model = model.to(group.device)
         self._group, self._seed = group, seed
         self._loss_weights = loss_weights
-        self._average = WeightAverage(self.model, average_decay)
+        self._average = WeightAverage(self.model)
         self._usage = CodeUsage(
             model.n_codebooks, model.codebook_size, restart_patience, group.device
         )

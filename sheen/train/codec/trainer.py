@@ -37,10 +37,18 @@ from sheen.train.launcher import Control
 from sheen.train.learning.metrics import Sums
 from sheen.train.loop import Snapshot, Trainer, run_trainer
 
-MEL_WEIGHT = 15.0
-"""Weight of the log-mel distance, to which the other terms' weights are relative."""
+MEL_WEIGHT, STFT_WEIGHT = 15.0, 1.0
+"""Weights of the log-mel and the STFT distance, to which the other terms' are relative."""
 CODEBOOK_WEIGHT = 1.0
 """Weight of the distance that pulls the codes to the encoder."""
+ASR_FEATURES_WEIGHT = 4.0
+"""Weight of the distance in the features of a speech encoder (docs/decisions/0010)."""
+ADVERSARIAL_WEIGHT = 1.0
+"""Weight of the discriminators' scores, and of feature matching: the norm of their gradient at the
+audio, relative to that of the other losses."""
+RESTART_PATIENCE = 10.0
+"""A code that was not used in this many times the codebook's size uses of its level is restarted at
+an output of the encoder."""
 SAMPLES = 4
 """Held-out recordings written as WAV at each evaluation."""
 
@@ -94,16 +102,16 @@ def write_sample(
 
 
 def loss_weights(config: CodecTrainConfig, asr_features: bool) -> dict[str, float]:
-    """The weight of each loss by name, without the discriminators' (--adversarial-weight)."""
+    """The weight of each loss by name, without the discriminators' (ADVERSARIAL_WEIGHT)."""
     weights = {
         "mel": MEL_WEIGHT,
-        "stft": config.stft_weight,
+        "stft": STFT_WEIGHT,
         "waveform": config.waveform_weight,
     }
     if not config.codes_stay:
         weights["commitment"] = config.commitment_weight
         weights["codebook"] = CODEBOOK_WEIGHT
-    return weights | ({"asr_features": config.asr_features_weight} if asr_features else {})
+    return weights | ({"asr_features": ASR_FEATURES_WEIGHT} if asr_features else {})
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
@@ -148,15 +156,14 @@ class CodecTrainer(Trainer):
             "loss_weights": of_losses,
             "asr_features": None if asr_features is None else ray.get(asr_features),
             "learning_rate": self.config.learning_rate,
-            "average_decay": self.config.average_decay,
-            "compile_layers": self.config.compile,
+            "compile_layers": bool(self.config.compile),
             "seed": self.config.seed,
         }
         if self.config.adversarial:
             self.learner = AdversarialLearner(
                 model,
                 self.group,
-                adversarial_weight=self.config.adversarial_weight,
+                adversarial_weight=ADVERSARIAL_WEIGHT,
                 warmup_steps=self.config.warmup_steps,
                 **settings,
             )
@@ -167,7 +174,7 @@ class CodecTrainer(Trainer):
                 model,
                 self.group,
                 quantizer_dropout=self.config.quantizer_dropout,
-                restart_patience=self.config.restart_patience,
+                restart_patience=RESTART_PATIENCE,
                 **settings,
             )
         self.samples = segment_samples(self.config.segment_seconds, model)

@@ -24,7 +24,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CodecProcess]:
     shutil.copytree(CODEC, folder)
     codec = load_codec(str(folder))
     shutil.rmtree(folder)
-    process = CodecProcess(codec, processes=2)
+    process = CodecProcess(codec)
     yield process
     process.close()
 
@@ -52,7 +52,7 @@ def test_what_a_codec_process_refuses_is_raised_here_and_it_goes_on(
 ) -> None:
     wrong = codes(1, 4, 0)
     wrong[0][:] = 5000
-    for _ in range(3):  # more often than there are processes
+    for _ in range(2):
         with pytest.raises(RuntimeError, match="index"):
             beside.decode(wrong)
     right = codes(1, 4, 0)
@@ -74,9 +74,8 @@ def test_an_engine_is_told_when_its_codec_process_has_ended(codec: Codec) -> Non
     np.testing.assert_allclose(samples, expected, atol=1e-6, rtol=0)
 
     assert engine.alive()
-    (child,) = beside._children
-    child.kill()
-    child.wait(WAIT_S)
+    beside._child.kill()
+    beside._child.wait(WAIT_S)
     sink = Sink()
     engine.submit(request, sink)
     _, ending = sink.wait()
@@ -90,12 +89,11 @@ def test_an_engine_is_told_when_its_codec_process_has_ended(codec: Codec) -> Non
 @pytest.mark.slow
 def test_a_codec_process_ends_with_its_owner(codec: Codec) -> None:
     beside = CodecProcess(codec)
-    (child,) = beside._children
-    beside._connections[0].close()  # as when the owner is killed
+    beside._connection.close()  # as when the owner is killed
     try:
-        assert child.wait(WAIT_S) == 0
+        assert beside._child.wait(WAIT_S) == 0
     except subprocess.TimeoutExpired:
-        child.kill()
+        beside._child.kill()
         raise
     beside.close()
 

@@ -50,9 +50,8 @@ def engine(voice: Voice) -> Iterator[Engine]:
 
 def served(text: str, sampling: Sampling) -> tuple[NDArray[np.int16], RequestRecord]:
     """What the server answers with, behind its routes."""
-    args = ServeArgs(auth="none", default_max_seconds=CHUNK_S, slots=2)
-    args = args.model_copy(update={"audio_process": False})
-    backend, record = Backend(args, str(CHECKPOINT)), RequestRecord()
+    args = ServeArgs(auth="none", max_seconds=CHUNK_S, slots=2)
+    backend, record = Backend(args, str(CHECKPOINT), codec_process=False), RequestRecord()
     body = SpeechRequest(
         model="sheen",
         input=text,

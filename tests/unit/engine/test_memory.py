@@ -39,18 +39,15 @@ def test_the_widest_activation_of_the_published_codec_has_64_values_a_sample(
 
 def test_each_part_of_the_reserve_grows_with_what_causes_it(published: Shape) -> None:
     model = random_model()
-    small = plan_reserve(model, published, 8, 512, 1)
+    small = plan_reserve(model, published, 8, 512)
     # Sixteen windows of 36 frames and 6 of context, four activations of 64 values a sample.
     assert small.codec == 16 * 42 * 2048 * 64 * 4 * 4
-    assert plan_reserve(model, published, 4, 512, 1).codec == small.codec // 2
+    assert plan_reserve(model, published, 4, 512).codec == small.codec // 2
     assert GATHERED_BYTES < small.steps < 1.2 * GATHERED_BYTES
-    assert plan_reserve(model, published, 256, 512, 1).steps > small.steps
-    longer = plan_reserve(model, published, 8, 1024, 1)
+    assert plan_reserve(model, published, 256, 512).steps > small.steps
+    longer = plan_reserve(model, published, 8, 1024)
     graph = longer.graphs - small.graphs
     assert small.graphs == 2 * graph + 3 * WORKSPACE_BYTES
-    threads = plan_reserve(model, published, 8, 512, 2)
-    assert threads.codec == 2 * small.codec
-    assert threads.graphs == small.graphs + WORKSPACE_BYTES
     assert small.total == small.steps + small.graphs + small.codec
 
 
@@ -59,12 +56,12 @@ def test_an_engine_takes_the_memory_that_all_else_leaves_free_and_says_so(
 ) -> None:
     """On a device with so much free memory; nothing else of it is needed here."""
     model, codec = random_model(), tiny_codec()
-    shape, reserve = CacheShape.of(model.lm), plan_reserve(model, codec, 64, 512, 1)
+    shape, reserve = CacheShape.of(model.lm), plan_reserve(model, codec, 64, 512)
     free = reserve.total + arena_bytes(shape, 12)
-    assert plan_cache(model, codec, 64, 512, 1, free) == (12, reserve)
-    assert plan_cache(model, codec, 64, 512, 1, None) == (64 * 8, None)
+    assert plan_cache(model, codec, 64, 512, free) == (12, reserve)
+    assert plan_cache(model, codec, 64, 512, None) == (64 * 8, None)
     with pytest.raises(ValueError, match=r"GB of them are needed for the rest"):
-        plan_cache(model, codec, 64, 512, 1, free, arena_bytes(shape, 13))
+        plan_cache(model, codec, 64, 512, free, arena_bytes(shape, 13))
     monkeypatch.setattr(engine_module, "free_memory", lambda device: free)
     with caplog.at_level(logging.INFO, "sheen"):
         engine = Engine(model, codec, slots=64, max_seq_len=512)

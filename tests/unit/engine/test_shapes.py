@@ -96,7 +96,7 @@ def test_any_windows_together_are_a_batch_that_the_warm_up_has_met(calls: list[C
     """As many as there may be at once, of streams at any place."""
     codec, generator = tiny_codec(), random.Random(0)
     shapes = WindowShapes.of(codec, DEFAULT_RAMP, 1, 6)
-    shapes.compute_all(codec, noise=True)
+    shapes.compute_all(codec)
     met = set(calls)
     calls.clear()
     for number in range(18):
@@ -184,9 +184,7 @@ def test_a_warm_up_that_fails_ends_every_request_with_its_error(
         raise MemoryError("too few bytes")
 
     monkeypatch.setattr(WindowShapes, "compute_all", refuse)
-    engine = Engine(
-        random_model(), tiny_codec(), slots=2, audio_threads=2, fixed_shapes=True, warm_up=True
-    )
+    engine = Engine(random_model(), tiny_codec(), slots=2, fixed_shapes=True, warm_up=True)
     for _ in range(3):
         _, ending = speak(engine, Request([1, LAYOUT.start_id], 1, Sampling(), 1))
         assert (ending.reason, ending.error) == ("error", "too few bytes")

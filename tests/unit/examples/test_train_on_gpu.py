@@ -174,7 +174,7 @@ def test_the_steps_are_those_of_the_train_job(
     data, _ = build_training_set([str(lines)], *arguments, seed=0)
     fields: dict[str, Any] = {
         "batch_tokens": 128, "accumulation": 2, "max_tokens": 128, "max_steps": 4,
-        "learning_rate": 1e-3, "warmup_steps": 1, "log_every": 1, "eval_every": 1, "trackers": [],
+        "learning_rate": 1e-3, "warmup_steps": 1, "eval_every": 1, "trackers": [],
         "history_noise": 0.5, "level_weights": [3.0, 1.0, 0.25], "level_weights_steps": 3,
         "guided_attention": 0.5, "guided_attention_steps": 3,
     }  # fmt: skip

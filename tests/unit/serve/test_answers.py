@@ -34,8 +34,8 @@ ENDLESS = ENDS | {"temperature": 5.0, "top_p": 1.0, "top_k": 0}
 
 @contextmanager
 def opened(folder: Path, max_seconds: float, **args: Any) -> Iterator[Backend]:
-    fields = ServeArgs(auth="none", default_max_seconds=max_seconds, slots=2, max_queue=2, **args)
-    backend = Backend(fields.model_copy(update={"audio_process": False}), str(folder))
+    fields = ServeArgs(auth="none", max_seconds=max_seconds, slots=2, max_queue=2, **args)
+    backend = Backend(fields, str(folder), codec_process=False)
     try:
         yield backend
     finally:

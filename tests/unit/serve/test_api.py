@@ -411,14 +411,11 @@ def test_arguments_refuse_an_unknown_key() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("default_max_seconds", 0),
+        ("max_seconds", 0),
         ("slots", 0),
-        ("max_seq_len", 0),
         ("max_queue", 0),
         ("look_ahead", -1),
         ("torch_threads", 0),
-        ("audio_threads", 0),
-        ("text_processes", 0),
         ("first_audio_timeout_s", 0),
         ("auth", "open"),
         ("cors_origins", ["https://app.example/page"]),

@@ -45,24 +45,16 @@ from sheen.serve.request_log import RequestLogMiddleware, RequestRecord, listen
 from sheen.serve.schema.requests import SpeechRequest
 from sheen.serve.websocket.conversation import converse
 
-LIMITS = Limits(
-    max_body_bytes=2048,
-    body_timeout_s=2.0,
-    max_bodies=4,
-    max_message_bytes=2048,
-    max_messages_per_s=20,
-    start_timeout_s=2.0,
-)
+LIMITS = Limits(max_body_bytes=2048, body_timeout_s=2.0, max_messages_per_s=20)
 # For doors that nothing but the time closes, however slow the machine is.
-BRIEF = LIMITS.model_copy(update={"body_timeout_s": 0.2, "start_timeout_s": 0.2})
+BRIEF = LIMITS.model_copy(update={"body_timeout_s": 0.2})
 TIMED = (trickling, trickling_in_chunks, no_body_at_all, no_start, anything_but_a_start)
 
 
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
-    args = ServeArgs(auth="none", default_max_seconds=1.0, slots=1, max_queue=1)
-    args = args.model_copy(update={"audio_process": False})
-    backend = Backend(args, str(checkpoint))
+    args = ServeArgs(auth="none", max_seconds=1.0, slots=1, max_queue=1)
+    backend = Backend(args, str(checkpoint), codec_process=False)
     yield backend
     backend.close()
 
@@ -126,7 +118,7 @@ def test_what_fits_to_the_byte_passes(url: str) -> None:
         connection.settimeout(WAIT_S)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
     with line(url, START) as opened:
-        opened.send(text_of(LIMITS.max_message_bytes))
+        opened.send(text_of(LIMITS.max_body_bytes))
         assert isinstance(opened.recv(WAIT_S), bytes)  # it is spoken
 
 

@@ -24,7 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from helpers.doors import WAIT_S, answer, begin, closed, line, listening, text_of, trickle
-from sheen.serve.config import BATCH, SPEECH, VOICES, Limits, ServeArgs
+from sheen.serve.config import BATCH, MAX_BODIES, SPEECH, VOICES, Limits, ServeArgs
 from sheen.serve.proxy.install import HEADER_BYTES, install, rules_of
 from sheen.serve.proxy.middleware import BodyRule, ProxyMiddleware, Rules
 
@@ -376,17 +376,17 @@ def test_a_proxy_is_told_the_limits_again_and_tells_what_it_has_refused(behind: 
         HEADER_BYTES,
     )
     middleware.refused = {"ours": Counter(body_timeout=2), "other": Counter(body_timeout=1)}
-    changed = rules_of(Limits(max_message_bytes=4096))
+    changed = rules_of(Limits(max_body_bytes=4096))
     assert install(proxy, "ours", changed) == {"body_timeout": 2}
     assert install(proxy, "ours", changed) == {}
     assert middleware.rules == {"ours": changed, "other": rules}
 
 
 def test_rules_are_the_limits_of_each_route() -> None:
-    args = ServeArgs(voices_folder="/voices", ref_audio=True, max_bodies=3, max_body_bytes=4096)
+    args = ServeArgs(voices_folder="/voices", ref_audio=True, max_body_bytes=4096)
     rules = rules_of(args)
     assert rules.body == BodyRule(4096, args.body_timeout_s)
     for path in (VOICES, SPEECH, BATCH):
         assert rules.routes[path] == BodyRule(*args.body(path))
-    assert rules.routes[VOICES].seconds == args.upload_timeout_s
-    assert rules.held_bytes == 3 * 4096
+    assert rules.routes[VOICES].seconds == 6 * args.body_timeout_s
+    assert rules.held_bytes == MAX_BODIES * 4096

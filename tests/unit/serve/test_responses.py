@@ -117,9 +117,8 @@ def test_an_event_is_one_line_of_json_that_holds_the_bytes() -> None:
 
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
-    args = ServeArgs(auth="none", default_max_seconds=0.6, slots=1, max_queue=1)
-    args = args.model_copy(update={"audio_process": False})  # so that a test can break it
-    backend = Backend(args, str(checkpoint))
+    args = ServeArgs(auth="none", max_seconds=0.6, slots=1, max_queue=1)
+    backend = Backend(args, str(checkpoint), codec_process=False)  # so that a test can break it
     yield backend
     backend.close()
 
@@ -513,8 +512,8 @@ def test_no_more_lines_than_places(backend: Backend, socket: Any) -> None:
 def test_an_engine_that_has_stopped_lets_nobody_in_and_says_when_to_come_back(
     checkpoint: Path,
 ) -> None:
-    args = ServeArgs(auth="none", default_max_seconds=0.6, slots=1, max_queue=1)
-    stopped = Backend(args.model_copy(update={"audio_process": False}), str(checkpoint))
+    args = ServeArgs(auth="none", max_seconds=0.6, slots=1, max_queue=1)
+    stopped = Backend(args, str(checkpoint), codec_process=False)
     stopped.close()
     chunks, _, error = ask(stopped)
     assert (chunks, error.status, stopped.admission.inside) == ([], 503, 0)

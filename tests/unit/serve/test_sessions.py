@@ -35,9 +35,10 @@ DONE = {"type": "input.done"}
 
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path) -> Iterator[Backend]:
-    args = ServeArgs(auth="none", default_max_seconds=0.6, slots=2, max_queue=2)
-    changes = {"audio_process": False, "voice_aliases": {"vivian": VOICE}}
-    backend = Backend(args.model_copy(update=changes), str(checkpoint))
+    args = ServeArgs(
+        auth="none", max_seconds=0.6, slots=2, max_queue=2, voice_aliases={"vivian": VOICE}
+    )
+    backend = Backend(args, str(checkpoint), codec_process=False)
     yield backend
     backend.close()
 

@@ -61,11 +61,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backend(folder: Path) -> Iterator[Backend]:
     args = ServeArgs(
-        auth="none", default_max_seconds=0.6, slots=2, max_queue=2, audio_process=False,
+        auth="none", max_seconds=0.6, slots=2, max_queue=2,
         voices_folder=str(folder), ref_audio=True, reference_form="one-turn", max_voices=3,
         max_recording_bytes=MOST,
     )  # fmt: skip
-    backend = Backend(args, str(CHECKPOINT))
+    backend = Backend(args, str(CHECKPOINT), codec_process=False)
     yield backend
     backend.close()
 
@@ -337,9 +337,9 @@ def test_a_reference_that_does_not_do_is_refused(
 
 @pytest.mark.slow
 def test_all_of_it_is_off_unless_it_is_configured() -> None:
-    args = ServeArgs(auth="none", default_max_seconds=1.0, slots=1, audio_process=False)
+    args = ServeArgs(auth="none", max_seconds=1.0, slots=1)
     assert args.body("/v1/audio/speech").size == args.body("/v1/audio/voices").size == 256 * 1024
-    backend = Backend(args, str(CHECKPOINT))
+    backend = Backend(args, str(CHECKPOINT), codec_process=False)
     try:
         off = SpeechRequest.model_validate(SPOKEN | {"ref_audio": data_url(recording())})
         with pytest.raises(APIError, match=r"args\.ref_audio") as refusal:

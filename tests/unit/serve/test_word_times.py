@@ -38,10 +38,8 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def backend(checkpoint: Path, whisper: Path) -> Iterator[Backend]:
-    args = ServeArgs(
-        auth="none", default_max_seconds=0.7, slots=2, max_queue=2, aligner=str(whisper)
-    )
-    backend = Backend(args.model_copy(update={"audio_process": False}), str(checkpoint))
+    args = ServeArgs(auth="none", max_seconds=0.7, slots=2, max_queue=2, aligner=str(whisper))
+    backend = Backend(args, str(checkpoint), codec_process=False)
     yield backend
     backend.close()
 

@@ -260,7 +260,7 @@ def test_a_checkpoint_is_published_at_once_with_its_codec(
 
 
 def test_a_run_in_a_store_keeps_no_copy(memory: str, temporary: Path) -> None:
-    store = RunStore(uris.join(memory, "run"), keep=1)
+    store = RunStore(memory, keep=1)
     for step, text in ((1, b"first"), (1, b"second")):
         with store.new_checkpoint(step) as folder:
             (folder / "state").write_bytes(text)

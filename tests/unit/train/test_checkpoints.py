@@ -36,7 +36,7 @@ def read(location: str | None) -> str:
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_the_last_is_opened_and_the_oldest_go(tmp_path: Path, scheme: str) -> None:
-    store = RunStore(f"{scheme}{tmp_path}/run", keep=2)
+    store = RunStore(f"{scheme}{tmp_path}", keep=2)
     assert store.latest() is None
     with store.open_latest() as folder:
         assert folder is None
@@ -46,7 +46,7 @@ def test_the_last_is_opened_and_the_oldest_go(tmp_path: Path, scheme: str) -> No
             save(store, step, write(f"best {step}"), best=True)
     assert read(store.latest()) == "step 3"
     assert read(store.best()) == "best 2"
-    with RunStore(f"{scheme}{tmp_path}/run", keep=2).open_latest() as folder:
+    with RunStore(f"{scheme}{tmp_path}", keep=2).open_latest() as folder:
         assert folder is not None
         assert (folder / "deep" / "state").read_text() == "step 3"
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -54,7 +54,7 @@ def test_the_last_is_opened_and_the_oldest_go(tmp_path: Path, scheme: str) -> No
 
 
 def test_a_step_saved_again_replaces_the_first(tmp_path: Path) -> None:
-    store = RunStore(str(tmp_path / "run"), keep=2)
+    store = RunStore(str(tmp_path), keep=2)
     save(store, 1, write("first"))
     save(store, 1, write("second"))
     assert read(store.latest()) == "second"
@@ -64,7 +64,7 @@ def test_a_step_saved_again_replaces_the_first(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_is_neither_opened_nor_kept(tmp_path: Path) -> None:
-    store = RunStore(str(tmp_path / "run"), keep=2)
+    store = RunStore(str(tmp_path), keep=2)
     save(store, 1, write("whole"))
     # Killed between the rename and the list, and killed while writing.
     (tmp_path / "run" / "step-00000002").mkdir()
@@ -103,7 +103,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path)
     )
     step = 0
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "run")],
+        [sys.executable, "-c", script, str(tmp_path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdin is not None
@@ -117,7 +117,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path)
                 os.kill(writer, signal.SIGKILL)
                 while process.stdout.readline() != "dead\n":
                     pass
-                with RunStore(str(tmp_path / "run"), keep=1).open_latest() as folder:
+                with RunStore(str(tmp_path), keep=1).open_latest() as folder:
                     assert folder is not None
                     first, last = (folder / "first").read_text(), (folder / "last").read_text()
                 assert first == last
@@ -128,7 +128,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path)
 
 
 def test_a_failed_write_loses_nothing_and_says_what_is_left(tmp_path: Path) -> None:
-    store = RunStore(str(tmp_path / "run"), keep=1)
+    store = RunStore(str(tmp_path), keep=1)
     save(store, 1, write("whole"))
 
     def full(folder: Path) -> None:
@@ -149,11 +149,11 @@ def test_a_run_that_saved_nothing_is_no_hindrance(tmp_path: Path) -> None:
 
     def claim(weights: str) -> None:
         fields = {"seed": 0, "num_workers": 1}
-        claim_run(str(tmp_path), "run", fields, {"num_workers"}, {"model content": weights})
+        claim_run(str(tmp_path), fields, {"num_workers"}, {"model content": weights})
 
     claim("torn")
     claim("whole")
-    save(RunStore(str(tmp_path / "run"), keep=1), 1, write("learned"))
+    save(RunStore(str(tmp_path), keep=1), 1, write("learned"))
     claim("whole")
     with pytest.raises(ValueError, match="model content was 'whole', now 'others'"):
         claim("others")

@@ -39,7 +39,6 @@ def open_learner(kind: str, group: Collectives) -> CodecLearner | DecoderLearner
         "loss_weights": DISTANCES,
         "asr_features": AsrFeatureLoss(WhisperEncoder(whisper), TINY["sampling_rate"]),
         "learning_rate": 1e-3,
-        "average_decay": 0.9,
         "compile_layers": False,
         "seed": 0,
     }

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -21,18 +22,16 @@ from sheen.data.prompts import Prompt
 from sheen.engine.engine import Engine
 from sheen.lm.checkpoint import read_info
 from sheen.lm.model import SpeechLM, load_model
-from sheen.train import distributed, evaluation, job, loop, trainer
+from sheen.train import distributed, evaluation, loop, trainer
 from sheen.train.checkpoints import MODEL_FOLDER, StorageFull, load
-from sheen.train.codec import job as codec_job
-from sheen.train.codec.config import CodecTrainConfig
-from sheen.train.config import TrainConfig, check_saving
+from sheen.train.config import TrainConfig
 from sheen.train.data import Position, build_training_set, plan_run
 from sheen.train.launcher import Control
 from sheen.train.learning import learner as learner_module
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.metrics import loss_metrics
 from sheen.train.learning.training_set import TrainingSet
-from sheen.train.loop import save_interval
+from sheen.train.loop import log_interval, save_interval
 from sheen.train.trainer import DRY_RUN_STEPS, SpeechTrainer, measure_steps
 
 TIMED = ("tokens_per_second", "target_tokens_per_second", "seconds_left", "share_of_peak")
@@ -88,12 +87,13 @@ def open_trainer(
     output: Path,
     control: Stop,
     prompts: list[Prompt] | None = None,
+    log_every: int = 2,
     **changes: Any,
 ) -> SpeechTrainer:
     fields: dict[str, Any] = {"batch_tokens": 128, "max_tokens": 128, "trackers": []}
-    fields |= {"max_steps": 4, "log_every": 2} | changes
+    fields |= {"max_steps": 4} | changes
     config = train_config(Path("codes"), checkpoint, output, **fields)
-    return SpeechTrainer(
+    opened = SpeechTrainer(
         config.model_dump(mode="json"),
         cast(Any, data),
         read_info(checkpoint),
@@ -103,6 +103,8 @@ def open_trainer(
         str(output),
         cast(Control, control),
     )
+    opened.log_every = log_every
+    return opened
 
 
 def weights(worker: SpeechTrainer) -> dict[str, Tensor]:
@@ -169,8 +171,7 @@ def a_minute_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BY_MINUTES: dict[str, Any] = {
-    "save_every": None,
-    "save_minutes": 2.0,
+    "save_every": "2min",
     "eval_every": None,
     "max_steps": 5,
     "log_every": 3,
@@ -341,40 +342,33 @@ def test_checkpoints_come_by_minutes_on_a_gpu_and_by_steps_on_a_cpu_unless_told_
     assert interval(cuda) == (None, 10.0)
     assert interval(cpu) == (200, None)
     assert interval(cuda, save_every=50) == (50, None)
-    assert interval(cpu, save_minutes=0.5) == (None, 0.5)
-
-
-def test_both_intervals_of_checkpoints_are_refused() -> None:
-    fields: dict[str, Any] = {"data": "codes", "output": "out"}
-    config = TrainConfig(**fields, save_every=50, save_minutes=5.0)
-    with pytest.raises(ValueError, match="--save-every 50 and --save-minutes 5: give only one"):
-        check_saving(config)
-    check_saving(TrainConfig(**fields, save_minutes=5.0))
+    assert interval(cpu, save_every="200") == (200, None)
+    assert interval(cpu, save_every="0.5min") == (None, 0.5)
 
 
 @pytest.mark.parametrize(
-    ("run", "config"), [(job.run, TrainConfig), (codec_job.run, CodecTrainConfig)]
+    "given", [0, -5, "0", "0min", "0.0min", "ten", "10m", "min", "-1min", "1e3"]
 )
-def test_both_jobs_refuse_both_intervals_before_anything_else(
-    run: Any, config: Any, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    given = config(data="none", output=str(output), save_every=50, save_minutes=5.0)
-    with pytest.raises(ValueError, match="--save-every 50 and --save-minutes 5: give only one"):
-        run(given)
-    assert not output.exists()
+def test_an_interval_of_checkpoints_that_is_none_is_refused(given: Any) -> None:
+    with pytest.raises(ValidationError, match=r"expected optimizer steps, such as 200, or minutes"):
+        TrainConfig(data=["codes"], output="out", save_every=given)
+
+
+@pytest.mark.parametrize(("total", "every"), [(1, 1), (99, 1), (100, 2), (499, 9), (10_000, 10)])
+def test_a_short_run_logs_more_often(total: int, every: int) -> None:
+    assert log_interval(total) == every
 
 
 @pytest.mark.parametrize(
     ("changes", "intervals"),
     [
-        ({}, [200, 1000]),
-        ({"save_minutes": 2.0}, [None, None]),
-        ({"save_minutes": 2.0, "eval_every": 7, "speak_every": 9}, [7, 9]),
-        ({"save_every": 50}, [200, 1000]),
+        ({}, [200, 200]),
+        ({"save_every": "2min"}, [None, None]),
+        ({"save_every": "2min", "eval_every": 7}, [7, None]),
+        ({"save_every": 50}, [200, 50]),
     ],
 )
-def test_evaluations_come_with_checkpoints_by_the_clock_unless_told_otherwise(
+def test_samples_come_with_checkpoints_and_evaluations_with_those_by_the_clock(
     data: TrainingSet,
     checkpoint: Path,
     tmp_path: Path,
@@ -688,9 +682,9 @@ def test_evaluation_samples_are_spoken_as_a_server_would_and_leave_no_memory_in_
         return made
 
     monkeypatch.setattr(evaluation, "Engine", engine)
-    changes = {"max_steps": 1, "speak_every": 1, "speak_seconds": 0.3}
+    monkeypatch.setattr(trainer, "SPEAK_SECONDS", 0.3)
     prompts = [Prompt("a", "text 1", VOICE)]
-    worker = open_trainer(data, checkpoint, tmp_path, Stop(), prompts, **changes)
+    worker = open_trainer(data, checkpoint, tmp_path, Stop(), prompts, max_steps=1)
     samples = worker.evaluation._samples
     assert samples is not None
     assert samples._dtype == "auto", "as `load_voice` has it"
@@ -709,10 +703,11 @@ def test_evaluation_samples_are_spoken_as_a_server_would_and_leave_no_memory_in_
 
 @pytest.mark.slow
 def test_evaluation_samples_are_written_and_do_not_change_the_training(
-    data: TrainingSet, checkpoint: Path, tmp_path: Path
+    data: TrainingSet, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trainer, "SPEAK_SECONDS", 0.3)
     prompts = [Prompt("a", "text 1", VOICE), Prompt("b", "text 2", "af_aoede")]
-    changes = {"max_steps": 2, "speak_every": 1, "speak_seconds": 0.3}
+    changes = {"max_steps": 2, "save_every": 1}
     spoken = open_trainer(data, checkpoint, tmp_path / "spoken", Stop(), prompts, **changes)
     spoken.run()
     silent = open_trainer(data, checkpoint, tmp_path / "silent", Stop(), **changes)

@@ -42,7 +42,7 @@ def picture() -> tuple[NDArray[np.uint8], bytes]:
 
 
 def start(name: str, output: Path | str, first_step: int = 0) -> Trackers:
-    return open_trackers([name], str(output), "run", FIELDS, first_step)
+    return open_trackers([name], str(output), FIELDS, first_step)
 
 
 def wait_for_the_next_second() -> None:
@@ -61,7 +61,7 @@ def restart(name: str, output: Path | str, first_step: int) -> Trackers:
 def events(output: Path) -> EventAccumulator:
     """What TensorBoard shows of the run: all of it, by the reader behind its pages."""
     accumulator = EventAccumulator(
-        str(output / "tensorboard" / "run"), {"scalars": 0, "audio": 0, "images": 0}
+        str(output / "tensorboard"), {"scalars": 0, "audio": 0, "images": 0}
     )
     return accumulator.Reload()
 
@@ -191,7 +191,7 @@ def test_a_process_that_never_closed_its_trackers_leaves_no_folder(
     code = f"""
         import os
         from sheen.train.tracking import open_trackers
-        trackers = open_trackers(["tensorboard"], {tmp_path.as_uri()!r}, "run", {{}}, 0)
+        trackers = open_trackers(["tensorboard"], {tmp_path.as_uri()!r}, {{}}, 0)
         assert os.listdir({str(temporary)!r})
         raise SystemExit(3)
     """
@@ -203,7 +203,7 @@ def test_a_process_that_never_closed_its_trackers_leaves_no_folder(
 
 def test_no_trackers_write_nothing(tmp_path: Path, temporary: Path) -> None:
     for output in (str(tmp_path / "output"), (tmp_path / "output").as_uri()):
-        trackers = open_trackers([], output, "run", FIELDS, 0)
+        trackers = open_trackers([], output, FIELDS, 0)
         trackers.scalars(1, {"loss": 1.0})
         trackers.sync()
         trackers.close()
@@ -246,7 +246,7 @@ def test_a_tracker_that_cannot_open_is_off_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as on a worker that lacks it
-    trackers = open_trackers(["wandb", "tensorboard"], str(tmp_path), "run", FIELDS, 0)
+    trackers = open_trackers(["wandb", "tensorboard"], str(tmp_path), FIELDS, 0)
     trackers.scalars(1, {"loss": 1.0})
     trackers.sync()
     trackers.audio(1, "prompt", tone(), RATE)
@@ -364,7 +364,7 @@ def test_wandb_offline_keeps_every_step_once_over_a_resumed_run(
         return next(record.run for record in wandb_records(folder) if record.HasField("run"))
 
     first = run_of(folder)
-    assert (first.project, first.display_name) == ("sheen", "run")
+    assert (first.project, first.display_name) == ("sheen", "output")
     config = {item.key: json.loads(item.value_json) for item in first.config.update}
     assert FIELDS.items() <= config.items()
 
