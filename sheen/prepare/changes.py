@@ -1,58 +1,128 @@
 """Whether the recordings are still those that an output was made of.
 
-Owns the file of what is known of each: its size, when it was last changed, and a hash of its size
-and first MiB, which is read again only if one of the others differs. Decodes nothing.
+Owns what is noted of a recording's file: its size, when it was last changed, and a hash of its size
+and first MiB. The task that reads a recording notes it beside the result, before it decodes, so
+that a row that ends its process has it too. Here only what has a result is looked up, and a first
+MiB is read only where size or time differ. Decodes nothing.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sheen.prepare.sources.recordings import Source
 from sheen.runs.output import start_digest
 from sheen.storage import files, uris
 
 STATES = "recordings.json"
+"""What the driver has found out itself: of recordings that were moved or touched, and of those that
+their task could not note."""
+STATE_TYPE = pa.struct(
+    [
+        ("size", pa.int64()),
+        ("changed", pa.int64()),  # nanoseconds, by the filesystem's clock
+        ("digest", pa.string()),  # see `sheen.runs.output.start_digest`
+    ]
+)
 _THREADS = 16
 """That wait for a network."""
 
 State = dict[str, Any]
 
 
-def changed_recordings(output: str, sources: Sequence[Source], used: Collection[str]) -> set[str]:
-    """Names of the sources whose file is another one than when it was noted; notes all of them.
+class Result(NamedTuple):
+    """What a stage has of a source: all its rows that are alike in these. `key`: the source's.
+    `state`: None where it could not be noted."""
 
-    `used`: names of the sources that the output has results of. Raises ValueError naming the first
-    of these that has changed, and notes nothing. One that cannot be read now is as it was.
+    key: int
+    good: bool
+    state: State | None
+
+
+def results_of(rows: pa.Table, bits: int) -> list[Result]:
+    """`rows`: the `key`, `reason` and `file` of a stage's. `bits`: the last of a key, which are not
+    its source's."""
+    states = rows.select(["file"]).flatten().rename_columns(STATE_TYPE.names)
+    columns = {"key": pc.shift_right(rows["key"], bits), "good": pc.is_null(rows["reason"])}
+    table = pa.table(columns | {name: states[name] for name in states.column_names})
+    return [
+        Result(row.pop("key"), row.pop("good"), None if row["digest"] is None else row)
+        for row in table.group_by(table.column_names).aggregate([]).to_pylist()
+    ]
+
+
+def note_files(rows: Iterable[dict[str, Any]]) -> None:
+    """Fill in the `file` of rows without one, of STATE_TYPE: None where it cannot be read. A file
+    of many rows is read once."""
+    found: dict[str, State | None] = {}
+    for row in rows:
+        if row.get("file") is None:
+            location = row["audio"]
+            if location not in found:
+                found[location] = _state(location)
+            row["file"] = found[location]
+
+
+def changed_recordings(
+    output: str, sources: Mapping[int, Source], results: Sequence[Result]
+) -> list[int]:
+    """Keys of the sources that were rejected and whose file is another one than then, or could not
+    be noted then.
+
+    Raises ValueError naming the first file that has changed and has a result. One that cannot be
+    read now is as it was.
     """
     where = uris.join(output, STATES)
-    before: dict[str, State] = json.loads(files.read_bytes(where)) if files.exists(where) else {}
+    seen: dict[str, State] = json.loads(files.read_bytes(where)) if files.exists(where) else {}
     # Many rows may be in one file: the first of them has its name here.
     first: dict[str, str] = {}
-    for source in sources:
+    for source in sources.values():
         first.setdefault(source.location, source.name)
+    known: dict[str, list[State]] = {}
+    for key, _, state in results:
+        location = sources[key].location
+        if location not in known:
+            known[location] = [seen[first[location]]] if first[location] in seen else []
+        if state is not None and state not in known[location]:
+            known[location].append(state)
     with ThreadPoolExecutor(_THREADS) as pool:
-        states = pool.map(lambda pair: _state(pair[0], before.get(pair[1])), first.items())
-        now = {name: state for name, state in zip(first.values(), states, strict=True) if state}
-    other = {
-        location
-        for location, name in first.items()
-        if name in now and name in before and now[name]["digest"] != before[name]["digest"]
-    }
-    bad = sorted({one.location for one in sources if one.location in other and one.name in used})
+        now = dict(zip(known, pool.map(_state, known, known.values()), strict=True))
+    bad: set[str] = set()
+    again: set[int] = set()
+    for key, good, noted in results:
+        location = sources[key].location
+        state, before = now[location], noted
+        # Of a rejected one it may have seen what is to be cut, in a run that ended before.
+        if before is None and good:
+            before = seen.get(first[location])
+        if state is None or (before is not None and before["digest"] == state["digest"]):
+            continue
+        if not good:
+            again.add(key)
+        elif before is not None:
+            bad.add(location)
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise ValueError(
-            f"--input {bad[0]}{more}: it is another recording than the one that --output {output} "
-            "was made of; put that one back, or give another --output"
+            f"--input {min(bad)}{more}: it is another recording than the one that --output "
+            f"{output} was made of; put that one back, or give another --output"
         )
-    if (noted := before | now) != before:
-        files.write_bytes(where, json.dumps(noted, indent=0).encode() + b"\n")
-    return {source.name for source in sources if source.location in other}
+    new = {
+        first[location]: state
+        for location, state in now.items()
+        if state is not None and state not in known[location]
+    }
+    if new:
+        files.write_bytes(where, json.dumps(seen | new, indent=0).encode() + b"\n")
+    return sorted(again)
 
 
-def _state(location: str, known: State | None) -> State | None:
+def _state(location: str, known: Sequence[State] = ()) -> State | None:
+    """`known`: states it may still have, by size and time."""
     try:
         filesystem, path = uris.open_filesystem(location)
         with uris.network_errors(location):
@@ -60,7 +130,9 @@ def _state(location: str, known: State | None) -> State | None:
     except (OSError, ValueError):
         return None
     stamp = {"size": info.size, "changed": info.mtime_ns}
-    if known is not None and None not in stamp.values() and stamp.items() <= known.items():
-        return known
+    if None not in stamp.values():
+        for state in known:
+            if stamp.items() <= state.items():
+                return state
     digest = start_digest(location)
     return None if digest is None else stamp | {"digest": digest}

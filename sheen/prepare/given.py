@@ -112,6 +112,7 @@ def cut_corpus(segments: Segments, cuts: Sequence[Row], settings: CutSettings) -
     rows: dict[int, Row] = {}
     for row in segments.table.to_pylist():
         found = cut.get(row["key"])
+        row["file"] = None if found is None else found["file"]
         seconds = None if found is None else found["seconds"]
         if found is None or (seconds is not None and seconds <= settings.max_seconds):
             good.append(row)

@@ -11,11 +11,9 @@ from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
-import pyarrow.compute as pc
-
 from sheen import blocks
 from sheen.config import errors_of
-from sheen.prepare.changes import changed_recordings
+from sheen.prepare.changes import Result, changed_recordings, results_of
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.corrections import (
     CORRECTIONS,
@@ -204,20 +202,16 @@ def _write_report(
 
 
 def _changed(output: str, config: PrepareConfig, planned: Planned) -> list[int]:
-    """Keys of the sources whose recordings are other ones than before, and had no result. Raises
-    ValueError for one that had."""
+    """`changed_recordings` of both stages' results."""
     keys: Any = range(len(planned.sources.sources))
     if planned.segments is not None:
         keys = planned.segments.table["key"].to_pylist()
-    used: set[int] = set()
+    sources = dict(zip(keys, planned.sources.sources, strict=True))
+    results: list[Result] = []
     for stage, bits in ((CUTS, 0), (TRANSCRIPTS, 0 if config.check else SEGMENT_BITS)):
         folder = uris.join(output, stage)
         blocks.merge_all(folder)
         if paths := blocks.row_files(folder):
-            rows = blocks.read_columns(folder, paths, ["key", "reason"])
-            with_result = rows.filter(pc.field("reason").is_null())["key"].to_numpy()
-            used |= set((with_result >> bits).tolist())
-    by_key = dict(zip(keys, planned.sources.sources, strict=True))
-    names = {by_key[key].name for key in used & by_key.keys()}
-    changed = changed_recordings(output, planned.sources.sources, names)
-    return [key for key, source in by_key.items() if source.name in changed]
+            rows = blocks.read_columns(folder, paths, ["key", "reason", "file"])
+            results += results_of(rows, bits)
+    return changed_recordings(output, sources, [one for one in results if one.key in sources])

@@ -74,7 +74,7 @@ def plan_segments(sources: Sequence[Row], settings: CutSettings) -> Segments:
         found = [Segment(**segment) for segment in source["segments"] or ()]
         faults = [segment_fault(segment, settings) for segment in found]
         usable = [segment for segment, fault in zip(found, faults, strict=True) if not fault]
-        where = {name: source[name] for name in ("audio", "container", "place")}
+        where = {name: source[name] for name in ("audio", "container", "place", "file")}
         longest: dict[int | None, list[Segment]] = defaultdict(list)  # by channel
         for segment in sorted(usable, key=lambda segment: -segment.speech):
             longest[segment.channel].append(segment)

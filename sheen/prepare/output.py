@@ -12,13 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from sheen.prepare.changes import STATES
+from sheen.prepare.changes import STATE_TYPE
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.cutting.vad import model_file
 from sheen.prepare.sources.recordings import Source
 from sheen.prepare.speakers.embedding import END, MIDDLE, START
 from sheen.runs.output import (
-    LOCK_FILE,
     check_fingerprint,
     folder_digest,
     forget_idle_run,
@@ -33,7 +32,7 @@ CUTS, TRANSCRIPTS = "cuts", "transcripts"
 MANIFEST, REJECTED = "manifest.jsonl", "rejected.jsonl"
 REPORT, PAGE, REVIEW = "report.json", "report.html", "review.html"
 
-FORMAT = 6
+FORMAT = 7
 _FREE_FIELDS = {
     "config", "input", "output", "num_workers", "gpu", "max_no_speech", "min_logprob",
     "min_text_rate", "max_text_rate", "corrections", "review_rows", "segments",
@@ -73,6 +72,7 @@ SEGMENT_TYPE = pa.struct(
 CUT_SCHEMA = pa.schema(
     [
         *_SOURCE,
+        ("file", STATE_TYPE),
         ("seconds", pa.float64()),
         ("sample_rate", pa.int64()),  # of the file
         ("channels", pa.int64()),  # that were cut: 1 of a mean
@@ -99,6 +99,7 @@ SEGMENT_SCHEMA = pa.schema(
         ("audio", pa.string()),
         ("container", pa.string()),  # where in the file it is: see `sheen.data.schema`
         ("place", pa.list_(pa.int64())),
+        ("file", STATE_TYPE),  # null until it is read, by either stage
         ("given", pa.string()),  # the text that the input has for it
         ("given_speaker", pa.string()),
         ("given_instruction", pa.string()),
@@ -163,8 +164,6 @@ def prepare_output(
     `rows`: SEGMENT_SCHEMA of the input's own rows; None for raw recordings.
     """
     where = uris.join(output, RUN_FILE)
-    if files.exists(output) and set(files.list_names(output)) <= {LOCK_FILE, RUN_FILE, STATES}:
-        files.delete(uris.join(output, STATES))
     forget_idle_run(output, RUN_FILE)
     if not is_unused(output) and not files.exists(where):
         raise ValueError(f"--output {output} is not empty; give another folder")

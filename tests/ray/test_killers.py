@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.example import CODEC, ROOT, VOICE, VOICES, clips_of, flac, load_script
+from helpers.opened import record_files
 from helpers.recogniser import tiny_en
 from sheen.encode import job as encode_job
 from sheen.evaluate import job as evaluate_job
 from sheen.evaluate.speak_stage import SpeakWorker
+from sheen.prepare import job as prepare_job
 from sheen.prepare.stages import pipelines
 from sheen.runs.attempts import MAX_CRASHES, Attempts
 from sheen.train.codec import job as codec_job
@@ -43,22 +45,24 @@ def with_a_marked_decoder(module: str, name: str) -> Work:
     def work(given: Any, **named: Any) -> Any:
         import importlib
 
-        from sheen.audio import io as audio
+        import av
 
-        decode = audio.decode
+        decode = av.open
 
-        def marked(data: bytes) -> Any:
-            if data.startswith(b"ABORT"):
+        def marked(file: Any, *given: Any, **named: Any) -> Any:
+            start = file.read(5)
+            file.seek(0)
+            if start == b"ABORT":
                 os.abort()
-            while data.startswith(b"HANG"):  # holds Python's lock nearly always
+            while start[:4] == b"HANG":  # holds Python's lock nearly always
                 pass
-            return decode(data)
+            return decode(file, *given, **named)
 
-        audio.decode = marked
+        av.open = marked
         try:
             return getattr(importlib.import_module(module), name)(given, **named)
         finally:
-            audio.decode = decode
+            av.open = decode
 
     return work
 
@@ -116,6 +120,58 @@ def test_recordings_that_kill_or_hang_the_decoder_are_rejected_and_the_others_en
     assert {name: row["reason"] for name, row in rows.items()} == expected
     assert "crash.wav" in rows["crash"]["detail"]
     assert "rejected, decoder crashed: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rows", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_a_recording_that_killed_the_decoder_is_known_when_it_is_replaced(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, rows: bool,
+) -> None:  # fmt: skip
+    """By what its workers noted: before the pages the driver opens only what looks different."""
+    stage, name = ("transcribe", "read_segments") if rows else ("cut", "cut_sources")
+    work = with_a_marked_decoder(f"sheen.prepare.stages.{stage}", name)
+    monkeypatch.setattr(pipelines, name, work)
+    looked_at: list[str] = []
+    opened, write = record_files(monkeypatch), prepare_job.write_manifest
+
+    def write_manifest(*given: Any) -> None:
+        assert [path for path in opened if path.endswith(".opus")] == looked_at
+        write(*given)
+
+    monkeypatch.setattr(prepare_job, "write_manifest", write_manifest)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    data = [clip.path.read_bytes() for clip in clips_of(VOICES[0])[8:11]]
+    names = ["1.opus", "crash.opus"]
+    for audio, content in zip(names, (data[0], b"ABORT"), strict=True):
+        (raw / audio).write_bytes(content)
+    words = ["--output", str(tmp_path / "out"), "--asr", tiny_en(), "--num-workers", "1"]
+    words += ["--no-num-speakers", "--review-rows", "0", "--input"]
+    words += [f"local://{raw}/rows.jsonl", "--check"] if rows else [f"local://{raw}"]
+    if rows:
+        lines = [json.dumps({"id": audio, "audio": audio, "text": ""}) for audio in names]
+        (raw / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    main = load_script(ROOT / "jobs" / "prepare.py").main
+
+    def prepared() -> list[list[dict[str, Any]]]:
+        opened.clear()
+        assert main(words) == 0
+        files = [tmp_path / "out" / name for name in ("manifest.jsonl", "rejected.jsonl")]
+        return [list(map(json.loads, file.read_text().splitlines())) for file in files]
+
+    first = prepared()
+    (crashed,) = first[1]
+    assert (Path(crashed["audio"]).name, crashed["reason"]) == ("crash.opus", "decoder crashed")
+    assert prepared() == first
+    (raw / "crash.opus").write_bytes(data[1])
+    looked_at.append(str(raw / "crash.opus"))
+    (one, other), rejected = prepared()
+    assert ([one], rejected) == (first[0], [])
+    assert other["audio"] == crashed["audio"]
+    (raw / "crash.opus").write_bytes(data[2])
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "crash.opus: it is another recording" in capsys.readouterr().err
 
 
 @pytest.mark.soak

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 
 from sheen import blocks
 from sheen.data.clips import ClipError, reasons
+from sheen.prepare.changes import note_files
 from sheen.prepare.cutting.analysis import Analysis, Limit, Measure, Range, Spread, analyze
 from sheen.prepare.cutting.channels import crosstalk_db, distinct
 from sheen.prepare.cutting.cut import CutSettings, Segment, cut
@@ -44,8 +45,9 @@ def cut_sources(
     """
 
     def do(rows: pa.Table) -> pa.Table:
-        found = []
-        for row in rows.to_pylist():
+        sources, found = rows.to_pylist(), []
+        note_files(sources)
+        for row in sources:
             limit = partial(attempts.limit, row["key"], limit_s)
             found.append(_cut(row, settings, each_channel, limit, in_tasks))
         return pa.Table.from_pylist(found, schema=CUT_SCHEMA)

@@ -18,6 +18,7 @@ from sheen.audio.io import from_pcm16, resampled, to_pcm16
 from sheen.audio.samples import Samples
 from sheen.data.clips import ClipError, ClipReader
 from sheen.data.parts import in_recording_order
+from sheen.prepare.changes import note_files
 from sheen.prepare.cutting.cut import QUIETEST
 from sheen.prepare.cutting.vad import RATE
 from sheen.prepare.decoding import read_part
@@ -57,9 +58,11 @@ def read_segments(
             "dnsmos": _dnsmos() if dnsmos else None,
             "overlap": _overlap() if overlap else None,
         }
+        segments = rows.to_pylist()
+        note_files(segments)
         found = _read_all(
             reader,
-            rows.to_pylist(),
+            segments,
             networks,
             _encoder() if speakers else None,
             partial(attempts.limit, seconds=limit_s),

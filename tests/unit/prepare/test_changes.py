@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from helpers.example import DEMO, ROOT, VOICE, clips_of, load_script
+from helpers.opened import record_files
 from helpers.recogniser import tiny_en
 from sheen import blocks
-from sheen.prepare.changes import STATES, changed_recordings
+from sheen.prepare.changes import STATES, note_files
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.inputs import Planned, listed
 from sheen.prepare.job import _changed
@@ -35,72 +36,116 @@ from sheen.storage.files import LFS_POINTER
 main = load_script(ROOT / "jobs" / "prepare.py").main
 
 
+@pytest.fixture
+def files_opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return record_files(monkeypatch)
+
+
 def made(folder: Path, *names: str) -> list[Source]:
     folder.mkdir(exist_ok=True)
     for name in names:
         (folder / name).write_bytes(f"recording {name}".encode())
-    return [Source(str(folder / name), name) for name in names]
-
-
-def test_of_all_recordings_the_replaced_ones_are_found(tmp_path: Path) -> None:
-    """Also one of many, whose results would be those of the old one."""
-    sources = made(tmp_path / "raw", *map(str, range(40)))
-    output = str(tmp_path / "out")
-    used = {source.name for source in sources[:30]}
-    assert changed_recordings(output, sources, used) == set()
-    assert changed_recordings(output, sources, used) == set()
-    before = (tmp_path / "out" / STATES).read_bytes()
-    (tmp_path / "raw" / "7").write_bytes(b"recording 8")  # of the same length
-    (tmp_path / "raw" / "9").write_bytes(b"something else")
-    with pytest.raises(ValueError, match=r"--input .*raw/7 \(and 1 more\): it is another rec"):
-        changed_recordings(output, sources, used)
-    assert (tmp_path / "out" / STATES).read_bytes() == before
-    made(tmp_path / "raw", "7", "9")  # put back
-    assert changed_recordings(output, sources, used) == set()
-    # What there are no results of may change.
-    (tmp_path / "raw" / "35").write_bytes(b"downloaded whole now")
-    assert changed_recordings(output, sources, used) == {"35"}
-    assert changed_recordings(output, sources, used) == set()
-
-
-def test_a_recording_is_known_by_its_content_and_not_by_its_place_or_time(tmp_path: Path) -> None:
-    sources = made(tmp_path / "a", "1", "2", "3")
-    (tmp_path / "a" / "2").write_bytes(LFS_POINTER + b"1\n")
-    assert changed_recordings(str(tmp_path), sources, {"1"}) == set()
-    moved = made(tmp_path / "b", "1", "2", "3")
-    os.utime(moved[0].location, ns=(1, 1))
-    (tmp_path / "b" / "3").unlink()
-    assert changed_recordings(str(tmp_path), moved, {"1", "2", "3"}) == set()
-    # Rows of one file have one content.
-    inside = [Source(moved[0].location, name) for name in ("1", "x")]
-    Path(moved[0].location).write_bytes(b"other rows")
-    with pytest.raises(ValueError, match=r"b/1: it is another recording"):
-        changed_recordings(str(tmp_path), inside, {"x"})
+    return [Source(f"local://{folder / name}", name) for name in names]
 
 
 def config(output: Path, **fields: object) -> PrepareConfig:
     return PrepareConfig(input=[str(DEMO)], output=str(output), **fields)  # type: ignore[arg-type]
 
 
+def changed(output: Path, sources: list[Source]) -> list[int]:
+    return _changed(str(output), config(output), Planned(Sources(sources), {}, {}))
+
+
+def cut(output: Path, sources: list[Source], reasons: dict[int, str | None]) -> None:
+    """As a task does, with these reasons by place."""
+    rows = [row | {"reason": reasons[row["key"]]} for row in listed(Sources(sources)).to_pylist()
+            if row["key"] in reasons]  # fmt: skip
+    note_files(rows)
+    blocks.commit(str(output / CUTS), pa.Table.from_pylist(rows, schema=CUT_SCHEMA))
+
+
+def test_of_all_recordings_the_replaced_ones_are_found(
+    tmp_path: Path, files_opened: list[str]
+) -> None:
+    """Also one of many, whose results would be those of the old one. What they are known by, those
+    that cut them note: here only what looks different is opened, once."""
+    raw, output = tmp_path / "raw", tmp_path / "out"
+    sources = made(raw, *map(str, range(40)))
+    assert changed(output, sources) == []
+    assert not files_opened
+    cut(output, sources, dict.fromkeys(range(30)))
+    assert len(files_opened) == 30
+    files_opened.clear()
+    assert changed(output, sources) == []
+    assert not files_opened
+    assert not (output / STATES).exists()
+    for name in ("3", "4"):
+        os.utime(raw / name, ns=(1, 1))
+    for _ in range(2):
+        assert changed(output, sources) == []
+        assert sorted(files_opened) == [str(raw / "3"), str(raw / "4")]
+    before = (output / STATES).read_bytes()
+    (raw / "7").write_bytes(b"recording 8")  # of the same length
+    (raw / "9").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"--input .*raw/7 \(and 1 more\): it is another rec"):
+        changed(output, sources)
+    assert (output / STATES).read_bytes() == before
+    made(raw, "7", "9")  # put back
+    assert changed(output, sources) == []
+    # What there are no results of may change.
+    (raw / "35").write_bytes(b"downloaded whole now")
+    assert changed(output, sources) == []
+
+
+def test_a_recording_is_known_by_its_content_and_not_by_its_place_or_time(tmp_path: Path) -> None:
+    sources = made(tmp_path / "a", "1", "2", "3")
+    (tmp_path / "a" / "2").write_bytes(LFS_POINTER + b"1\n")
+    cut(tmp_path, sources, {0: None, 1: "missing", 2: None})
+    moved = made(tmp_path / "b", "1", "2", "3")
+    os.utime(tmp_path / "b" / "1", ns=(1, 1))
+    (tmp_path / "b" / "3").unlink()
+    assert changed(tmp_path, moved) == [1]
+    # Rows of one file have one content.
+    inside = [Source(moved[0].location, name) for name in ("1", "x")]
+    cut(tmp_path / "rows", inside, {1: None})
+    (tmp_path / "b" / "1").write_bytes(b"other rows")
+    with pytest.raises(ValueError, match=r"b/1: it is another recording"):
+        changed(tmp_path / "rows", inside)
+
+
 def test_a_rejected_recording_is_cut_again_when_it_is_another(tmp_path: Path) -> None:
-    sources = made(tmp_path / "raw", "good", "broken", "silent", "new")
-    output, folder = str(tmp_path), str(tmp_path / CUTS)
-    planned = Planned(Sources(sources), {}, {})
-    table = listed(planned.sources)
-    assert _changed(output, config(tmp_path), planned) == []
-    rows = table.to_pylist()[:3]
-    for row, reason in zip(rows, (None, "unreadable", "no speech"), strict=True):
-        row["reason"] = reason
-    blocks.commit(folder, pa.Table.from_pylist(rows, schema=CUT_SCHEMA))
-    for name in ("broken", "new"):
-        (tmp_path / "raw" / name).write_bytes(b"whole")
-    changed = _changed(output, config(tmp_path), planned)
-    assert changed == [1, 3]
-    assert _done(folder, table, "recordings", changed).tolist() == [0, 2]
-    assert _done(folder, table, "recordings", []).tolist() == [0, 1, 2]
-    (tmp_path / "raw" / "good").write_bytes(b"replaced")
+    """However often a run ends between finding that and cutting it."""
+    raw = tmp_path / "raw"
+    sources = made(raw, "good", "broken", "silent", "crash", "new")
+    reasons = {0: None, 1: "unreadable", 2: "no speech", 3: "decoder crashed"}
+    cut(tmp_path, sources, reasons)
+    folder, table = str(tmp_path / CUTS), listed(Sources(sources))
+    for name in ("broken", "crash", "new"):
+        (raw / name).write_bytes(b"whole")
+    for _ in range(2):
+        assert (found := changed(tmp_path, sources)) == [1, 3]
+    assert _done(folder, table, "recordings", found).tolist() == [0, 2]
+    assert _done(folder, table, "recordings", []).tolist() == [0, 1, 2, 3]
+    cut(tmp_path, sources, {1: None, 3: "decoder crashed", 4: None})
+    assert changed(tmp_path, sources) == []
+    (raw / "good").write_bytes(b"replaced")
     with pytest.raises(ValueError, match=r"--input .*good: it is another recording"):
-        _changed(output, config(tmp_path), planned)
+        changed(tmp_path, sources)
+
+
+def test_what_could_not_be_noted_is_cut_again_or_noted_later(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    sources = made(raw, "good", "hung", "gone")
+    kept = [(raw / source.name).rename(tmp_path / source.name) for source in sources]
+    os.mkfifo(raw / "hung")
+    cut(tmp_path, sources, {0: None, 1: "decoder hung", 2: "unreadable"})
+    for path in kept[:2]:
+        path.replace(raw / path.name)
+    for _ in range(2):
+        assert changed(tmp_path, sources) == [1]
+    (raw / "good").write_bytes(b"replaced")
+    with pytest.raises(ValueError, match=r"--input .*good: it is another recording"):
+        changed(tmp_path, sources)
 
 
 @pytest.mark.parametrize("check", [False, True])
@@ -117,11 +162,12 @@ def test_the_recordings_of_rows_are_compared_too(tmp_path: Path, check: bool) ->
     settings, folder = config(tmp_path, check=check), str(tmp_path / TRANSCRIPTS)
     assert _changed(str(tmp_path), settings, planned) == []
     done = [row | {"key": row["key"] << bits} for row in rows]
+    note_files(done)
     blocks.commit(folder, pa.Table.from_pylist(done, schema=TRANSCRIPT_SCHEMA))
     (tmp_path / "raw" / "unread").write_bytes(b"whole")
-    changed = _changed(str(tmp_path), settings, planned)
-    assert changed == [6]
-    assert _done(folder, table, "segments", changed, bits).tolist() == [5 << bits]
+    found = _changed(str(tmp_path), settings, planned)
+    assert found == [6]
+    assert _done(folder, table, "segments", found, bits).tolist() == [5 << bits]
     (tmp_path / "raw" / "heard").write_bytes(b"replaced")
     with pytest.raises(ValueError, match=r"--input .*heard: it is another recording"):
         _changed(str(tmp_path), settings, planned)
@@ -170,11 +216,11 @@ def test_the_asr_may_change_until_something_is_transcribed(tmp_path: Path) -> No
     assert json.loads((tmp_path / RUN_FILE).read_bytes())["device"] == "CPU"
 
 
-def test_a_run_that_only_noted_its_recordings_is_forgotten(tmp_path: Path) -> None:
+def test_a_run_that_only_looked_at_its_recordings_is_forgotten(tmp_path: Path) -> None:
     sources = made(tmp_path / "raw", "1")
     output = tmp_path / "out"
     prepare_output(str(output), config(output, max_seconds=10), sources)
-    changed_recordings(str(output), sources, set())
+    assert changed(output, sources) == []
     prepare_output(str(output), config(output, max_seconds=12), sources)
 
 
