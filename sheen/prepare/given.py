@@ -115,16 +115,14 @@ def cut_corpus(segments: Segments, cuts: Sequence[Row], settings: CutSettings) -
         row["file"] = None if found is None else found["file"]
         seconds = None if found is None else found["seconds"]
         if found is None or (seconds is not None and seconds <= settings.max_seconds):
-            good.append(row)
+            # One that cannot be read now may be cut later: then it is no segment.
+            (good if row["reason"] is None else rejected).append(row)
         elif found["reason"] is None:
             rows[row["key"]] = row
             long.append(found)
         else:
-            row |= {"reason": found["reason"], "detail": found["detail"]}
-            if seconds is None:
-                good.append(row)  # one of the sources, when it can be read
-            else:
-                rejected.append(row | {"seconds": seconds})
+            why = {"reason": found["reason"], "detail": found["detail"], "seconds": seconds}
+            rejected.append(row | why)
     for row in (*good, *rejected):
         row["key"] <<= SEGMENT_BITS
     planned = plan_segments(long, settings)

@@ -156,6 +156,9 @@ def test_a_recording_that_killed_the_decoder_is_known_when_it_is_replaced(
     def prepared() -> list[list[dict[str, Any]]]:
         opened.clear()
         assert main(words) == 0
+        for path in (tmp_path / "out").rglob("*.parquet"):
+            for row in read(path):
+                assert row["file"]["size"] == (raw / Path(row["audio"]).name).stat().st_size
         files = [tmp_path / "out" / name for name in ("manifest.jsonl", "rejected.jsonl")]
         return [list(map(json.loads, file.read_text().splitlines())) for file in files]
 
