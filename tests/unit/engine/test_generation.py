@@ -32,6 +32,9 @@ from sheen.lm.model import SpeechLM
 
 SLOTS = 16
 FRAME = LAYOUT.tokens_per_frame
+NEAR_A_BOUND = {6, 11, 13}
+"""Requests of which a draw may fall on the other side of a bound if the weights change by 1e-5 of
+their size, as another CPU might round them; the others stay as they are."""
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +113,9 @@ def test_requests_of_a_frozen_model_get_what_each_gets_alone(
     alone = TokenGenerator(frozen, SLOTS, POSITIONS)
     for number, request in enumerate(requests):
         assert run(alone, [request], None) == [together[number]], f"request {number}"
-    # Other roundings, the same model: hardly a token differs.
     trained = run(TokenGenerator(model, SLOTS, POSITIONS), requests, random.Random(0))
-    same = sum(ours == theirs for ours, theirs in zip(together, trained, strict=True))
-    assert same >= 12
+    differ = {number for number in range(14) if together[number] != trained[number]}
+    assert differ <= NEAR_A_BOUND, "other roundings of the same model"
 
 
 class LegalRows(LogitsProcessor):
@@ -160,36 +162,30 @@ def generated() -> list[tuple[list[int], list[float]]]:
 
 
 @pytest.mark.parametrize("freezes", [False, True])
-def test_greedy_tokens_are_transformers_until_two_are_as_good(
+def test_greedy_tokens_are_those_of_transformers(
     model: SpeechLM,
     frozen: SpeechLM,
     generated: list[tuple[list[int], list[float]]],
     freezes: bool,
 ) -> None:
     decoder = TokenGenerator(frozen if freezes else model, SLOTS, POSITIONS)
-    ours = run(decoder, GREEDY, random.Random(1))
-    ties = 0
-    for (theirs, gaps), tokens in zip(generated, ours, strict=True):
-        if theirs != tokens:
-            pairs = zip(theirs, tokens, strict=False)
-            differs = next(step for step, (a, b) in enumerate(pairs) if a != b)
-            assert gaps[differs] < 1e-4
-            ties += 1
-    print(f"{ties} of {len(GREEDY)} utterances differ, all from a gap below 1e-4 on")
-    assert ties <= 2
+    assert min(min(gaps) for _, gaps in generated) > 1e-4, "no choice is left to the rounding"
+    assert run(decoder, GREEDY, random.Random(1)) == [tokens for tokens, _ in generated]
 
 
 # The same in every way of computing it
 
 
 @pytest.mark.slow
-def test_all_slots_at_once_give_the_same_tokens(model: SpeechLM) -> None:
-    """The shape of passes that a GPU records, unrecorded."""
+def test_all_slots_at_once_give_the_same_tokens() -> None:
+    """The shape of passes that a GPU records, unrecorded. In 64 bits, so that no draw is left to
+    the rounding of other shapes."""
+    model = random_model()
+    model.lm.double()
     requests = [draw_request(number, frames=7) for number in range(14)]
     packed = run(TokenGenerator(model, 4, POSITIONS), requests, random.Random(0))
     whole = run(TokenGenerator(model, 4, POSITIONS, static_shapes=True), requests, random.Random(0))
-    # Other shapes round otherwise, and a draw may fall on the other side of a bound.
-    assert sum(a == b for a, b in zip(packed, whole, strict=True)) >= 13
+    assert packed == whole
 
 
 @pytest.mark.slow
