@@ -31,7 +31,8 @@ VOICE_PACKAGE = "sheen-voice-english"
 """The package with the same folder; its module has underscores. `make wheel` builds it."""
 HOW_TO_GET_ONE = (
     "`sheen train --output DIR` writes one to DIR/checkpoint; the English voice is "
-    f"{ENGLISH_VOICE} of a checkout, or `pip install {VOICE_PACKAGE}`"
+    f"{ENGLISH_VOICE} of a checkout, where `make wheel` builds a package of it for elsewhere: "
+    f"`pip install dist/{VOICE_PACKAGE.replace('-', '_')}-*.whl`"
 )
 
 

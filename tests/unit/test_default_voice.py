@@ -1,13 +1,17 @@
 """Where the voice is found that speaks when no model is named."""
 
+import filecmp
 import importlib
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import sheen
-from helpers.example import VOICE
+from helpers.example import CHECKPOINT, ENGLISH, ROOT, VOICE
 from sheen import default_voice
 from sheen.__main__ import main
 from sheen.lm.checkpoint import ENGLISH_VOICE
@@ -39,6 +43,37 @@ def test_outside_a_checkout_the_default_voice_is_the_installed_packages(
     assert default_voice.find_default_voice() == str(voice)
 
 
+@pytest.mark.slow
+def test_the_wheel_brings_it_with_its_card_and_licence(tmp_path: Path) -> None:
+    dist, site, uv = tmp_path / "dist", tmp_path / "site", [sys.executable, "-m", "uv"]
+    # Of uv's cache: whoever installed Sheen from the checkout has what builds it.
+    for project in (ROOT, ENGLISH / "package"):
+        build = [*uv, "build", "--offline", "--quiet", "--wheel", "--out-dir", dist, project]
+        subprocess.run(build, check=True)
+    install = [*uv, "pip", "install", "--offline", "--quiet", "--no-deps", "--target", site]
+    subprocess.run([*install, "--python", sys.executable, *dist.glob("*.whl")], check=True)
+    code = "import sheen, sheen.default_voice as v; print(sheen.__file__, v.find_default_voice())"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    voice = site / "sheen_voice_english" / "voice"
+    assert found.stdout.split() == [str(site / "sheen" / "__init__.py"), str(voice)]
+    for path in CHECKPOINT.rglob("*"):
+        assert path.is_dir() or filecmp.cmp(
+            path, voice / path.relative_to(CHECKPOINT), shallow=False
+        )
+    (metadata,) = site.glob("sheen_voice_english-*.dist-info")
+    assert (metadata / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert (CHECKPOINT / "README.md").read_text("utf-8") in (metadata / "METADATA").read_text(
+        "utf-8"
+    )
+
+
 def test_a_checkouts_own_voice_comes_before_an_installed_one(
     checkpoint: Path, elsewhere: Path, tmp_path: Path
 ) -> None:
@@ -66,4 +101,5 @@ def test_without_a_default_voice_both_ways_to_one_are_named(
     message = capsys.readouterr().err
     assert "sheen train" in message
     assert ENGLISH_VOICE in message
-    assert "pip install sheen-voice-english" in message
+    assert "make wheel" in message
+    assert "pip install dist/sheen_voice_english-*.whl" in message
