@@ -2,7 +2,7 @@
 
 Owns which rows: so many of each voice, spread evenly over the encoded datasets. A fine-tuning that
 sees them beside a new voice does not forget the old ones, and codes are small: an hour of speech
-is half a megabyte. A file that is to be committed holds no text of WordNet's: --composed.
+is half a megabyte. --composed leaves out texts of WordNet's, whose notice must go with them.
 """
 
 import argparse
