@@ -22,6 +22,8 @@ needs_chromium = pytest.mark.skipif(
 )
 
 TEXT = "four two"
+SAMPLE = "Good morning, the coffee is ready."
+"""What the page proposes."""
 STATE = "document.body.dataset.state"
 RECEIVED = "!document.querySelector('#download').disabled"
 HEARD = "document.querySelector('#first-audio').textContent.endsWith(' ms')"
@@ -90,6 +92,18 @@ def test_a_click_is_heard_and_shown_and_what_came_is_saved(
     tab.until(f"{INK} > {3 * blank}")  # drawn at the next frame, not at the last byte
     assert not tab.text("#error")
     assert not tab.errors()
+
+
+@needs_chromium
+def test_speak_has_a_sample_to_say_and_a_second_click_edits_it(tab: Page, speaker: Speaker) -> None:
+    tab.click("#speak")
+    tab.until(HEARD)
+    assert [asked.input for asked in speaker.asked] == [SAMPLE]
+    assert tab.text("#count") == f"{len(SAMPLE)} / 4096"
+    selected = "text.selectionEnd - text.selectionStart"
+    for length in (len(SAMPLE), 0):
+        tab.click("#text")
+        assert tab.evaluate(selected) == length
 
 
 @needs_chromium

@@ -246,6 +246,10 @@ $.form.addEventListener("submit", (event) => {
 });
 $.form.addEventListener("invalid", ({ target }) => { if ($.more.contains(target)) $.more.open = true; }, true);
 $.text.addEventListener("input", count);
+// What is typed first takes the sample's place. A mouse press places the caret after the focus.
+for (const reached of ["focus", "click"]) {
+  $.text.addEventListener(reached, () => { if ($.text.value === $.text.defaultValue) $.text.select(); }, { once: true });
+}
 $.text.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.isComposing || !(event.ctrlKey || event.metaKey) || event.repeat) return;
   event.preventDefault();
