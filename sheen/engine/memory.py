@@ -127,5 +127,5 @@ def log_memory(
         arena_bytes(shape, pages) / 1e6,
         room,
         slots,
-        "" if reserve is None else f"; kept free beside it: {reserve}",
+        "" if reserve is None else f"; kept free for the rest: {reserve}",
     )

@@ -68,7 +68,7 @@ def test_an_engine_takes_the_memory_that_all_else_leaves_free_and_says_so(
     engine.close()
     assert engine.metrics()["pages"] == 12
     assert f"12 + 1 pages of 64 tokens of {shape}" in caplog.text
-    assert f"64 slots; kept free beside it: {reserve}" in caplog.text
+    assert f"64 slots; kept free for the rest: {reserve}" in caplog.text
 
 
 def test_the_log_states_the_memory_that_is_kept_free(caplog: pytest.LogCaptureFixture) -> None:
@@ -76,5 +76,6 @@ def test_the_log_states_the_memory_that_is_kept_free(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO, "sheen"):
         log_memory(shape, 24, 3, 512, None, Reserve(300_000_000, 100_000_000, 1_210_000_000))
     assert (
-        "3 slots; kept free beside it: 1.61 GB (steps 0.30, CUDA graphs 0.10, codec windows 1.21)"
+        "3 slots; kept free for the rest: "
+        "1.61 GB (steps 0.30, CUDA graphs 0.10, codec windows 1.21)"
     ) in caplog.text
