@@ -73,7 +73,7 @@ def learn(folder: Path, given: Path, args: argparse.Namespace) -> Row:
                   "--precision", cpu_precision())  # fmt: skip
     spoken = run(
         "evaluate", folder / "evaluation", "--model", str(trained / "checkpoint"),
-        "--prompts", str(ENGLISH / "everyday.txt"), "--voice-recordings", str(DEMO),
+        "--prompts", str(ENGLISH / "everyday.txt"), "--voice-recordings", str(ENGLISH / "profiles"),
         "--asr", args.asr, "--per-voice", str(args.prompts), "--voices", args.voice,
     )  # fmt: skip
     result: Row = read_results(spoken)["voices"][args.voice]

@@ -88,6 +88,10 @@ def parser() -> argparse.ArgumentParser:
     defaults = {
         "--voice": (HERE / "voice", "checkpoint to fine-tune, with its codec in it"),
         "--recordings": (HERE / "demo", "of the new voice, and of the old ones"),
+        "--profiles": (
+            HERE / "profiles",
+            "other recordings of these voices, with which similarity is measured",
+        ),
         "--old-voices": (
             HERE / "old-voices.parquet",
             "what keep_rows.py kept of the old ones",
@@ -141,6 +145,7 @@ def _check_data(args: argparse.Namespace) -> None:
     for flag, check in (
         ("--prompts", lambda: read_prompts(str(args.prompts))),
         ("--recordings", lambda: new_voice_recording(args.recordings, args.new_voice)),
+        ("--profiles", lambda: new_voice_recording(args.profiles, args.new_voice)),
     ):
         try:
             check()
@@ -174,7 +179,7 @@ def plan_jobs(args: argparse.Namespace) -> list[tuple[str, str, str, list[str]]]
     info = read_info(args.voice)
     texts = text_flags(info.normalizer)
     recorded = ["--input", str(args.recordings), "--speakers", args.new_voice, *codec, *texts]
-    judged = ["--prompts", str(args.prompts), "--voice-recordings", str(args.recordings)]
+    judged = ["--prompts", str(args.prompts), "--voice-recordings", str(args.profiles)]
     judged += ["--asr", str(args.asr)]
     judged += ["--voices", ",".join([*info.voices[:1], args.new_voice])]
     data = ["--data", str(RUN / "codes"), "--data", str(args.old_voices), "--codec", str(decoder)]

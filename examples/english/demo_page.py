@@ -102,7 +102,7 @@ def _comparison_section(
             table(first, others),
             f"Held-out sentences, transcribed by {after['asr']}. WER is the word error rate, in "
             "brackets its 95% bootstrap interval; that of the change is paired by sentence. "
-            "Similarity is 1 for a voice's own recordings and 0 for the nearest other voice's. "
+            "Similarity is 1 for a voice's held-back recordings and 0 for the nearest other's. "
             f"Seed {after['seed']}, the same for both.",
         ],
     )

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 ENGLISH = EXAMPLES / "english"
 DEMO = ENGLISH / "demo"
+PROFILES = ENGLISH / "profiles"
+"""Recordings of the demo's voices that no training hears."""
 CHECKPOINT = ENGLISH / "voice"
 """A small model that is trained: VOICE speaks English."""
 CODEC = CHECKPOINT / "codec"

@@ -18,7 +18,18 @@ import soundfile
 import yaml
 
 from helpers.demo_runs import AFTER, BEFORE, evaluation, voice_result, write_run
-from helpers.example import CHECKPOINT, DEMO, ENGLISH, NEW_VOICE, RATE, ROOT, load_script
+from helpers.example import (
+    CHECKPOINT,
+    DEMO,
+    ENGLISH,
+    NEW_VOICE,
+    PROFILES,
+    RATE,
+    ROOT,
+    clips_of,
+    load_script,
+    read_clip,
+)
 from helpers.pages import Page, assert_self_contained
 from sheen.audio.io import decode_audio, encode_audio
 from sheen.codec.info import CodecInfo
@@ -28,7 +39,12 @@ from sheen.data.dataset import ENCODED, UTTERANCE_SCHEMA, DatasetInfo, read_utte
 from sheen.encode.config import EncodeConfig
 from sheen.evaluate.config import EvaluateConfig
 from sheen.lm.checkpoint import read_info
-from sheen.scoring.speaker_id import PROFILE_RECORDINGS
+from sheen.scoring.speaker_id import (
+    MIN_RECORDINGS,
+    PROFILE_RECORDINGS,
+    SpeakerEncoder,
+    enroll_speakers,
+)
 from sheen.scoring.wer import ErrorDifference
 from sheen.serve.config import ServeArgs
 from sheen.text import normalization, phonemes
@@ -261,6 +277,11 @@ def test_files_that_are_missing_or_wrong_are_named_with_their_flags(
         (["--new-voice", "heart"], f"--new-voice heart: {CHECKPOINT} knows it already"),
         (["--new-voice", "nobody"], "no recording of voice 'nobody'"),
         (["--recordings", missing], f"--recordings: input {missing}: no such file"),
+        (["--profiles", missing], f"--profiles: input {missing}: no such file"),
+        (
+            ["--profiles", str(DEMO / "heart.jsonl")],
+            f"heart.jsonl: no recording of voice '{NEW_VOICE}'",
+        ),
         (["--old-voices", missing], f"--old-voices {missing}: no such"),
         (["--prompts", missing], f"--prompts: {missing}: no such file"),
         (["--asr", str(tmp_path)], f"--asr {tmp_path}: no folder of a Whisper"),
@@ -305,7 +326,7 @@ def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before(new: str) 
     own = {"output", "model", "untrained_voices", "config"}
     assert before.model_dump(exclude=own) == after.model_dump(exclude=own)
     assert before.dnsmos
-    assert before.voice_recordings == str(DEMO)
+    assert before.voice_recordings == str(PROFILES)
 
 
 # The sentences and the recordings
@@ -314,8 +335,10 @@ def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before(new: str) 
 def test_what_the_new_voice_reads_is_not_what_it_is_asked_to_say() -> None:
     read = texts.of_file(DEMO / "sentences.txt")
     assert len(read) > 150
-    asked = {texts.spoken_key(text) for text in demo.SENTENCES}
-    assert not asked & ({texts.spoken_key(text) for text in read} | texts.held_out())
+    compared = texts.of_file(PROFILES / "sentences.txt")
+    keys = [texts.spoken_key(text) for text in (*read, *compared, *demo.SENTENCES)]
+    assert len(keys) == len({*keys})
+    assert not {*keys} & texts.held_out()
 
 
 def test_a_held_out_text_is_not_read(tmp_path: Path) -> None:
@@ -350,6 +373,32 @@ def test_the_committed_recordings_are_as_few_and_as_small_as_promised() -> None:
     assert 300 < seconds <= 600
     assert size <= 4e6
     assert min(clips.values()) >= PROFILE_RECORDINGS
+
+
+def test_similarity_is_measured_with_recordings_that_no_training_hears() -> None:
+    rows = plain_rows(str(PROFILES))
+    assert not [row for row in rows if row["reason"]]
+    base = yaml.safe_load(make_corpus.VOICES_FILE.read_text("utf-8"))["base"]
+    read = texts.of_file(PROFILES / "sentences.txt")
+    for voice in (NEW_VOICE, *base):
+        assert {row["text"] for row in rows if row["speaker"] == voice} == {*read}
+    assert len(read) >= 2 * MIN_RECORDINGS
+    settings = {
+        job: yaml.safe_load((DEMO / f"{job}.yaml").read_text("utf-8"))
+        for job in ("encode", "train_codec", "train")
+    }
+    heard = [settings["encode"]["input"], settings["train_codec"]["data"]]
+    for path in (*heard, *settings["train"]["data"]):
+        assert not PROFILES.is_relative_to(ROOT / path)
+
+
+@pytest.mark.slow
+def test_the_demos_recordings_are_each_nearest_to_the_profile_of_their_voice() -> None:
+    profiles = enroll_speakers(str(PROFILES), RATE)
+    encoder = SpeakerEncoder()
+    for voice in profiles.voices:
+        clip = clips_of(voice)[len(clips_of(voice)) // 2]
+        assert profiles.identify(encoder.embed(read_clip(clip), RATE)) == voice
 
 
 # The kept rows of the old voices
