@@ -35,6 +35,10 @@ from sheen.codec.inference import (
 from sheen.codec.layout import Codes
 from sheen.codec.transfer import Transfers, to_device
 
+FEWEST_FRAMES = 3
+"""That a CPU decodes: with AVX2 kernels, one or two frames round otherwise than more (decision
+0024)."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -250,7 +254,8 @@ class Codec(WindowCodec):
         lengths: Sequence[int] | None = None,
     ) -> Tensor:
         frames = codes[0].shape[1]
-        pad = -frames % self.block_frames
+        computed = max(frames, FEWEST_FRAMES) if self.device.type == "cpu" else frames
+        pad = computed - frames + -computed % self.block_frames
         levels = []
         for level, stride in zip(codes, self.strides, strict=True):
             tensor = torch.from_numpy(np.ascontiguousarray(level)).long()
