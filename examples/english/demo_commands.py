@@ -148,11 +148,17 @@ def serve_config(checkpoint: Path, folder: Path) -> Path:
 def submit(name: str, job: str, configs: str, environment: dict[str, str], *flags: str) -> None:
     """Run jobs/`job`.py on the head with `configs`/`job`.yaml; its log is `name`'s."""
     words = ["python", f"jobs/{job}.py", "--config", f"{configs}/{job}.yaml", *flags]
-    _run(name, ["ray", "job", "submit", "--working-dir", ".", "--", *words], environment)
+    end = _run(name, ["ray", "job", "submit", "--working-dir", ".", "--", *words], environment)
+    # A busy head may close the connection of the log: docs/upstream.md.
+    while unfinished := re.search(r"Status for job '(\S+)': (PENDING|RUNNING)", end):
+        end = _run(name, ["ray", "job", "logs", "--follow", unfinished[1]], environment)
+    if not re.search(r"Job '\S+' succeeded", end):
+        raise StepFailed(f"{name} did not succeed; end of its log:\n{end}")
 
 
-def _run(name: str, words: list[str], environment: dict[str, str]) -> None:
-    """Run a command to its end: everything to its log, its progress to the screen."""
+def _run(name: str, words: list[str], environment: dict[str, str]) -> str:
+    """Run a command to its end: everything to its log, its progress to the screen. Returns the end
+    of the log."""
     print(f"   $ {' '.join(words)}", flush=True)
     log = RUN / "logs" / f"{name}.log"
     with (
@@ -177,6 +183,7 @@ def _run(name: str, words: list[str], environment: dict[str, str]) -> None:
         raise StepFailed(
             f"{name} exited with status {process.returncode}; end of {log}:\n{_tail(log)}"
         )
+    return _tail(log)
 
 
 def _tail(log: Path, lines: int = 30) -> str:

@@ -3,9 +3,11 @@
 import copy
 import importlib.util
 import json
+import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -327,6 +329,51 @@ def test_the_jobs_take_the_flags_and_each_goes_on_from_the_one_before(new: str) 
     assert before.model_dump(exclude=own) == after.model_dump(exclude=own)
     assert before.dnsmos
     assert before.voice_recordings == str(PROFILES)
+
+
+COMMANDS = """#!{python}
+# `ray job`, whose head has gone a step further at each call; what is said of it, Ray itself says.
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from ray.dashboard.modules.job.cli import _log_job_status
+from ray.job_submission import JobStatus
+
+calls = Path(__file__).with_name("calls")
+with calls.open("a") as file:
+    file.write(" ".join(sys.argv[1:4]) + "\\n")
+call = len(calls.read_text().splitlines()) - 1
+info = SimpleNamespace(status=JobStatus({states!r}[call]), message="so far")
+status = _log_job_status(SimpleNamespace(get_job_info=lambda _: info), "job-1")
+sys.exit(sys.argv[2] == "submit" and status == "FAILED")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("states", "succeeds"),
+    [
+        (["SUCCEEDED"], True),
+        (["RUNNING", "PENDING", "SUCCEEDED"], True),
+        (["FAILED"], False),
+        (["RUNNING", "FAILED"], False),
+        (["RUNNING", "STOPPED"], False),
+    ],
+)
+def test_a_job_is_followed_to_its_end_also_where_the_head_stops_to_show_its_log(
+    states: list[str], succeeds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_commands, "RUN", tmp_path)
+    (tmp_path / "logs").mkdir()
+    command = tmp_path / "ray"
+    command.write_text(COMMANDS.format(python=sys.executable, states=states), "utf-8")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with nullcontext() if succeeds else pytest.raises(demo_commands.StepFailed, match="train"):
+        demo_commands.submit("train", "train", "configs", dict(os.environ))
+    calls = (tmp_path / "calls").read_text("utf-8").splitlines()
+    assert calls == ["job submit --working-dir", *["job logs --follow"] * (len(states) - 1)]
 
 
 # The sentences and the recordings
