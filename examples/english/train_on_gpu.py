@@ -37,13 +37,13 @@ from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.held_out import held_out_metrics
 from sheen.train.learning.learner import Learner
 from sheen.train.learning.metrics import (
+    MetricsLog,
     MetricsWindow,
     Speed,
     console_line,
     describe_losses,
     loss_metrics,
 )
-from sheen.train.learning.metrics_log import MetricsLog
 from sheen.train.learning.settings import learning_rate
 from sheen.train.learning.step import (
     check_guide_weight,
