@@ -121,7 +121,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             # None for the default, as in runs from before these fields existed.
             since = ("history_noise", "guided_attention", "reference_share")
             recorded = fields | {name: fields[name] or None for name in since}
-            checkpoints.claim_run(output, recorded, FREE_FIELDS, content)
+            checkpoints.check_run_fingerprint(output, recorded, FREE_FIELDS, content)
         cluster.connect()
         arguments = {
             "config": fields,

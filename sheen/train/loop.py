@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from sheen.runs.background import BackgroundWriter
 from sheen.train import checkpoints
-from sheen.train.checkpoints import RunStore, StorageFull
+from sheen.train.checkpoints import BackgroundWriter, RunStore, StorageFull
 from sheen.train.config import RunFields, minutes_of
 from sheen.train.distributed import WorkerGroup
 from sheen.train.launcher import Control

@@ -92,7 +92,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         "codec content": _content(model),
     }
     with output_lock(output):
-        checkpoints.claim_run(output, fields, CODEC_FREE_FIELDS, content)
+        checkpoints.check_run_fingerprint(output, fields, CODEC_FREE_FIELDS, content)
         cluster.connect()
         fit(
             train_loop,

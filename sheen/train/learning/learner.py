@@ -33,8 +33,7 @@ from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM
 from sheen.lm.precision import Precision, dtype_of
 from sheen.train.learning.collectives import Collectives
-from sheen.train.learning.divergence import Divergence
-from sheen.train.learning.host_copy import on_host
+from sheen.train.learning.optimizers import Divergence, on_host
 from sheen.train.learning.settings import Strategy
 
 logger = logging.getLogger(__name__)
