@@ -24,8 +24,14 @@ from sheen.data.prompts import read_prompts
 from sheen.engine.sampling.settings import Sampling
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import AUDIO, write_rows
-from sheen.evaluate.prompts import Plan, plan_prompts, prepare_output, prompt_table
-from sheen.evaluate.references import Recorded, read_references
+from sheen.evaluate.prompts import (
+    Plan,
+    Recorded,
+    plan_prompts,
+    prepare_output,
+    prompt_table,
+    read_references,
+)
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm.checkpoint import CheckpointInfo

@@ -20,7 +20,7 @@ from sheen.engine.synthesis import synthesize_all
 from sheen.engine.types import Reference, RequestError, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate.output import ROW_SCHEMA
-from sheen.evaluate.references import Recorded
+from sheen.evaluate.prompts import Recorded
 from sheen.lm.precision import Precision
 from sheen.rng import step_seed
 from sheen.runs.attempts import Attempts
