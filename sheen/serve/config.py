@@ -144,8 +144,8 @@ class ServeArgs(ClientLimits, ReferenceArgs, SpeakingFields, extra="forbid"):
         str | None,
         Field(
             description="Whisper model that aligns words for requests with word_timestamps, which "
-            "get 400 without it, and hears the words of reference recordings, for a missing "
-            "ref_text and against a wrong one: a folder in CTranslate2's format, or a "
+            "get 400 without it, and transcribes reference recordings, for a missing ref_text "
+            "and against a wrong one: a folder in CTranslate2's format, or a "
             "faster-whisper name such as tiny. It runs on the CPU"
         ),
     ] = None

@@ -188,7 +188,7 @@ def _run(path: Path, options: argparse.Namespace, parser: argparse.ArgumentParse
     cut = False
     for application in applications:
         try:
-            left = drain(application, options.timeout_s, options.hear_s)
+            left = drain(application, options.timeout_s, options.playback_s)
             tell(left)
             cut |= left != 0
         except (RayServeException, RayError) as error:  # not begun, or drained from outside
