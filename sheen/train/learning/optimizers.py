@@ -1,6 +1,6 @@
 """Optimizers as every training job steps, saves and resumes them.
 
-Owns how they are told to leave out their steps once a training diverged, which the device knows
+Owns how they are told to skip their steps once a training diverged, which the device knows
 before the host reads it, and the copy of a state that keeps changing. Does not end the run: the
 loop does, when it reads the norms.
 """
@@ -23,7 +23,7 @@ class Divergence:
         """Before each step of the optimizers, which must be fused."""
         self.found = self.found | ~norm.isfinite()
         for optimizer in optimizers:
-            # What torch's GradScaler tells a fused optimizer, which then leaves out the step.
+            # What torch's GradScaler tells a fused optimizer, which then skips the step.
             optimizer.found_inf = self.found.float()  # type: ignore[attr-defined]
 
 

@@ -1,9 +1,9 @@
 """The training set of a speech LM in memory: tokens and codes as arrays, by utterance.
 
-Owns building packed rows from it, and its reference rows: utterances after another one of the same
-speaker, which carries no loss. They train a model to continue in the voice of a reference; the
-prompt of a row has both texts and no speaker name, like that of a request with a reference
-(`sheen.engine.reference`). It is created by `sheen.train.data`, which makes the tokens.
+Owns building packed rows from it, their history noise, and its reference rows: utterances after
+another one of the same speaker, which carries no loss. They train a model to continue in the voice
+of a reference; the prompt of a row has both texts and no speaker name, like that of a request with
+a reference (`sheen.engine.reference`). It is created by `sheen.train.data`, which makes the tokens.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sheen.codec.layout import TokenLayout
-from sheen.lm.batching import PLAIN, Batch, RowForm, collate
+from sheen.lm.batching import PLAIN, Batch, RowForm, add_history_noise, collate
 
 CHOICES = 2
 """Possible references of each utterance; an epoch uses one. More would take memory for texts."""
 TRIES = 4
 """Draws for each choice, of which one must fit into a sequence."""
-EPOCHS = 2
-"""Separates these random numbers from a run's others."""
+HISTORY_NOISE, EPOCHS = 1, 2
+"""Separate their random numbers from a run's others."""
 
 
 @dataclass(frozen=True)
@@ -155,3 +155,11 @@ class TrainingSet:
         for part in (self.prompts, self.prompt_offsets, self.frames, self.frame_offsets):
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
+
+
+def with_noise(row: Batch, layout: TokenLayout, share: float, seed: int, number: int) -> Batch:
+    """Row `number` of a run with its history noise, see `add_history_noise`."""
+    if not share:
+        return row
+    draws = np.random.default_rng([seed, number, HISTORY_NOISE])
+    return add_history_noise(row, layout, share, draws)
