@@ -26,7 +26,7 @@ from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import AUDIO, write_rows
 from sheen.evaluate.prompts import (
     Plan,
-    Recorded,
+    ReferenceRecording,
     plan_prompts,
     prepare_output,
     prompt_table,
@@ -132,7 +132,7 @@ def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
     return config.model_copy(update=found)
 
 
-def _read_references(config: EvaluateConfig, info: CheckpointInfo) -> dict[str, Recorded]:
+def _read_references(config: EvaluateConfig, info: CheckpointInfo) -> dict[str, ReferenceRecording]:
     if config.references is None:
         return {}
     if info.reference is None and config.reference_form is None:
@@ -168,7 +168,7 @@ def _speak(
     profiles: SpeakerProfiles | None,
     sample_rate: int,
     output: str,
-    references: dict[str, Recorded],
+    references: dict[str, ReferenceRecording],
 ) -> None:
     """Run the pipeline over the prompts that are not done."""
     gpu = cluster.use_gpus(config.gpu)

@@ -43,32 +43,32 @@ speech, except from `model` on, which are compared by content."""
 
 
 @dataclass(frozen=True)
-class Recorded:
+class ReferenceRecording:
     """A recording's file and its transcript."""
 
     data: bytes
     text: str
 
 
-def read_references(location: str) -> dict[str, Recorded]:
+def read_references(location: str) -> dict[str, ReferenceRecording]:
     """The references of a file by speaker. Raises ValueError naming the file and the row."""
-    found: dict[str, Recorded] = {}
+    found: dict[str, ReferenceRecording] = {}
     for row in plain_rows(uris.absolute(location)):
         if not row["speaker"] or row["speaker"] in found:
             continue
         if row["reason"] is not None:
             raise ValueError(f"{location}, {row['source']}: {row['reason']}: {row['detail']}")
-        found[row["speaker"]] = Recorded(files.read_bytes(row["audio"]), row["text"])
+        found[row["speaker"]] = ReferenceRecording(files.read_bytes(row["audio"]), row["text"])
     if not found:
         raise ValueError(f"{location}: no row has a speaker")
     return found
 
 
-def references_digest(references: Mapping[str, Recorded]) -> str:
+def references_digest(references: Mapping[str, ReferenceRecording]) -> str:
     """A hash of voices, recordings and transcripts."""
     parts = [
-        (voice, hashlib.sha256(recorded.data).hexdigest(), recorded.text)
-        for voice, recorded in references.items()
+        (voice, hashlib.sha256(recording.data).hexdigest(), recording.text)
+        for voice, recording in references.items()
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -177,7 +177,7 @@ def prepare_output(
     info: CheckpointInfo,
     prompts: list[Prompt],
     profiles: SpeakerProfiles | None,
-    references: Mapping[str, Recorded] = MappingProxyType({}),
+    references: Mapping[str, ReferenceRecording] = MappingProxyType({}),
 ) -> None:
     """Refuse a folder that holds something else, or another evaluation."""
     where = uris.join(output, RUN_FILE)

@@ -180,9 +180,9 @@ class AdversarialLearner(DecoderLearner):
         with self._autocast():
             decoded = self._decoder(latents)[:, 0].float()
             # Losses end here, so that their gradients can be told apart.
-            heard = decoded.detach().requires_grad_()
+            output = decoded.detach().requires_grad_()
             seen = self._window(audio.shape[1])
-            real, fake = audio[:, seen], heard[:, seen]
+            real, fake = audio[:, seen], output[:, seen]
             of_real, of_fake = halves(
                 self._parallel_discriminators(torch.cat([real, fake.detach()]))
             )
@@ -192,10 +192,10 @@ class AdversarialLearner(DecoderLearner):
             # Not through DDP, which would wait for gradients of the discriminators.
             of_fake = self.discriminators(fake)
             of_real = [part.detached() for part in of_real]
-            terms |= self._distances(heard, audio)
+            terms |= self._distances(output, audio)
             terms["adversarial"] = adversarial_loss(of_fake)
             terms["feature_matching"] = feature_matching_loss(of_real, of_fake)
-        torch.autograd.backward(decoded, self._gradient(terms, heard), inputs=self._weights)
+        torch.autograd.backward(decoded, self._gradient(terms, output), inputs=self._weights)
         losses = {name: loss.detach() for name, loss in terms.items()}
         norm, other = (
             torch.nn.utils.clip_grad_norm_(part.parameters(), CLIP_NORM)
@@ -216,11 +216,11 @@ class AdversarialLearner(DecoderLearner):
             "discriminator_optimizer": self.discriminator_optimizer,
         }
 
-    def _gradient(self, terms: Mapping[str, Tensor], heard: Tensor) -> Tensor:
+    def _gradient(self, terms: Mapping[str, Tensor], output: Tensor) -> Tensor:
         """The gradient of the decoder's losses with respect to its audio `[B, n]`."""
         parts = [weighted_sum(terms, self._loss_weights), *(terms[name] for name in ADVERSARIES)]
         # The adversarial losses share a pass through the discriminators.
-        first, *others = (torch.autograd.grad(part, heard, retain_graph=True)[0] for part in parts)
+        first, *others = (torch.autograd.grad(part, output, retain_graph=True)[0] for part in parts)
         return balanced(first, others, self._adversarial_weight, self._group)
 
     def _window(self, samples: int) -> slice:
