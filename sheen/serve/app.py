@@ -17,7 +17,7 @@ from ray.serve._private import replica
 from ray.util import get_node_ip_address
 
 from sheen.audio.encoders import MEDIA_TYPES
-from sheen.serve.access.keys import KEYS_VARIABLE, KeyFile, located, read_keys
+from sheen.serve.access.keys import KEYS_VARIABLE, KeyFile, absolute_location, read_keys
 from sheen.serve.access.limits import RESERVE
 from sheen.serve.access.middleware import (
     FrontMiddleware,
@@ -57,7 +57,7 @@ from sheen.serve.schema.answers import (
     Voices,
 )
 from sheen.serve.schema.requests import BatchRequest, SpeechRequest
-from sheen.serve.voices.routes import FORM, delete, listed, upload
+from sheen.serve.voices.routes import FORM, delete, list_voices, upload
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 from sheen.serve.websocket.conversation import converse
 from sheen.text.lexicon import read_entries
@@ -209,7 +209,7 @@ class SpeechService:
     @app.get("/v1/audio/voices", responses=documented(401))
     async def voices(self) -> Voices:
         """The model's voices, and those that were uploaded."""
-        return await listed(self._backend.references, self._backend.capabilities.voices)
+        return await list_voices(self._backend.references, self._backend.capabilities.voices)
 
     @app.post(
         "/v1/audio/voices",
@@ -300,7 +300,7 @@ def build(args: ServeArgs) -> serve.Application:
         ),
     )
     if args.lexicon is not None:
-        lexicon = located(args.lexicon)
+        lexicon = absolute_location(args.lexicon)
         read_entries(lexicon)  # an invalid file fails here, at once
         args = args.model_copy(update={"lexicon": lexicon})
     digests: frozenset[str] = frozenset()
@@ -309,10 +309,10 @@ def build(args: ServeArgs) -> serve.Application:
         # fails at once. A replica follows the file itself: Ray calls this only for a new config.
         digests = read_keys(args.keys_file)
         if args.keys_file is not None:
-            where, digests = located(args.keys_file), frozenset()
+            where, digests = absolute_location(args.keys_file), frozenset()
             args = args.model_copy(update={"keys_file": where})
     if args.voices_folder is not None:
-        args = args.model_copy(update={"voices_folder": located(args.voices_folder)})
+        args = args.model_copy(update={"voices_folder": absolute_location(args.voices_folder)})
     application: serve.Application = service.bind(args, location, digests)
     return application
 

@@ -155,7 +155,7 @@ def _lives(process: int) -> bool:
     return state.split()[0] != "Z"  # a zombie has ended
 
 
-def tell(left: int) -> None:
+def report_cut(left: int) -> None:
     """Report requests that were cut off because a drain timed out."""
     if left:
         cut = f"{left} requests were" if left > 0 else "no replica answered; speech may have been"
@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"drain: error: {error}", file=sys.stderr)
         return 2
-    tell(left)
+    report_cut(left)
     if options.keep:
         return 1 if left else 0
     serve.shutdown()

@@ -100,7 +100,7 @@ class SpeechTrainer(Trainer):
         self.speed = Speed(self.learner.model, self.group.device, self.group.world)
         self.begin(state, self.data.summary, self.plan.total)
         for note in self.plan.notes:
-            self.say(note)
+            self.log_line(note)
         metric = self.config.best_metric or ""
         values = [row[metric] for row in self.log.rows if metric in row]
         if state and metric in (saved := self.store.best_metric()):

@@ -37,30 +37,30 @@ class _NoRedirect(HTTPRedirectHandler):
         return None
 
 
-def wrong(message: str, code: str = "invalid_reference") -> APIError:
+def bad_reference(message: str, code: str = "invalid_reference") -> APIError:
     return APIError(400, f"ref_audio: {message}", param="ref_audio", code=code)
 
 
-def too_large(most: int) -> APIError:
-    return wrong(f"the recording has more than {most} bytes; give 3 to 10 s of speech")
+def recording_too_large(most: int) -> APIError:
+    return bad_reference(f"the recording has more than {most} bytes; give 3 to 10 s of speech")
 
 
 def decode_data_url(url: str, most: int) -> bytes:
     """The bytes of `data:audio/wav;base64,…`. Raises APIError."""
     head, comma, data = url.partition(",")
     if not comma:
-        raise wrong("a data URL has a comma before its data")
+        raise bad_reference("a data URL has a comma before its data")
     if not head.lower().endswith(";base64"):
         content = unquote_to_bytes(data)
     elif len(data) > most * 4 // 3 + 4:
-        raise too_large(most)
+        raise recording_too_large(most)
     else:
         try:
             content = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise wrong(f"the data URL is not base64 ({error})") from error
+            raise bad_reference(f"the data URL is not base64 ({error})") from error
     if len(content) > most:
-        raise too_large(most)
+        raise recording_too_large(most)
     return content
 
 
@@ -70,11 +70,11 @@ def fetch(url: str, hosts: Collection[str], most: int) -> bytes:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise wrong("this is not a URL") from error
+        raise bad_reference("this is not a URL") from error
     named = host if port is None else f"{host}:{port}"
     if parts.scheme not in ("http", "https") or named not in hosts:
         allowed = f"; this server takes them from {', '.join(sorted(hosts))}" if hosts else ""
-        raise wrong(
+        raise bad_reference(
             f"no URL of {named[:100] or 'this kind'}{allowed}. Send the recording as a data URL, "
             "or upload it",
             "host_not_allowed",
@@ -86,14 +86,16 @@ def fetch(url: str, hosts: Collection[str], most: int) -> bytes:
             while piece := answer.read1(PIECE):
                 content += piece
                 if len(content) > most:
-                    raise too_large(most)
+                    raise recording_too_large(most)
                 if time.monotonic() > deadline:
                     raise TimeoutError("it takes too long")
     except HTTPError as error:
-        raise wrong(f"{named} answered {error.code}", "fetch_failed") from error
+        raise bad_reference(f"{named} answered {error.code}", "fetch_failed") from error
     except (URLError, HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        raise wrong(f"{named} did not return the file ({reason})", "fetch_failed") from error
+        raise bad_reference(
+            f"{named} did not return the file ({reason})", "fetch_failed"
+        ) from error
     return bytes(content)
 
 

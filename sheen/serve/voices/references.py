@@ -35,7 +35,12 @@ from sheen.serve.voices.folder import (
     is_name,
     voice_id,
 )
-from sheen.serve.voices.reference_fields import check_transcript, decode_data_url, fetch, wrong
+from sheen.serve.voices.reference_fields import (
+    bad_reference,
+    check_transcript,
+    decode_data_url,
+    fetch,
+)
 from sheen.serve.voices.shared_work import MAX_WAITING, SharedWork, too_many
 from sheen.serve.word_times import Aligner
 from sheen.text.segmentation import split_sentences
@@ -89,7 +94,7 @@ class References:
         Raises APIError."""
         if audio[:5].lower() == "data:":
             if not self._args.ref_audio:
-                raise wrong(
+                raise bad_reference(
                     "this server takes no recordings with a request; the operator can allow them "
                     "(args.ref_audio)",
                     "references_off",
@@ -100,7 +105,7 @@ class References:
         else:
             voice = await self.uploaded(audio)
             if voice is None:
-                raise wrong(
+                raise bad_reference(
                     f"no uploaded voice {audio[:100]!r}: give the id or name of one, or a data URL",
                     "voice_not_found",
                 )

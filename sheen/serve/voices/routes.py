@@ -114,17 +114,17 @@ FORM: dict[str, Any] = {
 """OpenAPI's description of an upload's body, which the framework does not read."""
 
 
-def shown(voice: StoredVoice) -> UploadedVoice:
+def uploaded_voice(voice: StoredVoice) -> UploadedVoice:
     """A voice as clients see it."""
     return UploadedVoice(**{name: getattr(voice, name) for name in UploadedVoice.model_fields})
 
 
-async def listed(references: "References", own: Iterable[str]) -> Voices:
+async def list_voices(references: "References", own: Iterable[str]) -> Voices:
     """The model's `own` voices, and those that were uploaded."""
     uploaded = await references.voices()
     voices = [NamedVoice(id=name, name=name) for name in own]
     voices += [NamedVoice(id=voice.id, name=voice.name) for voice in uploaded]
-    return Voices(voices=voices, uploaded_voices=[shown(voice) for voice in uploaded])
+    return Voices(voices=voices, uploaded_voices=[uploaded_voice(voice) for voice in uploaded])
 
 
 async def upload(references: "References", request: Request) -> CreatedVoice:
@@ -156,7 +156,7 @@ async def upload(references: "References", request: Request) -> CreatedVoice:
         text("speaker_description") or None,
     )
     return CreatedVoice(
-        id=voice.id, name=voice.name, created_at=voice.created_at, voice=shown(voice)
+        id=voice.id, name=voice.name, created_at=voice.created_at, voice=uploaded_voice(voice)
     )
 
 

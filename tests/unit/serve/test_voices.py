@@ -30,7 +30,7 @@ from sheen.serve.schema.answers import CreatedVoice, Voices
 from sheen.serve.schema.requests import BatchRequest, SpeechRequest
 from sheen.serve.voices.folder import FolderFull, StoredVoice, VoiceFolder, is_name, voice_id
 from sheen.serve.voices.reference_fields import check_transcript, decode_data_url, fetch
-from sheen.serve.voices.routes import delete, listed, read_form, upload
+from sheen.serve.voices.routes import delete, list_voices, read_form, upload
 from sheen.serve.voices.shared_work import MAX_WAITING
 from sheen.serve.word_times import Aligner
 from sheen.storage import files
@@ -74,7 +74,7 @@ def client(backend: Backend) -> Iterator[TestClient]:
 
     @app.get("/v1/audio/voices")
     async def voices() -> Voices:
-        return await listed(backend.references, backend.capabilities.voices)
+        return await list_voices(backend.references, backend.capabilities.voices)
 
     @app.post("/v1/audio/voices")
     async def upload_voice(request: Request) -> CreatedVoice:
@@ -345,7 +345,7 @@ def test_all_of_it_is_off_unless_it_is_configured() -> None:
         assert refusal.value.code == "references_off"
         named = SpeechRequest.model_validate(SPOKEN | {"voice": "alice"})
         assert asyncio.run(backend.reference(named)) is None
-        assert asyncio.run(listed(backend.references, [VOICE])).uploaded_voices == []
+        assert asyncio.run(list_voices(backend.references, [VOICE])).uploaded_voices == []
     finally:
         backend.close()
     with pytest.raises(ValueError, match=r"--reference-share.*args\.reference_form"):
