@@ -37,9 +37,8 @@ from sheen.prepare.config import PrepareConfig
 from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.job import run
 from sheen.prepare.rejections.reasons import word_at
-from sheen.scoring.asr.transcript import Word
+from sheen.scoring.asr.transcript import Word, refine
 from sheen.scoring.asr.whisper import WINDOW_S, FasterWhisper
-from sheen.scoring.asr.word_times import refine
 from sheen.scoring.wer import error_rate, normalize_english
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")

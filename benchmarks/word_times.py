@@ -19,8 +19,8 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
+from sheen.scoring.asr.transcript import Times, refine
 from sheen.scoring.asr.whisper import FasterWhisper
-from sheen.scoring.asr.word_times import Times, refine
 
 VOICES = ("slt", "rms", "awb", "kal16")
 WORDS = (

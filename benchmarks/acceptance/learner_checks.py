@@ -24,9 +24,8 @@ from sheen.lm.attention.segments import Segments
 from sheen.lm.batching import Batch
 from sheen.lm.precision import Precision
 from sheen.train.learning.collectives import Collectives
-from sheen.train.learning.learner import Learner
+from sheen.train.learning.learner import Learner, take_step
 from sheen.train.learning.metrics import MetricsWindow
-from sheen.train.learning.step import take_step
 
 RATE = 1e-3
 """Of the step that is taken, for all weights."""

@@ -26,9 +26,8 @@ from sheen.lm.batching import Batch
 from sheen.lm.model import SpeechLM
 from sheen.lm.packing import plan_rows
 from sheen.train.learning.collectives import Collectives
-from sheen.train.learning.learner import Learner
+from sheen.train.learning.learner import Learner, take_step
 from sheen.train.learning.metrics import MetricsWindow, peak_flops, training_flops
-from sheen.train.learning.step import take_step
 
 GOAL = 110_000.0
 """Tokens per second."""

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sheen.codec.layout import TokenLayout
-from sheen.train.learning.reference_rows import ReferenceRows
-from sheen.train.learning.training_set import TrainingSet
+from sheen.train.learning.training_set import ReferenceRows, TrainingSet
 
 VERSION = 1
 SUFFIX = ".pack"

@@ -35,24 +35,23 @@ from sheen.lm.packing import plan_rows
 from sheen.rng import step_seed
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.held_out import held_out_metrics
-from sheen.train.learning.learner import Learner
+from sheen.train.learning.learner import Learner, take_step
 from sheen.train.learning.metrics import (
+    MetricsLog,
     MetricsWindow,
     Speed,
     console_line,
     describe_losses,
     loss_metrics,
 )
-from sheen.train.learning.metrics_log import MetricsLog
-from sheen.train.learning.settings import learning_rate
-from sheen.train.learning.step import (
+from sheen.train.learning.settings import (
     check_guide_weight,
     check_level_weights,
     guide_weight,
+    learning_rate,
     level_weights,
-    take_step,
-    with_noise,
 )
+from sheen.train.learning.training_set import with_noise
 
 CHECKPOINT = "checkpoint"
 FIXED = (

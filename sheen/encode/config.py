@@ -20,7 +20,7 @@ FULL_SCALE = 0.999
 
 
 @dataclass(frozen=True)
-class Limits:
+class RecordingLimits:
     """None leaves a limit out. Text rates are characters per second of recording, so far apart that
     only another recording's text is beyond them, in any script."""
 
@@ -34,7 +34,7 @@ class Limits:
     max_text_rate: float = 50.0
 
 
-def length_fault(seconds: float, limits: Limits) -> tuple[str, str] | None:
+def length_fault(seconds: float, limits: RecordingLimits) -> tuple[str, str] | None:
     """The reason and the measured value, or None."""
     if seconds < limits.min_seconds:
         return "too short", f"{seconds:.3f} s, the minimum is {limits.min_seconds:g} s"
@@ -43,7 +43,7 @@ def length_fault(seconds: float, limits: Limits) -> tuple[str, str] | None:
     return None
 
 
-def sound_fault(samples: Samples, limits: Limits) -> tuple[str, str] | None:
+def sound_fault(samples: Samples, limits: RecordingLimits) -> tuple[str, str] | None:
     """The reason to reject samples `[n]`, n >= 1, and the measured value, or None."""
     level = np.abs(samples)
     loudest = 20 * math.log10(max(float(level.max()), 1e-9))
@@ -63,7 +63,7 @@ def sound_fault(samples: Samples, limits: Limits) -> tuple[str, str] | None:
     return None
 
 
-def text_fault(text: str, seconds: float, limits: Limits) -> tuple[str, str] | None:
+def text_fault(text: str, seconds: float, limits: RecordingLimits) -> tuple[str, str] | None:
     """The reason to reject a text for its recording's length, and the measured value, or None."""
     least, most = limits.min_text_rate, limits.max_text_rate
     rate = len(text) / seconds
@@ -109,10 +109,10 @@ class EncodeConfig(JobConfig):
     ] = None
     min_seconds: Annotated[
         float, Field(ge=0.0, description="shorter recordings are rejected, seconds")
-    ] = Limits.min_seconds
+    ] = RecordingLimits.min_seconds
     max_seconds: Annotated[
         float | None, Field(gt=0.0, description="longer recordings are rejected, seconds")
-    ] = Limits.max_seconds
+    ] = RecordingLimits.max_seconds
     max_clipped: Annotated[
         float | None,
         Field(
@@ -120,7 +120,7 @@ class EncodeConfig(JobConfig):
             le=1.0,
             description="largest share of full-scale samples; beyond it: rejected",
         ),
-    ] = Limits.max_clipped
+    ] = RecordingLimits.max_clipped
     language: Annotated[
         str | None,
         Field(
@@ -173,8 +173,8 @@ class EncodeConfig(JobConfig):
     ] = 120.0
 
     @property
-    def limits(self) -> Limits:
-        return Limits(
+    def limits(self) -> RecordingLimits:
+        return RecordingLimits(
             min_seconds=self.min_seconds,
             max_seconds=self.max_seconds,
             max_clipped=self.max_clipped,

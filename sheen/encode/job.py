@@ -3,12 +3,17 @@
 Owns the Ray Data pipeline, resuming, and the contents of the output folder. A block of rows is
 committed as one file, and the same command resumes with the missing blocks (decision 0019 compares
 Ray Data's checkpointing). `dataset.json` is written last: a folder without it is not finished.
+
+On one machine tasks reserve nothing and are held to its CPUs. In a cluster they reserve, are as
+many as the nodes take, those that start later among them, and never run where there are no CPUs to
+reserve.
 """
 
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,7 +39,6 @@ from sheen.encode.output import (
     read_rows,
     write_blocks,
 )
-from sheen.encode.placement import task_limits
 from sheen.encode.stages import DecodeSettings, EncodeWorker, decode_blocks, shift_samples
 from sheen.encode.statistics import RunTimes, Statistics
 from sheen.runs import cluster
@@ -51,6 +55,12 @@ DECODE_LIMIT_S = 300.0
 """A recording that takes longer to read and decode is rejected."""
 WORKER_CPUS = 0.25
 """Reserved by an encoding worker, which uses one: when nodes die, the workers fit on the others."""
+DECODING_CPUS = 1.0
+"""CPUs of a decode task where nodes start on demand (reserving starts them), and beside GPUs, which
+keep workers off the CPUs of other nodes."""
+SHARED_CPUS = 0.25
+"""CPUs of a decode task on several CPU nodes, and of a write task: when nodes die, their workers
+move to the others, and what they reserve there must leave room for the tasks that feed them."""
 
 
 def run(config: EncodeConfig) -> dict[str, Any]:
@@ -272,3 +282,23 @@ def _export(output: str, jsonl: str) -> None:
         for batch in source.to_batches(columns=["text", "snac_codes"]):
             for row in batch.to_pylist():
                 stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+@dataclass(frozen=True)
+class TaskLimits:
+    """`size`: tasks of a stage at a time; None for as many as nodes take."""
+
+    size: int | None
+    decode_cpus: float
+    write_cpus: float
+
+
+def task_limits(nodes: Sequence[Mapping[str, float]], gpu: bool, blocks: int) -> TaskLimits:
+    """The limits for an encoding of `blocks` blocks, by the current resources of the nodes."""
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    missing = cpus < 1 or (gpu and not any(node.get("GPU") for node in nodes))
+    if missing or (gpu and len(nodes) > 1):
+        return TaskLimits(None, DECODING_CPUS, SHARED_CPUS)
+    if len(nodes) > 1:
+        return TaskLimits(None, SHARED_CPUS, SHARED_CPUS)
+    return TaskLimits(min(int(cpus), blocks), 0.0, 0.0)

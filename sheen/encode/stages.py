@@ -21,7 +21,7 @@ from sheen.audio.io import from_pcm16
 from sheen.codec.layout import TokenLayout
 from sheen.data.clips import ClipError, ClipReader
 from sheen.data.parts import in_recording_order
-from sheen.encode.config import Limits, length_fault, sound_fault, text_fault
+from sheen.encode.config import RecordingLimits, length_fault, sound_fault, text_fault
 from sheen.encode.output import ENCODED, ENCODED_SCHEMA, PCM_SCHEMA, REJECTED, pack, unpack
 from sheen.runs.attempts import Attempts
 from sheen.runs.device import worker_device
@@ -37,7 +37,7 @@ class DecodeSettings:
     """Settings for decoding. `layout` validates rows with codes instead of recordings."""
 
     sample_rate: int
-    limits: Limits
+    limits: RecordingLimits
     layout: TokenLayout
     frame_seconds: float
     trim_db: float | None = None

@@ -24,8 +24,14 @@ from sheen.data.prompts import read_prompts
 from sheen.engine.sampling.settings import Sampling
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import AUDIO, write_rows
-from sheen.evaluate.prompts import Plan, plan_prompts, prepare_output, prompt_table
-from sheen.evaluate.references import Recorded, read_references
+from sheen.evaluate.prompts import (
+    Plan,
+    ReferenceRecording,
+    plan_prompts,
+    prepare_output,
+    prompt_table,
+    read_references,
+)
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.evaluate.transcribe_stage import TranscribeWorker
 from sheen.lm.checkpoint import CheckpointInfo
@@ -126,7 +132,7 @@ def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
     return config.model_copy(update=found)
 
 
-def _read_references(config: EvaluateConfig, info: CheckpointInfo) -> dict[str, Recorded]:
+def _read_references(config: EvaluateConfig, info: CheckpointInfo) -> dict[str, ReferenceRecording]:
     if config.references is None:
         return {}
     if info.reference is None and config.reference_form is None:
@@ -162,7 +168,7 @@ def _speak(
     profiles: SpeakerProfiles | None,
     sample_rate: int,
     output: str,
-    references: dict[str, Recorded],
+    references: dict[str, ReferenceRecording],
 ) -> None:
     """Run the pipeline over the prompts that are not done."""
     gpu = cluster.use_gpus(config.gpu)

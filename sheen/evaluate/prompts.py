@@ -1,7 +1,9 @@
 """The prompts of an evaluation, planned before any worker starts.
 
 Owns the list of prompts, each with its voice, which prompts are skipped and why, and the check of
-the output folder: an evaluation resumes its own output and refuses any other.
+the output folder: an evaluation resumes its own output and refuses any other. Owns reading the
+references of `--references`: of an LJSpeech folder or a .jsonl manifest with speakers, the first
+row of each speaker. Using them in a prompt is `sheen.engine.reference`'s.
 """
 
 import hashlib
@@ -17,10 +19,10 @@ from types import MappingProxyType
 import pyarrow as pa
 
 from sheen.codec.info import describe_codec
+from sheen.data.corpus import plain_rows
 from sheen.data.prompts import Prompt
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import PROMPT_SCHEMA
-from sheen.evaluate.references import Recorded, references_digest
 from sheen.lm.checkpoint import INFO_FILE, CheckpointInfo
 from sheen.runs.output import check_fingerprint, folder_digest, forget_idle_run, is_unused
 from sheen.scoring.asr.whisper import NAMES
@@ -38,6 +40,37 @@ _FREE_FIELDS = {
 }  # fmt: skip
 """Fields that may differ when an evaluation resumes: apart from rounding they do not affect the
 speech, except from `model` on, which are compared by content."""
+
+
+@dataclass(frozen=True)
+class ReferenceRecording:
+    """A recording's file and its transcript."""
+
+    data: bytes
+    text: str
+
+
+def read_references(location: str) -> dict[str, ReferenceRecording]:
+    """The references of a file by speaker. Raises ValueError naming the file and the row."""
+    found: dict[str, ReferenceRecording] = {}
+    for row in plain_rows(uris.absolute(location)):
+        if not row["speaker"] or row["speaker"] in found:
+            continue
+        if row["reason"] is not None:
+            raise ValueError(f"{location}, {row['source']}: {row['reason']}: {row['detail']}")
+        found[row["speaker"]] = ReferenceRecording(files.read_bytes(row["audio"]), row["text"])
+    if not found:
+        raise ValueError(f"{location}: no row has a speaker")
+    return found
+
+
+def references_digest(references: Mapping[str, ReferenceRecording]) -> str:
+    """A hash of voices, recordings and transcripts."""
+    parts = [
+        (voice, hashlib.sha256(recording.data).hexdigest(), recording.text)
+        for voice, recording in references.items()
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -144,7 +177,7 @@ def prepare_output(
     info: CheckpointInfo,
     prompts: list[Prompt],
     profiles: SpeakerProfiles | None,
-    references: Mapping[str, Recorded] = MappingProxyType({}),
+    references: Mapping[str, ReferenceRecording] = MappingProxyType({}),
 ) -> None:
     """Refuse a folder that holds something else, or another evaluation."""
     where = uris.join(output, RUN_FILE)

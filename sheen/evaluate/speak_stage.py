@@ -20,7 +20,7 @@ from sheen.engine.synthesis import synthesize_all
 from sheen.engine.types import Reference, RequestError, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate.output import ROW_SCHEMA
-from sheen.evaluate.references import Recorded
+from sheen.evaluate.prompts import ReferenceRecording
 from sheen.lm.precision import Precision
 from sheen.rng import step_seed
 from sheen.runs.attempts import Attempts
@@ -57,7 +57,7 @@ class SpeakWorker:
         slots: int,
         dtype: Precision = "auto",
         attempts: Attempts | None = None,
-        references: Mapping[str, Recorded] = MappingProxyType({}),
+        references: Mapping[str, ReferenceRecording] = MappingProxyType({}),
         reference_form: ReferenceForm | None = None,
         source: Mapping[str, str | None] = NO_SOURCE,
     ) -> None:
@@ -74,8 +74,8 @@ class SpeakWorker:
             max_seq_len=voice.max_seq_len(max_seconds, LONGEST_S if references else 0.0),
         )
         self._references = {
-            name: _reference(voice, name, recorded, reference_form)
-            for name, recorded in references.items()
+            name: _reference(voice, name, recording, reference_form)
+            for name, recording in references.items()
         }
         self._attempts = attempts
 
@@ -127,9 +127,9 @@ class SpeakWorker:
 
 
 def _reference(
-    voice: Voice, name: str, recorded: Recorded, form: ReferenceForm | None
+    voice: Voice, name: str, recording: ReferenceRecording, form: ReferenceForm | None
 ) -> Reference:
     try:
-        return voice.read_reference(recorded.data, recorded.text, form)
+        return voice.read_reference(recording.data, recording.text, form)
     except RequestError as error:
         raise ValueError(f"--references: {name}: {error.field}: {error}") from error

@@ -63,7 +63,7 @@ class ClipResult:
 
 
 @dataclass(frozen=True)
-class VoiceResult:
+class CodecVoiceResult:
     """The clips of one voice, or of all; WER is None without ASR or texts.
 
     `speaker_accuracy` is over the clips whose voice is enrolled.
@@ -90,7 +90,7 @@ class CodecReport:
     threads: int
     encode_realtime: float
     decode_realtime: float
-    voices: dict[str, VoiceResult]
+    voices: dict[str, CodecVoiceResult]
     levels: list[code_usage.LevelUse]
     clips: list[ClipResult]
 
@@ -222,18 +222,18 @@ def _voice_result(
     enrolled: Collection[str],
     normalize: Callable[[str], str],
     seed: int,
-) -> VoiceResult:
+) -> CodecVoiceResult:
     spoken = [i for i in members if i in transcripts.recordings]
     references = [normalize(clips[i].text or "") for i in spoken]
 
-    def heard(texts: Mapping[int, str]) -> list[str]:
+    def of_clips(texts: Mapping[int, str]) -> list[str]:
         return [normalize(texts[i]) for i in spoken]
 
     def rate(texts: Mapping[int, str]) -> ErrorRate | None:
-        return error_rate("word", references, heard(texts), seed=seed) if spoken else None
+        return error_rate("word", references, of_clips(texts), seed=seed) if spoken else None
 
     named = [i for i in members if clips[i].voice in enrolled]
-    return VoiceResult(
+    return CodecVoiceResult(
         clips=len(members),
         seconds=round(sum(clips[i].seconds for i in members), 1),
         mel_distance_db=round(float(np.mean([clips[i].mel_distance_db for i in members])), 3),
@@ -241,8 +241,8 @@ def _voice_result(
         reconstructions_wer=rate(transcripts.reconstructions),
         wer_difference=word_error_difference(
             references,
-            heard(transcripts.recordings),
-            heard(transcripts.reconstructions),
+            of_clips(transcripts.recordings),
+            of_clips(transcripts.reconstructions),
             seed=seed,
         )
         if spoken

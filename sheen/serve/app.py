@@ -13,9 +13,11 @@ from typing import Any
 from fastapi import Request, WebSocket
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from ray import serve
+from ray.serve._private import replica
+from ray.util import get_node_ip_address
 
 from sheen.audio.encoders import MEDIA_TYPES
-from sheen.serve.access.keys import KEYS_VARIABLE, KeyFile, located, read_keys
+from sheen.serve.access.keys import KEYS_VARIABLE, KeyFile, absolute_location, read_keys
 from sheen.serve.access.limits import RESERVE
 from sheen.serve.access.middleware import (
     FrontMiddleware,
@@ -35,11 +37,11 @@ from sheen.serve.config import (
 )
 from sheen.serve.errors import APIError, documented, install_error_handlers
 from sheen.serve.proxy.install import Proxies
-from sheen.serve.replica import log_like_serve, stay_on_loopback
 from sheen.serve.request_log import (
     Metrics,
     RequestLogMiddleware,
     listen,
+    log_like_serve,
     record_of,
 )
 from sheen.serve.schema.answers import (
@@ -55,7 +57,7 @@ from sheen.serve.schema.answers import (
     Voices,
 )
 from sheen.serve.schema.requests import BatchRequest, SpeechRequest
-from sheen.serve.voices.routes import FORM, delete, listed, upload
+from sheen.serve.voices.routes import FORM, delete, list_voices, upload
 from sheen.serve.web.pages import SpeechAPI, page_response, reference_response
 from sheen.serve.websocket.conversation import converse
 from sheen.text.lexicon import read_entries
@@ -207,7 +209,7 @@ class SpeechService:
     @app.get("/v1/audio/voices", responses=documented(401))
     async def voices(self) -> Voices:
         """The model's voices, and those that were uploaded."""
-        return await listed(self._backend.references, self._backend.capabilities.voices)
+        return await list_voices(self._backend.references, self._backend.capabilities.voices)
 
     @app.post(
         "/v1/audio/voices",
@@ -298,7 +300,7 @@ def build(args: ServeArgs) -> serve.Application:
         ),
     )
     if args.lexicon is not None:
-        lexicon = located(args.lexicon)
+        lexicon = absolute_location(args.lexicon)
         read_entries(lexicon)  # an invalid file fails here, at once
         args = args.model_copy(update={"lexicon": lexicon})
     digests: frozenset[str] = frozenset()
@@ -307,9 +309,27 @@ def build(args: ServeArgs) -> serve.Application:
         # fails at once. A replica follows the file itself: Ray calls this only for a new config.
         digests = read_keys(args.keys_file)
         if args.keys_file is not None:
-            where, digests = located(args.keys_file), frozenset()
+            where, digests = absolute_location(args.keys_file), frozenset()
             args = args.model_copy(update={"keys_file": where})
     if args.voices_folder is not None:
-        args = args.model_copy(update={"voices_folder": located(args.voices_folder)})
+        args = args.model_copy(update={"voices_folder": absolute_location(args.voices_folder)})
     application: serve.Application = service.bind(args, location, digests)
     return application
+
+
+def stay_on_loopback() -> None:
+    """If Ray listens on loopback, open the replica's port for other deployments there too.
+
+    Called before Serve opens it, which it does on every address (docs/upstream.md).
+    """
+    node = get_node_ip_address()
+    if node != "127.0.0.1":
+        return
+    module: Any = replica
+    add_port = module.add_port_to_grpc_server
+
+    def add_port_here(server: Any, address: str) -> int:
+        port: int = add_port(server, address.replace("[::]", node))
+        return port
+
+    module.add_port_to_grpc_server = add_port_here

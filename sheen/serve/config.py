@@ -39,7 +39,7 @@ class BodyLimit(NamedTuple):
     """Time from the request's arrival to the body's last byte."""
 
 
-class Limits(BaseModel):
+class ClientLimits(BaseModel):
     """Limits of what a client may send, with their defaults."""
 
     max_body_bytes: Annotated[
@@ -98,7 +98,7 @@ class ReferenceArgs(BaseModel):
         return bool(self.voices_folder or self.ref_audio or self.ref_audio_hosts)
 
 
-class ServeArgs(Limits, ReferenceArgs, SpeakingFields, extra="forbid"):
+class ServeArgs(ClientLimits, ReferenceArgs, SpeakingFields, extra="forbid"):
     """Arguments of one application: its model, its capacity, and the limits of its clients."""
 
     model: Annotated[
@@ -144,8 +144,8 @@ class ServeArgs(Limits, ReferenceArgs, SpeakingFields, extra="forbid"):
         str | None,
         Field(
             description="Whisper model that aligns words for requests with word_timestamps, which "
-            "get 400 without it, and hears the words of reference recordings, for a missing "
-            "ref_text and against a wrong one: a folder in CTranslate2's format, or a "
+            "get 400 without it, and transcribes reference recordings, for a missing ref_text "
+            "and against a wrong one: a folder in CTranslate2's format, or a "
             "faster-whisper name such as tiny. It runs on the CPU"
         ),
     ] = None

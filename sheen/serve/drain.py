@@ -36,10 +36,10 @@ END_S = 30.0
 """Seconds for a `serve run` process to end after a signal, before the next one is sent."""
 
 
-def drain(application: str, timeout_s: float, hear_s: float) -> int:
+def drain(application: str, timeout_s: float, playback_s: float) -> int:
     """Drain every replica: wait until no request is left, for `timeout_s` at most, then until
-    clients have played the audio sent, for `hear_s` at most. Returns the requests left, -1 if no
-    replica ever answered.
+    clients have played the audio sent, for `playback_s` at most. Returns the requests left, -1 if
+    no replica ever answered.
 
     ValueError for an application of another kind.
     """
@@ -61,7 +61,7 @@ def drain(application: str, timeout_s: float, hear_s: float) -> int:
             unplayed_s = max((seconds for _, seconds in answers), default=0.0)
             if not inside:
                 quiet_since = quiet_since or now
-                if not unplayed_s or now >= quiet_since + hear_s:
+                if not unplayed_s or now >= quiet_since + playback_s:
                     return 0
         if now >= reported + REPORT_S:
             reported = now
@@ -155,7 +155,7 @@ def _lives(process: int) -> bool:
     return state.split()[0] != "Z"  # a zombie has ended
 
 
-def tell(left: int) -> None:
+def report_cut(left: int) -> None:
     """Report requests that were cut off because a drain timed out."""
     if left:
         cut = f"{left} requests were" if left > 0 else "no replica answered; speech may have been"
@@ -170,7 +170,7 @@ def add_waits(parser: argparse.ArgumentParser) -> None:
         help="longest wait for requests that run, seconds (default: 300)",
     )
     parser.add_argument(
-        "--hear-s",
+        "--playback-s",
         type=float,
         default=30.0,
         help="longest wait for clients to play audio sent ahead of playback, seconds (default: 30)",
@@ -197,11 +197,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     address = options.address or os.environ.get("RAY_ADDRESS", "")
     try:
         join(options.app, None if address == "auto" else address)
-        left = drain(options.app, options.timeout_s, options.hear_s)
+        left = drain(options.app, options.timeout_s, options.playback_s)
     except ValueError as error:
         print(f"drain: error: {error}", file=sys.stderr)
         return 2
-    tell(left)
+    report_cut(left)
     if options.keep:
         return 1 if left else 0
     serve.shutdown()

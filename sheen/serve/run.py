@@ -28,7 +28,7 @@ from sheen.default_voice import find_default_voice
 from sheen.runs import cluster
 from sheen.serve.access.keys import KEYS_VARIABLE
 from sheen.serve.config import checkpoint_location
-from sheen.serve.drain import add_waits, drain, tell
+from sheen.serve.drain import add_waits, drain, report_cut
 from sheen.storage import hub, uris
 
 BUILDER = "sheen.serve.app:"
@@ -188,8 +188,8 @@ def _run(path: Path, options: argparse.Namespace, parser: argparse.ArgumentParse
     cut = False
     for application in applications:
         try:
-            left = drain(application, options.timeout_s, options.hear_s)
-            tell(left)
+            left = drain(application, options.timeout_s, options.playback_s)
+            report_cut(left)
             cut |= left != 0
         except (RayServeException, RayError) as error:  # not begun, or drained from outside
             print(f"{application}: nothing to drain ({error})", file=sys.stderr)

@@ -3,7 +3,7 @@
 Owns the words of each chunk (as written in its sentences: a number, or a word of a lexicon, is one
 word, however many words it is spoken with) and their times in the audio that is sent, after changes
 of speed and with pauses. A chunk whose alignment fails has None and is logged; its audio is sent
-nevertheless. How a clip is aligned: `sheen.scoring.asr.whisper`, `sheen.scoring.asr.word_times`.
+nevertheless. How a clip is aligned: `sheen.scoring.asr.whisper`, `sheen.scoring.asr.transcript`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import regex
 from sheen.audio.samples import NO_SAMPLES, Samples
 from sheen.engine.chunks import Normalize
 from sheen.engine.types import Span
-from sheen.scoring.asr.word_times import Times, refine
+from sheen.scoring.asr.transcript import Times, refine
 from sheen.text.items import as_written
 from sheen.text.segmentation import has_word
 

@@ -3,14 +3,19 @@
 Owns which checkpoints count. A checkpoint is written under another name, or before it is listed;
 only checkpoints in `checkpoints.json` are opened, and that file is replaced atomically. So the last
 listed checkpoint remains even if the writer is killed. Ray Train's own list is not used: it is
-written in place, and a full disk truncates it (docs/decisions/0012). One process writes. Refuses to
-resume a run with other settings or inputs, naming each difference.
+written in place, and a full disk truncates it (docs/decisions/0012). One process writes, in one
+thread, whose error goes to the next call; what is written, and when, is the training loop's.
+Refuses to resume a run with other settings or inputs, naming each difference.
 """
 
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,10 @@ from safetensors import SafetensorError
 
 from sheen.runs.output import check_fingerprint
 from sheen.storage import files, folders, uris
+
+logger = logging.getLogger(__name__)
+
+Write = Callable[[], None]
 
 INDEX_FILE = "checkpoints.json"
 STATE_FILE = "trainer.pt"
@@ -159,7 +168,9 @@ def load(folder: Path) -> dict[str, Any]:
     return state
 
 
-def claim_run(output: str, fields: dict[str, Any], free: set[str], content: dict[str, Any]) -> None:
+def check_run_fingerprint(
+    output: str, fields: dict[str, Any], free: set[str], content: dict[str, Any]
+) -> None:
     """Record the fingerprint of a run; raise ValueError for a run with another one.
 
     A run without a checkpoint has nothing to resume and starts again, with whatever was mended
@@ -175,3 +186,50 @@ def claim_run(output: str, fields: dict[str, Any], free: set[str], content: dict
             f"--output {output}: the run there was started with other settings: {changed}. Give "
             "the same values to resume it, or another --output."
         )
+
+
+class BackgroundWriter:
+    """Runs functions in one thread, one at a time. For a single caller."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "sheen-save")
+        self._writes: list[Future[None]] = []
+        self._later: deque[Write] = deque(maxlen=1)
+
+    def start(self, write: Write) -> None:
+        """Run `write` after the writes before are finished; raises their error."""
+        self.wait()
+        self._writes.append(self._pool.submit(write))
+
+    def start_later(self, write: Write) -> None:
+        """Run `write` after the write in progress, without waiting for that one here.
+
+        Another one that has not begun yet is dropped, so that at most one holds memory meanwhile.
+        """
+        self._writes = [past for past in self._writes if not past.done() or past.exception()]
+        self._later.append(write)
+        self._writes.append(self._pool.submit(self._write_later))
+
+    def _write_later(self) -> None:
+        if self._later:  # else it was dropped, and the one in its place is written
+            self._later.popleft()()
+
+    @property
+    def failed(self) -> bool:
+        """Whether `wait` would raise, for the writes that are finished now."""
+        return any(write.done() and write.exception() is not None for write in self._writes)
+
+    def wait(self) -> None:
+        """Wait for all writes; raises their first error, once."""
+        writes, self._writes = self._writes, []
+        futures.wait(writes)
+        for write in writes:
+            write.result()
+
+    def close(self) -> None:
+        """As `wait`, but an error is only logged, since the caller may be handling its own."""
+        try:
+            self.wait()
+        except Exception:
+            logger.exception("the last checkpoint was not written")
+        self._pool.shutdown()

@@ -35,9 +35,8 @@ from sheen.lm.packing import (
     plan_steps,
 )
 from sheen.text.prompt import PromptTemplate, one_turn_text
-from sheen.train.learning.reference_rows import ReferenceRows, pair_utterances
-from sheen.train.learning.text_gain import swap_texts
-from sheen.train.learning.training_set import TrainingSet
+from sheen.train.learning.held_out import swap_texts
+from sheen.train.learning.training_set import ReferenceRows, TrainingSet, pair_utterances
 
 logger = logging.getLogger(__name__)
 

@@ -34,8 +34,8 @@ from sheen.train.inputs import (
     tags_of,
 )
 from sheen.train.launcher import fit
-from sheen.train.learning.metrics_log import last_metrics
-from sheen.train.learning.step import check_guide_weight, check_level_weights
+from sheen.train.learning.metrics import last_metrics
+from sheen.train.learning.settings import check_guide_weight, check_level_weights
 from sheen.train.tracking import check_trackers
 from sheen.train.trainer import describe_dry_run, dry_run_loop, show_example, train_loop
 
@@ -121,7 +121,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             # None for the default, as in runs from before these fields existed.
             since = ("history_noise", "guided_attention", "reference_share")
             recorded = fields | {name: fields[name] or None for name in since}
-            checkpoints.claim_run(output, recorded, FREE_FIELDS, content)
+            checkpoints.check_run_fingerprint(output, recorded, FREE_FIELDS, content)
         cluster.connect()
         arguments = {
             "config": fields,

@@ -157,13 +157,13 @@ def fit(
 
 def _wait(trainer: TorchTrainer, control: Control, received: list[int]) -> Result:
     # In a thread: in the main thread, Ray Train handles Ctrl-C and aborts without saving.
-    outcome: list[Result | BaseException] = []
+    finished: list[Result | BaseException] = []
 
     def run() -> None:
         try:
-            outcome.append(trainer.fit())
+            finished.append(trainer.fit())
         except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
-            outcome.append(error)
+            finished.append(error)
 
     thread = threading.Thread(target=run, name="sheen-fit", daemon=True)
     thread.start()
@@ -194,7 +194,7 @@ def _wait(trainer: TorchTrainer, control: Control, received: list[int]) -> Resul
             raise Stopped(
                 received[0], "stopped at once; the same command resumes from the last checkpoint"
             )
-    result = outcome[0]
+    result = finished[0]
     if isinstance(result, BaseException):
         raise result
     return result

@@ -21,14 +21,12 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from sheen.runs.background import BackgroundWriter
 from sheen.train import checkpoints
-from sheen.train.checkpoints import RunStore, StorageFull
+from sheen.train.checkpoints import BackgroundWriter, RunStore, StorageFull
 from sheen.train.config import RunFields, minutes_of
 from sheen.train.distributed import WorkerGroup
 from sheen.train.launcher import Control
-from sheen.train.learning.metrics import MetricsWindow, Sums, console_line
-from sheen.train.learning.metrics_log import MetricsLog
+from sheen.train.learning.metrics import MetricsLog, MetricsWindow, Sums, console_line
 from sheen.train.learning.settings import Schedule, learning_rate
 from sheen.train.tracking import open_trackers
 
@@ -109,7 +107,7 @@ class Trainer(ABC):
         if state is not None:
             self.step, rows = state["step"], state["rows"]
             self.window.load_state(state["window"])
-            self.say(f"resuming after step {self.step}")
+            self.log_line(f"resuming after step {self.step}")
         self.log = MetricsLog(self.output, rows, writes=self.group.first)
         self.trackers = open_trackers(
             self.config.trackers if self.group.first else [],
@@ -164,7 +162,7 @@ class Trainer(ABC):
         if failure:
             self.control.fail(failure)
         elif self.step < self.total:
-            self.say(f"stopped after step {self.step}, saved")
+            self.log_line(f"stopped after step {self.step}, saved")
 
     def _take_steps(self) -> str:
         """Run to the end or to a stop request. Returns why the run cannot continue, or ""."""
@@ -240,9 +238,9 @@ class Trainer(ABC):
         self.trackers.scalars(self.step, numbers)
         row = {"event": "step", "step": self.step, "steps": self.total} | row
         self.log.add(row)
-        self.say(console_line(row, self.describe(row)))
+        self.log_line(console_line(row, self.describe(row)))
 
-    def say(self, text: str) -> None:
+    def log_line(self, text: str) -> None:
         if self.group.first:
             logger.info(text)
 

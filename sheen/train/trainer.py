@@ -36,16 +36,16 @@ from sheen.train.data import Position, plan_run
 from sheen.train.evaluation import EvalSamples, Evaluation
 from sheen.train.initial import CodecParts, build_codec, open_model
 from sheen.train.launcher import Control
-from sheen.train.learning.learner import Learner, compiles, merge_adapters
+from sheen.train.learning.learner import Learner, compiles, merge_adapters, take_step
 from sheen.train.learning.metrics import Speed, Sums, describe_losses, loss_metrics
-from sheen.train.learning.step import guide_weight, level_weights, take_step, with_noise
-from sheen.train.learning.training_set import TrainingSet
+from sheen.train.learning.settings import guide_weight, level_weights
+from sheen.train.learning.training_set import TrainingSet, with_noise
 from sheen.train.loop import Snapshot, Trainer, run_trainer
 
 DRY_RUN_STEPS = 2
 """Steps of a dry run; the last one is timed, since the first allocates the optimizer's state."""
 SPEAK_SECONDS = 15.0
-"""Longest audio of a chunk of an evaluation sample, of a model that may not end by itself yet."""
+"""Longest audio of a chunk of an evaluation sample, of a model that may not emit EOS yet."""
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ class SpeechTrainer(Trainer):
         self.speed = Speed(self.learner.model, self.group.device, self.group.world)
         self.begin(state, self.data.summary, self.plan.total)
         for note in self.plan.notes:
-            self.say(note)
+            self.log_line(note)
         metric = self.config.best_metric or ""
         values = [row[metric] for row in self.log.rows if metric in row]
         if state and metric in (saved := self.store.best_metric()):

@@ -59,7 +59,7 @@ from sheen.audio.encoders import MEDIA_TYPES
 from sheen.engine.sampling.settings import Sampling
 from sheen.engine.voice import Voice
 from sheen.serve.app import build
-from sheen.serve.config import Limits, ServeArgs
+from sheen.serve.config import ClientLimits, ServeArgs
 from sheen.serve.drain import drain
 
 # The first test here may have to make the checkpoint, and then starts Serve.
@@ -188,7 +188,7 @@ def test_beyond_what_may_wait_clients_are_told_to_come_back(small: str, voice: V
     [row for row in DOORS if row not in (*TIMED, the_oldest_of_too_many)],
 )
 def test_every_door_has_its_limits(small: str, breaks: Break) -> None:
-    assert breaks(small, Limits(**LIMITS)) == DOORS[breaks]
+    assert breaks(small, ClientLimits(**LIMITS)) == DOORS[breaks]
 
 
 def test_rays_proxy_keeps_what_is_too_large_or_incomplete(small: str) -> None:
@@ -223,7 +223,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_whoever_is_too_slow_is_told_so(small: str) -> None:
     with ThreadPoolExecutor(len(TIMED)) as pool:
-        outcomes = pool.map(lambda breaks: breaks(small, Limits(**LIMITS)), TIMED)
+        outcomes = pool.map(lambda breaks: breaks(small, ClientLimits(**LIMITS)), TIMED)
         assert dict(zip(TIMED, outcomes, strict=True)) == {row: DOORS[row] for row in TIMED}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from helpers.example import NEW_VOICE, clips_of, flac
 from sheen.codec.layout import TokenLayout
-from sheen.encode.config import EncodeConfig, Limits
+from sheen.encode.config import EncodeConfig, RecordingLimits
 from sheen.encode.output import read_rows
 from sheen.encode.stages import DecodeSettings, decode_rows
 
@@ -33,7 +33,9 @@ def sound(name: str) -> bytes:
 def prepared(*locations: Path | str) -> list[Row]:
     """The rows of an encode job's input after its plan and its first stage."""
     rows = read_rows(EncodeConfig(input=[str(each) for each in locations], output="unused"))
-    return decode_rows(rows, DecodeSettings(24_000, Limits(), LAYOUT, 2048 / 24_000)).to_pylist()
+    return decode_rows(
+        rows, DecodeSettings(24_000, RecordingLimits(), LAYOUT, 2048 / 24_000)
+    ).to_pylist()
 
 
 def verdicts(rows: list[Row]) -> list[tuple[str, str | None]]:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from sheen.serve.config import MAX_BODIES, Limits
+from sheen.serve.config import MAX_BODIES, ClientLimits
 
 WAIT_S = 120
 """Far longer than anything takes: what a failing server costs, never a passing one."""
@@ -87,29 +87,29 @@ def trickle(connection: socket.socket, piece: bytes) -> Outcome:
     return answer(connection)
 
 
-def too_large_by_its_length(url: str, limits: Limits) -> Outcome:
+def too_large_by_its_length(url: str, limits: ClientLimits) -> Outcome:
     size = limits.max_body_bytes + 1
     return answer(begin(url, size, b"x" * size), closes=False)
 
 
-def too_large_in_chunks(url: str, limits: Limits) -> Outcome:
+def too_large_in_chunks(url: str, limits: ClientLimits) -> Outcome:
     size = limits.max_body_bytes + 1
     return answer(begin(url, None, b"%x\r\n%s\r\n" % (size, b"x" * size)))
 
 
-def trickling(url: str, limits: Limits) -> Outcome:
+def trickling(url: str, limits: ClientLimits) -> Outcome:
     return trickle(begin(url, limits.max_body_bytes, b"{"), b" ")
 
 
-def trickling_in_chunks(url: str, limits: Limits) -> Outcome:
+def trickling_in_chunks(url: str, limits: ClientLimits) -> Outcome:
     return trickle(begin(url, None, b"1\r\n{\r\n"), b"1\r\n \r\n")
 
 
-def no_body_at_all(url: str, limits: Limits) -> Outcome:
+def no_body_at_all(url: str, limits: ClientLimits) -> Outcome:
     return answer(begin(url, 500))
 
 
-def the_oldest_of_too_many(url: str, limits: Limits) -> Outcome:
+def the_oldest_of_too_many(url: str, limits: ClientLimits) -> Outcome:
     with contextlib.ExitStack() as stack:
         first = begin(url, 500, b"{")
         for _ in range(MAX_BODIES):
@@ -160,53 +160,53 @@ def text_of(size: int) -> str:
     )
 
 
-def large_message(url: str, limits: Limits) -> Outcome:
+def large_message(url: str, limits: ClientLimits) -> Outcome:
     with line(url, START, compression=None) as opened:
         opened.send(text_of(limits.max_body_bytes + 1))
         return closed(opened)
 
 
-def large_message_deflated(url: str, limits: Limits) -> Outcome:
+def large_message_deflated(url: str, limits: ClientLimits) -> Outcome:
     with line(url, START, compression="deflate") as opened:
         opened.send(text_of(limits.max_body_bytes + 1))
         return closed(opened)
 
 
-def large_binary_message(url: str, limits: Limits) -> Outcome:
+def large_binary_message(url: str, limits: ClientLimits) -> Outcome:
     with line(url, START) as opened:
         opened.send(bytes(limits.max_body_bytes + 1))
         return closed(opened)
 
 
-def large_message_before_start(url: str, limits: Limits) -> Outcome:
+def large_message_before_start(url: str, limits: ClientLimits) -> Outcome:
     with line(url) as opened:
         opened.send(text_of(limits.max_body_bytes + 1))
         return closed(opened)
 
 
-def many_messages(url: str, limits: Limits) -> Outcome:
+def many_messages(url: str, limits: ClientLimits) -> Outcome:
     with line(url, START) as opened:
         return closed(opened, 0.0)
 
 
-def no_start(url: str, limits: Limits) -> Outcome:
+def no_start(url: str, limits: ClientLimits) -> Outcome:
     with line(url) as opened:
         return closed(opened)
 
 
-def anything_but_a_start(url: str, limits: Limits) -> Outcome:
+def anything_but_a_start(url: str, limits: ClientLimits) -> Outcome:
     with line(url) as opened:
         return closed(opened, 2 / limits.max_messages_per_s)
 
 
-def one_too_many(url: str, limits: Limits) -> Outcome:
+def one_too_many(url: str, limits: ClientLimits) -> Outcome:
     with contextlib.ExitStack() as stack:
         for _ in range(PLACES):
             stack.enter_context(line(url, START))
         return closed(stack.enter_context(line(url)))
 
 
-Break = Callable[[str, Limits], Outcome]
+Break = Callable[[str, ClientLimits], Outcome]
 
 DOORS: dict[Break, Outcome] = {
     too_large_by_its_length: (413, "body_too_large"),

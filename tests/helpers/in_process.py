@@ -13,7 +13,7 @@ from sheen.serve.access.middleware import Gate, set_gate
 from sheen.serve.answers.batch import answer_batch
 from sheen.serve.answers.responses import answer
 from sheen.serve.backend import Backend
-from sheen.serve.config import BATCH, Limits
+from sheen.serve.config import BATCH, ClientLimits
 from sheen.serve.errors import install_error_handlers
 from sheen.serve.request_log import RequestLogMiddleware, record_of
 from sheen.serve.schema.requests import BatchRequest, SpeechRequest
@@ -37,7 +37,7 @@ def speech_app(backend: Backend) -> FastAPI:
 
     @app.websocket("/v1/audio/speech/stream")
     async def speech_stream(socket: WebSocket) -> None:
-        await converse(socket, backend, Limits())
+        await converse(socket, backend, ClientLimits())
 
     return app
 

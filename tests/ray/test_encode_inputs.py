@@ -17,7 +17,7 @@ from sheen.audio.io import decode_audio, from_pcm16, to_pcm16
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.data.corpus import read_manifest
-from sheen.encode.config import EncodeConfig, Limits
+from sheen.encode.config import EncodeConfig, RecordingLimits
 from sheen.encode.job import run
 from sheen.encode.stages import DecodeSettings, decode_rows
 
@@ -156,7 +156,9 @@ def test_parts_of_one_recording_fail_alike_and_it_is_read_once(tmp_path: Path) -
         for number, span in enumerate(spans)
     ]
     (tmp_path / "lines.jsonl").write_text("\n".join(lines), "utf-8")
-    preparation = DecodeSettings(24_000, Limits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000)
+    preparation = DecodeSettings(
+        24_000, RecordingLimits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000
+    )
     rows = decode_rows(read_manifest(str(tmp_path / "lines.jsonl")), preparation).to_pylist()
     assert [row["reason"] for row in rows] == ["unreadable"] * 3
     assert len({row["detail"] for row in rows}) == 1

@@ -15,7 +15,7 @@ from helpers.example import NEW_VOICE, RATE, clips_of, read_clip
 from helpers.opened import record_opened
 from sheen.audio.stream import PREROLL_S, AudioFile
 from sheen.data.corpus import read_manifest
-from sheen.encode.config import Limits
+from sheen.encode.config import RecordingLimits
 from sheen.encode.output import plan_blocks
 from sheen.encode.stages import DecodeSettings, decode_rows
 
@@ -54,7 +54,7 @@ def test_rows_of_a_long_mp3_read_it_once_and_hold_none_of_it(
     listed = tmp_path / "rows.jsonl"
     listed.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     blocks = plan_blocks(read_manifest(str(listed)), str(tmp_path / "out"))
-    settings = DecodeSettings(RATE, Limits(), LAYOUT, 2048 / RATE)
+    settings = DecodeSettings(RATE, RecordingLimits(), LAYOUT, 2048 / RATE)
 
     process = psutil.Process()
     decode_rows(blocks[0], settings)  # what is loaded once is not of the recording

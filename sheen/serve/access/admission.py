@@ -72,7 +72,7 @@ class Admission:
     def enter(self, request: Hashable = None) -> Iterator[None]:
         """Hold a place for a request; APIError when there is none. A retry is recognized by an
         equal `request`."""
-        kept = self._claim(hash(request))
+        kept = self._redeem(hash(request))
         if not kept or self.draining or self.inside >= self._limit:
             try:
                 self.check()
@@ -98,8 +98,8 @@ class Admission:
         insort(self._promises, (self._clock() + wait_s, hash(request)))
         return wait_s
 
-    def _claim(self, request: int) -> bool:
-        """Whether a place is kept for this request. Each promise can be claimed once."""
+    def _redeem(self, request: int) -> bool:
+        """Whether a place is kept for this request. Each promise can be redeemed once."""
         now = self._clock()
         for number, (due, promised) in enumerate(self._promises):
             if due > now:

@@ -45,7 +45,7 @@ def read_keys(location: str | None) -> frozenset[str]:
     requested with args.auth none), and for a key that a header cannot carry.
     """
     if location is not None:
-        where = f"args.keys_file {shown(location)}"
+        where = f"args.keys_file {without_credentials(location)}"
         try:
             digests = read_file(location)
         except (OSError, ValueError) as error:
@@ -78,7 +78,7 @@ def _hashed(entries: Iterable[str]) -> frozenset[str]:
     return frozenset(digest(key) for key in keys)
 
 
-def located(location: str) -> str:
+def absolute_location(location: str) -> str:
     """A location that means the same in any process. Links are not resolved: where secrets are
     mounted, an update points the link elsewhere and deletes its old target."""
     if uris.is_uri(location):
@@ -86,13 +86,13 @@ def located(location: str) -> str:
     return os.path.abspath(os.path.expanduser(location))
 
 
-def shown(location: str) -> str:
+def without_credentials(location: str) -> str:
     """A location without the credentials that a URI can hold, for logs and messages."""
     return re.sub(r"//[^/@]*@", "//", uris.split_options(location)[0])
 
 
 def _reason(error: Exception, location: str) -> str:
-    return str(error).replace(location, shown(location))
+    return str(error).replace(location, without_credentials(location))
 
 
 class KeyFile:
@@ -101,7 +101,7 @@ class KeyFile:
     def __init__(self, location: str, reload_s: float = RELOAD_S, hold_s: float = HOLD_S) -> None:
         """Waits for the first read, at most FIRST_READ_S. Until a read succeeds, no key is
         valid."""
-        self._location, self._where = location, f"args.keys_file {shown(location)}"
+        self._location, self._where = location, f"args.keys_file {without_credentials(location)}"
         self._reload_s, self._hold_s = reload_s, hold_s
         self._digests: frozenset[str] | None = None
         self._read_at = float("-inf")

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
-from sheen.serve.config import BodyLimit, Limits
+from sheen.serve.config import BodyLimit, ClientLimits
 from sheen.serve.errors import APIError, Refused, body_late, message_too_large
 from sheen.serve.schema.messages import MESSAGE, ClientMessage, InputText, Text
 
@@ -136,7 +136,7 @@ class Closing(APIError):
 class Inbox:
     """Checks and parses the messages of one WebSocket."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ClientLimits) -> None:
         self._limits = limits
         self._pace = Pace(limits.max_messages_per_s)
         self._half = ""

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sheen.serve.access.keys import is_known
 from sheen.serve.access.limits import POLICY_VIOLATION, Bodies, Body, declared, too_large
-from sheen.serve.config import MAX_BODIES, Limits
+from sheen.serve.config import MAX_BODIES, ClientLimits
 from sheen.serve.errors import APIError, error_response
 from sheen.serve.request_log import local_path, refused
 
@@ -127,7 +127,7 @@ class Gate:
     nobody."""
 
     digests: Callable[[], Digests | None] | None = no_digests
-    limits: Limits = field(default_factory=Limits)
+    limits: ClientLimits = field(default_factory=ClientLimits)
 
     def __post_init__(self) -> None:
         self.bodies = Bodies(MAX_BODIES)

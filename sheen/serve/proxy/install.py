@@ -19,7 +19,7 @@ from ray.serve._private.constants import SERVE_NAMESPACE, SERVE_PROXY_NAME
 from ray.serve._private.utils import format_actor_name, get_head_node_id
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sheen.serve.config import BATCH, MAX_BODIES, SPEECH, VOICES, Limits
+from sheen.serve.config import BATCH, MAX_BODIES, SPEECH, VOICES, ClientLimits
 from sheen.serve.proxy.middleware import BodyRule, ProxyMiddleware, Rules
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ CALL_S = 5.0
 """Longest time of a call, seconds, and longest wait of a starting replica for the first."""
 
 
-def rules_of(limits: Limits) -> Rules:
+def rules_of(limits: ClientLimits) -> Rules:
     """The rules of an application with these limits."""
     return Rules(
         body=BodyRule(*limits.body("")),
@@ -68,7 +68,7 @@ class Proxies:
     """Keeps the proxies of a replica's application informed, in a thread."""
 
     def __init__(
-        self, application: str, limits: Limits, refused: Callable[[Mapping[str, int]], object]
+        self, application: str, limits: ClientLimits, refused: Callable[[Mapping[str, int]], object]
     ) -> None:
         """Waits for the first call. `refused` gets the counts of each call that has some."""
         self._application, self._rules, self._refused = application, rules_of(limits), refused

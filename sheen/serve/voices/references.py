@@ -35,9 +35,13 @@ from sheen.serve.voices.folder import (
     is_name,
     voice_id,
 )
-from sheen.serve.voices.remote import decode_data_url, fetch, wrong
+from sheen.serve.voices.reference_fields import (
+    bad_reference,
+    check_transcript,
+    decode_data_url,
+    fetch,
+)
 from sheen.serve.voices.shared_work import MAX_WAITING, SharedWork, too_many
-from sheen.serve.voices.transcripts import check_words
 from sheen.serve.word_times import Aligner
 from sheen.text.segmentation import split_sentences
 
@@ -67,7 +71,7 @@ class References:
         reader: Callable[[], Normalize],
         aligner: Aligner | None = None,
     ) -> None:
-        """`aligner`: hears the words of recordings."""
+        """`aligner`: transcribes recordings."""
         self._voice, self._args, self._reader = voice, args, reader
         self._aligner = aligner
         self._taken = {folded(name) for name in taken}
@@ -77,7 +81,7 @@ class References:
         self._fetchers = ThreadPoolExecutor(FETCHERS, "sheen-fetcher")
         self._fetching = 0
         self._codes: SharedWork[Frames] = SharedWork("encoded")
-        self._heard: SharedWork[str] = SharedWork("transcribed")
+        self._transcripts: SharedWork[str] = SharedWork("transcribed")
 
     def close(self) -> None:
         for threads in (self._encoder, self._files, self._fetchers):
@@ -90,7 +94,7 @@ class References:
         Raises APIError."""
         if audio[:5].lower() == "data:":
             if not self._args.ref_audio:
-                raise wrong(
+                raise bad_reference(
                     "this server takes no recordings with a request; the operator can allow them "
                     "(args.ref_audio)",
                     "references_off",
@@ -101,7 +105,7 @@ class References:
         else:
             voice = await self.uploaded(audio)
             if voice is None:
-                raise wrong(
+                raise bad_reference(
                     f"no uploaded voice {audio[:100]!r}: give the id or name of one, or a data URL",
                     "voice_not_found",
                 )
@@ -131,15 +135,15 @@ class References:
         return await self._reference(frames, text or voice.ref_text)
 
     async def _from_recording(self, data: bytes, text: str) -> tuple[Reference, str]:
-        """The reference, and its transcript: `text`, or what the aligner hears if it is empty."""
+        """The reference, and its transcript: `text`, or the aligner's if that is empty."""
         aligner = self._aligner
         if aligner is not None:
-            frames, heard = await asyncio.gather(
+            frames, transcribed = await asyncio.gather(
                 self._encoded(data), self._transcript(data, aligner)
             )
             if text.strip():
-                check_words(text, heard, self._voice.language)
-            text = text if text.strip() else heard
+                check_transcript(text, transcribed, self._voice.language)
+            text = text if text.strip() else transcribed
         if not text.strip():
             raise APIError(
                 400,
@@ -180,10 +184,10 @@ class References:
         return read_recording(data, self._voice.codec)
 
     async def _transcript(self, data: bytes, aligner: Aligner) -> str:
-        """What the aligner hears in a recording."""
+        """The aligner's transcript of a recording."""
         rate = self._voice.codec.sample_rate
         try:
-            return await self._heard.result(
+            return await self._transcripts.result(
                 data, lambda: aligner.transcribe(lambda: self._read(data), rate)
             )
         except RequestError as error:

@@ -1,9 +1,15 @@
 """Requests and responses of the routes of uploaded voices: OpenAI's fields and vLLM-Omni's.
 
-Owns the shapes. What a voice is, and what is refused: `references`.
+Owns the shapes, and the parsing of an upload's `multipart/form-data` (RFC 7578) from a complete
+body; any other body is refused with 400 or 415. What a voice is, and what else is refused:
+`references`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from email.message import EmailMessage
+from email.parser import BytesHeaderParser
+from email.policy import HTTP
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -20,10 +26,54 @@ from sheen.serve.schema.answers import (
     Voices,
 )
 from sheen.serve.voices.folder import StoredVoice
-from sheen.serve.voices.form import Part, read_form
 
 if TYPE_CHECKING:  # not imported where the application is built
     from sheen.serve.voices.references import References
+
+HEADERS = BytesHeaderParser(policy=HTTP)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One field of a form."""
+
+    content: bytes
+    media_type: str
+    """Declared media type; text/plain where there is none."""
+
+    def text(self, name: str) -> str:
+        try:
+            return self.content.decode()
+        except UnicodeDecodeError as error:
+            raise APIError(400, f"{name}: it is not UTF-8", param=name) from error
+
+
+def read_form(content_type: str, body: bytes) -> Mapping[str, Part]:
+    """The fields of a form by name; the last of several with one name. Raises APIError."""
+    declared = EmailMessage(policy=HTTP)
+    declared["content-type"] = content_type or "none/none"
+    boundary = declared.get_boundary()
+    if declared.get_content_type() != "multipart/form-data" or not boundary:
+        raise APIError(
+            415,
+            "body: send a form, with Content-Type: multipart/form-data and its boundary",
+            code="unsupported_media_type",
+        )
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"))
+    if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
+        raise APIError(
+            400, "body: incomplete form: its last boundary is missing", code="form_invalid"
+        )
+    fields: dict[str, Part] = {}
+    for piece in pieces[1:-1]:
+        head, blank, content = piece.partition(b"\r\n")[2].partition(b"\r\n\r\n")
+        headers = HEADERS.parsebytes(head)
+        name = headers.get_param("name", header="content-disposition")
+        if not blank or not isinstance(name, str):
+            raise APIError(400, "body: a part of the form has no name", code="form_invalid")
+        fields[name] = Part(content, headers.get_content_type())
+    return fields
+
 
 FORM: dict[str, Any] = {
     "requestBody": {
@@ -64,17 +114,17 @@ FORM: dict[str, Any] = {
 """OpenAPI's description of an upload's body, which the framework does not read."""
 
 
-def shown(voice: StoredVoice) -> UploadedVoice:
+def uploaded_voice(voice: StoredVoice) -> UploadedVoice:
     """A voice as clients see it."""
     return UploadedVoice(**{name: getattr(voice, name) for name in UploadedVoice.model_fields})
 
 
-async def listed(references: "References", own: Iterable[str]) -> Voices:
+async def list_voices(references: "References", own: Iterable[str]) -> Voices:
     """The model's `own` voices, and those that were uploaded."""
     uploaded = await references.voices()
     voices = [NamedVoice(id=name, name=name) for name in own]
     voices += [NamedVoice(id=voice.id, name=voice.name) for voice in uploaded]
-    return Voices(voices=voices, uploaded_voices=[shown(voice) for voice in uploaded])
+    return Voices(voices=voices, uploaded_voices=[uploaded_voice(voice) for voice in uploaded])
 
 
 async def upload(references: "References", request: Request) -> CreatedVoice:
@@ -106,7 +156,7 @@ async def upload(references: "References", request: Request) -> CreatedVoice:
         text("speaker_description") or None,
     )
     return CreatedVoice(
-        id=voice.id, name=voice.name, created_at=voice.created_at, voice=shown(voice)
+        id=voice.id, name=voice.name, created_at=voice.created_at, voice=uploaded_voice(voice)
     )
 
 

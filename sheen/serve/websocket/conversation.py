@@ -21,7 +21,7 @@ from sheen.serve.access.limits import (
     Inbox,
 )
 from sheen.serve.access.middleware import answered_protocol, check_key
-from sheen.serve.config import Limits
+from sheen.serve.config import ClientLimits
 from sheen.serve.errors import APIError, message_too_large, send_error
 from sheen.serve.request_log import refused
 from sheen.serve.schema.messages import ClientMessage, SessionConfig
@@ -36,7 +36,7 @@ GOING_AWAY, TRY_LATER = 1001, 1013
 """Close codes of WebSockets (RFC 6455, 7.4.1, and IANA's registry)."""
 
 
-async def converse(socket: WebSocket, backend: "Backend", limits: Limits) -> None:
+async def converse(socket: WebSocket, backend: "Backend", limits: ClientLimits) -> None:
     """Serve one WebSocket until its client disconnects, or breaks a limit."""
     await socket.accept(answered_protocol(socket.scope))
     if backend.open_sockets >= backend.max_sockets:
@@ -87,7 +87,7 @@ class Dialect(Protocol):
 class Conversation:
     """One client's connection."""
 
-    def __init__(self, socket: WebSocket, backend: "Backend", limits: Limits) -> None:
+    def __init__(self, socket: WebSocket, backend: "Backend", limits: ClientLimits) -> None:
         self._socket, self._backend = socket, backend
         self._inbox = Inbox(limits)
         self._dialect: Dialect = Utterances(socket, backend)

@@ -263,8 +263,8 @@ class Session:
         finally:
             close_record(record)
         done = {"type": "audio.done", **where, "total_bytes": frames.bytes}
-        outcome = {"error": True} if failure is not None else {"error": False, **ending(record)}
-        await self._socket.send_json(done | outcome)
+        result = {"error": True} if failure is not None else {"error": False, **ending(record)}
+        await self._socket.send_json(done | result)
 
 
 class Frames:

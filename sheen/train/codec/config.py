@@ -75,7 +75,7 @@ class CodecTrainConfig(RunFields):
         bool,
         Field(
             description="encoder and codebooks of --codec are frozen, so that codes do not change: "
-            "for a voice that the codec has not heard"
+            "for a voice that the codec was not trained on"
         ),
     ] = False
     adversarial: Annotated[

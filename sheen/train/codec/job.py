@@ -32,7 +32,7 @@ from sheen.train.codec.trainer import (
     train_loop,
 )
 from sheen.train.launcher import fit
-from sheen.train.learning.metrics_log import last_metrics
+from sheen.train.learning.metrics import last_metrics
 from sheen.train.tracking import check_trackers
 
 
@@ -92,7 +92,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
         "codec content": _content(model),
     }
     with output_lock(output):
-        checkpoints.claim_run(output, fields, CODEC_FREE_FIELDS, content)
+        checkpoints.check_run_fingerprint(output, fields, CODEC_FREE_FIELDS, content)
         cluster.connect()
         fit(
             train_loop,

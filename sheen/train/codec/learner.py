@@ -26,8 +26,7 @@ from sheen.codec.training import (
 from sheen.codec.transfer import to_device
 from sheen.rng import step_seed
 from sheen.train.learning.collectives import Collectives
-from sheen.train.learning.divergence import Divergence
-from sheen.train.learning.host_copy import on_host
+from sheen.train.learning.optimizers import Divergence, load_adam, on_host
 
 CLIP_NORM = 10.0
 """Largest gradient norm."""
@@ -146,12 +145,6 @@ class CodecLearner:
         self._average.load_state_dict(state["average"])
         self._usage.load_state_dict(state["usage"])
         load_adam(self.optimizer, state["optimizer"])
-
-
-def load_adam(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the state of an Adam that may not have been fused into one that is."""
-    groups = [group | {"fused": True} for group in state["param_groups"]]
-    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

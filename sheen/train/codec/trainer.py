@@ -27,10 +27,9 @@ from sheen.runs.attempts import Attempts
 from sheen.scoring.code_usage import level_use
 from sheen.storage import files, uris
 from sheen.train import checkpoints
-from sheen.train.codec.adversarial import ADVERSARIES, DISCRIMINATOR, AdversarialLearner
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.data import Recordings, SegmentReader, sample_names
-from sheen.train.codec.decoder import DecoderLearner
+from sheen.train.codec.decoder import ADVERSARIES, DISCRIMINATOR, AdversarialLearner, DecoderLearner
 from sheen.train.codec.learner import CodecLearner
 from sheen.train.evaluation import SAMPLES_FOLDER
 from sheen.train.launcher import Control

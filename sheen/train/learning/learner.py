@@ -1,15 +1,18 @@
 """The speech LM under training: wrapping it, and the optimizer step.
 
 Owns DDP, FSDP2 and torch.compile wrapping, LoRA adapters, AdamW's parameter groups, and the full
-state dict, which any number of workers can resume from. No step waits for the device: its results
-stay there until they are read. Knows nothing about data, logging or where checkpoints are stored,
-and needs neither Ray nor the codec.
+state dict, which any number of workers can resume from. Owns the weighting of a step: gradients of
+summed losses, divided once by the weighted target count over all ranks and accumulated rows. No
+step waits for the device: its results stay there until they are read. Knows nothing about data,
+logging or where checkpoints are stored, and needs neither Ray nor the codec. The rows of a step and
+its learning rate are the training loop's.
 """
 
 import logging
 import os
 import shutil
 import sysconfig
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,14 +30,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from sheen.codec.transfer import to_device
 from sheen.lm.attention.packed import check_isolation
 from sheen.lm.batching import Batch
 from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM
 from sheen.lm.precision import Precision, dtype_of
 from sheen.train.learning.collectives import Collectives
-from sheen.train.learning.divergence import Divergence
-from sheen.train.learning.host_copy import on_host
+from sheen.train.learning.metrics import MetricsWindow, loss_sums
+from sheen.train.learning.optimizers import Divergence, on_host
 from sheen.train.learning.settings import Strategy
 
 logger = logging.getLogger(__name__)
@@ -187,6 +191,41 @@ class Learner:
         set_optimizer_state_dict(
             self.model, self.optimizer, state, options=StateDictOptions(full_state_dict=True)
         )
+
+
+def take_step(
+    learner: Learner,
+    group: Collectives,
+    window: MetricsWindow,
+    rows: Sequence[Batch],
+    *,
+    weights: Sequence[float],
+    guide_weight: float,
+    rate: float,
+    seed: int,
+) -> Tensor:
+    """One step on this rank's rows, counted in the window; returns the gradient norm, equal on all
+    ranks, see `Learner.update`.
+
+    weights: those of the codec's levels. guide_weight: weight of guided attention's mean over all
+    targets. seed: seed of dropout for this step and rank.
+    """
+    counts = torch.tensor([row.targets.counts for row in rows], dtype=torch.float64).sum(0)
+    levels = torch.tensor(weights, dtype=torch.float64)
+    # Gradients are averaged over ranks; the loss is a weighted mean over all of their targets.
+    counts = group.sum(counts)
+    scale = levels * group.world / (levels @ counts)
+    scale = to_device(scale.float(), group.device)
+    guide_scale = to_device((guide_weight * group.world / counts.sum()).float(), group.device)
+    torch.manual_seed(seed)  # independent of earlier computations
+    for index, row in enumerate(rows):
+        sums = learner.loss(row, last=index + 1 == len(rows), guided=guide_weight > 0)
+        if sums.guide is None:
+            torch.autograd.backward(sums.loss, scale)
+        else:
+            torch.autograd.backward([sums.loss, sums.guide], [scale, guide_scale])
+        window.add(loss_sums(sums, row.tokens))
+    return learner.update(rate)
 
 
 def compiles(asked: bool | None, device: torch.device) -> bool:

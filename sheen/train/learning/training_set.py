@@ -1,9 +1,13 @@
 """The training set of a speech LM in memory: tokens and codes as arrays, by utterance.
 
-Owns building packed rows from it. It is created by `sheen.train.data`.
+Owns building packed rows from it, their history noise, and its reference rows: utterances after
+another one of the same speaker, which carries no loss. They train a model to continue in the voice
+of a reference; the prompt of a row has both texts and no speaker name, like that of a request with
+a reference (`sheen.engine.reference`). It is created by `sheen.train.data`, which makes the tokens.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +15,82 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sheen.codec.layout import TokenLayout
-from sheen.lm.batching import PLAIN, Batch, RowForm, collate
-from sheen.train.learning.reference_rows import ReferenceRows
+from sheen.lm.batching import PLAIN, Batch, RowForm, add_history_noise, collate
+
+CHOICES = 2
+"""Possible references of each utterance; an epoch uses one. More would take memory for texts."""
+TRIES = 4
+"""Draws for each choice, of which one must fit into a sequence."""
+HISTORY_NOISE, EPOCHS = 1, 2
+"""Separate their random numbers from a run's others."""
+
+
+@dataclass(frozen=True)
+class ReferenceRows:
+    """Row r, item `first + r` of a training set, is utterance `spoken[r]` after utterance
+    `before[r]`. `rows` `[utterances, CHOICES]`: the rows of each utterance, -1 for none.
+    """
+
+    share: float
+    first: int
+    before: NDArray[np.int64]
+    spoken: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    def of_epoch(self, utterances: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+        """The items of an epoch for `utterances`: about `share` of those with a reference row are
+        replaced by it."""
+        draws = np.random.default_rng([seed, epoch, EPOCHS])
+        wanted = draws.random(len(utterances)) < self.share
+        row = self.rows[utterances, draws.integers(CHOICES, size=len(utterances))]
+        return np.where(wanted & (row >= 0), self.first + row, utterances)
+
+
+def pair_utterances(
+    texts: Sequence[str],
+    speakers: Sequence[str | None],
+    utterances: NDArray[np.int64],
+    share: float,
+    seed: int,
+    fits: Callable[[int, int], bool],
+) -> ReferenceRows:
+    """Pairs among `utterances`; `fits(before, spoken)`: whether both fit into one sequence.
+
+    If no utterance has a speaker, all are one voice; otherwise those without a speaker are not
+    paired. The texts of a pair differ. ValueError if there is no pair.
+    """
+    named = any(speakers[index] for index in utterances)
+    groups: dict[str | None, list[int]] = {}
+    for index in utterances.tolist():
+        if speakers[index] or not named:
+            groups.setdefault(speakers[index], []).append(index)
+    draws = np.random.default_rng([seed, EPOCHS])
+    before: list[int] = []
+    spoken: list[int] = []
+    rows = np.full((len(texts), CHOICES), -1, np.int64)
+    for group in groups.values():
+        for index in group:
+            chosen: list[int] = []
+            for place in draws.integers(len(group), size=CHOICES * TRIES).tolist():
+                other = group[place]
+                if other in chosen or texts[other] == texts[index] or not fits(other, index):
+                    continue
+                chosen.append(other)
+                if len(chosen) == CHOICES:
+                    break
+            if chosen:
+                own = range(len(before), len(before) + len(chosen))
+                rows[index] = np.resize(own, CHOICES)
+            before += chosen
+            spoken += [index] * len(chosen)
+    if not before:
+        raise ValueError(
+            "--reference-share: no two utterances of one speaker, with different texts, fit into "
+            "--max-tokens; give more, or shorter recordings, or their speakers"
+        )
+    return ReferenceRows(
+        share, len(texts), np.array(before, np.int64), np.array(spoken, np.int64), rows
+    )
 
 
 @dataclass(frozen=True)
@@ -77,3 +155,11 @@ class TrainingSet:
         for part in (self.prompts, self.prompt_offsets, self.frames, self.frame_offsets):
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
+
+
+def with_noise(row: Batch, layout: TokenLayout, share: float, seed: int, number: int) -> Batch:
+    """Row `number` of a run with its history noise, see `add_history_noise`."""
+    if not share:
+        return row
+    draws = np.random.default_rng([seed, number, HISTORY_NOISE])
+    return add_history_noise(row, layout, share, draws)

@@ -21,7 +21,7 @@ from sheen.audio.stream import PREROLL_S
 from sheen.data.clips import ClipError, ClipReader
 from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
 from sheen.data.parts import PART_KEYS, sort_manifest
-from sheen.encode.config import Limits
+from sheen.encode.config import RecordingLimits
 from sheen.encode.output import plan_blocks
 from sheen.encode.stages import DecodeSettings, decode_rows
 
@@ -269,7 +269,7 @@ def test_many_rows_of_one_recording_decode_it_once_in_whatever_order_they_are_li
     manifest = read_manifest(lines(tmp_path / "rows.jsonl", [rows[place] for place in order]))
     blocks = plan_blocks(manifest, str(tmp_path / "out"))
     assert len(blocks) > 10
-    settings = DecodeSettings(RATE, Limits(), LAYOUT, 2048 / RATE)
+    settings = DecodeSettings(RATE, RecordingLimits(), LAYOUT, 2048 / RATE)
     decoded = [row for block in blocks for row in decode_rows(block, settings).to_pylist()]
     assert sorted(row["key"] for row in decoded) == list(range(count))
     for row in decoded:

@@ -16,7 +16,7 @@ from helpers.example import VOICES, clips_of, flac
 from sheen.audio.io import wav_header
 from sheen.codec.layout import TokenLayout
 from sheen.data.corpus import read_manifest
-from sheen.encode.config import Limits
+from sheen.encode.config import RecordingLimits
 from sheen.encode.stages import DecodeSettings, decode_rows
 from sheen.train.codec.data import SegmentReader, find_recordings
 
@@ -87,7 +87,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_encoding_takes_each_odd_file_or_counts_it(folder: Path) -> None:
-    settings = DecodeSettings(24_000, Limits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000)
+    settings = DecodeSettings(
+        24_000, RecordingLimits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000
+    )
     found = decode_rows(read_manifest(str(folder)), settings).to_pylist()
     expected = {Path(name).stem: seconds for name, (_, seconds) in recordings().items()}
     unusable = {name for name, seconds in expected.items() if seconds is None}

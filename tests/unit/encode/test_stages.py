@@ -8,10 +8,10 @@ import pyarrow as pa
 from sheen.codec.layout import TokenLayout
 from sheen.data.clips import TRANSIENT
 from sheen.data.corpus import MANIFEST_SCHEMA
-from sheen.encode.config import Limits
+from sheen.encode.config import RecordingLimits
 from sheen.encode.stages import DecodeSettings, decode_rows
 
-SETTINGS = DecodeSettings(24_000, Limits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000)
+SETTINGS = DecodeSettings(24_000, RecordingLimits(), TokenLayout(0, 4096, (4, 2, 1)), 2048 / 24_000)
 
 
 def test_what_cannot_be_read_now_is_not_what_cannot_be_decoded(tmp_path: Path) -> None:

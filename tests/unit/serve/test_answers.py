@@ -22,7 +22,7 @@ from sheen.serve import request_log
 from sheen.serve.access.admission import Admission
 from sheen.serve.answers.batch import Batch
 from sheen.serve.backend import Backend
-from sheen.serve.config import BATCH, Limits, ServeArgs
+from sheen.serve.config import BATCH, ClientLimits, ServeArgs
 from sheen.serve.request_log import RequestRecord
 from sheen.serve.schema.requests import MAX_BATCH_CHARACTERS, MAX_BATCH_ITEMS, BatchRequest
 from sheen.text import delivery
@@ -231,7 +231,7 @@ def test_a_batch_of_no_or_too_many_items_is_refused(client: TestClient, items: o
 
 def test_the_longest_batch_fits_into_its_body() -> None:
     escaped = len("\\ud83d\\ude00") * MAX_BATCH_CHARACTERS
-    assert Limits().body(BATCH).size > escaped + 100_000 > Limits().body("/").size
+    assert ClientLimits().body(BATCH).size > escaped + 100_000 > ClientLimits().body("/").size
 
 
 def test_a_batch_whose_client_leaves_is_given_up(

@@ -233,7 +233,7 @@ def test_a_replica_that_cannot_read_its_keys_starts_and_refuses(
 
 def test_a_location_is_logged_without_its_credentials() -> None:
     location = "s3://id:secret@bucket/keys?secret_key=secret"
-    assert keys.shown(location) == "s3://bucket/keys"
+    assert keys.without_credentials(location) == "s3://bucket/keys"
     with pytest.raises(ValueError, match="keys_file nothing://bucket") as raised:
         read_keys(location.replace("s3", "nothing"))
     assert "secret" not in str(raised.value)

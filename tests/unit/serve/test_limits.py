@@ -39,13 +39,13 @@ from sheen.serve.access.keys import digest
 from sheen.serve.access.limits import Inbox, Pace
 from sheen.serve.access.middleware import Gate, GateMiddleware, set_gate
 from sheen.serve.backend import Backend
-from sheen.serve.config import Limits, ServeArgs
+from sheen.serve.config import ClientLimits, ServeArgs
 from sheen.serve.errors import install_error_handlers
 from sheen.serve.request_log import RequestLogMiddleware, RequestRecord, listen
 from sheen.serve.schema.requests import SpeechRequest
 from sheen.serve.websocket.conversation import converse
 
-LIMITS = Limits(max_body_bytes=2048, body_timeout_s=2.0, max_messages_per_s=20)
+LIMITS = ClientLimits(max_body_bytes=2048, body_timeout_s=2.0, max_messages_per_s=20)
 # For doors that nothing but the time closes, however slow the machine is.
 BRIEF = LIMITS.model_copy(update={"body_timeout_s": 0.2})
 TIMED = (trickling, trickling_in_chunks, no_body_at_all, no_start, anything_but_a_start)
@@ -84,7 +84,7 @@ def url(app: FastAPI, backend: Backend) -> Iterator[str]:
     set_gate(Gate(None))
 
 
-def limit(app: FastAPI, limits: Limits) -> None:
+def limit(app: FastAPI, limits: ClientLimits) -> None:
     app.state.limits = limits
     set_gate(Gate(lambda: frozenset({digest(KEY)}), limits))
 
@@ -170,7 +170,7 @@ def test_a_page_brings_its_key_as_a_subprotocol(url: str) -> None:
 
 
 def joined(parts: list[str]) -> str:
-    inbox = Inbox(Limits(max_messages_per_s=1 << 20))
+    inbox = Inbox(ClientLimits(max_messages_per_s=1 << 20))
     texts = []
     for part in parts:
         sent = json.dumps({"type": "text", "text": part})  # as JSON.stringify: halves are escaped

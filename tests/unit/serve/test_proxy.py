@@ -24,7 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from helpers.doors import WAIT_S, answer, begin, closed, line, listening, text_of, trickle
-from sheen.serve.config import BATCH, MAX_BODIES, SPEECH, VOICES, Limits, ServeArgs
+from sheen.serve.config import BATCH, MAX_BODIES, SPEECH, VOICES, ClientLimits, ServeArgs
 from sheen.serve.proxy.install import HEADER_BYTES, install, rules_of
 from sheen.serve.proxy.middleware import BodyRule, ProxyMiddleware, Rules
 
@@ -361,7 +361,7 @@ def test_a_proxy_is_told_the_limits_again_and_tells_what_it_has_refused(behind: 
     proxy = SimpleNamespace(
         _start_http_server_task=starting, http_proxy=SimpleNamespace(proxy_router=behind)
     )
-    rules = rules_of(Limits())
+    rules = rules_of(ClientLimits())
     assert install(proxy, "ours", rules) == {}
     starting.set_result((None, SimpleNamespace(config=config)))
     assert install(proxy, "ours", rules) == {}
@@ -376,7 +376,7 @@ def test_a_proxy_is_told_the_limits_again_and_tells_what_it_has_refused(behind: 
         HEADER_BYTES,
     )
     middleware.refused = {"ours": Counter(body_timeout=2), "other": Counter(body_timeout=1)}
-    changed = rules_of(Limits(max_body_bytes=4096))
+    changed = rules_of(ClientLimits(max_body_bytes=4096))
     assert install(proxy, "ours", changed) == {"body_timeout": 2}
     assert install(proxy, "ours", changed) == {}
     assert middleware.rules == {"ours": changed, "other": rules}

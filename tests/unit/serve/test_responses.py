@@ -27,7 +27,7 @@ from sheen.serve.access.admission import Admission
 from sheen.serve.answers.responses import answer, delta_event, streamed
 from sheen.serve.backend import Backend
 from sheen.serve.capabilities import Capabilities
-from sheen.serve.config import Limits, ServeArgs
+from sheen.serve.config import ClientLimits, ServeArgs
 from sheen.serve.errors import APIError
 from sheen.serve.rendering import Renderer
 from sheen.serve.request_log import RequestRecord, close_record
@@ -376,7 +376,7 @@ def socket(backend: Backend) -> Iterator[Any]:
 
     @app.websocket("/")
     async def talk(socket: WebSocket) -> None:
-        await converse(socket, backend, Limits())
+        await converse(socket, backend, ClientLimits())
 
     with TestClient(app) as client, client.websocket_connect("/") as socket:
         socket.send_json(START)
@@ -499,7 +499,7 @@ def test_no_more_lines_than_places(backend: Backend, socket: Any) -> None:
 
         @app.websocket("/")
         async def talk(socket: WebSocket) -> None:
-            await converse(socket, backend, Limits())
+            await converse(socket, backend, ClientLimits())
 
         with TestClient(app) as client, client.websocket_connect("/") as another:
             assert heard(another)[1]["error"]["type"] == "rate_limit_error"

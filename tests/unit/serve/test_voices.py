@@ -29,11 +29,9 @@ from sheen.serve.request_log import SCOPE_KEY, RequestRecord, close_record, reco
 from sheen.serve.schema.answers import CreatedVoice, Voices
 from sheen.serve.schema.requests import BatchRequest, SpeechRequest
 from sheen.serve.voices.folder import FolderFull, StoredVoice, VoiceFolder, is_name, voice_id
-from sheen.serve.voices.form import read_form
-from sheen.serve.voices.remote import decode_data_url, fetch
-from sheen.serve.voices.routes import delete, listed, upload
+from sheen.serve.voices.reference_fields import check_transcript, decode_data_url, fetch
+from sheen.serve.voices.routes import delete, list_voices, read_form, upload
 from sheen.serve.voices.shared_work import MAX_WAITING
-from sheen.serve.voices.transcripts import check_words
 from sheen.serve.word_times import Aligner
 from sheen.storage import files
 
@@ -76,7 +74,7 @@ def client(backend: Backend) -> Iterator[TestClient]:
 
     @app.get("/v1/audio/voices")
     async def voices() -> Voices:
-        return await listed(backend.references, backend.capabilities.voices)
+        return await list_voices(backend.references, backend.capabilities.voices)
 
     @app.post("/v1/audio/voices")
     async def upload_voice(request: Request) -> CreatedVoice:
@@ -347,7 +345,7 @@ def test_all_of_it_is_off_unless_it_is_configured() -> None:
         assert refusal.value.code == "references_off"
         named = SpeechRequest.model_validate(SPOKEN | {"voice": "alice"})
         assert asyncio.run(backend.reference(named)) is None
-        assert asyncio.run(listed(backend.references, [VOICE])).uploaded_voices == []
+        assert asyncio.run(list_voices(backend.references, [VOICE])).uploaded_voices == []
     finally:
         backend.close()
     with pytest.raises(ValueError, match=r"--reference-share.*args\.reference_form"):
@@ -435,10 +433,10 @@ def test_a_text_is_refused_if_other_words_are_heard(
     text: str, heard: str, language: str | None, refused: bool
 ) -> None:
     if not refused:
-        check_words(text, heard, language)
+        check_transcript(text, heard, language)
         return
     with pytest.raises(APIError) as refusal:
-        check_words(text, heard, language)
+        check_transcript(text, heard, language)
     assert refusal.value.param == "ref_text"
     assert repr(heard) in str(refusal.value)
 
@@ -520,7 +518,7 @@ def allowed(backend: Backend, host: Host, monkeypatch: pytest.MonkeyPatch) -> Ho
 def test_a_host_that_stalls_delays_its_own_requests_alone(
     backend: Backend, allowed: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sheen.serve.voices.remote.FETCH_S", 600.0)
+    monkeypatch.setattr("sheen.serve.voices.reference_fields.FETCH_S", 600.0)
     fields = {"ref_audio": f"http://{allowed.name}/slow.wav", "ref_text": TEXT}
     body = SpeechRequest.model_validate(SPOKEN | fields)
 

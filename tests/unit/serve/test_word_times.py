@@ -19,7 +19,7 @@ from helpers.in_process import asking, events
 from helpers.tiny_whisper import save_faster_whisper
 from sheen.audio.samples import Samples
 from sheen.engine.types import Span
-from sheen.scoring.asr.word_times import Times
+from sheen.scoring.asr.transcript import Times
 from sheen.serve.backend import Backend
 from sheen.serve.config import BATCH, ServeArgs
 from sheen.serve.word_times import Aligner, SpokenWords, WordTimes, written_words

@@ -16,7 +16,7 @@ import pytest
 from helpers.example import ROOT, VOICE, load_script
 from sheen.codec.layout import TokenLayout
 from sheen.data.corpus import MANIFEST_SCHEMA
-from sheen.encode.config import Limits
+from sheen.encode.config import RecordingLimits
 from sheen.encode.stages import DecodeSettings, decode_rows
 from sheen.engine.sampling.settings import Sampling
 from sheen.engine.voice import Voice
@@ -171,7 +171,7 @@ def test_a_text_counts_as_it_is_spoken(english: TextNormalizer) -> None:
     }  # fmt: skip
     table = pa.Table.from_pylist([row], schema=MANIFEST_SCHEMA)
     layout = TokenLayout(0, 4096, (4, 2, 1))
-    preparation = DecodeSettings(24_000, Limits(max_text_rate=30), layout, 2048 / 24_000)
+    preparation = DecodeSettings(24_000, RecordingLimits(max_text_rate=30), layout, 2048 / 24_000)
     (as_it_is,) = decode_rows(table, preparation).to_pylist()
     assert (as_it_is["text"], as_it_is["reason"]) == ("$1,234,567", None)
     (spoken,) = decode_rows(table, replace(preparation, normalizer=(describe("en"),))).to_pylist()

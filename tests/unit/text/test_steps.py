@@ -16,7 +16,7 @@ from helpers.voices import make_voice
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.data.corpus import MANIFEST_SCHEMA
-from sheen.encode.config import Limits
+from sheen.encode.config import RecordingLimits
 from sheen.encode.stages import DecodeSettings, decode_rows
 from sheen.engine.chunks import ChunkStream
 from sheen.engine.engine import Engine
@@ -165,7 +165,9 @@ def test_encoding_keeps_tags(steps: tuple[NormalizerStep, ...]) -> None:
     row |= {"text": "5 <laugh> 6", "snac_codes": SILENT_CODES}
     table = pa.Table.from_pylist([row], schema=MANIFEST_SCHEMA)
     layout = TokenLayout(0, 4096, (4, 2, 1))
-    settings = DecodeSettings(24_000, Limits(), layout, 2048 / 24_000, None, None, steps[:1])
+    settings = DecodeSettings(
+        24_000, RecordingLimits(), layout, 2048 / 24_000, None, None, steps[:1]
+    )
     [read] = decode_rows(table, replace(settings, tags=("<laugh>",))).to_pylist()
     assert (read["text"], read["reason"]) == ("five <laugh> six", None)
 
@@ -180,7 +182,7 @@ def test_encoding_writes_phonemes_and_rejects_what_has_none(
     ]
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
     layout = TokenLayout(0, 4096, (4, 2, 1))
-    settings = DecodeSettings(24_000, Limits(), layout, 2048 / 24_000, normalizer=steps)
+    settings = DecodeSettings(24_000, RecordingLimits(), layout, 2048 / 24_000, normalizer=steps)
     spoken, silent = decode_rows(table, settings).to_pylist()
     assert (spoken["text"], spoken["reason"]) == ("ˌɪts tˈɛn θˈɜɹTi!", None)
     assert (silent["text"], silent["reason"]) == ("你好", "no text")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sheen.storage import files, uris
-from sheen.train.checkpoints import RunStore, StorageFull, claim_run
+from sheen.train.checkpoints import RunStore, StorageFull, check_run_fingerprint
 
 
 def write(text: str) -> Callable[[Path], None]:
@@ -149,7 +149,7 @@ def test_a_run_that_saved_nothing_is_no_hindrance(tmp_path: Path) -> None:
 
     def claim(weights: str) -> None:
         fields = {"seed": 0, "num_workers": 1}
-        claim_run(str(tmp_path), fields, {"num_workers"}, {"model content": weights})
+        check_run_fingerprint(str(tmp_path), fields, {"num_workers"}, {"model content": weights})
 
     claim("torn")
     claim("whole")

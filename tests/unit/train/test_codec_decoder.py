@@ -16,9 +16,13 @@ from helpers.tiny_codec import TINY, tiny
 from sheen.codec import discriminators
 from sheen.codec.snac import load_codec
 from sheen.codec.training import save_codec
-from sheen.train.codec.adversarial import DISCRIMINATOR_RATE, AdversarialLearner, balanced
 from sheen.train.codec.config import CodecTrainConfig
-from sheen.train.codec.decoder import DecoderLearner
+from sheen.train.codec.decoder import (
+    DISCRIMINATOR_RATE,
+    AdversarialLearner,
+    DecoderLearner,
+    balanced,
+)
 from sheen.train.codec.job import run
 from sheen.train.codec.learner import CodecStep
 from sheen.train.codec.trainer import ADVERSARIAL_WEIGHT, loss_weights

@@ -19,8 +19,7 @@ from helpers.tiny_codec import TINY
 from sheen.audio import spectral
 from sheen.codec import asr_features, training
 from sheen.codec.asr_features import AsrFeatureLoss
-from sheen.train.codec.adversarial import AdversarialLearner
-from sheen.train.codec.decoder import DecoderLearner
+from sheen.train.codec.decoder import AdversarialLearner, DecoderLearner
 from sheen.train.codec.learner import CodecLearner
 from sheen.train.codec.trainer import CodecTrainer
 from sheen.train.learning.collectives import Collectives

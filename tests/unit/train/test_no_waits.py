@@ -19,9 +19,8 @@ from sheen.lm.batching import collate
 from sheen.lm.model import SpeechLM
 from sheen.train.learning import learner as learner_module
 from sheen.train.learning.collectives import Collectives
-from sheen.train.learning.learner import Learner
+from sheen.train.learning.learner import Learner, take_step
 from sheen.train.learning.metrics import MetricsWindow
-from sheen.train.learning.step import take_step
 
 
 @pytest.mark.slow

@@ -17,8 +17,7 @@ from sheen.lm.checkpoint import CheckpointInfo, read_info
 from sheen.lm.loss import IGNORE_INDEX
 from sheen.text.prompt import speaker_text
 from sheen.train.data import build_training_set, describe, plan_run
-from sheen.train.learning.reference_rows import CHOICES, pair_utterances
-from sheen.train.learning.training_set import TrainingSet
+from sheen.train.learning.training_set import CHOICES, TrainingSet, pair_utterances
 
 FRAME = 7
 MOST = 110

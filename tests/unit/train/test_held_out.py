@@ -16,8 +16,8 @@ from sheen.lm.model import SpeechLM
 from sheen.text.prompt import speaker_text
 from sheen.train.evaluation import Evaluation
 from sheen.train.learning.collectives import Collectives
+from sheen.train.learning.held_out import swap_texts
 from sheen.train.learning.learner import Learner
-from sheen.train.learning.text_gain import swap_texts
 from sheen.train.learning.training_set import TrainingSet
 
 START = 99

@@ -17,8 +17,7 @@ from sheen.data.prompts import Prompt
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.job import speaker_arguments, with_absolute_paths
 from sheen.evaluate.output import PROMPT_SCHEMA
-from sheen.evaluate.prompts import plan_prompts
-from sheen.evaluate.references import read_references, references_digest
+from sheen.evaluate.prompts import plan_prompts, read_references, references_digest
 from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.lm.checkpoint import CheckpointInfo
 from sheen.rng import step_seed

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sheen.scoring.asr.word_times import NEAR_S, Times, refine
+from sheen.scoring.asr.transcript import NEAR_S, Times, refine
 
 RATE = 16_000
 

@@ -1,6 +1,6 @@
 """Tasks that decode and write: held to one machine's CPUs, or as many as a cluster takes."""
 
-from sheen.encode.placement import task_limits
+from sheen.encode.job import task_limits
 
 HEAD: dict[str, float] = {}
 """Of a cluster whose head runs no work."""
