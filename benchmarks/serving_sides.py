@@ -23,8 +23,7 @@ from sheen.codec.worker import CodecProcess
 from sheen.engine.audio.decoder import AudioStage, Stream
 from sheen.engine.audio.streaming import StreamingDecoder
 from sheen.engine.engine import Engine
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Finished, Request, Sink
+from sheen.engine.types import Finished, Request, Sampling, Sink
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.attention.packed import use_attention
 from sheen.lm.model import SpeechLM, load_model

@@ -23,9 +23,8 @@ from sheen.audio.samples import NO_SAMPLES
 from sheen.default_voice import find_default_voice
 from sheen.engine.engine import Engine
 from sheen.engine.reference import LONGEST_S
-from sheen.engine.sampling.settings import Sampling
 from sheen.engine.synthesis import Synthesis, synthesize
-from sheen.engine.types import Reference, RequestError, SynthesisParams
+from sheen.engine.types import Reference, RequestError, Sampling, SynthesisParams
 from sheen.engine.voice import load_voice
 from sheen.lm.precision import Precision
 from sheen.storage import files, uris

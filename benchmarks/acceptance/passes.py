@@ -19,7 +19,7 @@ from acceptance.models import codec_layout, published_codec, random_codes, servi
 from sheen.engine.audio.streaming import DEFAULT_RAMP
 from sheen.engine.audio.window_shapes import COUNTS, WindowShapes
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.lm.model import SpeechLM
 
 PROMPT = 41

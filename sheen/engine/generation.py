@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from sheen.engine.decode_step import BlockHeads, DecodeStep, Pending, attention_lengths
-from sheen.engine.sampling.sampler import SlotSampler
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.sampler import SlotSampler
+from sheen.engine.types import Sampling
 from sheen.lm.attention.slots import Rows, Span
 from sheen.lm.cache.kv_cache import PAGE, CacheShape, PagedCache, free_memory, plan_pages
 from sheen.lm.cache.prefixes import Key, PrefixCache

@@ -26,8 +26,7 @@ from sheen.engine.reference import (
     read_recording,
     reference_prompt,
 )
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Reference, Request, RequestError
+from sheen.engine.types import Reference, Request, RequestError, Sampling
 from sheen.lm import checkpoint
 from sheen.lm.checkpoint import DurationModel
 from sheen.lm.model import SpeechLM, load_model

@@ -21,7 +21,7 @@ from sheen import blocks
 from sheen.audio.io import decode_audio
 from sheen.config import errors_of
 from sheen.data.prompts import read_prompts
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.output import AUDIO, write_rows
 from sheen.evaluate.prompts import Plan, plan_prompts, prepare_output, prompt_table

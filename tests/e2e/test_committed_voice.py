@@ -19,9 +19,8 @@ from helpers.recogniser import tiny_en
 from sheen.codec.info import describe_codec
 from sheen.default_voice import find_default_voice
 from sheen.engine.engine import Engine
-from sheen.engine.sampling.settings import Sampling
 from sheen.engine.synthesis import Synthesized, synthesize_all
-from sheen.engine.types import SynthesisParams
+from sheen.engine.types import Sampling, SynthesisParams
 from sheen.engine.voice import load_voice
 from sheen.lm import checkpoint
 from sheen.scoring.asr.transcribers import open_transcriber

@@ -118,7 +118,7 @@ def test_the_checkpoint_says_how_long_its_texts_were(trained: Path, encoded: Pat
 def test_training_and_serving_build_the_same_prompt(encoded: Path, voice: Voice) -> None:
     data = training_set(encoded, voice)
     utterances = dataset.read_utterances(str(encoded), data.layout)
-    from sheen.engine.sampling.settings import Sampling
+    from sheen.engine.types import Sampling
 
     for index in range(len(utterances)):
         served = voice.request(

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from helpers.example import CHECKPOINT, EXAMPLES, VOICE, load_script
 from sheen.__main__ import main
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.engine.voice import Voice, load_voice
 from sheen.export import export
 from sheen.lm.card import trained_note

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from helpers.speaking import LAYOUT, POSITIONS, WORDS, random_model
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
-from sheen.engine.sampling.sampler import RowSettings
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.sampler import RowSettings
+from sheen.engine.types import Sampling
 from sheen.lm.model import SpeechLM, float32_logits
 
 FRAMES = 4

@@ -23,9 +23,8 @@ from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.engine.decode_step import DecodeStep, attention_lengths
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
-from sheen.engine.sampling.settings import Sampling
 from sheen.engine.scheduler import Slots
-from sheen.engine.types import Request
+from sheen.engine.types import Request, Sampling
 from sheen.lm.attention.slots import Rows, Span
 from sheen.lm.cache.kv_cache import PAGE, pages_of
 from sheen.lm.model import SpeechLM

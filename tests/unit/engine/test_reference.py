@@ -15,8 +15,7 @@ from sheen.engine.audio.streaming import StreamingDecoder
 from sheen.engine.engine import Engine
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
 from sheen.engine.reference import check_text, read_recording
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Reference, Request, RequestError
+from sheen.engine.types import Reference, Request, RequestError, Sampling
 from sheen.engine.voice import Voice
 from sheen.lm.cache.kv_cache import PAGE, arena_bytes
 from sheen.lm.checkpoint import ReferenceInfo

@@ -16,8 +16,7 @@ from sheen.engine.audio.window_shapes import COUNTS, WindowShapes
 from sheen.engine.decode_step import attention_lengths
 from sheen.engine.engine import Engine
 from sheen.engine.generation import CHUNK_ROWS, PREFILL_CHUNK, TokenGenerator
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Request
+from sheen.engine.types import Request, Sampling
 
 ATTENTION = "scaled_dot_product_attention"
 CONVOLUTIONS = "conv1d", "conv2d", "conv_transpose1d"

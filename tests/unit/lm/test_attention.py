@@ -24,7 +24,7 @@ from helpers.speaking import generate
 from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.lm.attention import packed as attention
 from sheen.lm.attention.packed import PACKED, check_isolation, packed_attention
 from sheen.lm.attention.segments import Segments

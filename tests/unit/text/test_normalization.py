@@ -18,7 +18,7 @@ from sheen.codec.layout import TokenLayout
 from sheen.data.corpus import MANIFEST_SCHEMA
 from sheen.encode.config import Limits
 from sheen.encode.stages import DecodeSettings, decode_rows
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.engine.voice import Voice
 from sheen.text import normalization
 from sheen.text.normalization import (
