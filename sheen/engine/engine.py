@@ -19,8 +19,7 @@ import torch
 from sheen.audio.samples import SilenceTrim
 from sheen.codec.snac import WindowCodec
 from sheen.engine.audio.decoder import AudioStage, Stream
-from sheen.engine.audio.streaming import DEFAULT_RAMP, StreamingDecoder
-from sheen.engine.audio.window_shapes import WindowShapes
+from sheen.engine.audio.streaming import DEFAULT_RAMP, StreamingDecoder, WindowShapes
 from sheen.engine.generation import StepOutput, TokenGenerator
 from sheen.engine.memory import log_memory, most_windows, plan_cache
 from sheen.engine.scheduler import RequestQueue, Ticket

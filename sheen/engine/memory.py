@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sheen.codec.snac import WindowCodec
 from sheen.engine.audio.decoder import BATCH
-from sheen.engine.audio.window_shapes import LONGEST
+from sheen.engine.audio.streaming import LONGEST_WINDOW
 from sheen.engine.decode_step import attention_lengths
 from sheen.engine.generation import PREFILL_ROWS
 from sheen.engine.scheduler import MAX_IN_FLIGHT_PER_SLOT
@@ -80,7 +80,7 @@ def plan_reserve(model: SpeechLM, codec: WindowCodec, slots: int, max_seq_len: i
     nodes = LAYER_NODES * shape.layers + OTHER_NODES
     graphs = len(attention_lengths(pages_of(max_seq_len) * PAGE)) * nodes * NODE_BYTES
     windows = most_windows(slots)
-    longest = codec.window(LONGEST, 2 * LONGEST, None)
+    longest = codec.window(LONGEST_WINDOW, 2 * LONGEST_WINDOW, None)
     samples = windows * (longest.stop - longest.start) * codec.frame_samples
     return Reserve(
         steps=layer + max(GATHERED_BYTES, one_slot) + logits,

@@ -16,8 +16,7 @@ import torch
 
 from sheen.audio.samples import Samples, SilenceTrim
 from sheen.codec.snac import WindowCodec
-from sheen.engine.audio.streaming import StreamingDecoder, decode_ready
-from sheen.engine.audio.window_shapes import WindowShapes
+from sheen.engine.audio.streaming import StreamingDecoder, WindowShapes, decode_ready
 from sheen.engine.types import Finished, Playback, Sink
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,7 @@ from helpers.example import CODEC
 from sheen.audio.samples import SilenceTrim
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
-from sheen.engine.audio.streaming import StreamingDecoder, decode_ready
-from sheen.engine.audio.window_shapes import WindowShapes
+from sheen.engine.audio.streaming import StreamingDecoder, WindowShapes, decode_ready
 
 TOLERANCE = 1e-6
 LAYOUT = TokenLayout(500, 4096, (4, 2, 1))

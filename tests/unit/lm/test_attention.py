@@ -27,8 +27,7 @@ from sheen.engine.generation import TokenGenerator
 from sheen.engine.types import Sampling
 from sheen.lm.attention import packed as attention
 from sheen.lm.attention.packed import PACKED, check_isolation, packed_attention
-from sheen.lm.attention.segments import Segments
-from sheen.lm.batching import Batch, collate
+from sheen.lm.batching import Batch, Segments, collate
 from sheen.lm.loss import token_losses
 from sheen.lm.model import SpeechLM
 
