@@ -16,8 +16,7 @@ from sheen.engine.engine import Engine
 from sheen.engine.synthesis import synthesize_all
 from sheen.engine.types import RequestError, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
-from sheen.lm.checkpoint import INFO_FILE, CheckpointInfo, DurationModel
-from sheen.lm.durations import fit_durations
+from sheen.lm.checkpoint import INFO_FILE, CheckpointInfo, DurationModel, fit_durations
 from sheen.lm.recognition import describe_checkpoint
 from sheen.storage import files, folders, hub, uris
 
