@@ -111,7 +111,7 @@ class AudioFile:
             return self._from(sample_at(start_s, self.rate)) is not None
 
     def blocks(self, start_s: float = 0.0, end_s: float | None = None) -> Iterator[Samples]:
-        """The samples between two seconds, None: to the end, in pieces `[n]` of less than two
+        """The samples between two seconds, None: to the end, in blocks `[n]` of less than two
         seconds.
 
         What cannot be decoded is in `faults`. Raises AudioError where nothing more can be read.

@@ -27,7 +27,7 @@ from sheen.codec.float32 import full_float32
 from sheen.codec.inference import (
     ClipEncoder,
     DilatedConv,
-    Snake,
+    InPlaceSnake,
     TransposedConv,
     clear,
     cut_batches,
@@ -159,7 +159,7 @@ class Codec(WindowCodec):
         for module in modules:
             for name, part in module.named_children():
                 if isinstance(part, Snake1d):
-                    setattr(module, name, Snake(part))
+                    setattr(module, name, InPlaceSnake(part))
                 elif DilatedConv.fits(part):
                     setattr(module, name, DilatedConv(part))
                 elif device.type == "cpu" and TransposedConv.fits(part):
