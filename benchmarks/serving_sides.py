@@ -26,7 +26,8 @@ from sheen.engine.engine import Engine
 from sheen.engine.types import Finished, Request, Sampling, Sink
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.attention.packed import use_attention
-from sheen.lm.model import SpeechLM, load_model
+from sheen.lm.model import SpeechLM
+from sheen.lm.model_files import load_model
 
 
 class Side(Protocol):

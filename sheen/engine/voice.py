@@ -29,7 +29,8 @@ from sheen.engine.reference import (
 from sheen.engine.types import Reference, Request, RequestError, Sampling
 from sheen.lm import checkpoint
 from sheen.lm.checkpoint import DurationModel
-from sheen.lm.model import SpeechLM, load_model
+from sheen.lm.model import SpeechLM
+from sheen.lm.model_files import load_model
 from sheen.lm.precision import Precision, dtype_of
 from sheen.lm.recognition import describe_checkpoint, describe_separately
 from sheen.storage import files, folders

@@ -24,7 +24,7 @@ from sheen.data import dataset
 from sheen.data.prompts import Prompt
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm import checkpoint
-from sheen.lm.model import load_model
+from sheen.lm.model_files import load_model
 from sheen.text.normalization import NemoStep
 from sheen.text.phonemes import PhonemeStep
 from sheen.text.steps import NfcSpaceStep, NormalizerStep

@@ -22,7 +22,8 @@ from sheen.lm.checkpoint import (
     ReferenceInfo,
     SamplingDefaults,
 )
-from sheen.lm.model import extend, save_model
+from sheen.lm.model import extend
+from sheen.lm.model_files import save_model
 from sheen.text.normalization import NemoStep
 from sheen.text.steps import NfcSpaceStep
 
