@@ -18,7 +18,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import ContinuousBatchingConfig
 
 from sheen.codec.layout import TokenLayout
-from sheen.codec.snac import Codec, WindowCodec
+from sheen.codec.snac import Codec
+from sheen.codec.windows import WindowCodec
 from sheen.codec.worker import CodecProcess
 from sheen.engine.audio.decoder import AudioStage, Stream
 from sheen.engine.audio.streaming import StreamingDecoder

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 
 from sheen.audio.samples import SilenceTrim
-from sheen.codec.snac import WindowCodec
+from sheen.codec.windows import WindowCodec
 from sheen.engine.audio.decoder import AudioStage, Stream
 from sheen.engine.audio.streaming import DEFAULT_RAMP, StreamingDecoder, WindowShapes
 from sheen.engine.generation import StepOutput, TokenGenerator

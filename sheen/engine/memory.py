@@ -8,7 +8,7 @@ device. Allocates nothing.
 import logging
 from dataclasses import dataclass
 
-from sheen.codec.snac import WindowCodec
+from sheen.codec.windows import WindowCodec
 from sheen.engine.audio.decoder import BATCH
 from sheen.engine.audio.streaming import LONGEST_WINDOW
 from sheen.engine.decode_step import attention_lengths

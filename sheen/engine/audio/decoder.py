@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sheen.audio.samples import Samples, SilenceTrim
-from sheen.codec.snac import WindowCodec
+from sheen.codec.windows import WindowCodec
 from sheen.engine.audio.streaming import StreamingDecoder, WindowShapes, decode_ready
 from sheen.engine.types import Finished, Playback, Sink
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sheen.audio.samples import NO_SAMPLES
 from sheen.codec.layout import TokenLayout
-from sheen.codec.snac import Window, WindowCodec
+from sheen.codec.windows import Window, WindowCodec
 
 DEFAULT_RAMP = (1, 2, 4, 8, 12)
 """Frames of the first chunks; the last value repeats. The first ones are small for an early start;
