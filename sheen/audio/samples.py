@@ -1,6 +1,6 @@
 """Samples as arrays, and what is silent or clipped in them.
 
-Owns the silence before speech, left out while samples stream, and the measure of clipping: how much
+Owns the silence before speech, removed while samples stream, and the measure of clipping: how much
 is too much is the caller's decision. Imports numpy alone, none of the libraries for files, because
 the engine needs this part of audio.
 """
@@ -18,7 +18,7 @@ KEPT_SILENCE_S = 0.05
 
 
 class SilenceTrim:
-    """Leaves out the silence before speech: samples in, samples out.
+    """Removes the silence before speech: samples in, samples out.
 
     Silence is what stays below `threshold` of full scale; `keep_s` of it before the first sound
     stays. After `longest_s` without a sound everything passes: then the silence is meant.

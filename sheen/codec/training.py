@@ -192,8 +192,8 @@ def quantize(model: SNAC, latents: Tensor, kept: Tensor | None = None) -> Quanti
             codebook = codebook + F.mse_loss(chosen, wanted.detach())
             step = quantizer.out_proj(wanted + (chosen - wanted).detach())
         step = step.repeat_interleave(stride, dim=-1)
-        heard = step if kept is None else step * (kept > level).to(step)[:, None, None]
-        output = output + heard
+        decoded = step if kept is None else step * (kept > level).to(step)[:, None, None]
+        output = output + decoded
         residual = residual - step
         codes.append(indices)
         vectors.append(wanted.detach().transpose(1, 2).reshape(-1, wanted.shape[1]))

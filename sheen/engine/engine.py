@@ -133,8 +133,8 @@ class Engine:
             request.before,
         )
         trim = SilenceTrim(self._codec.sample_rate) if self._trims else None
-        heard = Playback() if follows is None else Playback(runs_out=follows.runs_out)
-        stream = Stream(decoder, sink, trim, heard)
+        playback = Playback() if follows is None else Playback(runs_out=follows.runs_out)
+        stream = Stream(decoder, sink, trim, playback)
         ticket = Ticket(self._queue, request, stream, follows, pages_of(tokens))
         self._queue.put(ticket)
         return ticket

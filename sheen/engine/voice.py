@@ -157,7 +157,7 @@ class Voice:
         self, max_seconds: float, speaker: str | None, reference: Reference | None = None
     ) -> int:
         """The longest text for one `request`, in characters: limited by the training texts, by
-        `max_seconds` of audio, and by the room after a reference; at least 1."""
+        `max_seconds` of audio, and by what a reference leaves of the context; at least 1."""
         longest = self.info.max_chunk_chars or DEFAULT_CHUNK_CHARS
         durations = self._durations(speaker, reference)
         if durations is None or durations.frames_per_char <= 0:

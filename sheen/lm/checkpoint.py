@@ -267,7 +267,7 @@ def trained_note(info: CheckpointInfo) -> str:
     if info.prompt.name == "speaker-text":
         return (
             "It was trained with a full softmax: it can be decoded with or without a mask. Prompts "
-            "must end with SOS, the only control token that it knows beside EOS."
+            "must end with SOS, the only control token that it knows besides EOS."
         )
     return (
         "It was trained with a full softmax, including control tokens from SOA on: it can be "

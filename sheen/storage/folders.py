@@ -221,7 +221,7 @@ def parse_record(location: str, kind: type[Record], data: Mapping[str, Any]) -> 
 
 
 def dump_record(record: BaseModel) -> bytes:
-    """As it is written: optional keys without a value are left out."""
+    """As it is written: optional keys without a value are omitted."""
     return record.model_dump_json(indent=2, exclude_none=True).encode() + b"\n"
 
 

@@ -106,7 +106,7 @@ class StreamingDecoder:
     """One utterance's decoder. `seed` None switches the codec's noise off.
 
     `look_ahead`: frames that the first chunk waits for; None for as many as make it exact. `trims`:
-    leading silence is removed by the caller, who sets `heard` at the first sound. `before`: codes
+    leading silence is removed by the caller, who sets `audible` at the first sound. `before`: codes
     `[frames, tokens_per_frame]` that the utterance continues; their samples are not returned.
     """
 
@@ -130,7 +130,7 @@ class StreamingDecoder:
         self._ramp = tuple(ramp)
         self._look_ahead = look_ahead
         self._trims = trims
-        self.heard = False
+        self.audible = False
         self._ids: list[int] = []
         # Grown by doubling: a row per frame would copy all of them for each.
         # Frames are counted from the first of `before` on, and so are the noise's places.
@@ -200,7 +200,7 @@ class StreamingDecoder:
 
     @property
     def _hurries(self) -> bool:
-        return self._look_ahead is not None and not self.heard
+        return self._look_ahead is not None and not self.audible
 
     def _size(self, chunk: int) -> int:
         return self._ramp[min(chunk, len(self._ramp) - 1)]
@@ -224,7 +224,7 @@ class StreamingDecoder:
 
     def accept(self, window: Window, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Keep the final samples of a decoded window and move on."""
-        self.heard |= not self._trims
+        self.audible |= not self._trims
         per_frame = self.codec.frame_samples
         while self._emitted < window.last:
             self._emitted += self._size(self._chunks)
