@@ -17,7 +17,7 @@ from snac import SNAC
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sheen.codec.info import CODEC_FOLDER
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.engine.voice import load_voice
 from sheen.export import export
 from sheen.scoring.asr.transcribers import open_transcriber

@@ -23,7 +23,8 @@ from serving import DEFAULT_MODEL
 from serving_sides import generate_alone
 
 from sheen.engine.voice import Voice, load_voice
-from sheen.lm.model import SpeechLM, load_model
+from sheen.lm.model import SpeechLM
+from sheen.lm.model_files import load_model
 
 LONGEST_S = 30.0
 WARM_UP = 3

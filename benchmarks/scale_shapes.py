@@ -16,8 +16,8 @@ KERNEL = 7
 UNITS = 3
 """SNAC's residual units per block; each is Snake, depthwise 7, Snake, 1x1, sum."""
 SNAKE_VALUES = 11
-"""Values that `sheen.codec.inference.Snake` reads and writes for one of its input: five operators
-in one buffer, the last with two inputs."""
+"""Values that `sheen.codec.inference.InPlaceSnake` reads and writes for one of its input: five
+operators in one buffer, the last with two inputs."""
 ADD_VALUES = 3
 CLEAR_VALUES = 2
 """Of zeroing what lies beyond the clips' ends after each layer of a batch."""

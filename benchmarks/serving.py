@@ -25,8 +25,7 @@ from workload import Shape, make_base
 
 from sheen.audio.samples import Samples
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Finished, Request
+from sheen.engine.types import Finished, Request, Sampling
 from sheen.engine.voice import Voice
 from sheen.lm.model import SpeechLM
 

@@ -18,16 +18,17 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import ContinuousBatchingConfig
 
 from sheen.codec.layout import TokenLayout
-from sheen.codec.snac import Codec, WindowCodec
+from sheen.codec.snac import Codec
+from sheen.codec.windows import WindowCodec
 from sheen.codec.worker import CodecProcess
 from sheen.engine.audio.decoder import AudioStage, Stream
 from sheen.engine.audio.streaming import StreamingDecoder
 from sheen.engine.engine import Engine
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Finished, Request, Sink
+from sheen.engine.types import Finished, Request, Sampling, Sink
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.attention.packed import use_attention
-from sheen.lm.model import SpeechLM, load_model
+from sheen.lm.model import SpeechLM
+from sheen.lm.model_files import load_model
 
 
 class Side(Protocol):

@@ -49,7 +49,7 @@ def speak(argv: list[str], prog: str) -> int:
 
     from sheen.codec.info import DEFAULT_CODEC
     from sheen.config import fail
-    from sheen.engine.sampling.settings import Sampling
+    from sheen.engine.types import Sampling
     from sheen.lm.precision import Precision
     from sheen.speaker import Speaker, audio_format
     from sheen.text.lexicon import read_entries

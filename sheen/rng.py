@@ -32,7 +32,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def uniform(seeds: Tensor, purpose: int, positions: Tensor) -> Tensor:
-    """Uniform draws in (0, 1), float32, both ends left out.
+    """Uniform draws in (0, 1), float32, both ends excluded.
 
     `seeds` `[B]` int64; `positions` `[B, N]` or `[N]` int64, non-negative and below 2**32.
     Returns `[B, N]`.

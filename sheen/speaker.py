@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from sheen.audio.effects import Stretch
 from sheen.audio.encoders import MEDIA_TYPES, AudioEncoder
 from sheen.audio.samples import NO_SAMPLES
-from sheen.default_voice import find_default_voice
 from sheen.engine.engine import Engine
 from sheen.engine.reference import LONGEST_S
-from sheen.engine.sampling.settings import Sampling
 from sheen.engine.synthesis import Synthesis, synthesize
-from sheen.engine.types import Reference, RequestError, SynthesisParams
+from sheen.engine.types import Reference, RequestError, Sampling, SynthesisParams
 from sheen.engine.voice import load_voice
+from sheen.lm.checkpoint import find_default_voice
 from sheen.lm.precision import Precision
 from sheen.storage import files, uris
 from sheen.text.delivery import Delivery, deliver

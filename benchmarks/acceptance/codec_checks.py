@@ -17,10 +17,9 @@ from torch import Tensor
 from acceptance import references
 from acceptance.bench import Bench
 from acceptance.models import codec_layout, digest, reference_clips, reference_codec, reference_snac
-from sheen.codec.float32 import full_float32
 from sheen.codec.inference import ClipEncoder
 from sheen.codec.layout import Codes
-from sheen.codec.snac import Codec
+from sheen.codec.snac import Codec, full_float32
 from sheen.engine.audio.streaming import StreamingDecoder
 
 DECODED = 4

@@ -23,10 +23,9 @@ from acceptance.codec_checks import agreement, distinct, tf32
 from acceptance.floors import convolution_bytes
 from acceptance.learner_checks import compiling
 from acceptance.models import RATE, published_snac
-from sheen.codec.float32 import full_float32
 from sheen.codec.inference import ClipEncoder, DilatedConv, cut_batches
 from sheen.codec.layout import Codes
-from sheen.codec.snac import Codec
+from sheen.codec.snac import Codec, full_float32
 
 SHORTEST_S, LONGEST_S = 1.0, 15.0
 SAME_CODES = 0.999

@@ -16,8 +16,7 @@ from acceptance.models import reference_codec, reference_lm, reference_prompts
 from sheen.audio.samples import Samples
 from sheen.engine.decode_step import attention_lengths
 from sheen.engine.engine import Engine
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import EngineBusy, Finished, Request
+from sheen.engine.types import EngineBusy, Finished, Request, Sampling
 
 SLOTS = 8
 LONG = 10

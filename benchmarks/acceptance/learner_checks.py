@@ -20,8 +20,7 @@ from acceptance import references
 from acceptance.bench import Bench
 from acceptance.models import REFERENCE, reference_lm
 from sheen.lm.attention.packed import packed_attention
-from sheen.lm.attention.segments import Segments
-from sheen.lm.batching import Batch
+from sheen.lm.batching import Batch, Segments
 from sheen.lm.precision import Precision
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.learner import Learner, take_step

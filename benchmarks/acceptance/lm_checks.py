@@ -20,7 +20,7 @@ from acceptance import references
 from acceptance.bench import Bench
 from acceptance.models import REFERENCE, digest, reference_lm, reference_prompts
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.lm.model import SpeechLM, float32_logits
 
 TOKENS = 70

@@ -167,7 +167,7 @@ def reference_clips(count: int = 40, shortest: float = 0.3, longest: float = 2.0
 
 
 def reference_prompts() -> list[list[int]]:
-    """Of 5 to 400 tokens; the engine takes the longest in two pieces."""
+    """Of 5 to 400 tokens; the engine takes the longest in two chunks."""
     generator = np.random.default_rng(4)
     lengths = (5, 12, 40, 100, 180, 256, 257, 400)
     vocabulary, start = REFERENCE.vocabulary, REFERENCE.layout.start_id

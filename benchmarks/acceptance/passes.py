@@ -16,10 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 from acceptance.bench import Bench
 from acceptance.floors import body_weights, convolution_bytes, pass_bytes
 from acceptance.models import codec_layout, published_codec, random_codes, serving_lm
-from sheen.engine.audio.streaming import DEFAULT_RAMP
-from sheen.engine.audio.window_shapes import COUNTS, WindowShapes
+from sheen.engine.audio.streaming import BATCH_COUNTS, DEFAULT_RAMP, WindowShapes
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.lm.model import SpeechLM
 
 PROMPT = 41
@@ -66,7 +65,7 @@ def check_prefill(bench: Bench) -> None:
     length = bench.pick(150, 30)
     generator = TokenGenerator(model, slots, length + 16)
     codec = published_codec(bench.device, bench.small)
-    shapes = WindowShapes.of(codec, DEFAULT_RAMP, None, bench.pick(COUNTS[-1], 1))
+    shapes = WindowShapes.of(codec, DEFAULT_RAMP, None, bench.pick(BATCH_COUNTS[-1], 1))
     bench.row(
         "every shape of steps, prompts and windows, once",
         bench.seconds(lambda: generator.prepare(every_shape=True))

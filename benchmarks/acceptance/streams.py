@@ -23,8 +23,7 @@ from sheen.audio.samples import Samples
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
 from sheen.engine.memory import plan_reserve
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Finished, Request
+from sheen.engine.types import Finished, Request, Sampling
 from sheen.lm.cache.kv_cache import SHARE, CacheShape, arena_bytes, free_memory, pages_of
 from sheen.lm.model import SpeechLM
 

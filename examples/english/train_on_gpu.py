@@ -30,7 +30,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from sheen.codec.layout import AUDIO_START
 from sheen.lm.batching import Batch
-from sheen.lm.model import SpeechLM, extend, load_base, load_model, save_model, to_bfloat16
+from sheen.lm.model import SpeechLM, extend
+from sheen.lm.model_files import load_base, load_model, save_model, to_bfloat16
 from sheen.lm.packing import plan_rows
 from sheen.rng import step_seed
 from sheen.train.learning.collectives import Collectives

@@ -99,7 +99,7 @@ def decode(data: bytes) -> tuple[NDArray[np.float32], int]:
     parts: list[tuple[int, list[Samples]]] = []  # neighbors of one rate, in Hz
     declared_s, exact = 0.0, False
     with (
-        decoding_errors(lambda: any(pieces for _, pieces in parts)),
+        decoding_errors(lambda: any(blocks for _, blocks in parts)),
         av.open(io.BytesIO(data), "r", **ANY_TAGS) as container,
     ):
         stream = audio_stream(container)
@@ -112,7 +112,7 @@ def decode(data: bytes) -> tuple[NDArray[np.float32], int]:
                 if not parts or parts[-1][0] != frame.sample_rate:
                     parts.append((frame.sample_rate, []))
                 parts[-1][1].append(samples)
-    decoded = [(rate, np.concatenate(pieces)) for rate, pieces in parts if pieces]
+    decoded = [(rate, np.concatenate(blocks)) for rate, blocks in parts if blocks]
     seconds = sum(len(samples) / rate for rate, samples in decoded)
     if not seconds:
         raise AudioError("empty", "the file holds 0 samples")

@@ -1,6 +1,8 @@
-"""Samples as arrays, and the silence before speech left out while they stream.
+"""Samples as arrays, and what is silent or clipped in them.
 
-The part of audio that the engine needs: numpy alone, none of the libraries for files.
+Owns the silence before speech, removed while samples stream, and the measure of clipping: how much
+is too much is the caller's decision. Imports numpy alone, none of the libraries for files, because
+the engine needs this part of audio.
 """
 
 import numpy as np
@@ -16,7 +18,7 @@ KEPT_SILENCE_S = 0.05
 
 
 class SilenceTrim:
-    """Leaves out the silence before speech: samples in, samples out.
+    """Removes the silence before speech: samples in, samples out.
 
     Silence is what stays below `threshold` of full scale; `keep_s` of it before the first sound
     stays. After `longest_s` without a sound everything passes: then the silence is meant.
@@ -52,3 +54,25 @@ class SilenceTrim:
         """What was held back of an utterance that ends without a sound."""
         held, self._held, self._open = self._held, NO_SAMPLES, True
         return held
+
+
+CLIPPED_RUN = 3
+"""Consecutive samples at the largest value: no peak of unclipped speech is so flat."""
+LEAST_PEAK = 0.2
+"""Least peak, of full scale: a softer recording's peaks may be flat for want of steps."""
+
+
+def clipped_per_second(samples: Samples, sample_rate: int, peak: float | None = None) -> float:
+    """Runs of CLIPPED_RUN samples at the recording's largest one, of either sign."""
+    if not len(samples):
+        return 0.0
+    highest = float(np.abs(samples).max()) if peak is None else peak
+    if highest < LEAST_PEAK:
+        return 0.0
+    # Half a step of 16 bits: what a decoder rounds.
+    runs = 0
+    for side in (samples, -samples):
+        flat = np.concatenate([[False], side >= highest - 2**-16, [False]])
+        edges = np.flatnonzero(np.diff(flat.astype(np.int8)))
+        runs += int((edges[1::2] - edges[::2] >= CLIPPED_RUN).sum())
+    return runs * sample_rate / len(samples)

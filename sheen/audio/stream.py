@@ -38,7 +38,7 @@ _EXACT = {
     "mov": ("aac", "alac", "mp3", "opus", "flac", _PCM),
 }  # fmt: skip
 """Containers whose timestamps count samples, which Matroska's and Flash's are too coarse for, each
-with beginnings of the codecs that go on from any frame of it after a preroll. Not Ogg's: after a
+with beginnings of the codecs that continue from any frame of it after a preroll. Not Ogg's: after a
 seek to the last page, ffmpeg counts back from an end that is already trimmed."""
 _UNFORGETTING = ("aac",)
 """Codecs whose decoder keeps a state over a seek: of AAC that of the noise it fills bands with."""
@@ -111,7 +111,7 @@ class AudioFile:
             return self._from(sample_at(start_s, self.rate)) is not None
 
     def blocks(self, start_s: float = 0.0, end_s: float | None = None) -> Iterator[Samples]:
-        """The samples between two seconds, None: to the end, in pieces `[n]` of less than two
+        """The samples between two seconds, None: to the end, in blocks `[n]` of less than two
         seconds.
 
         What cannot be decoded is in `faults`. Raises AudioError where nothing more can be read.

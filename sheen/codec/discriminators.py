@@ -128,7 +128,7 @@ def discriminator_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> 
 
 
 def adversarial_loss(fake: Sequence[Judgement]) -> Tensor:
-    """The decoder's loss: 0 when its audio is judged as recorded, 1 when it never is."""
+    """The decoder's loss: 0 when its audio is classified as recorded, 1 when it never is."""
     return _mean([(1 - part.score.float()).square().mean() for part in fake])
 
 

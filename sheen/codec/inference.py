@@ -2,7 +2,7 @@
 
 Owns arithmetic alone. A sample's value does not depend, to the bit, on its place in a batch, its
 distance from an edge or the batch's length: the same frames give the same audio in whatever windows
-they are decoded. The encoder takes a clip alone, block by block over pieces of it that stay in a
+they are decoded. The encoder takes a clip alone, block by block over chunks of it that stay in a
 core's cache, each with its receptive field; or several clips in one batch, padded, with zeros
 beyond each clip's end before any layer can reach them. Which of the two is the caller's choice.
 Knows nothing about devices or codes.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sheen.codec.transfer import to_device
 
 
-class Snake(nn.Module):
+class InPlaceSnake(nn.Module):
     """SNAC's activation, x + sin(alpha x)^2 / alpha, in one buffer instead of five.
 
     The same operations in the same order, so the same bits. Activations are half of a codec's time
@@ -121,8 +121,8 @@ class TransposedConv(nn.Module):
         return cropped
 
 
-PIECE_BYTES = 2 << 20
-"""Size of an activation in a piece, measured on 2 cores with 32 MB of shared cache: less costs more
+CHUNK_BYTES = 2 << 20
+"""Size of an activation in a chunk, measured on 2 cores with 32 MB of shared cache: less costs more
 calls, and from 8 MB on a clip waits for memory."""
 UNITS_REACH = 39
 """Samples that three residual units of kernel 7 and dilations 1, 3 and 9 reach, on each side."""
@@ -134,9 +134,9 @@ class _Stage:
     def __init__(self, layers: Sequence[nn.Module], channels: int, stride: int, reach: int) -> None:
         self.layers = layers
         self.stride = stride
-        whole = stride * max(1, PIECE_BYTES // (4 * channels) // stride)
-        self.piece = whole
-        # Pieces begin where a strided layer takes a step.
+        whole = stride * max(1, CHUNK_BYTES // (4 * channels) // stride)
+        self.chunk = whole
+        # Chunks begin where a strided layer takes a step.
         self.context = -(-reach // stride) * stride
 
     def run(self, x: Tensor, beyond: Tensor | None) -> Tensor:
@@ -144,13 +144,13 @@ class _Stage:
             x = clear(layer(x), beyond)
         return x
 
-    def in_pieces(self, x: Tensor) -> Tensor:
+    def in_chunks(self, x: Tensor) -> Tensor:
         total = x.shape[-1]
-        if total <= self.piece + self.context:
+        if total <= self.chunk + self.context:
             return self.run(x, None)
         outs = []
-        for first in range(0, total, self.piece):
-            last = min(first + self.piece, total)
+        for first in range(0, total, self.chunk):
+            last = min(first + self.chunk, total)
             start, stop = max(0, first - self.context), min(total, last + self.context)
             out = self.run(x[..., start:stop], None)
             low = (first - start) // self.stride
@@ -184,7 +184,7 @@ class ClipEncoder:
         """Latents `[1, d, T / hop]` of one clip `[T]`, a whole number of blocks."""
         x = waveform[None, None]
         for stage in self._stages:
-            x = stage.in_pieces(x)
+            x = stage.in_chunks(x)
         for layer in self._rest:
             x = layer(x)
         return x

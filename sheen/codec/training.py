@@ -60,7 +60,7 @@ class CodecLosses:
     asr_features: Tensor | None = None
 
 
-class Snake(nn.Module):
+class TrainableSnake(nn.Module):
     """SNAC's activation and parameter in plain torch.
 
     TorchScript computes the parameter's gradient otherwise in the first calls of a process, so that
@@ -76,11 +76,11 @@ class Snake(nn.Module):
 
 
 def use_plain_activations(model: SNAC) -> None:
-    """Make the model's activations `Snake`; the names in its state stay as they are."""
+    """Make the model's activations `TrainableSnake`; the names in its state stay as they are."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Snake1d):
-                setattr(module, name, Snake(child.alpha))
+                setattr(module, name, TrainableSnake(child.alpha))
 
 
 def compile_stacks(model: SNAC) -> None:
@@ -126,9 +126,9 @@ class Distances(nn.Module):
 class TrainableCodec(nn.Module):
     """A SNAC model with its losses: what a data-parallel wrapper wraps.
 
-    The model's activations become `Snake`. `asr_features`: see `Distances`. `quantizer_dropout` is
-    the share of rows that are decoded from their first levels alone, one or more of them, as in
-    SoundStream (Zeghidour et al. 2021): these then carry more.
+    The model's activations become `TrainableSnake`. `asr_features`: see `Distances`.
+    `quantizer_dropout` is the share of rows that are decoded from their first levels alone, one or
+    more of them, as in SoundStream (Zeghidour et al. 2021): these then carry more.
     """
 
     def __init__(
@@ -192,8 +192,8 @@ def quantize(model: SNAC, latents: Tensor, kept: Tensor | None = None) -> Quanti
             codebook = codebook + F.mse_loss(chosen, wanted.detach())
             step = quantizer.out_proj(wanted + (chosen - wanted).detach())
         step = step.repeat_interleave(stride, dim=-1)
-        heard = step if kept is None else step * (kept > level).to(step)[:, None, None]
-        output = output + heard
+        decoded = step if kept is None else step * (kept > level).to(step)[:, None, None]
+        output = output + decoded
         residual = residual - step
         codes.append(indices)
         vectors.append(wanted.detach().transpose(1, 2).reshape(-1, wanted.shape[1]))

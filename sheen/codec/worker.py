@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from snac import SNAC
 from torch import Tensor
 
-from sheen.codec.snac import Codec, WindowCodec
+from sheen.codec.snac import Codec
+from sheen.codec.windows import WindowCodec
 
 END_S = 10.0
 """Seconds that the process has to end by itself once its input is closed."""

@@ -14,8 +14,7 @@ from sheen.audio import io
 from sheen.audio.io import AudioError
 from sheen.audio.samples import Samples
 from sheen.audio.stream import AudioFile, sample_at
-from sheen.data.parts import is_part, recording_of
-from sheen.data.recordings import RecordingReader
+from sheen.data.recordings import RecordingReader, is_part, recording_of
 from sheen.storage import files
 
 TRANSIENT = ("missing", "not read")

@@ -82,7 +82,7 @@ class Utterances:
     examples: dict[str, str] = field(default_factory=dict)
     """For each reason, the first row dropped for it and the details."""
     instructions: list[str | None] = field(default_factory=list)
-    """The instruction of each text; may be left out if no text has one."""
+    """The instruction of each text; may be omitted if no text has one."""
 
     def __post_init__(self) -> None:
         self.instructions = self.instructions or [None] * len(self.texts)

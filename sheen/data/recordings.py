@@ -1,19 +1,21 @@
 """The bytes of a recording, from wherever its manifest row points.
 
 Owns reading whole files, byte ranges of tar shards and rows of Parquet files, and opening them to
-read parts. Decodes nothing. The last container stays open, so rows are best read in manifest order.
-Only a few rows of a Parquet file and the page that holds them are in memory, however large its row
-groups.
+read parts; and the order of rows in which parts are read for the least. Decodes nothing. The last
+container stays open, so rows are best read in manifest order. Only a few rows of a Parquet file and
+the page that holds them are in memory, however large its row groups.
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sheen.data.schema import SPAN_KEYS
 from sheen.storage import files, uris
 
 PARQUET_ROWS = 8
@@ -195,3 +197,36 @@ class _Part(io.RawIOBase):
     def close(self) -> None:
         self._stream.close()
         super().close()
+
+
+_RECORDING = ("audio", "container", "place", "channel")
+
+
+def is_part(row: Mapping[str, Any]) -> bool:
+    return row["start"] is not None or row["end"] is not None
+
+
+def recording_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A key that is equal for rows that are parts of one recording and channel."""
+    return row["audio"], row["container"], tuple(row["place"] or ()), row.get("channel")
+
+
+def in_recording_order(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Places of rows: parts of one recording together, where the first of them is, the earlier ones
+    first."""
+    first: dict[tuple[Any, ...], int] = {}
+    order = [
+        (first.setdefault(recording_of(row), place), row["start"] or 0.0, place)
+        if is_part(row)
+        else (place, 0.0, place)
+        for place, row in enumerate(rows)
+    ]
+    return [place for *_, place in sorted(order)]
+
+
+def sort_manifest(manifest: pa.Table) -> pa.Table:
+    """The rows of MANIFEST_SCHEMA, see `in_recording_order`."""
+    if not pc.any(pc.or_(manifest["start"].is_valid(), manifest["end"].is_valid())).as_py():
+        return manifest
+    rows = manifest.select([*_RECORDING, *SPAN_KEYS]).to_pylist()
+    return manifest.take(pa.array(in_recording_order(rows)))

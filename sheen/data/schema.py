@@ -1,8 +1,10 @@
 """The row schema that every input format is read into, and the columns a user's row may have.
 
-Owns the keys under which a text, id, speaker, instruction and recording are found, which values
-count as missing, and the encoding of text files. A file may hold millions of rows: rows are kept as
-Arrow batches, not as Python objects.
+Owns the keys under which a text, id, speaker, instruction, recording and part of a recording are
+found, which values count as missing, and the encoding of text files. A part is given in every form
+of input by seconds from the recording's first sample on, either of them null for its beginning or
+end, and a channel counted from 0, null for the mean of all. A file may hold millions of rows: rows
+are kept as Arrow batches, not as Python objects.
 """
 
 import codecs
@@ -49,6 +51,12 @@ KEYS: dict[str, tuple[str, ...]] = {
 prompts: of those that a row has, the first with a value counts."""
 CODES_KEY = "snac_codes"
 PLACE_KEY = "audio_place"
+SPAN_KEYS = ("start", "end")
+NEMO_SPAN_KEYS = ("offset", "duration")
+CHANNEL_KEY = "audio_channel"
+PART_KEYS = (*SPAN_KEYS, *NEMO_SPAN_KEYS, CHANNEL_KEY)
+"""Keys of a user's row that `part_of` reads."""
+LONGEST_S = 1e9  # some thirty years: no recording is longer
 
 AUDIO_SUFFIXES = (
     ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".ac3", ".aif", ".aifc",
@@ -156,6 +164,54 @@ def row_fields(row: Mapping[str, Any]) -> dict[str, Any]:
         "speaker": name_of(pick(row, "speaker"), "speaker"),
         "instruction": text_of(pick(row, "instruction"), "instruction") or None,
     }
+
+
+def part_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns `start`, `end` and `channel` of a user's row, checked. Raises TypeError and
+    ValueError."""
+    start, end = _span_of(data)
+    return {"start": start, "end": end, "channel": _channel_of(data)}
+
+
+def _span_of(data: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Start and end; where a row has neither, NeMo's `offset`, and `duration` from there.
+
+    A duration alone is that of the whole recording.
+    """
+    nothing = all(is_none(data.get(name)) for name in SPAN_KEYS)
+    if nothing and not is_none(data.get("offset")):
+        return _checked(data, *NEMO_SPAN_KEYS)
+    return _checked(data, *SPAN_KEYS)
+
+
+def _channel_of(data: Mapping[str, Any]) -> int | None:
+    value = data.get(CHANNEL_KEY)
+    if is_none(value):
+        return None
+    # Where a column of whole numbers has gaps, pandas writes 1.0 for 1.
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in range(256):
+        raise TypeError(f"{CHANNEL_KEY} must be a whole number from 0 on, not {str(value)[:40]!r}")
+    return int(value)
+
+
+def _checked(data: Mapping[str, Any], first: str, second: str) -> tuple[float | None, float | None]:
+    start, end = _seconds(data, first), _seconds(data, second)
+    if second == "duration" and end is not None:
+        end += start or 0.0
+    if end is not None and end <= (start or 0.0):
+        raise ValueError(f"end must be later than start: {start or 0:g} to {end:g} seconds")
+    return start, end
+
+
+def _seconds(data: Mapping[str, Any], name: str) -> float | None:
+    value = data.get(name)
+    if is_none(value):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {str(value)[:40]!r}")
+    if not 0 <= value < LONGEST_S:  # false for NaN too
+        raise ValueError(f"{name} must be from 0 to {LONGEST_S:.0e} s, not {str(value)[:40]}")
+    return float(value)
 
 
 def buffered(stream: pa.NativeFile, size: int) -> io.BufferedReader:

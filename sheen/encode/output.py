@@ -21,7 +21,7 @@ from sheen.codec.info import CodecInfo
 from sheen.data import dataset
 from sheen.data.clips import TRANSIENT
 from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
-from sheen.data.parts import sort_manifest
+from sheen.data.recordings import sort_manifest
 from sheen.encode.config import EncodeConfig
 from sheen.runs.output import (
     RECORDINGS,

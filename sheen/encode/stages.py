@@ -20,7 +20,7 @@ from sheen.audio import effects, io
 from sheen.audio.io import from_pcm16
 from sheen.codec.layout import TokenLayout
 from sheen.data.clips import ClipError, ClipReader
-from sheen.data.parts import in_recording_order
+from sheen.data.recordings import in_recording_order
 from sheen.encode.config import RecordingLimits, length_fault, sound_fault, text_fault
 from sheen.encode.output import ENCODED, ENCODED_SCHEMA, PCM_SCHEMA, REJECTED, pack, unpack
 from sheen.runs.attempts import Attempts

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sheen.codec.layout import TokenLayout
-from sheen.engine.sampling.sampler import Needs, RowSettings, SlotSampler
+from sheen.engine.sampler import Needs, RowSettings, SlotSampler
 from sheen.lm.attention.slots import Rows
 from sheen.lm.cache.kv_cache import PAGE, PagedCache
 from sheen.lm.cpu_kernels import MIN_ROWS, MOST_ROWS, Product

@@ -17,10 +17,9 @@ from functools import partial
 import torch
 
 from sheen.audio.samples import SilenceTrim
-from sheen.codec.snac import WindowCodec
+from sheen.codec.windows import WindowCodec
 from sheen.engine.audio.decoder import AudioStage, Stream
-from sheen.engine.audio.streaming import DEFAULT_RAMP, StreamingDecoder
-from sheen.engine.audio.window_shapes import WindowShapes
+from sheen.engine.audio.streaming import DEFAULT_RAMP, StreamingDecoder, WindowShapes
 from sheen.engine.generation import StepOutput, TokenGenerator
 from sheen.engine.memory import log_memory, most_windows, plan_cache
 from sheen.engine.scheduler import RequestQueue, Ticket
@@ -134,8 +133,8 @@ class Engine:
             request.before,
         )
         trim = SilenceTrim(self._codec.sample_rate) if self._trims else None
-        heard = Playback() if follows is None else Playback(runs_out=follows.runs_out)
-        stream = Stream(decoder, sink, trim, heard)
+        playback = Playback() if follows is None else Playback(runs_out=follows.runs_out)
+        stream = Stream(decoder, sink, trim, playback)
         ticket = Ticket(self._queue, request, stream, follows, pages_of(tokens))
         self._queue.put(ticket)
         return ticket

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from sheen.engine.decode_step import BlockHeads, DecodeStep, Pending, attention_lengths
-from sheen.engine.sampling.sampler import SlotSampler
-from sheen.engine.sampling.settings import Sampling
-from sheen.lm.attention.slots import Rows, Span
+from sheen.engine.sampler import SlotSampler
+from sheen.engine.types import Sampling
+from sheen.lm.attention.slots import Rows, SlotSpan
 from sheen.lm.cache.kv_cache import PAGE, CacheShape, PagedCache, free_memory, plan_pages
 from sheen.lm.cache.prefixes import Key, PrefixCache
 from sheen.lm.model import SpeechLM
@@ -135,7 +135,7 @@ class TokenGenerator:
             for count in CHUNK_ROWS:
                 zeros = torch.zeros(count, dtype=torch.long, device=self.device)
                 index = (zeros + self.cache.spare_row)[:, None] + self.cache.heads
-                rows = Rows(self.cache, index, [Span(0, 0, count, count, length)])
+                rows = Rows(self.cache, index, [SlotSpan(0, 0, count, count, length)])
                 self.model.slot_states(zeros, zeros, rows)
 
     @torch.inference_mode()
@@ -227,10 +227,10 @@ class TokenGenerator:
         """Within this context, layers compiled by training run uncompiled."""
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
-    def _plan(self) -> tuple[list[int], list[Span]]:
+    def _plan(self) -> tuple[list[int], list[SlotSpan]]:
         """The slots that generate a token, and the chunks of prompts, of the next step."""
         running: list[int] = []
-        chunks: list[Span] = []
+        chunks: list[SlotSpan] = []
         rows = 0
         for slot, request in self._requests.items():
             if request.step:
@@ -244,18 +244,18 @@ class TokenGenerator:
                 rows += count
         return running, chunks
 
-    def _next_chunk(self, slot: int, request: _Request) -> Span:
+    def _next_chunk(self, slot: int, request: _Request) -> SlotSpan:
         start = request.written
         count = min(PREFILL_CHUNK, len(request.prompt) - start)
         if self._decode_step is None:
-            return Span(slot, start, count)
+            return SlotSpan(slot, start, count)
         rows = next(rows for rows in CHUNK_ROWS if rows >= count)
-        return Span(slot, start, count, rows, self._decode_step.length_for(start + count))
+        return SlotSpan(slot, start, count, rows, self._decode_step.length_for(start + count))
 
-    def _last_row(self, slot: int) -> Span:
-        return Span(slot, self._requests[slot].position, 1)
+    def _last_row(self, slot: int) -> SlotSpan:
+        return SlotSpan(slot, self._requests[slot].position, 1)
 
-    def _run(self, running: Sequence[int], chunks: Sequence[Span]) -> None:
+    def _run(self, running: Sequence[int], chunks: Sequence[SlotSpan]) -> None:
         with self._eagerly():
             if self._decode_step is None:
                 self._packed(running, chunks)
@@ -269,7 +269,7 @@ class TokenGenerator:
                 )
 
     def _run_apart(
-        self, running: Sequence[int], chunks: Sequence[Span], error: Exception
+        self, running: Sequence[int], chunks: Sequence[SlotSpan], error: Exception
     ) -> dict[int, Exception]:
         """Repeat a failed step one request at a time, to find the request that failed."""
         if len(running) + len(chunks) == 1:
@@ -287,7 +287,7 @@ class TokenGenerator:
                 failed[span.slot] = error
         return failed
 
-    def _packed(self, running: Sequence[int], chunks: Sequence[Span]) -> None:
+    def _packed(self, running: Sequence[int], chunks: Sequence[SlotSpan]) -> None:
         """Compute the rows of a step, and sample tokens for requests whose prompt is complete."""
         spans = [*(self._last_row(slot) for slot in running), *chunks]
         places: list[int] = []

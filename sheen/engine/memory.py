@@ -8,9 +8,9 @@ device. Allocates nothing.
 import logging
 from dataclasses import dataclass
 
-from sheen.codec.snac import WindowCodec
+from sheen.codec.windows import WindowCodec
 from sheen.engine.audio.decoder import BATCH
-from sheen.engine.audio.window_shapes import LONGEST
+from sheen.engine.audio.streaming import LONGEST_WINDOW
 from sheen.engine.decode_step import attention_lengths
 from sheen.engine.generation import PREFILL_ROWS
 from sheen.engine.scheduler import MAX_IN_FLIGHT_PER_SLOT
@@ -80,7 +80,7 @@ def plan_reserve(model: SpeechLM, codec: WindowCodec, slots: int, max_seq_len: i
     nodes = LAYER_NODES * shape.layers + OTHER_NODES
     graphs = len(attention_lengths(pages_of(max_seq_len) * PAGE)) * nodes * NODE_BYTES
     windows = most_windows(slots)
-    longest = codec.window(LONGEST, 2 * LONGEST, None)
+    longest = codec.window(LONGEST_WINDOW, 2 * LONGEST_WINDOW, None)
     samples = windows * (longest.stop - longest.start) * codec.frame_samples
     return Reserve(
         steps=layer + max(GATHERED_BYTES, one_slot) + logits,
@@ -98,7 +98,7 @@ def plan_cache(
     cache_bytes: int | None = None,
 ) -> tuple[int, Reserve | None]:
     """Pages of an engine's KV cache, see `plan_pages`, and what a GPU with `free` bytes keeps free
-    beside it; None where `free` is: elsewhere nothing is kept back."""
+    in addition; None where `free` is: elsewhere nothing is kept back."""
     reserve = None
     if free is not None:
         reserve = plan_reserve(model, codec, slots, max_seq_len)
@@ -115,17 +115,19 @@ def log_memory(
     reserve: Reserve | None,
 ) -> None:
     """Log how much an engine takes and how many requests that is for."""
-    room = f"{pages // pages_of(max_seq_len)} of the longest ({max_seq_len} tokens)"
+    capacity = f"{pages // pages_of(max_seq_len)} of the longest ({max_seq_len} tokens)"
     if typical_seq_len is not None and typical_seq_len < max_seq_len:
         streams = pages // pages_of(typical_seq_len)
-        room = f"{streams} streams of a typical length ({typical_seq_len} tokens), or {room}"
+        capacity = (
+            f"{streams} streams of a typical length ({typical_seq_len} tokens), or {capacity}"
+        )
     logger.info(
         "KV cache: %d + 1 pages of %d tokens of %s = %.1f MB; room for %s; %d slots%s",
         pages,
         PAGE,
         shape,
         arena_bytes(shape, pages) / 1e6,
-        room,
+        capacity,
         slots,
         "" if reserve is None else f"; kept free for the rest: {reserve}",
     )

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sheen.audio.clipping import clipped_per_second
 from sheen.audio.io import AudioError, resampled
-from sheen.audio.samples import NO_SAMPLES, Samples
+from sheen.audio.samples import NO_SAMPLES, Samples, clipped_per_second
 from sheen.audio.stream import AudioFile
 from sheen.codec.layout import TokenLayout
-from sheen.codec.snac import Codec, WindowCodec
+from sheen.codec.snac import Codec
+from sheen.codec.windows import WindowCodec
 from sheen.engine.types import Reference, RequestError
 from sheen.text.prompt import PromptTemplate, normalize, one_turn_text
 

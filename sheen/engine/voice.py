@@ -26,14 +26,14 @@ from sheen.engine.reference import (
     read_recording,
     reference_prompt,
 )
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Reference, Request, RequestError
+from sheen.engine.types import Reference, Request, RequestError, Sampling
 from sheen.lm import checkpoint
 from sheen.lm.checkpoint import DurationModel
-from sheen.lm.model import SpeechLM, load_model
+from sheen.lm.model import SpeechLM
+from sheen.lm.model_files import load_model
 from sheen.lm.precision import Precision, dtype_of
 from sheen.lm.recognition import describe_checkpoint, describe_separately
-from sheen.storage import files, folders, hub
+from sheen.storage import files, folders
 from sheen.text.prompt import PromptTemplate, ReferenceForm, check_characters, normalize
 from sheen.text.segmentation import split_sentences
 from sheen.text.steps import TextPipeline, check_steps
@@ -157,7 +157,7 @@ class Voice:
         self, max_seconds: float, speaker: str | None, reference: Reference | None = None
     ) -> int:
         """The longest text for one `request`, in characters: limited by the training texts, by
-        `max_seconds` of audio, and by the room after a reference; at least 1."""
+        `max_seconds` of audio, and by what a reference leaves of the context; at least 1."""
         longest = self.info.max_chunk_chars or DEFAULT_CHUNK_CHARS
         durations = self._durations(speaker, reference)
         if durations is None or durations.frames_per_char <= 0:
@@ -295,7 +295,7 @@ def load_voice(
     and `info`, a file, are for checkpoints without `sheen.json`: see `describe_checkpoint`. So is
     `codec`, which may also be the checkpoint's own with another decoder.
     """
-    location = hub.located(location)
+    location = folders.located(location)
     if not files.exists(location):
         raise ValueError(f"checkpoint {location}: no such folder. {checkpoint.HOW_TO_GET_ONE}")
     # Before copying a large folder from a remote store.

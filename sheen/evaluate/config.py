@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sheen.config import ASR_MODELS, AsrLanguageField, JobConfig, SpeakingFields
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 
 
 class EvaluateConfig(SpeakingFields, JobConfig):

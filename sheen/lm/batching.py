@@ -1,7 +1,8 @@
 """Packed rows: prompts and codes of several utterances -> one row of tokens.
 
-Owns the alignment of targets with inputs, the positions that predict each codebook level, and noise
-in the inputs. Which utterances share a row is `sheen.lm.packing`'s.
+Owns the bounds of the utterances in a row, the alignment of targets with inputs, the positions that
+predict each codebook level, and noise in the inputs. Which utterances share a row is
+`sheen.lm.packing`'s.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,30 @@ from torch import Tensor
 
 from sheen.codec.layout import TokenLayout
 from sheen.codec.transfer import to_device
-from sheen.lm.attention.segments import Segments
 from sheen.lm.loss import IGNORE_INDEX, Targets
+
+
+# Not frozen: torch.compile checks every field of a frozen one in every layer, and compiles them
+# anew for each number of utterances in a row.
+@dataclass(eq=False)
+class Segments:
+    """The bounds of the utterances in a row: `bounds` `[N + 1]` int32, from 0 to T.
+
+    `lengths` are the same on the host; `longest` is at least the largest of them.
+    """
+
+    bounds: Tensor
+    lengths: tuple[int, ...]
+    longest: int
+
+    @staticmethod
+    def of(lengths: list[int]) -> "Segments":
+        bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        # A power of two, so that compiled code meets few values.
+        return Segments(bounds, tuple(lengths), 1 << (max(lengths) - 1).bit_length())
+
+    def to(self, device: torch.device) -> "Segments":
+        return Segments(to_device(self.bounds, device), self.lengths, self.longest)
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,20 @@
 """The speech LM: any causal LM that transformers loads, extended by the codec's tokens.
 
-Owns adding the tokens, the split of a forward pass into body (hidden states) and head (only the
-rows that a caller needs), and saving and loading. Refuses a base whose logits are not
-`hidden @ rows`. Knows nothing about audio.
+Owns adding the tokens, and the split of a forward pass into body (hidden states) and head (only the
+rows that a caller needs). Refuses a base whose logits are not `hidden @ rows`. Knows nothing about
+audio; its files are `sheen.lm.model_files`'s.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,7 +25,6 @@ from sheen.lm.attention.packed import PACKED, SLOT_BACKENDS, check_head, use_att
 from sheen.lm.attention.slots import SLOTTED, Rows
 from sheen.lm.base_model import (
     add_tags,
-    check_files,
     draw_noise,
     first_new_id,
     initialize_rows,
@@ -45,7 +39,6 @@ from sheen.lm.cpu_kernels import (
     product,
 )
 from sheen.lm.loss import LossSums, TiedTable, speech_loss
-from sheen.lm.tokenizer_copy import TokenizerCopy
 
 logger = logging.getLogger(__name__)
 
@@ -192,30 +185,6 @@ def float32_logits(states: Tensor, rows: Tensor) -> Tensor:
     return nn.functional.linear(states.float(), rows.float())
 
 
-def load_base(
-    source: str, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM and its tokenizer, from a folder or a hub id.
-
-    Loaded in `dtype` instead of cast to it later: a cast would also round the frequencies of rotary
-    embeddings, with errors of radians at position 3,000.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        check_files(folder)
-    elif source.startswith(("/", ".", "~")):
-        raise ValueError(f"model {source!r}: no such folder")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except Exception as error:  # the readers of third-party files may raise anything
-        raise ValueError(
-            f"model {source!r}: neither a transformers folder nor a model on the hub "
-            f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
-        ) from error
-    return lm, tokenizer
-
-
 def extend(
     lm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -275,68 +244,3 @@ def _table(embedding: nn.Module) -> Tensor:
     weight = embedding.weight
     assert isinstance(weight, Tensor)
     return weight
-
-
-def load_model(
-    folder: Path | str,
-    layout: TokenLayout,
-    softmax: Softmax = "masked",
-    dtype: torch.dtype = torch.float32,
-) -> tuple[SpeechLM, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a checkpoint folder or hub id with this token layout.
-
-    `softmax` only affects `forward`.
-    """
-    lm, tokenizer = load_base(str(folder), dtype)
-    name = layout.token_names()[0]
-    found = tokenizer.convert_tokens_to_ids(name)
-    if found != layout.first_id:
-        raise ValueError(
-            f"{folder}: {name} has id {found} in the tokenizer, but {layout.first_id} in the "
-            "recorded layout: these files are not of one checkpoint"
-        )
-    rows = len(_table(lm.get_output_embeddings()))
-    if rows < layout.first_id + layout.size:
-        raise ValueError(
-            f"{folder}: the output embedding has {rows} rows, but audio tokens have ids up to "
-            f"{layout.first_id + layout.size - 1}: these files are not of one checkpoint"
-        )
-    model = SpeechLM(lm, layout, softmax)
-    if len(model.tables) > 1:
-        # The files decide: a config may declare separately trained tables as tied.
-        lm.config.tie_word_embeddings = False
-    return model, tokenizer
-
-
-def save_model(
-    model: SpeechLM,
-    tokenizer: PreTrainedTokenizerBase | TokenizerCopy,
-    folder: Path,
-    weights: dict[str, Tensor] | None = None,
-    max_file_bytes: int | None = None,
-) -> None:
-    """Write the files that transformers needs: config, safetensors, tokenizer.
-
-    `weights`: those of a `SpeechLM`, for a model that is sharded or has adapters. With
-    `max_file_bytes`, several files are written, each at most that large or with a single tensor.
-    """
-    if weights is None:
-        weights = model.state_dict()
-    size: dict[str, Any] = {} if max_file_bytes is None else {"max_shard_size": max_file_bytes}
-    model.lm.save_pretrained(
-        folder,
-        state_dict={name.removeprefix("lm."): part for name, part in weights.items()},
-        **size,
-    )
-    tokenizer.save_pretrained(folder)
-
-
-def to_bfloat16(folder: Path) -> None:
-    """Turn a saved model's weights into bfloat16, file by file; half the size."""
-    for path in sorted(folder.glob("*.safetensors")):
-        halves = {name: part.bfloat16() for name, part in load_file(path).items()}
-        save_file(halves, path, metadata={"format": "pt"})
-    path = folder / "config.json"
-    config = json.loads(path.read_text("utf-8"))
-    config["dtype"] = "bfloat16"
-    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")

@@ -55,20 +55,20 @@ def pack(
     ValueError for an utterance longer than a row.
     """
     bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # free tokens and number of each row, ascending
+    free: list[tuple[int, int]] = []  # free tokens and number of each row, ascending
     sizes = (lengths if order is None else order)[indices]
     for index in indices[np.argsort(-sizes, kind="stable")].tolist():
         length = int(lengths[index])
         if length > capacity:
             raise ValueError(f"utterance {index} has {length} tokens, a row holds {capacity}")
-        at = bisect_left(room, (length, -1))
-        if at == len(room):
+        at = bisect_left(free, (length, -1))
+        if at == len(free):
             left, row = capacity, len(bins)
             bins.append([])
         else:
-            left, row = room.pop(at)
+            left, row = free.pop(at)
         bins[row].append(index)
-        insort(room, (left - length, row))
+        insort(free, (left - length, row))
     return [np.array(row, dtype=np.int64) for row in bins]
 
 

@@ -13,7 +13,7 @@ import av
 from sheen.audio.io import resampled
 from sheen.audio.samples import NO_SAMPLES, Samples
 from sheen.data.clips import ClipError, ClipReader
-from sheen.data.parts import in_recording_order
+from sheen.data.recordings import in_recording_order
 from sheen.runs.attempts import is_crash
 
 WHOLE = {"container": None, "place": None}

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from sheen.data.parts import CHANNEL_KEY, recording_of
-from sheen.data.schema import PLACE_KEY
+from sheen.data.recordings import recording_of
+from sheen.data.schema import CHANNEL_KEY, PLACE_KEY
 from sheen.prepare.cutting.cut import CutSettings, Segment
 from sheen.prepare.output import MANIFEST, QUALITY_TYPE, REJECTED, SEGMENT_SCHEMA, write_lines
 from sheen.prepare.rejections.quality import Quality, QualityLimits, quality_fault

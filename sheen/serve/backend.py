@@ -22,8 +22,7 @@ from sheen.engine.chunks import ChunkStream, Normalize
 from sheen.engine.engine import Engine
 from sheen.engine.longform import Speech, inline
 from sheen.engine.reference import LONGEST_S
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Finished, SynthesisParams
+from sheen.engine.types import Finished, Sampling, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.runs import cluster
 from sheen.runs.device import worker_device

@@ -148,13 +148,13 @@ class NormalizerProcesses:
         async def spoken(text: str) -> str:
             return join_parts([await self._words(client, part) for part in parts(normalize(text))])
 
-        found = self._pipeline.pieces(sentence)
+        found = self._pipeline.fragments(sentence)
         if len(found) == 1 and not found[0].kept:
             return await spoken(sentence)
         words = []
-        for piece in found:
-            before, core, after = piece.split()
-            changed = core if piece.kept or not has_word(core) else await spoken(core)
+        for fragment in found:
+            before, core, after = fragment.split()
+            changed = core if fragment.kept or not has_word(core) else await spoken(core)
             words += [before, changed, after]
         return normalize("".join(words))
 

@@ -129,12 +129,12 @@ def list_files(location: str, recursive: bool = False) -> list[str]:
 
 
 def sha256(location: str) -> str:
-    """The hash of a file, read in pieces."""
+    """The hash of a file, read in blocks."""
     filesystem, path = uris.open_filesystem(location)
     digest = hashlib.sha256()
     with filesystem.open_input_stream(path) as stream:
-        while piece := stream.read(1 << 24):
-            digest.update(piece)
+        while block := stream.read(1 << 24):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -1,6 +1,8 @@
 """Folders at a location: copy, replace atomically, fetch as a local path; and their records.
 
-Owns how a new folder takes the place of an old one, so that readers find one or the other, whole.
+Owns how a new folder takes the place of an old one, so that readers find one or the other, whole;
+and which words are a hub id, which stands for a folder of huggingface_hub's cache. Nothing is
+written into that cache here.
 
 A checkpoint and a dataset carry a JSON record, `sheen.json` or `dataset.json`: owns the check of
 its format version and the words of a refusal: file, key, value and what is known. The keys belong
@@ -141,6 +143,43 @@ def local_folder(location: str, weights: bool = True) -> Iterator[Path]:
         yield Path(copy)
 
 
+def is_hub_id(model: str) -> bool:
+    """Whether a model is named by a hub id: it has the form of one, and no such folder is here."""
+    is_path = uris.is_uri(model) or model.startswith(("/", ".", "~")) or model.count("/") != 1
+    return not is_path and not Path(model).exists()
+
+
+def located(model: str) -> str:
+    """A path or URI as it is; a hub id's folder, downloaded to the hub's cache first. ValueError
+    where the hub does not give it."""
+    return _from_hub(model, "snapshot_download") if is_hub_id(model) else model
+
+
+def check_hub_id(model: str) -> None:
+    """Raise ValueError unless the hub has a model of that id; of its files only one is fetched."""
+    _from_hub(model, "hf_hub_download", "config.json")
+
+
+def _from_hub(model: str, function: str, *arguments: str) -> str:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path: str = getattr(huggingface_hub, function)(model, *arguments)
+        return path
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"model {model!r}: no such folder here, and the hub did not give it ({error})"
+        ) from error
+
+
+def is_in_hub_cache(folder: Path) -> bool:
+    """Whether a folder belongs to the hub's cache, whose files are shared by all that use them."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return folder.resolve().is_relative_to(Path(HF_HUB_CACHE).resolve())
+
+
 Record = TypeVar("Record", bound=BaseModel)
 VERSION_KEY = "format_version"
 
@@ -182,7 +221,7 @@ def parse_record(location: str, kind: type[Record], data: Mapping[str, Any]) -> 
 
 
 def dump_record(record: BaseModel) -> bytes:
-    """As it is written: optional keys without a value are left out."""
+    """As it is written: optional keys without a value are omitted."""
     return record.model_dump_json(indent=2, exclude_none=True).encode() + b"\n"
 
 

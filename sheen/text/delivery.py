@@ -162,7 +162,7 @@ class DeliveryStream:
 
     def _without_aliases(self, sentence: str) -> tuple[str, str]:
         """A sentence without the marks of aliases, and with what is written in their place. An
-        alias may go on in the next sentence."""
+        alias may continue in the next sentence."""
         if not self._substituted and not self._in_alias:
             return sentence, sentence
         spoken: list[str] = []

@@ -26,7 +26,7 @@ _GIVEN = f"{_OPEN}[^{_OPEN}-{_CLOSE}]*{_MIDDLE}[^{_OPEN}-{_CLOSE}]*{_CLOSE}"
 
 
 @dataclass(frozen=True)
-class Piece:
+class Fragment:
     """A part of a sentence; the concatenation of all parts is the sentence."""
 
     text: str
@@ -72,33 +72,33 @@ def as_alias(alias: str) -> str:
     return f"{ALIAS_OPEN}{alias[: end.start()]}{ALIAS_CLOSE}{alias[end.start() :]}"
 
 
-def pieces(sentence: str, tags: Sequence[str] = ()) -> list[Piece]:
+def fragments(sentence: str, tags: Sequence[str] = ()) -> list[Fragment]:
     """Split a sentence into kept parts and the parts between them."""
     if not tags and sentence.isascii():
-        return [Piece(sentence)]
+        return [Fragment(sentence)]
     found, at = [], 0
     for match in _pattern(tuple(tags)).finditer(sentence):
         if match.start() > at:
-            found.append(Piece(sentence[at : match.start()]))
-        found.append(Piece(match[0], kept=True))
+            found.append(Fragment(sentence[at : match.start()]))
+        found.append(Fragment(match[0], kept=True))
         at = match.end()
     if at < len(sentence) or not found:
-        found.append(Piece(sentence[at:]))
+        found.append(Fragment(sentence[at:]))
     return found
 
 
-def between(piece: Piece, change: Callable[[str], str]) -> str:
-    """Apply `change` to a piece that is not kept, preserving surrounding white space; a piece
+def between(fragment: Fragment, change: Callable[[str], str]) -> str:
+    """Apply `change` to a fragment that is not kept, preserving surrounding white space; a fragment
     without a word is not changed."""
-    before, core, after = piece.split()
+    before, core, after = fragment.split()
     return before + (change(core) if has_word(core) else core) + after
 
 
 def expected_transcript(words: str, tags: Sequence[str] = ()) -> str:
     """The words that a transcript should have: without tags, and words instead of phonemes."""
     parts = [
-        piece.text if not piece.kept else piece.given[0] if piece.given else " "
-        for piece in pieces(words, tags)
+        fragment.text if not fragment.kept else fragment.given[0] if fragment.given else " "
+        for fragment in fragments(words, tags)
     ]
     return " ".join("".join(parts).split())
 

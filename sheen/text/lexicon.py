@@ -12,7 +12,7 @@ from typing import Any
 import regex
 
 from sheen.storage import files
-from sheen.text.kept import Piece, clean, pieces, with_phonemes
+from sheen.text.kept import Fragment, clean, fragments, with_phonemes
 from sheen.text.phonemes import from_ipa
 from sheen.text.prompt import check_characters, normalize
 from sheen.text.segmentation import has_word
@@ -87,13 +87,13 @@ def respell(sentence: str, lexicons: Sequence[Lexicon], tags: Sequence[str] = ()
     if not lexicons:
         return sentence
     return "".join(
-        piece.text if piece.kept else "".join(_respelled(piece, lexicons))
-        for piece in pieces(sentence, tags)
+        fragment.text if fragment.kept else "".join(_respelled(fragment, lexicons))
+        for fragment in fragments(sentence, tags)
     )
 
 
-def _respelled(piece: Piece, lexicons: Sequence[Lexicon]) -> Iterator[str]:
-    atoms = _ATOM.findall(normalize_keeping_ends(piece.text))
+def _respelled(fragment: Fragment, lexicons: Sequence[Lexicon]) -> Iterator[str]:
+    atoms = _ATOM.findall(normalize_keeping_ends(fragment.text))
     place = 0
     while place < len(atoms):
         found = next((entry for lexicon in lexicons if (entry := lexicon.at(atoms, place))), None)

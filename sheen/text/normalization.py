@@ -1,8 +1,9 @@
 """Text normalization: written text -> spoken words, "$5.20" -> "five dollars twenty cents".
 
-Owns the library, its compiled grammars, and the record of both in datasets and checkpoints, so that
-a model gets texts in the form that it was trained on. Refuses a version of the library other than
-the recorded one, and languages without grammars.
+Owns the library, its compiled grammars, the rule for texts that they leave as they are, and the
+record of library and version in datasets and checkpoints, so that a model gets texts in the form
+that it was trained on. Refuses a version of the library other than the recorded one, and languages
+without grammars.
 
 Texts are normalized sentence by sentence, and sentences in parts of bounded work. The split depends
 on the text alone, so a text has the same spoken form in encoding and in serving, on a busy machine
@@ -16,16 +17,16 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import regex
 from pydantic import BaseModel
 
-from sheen.text.plain import PlainText, load_plain_text
 from sheen.text.prompt import normalize
 from sheen.text.segmentation import split_sentences
 
@@ -193,6 +194,60 @@ def _installed(language: str) -> str:
             "Linux on x86-64 only; use such a machine, or a model that was trained without text "
             "normalization"
         ) from None
+
+
+PlainText = Callable[[str], bool]
+"""Whether a part of a sentence is certainly its own spoken form."""
+
+_TABLES = ("whitelist/tts.tsv", "whitelist/symbol.tsv")
+"""Tables of the library's replacements; each line begins with a written form and a tab."""
+_BY_RULE = ("st", "St", "per")
+"""Words that the library replaces by rules in its code: "St" before a name, units after "per"."""
+_WORD = re.compile(r"([A-Z]?[a-z]+(?:'[a-z]+)?|A|I(?:'[a-z]+)?)[,;:]?")
+_NUMBERED = frozenset(("chapter", "class", "part", "article", "section", "paragraph"))
+"""After these words, as after names, "I" is a Roman numeral: roman/key_word.tsv."""
+
+
+def load_plain_text() -> PlainText:
+    """The rule for the installed nemo_text_processing. Reads its tables of 4,000 lines.
+
+    The grammars take 5 to 10 ms per sentence, most of the decoding time of an encode job, although
+    of English in plain words they change only abbreviations in the library's own tables ("etc.",
+    "tv"). Text with digits, signs or words in capitals is not plain.
+    """
+    data = resources.files("nemo_text_processing") / "text_normalization" / "en" / "data"
+    forms = (
+        line.partition("\t")[0]
+        for table in _TABLES
+        for line in data.joinpath(table).read_text("utf-8").splitlines()
+    )
+    replaced = _distinctive_words(forms) | frozenset(_BY_RULE)
+
+    def is_plain(text: str) -> bool:
+        before = ""
+        *words, last = text.split(" ")
+        for word in (*words, last.rstrip(".!?") if last[-2:-1].isalpha() else last):
+            found = _WORD.fullmatch(word)
+            if found is None or found[1] in replaced:
+                return False
+            if found[1] == "I" and before and (before in _NUMBERED or not before.islower()):
+                return False
+            before = found[1]
+        return True
+
+    return is_plain
+
+
+def _distinctive_words(forms: Iterable[str]) -> frozenset[str]:
+    """The longest word of each written form in plain words: a text without it does not contain the
+    form."""
+    plain = (
+        words
+        for form in forms
+        if all(map(_WORD.fullmatch, words := form.rstrip(".!?").replace(". ", " ").split()))
+    )
+    longest = (max(words, key=len).rstrip(",;:") for words in plain if words)
+    return frozenset(longest) - {"A", "I", "a"}  # forms with these have another single letter
 
 
 class TextNormalizer:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from sheen.text import normalization, phonemes
-from sheen.text.kept import Piece, between, expected_transcript, pieces
+from sheen.text.kept import Fragment, between, expected_transcript, fragments
 from sheen.text.normalization import NemoStep, Part, join_parts, load_normalizer
 from sheen.text.phonemes import PhonemeStep, Phonemizer, load_phonemizer, pauses_of
 from sheen.text.prompt import normalize
@@ -68,12 +68,12 @@ def check_steps(steps: Sequence[NormalizerStep]) -> None:
         phonemes.check(sounds)
 
 
-def _sounds(piece: Piece, phonemizer: Phonemizer) -> str:
-    if piece.given is not None:
-        return piece.given[1]
-    if piece.kept:
-        return piece.text
-    return between(piece, phonemizer) if has_word(piece.text) else pauses_of(piece.text)
+def _sounds(fragment: Fragment, phonemizer: Phonemizer) -> str:
+    if fragment.given is not None:
+        return fragment.given[1]
+    if fragment.kept:
+        return fragment.text
+    return between(fragment, phonemizer) if has_word(fragment.text) else pauses_of(fragment.text)
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ class TextPipeline:
         if step is None:
             return normalize(sentence)
         spoken = load_normalizer(step).sentence
-        found = self.pieces(sentence)
+        found = self.fragments(sentence)
         if len(found) == 1 and not found[0].kept:
             return spoken(sentence)
         return normalize("".join(p.text if p.kept else between(p, spoken) for p in found))
 
-    def pieces(self, sentence: str) -> list[Piece]:
+    def fragments(self, sentence: str) -> list[Fragment]:
         """Split a sentence into kept parts and the parts between them."""
-        return pieces(sentence, self.tags)
+        return fragments(sentence, self.tags)
 
     def model_input(self, words: str) -> str:
         """The spoken words of a sentence in the model's input form: phonemes, or the words
@@ -132,10 +132,10 @@ class TextPipeline:
         if step is None or not words:
             return words
         phonemizer = load_phonemizer(step)
-        found = self.pieces(words)
+        found = self.fragments(words)
         if len(found) == 1 and not found[0].kept:
             return phonemizer(words)
-        return normalize("".join(_sounds(piece, phonemizer) for piece in found))
+        return normalize("".join(_sounds(fragment, phonemizer) for fragment in found))
 
     def expected_transcript(self, words: str) -> str:
         """The words that a transcript of a sentence should have, see `sheen.text.kept`."""

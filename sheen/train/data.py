@@ -23,8 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from sheen.codec.layout import Softmax, TokenLayout
 from sheen.data.dataset import Utterances, join, read_utterances
 from sheen.lm.batching import RowForm, sequence_lengths
-from sheen.lm.checkpoint import CheckpointInfo, DurationModel, PromptInfo
-from sheen.lm.durations import fit_durations
+from sheen.lm.checkpoint import CheckpointInfo, DurationModel, PromptInfo, fit_durations
 from sheen.lm.packing import (
     EpochItems,
     Step,

@@ -13,7 +13,8 @@ from snac import SNAC
 from torch import Tensor
 
 from sheen.lm import checkpoint
-from sheen.lm.model import SpeechLM, extend, load_base, load_model
+from sheen.lm.model import SpeechLM, extend
+from sheen.lm.model_files import load_base, load_model
 from sheen.storage import folders
 from sheen.train.learning.learner import add_adapters
 

@@ -24,9 +24,8 @@ from sheen.data.prompts import Prompt
 from sheen.lm import checkpoint
 from sheen.lm.batching import Batch
 from sheen.lm.loss import IGNORE_INDEX
-from sheen.lm.model import save_model
+from sheen.lm.model_files import TokenizerCopy, save_model
 from sheen.lm.packing import Step
-from sheen.lm.tokenizer_copy import TokenizerCopy
 from sheen.rng import step_seed
 from sheen.scoring.asr.transcribers import open_transcriber
 from sheen.scoring.wer import wer_normalizer

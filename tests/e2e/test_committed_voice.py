@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from helpers.example import CHECKPOINT, CODEC, ENGLISH, NEW_VOICE, ROOT, load_script
 from helpers.recogniser import tiny_en
 from sheen.codec.info import describe_codec
-from sheen.default_voice import find_default_voice
 from sheen.engine.engine import Engine
-from sheen.engine.sampling.settings import Sampling
 from sheen.engine.synthesis import Synthesized, synthesize_all
-from sheen.engine.types import SynthesisParams
+from sheen.engine.types import Sampling, SynthesisParams
 from sheen.engine.voice import load_voice
 from sheen.lm import checkpoint
+from sheen.lm.checkpoint import find_default_voice
 from sheen.scoring.asr.transcribers import open_transcriber
 from sheen.scoring.wer import error_rate, normalize_english
 from sheen.serve.config import checkpoint_location

@@ -44,7 +44,7 @@ from helpers.served import (
 from helpers.speaking import assert_close, silences
 from sheen.audio.encoders import MEDIA_TYPES
 from sheen.audio.io import wav_header
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.engine.voice import Voice
 from sheen.serve.config import ServeArgs
 

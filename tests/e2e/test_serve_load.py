@@ -56,7 +56,7 @@ from helpers.served import (
 )
 from helpers.speaking import assert_close
 from sheen.audio.encoders import MEDIA_TYPES
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.engine.voice import Voice
 from sheen.serve.app import build
 from sheen.serve.config import ClientLimits, ServeArgs

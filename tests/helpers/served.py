@@ -20,9 +20,8 @@ from helpers.example import VOICE
 from helpers.speaking import samples_of
 from sheen.audio.io import to_pcm16, wav_header
 from sheen.engine.engine import Engine
-from sheen.engine.sampling.settings import Sampling
 from sheen.engine.synthesis import synthesize
-from sheen.engine.types import SynthesisParams
+from sheen.engine.types import Sampling, SynthesisParams
 from sheen.engine.voice import Voice
 from sheen.serve.app import build
 from sheen.serve.config import ServeArgs

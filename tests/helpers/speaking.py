@@ -16,8 +16,7 @@ from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Finished, Request, Span
+from sheen.engine.types import Finished, Request, Sampling, Span
 from sheen.lm.model import SpeechLM
 
 WAIT_S = 600

@@ -10,7 +10,8 @@ from pathlib import Path
 from helpers.example import CODEC, VOICES
 from sheen.codec.info import CODEC_FOLDER, describe_codec
 from sheen.lm.checkpoint import CheckpointInfo, DurationModel, LayoutInfo, write_info
-from sheen.lm.model import extend, load_base, save_model
+from sheen.lm.model import extend
+from sheen.lm.model_files import load_base, save_model
 
 
 def save_checkpoint(folder: Path, base: Path) -> None:

@@ -30,7 +30,7 @@ from helpers.workers import workers
 from sheen.audio.io import decode_audio, encode_audio, to_pcm16
 from sheen.data import dataset
 from sheen.data.prompts import Prompt
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.engine.voice import Voice, load_voice
 from sheen.evaluate import job
 from sheen.evaluate.config import EvaluateConfig

@@ -24,7 +24,7 @@ from sheen.data import dataset
 from sheen.data.prompts import Prompt
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm import checkpoint
-from sheen.lm.model import load_model
+from sheen.lm.model_files import load_model
 from sheen.text.normalization import NemoStep
 from sheen.text.phonemes import PhonemeStep
 from sheen.text.steps import NfcSpaceStep, NormalizerStep
@@ -118,7 +118,7 @@ def test_the_checkpoint_says_how_long_its_texts_were(trained: Path, encoded: Pat
 def test_training_and_serving_build_the_same_prompt(encoded: Path, voice: Voice) -> None:
     data = training_set(encoded, voice)
     utterances = dataset.read_utterances(str(encoded), data.layout)
-    from sheen.engine.sampling.settings import Sampling
+    from sheen.engine.types import Sampling
 
     for index in range(len(utterances)):
         served = voice.request(

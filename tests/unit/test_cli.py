@@ -23,7 +23,7 @@ from sheen.__main__ import COMMANDS, main
 from sheen.audio.io import to_pcm16
 from sheen.codec.info import WEIGHTS_FILE
 from sheen.engine.engine import Engine
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.checkpoint import ENGLISH_VOICE
 

@@ -12,7 +12,7 @@ from helpers.example import CODEC, ENGLISH, load_script
 from sheen import convert
 from sheen.codec.info import describe_codec
 from sheen.data import dataset
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.engine.voice import load_voice
 from sheen.lm import checkpoint
 from sheen.lm.checkpoint import (
@@ -22,7 +22,8 @@ from sheen.lm.checkpoint import (
     ReferenceInfo,
     SamplingDefaults,
 )
-from sheen.lm.model import extend, save_model
+from sheen.lm.model import extend
+from sheen.lm.model_files import save_model
 from sheen.text.normalization import NemoStep
 from sheen.text.steps import NfcSpaceStep
 

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sheen.data.parts import PART_KEYS, part_of
 from sheen.data.schema import (
     CODES_KEY,
     KEYS,
+    PART_KEYS,
     PLACE_KEY,
     FileRows,
     RowBuilder,
     is_none,
     iter_lines,
+    part_of,
     pick,
     row_fields,
     text_of,

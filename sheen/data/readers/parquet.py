@@ -10,15 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sheen.data.parts import CHANNEL_KEY, PART_KEYS, part_of
 from sheen.data.readers.jsonl import place_of
 from sheen.data.schema import (
+    CHANNEL_KEY,
     CODES_KEY,
     KEYS,
+    PART_KEYS,
     PLACE_KEY,
     ROW_SCHEMA,
     FileRows,
     name_of,
+    part_of,
     pick,
     text_of,
     unused_keys,

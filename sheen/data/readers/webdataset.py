@@ -11,8 +11,15 @@ from typing import Any, cast
 
 from pyarrow import fs
 
-from sheen.data.parts import PART_KEYS, part_of
-from sheen.data.schema import AUDIO_SUFFIXES, FileRows, RowBuilder, buffered, row_fields
+from sheen.data.schema import (
+    AUDIO_SUFFIXES,
+    PART_KEYS,
+    FileRows,
+    RowBuilder,
+    buffered,
+    part_of,
+    row_fields,
+)
 from sheen.storage import uris
 
 LOCAL_BUFFER = 1 << 14

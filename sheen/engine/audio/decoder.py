@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 import torch
 
 from sheen.audio.samples import Samples, SilenceTrim
-from sheen.codec.snac import WindowCodec
-from sheen.engine.audio.streaming import StreamingDecoder, decode_ready
-from sheen.engine.audio.window_shapes import WindowShapes
+from sheen.codec.windows import WindowCodec
+from sheen.engine.audio.streaming import StreamingDecoder, WindowShapes, decode_ready
 from sheen.engine.types import Finished, Playback, Sink
 
 logger = logging.getLogger(__name__)
@@ -143,7 +142,7 @@ class AudioStage:
 
     def _loop(self) -> None:
         on_gpu = self._codec.device.type == "cuda"
-        # A GPU's queue of its own: audio must not wait for the tokens computed beside it.
+        # A GPU's queue of its own: audio must not wait for the tokens computed meanwhile.
         side = torch.cuda.Stream(self._codec.device) if on_gpu else None
         with torch.cuda.stream(side):  # nothing for None
             self._get_ready()
@@ -233,7 +232,7 @@ class AudioStage:
     def _give(self, stream: Stream, samples: Samples) -> None:
         passed = samples if stream.trim is None else stream.trim.push(samples)
         if len(passed):
-            stream.decoder.heard = True
+            stream.decoder.audible = True
             self._hand(stream, passed)
 
     def _hand(self, stream: Stream, samples: Samples) -> None:

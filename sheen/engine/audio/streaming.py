@@ -1,36 +1,112 @@
 """The streaming decoder: tokens in, samples out, while the utterance is still being generated.
 
-Owns when frames are decoded, and which of the decoded samples are final. The samples are those of
-decoding the whole utterance (to the bit on a CPU), including the first and the last frame, for any
-chunk sizes: each window has the context that the codec's receptive field needs, and noise is a
-function of position. Windows of several streams are decoded in one batch; if a stream's frames
-arrive faster than they are decoded, several chunks are decoded as one window, which saves context.
-With a `look_ahead`, the first audible chunk, and chunks of trimmed silence before it, wait for
-fewer frames than they need: audio starts earlier, and the last samples of the chunk differ
-(decision 0016 has the error).
+Owns when frames are decoded, which of the decoded samples are final, and the few shapes of batches
+of windows on a GPU (`WindowShapes`). The samples are those of decoding the whole utterance (to the
+bit on a CPU), including the first and the last frame, for any chunk sizes: each window has the
+context that the codec's receptive field needs, and noise is a function of position. Windows of
+several streams are decoded in one batch; if a stream's frames arrive faster than they are decoded,
+several chunks are decoded as one window, which saves context. With a `look_ahead`, the first
+audible chunk, and chunks of trimmed silence before it, wait for fewer frames than they need: audio
+starts earlier, and the last samples of the chunk differ (decision 0016 has the error).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sheen.audio.samples import NO_SAMPLES
 from sheen.codec.layout import TokenLayout
-from sheen.codec.snac import Window, WindowCodec
-from sheen.engine.audio.window_shapes import LONGEST, WindowShapes
+from sheen.codec.windows import Window, WindowCodec
 
 DEFAULT_RAMP = (1, 2, 4, 8, 12)
 """Frames of the first chunks; the last value repeats. The first ones are small for an early start;
 later ones are larger, because each window decodes up to 6 frames of context again."""
+LONGEST_WINDOW = 36
+"""Most frames of several chunks in one window: other streams wait meanwhile."""
+BATCH_COUNTS = 1, 2, 4, 8, 12, 16
+"""Windows of a batch. With up to four a GPU waits for its kernels' launches all the same."""
+SETTLED = 8
+"""Chunks after those of the ramp, by which windows have all of their context."""
+
+
+@dataclass(frozen=True)
+class WindowShapes:
+    """The few shapes of batches of windows on a GPU: one of `counts` windows of one of `lengths`
+    frames, both ascending, to which batches are padded.
+
+    There each new shape of a convolution costs its library a plan, of milliseconds, some twenty
+    times in a codec, in the thread that all streams wait for. Windows have any length up to that of
+    an utterance's end, and come in any number. They are padded to the lengths that streams have
+    while they run, and to a few for streams that fell behind: mostly at the ends of utterances.
+    Batches are padded to few numbers: five windows to eight, nine to twelve, thirteen to sixteen.
+    That is more arithmetic, but less than the launches of a second batch take. No sample changes:
+    the codec computes each row as if it were as long as its own frames. A CPU plans nothing, and
+    pads nothing.
+    """
+
+    lengths: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @staticmethod
+    def of(
+        codec: WindowCodec, ramp: Sequence[int], look_ahead: int | None, most: int
+    ) -> "WindowShapes":
+        """Those of streams with this `ramp` and `look_ahead` (see StreamingDecoder), of which at
+        most so many are decoded in a batch."""
+        found: set[int] = set()
+        block = codec.block_frames
+
+        def note(first: int, size: int, hurries: bool = False) -> None:
+            window = codec.window(first, first + size, None)
+            stop = window.stop
+            if hurries and look_ahead is not None:
+                stop = min(stop, -(-(first + size + look_ahead) // block) * block)
+            found.add(stop - window.start)
+
+        first = 0
+        for chunk in range(len(ramp) + SETTLED):
+            size = ramp[min(chunk, len(ramp) - 1)]
+            note(first, size)
+            note(first, size, hurries=True)
+            first += size
+        # Of several chunks, for streams that fell behind: the last chunk's size and its doubles.
+        size, longest = 2 * ramp[-1], max(LONGEST_WINDOW, *ramp)
+        while size < longest:
+            note(first, size)
+            size *= 2
+        for place in range(block):  # where in a block a window begins decides its length
+            note(first + place, longest)
+        counts = [count for count in BATCH_COUNTS if count < most]
+        return WindowShapes(tuple(sorted(found)), (*counts, most))
+
+    def length(self, frames: int) -> int:
+        """The number of frames that a window of so many is padded to."""
+        return next(length for length in self.lengths if length >= frames)
+
+    def count(self, windows: int) -> int:
+        """The number of windows that a batch of so many is padded to."""
+        return next(count for count in self.counts if count >= windows)
+
+    def compute_all(self, codec: WindowCodec) -> None:
+        """Decode a batch of each shape once."""
+        for length in self.lengths:
+            for count in self.counts:
+                frames = [length * codec.strides[0] // stride for stride in codec.strides]
+                codec.decode(
+                    [np.zeros((count, codes), np.int16) for codes in frames],
+                    seeds=[0] * count,
+                    first_frames=[0] * count,
+                    lengths=[min(1, length), *[length] * (count - 1)],
+                )
 
 
 class StreamingDecoder:
     """One utterance's decoder. `seed` None switches the codec's noise off.
 
     `look_ahead`: frames that the first chunk waits for; None for as many as make it exact. `trims`:
-    leading silence is removed by the caller, who sets `heard` at the first sound. `before`: codes
+    leading silence is removed by the caller, who sets `audible` at the first sound. `before`: codes
     `[frames, tokens_per_frame]` that the utterance continues; their samples are not returned.
     """
 
@@ -54,7 +130,7 @@ class StreamingDecoder:
         self._ramp = tuple(ramp)
         self._look_ahead = look_ahead
         self._trims = trims
-        self.heard = False
+        self.audible = False
         self._ids: list[int] = []
         # Grown by doubling: a row per frame would copy all of them for each.
         # Frames are counted from the first of `before` on, and so are the noise's places.
@@ -115,7 +191,7 @@ class StreamingDecoder:
         last, chunk = self._emitted, self._chunks
         while True:
             last += self._size(chunk)
-            if last - self._emitted > LONGEST and chunk > self._chunks:
+            if last - self._emitted > LONGEST_WINDOW and chunk > self._chunks:
                 return
             yield last
             if chunk == 0 or self._hurries:
@@ -124,7 +200,7 @@ class StreamingDecoder:
 
     @property
     def _hurries(self) -> bool:
-        return self._look_ahead is not None and not self.heard
+        return self._look_ahead is not None and not self.audible
 
     def _size(self, chunk: int) -> int:
         return self._ramp[min(chunk, len(self._ramp) - 1)]
@@ -148,7 +224,7 @@ class StreamingDecoder:
 
     def accept(self, window: Window, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Keep the final samples of a decoded window and move on."""
-        self.heard |= not self._trims
+        self.audible |= not self._trims
         per_frame = self.codec.frame_samples
         while self._emitted < window.last:
             self._emitted += self._size(self._chunks)

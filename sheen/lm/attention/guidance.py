@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sheen.lm.attention.segments import Segments
+from sheen.lm.batching import Segments
 
 HEADS = 2
 WIDTH = 0.15

@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 from sheen.lm.attention.guidance import Guide
-from sheen.lm.attention.segments import Segments
+from sheen.lm.batching import Segments
 
 PACKED = "sheen_packed"
 """The name under which transformers knows `packed_attention`."""

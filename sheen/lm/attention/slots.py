@@ -26,7 +26,7 @@ GATHERED_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
-class Span:
+class SlotSpan:
     """`count` rows of a step, at a slot's positions from `start` on.
 
     With a `length`, of whole pages, attention is to that many positions of the slot, and the span
@@ -56,12 +56,12 @@ class Rows:
 
     cache: PagedCache
     index: Tensor
-    spans: Sequence[Span] = field(default_factory=list)
+    spans: Sequence[SlotSpan] = field(default_factory=list)
     positions: Tensor | None = None
     tables: Tensor | None = None
     length: int = 0
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
-    _span_masks: dict[tuple[Span, int | None], Tensor] = field(default_factory=dict)
+    _span_masks: dict[tuple[SlotSpan, int | None], Tensor] = field(default_factory=dict)
     _cuts: list[Cut] = field(default_factory=list)
 
     def cuts(self) -> list[Cut]:
@@ -83,7 +83,7 @@ class Rows:
             self._masks[window] = seen[:, None, None]
         return self._masks[window]
 
-    def span_mask(self, span: Span, window: int | None, group: int) -> Tensor:
+    def span_mask(self, span: SlotSpan, window: int | None, group: int) -> Tensor:
         """`[group * rows, length]`, what to add to the scores of a span's rows in every layer, once
         for each of `group` heads: 0 where a row attends, else minus infinity."""
         if (span, window) not in self._span_masks:
@@ -223,7 +223,7 @@ def _in_few_shapes(
     return torch.cat(outs).reshape(query.shape)
 
 
-def _causal(span: Span, window: int | None, device: torch.device) -> Tensor:
+def _causal(span: SlotSpan, window: int | None, device: torch.device) -> Tensor:
     """`[count, start + count]`: what the rows of a later chunk of a prompt see."""
     at = torch.arange(span.start + span.count, device=device)
     own = at[span.start :, None]

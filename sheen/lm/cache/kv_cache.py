@@ -1,9 +1,10 @@
 """The KV cache of generation: one arena of keys and values, cut into pages of 64 tokens.
 
-Owns the arena's memory and its arithmetic, and a table per slot: which pages hold its positions, in
-order. A request has pages for its own length, not for the longest one's. Pages may be held by
-several slots, which then read the same beginning; such a page is never written. Refuses an arena
-that does not fit the device's memory. Knows nothing about requests: which slot is whose, and who
+Owns the arena's memory and its arithmetic, how many sequences hold each page, and a table per slot:
+which pages hold its positions, in order. A request has pages for its own length, not for the
+longest one's. Pages may be held by several slots, which then read the same beginning; such a page
+is never written. Refuses an arena that does not fit the device's memory, to give more pages than
+are free, and to give back a free one. Knows nothing about requests: which slot is whose, and who
 has to wait for pages, is `sheen.engine.scheduler`'s; attention is `sheen.lm.attention.slots`'s.
 """
 
@@ -15,13 +16,65 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sheen.lm.cache.pages import PagePool
-
 PAGE = 64
 """Tokens of a page."""
 SHARE = 0.9
 """The largest share of a GPU's free memory that the cache takes by default, as vLLM's: estimates of
 what else is needed may be wrong."""
+FREE, HELD = 1, 0
+
+
+class PagePool:
+    """Which of `count` pages, numbered from 0, are free, and how many sequences hold the others.
+
+    A sequence gets the first run of neighbors that is long enough, and single pages where there is
+    none. Not safe to share between threads without a lock, but for reading `free`.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.free = count
+        """The number of free pages."""
+        self._holders = [0] * count
+        self._map = bytearray([FREE]) * count
+
+    def take(self, count: int) -> list[int]:
+        """So many free pages, in order of their numbers, held once each. ValueError when fewer are
+        free."""
+        if not 1 <= count <= self.free:
+            raise ValueError(f"{count} pages of the KV cache are needed; {self.free} are free")
+        first = self._map.find(bytes([FREE]) * count)
+        pages = list(range(first, first + count)) if first >= 0 else self._singles(count)
+        for page in pages:
+            self._map[page] = HELD
+            self._holders[page] = 1
+        self.free -= count
+        return pages
+
+    def _singles(self, count: int) -> list[int]:
+        pages, at = list[int](), -1
+        for _ in range(count):
+            at = self._map.find(FREE, at + 1)
+            pages.append(at)
+        return pages
+
+    def share(self, pages: Sequence[int]) -> None:
+        """One more sequence holds these pages."""
+        for page in pages:
+            assert self._holders[page], f"page {page} is free"
+            self._holders[page] += 1
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """One sequence less holds these pages; those without any are free."""
+        for page in pages:
+            assert self._holders[page], f"page {page} is free already"
+            self._holders[page] -= 1
+            if not self._holders[page]:
+                self._map[page] = FREE
+                self.free += 1
+
+    def holders(self, page: int) -> int:
+        return self._holders[page]
 
 
 @dataclass(frozen=True)

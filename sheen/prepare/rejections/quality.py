@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sheen.audio.clipping import clipped_per_second
 from sheen.audio.effects import loudness_lufs
-from sheen.audio.samples import NO_SAMPLES, Samples
+from sheen.audio.samples import NO_SAMPLES, Samples, clipped_per_second
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.overlap import OverlapDetector
 from sheen.scoring.packaged import UnscorableError

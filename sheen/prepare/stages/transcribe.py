@@ -17,7 +17,7 @@ import pyarrow as pa
 from sheen.audio.io import from_pcm16, resampled, to_pcm16
 from sheen.audio.samples import Samples
 from sheen.data.clips import ClipError, ClipReader
-from sheen.data.parts import in_recording_order
+from sheen.data.recordings import in_recording_order
 from sheen.prepare.changes import note_files
 from sheen.prepare.cutting.cut import QUIETEST
 from sheen.prepare.cutting.vad import RATE

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 
 MAX_INPUT_CHARACTERS = 4096
 MAX_UTTERANCE_CHARACTERS = 32_768

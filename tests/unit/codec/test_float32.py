@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from helpers.speaking import WAIT_S, tiny_codec
-from sheen.codec.float32 import full_float32
-from sheen.codec.snac import Codec
+from sheen.codec.snac import Codec, full_float32
 
 OUTSIDE = "tf32"
 

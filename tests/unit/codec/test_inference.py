@@ -1,4 +1,4 @@
-"""Encoding clips: in a batch, in pieces and as published, the codes are those of the clip alone."""
+"""Encoding clips: in a batch, in chunks and as published, the codes are those of the clip alone."""
 
 from collections.abc import Callable
 from functools import cache
@@ -40,7 +40,7 @@ def recorded() -> np.ndarray:
 
 
 def speech(count: int, longest: float, seed: int) -> list[torch.Tensor]:
-    """Pieces of recordings, of random lengths from one sample on, each scaled otherwise."""
+    """Parts of recordings, of random lengths from one sample on, each scaled otherwise."""
     generator = np.random.default_rng(seed)
     whole = recorded()
     clips = []
@@ -109,18 +109,18 @@ def test_batched_codes_differ_in_near_ties_alone(count: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_clip_encoded_in_pieces_has_the_codes_of_the_whole(
+def test_a_clip_encoded_in_chunks_has_the_codes_of_the_whole(
     shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = made(shape, encoder_dim=8).model.double()
     samples = 2048 * 32 * 3 if shape == "24 kHz" else 3072 * 16 * 4
     clip = torch.randn(samples, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     whole = ClipEncoder(model)
-    monkeypatch.setattr(inference, "PIECE_BYTES", 1 << 17)
-    pieces = ClipEncoder(model)
+    monkeypatch.setattr(inference, "CHUNK_BYTES", 1 << 17)
+    encoder = ClipEncoder(model)
     with torch.inference_mode():
         expected = whole.together(clip[None], [samples])
-        torch.testing.assert_close(pieces.alone(clip), expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(encoder.alone(clip), expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.slow

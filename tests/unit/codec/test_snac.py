@@ -226,13 +226,13 @@ def test_streamed_equals_whole(any_codec: Codec, frames: int, seed: int | None) 
     generator = np.random.default_rng(frames)
     for ramp in [(1, 2, 4, 8, 12), (1,), (5, 3)]:
         decoder = StreamingDecoder(any_codec, layout, seed, ramp)
-        pieces, position = [], 0
+        chunks, position = [], 0
         while position < len(ids):
             step = int(generator.integers(1, 40))
-            pieces.append(decoder.decode(ids[position : position + step]))
+            chunks.append(decoder.decode(ids[position : position + step]))
             position += step
-        pieces.append(decoder.flush())
-        streamed = np.concatenate(pieces)
+        chunks.append(decoder.flush())
+        streamed = np.concatenate(chunks)
         assert len(streamed) == len(expected)
         assert np.abs(streamed - expected).max() <= TOLERANCE
 
@@ -248,7 +248,7 @@ def test_streams_decoded_together_do_not_mix(codec: Codec) -> None:
     layout = layout_of(codec)
     utterances = [random_frames(codec, frames, frames) for frames in (3, 10, 10, 17)]
     decoders = [StreamingDecoder(codec, layout, seed) for seed in range(4)]
-    pieces: list[list[np.ndarray]] = [[] for _ in decoders]
+    chunks: list[list[np.ndarray]] = [[] for _ in decoders]
     for frame in range(17):
         for decoder, codes in zip(decoders, utterances, strict=True):
             if frame < len(codes):
@@ -259,9 +259,9 @@ def test_streams_decoded_together_do_not_mix(codec: Codec) -> None:
             results = decode_ready(decoders)
             if not any(len(samples) for samples in results):
                 break
-            for kept, samples in zip(pieces, results, strict=True):
+            for kept, samples in zip(chunks, results, strict=True):
                 kept.append(samples)
-    for seed, (codes, kept) in enumerate(zip(utterances, pieces, strict=True)):
+    for seed, (codes, kept) in enumerate(zip(utterances, chunks, strict=True)):
         difference = np.concatenate(kept) - whole(codec, codes, seed)
         assert np.abs(difference).max() <= TOLERANCE
 

@@ -20,7 +20,8 @@ from sheen.audio.io import decode, from_pcm16
 from sheen.audio.stream import PREROLL_S
 from sheen.data.clips import ClipError, ClipReader
 from sheen.data.corpus import MANIFEST_SCHEMA, read_manifest
-from sheen.data.parts import PART_KEYS, sort_manifest
+from sheen.data.recordings import sort_manifest
+from sheen.data.schema import PART_KEYS
 from sheen.encode.config import RecordingLimits
 from sheen.encode.output import plan_blocks
 from sheen.encode.stages import DecodeSettings, decode_rows

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from helpers.speaking import LAYOUT, POSITIONS, WORDS, random_model
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
-from sheen.engine.sampling.sampler import RowSettings
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.sampler import RowSettings
+from sheen.engine.types import Sampling
 from sheen.lm.model import SpeechLM, float32_logits
 
 FRAMES = 4
 TOKENS = FRAMES * LAYOUT.tokens_per_frame
 LENGTHS = 5, 90, PREFILL_CHUNK + 40
-"""Of prompts; one is computed in two pieces."""
+"""Of prompts; one is computed in two chunks."""
 
 Served = list[tuple[list[int], list[Tensor]]]
 """For each request its ids with the prompt's, and the logits of its tokens."""

@@ -29,9 +29,8 @@ from sheen.codec.snac import Codec
 from sheen.engine.audio.decoder import AudioStage, Stream
 from sheen.engine.audio.streaming import StreamingDecoder
 from sheen.engine.engine import Engine
-from sheen.engine.sampling.settings import Sampling
 from sheen.engine.scheduler import Ticket
-from sheen.engine.types import EngineBusy, Finished, Playback, Request
+from sheen.engine.types import EngineBusy, Finished, Playback, Request, Sampling
 from sheen.lm.cache.kv_cache import CacheShape, arena_bytes
 from sheen.lm.model import SpeechLM
 

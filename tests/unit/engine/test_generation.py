@@ -23,10 +23,9 @@ from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.engine.decode_step import DecodeStep, attention_lengths
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
-from sheen.engine.sampling.settings import Sampling
 from sheen.engine.scheduler import Slots
-from sheen.engine.types import Request
-from sheen.lm.attention.slots import Rows, Span
+from sheen.engine.types import Request, Sampling
+from sheen.lm.attention.slots import Rows, SlotSpan
 from sheen.lm.cache.kv_cache import PAGE, pages_of
 from sheen.lm.model import SpeechLM
 
@@ -551,7 +550,7 @@ def test_a_shared_beginning_is_read_as_ones_own(model: SpeechLM) -> None:
     cache = decoder.cache
 
     def states(slot: int, ids: Sequence[int], start: int) -> torch.Tensor:
-        span = Span(slot, start, len(ids))
+        span = SlotSpan(slot, start, len(ids))
         kept = torch.tensor(list(cache.rows(slot, start, len(ids))))
         rows = Rows(cache, kept[:, None] + cache.heads, [span])
         places = torch.arange(start, start + len(ids))

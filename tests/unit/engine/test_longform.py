@@ -18,9 +18,8 @@ from helpers.voices import make_voice
 from sheen.__main__ import main
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
-from sheen.engine.sampling.settings import Sampling
 from sheen.engine.synthesis import Synthesized, synthesize, synthesize_all
-from sheen.engine.types import RequestError, SynthesisParams
+from sheen.engine.types import RequestError, Sampling, SynthesisParams
 from sheen.engine.voice import Voice
 from sheen.evaluate.output import PROMPT_SCHEMA
 from sheen.evaluate.speak_stage import SpeakWorker

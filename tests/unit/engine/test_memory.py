@@ -8,7 +8,7 @@ import torch
 from snac import SNAC
 
 from helpers.speaking import random_model, tiny_codec
-from sheen.codec.snac import WindowCodec
+from sheen.codec.windows import WindowCodec
 from sheen.engine import engine as engine_module
 from sheen.engine.engine import Engine
 from sheen.engine.memory import WORKSPACE_BYTES, Reserve, log_memory, plan_cache, plan_reserve

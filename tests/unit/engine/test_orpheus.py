@@ -14,9 +14,8 @@ from helpers.example import CODEC
 from helpers.speaking import SETTINGS, draw_request, random_model
 from sheen.engine.generation import TokenGenerator
 from sheen.engine.reference import reference_prompt
-from sheen.engine.sampling.sampler import SlotSampler
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Reference, Request, RequestError
+from sheen.engine.sampler import SlotSampler
+from sheen.engine.types import Reference, Request, RequestError, Sampling
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.model import SpeechLM
 from sheen.speaker import Speaker

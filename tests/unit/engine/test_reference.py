@@ -15,8 +15,7 @@ from sheen.engine.audio.streaming import StreamingDecoder
 from sheen.engine.engine import Engine
 from sheen.engine.generation import PREFILL_CHUNK, TokenGenerator
 from sheen.engine.reference import check_text, read_recording
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Reference, Request, RequestError
+from sheen.engine.types import Reference, Request, RequestError, Sampling
 from sheen.engine.voice import Voice
 from sheen.lm.cache.kv_cache import PAGE, arena_bytes
 from sheen.lm.checkpoint import ReferenceInfo
@@ -119,7 +118,7 @@ def shared_request(length: int, text: int, frames: int = 5, end: int = 0) -> Req
 def test_tokens_after_a_kept_beginning_are_those_after_a_computed_one(
     frozen: SpeechLM, static: bool
 ) -> None:
-    """To the bit, while others run, and through as many pieces as there are."""
+    """To the bit, while others run, and through as many chunks as there are."""
     generator = TokenGenerator(frozen, 3, 512, static_shapes=static)
     beginning = [random.Random(1).randrange(WORDS) for _ in range(300)]
     prompts = [[*beginning, *range(text, text + 30), LAYOUT.start_id] for text in (10, 20)]
@@ -143,7 +142,7 @@ def test_tokens_after_a_kept_beginning_are_those_after_a_computed_one(
     assert first == alone[0]
     second, fewer = run(1, prompts[1])
     assert second == alone[1]
-    assert fewer == steps - 1, "a piece of 256 tokens less"
+    assert fewer == steps - 1, "a chunk of 256 tokens less"
     assert run(0, prompts[0])[0] == alone[0]
 
 

@@ -11,8 +11,8 @@ from transformers import (
 
 from sheen import rng
 from sheen.engine.decode_step import ALL_NEEDS
-from sheen.engine.sampling.sampler import SlotSampler
-from sheen.engine.sampling.settings import REPETITION_WINDOW, Sampling
+from sheen.engine.sampler import SlotSampler
+from sheen.engine.types import REPETITION_WINDOW, Sampling
 
 CPU = torch.device("cpu")
 BASE = 1000

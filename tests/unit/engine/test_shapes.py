@@ -11,13 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.speaking import LAYOUT, POSITIONS, WORDS, Sink, random_model, speak, tiny_codec
-from sheen.engine.audio.streaming import DEFAULT_RAMP, StreamingDecoder, decode_ready
-from sheen.engine.audio.window_shapes import COUNTS, WindowShapes
+from sheen.engine.audio.streaming import (
+    BATCH_COUNTS,
+    DEFAULT_RAMP,
+    StreamingDecoder,
+    WindowShapes,
+    decode_ready,
+)
 from sheen.engine.decode_step import attention_lengths
 from sheen.engine.engine import Engine
 from sheen.engine.generation import CHUNK_ROWS, PREFILL_CHUNK, TokenGenerator
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import Request
+from sheen.engine.types import Request, Sampling
 
 ATTENTION = "scaled_dot_product_attention"
 CONVOLUTIONS = "conv1d", "conv2d", "conv_transpose1d"
@@ -117,7 +121,7 @@ def test_any_windows_together_are_a_batch_that_the_warm_up_has_met(calls: list[C
 
 def test_a_published_codec_is_asked_for_few_windows() -> None:
     shapes = WindowShapes.of(tiny_codec(), DEFAULT_RAMP, None, 16)
-    assert shapes == WindowShapes((4, 6, 10, 14, 18, 30, 42), COUNTS)
+    assert shapes == WindowShapes((4, 6, 10, 14, 18, 30, 42), BATCH_COUNTS)
     assert WindowShapes.of(tiny_codec(), DEFAULT_RAMP, 1, 16).lengths == (
         *(2, 4, 6, 8, 10, 12, 14, 16, 18),
         *(30, 42),

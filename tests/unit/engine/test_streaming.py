@@ -9,8 +9,7 @@ from helpers.example import CODEC
 from sheen.audio.samples import SilenceTrim
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
-from sheen.engine.audio.streaming import StreamingDecoder, decode_ready
-from sheen.engine.audio.window_shapes import WindowShapes
+from sheen.engine.audio.streaming import StreamingDecoder, WindowShapes, decode_ready
 
 TOLERANCE = 1e-6
 LAYOUT = TokenLayout(500, 4096, (4, 2, 1))
@@ -195,7 +194,7 @@ def test_a_shorter_look_ahead_starts_sooner_and_errs_in_the_first_chunk_alone(
 def test_until_one_is_heard_every_chunk_is_early_however_its_tokens_come(
     small: Codec, at_once: bool
 ) -> None:
-    """Two chunks are silence that is trimmed, the third is heard, and from the fourth on all are
+    """Two chunks are silence that is trimmed, the third is audible, and from the fourth on all are
     exact."""
     codes = draw_codes(np.random.default_rng(3), 12)
     decoder = StreamingDecoder(small, LAYOUT, 5, (1, 1, 1, 2), 1, trims=True)
@@ -206,7 +205,7 @@ def test_until_one_is_heard_every_chunk_is_early_however_its_tokens_come(
         if not at_once:
             decoder.push(LAYOUT.to_ids(frame[None]))
         while len(samples := decode_ready([decoder])[0]):
-            decoder.heard = len(chunks) >= 2
+            decoder.audible = len(chunks) >= 2
             chunks.append(samples)
             if not at_once and len(chunks) <= 3:
                 assert decoder.frames == len(chunks) + 1, "one frame of look-ahead"

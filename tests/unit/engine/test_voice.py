@@ -8,8 +8,7 @@ from helpers.speaking import speak
 from helpers.voices import make_voice
 from sheen.codec.snac import Codec
 from sheen.engine.engine import Engine
-from sheen.engine.sampling.settings import Sampling
-from sheen.engine.types import RequestError
+from sheen.engine.types import RequestError, Sampling
 from sheen.engine.voice import DEFAULT_CHUNK_CHARS, RUNAWAY, Voice
 from sheen.lm.checkpoint import DurationModel
 

@@ -24,11 +24,10 @@ from helpers.speaking import generate
 from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax
 from sheen.engine.generation import TokenGenerator
-from sheen.engine.sampling.settings import Sampling
+from sheen.engine.types import Sampling
 from sheen.lm.attention import packed as attention
 from sheen.lm.attention.packed import PACKED, check_isolation, packed_attention
-from sheen.lm.attention.segments import Segments
-from sheen.lm.batching import Batch, collate
+from sheen.lm.batching import Batch, Segments, collate
 from sheen.lm.loss import token_losses
 from sheen.lm.model import SpeechLM
 

@@ -13,15 +13,8 @@ from helpers.example import ENGLISH, NEW_VOICE, clips_of, load_script, read_clip
 from helpers.speaking import generate
 from sheen.codec.snac import Codec
 from sheen.lm.batching import Batch, collate
-from sheen.lm.model import (
-    SpeechLM,
-    extend,
-    load_base,
-    load_model,
-    save_model,
-    to_bfloat16,
-)
-from sheen.lm.tokenizer_copy import TokenizerCopy
+from sheen.lm.model import SpeechLM, extend
+from sheen.lm.model_files import TokenizerCopy, load_base, load_model, save_model, to_bfloat16
 from sheen.text.prompt import speaker_text
 
 CPU = torch.device("cpu")

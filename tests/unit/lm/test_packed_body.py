@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from helpers.utterances import LAYOUT
-from sheen.lm.attention.slots import Rows, Span
+from sheen.lm.attention.slots import Rows, SlotSpan
 from sheen.lm.cache.kv_cache import CacheShape, PagedCache
 from sheen.lm.cpu_kernels import PackedBody, PackedLinear, pack_linears
 from sheen.lm.model import SpeechLM
@@ -69,10 +69,10 @@ def pass_over_slots(model: SpeechLM) -> list[torch.Tensor]:
     ids = torch.randperm(140, generator=torch.Generator().manual_seed(1))
     found = []
     for spans in (
-        [Span(2, 0, 20), Span(0, 0, 8)],
-        [Span(0, 8, 1), Span(2, 20, 15)],
-        [Span(2, 35, 1), Span(0, 9, 1)],
-        [Span(2, 36, 1)],
+        [SlotSpan(2, 0, 20), SlotSpan(0, 0, 8)],
+        [SlotSpan(0, 8, 1), SlotSpan(2, 20, 15)],
+        [SlotSpan(2, 35, 1), SlotSpan(0, 9, 1)],
+        [SlotSpan(2, 36, 1)],
     ):
         places = torch.cat([torch.arange(s.start, s.start + s.count) for s in spans])
         kept = [row for s in spans for row in cache.rows(s.slot, s.start, s.count)]

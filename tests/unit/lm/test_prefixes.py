@@ -1,7 +1,6 @@
 """Beginnings of prompts that are kept: found by their tokens, and given up for others."""
 
-from sheen.lm.cache.kv_cache import PAGE
-from sheen.lm.cache.pages import PagePool
+from sheen.lm.cache.kv_cache import PAGE, PagePool
 from sheen.lm.cache.prefixes import PrefixCache
 
 CHUNK = 2 * PAGE
@@ -22,7 +21,7 @@ def kept(cache: PrefixCache, pool: PagePool, ids: list[int]) -> list[int]:
     return pages
 
 
-def test_whole_pieces_are_found_by_their_tokens_and_those_before_them() -> None:
+def test_whole_chunks_are_found_by_their_tokens_and_those_before_them() -> None:
     pool = PagePool(20)
     cache = PrefixCache(pool, CHUNK)
     pages = kept(cache, pool, prompt(3))
@@ -31,7 +30,7 @@ def test_whole_pieces_are_found_by_their_tokens_and_those_before_them() -> None:
     assert cache.find(cache.keys(ids, len(ids))) == pages[:6]
     assert cache.find(cache.keys(ids[:-1], len(ids))) == pages[:4], "the last token is computed"
     assert cache.find(cache.keys(ids, 2 * CHUNK + 5)) == pages[:4], "no more than is shared"
-    assert cache.find(cache.keys(ids[CHUNK:], len(ids))) == [], "the same piece, elsewhere"
+    assert cache.find(cache.keys(ids[CHUNK:], len(ids))) == [], "the same chunk, elsewhere"
     other = [*ids[: 2 * CHUNK], 0, *ids[2 * CHUNK + 1 :]]
     assert cache.find(cache.keys(other, len(other))) == pages[:4]
 

@@ -15,7 +15,7 @@ from helpers.example import CODEC
 from sheen.codec.info import describe_codec
 from sheen.codec.layout import TokenLayout
 from sheen.lm.checkpoint import CheckpointInfo, write_info
-from sheen.lm.model import load_model, save_model
+from sheen.lm.model_files import load_model, save_model
 from sheen.lm.recognition import (
     choose_form,
     describe_checkpoint,

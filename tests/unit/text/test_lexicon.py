@@ -8,7 +8,7 @@ import pytest
 
 from sheen.text.delivery import Delivery, DeliveryError, Pause, deliver
 from sheen.text.items import Item, as_written
-from sheen.text.kept import expected_transcript, pieces, with_phonemes
+from sheen.text.kept import expected_transcript, fragments, with_phonemes
 from sheen.text.lexicon import Lexicon, read_lexicon, respell
 from sheen.text.normalization import describe as describe_words
 from sheen.text.phonemes import describe as describe_phonemes
@@ -137,4 +137,4 @@ def test_phonemes_that_were_given_pass_every_step() -> None:
         == "Nguyen, two of Joe !"
     )
     assert pipeline.model_input(words) == f"nwɪn, {pipeline.model_input('two of')} ʤO <laugh>!"
-    assert "".join(piece.text for piece in pieces(words, ("<laugh>",))) == words
+    assert "".join(fragment.text for fragment in fragments(words, ("<laugh>",))) == words

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sheen.codec.layout import TokenLayout
-from sheen.lm.model import extend, load_base
+from sheen.lm.model import extend
+from sheen.lm.model_files import load_base
 from sheen.text.prompt import normalize, prompt_text, speaker_text
 
 

@@ -16,7 +16,8 @@ from helpers.small_models import small_model
 from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax
 from sheen.lm.batching import Batch, collate
-from sheen.lm.model import SpeechLM, extend, load_base, save_model
+from sheen.lm.model import SpeechLM, extend
+from sheen.lm.model_files import load_base, save_model
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.learner import Learner, add_adapters, compiles, merge_adapters
 from sheen.train.learning.settings import Strategy

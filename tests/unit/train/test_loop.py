@@ -21,7 +21,8 @@ from sheen.codec.snac import open_codec
 from sheen.data.prompts import Prompt
 from sheen.engine.engine import Engine
 from sheen.lm.checkpoint import read_info
-from sheen.lm.model import SpeechLM, load_model
+from sheen.lm.model import SpeechLM
+from sheen.lm.model_files import load_model
 from sheen.train import distributed, evaluation, loop, trainer
 from sheen.train.checkpoints import MODEL_FOLDER, StorageFull, load
 from sheen.train.config import TrainConfig

@@ -20,7 +20,8 @@ from sheen.inspection import main as inspect
 from sheen.lm.batching import Batch, RowForm, add_history_noise, collate
 from sheen.lm.checkpoint import CheckpointInfo, PromptInfo, is_checkpoint, read_info
 from sheen.lm.loss import IGNORE_INDEX, speech_loss
-from sheen.lm.model import SpeechLM, load_model, save_model
+from sheen.lm.model import SpeechLM
+from sheen.lm.model_files import load_model, save_model
 from sheen.text.forms import FORMS, FormName
 from sheen.train.data import build_training_set
 from sheen.train.initial import open_model

@@ -12,15 +12,14 @@ import pytest
 
 import sheen
 from helpers.example import CHECKPOINT, ENGLISH, ROOT, VOICE
-from sheen import default_voice
 from sheen.__main__ import main
-from sheen.lm.checkpoint import ENGLISH_VOICE
+from sheen.lm.checkpoint import ENGLISH_VOICE, find_default_voice
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that Python imports from, of an installation without a checkout."""
-    monkeypatch.setattr(default_voice, "CHECKOUT", tmp_path / "installed")
+    monkeypatch.setattr("sheen.lm.checkpoint.CHECKOUT", tmp_path / "installed")
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
@@ -40,7 +39,7 @@ def test_outside_a_checkout_the_default_voice_is_the_installed_packages(
     checkpoint: Path, elsewhere: Path
 ) -> None:
     voice = packaged(checkpoint, elsewhere)
-    assert default_voice.find_default_voice() == str(voice)
+    assert find_default_voice() == str(voice)
 
 
 @pytest.mark.slow
@@ -52,7 +51,7 @@ def test_the_wheel_brings_it_with_its_card_and_licence(tmp_path: Path) -> None:
         subprocess.run(build, check=True)
     install = [*uv, "pip", "install", "--offline", "--quiet", "--no-deps", "--target", site]
     subprocess.run([*install, "--python", sys.executable, *dist.glob("*.whl")], check=True)
-    code = "import sheen, sheen.default_voice as v; print(sheen.__file__, v.find_default_voice())"
+    code = "import sheen, sheen.lm.checkpoint as v; print(sheen.__file__, v.find_default_voice())"
     found = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -79,7 +78,7 @@ def test_a_checkouts_own_voice_comes_before_an_installed_one(
 ) -> None:
     packaged(checkpoint, elsewhere)
     shutil.copytree(checkpoint, own := tmp_path / "installed" / ENGLISH_VOICE)
-    assert default_voice.find_default_voice() == str(own)
+    assert find_default_voice() == str(own)
 
 
 def test_speak_and_load_use_the_default_voice(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sheen import rng
-from sheen.engine.sampling.settings import LARGEST, Sampling
+from sheen.engine.types import LARGEST, Sampling
 
 GUESSES = (16, 64, 256)
 """Numbers of likeliest rows to sort, in order: more are sorted only for requests that were not

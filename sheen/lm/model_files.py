@@ -1,0 +1,137 @@
+"""The files of a speech model: transformers' config, safetensors and tokenizer.
+
+Owns loading and saving them. Refuses files that are not of one checkpoint. What a checkpoint says
+of its model beyond them is `sheen.lm.checkpoint`'s.
+"""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sheen.codec.layout import Softmax, TokenLayout
+from sheen.lm.base_model import check_files
+from sheen.lm.model import SpeechLM
+
+
+def load_base(
+    source: str, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM and its tokenizer, from a folder or a hub id.
+
+    Loaded in `dtype` instead of cast to it later: a cast would also round the frequencies of rotary
+    embeddings, with errors of radians at position 3,000.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        check_files(folder)
+    elif source.startswith(("/", ".", "~")):
+        raise ValueError(f"model {source!r}: no such folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except Exception as error:  # the readers of third-party files may raise anything
+        raise ValueError(
+            f"model {source!r}: neither a transformers folder nor a model on the hub "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        ) from error
+    return lm, tokenizer
+
+
+def load_model(
+    folder: Path | str,
+    layout: TokenLayout,
+    softmax: Softmax = "masked",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[SpeechLM, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a checkpoint folder or hub id with this token layout.
+
+    `softmax` only affects `forward`.
+    """
+    lm, tokenizer = load_base(str(folder), dtype)
+    name = layout.token_names()[0]
+    found = tokenizer.convert_tokens_to_ids(name)
+    if found != layout.first_id:
+        raise ValueError(
+            f"{folder}: {name} has id {found} in the tokenizer, but {layout.first_id} in the "
+            "recorded layout: these files are not of one checkpoint"
+        )
+    model = SpeechLM(lm, layout, softmax)
+    rows = len(model.head)
+    if rows < layout.first_id + layout.size:
+        raise ValueError(
+            f"{folder}: the output embedding has {rows} rows, but audio tokens have ids up to "
+            f"{layout.first_id + layout.size - 1}: these files are not of one checkpoint"
+        )
+    if len(model.tables) > 1:
+        # The files decide: a config may declare separately trained tables as tied.
+        lm.config.tie_word_embeddings = False
+    return model, tokenizer
+
+
+class TokenizerCopy:
+    """A tokenizer as it is now, to be saved many times, also while the original is in use.
+
+    Its files are kept: with thousands of added tokens transformers takes longer to make them than
+    to write a small model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = deepcopy(tokenizer)
+        self._files: dict[Path, bytes] = {}
+
+    def save_pretrained(self, folder: Path) -> None:
+        if not self._files:
+            with TemporaryDirectory(dir=folder) as fresh:
+                self._tokenizer.save_pretrained(fresh)
+                made = [path for path in Path(fresh).rglob("*") if path.is_file()]
+                self._files = {path.relative_to(fresh): path.read_bytes() for path in made}
+        for name, content in self._files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+def save_model(
+    model: SpeechLM,
+    tokenizer: PreTrainedTokenizerBase | TokenizerCopy,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+    max_file_bytes: int | None = None,
+) -> None:
+    """Write the files that transformers needs: config, safetensors, tokenizer.
+
+    `weights`: those of a `SpeechLM`, for a model that is sharded or has adapters. With
+    `max_file_bytes`, several files are written, each at most that large or with a single tensor.
+    """
+    if weights is None:
+        weights = model.state_dict()
+    size: dict[str, Any] = {} if max_file_bytes is None else {"max_shard_size": max_file_bytes}
+    model.lm.save_pretrained(
+        folder,
+        state_dict={name.removeprefix("lm."): part for name, part in weights.items()},
+        **size,
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def to_bfloat16(folder: Path) -> None:
+    """Turn a saved model's weights into bfloat16, file by file; half the size."""
+    for path in sorted(folder.glob("*.safetensors")):
+        halves = {name: part.bfloat16() for name, part in load_file(path).items()}
+        save_file(halves, path, metadata={"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["dtype"] = "bfloat16"
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
