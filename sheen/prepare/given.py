@@ -80,12 +80,12 @@ def plan_corpus(locations: Sequence[str]) -> Segments:
 
 def rows_to_cut(segments: Segments, longest: float) -> pa.Table:
     """SOURCE_SCHEMA: the rows that may be longer than `longest` seconds. How long a row without an
-    end is, only decoding tells."""
+    end is, only decoding tells. Whether its recording is there now makes no difference: it may have
+    been cut when it was."""
     rows = [
-        {name: row[name] for name in ("key", *WHERE)} | {"name": row["id"]}
+        {name: row[name] for name in ("key", *WHERE, "reason", "detail")} | {"name": row["id"]}
         for row in segments.table.to_pylist()
-        if row["reason"] is None
-        and (row["end"] is None or row["end"] - (row["start"] or 0.0) > longest)
+        if row["end"] is None or row["end"] - (row["start"] or 0.0) > longest
     ]
     return pa.Table.from_pylist(rows, schema=SOURCE_SCHEMA)
 
@@ -103,7 +103,7 @@ def cut_corpus(segments: Segments, cuts: Sequence[Row], settings: CutSettings) -
     """The segments of a corpus whose long rows are cut. `cuts`: CUT_SCHEMA of `rows_to_cut`.
 
     A row that is not longer than `max_seconds` remains as it is, whatever is in it and however
-    short it is.
+    short it is. What was cut of a recording that is gone now stays: it may be transcribed already.
     """
     cut = {row["key"]: row for row in cuts}
     good: list[Row] = []
@@ -115,8 +115,7 @@ def cut_corpus(segments: Segments, cuts: Sequence[Row], settings: CutSettings) -
         row["file"] = None if found is None else found["file"]
         seconds = None if found is None else found["seconds"]
         if found is None or (seconds is not None and seconds <= settings.max_seconds):
-            # One that cannot be read now may be cut later: then it is no segment.
-            (good if row["reason"] is None else rejected).append(row)
+            good.append(row)
         elif found["reason"] is None:
             rows[row["key"]] = row
             long.append(found)

@@ -55,7 +55,9 @@ _SOURCE: list[tuple[str, pa.DataType]] = [
     ("start", pa.float64()),  # seconds
     ("end", pa.float64()),
 ]
-SOURCE_SCHEMA = pa.schema(_SOURCE)
+_WHY = [("reason", pa.string()), ("detail", pa.string())]
+SOURCE_SCHEMA = pa.schema([*_SOURCE, *_WHY])
+"""`reason`: why the input has no recording for it now; such a row is not read."""
 SEGMENT_TYPE = pa.struct(
     [
         ("start", pa.float64()),  # seconds from the first sample on
@@ -79,8 +81,7 @@ CUT_SCHEMA = pa.schema(
         ("peaks", pa.list_(pa.float64())),  # largest sample of each channel, or of the mean
         ("segments", pa.list_(SEGMENT_TYPE)),
         ("fault", pa.string()),  # what of it cannot be decoded
-        ("reason", pa.string()),  # why nothing of it can be used
-        ("detail", pa.string()),
+        *_WHY,  # why nothing of it can be used
     ]
 )
 

@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 
 from helpers.corpora import CLIPS, by_parquet, by_webdataset, sound
 from helpers.example import DEMO, RATE, RECORDINGS, VOICE, clips_of, read_clip
+from sheen import blocks
 from sheen.audio.io import decode
 from sheen.data.clips import ClipReader
 from sheen.data.corpus import read_manifest
@@ -19,6 +22,7 @@ from sheen.data.readers.forms import FORMS
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.cutting.cut import PAUSE, CutSettings
 from sheen.prepare.given import (
+    CutCorpus,
     account_of_corpus,
     cut_corpus,
     is_corpus,
@@ -36,10 +40,12 @@ from sheen.prepare.manifest import (
     public,
     write_manifest,
 )
-from sheen.prepare.output import MANIFEST, TRANSCRIPT_SCHEMA
+from sheen.prepare.output import CUT_SCHEMA, CUTS, MANIFEST, TRANSCRIPT_SCHEMA
 from sheen.prepare.rejections.quality import QualityLimits
 from sheen.prepare.rejections.reasons import Limits
 from sheen.prepare.stages.cut import _cut
+from sheen.prepare.stages.pipelines import cut_all
+from sheen.prepare.stages.transcribe import _read_all
 from sheen.prepare.texts.matching import REASON, TextLimits
 
 Row = dict[str, Any]
@@ -131,6 +137,54 @@ def test_a_recording_that_comes_later_is_a_source_from_the_first_run_on(tmp_path
     assert after.table["reason"].to_pylist() == [None, None]
     for name in ("key", "id", "given"):
         assert before.table[name] == after.table[name]
+
+
+def test_a_recording_that_is_gone_after_it_was_cut_is_counted_and_what_was_cut_stays(
+    tmp_path: Path,
+) -> None:
+    """Whether it is longer than a segment or not. Of an LJSpeech folder it is known to be missing
+    before anything is read, of other forms only then: the rest of the run is the same."""
+    folder, output, settings = tmp_path / "corpus", tmp_path / "out", CutSettings(1.0, 6.0)
+    (folder / "wavs").mkdir(parents=True)
+    clips = clips_of(VOICE)[8:11]
+    long = np.concatenate([read_clip(clip) for clip in clips])
+    soundfile.write(folder / "wavs" / "long.flac", long, RATE)
+    soundfile.write(folder / "wavs" / "short.flac", read_clip(clips[0]), RATE)
+    (folder / "metadata.csv").write_text("long|Long.\nshort|Short.\nlater|Later.\n", "utf-8")
+    config = PrepareConfig(
+        input=[str(folder)], output=str(output), min_seconds=1.0, max_seconds=6.0
+    )
+
+    def plan() -> tuple[pa.Table, CutCorpus]:
+        """What there is to cut, and what to transcribe once it is cut."""
+        planned = plan_corpus(config.input)
+        table = rows_to_cut(planned, settings.max_seconds)
+        done = blocks.merged_keys(str(output / CUTS))
+        rows = table.filter(pa.array(~np.isin(table["key"].to_numpy(), done))).to_pylist()
+        if rows:  # as a task does
+            cut = pa.Table.from_pylist([_cut(row, settings) for row in rows], schema=CUT_SCHEMA)
+            blocks.commit(str(output / CUTS), cut)
+        cuts = cut_all(table, config, str(output), []).to_pylist()
+        return table, cut_corpus(planned, cuts, settings)
+
+    _, before = plan()
+    assert len(before.segments.table) > 2
+    assert set(before.segments.table["reason"].to_pylist()) == {None}
+    for name in ("long", "short"):
+        (folder / "wavs" / f"{name}.flac").unlink()
+    (folder / "wavs" / "other.flac").touch()
+    table, after = plan()
+    assert table["reason"].to_pylist() == ["missing"] * 3
+    for name in ("key", "id", "start"):
+        assert after.segments.table[name] == before.segments.table[name]
+    assert after.segments.rejected == before.segments.rejected
+    (later,) = after.segments.rejected
+    assert (later["id"], later["reason"]) == ("later", "missing")
+    assert "no recording 'later' in" in later["detail"]
+    # Those that are not transcribed yet.
+    rows = after.segments.table.to_pylist()
+    found = _read_all(ClipReader(), rows, {}, None, lambda _: nullcontext())
+    assert {row["reason"] for row in found} == {"missing"}
 
 
 def test_rows_of_codes_are_an_error_that_says_what_to_give(tmp_path: Path) -> None:
