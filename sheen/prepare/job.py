@@ -52,7 +52,7 @@ from sheen.prepare.report.account import account
 from sheen.prepare.speakers.assignment import assign_speakers
 from sheen.prepare.speakers.embedding import COLUMNS as EMBEDDINGS
 from sheen.prepare.speakers.embedding import Floats, embed_examples
-from sheen.prepare.stages.pipelines import connect, cut_all, transcribe_all
+from sheen.prepare.stages.pipelines import READ_LIMIT_S, connect, cut_all, transcribe_all
 from sheen.runs import cluster
 from sheen.runs.output import output_lock
 from sheen.scoring.asr.transcribers import check_transcriber
@@ -214,4 +214,5 @@ def _changed(output: str, config: PrepareConfig, planned: Planned) -> list[int]:
         if paths := blocks.row_files(folder):
             rows = blocks.read_columns(folder, paths, ["key", "reason", "file"])
             results += results_of(rows, bits)
-    return changed_recordings(output, sources, [one for one in results if one.key in sources])
+    results = [one for one in results if one.key in sources]
+    return changed_recordings(output, sources, results, READ_LIMIT_S)

@@ -46,7 +46,7 @@ def cut_sources(
 
     def do(rows: pa.Table) -> pa.Table:
         sources, found = rows.to_pylist(), []
-        note_files(sources)
+        note_files(sources, limit_s)
         for row in sources:
             limit = partial(attempts.limit, row["key"], limit_s)
             found.append(_cut(row, settings, each_channel, limit, in_tasks))

@@ -59,7 +59,7 @@ def read_segments(
             "overlap": _overlap() if overlap else None,
         }
         segments = rows.to_pylist()
-        note_files(segments)
+        note_files(segments, limit_s)
         found = _read_all(
             reader,
             segments,
