@@ -5,7 +5,7 @@ embedded of a segment is decided by `sheen.prepare.speakers.embedding`. Clusters
 average linkage, first within each recording and then over all of them; this is deterministic, and
 the order of the segments only affects the numbering of voices with equal amounts of speech. A
 channel of a recording is one voice, different from those of the other channels. Does not detect
-overlapping speech, and takes each segment for one voice's: see `sheen.prepare.speakers.turns`.
+overlapping speech, and takes each segment for one voice's: see `sheen.prepare.speakers.assignment`.
 
 Shapes: n segments, D dimensions of an embedding, k clusters, v voices.
 """
