@@ -2,7 +2,7 @@
 
 Owns which inputs are corpora, their rows as segments, and which of them are cut. A text next to a
 recording is `sheen.prepare.sources.beside`'s; comparing text and transcript is
-`sheen.prepare.texts.matching`'s.
+`sheen.prepare.rejections.reasons`'s.
 """
 
 from collections.abc import Iterable, Sequence

@@ -2,7 +2,7 @@
 
 Owns the rows' ids and fields, and their text: the input's, if it has one, else the transcript.
 Every segment becomes one row, and so does a recording without a usable segment. The reasons for
-rejection are in `sheen.prepare.rejections.reasons`, `texts` and `quality`.
+rejection are in `sheen.prepare.rejections`.
 """
 
 from collections import defaultdict
@@ -15,19 +15,21 @@ import pyarrow as pa
 
 from sheen.data.parts import CHANNEL_KEY, recording_of
 from sheen.data.schema import PLACE_KEY
+from sheen.prepare.alignment import texts_of_segments
 from sheen.prepare.cutting.cut import CutSettings, Segment
 from sheen.prepare.output import MANIFEST, QUALITY_TYPE, REJECTED, SEGMENT_SCHEMA, write_lines
 from sheen.prepare.rejections.quality import Quality, QualityLimits, quality_fault
 from sheen.prepare.rejections.reasons import (
+    TEXT_DIFFERS,
     Fault,
     Limits,
+    TextLimits,
+    check_text,
     language_fault,
     languages_of,
     segment_fault,
     transcript_fault,
 )
-from sheen.prepare.texts.alignment import texts_of_segments
-from sheen.prepare.texts.matching import REASON, TextLimits, check_text
 from sheen.scoring.asr.transcript import Transcript
 from sheen.scoring.wer import language_normalizer, normalize_words
 from sheen.storage import uris
@@ -240,7 +242,7 @@ def _fault(row: Row, shown: Row, judgement: Judgement) -> Fault | None:
     check = check_text(row["given"], row["text"] or "", judgement.texts, normalizer)
     shown["cer"] = _rounded(check.cer)
     shown["text_doubtful"] = check.verdict != "good"
-    return (REASON, check.detail or "") if check.verdict == "rejected" else None
+    return (TEXT_DIFFERS, check.detail or "") if check.verdict == "rejected" else None
 
 
 def _row(row: Row) -> Row:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sheen.audio.samples import Samples
+from sheen.prepare.rejections.reasons import TEXT_DIFFERS
 from sheen.prepare.report.account import (
     differing,
     doubtful_first,
@@ -15,7 +16,6 @@ from sheen.prepare.report.account import (
     text_rate,
     word_count,
 )
-from sheen.prepare.texts.matching import REASON
 from sheen.report.figures import histogram
 from sheen.report.page import Block, Cell, Clip, Section, clip_row, render_page, table
 from sheen.report.review import ReviewRow, render_review
@@ -127,7 +127,7 @@ def _rejected_blocks(report: Row, rows: Sequence[Row], read: Read) -> list[Block
 
 def _differing_texts(rows: Sequence[Row]) -> list[Block]:
     """The rejected texts, of rows in that order, beside what was heard."""
-    found = [row for row in rows if row["reason"] == REASON]
+    found = [row for row in rows if row["reason"] == TEXT_DIFFERS]
     if not found:
         return []
     cells: list[list[Cell]] = [

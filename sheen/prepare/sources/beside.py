@@ -2,7 +2,7 @@
 talk.mkv, and book.txt in a folder of chapters.
 
 Owns which file is the text of which recording, and reading it as one text. Dividing it among
-segments is `sheen.prepare.texts.alignment`'s.
+segments is `sheen.prepare.alignment`'s.
 """
 
 import re

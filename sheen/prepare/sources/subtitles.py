@@ -2,7 +2,7 @@
 
 Owns the spoken part of a cue: without markup, notes on sounds, and lines repeated from the cue
 before. Package pysubs2 reads the two formats. The times of cues are when a text is shown, not when
-it is spoken, and are not used for cutting; `sheen.prepare.texts.alignment` divides the text among
+it is spoken, and are not used for cutting; `sheen.prepare.alignment` divides the text among
 segments.
 """
 

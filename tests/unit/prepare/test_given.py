@@ -42,11 +42,10 @@ from sheen.prepare.manifest import (
 )
 from sheen.prepare.output import CUT_SCHEMA, CUTS, MANIFEST, TRANSCRIPT_SCHEMA
 from sheen.prepare.rejections.quality import QualityLimits
-from sheen.prepare.rejections.reasons import Limits
+from sheen.prepare.rejections.reasons import TEXT_DIFFERS, Limits, TextLimits
 from sheen.prepare.stages.cut import _cut
 from sheen.prepare.stages.pipelines import cut_all
 from sheen.prepare.stages.transcribe import _read_all
-from sheen.prepare.texts.matching import REASON, TextLimits
 
 Row = dict[str, Any]
 JUDGEMENT = Judgement(Limits(), QualityLimits(), TextLimits(), None)
@@ -93,7 +92,7 @@ def test_of_a_corpus_the_texts_that_are_not_spoken_are_rejected(tmp_path: Path) 
     rows = judge_rows([], segments, transcripts, JUDGEMENT)
     found = {row["id"]: row for row in rows}
     assert {name: row["reason"] for name, row in found.items()} == {
-        "gone": "missing", "right": None, "wrong": REASON, "none": None,
+        "gone": "missing", "right": None, "wrong": TEXT_DIFFERS, "none": None,
     }  # fmt: skip
     assert found["right"]["text"] == "At 5:30 p.m., Smith's 3 cats left."
     assert found["right"]["cer"] == 0.0
@@ -120,7 +119,7 @@ def test_english_numbers_are_spelt_alike_whatever_asr_found_the_language(
     judgement = replace(JUDGEMENT, language=asked)
     (judged,) = judge_rows([], empty, [heard(row, said, language)], judgement)
     assert (judged["reason"], judged["text_doubtful"]) == (
-        (None, False) if alike else (REASON, True)
+        (None, False) if alike else (TEXT_DIFFERS, True)
     )
 
 
@@ -208,7 +207,7 @@ def test_rows_inside_a_file_are_checked_and_named_so_that_they_encode(
         for row, of in zip(listed, ("en", "de"), strict=True)
     ]
     rows = judge_rows([], segments, transcripts, JUDGEMENT)
-    assert [(row["id"], row["reason"]) for row in rows] == [("one", None), ("two", REASON)]
+    assert [(row["id"], row["reason"]) for row in rows] == [("one", None), ("two", TEXT_DIFFERS)]
     write_manifest(str(tmp_path), rows)
     (kept,) = read_manifest(str(tmp_path / MANIFEST)).to_pylist()
     found, rate = ClipReader().read(kept)

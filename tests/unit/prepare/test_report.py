@@ -11,6 +11,7 @@ from helpers.pages import HOSTILE, Page, assert_self_contained
 from sheen.audio.samples import Samples
 from sheen.prepare.cutting.cut import EDGE, PAUSE, QUIETEST
 from sheen.prepare.given import account_of_corpus
+from sheen.prepare.rejections.reasons import TEXT_DIFFERS
 from sheen.prepare.report.account import account, differing, doubtful_first
 from sheen.prepare.report.pages import (
     CLIP_RATE,
@@ -18,7 +19,6 @@ from sheen.prepare.report.pages import (
     render_corrections,
     render_report,
 )
-from sheen.prepare.texts.matching import REASON
 from sheen.report.page import Table
 
 Row = dict[str, Any]
@@ -47,10 +47,10 @@ ROWS = [
     row("short", reason="too short", detail="1.0 s", text=None, end_at=EDGE, avg_logprob=None),
 ]
 TEXTS = [
-    row("near", heard="no", cer=0.4, text_doubtful=True, reason=REASON, detail="0.4"),
+    row("near", heard="no", cer=0.4, text_doubtful=True, reason=TEXT_DIFFERS, detail="0.4"),
     row("fits", heard="yes", cer=0.0, text_doubtful=False),
-    row("far", heard="nothing", cer=0.9, text_doubtful=True, reason=REASON, detail="0.9"),
-    row("mute", heard="", text_doubtful=True, reason=REASON, detail="none"),
+    row("far", heard="nothing", cer=0.9, text_doubtful=True, reason=TEXT_DIFFERS, detail="0.9"),
+    row("mute", heard="", text_doubtful=True, reason=TEXT_DIFFERS, detail="none"),
     row("odd", heard="maybe", cer=0.2, text_doubtful=True),
 ]
 SOURCES = [
@@ -91,7 +91,7 @@ def test_texts_that_differ_come_before_all_other_doubts_the_worst_first() -> Non
     told = [row["id"] for row, _ in doubtful_first(rows)]
     assert told[:2] == ["odd", "forced"]
     assert [name for name in told if name in ("near", "far", "mute")] == ["mute", "far", "near"]
-    assert account(SOURCES, {}, rows)["rejects"][REASON]["examples"] == [
+    assert account(SOURCES, {}, rows)["rejects"][TEXT_DIFFERS]["examples"] == [
         "mute: none", "far: 0.9", "near: 0.4",
     ]  # fmt: skip
     (beside,) = _differing_texts(sorted(rows, key=differing))
