@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sheen.prepare.sources.recordings import Source
+from sheen.prepare.sources import Source
 from sheen.runs.output import start_digest
 from sheen.storage import files, uris
 

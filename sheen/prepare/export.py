@@ -13,9 +13,8 @@ import ray
 from sheen import blocks
 from sheen.audio.io import encode_audio
 from sheen.data.clips import ClipError, ClipReader
-from sheen.prepare.given import WHERE
 from sheen.prepare.manifest import public
-from sheen.prepare.output import SEGMENT_SCHEMA, write_lines
+from sheen.prepare.output import SEGMENT_SCHEMA, WHERE, write_lines
 from sheen.storage import files, uris
 
 SEGMENTS, SEGMENTS_MANIFEST = "segments", "segments.jsonl"

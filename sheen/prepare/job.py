@@ -23,12 +23,14 @@ from sheen.prepare.corrections import (
 )
 from sheen.prepare.decoding import read_rows
 from sheen.prepare.export import export_segments
-from sheen.prepare.given import (
+from sheen.prepare.inputs import (
+    Planned,
     account_of_corpus,
     cut_corpus,
+    find_input,
+    listed,
     rows_to_cut,
 )
-from sheen.prepare.inputs import Planned, find_input, listed
 from sheen.prepare.manifest import (
     SEGMENT_BITS,
     Judgement,

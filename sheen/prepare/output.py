@@ -15,7 +15,7 @@ import pyarrow as pa
 from sheen.prepare.changes import STATE_TYPE
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.cutting.vad import model_file
-from sheen.prepare.sources.recordings import Source
+from sheen.prepare.sources import Source
 from sheen.prepare.speakers.embedding import END, MIDDLE, START
 from sheen.runs.output import (
     check_fingerprint,
@@ -111,6 +111,8 @@ SEGMENT_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+WHERE = ("audio", "container", "place", "channel", "start", "end")
+"""Columns of it that locate the samples of a row."""
 _PARTS = ["container", "place", "start", "end", "channel"]
 """Columns of it that say which part of a recording a row is."""
 QUALITY_TYPE = pa.struct(

@@ -30,7 +30,7 @@ from sheen.prepare.output import (
     has_transcripts,
     prepare_output,
 )
-from sheen.prepare.sources.recordings import Source, Sources
+from sheen.prepare.sources import Source, Sources
 from sheen.prepare.stages.pipelines import _done
 from sheen.storage.files import LFS_POINTER
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.pages import HOSTILE, Page, assert_self_contained
 from sheen.audio.samples import Samples
 from sheen.prepare.cutting.cut import EDGE, PAUSE, QUIETEST
-from sheen.prepare.given import account_of_corpus
+from sheen.prepare.inputs import account_of_corpus
 from sheen.prepare.rejections.reasons import TEXT_DIFFERS
 from sheen.prepare.report.account import account, differing, doubtful_first
 from sheen.prepare.report.pages import (

@@ -21,15 +21,15 @@ from sheen.data.corpus import read_manifest
 from sheen.data.readers.forms import FORMS
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.cutting.cut import PAUSE, CutSettings
-from sheen.prepare.given import (
+from sheen.prepare.inputs import (
     CutCorpus,
     account_of_corpus,
     cut_corpus,
+    find_input,
     is_corpus,
     plan_corpus,
     rows_to_cut,
 )
-from sheen.prepare.inputs import find_input
 from sheen.prepare.manifest import (
     NOT_IN_TEXT,
     SEGMENT_BITS,
