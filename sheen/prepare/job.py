@@ -22,7 +22,6 @@ from sheen.prepare.corrections import (
     stored_corrections,
 )
 from sheen.prepare.decoding import read_rows
-from sheen.prepare.export import export_segments
 from sheen.prepare.inputs import (
     Planned,
     account_of_corpus,
@@ -54,7 +53,12 @@ from sheen.prepare.report.account import account
 from sheen.prepare.speakers.assignment import assign_speakers
 from sheen.prepare.speakers.embedding import COLUMNS as EMBEDDINGS
 from sheen.prepare.speakers.embedding import Floats, embed_examples
-from sheen.prepare.stages.pipelines import READ_LIMIT_S, connect, cut_all, transcribe_all
+from sheen.prepare.stages.pipelines import (
+    READ_LIMIT_S,
+    cut_all,
+    export_segments,
+    transcribe_all,
+)
 from sheen.runs import cluster
 from sheen.runs.output import output_lock
 from sheen.scoring.asr.transcribers import check_transcriber
@@ -131,7 +135,6 @@ def run(config: PrepareConfig) -> Row:
             assign_speakers(rows, found, number, examples)
         write_manifest(output, rows)
         if config.segments == "files":
-            connect()
             export_segments(output, [row for row in rows if row["reason"] is None])
         sources = cuts
         if not raw:
