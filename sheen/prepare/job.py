@@ -21,7 +21,6 @@ from sheen.prepare.corrections import (
     given_corrections,
     stored_corrections,
 )
-from sheen.prepare.decoding import read_rows
 from sheen.prepare.inputs import (
     Planned,
     account_of_corpus,
@@ -59,6 +58,7 @@ from sheen.prepare.stages.pipelines import (
     export_segments,
     transcribe_all,
 )
+from sheen.prepare.stages.transcribe import read_rows
 from sheen.runs import cluster
 from sheen.runs.output import output_lock
 from sheen.scoring.asr.transcribers import check_transcriber

@@ -12,13 +12,16 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from sheen.prepare.cutting.channels import CROSSTALK_DB
 from sheen.prepare.cutting.cut import CUT_OFF, CutSettings, Segment
 from sheen.scoring.asr.transcript import Transcript, Word
 from sheen.scoring.wer import normalize_words, rate_of_each
 
 SILENT_DB = -60.0
 """A segment whose loudest 10 ms are softer is not speech, whatever the voice activity."""
+CROSSTALK_DB = 12.0
+"""Speech that is louder by this much on another channel is crosstalk. Crosstalk is weaker by 20 dB
+or more with a headset and by 10 to 20 dB with a loudspeaker; two people who speak at once differ by
+less, unless one of them is hardly audible."""
 MAX_COMPRESSION = 2.4
 """Whisper's own limit for a repetitive text."""
 MIN_UNIQUE, UNIQUE_OF = 0.4, 6
