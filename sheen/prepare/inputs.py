@@ -25,9 +25,9 @@ from sheen.prepare.manifest import (
     plan_segments,
     seconds_of,
     source_key,
+    whole_recording,
 )
 from sheen.prepare.output import SEGMENT_SCHEMA, SOURCE_SCHEMA, WHERE
-from sheen.prepare.report.account import recording
 from sheen.prepare.sources import (
     RECORDING_SUFFIXES,
     Source,
@@ -124,7 +124,7 @@ def _check_flags(config: PrepareConfig, corpora: list[bool]) -> None:
             raise ValueError(f"--{flag} has no effect with --check, which cuts nothing; omit it")
 
 
-def listed(sources: Sources) -> pa.Table:
+def source_table(sources: Sources) -> pa.Table:
     """SOURCE_SCHEMA of files; a key is a place in the list."""
     rows = [
         {"key": key, "audio": source.location, "name": source.name}
@@ -234,15 +234,15 @@ def cut_corpus(segments: Segments, cuts: Sequence[Row], settings: CutSettings) -
     return CutCorpus(Segments(table, rejected), texts, long)
 
 
-def account_of_corpus(rows: Iterable[Row], long: Sequence[Row]) -> list[Row]:
-    """`sources` for the report's account: recordings with what was cut of them, or else with their
+def recordings_of_corpus(rows: Iterable[Row], long: Sequence[Row]) -> list[Row]:
+    """`sources` for the statistics: recordings with what was cut of them, or else with their
     `rows`, which are those of the second stage and rejected ones."""
     cut = {row["key"] for row in long}
     found: dict[tuple[str, tuple[int, ...]], Row] = {}
 
     def add(row: Row, seconds: float | None, fault: str | None) -> None:
         new = {"audio": row["audio"], "seconds": 0.0, "channels": 1, "fault": None}
-        entry = found.setdefault(recording(row), new)
+        entry = found.setdefault(whole_recording(row), new)
         entry["seconds"] += seconds or 0.0
         entry["fault"] = entry["fault"] or fault
 

@@ -23,18 +23,18 @@ from sheen.prepare.corrections import (
 )
 from sheen.prepare.inputs import (
     Planned,
-    account_of_corpus,
     cut_corpus,
     find_input,
-    listed,
+    recordings_of_corpus,
     rows_to_cut,
+    source_table,
 )
 from sheen.prepare.manifest import (
     SEGMENT_BITS,
-    Judgement,
+    Criteria,
     Row,
     give_texts,
-    judge_rows,
+    output_rows,
     plan_segments,
     write_manifest,
 )
@@ -48,7 +48,7 @@ from sheen.prepare.output import (
     prepare_output,
     write_lines,
 )
-from sheen.prepare.report.account import account
+from sheen.prepare.report.statistics import statistics_of
 from sheen.prepare.speakers.assignment import assign_speakers
 from sheen.prepare.speakers.embedding import COLUMNS as EMBEDDINGS
 from sheen.prepare.speakers.embedding import Floats, embed_examples
@@ -83,7 +83,7 @@ def run(config: PrepareConfig) -> Row:
     if config.overlap:
         with errors_of("--overlap"):
             OverlapDetector()
-    judgement = Judgement(
+    criteria = Criteria(
         config.limits,
         config.quality_limits,
         config.text_limits,
@@ -101,7 +101,7 @@ def run(config: PrepareConfig) -> Row:
         cuts: list[Row] = []
         segments, texts = planned.segments, planned.texts
         if segments is None:
-            cuts = cut_all(listed(planned.sources), config, output, changed).to_pylist()
+            cuts = cut_all(source_table(planned.sources), config, output, changed).to_pylist()
             segments = plan_segments(cuts, config.cut_settings)
         elif not config.check:
             table = rows_to_cut(segments, config.max_seconds)
@@ -123,7 +123,7 @@ def run(config: PrepareConfig) -> Row:
             )
             planned.sources.skipped[".txt"] -= len({planned.shared[key] for key in read})
         raw = planned.segments is None
-        rows = judge_rows(cuts if raw else [], segments, transcripts, judgement)
+        rows = output_rows(cuts if raw else [], segments, transcripts, criteria)
         corrections, stale = apply_corrections(rows, stored_corrections(output), given)
         if corrections:
             lines = [correction.line() for correction in corrections]
@@ -138,7 +138,7 @@ def run(config: PrepareConfig) -> Row:
             export_segments(output, [row for row in rows if row["reason"] is None])
         sources = cuts
         if not raw:
-            sources = account_of_corpus([*transcripts, *segments.rejected], cuts)
+            sources = recordings_of_corpus([*transcripts, *segments.rejected], cuts)
         return _write_report(output, config, planned, sources, rows, transcripts, stale)
 
 
@@ -191,7 +191,7 @@ def _write_report(
 
     asr = next((row["asr"] for row in transcripts if row["asr"] is not None), None)
     about = {"config": config.model_dump(mode="json"), "asr": asr}
-    report = about | account(sources, +planned.sources.skipped, rows)
+    report = about | statistics_of(sources, +planned.sources.skipped, rows)
     report["corrections_not_applied"] = stale
     named = ", ".join(config.input)
     read = partial(read_rows, rate=CLIP_RATE)

@@ -184,13 +184,13 @@ def check_text(
     normalizer: Callable[[str], str] = str,
 ) -> TextCheck:
     """Compare a text with its transcript. `normalizer`: see `scoring.wer.language_normalizer`."""
-    written, heard = normalizer(text), normalizer(transcript)
+    written, spoken = normalizer(text), normalizer(transcript)
     if not normalize_words(written):
         return TextCheck("rejected", None, f"the text {text!r} holds no words")
-    if not normalize_words(heard):
+    if not normalize_words(spoken):
         verdict: Verdict = "doubtful" if _is_short(written) else "rejected"
         return TextCheck(verdict, None, f"the text is {text!r}, and the transcript has no words")
-    (cer,) = rate_of_each("character", [written], [heard])
+    (cer,) = rate_of_each("character", [written], [spoken])
     if cer <= limits.doubt_cer:
         return TextCheck("good", cer, None)
     short = _is_short(written)

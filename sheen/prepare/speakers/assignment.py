@@ -20,7 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sheen.prepare.speakers.clustering import Speakers, Voiced, find_speakers, name_speakers
+from sheen.prepare.speakers.clustering import (
+    EmbeddedSegment,
+    Speakers,
+    find_speakers,
+    name_speakers,
+)
 from sheen.prepare.speakers.embedding import END, MIDDLE, START, Floats
 
 Row = dict[str, Any]
@@ -50,8 +55,8 @@ def assign_speakers(
     """
     points = dict(zip(transcripts["id"].to_pylist(), transcripts[MIDDLE], strict=True))
     kept = [row for row in rows if row["reason"] is None and row["speaker"] is None]
-    voiced = [
-        Voiced(
+    embedded = [
+        EmbeddedSegment(
             row["id"],
             f"{row['audio']} {row['place'] or ''}",
             row["start"] or 0.0,
@@ -61,13 +66,13 @@ def assign_speakers(
         )
         for row in kept
     ]
-    speakers = find_speakers(voiced, num_speakers)
+    speakers = find_speakers(embedded, num_speakers)
     names = name_speakers(speakers, examples)
-    # A channel has one speaker, and a row that a person checked is not judged again.
-    judged = [row["id"] for row in kept if row["channel"] is None and row["checked"] is None]
-    two = _two_speakers(transcripts, judged, speakers, names)
+    # A channel has one speaker, and a row that a person checked is not rejected.
+    candidates = [row["id"] for row in kept if row["channel"] is None and row["checked"] is None]
+    two = _two_speakers(transcripts, candidates, speakers, names)
     if two:
-        speakers = find_speakers([one for one in voiced if one.id not in two], num_speakers)
+        speakers = find_speakers([one for one in embedded if one.id not in two], num_speakers)
         names = name_speakers(speakers, examples)
         two |= _two_speakers(transcripts, two, speakers, names)  # by the names as they are now
     for row in kept:

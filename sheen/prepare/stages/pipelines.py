@@ -21,7 +21,7 @@ from sheen import blocks
 from sheen.audio.io import encode_audio
 from sheen.data.clips import TRANSIENT, ClipError, ClipReader
 from sheen.prepare.config import PrepareConfig
-from sheen.prepare.manifest import SEGMENT_BITS, Segments, public
+from sheen.prepare.manifest import SEGMENT_BITS, Segments, jsonl_row
 from sheen.prepare.output import (
     CUT_SCHEMA,
     CUTS,
@@ -179,7 +179,7 @@ def export_segments(output: str, rows: list[Row]) -> None:
         {
             **{name: value for name, value in row.items() if name not in WHERE},
             "audio": f"{SEGMENTS}/{path}",
-            "recording": public({name: row[name] for name in WHERE}),
+            "recording": jsonl_row({name: row[name] for name in WHERE}),
         }
         for path, row in places.items()
     ]

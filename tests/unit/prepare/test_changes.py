@@ -16,7 +16,7 @@ from helpers.recogniser import tiny_en
 from sheen import blocks
 from sheen.prepare.changes import STATES, Result, changed_recordings, note_files
 from sheen.prepare.config import PrepareConfig
-from sheen.prepare.inputs import Planned, listed
+from sheen.prepare.inputs import Planned, source_table
 from sheen.prepare.job import _changed
 from sheen.prepare.manifest import SEGMENT_BITS, Segments
 from sheen.prepare.output import (
@@ -61,8 +61,8 @@ def changed(output: Path, sources: list[Source]) -> list[int]:
 
 def cut(output: Path, sources: list[Source], reasons: dict[int, str | None]) -> None:
     """As a task does, with these reasons by place."""
-    rows = [row | {"reason": reasons[row["key"]]} for row in listed(Sources(sources)).to_pylist()
-            if row["key"] in reasons]  # fmt: skip
+    table = source_table(Sources(sources)).to_pylist()
+    rows = [row | {"reason": reasons[row["key"]]} for row in table if row["key"] in reasons]
     note_files(rows, LIMIT_S)
     blocks.commit(str(output / CUTS), pa.Table.from_pylist(rows, schema=CUT_SCHEMA))
 
@@ -122,7 +122,7 @@ def test_a_rejected_recording_is_cut_again_when_it_is_another(tmp_path: Path) ->
     sources = made(raw, "good", "broken", "silent", "crash", "new")
     reasons = {0: None, 1: "unreadable", 2: "no speech", 3: "decoder crashed"}
     cut(tmp_path, sources, reasons)
-    folder, table = str(tmp_path / CUTS), listed(Sources(sources))
+    folder, table = str(tmp_path / CUTS), source_table(Sources(sources))
     for name in ("broken", "crash", "new"):
         (raw / name).write_bytes(b"whole")
     for _ in range(2):
@@ -154,7 +154,7 @@ def test_what_could_not_be_noted_is_cut_again_or_noted_later(tmp_path: Path) -> 
 def test_a_recording_that_does_not_answer_is_rejected_and_cut_when_it_does(tmp_path: Path) -> None:
     """As those of a hung mount. All others are noted, and a resumed run waits for it as little."""
     good = made(tmp_path / "raw", *map(str, range(40)))
-    table = listed(Sources(good)).to_pylist()
+    table = source_table(Sources(good)).to_pylist()
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         hung = [{"key": -1, "audio": f"{address}/{name}.wav", "name": name} for name in "ab"]

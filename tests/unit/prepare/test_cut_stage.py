@@ -20,7 +20,7 @@ from sheen.data.corpus import read_manifest
 from sheen.prepare.cutting.analysis import WHOLE, resample_blocks
 from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.cutting.vad import RATE as VAD_RATE
-from sheen.prepare.manifest import plan_segments, public
+from sheen.prepare.manifest import jsonl_row, plan_segments
 from sheen.prepare.output import CUT_SCHEMA, write_lines
 from sheen.prepare.rejections.reasons import CROSSTALK_DB
 from sheen.prepare.stages.cut import _cut, cut_source
@@ -143,7 +143,7 @@ def test_each_channel_is_its_speakers_and_is_encoded_as_it_was_cut(tmp_path: Pat
     assert sum(row["check_language"] for row in rows) == 6
 
     names = ("id", "audio", "container", "place", "channel", "start", "end")
-    shown = [public({name: row[name] for name in names}) | {"text": "a text"} for row in rows]
+    shown = [jsonl_row({name: row[name] for name in names}) | {"text": "a text"} for row in rows]
     assert all("audio_place" not in row for row in shown)
     write_lines(str(tmp_path / "manifest.jsonl"), shown)
     reader = ClipReader()

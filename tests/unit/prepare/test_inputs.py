@@ -23,21 +23,21 @@ from sheen.prepare.config import PrepareConfig
 from sheen.prepare.cutting.cut import PAUSE, CutSettings
 from sheen.prepare.inputs import (
     CutCorpus,
-    account_of_corpus,
     cut_corpus,
     find_input,
     is_corpus,
     plan_corpus,
+    recordings_of_corpus,
     rows_to_cut,
 )
 from sheen.prepare.manifest import (
     NOT_IN_TEXT,
     SEGMENT_BITS,
-    Judgement,
+    Criteria,
     Segments,
     give_texts,
-    judge_rows,
-    public,
+    jsonl_row,
+    output_rows,
     write_manifest,
 )
 from sheen.prepare.output import CUT_SCHEMA, CUTS, MANIFEST, TRANSCRIPT_SCHEMA
@@ -48,7 +48,7 @@ from sheen.prepare.stages.pipelines import cut_all
 from sheen.prepare.stages.transcribe import _read_all
 
 Row = dict[str, Any]
-JUDGEMENT = Judgement(Limits(), QualityLimits(), TextLimits(), None)
+CRITERIA = Criteria(Limits(), QualityLimits(), TextLimits(), None)
 
 
 def heard(row: Row, text: str, language: str | None = "en") -> Row:
@@ -89,7 +89,7 @@ def test_of_a_corpus_the_texts_that_are_not_spoken_are_rejected(tmp_path: Path) 
         "at five thirty pm smith's three cats left", "nobody expects a bill today", "thank you all",
     )  # fmt: skip
     transcripts = [heard(*pair) for pair in zip(segments.table.to_pylist(), said, strict=True)]
-    rows = judge_rows([], segments, transcripts, JUDGEMENT)
+    rows = output_rows([], segments, transcripts, CRITERIA)
     found = {row["id"]: row for row in rows}
     assert {name: row["reason"] for name, row in found.items()} == {
         "gone": "missing", "right": None, "wrong": TEXT_DIFFERS, "none": None,
@@ -97,8 +97,8 @@ def test_of_a_corpus_the_texts_that_are_not_spoken_are_rejected(tmp_path: Path) 
     assert found["right"]["text"] == "At 5:30 p.m., Smith's 3 cats left."
     assert found["right"]["cer"] == 0.0
     assert found["wrong"]["speaker"] == "ann"
-    assert public(found["wrong"])["instruction"] == "loud"
-    assert "instruction" not in public(found["right"])
+    assert jsonl_row(found["wrong"])["instruction"] == "loud"
+    assert "instruction" not in jsonl_row(found["right"])
     assert "Please hold the line." in found["wrong"]["detail"]
     assert said[1] in found["wrong"]["detail"]
     assert (found["none"]["text"], found["none"]["heard"]) == ("thank you all", None)
@@ -116,9 +116,9 @@ def test_english_numbers_are_spelt_alike_whatever_asr_found_the_language(
     row = {"id": "a", "audio": "/a.mp3", "given": "At 5:30 p.m. it costs $24.99."}
     said = "at five thirty pm it costs twenty four dollars and ninety nine cents"
     empty = Segments(TRANSCRIPT_SCHEMA.empty_table(), [])
-    judgement = replace(JUDGEMENT, language=asked)
-    (judged,) = judge_rows([], empty, [heard(row, said, language)], judgement)
-    assert (judged["reason"], judged["text_doubtful"]) == (
+    criteria = replace(CRITERIA, language=asked)
+    (rows_out,) = output_rows([], empty, [heard(row, said, language)], criteria)
+    assert (rows_out["reason"], rows_out["text_doubtful"]) == (
         (None, False) if alike else (TEXT_DIFFERS, True)
     )
 
@@ -206,7 +206,7 @@ def test_rows_inside_a_file_are_checked_and_named_so_that_they_encode(
         heard(row, "what is said") | {"language": of, "heard_language": of, "heard_probability": 1}
         for row, of in zip(listed, ("en", "de"), strict=True)
     ]
-    rows = judge_rows([], segments, transcripts, JUDGEMENT)
+    rows = output_rows([], segments, transcripts, CRITERIA)
     assert [(row["id"], row["reason"]) for row in rows] == [("one", None), ("two", TEXT_DIFFERS)]
     write_manifest(str(tmp_path), rows)
     (kept,) = read_manifest(str(tmp_path / MANIFEST)).to_pylist()
@@ -232,7 +232,7 @@ def test_segments_of_a_recording_get_what_they_speak_of_its_text() -> None:
     transcripts.append(heard(other, "Nobody knows."))
     give_texts(transcripts, {3: book})
     segments = plan_corpus([str(RECORDINGS)])
-    rows = judge_rows([], segments, transcripts, JUDGEMENT)
+    rows = output_rows([], segments, transcripts, CRITERIA)
     assert [(row["text"], row["reason"]) for row in rows] == [
         (said[0], NOT_IN_TEXT),
         ("“Nobody knows,” said the old man: it was late.", None),
@@ -297,12 +297,12 @@ def test_long_rows_are_cut_and_their_texts_divided_while_short_ones_stay_as_they
     for row in transcripts:
         row["seconds"] = None if row["reason"] else 2.5
     give_texts(transcripts, corpus.texts)
-    judged = judge_rows([], corpus.segments, transcripts, JUDGEMENT)
-    kept = {row["id"]: row for row in judged if row["reason"] is None}
+    rows_out = output_rows([], corpus.segments, transcripts, CRITERIA)
+    kept = {row["id"]: row for row in rows_out if row["reason"] is None}
     for row, clip in zip(whole, clips, strict=True):
         assert kept[row["id"]]["text"] == clip.text
         assert kept[row["id"]]["end_at"] == PAUSE or row is whole[-1]
-    sources = account_of_corpus([*transcripts, *corpus.segments.rejected], corpus.long)
+    sources = recordings_of_corpus([*transcripts, *corpus.segments.rejected], corpus.long)
     told = {Path(source["audio"]).name: source["seconds"] for source in sources}
     assert told["long.flac"] == pytest.approx(seconds + seconds - start + 2.5, abs=0.01)
     assert told["silent.flac"] == 30
