@@ -20,9 +20,9 @@ import torch
 
 from sheen.audio.io import decode_audio, resampled
 from sheen.data.clips import ClipReader
+from sheen.prepare.cutting.analysis import WHOLE
 from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.cutting.vad import RATE
-from sheen.prepare.decoding import WHOLE
 from sheen.prepare.rejections.quality import between, measure
 from sheen.prepare.speakers.embedding import embed_parts
 from sheen.prepare.stages.cut import cut_source

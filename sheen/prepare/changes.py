@@ -3,20 +3,26 @@
 Owns what is noted of a recording's file: its size, when it was last changed, and a hash of its size
 and first MiB. The task that reads a recording notes it beside the result, before it decodes, so
 that a row that ends its process has it too. Here only what has a result is looked up, and a first
-MiB is read only where size or time differ. Decodes nothing.
+MiB is read only where size or time differ. A file that does not answer is not waited for longer
+than for its samples. Decodes nothing.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sheen.prepare.sources.recordings import Source
+from sheen.prepare.sources import Source
 from sheen.runs.output import start_digest
 from sheen.storage import files, uris
+
+logger = logging.getLogger(__name__)
 
 STATES = "recordings.json"
 """What the driver has found out itself: of recordings that were moved or touched, and of those that
@@ -28,8 +34,8 @@ STATE_TYPE = pa.struct(
         ("digest", pa.string()),  # see `sheen.runs.output.start_digest`
     ]
 )
-_THREADS = 16
-"""That wait for a network."""
+_THREADS = 32
+"""That wait for a network, for all files of a block at once."""
 
 State = dict[str, Any]
 
@@ -55,26 +61,31 @@ def results_of(rows: pa.Table, bits: int) -> list[Result]:
     ]
 
 
-def note_files(rows: Iterable[dict[str, Any]]) -> None:
+def note_files(rows: Sequence[dict[str, Any]], limit_s: float) -> None:
     """Fill in the `file` of rows without one, of STATE_TYPE: None where it cannot be read. A file
-    of many rows is read once."""
-    found: dict[str, State | None] = {}
-    for row in rows:
-        if row.get("file") is None:
-            location = row["audio"]
-            if location not in found:
-                found[location] = _state(location)
-            row["file"] = found[location]
+    of many rows is read once.
+
+    Rows are rejected as decoding would reject them, where none of their files gives anything for
+    `limit_s` seconds. A run that can note such a file cuts it, see `changed_recordings`.
+    """
+    left = [row for row in rows if row.get("file") is None]
+    found = _states(dict.fromkeys((row["audio"] for row in left), ()), limit_s)
+    for row in left:
+        row["file"] = found.get(row["audio"])
+        if row["audio"] not in found and row.get("reason") is None:
+            detail = f"{row['audio']}: nothing could be read of it in {limit_s:g} s"
+            row |= {"reason": "decoder hung", "detail": detail}
 
 
 def changed_recordings(
-    output: str, sources: Mapping[int, Source], results: Sequence[Result]
+    output: str, sources: Mapping[int, Source], results: Sequence[Result], limit_s: float
 ) -> list[int]:
     """Keys of the sources that were rejected and whose file is another one than then, or could not
     be noted then.
 
     Raises ValueError naming the first file that has changed and has a result. One that cannot be
-    read now is as it was.
+    read now is as it was, and so are those that are left when none gives anything for `limit_s`
+    seconds.
     """
     where = uris.join(output, STATES)
     seen: dict[str, State] = json.loads(files.read_bytes(where)) if files.exists(where) else {}
@@ -89,13 +100,17 @@ def changed_recordings(
             known[location] = [seen[first[location]]] if first[location] in seen else []
         if state is not None and state not in known[location]:
             known[location].append(state)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        now = dict(zip(known, pool.map(_state, known, known.values()), strict=True))
+    now = _states(known, limit_s)
+    if hung := sorted(known.keys() - now.keys()):
+        logger.warning(
+            "--input %s: %d recordings gave nothing for %g s; they are taken for unchanged",
+            hung[0], len(hung), limit_s,
+        )  # fmt: skip
     bad: set[str] = set()
     again: set[int] = set()
     for key, good, noted in results:
         location = sources[key].location
-        state, before = now[location], noted
+        state, before = now.get(location), noted
         # Of a rejected one it may have seen what is to be cut, in a run that ended before.
         if before is None and good:
             before = seen.get(first[location])
@@ -119,6 +134,39 @@ def changed_recordings(
     if new:
         files.write_bytes(where, json.dumps(seen | new, indent=0).encode() + b"\n")
     return sorted(again)
+
+
+def _states(known: Mapping[str, Sequence[State]], limit_s: float) -> dict[str, State | None]:
+    """By location, as `_state` finds them; without those that are left when none has come for
+    `limit_s` seconds. What reads a file of a hung mount cannot be ended: its thread stays behind,
+    and lets the process end."""
+    left = deque(known)
+    done: SimpleQueue[tuple[str, State | Exception | None]] = SimpleQueue()
+
+    def work() -> None:
+        while left:
+            try:
+                location = left.popleft()
+            except IndexError:  # another thread took the last
+                return
+            try:
+                done.put((location, _state(location, known[location])))
+            except Exception as error:  # noqa: BLE001 - raised below
+                done.put((location, error))
+
+    for _ in range(min(_THREADS, len(known))):
+        Thread(target=work, daemon=True).start()
+    found: dict[str, State | None] = {}
+    while len(found) < len(known):
+        try:
+            location, state = done.get(timeout=limit_s)
+        except Empty:
+            left.clear()
+            break
+        if isinstance(state, Exception):
+            raise state
+        found[location] = state
+    return found
 
 
 def _state(location: str, known: Sequence[State] = ()) -> State | None:

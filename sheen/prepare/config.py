@@ -7,8 +7,7 @@ from pydantic import Field
 from sheen.config import ASR_MODELS, JobConfig, OneOrMore
 from sheen.prepare.cutting.cut import CutSettings
 from sheen.prepare.rejections.quality import MAX_OVERLAP, QualityLimits
-from sheen.prepare.rejections.reasons import Limits
-from sheen.prepare.texts.matching import DOUBT_CER, REJECT_CER, TextLimits
+from sheen.prepare.rejections.reasons import DOUBT_CER, REJECT_CER, Limits, TextLimits
 
 
 class PrepareConfig(JobConfig):

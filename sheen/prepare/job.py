@@ -21,20 +21,20 @@ from sheen.prepare.corrections import (
     given_corrections,
     stored_corrections,
 )
-from sheen.prepare.decoding import read_rows
-from sheen.prepare.export import export_segments
-from sheen.prepare.given import (
-    account_of_corpus,
+from sheen.prepare.inputs import (
+    Planned,
     cut_corpus,
+    find_input,
+    recordings_of_corpus,
     rows_to_cut,
+    source_table,
 )
-from sheen.prepare.inputs import Planned, find_input, listed
 from sheen.prepare.manifest import (
     SEGMENT_BITS,
-    Judgement,
+    Criteria,
     Row,
     give_texts,
-    judge_rows,
+    output_rows,
     plan_segments,
     write_manifest,
 )
@@ -48,11 +48,17 @@ from sheen.prepare.output import (
     prepare_output,
     write_lines,
 )
-from sheen.prepare.report.account import account
+from sheen.prepare.report.statistics import statistics_of
 from sheen.prepare.speakers.assignment import assign_speakers
 from sheen.prepare.speakers.embedding import COLUMNS as EMBEDDINGS
 from sheen.prepare.speakers.embedding import Floats, embed_examples
-from sheen.prepare.stages.pipelines import connect, cut_all, transcribe_all
+from sheen.prepare.stages.pipelines import (
+    READ_LIMIT_S,
+    cut_all,
+    export_segments,
+    transcribe_all,
+)
+from sheen.prepare.stages.transcribe import read_rows
 from sheen.runs import cluster
 from sheen.runs.output import output_lock
 from sheen.scoring.asr.transcribers import check_transcriber
@@ -77,7 +83,7 @@ def run(config: PrepareConfig) -> Row:
     if config.overlap:
         with errors_of("--overlap"):
             OverlapDetector()
-    judgement = Judgement(
+    criteria = Criteria(
         config.limits,
         config.quality_limits,
         config.text_limits,
@@ -95,7 +101,7 @@ def run(config: PrepareConfig) -> Row:
         cuts: list[Row] = []
         segments, texts = planned.segments, planned.texts
         if segments is None:
-            cuts = cut_all(listed(planned.sources), config, output, changed).to_pylist()
+            cuts = cut_all(source_table(planned.sources), config, output, changed).to_pylist()
             segments = plan_segments(cuts, config.cut_settings)
         elif not config.check:
             table = rows_to_cut(segments, config.max_seconds)
@@ -117,7 +123,7 @@ def run(config: PrepareConfig) -> Row:
             )
             planned.sources.skipped[".txt"] -= len({planned.shared[key] for key in read})
         raw = planned.segments is None
-        rows = judge_rows(cuts if raw else [], segments, transcripts, judgement)
+        rows = output_rows(cuts if raw else [], segments, transcripts, criteria)
         corrections, stale = apply_corrections(rows, stored_corrections(output), given)
         if corrections:
             lines = [correction.line() for correction in corrections]
@@ -129,11 +135,10 @@ def run(config: PrepareConfig) -> Row:
             assign_speakers(rows, found, number, examples)
         write_manifest(output, rows)
         if config.segments == "files":
-            connect()
             export_segments(output, [row for row in rows if row["reason"] is None])
         sources = cuts
         if not raw:
-            sources = account_of_corpus([*transcripts, *segments.rejected], cuts)
+            sources = recordings_of_corpus([*transcripts, *segments.rejected], cuts)
         return _write_report(output, config, planned, sources, rows, transcripts, stale)
 
 
@@ -186,7 +191,7 @@ def _write_report(
 
     asr = next((row["asr"] for row in transcripts if row["asr"] is not None), None)
     about = {"config": config.model_dump(mode="json"), "asr": asr}
-    report = about | account(sources, +planned.sources.skipped, rows)
+    report = about | statistics_of(sources, +planned.sources.skipped, rows)
     report["corrections_not_applied"] = stale
     named = ", ".join(config.input)
     read = partial(read_rows, rate=CLIP_RATE)
@@ -214,4 +219,5 @@ def _changed(output: str, config: PrepareConfig, planned: Planned) -> list[int]:
         if paths := blocks.row_files(folder):
             rows = blocks.read_columns(folder, paths, ["key", "reason", "file"])
             results += results_of(rows, bits)
-    return changed_recordings(output, sources, [one for one in results if one.key in sources])
+    results = [one for one in results if one.key in sources]
+    return changed_recordings(output, sources, results, READ_LIMIT_S)

@@ -2,7 +2,7 @@
 
 Owns the rows' ids and fields, and their text: the input's, if it has one, else the transcript.
 Every segment becomes one row, and so does a recording without a usable segment. The reasons for
-rejection are in `sheen.prepare.rejections.reasons`, `texts` and `quality`.
+rejection are in `sheen.prepare.rejections`.
 """
 
 from collections import defaultdict
@@ -15,19 +15,21 @@ import pyarrow as pa
 
 from sheen.data.recordings import recording_of
 from sheen.data.schema import CHANNEL_KEY, PLACE_KEY
+from sheen.prepare.alignment import texts_of_segments
 from sheen.prepare.cutting.cut import CutSettings, Segment
 from sheen.prepare.output import MANIFEST, QUALITY_TYPE, REJECTED, SEGMENT_SCHEMA, write_lines
 from sheen.prepare.rejections.quality import Quality, QualityLimits, quality_fault
 from sheen.prepare.rejections.reasons import (
+    TEXT_DIFFERS,
     Fault,
     Limits,
+    TextLimits,
+    check_text,
     language_fault,
     languages_of,
     segment_fault,
     transcript_fault,
 )
-from sheen.prepare.texts.alignment import texts_of_segments
-from sheen.prepare.texts.matching import REASON, TextLimits, check_text
 from sheen.scoring.asr.transcript import Transcript
 from sheen.scoring.wer import language_normalizer, normalize_words
 from sheen.storage import uris
@@ -53,7 +55,7 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Criteria:
     """The criteria for keeping a row. `language`: that of `--language`."""
 
     limits: Limits
@@ -154,13 +156,13 @@ def source_key(segment: Row) -> int:
     return key
 
 
-def judge_rows(
-    sources: Sequence[Row], segments: Segments, transcripts: list[Row], judgement: Judgement
+def output_rows(
+    sources: Sequence[Row], segments: Segments, transcripts: list[Row], criteria: Criteria
 ) -> list[Row]:
     """One row per segment, in the order of the input; `reason` is None for kept rows."""
     groups: dict[Recording, list[Row]] = {(source["audio"], ()): [] for source in sources}
     for row in segments.rejected:
-        groups.setdefault(_recording(row), []).append(_row(row))
+        groups.setdefault(whole_recording(row), []).append(_row(row))
     languages = languages_of(
         (recording_of(row), row["heard_language"], row["heard_probability"], row["seconds"])
         for row in transcripts
@@ -170,9 +172,9 @@ def judge_rows(
         shown = _row(row)
         if row["reason"] is None:
             own = languages.get(recording_of(row))
-            fault = language_fault(row["language"], own, judgement.language)
-            shown |= _because(fault or _fault(row, shown, judgement))
-        groups.setdefault(_recording(row), []).append(shown)
+            fault = language_fault(row["language"], own, criteria.language)
+            shown |= _because(fault or _fault(row, shown, criteria))
+        groups.setdefault(whole_recording(row), []).append(shown)
     for source in sources:
         if source["reason"]:
             whole = {"id": source["name"], "audio": source["audio"], "start": 0.0}
@@ -189,12 +191,12 @@ def write_manifest(output: str, rows: list[Row]) -> None:
     """Write MANIFEST and REJECTED."""
     kept = [row for row in rows if row["reason"] is None]
     shown = [{k: row[k] for k in row if k not in ("reason", "detail")} for row in kept]
-    write_lines(uris.join(output, MANIFEST), map(public, shown))
+    write_lines(uris.join(output, MANIFEST), map(jsonl_row, shown))
     rejected = [row for row in rows if row["reason"] is not None]
-    write_lines(uris.join(output, REJECTED), map(public, rejected))
+    write_lines(uris.join(output, REJECTED), map(jsonl_row, rejected))
 
 
-def public(row: Row) -> Row:
+def jsonl_row(row: Row) -> Row:
     """A row with the keys of the JSONL reader: the place of a recording inside a file, its channel
     and an instruction have keys only if they are set."""
     shown: Row = {}
@@ -211,8 +213,8 @@ def public(row: Row) -> Row:
 Recording = tuple[str, tuple[int, ...]]
 
 
-def _recording(row: Row) -> Recording:
-    """All channels together."""
+def whole_recording(row: Row) -> Recording:
+    """All channels together. A recording may be in a file with others."""
     return row["audio"], tuple(row.get("place") or ())
 
 
@@ -221,26 +223,26 @@ def _because(fault: Fault | None) -> Row:
     return {"reason": reason, "detail": detail}
 
 
-def _fault(row: Row, shown: Row, judgement: Judgement) -> Fault | None:
+def _fault(row: Row, shown: Row, criteria: Criteria) -> Fault | None:
     """Why a row is rejected, or None. Also sets `cer` and `text_doubtful` of `shown`."""
     if row["cut_word"] is not None:
         return "cut within a word", f"by the ASR's word times, the cut is in {row['cut_word']!r}"
     if row["quality"] is not None:
-        fault = quality_fault(Quality(**row["quality"]), judgement.quality)
+        fault = quality_fault(Quality(**row["quality"]), criteria.quality)
         if fault is not None:
             return fault
     if row["given"] is None:
         names = ("text", "avg_logprob", "no_speech_prob", "language", "language_probability")
         transcript = Transcript(**{name: row[name] for name in names})
         speech = row["seconds"] if row["speech"] is None else row["speech"]
-        return transcript_fault(transcript, speech, judgement.limits)
+        return transcript_fault(transcript, speech, criteria.limits)
     if not row["given"]:
         return NOT_IN_TEXT, f"the transcript, {row['text']!r}, is not in the recording's text"
-    normalizer = language_normalizer(row["language"] or judgement.language)
-    check = check_text(row["given"], row["text"] or "", judgement.texts, normalizer)
+    normalizer = language_normalizer(row["language"] or criteria.language)
+    check = check_text(row["given"], row["text"] or "", criteria.texts, normalizer)
     shown["cer"] = _rounded(check.cer)
     shown["text_doubtful"] = check.verdict != "good"
-    return (REASON, check.detail or "") if check.verdict == "rejected" else None
+    return (TEXT_DIFFERS, check.detail or "") if check.verdict == "rejected" else None
 
 
 def _row(row: Row) -> Row:

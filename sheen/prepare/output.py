@@ -15,7 +15,7 @@ import pyarrow as pa
 from sheen.prepare.changes import STATE_TYPE
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.cutting.vad import model_file
-from sheen.prepare.sources.recordings import Source
+from sheen.prepare.sources import Source
 from sheen.prepare.speakers.embedding import END, MIDDLE, START
 from sheen.runs.output import (
     check_fingerprint,
@@ -55,7 +55,9 @@ _SOURCE: list[tuple[str, pa.DataType]] = [
     ("start", pa.float64()),  # seconds
     ("end", pa.float64()),
 ]
-SOURCE_SCHEMA = pa.schema(_SOURCE)
+_WHY = [("reason", pa.string()), ("detail", pa.string())]
+SOURCE_SCHEMA = pa.schema([*_SOURCE, *_WHY])
+"""`reason`: why the input has no recording for it now; such a row is not read."""
 SEGMENT_TYPE = pa.struct(
     [
         ("start", pa.float64()),  # seconds from the first sample on
@@ -79,8 +81,7 @@ CUT_SCHEMA = pa.schema(
         ("peaks", pa.list_(pa.float64())),  # largest sample of each channel, or of the mean
         ("segments", pa.list_(SEGMENT_TYPE)),
         ("fault", pa.string()),  # what of it cannot be decoded
-        ("reason", pa.string()),  # why nothing of it can be used
-        ("detail", pa.string()),
+        *_WHY,  # why nothing of it can be used
     ]
 )
 
@@ -110,6 +111,8 @@ SEGMENT_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+WHERE = ("audio", "container", "place", "channel", "start", "end")
+"""Columns of it that locate the samples of a row."""
 _PARTS = ["container", "place", "start", "end", "channel"]
 """Columns of it that say which part of a recording a row is."""
 QUALITY_TYPE = pa.struct(

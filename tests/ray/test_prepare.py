@@ -18,8 +18,7 @@ from sheen.codec.layout import TokenLayout
 from sheen.encode.config import EncodeConfig
 from sheen.encode.output import read_rows
 from sheen.encode.stages import DecodeSettings, decode_rows
-from sheen.prepare.cutting.analysis import Analysis, Measure, Range, analyze
-from sheen.prepare.decoding import WHOLE_FILE
+from sheen.prepare.cutting.analysis import WHOLE_FILE, Analysis, Measure, Range, analyze
 from sheen.prepare.output import MANIFEST, REJECTED, REPORT
 from sheen.prepare.report import pages as report_page
 from sheen.prepare.stages.cut import in_tasks

@@ -21,6 +21,7 @@ from functools import cache, partial
 from itertools import islice
 from typing import Any
 
+import av
 import numpy as np
 
 from sheen.audio.io import AudioError
@@ -30,8 +31,12 @@ from sheen.data.clips import ClipError, refuse_pointer
 from sheen.data.recordings import RecordingReader
 from sheen.prepare.cutting.cut import STEP, LevelMeter, Levels
 from sheen.prepare.cutting.vad import FRAME, RATE, Probabilities, VoiceActivity
-from sheen.prepare.decoding import WHOLE, resample_blocks
 from sheen.storage import files
+
+WHOLE = {"container": None, "place": None}
+"""Columns of a row whose recording is a whole file, for rows without these columns."""
+WHOLE_FILE = {**WHOLE, "channel": None, "start": None, "end": None}
+"""The same, of a row that is no part of its recording, and has the mean of its channels."""
 
 Limit = Callable[[], AbstractContextManager[None]]
 """Within it a step of reading must end."""
@@ -238,6 +243,19 @@ def _measure(
         frozenset(audio.faults),
         None if fault is None else (fault.reason, str(fault)),
     )
+
+
+def resample_blocks(blocks: Iterable[Samples], source_rate: int, rate: int) -> Iterator[Samples]:
+    """Blocks `[n]` at another rate, by ffmpeg's resampler, which keeps its state between blocks."""
+    if source_rate == rate:
+        yield from blocks
+        return
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+    for block in blocks:
+        frame = av.AudioFrame.from_ndarray(block[None], "flt", "mono")
+        frame.sample_rate = source_rate
+        yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
+    yield from (part.to_ndarray()[0] for part in resampler.resample(None))
 
 
 def _limited(blocks: Iterator[Samples], limit: Limit) -> Iterator[Samples]:

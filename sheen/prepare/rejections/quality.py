@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sheen.audio.effects import loudness_lufs
 from sheen.audio.samples import NO_SAMPLES, Samples, clipped_per_second
+from sheen.prepare.rejections.reasons import Fault
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.overlap import OverlapDetector
 from sheen.scoring.packaged import UnscorableError
@@ -48,7 +49,6 @@ _WINDOW = 512
 _BLACKMAN_HARRIS = (0.35875, 0.48829, 0.14128, 0.01168)
 _TINY = 1e-12
 Span = tuple[float, float]
-Fault = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def measure(
 
     `pauses` `[m]`: samples without speech from within it and near it, see `between`. `peak`: the
     largest sample of the whole recording, None for the segment's. `dnsmos`, `overlap`: None
-    leaves it out.
+    skips it.
     """
     spoken = _within(samples, sample_rate, speech)
     bandwidth = bandwidth_hz(spoken, sample_rate, pauses)
@@ -194,8 +194,8 @@ def bandwidth_hz(spoken: Samples, sample_rate: int, pauses: Samples = NO_SAMPLES
         power = np.where(power > 2 * noise, power - noise, 0.0)
     if power.max() <= _TINY:
         return None
-    heard = np.flatnonzero(power >= power.max() * 10 ** (-BANDWIDTH_DB / 10))
-    return float(heard[-1] * sample_rate / _WINDOW)
+    audible = np.flatnonzero(power >= power.max() * 10 ** (-BANDWIDTH_DB / 10))
+    return float(audible[-1] * sample_rate / _WINDOW)
 
 
 def _mean_spectrum(samples: Samples) -> NDArray[np.float64] | None:

@@ -1,21 +1,21 @@
 """The pages of a prepare job: the report, and the content of the review page.
 
 Owns what they show, and the choice of clips. The statistics, and which rows to doubt, are
-`sheen.prepare.report.account`'s; the review page is `sheen.report.review`'s.
+`sheen.prepare.report.statistics`'s; the review page is `sheen.report.review`'s.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from sheen.audio.samples import Samples
-from sheen.prepare.report.account import (
+from sheen.prepare.rejections.reasons import TEXT_DIFFERS
+from sheen.prepare.report.statistics import (
     differing,
     doubtful_first,
     speech_seconds,
     text_rate,
     word_count,
 )
-from sheen.prepare.texts.matching import REASON
 from sheen.report.figures import histogram
 from sheen.report.page import Block, Cell, Clip, Section, clip_row, render_page, table
 from sheen.report.review import ReviewRow, render_review
@@ -23,7 +23,7 @@ from sheen.report.review import ReviewRow, render_review
 PLAYED_OF_A_REASON, PLAYED_WORST, PLAYED_SPEAKERS = 2, 8, 8
 """Clips on the report's page."""
 WORST_TEXTS = 50
-"""Rows on the page whose texts differ from what was heard."""
+"""Rows on the page whose texts differ from their transcripts."""
 
 MEASURES = (
     ("level_db", "Loudest 10 ms", "dB of full scale"),
@@ -126,8 +126,8 @@ def _rejected_blocks(report: Row, rows: Sequence[Row], read: Read) -> list[Block
 
 
 def _differing_texts(rows: Sequence[Row]) -> list[Block]:
-    """The rejected texts, of rows in that order, beside what was heard."""
-    found = [row for row in rows if row["reason"] == REASON]
+    """The rejected texts, of rows in that order, with their transcripts."""
+    found = [row for row in rows if row["reason"] == TEXT_DIFFERS]
     if not found:
         return []
     cells: list[list[Cell]] = [

@@ -5,7 +5,7 @@ embedded of a segment is decided by `sheen.prepare.speakers.embedding`. Clusters
 average linkage, first within each recording and then over all of them; this is deterministic, and
 the order of the segments only affects the numbering of voices with equal amounts of speech. A
 channel of a recording is one voice, different from those of the other channels. Does not detect
-overlapping speech, and takes each segment for one voice's: see `sheen.prepare.speakers.turns`.
+overlapping speech, and takes each segment for one voice's: see `sheen.prepare.speakers.assignment`.
 
 Shapes: n segments, D dimensions of an embedding, k clusters, v voices.
 """
@@ -36,7 +36,7 @@ AT_ONCE = 4000
 
 
 @dataclass(frozen=True, eq=False)
-class Voiced:
+class EmbeddedSegment:
     """A segment and the embedding of its voice."""
 
     id: str
@@ -50,7 +50,7 @@ class Voiced:
     """Channel of the recording, with a single speaker; None if there may be several."""
 
     @property
-    def take(self) -> tuple[str, int | None]:
+    def track(self) -> tuple[str, int | None]:
         return self.recording, self.channel
 
 
@@ -72,7 +72,7 @@ class Speakers:
 
 @dataclass(frozen=True, eq=False)
 class _Cluster:
-    members: list[Voiced]
+    members: list[EmbeddedSegment]
     sum: Floats
 
     @property
@@ -106,7 +106,9 @@ class _Cluster:
 
 
 def find_speakers(
-    segments: Iterable[Voiced], num_speakers: int | None = None, same_voice: float = SAME_VOICE
+    segments: Iterable[EmbeddedSegment],
+    num_speakers: int | None = None,
+    same_voice: float = SAME_VOICE,
 ) -> Speakers:
     """The speakers of all segments, given in any order.
 
@@ -159,14 +161,14 @@ def name_speakers(
     return names
 
 
-def _clusters(known: Sequence[Voiced], same_voice: float) -> list[_Cluster]:
+def _clusters(known: Sequence[EmbeddedSegment], same_voice: float) -> list[_Cluster]:
     """Clusters within each recording, merged over all recordings; most speech first."""
-    takes: dict[tuple[str, int | None], list[_Cluster]] = defaultdict(list)
+    tracks: dict[tuple[str, int | None], list[_Cluster]] = defaultdict(list)
     for segment in known:
         assert segment.embedding is not None
-        takes[segment.take].append(_Cluster([segment], segment.embedding))
+        tracks[segment.track].append(_Cluster([segment], segment.embedding))
     found: list[_Cluster] = []
-    for (_, channel), singles in takes.items():
+    for (_, channel), singles in tracks.items():
         found += _merged(singles, same_voice) if channel is None else [_joined(singles)]
     merged = _merged(found, same_voice)
     few = [one for one in merged if not one.is_voice]
@@ -269,13 +271,13 @@ def _join_likely(
     return sorted(map(_joined, groups), key=lambda one: one.order), left
 
 
-def _label_unknown(ordered: Sequence[Voiced], labels: dict[str, int | None]) -> None:
+def _label_unknown(ordered: Sequence[EmbeddedSegment], labels: dict[str, int | None]) -> None:
     """Segments without an embedding get the label of the nearest segment with one in their
     recording, or its channel; the earlier one at equal distance; None if there is none."""
-    takes: dict[tuple[str, int | None], list[Voiced]] = defaultdict(list)
+    tracks: dict[tuple[str, int | None], list[EmbeddedSegment]] = defaultdict(list)
     for segment in ordered:
-        takes[segment.take].append(segment)
-    for segments in takes.values():
+        tracks[segment.track].append(segment)
+    for segments in tracks.values():
         known = [segment for segment in segments if segment.embedding is not None]
         starts = [segment.start for segment in known]
         for segment in segments:
@@ -287,5 +289,5 @@ def _label_unknown(ordered: Sequence[Voiced], labels: dict[str, int | None]) -> 
             labels[segment.id] = None if nearest is None else labels[nearest.id]
 
 
-def _gap(one: Voiced, other: Voiced) -> float:
+def _gap(one: EmbeddedSegment, other: EmbeddedSegment) -> float:
     return max(other.start - one.end, one.start - other.end)

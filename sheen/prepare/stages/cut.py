@@ -2,16 +2,21 @@
 
 A task has a source, and tasks of its own for the ranges of a long one, so that one recording keeps
 many workers busy. A source that cannot be used gets a reason, and so does one that crashes the
-task's process or from which nothing comes.
+task's process or from which nothing comes. Where each channel has a speaker, as in calls, one that
+is a copy of another is dropped, and speech that is much louder on another one is told from there.
+
+Shapes: s steps of 10 ms.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from ray.exceptions import RayError
@@ -19,15 +24,26 @@ from ray.exceptions import RayError
 from sheen import blocks
 from sheen.data.clips import ClipError, reasons
 from sheen.prepare.changes import note_files
-from sheen.prepare.cutting.analysis import Analysis, Limit, Measure, Range, Spread, analyze
-from sheen.prepare.cutting.channels import crosstalk_db, distinct
-from sheen.prepare.cutting.cut import CutSettings, Segment, cut
-from sheen.prepare.decoding import WHOLE_FILE
+from sheen.prepare.cutting.analysis import (
+    WHOLE_FILE,
+    Analysis,
+    Limit,
+    Measure,
+    Range,
+    Spread,
+    analyze,
+)
+from sheen.prepare.cutting.cut import FLOOR, STEP_S, CutSettings, Levels, Segment, cut
 from sheen.prepare.output import CUT_SCHEMA
 from sheen.prepare.rejections.reasons import SILENT_DB
 from sheen.runs.attempts import Attempts
 
 logger = logging.getLogger(__name__)
+
+ALIKE = 0.02
+"""Two channels are copies if the sum of their level differences is less than this share of the sum
+of their levels, as for a mono recording encoded as stereo, or a channel that is the inverse of the
+other. For two people who take turns the share is nearly 1."""
 
 
 def cut_sources(
@@ -46,7 +62,7 @@ def cut_sources(
 
     def do(rows: pa.Table) -> pa.Table:
         sources, found = rows.to_pylist(), []
-        note_files(sources)
+        note_files(sources, limit_s)
         for row in sources:
             limit = partial(attempts.limit, row["key"], limit_s)
             found.append(_cut(row, settings, each_channel, limit, in_tasks))
@@ -145,3 +161,42 @@ def cut_source(
                 "inverse, give --channels each"
             )
     return columns
+
+
+def distinct(levels: Sequence[Levels]) -> list[int]:
+    """The channels that are not copies of earlier ones."""
+    kept: list[int] = []
+    for channel, own in enumerate(levels):
+        if not any(_alike(levels[other], own) for other in kept):
+            kept.append(channel)
+    return kept
+
+
+def _alike(one: Levels, other: Levels) -> bool:
+    count = min(len(one), len(other))
+    difference = np.abs(one[:count] - other[:count]).sum(dtype=np.float64)
+    both = float(one[:count].sum(dtype=np.float64) + other[:count].sum(dtype=np.float64))
+    return bool(difference <= ALIKE * both)
+
+
+def crosstalk_db(segment: Segment, channel: int, levels: Mapping[int, Levels]) -> float | None:
+    """Level of the loudest other channel relative to a segment's own during its speech, dB; None
+    without another channel.
+
+    `levels`: `[s]` of each channel.
+    """
+    power = {name: _power(segment, of) for name, of in levels.items()}
+    own = power.pop(channel)
+    if not power:
+        return None
+    return round(10 * math.log10(max(max(power.values()), FLOOR) / max(own, FLOOR)), 1)
+
+
+def _power(segment: Segment, levels: Levels) -> float:
+    spans = segment.regions or [(0.0, segment.seconds)]
+    parts = [
+        levels[round((segment.start + first) / STEP_S) : round((segment.start + last) / STEP_S)]
+        for first, last in spans
+    ]
+    speech = np.concatenate(parts)
+    return float(speech.mean(dtype=np.float64)) if len(speech) else 0.0

@@ -1,7 +1,9 @@
-"""The Ray Data pipelines of both stages: sources -> cuts, and segments -> transcripts.
+"""The Ray Data pipelines: sources -> cuts, segments -> transcripts, and kept segments -> files.
 
 Owns their blocks, what each task reserves, and resuming: rows that are committed are not computed
-again, see `sheen.blocks`. What is done in which order is `sheen.prepare.job`'s.
+again, see `sheen.blocks`, and existing files not written again. The files are for programs that
+cannot read a part of a recording; those of rows that are no longer kept are deleted. What is done
+in which order is `sheen.prepare.job`'s.
 """
 
 import logging
@@ -16,17 +18,32 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import blocks
-from sheen.data.clips import TRANSIENT
+from sheen.audio.io import encode_audio
+from sheen.data.clips import TRANSIENT, ClipError, ClipReader
 from sheen.prepare.config import PrepareConfig
-from sheen.prepare.manifest import SEGMENT_BITS, Segments
-from sheen.prepare.output import CUT_SCHEMA, CUTS, TRANSCRIPT_SCHEMA, TRANSCRIPTS, check_device
+from sheen.prepare.manifest import SEGMENT_BITS, Segments, jsonl_row
+from sheen.prepare.output import (
+    CUT_SCHEMA,
+    CUTS,
+    SEGMENT_SCHEMA,
+    TRANSCRIPT_SCHEMA,
+    TRANSCRIPTS,
+    WHERE,
+    check_device,
+    write_lines,
+)
 from sheen.prepare.stages.cut import cut_sources
 from sheen.prepare.stages.transcribe import TranscribeWorker, read_segments
 from sheen.runs import cluster
 from sheen.runs.attempts import Attempts
-from sheen.storage import uris
+from sheen.storage import files, uris
 
 logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+SEGMENTS, SEGMENTS_MANIFEST = "segments", "segments.jsonl"
+"""The folder of kept segments as files, and their manifest."""
 
 BLOCK_ROWS = 32
 """Segments of a block, at most: minutes of speech."""
@@ -36,6 +53,8 @@ CUT_ROWS, CUT_BLOCKS = 16, 256
 """Sources of a block, at most; a block has several sources only beyond this many blocks."""
 WORKER_CPUS = 0.5
 """Reserved by a transcribing worker; below 1, so that reading and writing find a free share."""
+FILE_ROWS = 64
+"""Segments that a task writes to files."""
 PROGRESS_S = 10.0
 READ_LIMIT_S = 300.0
 """A recording that gives nothing for longer is rejected, and a segment that takes longer."""
@@ -51,7 +70,7 @@ def cut_all(
     size = min(CUT_ROWS, max(1, len(table) // CUT_BLOCKS))
     planned = blocks.plan(table, size, _done(folder, table, "recordings", changed))
     if planned:
-        connect()
+        _connect()
         do = partial(
             cut_sources,
             settings=config.cut_settings,
@@ -80,7 +99,7 @@ def transcribe_all(
     done = _done(folder, segments.table, "segments", changed, bits)
     planned = blocks.plan(segments.table, size, done)
     if planned:
-        connect()
+        _connect()
         gpu = cluster.use_gpus(config.gpu)
         check_device(output, gpu)
         workers = config.num_workers or cluster.count("GPU" if gpu else "CPU")
@@ -126,6 +145,69 @@ def transcribe_all(
     return _merged(folder, segments.table, TRANSCRIPT_SCHEMA)
 
 
+def export_segments(output: str, rows: list[Row]) -> None:
+    """Write SEGMENTS and SEGMENTS_MANIFEST of kept rows. Raises OSError, and ValueError naming a
+    row whose recording can no longer be read."""
+    folder = uris.join(output, SEGMENTS)
+    there = set(files.list_below(folder))
+    places = {_file_of(row): row for row in rows}
+    located = {uris.child(folder, path): path for path in places}
+    for path in there - located.keys():
+        files.delete(path)
+    missing = [
+        {"path": path, **{name: places[path][name] for name in WHERE}}
+        for location, path in located.items()
+        if location not in there
+    ]
+    if missing:
+        _connect()
+        kinds = {name: SEGMENT_SCHEMA.field(name).type for name in WHERE}
+        table = pa.Table.from_pylist(missing, schema=pa.schema({"path": pa.string(), **kinds}))
+        parts = [table.slice(at, FILE_ROWS) for at in range(0, len(table), FILE_ROWS)]
+        data = ray.data.from_blocks(parts).map_batches(
+            partial(write_segments, folder=folder),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1,
+        )
+        for written in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+            blocks.raise_fault(written["fault"].to_pylist())
+            for unread in written["unread"].to_pylist():
+                if unread is not None:
+                    raise ValueError(f"--segments files: {unread}")
+    shown = [
+        {
+            **{name: value for name, value in row.items() if name not in WHERE},
+            "audio": f"{SEGMENTS}/{path}",
+            "recording": jsonl_row({name: row[name] for name in WHERE}),
+        }
+        for path, row in places.items()
+    ]
+    write_lines(uris.join(output, SEGMENTS_MANIFEST), shown)
+
+
+def _file_of(row: Row) -> str:
+    return f"{row['id']}.flac"
+
+
+def write_segments(table: pa.Table, *, folder: str) -> pa.Table:
+    """Rows of `path` and WHERE -> their errors: `fault` of writing, `unread` of reading."""
+    reader = ClipReader()
+    found: list[dict[str, Any]] = []
+    for row in table.to_pylist():
+        fault = unread = None
+        try:
+            samples, rate = reader.read(row)
+            files.write_bytes(uris.child(folder, row["path"]), encode_audio(samples, rate, "FLAC"))
+        except ClipError as error:
+            unread = f"{row['audio']}, for {row['path']}: {error}"
+        except OSError as error:
+            fault = blocks.fault_of(error)
+        found.append({"fault": fault, "unread": unread})
+    schema = pa.schema([("fault", pa.string()), ("unread", pa.string())])
+    return pa.Table.from_pylist(found, schema=schema)
+
+
 def _done(
     folder: str, planned: pa.Table, what: str, changed: Collection[int], bits: int = 0
 ) -> blocks.Keys:
@@ -142,7 +224,7 @@ def _done(
     return done
 
 
-def connect() -> None:
+def _connect() -> None:
     cluster.connect()
     # Ray counts finished blocks as progress and ends a job after half an hour without any; a long
     # recording, or a large model on a CPU, may take longer.

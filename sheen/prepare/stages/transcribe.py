@@ -2,7 +2,10 @@
 PCM -> its transcript, in actors, so that a GPU waits for nothing but the ASR.
 
 Every segment is transcribed separately and greedily, so that its text depends only on its samples,
-the ASR and the device. A segment that fails gets a reason and stays in the table.
+the ASR and the device. A segment that fails gets a reason and stays in the table. What is played on
+the pages is read here too.
+
+Shapes: n samples.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -15,19 +18,19 @@ import numpy as np
 import pyarrow as pa
 
 from sheen.audio.io import from_pcm16, resampled, to_pcm16
-from sheen.audio.samples import Samples
+from sheen.audio.samples import NO_SAMPLES, Samples
 from sheen.data.clips import ClipError, ClipReader
 from sheen.data.recordings import in_recording_order
 from sheen.prepare.changes import note_files
+from sheen.prepare.cutting.analysis import WHOLE
 from sheen.prepare.cutting.cut import QUIETEST
 from sheen.prepare.cutting.vad import RATE
-from sheen.prepare.decoding import read_part
 from sheen.prepare.output import PCM_SCHEMA, TRANSCRIPT_SCHEMA
 from sheen.prepare.rejections.quality import between, measure
 from sheen.prepare.rejections.reasons import word_at
 from sheen.prepare.speakers.embedding import COLUMNS as EMBEDDINGS
 from sheen.prepare.speakers.embedding import embed_parts
-from sheen.runs.attempts import Attempts
+from sheen.runs.attempts import Attempts, is_crash
 from sheen.runs.device import worker_device
 from sheen.scoring.mos import Dnsmos
 from sheen.scoring.overlap import OverlapDetector
@@ -59,7 +62,7 @@ def read_segments(
             "overlap": _overlap() if overlap else None,
         }
         segments = rows.to_pylist()
-        note_files(segments)
+        note_files(segments, limit_s)
         found = _read_all(
             reader,
             segments,
@@ -139,6 +142,29 @@ def _window(reader: ClipReader, row: Row, kind: str | None, place: float) -> lis
     start = max(0.0, place - AROUND_S)
     span = {**row, "start": start, "end": place + AROUND_S}
     return [{"at": place - start, "pcm": _pcm(read_part(reader, span, RATE))}]
+
+
+def read_part(reader: ClipReader, row: Mapping[str, Any], rate: int) -> Samples:
+    """The samples of a row with `audio`, `start` and `end`; fewer if the recording ends before.
+    Raises ClipError."""
+    samples, source_rate = reader.read({**WHOLE, **row}, strict=False)
+    return resampled(samples, source_rate, rate)
+
+
+def read_rows(rows: Sequence[Mapping[str, Any]], rate: int) -> list[Samples]:
+    """The samples of rows, in the order given; empty for a row that can no longer be read, and for
+    one that ended a worker: this may be the driver's process."""
+    reader = ClipReader()
+    found: dict[int, Samples] = {}
+    for place in in_recording_order([{**WHOLE, **row} for row in rows]):
+        if is_crash(rows[place].get("reason")):
+            found[place] = NO_SAMPLES
+            continue
+        try:
+            found[place] = read_part(reader, rows[place], rate)
+        except ClipError:
+            found[place] = NO_SAMPLES
+    return [found[place] for place in range(len(rows))]
 
 
 def _pcm(samples: Samples) -> bytes:

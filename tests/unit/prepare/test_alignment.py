@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from sheen.prepare.texts.alignment import match_words, texts_of_segments
+from sheen.prepare.alignment import match_words, texts_of_segments
 
 BOOK = (
     "CHAPTER ONE. It was a well-known fact, said the old man, that no ship had ever come back from "

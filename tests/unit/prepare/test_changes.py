@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from helpers.example import DEMO, ROOT, VOICE, clips_of, load_script
 from helpers.opened import record_files
 from helpers.recogniser import tiny_en
 from sheen import blocks
-from sheen.prepare.changes import STATES, note_files
+from sheen.prepare.changes import STATES, Result, changed_recordings, note_files
 from sheen.prepare.config import PrepareConfig
-from sheen.prepare.inputs import Planned, listed
+from sheen.prepare.inputs import Planned, source_table
 from sheen.prepare.job import _changed
 from sheen.prepare.manifest import SEGMENT_BITS, Segments
 from sheen.prepare.output import (
@@ -29,9 +30,11 @@ from sheen.prepare.output import (
     has_transcripts,
     prepare_output,
 )
-from sheen.prepare.sources.recordings import Source, Sources
+from sheen.prepare.sources import Source, Sources
 from sheen.prepare.stages.pipelines import _done
 from sheen.storage.files import LFS_POINTER
+
+LIMIT_S = 60.0
 
 main = load_script(ROOT / "jobs" / "prepare.py").main
 
@@ -58,9 +61,9 @@ def changed(output: Path, sources: list[Source]) -> list[int]:
 
 def cut(output: Path, sources: list[Source], reasons: dict[int, str | None]) -> None:
     """As a task does, with these reasons by place."""
-    rows = [row | {"reason": reasons[row["key"]]} for row in listed(Sources(sources)).to_pylist()
-            if row["key"] in reasons]  # fmt: skip
-    note_files(rows)
+    table = source_table(Sources(sources)).to_pylist()
+    rows = [row | {"reason": reasons[row["key"]]} for row in table if row["key"] in reasons]
+    note_files(rows, LIMIT_S)
     blocks.commit(str(output / CUTS), pa.Table.from_pylist(rows, schema=CUT_SCHEMA))
 
 
@@ -119,7 +122,7 @@ def test_a_rejected_recording_is_cut_again_when_it_is_another(tmp_path: Path) ->
     sources = made(raw, "good", "broken", "silent", "crash", "new")
     reasons = {0: None, 1: "unreadable", 2: "no speech", 3: "decoder crashed"}
     cut(tmp_path, sources, reasons)
-    folder, table = str(tmp_path / CUTS), listed(Sources(sources))
+    folder, table = str(tmp_path / CUTS), source_table(Sources(sources))
     for name in ("broken", "crash", "new"):
         (raw / name).write_bytes(b"whole")
     for _ in range(2):
@@ -148,6 +151,29 @@ def test_what_could_not_be_noted_is_cut_again_or_noted_later(tmp_path: Path) -> 
         changed(tmp_path, sources)
 
 
+def test_a_recording_that_does_not_answer_is_rejected_and_cut_when_it_does(tmp_path: Path) -> None:
+    """As those of a hung mount. All others are noted, and a resumed run waits for it as little."""
+    good = made(tmp_path / "raw", *map(str, range(40)))
+    table = source_table(Sources(good)).to_pylist()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        hung = [{"key": -1, "audio": f"{address}/{name}.wav", "name": name} for name in "ab"]
+        rows = [hung[0], *table, hung[1] | {"reason": "decoder crashed"}]
+        note_files(rows, 3.0)
+        assert [row["key"] for row in rows if row["file"] is None] == [-1, -1]
+        assert [row.get("reason") for row in rows] == [
+            "decoder hung", *[None] * len(good), "decoder crashed",
+        ]  # fmt: skip
+        assert rows[0]["detail"] == f"{address}/a.wav: nothing could be read of it in 3 s"
+
+        sources = dict(enumerate([*good, Source(f"{address}/a.wav", "a")]))
+        was = [Result(row["key"], True, row["file"]) for row in table]
+        results = [*was, Result(len(good), False, None)]
+        assert changed_recordings(str(tmp_path), sources, results, 3.0) == []
+    sources[len(good)] = made(tmp_path / "raw", "a")[0]
+    assert changed_recordings(str(tmp_path), sources, results, LIMIT_S) == [len(good)]
+
+
 @pytest.mark.parametrize("check", [False, True])
 def test_the_recordings_of_rows_are_compared_too(tmp_path: Path, check: bool) -> None:
     """Which are transcribed as they are, or cut before: their keys are their sources' then."""
@@ -162,7 +188,7 @@ def test_the_recordings_of_rows_are_compared_too(tmp_path: Path, check: bool) ->
     settings, folder = config(tmp_path, check=check), str(tmp_path / TRANSCRIPTS)
     assert _changed(str(tmp_path), settings, planned) == []
     done = [row | {"key": row["key"] << bits} for row in rows]
-    note_files(done)
+    note_files(done, LIMIT_S)
     blocks.commit(folder, pa.Table.from_pylist(done, schema=TRANSCRIPT_SCHEMA))
     (tmp_path / "raw" / "unread").write_bytes(b"whole")
     found = _changed(str(tmp_path), settings, planned)

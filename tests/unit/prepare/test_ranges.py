@@ -15,6 +15,7 @@ from sheen.prepare.cutting.analysis import (
     GRAIN_S,
     MOST_RANGES,
     RANGE_S,
+    WHOLE_FILE,
     Analysis,
     Measure,
     Range,
@@ -22,7 +23,6 @@ from sheen.prepare.cutting.analysis import (
     divide,
 )
 from sheen.prepare.cutting.cut import CutSettings, Segment, cut
-from sheen.prepare.decoding import WHOLE_FILE
 
 RATE = 24_000
 SHORTEST = 32

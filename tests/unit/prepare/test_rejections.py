@@ -1,10 +1,16 @@
-"""What is no material for training: short, silent, hallucinated; and what is kept."""
+"""What is no material for training: short, silent, hallucinated, another recording's text; and what
+is kept."""
+
+import json
 
 import pytest
 
+from helpers.example import DEMO
 from sheen.prepare.cutting.cut import CUT_OFF, PAUSE, CutSettings, Segment
 from sheen.prepare.rejections.reasons import (
     Limits,
+    TextLimits,
+    check_text,
     language_fault,
     languages_of,
     segment_fault,
@@ -12,8 +18,11 @@ from sheen.prepare.rejections.reasons import (
     word_at,
 )
 from sheen.scoring.asr.transcript import Transcript, Word
+from sheen.scoring.wer import normalize_english
 
 LIMITS = Limits()
+TEXT_LIMITS = TextLimits()
+PROMPT = "Press one for sales or two for support"
 
 
 def reason(text: str, seconds: float = 3.0, **measures: float) -> str | None:
@@ -93,3 +102,62 @@ def test_another_language_is_rejected() -> None:
         fault = language_fault(own, recording, asked)
         assert fault is not None
         assert fault[0] == "another language"
+
+
+def published() -> list[str]:
+    lines = [
+        line for path in sorted(DEMO.glob("*.jsonl")) for line in path.read_text().splitlines()
+    ]
+    return sorted({json.loads(line)["text"] for line in lines})
+
+
+def test_texts_exchanged_among_recordings_are_rejected_and_their_own_are_good() -> None:
+    texts = published()
+    assert len(texts) > 100
+    moved = [*texts[7:], *texts[:7]]
+    found = [check_text(text, other, TEXT_LIMITS) for text, other in zip(texts, moved, strict=True)]
+    rejected = sum(check.verdict == "rejected" for check in found)
+    assert rejected >= 0.98 * len(texts)
+    assert all(check.verdict != "good" for check in found)
+    assert all(check_text(text, text.lower(), TEXT_LIMITS).verdict == "good" for text in texts)
+
+
+def test_numbers_are_the_same_written_and_spoken() -> None:
+    text, heard = (
+        "The train leaves at 5:30 p.m. and costs $24.99.",
+        ("the train leaves at five thirty pm and costs twenty four dollars and ninety nine cents"),
+    )
+    assert check_text(text, heard, TEXT_LIMITS).verdict != "good"
+    assert check_text(text, heard, TEXT_LIMITS, normalize_english).verdict == "good"
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "verdict"),
+    [
+        (PROMPT, PROMPT.lower(), "good"),
+        (PROMPT, "press nine for tales or you for a port", "doubtful"),
+        (PROMPT, "the weather will be fine tomorrow", "rejected"),
+        (PROMPT, "", "rejected"),
+        ("Sorry.", "so", "doubtful"),  # one slip of the ASR
+        ("Yes!", "...", "doubtful"),
+        ("", "press one", "rejected"),
+        ("— 😀", "press one", "rejected"),
+    ],
+)  # fmt: skip
+def test_a_text_is_good_doubtful_or_rejected_by_its_character_error_rate(
+    text: str, heard: str, verdict: str
+) -> None:
+    check = check_text(text, heard, TEXT_LIMITS)
+    assert check.verdict == verdict
+    assert (check.detail is None) == (verdict == "good")
+    if check.cer is not None and check.detail is not None:
+        assert repr(text) in check.detail
+        assert repr(heard) in check.detail
+
+
+def test_the_limits_of_the_error_rate_can_be_set() -> None:
+    text, heard = "Press one for sales", "press one for sailing"
+    assert check_text(text, heard, TextLimits(0.05, 0.0)).verdict == "rejected"
+    assert check_text(text, heard, TextLimits(1.0, 1.0)).verdict == "good"
+    with pytest.raises(ValueError, match=r"must be from 0 to that of rejected ones, 0\.1"):
+        TextLimits(0.1, 0.2)

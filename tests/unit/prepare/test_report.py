@@ -1,4 +1,4 @@
-"""The account of a preparation, the order of doubtful rows, and both pages."""
+"""The statistics of a preparation, the order of doubtful rows, and both pages."""
 
 import re
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ import pytest
 from helpers.pages import HOSTILE, Page, assert_self_contained
 from sheen.audio.samples import Samples
 from sheen.prepare.cutting.cut import EDGE, PAUSE, QUIETEST
-from sheen.prepare.given import account_of_corpus
-from sheen.prepare.report.account import account, differing, doubtful_first
+from sheen.prepare.inputs import recordings_of_corpus
+from sheen.prepare.rejections.reasons import TEXT_DIFFERS
 from sheen.prepare.report.pages import (
     CLIP_RATE,
     _differing_texts,
     render_corrections,
     render_report,
 )
-from sheen.prepare.texts.matching import REASON
+from sheen.prepare.report.statistics import differing, doubtful_first, statistics_of
 from sheen.report.page import Table
 
 Row = dict[str, Any]
@@ -47,17 +47,17 @@ ROWS = [
     row("short", reason="too short", detail="1.0 s", text=None, end_at=EDGE, avg_logprob=None),
 ]
 TEXTS = [
-    row("near", heard="no", cer=0.4, text_doubtful=True, reason=REASON, detail="0.4"),
+    row("near", heard="no", cer=0.4, text_doubtful=True, reason=TEXT_DIFFERS, detail="0.4"),
     row("fits", heard="yes", cer=0.0, text_doubtful=False),
-    row("far", heard="nothing", cer=0.9, text_doubtful=True, reason=REASON, detail="0.9"),
-    row("mute", heard="", text_doubtful=True, reason=REASON, detail="none"),
+    row("far", heard="nothing", cer=0.9, text_doubtful=True, reason=TEXT_DIFFERS, detail="0.9"),
+    row("mute", heard="", text_doubtful=True, reason=TEXT_DIFFERS, detail="none"),
     row("odd", heard="maybe", cer=0.2, text_doubtful=True),
 ]
 SOURCES = [
     {"audio": "/raw/long.mp3", "seconds": 36.0, "fault": "decoding failed after 36.00 s: damaged"},
     {"audio": "/raw/other.mp3", "seconds": None, "fault": None},
 ]
-REPORT = {"asr": "an ASR"} | account(SOURCES, {".txt": 2}, ROWS)
+REPORT = {"asr": "an ASR"} | statistics_of(SOURCES, {".txt": 2}, ROWS)
 
 
 def read(rows: Sequence[Row]) -> list[Samples]:
@@ -91,7 +91,7 @@ def test_texts_that_differ_come_before_all_other_doubts_the_worst_first() -> Non
     told = [row["id"] for row, _ in doubtful_first(rows)]
     assert told[:2] == ["odd", "forced"]
     assert [name for name in told if name in ("near", "far", "mute")] == ["mute", "far", "near"]
-    assert account(SOURCES, {}, rows)["rejects"][REASON]["examples"] == [
+    assert statistics_of(SOURCES, {}, rows)["rejects"][TEXT_DIFFERS]["examples"] == [
         "mute: none", "far: 0.9", "near: 0.4",
     ]  # fmt: skip
     (beside,) = _differing_texts(sorted(rows, key=differing))
@@ -107,8 +107,8 @@ def test_recordings_in_one_file_count_as_what_they_are() -> None:
         for n in range(3)
     ]
     inside.append(inside[0] | {"start": 5.0, "end": 8.0})
-    sources = account_of_corpus(inside, [])
-    report = account(sources, {}, inside)
+    sources = recordings_of_corpus(inside, [])
+    report = statistics_of(sources, {}, inside)
     assert (report["recordings"], report["recordings_used"]) == (3, 1)
     assert report["hours_between"] == pytest.approx(0)
 
@@ -116,7 +116,7 @@ def test_recordings_in_one_file_count_as_what_they_are() -> None:
 @pytest.mark.slow
 def test_the_report_plays_what_was_rejected_and_what_is_doubtful() -> None:
     rows = [*TEXTS, *ROWS]
-    report = {"asr": "an ASR"} | account(SOURCES, {}, rows)
+    report = {"asr": "an ASR"} | statistics_of(SOURCES, {}, rows)
     report["corrections_not_applied"] = ["corrections.jsonl:1: of another text"]
     html = render_report(report, rows, read, f"Preparation of {HOSTILE}")
     assert_self_contained(html)
@@ -138,7 +138,7 @@ def test_the_report_plays_what_was_rejected_and_what_is_doubtful() -> None:
 
 
 def test_without_any_row_there_are_still_pages() -> None:
-    report = {"asr": None} | account(SOURCES, {}, [])
+    report = {"asr": None} | statistics_of(SOURCES, {}, [])
     assert "No segment can be used." in Page(render_report(report, [], read, "x")).text
     assert "No row has a transcript." in Page(render_corrections([], read, "x", 5)).text
 

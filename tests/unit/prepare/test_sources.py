@@ -1,10 +1,76 @@
-"""What of an input is a recording, and what its rows are called after."""
+"""What of an input is a recording, and what its rows are called after; which text is whose, and
+what of it is spoken."""
 
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from sheen.prepare.sources.recordings import find_sources
+from sheen.prepare.sources import (
+    Cue,
+    Texts,
+    find_sources,
+    joined_text,
+    read_subtitles,
+    read_text,
+    texts_beside,
+)
+
+SRT = """\ufeff1
+00:00:01,000 --> 00:00:02,500
+<i>It goes on</i> --> here
+
+00:00:03,000 --> 00:00:04,000
+- Hello there.
+- {\\an8}Hi!
+
+3
+00:00:05,000 --> 00:00:06,000
+
+[Music]
+
+4
+00:00:07,000 --> 00:00:08,000
+(door slams) >> Well-known &amp; loved ♪ la la ♪ words
+"""
+
+VTT = """WEBVTT - a title
+
+NOTE not spoken
+neither
+
+STYLE
+::cue { color: red }
+
+intro
+00:01.000 --> 00:02.500 align:start position:0%
+<v Ann>It's <00:00:01.500><c>me</c></v>
+
+1:00:03.000 --> 1:00:04.000
+&gt;&gt; Two &lt;words&gt;
+"""
+
+ROLLING = """WEBVTT
+Kind: captions
+Language: en
+
+00:00:01.000 --> 00:00:02.990 align:start position:0%
+\u0020
+so<00:00:01.200><c> today</c><00:00:01.500><c> we</c>
+
+00:00:02.990 --> 00:00:03.000 align:start position:0%
+so today we
+\u0020
+
+00:00:03.000 --> 00:00:05.000 align:start position:0%
+so today we
+look<00:00:03.500><c> at</c><00:00:04.000><c> maps</c>
+
+00:00:05.000 --> 00:00:05.010 align:start position:0%
+look at maps
+\u0020
+"""
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -49,3 +115,122 @@ def test_a_recording_that_is_named_twice_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "a.wav")
     with pytest.raises(ValueError, match=r"a\.wav: it is named twice"):
         find_sources([str(tmp_path), str(tmp_path / "a.wav")])
+
+
+def made(folder: Path, *names: str) -> list[str]:
+    """Empty files; the locations of those that are recordings."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return [str(folder / name) for name in names if name.endswith(("mp3", "wav", "opus"))]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_text_has_the_name_of_its_recording(tmp_path: Path, scheme: str) -> None:
+    one = made(tmp_path / "a book", "part 1.mp3", "part 1.txt", "part 2.mp3", "cover.txt")
+    two = made(tmp_path / "b", "part 1.wav", "part 1.VTT", "x.y.opus", "x.y.srt", "x.txt")
+    names = [scheme + name.replace(" ", "%20" if scheme else " ") for name in [*one, *two]]
+    found = texts_beside(names).own
+    assert list(found) == [names[0], names[2], names[3]]
+    ends = [value.replace("%20", " ").rpartition("/")[2] for value in found.values()]
+    assert ends == ["part 1.txt", "part 1.VTT", "x.y.srt"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_are_alike_in_either_normal_form(form: Literal["NFC", "NFD"], tmp_path: Path) -> None:
+    (tmp_path / unicodedata.normalize(form, "é.txt")).touch()
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    (location,) = made(tmp_path, unicodedata.normalize(other, "é.mp3"))  # type: ignore[arg-type]
+    assert texts_beside([location]).own == {
+        location: f"{tmp_path}/{unicodedata.normalize(form, 'é.txt')}"
+    }
+
+
+def test_two_texts_or_two_recordings_of_one_name_are_an_error(tmp_path: Path) -> None:
+    locations = made(tmp_path, "a.mp3", "a.srt", "a.txt")
+    with pytest.raises(ValueError, match=r"a\.mp3: it has several texts, a\.srt and a\.txt"):
+        texts_beside(locations)
+    locations = made(tmp_path / "b", "a.mp3", "a.wav", "a.txt")
+    with pytest.raises(ValueError, match=r"a\.wav: a\.txt would be the text of .*a\.mp3 too"):
+        texts_beside(locations)
+    assert texts_beside(made(tmp_path / "c", "a.mp3", "a.wav")) == Texts()
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        (None, {"one": "one.en.vtt", "two": "two.srt", "x.en": "x.en.srt"}),
+        ("en", {"one": "one.en.vtt", "two": "two.srt", "x.en": "x.en.srt", "y": "y.en-orig.vtt"}),
+        ("de", {"two": "two.srt", "x.en": "x.en.srt", "y": "y.de.vtt"}),
+    ],
+)
+def test_subtitles_may_have_their_language_in_their_name(
+    tmp_path: Path, language: str | None, expected: dict[str, str]
+) -> None:
+    """As yt-dlp writes them. One without is preferred, others may be translations of it."""
+    names = ["one.en.vtt", "two.de.srt", "two.srt", "x.en.srt", "no language.vtt", "z.en.txt"]
+    if language is not None:
+        names += ["y.de.vtt", "y.en-orig.vtt"]
+    recordings = [f"{stem}.mp3" for stem in ("one", "two", "x", "x.en", "y", "z")]
+    found = texts_beside(made(tmp_path, *names, *recordings), language).own
+    told = {Path(one).stem: Path(text).name for one, text in found.items()}
+    assert told == expected
+    if language is not None:
+        with pytest.raises(ValueError, match=r"y\.mp3: .*y\.de\.vtt and y\.en-orig\.vtt; .*--lang"):
+            texts_beside([str(tmp_path / "y.mp3")])
+
+
+def test_the_only_text_of_a_folder_may_be_of_all_its_recordings(tmp_path: Path) -> None:
+    """Unless it has its own: that is then the text of that one alone."""
+    chapters = made(tmp_path / "book", "1.mp3", "2.mp3", "3.mp3", "3.srt", "book.txt")
+    assert texts_beside(chapters) == Texts(
+        {chapters[2]: f"{tmp_path}/book/3.srt"},
+        dict.fromkeys(chapters[:2], f"{tmp_path}/book/book.txt"),
+    )
+    for number, names in enumerate((["1.mp3", "2.mp3", "1.txt"], ["1.mp3", "a.txt", "b.txt"])):
+        assert texts_beside(made(tmp_path / str(number), *names)).shared == {}
+
+
+def test_a_text_is_read_and_an_empty_one_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\ufeffOne line.\r\nAnother — line.\r\n", "utf-8")
+    assert read_text(str(tmp_path / "a.txt")).split() == ["One", "line.", "Another", "—", "line."]
+    (tmp_path / "b.txt").write_text(" \n\n", "utf-8")
+    with pytest.raises(ValueError, match=r"b\.txt: it is empty"):
+        read_text(str(tmp_path / "b.txt"))
+
+
+def test_srt_gives_what_is_spoken(tmp_path: Path) -> None:
+    (tmp_path / "a.srt").write_text(SRT.replace("\n", "\r\n"), "utf-8")
+    assert read_subtitles(str(tmp_path / "a.srt")) == [
+        Cue(1.0, 2.5, "It goes on --> here"),
+        Cue(3.0, 4.0, "Hello there. Hi!"),
+        Cue(7.0, 8.0, "Well-known & loved words"),
+    ]
+
+
+def test_vtt_gives_what_is_spoken_and_by_whom(tmp_path: Path) -> None:
+    (tmp_path / "a.vtt").write_text(VTT, "utf-8")
+    assert read_subtitles(str(tmp_path / "a.vtt")) == [
+        Cue(1.0, 2.5, "It's me", "Ann"),
+        Cue(3603.0, 3604.0, "Two <words>"),
+    ]
+
+
+def test_captions_that_roll_are_spoken_once(tmp_path: Path) -> None:
+    (tmp_path / "a.vtt").write_text(ROLLING, "utf-8")
+    assert joined_text(read_subtitles(str(tmp_path / "a.vtt"))) == "so today we look at maps"
+
+
+@pytest.mark.parametrize("content", ["", "no subtitles at all\n", "1\n00:00 -> 00:01\nwhat\n"])
+@pytest.mark.parametrize("suffix", ["srt", "vtt"])
+def test_a_file_without_a_cue_is_named(tmp_path: Path, suffix: str, content: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(content, "utf-8")
+    with pytest.raises(ValueError, match=f"a.{suffix}: "):
+        read_subtitles(str(path))
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.srt").write_bytes(SRT.replace("Hello", "Grüße").encode("cp1252", "ignore"))
+    with pytest.raises(ValueError, match=r"a\.srt: line \d+ is not UTF-8"):
+        read_subtitles(str(tmp_path / "a.srt"))

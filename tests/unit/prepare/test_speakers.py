@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from helpers.example import DEMO, VOICE
 from sheen.audio.io import decode_audio
 from sheen.prepare.speakers import clustering as speakers
-from sheen.prepare.speakers.clustering import Voiced, find_speakers, linkage, name_speakers
+from sheen.prepare.speakers.clustering import EmbeddedSegment, find_speakers, linkage, name_speakers
 from sheen.prepare.speakers.embedding import embed, embed_examples
 from sheen.scoring.speaker_id import SpeakerEncoder
 
@@ -29,11 +29,13 @@ def embedding(voice: str, number: int, spread: float = 0.15) -> NDArray[np.float
     return np.asarray(mixed / np.linalg.norm(mixed))
 
 
-def segments(counts: dict[str, int], recordings: int = 1, spread: float = 0.15) -> list[Voiced]:
+def segments(
+    counts: dict[str, int], recordings: int = 1, spread: float = 0.15
+) -> list[EmbeddedSegment]:
     """Of voices in turns, 4 s each."""
     turns = sorted((number, voice) for voice, count in counts.items() for number in range(count))
     return [
-        Voiced(
+        EmbeddedSegment(
             f"{voice}-{number}",
             f"recording {place % recordings}",
             5.0 * place,
@@ -83,7 +85,7 @@ def test_more_speakers_than_differ_by_the_limit_are_told_apart_when_asked_for() 
 
 def test_a_few_odd_segments_are_no_speaker_of_their_own() -> None:
     given = segments({"ann": 20, "bob": 20})
-    odd = Voiced("ann-odd", "recording 0", 900.0, 903.0, embedding("ann", 99, spread=0.29))
+    odd = EmbeddedSegment("ann-odd", "recording 0", 900.0, 903.0, embedding("ann", 99, spread=0.29))
     others = np.stack([embedding("ann", number) for number in range(20)])
     cosine = np.mean(others @ embedding("ann", 99, spread=0.29))
     assert speakers.LIKELY_SAME < cosine < speakers.SAME_VOICE
@@ -91,9 +93,9 @@ def test_a_few_odd_segments_are_no_speaker_of_their_own() -> None:
 
 
 def test_what_is_too_short_takes_the_voice_of_its_neighbor_in_time() -> None:
-    def voiced(name: str, start: float, voice: str | None, recording: str = "a") -> Voiced:
+    def voiced(name: str, start: float, voice: str | None, recording: str = "a") -> EmbeddedSegment:
         known = None if voice is None else embedding(voice, round(start))
-        return Voiced(name, recording, start, start + 2, known)
+        return EmbeddedSegment(name, recording, start, start + 2, known)
 
     given = [
         *[voiced(f"ann-{n}", 3.0 * n, "ann") for n in range(4)],  # the last ends at 11 s
@@ -129,7 +131,7 @@ def test_speakers_get_the_names_of_the_examples_they_resemble() -> None:
 
 def test_without_segments_there_are_no_speakers() -> None:
     assert find_speakers([]).labels == {}
-    short = Voiced("a", "b", 0.0, 1.0, None)
+    short = EmbeddedSegment("a", "b", 0.0, 1.0, None)
     assert find_speakers([short], 1).labels == {"a": None}
     assert name_speakers(find_speakers([short]), {}) == []
 
@@ -160,10 +162,10 @@ def test_average_linkage_merges_by_the_mean_of_all_pairs() -> None:
     assert cosine == pytest.approx(np.mean(halves[first] @ halves[second].T))
 
 
-def by_channel(number: int, *voices: str) -> list[Voiced]:
+def by_channel(number: int, *voices: str) -> list[EmbeddedSegment]:
     """A call with ten segments of a voice on each channel."""
     return [
-        Voiced(
+        EmbeddedSegment(
             f"{number} {channel} {place}",
             f"call {number}",
             10.0 * place + 5 * channel,
@@ -181,7 +183,7 @@ def test_a_channel_is_one_voice_whatever_its_segments_sound_like() -> None:
     given = by_channel(0, "ann", "bob") + by_channel(1, "ann", "cem")
     laugh = given[26]
     given[26] = replace(laugh, embedding=embedding("bob", 300))
-    given.append(Voiced("short", "call 1", 95.0, 96.0, None, 1))
+    given.append(EmbeddedSegment("short", "call 1", 95.0, 96.0, None, 1))
     found = find_speakers(given).labels
     labels = {name: {found[f"{name} {place}"] for place in range(10)} for name in ("0 0", "1 0")}
     assert labels == {"0 0": {0}, "1 0": {0}}
@@ -201,7 +203,7 @@ def test_two_channels_of_a_recording_are_never_one_voice() -> None:
 def test_voices_in_turns_in_one_recording_are_told_apart_and_named(tmp_path: Path) -> None:
     """Three voices of the example, as they sound; of two there are examples without a text."""
     encoder = SpeakerEncoder()
-    given: list[Voiced] = []
+    given: list[EmbeddedSegment] = []
     for voice in ("af_aoede", "bf_alice", VOICE):
         rows = [json.loads(line) for line in (DEMO / f"{voice}.jsonl").read_text().splitlines()]
         clips = [row for row in rows if 2.0 <= row["seconds"] <= 3.5][:5]
@@ -209,7 +211,7 @@ def test_voices_in_turns_in_one_recording_are_told_apart_and_named(tmp_path: Pat
             samples = decode_audio((DEMO / row["audio"]).read_bytes(), RATE)
             start = 10.0 * number + len(given) % 3
             known = embed(encoder, samples, RATE)
-            given.append(Voiced(f"{voice}-{number}", "one", start, start + 3, known))
+            given.append(EmbeddedSegment(f"{voice}-{number}", "one", start, start + 3, known))
     found = find_speakers(given)
     voices = {label: min(names) for label, names in voices_of(found.labels).items()}
     assert sorted(voices.values()) == ["af_aoede", "bf_alice", VOICE]

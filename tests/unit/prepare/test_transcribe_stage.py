@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from helpers.encoded_audio import by_pyav
+from helpers.example import VOICE, clips_of
+from sheen.audio.io import decode_audio
 from sheen.audio.stream import AudioFile
 from sheen.data.clips import ClipReader
 from sheen.prepare.cutting.cut import QUIETEST
 from sheen.prepare.cutting.vad import RATE
 from sheen.prepare.output import SEGMENT_SCHEMA
-from sheen.prepare.stages.transcribe import AROUND_S, TranscribeWorker, _read_all
+from sheen.prepare.stages.transcribe import AROUND_S, TranscribeWorker, _read_all, read_rows
 from sheen.scoring.asr.transcript import Transcript, Word
 
 SECONDS, SEGMENT_S = 16, 3.0
@@ -96,3 +98,21 @@ def test_a_cut_that_the_asr_has_no_word_times_for_counts_as_unchecked() -> None:
         worker._asr = Told(*told)
         expected = dict(zip(("cut_word", "cuts_unchecked"), found, strict=True))
         assert worker._check_cuts(cuts) == expected
+
+
+def test_rows_are_read_in_the_order_given_and_what_is_gone_is_empty(tmp_path: Path) -> None:
+    clips = clips_of("bf_alice")[8:10]
+    spans = [(clips[1], 0.5, 1.0), (clips[0], 0.0, 0.4), (clips[1], 0.1, 0.3)]
+    rows = [{"audio": str(clip.path), "start": a, "end": b} for clip, a, b in spans]
+    gone = {"audio": str(tmp_path / "gone.mp3"), "start": 0.0, "end": 1.0}
+    found = read_rows([*rows, gone], RATE)
+    assert [len(samples) for samples in found] == [RATE // 2, 2 * RATE // 5, RATE // 5, 0]
+    whole = decode_audio(clips[0].path.read_bytes(), RATE)
+    assert np.abs(found[1][:6000] - whole[:6000]).max() < 0.02
+
+
+def test_what_ended_a_worker_is_not_read_by_the_driver(tmp_path: Path) -> None:
+    row = {"audio": str(clips_of(VOICE)[10].path), "start": 0.0, "end": 0.5}
+    reasons = [None, "decoder crashed", "decoder hung", "too soft"]
+    found = read_rows([row | {"reason": reason} for reason in reasons], RATE)
+    assert [len(samples) for samples in found] == [8000, 0, 0, 8000]

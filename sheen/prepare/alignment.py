@@ -146,39 +146,39 @@ def _aligned(spoken: Sequence[str], text: Sequence[str]) -> Iterator[tuple[int, 
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TextWords:
     """A text as written, and its normalized words."""
 
     written: list[str]
     """Between white space."""
     words: list[str]
-    token: list[int]
+    written_at: list[int]
     """Index in `written` of each word: "well-known" has two words, a dash none."""
 
     @classmethod
-    def of(cls, text: str) -> "Tokens":
+    def of(cls, text: str) -> "TextWords":
         written = text.split()
         words: list[str] = []
-        token: list[int] = []
-        for place, piece in enumerate(written):
-            for word in normalize_words(piece).split():
+        written_at: list[int] = []
+        for place, joined in enumerate(written):
+            for word in normalize_words(joined).split():
                 words.append(word)
-                token.append(place)
-        return cls(written, words, token)
+                written_at.append(place)
+        return cls(written, words, written_at)
 
     def between(self, first: int, end: int) -> str:
         """The written text from word `first` to before word `end`, with trailing dashes."""
-        until = self.token[end] if end < len(self.words) else len(self.written)
-        return " ".join(self.written[self.token[first] : until])
+        until = self.written_at[end] if end < len(self.words) else len(self.written)
+        return " ".join(self.written[self.written_at[first] : until])
 
     def pause_before(self, word: int) -> float:
         """How likely a pause is before a word: 1 after a sentence, 0.5 after a clause, -1 within a
         written word, else 0."""
         if word <= 0 or word >= len(self.words):
             return 0.0
-        if self.token[word] == self.token[word - 1]:
+        if self.written_at[word] == self.written_at[word - 1]:
             return -1.0
-        before = self.written[self.token[word] - 1]
+        before = self.written[self.written_at[word] - 1]
         return 1.0 if _SENTENCE_END.search(before) else 0.5 if _CLAUSE_END.search(before) else 0.0
 
 
@@ -200,28 +200,29 @@ def texts_of_segments(transcripts: Sequence[str], text: str) -> list[str | None]
     segments. Words between two segments are divided between them, unless more than SKIPPED of them
     are missing from the transcripts.
     """
-    tokens = Tokens.of(text)
-    heard = [normalize_words(transcript).split() for transcript in transcripts]
-    places = match_words([word for words in heard for word in words], tokens.words)
+    whole = TextWords.of(text)
+    spoken = [normalize_words(transcript).split() for transcript in transcripts]
+    places = match_words([word for words in spoken for word in words], whole.words)
     parts: list[_Part | None] = []
     at = 0
-    for words in heard:
-        parts.append(_part(words, places[at : at + len(words)], tokens.words))
+    for words in spoken:
+        parts.append(_part(words, places[at : at + len(words)], whole.words))
         at += len(words)
     known = [part for part in parts if part is not None]
     for left, right in zip([None, *known], [*known, None], strict=True):
-        _divide(left, right, tokens)
-    return [None if part is None else tokens.between(part.first, part.end) for part in parts]
+        _divide(left, right, whole)
+    return [None if part is None else whole.between(part.first, part.end) for part in parts]
 
 
-def _part(heard: Sequence[str], places: Places, text: Sequence[str]) -> _Part | None:
+def _part(spoken: Sequence[str], places: Places, text: Sequence[str]) -> _Part | None:
     """The part by its equal words; None if there are too few, or if they are too far apart in the
     text because something between them was not read."""
     same = [
-        place != _NOWHERE and word == text[place] for word, place in zip(heard, places, strict=True)
+        place != _NOWHERE and word == text[place]
+        for word, place in zip(spoken, places, strict=True)
     ]
     found = np.flatnonzero(same)
-    if not len(found) or len(found) < LEAST_MATCHED * len(heard):
+    if not len(found) or len(found) < LEAST_MATCHED * len(spoken):
         return None
     first, last = int(places[found[0]]), int(places[found[-1]])
     if last - first + 1 > 2 * len(places) + SKIPPED:
@@ -229,13 +230,13 @@ def _part(heard: Sequence[str], places: Places, text: Sequence[str]) -> _Part | 
     return _Part(first, last + 1, int(found[0]), len(places) - 1 - int(found[-1]))
 
 
-def _divide(left: _Part | None, right: _Part | None, tokens: Tokens) -> None:
+def _divide(left: _Part | None, right: _Part | None, whole: TextWords) -> None:
     """Divide the words between two parts among them."""
     if left is None or right is None:
         if right is not None:
             right.first = max(0, right.first - right.missed_before)
         if left is not None:
-            left.end = min(len(tokens.words), left.end + left.missed_after)
+            left.end = min(len(whole.words), left.end + left.missed_after)
         return
     gap = right.first - left.end
     ours, theirs = left.missed_after, right.missed_before
@@ -247,7 +248,7 @@ def _divide(left: _Part | None, right: _Part | None, tokens: Tokens) -> None:
     # A cut at the end of a sentence may be two words away from where the transcripts put it.
     cut = min(
         range(gap + 1),
-        key=lambda words: abs(words - wish) - 2 * tokens.pause_before(left.end + words),
+        key=lambda words: abs(words - wish) - 2 * whole.pause_before(left.end + words),
     )
     left.end += cut
     right.first = left.end

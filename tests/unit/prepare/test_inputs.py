@@ -2,48 +2,53 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 
 from helpers.corpora import CLIPS, by_parquet, by_webdataset, sound
 from helpers.example import DEMO, RATE, RECORDINGS, VOICE, clips_of, read_clip
+from sheen import blocks
 from sheen.audio.io import decode
 from sheen.data.clips import ClipReader
 from sheen.data.corpus import read_manifest
 from sheen.data.readers.forms import FORMS
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.cutting.cut import PAUSE, CutSettings
-from sheen.prepare.given import (
-    account_of_corpus,
+from sheen.prepare.inputs import (
+    CutCorpus,
     cut_corpus,
+    find_input,
     is_corpus,
     plan_corpus,
+    recordings_of_corpus,
     rows_to_cut,
 )
-from sheen.prepare.inputs import find_input
 from sheen.prepare.manifest import (
     NOT_IN_TEXT,
     SEGMENT_BITS,
-    Judgement,
+    Criteria,
     Segments,
     give_texts,
-    judge_rows,
-    public,
+    jsonl_row,
+    output_rows,
     write_manifest,
 )
-from sheen.prepare.output import MANIFEST, TRANSCRIPT_SCHEMA
+from sheen.prepare.output import CUT_SCHEMA, CUTS, MANIFEST, TRANSCRIPT_SCHEMA
 from sheen.prepare.rejections.quality import QualityLimits
-from sheen.prepare.rejections.reasons import Limits
+from sheen.prepare.rejections.reasons import TEXT_DIFFERS, Limits, TextLimits
 from sheen.prepare.stages.cut import _cut
-from sheen.prepare.texts.matching import REASON, TextLimits
+from sheen.prepare.stages.pipelines import cut_all
+from sheen.prepare.stages.transcribe import _read_all
 
 Row = dict[str, Any]
-JUDGEMENT = Judgement(Limits(), QualityLimits(), TextLimits(), None)
+CRITERIA = Criteria(Limits(), QualityLimits(), TextLimits(), None)
 
 
 def heard(row: Row, text: str, language: str | None = "en") -> Row:
@@ -84,16 +89,16 @@ def test_of_a_corpus_the_texts_that_are_not_spoken_are_rejected(tmp_path: Path) 
         "at five thirty pm smith's three cats left", "nobody expects a bill today", "thank you all",
     )  # fmt: skip
     transcripts = [heard(*pair) for pair in zip(segments.table.to_pylist(), said, strict=True)]
-    rows = judge_rows([], segments, transcripts, JUDGEMENT)
+    rows = output_rows([], segments, transcripts, CRITERIA)
     found = {row["id"]: row for row in rows}
     assert {name: row["reason"] for name, row in found.items()} == {
-        "gone": "missing", "right": None, "wrong": REASON, "none": None,
+        "gone": "missing", "right": None, "wrong": TEXT_DIFFERS, "none": None,
     }  # fmt: skip
     assert found["right"]["text"] == "At 5:30 p.m., Smith's 3 cats left."
     assert found["right"]["cer"] == 0.0
     assert found["wrong"]["speaker"] == "ann"
-    assert public(found["wrong"])["instruction"] == "loud"
-    assert "instruction" not in public(found["right"])
+    assert jsonl_row(found["wrong"])["instruction"] == "loud"
+    assert "instruction" not in jsonl_row(found["right"])
     assert "Please hold the line." in found["wrong"]["detail"]
     assert said[1] in found["wrong"]["detail"]
     assert (found["none"]["text"], found["none"]["heard"]) == ("thank you all", None)
@@ -111,10 +116,10 @@ def test_english_numbers_are_spelt_alike_whatever_asr_found_the_language(
     row = {"id": "a", "audio": "/a.mp3", "given": "At 5:30 p.m. it costs $24.99."}
     said = "at five thirty pm it costs twenty four dollars and ninety nine cents"
     empty = Segments(TRANSCRIPT_SCHEMA.empty_table(), [])
-    judgement = replace(JUDGEMENT, language=asked)
-    (judged,) = judge_rows([], empty, [heard(row, said, language)], judgement)
-    assert (judged["reason"], judged["text_doubtful"]) == (
-        (None, False) if alike else (REASON, True)
+    criteria = replace(CRITERIA, language=asked)
+    (rows_out,) = output_rows([], empty, [heard(row, said, language)], criteria)
+    assert (rows_out["reason"], rows_out["text_doubtful"]) == (
+        (None, False) if alike else (TEXT_DIFFERS, True)
     )
 
 
@@ -131,6 +136,54 @@ def test_a_recording_that_comes_later_is_a_source_from_the_first_run_on(tmp_path
     assert after.table["reason"].to_pylist() == [None, None]
     for name in ("key", "id", "given"):
         assert before.table[name] == after.table[name]
+
+
+def test_a_recording_that_is_gone_after_it_was_cut_is_counted_and_what_was_cut_stays(
+    tmp_path: Path,
+) -> None:
+    """Whether it is longer than a segment or not. Of an LJSpeech folder it is known to be missing
+    before anything is read, of other forms only then: the rest of the run is the same."""
+    folder, output, settings = tmp_path / "corpus", tmp_path / "out", CutSettings(1.0, 6.0)
+    (folder / "wavs").mkdir(parents=True)
+    clips = clips_of(VOICE)[8:11]
+    long = np.concatenate([read_clip(clip) for clip in clips])
+    soundfile.write(folder / "wavs" / "long.flac", long, RATE)
+    soundfile.write(folder / "wavs" / "short.flac", read_clip(clips[0]), RATE)
+    (folder / "metadata.csv").write_text("long|Long.\nshort|Short.\nlater|Later.\n", "utf-8")
+    config = PrepareConfig(
+        input=[str(folder)], output=str(output), min_seconds=1.0, max_seconds=6.0
+    )
+
+    def plan() -> tuple[pa.Table, CutCorpus]:
+        """What there is to cut, and what to transcribe once it is cut."""
+        planned = plan_corpus(config.input)
+        table = rows_to_cut(planned, settings.max_seconds)
+        done = blocks.merged_keys(str(output / CUTS))
+        rows = table.filter(pa.array(~np.isin(table["key"].to_numpy(), done))).to_pylist()
+        if rows:  # as a task does
+            cut = pa.Table.from_pylist([_cut(row, settings) for row in rows], schema=CUT_SCHEMA)
+            blocks.commit(str(output / CUTS), cut)
+        cuts = cut_all(table, config, str(output), []).to_pylist()
+        return table, cut_corpus(planned, cuts, settings)
+
+    _, before = plan()
+    assert len(before.segments.table) > 2
+    assert set(before.segments.table["reason"].to_pylist()) == {None}
+    for name in ("long", "short"):
+        (folder / "wavs" / f"{name}.flac").unlink()
+    (folder / "wavs" / "other.flac").touch()
+    table, after = plan()
+    assert table["reason"].to_pylist() == ["missing"] * 3
+    for name in ("key", "id", "start"):
+        assert after.segments.table[name] == before.segments.table[name]
+    assert after.segments.rejected == before.segments.rejected
+    (later,) = after.segments.rejected
+    assert (later["id"], later["reason"]) == ("later", "missing")
+    assert "no recording 'later' in" in later["detail"]
+    # Those that are not transcribed yet.
+    rows = after.segments.table.to_pylist()
+    found = _read_all(ClipReader(), rows, {}, None, lambda _: nullcontext())
+    assert {row["reason"] for row in found} == {"missing"}
 
 
 def test_rows_of_codes_are_an_error_that_says_what_to_give(tmp_path: Path) -> None:
@@ -153,8 +206,8 @@ def test_rows_inside_a_file_are_checked_and_named_so_that_they_encode(
         heard(row, "what is said") | {"language": of, "heard_language": of, "heard_probability": 1}
         for row, of in zip(listed, ("en", "de"), strict=True)
     ]
-    rows = judge_rows([], segments, transcripts, JUDGEMENT)
-    assert [(row["id"], row["reason"]) for row in rows] == [("one", None), ("two", REASON)]
+    rows = output_rows([], segments, transcripts, CRITERIA)
+    assert [(row["id"], row["reason"]) for row in rows] == [("one", None), ("two", TEXT_DIFFERS)]
     write_manifest(str(tmp_path), rows)
     (kept,) = read_manifest(str(tmp_path / MANIFEST)).to_pylist()
     found, rate = ClipReader().read(kept)
@@ -179,7 +232,7 @@ def test_segments_of_a_recording_get_what_they_speak_of_its_text() -> None:
     transcripts.append(heard(other, "Nobody knows."))
     give_texts(transcripts, {3: book})
     segments = plan_corpus([str(RECORDINGS)])
-    rows = judge_rows([], segments, transcripts, JUDGEMENT)
+    rows = output_rows([], segments, transcripts, CRITERIA)
     assert [(row["text"], row["reason"]) for row in rows] == [
         (said[0], NOT_IN_TEXT),
         ("“Nobody knows,” said the old man: it was late.", None),
@@ -244,12 +297,12 @@ def test_long_rows_are_cut_and_their_texts_divided_while_short_ones_stay_as_they
     for row in transcripts:
         row["seconds"] = None if row["reason"] else 2.5
     give_texts(transcripts, corpus.texts)
-    judged = judge_rows([], corpus.segments, transcripts, JUDGEMENT)
-    kept = {row["id"]: row for row in judged if row["reason"] is None}
+    rows_out = output_rows([], corpus.segments, transcripts, CRITERIA)
+    kept = {row["id"]: row for row in rows_out if row["reason"] is None}
     for row, clip in zip(whole, clips, strict=True):
         assert kept[row["id"]]["text"] == clip.text
         assert kept[row["id"]]["end_at"] == PAUSE or row is whole[-1]
-    sources = account_of_corpus([*transcripts, *corpus.segments.rejected], corpus.long)
+    sources = recordings_of_corpus([*transcripts, *corpus.segments.rejected], corpus.long)
     told = {Path(source["audio"]).name: source["seconds"] for source in sources}
     assert told["long.flac"] == pytest.approx(seconds + seconds - start + 2.5, abs=0.01)
     assert told["silent.flac"] == 30

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from helpers.example import VOICES, clips_of, read_clip
 from sheen.prepare.output import TRANSCRIPT_SCHEMA
-from sheen.prepare.speakers import turns
+from sheen.prepare.speakers import assignment
 from sheen.prepare.speakers.assignment import TWO_SPEAKERS, assign_speakers
 from sheen.prepare.speakers.embedding import COLUMNS, embed_parts
 from sheen.scoring.packaged import RATE
@@ -106,7 +106,7 @@ def test_one_voice_is_never_two_speakers() -> None:
     given = dialogue(6, 1)
     named = assigned(given, bob=np.stack([point(2, 1)]), ann=ann[:1])
     assert named["two-0"]["detail"] == "ann, then speaker-2"
-    both = turns.changes(
+    both = assignment.speaker_changes(
         np.stack([[given["two-0"][name] for name in COLUMNS]]).astype(np.float32), [ann]
     )
     assert both == [None]
@@ -137,13 +137,13 @@ def recorded() -> dict[str, Parts]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("margin", [0.01, turns.MARGIN, 0.08])
+@pytest.mark.parametrize("margin", [0.01, assignment.MARGIN, 0.08])
 def test_recorded_voices_are_told_apart_with_room(
     recorded: dict[str, Parts], margin: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a third more than the margin every change is found, with next to none no other row."""
-    monkeypatch.setattr(turns, "MARGIN", margin)
-    monkeypatch.setattr(turns, "NEAR", turns.NEAR if margin >= turns.MARGIN else 0.0)
+    monkeypatch.setattr(assignment, "MARGIN", margin)
+    monkeypatch.setattr(assignment, "NEAR", assignment.NEAR if margin >= assignment.MARGIN else 0.0)
     found = assigned(recorded)
     two = {name for name, row in found.items() if row["reason"] == TWO_SPEAKERS}
     changed = {name for name in found if name.startswith("two")}

@@ -1,7 +1,7 @@
-"""The account of a preparation: hours and rows in and out, and the rows to doubt.
+"""The statistics of a preparation: hours and rows in and out, and the rows to doubt.
 
-Owns the statistics, which cover every second of the input, the doubts about a row and their order.
-Doubtful rows are not rejected. The pages are `sheen.prepare.report.pages`'s.
+Owns the report's content, which covers every second of the input, the doubts about a row and their
+order. Doubtful rows are not rejected. The pages are `sheen.prepare.report.pages`'s.
 """
 
 from collections import Counter, defaultdict
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sheen.prepare.cutting.cut import PAUSE, QUIETEST
+from sheen.prepare.manifest import Row, whole_recording
 
 EXAMPLES = 3
 """Examples of each reason."""
@@ -17,11 +18,8 @@ NO_SPEECH = 0.3
 FAR_RATE = 1.8
 """A text rate this many times above or below the median is doubtful."""
 
-Row = dict[str, Any]
-Recording = tuple[str, tuple[int, ...]]
 
-
-def account(
+def statistics_of(
     sources: Sequence[Mapping[str, Any]], skipped: Mapping[str, int], rows: Sequence[Row]
 ) -> Row:
     """The report as JSON. Every second of the input is in a kept row, in a rejected one, or between
@@ -42,7 +40,7 @@ def account(
     speech = sum(row["speech_seconds"] or row["seconds"] or 0.0 for row in kept)
     return {
         "recordings": len(sources),
-        "recordings_used": len(set(map(recording, kept))),
+        "recordings_used": len(set(map(whole_recording, kept))),
         "files_skipped": dict(skipped),
         "hours_in": hours_in,
         "hours_out": hours_out,
@@ -73,13 +71,8 @@ def _by_speaker(kept: Sequence[Row]) -> dict[str, Row]:
     return dict(sorted(found.items(), key=lambda pair: (-pair[1]["hours"], pair[0])))
 
 
-def recording(row: Row) -> Recording:
-    """A recording may be in a file with others."""
-    return row["audio"], tuple(row.get("place") or ())
-
-
 def differing(row: Row) -> float:
-    """Sort key: the text that differs most from what was heard first, rows without one last."""
+    """Sort key: the text that differs most from its transcript first, rows without one last."""
     if row["heard"] is None or row["text_doubtful"] is None:
         return 0.0
     # The rate is null where one of the two has no words.
@@ -125,10 +118,10 @@ def doubtful_first(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
     """Rows with a transcript, and the doubts about each: kept rows first, then rejected ones. Of
     either, those with a text that differs from the transcript come first, by how much, and then
     the most doubtful. Reviewed rows come last."""
-    heard = [row for row in rows if row["text"] is not None]
-    rates = sorted(text_rate(row) for row in heard if row["reason"] is None)
+    shown = [row for row in rows if row["text"] is not None]
+    rates = sorted(text_rate(row) for row in shown if row["reason"] is None)
     median = rates[len(rates) // 2] if rates else 0.0
-    told = [(row, doubts(row, median)) for row in heard]
+    doubted = [(row, doubts(row, median)) for row in shown]
 
     def order(pair: tuple[Row, list[str]]) -> tuple[bool, bool, float, float]:
         row, found = pair
@@ -141,4 +134,4 @@ def doubtful_first(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
             -(len(found) + unsure),
         )
 
-    return sorted(told, key=order)
+    return sorted(doubted, key=order)

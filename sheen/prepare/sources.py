@@ -1,0 +1,269 @@
+"""The files of an input of raw recordings: which are recordings, and which text is whose.
+
+An input is files, folders, globs and URIs. Texts lie next to recordings: chapter-1.txt, .srt or
+.vtt for chapter-1.mp3, talk.en.vtt for talk.mkv, and book.txt in a folder of chapters.
+
+Owns the prefix of the recordings' rows' ids, the count of skipped files, and reading a text as one,
+of subtitles (which package pysubs2 reads) the spoken part of their cues: without markup, notes on
+sounds, and lines repeated from the cue before. The times of cues are when a text is shown, not when
+it is spoken, and are not used for cutting. Opens no recording; dividing a text among segments is
+`sheen.prepare.alignment`'s.
+"""
+
+import html
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from pyarrow import fs
+
+from sheen.data.schema import AUDIO_SUFFIXES, iter_lines
+from sheen.storage import files, uris
+
+RECORDING_SUFFIXES = (
+    *AUDIO_SUFFIXES,
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
+    ".ogv", ".wmv",
+)  # fmt: skip
+"""Suffixes of recordings in a folder. A file that is named directly may have any suffix."""
+SUBTITLE_SUFFIXES = (".srt", ".vtt")
+TEXT_SUFFIXES = (".txt", *SUBTITLE_SUFFIXES)
+INSTALL_SUBTITLES = "pip install 'sheen[subtitles]'"
+
+_LANGUAGE = re.compile(r"(.+)\.([a-z]{2,3})(?:-[A-Za-z0-9-]+)?", re.DOTALL)
+"""The name of subtitles in a language, without suffix: talk.en, or talk.en-orig of yt-dlp."""
+_SPEAKER = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
+_TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+_NOTE = re.compile(r"\[[^\]]*\]|\([^)]*\)|[♪♫#][^♪♫#]*[♪♫#]|[♪♫]")
+_MARK = re.compile(r"^\s*[-–—](?=\s)|>>+")
+"""Marks a change of speaker."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file with a recording. `name` is unique among all sources."""
+
+    location: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All sources, in the order of the input, and the other files in its folders."""
+
+    sources: list[Source]
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Number of skipped files by suffix."""
+
+
+def find_sources(locations: Sequence[str]) -> Sources:
+    """The recordings at paths, URIs and globs. Raises ValueError for an input without any."""
+    found: list[str] = []
+    skipped: Counter[str] = Counter()
+    for location in locations:
+        matches = files.glob(location)
+        before = len(found)
+        for match in map(uris.absolute, matches):
+            kind = files.kind(match)
+            if kind == fs.FileType.NotFound:
+                raise ValueError(f"--input {match}: no such file or folder")
+            if kind != fs.FileType.Directory:
+                found.append(match)
+                continue
+            for path in files.list_below(match):
+                name = uris.name(path).lower()
+                if name.endswith(RECORDING_SUFFIXES):
+                    found.append(path)
+                else:
+                    skipped[suffix_of(path)] += 1
+        if len(found) == before:
+            held = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common(3))
+            raise ValueError(
+                f"--input {location}: expected a recording, or a folder or glob of files with one "
+                f"of the suffixes {' '.join(RECORDING_SUFFIXES)}; found {held or 'no files'}"
+            )
+    seen: set[str] = set()
+    for location in found:
+        if (where := uris.real(location)) in seen:
+            raise ValueError(f"--input {location}: it is named twice; name each recording once")
+        seen.add(where)
+    return Sources([Source(*pair) for pair in zip(found, _names(found), strict=True)], skipped)
+
+
+def suffix_of(location: str) -> str:
+    """The suffix in lower case; the whole name of a file without one."""
+    name = uris.name(location).lower()
+    return f".{name.rpartition('.')[2]}" if "." in name else name
+
+
+def _names(locations: Sequence[str]) -> list[str]:
+    """File names without suffix; if two are equal, paths relative to the common folder, and if
+    those differ only in their suffix, with it."""
+    parts = [uris.split_options(location)[0].split("/") for location in locations]
+    depth = 0
+    while len({tuple(path[: depth + 1]) for path in parts}) == 1 and depth + 1 < len(parts[0]):
+        depth += 1
+    last = [uris.name(location) for location in locations]
+    whole = ["/".join([*path[depth:-1], name]) for path, name in zip(parts, last, strict=True)]
+    for names in ([_bare(name) for name in last], [_bare(name) for name in whole]):
+        if len(set(names)) == len(names):
+            return names
+    return whole
+
+
+def _bare(name: str) -> str:
+    stem, dot, _ = name.rpartition(".")
+    return stem if dot and stem else name
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Locations of texts, by recording. `own`: of this recording alone. `shared`: the only text of
+    its folder, which may also be of something else."""
+
+    own: dict[str, str] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
+
+
+def texts_beside(recordings: Sequence[str], language: str | None = None) -> Texts:
+    """The texts in the folders of recordings.
+
+    A recording's own text has the same name except for the suffix; subtitles may have a language
+    before it, which must be `language`, if that is given. A recording without one shares the single
+    .txt of its folder, if that is no other recording's. ValueError if a recording has two texts of
+    its own, or if two recordings share one.
+    """
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for location in recordings:
+        by_folder[uris.sibling(location, "")].append(location)
+    found = Texts()
+    for folder, inside in by_folder.items():
+        names = [name for name in sorted(files.list_names(folder)) if _is_text(name)]
+        stems = {location: files.composed(_stem(uris.name(location))) for location in inside}
+        texts = _texts_of(names, set(stems.values()), language)
+        owners: dict[str, str] = {}
+        for location, stem in stems.items():
+            mine = texts.get(stem, [])
+            if len(mine) > 1:
+                raise ValueError(
+                    f"{location}: it has several texts, {' and '.join(mine)}; keep only one, or "
+                    "give --language, if they are subtitles in several"
+                )
+            if mine and owners.setdefault(stem, location) != location:
+                raise ValueError(
+                    f"{location}: {mine[0]} would be the text of {owners[stem]} too; rename one "
+                    "of the recordings"
+                )
+            if mine:
+                found.own[location] = uris.sibling(location, mine[0])
+        others = [name for name in names if name.lower().endswith(".txt")]
+        if len(others) == 1 and files.composed(_stem(others[0])) not in owners:
+            for location in inside:
+                if location not in found.own:
+                    found.shared[location] = uris.sibling(location, others[0])
+    return found
+
+
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(TEXT_SUFFIXES)
+
+
+def _texts_of(names: Sequence[str], stems: set[str], language: str | None) -> dict[str, list[str]]:
+    """Names of texts by their recording's stem. Subtitles in a language are only taken where there
+    is no text without one: they may be translations."""
+    exact: dict[str, list[str]] = defaultdict(list)
+    spoken: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        stem = files.composed(_stem(name))
+        exact[stem].append(name)
+        tagged = _LANGUAGE.fullmatch(stem)
+        if stem in stems or tagged is None or not name.lower().endswith(SUBTITLE_SUFFIXES):
+            continue
+        if language in (None, tagged[2]):
+            spoken[tagged[1]].append(name)
+    return dict(spoken) | exact
+
+
+def read_text(location: str) -> str:
+    """The text of a file of TEXT_SUFFIXES. ValueError naming the file."""
+    if uris.name(location).lower().endswith(SUBTITLE_SUFFIXES):
+        return joined_text(read_subtitles(location))
+    text = "\n".join(line for _, line in iter_lines(location))
+    if not text.strip():
+        raise ValueError(f"{location}: it is empty, expected the text of the recording next to it")
+    return text
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Cue:
+    """Times in seconds, and the spoken text. `speaker`: NAME of WebVTT's <v NAME>."""
+
+    start: float
+    end: float
+    text: str
+    speaker: str | None = None
+
+
+def read_subtitles(location: str) -> list[Cue]:
+    """The cues with words, in order of time. ValueError naming the file."""
+    lines = [line for _, line in iter_lines(location)]
+    suffix = PurePosixPath(location.partition("?")[0]).suffix.lower()
+    try:
+        import pysubs2
+    except ImportError as error:
+        raise ValueError(
+            f"{location}: subtitles need package pysubs2: {INSTALL_SUBTITLES}"
+        ) from error
+    try:
+        # Without trailing blanks: only an empty line ends a cue.
+        file: Any = pysubs2.SSAFile.from_string(
+            "\n".join(line.rstrip() for line in lines),
+            format_=suffix.removeprefix("."),
+            keep_unknown_html_tags=True,
+        )
+    except (pysubs2.Pysubs2Error, ValueError) as error:
+        raise ValueError(f"{location}: not valid {suffix} subtitles ({error})") from error
+    if not len(file):
+        raise ValueError(
+            f"{location}: it has no cue, expected lines such as 00:00:01,000 --> 00:00:02,000"
+        )
+    file.sort()
+    cues: list[Cue] = []
+    shown: list[str] = []
+    for event in file:
+        written = event.plaintext.split("\n")
+        spoken = [line for line in map(_spoken, written) if line]
+        new = spoken[_repeated(shown, spoken) :]
+        shown = spoken
+        speakers = _SPEAKER.findall(event.plaintext)
+        if new:
+            said_by = html.unescape(speakers[0]).strip() if len(set(speakers)) == 1 else None
+            cues.append(Cue(event.start / 1000, event.end / 1000, " ".join(new), said_by))
+    return cues
+
+
+def _spoken(line: str) -> str:
+    """The spoken part of a cue's line."""
+    plain = html.unescape(_TAG.sub("", line))
+    return " ".join(_MARK.sub(" ", _NOTE.sub(" ", plain)).split())
+
+
+def _repeated(before: Sequence[str], now: Sequence[str]) -> int:
+    """How many first lines repeat the last ones of the cue before: rolling captions show each line
+    twice."""
+    most = min(len(before), len(now))
+    return next(
+        (count for count in range(most, 0, -1) if list(before[-count:]) == list(now[:count])), 0
+    )
+
+
+def joined_text(cues: Sequence[Cue]) -> str:
+    """The text of all cues as one, since a sentence may continue over several."""
+    return " ".join(cue.text for cue in cues)
