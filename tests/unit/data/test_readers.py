@@ -6,7 +6,7 @@ import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import fsspec
 import pyarrow as pa
@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sheen.data.corpus import MANIFEST_SCHEMA, plain_rows, read_manifest
+from sheen.data.readers.forms import FORMS
+from sheen.encode.config import EncodeConfig
 
 HF_AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 GOOD = {"audio": "a.wav", "text": "one"}
@@ -519,3 +521,8 @@ def test_plain_rows_are_read_from_a_parquet_of_paths(tmp_path: Path) -> None:
     shutil.copy(write_lines(tmp_path / "x.jsonl", GOOD), tmp_path / "y.jsonl")
     path = write_parquet(tmp_path / "a.parquet", {"audio": ["b.wav"], "text": ["one"]})
     assert plain_rows(str(path))[0]["audio"] == f"{tmp_path}/b.wav"
+
+
+def test_every_form_can_be_named_by_the_flag() -> None:
+    named, _ = get_args(EncodeConfig.model_fields["form"].annotation)
+    assert set(get_args(named)) == set(FORMS)
