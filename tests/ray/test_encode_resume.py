@@ -86,17 +86,24 @@ def check(corpus: Path, output: Path, expected: list[dict[str, Any]]) -> None:
         assert done == ROWS - ROWS // BLOCKS * len(before), "committed work was done again"
 
 
-def test_a_killed_encoding_ends_as_if_it_had_not_been(
+def test_an_encoding_that_loses_its_worker_and_then_its_driver_ends_as_if_it_had_not(
     ray_cluster: None, corpus: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    output = tmp_path / "driver" / "codes"
+    """Ray starts another worker; what was committed before and since is not done again."""
+    output = tmp_path / "killed" / "codes"
     output.parent.mkdir()
     address = ray.get_runtime_context().gcs_address
     flags, log = [*arguments(corpus, output), "--num-workers", "1"], output.parent / "job.log"
     with job("encode", flags, log, address) as process:
-        until(lambda: workers("EncodeWorker"), process, log)
+        until(lambda: committed(output), process, log)
+        first = workers("EncodeWorker")
+        assert len(first) == 1
+        first[0].kill()
+        psutil.wait_procs(first, timeout=WAIT_S)
+        before = len(committed(output))
+        until(lambda: set(workers("EncodeWorker")) - set(first), process, log)
         encoders = workers("EncodeWorker")
-        until(lambda: len(committed(output)) >= 3, process, log)
+        until(lambda: len(committed(output)) > before, process, log)
         with standing_still(encoders):
             process.kill()
             process.wait(WAIT_S)

@@ -107,6 +107,7 @@ def test_a_run_that_loses_its_worker_and_then_its_driver_ends_the_same(
     said = log.read_text()[-3000:]
     assert process.returncode == status, said
     assert saved.exists(), said
+    assert not (tmp_path / "out" / "checkpoint").exists(), "it had not ended"
     assert len(first) == 1, said
     # Lines that the killed run wrote after its checkpoint must not stand twice.
     resident.train(train, config)
@@ -193,7 +194,6 @@ def test_workers_killed_at_random_steps_change_nothing(
     assert_same_end(tmp_path / "out", trained)
 
 
-@pytest.mark.soak  # that rows do not depend on workers: tests/unit/train/test_learner.py
 def test_a_stopped_run_goes_on_with_another_number_of_workers(
     resident: Resident, encoded: Path, base: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -224,10 +224,12 @@ def test_a_stopped_run_goes_on_with_another_number_of_workers(
 def test_a_finished_run_has_nothing_left_to_do(
     resident: Resident, encoded: Path, base: Path, trained: Path
 ) -> None:
-    before = (trained / "metrics.jsonl").read_bytes(), weights(trained)
+    lines, before = (trained / "metrics.jsonl").read_bytes(), weights(trained)
     resident.train(train, train_config(encoded, base, trained))
-    assert (trained / "metrics.jsonl").read_bytes() == before[0]
-    assert_same_end(trained, trained)
+    assert (trained / "metrics.jsonl").read_bytes() == lines
+    after = weights(trained)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_a_rate_that_diverges_ends_the_run_and_says_so(

@@ -76,6 +76,7 @@ def test_a_decoder_without_sheen_says_the_same(exported: Path, before: Voice) ->
     assert torch.isfinite(samples).all()
 
 
+@pytest.mark.slow
 def test_the_card_and_the_command_say_what_is_not_the_same(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -158,6 +158,7 @@ def test_a_style_that_is_gone_is_no_refusal_of_the_text() -> None:
     assert not isinstance(raised.value, teachers.Unspeakable)
 
 
+@pytest.mark.slow
 def test_the_same_text_has_the_same_samples_whatever_was_said_before() -> None:
     first, second = teachers.Teachers(None), teachers.Teachers(None)
     second.speak("It is three o'clock.", "heart")

@@ -42,6 +42,7 @@ def test_a_run_that_continues_another_begins_at_its_last_step_and_hour(tmp_path:
     assert [found.hours_at(step) for step in (50, *found.steps)] == [0.5, 1.0, 1.5, 4.0, 22.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", LEVELS)
 def test_runs_of_voices_and_of_codecs_are_drawn(
     tmp_path: Path, measure: str, capsys: pytest.CaptureFixture[str]

@@ -18,6 +18,7 @@ prose = load_script(ENGLISH / "prose.py")
 TEXT = "It was late when he came home. The house was dark, and nobody had left a light on."
 
 
+@pytest.mark.slow
 def test_the_samples_are_those_of_the_api_and_a_join_follows_a_pause(
     voice: Voice, checkpoint: Path
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_click_belongs_to_the_join_that_it_is_at() -> None:
     assert np.isnan(steps(tone, [])[0])
 
 
+@pytest.mark.slow
 def test_another_voice_at_the_end_is_less_similar_with_and_without_recordings() -> None:
     recordings = {
         voice: [read_clip(clip) for clip in clips_of(voice)[-7:]] for voice in ("heart", "am_onyx")

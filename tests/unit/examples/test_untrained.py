@@ -12,6 +12,7 @@ from sheen.engine.voice import load_voice
 untrained = load_script(ENGLISH / "untrained.py")
 
 
+@pytest.mark.slow
 def test_everything_but_the_weights_is_the_checkpoint_s(checkpoint: Path, tmp_path: Path) -> None:
     for name, seed in (("one", "0"), ("same", "0"), ("other", "1")):
         words = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / name)]

@@ -81,6 +81,7 @@ def test_a_checkouts_own_voice_comes_before_an_installed_one(
     assert find_default_voice() == str(own)
 
 
+@pytest.mark.slow
 def test_speak_and_load_use_the_default_voice(
     checkpoint: Path, elsewhere: Path, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def overfit(model: SpeechLM, batch: Batch, steps: int, rate: float) -> float:
     return float(loss.detach())
 
 
+@pytest.mark.slow
 def test_an_overfitted_clip_comes_back_token_for_token(codec: Codec, tmp_path: Path) -> None:
     """A label shifted by one, or a prompt other than training's, fails here."""
     folder = tmp_path / "base"

@@ -151,6 +151,7 @@ def test_what_could_not_be_noted_is_cut_again_or_noted_later(tmp_path: Path) -> 
         changed(tmp_path, sources)
 
 
+@pytest.mark.slow
 def test_a_recording_that_does_not_answer_is_rejected_and_cut_when_it_does(tmp_path: Path) -> None:
     """As those of a hung mount. All others are noted, and a resumed run waits for it as little."""
     good = made(tmp_path / "raw", *map(str, range(40)))

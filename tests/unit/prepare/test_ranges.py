@@ -83,6 +83,7 @@ FILES: dict[str, Callable[[Samples], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_ranges_together_are_the_recording(kind: str, spoken: Samples, tmp_path: Path) -> None:
     whole, ranged, used = both(tmp_path / "long", FILES[kind](spoken))
@@ -96,6 +97,7 @@ def test_ranges_together_are_the_recording(kind: str, spoken: Samples, tmp_path:
         assert (other.start, other.end) == pytest.approx((one.start, one.end), abs=0.07)
 
 
+@pytest.mark.slow
 def test_the_noise_of_aac_is_all_that_ranges_change(spoken: Samples, tmp_path: Path) -> None:
     """Half a minute that a recorder left out stays in its place."""
     data = by_pyav(spoken[: 70 * RATE, None], RATE, "ipod", "aac", (10.0, 30.0))
@@ -114,6 +116,7 @@ def unstated(samples: Samples) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "encode",
     [

@@ -81,6 +81,7 @@ def test_text_is_never_markup() -> None:
         ElementTree.fromstring(base64.b64decode(uri.partition("base64,")[2]))
 
 
+@pytest.mark.slow
 def test_page_asks_the_network_for_nothing() -> None:
     html = render_page("A page", [Section(f"Part {i}", everything("text")) for i in range(3)])
     # Of each section: 2 players, 5 figures; and the links to sections.

@@ -74,6 +74,7 @@ def test_shuffled_speech_is_not_understood(asr: Transcriber) -> None:
     assert error_rate("word", english([clip.text for clip in clips]), english(heard)).rate > 0.7
 
 
+@pytest.mark.slow
 def test_the_sample_rate_is_not_ignored(asr: Transcriber) -> None:
     clip = clips_of(VOICE)[8]
     (heard,) = asr.transcribe([read_clip(clip)], 24_000)

@@ -169,6 +169,7 @@ def test_more_recordings_than_a_batch_keep_their_order() -> None:
         np.testing.assert_array_equal(audio, item.waveform)
 
 
+@pytest.mark.slow
 def test_voices_that_cannot_be_heard_are_wrong_and_unknown_ones_left_out(
     profiles: SpeakerProfiles,
 ) -> None:

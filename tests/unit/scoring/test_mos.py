@@ -61,6 +61,7 @@ def test_a_short_clip_is_repeated_and_a_long_one_is_the_mean_of_its_windows(
     assert dnsmos.score(long, RATE).ovrl == pytest.approx((first.ovrl + second.ovrl) / 2)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_sample_rate(dnsmos: Dnsmos, speech: Clip) -> None:
     raised = resample(torch.from_numpy(speech), RATE, 24_000).numpy()
     assert dnsmos.score(raised, 24_000).ovrl == pytest.approx(

@@ -83,6 +83,7 @@ def noise(seconds: float = 1.5, seed: int = 0) -> Clip:
     return (0.1 * rng.normal(size=round(seconds * RATE))).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_recordings_that_were_held_back_are_named_right(
     profiles: SpeakerProfiles, embedded: Embeddings
 ) -> None:

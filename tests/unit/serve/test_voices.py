@@ -120,6 +120,7 @@ def error(answer: Any, status: int = 400) -> dict[str, Any]:
     return fields
 
 
+@pytest.mark.slow
 def test_a_voice_is_kept_listed_spoken_and_deleted(
     client: TestClient, backend: Backend, folder: Path
 ) -> None:
@@ -172,6 +173,7 @@ def test_a_voice_is_kept_listed_spoken_and_deleted(
     assert client.get("/v1/audio/voices").json()["uploaded_voices"] == []
 
 
+@pytest.mark.slow
 def test_what_is_being_spoken_is_not_affected_by_a_deletion(
     client: TestClient, backend: Backend
 ) -> None:
