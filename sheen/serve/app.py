@@ -13,8 +13,6 @@ from typing import Any
 from fastapi import Request, WebSocket
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from ray import serve
-from ray.serve._private import replica
-from ray.util import get_node_ip_address
 
 from sheen.audio.encoders import MEDIA_TYPES
 from sheen.serve.access.keys import KEYS_VARIABLE, KeyFile, absolute_location, read_keys
@@ -37,11 +35,11 @@ from sheen.serve.config import (
 )
 from sheen.serve.errors import APIError, documented, install_error_handlers
 from sheen.serve.proxy.install import Proxies
+from sheen.serve.replica import log_like_serve, stay_on_loopback
 from sheen.serve.request_log import (
     Metrics,
     RequestLogMiddleware,
     listen,
-    log_like_serve,
     record_of,
 )
 from sheen.serve.schema.answers import (
@@ -315,21 +313,3 @@ def build(args: ServeArgs) -> serve.Application:
         args = args.model_copy(update={"voices_folder": absolute_location(args.voices_folder)})
     application: serve.Application = service.bind(args, location, digests)
     return application
-
-
-def stay_on_loopback() -> None:
-    """If Ray listens on loopback, open the replica's port for other deployments there too.
-
-    Called before Serve opens it, which it does on every address (docs/upstream.md).
-    """
-    node = get_node_ip_address()
-    if node != "127.0.0.1":
-        return
-    module: Any = replica
-    add_port = module.add_port_to_grpc_server
-
-    def add_port_here(server: Any, address: str) -> int:
-        port: int = add_port(server, address.replace("[::]", node))
-        return port
-
-    module.add_port_to_grpc_server = add_port_here

@@ -151,14 +151,6 @@ def refused(scope: Scope, error: APIError) -> None:
         close_record(record)
 
 
-def log_like_serve() -> None:
-    """Let Sheen's own log lines (requests, batch fill, endings) go where Serve's go."""
-    ours = logging.getLogger("sheen")
-    ours.setLevel(logging.INFO)
-    for handler in logging.getLogger("ray.serve").handlers:
-        ours.addHandler(handler)
-
-
 class RequestLogMiddleware:
     """Opens a record for every request and closes it."""
 
