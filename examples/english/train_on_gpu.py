@@ -38,13 +38,13 @@ from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.held_out import held_out_metrics
 from sheen.train.learning.learner import Learner, take_step
 from sheen.train.learning.metrics import (
-    MetricsLog,
     MetricsWindow,
     Speed,
     console_line,
     describe_losses,
     loss_metrics,
 )
+from sheen.train.learning.metrics_log import MetricsLog
 from sheen.train.learning.settings import (
     check_guide_weight,
     check_level_weights,

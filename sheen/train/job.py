@@ -33,7 +33,7 @@ from sheen.train.inputs import (
     tags_of,
 )
 from sheen.train.launcher import fit
-from sheen.train.learning.metrics import last_metrics
+from sheen.train.learning.metrics_log import last_metrics
 from sheen.train.learning.settings import check_guide_weight, check_level_weights
 from sheen.train.tracking import check_trackers
 from sheen.train.trainer import describe_dry_run, dry_run_loop, show_example, train_loop

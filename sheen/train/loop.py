@@ -26,7 +26,8 @@ from sheen.train.checkpoints import BackgroundWriter, RunStore, StorageFull
 from sheen.train.config import RunFields, minutes_of
 from sheen.train.distributed import WorkerGroup
 from sheen.train.launcher import Control
-from sheen.train.learning.metrics import MetricsLog, MetricsWindow, Sums, console_line
+from sheen.train.learning.metrics import MetricsWindow, Sums, console_line
+from sheen.train.learning.metrics_log import MetricsLog
 from sheen.train.learning.settings import Schedule, learning_rate
 from sheen.train.tracking import open_trackers
 

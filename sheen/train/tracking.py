@@ -11,6 +11,7 @@ TensorBoard hides the records after the checkpoint of the interrupted run; W&B c
 records, so repeated ones are skipped.
 """
 
+import atexit
 import importlib.util
 import io
 import logging
@@ -208,6 +209,7 @@ class Trackers:
         self._open.clear()
         if self._temporary is not None:
             self._temporary.cleanup()
+            atexit.unregister(self.close)
         for name in self._disabled:
             logger.warning("tracker %s was off and missed %d records", name, self.missed[name])
         self._disabled.clear()
@@ -261,7 +263,12 @@ def open_trackers(
     folder = Path(output if temporary is None else temporary.name)
     key = _run_key(output, first_step) if "wandb" in names else ""
     run = Run(output, fields, first_step, remote, folder, key)
-    return Trackers(names, run, temporary)
+    trackers = Trackers(names, run, temporary)
+    if temporary is not None:
+        # For a process that ends without closing them: before the folder goes, into which
+        # TensorBoard's thread would otherwise still write.
+        atexit.register(trackers.close)
+    return trackers
 
 
 def _run_key(output: str, first_step: int) -> str:

@@ -32,7 +32,7 @@ from sheen.train.codec.trainer import (
     train_loop,
 )
 from sheen.train.launcher import fit
-from sheen.train.learning.metrics import last_metrics
+from sheen.train.learning.metrics_log import last_metrics
 from sheen.train.tracking import check_trackers
 
 

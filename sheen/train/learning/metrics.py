@@ -2,11 +2,10 @@
 
 Owns the metrics window (sums since the last log line and the training time they took, which
 excludes evaluation and saving, and survives in checkpoints), the FLOP count behind the share of a
-device's peak, the console line, and `metrics.jsonl`, which continues after a resume without
-repeated or missing lines. Does not decide when to log, or what a row has besides.
+device's peak, and the console line. Does not decide when to log, or what a row has besides, and
+writes nothing.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -15,15 +14,11 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from pyarrow import fs
 from torch import Tensor
 
 from sheen.lm.loss import LossSums
 from sheen.lm.model import SpeechLM
-from sheen.storage import files, uris
 from sheen.train.learning.collectives import Collectives
-
-METRICS_FILE = "metrics.jsonl"
 
 Sums = Mapping[str, Tensor]
 """Sums by name, float64 on the host."""
@@ -205,35 +200,3 @@ def console_line(row: dict[str, Any], parts: list[str]) -> str:
     if "seconds_left" in row:
         parts += [f"{timedelta(seconds=row['seconds_left'])} left"]
     return ", ".join(parts)
-
-
-class MetricsLog:
-    """`metrics.jsonl` of an output folder as a list of rows that survives in every checkpoint."""
-
-    def __init__(self, output: str, rows: list[dict[str, Any]], writes: bool) -> None:
-        self.rows = rows
-        self._location = uris.join(output, METRICS_FILE)
-        filesystem, self._path = uris.open_filesystem(self._location)
-        # Object stores cannot append: there the file is written whole at each checkpoint.
-        self._appends = isinstance(filesystem, fs.LocalFileSystem)
-        self._writes = writes
-        self.sync()
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        if self._writes and self._appends:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def sync(self) -> None:
-        """Make the file hold exactly the rows; a resumed run thereby drops what it will redo."""
-        if self._writes:
-            text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            files.write_bytes(self._location, text.encode())
-
-
-def last_metrics(output: str) -> dict[str, Any]:
-    """The last line of a run's metrics."""
-    rows = files.read_bytes(uris.join(output, METRICS_FILE)).decode().splitlines()
-    last: dict[str, Any] = json.loads(rows[-1])
-    return last

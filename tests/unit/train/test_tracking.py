@@ -184,20 +184,25 @@ def test_a_uri_gets_the_trackers_events_at_each_sync(tmp_path: Path, temporary: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("records", [0, 3000])
 def test_a_process_that_never_closed_its_trackers_leaves_no_folder(
-    tmp_path: Path, temporary: Path
+    records: int, tmp_path: Path, temporary: Path
 ) -> None:
-    """As a worker that fails while it sets itself up."""
+    """As a worker that fails while it sets itself up, or while TensorBoard's thread writes."""
     code = f"""
         import os
         from sheen.train.tracking import open_trackers
         trackers = open_trackers(["tensorboard"], {tmp_path.as_uri()!r}, {{}}, 0)
         assert os.listdir({str(temporary)!r})
+        for step in range({records}):
+            trackers.scalars(step, {{"loss": 1.0}})
         raise SystemExit(3)
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     environment = os.environ | {"TMPDIR": str(temporary)}
-    assert subprocess.run(command, env=environment, check=False).returncode == 3
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 3
+    assert "Traceback" not in ended.stderr, ended.stderr
     assert not list(temporary.iterdir())
 
 
