@@ -40,10 +40,11 @@ fast: setup
 test: setup
 	$(MAKE) --no-print-directory --jobs 2 check suite
 
-# Whole files in two processes, each with a Ray cluster of its own, because tests kill the workers of
-# theirs: tests/ray in one, tests/e2e in the other, and then the many small ones fill both to the end.
+# Whole files in three processes: tests/ray in one and tests/e2e in another, each with a Ray cluster
+# of its own, because tests kill the workers of theirs; both mostly wait for processes to start. The
+# many small ones are in the third, and then fill all to the end.
 suite: setup
-	$(BIN)/pytest tests/ray tests/e2e tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest tests/ray tests/e2e tests/unit --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Of the unit tests; those on Ray run the same code in processes that it does not see.
 coverage: setup
