@@ -18,7 +18,7 @@ from sheen.engine.types import RequestError, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.checkpoint import INFO_FILE, CheckpointInfo, DurationModel, fit_durations
 from sheen.lm.recognition import describe_checkpoint
-from sheen.storage import files, folders, uris
+from sheen.storage import files, folders, hub, uris
 
 TEXTS = (
     "Yes, of course.",
@@ -114,18 +114,14 @@ def target_of(model: str, output: str | None) -> str | None:
     """Where to write the record; None for nowhere. ValueError for an `--output` that exists, or
     that is in the hub's cache."""
     if output is not None:
-        if not uris.is_uri(output) and folders.is_in_hub_cache(Path(output).expanduser()):
+        if not uris.is_uri(output) and hub.is_in_cache(Path(output).expanduser()):
             raise ValueError(
                 f"--output {output}: this is in the hub's cache; give a file elsewhere"
             )
         if files.exists(output):
             raise ValueError(f"--output {output}: the file exists; give another name")
         return output
-    if (
-        folders.is_hub_id(model)
-        or uris.is_uri(model)
-        or folders.is_in_hub_cache(Path(model).expanduser())
-    ):
+    if hub.is_hub_id(model) or uris.is_uri(model) or hub.is_in_cache(Path(model).expanduser()):
         return None
     target = str(Path(model).expanduser() / INFO_FILE)
     return None if files.exists(target) else target
@@ -173,7 +169,7 @@ def main(argv: list[str], prog: str) -> int:
         if options.texts is not None:
             lines = files.read_bytes(uris.absolute(options.texts)).decode().splitlines()
             texts = [line for line in map(str.strip, lines) if line]
-        folder = folders.located(options.model)
+        folder = hub.located(options.model)
         if not files.exists(folder):
             raise ValueError(f"model {options.model}: no such folder")
         info = describe_checkpoint(folder, form=options.form, codec=options.codec)

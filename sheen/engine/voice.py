@@ -33,7 +33,7 @@ from sheen.lm.model import SpeechLM
 from sheen.lm.model_files import load_model
 from sheen.lm.precision import Precision, dtype_of
 from sheen.lm.recognition import describe_checkpoint, describe_separately
-from sheen.storage import files, folders
+from sheen.storage import files, folders, hub
 from sheen.text.prompt import PromptTemplate, ReferenceForm, check_characters, normalize
 from sheen.text.segmentation import split_sentences
 from sheen.text.steps import TextPipeline, check_steps
@@ -295,7 +295,7 @@ def load_voice(
     and `info`, a file, are for checkpoints without `sheen.json`: see `describe_checkpoint`. So is
     `codec`, which may also be the checkpoint's own with another decoder.
     """
-    location = folders.located(location)
+    location = hub.located(location)
     if not files.exists(location):
         raise ValueError(f"checkpoint {location}: no such folder. {checkpoint.HOW_TO_GET_ONE}")
     # Before copying a large folder from a remote store.

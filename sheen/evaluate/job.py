@@ -45,7 +45,7 @@ from sheen.scoring.reports import render_speech_report, speech_json, worst_first
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles, enroll_speakers
 from sheen.scoring.speech import Sound, SpeechReport, SpokenClip, score_speech
 from sheen.scoring.wer import wer_normalizer
-from sheen.storage import files, folders, uris
+from sheen.storage import files, hub, uris
 from sheen.text.steps import check_steps
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,8 @@ def run(config: EvaluateConfig) -> Evaluation:
     """Speak, score, report. Raises ValueError for what the user must change."""
     output = cluster.output_folder("--output", config.output)
     # Workers on other nodes download a hub id themselves.
-    model = config.model if folders.is_hub_id(config.model) else uris.absolute(config.model)
-    local = folders.located(model)
+    model = config.model if hub.is_hub_id(config.model) else uris.absolute(config.model)
+    local = hub.located(model)
     if not files.exists(local):
         raise ValueError(f"--model {config.model}: no such folder; give one of `sheen train`")
     config = with_absolute_paths(config)
@@ -125,7 +125,7 @@ def run(config: EvaluateConfig) -> Evaluation:
 def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
     """Locations that workers open, whose working directory is another one."""
     found = {
-        name: value if folders.is_hub_id(value) else uris.absolute(value)
+        name: value if hub.is_hub_id(value) else uris.absolute(value)
         for name in ("codec", "info")
         if (value := getattr(config, name)) is not None
     }

@@ -13,7 +13,7 @@ from sheen.codec.info import find_codec
 from sheen.config import SpeakingFields
 from sheen.lm import checkpoint
 from sheen.lm.checkpoint import CHECKOUT
-from sheen.storage import folders, uris
+from sheen.storage import folders, hub, uris
 from sheen.text.forms import FormName
 
 KIB = 1024
@@ -226,8 +226,8 @@ def with_absolute_paths(args: ServeArgs, location: str) -> ServeArgs:
     found: dict[str, str] = {}
     if args.codec is not None:
         try:
-            if folders.is_hub_id(args.codec):
-                folders.check_hub_id(args.codec)
+            if hub.is_hub_id(args.codec):
+                hub.check(args.codec)
             else:
                 found["codec"] = uris.absolute(args.codec)
                 find_codec(found["codec"])
@@ -260,7 +260,7 @@ def checkpoint_location(model: str) -> str:
     folder = CHECKOUT / Path(model).expanduser()
     if checkpoint.is_checkpoint(folder) or (folder / "config.json").is_file():
         return str(folder)
-    if not folder.exists() and folders.is_hub_id(model):
-        folders.check_hub_id(model)
+    if not folder.exists() and hub.is_hub_id(model):
+        hub.check(model)
         return model
     raise ValueError(f"args.model {model}: no checkpoint in {folder}. {checkpoint.HOW_TO_GET_ONE}")

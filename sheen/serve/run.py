@@ -29,7 +29,7 @@ from sheen.runs import cluster
 from sheen.serve.access.keys import KEYS_VARIABLE
 from sheen.serve.config import checkpoint_location
 from sheen.serve.drain import add_waits, drain, report_cut
-from sheen.storage import folders, uris
+from sheen.storage import hub, uris
 
 BUILDER = "sheen.serve.app:"
 HOST = "127.0.0.1"
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
         # The config may be used from another folder.
         for name in ("model", "codec", "info"):
             value = getattr(options, name)
-            if value is not None and (name == "info" or not folders.is_hub_id(value)):
+            if value is not None and (name == "info" or not hub.is_hub_id(value)):
                 setattr(options, name, uris.absolute(value))
         model = checkpoint_location(options.model)
     except ValueError as error:
