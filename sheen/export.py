@@ -17,7 +17,8 @@ from sheen.codec.info import CODEC_FOLDER, codec_source
 from sheen.codec.layout import TokenLayout
 from sheen.config import fail
 from sheen.lm import checkpoint
-from sheen.lm.checkpoint import CARD_FILE, CheckpointInfo, LayoutInfo, card
+from sheen.lm.card import CARD_FILE, card
+from sheen.lm.checkpoint import CheckpointInfo, LayoutInfo
 from sheen.lm.model import PAD_TABLE_TO, SpeechLM
 from sheen.lm.model_files import load_model, save_model
 from sheen.storage import folders, uris

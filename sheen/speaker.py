@@ -25,7 +25,7 @@ from sheen.engine.reference import LONGEST_S
 from sheen.engine.synthesis import Synthesis, synthesize
 from sheen.engine.types import Reference, RequestError, Sampling, SynthesisParams
 from sheen.engine.voice import load_voice
-from sheen.lm.checkpoint import find_default_voice
+from sheen.lm.default_voice import find_default_voice
 from sheen.lm.precision import Precision
 from sheen.storage import files, uris
 from sheen.text.delivery import Delivery, deliver

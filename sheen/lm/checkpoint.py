@@ -2,14 +2,9 @@
 
 Owns `sheen.json`: the token layout, the codec, the sample rate, the prompt template, the text
 normalization, the voices and their durations. Training writes it, serving reads it, and nothing
-about tokens is configured twice. Refuses another format version, and unknown names and keys. Owns
-too the model card of a checkpoint with Orpheus's token ids, which says what is needed to prompt and
-decode it without Sheen, and where the English voice is searched, which is used if no model is
-named: in `examples/english/voice` of a checkout, then in the installed package
-`sheen-voice-english`, which contains the same folder. Downloads nothing.
+about tokens is configured twice. Refuses another format version, and unknown names and keys.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, model_validator
 
-from sheen.codec.info import CODEC_FOLDER, CodecInfo
+from sheen.codec.info import CodecInfo
 from sheen.codec.layout import CONTROLS, Family, Softmax, TokenLayout
 from sheen.storage import files, folders, uris
 from sheen.text.forms import FORMS, FormName, plain_encoder
@@ -41,10 +36,6 @@ HOW_TO_GET_ONE = (
     f"{ENGLISH_VOICE} of a checkout, where `make wheel` builds a package of it for elsewhere: "
     f"`pip install dist/{VOICE_PACKAGE.replace('-', '_')}-*.whl`"
 )
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
-"""The root of a checkout, whatever the working directory; for an installed package site-packages,
-which contains no checkpoint."""
-CARD_FILE = "README.md"
 
 
 class LayoutInfo(BaseModel, extra="forbid"):
@@ -240,82 +231,3 @@ def read_info(folder: Path | str) -> CheckpointInfo:
     if not files.exists(path):
         raise ValueError(f"{path} is missing: {folder} is not a Sheen checkpoint. {HOW_TO_GET_ONE}")
     return folders.read_record(path, CheckpointInfo)
-
-
-def find_default_voice() -> str:
-    """The checkpoint folder of the English voice. ValueError, which says how to get it, if it is
-    not installed."""
-    for folder in (CHECKOUT / ENGLISH_VOICE, _packaged()):
-        if folder is not None and is_checkpoint(folder):
-            return str(folder)
-    raise ValueError(f"no model is named, and no English voice is installed. {HOW_TO_GET_ONE}")
-
-
-def _packaged() -> Path | None:
-    spec = importlib.util.find_spec(VOICE_PACKAGE.replace("-", "_"))
-    locations = spec.submodule_search_locations if spec is not None else None
-    return Path(next(iter(locations))) / "voice" if locations else None
-
-
-def trained_note(info: CheckpointInfo) -> str:
-    """How a checkpoint from training is decoded."""
-    if info.softmax == "masked":
-        return (
-            "It was trained with a masked softmax: a decoder must mask. At slot s only the ids of "
-            "that slot are legal, and at slot 0 also the end of speech."
-        )
-    if info.prompt.name == "speaker-text":
-        return (
-            "It was trained with a full softmax: it can be decoded with or without a mask. Prompts "
-            "must end with SOS, the only control token that it knows besides EOS."
-        )
-    return (
-        "It was trained with a full softmax, including control tokens from SOA on: it can be "
-        "decoded with or without a mask, and from a prompt that ends before SOA."
-    )
-
-
-def card(info: CheckpointInfo, notes: Sequence[str]) -> str:
-    """The model card in Markdown; the notes come from the command that wrote the checkpoint."""
-    layout = info.token_layout
-    bases = ", ".join(map(str, layout.slot_bases.tolist()))
-    voices = ", ".join(f"`{name}`" for name in info.voices) or "one, without a name"
-    prompt = ["TEXT `{voice}: {text}` or `{text}`", "SOS"]
-    if info.prompt.name != "speaker-text":
-        form = FORMS[info.prompt.name]
-        prompt = [f"TEXT `{form.text}`" if part == "TEXT" else part for part in form.row]
-    instructed = (
-        ["- Instructions: a line of their own before the text, `{instructions}\\n{text}`"]
-        if info.instructions and not info.prompt.describes
-        else []
-    )
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-to-speech",
-        "tags: [text-to-speech, snac, orpheus, sheen]",
-        "---",
-        "",
-        "# Speech model with the token ids of Orpheus",
-        "",
-        f"Text to speech at {info.sample_rate} Hz, made with Sheen.",
-        "",
-        f"- Voices: {voices}",
-        f"- Prompt (form `{info.prompt.name}`): {', '.join(prompt)}",
-        *instructed,
-        "- SOS, EOS, SOH, EOH, SOA, EOA, PAD are `<custom_token_1>` to `<custom_token_7>`",
-        f"- Softmax in training: {info.softmax}",
-        f"- Codec: SNAC `{info.codec.source}`, weights {info.codec.sha256[:12]}"
-        + (f", in `{CODEC_FOLDER}/`" if info.codec.embedded else ""),
-        f"- `<custom_token_0>` has id {layout.first_id}; speech starts with {layout.start_id} and "
-        f"ends with {layout.end_id}",
-        f"- Code c at slot s of a frame has id base(s) + c, with bases {bases}",
-        "- Order of a frame: L0[i], L1[2i], L2[4i], L2[4i+1], L1[2i+1], L2[4i+2], L2[4i+3]",
-        "",
-        "## Notes",
-        "",
-        *(f"- {note}" for note in notes),
-        "",
-        "Sheen reads the same from `sheen.json`, and can use this folder as it is.",
-    ]
-    return "\n".join(lines) + "\n"

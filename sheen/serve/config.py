@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from sheen.codec.info import find_codec
 from sheen.config import SpeakingFields
 from sheen.lm import checkpoint
-from sheen.lm.checkpoint import CHECKOUT
+from sheen.lm.default_voice import CHECKOUT
 from sheen.storage import folders, hub, uris
 from sheen.text.forms import FormName
 

@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.scripts import cli
 
-from sheen.lm.checkpoint import find_default_voice
+from sheen.lm.default_voice import find_default_voice
 from sheen.runs import cluster
 from sheen.serve.access.keys import KEYS_VARIABLE
 from sheen.serve.config import checkpoint_location

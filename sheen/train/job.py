@@ -12,7 +12,8 @@ import ray
 from sheen.codec.info import CODEC_FOLDER, CodecInfo
 from sheen.codec.snac import open_codec
 from sheen.data.prompts import Prompt
-from sheen.lm.checkpoint import CARD_FILE, ReferenceInfo, card, trained_note
+from sheen.lm.card import CARD_FILE, card, trained_note
+from sheen.lm.checkpoint import ReferenceInfo
 from sheen.lm.model_files import to_bfloat16
 from sheen.runs import cluster
 from sheen.runs.output import output_lock

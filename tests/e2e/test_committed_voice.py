@@ -22,7 +22,7 @@ from sheen.engine.synthesis import Synthesized, synthesize_all
 from sheen.engine.types import Sampling, SynthesisParams
 from sheen.engine.voice import load_voice
 from sheen.lm import checkpoint
-from sheen.lm.checkpoint import find_default_voice
+from sheen.lm.default_voice import find_default_voice
 from sheen.scoring.asr.transcribers import open_transcriber
 from sheen.scoring.wer import error_rate, normalize_english
 from sheen.serve.config import checkpoint_location

@@ -14,7 +14,8 @@ from sheen.engine.generation import TokenGenerator
 from sheen.engine.types import Sampling
 from sheen.engine.voice import Voice, load_voice
 from sheen.export import export
-from sheen.lm.checkpoint import read_info, trained_note, write_info
+from sheen.lm.card import trained_note
+from sheen.lm.checkpoint import read_info, write_info
 from sheen.train.initial import open_model
 
 TEXT = "Good morning."

@@ -13,13 +13,14 @@ import pytest
 import sheen
 from helpers.example import CHECKPOINT, ENGLISH, ROOT, VOICE
 from sheen.__main__ import main
-from sheen.lm.checkpoint import ENGLISH_VOICE, find_default_voice
+from sheen.lm.checkpoint import ENGLISH_VOICE
+from sheen.lm.default_voice import find_default_voice
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that Python imports from, of an installation without a checkout."""
-    monkeypatch.setattr("sheen.lm.checkpoint.CHECKOUT", tmp_path / "installed")
+    monkeypatch.setattr("sheen.lm.default_voice.CHECKOUT", tmp_path / "installed")
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
@@ -51,7 +52,9 @@ def test_the_wheel_brings_it_with_its_card_and_licence(tmp_path: Path) -> None:
         subprocess.run(build, check=True)
     install = [*uv, "pip", "install", "--offline", "--quiet", "--no-deps", "--target", site]
     subprocess.run([*install, "--python", sys.executable, *dist.glob("*.whl")], check=True)
-    code = "import sheen, sheen.lm.checkpoint as v; print(sheen.__file__, v.find_default_voice())"
+    code = (
+        "import sheen, sheen.lm.default_voice as v; print(sheen.__file__, v.find_default_voice())"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
