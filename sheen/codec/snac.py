@@ -286,3 +286,14 @@ def load_codec(source: str, device: str | torch.device = "cpu") -> Codec:
     """Load a codec for inference from a folder or a hub id, in float32 with folded weights."""
     model, arguments = open_codec(source)
     return Codec(model, torch.device(device), source, arguments)
+
+
+def inference_copy(model: SNAC, config: dict[str, Any], device: torch.device) -> Codec:
+    """The codec as it stands, ready for inference; `model` stays as it is.
+
+    Not a deep copy: folding the weights of one takes the weight property off the class that it
+    shares with its original.
+    """
+    twin = SNAC(**config)
+    twin.load_state_dict(model.state_dict())
+    return Codec(twin, device)

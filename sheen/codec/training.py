@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from sheen.audio.spectral import RANGE_DB, SpectralLoss, waveform_distance
 from sheen.codec.asr_features import AsrFeatureLoss
 from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE
-from sheen.codec.snac import Codec
 from sheen.codec.transfer import to_device
 
 
@@ -270,17 +269,6 @@ class WeightAverage:
         self.model.load_state_dict(weights)
 
 
-def inference_copy(model: SNAC, config: dict[str, Any], device: torch.device) -> Codec:
-    """The codec as it stands, ready for inference; `model` stays as it is.
-
-    Not a deep copy: folding the weights of one takes the weight property off the class that it
-    shares with its original.
-    """
-    twin = SNAC(**config)
-    twin.load_state_dict(model.state_dict())
-    return Codec(twin, device)
-
-
 @torch.no_grad()
 def restart_unused(
     model: SNAC,
@@ -326,9 +314,16 @@ def restart_unused(
     return moved.sum()
 
 
-def save_codec(model: SNAC, config: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
-    """Write a folder that `snac.SNAC.from_pretrained` opens, its weights in `dtype`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
-    torch.save(state, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+@dataclass(frozen=True)
+class CodecFiles:
+    """The folder of a codec in training, but for its weights, which are stored in `dtype`."""
+
+    config: dict[str, Any]
+    dtype: torch.dtype
+
+    def write(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write a folder that `snac.SNAC.from_pretrained` opens."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.to("cpu", self.dtype) for name, tensor in weights.items()}
+        torch.save(state, folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n", "utf-8")

@@ -1,7 +1,7 @@
 """The files of a speech model: transformers' config, safetensors and tokenizer.
 
-Owns loading and saving them. Refuses files that are not of one checkpoint. What a checkpoint says
-of its model beyond them is `sheen.lm.checkpoint`'s.
+Owns loading and saving them, adapters merged. Refuses files that are not of one checkpoint. What a
+checkpoint says of its model beyond them is `sheen.lm.checkpoint`'s.
 """
 
 import json
@@ -112,11 +112,11 @@ def save_model(
 ) -> None:
     """Write the files that transformers needs: config, safetensors, tokenizer.
 
-    `weights`: those of a `SpeechLM`, for a model that is sharded or has adapters. With
-    `max_file_bytes`, several files are written, each at most that large or with a single tensor.
+    `weights`: those of a `SpeechLM`, for a model that is sharded or in training; adapters are
+    merged. With `max_file_bytes`, several files are written, each at most that large or with a
+    single tensor.
     """
-    if weights is None:
-        weights = model.state_dict()
+    weights = merge_adapters(model, model.state_dict() if weights is None else weights)
     size: dict[str, Any] = {} if max_file_bytes is None else {"max_shard_size": max_file_bytes}
     model.lm.save_pretrained(
         folder,
@@ -124,6 +124,50 @@ def save_model(
         **size,
     )
     tokenizer.save_pretrained(folder)
+
+
+def merge_adapters(model: SpeechLM, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` of a model with adapters -> those of the plain model that computes the same."""
+    if not any("lora_" in name for name in weights):
+        return weights
+    # Here, and not above: a second of every start, which only adapters need.
+    from peft.tuners.lora import LoraLayer
+
+    layers: dict[str, Any] = {
+        name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)
+    }
+    merged = {}
+    for name, tensor in weights.items():
+        if "lora_" in name:
+            continue
+        owner, _, kind = name.rpartition(".base_layer.")
+        if owner and kind == "weight":
+            ((adapter, scaling),) = layers[owner].scaling.items()
+            a = weights[f"{owner}.lora_A.{adapter}.weight"]
+            b = weights[f"{owner}.lora_B.{adapter}.weight"]
+            change = (b @ a) * scaling
+            tensor = tensor + (change.T if layers[owner].fan_in_fan_out else change)
+        merged[f"{owner}.{kind}" if owner else name] = tensor
+    return merged
+
+
+class ModelFiles:
+    """The folder of a model in training, but for its weights.
+
+    `others`: the content of the files that `save_model` does not write, by name.
+    """
+
+    def __init__(
+        self, model: SpeechLM, tokenizer: PreTrainedTokenizerBase, others: dict[str, bytes]
+    ) -> None:
+        self._model, self._tokenizer = model, TokenizerCopy(tokenizer)
+        self._others = others
+
+    def write(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write the folder with these weights; also while another thread trains the model."""
+        save_model(self._model, self._tokenizer, folder, weights)
+        for name, content in self._others.items():
+            (folder / name).write_bytes(content)
 
 
 def to_bfloat16(folder: Path) -> None:

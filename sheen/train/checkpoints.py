@@ -4,8 +4,9 @@ Owns which checkpoints count. A checkpoint is written under another name, or bef
 only checkpoints in `checkpoints.json` are opened, and that file is replaced atomically. So the last
 listed checkpoint remains even if the writer is killed. Ray Train's own list is not used: it is
 written in place, and a full disk truncates it (docs/decisions/0012). One process writes, in one
-thread, whose error goes to the next call; what is written, and when, is the training loop's.
-Refuses to resume a run with other settings or inputs, naming each difference.
+thread, whose error goes to the next call; when to save is the training loop's, and what a model's
+folder holds is the model's. Refuses to resume a run with other settings or inputs, naming each
+difference.
 """
 
 import json
@@ -13,23 +14,23 @@ import logging
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyarrow import fs
 from safetensors import SafetensorError
+from torch import Tensor
 
 from sheen.runs.output import check_fingerprint
 from sheen.storage import files, folders, uris
 
 logger = logging.getLogger(__name__)
-
-Write = Callable[[], None]
 
 INDEX_FILE = "checkpoints.json"
 STATE_FILE = "trainer.pt"
@@ -44,12 +45,70 @@ class StorageFull(OSError):
     """No space for a checkpoint; the message names the folder and the last checkpoint."""
 
 
+class Files(Protocol):
+    """Writes the folder of a model, which need not exist, from the model's weights."""
+
+    def write(self, folder: Path, weights: dict[str, Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model to save: its weights, in main memory, and the state to resume from (empty if nobody
+    asked for it). Both belong to one step, even if they are written later."""
+
+    files: Files
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
 class RunStore:
-    """Checkpoints of the run in `output`, a path or URI; the `keep` most recent ones are kept."""
+    """Checkpoints of the run in `output`, a path or URI; the `keep` most recent ones are kept.
+
+    For a single caller: a thread writes what it saves, one snapshot at a time.
+    """
 
     def __init__(self, output: str, keep: int) -> None:
         self.run = uris.join(output, RUN)
         self._keep = keep
+        self._pool = ThreadPoolExecutor(1, "sheen-save")
+        self._writes: list[Future[None]] = []
+        self._waiting: deque[tuple[int, Snapshot, dict[str, float] | None]] = deque(maxlen=1)
+
+    def save(self, step: int, snapshot: Snapshot, best: dict[str, float] | None = None) -> None:
+        """Start to write a checkpoint, if the snapshot has a state, and the best model, if `best`
+        is the value of its metric.
+
+        A checkpoint waits here for the writes before it, whose error it raises: it lists what they
+        have written. The best model alone is written after them. Another one that has not begun yet
+        is dropped, so that at most one holds memory meanwhile.
+        """
+        if snapshot.state:
+            self.wait()
+            self._writes.append(self._pool.submit(self._write, step, snapshot, best))
+        else:
+            self._writes = [past for past in self._writes if not past.done() or past.exception()]
+            self._waiting.append((step, snapshot, best))
+            self._writes.append(self._pool.submit(self._write_waiting))
+
+    @property
+    def failed(self) -> bool:
+        """Whether `wait` would raise, for the writes that are finished now."""
+        return any(write.done() and write.exception() is not None for write in self._writes)
+
+    def wait(self) -> None:
+        """Wait for all writes; raises their first error, once. StorageFull if there is no space."""
+        writes, self._writes = self._writes, []
+        futures.wait(writes)
+        for write in writes:
+            write.result()
+
+    def close(self) -> None:
+        """As `wait`, but an error is only logged, since the caller may be handling its own."""
+        try:
+            self.wait()
+        except Exception:
+            logger.exception("the last checkpoint was not written")
+        self._pool.shutdown()
 
     def latest(self) -> str | None:
         """The location of the last complete checkpoint."""
@@ -76,26 +135,25 @@ class RunStore:
             with folders.local_folder(location) as folder:
                 yield folder
 
-    @contextmanager
-    def new_checkpoint(self, step: int) -> Iterator[Path]:
-        """An empty folder, which becomes the last checkpoint at the end of the context. Raises
-        StorageFull."""
-        name = f"step-{step:08d}"
-        with self._landing(name) as folder:
-            yield folder
-        index = self._index()
-        names = [other for other in index["checkpoints"] if other != name] + [name]
-        index["checkpoints"] = names[-self._keep :]
-        self._replace(index)
+    def _write_waiting(self) -> None:
+        if self._waiting:  # else it was dropped, and the one in its place is written
+            self._write(*self._waiting.popleft())
 
-    @contextmanager
-    def new_best(self, step: int, metric: dict[str, float]) -> Iterator[Path]:
-        """An empty folder, which becomes the best model, by this metric's value, at the end of the
-        context. Raises StorageFull."""
-        name = f"best-{step:08d}"
-        with self._landing(name) as folder:
-            yield folder
-        self._replace(self._index() | {"best": name, "best_metric": metric})
+    def _write(self, step: int, snapshot: Snapshot, best: dict[str, float] | None) -> None:
+        if best is not None:
+            name = f"best-{step:08d}"
+            with self._landing(name) as folder:
+                snapshot.files.write(folder, snapshot.weights)
+            self._replace(self._index() | {"best": name, "best_metric": best})
+        if snapshot.state:
+            name = f"step-{step:08d}"
+            with self._landing(name) as folder:
+                snapshot.files.write(folder / MODEL_FOLDER, snapshot.weights)
+                torch.save(snapshot.state, folder / STATE_FILE)
+            index = self._index()
+            names = [other for other in index["checkpoints"] if other != name] + [name]
+            index["checkpoints"] = names[-self._keep :]
+            self._replace(index)
 
     def _index(self) -> dict[str, Any]:
         path = uris.join(self.run, INDEX_FILE)
@@ -106,7 +164,8 @@ class RunStore:
 
     @contextmanager
     def _landing(self, name: str) -> Iterator[Path]:
-        """A temporary folder, which at the end becomes `name` completely or not at all."""
+        """A temporary folder, which at the end becomes `name` completely or not at all. Raises
+        StorageFull."""
         target = uris.join(self.run, name)
         filesystem, path = uris.open_filesystem(target)
         local = isinstance(filesystem, fs.LocalFileSystem)
@@ -186,50 +245,3 @@ def check_run_fingerprint(
             f"--output {output}: the run there was started with other settings: {changed}. Give "
             "the same values to resume it, or another --output."
         )
-
-
-class BackgroundWriter:
-    """Runs functions in one thread, one at a time. For a single caller."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "sheen-save")
-        self._writes: list[Future[None]] = []
-        self._later: deque[Write] = deque(maxlen=1)
-
-    def start(self, write: Write) -> None:
-        """Run `write` after the writes before are finished; raises their error."""
-        self.wait()
-        self._writes.append(self._pool.submit(write))
-
-    def start_later(self, write: Write) -> None:
-        """Run `write` after the write in progress, without waiting for that one here.
-
-        Another one that has not begun yet is dropped, so that at most one holds memory meanwhile.
-        """
-        self._writes = [past for past in self._writes if not past.done() or past.exception()]
-        self._later.append(write)
-        self._writes.append(self._pool.submit(self._write_later))
-
-    def _write_later(self) -> None:
-        if self._later:  # else it was dropped, and the one in its place is written
-            self._later.popleft()()
-
-    @property
-    def failed(self) -> bool:
-        """Whether `wait` would raise, for the writes that are finished now."""
-        return any(write.done() and write.exception() is not None for write in self._writes)
-
-    def wait(self) -> None:
-        """Wait for all writes; raises their first error, once."""
-        writes, self._writes = self._writes, []
-        futures.wait(writes)
-        for write in writes:
-            write.result()
-
-    def close(self) -> None:
-        """As `wait`, but an error is only logged, since the caller may be handling its own."""
-        try:
-            self.wait()
-        except Exception:
-            logger.exception("the last checkpoint was not written")
-        self._pool.shutdown()

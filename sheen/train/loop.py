@@ -11,9 +11,6 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -21,8 +18,7 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from sheen.train import checkpoints
-from sheen.train.checkpoints import BackgroundWriter, RunStore, StorageFull
+from sheen.train.checkpoints import RunStore, Snapshot, StorageFull
 from sheen.train.config import RunFields, minutes_of
 from sheen.train.distributed import WorkerGroup
 from sheen.train.launcher import Control
@@ -41,18 +37,6 @@ SAVE_MINUTES = 10.0
 """Minutes between checkpoints on a GPU, by default: 200 steps may take only seconds there."""
 LOG_EVERY, LOG_LINES = 10, 50
 """Optimizer steps between log lines, and the lines of a run for which they are fewer."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A model to save: `write_model` fills an empty folder, `state` is needed for resuming (empty
-    if nobody asked for it).
-
-    Both belong to the step of the snapshot, even if they are written later.
-    """
-
-    write_model: Callable[[Path], None]
-    state: dict[str, Any]
 
 
 def save_interval(config: RunFields, device: torch.device) -> tuple[int | None, float | None]:
@@ -95,7 +79,6 @@ class Trainer(ABC):
         self._norms: list[Tensor] = []
         """Gradient norms that were not read yet."""
         self._norm = 0.0
-        self._writer = BackgroundWriter()
         torch.set_num_threads(max(1, int(config.cpus_per_worker)))
 
     def begin(self, state: dict[str, Any] | None, summary: dict[str, Any], total: int) -> None:
@@ -159,7 +142,7 @@ class Trainer(ABC):
         try:
             failure = self._take_steps() or self._written()
         finally:
-            self._writer.close()  # a checkpoint in progress may be the only one
+            self.store.close()  # a checkpoint in progress may be the only one
         if failure:
             self.control.fail(failure)
         elif self.step < self.total:
@@ -173,7 +156,7 @@ class Trainer(ABC):
             self.step += 1
             self.window.count_step()
             stop, late, unwritten = self.group.any(
-                self.control.stop_requested(), self._late(), self._writer.failed
+                self.control.stop_requested(), self._late(), self.store.failed
             )
             if unwritten:
                 return self._written()
@@ -263,41 +246,24 @@ class Trainer(ABC):
         with self.window.paused():
             if due and (failure := self._written()):
                 return failure
-            snapshot, own = self.snapshot(resumable=due), {}
+            snapshot = self.snapshot(resumable=due)
             if due:
-                own = {"step": self.step, "rows": [*self.log.rows], "window": self.window.state()}
+                window = self.window.state()
+                snapshot.state.update(step=self.step, rows=[*self.log.rows], window=window)
             if self.group.first:
                 if due:
                     self.log.sync()
                     self.trackers.sync()
-                metric = self.best if best else None
-                start = self._writer.start if due else self._writer.start_later
-                start(partial(self._write, self.step, snapshot, own, metric, due))
+                self.store.save(self.step, snapshot, self.best if best else None)
         if due:
             self._saved_at = monotonic()
         return ""
-
-    def _write(
-        self,
-        step: int,
-        snapshot: Snapshot,
-        own: dict[str, Any],
-        best: dict[str, float] | None,
-        due: bool,
-    ) -> None:
-        if best is not None:
-            with self.store.new_best(step, best) as folder:
-                snapshot.write_model(folder)
-        if due:
-            with self.store.new_checkpoint(step) as folder:
-                snapshot.write_model(folder / checkpoints.MODEL_FOLDER)
-                torch.save(snapshot.state | own, folder / checkpoints.STATE_FILE)
 
     def _written(self) -> str:
         """Wait for the writes in progress. Returns their error, or "". Collective."""
         failure = ""
         try:
-            self._writer.wait()
+            self.store.wait()
         except StorageFull as error:
             failure = str(error)
         return self.group.gather(failure)[0]

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,22 +23,24 @@ from sheen.data.prompts import Prompt
 from sheen.lm import checkpoint
 from sheen.lm.batching import Batch
 from sheen.lm.loss import IGNORE_INDEX
-from sheen.lm.model_files import TokenizerCopy, save_model
+from sheen.lm.model_files import ModelFiles
 from sheen.lm.packing import Step
 from sheen.rng import step_seed
 from sheen.scoring.asr.transcribers import open_transcriber
 from sheen.scoring.wer import wer_normalizer
+from sheen.storage import folders
 from sheen.train import checkpoints
+from sheen.train.checkpoints import Snapshot
 from sheen.train.config import TrainConfig
 from sheen.train.data import Position, plan_run
 from sheen.train.evaluation import EvalSamples, Evaluation
 from sheen.train.initial import CodecParts, build_codec, open_model
 from sheen.train.launcher import Control
-from sheen.train.learning.learner import Learner, compiles, merge_adapters, take_step
+from sheen.train.learning.learner import Learner, compiles, take_step
 from sheen.train.learning.metrics import Speed, Sums, describe_losses, loss_metrics
 from sheen.train.learning.settings import guide_weight, level_weights
 from sheen.train.learning.training_set import TrainingSet, with_noise
-from sheen.train.loop import Snapshot, Trainer, run_trainer
+from sheen.train.loop import Trainer, run_trainer
 
 DRY_RUN_STEPS = 2
 """Steps of a dry run; the last one is timed, since the first allocates the optimizer's state."""
@@ -217,30 +218,21 @@ class SpeechTrainer(Trainer):
         return True
 
     @cached_property
-    def _tokenizer_copy(self) -> TokenizerCopy:
-        """A tokenizer in use by another thread cannot be saved."""
-        return TokenizerCopy(self.tokenizer)
+    def _files(self) -> ModelFiles:
+        record = folders.dump_record(self.info)
+        return ModelFiles(self.model, self.tokenizer, {checkpoint.INFO_FILE: record})
 
     def snapshot(self, *, resumable: bool) -> Snapshot:
-        weights, optimizer = self.learner.state() if resumable else (self.learner.weights(), {})
+        if not resumable:
+            return Snapshot(self._files, self.learner.weights(), {})
+        weights, optimizer = self.learner.state()
         learned: dict[str, Tensor] = {}
         if self.config.lora_rank:
             names = {name for name, part in self.model.named_parameters() if part.requires_grad}
             learned = {name: part for name, part in weights.items() if name in names}
-
-        tokenizer = self._tokenizer_copy
-
-        def write_model(folder: Path) -> None:
-            folder.mkdir(exist_ok=True)
-            whole = merge_adapters(self.model, weights) if self.config.lora_rank else weights
-            save_model(self.model, tokenizer, folder, whole)
-            checkpoint.write_info(folder, self.info)
-
-        if not resumable:
-            return Snapshot(write_model, {})
         position = Position(self.step, self.used, self.plan.rows_per_step)
         state = {"learned": learned, "optimizer": optimizer, "position": vars(position)}
-        return Snapshot(write_model, state)
+        return Snapshot(self._files, weights, state)
 
     def describe(self, row: dict[str, Any]) -> list[str]:
         return describe_losses(row)

@@ -6,9 +6,7 @@ segments and the same noise whether or not the run was interrupted before it. Wh
 the codec belongs to the learner.
 """
 
-import copy
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,13 @@ from torch import Tensor
 from sheen.audio.io import encode_audio
 from sheen.audio.spectral import mel_distance
 from sheen.codec.asr_features import AsrFeatureLoss
-from sheen.codec.snac import Codec
-from sheen.codec.training import inference_copy, save_codec
+from sheen.codec.snac import Codec, inference_copy
+from sheen.codec.training import CodecFiles
 from sheen.runs.attempts import Attempts
 from sheen.scoring.code_usage import level_use
 from sheen.storage import files, uris
 from sheen.train import checkpoints
+from sheen.train.checkpoints import Snapshot
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.data import Recordings, SegmentReader, sample_names
 from sheen.train.codec.decoder import ADVERSARIES, DISCRIMINATOR, AdversarialLearner, DecoderLearner
@@ -34,7 +33,8 @@ from sheen.train.codec.learner import CodecLearner
 from sheen.train.evaluation import SAMPLES_FOLDER
 from sheen.train.launcher import Control
 from sheen.train.learning.metrics import Sums
-from sheen.train.loop import Snapshot, Trainer, run_trainer
+from sheen.train.learning.optimizers import on_host
+from sheen.train.loop import Trainer, run_trainer
 
 MEL_WEIGHT, STFT_WEIGHT = 15.0, 1.0
 """Weights of the log-mel and the STFT distance, to which the other terms' are relative."""
@@ -188,6 +188,9 @@ class CodecTrainer(Trainer):
             speed_perturbation=self.config.speed_perturbation,
             attempts=attempts,
         )
+        self._files = CodecFiles(
+            self.codec_config, torch.float16 if self.config.half else torch.float32
+        )
         self._sample_names = sample_names(recordings.evaluation[:SAMPLES])
         with self.store.open_latest() as folder:
             state = None if folder is None else checkpoints.load(folder)
@@ -254,13 +257,8 @@ class CodecTrainer(Trainer):
         return metrics_of(distances, uses)
 
     def snapshot(self, *, resumable: bool) -> Snapshot:
-        average = copy.deepcopy(self.learner.average)  # which goes on to change
-
-        def write_model(folder: Path) -> None:
-            dtype = torch.float16 if self.config.half else torch.float32
-            save_codec(average, self.codec_config, folder, dtype)
-
-        return Snapshot(write_model, self.learner.state() if resumable else {})
+        weights = on_host(self.learner.average.state_dict())
+        return Snapshot(self._files, weights, self.learner.state() if resumable else {})
 
     def describe(self, row: dict[str, Any]) -> list[str]:
         parts = []

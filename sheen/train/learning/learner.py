@@ -50,8 +50,6 @@ CLIP_NORM = 1.0
 LORA_ALPHA = 32
 """Adapters count LORA_ALPHA / rank times."""
 
-
-ADAPTER = "default"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -277,29 +275,8 @@ def add_adapters(
 
     whole = {id(table) for table in model.tables} if tables else set()
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")
-    inject_adapter_in_model(config, model.lm, adapter_name=ADAPTER)
+    inject_adapter_in_model(config, model.lm)
     for name, parameter in model.lm.named_parameters():
         parameter.requires_grad_("lora_" in name or id(parameter) in whole)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("LoRA of rank %d: %.1f M weights are trained", rank, learning / 1e6)
-
-
-def merge_adapters(model: SpeechLM, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` of a model with adapters -> those of the plain model that computes the same."""
-    from peft.tuners.lora import LoraLayer
-
-    layers: dict[str, Any] = {
-        name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)
-    }
-    merged = {}
-    for name, tensor in weights.items():
-        if "lora_" in name:
-            continue
-        owner, _, kind = name.rpartition(".base_layer.")
-        if owner and kind == "weight":
-            a = weights[f"{owner}.lora_A.{ADAPTER}.weight"]
-            b = weights[f"{owner}.lora_B.{ADAPTER}.weight"]
-            change = (b @ a) * layers[owner].scaling[ADAPTER]
-            tensor = tensor + (change.T if layers[owner].fan_in_fan_out else change)
-        merged[f"{owner}.{kind}" if owner else name] = tensor
-    return merged

@@ -9,7 +9,7 @@ import torch
 from helpers.tiny_codec import TINY, tiny
 from sheen.codec.identity import checked_codec, makes_same_codes
 from sheen.codec.info import CodecInfo, describe_codec
-from sheen.codec.training import save_codec
+from sheen.codec.training import CodecFiles
 
 
 def varied(folder: Path, parts: Iterable[str] = ()) -> tuple[CodecInfo, str]:
@@ -18,7 +18,7 @@ def varied(folder: Path, parts: Iterable[str] = ()) -> tuple[CodecInfo, str]:
     with torch.no_grad():
         for part in parts:
             list(model.get_submodule(part).parameters())[-1].view(-1)[-1] += 1e-3
-    save_codec(model, TINY, folder, torch.float32)
+    CodecFiles(TINY, torch.float32).write(folder, model.state_dict())
     return describe_codec(str(folder)), str(folder)
 
 

@@ -17,15 +17,14 @@ from torch import Tensor
 from helpers.example import CODEC
 from helpers.tiny_codec import TINY, tiny
 from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE
-from sheen.codec.snac import load_codec, open_codec
+from sheen.codec.snac import inference_copy, load_codec, open_codec
 from sheen.codec.training import (
+    CodecFiles,
     CodeUsage,
     TrainableCodec,
     WeightAverage,
-    inference_copy,
     quantize,
     restart_unused,
-    save_codec,
 )
 
 CPU = torch.device("cpu")
@@ -568,7 +567,7 @@ torch.save(found, sys.argv[1])
 def test_the_published_package_opens_what_is_saved(small: SNAC, tmp_path: Path) -> None:
     folders = {dtype: tmp_path / "deep" / str(dtype) for dtype in (torch.float32, torch.float16)}
     for dtype, folder in folders.items():
-        save_codec(small, TINY, folder, dtype)
+        CodecFiles(TINY, dtype).write(folder, small.state_dict())
     command = [sys.executable, "-c", OPEN_WITHOUT_US, tmp_path / "found.pt", *folders.values()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -586,7 +585,7 @@ def test_the_published_package_opens_what_is_saved(small: SNAC, tmp_path: Path) 
 
 
 def test_what_is_saved_is_opened_to_train_and_to_speak(small: SNAC, tmp_path: Path) -> None:
-    save_codec(small, TINY, tmp_path, torch.float32)
+    CodecFiles(TINY, torch.float32).write(tmp_path, small.state_dict())
     again, config = open_codec(str(tmp_path))
     assert config == TINY
     assert list(again.state_dict()) == list(small.state_dict())
@@ -597,7 +596,7 @@ def test_what_is_saved_is_opened_to_train_and_to_speak(small: SNAC, tmp_path: Pa
 
 
 def test_a_codec_in_half_precision_is_opened_in_full(small: SNAC, tmp_path: Path) -> None:
-    save_codec(small, TINY, tmp_path, torch.float16)
+    CodecFiles(TINY, torch.float16).write(tmp_path, small.state_dict())
     again, _ = open_codec(str(tmp_path))
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
     step(again, torch.optim.Adam(again.parameters()), speech_like(again, rows=1, blocks=1))
@@ -612,7 +611,7 @@ def test_the_example_codec_is_one_to_continue_from() -> None:
 
 
 def test_from_scratch_takes_a_shape_and_no_weight(small: SNAC, tmp_path: Path) -> None:
-    save_codec(small, TINY, tmp_path / "codec", torch.float32)
+    CodecFiles(TINY, torch.float32).write(tmp_path / "codec", small.state_dict())
     (tmp_path / "shape.json").write_text(json.dumps(TINY))
     opened = []
     for source in (tmp_path / "codec", tmp_path / "shape.json"):
@@ -655,7 +654,7 @@ def test_a_codec_that_is_none_is_named(small: SNAC, tmp_path: Path) -> None:
 def test_a_config_that_snac_refuses_is_named(
     small: SNAC, tmp_path: Path, text: str, from_scratch: bool
 ) -> None:
-    save_codec(small, TINY, tmp_path, torch.float32)
+    CodecFiles(TINY, torch.float32).write(tmp_path, small.state_dict())
     (tmp_path / CONFIG_FILE).write_text(text)
     source = str(tmp_path / CONFIG_FILE) if from_scratch else str(tmp_path)
     with pytest.raises(ValueError, match="not a SNAC codec"):
@@ -664,7 +663,7 @@ def test_a_config_that_snac_refuses_is_named(
 
 @pytest.mark.parametrize("damage", ["another shape", "cut", "pointer", "empty", "no tensors"])
 def test_weights_that_do_not_fit_are_named(small: SNAC, tmp_path: Path, damage: str) -> None:
-    save_codec(small, TINY, tmp_path, torch.float32)
+    CodecFiles(TINY, torch.float32).write(tmp_path, small.state_dict())
     weights = tmp_path / WEIGHTS_FILE
     if damage == "another shape":
         (tmp_path / CONFIG_FILE).write_text(json.dumps(TINY | {"codebook_size": 32}))

@@ -13,6 +13,8 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from helpers.example import CODEC
 from helpers.trees import names, tree
@@ -21,7 +23,7 @@ from sheen.codec.snac import load_codec
 from sheen.engine.voice import load_voice
 from sheen.storage import files, folders, uris
 from sheen.train import inputs, job
-from sheen.train.checkpoints import RunStore
+from sheen.train.checkpoints import MODEL_FOLDER, STATE_FILE, RunStore, Snapshot
 
 OLD = {"a.bin": b"old", "model-2-of-2.bin": b"old", "deep/er/c.bin": b"old"}
 NEW = {"a.bin": b"new", "deep/b.bin": b"new", "deep/er/d.bin": b"new"}
@@ -260,11 +262,17 @@ def test_a_checkpoint_is_published_at_once_with_its_codec(
 
 
 def test_a_run_in_a_store_keeps_no_copy(memory: str, temporary: Path) -> None:
+    class Files:
+        def write(self, folder: Path, weights: dict[str, Tensor]) -> None:
+            folder.mkdir()
+            (folder / "state").write_bytes(bytes(weights["state"].tolist()))
+
     store = RunStore(memory, keep=1)
     for step, text in ((1, b"first"), (1, b"second")):
-        with store.new_checkpoint(step) as folder:
-            (folder / "state").write_bytes(text)
+        store.save(step, Snapshot(Files(), {"state": torch.tensor([*text])}, {"step": step}))
+        store.wait()
     with store.open_latest() as latest:
         assert latest is not None
-        assert tree(latest) == {"state": b"second"}
+        assert tree(latest / MODEL_FOLDER) == {"state": b"second"}
+        assert names(latest) == {MODEL_FOLDER, STATE_FILE}
     assert names(temporary) == set()

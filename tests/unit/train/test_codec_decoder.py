@@ -15,7 +15,7 @@ from torch import Tensor
 from helpers.tiny_codec import TINY, tiny
 from sheen.codec import discriminators
 from sheen.codec.snac import load_codec
-from sheen.codec.training import save_codec
+from sheen.codec.training import CodecFiles
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.codec.decoder import (
     DISCRIMINATOR_RATE,
@@ -127,10 +127,10 @@ def test_the_decoder_learns_and_nothing_else(
 @pytest.mark.slow
 def test_the_codec_it_exports_makes_the_codes_it_made_before(tmp_path: Path) -> None:
     model = tiny()
-    save_codec(model, TINY, tmp_path / "first", torch.float32)
+    CodecFiles(TINY, torch.float32).write(tmp_path / "first", model.state_dict())
     learner = open_learner(model)
     take_steps(learner, range(3))
-    save_codec(learner.average, TINY, tmp_path / "second", torch.float32)
+    CodecFiles(TINY, torch.float32).write(tmp_path / "second", learner.average.state_dict())
     first, second = (load_codec(str(tmp_path / stage)) for stage in ("first", "second"))
     heard = list(audio(9, samples=3 * SAMPLES))
     before, after = first.encode(heard), second.encode(heard)
@@ -326,10 +326,10 @@ def test_fields_of_the_other_stage_are_refused(
 
 
 def test_codes_that_16_bits_would_change_are_refused(tmp_path: Path) -> None:
-    save_codec(tiny(), TINY, tmp_path / "codec", torch.float32)
+    CodecFiles(TINY, torch.float32).write(tmp_path / "codec", tiny().state_dict())
     fields = {"codec": str(tmp_path / "codec"), "half": True}
     with pytest.raises(ValueError, match=r"--half: the encoder of --codec .* in 32 bits"):
         run(stage_two(tmp_path, **fields))
-    save_codec(tiny(), TINY, tmp_path / "codec", torch.float16)
+    CodecFiles(TINY, torch.float16).write(tmp_path / "codec", tiny().state_dict())
     with pytest.raises(ValueError, match="data: no such file"):  # the next that is missing
         run(stage_two(tmp_path, **fields))

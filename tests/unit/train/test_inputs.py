@@ -11,7 +11,7 @@ import torch
 from helpers.example import CHECKPOINT, CODEC
 from sheen.codec.info import CODEC_FOLDER, describe_codec
 from sheen.codec.snac import open_codec
-from sheen.codec.training import save_codec
+from sheen.codec.training import CodecFiles
 from sheen.data import dataset
 from sheen.encode.config import EncodeConfig
 from sheen.lm.checkpoint import read_info
@@ -38,7 +38,7 @@ def other_codec(folder: Path, part: str) -> Path:
     model, config = open_codec(str(CODEC))
     with torch.no_grad():
         next(model.get_submodule(part).parameters()).view(-1)[0] += 1
-    save_codec(model, config, folder, torch.float16)
+    CodecFiles(config, torch.float16).write(folder, model.state_dict())
     return folder
 
 

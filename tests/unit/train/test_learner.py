@@ -17,9 +17,9 @@ from helpers.utterances import LAYOUT, prompts, utterances
 from sheen.codec.layout import Softmax
 from sheen.lm.batching import Batch, collate
 from sheen.lm.model import SpeechLM, extend
-from sheen.lm.model_files import load_base, save_model
+from sheen.lm.model_files import load_base, merge_adapters, save_model
 from sheen.train.learning.collectives import Collectives
-from sheen.train.learning.learner import Learner, add_adapters, compiles, merge_adapters
+from sheen.train.learning.learner import Learner, add_adapters, compiles
 from sheen.train.learning.settings import Strategy
 
 Weights = dict[str, Tensor]
@@ -158,7 +158,7 @@ def test_merged_adapters_are_saved_for_bare_transformers(base: Path, tmp_path: P
         backward(learner, batch)
         learner.update(1e-2, 1.0)
     weights, _ = learner.state()
-    save_model(model, tokenizer, tmp_path, merge_adapters(model, weights))
+    save_model(model, tokenizer, tmp_path, weights)
     bare, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     model.eval()

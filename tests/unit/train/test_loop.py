@@ -275,7 +275,7 @@ def test_the_best_model_is_copied_without_the_optimizer_and_no_step_waits_for_it
     copied, written = [], []
     at_four: dict[str, Tensor] = {}
     best_at_four: dict[str, Tensor] = {}
-    gone_on, write, take_step = threading.Event(), worker._write, worker.train_step
+    gone_on, write, take_step = threading.Event(), worker.store._write, worker.train_step
     optimizer_state = learner_module.get_optimizer_state_dict
 
     def copy_optimizer(*arguments: Any, **settings: Any) -> Any:
@@ -296,7 +296,7 @@ def test_the_best_model_is_copied_without_the_optimizer_and_no_step_waits_for_it
             best_at_four.update(best_model(tmp_path))
 
     monkeypatch.setattr(learner_module, "get_optimizer_state_dict", copy_optimizer)
-    worker.train_step, worker._write = step, write_late  # type: ignore[method-assign]
+    worker.train_step, worker.store._write = step, write_late  # type: ignore[method-assign]
     worker.run()
     assert copied == saved(tmp_path) == saved(tmp_path, "best") == [5]
     assert written == [1, 4, 5], "a better model takes the place of one that waits"
@@ -396,7 +396,7 @@ def test_a_checkpoint_is_of_its_step_though_steps_go_on_while_it_is_written(
     stopped = open_trainer(data, checkpoint, tmp_path / "stopped", Stop(after=2), **changes)
     stopped.run()
     worker = open_trainer(data, checkpoint, tmp_path / "going", Stop(), **changes)
-    gone_on, write = threading.Event(), worker._write
+    gone_on, write = threading.Event(), worker.store._write
     take_step, took = worker.train_step, []
 
     def step(batch: Any, rate: float) -> Tensor:
@@ -410,7 +410,7 @@ def test_a_checkpoint_is_of_its_step_though_steps_go_on_while_it_is_written(
         assert gone_on.wait(60), "the steps wait for the file"
         write(*arguments)
 
-    worker.train_step, worker._write = step, write_late  # type: ignore[method-assign]
+    worker.train_step, worker.store._write = step, write_late  # type: ignore[method-assign]
     worker.run()
     assert took == [0, 1, 2, 3]
     assert saved(tmp_path / "going") == [2, 4]
@@ -439,7 +439,7 @@ def test_an_error_while_a_checkpoint_is_written_ends_the_run(
     def write(*arguments: Any) -> None:
         raise error
 
-    worker._write = write  # type: ignore[method-assign]
+    worker.store._write = write  # type: ignore[method-assign]
     if isinstance(error, StorageFull):
         worker.run()
         assert control.failures == [str(error)]
