@@ -15,7 +15,8 @@ from sheen.speaker import Audio
 
 sys.path.append(str(ENGLISH))
 prose = load_script(ENGLISH / "prose.py")
-TEXT = "It was late when he came home. The house was dark, and nobody had left a light on."
+TEXT = "It was late when he came home. The house was dark."
+"""In 2.9 s: of a fifth of it, doubled until it is long enough, DNSMOS has one window."""
 
 
 @pytest.mark.slow
@@ -85,7 +86,7 @@ def test_a_text_is_spoken_measured_and_kept(
     printed = capsys.readouterr().out.splitlines()
     assert "finish reason stop" in printed[0]
     assert printed[1].startswith("WER ")
-    assert "in 18 words" in printed[1]
+    assert "in 11 words" in printed[1]
     assert len(printed) == 5 + prose.PARTS + 1
     assert wav.stat().st_size > 3 * RATE
 

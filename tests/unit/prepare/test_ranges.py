@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from helpers.encoded_audio import by_pyav, by_soundfile
 from helpers.example import VOICE, clips_of, read_clip
+from sheen.prepare.cutting import analysis
 from sheen.prepare.cutting.analysis import (
     GRAIN_S,
     MOST_RANGES,
@@ -25,8 +26,11 @@ from sheen.prepare.cutting.analysis import (
 from sheen.prepare.cutting.cut import CutSettings, Segment, cut
 
 RATE = 24_000
-SHORTEST = 32
-SECONDS = 100
+SECONDS, SHORTEST = 84, 32
+"""Of a recording in three ranges; with WARM_S before it, the last is read from GRAIN_S on."""
+FEW, SHORT, WARM_S = 24, 8, 12
+"""The same of one that is quickly measured. A network that remembers so little gives other
+probabilities, nothing else."""
 
 Samples = NDArray[np.float32]
 
@@ -35,7 +39,7 @@ Samples = NDArray[np.float32]
 def spoken() -> Samples:
     """Sentences with pauses."""
     rng = np.random.default_rng(0)
-    clips = [read_clip(clip, RATE) for clip in (*clips_of(VOICE)[:30], *clips_of("am_onyx"))]
+    clips = [read_clip(clip, RATE) for voice in (VOICE, "am_onyx") for clip in clips_of(voice)[:15]]
     parts: list[Samples] = []
     while sum(map(len, parts)) < SECONDS * RATE:
         pause = 1e-4 * rng.standard_normal(round(rng.uniform(0.3, 1.2) * RATE))
@@ -43,7 +47,14 @@ def spoken() -> Samples:
     return np.concatenate(parts)[: SECONDS * RATE]
 
 
-def both(path: Path, data: bytes) -> tuple[Analysis, Analysis, list[Range]]:
+@pytest.fixture
+def few(spoken: Samples, monkeypatch: pytest.MonkeyPatch) -> Samples:
+    """FEW seconds, to be measured in ranges of SHORT."""
+    monkeypatch.setattr(analysis, "WARM_S", WARM_S)
+    return spoken[: FEW * RATE]
+
+
+def both(path: Path, data: bytes, shortest: int = SHORT) -> tuple[Analysis, Analysis, list[Range]]:
     """Of a file: measured in one pass, in ranges, and these, which are none for some files."""
     path.write_bytes(data)
     used: list[Range] = []
@@ -54,7 +65,7 @@ def both(path: Path, data: bytes) -> tuple[Analysis, Analysis, list[Range]]:
         return list(map(measure, ranges[::-1]))[::-1]
 
     row = {**WHOLE_FILE, "audio": str(path)}
-    return analyze(row, None), analyze(row, None, spread=spread, shortest=SHORTEST), used
+    return analyze(row, None), analyze(row, None, spread=spread, shortest=shortest), used
 
 
 def segments(of: Analysis) -> list[Segment]:
@@ -70,13 +81,13 @@ def assert_alike(whole: Analysis, ranged: Analysis) -> None:
 
 
 @cache
-def mp3(seconds: int, samples: bytes) -> bytes:
-    """Encoding takes longer than all else here."""
-    return by_soundfile(np.frombuffer(samples, np.float32)[: seconds * RATE], RATE, "MP3")
+def mp3(samples: bytes) -> bytes:
+    """Encoding takes long."""
+    return by_soundfile(np.frombuffer(samples, np.float32), RATE, "MP3")
 
 
 FILES: dict[str, Callable[[Samples], bytes]] = {
-    "mp3": lambda samples: mp3(SECONDS, samples.tobytes()),
+    "mp3": lambda samples: mp3(samples.tobytes()),
     "flac": lambda samples: by_soundfile(samples, RATE, "FLAC"),
     # Slower, so a little longer.
     "wav at 22.05 kHz": lambda samples: by_soundfile(samples, 22_050, "WAV"),
@@ -86,7 +97,7 @@ FILES: dict[str, Callable[[Samples], bytes]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_ranges_together_are_the_recording(kind: str, spoken: Samples, tmp_path: Path) -> None:
-    whole, ranged, used = both(tmp_path / "long", FILES[kind](spoken))
+    whole, ranged, used = both(tmp_path / "long", FILES[kind](spoken), SHORTEST)
     assert [start for start, _ in used] == list(range(0, len(used) * SHORTEST, SHORTEST))
     assert len(used) == 3
     assert_alike(whole, ranged)
@@ -100,8 +111,9 @@ def test_ranges_together_are_the_recording(kind: str, spoken: Samples, tmp_path:
 @pytest.mark.slow
 def test_the_noise_of_aac_is_all_that_ranges_change(spoken: Samples, tmp_path: Path) -> None:
     """Half a minute that a recorder left out stays in its place."""
-    data = by_pyav(spoken[: 70 * RATE, None], RATE, "ipod", "aac", (10.0, 30.0))
-    whole, ranged, used = both(tmp_path / "long.m4a", data)
+    samples = spoken[: (SECONDS - 30) * RATE, None]
+    data = by_pyav(samples, RATE, "ipod", "aac", (10.0, 30.0))
+    whole, ranged, used = both(tmp_path / "long.m4a", data, SHORTEST)
     assert len(used) == 3
     assert ranged.count == whole.count
     np.testing.assert_allclose(ranged.levels, whole.levels, atol=1e-4)
@@ -125,23 +137,25 @@ def unstated(samples: Samples) -> bytes:
     ],
 )
 def test_without_a_length_or_a_place_to_seek_to_a_recording_is_read_in_one_pass(
-    encode: Callable[[Samples], bytes], spoken: Samples, tmp_path: Path
+    encode: Callable[[Samples], bytes], few: Samples, tmp_path: Path
 ) -> None:
-    whole, same, used = both(tmp_path / "long", encode(spoken[: 60 * RATE]))
+    assert len(divide(FEW, SHORT)) == 3
+    whole, same, used = both(tmp_path / "long", encode(few))
     assert not used
     assert_alike(whole, same)
-    assert whole.seconds == pytest.approx(60, abs=0.1)
+    assert whole.seconds == pytest.approx(FEW, abs=0.1)
     np.testing.assert_array_equal(same.probabilities, whole.probabilities)
 
 
 def cut_short(samples: Samples) -> bytes:
-    data = mp3(SECONDS, samples.tobytes())
-    return data[: len(data) // 3]
+    """In the second range."""
+    data = mp3(samples.tobytes())
+    return data[: len(data) * (SHORT + 1) // FEW]
 
 
 def not_a_number(samples: Samples) -> bytes:
     samples = samples.copy()
-    samples[90 * RATE + 7] = np.nan
+    samples[(FEW - 3) * RATE + 7] = np.nan
     return by_soundfile(samples, RATE, "WAV", "FLOAT")
 
 
@@ -149,46 +163,46 @@ def joined(samples: Samples) -> bytes:
     """With the tags between them, which cannot be decoded. The header is that of the first."""
     tag = b"ID3\x04\0\0\0\0\x10\0" + bytes(2048)
     return b"".join(
-        tag + by_soundfile(part, RATE, "MP3") for part in np.split(samples, [99 * RATE])
+        tag + by_soundfile(part, RATE, "MP3") for part in np.split(samples, [(FEW - 1) * RATE])
     )
 
 
 def hole(samples: Samples) -> bytes:
     """From 2 to 7 s, where decoding for the last range would begin."""
-    data = bytearray(mp3(SECONDS, samples.tobytes()))
-    first, last = (len(data) * second // SECONDS for second in (2, 7))
+    data = bytearray(mp3(samples.tobytes()))
+    first, last = (len(data) * second // FEW for second in (2, 7))
     data[first:last] = bytes(last - first)
     return bytes(data)
 
 
 def stated_longer(samples: Samples) -> bytes:
-    """Its header says 2,000 s."""
+    """Its header says MOST_RANGES times what is there."""
     data = bytearray(by_soundfile(samples, RATE, "FLAC"))
-    data[22:26] = struct.pack(">I", 2000 * RATE)
+    data[22:26] = struct.pack(">I", MOST_RANGES * FEW * RATE)
     return bytes(data)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut_short, hole, joined, not_a_number, stated_longer])
 def test_of_a_damaged_recording_ranges_use_what_one_pass_uses(
-    damage: Callable[[Samples], bytes], spoken: Samples, tmp_path: Path
+    damage: Callable[[Samples], bytes], few: Samples, tmp_path: Path
 ) -> None:
-    whole, ranged, used = both(tmp_path / "long", damage(spoken))
+    whole, ranged, used = both(tmp_path / "long", damage(few))
     assert len(used) > 1
     assert_alike(whole, ranged)
 
 
 def test_where_a_range_cannot_be_reached_the_recording_is_read_in_one_pass(
-    spoken: Samples, tmp_path: Path
+    few: Samples, tmp_path: Path
 ) -> None:
     path = tmp_path / "long.flac"
-    path.write_bytes(by_soundfile(spoken, RATE, "FLAC"))
+    path.write_bytes(by_soundfile(few, RATE, "FLAC"))
     row = {**WHOLE_FILE, "audio": str(path)}
 
     def spread(measure: Measure, ranges: Sequence[Range]) -> list[Analysis | None]:
         return [measure(ranges[0]), *[None for _ in ranges[1:]]]
 
-    found = analyze(row, None, spread=spread, shortest=SHORTEST)
+    found = analyze(row, None, spread=spread, shortest=SHORT)
     assert found.probabilities.tolist() == analyze(row, None).probabilities.tolist()
 
 
