@@ -7,6 +7,8 @@ vector units, and a GPU draws other numbers.) What they give on a CPU is kept be
 every voice that is committed, and no recording can be decoded where PyAV is missing.
 """
 
+import copy
+import functools
 import hashlib
 import math
 
@@ -17,6 +19,7 @@ from published import PUBLISHED
 from snac import SNAC
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
 from workload import Shape, make_base
 
 from sheen.codec.layout import TokenLayout
@@ -70,9 +73,11 @@ LOUDER = 32
 random weights these would add up until all sounds had the same codes."""
 
 
-def make_snac(channels: dict[str, int], seed: int) -> SNAC:
-    """Of the published 24 kHz shape, but for some numbers of channels."""
-    model = SNAC(**PUBLISHED | channels)
+@functools.cache
+def _drawn_snac(encoder_dim: int, decoder_dim: int, seed: int) -> SNAC:
+    """Of the published 24 kHz shape, but for the numbers of channels. To be copied: parts ask for
+    the same one several times, and drawing takes longer than most of what they do with it."""
+    model = SNAC(**PUBLISHED | {"encoder_dim": encoder_dim, "decoder_dim": decoder_dim})
     fill(model, seed)
     with torch.no_grad():
         model.encoder.block[0].weight.mul_(LOUDER)
@@ -80,12 +85,13 @@ def make_snac(channels: dict[str, int], seed: int) -> SNAC:
 
 
 def reference_snac() -> SNAC:
-    return make_snac({"encoder_dim": 16, "decoder_dim": 128}, seed=1)
+    return copy.deepcopy(_drawn_snac(16, 128, seed=1))
 
 
 def published_snac(small: bool) -> SNAC:
     """What it encodes and decodes costs what it costs a trained one."""
-    return make_snac({"encoder_dim": 8, "decoder_dim": 64} if small else {}, seed=5)
+    dims = (8, 64) if small else (PUBLISHED["encoder_dim"], PUBLISHED["decoder_dim"])
+    return copy.deepcopy(_drawn_snac(*dims, seed=5))
 
 
 def reference_codec(device: torch.device) -> Codec:
@@ -123,10 +129,17 @@ def codec_layout(codec: Codec, first_id: int = REFERENCE.vocabulary) -> TokenLay
     return TokenLayout(first_id, codec.codebook_size, codec.strides)
 
 
-def reference_lm(device: torch.device, dtype: torch.dtype = torch.float32) -> SpeechLM:
-    """In evaluation mode, and not frozen."""
+@functools.cache
+def _drawn_lm() -> PreTrainedModel:
+    """To be copied, as those of `_drawn_snac`."""
     lm = make_base(REFERENCE)
     fill(lm, seed=2)
+    return lm
+
+
+def reference_lm(device: torch.device, dtype: torch.dtype = torch.float32) -> SpeechLM:
+    """In evaluation mode, and not frozen."""
+    lm = copy.deepcopy(_drawn_lm())
     if dtype != torch.float32:
         rounded = make_base(REFERENCE, dtype=dtype)
         with torch.no_grad():
