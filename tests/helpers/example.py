@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from sheen.audio.io import decode_audio
-from sheen.scoring.codec import Waveform
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -71,7 +72,7 @@ def clips_of(voice: str) -> tuple[Clip, ...]:
     return tuple(sorted(clips, key=lambda clip: (clip.seconds, clip.id)))
 
 
-def read_clip(clip: Clip, sample_rate: int = RATE) -> Waveform:
+def read_clip(clip: Clip, sample_rate: int = RATE) -> NDArray[np.float32]:
     """Its samples, `[n]`."""
     return decode_audio(clip.path.read_bytes(), sample_rate)
 
