@@ -233,10 +233,18 @@ def measured(
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local cluster of two CPUs, whatever the machine has."""
-    import ray
+    """A local cluster of two CPUs, whatever the machine has, as a job starts one.
 
-    ray.init("local", num_cpus=2, include_dashboard=False)
+    Nothing but what the job does itself keeps it on loopback: tests/ray/test_loopback.py looks.
+    """
+    import ray
+    from ray._private import ray_constants
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+        patch.setenv("RAY_ADDRESS", "local")
+        cluster.connect(num_cpus=2, include_dashboard=False)
     yield
     ray.shutdown()
 

@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sheen.config import fail
 from sheen.storage import files, uris
@@ -53,12 +54,13 @@ def trim_memory() -> None:
         trim(0)
 
 
-def connect() -> None:
+def connect(**options: Any) -> None:
     """Join the cluster that RAY_ADDRESS names or that runs on this machine, else start one here.
 
-    One that is started here listens on 127.0.0.1 and asks for a token: the user's, where there is
-    one, else one of its own. RAY_AUTH_MODE stays as the user has it; unset, a new cluster has Ray's
-    default, which is the token. ValueError where the head that is named does not answer.
+    One that is started here, with these options of `ray.init`, listens on 127.0.0.1 and asks for a
+    token: the user's, where there is one, else one of its own. RAY_AUTH_MODE stays as the user has
+    it; unset, a new cluster has Ray's default, which is the token. ValueError where the head that
+    is named does not answer.
     """
     import ray
 
@@ -75,7 +77,7 @@ def connect() -> None:
         # would first start Python and import Ray once more, to read it: a third of a light start.
         os.environ.update(WORKER_ENV)
     with on_loopback():
-        ray.init(runtime_env={"env_vars": WORKER_ENV} if joins else None, log_to_driver=True)
+        ray.init(**{"runtime_env": {"env_vars": WORKER_ENV}} if joins else options)
     if threading.current_thread() is threading.main_thread():
         # Ray's Python handler again, over the one that its C++ code has put before it: that is for
         # crashes, and aborts the process three seconds later, in the middle of an orderly end.

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from helpers.example import ROOT
-from helpers.knocking import FOR_EVERYBODY
+from helpers.knocking import answer
 from helpers.ports import SAID
 from sheen.runs import cluster
 
@@ -38,8 +38,9 @@ MACHINES = {
     "worker": "cluster",
 }
 """Column of docs/ports.md -> the way of starting that has that machine."""
-SOAKED = ("demo", "tests", "README", "server")
-"""They start what `job`, `serve run` and `cluster` start, by the same code."""
+SOAKED = ("job", "demo", "tests", "README", "server")
+"""Of these, those that other machines reach start with `serve run` and `cluster`, by the same code.
+The others listen on loopback alone, as tests/ray/test_loopback.py sees from inside."""
 ON_ONE_MACHINE = ("job", "demo", "tests", "README", "server")
 REMOTE = ("serve run", "head", "worker")
 LOOPBACK = "127.0.0.1"
@@ -134,22 +135,6 @@ def key(machine: str) -> str:
 def places(cell: str) -> list[str]:
     """Where to wait for a port: not for one in brackets, which may open late or not at all."""
     return [] if cell == "–" or cell.startswith("(") else cell.split(": ")[0].split(", ")
-
-
-def answer(found: dict[str, Any]) -> str:
-    """What a port that another machine reaches says to it, in the words of docs/ports.md."""
-    if "http" in found:
-        status, text = found["http"]["GET /metrics"]
-        if status == 200 and text.startswith("# HELP"):
-            return "figures"
-        statuses = {request: reply and reply[0] for request, reply in found["http"].items()}
-        return "token" if set(statuses.values()) == {401} else f"open: {statuses}"
-    if "grpc" in found:
-        called = found["grpc"]
-        asks = {status: set(names) - set(FOR_EVERYBODY) for status, names in called.items()}
-        methods = {s: names for s, names in asks.items() if names and s != "UNIMPLEMENTED"}
-        return "token" if set(methods) == {"UNAUTHENTICATED"} else f"open: {methods}"
-    return f"open: {found}"
 
 
 def table(machine: str) -> dict[tuple[str, str], str]:

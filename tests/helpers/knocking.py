@@ -12,7 +12,7 @@ import os
 import pkgutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,9 +70,10 @@ class Listener(NamedTuple):
     port: int
 
 
-def listeners(net: Path) -> list[Listener]:
-    """The sockets that listen in the namespace of /proc/PID/net, and whose each is."""
-    owners = {inode: pid for pid, inode in _sockets()}
+def listeners(net: Path, of: Collection[int] | None = None) -> list[Listener]:
+    """The sockets that listen in the namespace of /proc/PID/net, and whose each is; `of`: of these
+    processes alone."""
+    owners = {inode: pid for pid, inode in _sockets() if of is None or int(pid) in of}
     found = []
     for line in (row for name in ("tcp", "tcp6") for row in _rows(net / name)):
         local, state, inode = line[1], line[3], line[9]
@@ -180,6 +181,22 @@ def _call(
                 status = error.code().name
             found.setdefault(status, []).append(method)
     return found
+
+
+def answer(found: dict[str, Any]) -> str:
+    """What a port said to whoever has no secret, in the words of docs/ports.md."""
+    if "http" in found:
+        status, text = found["http"]["GET /metrics"]
+        if status == 200 and text.startswith("# HELP"):
+            return "figures"
+        statuses = {request: reply and reply[0] for request, reply in found["http"].items()}
+        return "token" if set(statuses.values()) == {401} else f"open: {statuses}"
+    if "grpc" in found:
+        called = found["grpc"]
+        asks = {status: set(names) - set(FOR_EVERYBODY) for status, names in called.items()}
+        methods = {s: names for s, names in asks.items() if names and s != "UNIMPLEMENTED"}
+        return "token" if set(methods) == {"UNAUTHENTICATED"} else f"open: {methods}"
+    return f"open: {found}"
 
 
 if __name__ == "__main__":

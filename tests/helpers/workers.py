@@ -2,8 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
+
+from helpers.knocking import Listener, listeners
+
+LOOPBACK = {"127.0.0.1", "::1"}
+
+
+def listening() -> list[Listener]:
+    """What listens of this process and of all that it has started."""
+    this = psutil.Process()
+    family = {process.pid for process in (this, *this.children(recursive=True))}
+    return listeners(Path("/proc/self/net"), family)
 
 
 def workers(title: str) -> list[psutil.Process]:
