@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ import pytest
 import ray
 import torch
 
-from helpers.example import ROOT
+from helpers.example import ROOT, load_script
 from helpers.resident import Resident
 from helpers.training import metrics, train_config, weights
-from helpers.workers import standing_still, workers
+from helpers.workers import LOOPBACK, listening, standing_still, workers
 from sheen.runs.cluster import Stopped
 from sheen.train.config import TrainConfig
 from sheen.train.job import run as train
 
 TITLE = "RayTrainWorker"
+main = load_script(ROOT / "jobs" / "train.py").main
 TIMED = {"target_tokens_per_second", "tokens_per_second", "seconds_left"}
 
 
@@ -50,13 +52,31 @@ def wait_for(condition: Callable[[], bool], alive: Callable[[], bool], seconds: 
 
 
 @contextmanager
-def job(config: TrainConfig, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The train job as a process of its own, on the tests' cluster."""
-    words = [sys.executable, str(ROOT / "jobs" / "train.py")]
+def meanwhile(act: Callable[[Callable[[], bool]], None]) -> Iterator[None]:
+    """`act(goes_on)` in a thread; `goes_on()` until the block has ended."""
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        acting = pool.submit(act, lambda: not ended.is_set())
+        try:
+            yield
+        finally:
+            ended.set()
+        acting.result()
+
+
+def words_of(config: TrainConfig) -> list[str]:
+    words = []
     for name, value in config.model_dump(exclude_unset=True, exclude_none=True).items():
         flag = f"--{name.replace('_', '-')}"
         for word in value if isinstance(value, list) else [value]:
             words += [flag] if word is True else [flag, str(word)]
+    return words
+
+
+@contextmanager
+def job(config: TrainConfig, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The train job as a process of its own, on the tests' cluster."""
+    words = [sys.executable, str(ROOT / "jobs" / "train.py"), *words_of(config)]
     address = ray.get_runtime_context().gcs_address
     with (
         log.open("w") as file,
@@ -122,21 +142,15 @@ def test_a_signal_ends_the_run_after_its_step_and_saves_it(
     config = train_config(
         encoded, base, tmp_path / "out", max_steps=10_000, save_every=10_000, eval_share=0
     )
-    ended = threading.Event()
 
-    def send() -> None:
-        wait_for((tmp_path / "out" / "metrics.jsonl").exists, lambda: not ended.is_set(), 200)
-        if not ended.is_set():
+    def send(runs: Callable[[], bool]) -> None:
+        wait_for((tmp_path / "out" / "metrics.jsonl").exists, runs, 200)
+        if runs():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    sender = threading.Thread(target=send)
-    sender.start()
-    try:
-        with pytest.raises(Stopped, match="stopped by SIGTERM and saved; the same command"):
-            resident.train(train, config)
-    finally:
-        ended.set()
-        sender.join()
+    ends = pytest.raises(Stopped, match="stopped by SIGTERM and saved; the same command")
+    with meanwhile(send), ends:
+        resident.train(train, config)
     index = json.loads((tmp_path / "out" / "run" / "checkpoints.json").read_text())
     assert len(index["checkpoints"]) == 1, "none was due: the signal made it"
 
@@ -165,9 +179,8 @@ def test_workers_killed_at_random_steps_change_nothing(
     config = train_config(encoded, base, tmp_path / "out", max_failures=times)
     log = tmp_path / "out" / "metrics.jsonl"
     killed: list[int] = []
-    ended = threading.Event()
 
-    def kill() -> None:
+    def kill(runs: Callable[[], bool]) -> None:
         """A worker each time the log first holds one of so many random steps."""
         for step in sorted(random.Random(0).sample(range(1, 6), times)):
 
@@ -176,20 +189,15 @@ def test_workers_killed_at_random_steps_change_nothing(
                     row.get("step", 0) >= step for row in metrics(tmp_path / "out")
                 )
 
-            wait_for(reached, lambda: not ended.is_set(), 200)
+            wait_for(reached, runs, 200)
             for process in workers(TITLE):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
                     killed.append(process.pid)
-            wait_for(lambda: not reached(), lambda: not ended.is_set(), 20)
+            wait_for(lambda: not reached(), runs, 20)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
+    with meanwhile(kill):
         train(config)
-    finally:
-        ended.set()
-        killer.join()
     assert len(set(killed)) == times
     assert_same_end(tmp_path / "out", trained)
 
@@ -197,20 +205,30 @@ def test_workers_killed_at_random_steps_change_nothing(
 def test_a_stopped_run_goes_on_with_another_number_of_workers(
     resident: Resident, encoded: Path, base: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM saves at once; one worker then takes the rows that two had."""
+    """SIGTERM saves at once; one worker then takes the rows that two had. The job's driver is this
+    process."""
     changes = {"num_workers": 2, "accumulation": 1, "cpus_per_worker": 0.5, "save_every": 100}
     config = train_config(encoded, base, tmp_path / "out", **changes)
     log = tmp_path / "stopped.log"
     begun = tmp_path / "out" / "metrics.jsonl"
-    with job(config, log) as process:
-        wait_for(lambda: len(workers(TITLE)) == 2, lambda: process.poll() is None, 200)
+    addresses: set[str] = set()
+
+    def stop(runs: Callable[[], bool]) -> None:
+        wait_for(lambda: len(workers(TITLE)) == 2, runs, 200)
         both = workers(TITLE)
-        wait_for(begun.exists, lambda: process.poll() is None, 200)
+        wait_for(begun.exists, runs, 200)
+        # Of the store and the ports through which the two have met, too.
+        addresses.update(door.address for door in listening())
         with standing_still(both):
-            process.send_signal(signal.SIGTERM)
-            wait_for(lambda: "stopping:" in log.read_text(), lambda: process.poll() is None, 100)
-    assert process.returncode == 128 + signal.SIGTERM, log.read_text()[-3000:]
+            if runs():
+                os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(lambda: "stopping:" in log.read_text(), runs, 100)
+
+    with log.open("w") as file, redirect_stdout(file), meanwhile(stop):
+        status = main(words_of(config))
+    assert status == 128 + signal.SIGTERM, log.read_text()[-3000:]
     assert "the same command resumes" in log.read_text()
+    assert set() != addresses <= LOOPBACK
     index = json.loads((tmp_path / "out" / "run" / "checkpoints.json").read_text())
     assert len(index["checkpoints"]) == 1, "none was due: the signal made it"
     config = config.model_copy(update={"num_workers": 1, "cpus_per_worker": 1.0})
