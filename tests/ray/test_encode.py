@@ -16,13 +16,14 @@ import soundfile
 import torch
 
 from helpers.example import CODEC, ROOT, load_script
+from helpers.tasks import as_tasks
 from sheen.audio.io import decode_audio, from_pcm16, to_pcm16
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
 from sheen.data.dataset import read_info, read_utterances
 from sheen.encode.config import EncodeConfig
 from sheen.encode.job import read_rows, run
-from sheen.encode.stages import shift_samples
+from sheen.encode.stages import EncodeWorker, shift_samples
 
 LAYOUT = TokenLayout(first_id=0, codebook_size=4096, strides=(4, 2, 1))
 REJECTS = {
@@ -297,7 +298,8 @@ def test_a_filled_output_is_refused_and_another_folder_has_every_shift(
 
     target = tmp_path / "another"
     argv[argv.index("--output") + 1] = str(target)
-    assert main([*argv, "--shifts", "3", "--num-workers", "1"]) == 0
+    with as_tasks(EncodeWorker):
+        assert main([*argv, "--shifts", "3", "--num-workers", "1"]) == 0
     shown = capsys.readouterr().out
     assert "1 of 2 recordings encoded" in shown
     assert "rejected, missing: 1 (manifest.jsonl:2: " in shown
@@ -327,7 +329,8 @@ def test_only_bad_rows_fail_the_job(
     (tmp_path / "in" / "metadata.csv").write_text("noise|one\nabsent|two\n", "utf-8")
     target = tmp_path / "codes"
     argv = ["--input", str(tmp_path / "in"), "--output", str(target), "--codec", str(CODEC)]
-    assert main([*argv, "--num-workers", "1"]) != 0
+    with as_tasks(EncodeWorker):
+        assert main([*argv, "--num-workers", "1"]) != 0
     assert "no recording could be encoded" in capsys.readouterr().err
     report = json.loads((target / "report.json").read_text("utf-8"))
     assert (report["rows_in"], report["rows_out"]) == (2, 0)

@@ -13,13 +13,14 @@ import soundfile
 import torch
 
 from helpers.example import CODEC
+from helpers.tasks import as_tasks
 from sheen.audio.io import decode_audio, from_pcm16, to_pcm16
 from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec
 from sheen.data.corpus import read_manifest
 from sheen.encode.config import EncodeConfig, RecordingLimits
 from sheen.encode.job import run
-from sheen.encode.stages import DecodeSettings, decode_rows
+from sheen.encode.stages import DecodeSettings, EncodeWorker, decode_rows
 
 Codes = dict[str, list[list[int]]]
 
@@ -125,7 +126,8 @@ def output(
         (folder / form).mkdir()
         locations += make(rows, folder / form, expected)
     fields = {"input": locations, "output": str(folder / "out"), "codec": str(CODEC)}
-    run(EncodeConfig(**fields, min_seconds=0.0, num_workers=1))
+    with as_tasks(EncodeWorker):
+        run(EncodeConfig(**fields, min_seconds=0.0, num_workers=1))
     return folder / "out"
 
 

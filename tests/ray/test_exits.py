@@ -18,7 +18,9 @@ import ray
 from helpers.corpora import own_line
 from helpers.example import CODEC, ROOT, load_script
 from helpers.jobs import JOBS, arguments
+from helpers.tasks import as_tasks
 from helpers.workers import standing_still, workers
+from sheen.encode.stages import EncodeWorker
 from sheen.runs.cluster import Stopped, run_job
 
 encode = load_script(ROOT / "jobs" / "encode.py").main
@@ -95,7 +97,8 @@ def test_a_worker_that_cannot_write_ends_the_encoding_with_one_line(
     # No folder can be made there, which a worker is the first to find out.
     (output / "blocks").symlink_to(tmp_path / "nowhere" / "blocks")
     capfd.readouterr()
-    assert encode(words_for(corpus, output)) == 2
+    with as_tasks(EncodeWorker):
+        assert encode(words_for(corpus, output)) == 2
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err
     assert "out/blocks" in own_line(said.err, "encode")

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.example import CODEC, ROOT, load_script
+from helpers.tasks import as_tasks
 from sheen.data import dataset
+from sheen.encode.stages import EncodeWorker
 from sheen.text.normalization import describe
 from sheen.text.phonemes import describe as describe_phonemes
 
@@ -26,7 +28,9 @@ def test_the_encode_job_writes_phonemes_of_spoken_texts_and_says_so(
     output = tmp_path / "out"
     command = ["--input", str(tmp_path / "codes.jsonl"), "--output", str(output)]
     command += ["--codec", str(CODEC)]
-    assert encode([*command, "--language", "en-US", "--phonemes", "--tags", "laugh"]) == 0
+    flags = ["--language", "en-US", "--phonemes", "--tags", "laugh", "--num-workers", "1"]
+    with as_tasks(EncodeWorker):
+        assert encode([*command, *flags]) == 0
     rows = pq.read_table(str(output / "rows" / "status=encoded")).to_pylist()
     assert [row["text"] for row in rows] == ["ˌɪt ɪz tˈɛn θˈɜɹTi.", "fˈɔɹ <laugh> tˈu"]
     assert [row["instruction"] for row in rows] == [None, "At 5:30, <loud>"]  # as it is written

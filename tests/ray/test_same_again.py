@@ -6,6 +6,7 @@ Through the jobs' doors: files in, rows and message out.
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pytest
 from helpers.corpora import own_line
 from helpers.example import CODEC, NEW_VOICE, ROOT, clips_of, flac, load_script
 from helpers.resident import Resident
+from helpers.tasks import as_tasks
 from helpers.training import metrics, train_config
 from sheen.data import dataset
+from sheen.encode.stages import EncodeWorker
 from sheen.train.job import run as train
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -74,9 +77,15 @@ def ljspeech(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def encoding_in_tasks(ray_cluster: None) -> Iterator[None]:
+    with as_tasks(EncodeWorker):
+        yield
+
+
 @pytest.mark.parametrize("form", ["jsonl", pytest.param("ljspeech", marks=pytest.mark.soak)])
 def test_rows_that_failed_for_now_are_tried_again(
-    ray_cluster: None, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    encoding_in_tasks: None, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     location = (jsonl if form == "jsonl" else ljspeech)(tmp_path / "in")
     folder = tmp_path / "in" if form == "jsonl" else tmp_path / "in" / "wavs"
