@@ -24,6 +24,8 @@ from sheen.scoring.asr.whisper import find_whisper
 
 _APOSTROPHES = re.compile(r"['\u2019\u02bc]")
 _PERCENTILES = (2.5, 97.5)
+_DRAWN_AT_ONCE = 1 << 18
+"""Utterances of resamples: a few megabytes."""
 
 Unit = Literal["word", "character"]
 
@@ -155,11 +157,13 @@ def ratio_interval(
 ) -> tuple[float, float]:
     """The 95% percentile bootstrap interval of sum(numerators) / sum(denominators), both `[n]`."""
     rng = np.random.default_rng(seed)
-    rates = np.empty(resamples)
-    for draw in range(resamples):
-        drawn = rng.integers(len(denominators), size=len(denominators))
-        rates[draw] = numerators[drawn].sum() / denominators[drawn].sum()
-    low, high = np.percentile(rates, _PERCENTILES)
+    count = len(denominators)
+    at_once = max(1, _DRAWN_AT_ONCE // count)
+    rates = []
+    for first in range(0, resamples, at_once):
+        drawn = rng.integers(count, size=(min(at_once, resamples - first), count))
+        rates.append(numerators[drawn].sum(1) / denominators[drawn].sum(1))
+    low, high = np.percentile(np.concatenate(rates), _PERCENTILES)
     return float(low), float(high)
 
 

@@ -143,6 +143,18 @@ def test_shares_have_the_interval_of_wilson(count: int, of: int, low: float, hig
     assert 0.0 <= found.low <= found.high <= 1.0
 
 
+def test_resamples_of_many_utterances_are_those_that_are_drawn_one_by_one() -> None:
+    """Which are drawn some hundreds at a time. To the bit: reports that were kept stay true."""
+    errors, units = np.random.default_rng(0).random((2, 1500))
+    draws = np.random.default_rng(3)
+    rates = []
+    for _ in range(400):
+        drawn = draws.integers(1500, size=1500)
+        rates.append(errors[drawn].sum() / units[drawn].sum())
+    low, high = np.percentile(rates, (2.5, 97.5))
+    assert ratio_interval(errors, units, 3, 400) == (low, high)
+
+
 def test_the_interval_of_a_ratio_is_about_the_ratio_of_the_sums() -> None:
     ones = np.ones(20)
     assert ratio_interval(0.7 * ones, ones) == pytest.approx((0.7, 0.7))
