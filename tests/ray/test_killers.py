@@ -7,6 +7,7 @@ bytes, because what really crashes one is mended as soon as it is known.
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,8 @@ def test_a_recording_that_killed_the_decoder_is_known_when_it_is_replaced(
 
     def prepared() -> list[list[dict[str, Any]]]:
         opened.clear()
-        with as_tasks(TranscribeWorker):
+        # Cutting ends before transcribing begins; reading rows, which is killed else, does not.
+        with nullcontext() if rows else as_tasks(TranscribeWorker):
             assert main(words) == 0
         for path in (tmp_path / "out").rglob("*.parquet"):
             for row in read(path):
