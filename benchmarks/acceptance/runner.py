@@ -3,8 +3,8 @@
 Owns the deadlines, what becomes of a part that fails or hangs, and the order of what is reported:
 each row at once. The process that computes is another one than that which reports, because a kernel
 that hangs can only be killed, and after a fault of the device its process computes nothing any
-more. After a part that did not finish, the next one has a new process, a fork of one that imported
-PRELOADED and nothing else. Knows nothing about what is measured.
+more. After a part that did not finish, the next one has a new process. Knows nothing about what is
+measured.
 """
 
 import importlib
@@ -18,8 +18,6 @@ from typing import Any
 
 START_S = 60.0
 """To import torch, open the device and measure its ceilings."""
-PRELOADED = ["torch"]
-"""Importing them starts no thread and asks no driver, so that each fork may open the device."""
 SHORTEST_S = 3.0
 """A part with less time than this is not begun."""
 
@@ -116,8 +114,7 @@ class Runner:
         self.close()
 
     def _start(self, outcome: Outcome) -> bool:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         # Not a daemon: a compiler has processes of its own.
         self._process = context.Process(target=compute, args=(theirs, self._device, self._small))
