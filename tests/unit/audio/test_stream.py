@@ -142,13 +142,13 @@ def test_where_no_seek_is_exact_a_file_is_decoded_once_for_all_parts_in_order(ki
 
 @pytest.mark.slow
 def test_reading_one_part_of_a_long_file_decodes_no_more_than_the_part() -> None:
-    with AudioFile(io.BytesIO(file_of("mp3", voice(20)) * 10)) as file:
+    with AudioFile(io.BytesIO(file_of("mp3", voice(20)) * 30)) as file:
         assert max(map(len, file.blocks())) < 2 * file.rate
         length = file.samples
         assert length is not None
-        assert abs(length / file.rate - 200) < 1.5
+        assert abs(length / file.rate - 600) < 4
         before = file.decoded
-        assert len(file.read(100, 101)) == file.rate
+        assert len(file.read(300, 301)) == file.rate
         assert file.decoded - before < (1 + PREROLL_S + 0.5) * file.rate
 
 

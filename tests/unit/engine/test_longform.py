@@ -31,7 +31,7 @@ from sheen.serve.request_log import RequestRecord, close_record
 from sheen.serve.schema.requests import SpeechRequest
 
 CHUNK_S = 0.5
-LONG = "No. It's 2."
+LONG = "Good morning. It's half past two."
 SHORT = SynthesisParams(chunk_seconds=0.4)
 
 
