@@ -87,18 +87,19 @@ def test_an_engine_is_told_when_its_codec_process_has_ended(codec: Codec) -> Non
 
 
 @pytest.mark.slow
-def test_a_codec_that_no_process_could_load_is_refused() -> None:
-    model = SNAC(encoder_dim=2, encoder_rates=[2, 2], decoder_dim=8, decoder_rates=[2, 2])
-    with pytest.raises(ValueError, match="was not loaded"):
-        CodecProcess(Codec(model, torch.device("cpu")))
-
-
-# At the end: the process that the others share is the one that ends.
-@pytest.mark.slow
-def test_a_codec_process_ends_with_its_owner(beside: CodecProcess) -> None:
+def test_a_codec_process_ends_with_its_owner(codec: Codec) -> None:
+    beside = CodecProcess(codec)
     beside._connection.close()  # as when the owner is killed
     try:
         assert beside._child.wait(WAIT_S) == 0
     except subprocess.TimeoutExpired:
         beside._child.kill()
         raise
+    beside.close()
+
+
+@pytest.mark.slow
+def test_a_codec_that_no_process_could_load_is_refused() -> None:
+    model = SNAC(encoder_dim=2, encoder_rates=[2, 2], decoder_dim=8, decoder_rates=[2, 2])
+    with pytest.raises(ValueError, match="was not loaded"):
+        CodecProcess(Codec(model, torch.device("cpu")))
