@@ -15,12 +15,11 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 setup: $(VENV)/.installed
 
-# uv resolves the pinned torch and torchaudio pair; pip's own index order may not. Modules are
-# compiled here, once: otherwise the processes of a first job each compile the same ones.
+# uv resolves the pinned torch and torchaudio pair; pip's own index order may not.
 $(VENV)/.installed: requirements-dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements-dev.txt
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements-dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
@@ -41,11 +40,11 @@ fast: setup
 test: setup
 	$(MAKE) --no-print-directory --jobs 2 check suite
 
-# Whole files in four processes: tests/ray in one and tests/e2e in another, each with a Ray cluster
+# Whole files in three processes: tests/ray in one and tests/e2e in another, each with a Ray cluster
 # of its own, because tests kill the workers of theirs; both mostly wait for processes to start. The
-# many small ones are in the other two, and then fill all to the end.
+# many small ones are in the third, and then fill all to the end.
 suite: setup
-	$(BIN)/pytest tests/ray tests/e2e tests/unit --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest tests/ray tests/e2e tests/unit --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Of the unit tests; those on Ray run the same code in processes that it does not see.
 coverage: setup
