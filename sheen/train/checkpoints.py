@@ -239,6 +239,8 @@ def check_run_fingerprint(
     where = uris.join(output, RUN, RUN_FILE)
     if RunStore(output, keep=1).latest() is None:
         files.delete(where)
+        # It may list a best model, which is that run's and not this one's.
+        files.delete(uris.join(output, RUN, INDEX_FILE))
     changed = check_fingerprint(where, fixed | content, content)
     if changed:
         raise ValueError(

@@ -38,6 +38,7 @@ from sheen.train.initial import CodecParts, build_codec, open_model
 from sheen.train.launcher import Control
 from sheen.train.learning.learner import Learner, compiles, take_step
 from sheen.train.learning.metrics import Speed, Sums, describe_losses, loss_metrics
+from sheen.train.learning.metrics_log import best_so_far
 from sheen.train.learning.settings import guide_weight, level_weights
 from sheen.train.learning.training_set import TrainingSet, with_noise
 from sheen.train.loop import Trainer, run_trainer
@@ -101,12 +102,8 @@ class SpeechTrainer(Trainer):
         self.begin(state, self.data.summary, self.plan.total)
         for note in self.plan.notes:
             self.log_line(note)
-        metric = self.config.best_metric or ""
-        values = [row[metric] for row in self.log.rows if metric in row]
-        if state and metric in (saved := self.store.best_metric()):
-            # By the clock, evaluations after the checkpoint are not repeated at the same steps.
-            values.append(saved[metric])
-        self.best = {metric: min(values)} if values else {}
+        saved = self.store.best_metric() if state else {}
+        self.best = best_so_far(self.log.rows, saved, self.config.best_metric or "")
 
     def _open_learner(self, model: str, codec: CodecParts) -> dict[str, Any] | None:
         """Open the learner from the last checkpoint, or new; returns that checkpoint's state.

@@ -68,9 +68,12 @@ class MetricsWindow:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned, with any number of workers."""
         self._steps = state["steps"]
-        if self._group.first:  # the sums are of all ranks already
-            self._sums = {name: part.to(self._group.device) for name, part in state["sums"].items()}
+        sums = {name: part.to(self._group.device) for name, part in state["sums"].items()}
+        if self._group.first:
             self._seconds = state["seconds"]
+        else:  # the sums are of all ranks already; their names must be the same on all
+            sums = {name: torch.zeros_like(part) for name, part in sums.items()}
+        self._sums = sums
 
 
 # Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets. The first name that matches counts.

@@ -5,6 +5,8 @@ needs no pyarrow.
 """
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyarrow import fs
@@ -37,6 +39,23 @@ class MetricsLog:
         if self._writes:
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             files.write_bytes(self._location, text.encode())
+
+
+def best_so_far(
+    rows: Sequence[Mapping[str, Any]], saved: Mapping[str, float], metric: str
+) -> dict[str, float]:
+    """The metric by which a resumed run chooses its best model, and the value to fall below; empty
+    for any.
+
+    saved: the metric and the value of the stored best model, as far as known. If it was chosen by
+    another metric, the models of the rows' values are gone.
+    """
+    if saved and metric not in saved:
+        return {}
+    # By the clock, evaluations after the checkpoint are not repeated at the same steps.
+    values = [row[metric] for row in (*rows, saved) if metric in row]
+    values = [value for value in values if math.isfinite(value)]
+    return {metric: min(values)} if values else {}
 
 
 def last_metrics(output: str) -> dict[str, Any]:

@@ -214,3 +214,17 @@ def test_a_run_that_saved_nothing_is_no_hindrance(tmp_path: Path) -> None:
     claim("whole")
     with pytest.raises(ValueError, match="model content was 'whole', now 'others'"):
         claim("others")
+
+
+def test_a_run_that_starts_again_has_no_best_model_of_the_one_before(tmp_path: Path) -> None:
+    """That run found a best model, but was killed before its first checkpoint."""
+    save(RunStore(str(tmp_path), keep=1), 100, Text("of other data"), best=True)
+    check_run_fingerprint(str(tmp_path), {"seed": 0}, set(), {})
+    store = RunStore(str(tmp_path), keep=1)
+    assert store.best() is None
+    save(store, 1, Text("own"))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "run.json",
+        "checkpoints.json",
+        "step-00000001",
+    }

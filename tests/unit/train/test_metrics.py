@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.metrics import MetricsWindow, peak_of
+from sheen.train.learning.metrics_log import best_so_far
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,53 @@ def test_a_window_resumes_from_a_checkpoint_with_the_same_bits() -> None:
     found, _, steps_resumed = resumed.end()
     assert torch.equal(found["loss"], expected["loss"])
     assert steps_resumed == steps == 6
+
+
+class Sent(Collectives):
+    """One of two ranks, which keeps what it would exchange."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(torch.device("cpu"), rank, 2)
+
+    def sum(self, values: Tensor) -> Tensor:
+        self.values = values.clone()
+        return self.values
+
+
+def test_ranks_resume_a_window_with_a_loss_that_has_ended() -> None:
+    """As guided attention does after its steps: all ranks must still exchange the same sums."""
+    before = open_window()
+    before.add({"loss": torch.tensor([1.0, 2.0]), "guide": torch.tensor(4.0)})
+    before.count_step()
+    with before.paused():
+        state = before.state()
+    ranks = [Sent(0), Sent(1)]
+    for group in ranks:
+        window = MetricsWindow(group)
+        window.load_state(state)
+        window.add({"loss": torch.tensor([10.0, 20.0])})
+        window.end()
+    first, second = (group.values for group in ranks)
+    assert len(first) == len(second)
+    assert (first + second).tolist() == [4.0, 21.0, 42.0]  # guide, then loss
+
+
+@pytest.mark.parametrize(
+    ("metric", "saved", "best"),
+    [
+        ("eval_loss", {}, {"eval_loss": 2.0}),
+        ("eval_loss", {"eval_loss": 1.0}, {"eval_loss": 1.0}),  # of a step after the checkpoint
+        ("eval_wer", {"eval_loss": 1.0}, {}),  # no model of these values was stored
+        ("eval_wer", {"eval_wer": 0.1}, {"eval_wer": 0.1}),
+        ("", {"eval_loss": 1.0}, {}),
+    ],
+)
+def test_a_resumed_run_compares_with_the_model_that_is_stored(
+    metric: str, saved: dict[str, float], best: dict[str, float]
+) -> None:
+    rows = [{"event": "data"}, {"eval_loss": float("nan")}, {"eval_loss": 2.0, "eval_wer": 0.2}]
+    assert best_so_far(rows, saved, metric) == best
+
+
+def test_a_loss_that_is_no_number_is_no_best_one() -> None:
+    assert best_so_far([{"eval_loss": float("nan")}], {}, "eval_loss") == {}
