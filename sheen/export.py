@@ -21,15 +21,17 @@ from sheen.lm.card import CARD_FILE, card
 from sheen.lm.checkpoint import CheckpointInfo, LayoutInfo
 from sheen.lm.model import PAD_TABLE_TO, SpeechLM
 from sheen.lm.model_files import load_model, save_model
-from sheen.storage import folders, uris
+from sheen.storage import files, folders, uris
 from sheen.text.forms import CONTROLS
 
 
 def export(model: str, output: str) -> list[str]:
     """Write the folder `output`, path or URI, from a checkpoint; returns `notes_of` it.
 
-    Raises ValueError.
+    Raises ValueError, also for an output that holds files: they would be deleted.
     """
+    if not files.is_empty(output):
+        raise ValueError(f"--output {output}: it is not empty; give a folder that does not exist")
     info = checkpoint.read_info(model)
     old = info.token_layout
     if old.family != "sheen":

@@ -125,3 +125,12 @@ def test_a_codec_of_other_frames_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="7 x 1024 codes per frame"):
         export(str(tmp_path), str(tmp_path / "out"))
+
+
+def test_a_folder_that_holds_files_is_not_replaced(tmp_path: Path) -> None:
+    """The runs of a training, say, above the checkpoint."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"--output .*out: it is not empty"):
+        export(str(CHECKPOINT), str(tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
