@@ -40,12 +40,19 @@ def load_base(
         raise ValueError(f"model {source!r}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        lm, loaded = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True
+        )
     except Exception as error:  # the readers of third-party files may raise anything
         raise ValueError(
             f"model {source!r}: neither a transformers folder nor a model on the hub "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         ) from error
+    if missing := sorted(loaded["missing_keys"]):  # which transformers fills with random numbers
+        raise ValueError(
+            f"model {source!r}: its files lack {len(missing)} of the weights that config.json asks "
+            f"for, such as {missing[0]}; copy or download the model again"
+        )
     return lm, tokenizer
 
 

@@ -1,12 +1,13 @@
 """The extended model and generation: what was learnt comes back, token for token."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from helpers.example import ENGLISH, NEW_VOICE, clips_of, load_script, read_clip
@@ -200,3 +201,13 @@ def test_a_tokenizer_of_another_model_is_refused(base: Path, tmp_path: Path) -> 
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not of one checkpoint"):
         load_model(tmp_path, model.layout)
+
+
+def test_weights_that_the_files_lack_are_named_and_not_drawn(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    lost = next(name for name in weights if name.endswith("mlp.up_proj.weight"))
+    del weights[lost]
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"files lack 1 of the weights .* such as {lost}"):
+        load_base(str(tmp_path / "base"))
