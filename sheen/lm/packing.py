@@ -22,8 +22,13 @@ def is_held_out(text: str, share: float, seed: int) -> bool:
     Decided by a hash of its text and the seed alone: it does not change when rows are added, and
     two rows with the same text are always on the same side.
     """
+    return split_hash(text, seed) < share * 2**64
+
+
+def split_hash(text: str, seed: int) -> int:
+    """A number below 2**64: texts with the smallest ones are held out."""
     digest = hashlib.sha256(f"{seed}\0{text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return int.from_bytes(digest[:8], "big")
 
 
 Bins = list[NDArray[np.int64]]

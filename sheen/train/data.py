@@ -32,6 +32,7 @@ from sheen.lm.packing import (
     plan_epoch,
     plan_rows,
     plan_steps,
+    split_hash,
 )
 from sheen.text.prompt import PromptTemplate, one_turn_text
 from sheen.train.learning.held_out import swap_texts
@@ -86,7 +87,7 @@ def build_training_set(
     utterances = choose(join([read_utterances(location, layout) for location in locations]))
     columns = utterances.texts, utterances.speakers, utterances.instructions
     prompts = [template.ids(*one) for one in zip(*columns, strict=True)]
-    unknown = _unknown(tokenizer, layout, utterances.texts, prompts)
+    unknown = _unknown(tokenizer, layout, utterances.texts, prompts, len(template.before))
     lengths = sequence_lengths(prompts, utterances.offsets, layout, len(form.tail))
     fits = lengths <= max_tokens
     if not fits.any():
@@ -108,7 +109,9 @@ def build_training_set(
                 len(evaluation),
             )
         train, evaluation = np.flatnonzero(fits), evaluation[:0]
-    evaluation = evaluation[:eval_rows]
+    # By their hashes and not their places: the first rows may all be of one speaker or dataset.
+    hashes = [split_hash(utterances.texts[index], seed) for index in evaluation]
+    evaluation = np.sort(evaluation[np.argsort(hashes, kind="stable")[:eval_rows]])
     summary = _summary(utterances, lengths, fits, train, evaluation) | unknown
     swapped = swap_texts(*columns, prompts, evaluation, template)
     instructed = sum(utterances.instructions[index] is not None for index in train)
@@ -188,9 +191,13 @@ def _unknown(
     layout: TokenLayout,
     texts: Sequence[str],
     prompts: Sequence[Sequence[int]],
+    before: int,
 ) -> dict[str, Any]:
     """Numbers of `<unk>` tokens in the prompts and of texts with them, and the first such text.
-    ValueError if a text has the id of an added token."""
+    ValueError if a text has the id of an added token.
+
+    before: tokens of a prompt before its text; a begin token of some bases is their `<unk>` too.
+    """
     if (unk := tokenizer.unk_token_id) is None:
         unk = -1
     tokens, struck = 0, []
@@ -202,7 +209,7 @@ def _unknown(
                 f"the tokenizer encodes the text {text!r} with the id {max(prompt[:-1])}, which is "
                 f"an audio token ({layout.first_id} and up): this base cannot be used"
             )
-        if count := prompt.count(unk):
+        if count := list(prompt[before:]).count(unk):
             tokens += count
             struck.append(text)
     return {

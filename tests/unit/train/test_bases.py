@@ -13,7 +13,16 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from helpers.example import CODEC, ROOT, load_script
 from sheen.codec.layout import TokenLayout
@@ -175,3 +184,20 @@ def test_a_text_must_not_have_an_audio_tokens_id(lines: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(GIVEN / "stablelm")
     with pytest.raises(ValueError, match=r"the id .* is an audio token"):
         build_training_set([str(lines)], TokenLayout(9, 4096, (4, 2, 1)), tokenizer, 99, 0, 1, 0)
+
+
+def test_a_begin_token_that_is_the_unknown_one_too_is_no_unknown_character(tmp_path: Path) -> None:
+    """As of OPT: `</s>` is both, and stands before every text."""
+    letters = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    bare = Tokenizer(BPE(vocab=letters | {"</s>": 256}, merges=[], unk_token="</s>"))
+    bare.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    bare.post_processor = TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 256)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bare, bos_token="</s>", unk_token="</s>", eos_token="</s>"
+    )
+    path = tmp_path / "codes.jsonl"
+    path.write_text(LINE, "utf-8")
+    layout = TokenLayout(base_model.first_new_id(tokenizer), 4096, (4, 2, 1))
+    data, _ = build_training_set([str(path)], layout, tokenizer, 256, 0.0, 1, 0)
+    assert data.prompts[0] == 256
+    assert data.summary["unknown_tokens"] == 0

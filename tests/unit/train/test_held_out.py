@@ -1,5 +1,6 @@
 """Text gain: which other text stands in, and what it says of a model."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +13,10 @@ from transformers import AutoTokenizer
 
 from helpers.small_models import small_model
 from helpers.utterances import LAYOUT, utterances
+from sheen.codec.layout import TokenLayout
 from sheen.lm.model import SpeechLM
 from sheen.text.prompt import speaker_text
+from sheen.train.data import build_training_set
 from sheen.train.evaluation import Evaluation
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.held_out import swap_texts
@@ -141,3 +144,28 @@ def test_with_one_held_out_text_there_is_a_loss_and_no_gain() -> None:
     metrics = evaluate(open_learner(small_model("qwen3"), Rank([])), data, Rank([]))
     assert "eval_loss_level_2" in metrics
     assert not gains(metrics)
+
+
+def test_an_evaluation_of_some_held_out_rows_is_of_all_datasets(base: Path, tmp_path: Path) -> None:
+    """The first rows would all be of the first one."""
+    locations = []
+    for name in ("a", "b"):
+        locations.append(str(tmp_path / f"{name}.jsonl"))
+        lines = [
+            json.dumps({"text": f"{name} {row}", "snac_codes": [[1], [1, 2], [1, 2, 3, 4]]})
+            for row in range(40)
+        ]
+        Path(locations[-1]).write_text("\n".join(lines))
+    tokenizer = AutoTokenizer.from_pretrained(str(base))
+    layout = TokenLayout(len(tokenizer), 4096, (4, 2, 1))
+
+    def held_out(rows: int) -> set[int]:
+        data, _ = build_training_set(locations, layout, tokenizer, 128, 0.5, rows, seed=0)
+        assert set(data.evaluation.tolist()).isdisjoint(data.train.tolist())
+        return set(data.evaluation.tolist())
+
+    everything, some = held_out(80), held_out(16)
+    assert len(everything) > 24
+    assert len(some) == 16
+    assert some < everything
+    assert sum(row < 40 for row in some) in range(3, 14)  # of the first dataset
