@@ -18,6 +18,7 @@ from sheen.data.corpus import METADATA_FILE, plain_rows, read_lines
 from sheen.data.readers.parquet import field_columns
 from sheen.data.schema import KEYS, is_none, pick, row_fields
 from sheen.storage import files, uris
+from sheen.text.prompt import normalize
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _ljspeech(folder: str) -> Iterator[Prompt]:
     for row in plain_rows(folder):
         if row["reason"] == "malformed row":
             raise ValueError(f"{folder}, {row['source']}: {row['detail']}")
-        yield Prompt(row["id"], row["text"], row["speaker"])
+        yield Prompt(row["id"], row["text"], _speaker(row["speaker"]))
 
 
 def _jsonl(path: str) -> Iterator[Prompt]:
@@ -107,4 +108,10 @@ def _prompt(row: dict[str, Any], name: str, where: str) -> Prompt:
         fields = row_fields(row)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error
-    return Prompt(fields["id"] or name, fields["text"], fields["speaker"], fields["instruction"])
+    speaker = _speaker(fields["speaker"])
+    return Prompt(fields["id"] or name, fields["text"], speaker, fields["instruction"])
+
+
+def _speaker(name: str | None) -> str | None:
+    """As a dataset's speakers are read, and checkpoints list them."""
+    return normalize(name or "") or None

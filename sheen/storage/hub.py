@@ -20,6 +20,23 @@ def located(model: str) -> str:
     return _from_hub(model, "snapshot_download") if is_hub_id(model) else model
 
 
+def located_with(model: str, name: str) -> str:
+    """As `located`, if the hub's model has a file of that name; else, as any other id that a
+    library downloads by itself, the id as it is."""
+    return located(model) if is_hub_id(model) and _has(model, name) else model
+
+
+def _has(model: str, name: str) -> bool:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        huggingface_hub.hf_hub_download(model, name)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+        return False
+    return True
+
+
 def check(model: str) -> None:
     """Raise ValueError unless the hub has a model of that id; of its files only one is fetched."""
     _from_hub(model, "hf_hub_download", "config.json")

@@ -89,6 +89,12 @@ def name(location: str) -> str:
     return unquote(last) if scheme(location) in ESCAPED_SCHEMES else last
 
 
+def with_suffix(location: str, suffix: str) -> str:
+    """The location next to another whose name has a suffix in addition."""
+    path, options = split_options(location)
+    return path.rstrip("/") + suffix + options
+
+
 def sibling(location: str, path: str) -> str:
     """The location of a path in a file: itself if absolute or a URI, else from its folder."""
     if is_uri(path) or path.startswith("/"):

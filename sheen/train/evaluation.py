@@ -42,6 +42,8 @@ from sheen.train.tracking import Trackers
 BATCH = 8
 """Prompts synthesized at once."""
 SAMPLES_FOLDER = "samples"
+LONGEST_SPEAKER = 40
+"""Characters of a speaker in a sample's name: a file's name has at most 255 bytes."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,11 @@ class EvalSample:
 
 
 def eval_prompts(
-    location: str, voices: Sequence[str], *, instructions: bool = False
+    location: str, voices: Sequence[str], *, instructions: bool = False, described: bool = False
 ) -> list[Prompt]:
     """Prompts for a model with these voices, or with a single unnamed voice.
-    `instructions`: whether the model was trained with instructions.
+    `instructions`: whether the model was trained with instructions. `described`: whether a speaker
+    is a description in words, so that there is no list of voices.
 
     Raises ValueError naming the prompt.
     """
@@ -80,7 +83,7 @@ def eval_prompts(
                 f"--eval-prompts {location}, {prompt.id}: speaker {prompt.speaker!r}, the model's "
                 f"voices are {', '.join(voices)}"
             )
-    return prompts if voices else [replace(prompt, speaker=None) for prompt in prompts]
+    return prompts if voices or described else [replace(prompt, speaker=None) for prompt in prompts]
 
 
 class EvalSamples:
@@ -150,7 +153,7 @@ class EvalSamples:
                 raise ValueError(f"--eval-prompts, prompt {index + 1}: {result}") from result
             samples.append(
                 EvalSample(
-                    _name(index, prompt),
+                    sample_name(index, prompt),
                     replace(prompt, text=result.text or prompt.text),
                     result.samples,
                     result.finish_reason == "stop",
@@ -197,8 +200,10 @@ def in_dtype(model: SpeechLM, dtype: torch.dtype) -> SpeechLM:
     return copy.deepcopy(model, rounded)
 
 
-def _name(index: int, prompt: Prompt) -> str:
-    return f"prompt-{index + 1:02d}" + (f"-{prompt.speaker}" if prompt.speaker else "")
+def sample_name(index: int, prompt: Prompt) -> str:
+    """A file's name; a speaker may be called by a path, or described in many words."""
+    speaker = (prompt.speaker or "").replace("/", "-")[:LONGEST_SPEAKER]
+    return f"prompt-{index + 1:02d}" + (f"-{speaker}" if speaker else "")
 
 
 class Evaluation:

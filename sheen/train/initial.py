@@ -15,7 +15,7 @@ from torch import Tensor
 from sheen.lm import checkpoint
 from sheen.lm.model import SpeechLM, extend
 from sheen.lm.model_files import load_base, load_model
-from sheen.storage import folders
+from sheen.storage import folders, hub
 from sheen.train.learning.learner import add_adapters
 
 CodecParts: TypeAlias = "ray.ObjectRef[tuple[dict[str, Any], dict[str, Tensor]]]"
@@ -40,7 +40,7 @@ def open_model(
 ) -> tuple[SpeechLM, Any]:
     """The model and its tokenizer, with new adapters unless `lora_rank` is 0.
 
-    source: folder or URI of a checkpoint or a base, or hub id of a base. codec: initializes the new
+    source: folder, URI or hub id of a checkpoint or a base. codec: initializes the new
     rows of a base; without it they are independent.
     """
     model, tokenizer, extended = _with_tokens(source, info, seed, codec)
@@ -65,7 +65,7 @@ def _with_tokens(
     source: str, info: checkpoint.CheckpointInfo, seed: int, codec: "CodecParts | None"
 ) -> tuple[SpeechLM, Any, bool]:
     """A checkpoint as it is, or a base with the codec's tokens added, and which."""
-    with folders.local_folder(source) as folder:
+    with folders.local_folder(hub.located_with(source, checkpoint.INFO_FILE)) as folder:
         if checkpoint.is_checkpoint(folder) or info.layout.family == "orpheus":
             return *load_model(folder, info.token_layout, info.softmax), False
         lm, tokenizer = load_base(str(folder))

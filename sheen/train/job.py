@@ -13,12 +13,12 @@ from sheen.codec.info import CODEC_FOLDER, CodecInfo
 from sheen.codec.snac import open_codec
 from sheen.data.prompts import Prompt
 from sheen.lm.card import CARD_FILE, card, trained_note
-from sheen.lm.checkpoint import ReferenceInfo
+from sheen.lm.checkpoint import INFO_FILE, ReferenceInfo
 from sheen.lm.model_files import to_bfloat16
 from sheen.runs import cluster
 from sheen.runs.output import output_lock
 from sheen.scoring.asr.transcribers import check_transcriber
-from sheen.storage import files, folders, uris
+from sheen.storage import files, folders, hub, uris
 from sheen.text.steps import check_steps
 from sheen.train import checkpoints
 from sheen.train.checkpoints import RunStore
@@ -52,7 +52,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     output = cluster.output_folder("--output", config.output)
     locations = [uris.absolute(location) for location in config.data]
     check_trackers(config.trackers)
-    model = model_source(config.model)
+    source = model_source(config.model)
+    model = hub.located_with(source, INFO_FILE)
     codec, codec_files = codec_of(locations, config.codec, model)
     tags = tags_of(locations, config.tags)
     named = config.codec is not None
@@ -99,7 +100,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if config.asr is not None:
             check_transcriber(config.asr, config.asr_language)
         prompts = eval_prompts(
-            config.eval_prompts, info.voices, instructions=info.follows_instructions
+            config.eval_prompts,
+            info.voices,
+            instructions=info.follows_instructions,
+            described=info.prompt.describes,
         )
         check_steps(info.normalizer)
     needs_codec = bool(prompts) or extends
@@ -111,7 +115,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             print(show_example(data, tokenizer), flush=True)
             fields["trackers"] = []  # a dry run leaves nothing behind
             # Next to the output: workers on other nodes could not access a temporary folder.
-            output += ".dry-run"
+            output = uris.with_suffix(output, ".dry-run")
         else:
             content = {
                 "data content": f"{data.summary['utterances']} utterances, sha256 {data.digest()}",
@@ -127,7 +131,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             "config": fields,
             "data": ray.put(data),
             "info": info,
-            "model": model,
+            "model": source,
             "codec": ray.put(_codec_parts(codec_files) if needs_codec else None),
             "prompts": prompts,
             "output": output,

@@ -162,3 +162,11 @@ def refuse(path: Path, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read_prompts(str(path))
     assert str(caught.value).startswith(str(path))
+
+
+def test_a_speaker_is_read_as_a_checkpoint_lists_it(tmp_path: Path) -> None:
+    """macOS decomposes the letters of file names, from which manifests are made."""
+    path = tmp_path / "list.jsonl"
+    lines = ['{"text": "one", "speaker": "Jose\u0301  Maria "}', '{"text": "two", "speaker": " "}']
+    path.write_text("\n".join(lines), "utf-8")
+    assert [prompt.speaker for prompt in read(path)] == ["Jos\u00e9 Maria", None]

@@ -306,3 +306,8 @@ def test_a_network_librarys_error_is_an_os_error() -> None:
         raise LookupError("a fault of ours")
     with pytest.raises(ValueError, match="kept"), uris.network_errors("http://host/a"):
         raise ValueError("kept")
+
+
+def test_a_suffix_is_the_names_and_not_the_options() -> None:
+    assert uris.with_suffix("/runs/mine", ".dry-run") == "/runs/mine.dry-run"
+    assert uris.with_suffix("s3://b/mine/?region=x", ".dry-run") == "s3://b/mine.dry-run?region=x"

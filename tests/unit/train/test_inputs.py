@@ -3,21 +3,26 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import huggingface_hub
+import numpy as np
 import pytest
 import torch
 
 from helpers.example import CHECKPOINT, CODEC
 from sheen.codec.info import CODEC_FOLDER, describe_codec
-from sheen.codec.snac import open_codec
+from sheen.codec.snac import load_codec, open_codec
 from sheen.codec.training import CodecFiles
 from sheen.data import dataset
 from sheen.encode.config import EncodeConfig
-from sheen.lm.checkpoint import read_info
+from sheen.lm.checkpoint import INFO_FILE, read_info
+from sheen.storage import hub
 from sheen.text.normalization import describe
+from sheen.train.evaluation import EvalSample, EvalSamples, eval_prompts, sample_name
 from sheen.train.initial import open_model
-from sheen.train.inputs import codec_of, plan_checkpoint, tags_of
+from sheen.train.inputs import codec_of, model_source, plan_checkpoint, tags_of
+from sheen.train.tracking import open_trackers
 
 
 def data(folder: Path, tags: list[str], language: str | None = None, codec: Path = CODEC) -> str:
@@ -130,3 +135,40 @@ def test_what_no_tag_can_be_is_refused(wrong: str) -> None:
     assert EncodeConfig(**arguments, tags=["laugh", "<sigh>"]).tags == ["<laugh>", "<sigh>"]
     with pytest.raises(ValueError, match="expected a tag"):
         EncodeConfig(**arguments, tags=[wrong])
+
+
+def test_a_checkpoint_on_the_hub_is_fine_tuned_as_one_and_a_base_as_before(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, as they lie in the hub's cache."""
+    for name, source in (("voice", CHECKPOINT), ("base", base)):
+        model = tmp_path / f"models--someone--{name}"
+        shutil.copytree(source, model / "snapshots" / "rev")
+        (model / "refs").mkdir()
+        (model / "refs" / "main").write_text("rev")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    located = hub.located_with(model_source("someone/voice"), INFO_FILE)
+    info, _, extends = plan_checkpoint(located, read_info(CHECKPOINT).codec)
+    assert not extends
+    assert info.voices == read_info(CHECKPOINT).voices
+    assert codec_of([], None, located)[1] == f"{located}/codec"
+    model, _ = open_model("someone/voice", info, 0, None, lora_rank=0)
+    assert model.layout == info.token_layout
+    for other in ("someone/base", "someone/nothing", "no name/at all", str(base)):
+        assert hub.located_with(other, INFO_FILE) == other
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_a_prompt_keeps_the_description_of_its_voice(tmp_path: Path, described: bool) -> None:
+    """Of a model whose speakers are described in words, which has no list of them."""
+    how = "An old man, hoarse and/or tired, " * 20
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"text": "Hello there.", "speaker": how}))
+    (prompt,) = eval_prompts(str(path), [], described=described)
+    assert prompt.speaker == (how.strip() if described else None)
+    model, codec = read_info(CHECKPOINT), load_codec(str(CODEC))
+    samples = EvalSamples([prompt], model, cast(Any, None), codec, None, 1.0, output=str(tmp_path))
+    spoken = EvalSample(sample_name(0, prompt), prompt, np.zeros(100, np.float32), True)
+    samples.write([spoken], 1, open_trackers([], str(tmp_path), {}, 0))
+    (written,) = (tmp_path / "samples" / "step-000001").iterdir()
+    assert written.name == f"{spoken.name}.wav"
