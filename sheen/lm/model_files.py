@@ -40,9 +40,10 @@ def load_base(
         raise ValueError(f"model {source!r}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        lm, loaded = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True
         )
+        lm, loaded = opened  # whatever its type hint says
     except Exception as error:  # the readers of third-party files may raise anything
         raise ValueError(
             f"model {source!r}: neither a transformers folder nor a model on the hub "
