@@ -36,8 +36,13 @@ INSTALL_SUBTITLES = "pip install 'sheen[subtitles]'"
 _LANGUAGE = re.compile(r"(.+)\.([a-z]{2,3})(?:-[A-Za-z0-9-]+)?", re.DOTALL)
 """The name of subtitles in a language, without suffix: talk.en, or talk.en-orig of yt-dlp."""
 _SPEAKER = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
-_TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
-_NOTE = re.compile(r"\[[^\]]*\]|\([^)]*\)|[♪♫#][^♪♫#]*[♪♫#]|[♪♫]")
+_TAG = re.compile(r"</?\w[^>]*>|\{\\[^}]*\}")
+_NOTE = re.compile(
+    r"\[[^\]]*\]|\([^)]*\)|[♪♫][^♪♫]*[♪♫]|[♪♫]|^\s*#[^#]*#\s*$|(?<!\S)#\s[^#]*\s#(?!\S)"
+)
+"""Of a sound. Two `#` around a song are not those of "#1 and #2" or "C# and F#"."""
+_TIMES = re.compile(r"\s*\d[\d:.,]*\s*-+>\s*\d")
+"""The line of a cue's times, whatever is wrong with it."""
 _MARK = re.compile(r"^\s*[-–—](?=\s)|>>+")
 """Marks a change of speaker."""
 
@@ -217,14 +222,22 @@ def read_subtitles(location: str) -> list[Cue]:
     suffix = PurePosixPath(location.partition("?")[0]).suffix.lower()
     try:
         import pysubs2
+        from pysubs2.formats import get_format_class
     except ImportError as error:
         raise ValueError(
             f"{location}: subtitles need package pysubs2: {INSTALL_SUBTITLES}"
         ) from error
+    reader: Any = get_format_class(suffix.removeprefix("."))
+    times = [len(reader.TIMESTAMP.findall(line)) == 2 for line in lines]
+    for number, (line, parsed) in enumerate(zip(lines, times, strict=True), start=1):
+        if not parsed and any(times) and _TIMES.match(line):
+            raise ValueError(
+                f"{location}: line {number}: expected the times of a cue, such as "
+                f"00:00:01,000 --> 00:00:02,000 (in .vtt 00:01.000), not {line[:60]!r}"
+            )
     try:
-        # Without trailing blanks: only an empty line ends a cue.
         file: Any = pysubs2.SSAFile.from_string(
-            "\n".join(line.rstrip() for line in lines),
+            "\n".join(_numbered(lines, times, suffix == ".vtt")),
             format_=suffix.removeprefix("."),
             keep_unknown_html_tags=True,
         )
@@ -247,6 +260,27 @@ def read_subtitles(location: str) -> list[Cue]:
             said_by = html.unescape(speakers[0]).strip() if len(set(speakers)) == 1 else None
             cues.append(Cue(event.start / 1000, event.end / 1000, " ".join(new), said_by))
     return cues
+
+
+def _numbered(lines: Sequence[str], times: Sequence[bool], vtt: bool) -> list[str]:
+    """The lines with a number behind each cue, for pysubs2, which takes a number there for the next
+    cue's and drops it. `times`: which lines are those of a cue's times.
+
+    In WebVTT an empty line ends a cue, and what follows is a name of the next or a note. In SubRip
+    a text may have empty lines.
+    """
+    before = lines[: times.index(True)] if True in times else []
+    last = next((line.strip() for line in reversed(before) if line.strip()), "")
+    has_numbers = last.isdecimal() and not vtt
+    found: list[str] = []
+    ended = False
+    for line, is_time in zip(lines, times, strict=True):
+        if is_time:
+            found += [line] if has_numbers else ["", "0", line]
+        elif not (ended or (vtt and not line)):
+            found.append(line.rstrip())
+        ended = vtt and not is_time and (ended or not line)
+    return [*found, "", "0"]
 
 
 def _spoken(line: str) -> str:

@@ -216,6 +216,47 @@ def test_vtt_gives_what_is_spoken_and_by_whom(tmp_path: Path) -> None:
     ]
 
 
+CUE = "00:00:01.000 --> 00:00:02.000"
+LATER = "00:00:03.000 --> 00:00:04.000"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "spoken"),
+    [
+        ("vtt", f"WEBVTT\n\n{CUE}\nOne.\n\nNOTE not\nspoken\n\n{LATER}\nTwo.\n", "One. Two."),
+        ("vtt", f"WEBVTT\n\n{CUE}\nOne.\n\nNOTE at the end\n", "One."),
+        # As meetings are written by Teams, and by others with names of their own.
+        ("vtt", f"WEBVTT\n\n5f2b-07/1-0\n{CUE}\nOne.\n\n5f2b-07/2-0\n{LATER}\nTwo.\n", "One. Two."),
+        ("vtt", f"WEBVTT\n\n1\n{CUE}\nOne.\n\n2\n{LATER}\nTwo.\n", "One. Two."),
+        ("vtt", f"WEBVTT\n\n{CUE}\n\nname\n{LATER}\nTwo.\n", "Two."),
+        ("vtt", f"WEBVTT\n\n{CUE}\nIt was\n1984\n\n{LATER}\nor\n85", "It was 1984 or 85"),
+        ("srt", f"{CUE}\nIt was\n1984\n\n{LATER}\nor\n85", "It was 1984 or 85"),
+        ("srt", f"1\n{CUE}\nIt was\n1984\n\n2\n{LATER}\nor\n85\n", "It was 1984 or 85"),
+        ("srt", f"1\n{CUE}\nOne\n2\n{LATER}\nTwo\n3\n", "One Two 3"),
+        ("srt", f"1\n\n{CUE}\n\nOne\n\n2\n\n{LATER}\n\nTwo\n", "One Two"),
+        ("srt", f"1\n{CUE}\nWe are #1, you #2.\n", "We are #1, you #2."),
+        ("srt", f"1\n{CUE}\nC# and F# are\n# la la # not.\n# la la #", "C# and F# are not."),
+        ("srt", f"1\n{CUE}\nIf a < b then <i>c</i> > d.\n", "If a < b then c > d."),
+    ],
+)  # fmt: skip
+def test_all_of_a_cue_is_spoken_and_nothing_else(
+    tmp_path: Path, suffix: str, content: str, spoken: str
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    for ends in ("\n", "\r\n"):
+        path.write_bytes(content.replace("\n", ends).encode())
+        assert joined_text(read_subtitles(str(path))) == spoken
+
+
+@pytest.mark.parametrize("times", ["00:00:03 --> 00:00:04", "3,000 --> 4,000", "0:3.5 -> 0:4"])
+@pytest.mark.parametrize("suffix", ["srt", "vtt"])
+def test_times_that_cannot_be_read_are_no_text(tmp_path: Path, suffix: str, times: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(f"WEBVTT\n\n{CUE}\nOne.\n\n{times}\nTwo.\n", "utf-8")
+    with pytest.raises(ValueError, match=rf"a\.{suffix}: line 6: expected the times of a cue"):
+        read_subtitles(str(path))
+
+
 def test_captions_that_roll_are_spoken_once(tmp_path: Path) -> None:
     (tmp_path / "a.vtt").write_text(ROLLING, "utf-8")
     assert joined_text(read_subtitles(str(tmp_path / "a.vtt"))) == "so today we look at maps"
