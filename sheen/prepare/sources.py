@@ -28,7 +28,8 @@ RECORDING_SUFFIXES = (
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
     ".ogv", ".wmv",
 )  # fmt: skip
-"""Suffixes of recordings in a folder. A file that is named directly may have any suffix."""
+"""Suffixes of recordings in a folder. A file that is named directly may have any suffix, and one
+that a glob matches any but that of a text."""
 SUBTITLE_SUFFIXES = (".srt", ".vtt")
 TEXT_SUFFIXES = (".txt", *SUBTITLE_SUFFIXES)
 INSTALL_SUBTITLES = "pip install 'sheen[subtitles]'"
@@ -70,13 +71,17 @@ def find_sources(locations: Sequence[str]) -> Sources:
     skipped: Counter[str] = Counter()
     for location in locations:
         matches = files.glob(location)
+        named = matches == [location]
         before = len(found)
         for match in map(uris.absolute, matches):
             kind = files.kind(match)
             if kind == fs.FileType.NotFound:
                 raise ValueError(f"--input {match}: no such file or folder")
             if kind != fs.FileType.Directory:
-                found.append(match)
+                if named or not _is_text(match):
+                    found.append(match)
+                else:  # talks/* matches the texts of recordings too
+                    skipped[suffix_of(match)] += 1
                 continue
             for path in files.list_below(match):
                 name = uris.name(path).lower()
@@ -105,18 +110,19 @@ def suffix_of(location: str) -> str:
 
 
 def _names(locations: Sequence[str]) -> list[str]:
-    """File names without suffix; if two are equal, paths relative to the common folder, and if
-    those differ only in their suffix, with it."""
+    """File names without suffix; if two are equal, paths relative to the common folder, if those
+    differ only in their suffix, with it, and if only in a URI's options, with those."""
     parts = [uris.split_options(location)[0].split("/") for location in locations]
     depth = 0
     while len({tuple(path[: depth + 1]) for path in parts}) == 1 and depth + 1 < len(parts[0]):
         depth += 1
     last = [uris.name(location) for location in locations]
     whole = ["/".join([*path[depth:-1], name]) for path, name in zip(parts, last, strict=True)]
-    for names in ([_bare(name) for name in last], [_bare(name) for name in whole]):
+    options = [uris.split_options(location)[1] for location in locations]
+    for names in ([_bare(name) for name in last], [_bare(name) for name in whole], whole):
         if len(set(names)) == len(names):
             return names
-    return whole
+    return [name + rest for name, rest in zip(whole, options, strict=True)]
 
 
 def _bare(name: str) -> str:
@@ -164,7 +170,8 @@ def texts_beside(recordings: Sequence[str], language: str | None = None) -> Text
                 )
             if mine:
                 found.own[location] = uris.sibling(location, mine[0])
-        others = [name for name in names if name.lower().endswith(".txt")]
+        # Not hidden ones: macOS writes a ._book.txt beside a book.txt on other disks than its own.
+        others = [n for n in names if n.lower().endswith(".txt") and not n.startswith(".")]
         if len(others) == 1 and files.composed(_stem(others[0])) not in owners:
             for location in inside:
                 if location not in found.own:
@@ -172,8 +179,8 @@ def texts_beside(recordings: Sequence[str], language: str | None = None) -> Text
     return found
 
 
-def _is_text(name: str) -> bool:
-    return name.lower().endswith(TEXT_SUFFIXES)
+def _is_text(location: str) -> bool:
+    return uris.name(location).lower().endswith(TEXT_SUFFIXES)
 
 
 def _texts_of(names: Sequence[str], stems: set[str], language: str | None) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ import pytest
 from sheen.prepare.sources import (
     Cue,
     Texts,
+    _names,
     find_sources,
     joined_text,
     read_subtitles,
@@ -94,6 +95,26 @@ def test_a_folder_gives_its_recordings_and_counts_the_rest(tmp_path: Path) -> No
 def test_a_file_that_is_named_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
     touch(tmp_path, "take.raw", "b.wav")
     assert names_of(tmp_path / "take.raw", tmp_path / "*.wav") == ["take", "b"]
+
+
+def test_a_glob_takes_no_text_beside_a_recording_for_one(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp3", "a.txt", "b.raw", "b.srt", "B.VTT", "sub/c.wav", "sub/c.txt")
+    found = find_sources([str(tmp_path / "*")])
+    assert [source.name for source in found.sources] == ["a", "b", "c"]
+    assert found.skipped == {".txt": 2, ".srt": 1, ".vtt": 1}
+    own = texts_beside([source.location for source in found.sources[::2]]).own
+    assert [Path(text).name for text in own.values()] == ["a.txt", "c.txt"]
+    with pytest.raises(ValueError, match=r"--input .*\*\.txt: expected a recording.*found 1 \.txt"):
+        find_sources([str(tmp_path / "*.txt")])
+
+
+@pytest.mark.parametrize("query", ["id={}", "sig=a/{}"])
+def test_recordings_that_differ_in_their_options_alone_have_names_of_their_own(query: str) -> None:
+    """As those of a server that has them in a database."""
+    locations = [f"https://host/get?{query.format(number)}" for number in (1, 2)]
+    names = _names(locations)
+    assert len(set(names)) == 2
+    assert all(name.startswith("get") for name in names)
 
 
 def test_names_that_are_alike_get_their_folders_or_suffixes(tmp_path: Path) -> None:
@@ -187,6 +208,11 @@ def test_the_only_text_of_a_folder_may_be_of_all_its_recordings(tmp_path: Path) 
         {chapters[2]: f"{tmp_path}/book/3.srt"},
         dict.fromkeys(chapters[:2], f"{tmp_path}/book/book.txt"),
     )
+    # macOS writes such files beside others, on disks that are not its own.
+    odd = made(tmp_path / "mac", "1.mp3", "2.mp3", "book.txt", "._book.txt", "._1.mp3", "._1.txt")
+    assert texts_beside(odd[:2]) == Texts({}, dict.fromkeys(odd[:2], f"{tmp_path}/mac/book.txt"))
+    (tmp_path / "mac" / "book.txt").unlink()
+    assert texts_beside(odd[:2]) == Texts()
     for number, names in enumerate((["1.mp3", "2.mp3", "1.txt"], ["1.mp3", "a.txt", "b.txt"])):
         assert texts_beside(made(tmp_path / str(number), *names)).shared == {}
 
