@@ -75,7 +75,7 @@ def find_sources(locations: Sequence[str]) -> Sources:
         before = len(found)
         for match in map(uris.absolute, matches):
             kind = files.kind(match)
-            if kind == fs.FileType.NotFound:
+            if kind == fs.FileType.NotFound and named:  # else it is a link, see `files.entries`
                 raise ValueError(f"--input {match}: no such file or folder")
             if kind != fs.FileType.Directory:
                 if named or not _is_text(match):

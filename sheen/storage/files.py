@@ -75,7 +75,9 @@ class Entry(NamedTuple):
 def entries(location: str, recursive: bool = False) -> list[Entry]:
     """The entries of a folder, directly or at any depth; [] when it is missing.
 
-    Nothing here can open a local name that is not UTF-8; such are skipped, and the log says so.
+    A link to what is not there, such as one of git-annex to a file that was not fetched, is a file:
+    reading it says so, and a job counts it. Nothing here can open a local name that is not UTF-8;
+    such are skipped, and the log says so.
     """
     filesystem, path = uris.open_filesystem(location)
     if not isinstance(filesystem, fs.LocalFileSystem):
@@ -109,8 +111,13 @@ def _list_local(
                 skipped.append(os.fsencode(item.name))
                 continue
             kinds = fs.FileType
-            kind_of = kinds.Directory if item.is_dir() else kinds.File if item.is_file() else None
-            found.append(Entry(item.path, kind_of or kinds.Unknown))
+            if item.is_symlink() and not os.path.exists(item.path):
+                kind_of = kinds.File
+            elif item.is_dir():
+                kind_of = kinds.Directory
+            else:
+                kind_of = kinds.File if item.is_file() else kinds.Unknown
+            found.append(Entry(item.path, kind_of))
             if recursive and kind_of == kinds.Directory:
                 inner = os.path.realpath(item.path)
                 if inner not in above:

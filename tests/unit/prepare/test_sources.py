@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+from sheen.data.recordings import RecordingReader
 from sheen.prepare.sources import (
     Cue,
     Texts,
@@ -136,6 +137,22 @@ def test_a_recording_that_is_named_twice_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "a.wav")
     with pytest.raises(ValueError, match=r"a\.wav: it is named twice"):
         find_sources([str(tmp_path), str(tmp_path / "a.wav")])
+
+
+def test_a_link_to_what_is_not_there_is_a_recording_that_is_missing(tmp_path: Path) -> None:
+    """As of git-annex, before its file is fetched: it is counted, and read when it is there."""
+    touch(tmp_path, "here.mp3", "sub/x.txt")
+    (tmp_path / "sub" / "gone.mp3").symlink_to("../.git/annex/objects/1")
+    (tmp_path / "round.mp3").symlink_to("round.mp3")
+    (tmp_path / "notes.txt").symlink_to("nowhere")
+    for given in (tmp_path, tmp_path / "**"):
+        found = find_sources([str(given)])
+        assert [source.name for source in found.sources] == ["here", "round", "gone"]
+        assert found.skipped == {".txt": 2}
+    reader = RecordingReader()
+    for source, error in zip(found.sources[1:], (OSError, FileNotFoundError), strict=True):
+        with pytest.raises(error):
+            reader.read({"audio": source.location, "container": None, "place": None})
 
 
 def made(folder: Path, *names: str) -> list[str]:
