@@ -113,6 +113,10 @@ def _cut(audio: AudioFile, start: float, end: float | None, strict: bool) -> tup
     wanted = 1
     if end is not None and strict:
         wanted = sample_at(end - ROUNDING_S, audio.rate) - sample_at(start, audio.rate)
+    if end is not None and sample_at(start, audio.rate) >= sample_at(end, audio.rate):
+        raise ClipError(
+            "empty", f"there is no sample from {start:.9g} s to {end:.9g} s at {audio.rate} Hz"
+        )
     if len(samples) < max(1, wanted):
         assert audio.samples is not None  # it has been read to its end
         raise ClipError(

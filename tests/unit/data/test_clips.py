@@ -232,6 +232,25 @@ def test_a_part_beyond_the_end_is_told_how_long_its_recording_is(
     assert len(reader.read(rounded)[0]) == RATE // 2
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("read_before", [None, (0.0, None)])
+def test_a_part_without_a_sample_is_empty(
+    read_before: tuple[float, float | None] | None, strict: bool, tmp_path: Path
+) -> None:
+    """Whether or not the recording's end is known already."""
+    spans = [(1.0, 1.00001), (1.0, 1.0005), *([read_before] if read_before else [])]
+    location = as_lines(tmp_path, by_soundfile(sound(6), RATE, "FLAC"), spans)
+    nothing, short, *before = read_manifest(location).to_pylist()
+    reader = ClipReader()
+    for row in before:
+        reader.read(row)
+    with pytest.raises(ClipError) as caught:
+        reader.read(nothing, strict)
+    detail = f"there is no sample from 1 s to 1.00001 s at {RATE} Hz"
+    assert (caught.value.reason, str(caught.value)) == ("empty", detail)
+    assert len(reader.read(short, strict)[0]) == round(RATE * 0.0005)
+
+
 def test_a_recording_without_the_parts_is_opened_once_and_anew_when_asked(tmp_path: Path) -> None:
     location = as_lines(tmp_path, b"no sound at all", SPANS)
     rows = read_manifest(location).to_pylist()
