@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 
-from sheen.data.readers.forms import LINES_SUFFIXES, InputFile, find_files
+from sheen.data.readers.forms import LINES_SUFFIXES, InputFile, find_files, form_of_folder
 from sheen.data.readers.ljspeech import METADATA_FILE
 from sheen.data.schema import AUDIO_SUFFIXES, KEYS, ROW_SCHEMA, FileRows, iter_lines
 from sheen.storage import files, uris
@@ -41,6 +41,8 @@ READERS = 16
 """Files read at a time: over a network most of the time is spent waiting."""
 UNREAD = ("malformed row", "unreadable", "bad codes")
 """Reasons of rows that could not be read; an input of nothing else is an error."""
+FAULTY = ("malformed row", "duplicate id")
+"""Reasons of rows that are wrong in the input itself: such a row may have the id of another."""
 
 
 def read_manifest(
@@ -78,6 +80,18 @@ def read_manifest(
     if not checks.readable:
         raise ValueError(f"input {named}: no row could be read ({checks.first_detail})")
     return pa.Table.from_batches(batches, schema=MANIFEST_SCHEMA)
+
+
+def check_outside(flag: str, output: str, locations: Sequence[str]) -> None:
+    """Raise ValueError if what a job writes to `output` would replace an input, or be read as one
+    in the next run: it lies in a folder that is read as a whole. An LJSpeech folder is not."""
+    for location in locations:
+        for match in map(uris.absolute, files.glob(location)):
+            if uris.contains(match, output) and form_of_folder(match) is None:
+                raise ValueError(
+                    f"{flag} {output} is in --input {location}, where the next run would take it "
+                    "for rows of the input; give a place outside it"
+                )
 
 
 def _count(rows: FileRows) -> int:

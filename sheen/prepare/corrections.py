@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sheen.data.corpus import FAULTY
 from sheen.data.schema import iter_lines, text_of
 from sheen.storage import files, uris
 
@@ -99,7 +100,7 @@ def apply_corrections(
     text `was`, or that is to be kept without a text. A given one that is stored already has no
     effect: a file of corrections may be given again.
     """
-    by_id = {row["id"]: row for row in rows}
+    by_id = {row["id"]: row for row in rows if row["reason"] not in FAULTY}
     corrected: dict[str, Row] = {}
     texts: dict[str, list[str]] = {}  # that each corrected row has had, the first its own
 
@@ -108,12 +109,13 @@ def apply_corrections(
         if row is None:
             raise ValueError(f"{one.source}: this output has no row {one.id!r}")
         had = texts.get(one.id, [row["text"] or ""])
-        if one.was not in had:
+        was = next((text for text in had if _as_shown(text) == _as_shown(one.was)), None)
+        if was is None:
             raise ValueError(
                 f"{one.source}: the text of row {one.id!r} is {row['text']!r}, but `was` is "
                 f"{one.was!r}"
             )
-        text = one.was if one.text is None else one.text
+        text = was if one.text is None else one.text
         change: Row = {}
         if one.verdict == WRONG:
             change = {"reason": "called wrong", "detail": f"by a person: {row['text']!r}"}
@@ -142,6 +144,11 @@ def apply_corrections(
     for name, row in corrected.items():
         by_id[name].update(row)
     return [*stored, *new], stale
+
+
+def _as_shown(text: str) -> str:
+    """In a browser, a text has no other ends of lines."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _content(one: Correction) -> tuple[str, str, str | None, str | None]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sheen.audio.samples import Samples
+from sheen.data.corpus import FAULTY
 from sheen.prepare.rejections.reasons import TEXT_DIFFERS
 from sheen.prepare.report.statistics import (
     differing,
@@ -211,6 +212,8 @@ def _players(chosen: Sequence[tuple[Row, list[str]]], read: Read) -> list[Block]
 
 def render_corrections(rows: Sequence[Row], read: Read, title: str, most: int) -> str:
     """The review page with at most `most` rows, the most doubtful ones."""
+    # Others are not corrected here but in the input, and may have the id of a row.
+    rows = [row for row in rows if row["reason"] not in FAULTY]
     chosen = doubtful_first(rows)[:most]
     clips = read([row for row, _ in chosen])
     shown = [

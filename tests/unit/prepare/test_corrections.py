@@ -84,6 +84,31 @@ def test_a_correction_that_fits_no_row_is_an_error_and_changes_none(
     assert found == rows()
 
 
+def test_a_correction_is_of_the_row_that_has_the_id(tmp_path: Path) -> None:
+    """And of none that was rejected because another has it, wherever that stands."""
+    own = rows()[0]
+    for reason in ("duplicate id", "malformed row"):
+        other = own | {"reason": reason, "detail": "of the input"}
+        for found in ([dict(own), dict(other)], [dict(other), dict(own)]):
+            given = write(tmp_path / "given.jsonl", {"id": "a", "was": "one", "verdict": "wrong"})
+            apply_corrections(found, [], read_corrections(given))
+            assert sorted(row["reason"] for row in found) == ["called wrong", reason]
+
+
+@pytest.mark.parametrize("text", ["one\r\ntwo", "one\rtwo", "one\ntwo", "\r\none"])
+def test_a_page_changes_the_ends_of_lines(text: str, tmp_path: Path) -> None:
+    """As a browser does, whose page cannot show others."""
+    was = text.replace("\r\n", "\n").replace("\r", "\n")
+    for change, expected in (
+        ({"verdict": "good"}, (text, "good")),
+        ({"text": "won"}, ("won", "corrected")),
+    ):
+        found = [rows()[0] | {"text": text}]
+        given = read_corrections(write(tmp_path / "given.jsonl", {"id": "a", "was": was} | change))
+        apply_corrections(found, [], given)
+        assert (found[0]["text"], found[0]["checked"]) == expected
+
+
 def reviewed(output: Path, *lines: Row, texts: Row | None = None) -> tuple[list[Row], list[str]]:
     """The rows after another run with these corrections, and what does not apply. `texts`: other
     transcripts than before, by id."""

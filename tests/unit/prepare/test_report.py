@@ -143,6 +143,15 @@ def test_without_any_row_there_are_still_pages() -> None:
     assert "No row has a transcript." in Page(render_corrections([], read, "x", 5)).text
 
 
+def test_the_page_for_corrections_shows_each_id_once() -> None:
+    """The browser keeps what was done by it."""
+    again = [row | {"reason": "duplicate id", "detail": "of the input"} for row in ROWS]
+    page = Page(render_corrections([*again, *ROWS], read, "x", 100))
+    found = page.attributes("id", "article")
+    assert sorted(found) == sorted(row["id"] for row in ROWS if row["text"] is not None)
+    assert "not on this page" not in page.text
+
+
 def test_the_page_for_corrections_shows_as_many_rows_as_asked() -> None:
     html = render_corrections(ROWS, read, HOSTILE, 4)
     page = Page(html)
