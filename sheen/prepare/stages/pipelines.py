@@ -6,6 +6,7 @@ cannot read a part of a recording; those of rows that are no longer kept are del
 in which order is `sheen.prepare.job`'s.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Collection
@@ -53,6 +54,8 @@ CUT_ROWS, CUT_BLOCKS = 16, 256
 """Sources of a block, at most; a block has several sources only beyond this many blocks."""
 WORKER_CPUS = 0.5
 """Reserved by a transcribing worker; below 1, so that reading and writing find a free share."""
+LONGEST_NAME = 220
+"""Bytes; file systems take 255, and a file has a longer name while it is written."""
 FILE_ROWS = 64
 """Segments that a task writes to files."""
 PROGRESS_S = 10.0
@@ -187,7 +190,12 @@ def export_segments(output: str, rows: list[Row]) -> None:
 
 
 def _file_of(row: Row) -> str:
-    return f"{row['id']}.flac"
+    """Its path in SEGMENTS: the id, or a hash of one that is no such path, such as a URL or "../1",
+    is hidden there, or is too long for a file system."""
+    parts = row["id"].split("/")
+    if all(part and part[0] != "." and len(part.encode()) <= LONGEST_NAME for part in parts):
+        return f"{row['id']}.flac"
+    return f"{hashlib.sha256(row['id'].encode()).hexdigest()[:32]}.flac"
 
 
 def write_segments(table: pa.Table, *, folder: str) -> pa.Table:

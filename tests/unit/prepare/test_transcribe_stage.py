@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import soundfile
 
 from helpers.encoded_audio import by_pyav
 from helpers.example import VOICE, clips_of
@@ -16,8 +18,15 @@ from sheen.data.clips import ClipReader
 from sheen.prepare.cutting.cut import QUIETEST
 from sheen.prepare.cutting.vad import RATE
 from sheen.prepare.output import SEGMENT_SCHEMA
+from sheen.prepare.stages.pipelines import (
+    SEGMENTS,
+    SEGMENTS_MANIFEST,
+    _file_of,
+    write_segments,
+)
 from sheen.prepare.stages.transcribe import AROUND_S, TranscribeWorker, _read_all, read_rows
 from sheen.scoring.asr.transcript import Transcript, Word
+from sheen.storage import files, uris
 
 SECONDS, SEGMENT_S = 16, 3.0
 
@@ -109,6 +118,35 @@ def test_rows_are_read_in_the_order_given_and_what_is_gone_is_empty(tmp_path: Pa
     assert [len(samples) for samples in found] == [RATE // 2, 2 * RATE // 5, RATE // 5, 0]
     whole = decode_audio(clips[0].path.read_bytes(), RATE)
     assert np.abs(found[1][:6000] - whole[:6000]).max() < 0.02
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a/b", "a b #1 %20 é?*", "../../a", "/tmp/a", "a/../../b", ".a", "a/.b", "a//b", "a/", "",
+        "https://host/watch?v=1", "é" * 200, f"a/{'b' * 250}/c",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_segment_has_a_file_in_its_folder_whatever_its_id(
+    scheme: str, name: str, tmp_path: Path
+) -> None:
+    """It is found there by the next run, and by the manifest."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(RATE, np.float32), RATE)
+    row = {"audio": str(tmp_path / "a.wav"), "start": 0.0, "end": 0.5}
+    row |= {"container": None, "place": None, "channel": None}
+    output = f"{scheme}{tmp_path}/out"
+    path = _file_of({"id": name})
+    table = pa.Table.from_pylist([row | {"path": path}])
+    for column, kind in (("place", pa.list_(pa.int64())), ("container", pa.string())):
+        at = table.schema.get_field_index(column)
+        table = table.set_column(at, column, table[column].cast(kind))
+    (told,) = write_segments(table, folder=f"{output}/{SEGMENTS}").to_pylist()
+    assert told == {"fault": None, "unread": None}
+    (found,) = files.list_below(f"{output}/{SEGMENTS}")
+    assert found == uris.child(f"{output}/{SEGMENTS}", path)
+    assert found == uris.sibling(f"{output}/{SEGMENTS_MANIFEST}", f"{SEGMENTS}/{path}")
+    assert (path == f"{name}.flac") is (name in ("a/b", "a b #1 %20 é?*"))
 
 
 def test_what_ended_a_worker_is_not_read_by_the_driver(tmp_path: Path) -> None:
