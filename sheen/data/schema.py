@@ -148,7 +148,9 @@ def name_of(value: Any, name: str) -> str | None:
     """An id or a speaker, which may be a number; None where it is missing."""
     if is_none(value):
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
         # Where a column of whole numbers has gaps, pandas writes 7.0 for 7.
         return str(int(value)) if value == int(value) else str(value)
     if not isinstance(value, str):

@@ -28,6 +28,7 @@ from sheen.codec.layout import TokenLayout
 from sheen.codec.snac import Codec, load_codec
 from sheen.config import errors_of
 from sheen.data import dataset
+from sheen.data.corpus import check_outside
 from sheen.encode.config import EncodeConfig
 from sheen.encode.output import (
     PAGE_FILE,
@@ -74,6 +75,9 @@ def run(config: EncodeConfig) -> dict[str, Any]:
     for flag, location in kept:
         if uris.contains(output, location):
             raise ValueError(f"--output {output} holds {flag} {location}; give another folder")
+    check_outside("--output", output, config.input)
+    if jsonl:
+        check_outside("--jsonl", jsonl, config.input)
     codec = load_codec(config.codec)  # before anything is written: it may not load
     with output_lock(output):
         prepare_output(output, config, manifest, info, normalizer)

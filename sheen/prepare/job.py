@@ -13,6 +13,7 @@ from typing import Any
 
 from sheen import blocks
 from sheen.config import errors_of
+from sheen.data.corpus import check_outside
 from sheen.prepare.changes import Result, changed_recordings, results_of
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.corrections import (
@@ -144,11 +145,17 @@ def run(config: PrepareConfig) -> Row:
 
 def _check_places(config: PrepareConfig, output: str, planned: Planned) -> None:
     for source in planned.sources.sources:
-        if uris.contains(output, source.location):
+        try:
+            held = uris.contains(output, source.location)
+        except ValueError:  # of a row, which is rejected where it is read
+            continue
+        if held:
             raise ValueError(
                 f"--output {output} holds --input {source.location}; give another folder"
             )
-    if config.segments == "files" and planned.segments is None:
+    if planned.segments is not None:
+        check_outside("--output", output, config.input)
+    elif config.segments == "files":
         for location in map(uris.absolute, config.input):
             if uris.contains(location, output) or fnmatch(uris.absolute(output), location):
                 raise ValueError(

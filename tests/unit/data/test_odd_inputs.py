@@ -16,6 +16,7 @@ import pytest
 from helpers.corpora import (
     CLIPS,
     HF_AUDIO,
+    Row,
     by_parquet,
     by_webdataset,
     jsonl,
@@ -27,14 +28,20 @@ from helpers.corpora import (
 )
 from helpers.example import CHECKPOINT, CODEC, ROOT, load_script
 from sheen.codec.info import describe_codec
+from sheen.data.corpus import check_outside
 from sheen.data.recordings import RecordingReader
 from sheen.encode.config import EncodeConfig
 from sheen.encode.output import prepare_output, read_rows
+from sheen.prepare.changes import note_files
+from sheen.prepare.config import PrepareConfig
+from sheen.prepare.inputs import find_input, plan_corpus
+from sheen.prepare.job import _check_places
 from sheen.storage import uris
 from sheen.train.codec.data import find_recordings
 
 encode = load_script(ROOT / "jobs" / "encode.py").main
 evaluate = load_script(ROOT / "jobs" / "evaluate.py").main
+prepare = load_script(ROOT / "jobs" / "prepare.py").main
 
 
 def encode_refuses(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -268,6 +275,54 @@ def test_an_output_within_the_input_is_found_through_a_link(tmp_path: Path) -> N
     assert not uris.contains(str(tmp_path / "real"), str(tmp_path / "other"))
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_an_output_that_would_be_read_as_input_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second run would find other rows; and --jsonl would replace the rows of the first."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows: list[Row] = [{"audio": "a.wav", "text": "four five"}]
+    if name.endswith("jsonl"):
+        jsonl(folder / name, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+    before = (folder / name).read_bytes()
+    out, inside = f"{tmp_path}/out", f"{folder}/out"
+    for given in (folder, folder / name, folder / f"*.{name.partition('.')[2]}"):
+        words = ["--input", str(given), "--codec", str(CODEC)]
+        whole = given == folder
+        for flags in (
+            ["--output", inside] if whole else None,
+            ["--output", out, "--jsonl", f"{folder}/codes.jsonl"] if whole else None,
+            ["--output", out, "--jsonl", f"{folder}/{name}"],
+        ):
+            if flags is not None:
+                message = refused(encode, capsys, *words, *flags)
+                assert f"{flags[-2]} {flags[-1]} is in --input {given}, where" in message
+    message = refused(prepare, capsys, "--input", str(folder), "--output", inside)
+    assert f"--output {inside} is in --input {folder}, where" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert (folder / name).read_bytes() == before
+
+
+def test_an_output_in_an_ljspeech_folder_is_no_input(ljspeech: Path) -> None:
+    write(ljspeech, "clip-1|four five\n")
+    check_outside("--output", f"{ljspeech}/out", [str(ljspeech)])
+
+
+@pytest.mark.parametrize("audio", ["bogus://host/a.wav", "a\0b.wav"])
+def test_a_place_that_nothing_can_open_is_the_fault_of_its_row(audio: str, tmp_path: Path) -> None:
+    manifest = jsonl(tmp_path / "rows.jsonl", [{"audio": audio, "text": "four five"}])
+    assert [row["reason"] for row in prepared(manifest)] == ["not read"]
+    config = PrepareConfig(input=[str(manifest)], output=f"{tmp_path}/out")
+    _check_places(config, config.output, find_input(config))
+    rows = plan_corpus([str(manifest)]).table.to_pylist()
+    note_files(rows, 60.0)
+    assert (rows[0]["file"], rows[0]["reason"]) == (None, None)
+
+
 def test_links_that_lead_back_are_followed_once(ljspeech: Path) -> None:
     (ljspeech / "wavs" / "up").symlink_to("..")
     (ljspeech / "wavs" / "gone.flac").symlink_to("nowhere.flac")
@@ -284,6 +339,13 @@ def test_two_dots_after_a_link_mean_the_folder_above_its_target(
     assert uris.absolute("link/../x") == f"{tmp_path}/a/x"
     assert uris.absolute("link/x/./y") == f"{tmp_path}/link/x/y"
     assert uris.absolute("a/../link") == f"{tmp_path}/link"
+
+
+def test_an_id_may_be_a_number_of_any_size(tmp_path: Path) -> None:
+    """As hashes are written, and larger than any float."""
+    manifest = jsonl(tmp_path / "rows.jsonl", [{"audio": "a.wav", "text": "one", "id": 10**400}])
+    config = EncodeConfig(input=[str(manifest)], output="unused")
+    assert read_rows(config)["id"].to_pylist() == [str(10**400)]
 
 
 # Encodings
