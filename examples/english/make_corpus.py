@@ -2,8 +2,9 @@
 
 Owns which text each voice reads and the layout of the folder: `VOICE/NNN/ID.flac`, `VOICE.jsonl` (a
 manifest for `jobs/encode.py`), `codec.jsonl` (what the codec is trained on) and `spoken.jsonl`, the
-record of what is done, from which the same command resumes. Texts are written out by the project's
-own `--language en` normalizer, so that teacher and model read the same words.
+record of what is done, from which the same command resumes. An output has the texts of one seed, or
+of one file. Texts are written out by the project's own `--language en` normalizer, so that teacher
+and model read the same words.
 """
 
 import argparse
@@ -25,6 +26,8 @@ import yaml
 HERE = Path(__file__).resolve().parent
 VOICES_FILE = HERE / "voices.yaml"
 RECORD = "spoken.jsonl"
+WRITTEN = "written"
+"""In the record alone: the text before it was written out, by which a resumed run knows it."""
 CODEC_MANIFEST = "codec.jsonl"
 CHARACTERS_PER_SECOND = 14.5
 """Of these voices at these texts: how long a text will take, before it is spoken."""
@@ -108,7 +111,7 @@ def _make(output: Path, task: Task) -> dict[str, Any]:
     try:
         samples = teachers.speak(spoken, task.voice)
     except Unspeakable as error:
-        return {"id": task.id, "refused": str(error)}
+        return {"id": task.id, WRITTEN: task.text, "refused": str(error)}
     path = output / task.path
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
@@ -120,6 +123,7 @@ def _make(output: Path, task: Task) -> dict[str, Any]:
         "text": spoken,
         "speaker": task.voice,
         "seconds": round(len(samples) / RATE, 3),
+        WRITTEN: task.text,
     }
 
 
@@ -134,6 +138,28 @@ def read_record(output: Path) -> dict[str, dict[str, Any]]:
             continue
         lines[row["id"]] = row
     return lines
+
+
+def check_same_texts(output: Path, tasks: list[Task]) -> None:
+    """ValueError where a recording of the folder has another text than its task, or another format.
+
+    Ids are by a text's number: with another seed the same id is another text.
+    """
+    record = read_record(output)
+    for task in tasks:
+        row = record.get(task.id, {})
+        # A line of a version that did not keep it has none.
+        if row.get(WRITTEN, task.text) != task.text:
+            raise ValueError(
+                f"--output {output} holds other texts: {task.id} is {row[WRITTEN]!r} in {RECORD}, "
+                f"now {task.text!r}. Resume with the same --seed and --texts, or name another "
+                "--output"
+            )
+        if row.get("audio", task.path) != task.path:
+            raise ValueError(
+                f"--format {task.suffix}: --output {output} holds {row['audio']}. Resume with the "
+                "same --format, or name another --output"
+            )
 
 
 def speak_all(output: Path, tasks: list[Task], styles: Path | None, processes: int) -> None:
@@ -186,6 +212,7 @@ def write_manifests(output: Path, division: dict[str, Any], for_codecs: bool = T
         if "refused" in row:
             refused += 1
         else:
+            row.pop(WRITTEN, None)
             rows.setdefault(row["speaker"], []).append(row)
     limits = dict(division["codec"])
     limits |= dict.fromkeys(division["cloning_train"], limits.pop("cloning_train"))
@@ -213,6 +240,13 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     os.replace(unfinished, path)
 
 
+def positive(text: str) -> float:
+    """The type of --hours."""
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make the English corpus, or resume making it.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write or continue")
@@ -222,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=["base", "cloning_train"],
         help=f"voices or groups ({', '.join(GROUPS)}) of voices.yaml (default: %(default)s)",
     )
-    parser.add_argument("--hours", type=float, help="of each voice, instead of voices.yaml's")
+    parser.add_argument("--hours", type=positive, help="of each voice, instead of voices.yaml's")
     parser.add_argument("--styles", type=Path, help="package/voices of the npm package kokoro-js")
     parser.add_argument("--seed", type=int, default=0, help="of texts and their order (default: 0)")
     parser.add_argument(
@@ -238,7 +272,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     division = yaml.safe_load(VOICES_FILE.read_text("utf-8"))
-    if not args.manifests:
+    if args.manifests:
+        if not (args.output / RECORD).exists():
+            parser.error(f"--manifests: {args.output / RECORD} is missing: nothing was made there")
+    else:
         from teachers import check_voices  # which imports the voices' packages
 
         try:
@@ -249,11 +286,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if args.texts
                 else texts.sentences(args.seed)
             )
-        except ValueError as error:
+            if args.hours is not None:
+                hours = dict.fromkeys(hours, args.hours)
+            tasks = plan(sentences, hours, args.seed, args.format)
+            check_same_texts(args.output, tasks)
+        except (OSError, ValueError) as error:
             parser.error(str(error))
-        if args.hours is not None:
-            hours = dict.fromkeys(hours, args.hours)
-        tasks = plan(sentences, hours, args.seed, args.format)
         args.output.mkdir(parents=True, exist_ok=True)
         speak_all(args.output, tasks, args.styles, args.processes)
     write_manifests(args.output, division, for_codecs=args.texts is None)

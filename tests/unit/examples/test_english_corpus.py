@@ -196,7 +196,8 @@ def test_all_clips_have_one_level_unless_a_peak_would_clip() -> None:
 
 def spoken(voice: str, number: int, seconds: float) -> dict[str, Any]:
     name = f"{voice}-{number:06d}"
-    return {"id": name, "audio": name, "text": "Hm.", "speaker": voice, "seconds": seconds}
+    audio = f"{voice}/000/{name}.flac"
+    return {"id": name, "audio": audio, "text": "Hm.", "speaker": voice, "seconds": seconds}
 
 
 def test_a_codec_hears_only_so_much_and_never_what_is_to_be_new_to_it(tmp_path: Path) -> None:
@@ -237,9 +238,47 @@ def test_a_recording_whose_line_was_cut_off_is_made_again(tmp_path: Path) -> Non
     made, refused = rows.pop("heart-000001"), rows.pop("heart-000002")
     assert not rows
     assert made["text"] == "It is three o'clock."
+    assert made[make_corpus.WRITTEN] == "It is 3 o'clock."
     assert refused["refused"].startswith("heart says nothing of")
     (audio,) = output.rglob("*.flac")  # what is in the record is not made again
     assert audio == output / made["audio"]
     assert soundfile.info(audio).duration == pytest.approx(made["seconds"], abs=0.001)
-    assert [row["id"] for row in rows_of(output / "heart.jsonl")] == [there["id"], made["id"]]
+    del made[make_corpus.WRITTEN]
+    assert rows_of(output / "heart.jsonl") == [there, made]
     assert not (output / make_corpus.CODEC_MANIFEST).exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ({make_corpus.WRITTEN: "The soup is hot."}, "heart-000001 is 'The soup is hot.' in spoken"),
+        ({make_corpus.WRITTEN: "Hm?", "refused": "heart says nothing"}, "heart-000001 is 'Hm?'"),
+        ({"audio": "heart/000/heart-000001.opus"}, "--format flac: --output"),
+    ],
+)
+def test_an_output_of_other_texts_or_another_format_is_not_continued(
+    there: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, record = tmp_path / "texts.txt", tmp_path / make_corpus.RECORD
+    lines.write_text("The tea is cold.\nIt is 3 o'clock.\n", "utf-8")
+    before = json.dumps({"id": "heart-000001", **there}) + "\n"
+    record.write_text(before, "utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        make_corpus.main(["--output", str(tmp_path), "--voices", "heart", "--texts", str(lines)])
+    assert message in capsys.readouterr().err
+    assert record.read_text("utf-8") == before
+
+
+def test_what_cannot_be_made_or_listed_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, message in (
+        (["--manifests"], "spoken.jsonl is missing"),
+        (["--voices", "heart", "--texts", str(tmp_path / "none.txt")], "none.txt"),
+        (["--hours", "0"], "--hours: 0 is not more than 0"),
+        (["--hours", "nan"], "--hours: nan is not more than 0"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            make_corpus.main(["--output", str(tmp_path), *more])
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
