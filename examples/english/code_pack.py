@@ -79,6 +79,10 @@ def to_bytes(pack: Pack) -> bytes:
 
 
 def from_bytes(content: bytes) -> Pack:
+    # Of two archives in one file Python's library reads the last.
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if before := min(member.header_offset for member in archive.infolist()):
+            raise ValueError(f"{before} bytes before it")
     with np.load(io.BytesIO(content)) as arrays:
         header = json.loads(arrays["header"].tobytes())
         if header["version"] != VERSION:
@@ -151,5 +155,5 @@ def read_pack(paths: Sequence[Path]) -> Pack:
         given = " ".join(map(str, paths))
         raise ValueError(
             f"--codes {given}: no whole pack of codes ({error}). Give all parts that pack_codes.py "
-            "wrote, in order"
+            "wrote of one pack, in order"
         ) from error

@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     content = to_bytes(pack)
     target = args.output.with_name(args.output.name + SUFFIX)
+    for path in target.parent.glob(f"{target.name}-*"):
+        path.unlink()  # of an earlier pack, perhaps of more parts
     parts = write_parts(content, target.parent, target.name, int(args.part_mb * MEGABYTE))
     print(describe(pack.data.summary))
     for path in parts:

@@ -68,6 +68,8 @@ def open_model(base: Path, pack: Pack, seed: int) -> tuple[SpeechLM, Any]:
 
     A base without weights starts at random, so that only its small files need to travel.
     """
+    if not (base / "config.json").is_file():
+        raise ValueError(f"--base {base}: no folder of a model, which has a config.json")
     layout = pack.data.layout
     tokenizer = AutoTokenizer.from_pretrained(base)
     if AUDIO_START in tokenizer.get_vocab():

@@ -125,6 +125,23 @@ def test_a_pack_without_one_of_its_parts_is_refused(packed: list[Path]) -> None:
         code_pack.read_pack(packed[1:])
 
 
+def test_two_packs_are_not_taken_for_the_last_of_them(packed: list[Path], tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.write_bytes(code_pack.read_parts(packed))
+    code_pack.read_pack([whole])
+    with pytest.raises(ValueError, match=r"no whole pack of codes \(\d+ bytes before it\)"):
+        code_pack.read_pack([whole, *packed])
+
+
+def test_parts_of_an_earlier_pack_do_not_stay(lines: Path, base: Path, tmp_path: Path) -> None:
+    many = pack(lines, base, tmp_path / "codes", "--part-mb", "0.01")
+    assert len(many) >= 10
+    other = tmp_path / "codes-of-others.pack-1"
+    other.touch()
+    assert len(pack(lines, base, tmp_path / "codes", "--part-mb", "10")) == 1
+    assert other.exists()
+
+
 @pytest.mark.slow
 def test_a_pack_holds_as_many_hours_and_rows_as_asked_for(
     lines: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -273,6 +290,14 @@ def test_a_base_without_weights_starts_as_make_base_draws_them(
     expected, _ = train_on_gpu.open_model(base, read, seed=0)
     for name, part in expected.state_dict().items():
         assert torch.equal(drawn.state_dict()[name], part), name
+
+
+def test_a_base_that_is_not_there_is_named(
+    packed: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(packed, tmp_path / "none", tmp_path / "run", "--max-steps", "1") == 2
+    assert f"--base {tmp_path / 'none'}: no folder of a model" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 # The clock
