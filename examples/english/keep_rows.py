@@ -27,11 +27,18 @@ def keep_rows(
 ) -> pa.Table:
     """`counts[voice]` rows of each voice of these datasets, spread evenly over its ids.
 
-    `may_stay` says by its id which row counts. Raises ValueError for datasets of two codecs, and
-    for a voice with fewer rows.
+    `may_stay` says by its id which row counts. Raises ValueError for datasets of two codecs or of
+    texts in two forms, of which the file keeps no record, and for a voice with fewer rows.
     """
-    if len({read_info(str(folder)).codec.sha256 for folder in folders}) > 1:
-        raise ValueError(f"{', '.join(map(str, folders))}: not all of one codec")
+    first, *others = (read_info(str(folder)) for folder in folders)
+    for folder, info in zip(folders[1:], others, strict=True):
+        if info.codec.sha256 != first.codec.sha256:
+            raise ValueError(f"{folder}: not of the codec of {folders[0]}")
+        if info.normalizer != first.normalizer:
+            raise ValueError(
+                f"{folder}: its texts are normalized in other ways than those of {folders[0]}; "
+                "encode both with the same --language and --phonemes"
+            )
     names = UTTERANCE_SCHEMA.names
     parts = [
         pads.dataset(folder / ENCODED, format="parquet").to_table(names).cast(UTTERANCE_SCHEMA)
@@ -85,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
     args = parser.parse_args(argv)
+    voices = [voice for voice, _ in args.rows]
+    if twice := next((voice for voice in voices if voices.count(voice) > 1), None):
+        parser.error(f"--rows: voice {twice!r} is named twice")
     which = {}
     try:
         if args.composed is not None:

@@ -50,7 +50,7 @@ from sheen.scoring.speaker_id import (
 from sheen.scoring.wer import ErrorDifference
 from sheen.serve.config import ServeArgs
 from sheen.text import normalization, phonemes
-from sheen.text.steps import NfcSpaceStep, TextPipeline
+from sheen.text.steps import NfcSpaceStep, NormalizerStep, TextPipeline
 from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.config import TrainConfig
 
@@ -451,7 +451,12 @@ def test_the_demos_recordings_are_each_nearest_to_the_profile_of_their_voice() -
 # The kept rows of the old voices
 
 
-def write_codes(folder: Path, speakers: list[str], sha256: str = "0") -> Path:
+def write_codes(
+    folder: Path,
+    speakers: list[str],
+    sha256: str = "0",
+    normalizer: tuple[NormalizerStep, ...] = (),
+) -> Path:
     """A dataset of codes of these speakers, a row each; ids count down."""
     codes = [[0], [1, 2], [3, 4, 5, 6]]
     rows = [
@@ -463,7 +468,7 @@ def write_codes(folder: Path, speakers: list[str], sha256: str = "0") -> Path:
     table = pa.Table.from_pylist(rows, schema=UTTERANCE_SCHEMA)
     pq.write_table(table, folder / ENCODED / "0.parquet")
     info = CodecInfo(source="small", sha256=sha256, config={}, embedded=False)
-    write_info(str(folder), DatasetInfo(codec=info, sample_rate=24_000))
+    write_info(str(folder), DatasetInfo(codec=info, sample_rate=24_000, normalizer=normalizer))
     return folder
 
 
@@ -497,15 +502,18 @@ def test_rows_that_cannot_be_kept_are_refused(
 ) -> None:
     one = write_codes(tmp_path / "one", ["a", "a", "b"])
     other = write_codes(tmp_path / "other", ["a", "b"], sha256="1")
+    words = write_codes(tmp_path / "words", ["a"], normalizer=(normalization.describe("en"),))
     target = tmp_path / "kept.parquet"
     for folders, rows, message in (
         ([one], "b=2", "'b' has 1 rows"),
         ([one], "z=1", "'z' has 0 rows"),
         ([one], "b", "expected VOICE=ROWS"),
-        ([one, other], "a=1", "not all of one codec"),
+        ([one], "a=1 b=1 a=2", "--rows: voice 'a' is named twice"),
+        ([one, other], "a=1", f"{other}: not of the codec of {one}"),
+        ([one, words], "a=1", f"{words}: its texts are normalized in other ways"),
     ):
         with pytest.raises(SystemExit):
-            keep_rows.main([*map(str, folders), "--rows", rows, "--output", str(target)])
+            keep_rows.main([*map(str, folders), "--rows", *rows.split(), "--output", str(target)])
         assert message in capsys.readouterr().err
     assert not target.exists()
     keep_rows.main([str(one), "--rows", "a=1", "b=1", "--output", str(target)])
