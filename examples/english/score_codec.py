@@ -224,6 +224,8 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
         args.output.mkdir(parents=True, exist_ok=True)
     with named("--codec"):
         codec, info = load_codec(args.codec), describe_codec(args.codec)
+    if args.levels is not None and args.levels > len(info.strides):
+        raise ValueError(f"--levels {args.levels}: the codec has {len(info.strides)}")
     asr = open_transcriber(args.asr)
     dnsmos, distillmos = Dnsmos(), open_distillmos()
     with named("--recordings"):

@@ -151,6 +151,7 @@ def test_a_row_that_cannot_be_used_is_named(
         (["--codec", "{tmp}/none"], "--codec: "),
         (["--asr", "{tmp}/none"], "--asr: .*no such folder"),
         (["--count", "0"], "--count: 0 is less than 1"),
+        (["--levels", "4"], "--levels 4: the codec has 3"),
     ],
 )
 def test_a_wrong_flag_is_named(
