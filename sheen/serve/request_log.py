@@ -257,11 +257,11 @@ class Metrics:
                 counter.inc(more)
                 self._before[name] = values[name]
 
-    def refused_by_proxy(self, counts: Mapping[str, int]) -> None:
-        """Count requests whose bodies Ray's proxy timed out (`sheen.serve.proxy`), by the code of
+    def refused_by_proxy(self, counts: Mapping[tuple[int, str], int]) -> None:
+        """Count requests that Ray's proxy refused (`sheen.serve.proxy`), by the status and code of
         their error."""
-        for code, count in counts.items():
-            self._requests.inc(count, {"status": "408", "finish_reason": "none"})
+        for (status, code), count in counts.items():
+            self._requests.inc(count, {"status": str(status), "finish_reason": "none"})
             self._refusals.inc(count, {"reason": code})
 
     def ended(self, record: RequestRecord) -> None:

@@ -45,9 +45,13 @@ def rules_of(limits: ClientLimits) -> Rules:
     )
 
 
-def install(proxy: Any, application: str, rules: Rules) -> Mapping[str, int]:
-    """Runs in a proxy's actor: set the rules of an application. Returns how many of its requests
-    the proxy has refused since the last call, by the code of the error."""
+Counts = Mapping[tuple[int, str], int]
+"""Numbers of requests that a proxy has refused, by the status and code of the error."""
+
+
+def install(proxy: Any, application: str, rules: Rules) -> Counts:
+    """Runs in a proxy's actor: set the rules of an application. Returns what the proxy has refused
+    of it since the last call."""
     starting = proxy._start_http_server_task
     if not (starting.done() and starting.result()[1].config.loaded):
         return {}
@@ -68,7 +72,7 @@ class Proxies:
     """Keeps the proxies of a replica's application informed, in a thread."""
 
     def __init__(
-        self, application: str, limits: ClientLimits, refused: Callable[[Mapping[str, int]], object]
+        self, application: str, limits: ClientLimits, refused: Callable[[Counts], object]
     ) -> None:
         """Waits for the first call. `refused` gets the counts of each call that has some."""
         self._application, self._rules, self._refused = application, rules_of(limits), refused
@@ -103,7 +107,7 @@ class Proxies:
             return
         try:
             call: Any = proxy.__ray_call__.remote(install, self._application, self._rules)
-            counts: Mapping[str, int] = ray.get(call, timeout=CALL_S)
+            counts: Counts = ray.get(call, timeout=CALL_S)
         except RayError as error:
             if node not in self._failing:
                 self._failing.add(node)

@@ -75,8 +75,8 @@ class ProxyMiddleware:
     router: Router
     rules: dict[str, Rules] = field(default_factory=dict)
     """By application."""
-    refused: dict[str, Counter[str]] = field(default_factory=dict)
-    """Number of answers by the code of their error, by application."""
+    refused: dict[str, Counter[tuple[int, str]]] = field(default_factory=dict)
+    """Number of answers by the status and code of their error, by application."""
     held: int = 0
     """Bytes of incomplete bodies."""
 
@@ -133,7 +133,7 @@ class ProxyMiddleware:
 
     async def _refuse(self, name: str, error: APIError, receive: Receive, send: Send) -> None:
         assert error.code is not None
-        self.refused.setdefault(name, Counter())[error.code] += 1
+        self.refused.setdefault(name, Counter())[error.status, error.code] += 1
         await _answer_and_close(error_response(error), receive, send)
 
 
