@@ -106,6 +106,9 @@ class Conversation:
                 self._spoke = time.monotonic()
             elif time.monotonic() - self._spoke > SILENT_S:
                 return GOING_AWAY
+            # Not only in TICK_S without a message: empty texts would keep a place for ever.
+            if self._dialect.idle_s >= IDLE_S:
+                raise APIError(400, f"no text and no end for {IDLE_S:g} s", code="idle")
             message = await self._receive()
             if message is None:
                 return self._tick()
@@ -137,11 +140,8 @@ class Conversation:
 
     def _tick(self) -> int | None:
         """Handle TICK_S without a message. Returns a close code when none is expected."""
-        if not self._dialect.speaking:
-            return GOING_AWAY if self._backend.admission.draining else None
-        if self._dialect.idle_s >= IDLE_S:
-            raise APIError(400, f"no text and no end for {IDLE_S:g} s", code="idle")
-        return None
+        ends = self._backend.admission.draining and not self._dialect.speaking
+        return GOING_AWAY if ends else None
 
     async def _receive(self) -> ClientMessage | None:
         """The next message; None after TICK_S without one. APIError for an invalid message, Closing

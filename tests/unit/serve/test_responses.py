@@ -443,6 +443,18 @@ def test_a_message_that_is_none_ends_the_utterance_it_is_in(backend: Backend, so
     assert heard(socket)[1]["type"] == "speech.audio.done"
 
 
+def test_texts_without_a_character_do_not_keep_an_utterance_open(
+    socket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sheen.serve.websocket.conversation.IDLE_S", 0.2)
+    socket.send_json(say("one "))
+    time.sleep(0.3)
+    for _ in range(2):  # it is noticed before the next message is received
+        socket.send_json(say(""))
+    socket.send_json({"type": "sing"})
+    assert heard(socket)[1]["error"]["code"] == "idle"
+
+
 def test_a_document_is_refused_on_a_socket(socket: Any) -> None:
     socket.send_json(START | {"ssml": True})
     assert heard(socket)[1]["error"]["param"] == "ssml"
