@@ -102,7 +102,8 @@ class Capabilities:
         follows = self._voice.info.follows_instructions
         foreign = dict(settings.foreign)
         met = {"Base": cloned, "VoiceDesign": follows}  # vLLM-Omni's kinds of voices
-        if met.get(str(foreign.get("task_type")), True):
+        kind = foreign.get("task_type")
+        if not isinstance(kind, str) or met.get(kind, True):
             foreign.pop("task_type", None)
         if not settings.instructions or follows:
             return tuple(foreign)

@@ -60,7 +60,8 @@ async def answer_batch(
     record.characters = batch.characters
     backend.check_alive()
     reference = await _shared_reference(backend, batch)
-    record.cleanup.enter_context(backend.admission.enter(batch.model_dump_json()))
+    # Its bytes: not every item can be written as JSON again, and one that cannot has its own error.
+    record.cleanup.enter_context(backend.admission.enter(await request.body()))
     speaking = Batch(backend, batch, request.scope, reference)
     record.cleanup.callback(speaking.close)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

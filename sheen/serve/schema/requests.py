@@ -313,7 +313,8 @@ class BatchRequest(SpeechSettings):
     @property
     def characters(self) -> int:
         """Number of characters of all texts."""
-        return sum(len(str(item.get("input", ""))) for item in self.items)
+        texts = (item.get("input") for item in self.items)
+        return sum(len(text) for text in texts if isinstance(text, str))
 
     def has_own_voice(self, item: dict[str, Any]) -> bool:
         """Whether an item names a voice, or gives a recording or its text."""

@@ -66,6 +66,8 @@ def decode_data_url(url: str, most: int) -> bytes:
 
 def fetch(url: str, hosts: Collection[str], most: int) -> bytes:
     """Download a file from an allowed host; blocks. Raises APIError."""
+    if not (url.isascii() and url.isprintable()):
+        raise bad_reference("this is not a URL: write other characters than ASCII's as %C3%A4")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port

@@ -229,6 +229,24 @@ def test_a_batch_of_no_or_too_many_items_is_refused(client: TestClient, items: o
     assert response.json()["error"]["param"] == "items"
 
 
+@pytest.mark.parametrize(
+    "strange", ['"\\ud800"', "[" * 300 + "]" * 300, "[" * 900 + "]" * 900, "NaN", "1e999"]
+)
+def test_an_item_that_cannot_be_written_as_json_again_fails_alone(
+    client: TestClient, strange: str
+) -> None:
+    items = f'{{"input": {strange}}}, {{"input": "---", "note": {strange}}}'
+    response = client.post(
+        BATCH,
+        content=f'{{"items": [{items}], "task_type": {strange}}}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert response.status_code == 200, response.text
+    first, second = response.json()["results"]
+    assert (first["status"], second["status"]) == ("error", "success")
+    assert first["error"].startswith("input: ")
+
+
 def test_the_longest_batch_fits_into_its_body() -> None:
     escaped = len("\\ud83d\\ude00") * MAX_BATCH_CHARACTERS
     assert ClientLimits().body(BATCH).size > escaped + 100_000 > ClientLimits().body("/").size
