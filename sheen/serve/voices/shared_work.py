@@ -42,8 +42,16 @@ class SharedWork(Generic[Result]):
         self._results.move_to_end(digest)
         while len(self._results) > KEPT:
             self._results.popitem(last=False)
+        ours = asyncio.wrap_future(coming)
+        ours.add_done_callback(lambda _: self._drop_failed(digest, coming))
         # Shielded: a cancelled request must not cancel the work for others.
-        return await asyncio.shield(asyncio.wrap_future(coming))
+        return await asyncio.shield(ours)
+
+    def _drop_failed(self, digest: bytes, future: Future[Result]) -> None:
+        """Keep no error: its traceback holds the recording and what was decoded of it."""
+        failed = future.cancelled() or future.exception() is not None
+        if failed and self._results.get(digest) is future:
+            del self._results[digest]
 
 
 def too_many(waiting: int, done_to_them: str) -> APIError:
