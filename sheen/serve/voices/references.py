@@ -158,9 +158,7 @@ class References:
 
     async def _reference(self, frames: Frames, text: str) -> Reference:
         if len(text) > MAX_REFERENCE_TEXT:
-            raise APIError(
-                400, f"ref_text: more than {MAX_REFERENCE_TEXT} characters", param="ref_text"
-            )
+            raise _too_long("ref_text")
         normalize = self._reader()
         sentences = split_sentences(text, self._voice.language)
         spoken = [await normalize(sentence) for sentence in sentences]
@@ -237,6 +235,10 @@ class References:
                 param="consent",
                 code="missing",
             )
+        texts = {"consent": consent, "ref_text": ref_text, "speaker_description": description}
+        for field, text in texts.items():
+            if len(text or "") > MAX_REFERENCE_TEXT:
+                raise _too_long(field)
         if len(data) > self._args.max_recording_bytes:
             raise APIError(
                 413,
@@ -297,6 +299,13 @@ class References:
                 code="voices_unavailable",
                 retry_after_s=RETRY_S,
             ) from error
+
+
+def _too_long(field: str) -> APIError:
+    """For a text of a voice, which is kept with it."""
+    return APIError(
+        400, f"{field}: more than {MAX_REFERENCE_TEXT} characters", param=field, code="too_long"
+    )
 
 
 def refusal(error: RequestError) -> APIError:

@@ -7,9 +7,8 @@ body; any other body is refused with 400 or 415. What a voice is, and what else 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from email.message import EmailMessage
+from email.message import Message
 from email.parser import BytesHeaderParser
-from email.policy import HTTP
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -30,7 +29,12 @@ from sheen.serve.voices.folder import StoredVoice
 if TYPE_CHECKING:  # not imported where the application is built
     from sheen.serve.voices.references import References
 
-HEADERS = BytesHeaderParser(policy=HTTP)
+MAX_PARTS = 16
+"""Parts of a form, of which we read five. Reading them holds up every stream of the replica."""
+MAX_HEAD_BYTES = 1024
+"""Size of a part's headers, and of a form's Content-Type, which take time in proportion to its
+square."""
+HEADERS = BytesHeaderParser()  # of the old policy: those of newer ones take a hundred times as long
 
 
 @dataclass(frozen=True)
@@ -50,29 +54,48 @@ class Part:
 
 def read_form(content_type: str, body: bytes) -> Mapping[str, Part]:
     """The fields of a form by name; the last of several with one name. Raises APIError."""
-    declared = EmailMessage(policy=HTTP)
-    declared["content-type"] = content_type or "none/none"
-    boundary = declared.get_boundary()
+    declared = Message()
+    declared["content-type"] = content_type if len(content_type) <= MAX_HEAD_BYTES else ""
+    boundary = _param(declared, "content-type", "boundary")
     if declared.get_content_type() != "multipart/form-data" or not boundary:
         raise APIError(
             415,
             "body: send a form, with Content-Type: multipart/form-data and its boundary",
             code="unsupported_media_type",
         )
-    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"))
+    edge = b"\r\n--" + boundary.encode("latin-1", "replace")
+    pieces = (b"\r\n" + body).split(edge, MAX_PARTS + 1)
     if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
+        if len(pieces) == MAX_PARTS + 2:
+            raise APIError(400, f"body: a form of more than {MAX_PARTS} parts", code="form_invalid")
         raise APIError(
             400, "body: incomplete form: its last boundary is missing", code="form_invalid"
         )
     fields: dict[str, Part] = {}
     for piece in pieces[1:-1]:
         head, blank, content = piece.partition(b"\r\n")[2].partition(b"\r\n\r\n")
+        if len(head) > MAX_HEAD_BYTES:
+            raise APIError(
+                400,
+                f"body: a part of the form has more than {MAX_HEAD_BYTES} bytes of headers",
+                code="form_invalid",
+            )
         headers = HEADERS.parsebytes(head)
-        name = headers.get_param("name", header="content-disposition")
-        if not blank or not isinstance(name, str):
+        name = _param(headers, "content-disposition", "name")
+        if not blank or name is None:
             raise APIError(400, "body: a part of the form has no name", code="form_invalid")
         fields[name] = Part(content, headers.get_content_type())
     return fields
+
+
+def _param(headers: Message, header: str, name: str) -> str | None:
+    """A parameter of a header; None without one, and for one in the encoding that RFC 7578
+    forbids."""
+    try:
+        value = headers.get_param(name, header=header)
+    except TypeError:  # the library's, for one in parts of which only some are numbered
+        return None
+    return value if isinstance(value, str) else None
 
 
 FORM: dict[str, Any] = {

@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
+import gc
 import http.server
 import json
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ from helpers.example import CHECKPOINT, VOICE, clips_of
 from helpers.in_process import openai_client, speech_app
 from helpers.recogniser import tiny_en
 from sheen.audio.io import encode_audio
+from sheen.engine.types import RequestError
 from sheen.scoring.wer import error_rate, normalize_english
 from sheen.serve.access.middleware import Gate, set_gate
 from sheen.serve.answers.batch import answer_batch
@@ -31,7 +35,7 @@ from sheen.serve.schema.requests import BatchRequest, SpeechRequest
 from sheen.serve.voices.folder import FolderFull, StoredVoice, VoiceFolder, is_name, voice_id
 from sheen.serve.voices.reference_fields import check_transcript, decode_data_url, fetch
 from sheen.serve.voices.routes import delete, list_voices, read_form, upload
-from sheen.serve.voices.shared_work import MAX_WAITING
+from sheen.serve.voices.shared_work import MAX_WAITING, SharedWork
 from sheen.serve.word_times import Aligner
 from sheen.storage import files
 
@@ -239,6 +243,9 @@ def test_another_upload_of_a_name_takes_its_place_and_the_number_is_bounded(
         ({"name": None}, "name", "Field required"),
         ({"consent": None}, "consent", "Field required"),
         ({"consent": " "}, "consent", "who allowed"),
+        ({"consent": "c" * 1001}, "consent", "more than 1000"),
+        ({"speaker_description": "c" * 1001}, "speaker_description", "more than 1000"),
+        ({"ref_text": "c" * 1001, "data": b"text"}, "ref_text", "more than 1000"),
         ({"ref_text": None}, "ref_text", "transcript of the recording"),
         (
             {"ref_text": FAR_MORE},
@@ -463,6 +470,58 @@ def test_a_form_gives_back_what_went_in(content: bytes) -> None:
         read_form("multipart/form-data; boundary=x1", body[:-20])
 
 
+DISPOSITION = b"Content-Disposition: form-data; name=a"
+
+
+@pytest.mark.parametrize(
+    ("parts", "content_type", "status"),
+    [
+        ([DISPOSITION] * 17, "", 400),
+        ([DISPOSITION + b"; a=b" * 400], "", 400),
+        ([DISPOSITION + b"\r\nContent-Type: " + b"(" * 5000], "", 400),
+        ([b"Content-Disposition: form-data; name*1*=a; name*=b"], "", 400),
+        ([DISPOSITION], "; a=b" * 400, 415),
+        ([DISPOSITION], "; b=" + "(" * 5000, 415),
+        ([DISPOSITION], "; boundary*1*=a; boundary*=b", 415),
+    ],
+)
+def test_a_form_that_would_take_long_to_read_is_refused(
+    parts: list[bytes], content_type: str, status: int
+) -> None:
+    body = b"".join(b"\r\n--x1\r\n" + part + b"\r\n\r\n" for part in parts) + b"\r\n--x1--"
+    boundary = "" if "boundary" in content_type else "; boundary=x1"
+    with pytest.raises(APIError) as refusal:
+        read_form("multipart/form-data" + boundary + content_type, body)
+    assert refusal.value.status == status
+
+
+def test_a_recording_that_cannot_be_read_leaves_nothing_in_memory() -> None:
+    class Decoded:
+        pass
+
+    made: list[weakref.ref[Decoded]] = []
+
+    def fail() -> str:
+        decoded = Decoded()
+        made.append(weakref.ref(decoded))
+        raise RequestError("ref_audio", f"{decoded} is silent")
+
+    async def ask() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            work: SharedWork[str] = SharedWork("encoded")
+            for data in (b"a", b"b"):
+                waiting = [work.result(data, lambda: pool.submit(fail)) for _ in range(2)]
+                results = await asyncio.gather(*waiting, return_exceptions=True)
+                assert [type(result) for result in results] == [RequestError] * 2
+                del results
+            assert await work.result(b"c", lambda: pool.submit(str)) == ""
+            gc.collect()
+            assert made
+            assert not any(each() for each in made)
+
+    asyncio.run(ask())
+
+
 def test_a_data_url_may_be_plain() -> None:
     assert decode_data_url("data:audio/wav,a%20b", 3) == b"a b"
     with pytest.raises(APIError, match="more than 2 bytes"):
@@ -591,6 +650,8 @@ def test_a_file_comes_from_hosts_that_are_allowed_alone(host: Host) -> None:
         ("no URL of 127", lambda: fetch(f"http://{name}@127.0.0.2/a.wav", [name], 5)),
         ("no URL", lambda: fetch(f"ftp://{name}/a.wav", [name], 5)),
         ("did not return", lambda: fetch("http://127.0.0.1:9/a.wav", ["127.0.0.1:9"], 5)),
+        ("%C3%A4", lambda: fetch(f"http://{name}/ä.wav", [name], 5)),
+        ("not a URL", lambda: fetch(f"http://{name}\n/a.wav", [name], 5)),
     ]
     for expected, call in refused:
         with pytest.raises(APIError, match=expected) as refusal:
