@@ -20,8 +20,9 @@ from sheen.text.segmentation import has_word
 _ATOM = regex.compile(r"[\p{L}\p{M}\p{N}]+|\s+|[^\p{L}\p{M}\p{N}\s]")
 """A run of letters and digits, a run of white space, or any other character."""
 
-Entry = tuple[list[str], bool, str]
-"""The atoms, whether their case matters, and the pronunciation."""
+Atoms = tuple[str, ...]
+Entry = tuple[Atoms | None, str]
+"""The atoms as they are written, None where their case does not matter; and the pronunciation."""
 
 
 class Lexicon:
@@ -33,35 +34,43 @@ class Lexicon:
 
     def __init__(self, entries: Mapping[str, str], phonemes: bool = False) -> None:
         """phonemes: whether the model was trained on them. Raises ValueError naming the word."""
-        self._by_first: dict[str, list[Entry]] = {}
+        # Looked up and not compared one by one: a request brings hundreds of entries that may all
+        # begin like all of its text.
+        self._entries: dict[Atoms, list[Entry]] = {}  # by their atoms, case folded
+        self._lengths: dict[str, list[int]] = {}  # by their first atom, the longest first
         for written, spoken in entries.items():
             check_characters(written, repr(written))
             check_characters(spoken, f"{written!r}: the pronunciation")
-            atoms = _ATOM.findall(normalize(clean(written)))
+            atoms = _atoms(normalize(clean(written)))
             if not has_word(written):
                 raise ValueError(f"{written!r}: expected a word with a letter or a digit")
-            exact = written != written.lower()
-            entry = atoms, exact, _spoken(written, spoken, phonemes)
-            self._by_first.setdefault(atoms[0].casefold(), []).append(entry)
-        for found in self._by_first.values():
-            found.sort(key=lambda entry: len(entry[0]), reverse=True)
+            exact = tuple(atoms) if written != written.lower() else None
+            folded = _folded(atoms)
+            entry = exact, _spoken(written, spoken, phonemes)
+            self._entries.setdefault(folded, []).append(entry)
+            self._lengths.setdefault(folded[0], []).append(len(folded))
+        self._lengths = {
+            first: sorted(set(lengths), reverse=True) for first, lengths in self._lengths.items()
+        }
 
-    def at(self, atoms: Sequence[str], place: int) -> tuple[int, str] | None:
-        """The longest entry at a position: its number of atoms, and its pronunciation."""
-        for wanted, exact, spoken in self._by_first.get(atoms[place].casefold(), ()):
-            here = atoms[place : place + len(wanted)]
-            if len(here) == len(wanted) and all(map(_same(exact), here, wanted)):
-                return len(wanted), spoken
+    def at(self, atoms: Sequence[str], folded: Atoms, place: int) -> tuple[int, str] | None:
+        """The longest entry at a position of `atoms`, which are also given case folded: its number
+        of atoms, and its pronunciation."""
+        for length in self._lengths.get(folded[place], ()):
+            here = slice(place, place + length)
+            for exact, spoken in self._entries.get(folded[here], ()):
+                if exact is None or exact == tuple(atoms[here]):
+                    return length, spoken
         return None
 
 
-def _same(exact: bool) -> Any:
-    def same(one: str, other: str) -> bool:
-        if one.isspace():
-            return other.isspace()
-        return one == other if exact else one.casefold() == other.casefold()
+def _atoms(text: str) -> list[str]:
+    """The atoms of a text, every white space as one space."""
+    return [" " if atom.isspace() else atom for atom in _ATOM.findall(text)]
 
-    return same
+
+def _folded(atoms: Sequence[str]) -> Atoms:
+    return tuple(atom.casefold() for atom in atoms)
 
 
 def _spoken(written: str, spoken: str, phonemes: bool) -> str:
@@ -93,10 +102,11 @@ def respell(sentence: str, lexicons: Sequence[Lexicon], tags: Sequence[str] = ()
 
 
 def _respelled(fragment: Fragment, lexicons: Sequence[Lexicon]) -> Iterator[str]:
-    atoms = _ATOM.findall(normalize_keeping_ends(fragment.text))
-    place = 0
+    atoms = _atoms(normalize_keeping_ends(fragment.text))
+    folded, place = _folded(atoms), 0
     while place < len(atoms):
-        found = next((entry for lexicon in lexicons if (entry := lexicon.at(atoms, place))), None)
+        entries = (lexicon.at(atoms, folded, place) for lexicon in lexicons)
+        found = next(filter(None, entries), None)
         taken, spoken = found or (1, atoms[place])
         yield spoken
         place += taken

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,27 @@ ENTRIES = {
 )
 def test_whole_words_are_said_otherwise(text: str, expected: str) -> None:
     assert respell(text, [Lexicon(ENTRIES)]) == expected
+
+
+def test_the_work_does_not_grow_with_the_number_of_entries_that_begin_like_the_text() -> None:
+    text = "a " * 200
+
+    def calls(count: int) -> int:
+        lexicon = Lexicon({"a " * 40 + f"b{number}": "x" for number in range(count)})
+        made = 0
+
+        def note(*event: object) -> None:
+            nonlocal made
+            made += 1
+
+        sys.setprofile(note)
+        try:
+            assert respell(text, [lexicon]) == text
+        finally:
+            sys.setprofile(None)
+        return made
+
+    assert calls(200) == calls(2)
 
 
 def test_the_first_lexicon_counts_and_nothing_is_said_twice() -> None:
