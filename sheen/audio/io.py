@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import av
 import numpy as np
@@ -33,7 +33,10 @@ UNKNOWN_SIZE = 0xFFFFFFFF
 """Value of a WAV's size fields when the length is unknown."""
 # Tags are not used, so one in another encoding than UTF-8 does no harm. From PyAV 19 on, that is
 # its default, and there is no such argument.
-ANY_TAGS: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_ANY_TAGS: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# Some formats are lists of other files or of network addresses, which ffmpeg would open: strangers
+# who send recordings could have files of this machine read. No protocol has this name.
+_ALONE = {"protocol_whitelist": "none"}
 
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
 """Sample rates that are decoded, Hz: beyond them a header is damaged, and one of 1 Hz would make
@@ -100,7 +103,7 @@ def decode(data: bytes) -> tuple[NDArray[np.float32], int]:
     declared_s, exact = 0.0, False
     with (
         decoding_errors(lambda: any(blocks for _, blocks in parts)),
-        av.open(io.BytesIO(data), "r", **ANY_TAGS) as container,
+        open_container(io.BytesIO(data)) as container,
     ):
         stream = audio_stream(container)
         if stream.duration and stream.time_base:
@@ -130,6 +133,13 @@ def decode(data: bytes) -> tuple[NDArray[np.float32], int]:
         # A float WAV can hold them, and one would spoil a whole training.
         raise AudioError("unreadable", "some samples are not finite numbers")
     return samples, source_rate
+
+
+def open_container(file: BinaryIO) -> InputContainer:
+    """Open what can `read` and `seek`, and nothing that its content refers to. Raises PyAV's
+    errors."""
+    container: InputContainer = av.open(file, "r", container_options=_ALONE, **_ANY_TAGS)
+    return container
 
 
 def audio_stream(container: InputContainer) -> AudioStream:

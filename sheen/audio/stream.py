@@ -18,7 +18,7 @@ import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
-from sheen.audio.io import ANY_TAGS, AudioError, Mixer, audio_stream, decoding_errors
+from sheen.audio.io import AudioError, Mixer, audio_stream, decoding_errors, open_container
 from sheen.audio.samples import NO_SAMPLES, Samples
 
 PREROLL_S = 1.0
@@ -164,7 +164,7 @@ class AudioFile:
         if not self._file.read(1):
             raise AudioError("empty", "the file has 0 bytes")
         self._file.seek(0)
-        self._container: InputContainer = av.open(self._file, "r", **ANY_TAGS)
+        self._container: InputContainer = open_container(self._file)
         self._open.callback(self._container.close)
         self._stream = audio_stream(self._container)
         frames = self._frames(self._stream.codec_context)

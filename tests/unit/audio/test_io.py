@@ -3,6 +3,8 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import av
 import numpy as np
@@ -20,6 +22,7 @@ from sheen.audio.io import (
     LARGEST_KERNEL,
     LOWEST_RATE,
     AudioError,
+    decode,
     decode_audio,
     from_pcm16,
     resampled,
@@ -27,6 +30,7 @@ from sheen.audio.io import (
     to_pcm16,
     wav_header,
 )
+from sheen.audio.stream import AudioFile
 
 RATE = 24000
 UNKNOWN_SIZES = (0, 0x7FFFFFFF, 0xFFFFFFFF)
@@ -225,6 +229,29 @@ def test_random_bytes_are_unreadable(seed: int) -> None:
 )
 def test_other_files_are_unreadable(data: bytes) -> None:
     assert reason_of(data) == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"ffconcat version 1.0\nfile other.wav\n", id="files"),
+        pytest.param(
+            b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+            b"m=audio 5004 RTP/AVP 0\n",
+            id="network",
+        ),
+    ],
+)
+@pytest.mark.parametrize("read", [decode, lambda data: AudioFile(io.BytesIO(data))])
+def test_a_list_of_files_or_addresses_is_no_recording_and_nothing_in_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, read: Callable[[bytes], object]
+) -> None:
+    (tmp_path / "other.wav").write_bytes(encoded(tone(RATE), RATE, "wav"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AudioError) as caught:
+        read(data)
+    assert caught.value.reason == "unreadable"
+    assert "timed out" not in str(caught.value)
 
 
 # PCM
