@@ -49,7 +49,7 @@ def codec_of(locations: Sequence[str], codec: str | None, model: str) -> tuple[C
     if codec is not None:
         given = describe_codec(codec), str(find_codec(codec).resolve())
         found.insert(0, (f"--codec {codec}", "is", *given))
-    (flag, _, chosen, source), *others = found
+    (flag, _, chosen, source), *others = _with_files(found)
     advice = "the recordings with the checkpoint's codec" if extends else "both with the same codec"
     for other, verb, info, its_source in others:
         if not makes_same_codes(chosen, source, info, its_source):
@@ -58,6 +58,27 @@ def codec_of(locations: Sequence[str], codec: str | None, model: str) -> tuple[C
                 f"{flag} ({chosen.source}, {chosen.sha256[:12]}); encode {advice}"
             )
     return chosen, source
+
+
+Origin = tuple[str, str, CodecInfo, str]
+"""Of a codec: the flag with its value, what that does with it, the record, and the location."""
+
+
+def _with_files(found: Sequence[Origin]) -> list[Origin]:
+    """The same, with the location of another one of the same weights where a folder is missing.
+    Raises ValueError where there is none."""
+    places = {
+        info.sha256: source
+        for _, _, info, source in reversed(found)
+        if not info.embedded or files.exists(source)
+    }
+    for flag, _, info, source in found:
+        if info.sha256 not in places:
+            raise ValueError(
+                f"{flag}: there is no {source}: the model folders of a run hold no codec. Copy "
+                f"{info.source} there (weights {info.sha256[:12]})"
+            )
+    return [(flag, verb, info, places[info.sha256]) for flag, verb, info, _ in found]
 
 
 def _codec_of_data(location: str, codec: str | None) -> tuple[CodecInfo, str]:

@@ -60,6 +60,19 @@ def test_the_codec_is_the_one_given_or_the_checkpoints_or_the_datas(
     assert codec_of([old], str(newer), str(CHECKPOINT)) == given
 
 
+def test_a_model_folder_without_its_codec_has_that_of_the_same_weights(tmp_path: Path) -> None:
+    """As a run's `step-N/model` is, from which a user goes on."""
+    bare = shutil.copytree(CHECKPOINT, tmp_path / "model", ignore=shutil.ignore_patterns("codec"))
+    newer = other_codec(tmp_path / "newer", "decoder")
+    old, new = data(tmp_path / "old", []), data(tmp_path / "new", [], codec=newer)
+    own = read_info(CHECKPOINT).codec
+    assert codec_of([new, old], None, str(bare)) == (own, f"{old}/codec")
+    given = (describe_codec(str(newer)), str(newer))
+    assert codec_of([old], str(newer), str(bare)) == given
+    with pytest.raises(ValueError, match=r"--model .*model: there is no .*model/codec: .* Copy "):
+        codec_of([new], str(newer), str(bare))
+
+
 def test_a_codec_of_other_codes_is_refused_wherever_it_comes_from(
     base: Path, tmp_path: Path
 ) -> None:
