@@ -242,6 +242,13 @@ def from_pcm16(pcm: NDArray[np.int16]) -> NDArray[np.float32]:
     return pcm.astype(np.float32) / PCM16_MAX
 
 
+def flac_rate(sample_rate: int) -> int:
+    """The rate itself if a FLAC file can have it, else one of its whole fractions, in tens of Hz:
+    above 65,535 Hz FLAC counts in tens, and 655,350 Hz is its highest."""
+    rate = sample_rate // -(-sample_rate // 655_350)
+    return rate if rate <= 65_535 else rate // 10 * 10
+
+
 def encode_audio(
     samples: NDArray[np.float32], sample_rate: int, container: Literal["FLAC", "WAV"]
 ) -> bytes:

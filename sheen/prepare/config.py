@@ -102,8 +102,9 @@ class PrepareConfig(JobConfig):
     segments: Annotated[
         Literal["rows", "files"],
         Field(
-            description="'files' also writes each segment as FLAC at its recording's sample rate, "
-            "under segments/, with a manifest segments.jsonl"
+            description="'files' also writes each segment as FLAC at its recording's sample rate "
+            "(at a fraction of one that FLAC does not have, such as 768,000 Hz), under segments/, "
+            "with a manifest segments.jsonl"
         ),
     ] = "rows"
     corrections: Annotated[

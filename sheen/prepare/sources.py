@@ -35,7 +35,25 @@ TEXT_SUFFIXES = (".txt", *SUBTITLE_SUFFIXES)
 INSTALL_SUBTITLES = "pip install 'sheen[subtitles]'"
 
 _LANGUAGE = re.compile(r"(.+)\.([a-z]{2,3})(?:-[A-Za-z0-9-]+)?", re.DOTALL)
-"""The name of subtitles in a language, without suffix: talk.en, or talk.en-orig of yt-dlp."""
+"""The name of subtitles in a language, without suffix: talk.en, talk.eng, or talk.en-orig of
+yt-dlp."""
+_LANGUAGES = """\
+af afr|am amh|ar ara|as asm|az aze|ba bak|be bel|bg bul|bn ben|bo bod tib|br bre|bs bos
+ca cat|cs ces cze|cy cym wel|da dan|de deu ger|el ell gre|en eng|es spa|et est
+eu eus baq|fa fas per|fi fin|fo fao|fr fra fre|gl glg|gu guj|ha hau|he heb|hi hin|hr hrv
+ht hat|hu hun|hy hye arm|id ind|is isl ice|it ita|ja jpn|jw jav|ka kat geo|kk kaz|km khm
+kn kan|ko kor|la lat|lb ltz|ln lin|lo lao|lt lit|lv lav|mg mlg|mi mri mao|mk mkd mac
+ml mal|mn mon|mr mar|ms msa may|mt mlt|my mya bur|ne nep|nl nld dut|nn nno|no nor nob
+oc oci|pa pan|pl pol|ps pus|pt por|ro ron rum|ru rus|sa san|sd snd|si sin|sk slk slo
+sl slv|sn sna|so som|sq sqi alb|sr srp|su sun|sv swe|sw swa|ta tam|te tel|tg tgk|th tha
+tk tuk|tl tgl fil|tr tur|tt tat|uk ukr|ur urd|uz uzb|vi vie|yi yid|yo yor|zh zho chi cmn"""
+_TWO_LETTERS = {
+    three: two
+    for two, *others in map(str.split, re.split(r"[|\n]", _LANGUAGES))
+    for three in others
+}
+"""The languages of Whisper that have such codes: those of ISO 639-2, also the bibliographic ones
+that video tools write (talk.eng.srt), and the codes that --language takes."""
 _SPEAKER = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
 _TAG = re.compile(r"</?\w[^>]*>|\{\\[^}]*\}")
 _NOTE = re.compile(
@@ -143,9 +161,9 @@ def texts_beside(recordings: Sequence[str], language: str | None = None) -> Text
     """The texts in the folders of recordings.
 
     A recording's own text has the same name except for the suffix; subtitles may have a language
-    before it, which must be `language`, if that is given. A recording without one shares the single
-    .txt of its folder, if that is no other recording's. ValueError if a recording has two texts of
-    its own, or if two recordings share one.
+    before it, of two letters or three, which must be `language`, if that is given. A recording
+    without one shares the single .txt of its folder, if that is no other recording's. ValueError if
+    a recording has two texts of its own, or if two recordings share one.
     """
     by_folder: dict[str, list[str]] = defaultdict(list)
     for location in recordings:
@@ -194,7 +212,7 @@ def _texts_of(names: Sequence[str], stems: set[str], language: str | None) -> di
         tagged = _LANGUAGE.fullmatch(stem)
         if stem in stems or tagged is None or not name.lower().endswith(SUBTITLE_SUFFIXES):
             continue
-        if language in (None, tagged[2]):
+        if language in (None, tagged[2], _TWO_LETTERS.get(tagged[2])):
             spoken[tagged[1]].append(name)
     return dict(spoken) | exact
 

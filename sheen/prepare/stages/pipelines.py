@@ -19,7 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from sheen import blocks
-from sheen.audio.io import encode_audio
+from sheen.audio.io import encode_audio, flac_rate, resampled
 from sheen.data.clips import TRANSIENT, ClipError, ClipReader
 from sheen.prepare.config import PrepareConfig
 from sheen.prepare.manifest import SEGMENT_BITS, Segments, jsonl_row
@@ -206,7 +206,9 @@ def write_segments(table: pa.Table, *, folder: str) -> pa.Table:
         fault = unread = None
         try:
             samples, rate = reader.read(row)
-            files.write_bytes(uris.child(folder, row["path"]), encode_audio(samples, rate, "FLAC"))
+            held = flac_rate(rate)
+            data = encode_audio(resampled(samples, rate, held), held, "FLAC")
+            files.write_bytes(uris.child(folder, row["path"]), data)
         except ClipError as error:
             unread = f"{row['audio']}, for {row['path']}: {error}"
         except OSError as error:

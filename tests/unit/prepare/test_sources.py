@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from faster_whisper.tokenizer import _LANGUAGE_CODES
 
 from sheen.data.recordings import RecordingReader
 from sheen.prepare.sources import (
+    _TWO_LETTERS,
     Cue,
     Texts,
     _names,
@@ -216,6 +218,26 @@ def test_subtitles_may_have_their_language_in_their_name(
     if language is not None:
         with pytest.raises(ValueError, match=r"y\.mp3: .*y\.de\.vtt and y\.en-orig\.vtt; .*--lang"):
             texts_beside([str(tmp_path / "y.mp3")])
+
+
+@pytest.mark.parametrize(
+    ("tag", "language"),
+    [("eng", "en"), ("ger", "de"), ("deu", "de"), ("fre", "fr"), ("zho", "zh"), ("jpn", "ja"),
+     ("por-BR", "pt"), ("yue", "yue"), ("jav", "jw")],
+)  # fmt: skip
+def test_subtitles_may_have_the_three_letters_of_their_language(
+    tmp_path: Path, tag: str, language: str
+) -> None:
+    """As mkvtoolnix and many others write them. `--language` takes what the ASR models know."""
+    recordings = made(tmp_path, "a.mp3", f"a.{tag}.srt", "a.swa.srt")
+    assert texts_beside(recordings[:1], language).own == {
+        recordings[0]: str(tmp_path / f"a.{tag}.srt")
+    }
+
+
+def test_every_language_of_whisper_has_its_three_letters() -> None:
+    known = {*_TWO_LETTERS.values()}
+    assert {code for code in _LANGUAGE_CODES if len(code) == 2} == known
 
 
 def test_the_only_text_of_a_folder_may_be_of_all_its_recordings(tmp_path: Path) -> None:

@@ -149,6 +149,32 @@ def test_a_segment_has_a_file_in_its_folder_whatever_its_id(
     assert (path == f"{name}.flac") is (name in ("a/b", "a b #1 %20 é?*"))
 
 
+@pytest.mark.parametrize(
+    ("rate", "held"),
+    [
+        (8_000, 8_000), (65_535, 65_535), (96_000, 96_000), (96_001, 96_000), (384_000, 384_000),
+        (655_350, 655_350), (655_351, 327_670), (768_000, 384_000), (999_983, 499_990),
+    ],
+)  # fmt: skip
+def test_a_segment_is_written_at_its_rate_or_the_nearest_fraction_that_flac_has(
+    rate: int, held: int, tmp_path: Path
+) -> None:
+    tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(rate // 5) / rate)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", tone, rate, subtype="FLOAT")
+    row = {"audio": str(tmp_path / "a.wav"), "path": "a.flac", "start": 0.05, "end": 0.15}
+    row |= {"container": None, "place": None, "channel": None}
+    table = pa.Table.from_pylist([row])
+    assert write_segments(table, folder=str(tmp_path)).to_pylist() == [
+        {"fault": None, "unread": None}
+    ]
+    found, at = soundfile.read(tmp_path / "a.flac", dtype="float32")
+    assert at == held
+    assert len(found) / held == pytest.approx(0.1, abs=1e-4)
+    inside = slice(held // 200, -held // 200)
+    expected = 0.3 * np.sin(2 * np.pi * 440 * (0.05 + np.arange(len(found)) / held))
+    assert np.abs(found - expected)[inside].max() < 0.01
+
+
 def test_what_ended_a_worker_is_not_read_by_the_driver(tmp_path: Path) -> None:
     row = {"audio": str(clips_of(VOICE)[10].path), "start": 0.0, "end": 0.5}
     reasons = [None, "decoder crashed", "decoder hung", "too soft"]
