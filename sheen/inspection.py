@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sheen.codec.info import DEFAULT_CODEC
-from sheen.config import fail
+from sheen.config import errors_of, fail
+from sheen.data.corpus import read_lines
 from sheen.engine.engine import Engine
 from sheen.engine.synthesis import synthesize_all
 from sheen.engine.types import RequestError, SynthesisParams
@@ -19,6 +20,7 @@ from sheen.engine.voice import Voice, load_voice
 from sheen.lm.checkpoint import INFO_FILE, CheckpointInfo, DurationModel, fit_durations
 from sheen.lm.recognition import describe_checkpoint
 from sheen.storage import files, folders, hub, uris
+from sheen.text.prompt import normalize
 
 TEXTS = (
     "Yes, of course.",
@@ -167,15 +169,17 @@ def main(argv: list[str], prog: str) -> int:
         target = target_of(options.model, options.output)
         texts: Sequence[str] = TEXTS
         if options.texts is not None:
-            lines = files.read_bytes(uris.absolute(options.texts)).decode().splitlines()
-            texts = [line for line in map(str.strip, lines) if line]
+            with errors_of("--texts"):
+                lines = read_lines(uris.absolute(options.texts))
+                if not (texts := [line for line in map(str.strip, lines) if line]):
+                    raise ValueError(f"{options.texts}: expected a text a line, and it has none")
         folder = hub.located(options.model)
         if not files.exists(folder):
             raise ValueError(f"model {options.model}: no such folder")
         info = describe_checkpoint(folder, form=options.form, codec=options.codec)
         if options.voices is not None:
             pace = next(iter(info.duration_model.values()), None)
-            info.voices = list(dict.fromkeys(options.voices))
+            info.voices = list(dict.fromkeys(map(normalize, options.voices)))
             info.duration_model = dict.fromkeys(info.voices or [""], pace) if pace else {}
         print("\n".join(describe(info)), flush=True)
         if target is None:  # said before minutes of measuring

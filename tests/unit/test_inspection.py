@@ -105,6 +105,27 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(
     assert "is not a Sheen checkpoint" in said
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"Good morning.\nCaf\xe9.\n", "line 2 is not UTF-8"),
+        ("Hello.\n".encode("utf-16"), "UTF-16"),
+        (b"\n \n", "expected a text a line"),
+        (None, ""),
+    ],
+)
+def test_texts_that_cannot_be_read_are_named_with_their_file(
+    tmp_path: Path, data: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "texts.txt"
+    if data is not None:
+        path.write_bytes(data)
+    assert inspect(CHECKPOINT, "--texts", path) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(path) in said
+    assert message in said
+
+
 @pytest.mark.slow
 def test_pace_is_measured_from_speech_that_ended_by_itself() -> None:
     voice = load_voice(str(CHECKPOINT))
