@@ -2,10 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sheen.config import ASR_MODELS, AsrLanguageField, JobConfig, SpeakingFields
 from sheen.engine.types import Sampling
+from sheen.text.prompt import normalize
+
+VoiceName = Annotated[str, AfterValidator(normalize)]
+"""As a list of prompts has speakers."""
 
 
 class EvaluateConfig(SpeakingFields, JobConfig):
@@ -22,14 +26,14 @@ class EvaluateConfig(SpeakingFields, JobConfig):
         ),
     ]
     voices: Annotated[
-        list[str] | None,
+        list[VoiceName] | None,
         Field(
             description="speak only prompts of these voices, and prompts without a voice in each "
             "of them; default: all that the checkpoint has"
         ),
     ] = None
     untrained_voices: Annotated[
-        list[str],
+        list[VoiceName],
         Field(
             description="voices to synthesize although the checkpoint was not trained on them: the "
             "baseline before fine-tuning"

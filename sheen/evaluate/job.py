@@ -27,6 +27,7 @@ from sheen.evaluate.output import AUDIO, write_rows
 from sheen.evaluate.prompts import (
     Plan,
     ReferenceRecording,
+    check_enrolled,
     plan_prompts,
     prepare_output,
     prompt_table,
@@ -105,6 +106,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     if config.voice_recordings is not None:
         with errors_of(f"--voice-recordings {config.voice_recordings}"):
             profiles = enroll_speakers(config.voice_recordings, info.sample_rate)
+        check_enrolled(config.voice_recordings, profiles.voices, plan.prompts)
     with output_lock(output):
         prepare_output(output, config, local, info, plan.prompts, profiles, references)
         blocks.merge_all(output)  # what an interrupted run committed

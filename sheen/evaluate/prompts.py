@@ -28,6 +28,7 @@ from sheen.runs.output import check_fingerprint, folder_digest, forget_idle_run,
 from sheen.scoring.asr.whisper import NAMES
 from sheen.scoring.speaker_id import ALL, SpeakerProfiles
 from sheen.storage import files, uris
+from sheen.text.prompt import normalize
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +55,12 @@ def read_references(location: str) -> dict[str, ReferenceRecording]:
     """The references of a file by speaker. Raises ValueError naming the file and the row."""
     found: dict[str, ReferenceRecording] = {}
     for row in plain_rows(uris.absolute(location)):
-        if not row["speaker"] or row["speaker"] in found:
+        speaker = normalize(row["speaker"] or "")  # as in prompts
+        if not speaker or speaker in found:
             continue
         if row["reason"] is not None:
             raise ValueError(f"{location}, {row['source']}: {row['reason']}: {row['detail']}")
-        found[row["speaker"]] = ReferenceRecording(files.read_bytes(row["audio"]), row["text"])
+        found[speaker] = ReferenceRecording(files.read_bytes(row["audio"]), row["text"])
     if not found:
         raise ValueError(f"{location}: no row has a speaker")
     return found
@@ -95,17 +97,15 @@ def plan_prompts(
                 f"--references: the checkpoint already has the voice {voice!r}; rename the speaker "
                 "of the reference"
             )
+    # Speakers are descriptions in words, of which there is no list.
+    described = info.prompt.describes and not info.voices and not config.untrained_voices
     known = list(dict.fromkeys([*info.voices, *config.untrained_voices, *references]))
     wanted = list(dict.fromkeys(config.voices)) if config.voices else known
     for voice in wanted:
-        if voice not in known:
+        if voice not in known and not described:
             raise ValueError(
                 f"--voices {voice}: the checkpoint has "
                 + (", ".join(known) if known else "one voice, without a name")
-            )
-        if voice == ALL:
-            raise ValueError(
-                f"--voices {voice}: reports use this name for all voices together; rename the voice"
             )
     if not info.follows_instructions and any(prompt.instruction for prompt in listed):
         logger.warning(
@@ -117,13 +117,13 @@ def plan_prompts(
     skipped: Counter[str] = Counter()
     prompts: list[Prompt] = []
     for prompt in listed:
-        if not known:
+        if not known and not described:
             prompts.append(replace(prompt, speaker=None))
         elif prompt.speaker is None:
-            prompts += [replace(prompt, speaker=voice) for voice in wanted]
-        elif prompt.speaker in wanted:
+            prompts += [replace(prompt, speaker=voice) for voice in wanted or [None]]
+        elif prompt.speaker in wanted or (described and not config.voices):
             prompts.append(prompt)
-        elif prompt.speaker in known:
+        elif prompt.speaker in known or described:
             skipped[f"voice {prompt.speaker!r} is not in --voices"] += 1
         else:
             skipped[f"the checkpoint has no voice {prompt.speaker!r}"] += 1
@@ -132,11 +132,34 @@ def plan_prompts(
             f"--prompts {config.prompts}: none is for {' or '.join(wanted)} "
             f"({', '.join(f'{count} x {reason}' for reason, count in skipped.items())})"
         )
+    if any(prompt.speaker == ALL for prompt in prompts):
+        raise ValueError(
+            f"a voice cannot be named {ALL!r}: reports use this name for all voices together; "
+            "rename the voice, or leave it out of --voices and --prompts"
+        )
     if config.per_voice is not None:
         prompts = _spread(prompts, config.per_voice)
     if config.audio == "files":
         _check_names(prompts)
     return Plan(prompts, skipped)
+
+
+def check_enrolled(location: str, enrolled: Collection[str], prompts: list[Prompt]) -> None:
+    """Raise ValueError if no voice of the prompts is in `enrolled`; warn if some are not, which
+    then have no speaker accuracy and similarity."""
+    voices = dict.fromkeys(prompt.speaker for prompt in prompts)
+    missing = [voice or "the voice without a name" for voice in voices if voice not in enrolled]
+    if not missing:
+        return
+    about = (
+        f"--voice-recordings {location}: no recordings of {', '.join(missing)}; it has "
+        f"{', '.join(enrolled)}"
+    )
+    if len(missing) == len(voices):
+        raise ValueError(
+            f"{about}: name speakers there as the voices, or leave --voice-recordings out"
+        )
+    logger.warning("%s: speaker accuracy and similarity are of the other voices alone", about)
 
 
 def _spread(prompts: list[Prompt], per_voice: int) -> list[Prompt]:

@@ -26,6 +26,7 @@ from sheen.audio.io import decode_audio
 from sheen.data.corpus import plain_rows
 from sheen.scoring.packaged import FAR_BELOW_DB, RATE, package_file, prepare_clip
 from sheen.storage import files, uris
+from sheen.text.prompt import normalize
 
 logger = logging.getLogger(__name__)
 
@@ -201,10 +202,11 @@ def read_speakers(
     by_voice: dict[str, list[dict[str, Any]]] = {}
     skipped: Counter[str] = Counter()
     for row in plain_rows(uris.absolute(location)):
-        if not row["speaker"]:
+        speaker = normalize(row["speaker"] or "")  # as in prompts
+        if not speaker:
             skipped["no speaker"] += 1
             continue
-        rows = by_voice.setdefault(row["speaker"], [])
+        rows = by_voice.setdefault(speaker, [])
         if row["reason"] in usable:
             rows.append(row)
         else:

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,11 @@ from sheen.data.prompts import Prompt
 from sheen.evaluate.config import EvaluateConfig
 from sheen.evaluate.job import speaker_arguments, with_absolute_paths
 from sheen.evaluate.output import PROMPT_SCHEMA
-from sheen.evaluate.prompts import plan_prompts, read_references, references_digest
+from sheen.evaluate.prompts import check_enrolled, plan_prompts, read_references, references_digest
 from sheen.evaluate.speak_stage import SpeakWorker
-from sheen.lm.checkpoint import CheckpointInfo
+from sheen.lm.checkpoint import CheckpointInfo, PromptInfo
 from sheen.rng import step_seed
+from sheen.scoring.speaker_id import ALL, read_speakers
 
 WORDS = "four two seven one"
 
@@ -59,6 +61,70 @@ def test_prompts_may_be_for_voices_of_recordings() -> None:
     assert [(prompt.id, prompt.speaker) for prompt in plan.prompts] == [("a", "ann"), ("b", "ann")]
     with pytest.raises(ValueError, match="the checkpoint already has the voice 'heart'"):
         plan_prompts(listed, info, config, ["heart"])
+
+
+def config_of(**fields: Any) -> EvaluateConfig:
+    return EvaluateConfig(model="m", prompts="p", output="o", **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, [("a", "A tired old man."), ("b", None), ("c", "A child.")]),
+        (
+            {"voices": ["A child.", "A queen."]},
+            [("b", "A child."), ("b", "A queen."), ("c", "A child.")],
+        ),
+    ],
+)
+def test_a_prompt_keeps_the_description_of_its_voice(
+    fields: dict[str, Any], expected: list[tuple[str, str | None]]
+) -> None:
+    """Of a model whose speakers are described in words, which has no list of them."""
+    info = CheckpointInfo.model_construct(voices=[], prompt=PromptInfo(name="maya1"))
+    listed = [Prompt("a", "one", "A tired old man."), Prompt("b", "two")]
+    listed.append(Prompt("c", "three", "A child."))
+    plan = plan_prompts(listed, info, config_of(**fields))
+    assert [(prompt.id, prompt.speaker) for prompt in plan.prompts] == expected
+    assert sum(plan.skipped.values()) == (1 if fields else 0)
+    with_reference = plan_prompts(listed, info, config_of(), ["ann"])
+    assert [prompt.speaker for prompt in with_reference.prompts] == [
+        "A tired old man.", "ann", "A child.",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="a voice cannot be named 'all'"):
+        plan_prompts([Prompt("a", "one", ALL)], info, config_of())
+
+
+def test_a_model_with_one_voice_that_has_no_name_ignores_those_of_prompts() -> None:
+    info = CheckpointInfo.model_construct(voices=[])
+    plan = plan_prompts([Prompt("a", "one", "A tired old man.")], info, config_of())
+    assert plan.prompts == [Prompt("a", "one")]
+
+
+def test_a_voice_is_the_same_in_either_form_of_unicode(tmp_path: Path) -> None:
+    composed, typed = "Zo\u00eb", " Zoe\u0308 "
+    path = manifest(tmp_path, *[{"speaker": name, "text": WORDS} for name in (typed, composed)])
+    assert list(read_references(path)) == [composed]
+    speakers = read_speakers(path, 24_000)
+    assert {name: len(clips) for name, clips in speakers.items()} == {composed: 2}
+    info = CheckpointInfo.model_construct(voices=["heart"])
+    config = config_of(voices=[typed], untrained_voices=[typed])
+    assert plan_prompts([Prompt("a", "one", composed)], info, config).prompts[0].speaker == composed
+
+
+def test_recordings_of_other_voices_than_those_that_speak_are_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing would be measured of these voices, and no word said of it."""
+    prompts = [Prompt("a", "one", "heart"), Prompt("b", "two", "liam")]
+    with pytest.raises(ValueError, match=r"--voice-recordings r: .* of heart, liam; it has Heart"):
+        check_enrolled("r", ["Heart", "ann"], prompts)
+    with pytest.raises(ValueError, match="of the voice without a name"):
+        check_enrolled("r", ["heart", "ann"], [Prompt("a", "one")])
+    check_enrolled("r", ["heart", "liam", "ann"], prompts)
+    assert not caplog.records
+    check_enrolled("r", ["heart", "ann"], prompts)
+    assert "r: no recordings of liam; it has heart, ann" in caplog.text
 
 
 @pytest.mark.slow
