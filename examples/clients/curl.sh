@@ -17,19 +17,27 @@ speak() { # what to ask for beside the text, and curl's own flags
     -d "{\"model\": \"sheen\", \"voice\": \"heart\", \"input\": \"Good morning, the coffee is ready.\", $fields}"
 }
 
+to_file() { # its name, and then as `speak`; of a refusal the file has the reason
+  local file="$folder/$1"
+  shift
+  speak "$@" -o "$file" || { [ ! -f "$file" ] || cat "$file"; echo; exit 1; }
+}
+
 echo "mp3, to a file:"
-speak '"response_format": "mp3"' -o "$folder/speech.mp3" \
-  -w '%{content_type}, %{size_download} bytes, the first after %{time_starttransfer} s\n' ||
-  { [ ! -f "$folder/speech.mp3" ] || cat "$folder/speech.mp3"; echo; exit 1; }
+to_file speech.mp3 '"response_format": "mp3"' \
+  -w '%{content_type}, %{size_download} bytes, the first after %{time_starttransfer} s\n'
 
 echo "events, the beginning of each:"
-speak '"stream_format": "sse", "response_format": "opus"' > "$folder/events"
+to_file events '"stream_format": "sse", "response_format": "opus"'
 grep '^data: ' "$folder/events" | cut -c 1-72
+grep -q 'speech\.audio\.done' "$folder/events" ||
+  { echo "the events ended without speech.audio.done" >&2; exit 1; }
 
 echo "pcm, as it comes:"
 if command -v ffplay > /dev/null; then
   speak '"response_format": "pcm"' |
     ffplay -autoexit -nodisp -loglevel error -f s16le -ar 24000 -ch_layout mono -i -
 else
-  echo "$(speak '"response_format": "pcm"' | wc -c) bytes (with ffplay you would hear them)"
+  to_file speech.pcm '"response_format": "pcm"'
+  echo "$(wc -c < "$folder/speech.pcm") bytes (with ffplay you would hear them)"
 fi

@@ -5,6 +5,7 @@ what was seen with the others, whose packages are no part of the development set
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -51,6 +52,64 @@ def test_help_needs_no_package_and_speaking_names_the_missing_one(script: Path) 
 
 def test_curl_is_a_script_that_bash_can_read() -> None:
     subprocess.run(["bash", "-n", str(CLIENTS / "curl.sh")], check=True)
+
+
+PCM, EVENTS = '"response_format": "pcm"', '"stream_format": "sse"'
+DELTA = 'data: {"type":"speech.audio.delta","audio":"AAAA"}\n\n'
+DONE = 'data: {"type":"speech.audio.done"}\n\n'
+STOPPED = 'data: {"type":"error","error":{"message":"stopped"}}\n\n'
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Speaks, except that a request with `words` in it gets an answer of the test."""
+
+    words, status, answer = "nothing", 200, ""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        status, data = 200, DELTA + DONE if EVENTS in body else "audio"
+        if self.words in body:
+            status, data = self.status, self.answer
+        self.send_response(status)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "answer", "told"),
+    [
+        ("nothing", 200, "", "5 bytes (with ffplay you would hear them)"),
+        ('"mp3"', 429, "too many", "too many"),
+        (EVENTS, 429, "too many", "too many"),
+        (EVENTS, 200, DELTA, "the events ended without speech.audio.done"),
+        (EVENTS, 200, STOPPED, '"message":"stopped"'),
+        (PCM, 429, "too many", "too many"),
+    ],
+)
+def test_curl_tells_every_failure_and_ends_with_it(
+    tmp_path: Path, words: str, status: int, answer: str, told: str
+) -> None:
+    for name in ("bash", "cat", "curl", "cut", "grep", "mktemp", "rm", "wc"):  # and no ffplay
+        (tmp_path / name).symlink_to(shutil.which(name) or pytest.skip(f"no {name}"))
+    handler = type("Handler", (Scripted,), {"words": words, "status": status, "answer": answer})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        done = subprocess.run(
+            ["bash", str(CLIENTS / "curl.sh"), f"http://127.0.0.1:{server.server_port}"],
+            env={"PATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        server.shutdown()
+        thread.join()
+    assert told in done.stdout + done.stderr
+    assert (done.returncode == 0) is (words == "nothing")
+    assert ("bytes (with ffplay" in done.stdout) is (words == "nothing")
 
 
 class Truncated(BaseHTTPRequestHandler):
