@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, cast, get_args
@@ -19,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
@@ -56,6 +58,7 @@ class JobConfig(BaseSettings):
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        allow_inf_nan=False,
     )
 
     config: str | None = Field(None, description="YAML file with any of the fields below")
@@ -136,6 +139,19 @@ class SpeakingFields(BaseModel):
     ] = None
 
 
+class _Variables(EnvSettingsSource):
+    """`SHEEN_` variables, in which a list is written as in a flag: JSON, or items with commas."""
+
+    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
+        try:
+            decoded = super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            decoded = None
+        if isinstance(decoded, list):
+            return decoded
+        return [item.strip() for item in value.split(",")]
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says which key and what was expected."""
 
@@ -168,7 +184,7 @@ def load_config(cls: type[Config], argv: list[str], prog: str) -> Config:
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (
                 sources["init_settings"],
-                sources["env_settings"],
+                _Variables(settings_cls),
                 YamlConfigSettingsSource(settings_cls),
             )
 
@@ -220,17 +236,20 @@ def _how(problem: Any) -> str:
 
 
 def _config_path(argv: list[str]) -> str | None:
-    for index, word in enumerate(argv):
-        if word == "--config" and index + 1 < len(argv):
-            return argv[index + 1]
-        if word.startswith("--config="):
-            return word.removeprefix("--config=")
-    return os.environ.get("SHEEN_CONFIG")
+    paths = [path for word, path in pairwise(argv) if word == "--config"]
+    paths += [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
+    if len(paths) > 1:
+        raise ConfigError(
+            f"--config is given {len(paths)} times ({', '.join(paths)}), expected once: put the "
+            "fields into one file, or give them as flags"
+        )
+    return paths[0] if paths else os.environ.get("SHEEN_CONFIG")
 
 
 def _check_file(path: str, known: list[str]) -> None:
     try:
-        values = yaml.safe_load(Path(path).read_text("utf-8"))
+        text = Path(path).read_text("utf-8")
+        values = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -240,6 +259,16 @@ def _check_file(path: str, known: list[str]) -> None:
     for key in values or {}:
         if key not in known:
             raise ConfigError(f"--config {path}: unknown key {key!r}{_near(str(key), known)}")
+    lines: dict[str, int] = {}
+    root = yaml.compose(text, yaml.SafeLoader)
+    for node, _ in root.value if isinstance(root, yaml.MappingNode) else []:
+        line = node.start_mark.line + 1
+        if node.value in lines:
+            raise ConfigError(
+                f"--config {path}: key {node.value!r} is in lines {lines[node.value]} and {line}, "
+                "expected once"
+            )
+        lines[node.value] = line
 
 
 def _near(word: str, known: list[str]) -> str:

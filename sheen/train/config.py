@@ -163,7 +163,7 @@ class TrainConfig(RunFields):
         ),
     ] = None
     level_weights: Annotated[
-        list[Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] | None,
+        list[Annotated[float, Field(ge=0.0)]] | None,
         Field(
             description="weights of the codec's levels in the training loss, coarse first: 3,1,0.3 "
             "for a codec of three. Default: equal weights. Logged losses are unweighted"
@@ -181,7 +181,6 @@ class TrainConfig(RunFields):
         float,
         Field(
             ge=0.0,
-            allow_inf_nan=False,
             description="weight of a loss term that guides two attention heads along the text: a "
             "model with random initial weights then learns sooner to use its text",
         ),

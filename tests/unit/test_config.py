@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -9,7 +10,9 @@ from helpers.example import ROOT, load_script
 from sheen.config import ConfigError, JobConfig, load_config
 from sheen.encode.config import EncodeConfig
 from sheen.evaluate.config import EvaluateConfig
+from sheen.prepare.config import PrepareConfig
 from sheen.runs.cluster import output_folder
+from sheen.train.codec.config import CodecTrainConfig
 from sheen.train.config import TrainConfig
 
 REQUIRED = ["--input", "flag-in", "--output", "flag-out"]
@@ -19,6 +22,7 @@ JOBS = [
     ("train.py", TrainConfig),
     ("evaluate.py", EvaluateConfig),
 ]
+OTHERS = [("", CodecTrainConfig), ("", PrepareConfig)]
 
 
 @pytest.fixture(autouse=True)
@@ -235,6 +239,65 @@ def test_all_bad_values_are_named_at_once() -> None:
 def test_a_share_of_everything_is_out_of_range() -> None:
     with pytest.raises(ConfigError, match=r"eval_share: .*less than 1.*1\.0"):
         load_config(TrainConfig, ["--data", "d", "--output", "o", "--eval-share", "1.0"], "train")
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("config", [config for _, config in [*JOBS, *OTHERS]])
+def test_numbers_are_finite(config: type[JobConfig], value: str, tmp_path: Path) -> None:
+    numbers = [
+        name
+        for name, field in config.model_fields.items()
+        if field.annotation is float or float in get_args(field.annotation)
+    ]
+    assert numbers
+    for name in numbers:
+        file = tmp_path / "job.yaml"
+        file.write_text(f"output: o\n{name}: .{value}\n".replace(".-", "-."), "utf-8")
+        with pytest.raises(ConfigError, match=f"{name}: "):
+            load_config(config, ["--config", str(file)], "job")
+
+
+def test_numbers_of_a_list_are_finite(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("output: o\nlevel_weights: [1, .inf]\n", "utf-8")
+    with pytest.raises(ConfigError, match=r"level_weights\.1: "):
+        load_config(TrainConfig, ["--config", str(file)], "job")
+
+
+@pytest.mark.parametrize(
+    "value", ["wandb,tensorboard", "wandb, tensorboard", '["wandb", "tensorboard"]']
+)
+def test_a_list_in_a_variable_is_written_as_in_a_flag(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    argv = ["--data", "d", "--output", "o"]
+    monkeypatch.setenv("SHEEN_TRACKERS", value)
+    assert load_config(TrainConfig, argv, "train").trackers == ["wandb", "tensorboard"]
+    monkeypatch.setenv("SHEEN_TRACKERS", "[]")
+    monkeypatch.setenv("SHEEN_LEVEL_WEIGHTS", "3,1,0.5")
+    monkeypatch.setenv("SHEEN_DATA", "/a/b")
+    loaded = load_config(TrainConfig, argv[2:], "train")
+    assert (loaded.trackers, loaded.level_weights, loaded.data) == ([], [3.0, 1.0, 0.5], ["/a/b"])
+
+
+@pytest.mark.parametrize("form", ["--config {}", "--config={}"])
+def test_no_file_is_passed_over_for_another(yaml_file: Path, form: str) -> None:
+    other = yaml_file.with_name("other.yaml")
+    other.write_text("seed: 1\n", "utf-8")
+    argv = [*form.format(yaml_file).split(), "--config", str(other)]
+    found = message(argv)
+    assert "--config is given 2 times" in found
+    assert str(yaml_file) in found
+    assert str(other) in found
+
+
+def test_a_key_that_is_twice_in_a_file_is_named_with_its_lines(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("null", "utf-8")
+    assert load([*REQUIRED, "--config", str(file)]).shifts == 1
+    file.write_text("input: i\nshifts: 2\noutput: o\nshifts: 3\n", "utf-8")
+    expected = f"--config {file}: key 'shifts' is in lines 2 and 4, expected once"
+    assert message(["--config", str(file)]) == expected
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
