@@ -20,6 +20,9 @@ FLOOR = 1e-5
 RANGE_DB = 60.0
 """Default depth below a recording's loudest point down to which the losses compare."""
 
+WINDOWS = (2048, 1024, 512, 256, 128)
+"""Default windows of the losses, samples. Audio must be longer than half of the first."""
+
 REPORT_WINDOW, REPORT_BANDS = 1024, 80
 
 Norm = Literal["slaney"] | None
@@ -76,7 +79,7 @@ class SpectralLoss(nn.Module):
     def __init__(
         self,
         sample_rate: int,
-        windows: tuple[int, ...] = (2048, 1024, 512, 256, 128),
+        windows: tuple[int, ...] = WINDOWS,
         range_db: float = RANGE_DB,
     ) -> None:
         super().__init__()

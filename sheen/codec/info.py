@@ -4,19 +4,21 @@ Owns the identity (weight hash and config) that datasets and checkpoints record.
 """
 
 import hashlib
-import json
+import inspect
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from sheen.storage import files, uris
+from sheen.storage import files, folders, uris
 
 DEFAULT_CODEC = "hubertsiuzdak/snac_24khz"
 CODEC_FOLDER = "codec"
 """Folder in a dataset or checkpoint with a copy of its codec."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "pytorch_model.bin"
+NEEDED = ("sampling_rate", "codebook_size", "vq_strides")
+"""Arguments of SNAC that `CodecInfo` reads; in a codec's own file they may be left out."""
 
 
 class CodecInfo(BaseModel, extra="forbid"):
@@ -74,12 +76,26 @@ def find_codec(source: str) -> Path:
     return folder
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """SNAC's arguments in a file; of those that are NEEDED, what is left out has SNAC's default.
+
+    Raises ValueError naming the file.
+    """
+    config = folders.load_record(str(path))
+    if absent := [name for name in NEEDED if name not in config]:
+        from snac import SNAC  # and with it torch: no published codec needs it
+
+        arguments = inspect.signature(SNAC).parameters
+        config |= {name: arguments[name].default for name in absent}
+    return config
+
+
 def describe_codec(source: str) -> CodecInfo:
     """Identity of a codec, for dataset.json and the checkpoint."""
     folder = find_codec(source)
     with (folder / WEIGHTS_FILE).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    config = read_config(folder / CONFIG_FILE)
     embedded = Path(source).expanduser().is_dir()
     return CodecInfo(source=source, sha256=digest, config=config, embedded=embedded)
 

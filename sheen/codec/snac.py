@@ -6,7 +6,6 @@ a window of an utterance decodes to the samples that the whole utterance has the
 about tokens.
 """
 
-import json
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -262,12 +261,12 @@ def open_codec(source: str, from_scratch: bool = False) -> tuple[SNAC, dict[str,
     be a JSON file of SNAC's own arguments) and the weights are random. Raises ValueError.
     """
     # Here, and not above: a codec that is already in memory needs neither pydantic nor pyarrow.
-    from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE, find_codec
+    from sheen.codec.info import CONFIG_FILE, WEIGHTS_FILE, find_codec, read_config
 
     shape_only = from_scratch and Path(source).expanduser().is_file()
     path = Path(source).expanduser() if shape_only else find_codec(source) / CONFIG_FILE
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = read_config(path)
         model = SNAC(**config)
         if math.prod(model.encoder_rates) != math.prod(model.decoder_rates):
             raise ValueError("encoder_rates and decoder_rates multiply to different numbers")

@@ -5,12 +5,15 @@ cannot work, resuming, and exporting the last average.
 """
 
 import hashlib
+import math
 from typing import Any
 
 import ray
 import torch
 from snac import SNAC
 
+from sheen.audio import spectral
+from sheen.codec import discriminators
 from sheen.codec.asr_features import AsrFeatureLoss, open_asr_encoder, weights_sha256
 from sheen.codec.info import CODEC_FOLDER
 from sheen.codec.snac import open_codec
@@ -57,6 +60,7 @@ def run(config: CodecTrainConfig) -> dict[str, Any]:
     check_trackers(config.trackers)
     torch.manual_seed(config.seed)  # of random weights
     model, codec_config = open_codec(config.codec, config.from_scratch)
+    _check_segments(config.segment_seconds, model)
     if config.codes_stay and config.half:
         _check_half(model, config.codec)
     recordings = find_recordings(uris.absolute(config.data), config.eval_recordings, config.seed)
@@ -133,6 +137,17 @@ def _check_stage(config: CodecTrainConfig) -> None:
         raise ValueError(
             f"{stage} does not go with {', '.join(changed)}: it leaves encoder and codebooks of "
             "--codec as they are; leave these flags out"
+        )
+
+
+def _check_segments(seconds: float, model: SNAC) -> None:
+    """Refuse segments that are shorter than the losses need."""
+    shortest = max(*spectral.WINDOWS, *discriminators.WINDOWS) // 2 + 1
+    if (samples := segment_samples(seconds, model)) < shortest:
+        raise ValueError(
+            f"--segment-seconds {seconds:g}: segments of {samples} samples at "
+            f"{model.sampling_rate} Hz; the losses need {shortest} or more: give at least "
+            f"{math.ceil(1000 * shortest / model.sampling_rate) / 1000:g}"
         )
 
 

@@ -12,11 +12,13 @@ from snac import SNAC
 from torch import nn
 
 from helpers.example import CODEC, NEW_VOICE, VOICES, clips_of, read_clip
+from helpers.tiny_codec import TINY
 from sheen import rng
 from sheen.codec.inference import DilatedConv, TransposedConv
-from sheen.codec.info import describe_codec
+from sheen.codec.info import CONFIG_FILE, NEEDED, describe_codec
 from sheen.codec.layout import TokenLayout
-from sheen.codec.snac import Codec, load_codec
+from sheen.codec.snac import Codec, load_codec, open_codec
+from sheen.codec.training import CodecFiles
 from sheen.engine.audio.streaming import StreamingDecoder, decode_ready
 
 TOLERANCE = 1e-6
@@ -304,6 +306,27 @@ def test_a_folder_that_is_no_codec_says_what_is_missing_or_unknown(tmp_path: Pat
     (tmp_path / "codec" / "config.json").write_text('{"sampling_rate": 24000, "colour": 1}')
     with pytest.raises(ValueError, match="colour"):
         load_codec(str(tmp_path / "codec"))
+
+
+@pytest.mark.parametrize("absent", NEEDED)
+def test_what_a_codecs_file_leaves_out_has_snacs_default(tmp_path: Path, absent: str) -> None:
+    arguments = {name: value for name, value in TINY.items() if name != absent}
+    model = SNAC(**arguments)
+    CodecFiles(arguments, torch.float32).write(tmp_path, model.state_dict())
+    info = describe_codec(str(tmp_path))
+    assert info.sample_rate == model.sampling_rate
+    assert info.codebook_size == model.codebook_size
+    assert list(info.strides) == list(model.vq_strides)
+    assert open_codec(str(tmp_path))[1] == info.config  # as a codec that is trained from it has it
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "null"])
+def test_a_codecs_file_that_holds_no_arguments_is_named(tmp_path: Path, content: str) -> None:
+    CodecFiles(TINY, torch.float32).write(tmp_path, {})
+    (tmp_path / CONFIG_FILE).write_text(content)
+    for use in (describe_codec, open_codec):
+        with pytest.raises(ValueError, match=rf"{CONFIG_FILE}: not (a )?JSON"):
+            use(str(tmp_path))
 
 
 def test_a_codec_is_known_by_its_weights(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from sheen.train.codec.decoder import (
 )
 from sheen.train.codec.job import run
 from sheen.train.codec.learner import CodecStep
-from sheen.train.codec.trainer import ADVERSARIAL_WEIGHT, loss_weights
+from sheen.train.codec.trainer import ADVERSARIAL_WEIGHT, loss_weights, segment_samples
 from sheen.train.learning.collectives import Collectives
 
 SAMPLES = 4096
@@ -323,6 +323,21 @@ def test_fields_of_the_other_stage_are_refused(
     with pytest.raises(ValueError, match=message):
         run(stage_two(tmp_path, **fields))
     assert not (tmp_path / "out").exists()
+
+
+def test_segments_that_are_too_short_for_the_losses_are_refused(tmp_path: Path) -> None:
+    arguments = TINY | {"encoder_rates": [2, 2], "decoder_rates": [2, 2], "vq_strides": [2, 1]}
+    model = tiny(arguments)
+    CodecFiles(arguments, torch.float32).write(tmp_path / "codec", model.state_dict())
+    for seconds in (1e-9, 0.01, 1024 / 24_000):
+        with pytest.raises(ValueError, match=r"--segment-seconds .*: give at least 0\.043"):
+            run(stage_two(tmp_path, codec=str(tmp_path / "codec"), segment_seconds=seconds))
+    fields = {"codec": str(tmp_path / "codec"), "segment_seconds": 0.043}
+    with pytest.raises(ValueError, match="data: no such file"):  # the next that is missing
+        run(stage_two(tmp_path, **fields))
+    learner = open_plain(model)
+    shortest = torch.randn(2, segment_samples(0.043, model))
+    assert learner.update(shortest, 0, 1e-3).norm.isfinite()
 
 
 def test_codes_that_16_bits_would_change_are_refused(tmp_path: Path) -> None:
