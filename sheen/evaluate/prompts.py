@@ -120,7 +120,7 @@ def plan_prompts(
         if not known and not described:
             prompts.append(replace(prompt, speaker=None))
         elif prompt.speaker is None:
-            prompts += [replace(prompt, speaker=voice) for voice in wanted or [None]]
+            prompts += [replace(prompt, speaker=voice) for voice in wanted] or [prompt]
         elif prompt.speaker in wanted or (described and not config.voices):
             prompts.append(prompt)
         elif prompt.speaker in known or described:
