@@ -17,7 +17,7 @@ import pytest
 from fastapi import Request, Response
 from starlette.testclient import TestClient
 
-from helpers.example import CHECKPOINT, VOICE, clips_of
+from helpers.example import CHECKPOINT, VOICE, VOICES, clips_of
 from helpers.in_process import openai_client, speech_app
 from helpers.recogniser import tiny_en
 from sheen.audio.io import encode_audio
@@ -140,8 +140,10 @@ def test_a_voice_is_kept_listed_spoken_and_deleted(
     }  # fmt: skip
     kept = client.get("/v1/audio/voices").json()
     assert kept["uploaded_voices"] == [shown]
-    own = [{"id": name, "name": name} for name in (VOICE,)]
-    assert kept["voices"] == [*own, {"id": shown["id"], "name": "alice"}]
+    *own, last = kept["voices"]
+    assert own == [{"id": name, "name": name} for name in backend.capabilities.voices]
+    assert {voice["name"] for voice in own} == set(VOICES)
+    assert last == {"id": shown["id"], "name": "alice"}
     assert [path.read_bytes() for path in folder.glob("*.recording")] == [recording()]
 
     alike = [
@@ -187,11 +189,14 @@ def test_what_is_being_spoken_is_not_affected_by_a_deletion(
     items = [{"input": word} for word in ("four", "two", "seven")]
     batch = BatchRequest.model_validate(SPOKEN | {"voice": "alice", "items": items})
 
+    async def body() -> dict[str, Any]:
+        return {"type": "http.request", "body": batch.model_dump_json().encode()}
+
     async def heard(respond: Callable[[Request], Awaitable[Any]], deleted: bool) -> bytes:
         record = RequestRecord()
         scope = {"type": "http", "path": "/", "headers": [], SCOPE_KEY: record}
         try:
-            parts = (await respond(Request(scope))).body_iterator
+            parts = (await respond(Request(scope, body))).body_iterator
             found = [await anext(parts) for _ in range(2)]  # of a batch, its head and one result
             if deleted:
                 assert await backend.references.delete("alice") is not None
