@@ -50,9 +50,9 @@ def test_on_a_gpu_a_voice_is_loaded_in_bfloat16(
     asked: list[torch.dtype] = []
     read = AutoModelForCausalLM.from_pretrained
 
-    def watched(source: str, dtype: torch.dtype) -> Any:
+    def watched(source: str, dtype: torch.dtype, **others: Any) -> Any:
         asked.append(dtype)
-        return read(source, dtype=dtype)
+        return read(source, dtype=dtype, **others)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
     loaded = [load_voice(str(checkpoint), device, dtype).dtype for device, dtype in ON_A_GPU]
