@@ -190,7 +190,8 @@ def language_normalizer(language: str | None) -> Callable[[str], str]:
 def normalize_english(text: str) -> str:
     """`text` in lower case and numerals: "Five thirty p.m., $24.99" is "530 pm 24 99 dollars".
 
-    Text that the library would make empty ("Um.") is kept, so that every reference has words.
+    Text that the library would leave without words ("Um.", "Um $.") is kept, so that every
+    reference has some.
     """
     # The library drops text in brackets, as notes on sounds. In a text to be spoken it is spoken,
     # and in a transcript a note on a sound that is not there is an error.
@@ -200,7 +201,8 @@ def normalize_english(text: str) -> str:
     written = _library()(spoken)
     written = _MONEY.sub(lambda match: f"{match[2]} {_SYMBOLS[match[1]]}", written)
     written = written.replace("%", " percent").replace(".", " ")
-    return " ".join(written.split()) or text.casefold()
+    written = " ".join(written.split())
+    return written if normalize_words(written) else text.casefold()
 
 
 def _time(match: re.Match[str]) -> str:

@@ -202,7 +202,7 @@ def test_normalized_words_survive_the_comparison_as_they_are() -> None:
     assert normalize_words(text) == text
 
 
-@pytest.mark.parametrize("text", ["Um.", "Hmm, uh..."])
+@pytest.mark.parametrize("text", ["Um.", "Hmm, uh...", "Um $.", "Mm, €!"])
 def test_a_text_of_fillers_alone_keeps_its_words(text: str) -> None:
     assert normalize_words(normalize_english(text)) == normalize_words(text)
 
