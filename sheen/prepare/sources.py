@@ -3,25 +3,22 @@
 An input is files, folders, globs and URIs. Texts lie next to recordings: chapter-1.txt, .srt or
 .vtt for chapter-1.mp3, talk.en.vtt for talk.mkv, and book.txt in a folder of chapters.
 
-Owns the prefix of the recordings' rows' ids, the count of skipped files, and reading a text as one,
-of subtitles (which package pysubs2 reads) the spoken part of their cues: without markup, notes on
-sounds, and lines repeated from the cue before. The times of cues are when a text is shown, not when
-it is spoken, and are not used for cutting. Opens no recording; dividing a text among segments is
-`sheen.prepare.alignment`'s.
+Owns the prefix of the recordings' rows' ids, the count of skipped files, and reading a text as one.
+Opens no recording. What of subtitles is spoken is `sheen.prepare.subtitles`'s, and dividing a text
+among segments `sheen.prepare.alignment`'s.
 """
 
-import html
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import Any
 
 from pyarrow import fs
 
 from sheen.data.schema import AUDIO_SUFFIXES, iter_lines
+from sheen.prepare.subtitles import joined_text, read_subtitles
 from sheen.storage import files, uris
+from sheen.text.normalization import language_code
 
 RECORDING_SUFFIXES = (
     *AUDIO_SUFFIXES,
@@ -32,38 +29,27 @@ RECORDING_SUFFIXES = (
 that a glob matches any but that of a text."""
 SUBTITLE_SUFFIXES = (".srt", ".vtt")
 TEXT_SUFFIXES = (".txt", *SUBTITLE_SUFFIXES)
-INSTALL_SUBTITLES = "pip install 'sheen[subtitles]'"
 
 _LANGUAGE = re.compile(r"(.+)\.([a-z]{2,3})(?:-[A-Za-z0-9-]+)?", re.DOTALL)
 """The name of subtitles in a language, without suffix: talk.en, talk.eng, or talk.en-orig of
 yt-dlp."""
 _LANGUAGES = """\
 af afr|am amh|ar ara|as asm|az aze|ba bak|be bel|bg bul|bn ben|bo bod tib|br bre|bs bos
-ca cat|cs ces cze|cy cym wel|da dan|de deu ger|el ell gre|en eng|es spa|et est
-eu eus baq|fa fas per|fi fin|fo fao|fr fra fre|gl glg|gu guj|ha hau|he heb|hi hin|hr hrv
-ht hat|hu hun|hy hye arm|id ind|is isl ice|it ita|ja jpn|jw jav|ka kat geo|kk kaz|km khm
+ca cat|cs ces cze|cy cym wel|da dan|el ell gre|et est
+eu eus baq|fa fas per|fi fin|fo fao|gl glg|gu guj|ha hau|he heb|hi hin|hr hrv
+ht hat|hy hye arm|id ind|is isl ice|ja jpn|jw jav|ka kat geo|kk kaz|km khm
 kn kan|ko kor|la lat|lb ltz|ln lin|lo lao|lt lit|lv lav|mg mlg|mi mri mao|mk mkd mac
 ml mal|mn mon|mr mar|ms msa may|mt mlt|my mya bur|ne nep|nl nld dut|nn nno|no nor nob
 oc oci|pa pan|pl pol|ps pus|pt por|ro ron rum|ru rus|sa san|sd snd|si sin|sk slk slo
-sl slv|sn sna|so som|sq sqi alb|sr srp|su sun|sv swe|sw swa|ta tam|te tel|tg tgk|th tha
+sl slv|sn sna|so som|sq sqi alb|sr srp|su sun|sw swa|ta tam|te tel|tg tgk|th tha
 tk tuk|tl tgl fil|tr tur|tt tat|uk ukr|ur urd|uz uzb|vi vie|yi yid|yo yor|zh zho chi cmn"""
 _TWO_LETTERS = {
     three: two
     for two, *others in map(str.split, re.split(r"[|\n]", _LANGUAGES))
     for three in others
 }
-"""The languages of Whisper that have such codes: those of ISO 639-2, also the bibliographic ones
-that video tools write (talk.eng.srt), and the codes that --language takes."""
-_SPEAKER = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
-_TAG = re.compile(r"</?\w[^>]*>|\{\\[^}]*\}")
-_NOTE = re.compile(
-    r"\[[^\]]*\]|\([^)]*\)|[♪♫][^♪♫]*[♪♫]|[♪♫]|^\s*#[^#]*#\s*$|(?<!\S)#\s[^#]*\s#(?!\S)"
-)
-"""Of a sound. Two `#` around a song are not those of "#1 and #2" or "C# and F#"."""
-_TIMES = re.compile(r"\s*\d[\d:.,]*\s*-+>\s*\d")
-"""The line of a cue's times, whatever is wrong with it."""
-_MARK = re.compile(r"^\s*[-–—](?=\s)|>>+")
-"""Marks a change of speaker."""
+"""The other languages of Whisper than those of `language_code`: codes of ISO 639-2, also the
+bibliographic ones that video tools write (talk.jpn.srt), and the codes that --language takes."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +198,8 @@ def _texts_of(names: Sequence[str], stems: set[str], language: str | None) -> di
         tagged = _LANGUAGE.fullmatch(stem)
         if stem in stems or tagged is None or not name.lower().endswith(SUBTITLE_SUFFIXES):
             continue
-        if language in (None, tagged[2], _TWO_LETTERS.get(tagged[2])):
+        code = _TWO_LETTERS.get(tagged[2]) or language_code(tagged[2])
+        if language in (None, tagged[2], code):
             spoken[tagged[1]].append(name)
     return dict(spoken) | exact
 
@@ -229,100 +216,3 @@ def read_text(location: str) -> str:
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-@dataclass(frozen=True)
-class Cue:
-    """Times in seconds, and the spoken text. `speaker`: NAME of WebVTT's <v NAME>."""
-
-    start: float
-    end: float
-    text: str
-    speaker: str | None = None
-
-
-def read_subtitles(location: str) -> list[Cue]:
-    """The cues with words, in order of time. ValueError naming the file."""
-    lines = [line for _, line in iter_lines(location)]
-    suffix = PurePosixPath(location.partition("?")[0]).suffix.lower()
-    try:
-        import pysubs2
-        from pysubs2.formats import get_format_class
-    except ImportError as error:
-        raise ValueError(
-            f"{location}: subtitles need package pysubs2: {INSTALL_SUBTITLES}"
-        ) from error
-    reader: Any = get_format_class(suffix.removeprefix("."))
-    times = [len(reader.TIMESTAMP.findall(line)) == 2 for line in lines]
-    for number, (line, parsed) in enumerate(zip(lines, times, strict=True), start=1):
-        if not parsed and any(times) and _TIMES.match(line):
-            raise ValueError(
-                f"{location}: line {number}: expected the times of a cue, such as "
-                f"00:00:01,000 --> 00:00:02,000 (in .vtt 00:01.000), not {line[:60]!r}"
-            )
-    try:
-        file: Any = pysubs2.SSAFile.from_string(
-            "\n".join(_numbered(lines, times, suffix == ".vtt")),
-            format_=suffix.removeprefix("."),
-            keep_unknown_html_tags=True,
-        )
-    except (pysubs2.Pysubs2Error, ValueError) as error:
-        raise ValueError(f"{location}: not valid {suffix} subtitles ({error})") from error
-    if not len(file):
-        raise ValueError(
-            f"{location}: it has no cue, expected lines such as 00:00:01,000 --> 00:00:02,000"
-        )
-    file.sort()
-    cues: list[Cue] = []
-    shown: list[str] = []
-    for event in file:
-        written = event.plaintext.split("\n")
-        spoken = [line for line in map(_spoken, written) if line]
-        new = spoken[_repeated(shown, spoken) :]
-        shown = spoken
-        speakers = _SPEAKER.findall(event.plaintext)
-        if new:
-            said_by = html.unescape(speakers[0]).strip() if len(set(speakers)) == 1 else None
-            cues.append(Cue(event.start / 1000, event.end / 1000, " ".join(new), said_by))
-    return cues
-
-
-def _numbered(lines: Sequence[str], times: Sequence[bool], vtt: bool) -> list[str]:
-    """The lines with a number behind each cue, for pysubs2, which takes a number there for the next
-    cue's and drops it. `times`: which lines are those of a cue's times.
-
-    In WebVTT an empty line ends a cue, and what follows is a name of the next or a note. In SubRip
-    a text may have empty lines.
-    """
-    before = lines[: times.index(True)] if True in times else []
-    last = next((line.strip() for line in reversed(before) if line.strip()), "")
-    has_numbers = last.isdecimal() and not vtt
-    found: list[str] = []
-    ended = False
-    for line, is_time in zip(lines, times, strict=True):
-        if is_time:
-            found += [line] if has_numbers else ["", "0", line]
-        elif not (ended or (vtt and not line)):
-            found.append(line.rstrip())
-        ended = vtt and not is_time and (ended or not line)
-    return [*found, "", "0"]
-
-
-def _spoken(line: str) -> str:
-    """The spoken part of a cue's line."""
-    plain = html.unescape(_TAG.sub("", line))
-    return " ".join(_MARK.sub(" ", _NOTE.sub(" ", plain)).split())
-
-
-def _repeated(before: Sequence[str], now: Sequence[str]) -> int:
-    """How many first lines repeat the last ones of the cue before: rolling captions show each line
-    twice."""
-    most = min(len(before), len(now))
-    return next(
-        (count for count in range(most, 0, -1) if list(before[-count:]) == list(now[:count])), 0
-    )
-
-
-def joined_text(cues: Sequence[Cue]) -> str:
-    """The text of all cues as one, since a sentence may continue over several."""
-    return " ".join(cue.text for cue in cues)
