@@ -32,7 +32,7 @@ CUTS, TRANSCRIPTS = "cuts", "transcripts"
 MANIFEST, REJECTED = "manifest.jsonl", "rejected.jsonl"
 REPORT, PAGE, REVIEW = "report.json", "report.html", "review.html"
 
-FORMAT = 7
+FORMAT = 8
 _FREE_FIELDS = {
     "config", "input", "output", "num_workers", "gpu", "max_no_speech", "min_logprob",
     "min_text_rate", "max_text_rate", "corrections", "review_rows", "segments",

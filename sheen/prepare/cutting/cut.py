@@ -40,6 +40,9 @@ GUARD_S = 0.05
 ONSET_S, ONSET_DB = 0.3, -30.0
 """Where a beginning would be within sound, less than ONSET_DB softer than the segment's loudest 10
 ms, voice activity is late: it then begins up to this much earlier, where it is quiet."""
+RELEASE_S = 0.1
+"""Where sound of ONSET_DB follows an end within this, as a final "d" is released after its closure,
+the segment ends where it is quiet again, if that is within this too. A breath is longer."""
 QUIET_S = 0.1
 """Length of the quietest place, for a cut within speech."""
 FLOOR = 1e-10
@@ -296,6 +299,7 @@ def _padded(
             if after is None and end >= seconds - FRAME_S:
                 end_at = EDGE
             end = _pad(levels, end, min(highest, end + RIGHT_S), late=True)
+            end = _after_release(levels, start, end, min(highest, start + longest))
         start, end = round(start, 3), math.floor(end * 1000 + 1e-6) / 1000
         within = levels[int(start / STEP_S) : math.ceil(end / STEP_S)]
         loudest = within.max(initial=0.0)
@@ -332,6 +336,18 @@ def _before_onset(levels: Levels, lowest: float, start: float, end: float) -> fl
     if len(quiet) and quiet[-1] < len(part) - 2:
         return (max(first, 0) + int(quiet[-1])) * STEP_S
     return start
+
+
+def _after_release(levels: Levels, start: float, end: float, highest: float) -> float:
+    """`end`, or where sound follows it at once, the end of the quiet 20 ms after the last of it, up
+    to `highest` and within RELEASE_S."""
+    first, last = math.ceil(end / STEP_S), math.floor(min(highest, end + RELEASE_S) / STEP_S)
+    loudest = levels[math.floor(start / STEP_S) : first].max(initial=0.0)
+    quiet = levels[first:last] < loudest * 10 ** (ONSET_DB / 10)
+    sounding = np.flatnonzero(~quiet)
+    if len(sounding) and sounding[-1] + 2 < len(quiet):
+        return (first + int(sounding[-1]) + 3) * STEP_S
+    return end
 
 
 def _pad(levels: Levels, first: float, last: float, *, late: bool) -> float:

@@ -134,6 +134,21 @@ def test_a_segment_does_not_begin_within_a_soft_consonant_that_voice_activity_mi
     assert noisy.start >= 1.0 - LEFT_S - STEP_S
 
 
+def test_a_segment_does_not_end_before_a_final_consonant_is_released() -> None:
+    probabilities, levels, seconds = recording(("pause", 1.0), ("speech", 4.0), ("pause", 1.0))
+    end = 5.0 + RIGHT_S
+    levels[500 : round(end / STEP_S)] *= 10  # the closure, less quiet than the pause is later on
+    (before,) = cut(probabilities, levels, seconds, SETTINGS)
+    assert before.end == pytest.approx(end, abs=0.04)
+    released = math.ceil(before.end / STEP_S) + 2
+    levels[released : released + 3] = levels.max() / 100  # 20 dB softer
+    (segment,) = cut(probabilities, levels, seconds, SETTINGS)
+    assert segment.end == pytest.approx((released + 5) * STEP_S)
+    levels[released : released + 30] = levels.max() / 100  # a breath, or noise: as before
+    (breath,) = cut(probabilities, levels, seconds, SETTINGS)
+    assert breath.end == before.end
+
+
 def test_a_click_and_a_dip_are_neither_speech_nor_pause() -> None:
     probabilities = np.full(100, 0.02, np.float32)
     probabilities[10:12] = 0.9
