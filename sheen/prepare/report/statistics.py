@@ -45,7 +45,8 @@ def statistics_of(
         "hours_in": hours_in,
         "hours_out": hours_out,
         "hours_rejected": hours_rejected,
-        "hours_between": hours_in - hours_out - hours_rejected,
+        # The seconds of rows are rounded: without a pause, the difference may be below zero.
+        "hours_between": max(0.0, hours_in - hours_out - hours_rejected),
         "rows_out": len(kept),
         "rows_rejected": len(rejected),
         "rejects": dict(sorted(rejects.items(), key=lambda pair: -pair[1]["rows"])),

@@ -15,6 +15,7 @@ from sheen.prepare.rejections.reasons import TEXT_DIFFERS
 from sheen.prepare.report.pages import (
     CLIP_RATE,
     _differing_texts,
+    _hours_blocks,
     render_corrections,
     render_report,
 )
@@ -111,6 +112,17 @@ def test_recordings_in_one_file_count_as_what_they_are() -> None:
     report = statistics_of(sources, {}, inside)
     assert (report["recordings"], report["recordings_used"]) == (3, 1)
     assert report["hours_between"] == pytest.approx(0)
+
+
+def test_recordings_that_are_whole_segments_have_no_pauses_between_them() -> None:
+    # A row's seconds are rounded, here up.
+    whole = [row(f"r{n}", seconds=1.2346) for n in range(3)]
+    sources = [{**SOURCES[0], "seconds": 1.23456, "channels": 1} for _ in whole]
+    report = {"asr": None} | statistics_of(sources, {}, whole)
+    assert report["hours_between"] == 0
+    facts = _hours_blocks(report)[0]
+    assert isinstance(facts, Table)
+    assert ("pauses between segments", "0 s (0.0%)") in facts.rows
 
 
 @pytest.mark.slow
