@@ -145,6 +145,7 @@ def test_a_refusal_is_read_out(tab: Page, speaker: Speaker) -> None:
     tab.click("#speak")
     tab.until(f"{STATE} === 'failed'")
     assert tab.text("[role=alert]") == "all 8 slots are taken. Try again in 3 s."
+    assert tab.text("#length") == ""  # not of the speech that was expected
     assert tab.errors() == {"network": 1}
     tab.evaluate("document.querySelector('#text').value = ''")
     fill(tab, TEXT)

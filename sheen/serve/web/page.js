@@ -191,6 +191,7 @@ async function fail(mine, error) {
   waveform.complete();
   run = null;
   setState("failed", $.status.textContent);
+  draw(waveform.heard);
   if (!$["key-field"].hidden && !$.key.value) $.key.focus();
 }
 
