@@ -170,6 +170,52 @@ def test_a_stream_that_breaks_off_says_so(
     assert speaker.sent.startswith(came)
 
 
+HOLD_DECODED = """(() => {
+  const decode = AudioContext.prototype.decodeAudioData;
+  const held = new Promise((resolve) => (window.letGo = resolve));
+  AudioContext.prototype.decodeAudioData = async function (bytes) {
+    const buffer = await decode.call(this, bytes);
+    document.body.dataset.decoded = "held";
+    await held;
+    return buffer;
+  };
+})()"""
+"""What is decoded comes after `letGo()`, as if there was much of it."""
+
+
+@needs_chromium
+@pytest.mark.parametrize("audio_format", ["mp3", "flac"])
+def test_what_is_decoded_after_a_stop_is_neither_heard_nor_shown(
+    tab: Page, speaker: Speaker, audio_format: str
+) -> None:
+    tab.evaluate(HOLD_DECODED)
+    fill(tab, TEXT, audio_format)
+    tab.click("#speak")
+    tab.until("document.body.dataset.decoded")
+    tab.evaluate("window.left = run.player; null")
+    tab.press("Escape")
+    assert tab.evaluate(STATE) == "stopped"
+    tab.evaluate("letGo(); new Promise((resolve) => setTimeout(resolve))")
+    assert tab.evaluate("left.nodes?.size ?? 0") == 0
+    assert tab.text("#duration") == "–"
+    assert not tab.errors()
+
+
+@needs_chromium
+def test_no_player_is_kept_for_good(tab: Page, speaker: Speaker) -> None:
+    """The address of a media source holds it, its player and all that it has buffered."""
+    tab.evaluate("""
+      window.addresses = new Set();
+      const [make, revoke] = [URL.createObjectURL, URL.revokeObjectURL];
+      URL.createObjectURL = (one) => { const url = make(one); addresses.add(url); return url; };
+      URL.revokeObjectURL = (url) => { addresses.delete(url); revoke(url); };
+    """)
+    fill(tab, TEXT, "mp3")
+    tab.click("#speak")
+    tab.until(HEARD)
+    assert tab.evaluate("addresses.size") == 0
+
+
 @pytest.fixture
 def locked() -> Iterator[None]:
     set_gate(Gate(lambda: frozenset({digest("sesame")})))

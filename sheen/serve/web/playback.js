@@ -107,6 +107,7 @@ class PcmPlayer {
     this.reader = new PcmReader(hasHeader);
     this.nodes = new Set(); // that have not ended
     this.complete = false;
+    this.stopped = false;
     this.seconds = 0; // scheduled
     this.until = 0; // when all that is scheduled has sounded, on the context's clock
     this.audible = false;
@@ -159,6 +160,7 @@ class PcmPlayer {
   }
 
   stop() {
+    this.stopped = true;
     for (const node of this.nodes) node.stop();
     this.end();
   }
@@ -174,7 +176,9 @@ class WholePlayer extends PcmPlayer {
   push() {}
 
   async finish(blob) {
-    this.schedule(...(await decoded(this.context, blob)));
+    const found = await decoded(this.context, blob);
+    if (this.stopped) return;
+    this.schedule(...found);
     await super.finish();
   }
 }
@@ -191,7 +195,8 @@ class MediaPlayer {
     this.source = new MediaSourceKind();
     this.audio = new Audio();
     this.audio.disableRemotePlayback = true; // a managed source asks for it
-    this.audio.src = URL.createObjectURL(this.source);
+    this.address = URL.createObjectURL(this.source);
+    this.audio.src = this.address;
     this.begun = once(this.audio, "playing").then(() => {
       this.audio.addEventListener("waiting", () => (this.gaps += 1));
       return performance.now() - 1000 * this.audio.currentTime;
@@ -203,8 +208,14 @@ class MediaPlayer {
     });
     this.audio.play().catch(this.fail);
     this.work = once(this.source, "sourceopen").then(() => {
+      this.forget();
       this.buffer = this.source.addSourceBuffer(type);
     });
+  }
+
+  // While the address exists, the browser keeps the source, its player and what was buffered.
+  forget() {
+    URL.revokeObjectURL(this.address);
   }
 
   push(bytes) {
@@ -233,6 +244,7 @@ class MediaPlayer {
   async finish(blob) {
     this.inOrder(() => this.source.endOfStream());
     const [samples, rate] = await decoded(this.context, blob);
+    if (this.stopped) return;
     this.listener.samples(samples, rate);
     const audible = firstAudible(samples);
     if (audible >= 0) this.begun.then((time) => this.listener.heard(time + (1000 * audible) / rate));
@@ -241,6 +253,7 @@ class MediaPlayer {
   stop() {
     this.stopped = true;
     this.end();
+    this.forget(); // it may never have opened
     this.audio.removeAttribute("src");
     this.audio.load();
   }
