@@ -61,6 +61,8 @@ document.addEventListener("keydown", (event) => {
   const row = rows[at];
   if (row === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target === textOf(row)) {
+    // An input method's own keys; to Safari, the Enter that ends it is no part of it but 229.
+    if (event.isComposing || event.keyCode === 229) return;
     if (event.key !== "Escape" && event.key !== "Enter") return;
     event.preventDefault();
     if (event.key === "Enter") go(at + 1);
@@ -79,6 +81,8 @@ document.addEventListener("keydown", (event) => {
   };
   if (!(event.key in keys)) return;
   event.preventDefault();
+  // A key that is held moves on, but decides on no row that nobody has heard.
+  if (event.repeat && !event.key.startsWith("Arrow")) return;
   keys[event.key]();
 });
 

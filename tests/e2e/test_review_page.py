@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.browser import CHROMIUM, Browser
+from helpers.browser import CHROMIUM, Browser, Page
 from helpers.pages import HOSTILE
 from sheen.prepare.corrections import read_corrections
 from sheen.report.review import ReviewRow, render_review
@@ -21,15 +21,32 @@ PLAYED = """(() => {
 })()"""
 
 
-def test_a_person_listens_corrects_and_downloads(browser: Browser, tmp_path: Path) -> None:
+COUNT = "document.querySelector('#count').textContent"
+
+
+def review(folder: Path, texts: list[str]) -> str:
+    """The address of a page of rows with these texts."""
     tone = 0.2 * np.sin(np.arange(24_000) / 8).astype(np.float32)
     rows = [
         ReviewRow(f"a/b-{place} ü", text, "unsure", False, tone, 24_000)
-        for place, text in enumerate(TEXTS)
+        for place, text in enumerate(texts)
     ]
-    path = tmp_path / "review.html"
+    path = folder / "review.html"
     path.write_text(render_review("Segments", rows, 0), "utf-8")
-    page = browser.open(path.as_uri())
+    return path.as_uri()
+
+
+def hit(page: Page, selector: str, key: str, **fields: object) -> None:
+    """A key as the browser tells of it, with what no key of this test's would have."""
+    event = json.dumps({"key": key, "bubbles": True, "cancelable": True, **fields})
+    page.evaluate(
+        f"{{ const one = document.querySelector({selector!r}); one.focus();"
+        f" one.dispatchEvent(new KeyboardEvent('keydown', {event})); }}"
+    )
+
+
+def test_a_person_listens_corrects_and_downloads(browser: Browser, tmp_path: Path) -> None:
+    page = browser.open(review(tmp_path, TEXTS))
     assert page.text("#count") == "0 of 4 checked"
     assert page.evaluate("document.querySelector('#save').disabled")
     assert page.evaluate("[...document.querySelectorAll('textarea')].map(t => t.value)") == TEXTS
@@ -65,3 +82,21 @@ def test_a_person_listens_corrects_and_downloads(browser: Browser, tmp_path: Pat
     ]
     assert len(read_corrections(str(saved))) == 3
     assert not page.errors()
+
+
+@pytest.mark.parametrize("composing", [{"isComposing": True}, {"keyCode": 229}])
+def test_the_enter_of_an_input_method_does_not_leave_the_text(
+    browser: Browser, tmp_path: Path, composing: dict[str, object]
+) -> None:
+    page = browser.open(review(tmp_path, ["こんにちは", "さようなら"]))
+    hit(page, "textarea", "Enter", **composing)
+    assert page.evaluate("document.activeElement === document.querySelector('textarea')")
+
+
+def test_a_key_that_is_held_decides_on_one_row(browser: Browser, tmp_path: Path) -> None:
+    page = browser.open(review(tmp_path, TEXTS))
+    for key in ("Enter", "x"):
+        hit(page, "article", key, repeat=True)
+    assert page.evaluate(COUNT) == "0 of 4 checked"
+    hit(page, "article", "ArrowDown", repeat=True)
+    assert page.evaluate("document.activeElement.id") == "a/b-1 ü"
