@@ -93,5 +93,5 @@ document.querySelector("#save").addEventListener("click", () => {
   link.href = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
   link.download = "corrections.jsonl";
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // the browser reads it after the click
 });

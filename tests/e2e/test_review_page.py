@@ -100,3 +100,20 @@ def test_a_key_that_is_held_decides_on_one_row(browser: Browser, tmp_path: Path)
     assert page.evaluate(COUNT) == "0 of 4 checked"
     hit(page, "article", "ArrowDown", repeat=True)
     assert page.evaluate("document.activeElement.id") == "a/b-1 ü"
+
+
+def test_what_is_saved_stays_until_the_browser_has_read_it(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """Safari reads it after the click."""
+    page = browser.open(review(tmp_path, TEXTS))
+    page.click("[value=good]")
+    assert (
+        page.evaluate("""(() => {
+      let revoked = false;
+      URL.revokeObjectURL = () => { revoked = true; };
+      document.querySelector('#save').click();
+      return revoked;
+    })()""")
+        is False
+    )
