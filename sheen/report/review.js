@@ -23,9 +23,11 @@ function count() {
 
 function mark(row, change) {
   const was = textOf(row).defaultValue;
+  const empty = textOf(row).value.trim() === "";
+  textOf(row).setCustomValidity(empty ? "A row without a text cannot be good: write one, or call it wrong." : "");
   const next = { ...done.get(row.id), ...change };
-  if (next.text === was || next.text?.trim() === "") delete next.text;
-  if (next.verdict === undefined) delete next.verdict;
+  if (next.text === was || empty) delete next.text;
+  if (next.verdict === undefined || (empty && next.verdict === "good")) delete next.verdict;
   if (Object.keys(next).length) done.set(row.id, next);
   else done.delete(row.id);
   localStorage.setItem(store, JSON.stringify(Object.fromEntries(done)));
@@ -41,9 +43,10 @@ function go(place) {
   play(rows[at]);
 }
 
+// Whether the row could be given the verdict.
 function decide(row, verdict) {
-  const pressed = done.get(row.id)?.verdict === verdict;
-  mark(row, { verdict: pressed ? undefined : verdict });
+  mark(row, { verdict });
+  return verdict !== "good" || textOf(row).reportValidity();
 }
 
 rows.forEach((row, place) => {
@@ -53,7 +56,10 @@ rows.forEach((row, place) => {
   row.addEventListener("focusin", () => { at = place; });
   textOf(row).addEventListener("input", () => mark(row, { text: textOf(row).value.trim() }));
   for (const button of row.querySelectorAll("button"))
-    button.addEventListener("click", () => decide(row, button.value));
+    button.addEventListener("click", () => {
+      const pressed = done.get(row.id)?.verdict === button.value;
+      decide(row, pressed ? undefined : button.value);
+    });
 });
 count();
 
@@ -73,8 +79,8 @@ document.addEventListener("keydown", (event) => {
   const player = playerOf(row);
   const keys = {
     " ": () => (player.paused ? play(row) : player.pause()),
-    Enter: () => { mark(row, { verdict: "good" }); go(at + 1); },
-    x: () => { mark(row, { verdict: "wrong" }); go(at + 1); },
+    Enter: () => { if (decide(row, "good")) go(at + 1); },
+    x: () => { if (decide(row, "wrong")) go(at + 1); },
     e: () => textOf(row).focus(),
     ArrowDown: () => go(at + 1),
     ArrowUp: () => go(at - 1),

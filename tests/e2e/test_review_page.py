@@ -102,6 +102,29 @@ def test_a_key_that_is_held_decides_on_one_row(browser: Browser, tmp_path: Path)
     assert page.evaluate("document.activeElement.id") == "a/b-1 ü"
 
 
+def test_a_row_without_a_text_cannot_be_good(browser: Browser, tmp_path: Path) -> None:
+    """The prepare job would refuse the whole file."""
+    page = browser.open(review(tmp_path, ["", "Two."]))
+    page.click("article:nth-of-type(1) [value=good]")
+    assert page.evaluate(COUNT) == "0 of 2 checked"
+    assert page.evaluate("document.activeElement === document.querySelector('textarea')")
+    assert page.evaluate("document.querySelector('textarea').validationMessage")
+    page.type("One.")
+    page.click("article:nth-of-type(1) [value=good]")
+    page.click("article:nth-of-type(2) [value=good]")
+    assert page.evaluate(COUNT) == "2 of 2 checked"
+    page.evaluate("document.querySelectorAll('textarea')[1].select()")
+    page.type(" ")
+    assert page.evaluate(COUNT) == "1 of 2 checked"
+    page.click("article:nth-of-type(2) [value=wrong]")
+    (tmp_path / "saved").mkdir()
+    saved = page.download("#save", tmp_path / "saved")
+    assert [json.loads(line) for line in saved.read_text("utf-8").splitlines()] == [
+        {"id": "a/b-0 ü", "was": "", "text": "One.", "verdict": "good"},
+        {"id": "a/b-1 ü", "was": "Two.", "verdict": "wrong"},
+    ]
+
+
 def test_what_is_saved_stays_until_the_browser_has_read_it(
     browser: Browser, tmp_path: Path
 ) -> None:
