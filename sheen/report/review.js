@@ -1,8 +1,24 @@
 "use strict";
 const rows = [...document.querySelectorAll("article")];
 const store = `sheen-review-${document.body.dataset.key}`;
-const done = new Map(Object.entries(JSON.parse(localStorage.getItem(store) ?? "{}")));
+let kept = true;
+let done = read();
 let at = 0;
+
+// Browsers that block storage throw; the marks then last as long as the page.
+function stored(action) {
+  try {
+    return action(localStorage);
+  } catch (error) {
+    if (!["SecurityError", "QuotaExceededError"].includes(error.name)) throw error;
+    kept = false;
+    return null;
+  }
+}
+
+function read() {
+  return new Map(Object.entries(JSON.parse(stored((storage) => storage.getItem(store)) ?? "{}")));
+}
 
 const textOf = (row) => row.querySelector("textarea");
 const playerOf = (row) => row.querySelector("audio");
@@ -17,7 +33,8 @@ function show(row) {
 }
 
 function count() {
-  document.querySelector("#count").textContent = `${done.size} of ${rows.length} checked`;
+  const lost = kept ? "" : ". This browser does not keep it: download before you leave the page.";
+  document.querySelector("#count").textContent = `${done.size} of ${rows.length} checked${lost}`;
   document.querySelector("#save").disabled = done.size === 0;
 }
 
@@ -30,7 +47,7 @@ function mark(row, change) {
   if (next.verdict === undefined || (empty && next.verdict === "good")) delete next.verdict;
   if (Object.keys(next).length) done.set(row.id, next);
   else done.delete(row.id);
-  localStorage.setItem(store, JSON.stringify(Object.fromEntries(done)));
+  stored((storage) => storage.setItem(store, JSON.stringify(Object.fromEntries(done))));
   show(row);
   count();
 }
@@ -49,10 +66,13 @@ function decide(row, verdict) {
   return verdict !== "good" || textOf(row).reportValidity();
 }
 
-rows.forEach((row, place) => {
-  const mine = done.get(row.id);
-  if (mine?.text !== undefined) textOf(row).value = mine.text;
+function restore(row) {
+  textOf(row).value = done.get(row.id)?.text ?? textOf(row).defaultValue;
   show(row);
+}
+
+rows.forEach((row, place) => {
+  restore(row);
   row.addEventListener("focusin", () => { at = place; });
   textOf(row).addEventListener("input", () => mark(row, { text: textOf(row).value.trim() }));
   for (const button of row.querySelectorAll("button"))
@@ -62,6 +82,14 @@ rows.forEach((row, place) => {
     });
 });
 count();
+
+// Another tab of this page marked a row: what this one stores would undo it.
+window.addEventListener("storage", ({ key }) => {
+  if (key !== store && key !== null) return;
+  done = read();
+  rows.forEach(restore);
+  count();
+});
 
 document.addEventListener("keydown", (event) => {
   const row = rows[at];

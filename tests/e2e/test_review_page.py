@@ -125,6 +125,36 @@ def test_a_row_without_a_text_cannot_be_good(browser: Browser, tmp_path: Path) -
     ]
 
 
+def test_two_tabs_do_not_undo_each_others_corrections(browser: Browser, tmp_path: Path) -> None:
+    url = review(tmp_path, TEXTS)
+    one = browser.open(url)
+    two = browser.open(url, beside=one)
+    two.evaluate("document.querySelectorAll('textarea')[1].select()")
+    two.type("Two, late.")
+    one.until(f"{COUNT} === '1 of 4 checked'")
+    assert one.evaluate("document.querySelectorAll('textarea')[1].value") == "Two, late."
+    one.click("article:nth-of-type(1) [value=good]")
+    with browser.expecting("Page.loadEventFired"):
+        two.call("Page.reload")
+    assert two.evaluate(COUNT) == "2 of 4 checked"
+
+
+def test_a_browser_that_keeps_nothing_is_told_of(browser: Browser, tmp_path: Path) -> None:
+    page = browser.open("about:blank")
+    page.call(
+        "Page.addScriptToEvaluateOnNewDocument",
+        source="Object.defineProperty(window, 'localStorage', { get() {"
+        " throw new DOMException('Access is denied for this document.', 'SecurityError'); } })",
+    )
+    with browser.expecting("Page.loadEventFired"):
+        page.call("Page.navigate", url=review(tmp_path, TEXTS))
+    page.click("article:nth-of-type(1) [value=good]")
+    assert page.evaluate(COUNT) == (
+        "1 of 4 checked. This browser does not keep it: download before you leave the page."
+    )
+    assert not page.errors()
+
+
 def test_what_is_saved_stays_until_the_browser_has_read_it(
     browser: Browser, tmp_path: Path
 ) -> None:

@@ -114,9 +114,13 @@ class Browser:
                 self.events.append(message)
             yield message
 
-    def open(self, url: str) -> "Page":
-        """A new tab, loaded, with nothing kept from others."""
-        context = self.call("Target.createBrowserContext")["browserContextId"]
+    def open(self, url: str, beside: "Page | None" = None) -> "Page":
+        """A new tab, loaded, with nothing kept from others but from `beside`."""
+        context = (
+            self.call("Target.createBrowserContext")["browserContextId"]
+            if beside is None
+            else beside.context
+        )
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         page = Page(self, attached["sessionId"], context)
@@ -131,10 +135,10 @@ class Page:
     """One tab."""
 
     def __init__(self, browser: Browser, session: str, context: str) -> None:
-        self._browser, self._session, self._context = browser, session, context
+        self._browser, self._session, self.context = browser, session, context
 
     def close(self) -> None:
-        self._browser.call("Target.disposeBrowserContext", browserContextId=self._context)
+        self._browser.call("Target.disposeBrowserContext", browserContextId=self.context)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._browser.call(method, self._session, **params)
@@ -182,7 +186,7 @@ class Page:
             "Browser.setDownloadBehavior",
             behavior="allow",
             downloadPath=str(folder),
-            browserContextId=self._context,
+            browserContextId=self.context,
             eventsEnabled=True,
         )
         with self._browser.expecting("Browser.downloadProgress", state="completed"):
