@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from serve import TEXTS, lines_of
-from serve_client import Endpoint, UsageError, ask, first_id, open_session
+from serve_client import Endpoint, UsageError, ask, base_of, first_id, open_session
 from serving import DEFAULT_MODEL
 from serving_sides import generate_alone
 
@@ -58,7 +58,8 @@ async def measure(options: argparse.Namespace) -> None:
         for number, text in enumerate([*texts[:WARM_UP], *texts]):
             outcome = await ask(session, endpoint, text)
             if not outcome.ok or outcome.first_byte is None or outcome.listener.audible is None:
-                raise UsageError(f"{text!r}: {outcome.error or 'no audible sample'}")
+                refused = "refused" if outcome.refused else ""
+                raise UsageError(f"{text!r}: {outcome.error or refused or 'no audible sample'}")
             seconds = await asyncio.to_thread(whole_seconds, voice, plain, text, number)
             if number < WARM_UP:
                 continue
@@ -75,7 +76,9 @@ async def measure(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="(default: %(default)s)")
+    parser.add_argument(
+        "--url", type=base_of, default="http://127.0.0.1:8000", help="(default: %(default)s)"
+    )
     parser.add_argument("--model", default=str(DEFAULT_MODEL), help="the server's checkpoint")
     parser.add_argument("--sentences", type=int, default=100)
     options = parser.parse_args(argv)

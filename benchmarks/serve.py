@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import aiohttp
 import numpy as np
 from serve_audio import FORMATS
-from serve_client import Endpoint, Outcome, UsageError, ask, first_id, open_session
+from serve_client import Endpoint, Outcome, UsageError, ask, base_of, first_id, open_session
 from serve_loops import closed_loop, highest_rate, open_loop
 from serve_report import HEADER, Row, circumstances
 
@@ -206,7 +206,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--url {options.url}: expected http://… or https://…")
     if options.json and not Path(options.json).absolute().parent.is_dir():
         parser.error(f"--json {options.json}: no such folder")
-    options.url = options.url.rstrip("/").removesuffix("/v1")
+    options.url = base_of(options.url)
     if not options.concurrency and not options.rate and not options.find_rate:
         options.concurrency = DEFAULT_CONCURRENCY
     options.concurrency, options.rate = options.concurrency or [], options.rate or []

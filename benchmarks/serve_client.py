@@ -33,6 +33,11 @@ class UsageError(ValueError):
     """What was asked for cannot be done: it says what and why."""
 
 
+def base_of(url: str) -> str:
+    """Of a server: without the `/v1` that clients are given."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """What all requests of a run share."""

@@ -23,9 +23,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from helpers.example import RATE, ROOT, load_script
 
 sys.path.append(str(ROOT / "benchmarks"))
+from serve_client import Outcome
 from serve_loops import NEAR, highest_rate
 
 TOOL = ROOT / "benchmarks" / "serve.py"
+CROWD = ROOT / "benchmarks" / "serve_crowd.py"
 KEY = "not-to-be-written"
 SILENCE_S = 0.5
 TONE = (8000 * np.sin(np.arange(RATE // 2) * 0.2 + 1)).astype("<i2")  # half a second
@@ -245,3 +247,54 @@ def test_the_load_tool_runs_from_any_folder(tmp_path: Path) -> None:
     command = [sys.executable, str(TOOL), "--rate", "fast"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def crowd(url: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Two who ask for a text, alone and beside three more."""
+    (folder / "texts.txt").write_text(text, "utf-8")
+    tool = load_script(CROWD)
+    monkeypatch.setattr(tool, "TEXTS", folder / "texts.txt")
+    few = ["--first", "2", "--crowd", "3", "--rounds", "1", "--come-back"]
+    status = tool.main(["--url", f"{url}/v1/", "--api-key", KEY, *few])
+    assert isinstance(status, int)
+    return status
+
+
+def test_a_crowd_is_told_apart_by_what_became_of_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert crowd(url, "plain", tmp_path, monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "| alone | 2 of 2 |" in said
+    assert "The crowd, 3 requests: 3 spoken, 0 refused with 429, 0 failed." in said
+    assert crowd(url, "cut", tmp_path, monkeypatch) == 1
+    said = capsys.readouterr().out
+    assert "| with 3 more | 0 of 2 | – |" in said
+    assert "3 requests: 0 spoken, 0 refused with 429, 3 failed (3 cut off)." in said
+
+
+def test_who_comes_back_and_is_refused_again_has_found_no_place(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert crowd(url, "refused", tmp_path, monkeypatch) == 1
+    *_, came, back = capsys.readouterr().out.splitlines()
+    assert came.startswith("The crowd, 3 requests: 0 spoken, 3 refused with 429 after ")
+    assert "come back, 3 requests: 0 spoken, 3 refused" in back
+
+
+def test_a_refusal_is_no_pace() -> None:
+    """One heard a second of audio in two, one was refused at once."""
+    heard = Outcome(asked=10.0, ended=12.0)
+    heard.listener.came(11.0, np.full(heard.listener.rate, 0.5, np.float32))
+    refused = Outcome(asked=10.0, ended=10.01, refused=True)
+    told = load_script(CROWD).row("alone", [refused, heard])
+    assert told == "| alone | 1 of 2 | 2.00 | 2.00 | 2.00 | 0 | 0.000 |"
+
+
+def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        assert load_script(CROWD).main(["--url", nobody]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("benchmarks/serve_crowd.py: error: http")
