@@ -33,6 +33,7 @@ from sheen.lm.batching import Batch
 from sheen.lm.model import SpeechLM, extend
 from sheen.lm.model_files import load_base, load_model, save_model, to_bfloat16
 from sheen.lm.packing import plan_rows
+from sheen.lm.precision import dtype_of
 from sheen.rng import step_seed
 from sheen.train.learning.collectives import Collectives
 from sheen.train.learning.held_out import held_out_metrics
@@ -60,7 +61,7 @@ FIXED = (
     "level_weights", "level_weights_steps", "guided_attention", "guided_attention_steps",
     "history_noise",
 )  # fmt: skip
-"""What a resumed run may not change."""
+"""What a resumed run may not change, besides the codes and the precision."""
 
 
 def open_model(base: Path, pack: Pack, seed: int) -> tuple[SpeechLM, Any]:
@@ -103,8 +104,11 @@ class Run:
     def __init__(self, args: argparse.Namespace, pack: Pack) -> None:
         self.args, self.pack, self.data = args, pack, pack.data
         self._check()
-        self.fixed = {"codes": self.data.digest()} | {name: getattr(args, name) for name in FIXED}
         self.group = Collectives(torch.device(args.device))
+        # What it means here: `auto` on another device is another arithmetic.
+        precision = str(dtype_of(args.precision, self.group.device)).removeprefix("torch.")
+        self.fixed = {"codes": self.data.digest(), "precision": precision}
+        self.fixed |= {name: getattr(args, name) for name in FIXED}
         torch.manual_seed(args.seed)
         self.model, self.tokenizer = open_model(args.base, pack, args.seed)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
@@ -153,7 +157,8 @@ class Run:
         changed = [
             f"{name} was {before[name]}, now {now[name]}"
             for name in now
-            if before[name] != now[name]
+            # A state of a version that did not keep a setting says nothing of it.
+            if name in before and before[name] != now[name]
         ]
         if changed:
             raise ValueError(

@@ -261,6 +261,9 @@ def test_a_stopped_run_resumes_and_ends_as_one_that_was_not(
     said = capsys.readouterr().err
     assert "history_noise was 0.5, now 0.0" in said
     assert "or another --output" in said
+    rounded = ("--max-steps", "6", "--precision", "bfloat16", *WEIGHTED)
+    assert train(packed, base, tmp_path / "parts", *rounded) == 2
+    assert "precision was float32, now bfloat16" in capsys.readouterr().err
     state[1].unlink()
     assert train(packed, base, tmp_path / "parts", "--max-steps", "6", *WEIGHTED) == 2
     assert f"{state[1]} is missing" in capsys.readouterr().err
