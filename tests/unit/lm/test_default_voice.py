@@ -63,6 +63,11 @@ def test_the_wheel_brings_it_with_its_card_and_licence(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
+    # Templates, the page's parts, and py.typed, without which its annotations count for nobody.
+    assert (site / "sheen" / "py.typed").is_file()
+    for path in (ROOT / "sheen").rglob("*"):
+        if path.is_file() and path.parent.name != "__pycache__":
+            assert filecmp.cmp(path, site / path.relative_to(ROOT), shallow=False)
     voice = site / "sheen_voice_english" / "voice"
     assert found.stdout.split() == [str(site / "sheen" / "__init__.py"), str(voice)]
     for path in CHECKPOINT.rglob("*"):
