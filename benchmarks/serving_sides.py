@@ -105,7 +105,7 @@ class OneByOne:
 
 
 class TransformersBatching:
-    """(c): its tokens go to the audio stage of Sheen as they come.
+    """(b): its tokens go to the audio stage of Sheen as they come.
 
     Its logits processors cannot know the slot of the frame, so it samples from all rows, and a
     token stands for the code that its id modulo the codebook's size is: illegal tokens sound as
