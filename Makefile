@@ -74,9 +74,9 @@ bench: setup
 score-codec: setup
 	$(BIN)/python examples/english/codec_report.py
 
-lock:
+lock: setup
 	$(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-emit-index-url --extra phonemes --output-file requirements.txt
 	$(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-emit-index-url --extra dev --extra docs --output-file requirements-dev.txt
 
 clean:
-	rm -rf $(VENV) runs dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) runs dist site .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
