@@ -17,7 +17,6 @@ from snac import SNAC
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sheen.codec.info import CODEC_FOLDER
-from sheen.engine.types import Sampling
 from sheen.engine.voice import load_voice
 from sheen.export import export
 from sheen.scoring.asr.transcribers import open_transcriber
@@ -56,10 +55,11 @@ def main() -> None:
             ours.append(speaker.synthesize(text, name, seed=seed).samples)
     for seed, text in enumerate(texts):
         words = filter(None, map(voice.model_input, split_sentences(text, voice.language)))
+        sampling = voice.sampling(seed)  # the checkpoint's own, as Sheen's
         torch.manual_seed(seed)
         frames = script["generate"](
-            model, tokenizer, before + " ".join(words), do_sample=True, top_k=0,
-            temperature=Sampling.temperature, top_p=Sampling.top_p,
+            model, tokenizer, before + " ".join(words), do_sample=True, top_k=sampling.top_k,
+            temperature=sampling.temperature, top_p=sampling.top_p,
         )  # fmt: skip
         theirs.append(torch.cat([*script["decode"](codec, frames)]).numpy())
     asr = open_transcriber(options.asr)
