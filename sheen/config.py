@@ -1,11 +1,13 @@
 """How a job reads its configuration: one pydantic model, a YAML file, flags, `SHEEN_` variables.
 
 Owns the order (flags over environment over file over defaults) and the messages: an unknown key
-or flag is an error that suggests similar ones. `--no-FIELD` unsets an optional field. Owns the
-definitions of fields that several jobs share; the meaning of the others is each job's.
+or flag is an error that suggests similar ones. An unknown variable is a warning: one environment is
+that of several jobs and of a server. `--no-FIELD` unsets an optional field. Owns the definitions of
+fields that several jobs share; the meaning of the others is each job's.
 """
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -30,7 +32,10 @@ from sheen.codec.info import DEFAULT_CODEC
 from sheen.lm.precision import Precision
 from sheen.text.prompt import ReferenceForm
 
+logger = logging.getLogger(__name__)
+
 Config = TypeVar("Config", bound="JobConfig")
+VARIABLE_PREFIX = "SHEEN_"
 
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 """For a list that may also be given as a single string."""
@@ -52,7 +57,7 @@ class JobConfig(BaseSettings):
     """What every job on the cluster has; see `load_config`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SHEEN_",  # without it, MODEL or OUTPUT in a shell would override a field
+        env_prefix=VARIABLE_PREFIX,  # without it, MODEL or OUTPUT in a shell would override a field
         extra="forbid",
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -173,6 +178,7 @@ def load_config(cls: type[Config], argv: list[str], prog: str) -> Config:
         flag = word.split("=")[0]
         if flag.startswith("--") and flag not in flags:
             raise ConfigError(f"unknown flag {flag}{_near(flag, flags)}")
+    _warn_of_variables(known, prog)
     words, unset = _split_unset(cls, argv)
 
     class Loaded(cls):  # type: ignore[valid-type, misc]
@@ -243,7 +249,31 @@ def _config_path(argv: list[str]) -> str | None:
             f"--config is given {len(paths)} times ({', '.join(paths)}), expected once: put the "
             "fields into one file, or give them as flags"
         )
-    return paths[0] if paths else os.environ.get("SHEEN_CONFIG")
+    return paths[0] if paths else os.environ.get(_variable("config"))
+
+
+def _variable(name: str) -> str:
+    return VARIABLE_PREFIX + name.upper()
+
+
+def _warn_of_variables(known: list[str], prog: str) -> None:
+    """Warn of variables with the prefix that set nothing. Letters may be small, as pydantic has it,
+    but for the variable of the file."""
+    fields = [*known, "config"]
+    for name in sorted(os.environ):
+        if not name.upper().startswith(VARIABLE_PREFIX):
+            continue
+        field = name[len(VARIABLE_PREFIX) :].lower()
+        if field not in known and name != _variable("config"):
+            # Without the prefix, which all have: with it, any two names are near.
+            near = [_variable(word) for word in difflib.get_close_matches(field, fields, n=3)]
+            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the fields"
+            logger.warning(
+                "%s: warning: the variable %s is ignored, as it is of no field here; %s",
+                prog,
+                name,
+                hint,
+            )
 
 
 def _check_file(path: str, known: list[str]) -> None:

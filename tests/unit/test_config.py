@@ -137,6 +137,36 @@ def test_a_variable_without_the_prefix_changes_nothing(monkeypatch: pytest.Monke
     assert config.model == "Qwen/Qwen3-0.6B"
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("SHEEN_SHIFT", "SHEEN_SHIFTS"),
+        ("sheen_num_worker", "SHEEN_NUM_WORKERS"),
+        ("sheen_config", "SHEEN_CONFIG"),
+        ("SHEEN_API_KEYS", "--help"),
+    ],
+)
+def test_a_variable_that_sets_nothing_is_a_warning(
+    name: str, nearest: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And no error: another command may be the one that reads it."""
+    monkeypatch.setenv(name, "5")
+    assert load(REQUIRED).shifts == 1
+    messages = [record.getMessage() for record in caplog.records]
+    [warning] = [message for message in messages if f"variable {name} " in message]
+    assert nearest in warning.partition(name)[2]
+    assert warning.startswith("jobs/encode.py: warning")
+
+
+def test_a_variable_that_sets_a_field_is_no_warning(
+    yaml_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SHEEN_CONFIG", str(yaml_file))
+    monkeypatch.setenv("sheen_shifts", "5")
+    assert load([]).shifts == 5
+    assert not re.search("(?i)sheen_(config|shifts)", caplog.text)
+
+
 def test_the_file_can_be_named_by_its_variable(
     yaml_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
