@@ -173,6 +173,11 @@ _CLOCK_WITH_POINT = re.compile(r"\b(\d{1,2})\.(\d{2})(?=\s*[ap]\.?\s?m\b)", re.I
 _NOON = re.compile(r"\b([ap])\.?\s?m\b\.?", re.IGNORECASE)
 _SYMBOLS = {"$": "dollars", "£": "pounds", "€": "euros", "¢": "cents"}
 _MONEY = re.compile(r"([$£€¢])(\d+(?:\.\d+)?)")
+_SIGN_AFTER = re.compile(
+    r"(\d|\b(?:hundred|thousand|million|billion|trillion))\s*([$£€¢])(?!\d)", re.IGNORECASE
+)
+_SPACED_BEFORE = re.compile(r"([$£€¢])\s+(?=\d)")
+_SPACED_PERCENT = re.compile(r"(?<=\d)\s+(?=%)")
 
 
 def wer_normalizer(asr: str | None, language: str | None) -> Callable[[str], str]:
@@ -198,6 +203,9 @@ def normalize_english(text: str) -> str:
     spoken = _BRACKETS.sub(" ", text)
     spoken = _CLOCK_WITH_POINT.sub(_time, _CLOCK.sub(_time, spoken))
     spoken = _NOON.sub(lambda match: match[1].lower() + "m ", spoken)
+    # The library knows signs that touch a number, of currencies before it; it drops the others.
+    spoken = _SIGN_AFTER.sub(lambda match: f"{match[1]} {_SYMBOLS[match[2]]} ", spoken)
+    spoken = _SPACED_PERCENT.sub("", _SPACED_BEFORE.sub(r"\1", spoken))
     written = _library()(spoken)
     written = _MONEY.sub(lambda match: f"{match[2]} {_SYMBOLS[match[1]]}", written)
     written = written.replace("%", " percent").replace(".", " ")
