@@ -4,8 +4,9 @@ Owns the attempt counts. A decoder that crashes or exhausts memory takes its pro
 restarts the process and runs the block again, endlessly. Each block is therefore registered with
 one small actor on the driver's node when it starts. A block that starts a second time is processed
 row by row, each row registered first, and a row that was running in MAX_CRASHES crashes is
-rejected. The jobs of one driver share the actor's process. Does not catch exceptions: a row that
-raises is its stage's business.
+rejected. A process that was lost with its node is no crash of its row, unless the row was running
+on MAX_LOSSES such nodes. The jobs of one driver share the actor's process. Does not catch
+exceptions: a row that raises is its stage's business.
 """
 
 import faulthandler
@@ -14,7 +15,7 @@ import os
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Timer
@@ -24,6 +25,8 @@ import pyarrow as pa
 import ray
 
 MAX_CRASHES = 2
+MAX_LOSSES = 5
+"""Nodes lost under a row that are not taken for chance: it would end one after the other."""
 REPORT_S = 5.0
 """Seconds that a process waits for the registry before it ends itself."""
 
@@ -36,6 +39,8 @@ class Crash(NamedTuple):
     """From the row's start to the end of its process, or, at most, to the next attempt."""
     hung: bool
     """The process ended itself because the row took longer than its limit."""
+    node: str
+    """Ray's id of the process' node."""
 
 
 @dataclass
@@ -51,6 +56,7 @@ class _Running(NamedTuple):
     row: Hashable
     since: float
     """Start of the row, by `time.monotonic`."""
+    node: str
     hung_s: float | None = None
     """The limit that the row exceeded, reported by its process before it ends itself."""
 
@@ -65,16 +71,16 @@ class _Registry:
     def begin(self, block: _Block) -> BlockAttempts:
         history = self._blocks[block]
         if block in self._at:
-            row, since, hung_s = self._at.pop(block)
-            crash = Crash(hung_s or time.monotonic() - since, hung=hung_s is not None)
-            history.crashes[row].append(crash)
+            row, since, node, hung_s = self._at.pop(block)
+            seconds = hung_s or time.monotonic() - since
+            history.crashes[row].append(Crash(seconds, hung_s is not None, node))
         history.starts += 1
         return history
 
-    def at(self, block: _Block, row: Hashable) -> None:
+    def at(self, block: _Block, row: Hashable, node: str) -> None:
         self._at.pop(block, None)
         if row is not None:
-            self._at[block] = _Running(row, time.monotonic())
+            self._at[block] = _Running(row, time.monotonic(), node)
 
     def hung(self, job: str, row: Hashable, limit_s: float) -> None:
         for block, running in self._at.items():
@@ -102,12 +108,19 @@ class Attempts:
         self._job = secrets.token_hex(8)
 
     def begin(self, block: Hashable) -> BlockAttempts:
+        """Register a start of the block; its attempts, without crashes that are not its rows'."""
         history: BlockAttempts = ray.get(self._board.begin.remote((self._job, block)))
+        if history.crashes:
+            # Asked now and not when a process is missed: a node's end is known seconds later.
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            for row, crashes in history.crashes.items():
+                history.crashes[row] = _of_the_row(crashes, alive)
         return history
 
     def at(self, block: Hashable, row: Hashable) -> None:
         """Register the row that runs next, or None. Blocks until it is registered."""
-        ray.get(self._board.at.remote((self._job, block), row))
+        node = ray.get_runtime_context().get_node_id()
+        ray.get(self._board.at.remote((self._job, block), row, node))
 
     def end(self, block: Hashable) -> None:
         self._board.end.remote((self._job, block))
@@ -160,6 +173,12 @@ class Attempts:
             done = pa.concat_tables(parts)
         self.end(block)
         return done
+
+
+def _of_the_row(crashes: list[Crash], alive: Collection[str]) -> list[Crash]:
+    """The crashes that are a row's fault; `alive`: the nodes that the cluster has now."""
+    own = [crash for crash in crashes if crash.node in alive]
+    return crashes if len(crashes) - len(own) >= MAX_LOSSES else own
 
 
 def is_crash(reason: str | None) -> bool:

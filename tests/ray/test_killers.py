@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from helpers.example import CODEC, RATE, ROOT, VOICE, VOICES, clips_of, flac, load_script
 from helpers.opened import record_files
@@ -25,7 +26,7 @@ from sheen.evaluate.speak_stage import SpeakWorker
 from sheen.prepare import job as prepare_job
 from sheen.prepare.stages import pipelines
 from sheen.prepare.stages.transcribe import TranscribeWorker
-from sheen.runs.attempts import MAX_CRASHES, Attempts
+from sheen.runs.attempts import MAX_CRASHES, MAX_LOSSES, Attempts
 from sheen.train.codec import job as codec_job
 
 Work = Callable[..., Any]
@@ -256,3 +257,27 @@ def test_a_row_is_refused_after_as_many_deaths_and_not_before(ray_cluster: None)
     assert done["reason"].to_pylist() == [None, "stage crashed"]
     assert done["pcm"].to_pylist() == [b"a", None]
     assert attempts.begin(block).starts == 1, "a block that ended begins anew"
+
+
+def test_a_row_is_not_refused_for_nodes_that_were_lost_under_it(ray_cluster: None) -> None:
+    """But for so many that it ends them itself. Each begin without an end is a lost process."""
+    attempts = Attempts()
+    block, table = ("stage", 8), pa.table({"key": [8], "reason": pa.nulls(1, pa.string())})
+
+    def lose(node: str) -> list[Any]:
+        noted = attempts._board.at.remote((attempts._job, block), 8, node)
+        ray.get(noted)  # as `at` does it on that node
+        return attempts.begin(block).crashes[8]
+
+    attempts.begin(block)
+    for number in range(MAX_LOSSES - 1):
+        assert lose(f"{number:056x}") == []
+    for crashes in range(1, MAX_CRASHES):
+        assert len(lose(ray.get_runtime_context().get_node_id())) == crashes
+    assert attempts.guard("stage", table, lambda part: part)["reason"].to_pylist() == [None]
+
+    attempts.begin(block)
+    for number in range(MAX_LOSSES):
+        lose(f"{number:056x}")
+    done = attempts.guard("stage", table, lambda part: part)
+    assert done["reason"].to_pylist() == ["stage crashed"]
