@@ -32,7 +32,9 @@ from sheen.serve.drain import add_waits, drain, report_cut
 from sheen.storage import hub, uris
 
 BUILDER = "sheen.serve.app:"
-HOST = "127.0.0.1"
+HOST, PORT = "127.0.0.1", 8000
+OF_MODEL = ("form", "codec", "info", "host", "port", "auth", "gpu")
+"""Flags that describe the config for --model."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
         "finish first.",
     )
     parser.add_argument("config", type=Path, nargs="?", help="such as serve_config.yaml")
-    parser.add_argument("--model", help="instead of a config: checkpoint folder, path or URI")
+    parser.add_argument("--model", help="instead of a config: checkpoint, folder, URI or hub id")
     foreign = "with --model, of a checkpoint without sheen.json:"
     parser.add_argument("--form", help=f"{foreign} its prompt form, see docs/orpheus.md")
     parser.add_argument(
@@ -56,8 +58,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
         "the decoder alone",
     )
     parser.add_argument("--info", help=f"{foreign} a file of `sheen inspect`, path or URI")
-    parser.add_argument("--host", default=HOST, help="with --model (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="with --model (default: 8000)")
+    parser.add_argument("--host", help=f"with --model (default: {HOST})")
+    parser.add_argument("--port", type=int, help=f"with --model (default: {PORT})")
     parser.add_argument(
         "--auth",
         choices=("keys", "none"),
@@ -78,6 +80,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
     if (options.config is None) == (options.model is None):
         parser.error("give either a config or --model")
     if options.config is not None:
+        values = {f"--{name}": getattr(options, name) for name in OF_MODEL}
+        given = [flag for flag, value in values.items() if value is not None and value is not False]
+        if given:
+            parser.error(f"{', '.join(given)}: only with --model; set this in {options.config}")
         return _run(options.config, options, parser)
     try:
         # The config may be used from another folder.
@@ -88,12 +94,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m sheen.se
         model = checkpoint_location(options.model)
     except ValueError as error:
         parser.error(str(error))
-    auth = options.auth or ("none" if options.host.startswith("127.") else "keys")
+    host = HOST if options.host is None else options.host
+    port = PORT if options.port is None else options.port
+    auth = options.auth or ("none" if host.startswith("127.") else "keys")
     config = yaml.safe_dump(
         serve_config(
             model,
-            options.host,
-            options.port,
+            host,
+            port,
             auth,
             options.gpu,
             {name: getattr(options, name) for name in ("form", "codec", "info")},

@@ -35,6 +35,8 @@ def test_print_config_writes_yaml_that_opens_the_door_to_this_machine_alone(
         (["a.yaml", "--model", "b"], "give either a config or --model"),
         (["--model", "nothing"], "no checkpoint in"),
         (["nothing.yaml"], "nothing.yaml: not a config of Ray Serve"),
+        (["a.yaml", "--port", "0"], "--port: only with --model; set this in a.yaml"),
+        (["a.yaml", "--auth", "keys", "--gpu"], "--auth, --gpu: only with --model"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_ray_starts(
