@@ -111,7 +111,11 @@ class ServeArgs(ClientLimits, ReferenceArgs, SpeakingFields, extra="forbid"):
     model_id: Annotated[str, Field(description="name shown by /v1/models")] = "sheen"
     slots: Annotated[
         int,
-        Field(ge=1, description="requests that run at once, where the KV cache has room for them"),
+        Field(
+            ge=1,
+            description="chunks of text that are synthesized at once, where the KV cache has room "
+            "for them",
+        ),
     ] = 8
     kv_cache_gb: Annotated[
         float | None,
