@@ -60,8 +60,9 @@ class RunFields(JobConfig):
     compile: Annotated[
         bool | None,
         Field(
-            description="torch.compile the layers, which takes a minute at the start; needs a C++ "
-            "compiler. Default: those of a speech LM on a GPU, if there is a compiler"
+            description="torch.compile the layers, which takes a minute at the start; needs a C "
+            "compiler, on a CPU a C++ one, and Python's headers. Default: those of a speech LM on "
+            "a GPU, if both are there"
         ),
     ] = None
     trackers: Annotated[
