@@ -32,13 +32,14 @@ def load(
 
     `model`: a folder, a URI such as s3://bucket/checkpoint, or a hub id (default: the English voice
     of the checkout, or of the package sheen-voice-english). `device`: a torch device (default:
-    `cuda` if available, else `cpu`). `dtype`: number format of the speech model, `float32` or
-    `bfloat16` (default: bfloat16 on a GPU, float32 on a CPU). `max_seconds`: longest audio of one
-    chunk of text; longer texts are split into several chunks.
+    `cuda` if available, else `cpu`). `dtype`: number format of the speech model, `float32`,
+    `bfloat16` or `auto`, the default (bfloat16 on a GPU, float32 on a CPU). `max_seconds`:
+    longest audio of one chunk of text; longer texts are split into several chunks.
 
     For a checkpoint without `sheen.json`, which others trained: `form`, its prompt form, if the
     tokenizer does not show it; `codec`, its SNAC codec by folder or hub id; or instead `info`, a
-    file of `sheen inspect`. Raises ValueError naming the argument.
+    file of `sheen inspect`. For any other, `codec` may be one that differs from the checkpoint's in
+    the decoder alone. Raises ValueError naming the argument.
     """
     from sheen.speaker import Speaker
 
