@@ -11,6 +11,7 @@ shares, which is Ray's object store. Run it with nothing else on the machine.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -108,7 +109,8 @@ def measure(inputs: Path, output: Path, asr: str, more: list[str]) -> tuple[Watc
     command += ["--output", str(output), "--asr", asr, "--language", "en", *more]
     watch, started = Watch(), time.monotonic()
     ended = threading.Event()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as job:
+    own = os.environ | {"RAY_ADDRESS": "local"}  # never a cluster that others run on this machine
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=own) as job:
         driver = psutil.Process(job.pid)
 
         def sample() -> None:

@@ -83,7 +83,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("full")
 
-SEED = "SHEEN_TEST_SEED"
+SEED = "TEST_SHEEN_SEED"
 # Read by what tests draw at random; the processes of one run inherit it.
 os.environ.setdefault(SEED, str(secrets.randbelow(2**32)))
 

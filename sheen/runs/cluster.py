@@ -60,7 +60,7 @@ def connect(**options: Any) -> None:
     One that is started here, with these options of `ray.init`, listens on 127.0.0.1 and asks for a
     token: the user's, where there is one, else one of its own. RAY_AUTH_MODE stays as the user has
     it; unset, a new cluster has Ray's default, which is the token. ValueError where the head that
-    is named does not answer.
+    is named does not answer, or refuses.
     """
     import ray
 
@@ -77,7 +77,16 @@ def connect(**options: Any) -> None:
         # would first start Python and import Ray once more, to read it: a third of a light start.
         os.environ.update(WORKER_ENV)
     with on_loopback():
-        ray.init(**{"runtime_env": {"env_vars": WORKER_ENV}} if joins else options)
+        try:
+            ray.init(**{"runtime_env": {"env_vars": WORKER_ENV}} if joins else options)
+        except ConnectionError as error:
+            if not joins:
+                raise
+            raise ValueError(
+                f"{error}: a head listens there and does not take this job. If it is yours, give "
+                "the job its token (RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN); with RAY_ADDRESS=local "
+                "the job starts a cluster of its own"
+            ) from error
     if threading.current_thread() is threading.main_thread():
         # Ray's Python handler again, over the one that its C++ code has put before it: that is for
         # crashes, and aborts the process three seconds later, in the middle of an orderly end.

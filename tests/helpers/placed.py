@@ -16,8 +16,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-NOTES = "SHEEN_TEST_NOTES"
-TOGETHER = "SHEEN_TEST_TOGETHER"
+NOTES = "TEST_SHEEN_NOTES"
+TOGETHER = "TEST_SHEEN_TOGETHER"
 """Decode tasks that wait for one another, if it is set."""
 GPUS = 2
 WAIT_S = 600.0

@@ -118,7 +118,7 @@ def test_an_encoding_that_loses_its_worker_and_then_its_driver_ends_as_if_it_had
 def test_an_encoding_killed_at_any_moment_ends_as_if_it_had_not_been(
     kind: str, corpus: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    draws = random.Random(f"{os.environ['SHEEN_TEST_SEED']} {kind}")
+    draws = random.Random(f"{os.environ['TEST_SHEEN_SEED']} {kind}")
     for turn in range(3):
         when = draws.randrange(1, BLOCKS - 1)
         print(f"{kind}, turn {turn}: after {when} blocks")

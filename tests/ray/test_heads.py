@@ -1,4 +1,4 @@
-"""A head that has died is an error within seconds, which names where its address stands."""
+"""A head that has died, or refuses, is an error within half a minute, which says what to do."""
 
 import os
 import socket
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from helpers.corpora import own_line
 from helpers.example import CODEC, RECORDINGS, ROOT
@@ -67,3 +68,23 @@ def test_a_job_whose_head_does_not_answer_ends_with_one_line(closed: str, tmp_pa
     assert done.returncode == 2
     assert "RAY_ADDRESS" in own_line(done.stderr, "encode")
     assert "Traceback" not in done.stderr
+
+
+def test_a_head_that_refuses_the_token_is_an_error_that_says_how_to_do_without(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    environment = os.environ | {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "PYTHONPATH": str(ROOT),
+    }
+    environment.pop("RAY_AUTH_TOKEN", None)
+    words = [sys.executable, "-c", "from sheen.runs.cluster import connect; connect()"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ValueError"), last
+    assert "RAY_AUTH_TOKEN_PATH" in last
+    assert "RAY_ADDRESS=local" in last

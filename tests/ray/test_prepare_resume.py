@@ -64,7 +64,7 @@ def expected(
 def test_a_preparation_killed_at_any_moment_ends_as_if_it_had_not_been(
     kind: str, turn: int, recording: Path, expected: list[bytes], tmp_path: Path
 ) -> None:
-    draws = random.Random(f"{os.environ['SHEEN_TEST_SEED']} {kind} {turn}")
+    draws = random.Random(f"{os.environ['TEST_SHEEN_SEED']} {kind} {turn}")
     when = draws.randrange(1, SEGMENTS - 1)
     print(f"{kind}, turn {turn}: after {when} blocks")
     output, log = tmp_path / "prepared", tmp_path / "job.log"

@@ -20,7 +20,7 @@ from sheen.codec.asr_features import AsrFeatureLoss, log_mel, open_asr_encoder, 
 from sheen.codec.training import TrainableCodec
 
 RATE = 24_000
-WHISPER = "SHEEN_TEST_WHISPER"
+WHISPER = "TEST_SHEEN_WHISPER"
 """Environment variable: a CTranslate2 folder of a published Whisper, such as tiny.en."""
 
 
