@@ -54,8 +54,6 @@ logger = logging.getLogger(__name__)
 PROGRESS_S = 10.0
 DECODE_LIMIT_S = 300.0
 """A recording that takes longer to read and decode is rejected."""
-WORKER_CPUS = 0.25
-"""Reserved by an encoding worker, which uses one: when nodes die, the workers fit on the others."""
 DECODING_CPUS = 1.0
 """CPUs of a decode task where nodes start on demand (reserving starts them), and beside GPUs, which
 keep workers off the CPUs of other nodes."""
@@ -217,7 +215,7 @@ def _encode(
             compute=ActorPoolStrategy(size=workers),
             batch_size=1,  # a packed block; Ray wants a number where there are GPUs
             batch_format="pyarrow",
-            num_cpus=WORKER_CPUS,
+            num_cpus=cluster.WORKER_CPUS,
             num_gpus=1 if gpu else 0,
         )
         .map_batches(

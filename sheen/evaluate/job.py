@@ -56,9 +56,6 @@ BLOCK_ROWS = 64
 """Prompts of a block, at most."""
 SLOTS = 16
 """Slots of a worker's engine."""
-WORKER_CPUS = 0.5
-"""Reserved by a synthesizing worker; below 1, so that ASR, reading and writing find a free
-share."""
 GPU_SHARES = 0.7, 0.3
 """GPUs of a synthesizing and of a transcribing worker, if the ASR runs on GPUs too."""
 WORST_CLIPS = 24
@@ -193,7 +190,7 @@ def _speak(
         compute=ActorPoolStrategy(size=workers),
         batch_size=size,
         batch_format="pyarrow",
-        num_cpus=WORKER_CPUS,
+        num_cpus=cluster.WORKER_CPUS,
         num_gpus=speaking if gpu else 0,
     )
     if config.asr is not None or profiles is not None or config.dnsmos:

@@ -40,6 +40,10 @@ SMALL_BLOCKS = "MALLOC_MMAP_THRESHOLD_", "131072"
 freed raises it, and such blocks are kept."""
 NORMAL_PRIORITY = "RAY_worker_niceness", "0"
 """For a cluster that serves listeners; with Ray's 15 any other program has priority over it."""
+WORKER_CPUS = 0.25
+"""Reserved by a worker of a batch job, which uses one. When nodes die, Ray moves their workers to
+the others, and the tasks that feed them must find room there: with 0.5 they filled what was left
+after the loss of half, and the job waited for ever."""
 _SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray reads it on Linux too. "0": no node but this one, and every port is on 127.0.0.1."""
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"

@@ -10,7 +10,7 @@ from ray.cluster_utils import Cluster
 
 from helpers.example import ROOT
 from helpers.placed import GPUS, NOTES, TOGETHER, notes
-from sheen.encode.job import WORKER_CPUS
+from sheen.runs.cluster import WORKER_CPUS
 
 WAIT_S = 1500
 

@@ -24,6 +24,7 @@ import ray
 import soundfile
 
 from helpers.example import RATE, ROOT, VOICE, VOICES, clips_of, copy_corpus, load_script, read_clip
+from helpers.killed import interrupt
 from helpers.pages import Page, assert_self_contained
 from helpers.recogniser import tiny_en
 from helpers.workers import workers
@@ -445,6 +446,15 @@ def test_a_killed_evaluation_resumes_and_ends_the_same(
     assert contents(output / AUDIO, "*.flac") == contents(spoken.output / AUDIO)
     content = json.loads((output / JSON_FILE).read_text("utf-8"))
     assert content["voices"] == spoken.report["voices"]
+
+
+@pytest.mark.soak
+def test_an_evaluation_goes_on_without_a_node_that_is_lost(trained: Path, tmp_path: Path) -> None:
+    config = files_config(trained, tmp_path).model_copy(update={"asr": tiny_en(), "num_workers": 2})
+    output, log = tmp_path / "out", tmp_path / "job.log"
+    interrupt("node", "evaluate", words_of(config), log, "SpeakWorker", output, when=1)
+    assert (output / JSON_FILE).exists(), log.read_text("utf-8", "replace")[-3000:]
+    assert sorted(row["key"] for row in rows_in(output)) == list(range(len(NAMES)))
 
 
 # The same folder again

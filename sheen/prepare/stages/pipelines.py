@@ -52,8 +52,6 @@ MOST_BLOCKS = 64
 """A small input is divided into this many blocks, so that every worker gets some of it."""
 CUT_ROWS, CUT_BLOCKS = 16, 256
 """Sources of a block, at most; a block has several sources only beyond this many blocks."""
-WORKER_CPUS = 0.5
-"""Reserved by a transcribing worker; below 1, so that reading and writing find a free share."""
 LONGEST_NAME = 220
 """Bytes; file systems take 255, and a file has a longer name while it is written."""
 FILE_ROWS = 64
@@ -133,7 +131,7 @@ def transcribe_all(
                 compute=ActorPoolStrategy(size=min(workers, len(planned))),
                 batch_size=size,
                 batch_format="pyarrow",
-                num_cpus=WORKER_CPUS,
+                num_cpus=cluster.WORKER_CPUS,
                 num_gpus=1 if gpu else 0,
             )
             .map_batches(
