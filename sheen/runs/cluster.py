@@ -148,6 +148,10 @@ def output_folder(flag: str, location: str) -> str:
     A submitted job runs in a copy of the working directory under Ray's temporary folder; a
     relative output would be written there and deleted with it.
     """
+    if not location:
+        raise ValueError(
+            f"{flag} is empty (a variable of the shell that is not set?), expected a path or a URI"
+        )
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if submitted and not uris.is_uri(location) and not Path(location).expanduser().is_absolute():
         raise ValueError(

@@ -52,8 +52,14 @@ def absolute(location: str) -> str:
 
     Links keep their names, but for those before a `..`: what a file is called and what lies beside
     it is the user's meaning, and a link's target (a blob of the Hugging Face cache, an object of
-    git-annex or DVC) has neither.
+    git-annex or DVC) has neither. ValueError for an empty location, which would be the working
+    directory.
     """
+    if not location:
+        raise ValueError(
+            'a location is empty (a variable of the shell that is not set?), expected a path or a URI; '
+            'the working directory is "."'
+        )
     if is_uri(location):
         return location
     path = Path(location).expanduser().absolute()
