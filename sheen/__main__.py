@@ -48,7 +48,7 @@ def speak(argv: list[str], prog: str) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from sheen.codec.info import DEFAULT_CODEC
-    from sheen.config import fail
+    from sheen.config import errors_of, fail
     from sheen.engine.types import Sampling
     from sheen.lm.precision import Precision
     from sheen.speaker import Speaker, audio_format
@@ -89,7 +89,7 @@ def speak(argv: list[str], prog: str) -> int:
         add(flag, type=kind, help=f"{what} (default: the checkpoint's, else {default})")
     add(
         "--repetition-window",
-        type=lambda word: word if word == "all" else int(word),
+        type=_window,
         help="generated tokens that the penalty looks back at, or all (default: the checkpoint's, "
         f"else {Sampling.repetition_window})",
     )
@@ -115,11 +115,15 @@ def speak(argv: list[str], prog: str) -> int:
     try:
         # Check the output first: synthesis takes long.
         audio_format(options.output)
-        if "://" not in options.output and not Path(options.output).parent.is_dir():
-            raise ValueError(f"output {options.output}: no folder {Path(options.output).parent}")
+        output = Path(options.output).expanduser()
+        if "://" not in options.output and not output.parent.is_dir():
+            raise ValueError(f"output {options.output}: no folder {output.parent}")
+        if "://" not in options.output and output.is_dir():
+            raise ValueError(f"output {options.output}: it is a folder, expected a file")
         if (options.reference is None) != (options.reference_text is None):
             raise ValueError("--reference and --reference-text: give both, or neither")
-        text = sys.stdin.read() if options.text == "-" else options.text
+        with errors_of("the text from standard input"):
+            text = sys.stdin.read() if options.text == "-" else options.text
         speaker = Speaker(
             options.model,
             device=options.device,
@@ -160,6 +164,13 @@ def speak(argv: list[str], prog: str) -> int:
         f"finish reason {audio.finish_reason}"
     )
     return 0
+
+
+def _window(word: str) -> int | str:
+    try:
+        return word if word == "all" else int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r}: expected a number of tokens, or all") from None
 
 
 def prepare(argv: list[str], prog: str) -> int:

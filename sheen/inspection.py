@@ -19,6 +19,7 @@ from sheen.engine.types import RequestError, SynthesisParams
 from sheen.engine.voice import Voice, load_voice
 from sheen.lm.checkpoint import INFO_FILE, CheckpointInfo, DurationModel, fit_durations
 from sheen.lm.recognition import describe_checkpoint
+from sheen.speaker import checked_device
 from sheen.storage import files, folders, hub, uris
 from sheen.text.prompt import normalize
 
@@ -166,6 +167,7 @@ def main(argv: list[str], prog: str) -> int:
     add("--device", default="cpu", help="torch device (default: %(default)s)")
     options = parser.parse_args(argv)
     try:
+        device = checked_device(options.device)
         target = target_of(options.model, options.output)
         texts: Sequence[str] = TEXTS
         if options.texts is not None:
@@ -189,7 +191,7 @@ def main(argv: list[str], prog: str) -> int:
                 f"only printed, {why}: give --output FILE to write it", file=sys.stderr, flush=True
             )
         if options.measure:
-            voice = load_voice(folder, options.device, form=options.form, codec=options.codec)
+            voice = load_voice(folder, device, form=options.form, codec=options.codec)
             voice = Voice(info, voice.model, voice.tokenizer, voice.codec)
             info.duration_model, lines = measure(voice, texts)
             print("\n".join(lines), flush=True)

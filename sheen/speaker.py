@@ -5,6 +5,7 @@ uses the same code as the server (`sheen.engine.longform`), with the same text n
 chunks. Knows nothing about Ray or HTTP.
 """
 
+import math
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,11 +86,11 @@ class Speaker:
         info: str | None = None,
     ) -> None:
         """As `sheen.load`."""
-        if not max_seconds > 0:
-            raise ValueError(f"max_seconds {max_seconds}: expected more than 0")
+        if not 0 < max_seconds < math.inf:
+            raise ValueError(f"max_seconds {max_seconds}: expected a number of seconds above 0")
         if dtype not in get_args(Precision):
             raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(get_args(Precision))}")
-        device = _checked_device(device)
+        device = checked_device(device)
         location = find_default_voice() if model is None else model
         self._voice = load_voice(location, device, dtype, form=form, codec=codec, info=info)
         self._max_seconds = max_seconds
@@ -289,7 +290,8 @@ def _errors_by_argument(**names: str) -> Iterator[None]:
         raise ValueError(f"text: {error}") from error
 
 
-def _checked_device(device: str | None) -> str:
+def checked_device(device: str | None) -> str:
+    """A torch device, by default the one to use here. ValueError for one that is not there."""
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -232,6 +232,47 @@ def test_an_output_that_cannot_be_written_is_named(
     assert path in refusal(capsys, *arguments, "-o", path)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-seconds", "inf"], "max_seconds inf: expected"),
+        (["-o", "folder.wav"], "output folder.wav: it is a folder"),
+        (["--repetition-window", "some"], "--repetition-window: 'some': expected a number"),
+    ],
+)
+def test_a_flag_that_cannot_be_followed_is_named_before_the_model_is_opened(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.wav").mkdir()
+    status: Any = None
+    try:
+        status = main(["speak", "four", "--model", "missing", *arguments])
+    except SystemExit as ended:  # argparse's
+        status = ended.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_output_may_be_named_from_the_home_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    message = refusal(capsys, "four", "--model", "/missing", "--output=~/out.wav")
+    assert "no folder" not in message
+    assert "/missing" in message
+
+
+def test_a_text_from_standard_input_that_is_not_utf8_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = io.TextIOWrapper(io.BytesIO(b"Gr\xfc\xdfe"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", given)
+    message = refusal(capsys, "-", "--model", "missing")
+    assert "the text from standard input: 'utf-8' codec can't decode" in message
+
+
 # Checkpoints that must not be opened
 
 

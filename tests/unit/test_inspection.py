@@ -105,6 +105,14 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(
     assert "is not a Sheen checkpoint" in said
 
 
+def test_a_device_that_is_not_there_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for device in ("nonsense", "cuda:99"):
+        assert inspect(CHECKPOINT, "--device", device, "--output", tmp_path / "x.json") == 2
+        assert f"error: device '{device}'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
