@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sheen.config import fail
+from sheen.config import errors_of, fail
 from sheen.storage import files, uris
 
 WORKER_ENV = {
@@ -148,10 +148,8 @@ def output_folder(flag: str, location: str) -> str:
     A submitted job runs in a copy of the working directory under Ray's temporary folder; a
     relative output would be written there and deleted with it.
     """
-    if not location:
-        raise ValueError(
-            f"{flag} is empty (a variable of the shell that is not set?), expected a path or a URI"
-        )
+    with errors_of(flag):
+        place = uris.absolute(location)
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if submitted and not uris.is_uri(location) and not Path(location).expanduser().is_absolute():
         raise ValueError(
@@ -159,7 +157,7 @@ def output_folder(flag: str, location: str) -> str:
             "directory, and a relative output would be lost with it. Give an absolute path "
             f'("$PWD/{location}" when the head is this machine) or a URI such as s3://bucket/...'
         )
-    return uris.absolute(location)
+    return place
 
 
 def check_head() -> bool:

@@ -57,8 +57,7 @@ def absolute(location: str) -> str:
     """
     if not location:
         raise ValueError(
-            'a location is empty (a variable of the shell that is not set?), expected a path or a URI; '
-            'the working directory is "."'
+            "an empty location (a variable of the shell that is not set?), expected a path or a URI"
         )
     if is_uri(location):
         return location

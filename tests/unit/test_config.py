@@ -398,6 +398,11 @@ def test_a_submitted_job_refuses_a_relative_output(monkeypatch: pytest.MonkeyPat
     assert "s3://" in str(caught.value)
 
 
+def test_an_empty_output_is_not_the_working_directory() -> None:
+    with pytest.raises(ValueError, match="--output: an empty location"):
+        output_folder("--output", "")
+
+
 @pytest.mark.parametrize("submitted", [True, False])
 def test_an_absolute_output_stays_what_it_is(
     submitted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

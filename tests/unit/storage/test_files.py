@@ -90,7 +90,7 @@ def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert uris.absolute("a/../b") == str(tmp_path / "b")
     assert uris.absolute("~/c") == str(tmp_path / "home" / "c")
     assert uris.absolute("s3://bucket/a") == "s3://bucket/a"
-    with pytest.raises(ValueError, match="a location is empty"):
+    with pytest.raises(ValueError, match="an empty location"):
         uris.absolute("")  # an unset variable of a shell: not the working directory
     files.write_bytes("plain.bin", b"x")
     assert (tmp_path / "plain.bin").read_bytes() == b"x"
