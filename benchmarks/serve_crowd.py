@@ -28,7 +28,6 @@ from serve_client import (
     open_session,
 )
 
-COLUMNS = "the first | ok | seconds, mean | longest | per second of audio | underruns | missed, s"
 HEAD_START_S = 0.3
 """The first have begun to hear by then."""
 

@@ -57,9 +57,6 @@ DECODE_LIMIT_S = 300.0
 DECODING_CPUS = 1.0
 """CPUs of a decode task where nodes start on demand (reserving starts them), and beside GPUs, which
 keep workers off the CPUs of other nodes."""
-SHARED_CPUS = 0.25
-"""CPUs of a decode task on several CPU nodes, and of a write task: when nodes die, their workers
-move to the others, and what they reserve there must leave room for the tasks that feed them."""
 
 
 def run(config: EncodeConfig) -> dict[str, Any]:
@@ -300,7 +297,7 @@ def task_limits(nodes: Sequence[Mapping[str, float]], gpu: bool, blocks: int) ->
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     missing = cpus < 1 or (gpu and not any(node.get("GPU") for node in nodes))
     if missing or (gpu and len(nodes) > 1):
-        return TaskLimits(None, DECODING_CPUS, SHARED_CPUS)
+        return TaskLimits(None, DECODING_CPUS, cluster.TASK_CPUS)
     if len(nodes) > 1:
-        return TaskLimits(None, SHARED_CPUS, SHARED_CPUS)
+        return TaskLimits(None, cluster.TASK_CPUS, cluster.TASK_CPUS)
     return TaskLimits(min(int(cpus), blocks), 0.0, 0.0)

@@ -44,6 +44,9 @@ WORKER_CPUS = 0.25
 """Reserved by a worker of a batch job, which uses one. When nodes die, Ray moves their workers to
 the others, and the tasks that feed them must find room there: with 0.5 they filled what was left
 after the loss of half, and the job waited for ever."""
+TASK_CPUS = 0.2
+"""Reserved by a task beside such workers. Another number than theirs: Ray Data would make one stage
+of the two, and a worker, or its GPU, would wait for what its own process reads."""
 _SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray reads it on Linux too. "0": no node but this one, and every port is on 127.0.0.1."""
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"

@@ -52,9 +52,6 @@ MOST_BLOCKS = 64
 """A small input is divided into this many blocks, so that every worker gets some of it."""
 CUT_ROWS, CUT_BLOCKS = 16, 256
 """Sources of a block, at most; a block has several sources only beyond this many blocks."""
-READING_CPUS = 0.2
-"""Reserved by a task that reads segments. Not what a worker reserves: Ray Data would make one stage
-of the two, and reading would be done by the workers that transcribe."""
 LONGEST_NAME = 220
 """Bytes; file systems take 255, and a file has a longer name while it is written."""
 FILE_ROWS = 64
@@ -121,7 +118,7 @@ def transcribe_all(
                 ),
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=READING_CPUS,
+                num_cpus=cluster.TASK_CPUS,
             )
             .map_batches(
                 TranscribeWorker,
